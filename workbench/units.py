@@ -1,0 +1,54 @@
+"""Sizes and durations as people write them ("2 MiB", "80 ns") to integers, at the border of the package."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    import pint
+
+PAGE_SIZE = 4096
+"""Bytes of a base page (x86-64)."""
+
+
+@functools.cache
+def _registry() -> pint.UnitRegistry:
+    import pint
+
+    return pint.UnitRegistry(cache_folder=None)
+
+
+def parse_bytes(value: int | str, field: str = "size") -> int:
+    """Return a size in bytes from an integer (bytes) or a text such as ``"512 MiB"`` or ``"1.5 GiB"``."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise WorkbenchError(f"{field}: {value!r} is not a size; write bytes or a text such as '2 MiB'")
+    if isinstance(value, int):
+        number = value
+    else:
+        import pint
+
+        if len(value) > 64:
+            raise WorkbenchError(f"{field}: {value[:20]!r}... is not a size such as '2 MiB'")
+        try:
+            quantity = _registry().Quantity(value)
+            exact = quantity.m if quantity.dimensionless else quantity.to("byte").m
+            number = int(exact)
+        except (pint.errors.PintError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError) as error:
+            raise WorkbenchError(f"{field}: {value!r} is not a size such as '2 MiB'") from error
+        if number != exact:
+            raise WorkbenchError(f"{field}: {value!r} is not a whole number of bytes")
+    if number < 0:
+        raise WorkbenchError(f"{field}: {value!r} is negative; sizes are 0 or more")
+    return number
+
+
+def format_bytes(number: float) -> str:
+    """Return a size for people: ``format_bytes(1536 * 2**20) == "1.5 GiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(number) < 1024 or unit == "TiB":
+            return f"{number:.4g} {unit}"
+        number /= 1024
+    raise AssertionError("unreachable")
