@@ -1,0 +1,154 @@
+"""What one inode's mapping holds, kept as runs: which zone backs each page, without touching pages.
+
+Linux keeps one xarray entry for each page of ``inode->i_mapping`` (``mm/filemap.c``); the answer is the same here,
+kept as two tables. ``allocations`` (rows of :func:`kernels.placement.place_pieces`: first page touched, pages, step,
+tile offset, period) only grows. ``runs`` int64 (runs, 3) holds first page, pages and allocation of what is present,
+in ascending order; punching a hole cuts runs and never rewrites an allocation.
+
+Page ``i`` of a run of allocation ``a`` is position ``(i - a.first) * a.step`` of the allocation and lies in zone
+``tiles[a.offset + position % a.period]``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.compile import kernel
+
+FIRST, COUNT, STEP, OFFSET, PERIOD = 0, 1, 2, 3, 4
+"""Columns of ``allocations``."""
+
+_BLOCK = 1 << 15  # entries of a pattern block that stays in the second-level cache while it is copied
+
+
+@kernel
+def zone_of_pages(
+    pages: np.ndarray, runs: np.ndarray, allocations: np.ndarray, tiles: np.ndarray, out: np.ndarray
+) -> None:
+    """Look up pages: ``out`` int64 (n,) receives the zone of each page index in ``pages`` int64 (n,), or -1."""
+    for position in range(pages.shape[0]):
+        page = pages[position]
+        low, high = 0, runs.shape[0]
+        while low < high:
+            middle = (low + high) // 2
+            if runs[middle, 0] <= page:
+                low = middle + 1
+            else:
+                high = middle
+        out[position] = -1
+        if low > 0 and page < runs[low - 1, 0] + runs[low - 1, 1]:
+            row = runs[low - 1, 2]
+            place = (page - allocations[row, FIRST]) * allocations[row, STEP]
+            out[position] = tiles[allocations[row, OFFSET] + place % allocations[row, PERIOD]]
+
+
+@kernel
+def count_zones(runs: np.ndarray, allocations: np.ndarray, tiles: np.ndarray, counts: np.ndarray) -> None:
+    """Add the pages of ``runs`` to ``counts`` int64 (zones,), in closed form: the cost follows tiles, not pages."""
+    for run in range(runs.shape[0]):
+        row = runs[run, 2]
+        offset = allocations[row, OFFSET]
+        period = allocations[row, PERIOD]
+        first = (runs[run, 0] - allocations[row, FIRST]) * allocations[row, STEP]
+        if allocations[row, STEP] < 0:
+            first -= runs[run, 1] - 1
+        whole = runs[run, 1] // period
+        if whole > 0:
+            for position in range(period):
+                counts[tiles[offset + position]] += whole
+        for place in range(first, first + runs[run, 1] - whole * period):
+            counts[tiles[offset + place % period]] += 1
+
+
+@kernel
+def render(
+    runs: np.ndarray,
+    allocations: np.ndarray,
+    tiles: np.ndarray,
+    zone_value: np.ndarray,
+    base: int,
+    out: np.ndarray,
+) -> None:
+    """Write ``zone_value[zone]`` of every present page into ``out``, whose entry 0 is page ``base``.
+
+    ``zone_value`` and ``out`` have one dtype (int8 for up to 127 nodes, int16 beyond). Entries of absent pages are left
+    alone. One period is written, then copied: the cost is that of filling memory.
+    """
+    for run in range(runs.shape[0]):
+        row = runs[run, 2]
+        offset = allocations[row, OFFSET]
+        period = allocations[row, PERIOD]
+        step = allocations[row, STEP]
+        begin = max(runs[run, 0], base)
+        end = min(runs[run, 0] + runs[run, 1], base + out.shape[0])
+        if end <= begin:
+            continue
+        if period == 1:
+            _fill(out, begin - base, end - base, zone_value[tiles[offset]])
+            continue
+        block = min(end - begin, period * max(1, _BLOCK // period))
+        place = ((begin - allocations[row, FIRST]) * step) % period
+        for index in range(begin - base, begin - base + block):
+            out[index] = zone_value[tiles[offset + place]]
+            place += step
+            if place == period:
+                place = 0
+            elif place < 0:
+                place = period - 1
+        copied = begin - base + block
+        while copied < end - base:
+            length = min(block, end - base - copied)
+            _copy(out, begin - base, copied, length)
+            copied += length
+
+
+@kernel
+def _fill(out: np.ndarray, begin: int, end: int, value: int) -> None:
+    for index in range(np.uint64(begin), np.uint64(end)):
+        out[index] = value
+
+
+@kernel
+def _copy(out: np.ndarray, source: int, target: int, length: int) -> None:
+    start, shift = np.uint64(source), np.uint64(target - source)
+    for index in range(start, start + np.uint64(length)):
+        out[index + shift] = out[index]
+
+
+@kernel
+def node_runs(
+    runs: np.ndarray,
+    allocations: np.ndarray,
+    tiles: np.ndarray,
+    zone_node: np.ndarray,
+    out: np.ndarray,
+) -> int:
+    """Write maximal runs of one node: ``out`` int64 (rows, 3) receives first page, pages, node index.
+
+    Returns the number of rows needed; if it is larger than ``out`` holds, only the first rows were written.
+    """
+    rows = 0
+    last_end, last_node = -1, -1
+    for run in range(runs.shape[0]):
+        row = runs[run, 2]
+        offset, period, step = allocations[row, OFFSET], allocations[row, PERIOD], allocations[row, STEP]
+        page, end = runs[run, 0], runs[run, 0] + runs[run, 1]
+        place = ((page - allocations[row, FIRST]) * step) % period
+        while page < end:
+            node = zone_node[tiles[offset + place]]
+            length = 1
+            if period == 1:
+                length = end - page
+            if page == last_end and node == last_node:
+                if rows <= out.shape[0]:
+                    out[rows - 1, 1] += length
+            else:
+                if rows < out.shape[0]:
+                    out[rows, 0] = page
+                    out[rows, 1] = length
+                    out[rows, 2] = node
+                rows += 1
+            page += length
+            place = (place + step) % period
+            last_end, last_node = page, node
+    return rows
