@@ -110,6 +110,8 @@ def place_pieces(
             and rotation[1] > 0
             and nodes[request, rotation[0]]
         )
+        if leftover:
+            remaining = min(remaining, rotation[1])
         period = _fill_cycle(
             cycle, request, kind, start, nodes, index_base, rotation, weights, page, step, remaining, leftover
         )
