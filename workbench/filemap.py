@@ -1,0 +1,158 @@
+"""Which pages of one inode are present and which zone backs each: tables of runs around :mod:`kernels.filemap`.
+
+Indices are folios of the inode's own size (4 KiB pages for the filemap design, 2 MiB or 1 GiB for huge ones).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels import filemap as kernels
+from kernels.placement import ALLOCATIONS, TILES
+
+Int64s = npt.NDArray[np.int64]
+Int16s = npt.NDArray[np.int16]
+
+
+def intervals_minus(start: int, end: int, intervals: Int64s) -> Int64s:
+    """The parts of ``[start, end)`` outside sorted disjoint ``intervals`` int64 (n, 2): int64 (m, 2)."""
+    first = np.searchsorted(intervals[:, 1], start, side="right")
+    last = np.searchsorted(intervals[:, 0], end, side="left")
+    inside = intervals[first:last]
+    edges = np.concatenate(([start], inside.ravel(), [end])).reshape(-1, 2)
+    edges = np.clip(edges, start, end)
+    return edges[edges[:, 0] < edges[:, 1]]
+
+
+def intervals_in(start: int, end: int, intervals: Int64s) -> Int64s:
+    """The parts of sorted disjoint ``intervals`` int64 (n, 2) inside ``[start, end)``."""
+    first = np.searchsorted(intervals[:, 1], start, side="right")
+    last = np.searchsorted(intervals[:, 0], end, side="left")
+    return np.clip(intervals[first:last], start, end)
+
+
+def intervals_add(start: int, end: int, intervals: Int64s) -> Int64s:
+    """Sorted disjoint intervals with ``[start, end)`` added; touching ones are joined."""
+    if end <= start:
+        return intervals
+    first = np.searchsorted(intervals[:, 1], start, side="left")
+    last = np.searchsorted(intervals[:, 0], end, side="right")
+    joined = intervals[first:last]
+    if len(joined):
+        start, end = min(start, int(joined[0, 0])), max(end, int(joined[-1, 1]))
+    return np.concatenate((intervals[:first], [[start, end]], intervals[last:]))
+
+
+def intervals_remove(start: int, end: int, intervals: Int64s) -> Int64s:
+    """Sorted disjoint intervals without ``[start, end)``."""
+    if end <= start or not len(intervals):
+        return intervals
+    below = intervals_in(0, start, intervals)
+    above = intervals_in(end, np.iinfo(np.int64).max, intervals)
+    return np.concatenate((below, above))
+
+
+def no_intervals() -> Int64s:
+    """The empty set of intervals."""
+    return np.empty((0, 2), np.int64)
+
+
+class FileMap:
+    """Present folios of one inode.
+
+    ``runs`` int64 (runs, 3) and ``allocations`` int64 (rows, 5), ``tiles`` int16 (entries,) are the tables that
+    :mod:`kernels.filemap` describes; the latter two have room to grow, ``progress`` says how much is used.
+    """
+
+    def __init__(self) -> None:
+        self.runs: Int64s = np.empty((0, 3), np.int64)
+        self.allocations: Int64s = np.empty((16, 5), np.int64)
+        self.tiles: Int16s = np.empty(256, np.int16)
+        self.progress: Int64s = np.zeros(4, np.int64)
+
+    def grow(self, rows: int = 0, entries: int = 0) -> None:
+        """Make room for at least so many more allocation rows and tile entries, doubling what is there."""
+        used_rows, used_entries = int(self.progress[ALLOCATIONS]), int(self.progress[TILES])
+        if used_rows + rows > len(self.allocations):
+            bigger = np.empty((max(2 * len(self.allocations), used_rows + rows), 5), np.int64)
+            bigger[:used_rows] = self.allocations[:used_rows]
+            self.allocations = bigger
+        if used_entries + entries > len(self.tiles):
+            longer = np.empty(max(2 * len(self.tiles), used_entries + entries), np.int16)
+            longer[:used_entries] = self.tiles[:used_entries]
+            self.tiles = longer
+
+    def add_new_allocations(self, first_row: int) -> None:
+        """Enter the allocation rows written since ``first_row`` as present runs."""
+        rows = np.arange(first_row, int(self.progress[ALLOCATIONS]))
+        if not len(rows):
+            return
+        added = self.allocations[rows]
+        starts = np.where(added[:, kernels.STEP] > 0, added[:, 0], added[:, 0] - added[:, kernels.COUNT] + 1)
+        new = np.column_stack((starts, added[:, kernels.COUNT], rows))
+        self._merge(new)
+
+    def add_list(self, holes: Int64s, zones: Int16s, base: int) -> None:
+        """Enter folios whose zones were found one by one.
+
+        ``holes`` int64 (n, 2) are the intervals that were absent, ``zones`` int16 holds the zone of each folio from
+        ``base`` on, -1 where none was placed.
+        """
+        for start, end in self._placed(holes, zones, base):
+            self.grow(1, int(end - start))
+            row, offset = int(self.progress[ALLOCATIONS]), int(self.progress[TILES])
+            self.allocations[row] = (start, end - start, 1, offset, end - start)
+            self.tiles[offset : offset + end - start] = zones[start - base : end - base]
+            self.progress[ALLOCATIONS] += 1
+            self.progress[TILES] += end - start
+            self._merge(np.array([[start, end - start, row]]))
+
+    @staticmethod
+    def _placed(holes: Int64s, zones: Int16s, base: int) -> Int64s:
+        if (zones >= 0).all():
+            return holes
+        present = np.zeros(len(zones) + 2, np.int8)
+        present[1:-1] = zones >= 0
+        edges = np.diff(present)
+        placed = np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1))) + base
+        parts = [intervals_in(int(start), int(end), placed) for start, end in holes]
+        return np.concatenate(parts) if parts else no_intervals()
+
+    def _merge(self, new: Int64s) -> None:
+        runs = np.concatenate((self.runs, new))
+        self.runs = runs[np.argsort(runs[:, 0], kind="stable")]
+
+    @property
+    def present(self) -> Int64s:
+        """Present intervals int64 (n, 2), sorted; neighbours may touch."""
+        return np.column_stack((self.runs[:, 0], self.runs[:, 0] + self.runs[:, 1]))
+
+    def absent(self, start: int, end: int) -> Int64s:
+        """Holes in ``[start, end)`` as int64 (n, 2)."""
+        return intervals_minus(start, end, self.present)
+
+    def cut(self, start: int, end: int) -> Int64s:
+        """Runs int64 (n, 3) clipped to ``[start, end)``."""
+        clipped = intervals_in(start, end, self.present)
+        first = np.searchsorted(self.runs[:, 0] + self.runs[:, 1], start, side="right")
+        return np.column_stack((clipped[:, 0], clipped[:, 1] - clipped[:, 0], self.runs[first : first + len(clipped), 2]))
+
+    def counts(self, zones: int, start: int = 0, end: int = np.iinfo(np.int64).max) -> Int64s:
+        """Folios of ``[start, end)`` in each zone, int64 (zones,)."""
+        out = np.zeros(zones, np.int64)
+        kernels.count_zones(self.cut(start, end), self.allocations, self.tiles, out)
+        return out
+
+    def erase(self, start: int, end: int, zones: int) -> Int64s:
+        """Remove ``[start, end)``; return what was freed in each zone, int64 (zones,)."""
+        freed = self.counts(zones, start, end)
+        below, above = self.cut(0, start), self.cut(end, np.iinfo(np.int64).max)
+        self.runs = np.concatenate((below, above))
+        return freed
+
+    def zone_of(self, pages: Int64s) -> Int64s:
+        """Zone of each folio index, -1 if absent."""
+        out = np.empty(len(pages), np.int64)
+        kernels.zone_of_pages(np.asarray(pages, np.int64), self.runs, self.allocations, self.tiles, out)
+        return out

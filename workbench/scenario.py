@@ -1,0 +1,627 @@
+"""A scenario is a value: a host, a guest and the operations on it, read from YAML or built in Python and validated.
+
+The widget edits it, the notebook is parameterised by it, a sweep varies it, the recorder replays it on a real kernel
+and the report prints it. Sizes and offsets are bytes, written as integers or as texts such as ``"2 MiB"``; nodes are
+Linux node ids, written as ``"0-3,8"`` or as lists.
+
+With ``strict: true`` (the default) a nodemask outside the host or empty where nodes are needed is an input error; with
+``strict: false`` it goes to the simulated kernel, which answers with an errno as Linux does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from workbench import policy as mempolicy
+from workbench.errors import WorkbenchError
+from workbench.safe_yaml import load as load_yaml
+from workbench.topology import Host
+from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
+
+SCHEMA_VERSION = 1
+MAX_GUEST_BYTES = 1 << 50
+"""1 PiB: beyond any machine, and small enough for page arithmetic in int64."""
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Nodes = Annotated[str, BeforeValidator(lambda value: mempolicy.format_nodes(mempolicy.parse_nodes(value)))]
+Mode = Literal["default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave"]
+ModeFlag = Literal["static", "relative", "numa_balancing"]
+MbindFlag = Literal["strict", "move", "move_all"]
+PageSize = Literal["4 KiB", "2 MiB", "1 GiB"]
+Design = Literal["filemap", "hugetlb", "hugetlb-hvo", "pfn-range"]
+PAGE_ORDER: dict[str, int] = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ------------------------------------------------------------------------------------------------ operations
+
+
+class Operation(_Model):
+    """One call. ``task`` names the thread that makes it; the first task if it is left out."""
+
+    task: str | None = None
+
+
+class _OnRange(Operation):
+    file: str = "guest"
+    offset: Bytes = 0
+    length: Bytes | None = Field(None, description="bytes; to the end of the file if left out")
+
+
+class _WithPolicy(_Model):
+    mode: Mode | int = Field("default", description="MPOL_*; an integer is passed to the kernel as it is")
+    mode_flags: tuple[ModeFlag, ...] = ()
+    nodes: Nodes = ""
+
+    @property
+    def mode_word(self) -> int:
+        """Mode and mode flags in one word, as the system call takes them."""
+        word = self.mode if isinstance(self.mode, int) else mempolicy.MODES.index(self.mode)
+        for flag in self.mode_flags:
+            word |= mempolicy.MODE_FLAGS[flag]
+        return word
+
+
+class Policy(_WithPolicy):
+    """A policy for a range of the guest, set through the guest's policy interface before memory is touched."""
+
+    offset: Bytes = 0
+    length: Bytes | None = None
+    home_node: int | None = None
+
+
+class Create(Operation, _WithPolicy):
+    """KVM_CREATE_GUEST_MEMFD, then mmap of the whole file if it has the flag. The policy counts for ``create`` only."""
+
+    op: Literal["create"] = "create"
+    file: str = "guest"
+    size: Bytes | None = Field(None, description="bytes; the guest's memory if left out")
+    flags: tuple[Literal["mmap", "init_shared"], ...] = ("mmap", "init_shared")
+    raw_flags: int | None = Field(None, description="flags word passed as it is, instead of `flags`")
+
+
+class Memfd(Operation):
+    """memfd_create, ftruncate and mmap: tmpfs, for comparison."""
+
+    op: Literal["memfd"] = "memfd"
+    file: str
+    size: Bytes
+
+
+class Alias(Operation):
+    """A second shared mapping (and descriptor) of a file, under its own name."""
+
+    op: Literal["alias"] = "alias"
+    file: str
+    of: str
+
+
+class Mmap(Operation):
+    """mmap of the whole file."""
+
+    op: Literal["mmap"] = "mmap"
+    file: str = "guest"
+    private: bool = False
+
+
+class Munmap(Operation):
+    """munmap of the file's mapping."""
+
+    op: Literal["munmap"] = "munmap"
+    file: str = "guest"
+
+
+class Close(Operation):
+    """munmap, delete the memslot and close the descriptor."""
+
+    op: Literal["close"] = "close"
+    file: str = "guest"
+
+
+class Mbind(_OnRange, _WithPolicy):
+    """mbind of a range of the file's mapping."""
+
+    op: Literal["mbind"] = "mbind"
+    flags: tuple[MbindFlag, ...] = ()
+    raw_flags: int | None = None
+
+
+class Fbind(_OnRange, _WithPolicy):
+    """fbind (v3 of the series): a range policy on the descriptor; ENOSYS under the other interfaces."""
+
+    op: Literal["fbind"] = "fbind"
+
+
+class SetPolicy(_OnRange, _WithPolicy):
+    """Set a range policy through whatever interface the guest has."""
+
+    op: Literal["policy"] = "policy"
+
+
+class SetMempolicy(Operation, _WithPolicy):
+    """set_mempolicy: the task's own policy."""
+
+    op: Literal["set_mempolicy"] = "set_mempolicy"
+
+
+class ResetRotation(Operation):
+    """set_mempolicy(INTERLEAVE, all nodes) then set_mempolicy(DEFAULT): il_prev = 1023, il_weight = 0."""
+
+    op: Literal["reset_rotation"] = "reset_rotation"
+
+
+class GetMempolicy(Operation):
+    """get_mempolicy: of an address (``file``, ``offset``) or of the task; ``node`` asks with MPOL_F_NODE."""
+
+    op: Literal["get_mempolicy"] = "get_mempolicy"
+    file: str | None = None
+    offset: Bytes = 0
+    node: bool = False
+
+
+class SetMempolicyHomeNode(_OnRange):
+    """set_mempolicy_home_node."""
+
+    op: Literal["set_mempolicy_home_node"] = "set_mempolicy_home_node"
+    home_node: int
+
+
+class Weights(Operation):
+    """Write /sys/kernel/mm/mempolicy/weighted_interleave/nodeN; ``weights: null`` restores those found at boot."""
+
+    op: Literal["weights"] = "weights"
+    weights: dict[int, int] | None = None
+
+
+class SchedSetaffinity(Operation):
+    """sched_setaffinity of the task to one CPU; -1 allows all."""
+
+    op: Literal["sched_setaffinity"] = "sched_setaffinity"
+    cpu: int
+
+
+class Cpuset(Operation):
+    """Move the process into a cpuset with these mems; null moves it back to the root cpuset."""
+
+    op: Literal["cpuset"] = "cpuset"
+    mems: Nodes | None = None
+
+
+class Fallocate(_OnRange):
+    """fallocate; ``mode`` is FALLOC_FL_KEEP_SIZE for guest_memfd and 0 for memfd if left out."""
+
+    op: Literal["fallocate"] = "fallocate"
+    mode: int | None = None
+
+
+class PunchHole(_OnRange):
+    """fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)."""
+
+    op: Literal["punch_hole"] = "punch_hole"
+
+
+class Fault(_OnRange):
+    """Touch pages: through the host mapping, as the guest (KVM_RUN), or by KVM_PRE_FAULT_MEMORY.
+
+    Random order is Fisher-Yates from the last index down, driven by a 64-bit xorshift (13, 7, 17) started at ``seed``.
+    """
+
+    op: Literal["fault"] = "fault"
+    by: Literal["host", "guest", "prefault"] = "host"
+    write: bool = True
+    order: Literal["sequential", "reverse", "strided", "random"] = "sequential"
+    stride: int = Field(1, ge=1, description="pages, for the strided order")
+    seed: int = Field(0, ge=0, description="start of the random order; 0 means a fixed constant")
+
+
+class FirstTouch(Operation):
+    """Generator: every vCPU touches its equal share of a range, one after another or in turn.
+
+    ``turn: 0`` lets each vCPU finish its share; otherwise vCPUs take turns of so many pages, each on its own share,
+    or all on one share if ``shared`` is set (consecutive turns then take consecutive pages).
+    """
+
+    op: Literal["first_touch"] = "first_touch"
+    file: str = "guest"
+    offset: Bytes = 0
+    length: Bytes | None = None
+    by: Literal["host", "guest", "prefault"] = "guest"
+    order: Literal["sequential", "reverse", "strided", "random"] = "sequential"
+    stride: int = Field(1, ge=1)
+    turn: int = Field(0, ge=0, description="pages of a turn")
+    shared: bool = False
+
+
+class Prefault(Operation):
+    """Generator: one manager task populates the whole file by fallocate."""
+
+    op: Literal["prefault"] = "prefault"
+    file: str = "guest"
+
+
+class MovePages(_OnRange):
+    """move_pages of every page of a range to one node."""
+
+    op: Literal["move_pages"] = "move_pages"
+    node: int
+    move_all: bool = False
+
+
+class MigratePages(Operation):
+    """migrate_pages of the process from one node to another."""
+
+    op: Literal["migrate_pages"] = "migrate_pages"
+    source: int
+    target: int
+
+
+class Madvise(_OnRange):
+    """madvise; ``advice`` is the number (4 DONTNEED, 9 REMOVE, 22 POPULATE_READ, 23 POPULATE_WRITE, ...)."""
+
+    op: Literal["madvise"] = "madvise"
+    advice: int
+
+
+class Hog(Operation):
+    """Other memory use on a node: take ``size`` bytes, or all but ``leave_free`` bytes."""
+
+    op: Literal["hog"] = "hog"
+    node: int
+    size: Bytes | None = None
+    leave_free: Bytes | None = None
+    bind: bool = False
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Hog:
+        if (self.size is None) == (self.leave_free is None):
+            raise ValueError("give either size or leave_free")
+        return self
+
+
+class Unhog(Operation):
+    """Give all hogged memory back."""
+
+    op: Literal["unhog"] = "unhog"
+
+
+class ZoneState(_Model):
+    """Pages of one zone as /proc/zoneinfo prints them."""
+
+    free: int
+    min: int
+    low: int
+    high: int
+    managed: int
+
+
+class Zones(Operation):
+    """Read the zones; with ``observed`` (label such as ``0/Normal`` to pages) take the counters of a real kernel over."""
+
+    op: Literal["zones"] = "zones"
+    observed: dict[str, ZoneState] | None = None
+
+
+class Observe(_OnRange):
+    """Record which node backs each page of a range at this moment."""
+
+    op: Literal["observe"] = "observe"
+
+
+class Convert(_OnRange):
+    """Convert a range between private and shared (proposed in-place conversion)."""
+
+    op: Literal["convert"] = "convert"
+    to: Literal["private", "shared"]
+
+
+class Pin(_OnRange):
+    """Take extra references on the shared pages of a range."""
+
+    op: Literal["pin"] = "pin"
+    kind: Literal["transient", "long_term"] = "long_term"
+
+
+class Unpin(_OnRange):
+    """Drop extra references."""
+
+    op: Literal["unpin"] = "unpin"
+    kind: Literal["transient", "long_term"] = "long_term"
+
+
+class Hwpoison(_OnRange):
+    """Memory failure on the pages of a range."""
+
+    op: Literal["hwpoison"] = "hwpoison"
+
+
+class IommuMap(_OnRange):
+    """Map a range for a device: today through the host mapping, which pins; proposed: ask and be notified."""
+
+    op: Literal["iommu_map"] = "iommu_map"
+
+
+class IommuUnmap(_OnRange):
+    """Remove a device mapping."""
+
+    op: Literal["iommu_unmap"] = "iommu_unmap"
+
+
+class Access(_OnRange):
+    """Who touches what, how much: demand on the memory of a range by the vCPUs of some nodes (modelled cost)."""
+
+    op: Literal["access"] = "access"
+    initiators: Nodes | None = Field(None, description="nodes whose vCPUs access; all vCPU nodes if left out")
+    pattern: Literal["uniform", "zipf", "streaming", "pointer_chasing"] = "uniform"
+    write_fraction: float = Field(0.0, ge=0, le=1)
+    demand_mbps: float | None = Field(None, gt=0, description="MB/s of each initiator; as much as it gets if left out")
+
+
+class Kexec(Operation):
+    """Hand the guest's memory over a kexec and restore it."""
+
+    op: Literal["kexec"] = "kexec"
+
+
+AnyOperation = Annotated[
+    Create
+    | Memfd
+    | Alias
+    | Mmap
+    | Munmap
+    | Close
+    | Mbind
+    | Fbind
+    | SetPolicy
+    | SetMempolicy
+    | ResetRotation
+    | GetMempolicy
+    | SetMempolicyHomeNode
+    | Weights
+    | SchedSetaffinity
+    | Cpuset
+    | Fallocate
+    | PunchHole
+    | Fault
+    | FirstTouch
+    | Prefault
+    | MovePages
+    | MigratePages
+    | Madvise
+    | Hog
+    | Unhog
+    | Zones
+    | Observe
+    | Convert
+    | Pin
+    | Unpin
+    | Hwpoison
+    | IommuMap
+    | IommuUnmap
+    | Access
+    | Kexec,
+    Field(discriminator="op"),
+]
+
+
+# ------------------------------------------------------------------------------------------- guest and scenario
+
+
+class Vcpu(_Model):
+    """Where one vCPU thread runs: on a CPU of the host, or anywhere on a node."""
+
+    cpu: int | None = None
+    node: int | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Vcpu:
+        if (self.cpu is None) == (self.node is None):
+            raise ValueError("give either cpu or node")
+        return self
+
+
+class Task(_Model):
+    """A thread: where it runs and the rotation it starts with."""
+
+    name: str = Field(min_length=1, max_length=64)
+    cpu: int | None = None
+    node: int | None = None
+    il_prev: int = Field(mempolicy.MAX_NUMNODES - 1, ge=0, lt=mempolicy.MAX_NUMNODES)
+    il_weight: int = Field(0, ge=0, le=255)
+
+
+class Conversion(_Model):
+    """How in-place conversion is done (see linux-semantics section 5; none of it is merged)."""
+
+    generation: Literal["B", "C", "two-stage"] = "C"
+    merge: Literal["eager", "lazy", "never"] = "eager"
+    split_on: Literal["conversion", "host_fault"] = "conversion"
+
+
+class Guest(_Model):
+    """The guest and how the host backs it."""
+
+    memory: Bytes = 1 << 30
+    page_size: PageSize = "4 KiB"
+    design: Design = "filemap"
+    policy_interface: Literal["none", "create", "fbind", "mbind"] = "mbind"
+    confidential: Literal["none", "snp", "tdx"] = "none"
+    vcpus: tuple[Vcpu, ...] = (Vcpu(node=0),)
+    policies: tuple[Policy, ...] = ()
+    conversion: Conversion = Conversion()
+    small_page_fallback: bool = Field(False, description="use 4 KiB folios where the huge page pool is empty")
+
+    @field_validator("memory")
+    @classmethod
+    def _whole_pages(cls, value: int) -> int:
+        if value == 0 or value % PAGE_SIZE or value > MAX_GUEST_BYTES:
+            raise ValueError(f"{value} bytes; must be a multiple of 4 KiB from 4 KiB to {format_bytes(MAX_GUEST_BYTES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _whole_huge_pages(self) -> Guest:
+        if self.memory % (PAGE_SIZE << PAGE_ORDER[self.page_size]):
+            raise ValueError(f"memory {self.memory} is not a multiple of the page size {self.page_size}")
+        if self.page_size != "4 KiB" and self.design == "filemap":
+            raise ValueError(f"design 'filemap' has 4 KiB pages only, not {self.page_size}; use hugetlb or pfn-range")
+        return self
+
+
+class Boot(_Model):
+    """What the host's boot decided."""
+
+    lowmem: Bytes | None = Field(None, description="memory below 4 GiB; 2 GiB if left out")
+    zonelists: Literal["boot", "hotplug"] = Field("boot", description="hotplug: rebuilt since boot, CPU penalty applies")
+    hugetlb_pages: dict[int, int] | None = Field(None, description="huge pages of the guest's size per node id")
+    weights: dict[int, int] | None = Field(None, description="interleave weights; automatic from bandwidth if left out")
+
+
+class Scenario(_Model):
+    """Host, guest and operations; the unit that everything else takes."""
+
+    name: str = Field("scenario", max_length=200)
+    comment: str = ""
+    host: Host
+    boot: Boot = Boot()
+    guest: Guest = Guest()
+    tasks: tuple[Task, ...] = ()
+    operations: tuple[AnyOperation, ...] = ()
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    output: Literal["auto", "counts", "runs", "pages"] = "auto"
+    strict: bool = True
+
+    @field_validator("host", mode="before")
+    @classmethod
+    def _host(cls, value: object) -> object:
+        if isinstance(value, str):
+            return Host.from_machine(value)
+        if isinstance(value, Mapping) and set(value) == {"machine"}:
+            return Host.from_machine(str(value["machine"]))
+        if isinstance(value, Mapping) and set(value) == {"file"}:
+            return Host.from_yaml(Path(str(value["file"])))
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        names = [task.name for task in self.tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"tasks: {name!r} is there twice; names must differ")
+        known = {node.id for node in self.host.nodes}
+        cpus = {cpu for node in self.host.nodes for cpu in node.cpus}
+        places: list[tuple[str, Any]] = [(f"guest.vcpus[{i}]", vcpu) for i, vcpu in enumerate(self.guest.vcpus)]
+        places += [(f"tasks[{i}]", task) for i, task in enumerate(self.tasks)]
+        for field, place in places:
+            if place.node is not None and place.node not in known:
+                raise ValueError(f"{field}.node: {place.node} is not a node of this host ({self._allowed()})")
+            if place.cpu is not None and place.cpu not in cpus:
+                raise ValueError(f"{field}.cpu: {place.cpu} is not a CPU of this host")
+        if self.strict:
+            self._check_nodes()
+        return self
+
+    def _allowed(self) -> str:
+        return "nodes " + mempolicy.format_nodes(mempolicy.nodemask(node.id for node in self.host.nodes))
+
+    def _check_nodes(self) -> None:
+        known = mempolicy.nodemask(node.id for node in self.host.nodes)
+        holders: list[tuple[str, object]] = [
+            (f"guest.policies[{i}]", policy) for i, policy in enumerate(self.guest.policies)
+        ]
+        holders += [(f"operations[{i}]", operation) for i, operation in enumerate(self.operations)]
+        for field, holder in holders:
+            if isinstance(holder, _WithPolicy):
+                mask = mempolicy.parse_nodes(holder.nodes)
+                if mask & ~known and "relative" not in holder.mode_flags:
+                    outside = mempolicy.format_nodes(mask & ~known)
+                    raise ValueError(f"{field}.nodes: {outside} is not on this host ({self._allowed()})")
+                if not mask and holder.mode not in ("default", "local", "preferred", 0, 1, 4):
+                    raise ValueError(f"{field}.nodes: empty; {holder.mode} needs at least one of {self._allowed()}")
+            node = getattr(holder, "node", None)
+            if isinstance(holder, (Hog, MovePages)) and not known >> holder.node & 1:
+                raise ValueError(f"{field}.node: {node} is not on this host ({self._allowed()})")
+            if isinstance(holder, Weights):
+                for weight_node, weight in (holder.weights or {}).items():
+                    if not 1 <= weight <= 255 or not known >> weight_node & 1:
+                        raise ValueError(
+                            f"{field}.weights: {weight_node}: {weight} is not allowed; "
+                            f"weights are 1 to 255 for {self._allowed()}"
+                        )
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Scenario:
+        """Read a scenario from a path, or from YAML text (anything that contains a line break)."""
+        return cls.from_mapping(load_yaml(source, "scenario"))
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Scenario:
+        """Validate a mapping; errors are one line that names the field."""
+        try:
+            return cls.model_validate(mapping)
+        except ValidationError as error:
+            raise WorkbenchError(first_line(error)) from None
+
+    def replace(self, **changes: Any) -> Scenario:
+        """A validated copy. Keys are field names or dotted paths: ``replace(**{"guest.memory": "4 GiB"})``."""
+        mapping = self.model_dump(mode="json", exclude_defaults=True)
+        for path, value in changes.items():
+            set_path(mapping, path, value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
+        return type(self).from_mapping(mapping)
+
+    def to_yaml(self) -> str:
+        """The scenario as YAML text; ``from_yaml`` reads it back to an equal scenario."""
+        mapping = self.model_dump(mode="json", exclude_defaults=True)
+        for operation, dumped in zip(self.operations, mapping.get("operations", ()), strict=True):
+            dumped["op"] = operation.op
+        return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=100)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The scenario as plain mappings, lists, numbers and texts."""
+        return yaml.safe_load(self.to_yaml())  # type: ignore[no-any-return]
+
+
+def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
+    """Set ``a.b.0.c`` in nested mappings and lists; missing mappings are made. Raises WorkbenchError on a bad path."""
+    target: Any = mapping
+    *parents, last = path.split(".")
+    for number, key in enumerate(parents):
+        if isinstance(target, list):
+            if not key.isdecimal() or int(key) >= len(target):
+                raise WorkbenchError(f"{path}: {'.'.join(parents[: number + 1])} is not in the list of {len(target)}")
+            target = target[int(key)]
+        elif isinstance(target, dict):
+            target = target.setdefault(key, [] if (parents + [last])[number + 1].isdecimal() else {})
+        else:
+            raise WorkbenchError(f"{path}: {'.'.join(parents[:number])} is {target!r} and has no fields")
+    if isinstance(target, list):
+        if not last.isdecimal() or int(last) > len(target):
+            raise WorkbenchError(f"{path}: {last} is not an index of a list of {len(target)}")
+        if int(last) == len(target):
+            target.append(value)
+        else:
+            target[int(last)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise WorkbenchError(f"{path}: {'.'.join(parents)} is {target!r} and has no fields")
+
+
+def first_line(error: ValidationError) -> str:
+    """One line for a validation error: where, what was given, what is allowed."""
+    details: Sequence[Any] = error.errors(include_url=False)
+    detail = details[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ").replace("\n", " ")
+    given = detail.get("input")
+    shown = ""
+    if isinstance(given, (str, int, float)) and not isinstance(given, bool) and repr(given)[:30] not in message:
+        shown = f" (given: {repr(given)[:60]})"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{where}: {message}{shown}{more}" if where else f"{message}{shown}{more}"
