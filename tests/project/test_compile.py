@@ -102,7 +102,7 @@ def test_numba_refuses_options_it_does_not_know() -> None:
     """So a Numba that drops ``_nrt`` raises instead of ignoring it."""
     import numba
 
-    with pytest.raises(KeyError, match="(?i)unrecognized"):
+    with pytest.raises(KeyError, match=r"(?i)unrecognized"):
         numba.njit(_no_such_option=True)(lambda values: None)(np.zeros(1))
 
 
