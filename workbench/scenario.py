@@ -94,6 +94,7 @@ class Memfd(Operation):
     op: Literal["memfd"] = "memfd"
     file: str
     size: Bytes
+    inode: int | None = Field(None, ge=0, description="inode number, which shifts its interleave; counted if left out")
 
 
 class Alias(Operation):
@@ -453,7 +454,7 @@ class Guest(_Model):
     design: Design = "filemap"
     policy_interface: Literal["none", "create", "fbind", "mbind"] = "mbind"
     confidential: Literal["none", "snp", "tdx"] = "none"
-    vcpus: tuple[Vcpu, ...] = (Vcpu(node=0),)
+    vcpus: tuple[Vcpu, ...] = Field((), description="one on the first node with CPUs if left out")
     policies: tuple[Policy, ...] = ()
     conversion: Conversion = Conversion()
     small_page_fallback: bool = Field(False, description="use 4 KiB folios where the huge page pool is empty")

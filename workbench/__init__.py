@@ -1,0 +1,42 @@
+"""The guest_memfd NUMA workbench: where Linux places the memory of virtual machines, simulated exactly and checked.
+
+``import workbench as wb`` is quick: names are loaded when they are first used, and nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.scenario import Scenario as Scenario
+    from workbench.simulate import simulate as simulate
+    from workbench.topology import Host as Host
+
+_WHERE = {
+    "Host": "topology",
+    "Node": "topology",
+    "Scenario": "scenario",
+    "WorkbenchError": "errors",
+    "simulate": "simulate",
+    "verify": "verify",
+    "sweep": "sweep",
+    "explore": "explorer",
+    "best_weights": "traffic",
+}
+"""Public names and the module that each lives in."""
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"workbench.{_WHERE[name]}"), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"workbench.{name}") is not None:
+        return importlib.import_module(f"workbench.{name}")
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

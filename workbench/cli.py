@@ -1,0 +1,229 @@
+"""The ``workbench`` command: thin commands over the package. Exit code 0, 1 if something disagrees or failed, 2 for bad input.
+
+Every error of the input is one line on standard error. ``-`` stands for standard input or output where it fits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.errors import WorkbenchError
+
+app = typer.Typer(
+    name="workbench",
+    help="Where Linux places the memory of virtual machines backed by guest_memfd.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="scenario file (YAML), a name in datasets/scenarios, or - for stdin")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, e.g. guest.memory=8GiB")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+) -> None:
+    """Simulate a scenario: print where its pages land, and keep the Dataset if asked to."""
+    from workbench import results
+    from workbench.simulate import simulate
+
+    value = read_scenario(scenario, set_ or [])
+    with progress_bar("operations") as progress:
+        dataset = simulate(value, progress=progress)
+    if output is not None:
+        results.save(dataset, output)
+    summary = summarise(dataset)
+    if json_:
+        typer.echo(json.dumps(summary, indent=1))
+    else:
+        print_summary(summary)
+    if output is not None:
+        typer.echo(f"result: {output}", err=json_)
+
+
+@app.command()
+def verify(
+    files: Annotated[list[Path], typer.Argument(help="recordings (.json or .json.gz)")],
+    json_: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    most: Annotated[int, typer.Option(help="mismatches to print")] = 20,
+) -> None:
+    """Replay recordings of a real kernel and compare every return value, errno and page. Exit code 0 only if all agree."""
+    from workbench.verify import verify as replay
+
+    with progress_bar("scripts") as progress:
+        reports = replay(files, progress=progress)
+    if json_:
+        typer.echo(json.dumps([report.as_mapping() for report in reports], indent=1))
+    else:
+        _print_reports(reports, most)
+    raise typer.Exit(0 if all(report.agrees for report in reports) else 1)
+
+
+def _print_reports(reports: list[Any], most: int) -> None:
+    from rich.table import Table
+
+    columns = ("scripts", "operations", "judged", "pages", "mismatches", "not judged", "largest deviation")
+    table = Table("recording", "topology", *columns)
+    for report in reports:
+        totals = [str(value) for value in report.totals().values()]
+        table.add_row(Path(report.path).name, report.topology, *totals)
+    console().print(table)
+    reasons: dict[str, int] = {}
+    for report in reports:
+        for scenario in report.scenarios:
+            for reason, count in scenario.not_judged.items():
+                reasons[reason] = reasons.get(reason, 0) + count
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+        typer.echo(f"not judged: {count} operations: {reason}")
+    for report in reports:
+        for scenario in report.scenarios:
+            if scenario.deviation:
+                typer.echo(
+                    f"filled a node: {report.topology}/{scenario.name}: {scenario.deviation} pages differ, "
+                    f"{scenario.slack} explained by the recording's own free memory and per-CPU lists"
+                )
+    shown = 0
+    for report in reports:
+        for scenario in report.scenarios:
+            for miss in scenario.mismatches:
+                shown += 1
+                if shown <= most:
+                    typer.echo(
+                        f"MISMATCH {report.topology}/{miss.scenario} operation {miss.operation} ({miss.text}) "
+                        f"[task {miss.task}, last policy call: {miss.policy}]: {miss.what}: "
+                        f"recorded {miss.expected}, simulated {miss.simulated}"
+                    )
+    if shown > most:
+        typer.echo(f"... and {shown - most} more mismatches (--most, --json)")
+
+
+# ------------------------------------------------------------------------------------------------------- shared
+
+
+def console() -> Any:
+    """A console on standard output that neither colours nor cuts lines in a pipe."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+class progress_bar:
+    """A bar on standard error while work is done, nothing in a pipe."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._bar: Any = None
+
+    def __enter__(self) -> Any:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit=f" {self._unit}", disable=not sys.stderr.isatty(), leave=False)
+
+        def update(done: int, total: int) -> None:
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+        return update
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def read_scenario(source: str, changes: list[str]) -> Any:
+    """A scenario from a file, a ready one by name, or standard input (``-``), with ``KEY=VALUE`` changes applied."""
+    from workbench.data import datasets_path
+    from workbench.safe_yaml import load
+    from workbench.scenario import Scenario, set_path
+
+    text: str | Path = Path(source)
+    if source == "-":
+        text = sys.stdin.read() + "\n"
+    elif not Path(source).exists():
+        ready = datasets_path("scenarios") / f"{source}.yaml"
+        text = ready if ready.exists() else text
+    mapping = dict(load(text, "scenario"))
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key:
+            raise WorkbenchError(f"--set: {change!r} is not KEY=VALUE")
+        set_path(mapping, key, load(f"value: {value}\n", "--set")["value"])
+    return Scenario.from_mapping(mapping)
+
+
+def summarise(dataset: Any) -> dict[str, Any]:
+    """The main figures of a result as plain numbers."""
+    pages = dataset["pages_per_node"]
+    refused = [
+        {"event": int(event), "op": str(op), "errno": int(error)}
+        for event, op, error in zip(
+            dataset["event"].values, dataset["event_op"].values, dataset["event_errno"].values, strict=True
+        )
+        if error
+    ]
+    return {
+        "scenario": dataset.attrs["scenario"],
+        "page_size": int(dataset["page_size"]),
+        "pages_per_node": {
+            str(file): {str(int(node)): int(pages.sel(file=file, node=node)) for node in dataset["node"].values}
+            for file in dataset["file"].values
+        },
+        "local_share": {
+            str(vcpu): float(dataset["local_share"].sel(vcpu=vcpu)) for vcpu in dataset["vcpu"].values
+        },
+        "events": dataset.sizes["event"],
+        "refused": refused,
+    }
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Tables for people."""
+    from rich.table import Table
+
+    from workbench.units import format_bytes
+
+    for file, nodes in summary["pages_per_node"].items():
+        total = sum(nodes.values())
+        table = Table("node", "pages", "memory", "share", title=f"{summary['scenario']}: {file}")
+        for node, pages in nodes.items():
+            share = f"{pages / total:.1%}" if total else "-"
+            table.add_row(node, f"{pages:,}", format_bytes(pages * summary["page_size"]), share)
+        console().print(table)
+    for refusal in summary["refused"][:10]:
+        import errno
+
+        name = errno.errorcode.get(refusal["errno"], str(refusal["errno"]))
+        typer.echo(f"event {refusal['event']} ({refusal['op']}) was refused: {name}")
+
+
+def main() -> None:
+    """Entry point: run the command, turn bad input into one line and exit code 2."""
+    for module in ("machines", "batch", "record", "reproduce", "explore"):
+        if importlib.util.find_spec(f"workbench.commands_{module}") is not None:
+            importlib.import_module(f"workbench.commands_{module}").register(app)
+    try:
+        app()
+    except WorkbenchError as error:
+        typer.echo(f"workbench: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("workbench: interrupted; nothing was written", err=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Operations made from a few parameters: who touches guest memory first, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench import scenario as sc
+from workbench.units import PAGE_SIZE
+
+Int64s = npt.NDArray[np.int64]
+_CHUNK = 1 << 22  # folios of one chunk
+
+
+def expand(scenario: sc.Scenario) -> list[sc.Operation]:
+    """The operations that are really carried out, in order.
+
+    A scenario that never creates its guest's file gets ``create`` and the guest's policies in front, and one without
+    operations gets a first touch by the vCPUs. ``first_touch`` without turns becomes one fault for each vCPU;
+    ``prefault`` becomes fallocate.
+    """
+    operations: list[sc.Operation] = list(scenario.operations)
+    if not any(isinstance(operation, sc.Create) for operation in operations):
+        operations = _set_up(scenario) + (operations or [sc.FirstTouch()])
+    expanded: list[sc.Operation] = []
+    for operation in operations:
+        if isinstance(operation, sc.FirstTouch) and not operation.turn:
+            expanded.extend(_shares(scenario, operation))
+        elif isinstance(operation, sc.Prefault):
+            expanded.append(sc.Fallocate(task=operation.task, file=operation.file))
+        else:
+            expanded.append(operation)
+    return expanded
+
+
+def _set_up(scenario: sc.Scenario) -> list[sc.Operation]:
+    guest = scenario.guest
+    policies = guest.policies
+    if guest.policy_interface == "create" and policies:
+        # One policy for the whole file is all that the create ioctl of v1 and v2 could take.
+        first = policies[0]
+        create = sc.Create(mode=first.mode, mode_flags=first.mode_flags, nodes=first.nodes)
+        return [create, *(_set(policy) for policy in policies[1:])]
+    operations: list[sc.Operation] = [sc.Create()]
+    for policy in policies:
+        operations.append(_set(policy))
+        if policy.home_node is not None:
+            operations.append(
+                sc.SetMempolicyHomeNode(offset=policy.offset, length=policy.length, home_node=policy.home_node)
+            )
+    return operations
+
+
+def _set(policy: sc.Policy) -> sc.SetPolicy:
+    return sc.SetPolicy(
+        offset=policy.offset,
+        length=policy.length,
+        mode=policy.mode,
+        mode_flags=policy.mode_flags,
+        nodes=policy.nodes,
+    )
+
+
+def _shares(scenario: sc.Scenario, operation: sc.FirstTouch) -> list[sc.Operation]:
+    """One fault for each vCPU over its share of the range, in whole folios."""
+    vcpus = max(1, len(scenario.guest.vcpus))
+    size = PAGE_SIZE << sc.PAGE_ORDER[scenario.guest.page_size]
+    length = scenario.guest.memory - operation.offset if operation.length is None else operation.length
+    edges = [operation.offset + length // size * i // vcpus * size for i in range(vcpus)] + [operation.offset + length]
+    return [
+        sc.Fault(
+            task=f"vcpu{i}",
+            file=operation.file,
+            offset=edges[i],
+            length=edges[i + 1] - edges[i],
+            by=operation.by,
+            order=operation.order,
+            stride=operation.stride,
+            seed=scenario.seed + i,
+        )
+        for i in range(vcpus)
+        if edges[i + 1] > edges[i]
+    ]
+
+
+def in_turns(first: int, last: int, vcpus: int, turn: int) -> Iterator[tuple[Int64s, Int64s]]:
+    """Chunks of (folio, vCPU): each vCPU walks its own share of ``[first, last)``, ``turn`` folios at a time."""
+    edges = first + (last - first) * np.arange(vcpus + 1) // vcpus
+    longest = int(np.diff(edges).max())
+    rounds = -(-longest // turn)
+    at_once = max(1, _CHUNK // (turn * vcpus))
+    for low in range(0, rounds, at_once):
+        number = np.arange(low, min(low + at_once, rounds))
+        within = number[:, None, None] * turn + np.arange(turn)[None, None, :]
+        pages = edges[:-1][None, :, None] + within
+        keep = pages < edges[1:][None, :, None]
+        owner = np.broadcast_to(np.arange(vcpus)[None, :, None], pages.shape)
+        yield pages[keep], owner[keep]
+
+
+def shared_turns(first: int, last: int, vcpus: int, turn: int) -> Iterator[tuple[Int64s, Int64s]]:
+    """Chunks of (folio, vCPU): all vCPUs walk one range, consecutive turns take consecutive folios."""
+    for low in range(first, last, _CHUNK):
+        pages = np.arange(low, min(low + _CHUNK, last), dtype=np.int64)
+        yield pages, (pages - first) // turn % vcpus

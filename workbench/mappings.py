@@ -1,0 +1,101 @@
+"""Mappings of a file into the tasks' address space: VMAs, their policies, and the page tables that STRICT looks at.
+
+Linux: ``mm/mempolicy.c`` (``mbind_range``, ``vma_replace_policy``, ``queue_pages_range``), ``mm/vma.c``
+(``vma_modify_policy``). A mapping covers the whole file and has holes on both sides, so its VMAs merge with nothing else.
+Offsets are 4 KiB pages of the file, which are also pages of the mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from workbench.filemap import Int64s, intervals_add, intervals_remove, no_intervals
+from workbench.policy import Mempolicy, mpol_equal
+
+
+@dataclass
+class Vma:
+    """``struct vm_area_struct``: pages ``[start, end)`` with one ``vm_policy``."""
+
+    start: int
+    end: int
+    policy: Mempolicy | None = None
+
+
+@dataclass
+class Mapping:
+    """One mapping of a whole file. ``mapped`` int64 (n, 2): pages that have an entry in the page tables."""
+
+    pages: int
+    vmas: list[Vma] = field(default_factory=list)
+    mapped: Int64s = field(default_factory=no_intervals)
+
+    def __post_init__(self) -> None:
+        if not self.vmas:
+            self.vmas = [Vma(0, self.pages)]
+
+    def vma_at(self, page: int) -> Vma | None:
+        """The VMA that holds a page, or None."""
+        return next((vma for vma in self.vmas if vma.start <= page < vma.end), None)
+
+    def map(self, start: int, end: int) -> None:
+        """Enter pages into the page tables."""
+        self.mapped = intervals_add(start, min(end, self.pages), self.mapped)
+
+    def zap(self, start: int, end: int) -> None:
+        """Remove pages from the page tables."""
+        self.mapped = intervals_remove(start, end, self.mapped)
+
+    def set_policy(
+        self, start: int, end: int, policy: Mempolicy | None, set_shared: Callable[[int, int, Mempolicy | None], None]
+    ) -> None:
+        """mbind_range over every VMA of ``[start, end)``; ``set_shared`` is the VMA operation ``set_policy``.
+
+        Three consequences that surprise people, all seen on a real kernel: a VMA whose policy is already equal is
+        skipped, whatever another mapping has stored meanwhile; merging with an equal neighbour stores the policy for the
+        neighbour's pages too; DEFAULT through a fresh mapping changes nothing.
+        """
+        position = 0
+        while position < len(self.vmas):
+            vma = self.vmas[position]
+            if vma.end <= start or vma.start >= end or mpol_equal(vma.policy, policy):
+                position += 1
+                continue
+            position = self._modify(position, max(start, vma.start), min(end, vma.end), policy)
+            changed = self.vmas[position]
+            changed.policy = policy
+            set_shared(changed.start, changed.end, policy)
+            position += 1
+
+    def _modify(self, position: int, start: int, end: int, policy: Mempolicy | None) -> int:
+        """vma_modify_policy: merge ``[start, end)`` of one VMA with equal neighbours or split it off; its new index."""
+        vma = self.vmas[position]
+        previous = self.vmas[position - 1] if position else None
+        following = self.vmas[position + 1] if position + 1 < len(self.vmas) else None
+        with_previous = (
+            start == vma.start
+            and previous is not None
+            and previous.end == start
+            and mpol_equal(previous.policy, policy)
+        )
+        with_following = (
+            end == vma.end
+            and following is not None
+            and following.start == end
+            and mpol_equal(following.policy, policy)
+        )
+        parts: list[Vma] = []
+        if vma.start < start:
+            parts.append(Vma(vma.start, start, vma.policy))
+        low, high, first, last = start, end, position, position + 1
+        if with_previous and previous is not None:
+            low, first = previous.start, position - 1
+        if with_following and following is not None:
+            high, last = following.end, position + 2
+        parts.append(Vma(low, high, policy))
+        index = first + len(parts) - 1
+        if vma.end > end:
+            parts.append(Vma(end, vma.end, vma.policy))
+        self.vmas[first:last] = parts
+        return index

@@ -1,0 +1,440 @@
+"""Recordings of a real kernel: reading them, checking that they are whole, and turning them into scenarios.
+
+A recording is one boot of one emulated host: what Linux made of the topology, a script of system calls, and for each
+the return value, the errno and what could be seen. The format is described in ``datasets/recordings/README.md``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench import policy as mp
+from workbench import scenario as sc
+from workbench.errors import WorkbenchError
+from workbench.topology import Host, Node, Zone
+from workbench.units import PAGE_SIZE
+
+FORMAT_VERSION = 1
+MAX_BYTES = 1 << 28
+"""An unpacked recording larger than this is refused."""
+_TASK = re.compile(r"^t(\d)$")
+_LABEL = re.compile(r"^(\d+)/(DMA|DMA32|Normal|Movable)$")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One operation as it was recorded: its words without the task, and what was seen."""
+
+    text: str
+    task: int
+    words: tuple[str, ...]
+    seen: Mapping[str, Any]
+
+    @property
+    def dead(self) -> bool:
+        """The process had been killed (or was, by this operation)."""
+        return self.seen.get("errno") == "dead"
+
+
+@dataclass(frozen=True)
+class RecordedScenario:
+    """One script: name, number of tasks, whether il_prev was reset first, and its operations."""
+
+    name: str
+    tasks: int
+    reset: bool
+    operations: tuple[Recorded, ...]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A whole file: the host as Linux saw it and the scripts that ran on it."""
+
+    path: Path
+    topology: str
+    kernel: str
+    host: Host
+    weights: dict[int, int]
+    scenarios: tuple[RecordedScenario, ...]
+    default_pcp: bool
+
+
+def read(path: str | Path) -> Recording:
+    """Read a ``.json`` or ``.json.gz`` recording; anything not whole is refused with one line."""
+    path = Path(path)
+    data = _json(path)
+    version = data.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise WorkbenchError(f"{path.name}: format version {version!r} is not known; this reads version {FORMAT_VERSION}")
+    for key, kind in (("topology", dict), ("scenarios", list)):
+        if not isinstance(data.get(key), kind):
+            raise WorkbenchError(f"{path.name}: no {key!r}; this is not a placement recording")
+    if data.get("done") is not True:
+        raise WorkbenchError(f"{path.name}: truncated: the recorder did not reach its end")
+    scenarios = tuple(_scenario(path, number, entry) for number, entry in enumerate(data["scenarios"]))
+    if not scenarios:
+        raise WorkbenchError(f"{path.name}: holds no scenario")
+    stated = data.get("scenario_text")
+    if isinstance(stated, str):
+        announced = sum(line.split()[:1] == ["scenario"] for line in stated.splitlines())
+        if announced != len(scenarios):
+            raise WorkbenchError(f"{path.name}: truncated: {len(scenarios)} of {announced} scenarios are there")
+    host, weights = _host(path, data)
+    _check_nodes(path, host, scenarios)
+    return Recording(
+        path,
+        str(data["topology"].get("name", path.name)),
+        str(data.get("kernel", "")),
+        host,
+        weights,
+        scenarios,
+        "pcpdefault" in str(data.get("cmdline", "")),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+        if path.name.endswith(".gz"):
+            unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            unpacked = unpacker.decompress(raw, MAX_BYTES)
+            if unpacker.unconsumed_tail:
+                raise WorkbenchError(f"{path.name}: larger than {MAX_BYTES >> 20} MiB when unpacked")
+            if not unpacker.eof:
+                raise WorkbenchError(f"{path.name}: truncated: the compressed data ends early")
+            raw = unpacked
+        data = json.loads(raw)
+    except OSError as error:
+        raise WorkbenchError(f"{path}: {error.strerror}") from None
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise WorkbenchError(f"{path.name}: not a gzip file, or damaged ({error})") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, WorkbenchError):
+            raise
+        raise WorkbenchError(f"{path.name}: not JSON, or truncated ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise WorkbenchError(f"{path.name}: not a recording (the top level is not a mapping)")
+    return data
+
+
+def _scenario(path: Path, number: int, entry: Any) -> RecordedScenario:
+    if not isinstance(entry, dict) or not isinstance(entry.get("ops"), list) or not isinstance(entry.get("name"), str):
+        raise WorkbenchError(f"{path.name}: scenario {number} has no name or no operations")
+    header = str(entry.get("header", entry["name"])).split()
+    tasks = next((word[6:] for word in header if word.startswith("tasks=")), "1")
+    if not tasks.isdecimal() or not 1 <= int(tasks) <= 64:
+        raise WorkbenchError(f"{path.name}: {entry['name']}: tasks={tasks} is not a number of tasks")
+    operations = tuple(_operation(path, entry["name"], position, op) for position, op in enumerate(entry["ops"]))
+    return RecordedScenario(entry["name"], int(tasks), "noreset" not in header, operations)
+
+
+def _operation(path: Path, scenario: str, position: int, entry: Any) -> Recorded:
+    where = f"{path.name}: {scenario}: operation {position}"
+    if not isinstance(entry, dict) or not isinstance(entry.get("op"), str) or not entry["op"].split():
+        raise WorkbenchError(f"{where} has no text")
+    words = entry["op"].split()
+    task = 0
+    matched = _TASK.match(words[0])
+    if matched and len(words) > 1:
+        task, words = int(matched.group(1)), words[1:]
+    if not set(entry) - {"op", "us"}:
+        raise WorkbenchError(f"{where} ({entry['op']}) has no result; the recording is truncated")
+    ret, errno = entry.get("ret"), entry.get("errno")
+    if isinstance(ret, int) and isinstance(errno, int) and (ret >= 0) != (errno == 0) and words[0] != "vtouch":
+        raise WorkbenchError(f"{where} ({entry['op']}) contradicts itself: ret {ret} with errno {errno}")
+    if "place" in entry:
+        start, total = _range(where, entry)
+        if total != sum(count for _, count in unpack_place(entry["place"], where)):
+            raise WorkbenchError(f"{where} ({entry['op']}): the runs of pages do not add up to its range")
+    return Recorded(entry["op"], task, tuple(words), entry)
+
+
+def _range(where: str, entry: Mapping[str, Any]) -> tuple[int, int]:
+    start, plus, count = str(entry.get("range", "")).partition("+")
+    if not plus or not start.isdecimal() or not count.isdecimal():
+        raise WorkbenchError(f"{where}: {entry.get('range')!r} is not a range of pages")
+    return int(start), int(count)
+
+
+def unpack_place(text: str, where: str = "place") -> list[tuple[int | None, int]]:
+    """Runs of ``node*count`` (``.`` for absent pages) as (node or None, pages)."""
+    runs: list[tuple[int | None, int]] = []
+    for part in text.split(","):
+        if not part:
+            continue
+        value, star, count = part.partition("*")
+        if (value != "." and not value.lstrip("-").isdecimal()) or (star and not count.isdecimal()):
+            raise WorkbenchError(f"{where}: {part!r} is not a run of pages")
+        runs.append((None if value == "." else int(value), int(count) if star else 1))
+    return runs
+
+
+def _check_nodes(path: Path, host: Host, scenarios: tuple[RecordedScenario, ...]) -> None:
+    known = {node.id for node in host.nodes}
+    for scenario in scenarios:
+        for operation in scenario.operations:
+            if "place" in operation.seen:
+                for node, _ in unpack_place(operation.seen["place"]):
+                    if node is not None and node not in known and node >= 0:
+                        raise WorkbenchError(
+                            f"{path.name}: {scenario.name}: {operation.text}: page on node {node}, "
+                            f"which the host does not have"
+                        )
+
+
+# ---------------------------------------------------------------------------------------------------------- host
+
+
+def _host(path: Path, data: Mapping[str, Any]) -> tuple[Host, dict[int, int]]:
+    """The host as Linux numbered it, and the interleave weights found at boot."""
+    derived = data.get("derived") or {}
+    files = data.get("files") or {}
+    distances = {int(node): list(row) for node, row in (derived.get("distance") or {}).items()}
+    cpulists = {int(node): str(text) for node, text in (derived.get("cpulist") or {}).items()}
+    weights = {int(node): int(weight) for node, weight in (derived.get("wi_weights") or {}).items()}
+    for name, lines in files.items():
+        matched = re.match(r"/sys/devices/system/node/node(\d+)/(distance|cpulist)$", name)
+        if matched and lines:
+            target = distances if matched.group(2) == "distance" else cpulists
+            text = str(lines[0])
+            target.setdefault(int(matched.group(1)), [int(x) for x in text.split()] if target is distances else text)
+        matched = re.match(r"/sys/kernel/mm/mempolicy/weighted_interleave/node(\d+)$", name)
+        if matched and lines:
+            weights.setdefault(int(matched.group(1)), int(lines[0]))
+    declared = data["topology"].get("nodes") or []
+    if not distances:
+        raise WorkbenchError(f"{path.name}: does not say which distances Linux found")
+    ids = sorted(distances)
+    if any(len(row) != len(ids) for row in distances.values()):
+        raise WorkbenchError(f"{path.name}: the distance matrix is not square")
+    memory = _memory(path, ids, declared, derived)
+    zones = _first_zones(data)
+    try:
+        nodes = tuple(
+            Node(
+                id=node,
+                memory_bytes=memory[node],
+                cpus=tuple(_cpus(cpulists.get(node, ""))),
+                kind="dram",
+                zones=tuple(zones[node]) if node in zones else None,
+            )
+            for node in ids
+        )
+        host = Host(
+            name=str(data["topology"].get("name", "recording")),
+            nodes=nodes,
+            distances=tuple(tuple(distances[node]) for node in ids),
+            source=f"recording {path.name}",
+        )
+    except (ValueError, TypeError) as error:
+        line = str(error).splitlines()[-1].strip()
+        raise WorkbenchError(f"{path.name}: topology: {line}") from None
+    return host, {node: weight for node, weight in weights.items() if 1 <= weight <= 255}
+
+
+def _memory(path: Path, ids: list[int], declared: list[Any], derived: Mapping[str, Any]) -> dict[int, int]:
+    """Bytes of each Linux node. Proximity domains are numbered CPUs first (drivers/acpi/numa/srat.c)."""
+    to_node = {int(pxm): int(node) for pxm, node in (derived.get("pxm_to_node") or {}).items()}
+    if not to_node:
+        order = sorted(range(len(declared)), key=lambda i: (not declared[i].get("cpus"), i))
+        to_node = {pxm: node for node, pxm in enumerate(order)}
+    memory = dict.fromkeys(ids, 0)
+    for number, node in enumerate(declared):
+        linux = to_node.get(int(node.get("pxm", number)), number)
+        if linux not in memory:
+            raise WorkbenchError(f"{path.name}: topology declares node {number}, which Linux does not have")
+        memory[linux] = _size(path, node.get("mem", 0))
+    return memory
+
+
+def _size(path: Path, text: Any) -> int:
+    matched = re.fullmatch(r"(\d+)([KMG]?)", str(text))
+    if not matched:
+        raise WorkbenchError(f"{path.name}: topology: {text!r} is not a memory size such as 512M")
+    return int(matched.group(1)) << {"K": 10, "M": 20, "G": 30, "": 20}[matched.group(2)]
+
+
+def _cpus(text: str) -> list[int]:
+    return mp.nodes_of(mp.parse_nodes(text.strip(), "cpulist")) if text.strip() else []
+
+
+def _first_zones(data: Mapping[str, Any]) -> dict[int, list[Zone]]:
+    """Zones as they stood at the earliest look: at boot if zoneinfo was kept, else in the first script that looked."""
+    counters = parse_zoneinfo((data.get("files") or {}).get("/proc/zoneinfo") or [])
+    if not counters:
+        for scenario in data["scenarios"]:
+            for entry in scenario.get("ops", ()):
+                if isinstance(entry, dict) and isinstance(entry.get("zones"), dict) and not counters:
+                    counters = entry["zones"]
+    by_node: dict[int, list[Zone]] = {}
+    for label, state in counters.items():
+        matched = _LABEL.match(label)
+        if matched and state.get("managed"):
+            values = {key: int(state[key]) for key in ("managed", "free", "min", "low", "high")}
+            by_node.setdefault(int(matched.group(1)), []).append(Zone(name=matched.group(2), **values))
+    return by_node
+
+
+def parse_zoneinfo(lines: list[str]) -> dict[str, dict[str, int]]:
+    """Counters of every populated zone from /proc/zoneinfo: label such as ``0/Normal`` to free, min, low, high, managed."""
+    zones: dict[str, dict[str, int]] = {}
+    current: dict[str, int] = {}
+    for line in lines:
+        matched = re.match(r"Node (\d+), zone\s+(\w+)", line)
+        if matched:
+            current = zones.setdefault(f"{matched.group(1)}/{matched.group(2)}", {})
+            continue
+        matched = re.match(r"\s+(?:pages )?(free|min|low|high|managed)\s+(\d+)$", line)
+        if matched:
+            current.setdefault(matched.group(1), int(matched.group(2)))
+    return {label: state for label, state in zones.items() if state.get("managed") and len(state) == 5}
+
+
+# ----------------------------------------------------------------------------------------------------- translation
+
+
+class Unknown(Exception):
+    """An operation that the workbench does not simulate; its text is the reason."""
+
+
+def to_scenario(recording: Recording, recorded: RecordedScenario) -> tuple[sc.Scenario, list[int | None]]:
+    """A scenario that replays a script, and for each recorded operation the number of ours (None: not simulated)."""
+    operations: list[sc.Operation] = []
+    numbers: list[int | None] = []
+    sizes: dict[str, int] = {}
+    known = {f"{node.id}" for node in recording.host.nodes}
+    for entry in recorded.operations:
+        try:
+            operation = _translate(entry, sizes, recording)
+        except Unknown:
+            numbers.append(None)
+            continue
+        except (ValueError, IndexError) as error:
+            raise WorkbenchError(f"{recording.path.name}: {recorded.name}: {entry.text!r}: {error}") from None
+        numbers.append(len(operations))
+        operations.append(operation)
+    del known
+    first_cpu = min((cpu for node in recording.host.nodes for cpu in node.cpus), default=None)
+    place = {"cpu": first_cpu} if first_cpu is not None else {"node": recording.host.nodes[0].id}
+    tasks = tuple(sc.Task(name=f"t{number}", **place) for number in range(recorded.tasks))
+    scenario = sc.Scenario(
+        name=f"{recording.topology}/{recorded.name}",
+        host=recording.host,
+        boot=sc.Boot(weights=recording.weights or None),
+        guest=sc.Guest(memory=PAGE_SIZE),
+        tasks=tasks,
+        operations=tuple(operations) or (sc.Zones(),),
+        output="runs",
+        strict=False,
+    )
+    return scenario, numbers
+
+
+def _bytes(word: str) -> int:
+    return int(word[:-1], 0) if word.endswith("b") else int(word, 0) * PAGE_SIZE
+
+
+def _policy(mode: str, nodes: str) -> dict[str, Any]:
+    name, *flags = mode.split("|")
+    known = [flag.lower() for flag in flags if flag.lower() in mp.MODE_FLAGS]
+    if len(known) != len(flags):
+        raise Unknown(f"mode flags {flags}")
+    value: str | int = name.lower() if name.lower() in mp.MODES else int(name, 0)
+    return {"mode": value, "mode_flags": tuple(known), "nodes": "" if nodes in ("-", "none", "0x0") else nodes}
+
+
+def _flags(word: str, names: Mapping[str, int]) -> int:
+    return sum(names[part.lower()] if part.lower() in names else int(part, 0) for part in set(word.split("|")))
+
+
+_GMEM_FLAGS = {"mmap": 1, "shared": 2}
+_ORDERS = {"seq": "sequential", "rev": "reverse", "rand": "random", "stride": "strided"}
+
+
+def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> sc.Operation:
+    verb, *rest = entry.words
+    arguments = [*rest, *["0"] * 8]
+    common: dict[str, Any] = {"task": f"t{entry.task}"}
+    on = {**common, "file": arguments[0]}
+    if verb == "create":
+        sizes[arguments[0]] = int(arguments[1])
+        return sc.Create(**on, size=int(arguments[1]) * PAGE_SIZE, raw_flags=_flags(arguments[2], _GMEM_FLAGS))
+    if verb == "memfd":
+        sizes[arguments[0]] = int(arguments[1])
+        return sc.Memfd(**on, size=int(arguments[1]) * PAGE_SIZE)
+    if verb == "alias":
+        sizes[arguments[0]] = sizes.get(arguments[1], 0)
+        return sc.Alias(**on, of=arguments[1])
+    if verb == "mmap":
+        return sc.Mmap(**on, private=arguments[1] == "private")
+    if verb == "unmap":
+        return sc.Munmap(**on)
+    if verb == "close":
+        return sc.Close(**on)
+    if verb == "setpol":
+        return sc.SetMempolicy(**common, **_policy(arguments[0], arguments[1]))
+    if verb == "setcpu":
+        return sc.SchedSetaffinity(**common, cpu=int(arguments[0]))
+    if verb == "reset":
+        return sc.ResetRotation(**common)
+    if verb == "gettask":
+        return sc.GetMempolicy(**common)
+    if verb == "getil":
+        return sc.GetMempolicy(**common, node=True)
+    if verb == "cpuset":
+        return sc.Cpuset(**common, mems=None if arguments[0] == "off" else arguments[0])
+    if verb == "weights":
+        if arguments[0] == "default":
+            return sc.Weights(**common)
+        pairs = [part.split(":") for part in arguments[0].split(",")]
+        return sc.Weights(**common, weights={int(node): int(weight) for node, weight in pairs})
+    if verb == "migrate":
+        return sc.MigratePages(**common, source=int(arguments[0]), target=int(arguments[1]))
+    if verb in ("eat", "eatto"):
+        amount = {"size" if verb == "eat" else "leave_free": int(arguments[1]) * PAGE_SIZE}
+        return sc.Hog(**common, node=int(arguments[0]), bind=arguments[2] == "bind", **amount)
+    if verb == "uneat":
+        return sc.Unhog(**common)
+    if verb == "zones":
+        observed = entry.seen.get("zones")
+        return sc.Zones(**common, observed=observed if isinstance(observed, dict) else None)
+    if verb in ("place", "counts"):
+        start = int(arguments[1]) if len(rest) > 1 and verb == "place" else 0
+        count = int(arguments[2]) if len(rest) > 2 and verb == "place" else sizes.get(arguments[0], 0) - start
+        return sc.Observe(**on, offset=start * PAGE_SIZE, length=max(0, count) * PAGE_SIZE)
+    if verb in ("getpol", "getnode"):
+        return sc.GetMempolicy(**on, offset=int(arguments[1]) * PAGE_SIZE, node=verb == "getnode")
+    return _translate_range(verb, on, arguments, len(rest))
+
+
+def _translate_range(verb: str, on: dict[str, Any], arguments: list[str], given: int) -> sc.Operation:
+    where = {**on, "offset": _bytes(arguments[1]), "length": _bytes(arguments[2])}
+    if verb == "mbind":
+        return sc.Mbind(**where, **_policy(arguments[3], arguments[4]), raw_flags=_flags(arguments[5], mp.MBIND_FLAGS))
+    if verb == "home":
+        return sc.SetMempolicyHomeNode(**where, home_node=int(arguments[3]))
+    if verb == "falloc":
+        return sc.Fallocate(**where, mode=int(arguments[3], 0) if given > 3 else None)
+    if verb == "punch":
+        return sc.PunchHole(**where)
+    if verb in ("touch", "rtouch"):
+        order = _ORDERS.get(arguments[3], "sequential")
+        extra: dict[str, Any] = {"seed": int(arguments[4], 0)} if order == "random" else {}
+        if order == "strided":
+            extra = {"stride": max(1, int(arguments[4], 0))}
+        return sc.Fault(**where, by="host", write=verb == "touch", order=order, **extra)
+    if verb in ("prefault", "vtouch"):
+        return sc.Fault(**where, by="prefault" if verb == "prefault" else "guest")
+    if verb == "movepages":
+        flags = _flags(arguments[4], mp.MBIND_FLAGS) if given > 4 else mp.MF_MOVE
+        return sc.MovePages(**where, node=int(arguments[3]), move_all=bool(flags & mp.MF_MOVE_ALL))
+    if verb == "madv":
+        return sc.Madvise(**where, advice=int(arguments[3], 0))
+    raise Unknown(verb)

@@ -1,0 +1,250 @@
+"""Run a scenario: operations on a :class:`workbench.system.System`, then one Dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+
+from kernels import filemap
+from workbench import policy as mp
+from workbench import results
+from workbench import scenario as sc
+from workbench.generators import expand
+from workbench.system import Inode, Result, System
+
+AUTO_PAGES = 1 << 22
+"""``output: auto`` lists the node of every folio up to so many folios in all."""
+MAX_RUNS = 1 << 20
+"""Runs of one node are listed up to so many; stretches always are."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class _Log:
+    """What is kept of each event while a scenario runs."""
+
+    operations: list[sc.Operation] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    placed: list[np.ndarray] = field(default_factory=list)
+    free: list[np.ndarray] = field(default_factory=list)
+    observed: list[tuple[int, str, np.ndarray]] = field(default_factory=list)
+
+
+def simulate(
+    scenario: sc.Scenario,
+    *,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> xr.Dataset:
+    """Simulate a scenario and return its Dataset (see :mod:`workbench.results` for the variables).
+
+    Parameters
+    ----------
+    scenario : the scenario
+    progress : called with (operations done, operations in all)
+    cancelled : asked now and then; when it returns True the run ends with KeyboardInterrupt
+
+    Raises
+    ------
+    WorkbenchError
+        The scenario asks for something that is no operation of its host. A call that the kernel refuses is not an
+        error: its event carries the errno, and the run goes on.
+    """
+    system = System(scenario, cancelled)
+    operations = expand(scenario)
+    log = _Log()
+    for number, operation in enumerate(operations):
+        system.placed[:] = 0
+        result = system.apply(operation)
+        log.operations.append(operation)
+        log.results.append(result)
+        log.tasks.append(operation.task or next(iter(system.tasks)))
+        log.placed.append(np.bincount(system.zone_node, system.placed, system.nodes).astype(np.int64))
+        log.free.append(system.free.copy())
+        if isinstance(operation, sc.Observe) and not result.errno:
+            file = system.files[operation.file]
+            log.observed.append((number, operation.file, _observed_runs(system, file.inode, operation)))
+        if progress is not None:
+            progress(number + 1, len(operations))
+        if cancelled():
+            raise KeyboardInterrupt
+    return _dataset(system, log)
+
+
+def _observed_runs(system: System, inode: Inode, operation: sc.Observe) -> np.ndarray:
+    start, end = system._pages(operation, inode.pages)
+    return _node_runs(system, inode, start >> inode.order, end >> inode.order)
+
+
+def _node_runs(system: System, inode: Inode, start: int = 0, end: int = np.iinfo(np.int64).max) -> np.ndarray:
+    """Maximal runs of one node, int64 (n, 3): first folio, folios, node id; at most MAX_RUNS are listed."""
+    runs = inode.map.cut(start, end)
+    tables = (runs, inode.map.allocations, inode.map.tiles, system.zone_node)
+    out = np.empty((1024, 3), np.int64)
+    needed = filemap.node_runs(*tables, out)
+    if needed > len(out):
+        out = np.empty((min(needed, MAX_RUNS), 3), np.int64)
+        filemap.node_runs(*tables, out)
+    out = out[:needed]
+    out[:, 2] = system.node_ids[out[:, 2]]
+    return out
+
+
+def _dataset(system: System, log: _Log) -> xr.Dataset:
+    scenario = system.scenario
+    variables: dict[str, tuple[tuple[str, ...], object]] = {}
+
+    def put(name: str, values: object) -> None:
+        variables[name] = (results.SPECS[name].dims, values)
+
+    inodes = {name: file.inode for name, file in system.files.items()}
+    _put_host(system, put)
+    _put_events(system, log, put)
+    counts = np.array(
+        [np.bincount(system.zone_node, i.map.counts(len(system.free)), system.nodes) for i in inodes.values()]
+    ).reshape(len(inodes), system.nodes)
+    put("pages_per_node", counts.astype(np.int64))
+    put("file_pages", np.array([inode.pages >> inode.order for inode in inodes.values()], np.int64))
+    put("page_size", np.int64(4096 << system.order))
+    _put_placement(system, inodes, put)
+    _put_observed(log, put)
+    _put_ranges(system, inodes, put)
+    _put_vcpus(system, counts, put)
+    coordinates = {
+        "node": system.node_ids,
+        "node_to": system.node_ids,
+        "zone": np.array(system.zone_labels, dtype=str),
+        "event": np.arange(len(log.results)),
+        "file": np.array(list(inodes), dtype=str),
+        "vcpu": np.array(system.vcpus, dtype=str),
+    }
+    dataset = results.annotate(xr.Dataset(variables, coordinates))
+    dataset.attrs.update(scenario=scenario.name, provenance=results.provenance(scenario))
+    if scenario.comment:
+        dataset.attrs["comment"] = scenario.comment
+    return dataset
+
+
+Put = Callable[[str, object], None]
+
+
+def _put_host(system: System, put: Put) -> None:
+    nodes = system.host.nodes
+    put("node_kind", np.array([node.kind for node in nodes], dtype=str))
+    put("node_memory", np.array([node.memory_bytes for node in nodes], np.int64))
+    put("node_cpus", np.array([len(node.cpus) for node in nodes], np.int64))
+    put("distance", np.asarray(system.host.distance_matrix, np.int64))
+    order = system.fallback
+    put("fallback_order", np.where(order >= 0, system.node_ids[order], -1))
+    put("zone_node", system.node_ids[system.zone_node])
+    put("zone_managed", system.managed)
+    for row, mark in enumerate(("min", "low", "high")):
+        put(f"zone_{mark}", system.watermarks[row])
+
+
+def _put_events(system: System, log: _Log, put: Put) -> None:
+    put("event_op", np.array([operation.op for operation in log.operations], dtype=str))  # type: ignore[attr-defined]
+    put("event_task", np.array(log.tasks, dtype=str))
+    put("event_file", np.array([getattr(operation, "file", None) or "" for operation in log.operations], dtype=str))
+    put("event_ret", np.array([result.ret for result in log.results], np.int64))
+    put("event_errno", np.array([result.errno for result in log.results], np.int64))
+    put("event_detail", np.array([json.dumps(result.detail) for result in log.results], dtype=str))
+    put("event_pages", np.array(log.placed, np.int64).reshape(-1, system.nodes))
+    put("free_pages", np.array(log.free, np.int64).reshape(-1, len(system.free)))
+
+
+def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
+    scenario = system.scenario
+    files: list[str] = []
+    rows: list[np.ndarray] = []
+    tiles: list[np.ndarray] = []
+    base = 0
+    if scenario.output != "counts":
+        for name, inode in inodes.items():
+            stretches, tile = _stretches(system, inode, base)
+            files += [name] * len(stretches)
+            rows.append(stretches)
+            tiles.append(tile)
+            base += len(tile)
+    table = np.concatenate(rows) if rows else np.empty((0, 6), np.int64)
+    put("stretch_file", np.array(files, dtype=str))
+    for column, name in enumerate(("start", "length", "offset", "period", "phase", "step")):
+        put(f"stretch_{name}", table[:, column])
+    put("tile_node", np.concatenate(tiles) if tiles else np.empty(0, np.int16))
+
+    total = sum(inode.pages >> inode.order for inode in inodes.values())
+    if scenario.output in ("auto", "runs"):
+        _put_runs("run", [(name, _node_runs(system, inode)) for name, inode in inodes.items()], put)
+    if scenario.output == "pages" or (scenario.output == "auto" and total <= AUTO_PAGES):
+        put("page_node", _page_node(system, inodes))
+
+
+def _stretches(system: System, inode: Inode, base: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stretches int64 (n, 6) and the nodes of their tiles, of what is present; tiles that nothing uses are dropped."""
+    runs, map_ = inode.map.runs, inode.map
+    used, row = np.unique(runs[:, 2], return_inverse=True)
+    allocations = map_.allocations[used]
+    periods = allocations[:, filemap.PERIOD]
+    offsets = np.concatenate(([0], np.cumsum(periods)))
+    kept = (
+        np.concatenate([map_.tiles[a[filemap.OFFSET] : a[filemap.OFFSET] + a[filemap.PERIOD]] for a in allocations])
+        if len(allocations)
+        else np.empty(0, np.int16)
+    )
+    mine = allocations[row]
+    phase = (runs[:, 0] - mine[:, filemap.FIRST]) * mine[:, filemap.STEP] % mine[:, filemap.PERIOD]
+    stretches = np.column_stack(
+        (runs[:, 0], runs[:, 1], base + offsets[row], mine[:, filemap.PERIOD], phase, mine[:, filemap.STEP])
+    ).astype(np.int64)
+    return stretches, system.node_ids[system.zone_node[kept]].astype(np.int16)
+
+
+def _page_node(system: System, inodes: dict[str, Inode]) -> np.ndarray:
+    dtype = np.int8 if system.node_ids.max() < 128 else np.int16
+    pages = max((inode.pages >> inode.order for inode in inodes.values()), default=0)
+    out = np.empty((len(inodes), pages), dtype)
+    values = system.node_ids[system.zone_node].astype(dtype)
+    for row, inode in zip(out, inodes.values(), strict=True):
+        for start, end in inode.map.absent(0, pages):
+            row[start:end] = -1
+        filemap.render(inode.map.runs, inode.map.allocations, inode.map.tiles, values, 0, row)
+    return out
+
+
+def _put_runs(table: str, tables: list[tuple[str, np.ndarray]], put: Put) -> None:
+    rows = np.concatenate([runs for _, runs in tables]) if tables else np.empty((0, 3), np.int64)
+    put(f"{table}_file", np.array([name for name, runs in tables for _ in range(len(runs))], dtype=str))
+    for column, name in enumerate(("start", "length", "node")):
+        put(f"{table}_{name}", rows[:, column])
+
+
+def _put_observed(log: _Log, put: Put) -> None:
+    _put_runs("observed_run", [(name, runs) for _, name, runs in log.observed], put)
+    events = [np.full(len(runs), event) for event, _, runs in log.observed]
+    put("observed_run_event", np.concatenate(events) if events else np.empty(0, np.int64))
+
+
+def _put_ranges(system: System, inodes: dict[str, Inode], put: Put) -> None:
+    ranges = [(name, *extent) for name, inode in inodes.items() for extent in inode.shared_policy]
+    put("range_file", np.array([name for name, *_ in ranges], dtype=str))
+    put("range_start", np.array([start for _, start, _, _ in ranges], np.int64))
+    put("range_end", np.array([end for _, _, end, _ in ranges], np.int64))
+    put("range_mode", np.array([mp.MODES[policy.mode] for *_, policy in ranges], dtype=str))
+    masks = [system._mask(policy.nodes) for *_, policy in ranges]
+    put("range_nodes", np.array(masks, bool).reshape(len(ranges), system.nodes))
+
+
+def _put_vcpus(system: System, counts: np.ndarray, put: Put) -> None:
+    nids = np.array([system.tasks[name].nid for name in system.vcpus])
+    memory = counts.sum(axis=0)
+    total = max(int(memory.sum()), 1)
+    distance = np.asarray(system.host.distance_matrix, np.float64)
+    put("vcpu_node", system.node_ids[nids])
+    put("local_share", memory[nids] / total)
+    put("mean_distance", distance[nids] @ memory / total)

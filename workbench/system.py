@@ -1,0 +1,1036 @@
+"""One simulated Linux host with its tasks and files: what each operation does to it and what the call returns.
+
+The state is what the kernel has: zones with free pages and marks, tasks with a policy and a rotation, inodes with a
+shared policy and present pages, mappings with VMAs. Which zone backs a page is decided by :mod:`kernels.placement`.
+Sources are named at each operation; the kernel of record is Linux 7.3.
+
+A method ``_name`` carries out the operation ``name`` and returns a :class:`Result`. A refused operation is a result.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from kernels import fault_order, mempolicy, placement, zonelist
+from workbench import policy as mp
+from workbench import scenario as sc
+from workbench.errors import WorkbenchError
+from workbench.filemap import FileMap, Int64s, intervals_in, intervals_minus
+from workbench.generators import in_turns, shared_turns
+from workbench.mappings import Mapping
+from workbench.units import PAGE_SIZE, format_bytes
+from workbench.zones import default_zones
+
+FALLOC_FL_KEEP_SIZE = 1
+GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_FLAG_INIT_SHARED = 1, 2
+MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE = 4, 9, 22, 23
+KVM_EXIT_HLT = 5
+_LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
+_FIRST_DESCRIPTOR = 3  # after stdin, stdout and stderr
+
+
+@dataclass
+class Result:
+    """What a call returned: ``ret`` (-1 with a positive ``errno`` on failure) and what it wrote besides."""
+
+    ret: int = 0
+    errno: int = 0
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def failed(error: int, **detail: Any) -> Result:
+    """The result of a refused call."""
+    return Result(-1, error, detail)
+
+
+class OutOfMemory(Exception):
+    """No eligible zone gives a page: the OOM killer ends the process (4 KiB pages)."""
+
+
+@dataclass
+class Thread:
+    """``struct task_struct``: ``index`` is its row in the table of rotations, ``nid`` the node index it runs on."""
+
+    name: str
+    index: int
+    nid: int
+    policy: mp.Mempolicy | None = None
+
+
+@dataclass
+class Inode:
+    """A guest_memfd or tmpfs inode. Sizes and policy ranges are in 4 KiB pages, ``map`` in folios of ``order``."""
+
+    name: str
+    pages: int
+    kind: str  # "guest_memfd" or "memfd"
+    flags: int = 0
+    order: int = 0
+    ilx_base: int = 0
+    shared_policy: mp.SharedPolicy = field(default_factory=mp.SharedPolicy)
+    map: FileMap = field(default_factory=FileMap)
+    mappings: list[Mapping] = field(default_factory=list)
+
+    @property
+    def private(self) -> bool:
+        """In 7.3 the whole inode is private unless it was created with INIT_SHARED."""
+        return self.kind == "guest_memfd" and not self.flags & GUEST_MEMFD_FLAG_INIT_SHARED
+
+
+@dataclass
+class OpenFile:
+    """A name of the scenario: an inode, its descriptor (None when closed) and its mapping (None when unmapped)."""
+
+    inode: Inode
+    descriptor: int | None
+    mapping: Mapping | None
+
+
+class System:
+    """The host while a scenario runs."""
+
+    def __init__(self, scenario: sc.Scenario, cancelled: Callable[[], bool] = lambda: False) -> None:
+        self.scenario = scenario
+        self.host = scenario.host
+        self.cancelled = cancelled
+        self.node_ids = np.asarray(self.host.node_ids, np.int64)
+        if (np.diff(self.node_ids) <= 0).any():
+            raise WorkbenchError("host.nodes: must be in ascending order of id")
+        self.index_of_node = {int(node): index for index, node in enumerate(self.node_ids)}
+        self.nodes = len(self.node_ids)
+        self.order = sc.PAGE_ORDER[scenario.guest.page_size]
+        self._init_zones()
+        self._init_weights()
+        self._init_tasks()
+        self.files: dict[str, OpenFile] = {}
+        self.descriptors: set[int] = set(range(_FIRST_DESCRIPTOR))
+        self.hogs: list[tuple[int, Int64s]] = []
+        self.memfds = 0
+        self.vcpu_open = False
+        self.killed = False
+        self.placed = np.zeros(len(self.free), np.int64)
+
+    # ------------------------------------------------------------------------------------------------- set-up
+
+    def _init_zones(self) -> None:
+        boot = self.scenario.boot
+        table = default_zones(self.host, **({} if boot.lowmem is None else {"lowmem_bytes": boot.lowmem}))
+        self.zone_node = table.zone_node.astype(np.int64)
+        self.zone_type = table.zone_type.astype(np.int64)
+        self.managed = table.managed.astype(np.int64)
+        self.free = table.free.astype(np.int64).copy()
+        self.watermarks = np.stack((table.min, table.low, table.high)).astype(np.int64)
+        self.reserve = table.lowmem_reserve_normal.astype(np.int64)
+        self.zone_labels = [
+            f"{self.node_ids[node]}/{('DMA', 'DMA32', 'Normal', 'Movable')[kind]}"
+            for node, kind in zip(self.zone_node, self.zone_type, strict=True)
+        ]
+        self.has_memory = np.zeros(self.nodes, bool)
+        self.has_memory[self.zone_node[self.managed > 0]] = True
+        self.has_normal_memory = np.zeros(self.nodes, bool)
+        self.has_normal_memory[self.zone_node[(self.managed > 0) & (self.zone_type <= zonelist.ZONE_NORMAL)]] = True
+        if not self.has_normal_memory.any():
+            raise WorkbenchError("host.nodes: no node has memory that the kernel can use")
+        self.n_memory = mp.nodemask(self.node_ids[self.has_memory].tolist())
+        self.mems_allowed = self.n_memory
+        self.cpusets_enabled = False
+
+        penalised = np.zeros(self.nodes, bool)
+        if boot.zonelists == "hotplug":
+            penalised[:] = [bool(node.cpus) for node in self.host.nodes]
+        order = np.empty((self.nodes, self.nodes), np.int64)
+        load = np.empty(self.nodes, np.int64)
+        distance = np.asarray(self.host.distance_matrix, np.int64)
+        zonelist.fallback_order(distance, self.has_memory, penalised, load, order)
+        self.fallback = order
+        self.zonelists = {
+            "guest_memfd": self._zonelists(zonelist.ZONE_NORMAL),
+            "memfd": self._zonelists(zonelist.ZONE_MOVABLE),
+        }
+        if self.order:
+            self._init_pools()
+
+    def _zonelists(self, highest: int) -> Int64s:
+        out = np.empty((self.nodes, len(self.managed) + 1), np.int64)
+        zonelist.zonelists(self.fallback, self.zone_node, self.zone_type, self.managed, highest, out)
+        return out
+
+    def _init_pools(self) -> None:
+        """One pool of huge pages per node, in place of the zones: mm/hugetlb.c keeps a free list for each node.
+
+        Without a stated pool each node keeps 1/16 of its free memory for the kernel and gives the rest.
+        """
+        size = PAGE_SIZE << self.order
+        free = np.bincount(self.zone_node, self.free, self.nodes).astype(np.int64)
+        pages = (free - free // 16) * PAGE_SIZE // size
+        stated = self.scenario.boot.hugetlb_pages
+        if stated is not None:
+            for node, count in stated.items():
+                if node not in self.index_of_node or count < 0:
+                    raise WorkbenchError(f"boot.hugetlb_pages: {node}: {count} is not a page count of a node of this host")
+                if count * (size // PAGE_SIZE) > free[self.index_of_node[node]]:
+                    raise WorkbenchError(
+                        f"boot.hugetlb_pages: {count} pages of {self.scenario.guest.page_size} do not fit the "
+                        f"{format_bytes(int(free[self.index_of_node[node]]) * PAGE_SIZE)} free on node {node}"
+                    )
+            pages = np.array([stated.get(int(node), 0) for node in self.node_ids], np.int64)
+        self.zone_node = np.arange(self.nodes, dtype=np.int64)
+        self.zone_type = np.full(self.nodes, zonelist.ZONE_NORMAL, np.int64)
+        self.managed, self.free = pages.copy(), pages.copy()
+        self.watermarks = np.zeros((3, self.nodes), np.int64)
+        self.reserve = np.zeros(self.nodes, np.int64)
+        kind = "range" if self.scenario.guest.design == "pfn-range" else "hugetlb"
+        self.zone_labels = [f"{node}/{kind}" for node in self.node_ids]
+        self.zonelists = dict.fromkeys(("guest_memfd", "memfd"), self._zonelists(zonelist.ZONE_NORMAL))
+
+    def _init_weights(self) -> None:
+        bandwidth = np.zeros(self.nodes, np.int64)
+        for access in self.host.access:
+            if access.read_bandwidth is None or access.write_bandwidth is None:
+                continue
+            target = self.index_of_node[access.target]
+            best = min(access.read_bandwidth, access.write_bandwidth)
+            bandwidth[target] = max(bandwidth[target], int(best))
+        self.boot_weights = np.ones(self.nodes, np.int64)
+        if bandwidth.any():
+            mempolicy.auto_weights(bandwidth, self.has_memory, self.boot_weights)
+        for node, weight in (self.scenario.boot.weights or {}).items():
+            if node not in self.index_of_node or not 1 <= weight <= 255:
+                raise WorkbenchError(f"boot.weights: {node}: {weight}; weights are 1 to 255 for nodes of the host")
+            self.boot_weights[self.index_of_node[node]] = weight
+        self.weights = self.boot_weights.copy()
+
+    def _init_tasks(self) -> None:
+        tasks = list(self.scenario.tasks)
+        vcpus = self.scenario.guest.vcpus
+        if not vcpus:
+            with_cpus = [node.id for node in self.host.nodes if node.cpus] or [self.host.nodes[0].id]
+            vcpus = (sc.Vcpu(node=with_cpus[0]),)
+        if not tasks:
+            tasks = [sc.Task(name="vmm", cpu=vcpus[0].cpu, node=vcpus[0].node)]
+        names = {task.name for task in tasks}
+        tasks += [
+            sc.Task(name=f"vcpu{i}", cpu=vcpu.cpu, node=vcpu.node)
+            for i, vcpu in enumerate(vcpus)
+            if f"vcpu{i}" not in names
+        ]
+        self.vcpus = [f"vcpu{i}" for i in range(len(vcpus))]
+        self.tasks = {task.name: Thread(task.name, index, self._nid(task)) for index, task in enumerate(tasks)}
+        self.rotations = np.empty((len(tasks), 2), np.int64)
+        for index, task in enumerate(tasks):
+            self.rotations[index] = (self._rotation_index(task.il_prev), task.il_weight)
+
+    def _nid(self, place: sc.Task) -> int:
+        if place.cpu is not None:
+            return self.index_of_node[self.host.node_of_cpu(place.cpu)]
+        return self.index_of_node[place.node] if place.node is not None else 0
+
+    def _rotation_index(self, il_prev: int) -> int:
+        """Index such that the next set bit after it is the next node id after ``il_prev``."""
+        return (int(np.searchsorted(self.node_ids, il_prev, side="right")) - 1) % self.nodes
+
+    # --------------------------------------------------------------------------------------------- operations
+
+    def apply(self, operation: sc.Operation) -> Result:
+        """Carry out one operation."""
+        if self.killed:
+            return failed(errno.ESRCH, killed=True)
+        name = operation.op  # type: ignore[attr-defined]  # every operation of the union has it
+        try:
+            return getattr(self, f"_{name}")(operation)  # type: ignore[no-any-return]
+        except OutOfMemory:
+            self._oom_kill()
+            return failed(errno.ENOMEM, killed=True)
+
+    def _task(self, operation: sc.Operation) -> Thread:
+        if operation.task is None:
+            return next(iter(self.tasks.values()))
+        if operation.task not in self.tasks:
+            names = ", ".join(list(self.tasks)[:8])
+            raise WorkbenchError(f"operations.task: {operation.task!r} is not a task of this scenario ({names}, ...)")
+        return self.tasks[operation.task]
+
+    def _file(self, name: str) -> OpenFile | None:
+        return self.files.get(name)
+
+    @staticmethod
+    def _pages(operation: Any, pages: int) -> tuple[int, int]:
+        """First page and end of an operation's range, in whole 4 KiB pages of the file."""
+        first = operation.offset // PAGE_SIZE
+        if operation.length is None:
+            return first, max(first, pages)
+        return first, first + -(-operation.length // PAGE_SIZE)
+
+    # ........................................................................................ files and mappings
+
+    def _descriptor(self) -> int:
+        number = next(number for number in range(len(self.descriptors) + 1) if number not in self.descriptors)
+        self.descriptors.add(number)
+        return number
+
+    def _create(self, operation: sc.Create) -> Result:
+        """virt/kvm/guest_memfd.c: kvm_gmem_create; then mmap if the file has the flag."""
+        size = self.scenario.guest.memory if operation.size is None else operation.size
+        flags = operation.raw_flags
+        if flags is None:
+            flags = sum({"mmap": GUEST_MEMFD_FLAG_MMAP, "init_shared": GUEST_MEMFD_FLAG_INIT_SHARED}[name]
+                        for name in set(operation.flags))  # fmt: skip
+        detail = {"mmap_errno": 0} if flags & GUEST_MEMFD_FLAG_MMAP else {}
+        known = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
+        if flags & ~known or size <= 0 or size % (PAGE_SIZE << self.order):
+            return failed(errno.EINVAL, **detail)
+        policy, error = self._policy_of(operation)
+        if self.scenario.guest.policy_interface == "create" and error:
+            return failed(error)
+        inode = Inode(operation.file, size // PAGE_SIZE, "guest_memfd", flags, self.order)
+        if self.scenario.guest.policy_interface == "create" and policy is not None:
+            inode.shared_policy.set(0, inode.pages, policy)
+        return self._open(operation.file, inode, mapped=bool(flags & GUEST_MEMFD_FLAG_MMAP), **detail)
+
+    def _memfd(self, operation: sc.Memfd) -> Result:
+        """memfd_create: a tmpfs inode, whose interleave index is shifted by its inode number."""
+        self.memfds += 1
+        number = self.memfds if operation.inode is None else operation.inode
+        inode = Inode(operation.file, operation.size // PAGE_SIZE, "memfd", ilx_base=number)
+        return self._open(operation.file, inode, mapped=True)
+
+    def _open(self, name: str, inode: Inode, mapped: bool, **detail: Any) -> Result:
+        mapping = Mapping(inode.pages) if mapped and inode.pages else None
+        if mapping is not None:
+            inode.mappings.append(mapping)
+        descriptor = self._descriptor()
+        self.files[name] = OpenFile(inode, descriptor, mapping)
+        return Result(descriptor, 0, detail)
+
+    def _alias(self, operation: sc.Alias) -> Result:
+        source = self._file(operation.of)
+        if source is None or source.descriptor is None:
+            return failed(errno.EBADF)
+        if source.inode.kind == "guest_memfd" and not source.inode.flags & GUEST_MEMFD_FLAG_MMAP:
+            return failed(errno.ENODEV)
+        mapping = Mapping(source.inode.pages)
+        source.inode.mappings.append(mapping)
+        self.files[operation.file] = OpenFile(source.inode, self._descriptor(), mapping)
+        return Result()
+
+    def _mmap(self, operation: sc.Mmap) -> Result:
+        """virt/kvm/guest_memfd.c: kvm_gmem_mmap."""
+        file = self._file(operation.file)
+        if file is None or file.descriptor is None:
+            return failed(errno.EBADF)
+        if file.inode.kind == "guest_memfd":
+            if not file.inode.flags & GUEST_MEMFD_FLAG_MMAP:
+                return failed(errno.ENODEV)
+            if operation.private:
+                return failed(errno.EINVAL)
+        mapping = Mapping(file.inode.pages)
+        file.inode.mappings.append(mapping)
+        if file.mapping is None:
+            file.mapping = mapping
+        return Result()
+
+    def _munmap(self, operation: sc.Munmap) -> Result:
+        file = self._file(operation.file)
+        if file is not None and file.mapping is not None:
+            file.inode.mappings.remove(file.mapping)
+            file.mapping = None
+        return Result()
+
+    def _close(self, operation: sc.Close) -> Result:
+        """The last descriptor and mapping gone, the inode dies and its pages are freed."""
+        file = self._file(operation.file)
+        if file is None or file.descriptor is None:
+            return failed(errno.EBADF)
+        self._munmap(sc.Munmap(file=operation.file))
+        self.descriptors.discard(file.descriptor)
+        file.descriptor = None
+        if not file.inode.mappings and not self._is_open(file.inode):
+            self.free += file.inode.map.erase(0, np.iinfo(np.int64).max, len(self.free))
+        return Result()
+
+    def _is_open(self, inode: Inode) -> bool:
+        return any(file.inode is inode and file.descriptor is not None for file in self.files.values())
+
+    def _oom_kill(self) -> None:
+        self.killed = True
+        for inode in {id(file.inode): file.inode for file in self.files.values()}.values():
+            self.free += inode.map.erase(0, np.iinfo(np.int64).max, len(self.free))
+
+    # ...................................................................................................... policy
+
+    def _policy_of(self, operation: Any) -> tuple[mp.Mempolicy | None, int]:
+        """mpol_new and mpol_set_nodemask for an operation's mode and nodes: (policy, errno)."""
+        mode, flags, error = mp.sanitize_mpol_flags(operation.mode_word)
+        if error:
+            return None, error
+        nodes = mp.parse_nodes(operation.nodes)
+        error = mp.get_nodes(nodes)
+        if error:
+            return None, error
+        policy, error = mp.mpol_new(mode, flags, nodes)
+        if error:
+            return None, error
+        return mp.mpol_set_nodemask(policy, self.mems_allowed & self.n_memory)
+
+    def _mbind(self, operation: sc.Mbind) -> Result:
+        """mm/mempolicy.c: kernel_mbind, do_mbind."""
+        interface = self.scenario.guest.policy_interface
+        file = self._file(operation.file)
+        if interface != "mbind" and file is not None and file.inode.kind == "guest_memfd":
+            # Before v4 of the series the VMA of a guest_memfd had no set_policy: the call succeeds, nothing changes.
+            return Result(0, 0, {"no_effect": True})
+        mode, _, error = mp.sanitize_mpol_flags(operation.mode_word)
+        if error or mp.get_nodes(mp.parse_nodes(operation.nodes)):
+            return failed(errno.EINVAL)
+        flags = operation.raw_flags
+        if flags is None:
+            flags = sum(mp.MBIND_FLAGS[name] for name in set(operation.flags))
+        if flags & ~(mp.MF_STRICT | mp.MF_MOVE | mp.MF_MOVE_ALL) or operation.offset % PAGE_SIZE:
+            return failed(errno.EINVAL)
+        if mode == mp.DEFAULT:
+            flags &= ~mp.MF_STRICT
+        start, end = self._pages(operation, file.inode.pages if file else 0)
+        if start == end:
+            return Result()
+        policy, error = self._policy_of(operation)
+        if error:
+            return failed(error)
+        if file is None or file.mapping is None:
+            return failed(errno.EFAULT)
+        mapping = file.mapping
+        if start >= mapping.pages or (end > mapping.pages and policy is not None):
+            return failed(errno.EFAULT)
+        end = min(end, mapping.pages)
+        misplaced = self._misplaced(file.inode, mapping, start, end, mp.parse_nodes(operation.nodes), flags)
+        if misplaced and flags == mp.MF_STRICT:
+            return failed(errno.EIO)
+        mapping.set_policy(start, end, policy, file.inode.shared_policy.set)
+        return failed(errno.EIO) if misplaced and flags & mp.MF_STRICT else Result()
+
+    def _misplaced(self, inode: Inode, mapping: Mapping, start: int, end: int, nodes: int, flags: int) -> int:
+        """queue_pages_range: mapped pages on other nodes than the raw user mask that cannot be moved.
+
+        guest_memfd pages never migrate, so each queued one counts. Without MOVE_ALL, pages mapped elsewhere too are
+        passed over when moving. tmpfs pages do migrate.
+        """
+        if not flags:
+            return 0
+        moving = flags & (mp.MF_MOVE | mp.MF_MOVE_ALL)
+        others = [other for other in inode.mappings if other is not mapping]
+        wrong = ~self._zones_on(nodes)
+        total = 0
+        for low, high in intervals_in(start, end, mapping.mapped):
+            parts = [np.array([[low, high]])]
+            if moving and not flags & mp.MF_MOVE_ALL:
+                for other in others:
+                    parts = [intervals_minus(int(a), int(b), other.mapped) for part in parts for a, b in part]
+            for part in parts:
+                for a, b in part:
+                    counts = inode.map.counts(len(self.free), int(a), int(b))
+                    total += int(counts[wrong].sum())
+        return 0 if moving and inode.kind == "memfd" else total
+
+    def _zones_on(self, mask: int) -> np.ndarray:
+        return np.array([bool(mask >> int(self.node_ids[node]) & 1) for node in self.zone_node], bool)
+
+    def _fbind(self, operation: sc.Fbind) -> Result:
+        """fbind (v3 of the series): as mbind, but on the descriptor and exactly the range that was asked for."""
+        if self.scenario.guest.policy_interface != "fbind":
+            return failed(errno.ENOSYS)
+        file = self._file(operation.file)
+        if file is None or file.descriptor is None:
+            return failed(errno.EBADF)
+        policy, error = self._policy_of(operation)
+        start, end = self._pages(operation, file.inode.pages)
+        if error or operation.offset % PAGE_SIZE or end > file.inode.pages:
+            return failed(error or errno.EINVAL)
+        file.inode.shared_policy.set(start, end, policy)
+        return Result()
+
+    def _policy(self, operation: sc.SetPolicy) -> Result:
+        """Set a range policy through the interface that the guest has, whichever generation it is of."""
+        interface = self.scenario.guest.policy_interface
+        fields = operation.model_dump(exclude={"op"})
+        if interface == "fbind":
+            return self._fbind(sc.Fbind(**fields))
+        if interface == "mbind":
+            return self._mbind(sc.Mbind(**fields))
+        if interface == "create":
+            return failed(errno.EOPNOTSUPP, reason="the policy was fixed when the file was created")
+        return Result(0, 0, {"no_effect": True})
+
+    def _set_mempolicy(self, operation: sc.SetMempolicy) -> Result:
+        """mm/mempolicy.c: do_set_mempolicy."""
+        policy, error = self._policy_of(operation)
+        if error:
+            return failed(error)
+        task = self._task(operation)
+        task.policy = policy
+        if policy is not None and policy.interleaves:
+            self.rotations[task.index] = (self.nodes - 1, 0)
+        return Result()
+
+    def _reset_rotation(self, operation: sc.ResetRotation) -> Result:
+        task = self._task(operation)
+        task.policy = None
+        self.rotations[task.index] = (self.nodes - 1, 0)
+        return Result()
+
+    def _get_mempolicy(self, operation: sc.GetMempolicy) -> Result:
+        """mm/mempolicy.c: do_get_mempolicy."""
+        task = self._task(operation)
+        if operation.file is None:
+            return self._get_task_policy(task, operation.node)
+        file = self._file(operation.file)
+        page = operation.offset // PAGE_SIZE
+        mapping = file.mapping if file else None
+        if file is None or mapping is None or mapping.vma_at(page) is None:
+            return failed(errno.EFAULT, **({} if operation.node else _reported(None)))
+        if not operation.node:
+            return Result(0, 0, _reported(file.inode.shared_policy.lookup(page)))
+        if file.inode.private:
+            return failed(errno.EFAULT)
+        self._touch(task, file.inode, page, page + 1)
+        mapping.map(page, page + 1)
+        zone = int(file.inode.map.zone_of(np.array([page >> file.inode.order]))[0])
+        return Result(0, 0, {"node": int(self.node_ids[self.zone_node[zone]])})
+
+    def _get_task_policy(self, task: Thread, node: bool) -> Result:
+        if not node:
+            return Result(0, 0, _reported(task.policy))
+        if task.policy is None or not task.policy.interleaves:
+            return failed(errno.EINVAL)
+        rotation = self.rotations[task.index]
+        following = int(rotation[0])
+        if task.policy.mode == mp.INTERLEAVE or rotation[1] == 0:
+            following = int(mempolicy.next_node_in(following, self._mask(task.policy.nodes)))
+        return Result(0, 0, {"node": int(self.node_ids[following])})
+
+    def _set_mempolicy_home_node(self, operation: sc.SetMempolicyHomeNode) -> Result:
+        """mm/mempolicy.c: set_mempolicy_home_node: works on vm_policy, VMA by VMA."""
+        file = self._file(operation.file)
+        if operation.offset % PAGE_SIZE or operation.home_node not in self.index_of_node:
+            return failed(errno.EINVAL)
+        start, end = self._pages(operation, file.inode.pages if file else 0)
+        if start == end:
+            return Result()
+        if file is None or file.mapping is None:
+            return failed(errno.ENOENT)
+        error = errno.ENOENT
+        for vma in list(file.mapping.vmas):
+            if vma.end <= start or vma.start >= end or vma.policy is None:
+                continue
+            if vma.policy.mode not in (mp.BIND, mp.PREFERRED_MANY):
+                error = errno.EOPNOTSUPP
+                break
+            new = replace(vma.policy, home_node=operation.home_node)
+            low, high = max(start, vma.start), min(end, vma.end)
+            file.mapping.set_policy(low, high, new, file.inode.shared_policy.set)
+            error = 0
+        return failed(error) if error else Result()
+
+    def _weights(self, operation: sc.Weights) -> Result:
+        """mm/mempolicy.c: node_store; without values, the weights found at boot come back."""
+        if operation.weights is None:
+            self.weights = self.boot_weights.copy()
+            return Result(0, 0, {"errno": {}, "weights": self._weights_by_node()})
+        errors = {}
+        for node, weight in operation.weights.items():
+            errors[str(node)] = 0
+            if node not in self.index_of_node:
+                errors[str(node)] = errno.ENOENT
+            elif not 1 <= weight <= 255:
+                errors[str(node)] = errno.EINVAL
+            else:
+                self.weights[self.index_of_node[node]] = weight
+        return Result(0, 0, {"errno": errors, "weights": self._weights_by_node()})
+
+    def _weights_by_node(self) -> dict[str, int]:
+        return {str(node): int(weight) for node, weight in zip(self.node_ids, self.weights, strict=True)}
+
+    def _sched_setaffinity(self, operation: sc.SchedSetaffinity) -> Result:
+        if operation.cpu < 0:
+            return Result()
+        if all(operation.cpu not in node.cpus for node in self.host.nodes):
+            return failed(errno.EINVAL)
+        self._task(operation).nid = self.index_of_node[self.host.node_of_cpu(operation.cpu)]
+        return Result()
+
+    def _cpuset(self, operation: sc.Cpuset) -> Result:
+        """kernel/cgroup/cpuset.c: task and VMA policies are rebound, shared policies of inodes never are."""
+        mems = self.n_memory if operation.mems is None else mp.parse_nodes(operation.mems) & self.n_memory
+        if not mems:
+            return failed(errno.EINVAL)
+        self.cpusets_enabled = True
+        self.mems_allowed = mems
+        for task in self.tasks.values():
+            task.policy = mp.mpol_rebind(task.policy, mems)
+        for file in self.files.values():
+            for mapping in file.inode.mappings:
+                for vma in mapping.vmas:
+                    vma.policy = mp.mpol_rebind(vma.policy, mems)
+        return Result()
+
+    # ............................................................................................ pages come and go
+
+    def _fallocate(self, operation: sc.Fallocate) -> Result:
+        """virt/kvm/guest_memfd.c: kvm_gmem_fallocate, kvm_gmem_allocate; tmpfs grows instead of refusing."""
+        file = self._file(operation.file)
+        if file is None or file.descriptor is None:
+            return failed(errno.EBADF)
+        inode = file.inode
+        gmem = inode.kind == "guest_memfd"
+        mode = operation.mode
+        if mode is None:
+            mode = FALLOC_FL_KEEP_SIZE if gmem else 0
+        length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
+        if length <= 0:
+            return failed(errno.EINVAL)
+        if gmem:
+            if mode != FALLOC_FL_KEEP_SIZE:
+                return failed(errno.EOPNOTSUPP)
+            size = PAGE_SIZE << inode.order
+            if operation.offset % size or length % size:
+                return failed(errno.EINVAL)
+            if operation.offset + length > inode.pages * PAGE_SIZE:
+                return failed(errno.EINVAL)
+        elif mode not in (0, FALLOC_FL_KEEP_SIZE):
+            return failed(errno.EOPNOTSUPP)
+        start, end = operation.offset // PAGE_SIZE, -(-(operation.offset + length) // PAGE_SIZE)
+        return self._allocated(self._touch(self._task(operation), inode, start, end))
+
+    @staticmethod
+    def _allocated(placed: bool) -> Result:
+        return Result() if placed else failed(errno.ENOMEM)
+
+    def _punch_hole(self, operation: sc.PunchHole) -> Result:
+        """virt/kvm/guest_memfd.c: kvm_gmem_punch_hole."""
+        file = self._file(operation.file)
+        if file is None or file.descriptor is None:
+            return failed(errno.EBADF)
+        inode = file.inode
+        length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
+        if length <= 0:
+            return failed(errno.EINVAL)
+        size = PAGE_SIZE << inode.order
+        if inode.kind == "guest_memfd" and (operation.offset % size or length % size):
+            return failed(errno.EINVAL)
+        self._punch(inode, -(-operation.offset // PAGE_SIZE), (operation.offset + length) // PAGE_SIZE)
+        return Result()
+
+    def _punch(self, inode: Inode, start: int, end: int) -> None:
+        if end <= start:
+            return
+        self.free += inode.map.erase(start >> inode.order, end >> inode.order, len(self.free))
+        for mapping in inode.mappings:
+            mapping.zap(start, end)
+
+    def _fault(self, operation: sc.Fault) -> Result:
+        file = self._file(operation.file)
+        pages = file.inode.pages if file else 0
+        start = operation.offset // PAGE_SIZE
+        count = max(0, pages - start) if operation.length is None else operation.length // PAGE_SIZE
+        if operation.by == "host":
+            return self._host_fault(operation, file, start, count)
+        return self._guest_fault(operation, file, start, count)
+
+    def _host_fault(self, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:
+        """virt/kvm/guest_memfd.c: kvm_gmem_fault_user_mapping. Pages that raise a signal are counted as bad."""
+        inside = 0
+        if file is not None and file.mapping is not None and not file.inode.private:
+            inside = max(0, min(count, file.inode.pages - start))
+        first = -1
+        if inside < count:
+            order = self._order(operation, count)
+            first = start + int(order[order >= inside][0])
+        if inside:
+            assert file is not None and file.mapping is not None
+            if not self._touch(self._task(operation), file.inode, start, start + inside, operation):
+                return failed(errno.ENOMEM, bad=count, first=start)
+            file.mapping.map(start, start + inside)
+        return Result(inside, 0, {"bad": count - inside, "first": first})
+
+    def _guest_fault(self, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:
+        """KVM_RUN or KVM_PRE_FAULT_MEMORY: the calling thread's CPU, policy and rotation count."""
+        if file is None or file.descriptor is None:
+            return failed(errno.EBADF)
+        inode = file.inode
+        if not self.vcpu_open:
+            self.vcpu_open = True
+            self._descriptor()  # KVM_CREATE_VCPU returns one too
+        inside = max(0, min(count, inode.pages - start))
+        if inode.kind == "guest_memfd":
+            reachable = not inode.private or self.scenario.guest.confidential != "none"
+        else:
+            reachable = file.mapping is not None
+        if not reachable:
+            return failed(errno.EFAULT, **({"left": count} if operation.by == "prefault" else {"done": 0}))
+        if inside and not self._touch(self._task(operation), inode, start, start + inside, operation):
+            return failed(errno.ENOMEM)
+        if inode.kind == "memfd" and file.mapping is not None:
+            file.mapping.map(start, start + inside)
+        if operation.by == "prefault":
+            return Result(0, 0, {"left": 0}) if inside == count else failed(errno.ENOENT, left=count - inside)
+        if inside < count:
+            return failed(errno.EFAULT, done=inside)
+        return Result(0, 0, {"done": inside, "exit": KVM_EXIT_HLT})
+
+    def _first_touch(self, operation: sc.FirstTouch) -> Result:
+        """Generator: vCPUs take turns (shares one after another are expanded into faults before the run)."""
+        file = self._file(operation.file)
+        if file is None or file.descriptor is None:
+            return failed(errno.EBADF)
+        inode = file.inode
+        start, end = self._pages(operation, inode.pages)
+        first, last = start >> inode.order, min(-(-end >> inode.order), inode.pages >> inode.order)
+        holes = inode.map.absent(first, last)
+        if not len(holes):
+            return Result()
+
+        def chunks() -> Iterator[tuple[Int64s, Int64s]]:
+            tasks = np.array([self.tasks[name].index for name in self.vcpus])
+            turns = in_turns if not operation.shared else shared_turns
+            for pages, turn_of in turns(first, last, len(tasks), operation.turn):
+                keep = _inside(pages, holes)
+                yield pages[keep], tasks[turn_of[keep]]
+
+        complete = self._place_list(inode, holes, chunks())
+        if operation.by == "host" and file.mapping is not None:
+            file.mapping.map(start, end)
+        return self._allocated(complete)
+
+    def _madvise(self, operation: sc.Madvise) -> Result:
+        """mm/madvise.c for the advice that reaches the file's pages; other advice only marks the VMA."""
+        file = self._file(operation.file)
+        if operation.offset % PAGE_SIZE:
+            return failed(errno.EINVAL)
+        start, end = self._pages(operation, file.inode.pages if file else 0)
+        if start == end:
+            return Result()
+        if file is None or file.mapping is None or start >= file.mapping.pages:
+            return failed(errno.ENOMEM)
+        inside = min(end, file.mapping.pages)
+        if operation.advice == MADV_DONTNEED:
+            file.mapping.zap(start, inside)
+        elif operation.advice == MADV_REMOVE:
+            self._punch(file.inode, start, inside)
+        elif operation.advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+            if file.inode.private:
+                return failed(errno.EFAULT)
+            if not self._touch(self._task(operation), file.inode, start, inside):
+                return failed(errno.ENOMEM)
+            file.mapping.map(start, inside)
+        return Result() if inside == end else failed(errno.ENOMEM)
+
+    def _move_pages(self, operation: sc.MovePages) -> Result:
+        """mm/migrate.c: do_pages_move of a range to one node; guest_memfd pages cannot move.
+
+        ``status_first`` and ``status_last`` are what the call wrote for the first and last page, -9999 if nothing,
+        and ``status_same`` how many equal the first.
+        """
+        file = self._file(operation.file)
+        start, end = self._pages(operation, file.inode.pages if file else 0)
+        count = end - start
+        status = np.full(count, -9999, np.int64)
+        target = self.index_of_node.get(operation.node)
+        ret = 0
+        if target is None or not self.has_memory[target]:
+            return failed(errno.ENODEV, **_statuses(status))
+        if not self.mems_allowed >> operation.node & 1:
+            return failed(errno.EACCES, **_statuses(status))
+        kind = self._move_kinds(file, start, end, target, operation.move_all)
+        settled = np.flatnonzero(kind != 1)
+        queued = np.flatnonzero(kind == 1)
+        if len(queued) and (file is None or file.inode.kind == "guest_memfd"):
+            # The queue is flushed at the next page that needs no move, or at the end; its failure ends the call.
+            first = int(queued[0])
+            later = settled[settled > first]
+            stop = int(later[0]) + 1 if len(later) else count
+            ret = (stop - first) + (count - stop) - (1 if len(later) else 0)
+            settled = settled[settled < stop]
+        status[settled] = np.where(kind[settled] == 0, operation.node, -kind[settled])
+        return Result(ret, 0, _statuses(status))
+
+    def _move_kinds(self, file: OpenFile | None, start: int, end: int, target: int, move_all: bool) -> Int64s:
+        """Per page of the range: 0 already there, 1 queued for migration, else the errno written to its status."""
+        kind = np.full(end - start, errno.ENOENT, np.int64)
+        if file is None or file.mapping is None:
+            kind[:] = errno.EFAULT
+            return kind
+        pages = np.arange(start, end)
+        zones = file.inode.map.zone_of(pages >> file.inode.order)
+        here = _inside(pages, file.mapping.mapped) & (zones >= 0)
+        kind[here] = np.where(self.zone_node[zones[here]] == target, 0, 1)
+        if not move_all:
+            for other in file.inode.mappings:
+                if other is not file.mapping:
+                    shared = here & _inside(pages, other.mapped) & (kind == 1)
+                    kind[shared] = errno.EACCES
+        kind[pages >= file.mapping.pages] = errno.EFAULT
+        return kind
+
+    def _migrate_pages(self, operation: sc.MigratePages) -> Result:
+        """mm/mempolicy.c: do_migrate_pages: the number of pages that could not be moved."""
+        source = self.index_of_node.get(operation.source)
+        if source is None or self.index_of_node.get(operation.target) is None:
+            return failed(errno.EINVAL)
+        stuck = 0
+        if operation.source != operation.target:
+            for inode in {id(file.inode): file.inode for file in self.files.values()}.values():
+                for mapping in inode.mappings if inode.kind == "guest_memfd" else ():
+                    for low, high in mapping.mapped:
+                        counts = inode.map.counts(len(self.free), int(low), int(high))
+                        stuck += int(counts[self.zone_node == source].sum())
+        return Result(stuck)
+
+    def _hog(self, operation: sc.Hog) -> Result:
+        """Anonymous memory of another process, preferred on (or bound to) one node."""
+        node = self.index_of_node[operation.node]
+        on_node = self.zone_node == node
+        if operation.leave_free is not None:
+            wanted = int(self.free[on_node].sum()) - operation.leave_free // (PAGE_SIZE << self.order)
+        else:
+            wanted = (operation.size or 0) // (PAGE_SIZE << self.order)
+        mark = self.watermarks[0 if operation.bind else 1] + self.reserve
+        taken = np.zeros(len(self.free), np.int64)
+        for zone in self.zonelists["memfd"][node]:
+            if zone >= 0 and on_node[zone]:
+                taken[zone] = max(0, min(wanted - int(taken.sum()), int(self.free[zone] - mark[zone])))
+        self.free -= taken
+        self.hogs.append((node, taken))
+        return Result(0, 0, {"pages": int(taken.sum())})
+
+    def _unhog(self, operation: sc.Unhog) -> Result:
+        for _, taken in self.hogs:
+            self.free += taken
+        self.hogs.clear()
+        return Result()
+
+    def _zones(self, operation: sc.Zones) -> Result:
+        """Read the counters, or take those of a real kernel over (its background use is not in the scenario)."""
+        for label, state in (operation.observed or {}).items():
+            if label in self.zone_labels:
+                zone = self.zone_labels.index(label)
+                self.free[zone] = state.free
+                self.watermarks[:, zone] = (state.min, state.low, state.high)
+        return Result(0, 0, {"free": dict(zip(self.zone_labels, self.free.tolist(), strict=True))})
+
+    def _observe(self, operation: sc.Observe) -> Result:
+        file = self._file(operation.file)
+        if file is None or file.descriptor is None:
+            return failed(errno.EBADF)
+        return Result()
+
+    # ................................................................................................... placement
+
+    def _touch(
+        self, task: Thread, inode: Inode, start: int, end: int, operation: sc.Fault | None = None
+    ) -> bool:
+        """Make pages ``[start, end)`` present, as ``task``, in the operation's order. False: no huge page is left.
+
+        virt/kvm/guest_memfd.c: kvm_gmem_get_folio: a present folio is found and nothing else happens; for an absent one
+        the shared policy at its index, or the task's, decides.
+        """
+        first, last = start >> inode.order, -(-end >> inode.order) if inode.order else end
+        holes = inode.map.absent(first, last)
+        if not len(holes):
+            return True
+        order = operation.order if operation is not None else "sequential"
+        if order in ("sequential", "reverse"):
+            return self._place_pieces(task, inode, holes, -1 if order == "reverse" else 1)
+        assert operation is not None
+        within = self._order(operation, last - first)
+
+        def chunks() -> Iterator[tuple[Int64s, Int64s]]:
+            for low in range(0, len(within), _LIST_CHUNK):
+                pages = first + within[low : low + _LIST_CHUNK]
+                pages = pages[_inside(pages, holes)]
+                yield pages, np.full(len(pages), task.index)
+
+        return self._place_list(inode, holes, chunks())
+
+    def _order(self, operation: sc.Fault, count: int) -> Int64s:
+        if operation.order == "reverse":
+            return np.arange(count - 1, -1, -1, dtype=np.int64)
+        out = np.arange(count, dtype=np.int64)
+        if operation.order == "strided":
+            fault_order.strided_order(operation.stride, out)
+        elif operation.order == "random":
+            fault_order.random_order(np.uint64(operation.seed), out)
+        return out
+
+    def _place_pieces(self, task: Thread, inode: Inode, holes: Int64s, step: int) -> bool:
+        ranges, policies = self._policy_ranges(inode)
+        low, high, which = _split_at(holes, ranges)
+        requests, row_of = self._requests(inode, [task], policies)
+        pieces = np.column_stack((low, high - low, np.full(len(low), step), row_of[0][which]))
+        if step < 0:
+            pieces[:, 0] = high - 1
+            pieces = pieces[::-1]
+        pieces = np.ascontiguousarray(pieces)
+        scratch = np.empty(max(int(self.weights.sum()), self.nodes, 256) + 1, np.int64)
+        target, taken = np.empty(self.nodes, np.int64), np.empty(len(self.free), np.int64)
+        map_ = inode.map
+        before, free = int(map_.progress[placement.ALLOCATIONS]), self.free.copy()
+        map_.progress[:2] = 0
+        map_.grow(len(pieces) + 8, 64)
+        while True:
+            status = placement.place_pieces(
+                pieces, *requests, self.rotations, self.weights, self.free, self._marks(), self.zone_node,
+                self.zonelists[inode.kind], scratch, target, taken, map_.progress, map_.allocations, map_.tiles,
+            )  # fmt: skip
+            if status != placement.NEEDS_ROOM:
+                break
+            map_.grow(max(64, len(pieces)), len(scratch))
+            self._check_cancelled()
+        map_.add_new_allocations(before)
+        self.placed += free - self.free
+        return self._placed(status == placement.DONE)
+
+    def _place_list(self, inode: Inode, holes: Int64s, chunks: Iterator[tuple[Int64s, Int64s]]) -> bool:
+        """Place folios one by one; each chunk holds indices and the row of the task that touches each."""
+        ranges, policies = self._policy_ranges(inode)
+        requests, row_of = self._requests(inode, list(self.tasks.values()), policies)
+        base = int(holes[0, 0])
+        zones = np.full(int(holes[-1, 1]) - base, -1, np.int16)
+        cached = np.empty((len(requests[0]), self.nodes), np.int64)
+        free = self.free.copy()
+        complete = True
+        for pages, tasks in chunks:
+            which = _covering(pages, ranges)
+            out = np.empty(len(pages), np.int16)
+            done = placement.place_list(
+                pages, row_of[tasks, which], *requests, self.rotations, self.weights, self.free, self._marks(),
+                self.zone_node, self.zonelists[inode.kind], cached, out,
+            )  # fmt: skip
+            zones[pages[:done] - base] = out[:done]
+            self._check_cancelled()
+            if done < len(pages):
+                complete = False
+                break
+        inode.map.add_list(holes, zones, base)
+        self.placed += free - self.free
+        return self._placed(complete)
+
+    def _placed(self, complete: bool) -> bool:
+        if not complete and not self.order:
+            raise OutOfMemory
+        return complete
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled():
+            raise KeyboardInterrupt
+
+    def _marks(self) -> Int64s:
+        return self.watermarks[1::-1] + self.reserve
+
+    def _policy_ranges(self, inode: Inode) -> tuple[Int64s, list[mp.Mempolicy | None]]:
+        """Shared policy ranges in folios, int64 (n, 2), and their policies; the last one is None, for all the rest."""
+        extents = list(inode.shared_policy)
+        ranges = np.array([(start, end) for start, end, _ in extents], np.int64).reshape(-1, 2)
+        if inode.order:
+            # The policy is looked up at the first 4 KiB index touched, which for a fresh folio is its first one.
+            ranges = -(-ranges >> inode.order)
+        return ranges, [*(policy for _, _, policy in extents), None]
+
+    def _requests(
+        self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None]
+    ) -> tuple[tuple[np.ndarray, ...], Int64s]:
+        """The request table for these tasks and policies, and int64 (tasks, policies) rows of it.
+
+        Equal policies share a row, so that a thousand ranges with one policy are one request.
+        """
+        distinct: dict[tuple[int, mp.Mempolicy | None], int] = {}
+        row_of = np.empty((len(tasks), len(policies)), np.int64)
+        rows: list[tuple[Thread, mp.Mempolicy | None]] = []
+        for t, task in enumerate(tasks):
+            for p, policy in enumerate(policies):
+                key = (task.index, policy)
+                if key not in distinct:
+                    distinct[key] = len(rows)
+                    rows.append((task, policy))
+                row_of[t, p] = distinct[key]
+        kind, start, passes, task_row, base = (np.zeros(len(rows), np.int64) for _ in range(5))
+        nodes, filters = np.zeros((len(rows), self.nodes), bool), np.zeros((len(rows), 2, self.nodes), bool)
+        for row, (task, policy) in enumerate(rows):
+            effective = policy if policy is not None else task.policy
+            task_row[row] = task.index
+            base[row] = inode.ilx_base if inode.kind == "memfd" else -1
+            kind[row], start[row], passes[row], nodes[row], filters[row] = self._policy_nodemask(
+                effective, task.nid, inode
+            )
+        return (kind, start, nodes, filters, passes, task_row, base), row_of
+
+    def _policy_nodemask(
+        self, policy: mp.Mempolicy | None, nid: int, inode: Inode
+    ) -> tuple[int, int, int, np.ndarray, np.ndarray]:
+        """mm/mempolicy.c: policy_nodemask; mm/page_alloc.c: prepare_alloc_pages: (kind, start, passes, nodes, filters)."""
+        allowed = self._mask(self.mems_allowed) if self.cpusets_enabled else np.ones(self.nodes, bool)
+        filters = np.stack((allowed, allowed))
+        mode = mp.LOCAL if policy is None else policy.mode
+        if policy is None or mode in (mp.LOCAL, mp.DEFAULT):
+            return placement.START, nid, 1, allowed, filters
+        nodes = self._mask(policy.nodes)
+        home = nid if policy.home_node is None else self.index_of_node[policy.home_node]
+        if mode == mp.PREFERRED:
+            return placement.START, int(np.flatnonzero(nodes)[0]), 1, nodes, filters
+        if mode == mp.PREFERRED_MANY:
+            filters[0] &= nodes
+            return placement.START, home, 2, nodes, filters
+        if mode == mp.BIND:
+            if self._policy_zone_applies(nodes, inode) and (nodes & allowed).any():
+                filters[:] &= nodes
+            return placement.START, home, 1, nodes, filters
+        kind = placement.INTERLEAVE if mode == mp.INTERLEAVE else placement.WEIGHTED
+        return kind, nid, 1, nodes, filters
+
+    def _policy_zone_applies(self, nodes: np.ndarray, inode: Inode) -> bool:
+        """apply_policy_zone: BIND to nodes whose memory is all ZONE_MOVABLE is ignored for guest_memfd."""
+        return inode.kind == "memfd" or self.order > 0 or bool((nodes & self.has_normal_memory).any())
+
+    def _mask(self, mask: int) -> np.ndarray:
+        return np.array([bool(mask >> int(node) & 1) for node in self.node_ids], bool)
+
+
+def _reported(policy: mp.Mempolicy | None) -> dict[str, Any]:
+    if policy is None:
+        return {"mode": mp.DEFAULT, "nodes": ""}
+    return {"mode": policy.mode_word, "nodes": mp.format_nodes(policy.reported_nodes)}
+
+
+def _statuses(status: Int64s) -> dict[str, int]:
+    if not len(status):
+        return {}
+    return {
+        "status_first": int(status[0]),
+        "status_last": int(status[-1]),
+        "status_same": int((status == status[0]).sum()),
+    }
+
+
+def _inside(pages: Int64s, intervals: Int64s) -> np.ndarray:
+    """Whether each page lies in one of the sorted disjoint intervals: bool (n,)."""
+    position = np.searchsorted(intervals[:, 0], pages, side="right") - 1
+    ends = np.concatenate((intervals[:, 1], [np.iinfo(np.int64).min]))
+    return pages < ends[position]
+
+
+def _covering(pages: Int64s, ranges: Int64s) -> Int64s:
+    """Index of the range that covers each page; ``len(ranges)`` where none does."""
+    position = np.searchsorted(ranges[:, 0], pages, side="right") - 1
+    ends = np.concatenate((ranges[:, 1], [np.iinfo(np.int64).min]))
+    return np.where(pages < ends[position], position, len(ranges))
+
+
+def _split_at(holes: Int64s, ranges: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    """Cut holes where policy ranges begin and end: (start, end, index of the covering range), ascending."""
+    inside = ranges[(ranges[:, 1] > holes[0, 0]) & (ranges[:, 0] < holes[-1, 1])]
+    edges = np.unique(np.concatenate((holes.ravel(), inside.ravel())))
+    low, high = edges[:-1], edges[1:]
+    keep = _inside(low, holes)
+    return low[keep], high[keep], _covering(low[keep], ranges)

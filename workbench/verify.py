@@ -1,0 +1,578 @@
+"""Is the model right? Replay recordings of a real kernel through ``simulate`` and compare everything that was seen.
+
+Return values, errnos, policies and the node of every page are held to equality. What is not known at the start of a
+script is inferred once from the first thing that shows it: the first free descriptor, a task's rotation where a script
+was not reset, a tmpfs file's inode number. Two kinds of operations are judged otherwise:
+
+* Where a node fills up, the page at which the kernel leaves it depends on per-CPU lists and background allocations. There
+  the nodes must appear in the same order, and the pages that differ may be at most the script's *slack*: the pages by
+  which free memory changed between two looks without the script having placed or freed them, plus the pages that the
+  per-CPU lists of the host's zones can hold. Both come from the recording itself.
+* A task policy of interleave kind is advanced by the task's other allocations too, at places that vary from run to run.
+  Its pages must lie on its nodes; their order is not judged, and the table says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench import policy as mp
+from workbench import scenario as sc
+from workbench.recording import Recorded, RecordedScenario, Recording, read, to_scenario, unpack_place
+from workbench.simulate import simulate
+
+_NOT_JUDGED = {
+    "zones": "free pages include the background's use",
+    "meminfo": "free pages include the background's use",
+    "numastat": "counters include the background's use",
+    "eat": "the amount depends on the background's use",
+    "eatto": "the amount depends on the background's use",
+    "uneat": "returns nothing",
+    "cat": "reads a file of the host",
+    "write": "writes a file of the host",
+    "pfns": "physical frame numbers depend on the boot",
+    "sleep": "returns nothing",
+}
+
+
+@dataclass
+class Mismatch:
+    """One disagreement, with the state that explains it."""
+
+    scenario: str
+    operation: int
+    text: str
+    what: str
+    expected: str
+    simulated: str
+    task: str = ""
+    policy: str = ""
+
+
+@dataclass
+class ScenarioReport:
+    """What was compared in one script."""
+
+    name: str
+    operations: int = 0
+    judged: int = 0
+    pages: int = 0
+    deviation: int = 0
+    slack: int = 0
+    not_judged: Counter[str] = field(default_factory=Counter)
+    mismatches: list[Mismatch] = field(default_factory=list)
+
+
+@dataclass
+class RecordingReport:
+    """What was compared in one file."""
+
+    path: str
+    topology: str
+    scenarios: list[ScenarioReport]
+
+    @property
+    def agrees(self) -> bool:
+        """No mismatch anywhere."""
+        return not any(scenario.mismatches for scenario in self.scenarios)
+
+    def totals(self) -> dict[str, int]:
+        """Sums over the scripts, and the largest deviation."""
+        return {
+            "scenarios": len(self.scenarios),
+            "operations": sum(s.operations for s in self.scenarios),
+            "judged": sum(s.judged for s in self.scenarios),
+            "pages": sum(s.pages for s in self.scenarios),
+            "mismatches": sum(len(s.mismatches) for s in self.scenarios),
+            "not_judged": sum(sum(s.not_judged.values()) for s in self.scenarios),
+            "largest_deviation": max((s.deviation for s in self.scenarios), default=0),
+        }
+
+    def as_mapping(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"path": self.path, "topology": self.topology, "totals": self.totals(),
+                "scenarios": [asdict(scenario) for scenario in self.scenarios]}  # fmt: skip
+
+
+def verify(
+    paths: Sequence[str | Path], progress: Callable[[int, int], None] | None = None
+) -> list[RecordingReport]:
+    """Replay every script of the given recordings; raises WorkbenchError for a file that is not whole."""
+    recordings = [read(path) for path in paths]
+    total = sum(len(recording.scenarios) for recording in recordings)
+    done = 0
+    reports = []
+    for recording in recordings:
+        scenarios = []
+        for recorded in recording.scenarios:
+            scenarios.append(verify_scenario(recording, recorded))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        reports.append(RecordingReport(str(recording.path), recording.topology, scenarios))
+    return reports
+
+
+def verify_scenario(recording: Recording, recorded: RecordedScenario) -> ScenarioReport:
+    """Replay one script and compare."""
+    scenario, numbers = to_scenario(recording, recorded)
+    scenario = _with_inferred_start(recorded, scenario, numbers)
+    return _Comparison(recording, recorded, scenario, numbers, simulate(scenario)).run()
+
+
+# ------------------------------------------------------------------------------------------------ unknown starts
+
+
+def _with_inferred_start(
+    recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None]
+) -> sc.Scenario:
+    """Choose each unknown start so that the first placement which depends on it agrees.
+
+    One number for a task that was not reset (il_prev) and one for a tmpfs file (its inode number modulo the rotation).
+    """
+    if not recorded.reset:
+        for index in range(recorded.tasks):
+            scenario = _best_start(recorded, scenario, numbers, index)
+    bases = [i for i, operation in enumerate(scenario.operations) if isinstance(operation, sc.Memfd)]
+    for position in bases:
+        scenario = _best_inode(recorded, scenario, numbers, position)
+    return scenario
+
+
+def _best_start(
+    recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None], index: int
+) -> sc.Scenario:
+    candidates = []
+    for node in scenario.host.nodes:
+        tasks = list(scenario.tasks)
+        tasks[index] = tasks[index].model_copy(update={"il_prev": node.id})
+        candidates.append(scenario.model_copy(update={"tasks": tuple(tasks)}))
+    return min(candidates, key=lambda candidate: _differences(recorded, candidate, numbers))
+
+
+def _best_inode(
+    recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None], position: int
+) -> sc.Scenario:
+    file = scenario.operations[position].file  # type: ignore[union-attr]
+    periods = _rotation_lengths(scenario, file)
+    candidates = []
+    for base in range(int(np.lcm.reduce(periods)) if periods else 1):
+        operations = list(scenario.operations)
+        operations[position] = operations[position].model_copy(update={"inode": base})
+        candidates.append(scenario.model_copy(update={"operations": tuple(operations)}))
+        if len(candidates) == 4096:
+            break
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(candidates, key=lambda candidate: _differences(recorded, candidate, numbers, file))
+
+
+def _rotation_lengths(scenario: sc.Scenario, file: str) -> list[int]:
+    """Periods of the interleave policies that pages of a tmpfs file can come under."""
+    lengths: set[int] = set()
+    weights = {node.id: 1 for node in scenario.host.nodes} | (scenario.boot.weights or {})
+    for operation in scenario.operations:
+        if isinstance(operation, sc.Weights):
+            weights = {**weights, **(operation.weights or {})}
+        holder = (isinstance(operation, sc.Mbind) and operation.file == file) or isinstance(operation, sc.SetMempolicy)
+        if holder and operation.mode in ("interleave", "weighted_interleave"):  # type: ignore[union-attr]
+            nodes = [n for n in mp.nodes_of(mp.parse_nodes(operation.nodes)) if n in weights]  # type: ignore[union-attr]
+            weighted = operation.mode == "weighted_interleave"  # type: ignore[union-attr]
+            lengths.add(sum(weights[n] if weighted else 1 for n in nodes) or 1)
+    return sorted(lengths)
+
+
+def _differences(
+    recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None], file: str | None = None
+) -> int:
+    """Pages that differ in the first observation that holds a page."""
+    dataset = simulate(scenario)
+    for entry, number in zip(recorded.operations, numbers, strict=True):
+        if number is None or "place" not in entry.seen or (file is not None and entry.words[1] != file):
+            continue
+        expected = _expand(unpack_place(entry.seen["place"]))
+        if (expected >= 0).any():
+            return int((expected != _observed(dataset, number, scenario)).sum())
+    return 0
+
+
+def _expand(runs: list[tuple[int | None, int]]) -> np.ndarray:
+    """Node of each page as int16, -1 where absent."""
+    values = np.array([-1 if node is None else node for node, _ in runs], np.int16)
+    return np.repeat(values, [count for _, count in runs])
+
+
+def _observed(dataset: xr.Dataset, event: int, scenario: sc.Scenario) -> np.ndarray:
+    """Node of each page that event ``event`` observed, -1 where absent."""
+    operation = scenario.operations[event]
+    assert isinstance(operation, sc.Observe) and operation.length is not None
+    start, count = operation.offset // 4096, operation.length // 4096
+    out = np.full(count, -1, np.int16)
+    mine = dataset["observed_run_event"].values == event
+    starts = dataset["observed_run_start"].values[mine] - start
+    lengths = dataset["observed_run_length"].values[mine]
+    for low, length, node in zip(starts, lengths, dataset["observed_run_node"].values[mine], strict=True):
+        out[low : low + length] = node
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------- comparison
+
+
+class _Comparison:
+    def __init__(
+        self,
+        recording: Recording,
+        recorded: RecordedScenario,
+        scenario: sc.Scenario,
+        numbers: list[int | None],
+        dataset: xr.Dataset,
+    ) -> None:
+        self.recording, self.recorded, self.scenario = recording, recorded, scenario
+        self.numbers, self.dataset = numbers, dataset
+        self.report = ScenarioReport(recorded.name, len(recorded.operations))
+        self.first_descriptor: int | None = None
+        self.details = [json.loads(text) for text in dataset["event_detail"].values]
+        self.rets = dataset["event_ret"].values
+        self.errnos = dataset["event_errno"].values
+        self.private: dict[str, bool] = {}
+        self.fills = self._fills()
+        self.report.slack = self._slack() if self.fills else 0
+        self.unreproducible = self._own_rotation_pages()
+
+    def run(self) -> ScenarioReport:
+        alive = True
+        for position, (entry, number) in enumerate(zip(self.recorded.operations, self.numbers, strict=True)):
+            verb = entry.words[0]
+            if verb == "create":
+                self.private[entry.words[1]] = "SHARED" not in entry.words[3] if len(entry.words) > 3 else True
+            killed = number is not None and bool(self.details[number].get("killed"))
+            if alive and (entry.dead or killed):
+                alive = False
+                self._judge_death(position, entry, killed)
+            elif not alive:
+                self._pass_over("the process had been killed")
+            elif number is None:
+                self._pass_over(_NOT_JUDGED.get(verb, "not simulated"))
+            elif verb in _NOT_JUDGED:
+                self._pass_over(_NOT_JUDGED[verb])
+            else:
+                self._judge(position, entry, number)
+        return self.report
+
+    def _pass_over(self, reason: str) -> None:
+        self.report.not_judged[reason] += 1
+
+    def _miss(self, position: int, what: str, expected: object, simulated: object) -> None:
+        number = self.numbers[position]
+        task = policy = ""
+        if number is not None:
+            task = str(self.dataset["event_task"].values[number])
+            policy = self._policy_before(number)
+        entry = self.recorded.operations[position]
+        self.report.mismatches.append(
+            Mismatch(self.recorded.name, position, entry.text, what, str(expected), str(simulated), task, policy)
+        )
+
+    def _policy_before(self, number: int) -> str:
+        """The last policy call before an event, for people who look for the cause."""
+        for operation in reversed(self.scenario.operations[:number]):
+            if isinstance(operation, (sc.Mbind, sc.SetMempolicy)):
+                return f"{operation.op} {operation.mode} {operation.nodes or '-'}"
+        return "default"
+
+    # ........................................................................................... operation by operation
+
+    def _judge(self, position: int, entry: Recorded, number: int) -> None:
+        self.report.judged += 1
+        verb, seen, detail = entry.words[0], entry.seen, self.details[number]
+        if verb == "place":
+            self._judge_place(position, entry, number)
+        elif verb == "counts":
+            self._judge_counts(position, entry, number)
+        elif verb == "weights":
+            self._judge_weights(position, seen, detail)
+        elif verb == "cpuset":
+            self._equal(position, "result", (seen.get("mems"), seen.get("procs")), (-int(self.errnos[number]), 0))
+        else:
+            self._judge_call(position, entry, number)
+
+    def _equal(self, position: int, what: str, expected: object, simulated: object) -> None:
+        if expected != simulated:
+            self._miss(position, what, expected, simulated)
+
+    def _judge_call(self, position: int, entry: Recorded, number: int) -> None:
+        verb, seen, detail = entry.words[0], entry.seen, self.details[number]
+        ret, error = int(self.rets[number]), int(self.errnos[number])
+        if verb in ("create", "memfd") and error == 0 and seen.get("errno") == 0:
+            if self.first_descriptor is None:
+                self.first_descriptor = seen["ret"] - ret
+            ret += self.first_descriptor
+        if verb == "migrate":
+            # The process has a few pages of its own on the node (stack, text) that the script does not name.
+            if self._unjudged_migrate(seen, ret, error):
+                return
+        if verb == "vtouch" and error:
+            ret = seen.get("ret", ret) if seen.get("errno") == error else ret
+        self._equal(position, "return value", seen.get("ret"), ret)
+        self._equal(position, "errno", seen.get("errno"), error)
+        names = {
+            "touch": ("bad", "first"),
+            "rtouch": ("bad", "first"),
+            "vtouch": ("done", "exit") if error == 0 else ("done",),
+            "prefault": ("left",),
+            "getnode": ("node",) if error == 0 else (),
+            "getil": ("node",) if error == 0 else (),
+        }
+        if verb in ("getnode", "getil") and error == 0 and self._follows_own_rotation(number):
+            self._pass_over("the task's own rotation also serves its other allocations")
+            self.report.mismatches = [m for m in self.report.mismatches if m.operation != position]
+            return
+        for name in names.get(verb, ()):
+            self._equal(position, name, seen.get(name), detail.get(name))
+        if verb in ("getpol", "gettask") and error == 0:
+            self._equal(position, "mode", seen.get("mode"), detail["mode"])
+            self._equal(position, "nodes", _mask(seen.get("nodes")), mp.parse_nodes(detail["nodes"]))
+        if verb == "movepages":
+            expected = tuple(seen.get(name) for name in ("st0", "stN", "same"))
+            self._equal(position, "status", expected, tuple(detail.get(f"status_{n}") for n in ("first", "last", "same")))
+
+    def _unjudged_migrate(self, seen: Any, ret: int, error: int) -> bool:
+        own = seen.get("ret", 0) - ret
+        return error == 0 and seen.get("errno") == 0 and 0 <= own <= _PAGES_OF_THE_PROCESS
+
+    def _judge_weights(self, position: int, seen: Any, detail: Any) -> None:
+        text = str(seen.get("text", ""))
+        if text.strip() == "weights default":
+            return
+        before, _, after = text.removeprefix("weights").partition("->")
+        errors = dict(part.replace("=", ":").split(":")[::2] for part in before.split())
+        weights = dict(part.split(":") for part in after.split())
+        self._equal(position, "errnos", {n: -int(e) for n, e in errors.items()}, detail["errno"])
+        self._equal(position, "weights", {n: int(w) for n, w in weights.items()}, detail["weights"])
+
+    def _judge_place(self, position: int, entry: Recorded, number: int) -> None:
+        file = entry.words[1]
+        simulated = _observed(self.dataset, number, self.scenario)
+        if "place_error" in entry.seen:
+            words = dict(part.split("=") for part in entry.seen["place_error"].split() if "=" in part)
+            self._equal(position, "pages present", words.get("present"), str(int((simulated >= 0).sum())))
+            return
+        expected = _expand(unpack_place(entry.seen["place"]))
+        if self.private.get(file):
+            simulated = np.full_like(simulated, -1)  # the observer cannot touch private pages
+        self.report.pages += len(expected)
+        self._judge_pages(position, expected, simulated, file)
+
+    def _judge_pages(self, position: int, expected: np.ndarray, simulated: np.ndarray, file: str) -> None:
+        if len(expected) != len(simulated) or ((expected < 0) != (simulated < 0)).any():
+            self._miss(position, "pages present", _summary(expected), _summary(simulated))
+            return
+        loose = self.unreproducible.get(file)
+        judged = np.ones(len(expected), bool)
+        if loose is not None:
+            start = self.scenario.operations[self.numbers[position]].offset // 4096  # type: ignore[index, union-attr]
+            judged = ~loose[start : start + len(expected)]
+            if (~judged).any():
+                self._pass_over("the task's own rotation also serves its other allocations")
+        wrong = np.flatnonzero((expected != simulated) & judged)
+        if not len(wrong):
+            return
+        if self.fills:
+            self.report.deviation = max(self.report.deviation, len(wrong))
+            if len(wrong) <= self.report.slack and _order(expected) == _order(simulated):
+                return
+        page = int(wrong[0])
+        self._miss(
+            position,
+            f"node of page {page} ({len(wrong)} pages differ)",
+            f"{expected[page]} in {_summary(expected)}",
+            f"{simulated[page]} in {_summary(simulated)}",
+        )
+
+    def _judge_counts(self, position: int, entry: Recorded, number: int) -> None:
+        expected = {int(node): count for node, count in entry.seen["counts"].items()}
+        file = entry.words[1]
+        simulated = _observed(self.dataset, number, self.scenario)
+        counts = {node: int((simulated == node).sum()) for node in expected}
+        loose = self.unreproducible.get(file)
+        moved = sum(abs(counts[node] - expected[node]) for node in expected) // 2
+        if loose is not None and loose.any():
+            self._pass_over("the task's own rotation also serves its other allocations")
+            if sum(counts.values()) == sum(expected.values()):
+                return
+        if self.fills:
+            self.report.deviation = max(self.report.deviation, moved)
+            if moved <= self.report.slack:
+                return
+        self._equal(position, "pages per node", expected, counts)
+
+    # ............................................................................................ nodes that fill up
+
+    def _fills(self) -> bool:
+        """Whether a zone reached its low watermark in the simulation, or the script took other memory away."""
+        if any(operation.words[0] in ("eat", "eatto") for operation in self.recorded.operations):
+            return True
+        low = self.dataset["zone_low"].values
+        return bool((self.dataset["free_pages"].values <= low).any())
+
+    def _slack(self) -> int:
+        """Pages that background use and per-CPU lists account for, from the recording's own free memory."""
+        return self._drift() + self._pcp_pages()
+
+    def _drift(self) -> int:
+        """Largest change of a node's free memory between two looks that the simulation does not explain."""
+        largest = 0
+        previous: dict[str, int] | None = None
+        simulated_before: dict[str, int] = {}
+        for entry, number in zip(self.recorded.operations, self.numbers, strict=True):
+            if number is None or not isinstance(entry.seen.get("zones"), dict):
+                continue
+            seen = {label: state["free"] for label, state in entry.seen["zones"].items()}
+            before = self.dataset["free_pages"].values[number - 1] if number else None
+            labels = [str(label) for label in self.dataset["zone"].values]
+            simulated = dict(zip(labels, before.tolist(), strict=True)) if before is not None else {}
+            if previous is not None and simulated:
+                nodes: Counter[str] = Counter()
+                for label in seen:
+                    node = label.split("/")[0]
+                    nodes[node] += seen[label] - simulated.get(label, seen[label])
+                largest = max(largest, *(abs(value) for value in nodes.values()))
+            previous = seen
+            simulated_before = simulated
+        del simulated_before
+        return largest
+
+    def _pcp_pages(self) -> int:
+        """What per-CPU lists can hold back: 4 batches for each CPU and zone, or high_max with the default settings.
+
+        mm/page_alloc.c: zone_batchsize, zone_highsize, nr_pcp_high.
+        """
+        cpus = sum(len(node.cpus) for node in self.recording.host.nodes) or 1
+        largest = 0
+        for node in self.recording.host.nodes:
+            held = 0
+            local = len(node.cpus) or cpus
+            for zone in node.zones or ():
+                batch = min(zone.managed >> 12, 64)
+                batch = 1 if batch <= 1 else (1 << (batch + batch // 2).bit_length() - 1) - 1
+                high = max(zone.managed // 8 // local, 4 * batch) if self.recording.default_pcp else 4 * batch
+                held += high
+            largest = max(largest, held)
+        return largest
+
+    def _judge_death(self, position: int, entry: Recorded, killed: bool) -> None:
+        self.report.judged += 1
+        if entry.dead and killed:
+            return
+        if not self.fills:
+            self._miss(position, "killed", entry.dead, killed)
+            return
+        # The other side dies too, within the slack: count what this side still had to place.
+        deaths = [
+            i
+            for i, (other, number) in enumerate(zip(self.recorded.operations, self.numbers, strict=True))
+            if (other.dead if killed else number is not None and self.details[number].get("killed"))
+        ]
+        pages = sum(_touched(other) for other in self.recorded.operations[position : deaths[0]]) if deaths else None
+        if pages is not None:
+            self.report.deviation = max(self.report.deviation, pages)
+        if pages is None or pages > self.report.slack + max(map(_touched, self.recorded.operations)):
+            self._miss(position, "killed", entry.dead, killed)
+
+    # ............................................................................... a task's own interleave policy
+
+    def _follows_own_rotation(self, number: int) -> bool:
+        task = str(self.dataset["event_task"].values[number])
+        return self._own_mode(task, number) is not None
+
+    def _own_mode(self, task: str, number: int) -> str | None:
+        """The task's own interleave mode at an event, or None."""
+        mode: str | None = None
+        for position, operation in enumerate(self.scenario.operations[:number]):
+            if isinstance(operation, sc.ResetRotation) and operation.task == task:
+                mode = None
+            if isinstance(operation, sc.SetMempolicy) and operation.task == task and not self.errnos[position]:
+                mode = str(operation.mode) if "interleave" in str(operation.mode) else None
+        return mode
+
+    def _own_rotation_pages(self) -> dict[str, np.ndarray]:
+        """Pages of each file that were placed while the rotation was not reproducible: bool (pages,).
+
+        From the first allocation a task makes under its own interleave policy until that rotation is set anew, every
+        rotation-driven page of that task stands on an unknown step.
+        """
+        out: dict[str, np.ndarray] = {}
+        unknown: set[str] = set()
+        for number, operation in enumerate(self.scenario.operations):
+            task = operation.task or "t0"
+            if isinstance(operation, (sc.ResetRotation, sc.SetMempolicy)):
+                if isinstance(operation, sc.ResetRotation) or self._own_mode(task, number + 1) is not None:
+                    unknown.discard(task)
+                continue
+            if self._own_mode(task, number) is not None:
+                unknown.add(task)
+            if task not in unknown or not isinstance(operation, (sc.Fault, sc.Fallocate, sc.Madvise, sc.GetMempolicy)):
+                continue
+            if operation.file is None or operation.file not in self.dataset["file"].values:
+                continue
+            size = int(self.dataset["file_pages"].sel(file=operation.file))
+            pages = out.setdefault(operation.file, np.zeros(size, bool))
+            start = operation.offset // 4096
+            length = getattr(operation, "length", 4096)
+            end = size if length is None else start + -(-length // 4096)
+            pages[start:end] |= self._interleaved(number, operation.file, start, min(end, size))
+        return out
+
+    def _interleaved(self, number: int, file: str, start: int, end: int) -> np.ndarray:
+        """Which pages of a range would be placed by a rotation at an event: a task policy or a shared one."""
+        task = self.scenario.operations[number].task or "t0"
+        own = self._own_mode(task, number) is not None
+        out = np.full(max(0, end - start), own)
+        for operation, error in zip(self.scenario.operations[:number], self.errnos[:number], strict=False):
+            if isinstance(operation, sc.Mbind) and operation.file == file and not error:
+                low = operation.offset // 4096 - start
+                length = operation.length or 0
+                high = low + -(-length // 4096)
+                rotates = "interleave" in str(operation.mode)
+                out[max(0, low) : max(0, high)] = own if operation.mode == "default" else rotates
+        return out
+
+
+_PAGES_OF_THE_PROCESS = 128
+"""Pages of the recorder's own process (stack, text, page tables do not count) that migrate_pages may report too."""
+
+
+def _touched(entry: Recorded) -> int:
+    verb = entry.words[0]
+    if verb in ("touch", "rtouch", "falloc", "prefault", "vtouch"):
+        word = entry.words[3]
+        return int(word[:-1]) // 4096 if word.endswith("b") else int(word)
+    return 0
+
+
+def _mask(nodes: object) -> int:
+    return 0 if nodes in (None, "-") else mp.parse_nodes(str(nodes))
+
+
+def _order(nodes: np.ndarray) -> list[int]:
+    """Nodes in the order of their first page."""
+    present = nodes[nodes >= 0]
+    _, first = np.unique(present, return_index=True)
+    return [int(present[i]) for i in np.sort(first)]
+
+
+def _summary(nodes: np.ndarray) -> str:
+    """The run-length form, shortened."""
+    edges = np.flatnonzero(np.diff(nodes)) + 1
+    starts, ends = np.concatenate(([0], edges)), np.concatenate((edges, [len(nodes)]))
+    runs = [f"{'.' if nodes[s] < 0 else nodes[s]}*{e - s}" for s, e in zip(starts[:12], ends[:12], strict=True)]
+    return ",".join(runs) + (",..." if len(starts) > 12 else "")
