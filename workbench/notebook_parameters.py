@@ -1,0 +1,226 @@
+"""The typed ``parameters`` cell of a notebook: read it, and hold values against it before anything runs.
+
+Papermill only warns about a name the notebook does not have and turns what it cannot translate into text; here both
+are refused with one line that says what the notebook takes.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import io
+import json
+import tokenize
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
+
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import nbformat
+
+TAG = "parameters"
+_PLAIN: dict[str, Any] = {
+    "int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "tuple": tuple,
+    "None": None, "Any": Any, "object": Any, "Path": str,
+}  # fmt: skip
+_GENERIC: dict[str, Any] = {
+    "list": list, "List": list, "dict": dict, "Dict": dict, "tuple": tuple, "Tuple": tuple,
+    "Literal": Literal, "Optional": Optional, "Union": Union,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line ``name: annotation = default  # help`` of the parameters cell."""
+
+    name: str
+    annotation: str
+    default: str
+    help: str
+    type: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.annotation}"
+
+
+def parameters_cell(notebook: nbformat.NotebookNode) -> int | None:
+    """Return the index of the cell tagged ``parameters``, or None."""
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code" and TAG in cell.metadata.get("tags", []):
+            return index
+    return None
+
+
+def read_parameters(notebook: nbformat.NotebookNode, where: str = "notebook") -> dict[str, Parameter]:
+    """Return the parameters of a notebook by name, in the order of the cell; none when it has no such cell."""
+    index = parameters_cell(notebook)
+    if index is None:
+        return {}
+    source = notebook.cells[index].source
+    try:
+        tree = ast.parse(source)
+        comments = {
+            token.start[0]: token.string.lstrip("# ").strip()
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        }
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise WorkbenchError(f"{where}: the cell tagged 'parameters' is not Python: {error}") from error
+    found: dict[str, Parameter] = {}
+    for node in tree.body:
+        annotation: ast.expr | None = None
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            target, value, annotation = node.target, node.value, node.annotation
+        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            target, value = node.targets[0], node.value
+        else:
+            continue
+        if annotation is not None:
+            text, kind = ast.unparse(annotation), _resolve(annotation)
+        else:
+            text, kind = _type_of_default(value)
+        help_text = comments.get(node.end_lineno or node.lineno, "")
+        found[target.id] = Parameter(target.id, text, ast.unparse(value), help_text, kind)
+    return found
+
+
+def _type_of_default(value: ast.expr) -> tuple[str, Any]:
+    try:
+        kind = type(ast.literal_eval(value))
+    except (ValueError, SyntaxError):
+        return "Any", Any
+    return (kind.__name__, kind) if kind.__name__ in _PLAIN else ("Any", Any)
+
+
+def _resolve(node: ast.expr) -> Any:
+    """Turn an annotation into a type without evaluating it: names it does not know mean Any."""
+    if isinstance(node, ast.Constant):
+        if node.value is None:
+            return None
+        if isinstance(node.value, str):
+            return _resolve(ast.parse(node.value, mode="eval").body)
+        return Any
+    if isinstance(node, ast.Name):
+        return _PLAIN.get(node.id, Any)
+    if isinstance(node, ast.Attribute):
+        return _PLAIN.get(node.attr, Any)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return Union[_resolve(node.left), _resolve(node.right)]  # noqa: UP007 (built from values)
+    if isinstance(node, ast.Subscript):
+        name = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+        generic = _GENERIC.get(name)
+        items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if generic is Literal:
+            return Literal[tuple(ast.literal_eval(item) for item in items)]
+        if generic is not None:
+            kinds = tuple(
+                ... if isinstance(item, ast.Constant) and item.value is ... else _resolve(item) for item in items
+            )
+            return generic[kinds if len(kinds) > 1 else kinds[0]]
+    return Any
+
+
+def listing(parameters: Mapping[str, Parameter]) -> str:
+    """Return the allowed names with their types, for the end of an error line."""
+    return ", ".join(str(parameter) for parameter in parameters.values()) or "no parameters"
+
+
+def check_values(
+    parameters: Mapping[str, Parameter],
+    values: Mapping[str, object],
+    texts: Mapping[str, str] | None = None,
+    where: str = "notebook",
+) -> dict[str, Any]:
+    """Return the values to run with, as plain JSON types.
+
+    values: as read from YAML or given in Python, checked strictly (an integer is accepted as a float).
+    texts: as typed on the command line; read according to the parameter's type. They win over values.
+    Raises WorkbenchError naming the parameter, the value, and what the notebook takes.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in [*values.items(), *(texts or {}).items()]:
+        if name not in parameters:
+            near = difflib.get_close_matches(str(name), parameters, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise WorkbenchError(f"{where}: no parameter {_short(name)}{hint}; it takes {listing(parameters)}")
+    for name, value in values.items():
+        checked[name] = _checked(parameters[name], value, parameters, where)
+    for name, text in (texts or {}).items():
+        checked[name] = _from_text(parameters[name], text, parameters, where)
+    return checked
+
+
+def _refuse(parameter: Parameter, value: object, parameters: Mapping[str, Parameter], where: str) -> WorkbenchError:
+    help_text = f" ({parameter.help})" if parameter.help else ""
+    return WorkbenchError(
+        f"{where}: parameter {parameter.name!r} is {parameter.annotation}{help_text}, "
+        f"not {_short(value)}; it takes {listing(parameters)}"
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _checked(parameter: Parameter, value: object, parameters: Mapping[str, Parameter], where: str) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+    from pydantic_core import to_jsonable_python
+
+    adapter = TypeAdapter(parameter.type)
+    try:
+        try:
+            result = adapter.validate_python(value, strict=True)
+        except ValidationError:
+            # in JSON mode a list is accepted where the annotation says tuple
+            result = adapter.validate_json(json.dumps(to_jsonable_python(value)), strict=True)
+        return to_jsonable_python(result, inf_nan_mode="constants")
+    except (ValidationError, TypeError, ValueError) as error:
+        raise _refuse(parameter, value, parameters, where) from error
+
+
+def _from_text(parameter: Parameter, text: str, parameters: Mapping[str, Parameter], where: str) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+    from pydantic_core import to_jsonable_python
+
+    adapter = TypeAdapter(parameter.type)
+    if parameter.type is not Any:
+        if text == "null":
+            try:
+                return adapter.validate_python(None, strict=True)
+            except ValidationError:
+                pass
+        try:
+            return to_jsonable_python(adapter.validate_strings(text), inf_nan_mode="constants")
+        except (ValidationError, ValueError):
+            pass
+    try:
+        from workbench.safe_yaml import load
+
+        value = load(text, parameter.name)
+    except WorkbenchError as error:
+        raise _refuse(parameter, text, parameters, where) from error
+    if parameter.type is Any:
+        return to_jsonable_python(value)
+    try:
+        return _checked(parameter, value, parameters, where)
+    except WorkbenchError as error:
+        raise _refuse(parameter, text, parameters, where) from error
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook (nbformat 4), or raise WorkbenchError with one line."""
+    import nbformat
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            return nbformat.read(file, as_version=4)
+    except OSError as error:
+        raise WorkbenchError(f"notebook {str(path)!r}: {error.strerror or error}") from error
+    except Exception as error:  # nbformat raises many kinds for what is not a notebook
+        line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({line})") from error

@@ -1,0 +1,582 @@
+"""Notebooks run with other parameters and handed on as one HTML file; and the same file checked against a new run.
+
+In a notebook, :func:`figure` shows a figure with its caption and records which data it shows, and :func:`record` notes
+the scenario of a Dataset that no figure shows. Outside, :func:`make_report` runs a notebook through papermill and
+writes the report, and :func:`check_report` makes it again and compares the data of every figure.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import WorkbenchError
+from workbench.report_html import HIDDEN_TAG, METADATA_KEY, Figure
+
+if TYPE_CHECKING:
+    import nbformat
+
+__all__ = ["Comparison", "NotebookFailed", "Report", "check_report", "digest", "figure", "make_report", "record"]
+
+SCHEMA = "workbench-report/1"
+RECORD_MIME = "application/vnd.workbench.record+json"
+ROOT = Path(__file__).resolve().parent.parent
+_MAXIMUM_HASHED = 1 << 30
+"""Bytes of a file or store beyond which a report names it without its hash."""
+
+
+class NotebookFailed(WorkbenchError):
+    """A cell of the notebook raised; ``trace`` is its traceback as plain text."""
+
+    trace: str = ""
+
+
+# ---------------------------------------------------------------------------------------------- inside a notebook
+
+
+class ShownFigure:
+    """A figure with a caption, as the last expression of a cell; carries the digest of its data to the report."""
+
+    def __init__(self, png: bytes, caption: str, metadata: dict[str, Any]) -> None:
+        self._png = png
+        self.caption = caption
+        self.metadata = metadata
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
+        import html
+
+        encoded = base64.b64encode(self._png).decode()
+        caption = html.escape(self.caption)
+        page = (
+            f'<figure><img src="data:image/png;base64,{encoded}" alt="{caption}" style="max-width:100%">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+        data = {"image/png": encoded, "text/html": page, "text/plain": f"Figure: {self.caption}"}
+        return data, {METADATA_KEY: {"figure": self.metadata}}
+
+
+_recorded: dict[str, dict[str, Any]] = {}
+_opened: set[str] = set()
+
+
+def figure(
+    fig: Any,
+    *,
+    data: Any = None,
+    caption: str = "",
+    alt: str = "",
+    dpi: int = 110,
+) -> ShownFigure:
+    """Show a figure with a caption and remember what it shows.
+
+    fig: a matplotlib Figure, a seaborn grid (its ``figure`` is taken), or PNG bytes.
+    data: the Dataset, DataArray, DataFrame or array the figure was drawn from. Its digest goes into the report, and
+        ``workbench report --check`` compares it; without it the pixels are compared. The scenario in its provenance
+        and the basis of its variables (exact, counted, modelled) are shown beside the figure.
+    caption: text under the figure; the report puts the number in front. ``$TeX$`` is allowed.
+    alt: what the figure shows, for readers who cannot see it; the caption when empty.
+    dpi: dots per inch of the picture.
+
+    Numbers are the report's: the n-th figure of the page is Figure n.
+    """
+    if isinstance(fig, bytes):
+        png = fig
+    else:
+        fig = getattr(fig, "figure", fig)
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        png = buffer.getvalue()
+    metadata: dict[str, Any] = {"caption": caption, "alt": alt}
+    if data is not None:
+        metadata["sha256"] = digest(data)
+        metadata["basis"] = _basis(data)
+        record(data)
+    return ShownFigure(png, caption, metadata)
+
+
+def record(data: Any) -> None:
+    """Note the scenario and seed in a Dataset's provenance for the report's last section."""
+    text = getattr(data, "attrs", {}).get("provenance")
+    if not isinstance(text, str):
+        return
+    try:
+        provenance = json.loads(text)
+    except ValueError:
+        return
+    scenario = provenance.get("scenario") if isinstance(provenance, dict) else None
+    if scenario is None:
+        return
+    shown = scenario if isinstance(scenario, str) else json.dumps(scenario, indent=2, sort_keys=True)
+    name = str(data.attrs.get("scenario") or "scenario")
+    key = hashlib.sha256(shown.encode()).hexdigest()
+    _recorded[key] = {"name": name, "yaml": shown, "seed": provenance.get("seed")}
+
+
+def digest(data: Any) -> str:
+    """Return the SHA-256 of the values of a Dataset, DataArray, DataFrame, array or plain value, as hex.
+
+    Names, dimensions, types and values count; attributes do not, since they hold dates and versions.
+    """
+    state = hashlib.sha256()
+    _feed(state, data)
+    return state.hexdigest()
+
+
+def _feed(state: Any, data: Any) -> None:
+    import numpy as np
+    import xarray as xr
+
+    def label(*words: object) -> None:
+        state.update(("\x1f".join(str(word) for word in words) + "\x1e").encode())
+
+    if isinstance(data, xr.Dataset):
+        for name in sorted(data.variables, key=str):
+            variable = data.variables[name]
+            label("variable", name, *variable.dims)
+            _feed(state, variable.values)
+    elif isinstance(data, xr.DataArray):
+        _feed(state, data.to_dataset(name=str(data.name or "value")))
+    elif hasattr(data, "to_numpy") and hasattr(data, "columns"):
+        for name in ["index", *data.columns]:
+            label("column", name)
+            _feed(state, (data.index if name == "index" else data[name]).to_numpy())
+    elif hasattr(data, "to_numpy"):
+        _feed(state, data.to_numpy())
+    elif isinstance(data, np.ndarray):
+        if data.dtype.kind in "OUTSV":
+            label("array", "text", *data.shape)
+            for item in data.ravel().tolist():
+                label(repr(item))
+        else:
+            flat = np.ascontiguousarray(data)
+            if flat.dtype.byteorder == ">":
+                flat = flat.astype(flat.dtype.newbyteorder("<"))
+            label("array", flat.dtype.str, *flat.shape)
+            state.update(flat.tobytes())
+    elif isinstance(data, Mapping):
+        for key in sorted(data, key=str):
+            label("key", key)
+            _feed(state, data[key])
+    elif isinstance(data, (list, tuple)):
+        label("sequence", len(data))
+        for item in data:
+            _feed(state, item)
+    else:
+        label(type(data).__name__, repr(data))
+
+
+def _basis(data: Any) -> list[str]:
+    variables = getattr(data, "data_vars", {})
+    found = {variable.attrs.get("basis") for variable in variables.values()} if variables else set()
+    found.add(getattr(data, "attrs", {}).get("basis"))
+    return sorted(item for item in found if isinstance(item, str))
+
+
+def _start_record() -> None:
+    """Called by a hidden first cell: from here on, note which data files are read."""
+    folder = str(ROOT / "datasets") + os.sep
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open" and isinstance(arguments[0], (str, os.PathLike)):
+            path = os.path.abspath(os.fspath(arguments[0]))
+            if isinstance(path, str) and path.startswith(folder) and not path.endswith((".py", ".pyc")):
+                _opened.add(path)
+
+    _recorded.clear()
+    _opened.clear()
+    sys.addaudithook(hook)
+
+
+def _show_record() -> None:
+    """Called by a hidden last cell: hand the notes over to the process that renders."""
+    from IPython.display import display
+
+    inputs = [{"path": str(Path(path).relative_to(ROOT)), "sha256": hash_path(Path(path))} for path in sorted(_opened)]
+    notes = {"scenarios": list(_recorded.values()), "inputs": inputs, "versions": versions()}
+    display({RECORD_MIME: notes, "text/plain": ""}, raw=True)
+
+
+def hash_path(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a directory's files with their names; what is too large is said so."""
+    if not path.exists():
+        return "gone"
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    if sum(item.stat().st_size for item in files) > _MAXIMUM_HASHED:
+        return "not computed (larger than 1 GiB)"
+    state = hashlib.sha256()
+    for item in files:
+        if path.is_dir():
+            state.update(item.relative_to(path).as_posix().encode() + b"\0")
+        with item.open("rb") as file:
+            while block := file.read(1 << 20):
+                state.update(block)
+    return state.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of the workbench and of what it computes and draws with."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    names = "guest-memfd-workbench numpy numba xarray pandas zarr dask matplotlib seaborn papermill nbconvert".split()
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def machine_facts() -> dict[str, str]:
+    """Return what this report ran on: system, processor, number of CPUs, memory. No host or user name."""
+    from workbench.units import format_bytes
+
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+        processor = found.group(1).strip() if found else processor
+    facts = {"system": f"{platform.system()} {platform.release()} {platform.machine()}", "processor": processor}
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    facts["processors"] = str(cpus)
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        facts["memory"] = format_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return facts
+
+
+# ---------------------------------------------------------------------------------------------- outside
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report."""
+
+    path: Path
+    title: str
+    figures: tuple[Figure, ...]
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A report against a new run: one row (number, what is compared, then, now) per figure."""
+
+    rows: tuple[tuple[int, str, str, str], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every figure has the data it had."""
+        return all(then == now for _, _, then, now in self.rows)
+
+
+def make_report(
+    notebook: str | Path,
+    out: str | Path | None = None,
+    *,
+    parameters: Mapping[str, object] | None = None,
+    texts: Mapping[str, str] | None = None,
+    progress: bool = False,
+    timeout: float | None = None,
+) -> Report:
+    """Run a notebook and write its report as one HTML file that needs no network.
+
+    notebook: path of an .ipynb file. out: path of the report; the notebook's name with .html when None.
+    parameters: values by name; texts: the same as typed on a command line, read by the parameter's type.
+    timeout: seconds a cell may take; no limit when None.
+
+    Raises WorkbenchError before running for a wrong parameter or a place that cannot be written, and
+    NotebookFailed, naming the cell, when one fails; then no file is written.
+    """
+    from workbench.files import whole_file
+    from workbench.notebook_parameters import check_values, read_notebook, read_parameters
+
+    notebook = Path(notebook)
+    source = read_notebook(notebook)
+    declared = read_parameters(source, notebook.name)
+    values = check_values(declared, parameters or {}, texts, notebook.name)
+    out = Path(out) if out is not None else Path(notebook.stem + ".html")
+    with whole_file(out) as temporary:
+        begun = time.perf_counter()
+        executed = execute(source, values, notebook.name, progress=progress, timeout=timeout)
+        seconds = time.perf_counter() - begun
+        page, title, figures = _render(executed, notebook, declared, values, out, seconds)
+        temporary.write_text(page, encoding="utf-8")
+    return Report(out, title, tuple(figures), seconds, out.stat().st_size)
+
+
+def check_report(
+    report: str | Path, notebook: str | Path | None = None, *, progress: bool = False, timeout: float | None = None
+) -> Comparison:
+    """Run a report's notebook again with the report's parameters and compare the data of every figure.
+
+    notebook: where the notebook is now; by default the place the report names. Only a notebook on disk is run,
+    never anything out of the report.
+    """
+    from workbench.notebook_parameters import check_values, read_notebook, read_parameters
+    from workbench.report_html import collect_figures
+
+    report = Path(report)
+    embedded = read_report(report)
+    place = Path(notebook) if notebook is not None else _find_notebook(report, str(embedded["notebook"]["path"]))
+    source = read_notebook(place)
+    notes = []
+    if notebook_hash(source) != embedded["notebook"]["sha256"]:
+        notes.append(f"{place.name} has changed since the report was made")
+    declared = read_parameters(source, place.name)
+    values = check_values(declared, embedded.get("parameters", {}), None, place.name)
+    executed = execute(source, values, place.name, progress=progress, timeout=timeout)
+    now = {item.number: item for item in collect_figures(executed)}
+    then = {int(item["number"]): item for item in embedded.get("figures", [])}
+    rows = []
+    for number in sorted(set(then) | set(now)):
+        kind = then[number]["kind"] if number in then else now[number].kind
+        before = str(then[number]["sha256"]) if number in then else "-"
+        after = now[number].sha256 if number in now else "-"
+        rows.append((number, str(kind), before, after))
+    current = versions()
+    for name, old in embedded.get("versions", {}).items():
+        if current.get(name) != old:
+            notes.append(f"{name} was {old}, is {current.get(name, 'not installed')}")
+    return Comparison(tuple(rows), tuple(notes))
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the facts embedded in a report, or raise WorkbenchError when the file is not one."""
+    from workbench.report_html import read_embedded
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise WorkbenchError(f"report {str(path)!r}: {reason}") from error
+    found = read_embedded(text)
+    if not found or found.get("schema") != SCHEMA or not isinstance(found.get("notebook"), dict):
+        raise WorkbenchError(f"report {str(path)!r}: not a report made by 'workbench report'")
+    return found
+
+
+def _find_notebook(report: Path, recorded: str) -> Path:
+    name = Path(recorded).name
+    for place in (Path(recorded), ROOT / recorded, ROOT / "notebooks" / name, report.parent / name):
+        if place.is_file():
+            return place
+    raise WorkbenchError(f"report {str(report)!r}: its notebook {recorded!r} is not here; name it after the report")
+
+
+def notebook_hash(notebook: nbformat.NotebookNode) -> str:
+    """Return the SHA-256 of a notebook's cells: kinds, tags and text, without outputs."""
+    state = hashlib.sha256()
+    for cell in notebook.cells:
+        row = [cell.cell_type, sorted(cell.metadata.get("tags", [])), cell.source]
+        state.update(json.dumps(row).encode() + b"\n")
+    return state.hexdigest()
+
+
+def execute(
+    notebook: nbformat.NotebookNode,
+    values: Mapping[str, Any],
+    name: str,
+    *,
+    progress: bool = False,
+    timeout: float | None = None,
+) -> nbformat.NotebookNode:
+    """Run a notebook in a fresh kernel through papermill and return it with its outputs.
+
+    Raises NotebookFailed naming the first cell that fails, by its place in the notebook.
+    """
+    import copy
+    import logging
+
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbformat.v4 import new_code_cell
+    from papermill.exceptions import PapermillException, PapermillExecutionError
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    prepared = copy.deepcopy(notebook)
+    hidden = {"tags": [HIDDEN_TAG]}
+    prepared.cells.insert(0, new_code_cell("import workbench.report\nworkbench.report._start_record()", metadata=hidden))
+    prepared.cells.append(new_code_cell("import workbench.report\nworkbench.report._show_record()", metadata=hidden))
+    bar = {"desc": name, "file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else 10.0}
+    try:
+        with _importable():
+            return papermill.execute_notebook(
+                prepared,
+                None,
+                parameters=dict(values),
+                kernel_name="python3",
+                language="python",
+                kernel_manager_class=_kernel_manager(),
+                progress_bar=bar if progress else False,
+                execution_timeout=timeout,
+            )
+    except PapermillExecutionError as error:
+        raise _failure(notebook, name, error) from error
+    except CellTimeoutError as error:
+        raise NotebookFailed(f"{name}: a cell took longer than {timeout:g} s") from error
+    except (DeadKernelError, RuntimeError, PapermillException) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotebookFailed(f"{name}: the kernel did not finish: {line}") from error
+
+
+def _kernel_manager() -> Any:
+    """Kernels over sockets in the file system: no port to be taken by another of many kernels started at once."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    if os.name == "nt":
+        return AsyncKernelManager
+
+    class LocalKernelManager(AsyncKernelManager):
+        transport = "ipc"
+
+    return LocalKernelManager
+
+
+def _failure(notebook: nbformat.NotebookNode, name: str, error: Any) -> NotebookFailed:
+    places = [index for index, cell in enumerate(notebook.cells, 1) if cell.source == error.source]
+    first = next((line.strip() for line in error.source.splitlines() if line.strip()), "")
+    where = f"cell {places[0]} of {len(notebook.cells)}" if places else "the cell with the given parameters"
+    message = " ".join(str(error.evalue).split())
+    message = message if len(message) <= 200 else message[:197] + "..."
+    failed = NotebookFailed(f"{name}: {where} ({first[:60]!r}) failed: {error.ename}: {message}; no report was written")
+    failed.trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+    return failed
+
+
+@contextlib.contextmanager
+def _importable() -> Iterator[None]:
+    """Let the kernel import this very workbench, installed or not."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _taken_record(notebook: nbformat.NotebookNode) -> dict[str, Any]:
+    for cell in reversed(notebook.cells):
+        for output in cell.get("outputs", []):
+            if RECORD_MIME in output.get("data", {}):
+                return dict(output["data"][RECORD_MIME])
+    return {}
+
+
+def _public_path(path: Path) -> str:
+    """A path as others may see it: relative to the checkout or to here, else the bare name."""
+    absolute = path.resolve()
+    for base in (ROOT, Path.cwd()):
+        with contextlib.suppress(ValueError):
+            return absolute.relative_to(base).as_posix()
+    return path.name
+
+
+def _as_typed(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _render(
+    executed: nbformat.NotebookNode,
+    notebook: Path,
+    declared: Mapping[str, Any],
+    values: Mapping[str, Any],
+    out: Path,
+    seconds: float,
+) -> tuple[str, str, list[Figure]]:
+    from workbench.report_html import build_page, embedded_json, render
+
+    body = build_page(executed)
+    notes = _taken_record(executed)
+    scenarios = notes.get("scenarios", [])
+    used = notes.get("versions") or versions()
+    place = _public_path(notebook)
+    inputs = list(notes.get("inputs", []))
+    for value in values.values():
+        if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value and "\0" not in value:
+            path = Path(value)
+            if path.exists() and value not in (".", ".."):
+                inputs.append({"path": _public_path(path), "sha256": hash_path(path)})
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    when = datetime.datetime.fromtimestamp(int(epoch) if epoch else time.time(), datetime.UTC)
+    seeds = sorted({str(item["seed"]) for item in scenarios if item.get("seed") is not None})
+    if "seed" in values or ("seed" in declared and not seeds):
+        seeds = [str(values.get("seed", declared["seed"].default if "seed" in declared else ""))]
+    typed = [word for name, value in values.items() for word in ("-p", name, _as_typed(value))]
+    command = shlex.join(["workbench", "report", place, *typed, "-o", out.name])
+    machine = machine_facts()
+    machine_parameter = values.get("machine", declared["machine"].default if "machine" in declared else None)
+    facts = [
+        ("notebook", place),
+        ("cells SHA-256", notebook_hash(executed_source(executed))),
+        ("made", when.strftime("%Y-%m-%d %H:%M UTC")),
+        ("took", f"{seconds:.1f} s"),
+        *([("modelled machine", str(machine_parameter).strip("'\""))] if machine_parameter is not None else []),
+        ("seed", ", ".join(seeds) or "none: nothing random"),
+        *[("made on: " + name, value) for name, value in machine.items()],
+    ]
+    embedded = {
+        "schema": SCHEMA,
+        "title": body.title,
+        "notebook": {"name": notebook.name, "path": place, "sha256": notebook_hash(executed_source(executed))},
+        "parameters": dict(values),
+        "declared": {name: parameter.default for name, parameter in declared.items()},
+        "figures": [vars(item) for item in body.figures],
+        "made": when.isoformat(),
+        "seconds": round(seconds, 1),
+        "versions": used,
+        "machine": machine,
+        "inputs": inputs,
+        "scenarios": [item.get("name") for item in scenarios],
+    }
+    rows = [
+        {
+            "name": name,
+            "value": _as_typed(values[name]) if name in values else parameter.default,
+            "given": name in values,
+            "type": parameter.annotation,
+            "help": parameter.help,
+        }
+        for name, parameter in declared.items()
+    ]
+    page = render(
+        executed,
+        body,
+        {
+            "version": used.get("guest-memfd-workbench", ""),
+            "parameters": rows,
+            "command": command,
+            "check": shlex.join(["workbench", "report", "--check", out.name]),
+            "facts": facts,
+            "versions": list(used.items()),
+            "scenarios": scenarios,
+            "inputs": inputs,
+            "embedded": embedded_json(embedded),
+        },
+    )
+    return page, body.title, body.figures
+
+
+def executed_source(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return the notebook as it was before papermill: without the cells that were put in."""
+    import copy
+
+    source = copy.copy(executed)
+    added = {HIDDEN_TAG, "injected-parameters"}
+    source.cells = [cell for cell in executed.cells if not added & set(cell.metadata.get("tags", []))]
+    return source
