@@ -98,9 +98,23 @@ def report(
         typer.echo(f"workbench: {error}", err=True)
         raise typer.Exit(1) from error
     if not quiet:
+        for table in made.summaries:
+            _print_table(table["title"], table["columns"], table["rows"])
         size = f"{made.bytes / 1e6:.2f} MB, {len(made.figures)} figures, {made.seconds:.1f} s"
         typer.echo(f"{made.title}: {size}", err=True)
     typer.echo(str(made.path))
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from workbench.cli import console
+
+    table = Table(*(Text(column) for column in columns), title=Text(title) if title else None, title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: brackets in a value are no markup
+    console().print(table)
 
 
 def _show_parameters(notebook: Path) -> None:

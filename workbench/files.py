@@ -15,13 +15,14 @@ from workbench.errors import WorkbenchError
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same directory; rename it to ``path`` at the end, remove it on any failure.
 
-    The directory is tried at once, so that a place nobody may write to is refused before the work is done.
-    Raises WorkbenchError for a missing, read-only or full directory.
+    The directory is made if it is missing, and tried at once, so that a place nobody may write to is refused before
+    the work is done. Raises WorkbenchError for a read-only or full directory.
     """
     path = Path(path)
     if path.is_dir():
         raise WorkbenchError(f"cannot write {str(path)!r}: it is a directory")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
         raise WorkbenchError(f"cannot write {str(path)!r}: {error.strerror or error}") from error

@@ -201,7 +201,7 @@ def _from_text(parameter: Parameter, text: str, parameters: Mapping[str, Paramet
     try:
         from workbench.safe_yaml import load
 
-        value = load(text, parameter.name)
+        value = load(f"value: {text}\n", parameter.name)["value"]
     except WorkbenchError as error:
         raise _refuse(parameter, text, parameters, where) from error
     if parameter.type is Any:

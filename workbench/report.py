@@ -30,7 +30,7 @@ from workbench.report_html import HIDDEN_TAG, METADATA_KEY, Figure
 if TYPE_CHECKING:
     import nbformat
 
-__all__ = ["Comparison", "NotebookFailed", "Report", "check_report", "digest", "figure", "make_report", "record"]
+__all__ = ["Comparison", "NotebookFailed", "Report", "check_report", "digest", "figure", "make_report", "record", "summary"]
 
 SCHEMA = "workbench-report/1"
 RECORD_MIME = "application/vnd.workbench.record+json"
@@ -124,6 +124,30 @@ def record(data: Any) -> None:
     name = str(data.attrs.get("scenario") or "scenario")
     key = hashlib.sha256(shown.encode()).hexdigest()
     _recorded[key] = {"name": name, "yaml": shown, "seed": provenance.get("seed")}
+
+
+class Summary:
+    """A small table that the report shows and that ``workbench report`` also prints in the terminal."""
+
+    def __init__(self, table: Any, title: str) -> None:
+        self._table = table
+        self.title = title
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
+        frame = self._table
+        rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+        columns = [str(column) for column in frame.columns]
+        shown = {"text/html": frame.to_html(index=False, border=0), "text/plain": frame.to_string(index=False)}
+        return shown, {METADATA_KEY: {"summary": {"title": self.title, "columns": columns, "rows": rows}}}
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def summary(table: Any, title: str = "") -> Summary:
+    """Show a DataFrame (its columns, not its index) in the notebook and, after a report is made, in the terminal."""
+    return Summary(table, title)
 
 
 def digest(data: Any) -> str:
@@ -267,6 +291,8 @@ class Report:
     figures: tuple[Figure, ...]
     seconds: float
     bytes: int
+    summaries: tuple[dict[str, Any], ...] = ()
+    """Tables shown with :func:`summary`: title, columns, rows of text."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +340,7 @@ def make_report(
         seconds = time.perf_counter() - begun
         page, title, figures = _render(executed, notebook, declared, values, out, seconds)
         temporary.write_text(page, encoding="utf-8")
-    return Report(out, title, tuple(figures), seconds, out.stat().st_size)
+    return Report(out, title, tuple(figures), seconds, out.stat().st_size, tuple(_summaries(executed)))
 
 
 def check_report(
@@ -476,6 +502,14 @@ def _taken_record(notebook: nbformat.NotebookNode) -> dict[str, Any]:
             if RECORD_MIME in output.get("data", {}):
                 return dict(output["data"][RECORD_MIME])
     return {}
+
+
+def _summaries(notebook: nbformat.NotebookNode) -> Iterator[dict[str, Any]]:
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            found = output.get("metadata", {}).get(METADATA_KEY, {}).get("summary")
+            if found:
+                yield dict(found)
 
 
 def _public_path(path: Path) -> str:
