@@ -1,0 +1,531 @@
+"""The buddy allocator of every zone, with free lists in the order Linux keeps them.
+
+Linux: ``mm/page_alloc.c`` (``__rmqueue``, ``__rmqueue_smallest``, ``__rmqueue_claim``, ``__rmqueue_steal``, ``expand``,
+``__free_one_page``, ``buddy_merge_likely``, ``split_large_buddy``, ``__free_pages_core``, ``try_to_claim_block``) and
+``mm/memblock.c`` (``__free_pages_memory``). Free blocks have orders 0 to 10 and lie on one list per zone, order and
+migratetype; which entry a list has first decides which pfn comes next, so the lists are kept link by link.
+
+All zones share one set of arrays, :class:`Buddy`. A *page* here is an index into them: pfn minus a base that is a
+multiple of 1024. A list head is an entry behind the pages, as ``struct list_head`` in ``struct free_area``.
+
+Not modelled: CMA, MIGRATE_HIGHATOMIC and MIGRATE_ISOLATE lists, shuffling, compaction capture.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.compile import kernel
+
+MAX_PAGE_ORDER = 10
+ORDERS = 11
+PAGEBLOCK_ORDER = 9
+MAX_BLOCK_PAGES = 1024
+UNMOVABLE, MOVABLE, RECLAIMABLE = 0, 1, 2
+"""enum migratetype, include/linux/mmzone.h."""
+TYPES = 3
+LRU = 128
+"""Bit of ``state``: an allocated page on an LRU list. It counts as movable when a pageblock is to be claimed."""
+
+RMQUEUE_NORMAL, RMQUEUE_CLAIM, RMQUEUE_STEAL = 0, 2, 3
+"""enum rmqueue_mode: where the next page of one refill is looked for first."""
+NO_PAGE = -1
+
+_FALLBACKS = ((RECLAIMABLE, MOVABLE), (RECLAIMABLE, UNMOVABLE), (UNMOVABLE, MOVABLE))
+
+
+class Buddy(NamedTuple):
+    """State of all zones. ``pages`` is a multiple of 1024."""
+
+    links: np.ndarray
+    """uint32 (2 * (pages + zones * 33),): previous and next of each entry; entries from ``pages`` on are list heads."""
+    state: np.ndarray
+    """uint8 (pages,): order + 1 in the first page of a free block, 0 or LRU elsewhere."""
+    block_type: np.ndarray
+    """uint8 (pages / 512,): migratetype of each pageblock."""
+    zone_start: np.ndarray
+    """int64 (zones,): first page."""
+    zone_end: np.ndarray
+    """int64 (zones,): page after the last."""
+    free_blocks: np.ndarray
+    """int64 (zones, 11): free blocks of each order (``free_area.nr_free``)."""
+    free_pages: np.ndarray
+    """int64 (zones,): NR_FREE_PAGES."""
+    partial_claims: np.ndarray
+    """int64 (zones,): attempts to claim a pageblock that was not wholly free; each boosts the watermark in Linux."""
+
+
+def new_buddy(zone_start: np.ndarray, zone_end: np.ndarray, block_type: int = MOVABLE) -> Buddy:
+    """Arrays for zones that cover ``[zone_start, zone_end)`` (int64 (zones,), pages), with empty free lists."""
+    zones = len(zone_start)
+    pages = -(-int(max(zone_end, default=0)) // MAX_BLOCK_PAGES) * MAX_BLOCK_PAGES
+    buddy = Buddy(
+        links=np.empty(2 * (pages + zones * ORDERS * TYPES), np.uint32),
+        state=np.zeros(pages, np.uint8),
+        block_type=np.full(pages >> PAGEBLOCK_ORDER, block_type, np.uint8),
+        zone_start=np.array(zone_start, np.int64),
+        zone_end=np.array(zone_end, np.int64),
+        free_blocks=np.zeros((zones, ORDERS), np.int64),
+        free_pages=np.zeros(zones, np.int64),
+        partial_claims=np.zeros(zones, np.int64),
+    )
+    empty_lists(buddy)
+    return buddy
+
+
+@kernel
+def empty_lists(buddy: Buddy) -> None:
+    """Make every free list empty. The other fields are left alone."""
+    for entry in range(buddy.state.shape[0], buddy.links.shape[0] // 2):
+        buddy.links[2 * entry] = entry
+        buddy.links[2 * entry + 1] = entry
+
+
+@kernel
+def release_range(buddy: Buddy, zone: int, start: int, end: int) -> None:
+    """Give ``[start, end)`` to the allocator as boot and memory hotplug do: largest aligned blocks, at the tail.
+
+    Linux: ``__free_pages_memory``, ``__free_pages_core``.
+    """
+    page = start
+    while page < end:
+        order = MAX_PAGE_ORDER
+        while page & ((1 << order) - 1) or page + (1 << order) > end:
+            order -= 1
+        free_block(buddy, zone, page, order, True)
+        page += 1 << order
+
+
+@kernel
+def allocate_block(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool) -> int:
+    """Take one block and return its first page, or NO_PAGE.
+
+    Parameters
+    ----------
+    order : 0 to 10
+    migratetype : UNMOVABLE (guest_memfd), MOVABLE (tmpfs, anonymous) or RECLAIMABLE
+    nofragment : ALLOC_NOFRAGMENT: only whole pageblocks may change their type
+    """
+    return rmqueue(buddy, zone, order, migratetype, nofragment, RMQUEUE_NORMAL)[0]
+
+
+@kernel
+def allocate_blocks(
+    buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool, count: int, out: np.ndarray
+) -> int:
+    """Take ``count`` blocks one by one; their first pages go to ``out``. Returns how many there were."""
+    for position in range(count):
+        page = allocate_block(buddy, zone, order, migratetype, nofragment)
+        if page < 0:
+            return position
+        out[position] = page
+    return count
+
+
+@kernel
+def rmqueue(
+    buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool, mode: int
+) -> tuple[int, int]:
+    """Take one block: (first page or NO_PAGE, mode for the next block of the same refill). Linux: ``__rmqueue``."""
+    if mode == RMQUEUE_NORMAL:
+        page = _take_smallest(buddy, zone, order, migratetype)
+        if page >= 0:
+            return page, RMQUEUE_NORMAL
+    if mode != RMQUEUE_STEAL:
+        page = _claim(buddy, zone, order, migratetype, nofragment)
+        if page >= 0:
+            return page, RMQUEUE_NORMAL
+    if not nofragment:
+        page = _steal(buddy, zone, order, migratetype)
+        if page >= 0:
+            return page, RMQUEUE_STEAL
+    return NO_PAGE, mode
+
+
+@kernel
+def free_block(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) -> None:
+    """Free one block of the zone and merge it with its free buddies.
+
+    ``to_tail`` is FPI_TO_TAIL: memory that comes from boot or hotplug. The block must be allocated.
+    Linux: ``split_large_buddy`` (a block of order 10 is freed as two pageblocks), ``__free_one_page``.
+    """
+    if buddy.state[np.uint32(page)] & LRU:
+        for offset in range(1 << order):
+            buddy.state[np.uint32(page + offset)] = 0
+    if order <= PAGEBLOCK_ORDER:
+        _free_one_page(buddy, zone, page, order, to_tail)
+    else:
+        _free_one_page(buddy, zone, page, PAGEBLOCK_ORDER, to_tail)
+        _free_one_page(buddy, zone, page + (1 << PAGEBLOCK_ORDER), PAGEBLOCK_ORDER, to_tail)
+
+
+@kernel
+def free_blocks(buddy: Buddy, zone: int, pages: np.ndarray, order: int) -> None:
+    """Free the blocks of one order that start at ``pages``, one by one in that order."""
+    for position in range(pages.shape[0]):
+        free_block(buddy, zone, pages[position], order, False)
+
+
+@kernel
+def churn(
+    buddy: Buddy,
+    zone: int,
+    migratetype: int,
+    slots: np.ndarray,
+    orders: np.ndarray,
+    held: np.ndarray,
+    held_order: np.ndarray,
+) -> int:
+    """A stream of frees and allocations by slot; the load that other users put on a zone.
+
+    Step ``i`` frees the block held by ``slots[i]``, if there is one, then takes one of ``orders[i]`` (-1: none).
+
+    Parameters
+    ----------
+    slots, orders : int32 (steps,), int8 (steps,)
+    held, held_order : int64 (slots,), int8 (slots,), first page (-1: none) and order of the block in each slot
+
+    Returns
+    -------
+    Number of requests that found no block.
+    """
+    refused = 0
+    for step in range(slots.shape[0]):
+        slot = np.uint32(slots[step])
+        if held[slot] >= 0:
+            free_block(buddy, zone, held[slot], held_order[slot], False)
+            held[slot] = NO_PAGE
+        if orders[step] >= 0:
+            page = allocate_block(buddy, zone, orders[step], migratetype, False)
+            held[slot] = page
+            held_order[slot] = orders[step]
+            refused += page < 0
+    return refused
+
+
+@kernel
+def allocate_extents(
+    buddy: Buddy,
+    zone: int,
+    order: int,
+    migratetype: int,
+    nofragment: bool,
+    count: int,
+    extents: np.ndarray,
+    progress: np.ndarray,
+) -> int:
+    """Take ``count`` blocks at once: the same blocks in the same sequence as :func:`allocate_blocks`, as extents.
+
+    While the lists below the smallest sufficient block are empty, that block is handed out from its first page to its
+    last before another one is touched. So it is taken off its list whole.
+
+    Parameters
+    ----------
+    extents : int64 (rows, 2), receives first page and pages of each extent, in the sequence they are taken
+    progress : int64 (2,), zero at first: rows written, blocks taken; carries on when ``extents`` was full
+
+    Returns
+    -------
+    0 when ``count`` blocks were taken or none is left (``progress[1]`` tells), 1 when ``extents`` is full.
+    """
+    while progress[1] < count:
+        if progress[0] == extents.shape[0]:
+            return 1
+        current = _smallest_order(buddy, zone, order, migratetype)
+        if current < 0:
+            current = _claim_whole(buddy, zone, order, migratetype)
+        if current < 0:
+            page = rmqueue(buddy, zone, order, migratetype, nofragment, RMQUEUE_CLAIM)[0]
+            if page < 0:
+                return 0
+            taken = 1
+        else:
+            head = _head(buddy, zone, current, migratetype)
+            page = np.int64(_next(buddy, head))
+            _remove(buddy, zone, page, current)
+            taken = min(count - progress[1], 1 << (current - order))
+            _insert_rest(buddy, zone, page, current, taken << order, migratetype)
+        row = progress[0] - 1
+        if row >= 0 and extents[row, 0] + extents[row, 1] == page:
+            extents[row, 1] += taken << order
+        else:
+            extents[row + 1, 0] = page
+            extents[row + 1, 1] = taken << order
+            progress[0] += 1
+        progress[1] += taken
+    return 0
+
+
+@kernel
+def recount(buddy: Buddy, zone: int, counts: np.ndarray) -> int:
+    """Walk all lists of a zone and count their blocks: int64 (11, 3) by order and migratetype.
+
+    Returns 0, or -1 when a link, a page's state, a pageblock's type or a counter disagrees with the lists.
+    """
+    counts[:, :] = 0
+    total = 0
+    for order in range(ORDERS):
+        blocks = 0
+        for migratetype in range(TYPES):
+            head = _head(buddy, zone, order, migratetype)
+            previous, page = head, _next(buddy, head)
+            while page != head:
+                if _previous(buddy, page) != previous or buddy.state[page] != order + 1:
+                    return -1
+                if buddy.block_type[page >> PAGEBLOCK_ORDER] != migratetype or page & ((1 << order) - 1):
+                    return -1
+                counts[order, migratetype] += 1
+                previous, page = page, _next(buddy, page)
+            blocks += counts[order, migratetype]
+        if blocks != buddy.free_blocks[zone, order]:
+            return -1
+        total += blocks << order
+    return 0 if total == buddy.free_pages[zone] else -1
+
+
+@kernel
+def list_pages(buddy: Buddy, zone: int, order: int, migratetype: int, out: np.ndarray) -> int:
+    """Write the first pages of one free list, first entry first, to ``out`` and return how many there are."""
+    head = _head(buddy, zone, order, migratetype)
+    page, count = _next(buddy, head), 0
+    while page != head:
+        if count < out.shape[0]:
+            out[count] = page
+        count += 1
+        page = _next(buddy, page)
+    return count
+
+
+@kernel
+def set_lru(buddy: Buddy, page: int, pages: int) -> None:
+    """Say that allocated pages are on an LRU list. Freeing a block whose first page is clears it."""
+    for offset in range(pages):
+        buddy.state[page + offset] = LRU
+
+
+# One list entry. Indices are unsigned, because Numba adds a test for negative ones to every signed index.
+
+
+@kernel
+def _head(buddy: Buddy, zone: int, order: int, migratetype: int) -> np.uint32:
+    return np.uint32(buddy.state.shape[0] + (zone * ORDERS + order) * TYPES + migratetype)
+
+
+@kernel
+def _previous(buddy: Buddy, entry: np.uint32) -> np.uint32:
+    return buddy.links[np.uint64(entry) << np.uint64(1)]
+
+
+@kernel
+def _next(buddy: Buddy, entry: np.uint32) -> np.uint32:
+    return buddy.links[(np.uint64(entry) << np.uint64(1)) | np.uint64(1)]
+
+
+@kernel
+def _link(buddy: Buddy, before: np.uint32, after: np.uint32) -> None:
+    buddy.links[(np.uint64(before) << np.uint64(1)) | np.uint64(1)] = after
+    buddy.links[np.uint64(after) << np.uint64(1)] = before
+
+
+@kernel
+def _insert(buddy: Buddy, zone: int, page: int, order: int, migratetype: int, to_tail: bool) -> None:
+    """``__add_to_free_list``"""
+    head = _head(buddy, zone, order, migratetype)
+    entry = np.uint32(page)
+    buddy.state[entry] = order + 1
+    if to_tail:
+        last = _previous(buddy, head)
+        _link(buddy, last, entry)
+        _link(buddy, entry, head)
+    else:
+        first = _next(buddy, head)
+        _link(buddy, head, entry)
+        _link(buddy, entry, first)
+    buddy.free_blocks[np.uint64(zone), np.uint64(order)] += 1
+
+
+@kernel
+def _remove(buddy: Buddy, zone: int, page: int, order: int) -> None:
+    """``__del_page_from_free_list``; NR_FREE_PAGES is the caller's."""
+    entry = np.uint32(page)
+    _link(buddy, _previous(buddy, entry), _next(buddy, entry))
+    buddy.state[entry] = 0
+    buddy.free_blocks[np.uint64(zone), np.uint64(order)] -= 1
+
+
+@kernel
+def _smallest_order(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+    for current in range(order, ORDERS):
+        head = _head(buddy, zone, current, migratetype)
+        if _next(buddy, head) != head:
+            return current
+    return -1
+
+
+@kernel
+def _take_smallest(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+    """``__rmqueue_smallest``"""
+    current = _smallest_order(buddy, zone, order, migratetype)
+    if current < 0:
+        return NO_PAGE
+    page = np.int64(_next(buddy, _head(buddy, zone, current, migratetype)))
+    _remove_and_expand(buddy, zone, page, order, current, migratetype)
+    return page
+
+
+@kernel
+def _remove_and_expand(buddy: Buddy, zone: int, page: int, order: int, current: int, migratetype: int) -> None:
+    """``page_del_and_expand``: the upper halves go to the heads of their lists, which are ``migratetype``'s."""
+    _remove(buddy, zone, page, current)
+    buddy.free_pages[zone] -= 1 << order
+    while current > order:
+        current -= 1
+        _insert(buddy, zone, page + (1 << current), current, migratetype, False)
+
+
+@kernel
+def _insert_rest(buddy: Buddy, zone: int, page: int, order: int, taken: int, migratetype: int) -> None:
+    """Keep what is left of a block of ``order`` whose first ``taken`` pages are handed out."""
+    buddy.free_pages[zone] -= taken
+    while taken & ((1 << order) - 1):
+        order -= 1
+        if taken & (1 << order):
+            page += 1 << order
+        else:
+            _insert(buddy, zone, page + (1 << order), order, migratetype, False)
+
+
+@kernel
+def _fallback_type(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+    """First fallback migratetype that has a free block of ``order``, or -1. ``find_suitable_fallback``"""
+    if buddy.free_blocks[zone, order] > 0:
+        for fallback in _FALLBACKS[migratetype]:
+            head = _head(buddy, zone, order, fallback)
+            if _next(buddy, head) != head:
+                return fallback
+    return -1
+
+
+@kernel
+def _claim(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool) -> int:
+    """``__rmqueue_claim``: take from the largest foreign block and let its pageblock change its type."""
+    lowest = order
+    if nofragment and order < PAGEBLOCK_ORDER:
+        lowest = PAGEBLOCK_ORDER
+    if migratetype == MOVABLE:  # should_try_claim_block: small movable requests do not pollute less by claiming
+        lowest = max(lowest, PAGEBLOCK_ORDER // 2)
+    for current in range(MAX_PAGE_ORDER, lowest - 1, -1):
+        fallback = _fallback_type(buddy, zone, current, migratetype)
+        if fallback >= 0:
+            page = np.int64(_next(buddy, _head(buddy, zone, current, fallback)))
+            if current >= PAGEBLOCK_ORDER:
+                _set_block_types(buddy, page, current, migratetype)
+                _remove_and_expand(buddy, zone, page, order, current, migratetype)
+                return page
+            if _claim_part(buddy, zone, page, fallback, migratetype):
+                return _take_smallest(buddy, zone, order, migratetype)
+    return NO_PAGE
+
+
+@kernel
+def _claim_whole(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+    """Move the whole block that :func:`_claim` would expand next to the own list and return its order, else -1."""
+    for current in range(MAX_PAGE_ORDER, max(order, PAGEBLOCK_ORDER) - 1, -1):
+        fallback = _fallback_type(buddy, zone, current, migratetype)
+        if fallback >= 0:
+            page = np.int64(_next(buddy, _head(buddy, zone, current, fallback)))
+            _set_block_types(buddy, page, current, migratetype)
+            _remove(buddy, zone, page, current)
+            _insert(buddy, zone, page, current, migratetype, False)
+            return current
+    return -1
+
+
+@kernel
+def _set_block_types(buddy: Buddy, page: int, order: int, migratetype: int) -> None:
+    """``change_pageblock_range``"""
+    for block in range(page >> PAGEBLOCK_ORDER, (page + (1 << order)) >> PAGEBLOCK_ORDER):
+        buddy.block_type[block] = migratetype
+
+
+@kernel
+def _claim_part(buddy: Buddy, zone: int, page: int, block_type: int, migratetype: int) -> bool:
+    """``try_to_claim_block`` for less than a pageblock: change its type if at least half of it is compatible."""
+    buddy.partial_claims[zone] += 1
+    block_pages = 1 << PAGEBLOCK_ORDER
+    start = page & ~(block_pages - 1)
+    end = start + block_pages
+    if start < buddy.zone_start[zone] or end > buddy.zone_end[zone]:
+        return False
+    free, movable = 0, 0
+    current = start
+    while current < end:
+        state = buddy.state[current]
+        if state == 0 or state == LRU:
+            movable += state == LRU
+            current += 1
+        else:
+            free += 1 << (state - 1)
+            current += 1 << (state - 1)
+    alike = 0
+    if migratetype == MOVABLE:
+        alike = movable
+    elif block_type == MOVABLE:
+        alike = block_pages - (free + movable)
+    if free + alike < block_pages // 2:
+        return False
+    current = start
+    while current < end:
+        state = buddy.state[current]
+        if state == 0 or state == LRU:
+            current += 1
+        else:
+            order = state - 1
+            _remove(buddy, zone, current, order)
+            _insert(buddy, zone, current, order, migratetype, True)
+            current += 1 << order
+    buddy.block_type[start >> PAGEBLOCK_ORDER] = migratetype
+    return True
+
+
+@kernel
+def _steal(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+    """``__rmqueue_steal``: split the smallest sufficient foreign block; its pageblock keeps its type."""
+    for current in range(order, ORDERS):
+        fallback = _fallback_type(buddy, zone, current, migratetype)
+        if fallback >= 0:
+            page = np.int64(_next(buddy, _head(buddy, zone, current, fallback)))
+            _remove_and_expand(buddy, zone, page, order, current, fallback)
+            return page
+    return NO_PAGE
+
+
+@kernel
+def _is_free(buddy: Buddy, zone: int, page: int, order: int) -> bool:
+    """``page_is_buddy``"""
+    if page < buddy.zone_start[zone] or page >= buddy.zone_end[zone]:
+        return False
+    return buddy.state[np.uint32(page)] == order + 1
+
+
+@kernel
+def _free_one_page(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) -> None:
+    """``__free_one_page``"""
+    migratetype = buddy.block_type[np.uint32(page >> PAGEBLOCK_ORDER)]
+    buddy.free_pages[zone] += 1 << order
+    while order < MAX_PAGE_ORDER:
+        other = page ^ (1 << order)
+        if not _is_free(buddy, zone, other, order):
+            break
+        if order >= PAGEBLOCK_ORDER:
+            buddy.block_type[np.uint32(other >> PAGEBLOCK_ORDER)] = migratetype
+        _remove(buddy, zone, other, order)
+        page &= other
+        order += 1
+    # If the block above is likely to become free soon, this one goes to the tail to stay whole for the merge.
+    if not to_tail and order < MAX_PAGE_ORDER - 1:
+        above = page & ~(1 << order)
+        to_tail = _is_free(buddy, zone, above ^ (2 << order), order + 1)
+    _insert(buddy, zone, page, order, migratetype, to_tail)
