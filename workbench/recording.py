@@ -266,13 +266,14 @@ def _cpus(text: str) -> list[int]:
 
 
 def _first_zones(data: Mapping[str, Any]) -> dict[int, list[Zone]]:
-    """Zones as they stood at the earliest look: at boot if zoneinfo was kept, else in the first script that looked."""
+    """Zones at boot: from zoneinfo if it was kept, else each zone as it stood when the scripts saw most of it free."""
     counters = parse_zoneinfo((data.get("files") or {}).get("/proc/zoneinfo") or [])
     if not counters:
         for scenario in data["scenarios"]:
             for entry in scenario.get("ops", ()):
-                if isinstance(entry, dict) and isinstance(entry.get("zones"), dict) and not counters:
-                    counters = entry["zones"]
+                for label, state in (entry.get("zones") or {}).items() if isinstance(entry, dict) else ():
+                    if label not in counters or state["free"] > counters[label]["free"]:
+                        counters[label] = state
     by_node: dict[int, list[Zone]] = {}
     for label, state in counters.items():
         matched = _LABEL.match(label)
@@ -309,7 +310,6 @@ def to_scenario(recording: Recording, recorded: RecordedScenario) -> tuple[sc.Sc
     operations: list[sc.Operation] = []
     numbers: list[int | None] = []
     sizes: dict[str, int] = {}
-    known = {f"{node.id}" for node in recording.host.nodes}
     for entry in recorded.operations:
         try:
             operation = _translate(entry, sizes, recording)
@@ -320,7 +320,6 @@ def to_scenario(recording: Recording, recorded: RecordedScenario) -> tuple[sc.Sc
             raise WorkbenchError(f"{recording.path.name}: {recorded.name}: {entry.text!r}: {error}") from None
         numbers.append(len(operations))
         operations.append(operation)
-    del known
     first_cpu = min((cpu for node in recording.host.nodes for cpu in node.cpus), default=None)
     place = {"cpu": first_cpu} if first_cpu is not None else {"node": recording.host.nodes[0].id}
     tasks = tuple(sc.Task(name=f"t{number}", **place) for number in range(recorded.tasks))
