@@ -1,0 +1,479 @@
+"""Huge folios under conversion, the slow way: one object per 4 KiB page, everything recounted when asked.
+
+Written from the rules of the proposals, not from :mod:`kernels.folio`; nothing here keeps a counter that could be
+recounted from the pages. Errors are errnos, as the kernel's; SIGBUS is -7.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from dataclasses import dataclass, field
+
+PAGES_2M, PAGES_1G = 512, 262144
+EHWPOISON, SIGBUS = 133, -7
+
+
+@dataclass
+class Folio:
+    """A folio of the page cache: ``pages`` pages from ``first``; ``block`` is the pool page it is part of."""
+
+    first: int
+    pages: int
+    block: Block | None
+
+
+@dataclass
+class Block:
+    """A huge page taken from the pool, in whatever state; ``extra`` lists the node of each vmemmap page restored."""
+
+    first: int
+    pages: int
+    node: int
+    restored: bool = False
+    extra: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """One 4 KiB page of the file."""
+
+    shared: bool = False
+    folio: Folio | None = None
+    transient: int = 0
+    pins: int = 0
+    orphans: int = 0
+    poisoned: bool = False
+
+
+@dataclass
+class Host:
+    """What files share: free vmemmap pages by node and the pools of huge pages (blocks lying in them)."""
+
+    vmemmap: list[int]
+    order: list[list[int]]
+    pool: dict[tuple[int, int], list[Block]]
+
+    def take(self, home: int, count: int) -> list[int] | None:
+        if sum(self.vmemmap) < count:
+            return None
+        got: list[int] = []
+        for node in self.order[home]:
+            while self.vmemmap[node] and len(got) < count:
+                self.vmemmap[node] -= 1
+                got.append(node)
+        return got
+
+    def give_back(self, pages: list[int]) -> None:
+        for node in pages:
+            self.vmemmap[node] += 1
+
+
+class Failure(Exception):
+    """An operation refused: errno and the page it names."""
+
+    def __init__(self, error: int, page: int | None = None) -> None:
+        self.error, self.page = error, page
+
+
+@dataclass
+class File:
+    pages_total: int
+    backing: int
+    generation: str  # "B" or "C"
+    host: Host
+    two_stage: bool = False
+    through_full: bool = False
+    at_host_fault: bool = False
+    merging: str = "eager"
+    hvo: bool = True
+    fallback: bool = False
+    drain: bool = False
+    cpus: int = 1
+
+    def __post_init__(self) -> None:
+        self.pages = [Page() for _ in range(self.pages_total)]
+        self.stages: dict[tuple[int, int], Block] = {}  # 2 MiB parts of a 1 GiB block split in two stages
+        self.batches: list[list[int | None]] = [[] for _ in range(self.cpus)]
+        self.total: Counter[str] = Counter()
+
+    # -------------------------------------------------------------- what can be counted
+
+    def folios(self) -> list[Folio]:
+        seen: dict[int, Folio] = {}
+        for page in self.pages:
+            if page.folio is not None:
+                seen[id(page.folio)] = page.folio
+        return list(seen.values())
+
+    def all_private(self, first: int, pages: int) -> bool:
+        return not any(page.shared for page in self.pages[first : first + pages])
+
+    def mappable(self, pages: int) -> int:
+        return sum(1 for folio in self.folios() if folio.pages == pages and self.all_private(folio.first, pages))
+
+    def held_vmemmap(self) -> Counter[int]:
+        blocks = {id(folio.block): folio.block for folio in self.folios() if folio.block is not None}
+        held: Counter[int] = Counter()
+        for block in [*blocks.values(), *self.stages.values()]:
+            held.update(block.extra)
+        return held
+
+    def lru_held(self) -> int:
+        return sum(1 for batch in self.batches for page in batch if page is not None)
+
+    # -------------------------------------------------------------- operations
+
+    def operate(self, operation: str, *arguments: object) -> tuple[int, int]:
+        """Returns errno and the byte offset named by it, or -1."""
+        try:
+            getattr(self, operation)(*arguments)
+        except Failure as failure:
+            return failure.error, -1 if failure.page is None else failure.page * 4096
+        return 0, -1
+
+    def convert(self, offset: int, length: int, to_shared: bool) -> None:
+        if offset < 0 or length <= 0 or offset % 4096 or length % 4096 or offset + length > self.pages_total * 4096:
+            raise Failure(errno.EINVAL)
+        first, end = offset // 4096, (offset + length) // 4096
+        if self.generation == "B" or self.backing == 1:
+            self.convert_whole(first, end, to_shared)
+        else:
+            while first < end:
+                stop = min(end, first // self.backing * self.backing + self.backing)
+                self.convert_block(first, stop, to_shared)
+                first = stop
+
+    def sub_ranges(self, first: int, end: int, to_shared: bool) -> list[tuple[int, int]]:
+        ranges: list[tuple[int, int]] = []
+        for index in range(first, end):
+            if self.pages[index].shared != to_shared:
+                if ranges and ranges[-1][1] == index:
+                    ranges[-1] = (ranges[-1][0], index + 1)
+                else:
+                    ranges.append((index, index + 1))
+        return ranges
+
+    def convert_whole(self, first: int, end: int, to_shared: bool) -> None:
+        ranges = self.sub_ranges(first, end, to_shared)
+        for low, high in ranges:
+            low, high = low // self.backing * self.backing, -(-high // self.backing) * self.backing
+            self.total["invalidations"] += 1
+            self.total["invalidated_bytes"] += (high - low) * 4096
+        if not to_shared:
+            for low, high in ranges:
+                self.check_references(low, high, first, end, True)
+        done: list[tuple[int, int]] = []
+        try:
+            for low, high in ranges:
+                done.append((low, high))
+                for index in range(low, high):
+                    self.pages[index].shared = to_shared
+                self.restructure(low, high, to_shared)
+        except Failure as failure:
+            for low, high in done:
+                for index in range(low, high):
+                    self.pages[index].shared = not to_shared
+            self.total["rollbacks"] += 1
+            self.total["private_pages_lost"] += sum(high - low for low, high in ranges)
+            if self.merging == "eager":
+                self.merge(first, end)
+            raise Failure(failure.error) from None
+
+    def convert_block(self, first: int, end: int, to_shared: bool) -> None:
+        ranges = self.sub_ranges(first, end, to_shared)
+        if not ranges:
+            return
+        if not to_shared:
+            self.check_references(first, end, first, end, False)
+        self.total["invalidations"] += 1
+        self.total["invalidated_bytes"] += (end - first) * 4096
+        changed = [index for low, high in ranges for index in range(low, high)]
+        for index in changed:
+            self.pages[index].shared = to_shared
+        try:
+            self.restructure(first, end, to_shared)
+        except Failure as failure:
+            for index in changed:
+                self.pages[index].shared = not to_shared
+            self.total["private_pages_lost"] += len(changed)
+            if self.merging == "eager":
+                self.merge(first, end)
+            raise Failure(failure.error, first) from None
+
+    def restructure(self, first: int, end: int, to_shared: bool) -> None:
+        if not to_shared:
+            if self.merging == "eager":
+                self.merge(first, end)
+        elif not self.at_host_fault:
+            for index in range(first, end):
+                self.split(index)
+
+    # -------------------------------------------------------------- split and merge
+
+    def split(self, index: int) -> None:
+        """Split the huge folio of a page until the page is a 4 KiB folio."""
+        folio = self.pages[index].folio
+        if folio is None or folio.pages == 1:
+            return
+        block, parts = folio.block, PAGES_2M if folio.pages == PAGES_1G and self.two_stage else 1
+        assert block is not None
+        members = self.pages[folio.first : folio.first + folio.pages]
+        if any(page.poisoned for page in members):
+            raise Failure(EHWPOISON)
+        holder = self.stages.get((block.first, folio.first), block)
+        if self.hvo and not holder.restored:
+            if parts == PAGES_2M and self.through_full and sum(self.host.vmemmap) < 4095:
+                raise Failure(errno.ENOMEM)
+            count = 511 if parts == PAGES_2M else folio.pages // 64 - 1
+            got = self.host.take(block.node, count)
+            if got is None:
+                raise Failure(errno.ENOMEM)
+            holder.extra += got
+            holder.restored = parts == 1
+        self.wait(members)
+        for first in range(folio.first, folio.first + folio.pages, parts):
+            part = Folio(first, parts, block)
+            if parts == PAGES_2M:
+                self.stages[block.first, first] = Block(first, PAGES_2M, block.node)
+            for page in self.pages[first : first + parts]:
+                page.folio = part
+        self.total["splits_1g" if folio.pages == PAGES_1G else "splits_2m"] += 1
+        self.split(index)
+
+    def wait(self, members: list[Page]) -> None:
+        for page in members:
+            self.total["spins"] += page.transient
+            page.transient = 0
+
+    def merge(self, first: int, end: int) -> None:
+        """Merge each block that [first, end) touches and that is wholly private."""
+        index = first
+        while index < end:
+            folio = self.pages[index].folio
+            index += 1
+            if folio is None or folio.pages != 1 or folio.block is None:
+                continue
+            block = folio.block
+            if block.pages == PAGES_1G and self.two_stage:
+                self.merge_part(block, (index - 1) // PAGES_2M * PAGES_2M, PAGES_2M)
+                index = (index - 1) // PAGES_2M * PAGES_2M + PAGES_2M
+            else:
+                self.merge_part(block, block.first, block.pages)
+                index = block.first + block.pages
+        for giga in range(first // PAGES_1G, -(-end // PAGES_1G)):
+            if not self.two_stage or self.backing != PAGES_1G:
+                continue
+            parts = {id(p.folio): p.folio for p in self.pages[giga * PAGES_1G : (giga + 1) * PAGES_1G]}
+            if all(f is not None and f.pages == PAGES_2M and f.block.pages == PAGES_1G for f in parts.values()):
+                self.merge_part(self.pages[giga * PAGES_1G].folio.block, giga * PAGES_1G, PAGES_1G)
+
+    def merge_part(self, block: Block, first: int, pages: int) -> None:
+        members = self.pages[first : first + pages]
+        if any(page.shared or page.poisoned for page in members):
+            return
+        self.wait(members)
+        if pages == PAGES_1G and self.two_stage:
+            for key in [key for key in self.stages if key[0] == block.first]:
+                block.extra += self.stages.pop(key).extra
+            self.host.give_back(block.extra)
+            block.extra = []
+        else:
+            holder = self.stages.get((block.first, first), block)
+            if holder.restored and self.hvo:
+                if sum(self.host.vmemmap) > 0:
+                    self.host.give_back(holder.extra)
+                    holder.extra, holder.restored = [], False
+                else:
+                    self.total["unoptimised_merges"] += 1
+        folio = Folio(first, pages, block)
+        for page in members:
+            page.folio = folio
+        self.total["merges_1g" if pages == PAGES_1G else "merges_2m"] += 1
+
+    def merge_pass(self, offset: int, length: int) -> None:
+        self.merge(offset // 4096, min(self.pages_total, -(-(offset + length) // 4096)))
+
+    # -------------------------------------------------------------- references
+
+    def held(self, index: int) -> bool:
+        page = self.pages[index]
+        in_batch = any(index in batch for batch in self.batches)
+        return bool(page.transient or page.pins or page.poisoned or in_batch)
+
+    def check_references(self, low: int, high: int, first: int, end: int, shared_only: bool) -> None:
+        for attempt in range(2):
+            found = [i for i in range(low, high) if (not shared_only or self.pages[i].shared) and self.held(i)]
+            if found and attempt == 0 and self.drain and self.lru_held():
+                self.lru_drain()
+                continue
+            if found:
+                raise Failure(errno.EAGAIN, found[0])
+            return
+
+    def lru_drain(self) -> None:
+        self.batches = [[] for _ in self.batches]
+
+    def pin(self, offset: int, length: int, long_term: bool, node: int, cpu: int) -> None:
+        span = range(offset // 4096, -(-(offset + length) // 4096))
+        for index in span:
+            if not long_term:
+                if index >= self.pages_total or self.pages[index].folio is None:
+                    raise Failure(errno.ENOENT, index)
+                continue
+            try:
+                self.host_touch(index, node, cpu)
+            except Failure as failure:
+                raise Failure(errno.EFAULT if failure.error == SIGBUS else failure.error, index) from None
+        for index in span:
+            if long_term:
+                self.pages[index].pins += 1
+            else:
+                self.pages[index].transient += 1
+
+    def unpin(self, offset: int, length: int, long_term: bool) -> None:
+        span = range(offset // 4096, -(-(offset + length) // 4096))
+        if span.stop > self.pages_total:
+            raise Failure(errno.EINVAL)
+        for index in span:
+            page = self.pages[index]
+            if (page.pins + page.orphans if long_term else page.transient) == 0:
+                raise Failure(errno.EINVAL, index)
+        for index in span:
+            page = self.pages[index]
+            if not long_term:
+                page.transient -= 1
+            elif page.orphans:
+                page.orphans -= 1
+            else:
+                page.pins -= 1
+
+    # -------------------------------------------------------------- faults
+
+    def populate(self, index: int, node: int, cpu: int) -> None:
+        if self.pages[index].folio is not None:
+            return
+        for pages in (PAGES_1G, PAGES_2M):
+            if pages > self.backing:
+                continue
+            first = index // pages * pages
+            members = self.pages[first : first + pages]
+            if any(page.folio is not None for page in members):
+                continue
+            if not self.host.pool[node, pages]:
+                if self.fallback:
+                    continue
+                raise Failure(errno.ENOMEM)
+            block = self.host.pool[node, pages].pop()
+            block.first = first
+            folio = Folio(first, pages, block)
+            for page in members:
+                page.folio = folio
+            self.batches[cpu] = []
+            if not self.at_host_fault:
+                try:
+                    for inner in range(first, first + pages):
+                        if self.pages[inner].shared:
+                            self.split(inner)
+                except Failure:
+                    self.free(block)
+                    raise
+            return
+        self.pages[index].folio = Folio(index, 1, None)
+        self.batches[cpu].append(index)
+        if len(self.batches[cpu]) == 31:
+            self.batches[cpu] = []
+
+    def free(self, block: Block) -> None:
+        members = self.pages[block.first : block.first + block.pages]
+        poisoned = any(page.poisoned for page in members)
+        for page in members:
+            page.folio, page.poisoned = None, False
+        for key in [key for key in self.stages if key[0] == block.first]:
+            self.host.give_back(self.stages.pop(key).extra)
+        if poisoned or not block.restored or sum(self.host.vmemmap) > 0:
+            self.host.give_back(block.extra)
+            block.extra, block.restored = [], False
+        else:
+            self.total["unoptimised_merges"] += 1
+        if poisoned:
+            self.total["withheld_huge_pages"] += 1
+        elif block.restored:
+            self.host.pool[block.node, block.pages].append(block)
+        else:
+            self.host.pool[block.node, block.pages].insert(0, block)
+
+    def folio_poisoned(self, index: int) -> bool:
+        folio = self.pages[index].folio
+        return any(page.poisoned for page in self.pages[folio.first : folio.first + folio.pages])
+
+    def host_touch(self, index: int, node: int, cpu: int) -> None:
+        if index >= self.pages_total or not self.pages[index].shared:
+            raise Failure(SIGBUS, index)
+        try:
+            self.populate(index, node, cpu)
+            if self.folio_poisoned(index):
+                raise Failure(SIGBUS)
+            self.split(index)
+        except Failure as failure:
+            raise Failure(failure.error, index) from None
+
+    def host_fault(self, offset: int, length: int, node: int, cpu: int) -> None:
+        for index in range(offset // 4096, -(-(offset + length) // 4096)):
+            self.host_touch(index, node, cpu)
+
+    def guest_fault(self, offset: int, length: int, private: bool, node: int, cpu: int) -> None:
+        for index in range(offset // 4096, -(-(offset + length) // 4096)):
+            if index >= self.pages_total or self.pages[index].shared == private:
+                raise Failure(errno.EFAULT, index)
+            try:
+                self.populate(index, node, cpu)
+            except Failure as failure:
+                raise Failure(failure.error, index) from None
+            if self.folio_poisoned(index):
+                raise Failure(EHWPOISON, index)
+            if self.merging == "lazy":
+                self.merge(index, index + 1)
+
+    def poison(self, offset: int) -> None:
+        index = offset // 4096
+        if index >= self.pages_total or self.pages[index].folio is None:
+            raise Failure(errno.ENOENT)
+        if not self.pages[index].poisoned:
+            self.pages[index].poisoned = True
+            self.total["invalidations"] += 1
+            self.total["invalidated_bytes"] += self.pages[index].folio.pages * 4096
+
+    # -------------------------------------------------------------- punch
+
+    def punch(self, offset: int, length: int) -> None:
+        unit = self.backing * 4096 if self.generation == "C" else 4096
+        if offset < 0 or length <= 0 or offset % unit or length % unit:
+            raise Failure(errno.EINVAL)
+        index, end = offset // 4096, min(self.pages_total, (offset + length) // 4096)
+        if index >= end:
+            return
+        self.total["invalidations"] += 1
+        self.total["invalidated_bytes"] += (end - index) * 4096
+        while index < end:
+            folio = self.pages[index].folio
+            if folio is None:
+                index += 1
+            elif folio.block is None:
+                page = self.pages[index]
+                page.orphans += page.pins
+                page.pins = page.transient = 0
+                page.poisoned, page.folio = False, None
+                self.batches = [[None if i == index else i for i in batch] for batch in self.batches]
+                index += 1
+            else:
+                block = folio.block
+                stop = min(end, block.first + block.pages)
+                if stop - index < block.pages:
+                    self.total["zeroed_pages"] += stop - index
+                else:
+                    if self.generation == "C" or not self.all_private(block.first, block.pages):
+                        self.check_references(index, stop, index, stop, False)
+                    self.wait(self.pages[index:stop])
+                    self.free(block)
+                index = stop
