@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compile import kernel
+from kernels.compile import inlined_kernel, kernel
 
 MAX_PAGE_ORDER = 10
 ORDERS = 11
@@ -98,7 +98,7 @@ def release_range(buddy: Buddy, zone: int, start: int, end: int) -> None:
         page += 1 << order
 
 
-@kernel
+@inlined_kernel
 def allocate_block(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool) -> int:
     """Take one block and return its first page, or NO_PAGE.
 
@@ -124,10 +124,8 @@ def allocate_blocks(
     return count
 
 
-@kernel
-def rmqueue(
-    buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool, mode: int
-) -> tuple[int, int]:
+@inlined_kernel
+def rmqueue(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool, mode: int) -> tuple[int, int]:
     """Take one block: (first page or NO_PAGE, mode for the next block of the same refill). Linux: ``__rmqueue``."""
     if mode == RMQUEUE_NORMAL:
         page = _take_smallest(buddy, zone, order, migratetype)
@@ -144,7 +142,7 @@ def rmqueue(
     return NO_PAGE, mode
 
 
-@kernel
+@inlined_kernel
 def free_block(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) -> None:
     """Free one block of the zone and merge it with its free buddies.
 
@@ -240,22 +238,49 @@ def allocate_extents(
             page = rmqueue(buddy, zone, order, migratetype, nofragment, RMQUEUE_CLAIM)[0]
             if page < 0:
                 return 0
-            taken = 1
+            _add_extent(extents, progress, page, 1 << order)
+            progress[1] += 1
+            continue
+        whole = (count - progress[1]) >> (current - order)
+        if whole > 0:
+            progress[1] += _take_list(buddy, zone, current, migratetype, whole, extents, progress) << (current - order)
         else:
-            head = _head(buddy, zone, current, migratetype)
-            page = np.int64(_next(buddy, head))
+            page = np.int64(_next(buddy, _head(buddy, zone, current, migratetype)))
+            taken = (count - progress[1]) << order
             _remove(buddy, zone, page, current)
-            taken = min(count - progress[1], 1 << (current - order))
-            _insert_rest(buddy, zone, page, current, taken << order, migratetype)
-        row = progress[0] - 1
-        if row >= 0 and extents[row, 0] + extents[row, 1] == page:
-            extents[row, 1] += taken << order
-        else:
-            extents[row + 1, 0] = page
-            extents[row + 1, 1] = taken << order
-            progress[0] += 1
-        progress[1] += taken
+            _insert_rest(buddy, zone, page, current, taken, migratetype)
+            _add_extent(extents, progress, page, taken)
+            progress[1] = count
     return 0
+
+
+@inlined_kernel
+def _add_extent(extents: np.ndarray, progress: np.ndarray, page: int, pages: int) -> None:
+    row = progress[0]
+    if row > 0 and extents[row - 1, 0] + extents[row - 1, 1] == page:
+        extents[row - 1, 1] += pages
+    else:
+        extents[row, 0] = page
+        extents[row, 1] = pages
+        progress[0] = row + 1
+
+
+@kernel
+def _take_list(
+    buddy: Buddy, zone: int, order: int, migratetype: int, most: int, extents: np.ndarray, progress: np.ndarray
+) -> int:
+    """Take whole blocks from one list, first entry first, until ``most``, the end or full ``extents``."""
+    head = _head(buddy, zone, order, migratetype)
+    entry, taken = _next(buddy, head), 0
+    while entry != head and taken < most and progress[0] < extents.shape[0]:
+        buddy.state[entry] = 0
+        _add_extent(extents, progress, np.int64(entry), 1 << order)
+        taken += 1
+        entry = _next(buddy, entry)
+    _link(buddy, head, entry)
+    buddy.free_blocks[zone, order] -= taken
+    buddy.free_pages[zone] -= taken << order
+    return taken
 
 
 @kernel
@@ -308,28 +333,28 @@ def set_lru(buddy: Buddy, page: int, pages: int) -> None:
 # One list entry. Indices are unsigned, because Numba adds a test for negative ones to every signed index.
 
 
-@kernel
+@inlined_kernel
 def _head(buddy: Buddy, zone: int, order: int, migratetype: int) -> np.uint32:
     return np.uint32(buddy.state.shape[0] + (zone * ORDERS + order) * TYPES + migratetype)
 
 
-@kernel
+@inlined_kernel
 def _previous(buddy: Buddy, entry: np.uint32) -> np.uint32:
     return buddy.links[np.uint64(entry) << np.uint64(1)]
 
 
-@kernel
+@inlined_kernel
 def _next(buddy: Buddy, entry: np.uint32) -> np.uint32:
     return buddy.links[(np.uint64(entry) << np.uint64(1)) | np.uint64(1)]
 
 
-@kernel
+@inlined_kernel
 def _link(buddy: Buddy, before: np.uint32, after: np.uint32) -> None:
     buddy.links[(np.uint64(before) << np.uint64(1)) | np.uint64(1)] = after
     buddy.links[np.uint64(after) << np.uint64(1)] = before
 
 
-@kernel
+@inlined_kernel
 def _insert(buddy: Buddy, zone: int, page: int, order: int, migratetype: int, to_tail: bool) -> None:
     """``__add_to_free_list``"""
     head = _head(buddy, zone, order, migratetype)
@@ -346,7 +371,7 @@ def _insert(buddy: Buddy, zone: int, page: int, order: int, migratetype: int, to
     buddy.free_blocks[np.uint64(zone), np.uint64(order)] += 1
 
 
-@kernel
+@inlined_kernel
 def _remove(buddy: Buddy, zone: int, page: int, order: int) -> None:
     """``__del_page_from_free_list``; NR_FREE_PAGES is the caller's."""
     entry = np.uint32(page)
@@ -355,7 +380,7 @@ def _remove(buddy: Buddy, zone: int, page: int, order: int) -> None:
     buddy.free_blocks[np.uint64(zone), np.uint64(order)] -= 1
 
 
-@kernel
+@inlined_kernel
 def _smallest_order(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
     for current in range(order, ORDERS):
         head = _head(buddy, zone, current, migratetype)
@@ -364,7 +389,7 @@ def _smallest_order(buddy: Buddy, zone: int, order: int, migratetype: int) -> in
     return -1
 
 
-@kernel
+@inlined_kernel
 def _take_smallest(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
     """``__rmqueue_smallest``"""
     current = _smallest_order(buddy, zone, order, migratetype)
@@ -375,7 +400,7 @@ def _take_smallest(buddy: Buddy, zone: int, order: int, migratetype: int) -> int
     return page
 
 
-@kernel
+@inlined_kernel
 def _remove_and_expand(buddy: Buddy, zone: int, page: int, order: int, current: int, migratetype: int) -> None:
     """``page_del_and_expand``: the upper halves go to the heads of their lists, which are ``migratetype``'s."""
     _remove(buddy, zone, page, current)
@@ -502,7 +527,7 @@ def _steal(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
     return NO_PAGE
 
 
-@kernel
+@inlined_kernel
 def _is_free(buddy: Buddy, zone: int, page: int, order: int) -> bool:
     """``page_is_buddy``"""
     if page < buddy.zone_start[zone] or page >= buddy.zone_end[zone]:
@@ -510,7 +535,7 @@ def _is_free(buddy: Buddy, zone: int, page: int, order: int) -> bool:
     return buddy.state[np.uint32(page)] == order + 1
 
 
-@kernel
+@inlined_kernel
 def _free_one_page(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) -> None:
     """``__free_one_page``"""
     migratetype = buddy.block_type[np.uint32(page >> PAGEBLOCK_ORDER)]

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from bench.harness import NO_COMPILER, Variant, compile_c, duration, measure, pointer, print_table, verdict
 
+from bench.harness import NO_COMPILER, Variant, compile_c, duration, measure, pointer, print_table, verdict
 from kernels import buddy as kernel_buddy
 from kernels.buddy import MAX_PAGE_ORDER, UNMOVABLE, Buddy, new_buddy, release_range
 

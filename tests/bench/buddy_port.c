@@ -84,7 +84,7 @@ static inline int fallback_type(struct buddy *b, int zone, int order, int type)
 }
 
 /* Claims whole pageblocks only; the loads of the benchmark never come to the rest. */
-static int64_t claim(struct buddy *b, int zone, int order, int type)
+static inline int64_t claim(struct buddy *b, int zone, int order, int type)
 {
 	for (int current = MAX_ORDER; current >= BLOCK_ORDER; current--) {
 		int from = fallback_type(b, zone, current, type);
@@ -143,8 +143,14 @@ static inline void free_block(struct buddy *b, int zone, int64_t page, int order
 	}
 }
 
-int64_t allocate_blocks(struct buddy *b, int64_t zone, int64_t order, int64_t type, int64_t count, int64_t *out)
+/*
+ * Each entry point works on its own copy of the struct: state[] has the type of char, so a store to it might otherwise
+ * change the pointers, and the compiler would load them again and again.
+ */
+int64_t allocate_blocks(const struct buddy *zones, int64_t zone, int64_t order, int64_t type, int64_t count, int64_t *out)
 {
+	struct buddy copy = *zones, *b = &copy;
+
 	for (int64_t i = 0; i < count; i++) {
 		int64_t page = allocate(b, zone, order, type);
 		if (page < 0)
@@ -154,16 +160,19 @@ int64_t allocate_blocks(struct buddy *b, int64_t zone, int64_t order, int64_t ty
 	return count;
 }
 
-void free_blocks(struct buddy *b, int64_t zone, const int64_t *pages, int64_t count, int64_t order)
+void free_blocks(const struct buddy *zones, int64_t zone, const int64_t *pages, int64_t count, int64_t order)
 {
+	struct buddy copy = *zones, *b = &copy;
+
 	for (int64_t i = 0; i < count; i++)
 		free_block(b, zone, pages[i], order, false);
 }
 
 /* Each step frees the block in its slot, if there is one, and takes another of the given order (-1: none). */
-int64_t churn(struct buddy *b, int64_t zone, int64_t type, const int32_t *slots, const int8_t *orders, int64_t steps,
+int64_t churn(const struct buddy *zones, int64_t zone, int64_t type, const int32_t *slots, const int8_t *orders, int64_t steps,
 	      int64_t *held, int8_t *held_order)
 {
+	struct buddy copy = *zones, *b = &copy;
 	int64_t refused = 0;
 
 	for (int64_t i = 0; i < steps; i++) {

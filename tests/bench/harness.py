@@ -81,7 +81,7 @@ def duration(seconds: float) -> str:
 
 
 def verdict(value: float, limit: float | None) -> str:
-    """"met", "missed", or nothing when there is no goal."""
+    """Whether a goal is met or missed; nothing when there is none."""
     return "" if limit is None else ("met" if value <= limit else "missed")
 
 
