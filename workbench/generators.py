@@ -17,12 +17,14 @@ _CHUNK = 1 << 22  # folios of one chunk
 def expand(scenario: sc.Scenario) -> list[sc.Operation]:
     """The operations that are really carried out, in order.
 
-    A scenario that never creates its guest's file gets ``create`` and the guest's policies in front, and one without
+    A scenario that uses the guest's file and never creates it gets ``create`` and the guest's policies in front, and one without
     operations gets a first touch by the vCPUs. ``first_touch`` without turns becomes one fault for each vCPU;
     ``prefault`` becomes fallocate.
     """
     operations: list[sc.Operation] = list(scenario.operations)
-    if not any(isinstance(operation, sc.Create) for operation in operations):
+    made = {operation.file for operation in operations if isinstance(operation, (sc.Create, sc.Memfd))}
+    used = {getattr(operation, "file", None) for operation in operations}
+    if not operations or ("guest" in used and "guest" not in made):
         operations = _set_up(scenario) + (operations or [sc.FirstTouch()])
     expanded: list[sc.Operation] = []
     for operation in operations:

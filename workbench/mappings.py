@@ -7,6 +7,7 @@ Offsets are 4 KiB pages of the file, which are also pages of the mapping.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +24,10 @@ class Vma:
     policy: Mempolicy | None = None
 
 
+def _end(vma: Vma) -> int:
+    return vma.end
+
+
 @dataclass
 class Mapping:
     """One mapping of a whole file. ``mapped`` int64 (n, 2): pages that have an entry in the page tables."""
@@ -37,7 +42,8 @@ class Mapping:
 
     def vma_at(self, page: int) -> Vma | None:
         """The VMA that holds a page, or None."""
-        return next((vma for vma in self.vmas if vma.start <= page < vma.end), None)
+        position = bisect.bisect_right(self.vmas, page, key=_end)
+        return self.vmas[position] if position < len(self.vmas) and self.vmas[position].start <= page else None
 
     def map(self, start: int, end: int) -> None:
         """Enter pages into the page tables."""
@@ -56,10 +62,10 @@ class Mapping:
         skipped, whatever another mapping has stored meanwhile; merging with an equal neighbour stores the policy for the
         neighbour's pages too; DEFAULT through a fresh mapping changes nothing.
         """
-        position = 0
-        while position < len(self.vmas):
+        position = bisect.bisect_right(self.vmas, start, key=_end)
+        while position < len(self.vmas) and self.vmas[position].start < end:
             vma = self.vmas[position]
-            if vma.end <= start or vma.start >= end or mpol_equal(vma.policy, policy):
+            if mpol_equal(vma.policy, policy):
                 position += 1
                 continue
             position = self._modify(position, max(start, vma.start), min(end, vma.end), policy)

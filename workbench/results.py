@@ -153,7 +153,7 @@ def provenance(scenario: Scenario, command: str = "") -> str:
             "python": platform.python_version(),
             "kernel_of_record": "Linux 7.3",
             "seed": scenario.seed,
-            "scenario": scenario.to_yaml(),
+            "scenario": scenario.to_mapping(),
             "command": command,
         },
         sort_keys=True,
@@ -290,6 +290,6 @@ def load(path: str | Path) -> xr.Dataset:
     return dataset
 
 
-def scenario_of(dataset: xr.Dataset) -> dict[str, Any]:
-    """The scenario text and the rest of the provenance as a mapping."""
+def read_provenance(dataset: xr.Dataset) -> dict[str, Any]:
+    """The provenance: the scenario as a mapping, its seed and the versions it was simulated with."""
     return json.loads(dataset.attrs["provenance"])  # type: ignore[no-any-return]

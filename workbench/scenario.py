@@ -571,21 +571,24 @@ class Scenario(_Model):
 
     def replace(self, **changes: Any) -> Scenario:
         """A validated copy. Keys are field names or dotted paths: ``replace(**{"guest.memory": "4 GiB"})``."""
-        mapping = self.model_dump(mode="json", exclude_defaults=True)
+        mapping = self.to_mapping()
         for path, value in changes.items():
             set_path(mapping, path, value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
         return type(self).from_mapping(mapping)
 
     def to_yaml(self) -> str:
         """The scenario as YAML text; ``from_yaml`` reads it back to an equal scenario."""
-        mapping = self.model_dump(mode="json", exclude_defaults=True)
-        for operation, dumped in zip(self.operations, mapping.get("operations", ()), strict=True):
-            dumped["op"] = operation.op
-        return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=100)
+        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True, width=100)
 
     def to_mapping(self) -> dict[str, Any]:
-        """The scenario as plain mappings, lists, numbers and texts."""
-        return yaml.safe_load(self.to_yaml())  # type: ignore[no-any-return]
+        """The scenario as plain mappings, lists, numbers and texts; fields that have their default are left out."""
+        mapping = self.model_dump(mode="json", exclude_defaults=True)
+        if self.operations:  # `op` is each operation's default and yet must be named
+            mapping["operations"] = [
+                {"op": operation.op, **dumped}
+                for operation, dumped in zip(self.operations, mapping["operations"], strict=True)
+            ]
+        return mapping
 
 
 def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:

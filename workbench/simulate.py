@@ -13,13 +13,14 @@ from kernels import filemap
 from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
+from workbench.errors import WorkbenchError
 from workbench.generators import expand
 from workbench.system import Inode, Result, System
 
 AUTO_PAGES = 1 << 22
 """``output: auto`` lists the node of every folio up to so many folios in all."""
-MAX_RUNS = 1 << 20
-"""Runs of one node are listed up to so many; stretches always are."""
+MAX_RUNS = 1 << 16
+"""Runs of one node are listed if there can be no more than so many; stretches always are."""
 
 Progress = Callable[[int, int], None]
 
@@ -78,20 +79,23 @@ def simulate(
 
 
 def _observed_runs(system: System, inode: Inode, operation: sc.Observe) -> np.ndarray:
-    start, end = system._pages(operation, inode.pages)
-    return _node_runs(system, inode, start >> inode.order, end >> inode.order)
+    start, end = system.pages(operation, inode.pages)
+    runs = _node_runs(system, inode, start >> inode.order, end >> inode.order)
+    if runs is None:
+        raise WorkbenchError(f"observe: {end - start} pages may be more than {MAX_RUNS} runs; observe a shorter range")
+    return runs
 
 
-def _node_runs(system: System, inode: Inode, start: int = 0, end: int = np.iinfo(np.int64).max) -> np.ndarray:
-    """Maximal runs of one node, int64 (n, 3): first folio, folios, node id; at most MAX_RUNS are listed."""
-    runs = inode.map.cut(start, end)
-    tables = (runs, inode.map.allocations, inode.map.tiles, system.zone_node)
-    out = np.empty((1024, 3), np.int64)
-    needed = filemap.node_runs(*tables, out)
-    if needed > len(out):
-        out = np.empty((min(needed, MAX_RUNS), 3), np.int64)
-        filemap.node_runs(*tables, out)
-    out = out[:needed]
+def _node_runs(system: System, inode: Inode, start: int = 0, end: int = np.iinfo(np.int64).max) -> np.ndarray | None:
+    """Maximal runs of one node, int64 (n, 3): first folio, folios, node id; None if there may be more than MAX_RUNS."""
+    runs, map_ = inode.map.cut(start, end), inode.map
+    constant = map_.allocations[runs[:, 2], filemap.PERIOD] == 1
+    most = int(np.where(constant, 1, runs[:, 1]).sum())
+    if most > MAX_RUNS:
+        return None
+    out = np.empty((most, 3), np.int64)
+    listed = filemap.node_runs(runs, map_.allocations, map_.tiles, system.zone_node, out)
+    out = out[:listed]
     out[:, 2] = system.node_ids[out[:, 2]]
     return out
 
@@ -180,7 +184,9 @@ def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
 
     total = sum(inode.pages >> inode.order for inode in inodes.values())
     if scenario.output in ("auto", "runs"):
-        _put_runs("run", [(name, _node_runs(system, inode)) for name, inode in inodes.items()], put)
+        listed = [(name, _node_runs(system, inode)) for name, inode in inodes.items()]
+        if all(runs is not None for _, runs in listed):
+            _put_runs("run", [(name, runs) for name, runs in listed if runs is not None], put)
     if scenario.output == "pages" or (scenario.output == "auto" and total <= AUTO_PAGES):
         put("page_node", _page_node(system, inodes))
 
@@ -219,7 +225,8 @@ def _page_node(system: System, inodes: dict[str, Inode]) -> np.ndarray:
 
 def _put_runs(table: str, tables: list[tuple[str, np.ndarray]], put: Put) -> None:
     rows = np.concatenate([runs for _, runs in tables]) if tables else np.empty((0, 3), np.int64)
-    put(f"{table}_file", np.array([name for name, runs in tables for _ in range(len(runs))], dtype=str))
+    names = np.array([name for name, _ in tables], dtype=str)
+    put(f"{table}_file", np.repeat(names, [len(runs) for _, runs in tables]))
     for column, name in enumerate(("start", "length", "node")):
         put(f"{table}_{name}", rows[:, column])
 
@@ -236,7 +243,7 @@ def _put_ranges(system: System, inodes: dict[str, Inode], put: Put) -> None:
     put("range_start", np.array([start for _, start, _, _ in ranges], np.int64))
     put("range_end", np.array([end for _, _, end, _ in ranges], np.int64))
     put("range_mode", np.array([mp.MODES[policy.mode] for *_, policy in ranges], dtype=str))
-    masks = [system._mask(policy.nodes) for *_, policy in ranges]
+    masks = [system.mask(policy.nodes) for *_, policy in ranges]
     put("range_nodes", np.array(masks, bool).reshape(len(ranges), system.nodes))
 
 

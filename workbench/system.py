@@ -259,7 +259,7 @@ class System:
         return self.files.get(name)
 
     @staticmethod
-    def _pages(operation: Any, pages: int) -> tuple[int, int]:
+    def pages(operation: Any, pages: int) -> tuple[int, int]:
         """First page and end of an operation's range, in whole 4 KiB pages of the file."""
         first = operation.offset // PAGE_SIZE
         if operation.length is None:
@@ -394,7 +394,7 @@ class System:
             return failed(errno.EINVAL)
         if mode == mp.DEFAULT:
             flags &= ~mp.MF_STRICT
-        start, end = self._pages(operation, file.inode.pages if file else 0)
+        start, end = self.pages(operation, file.inode.pages if file else 0)
         if start == end:
             return Result()
         policy, error = self._policy_of(operation)
@@ -446,7 +446,7 @@ class System:
         if file is None or file.descriptor is None:
             return failed(errno.EBADF)
         policy, error = self._policy_of(operation)
-        start, end = self._pages(operation, file.inode.pages)
+        start, end = self.pages(operation, file.inode.pages)
         if error or operation.offset % PAGE_SIZE or end > file.inode.pages:
             return failed(error or errno.EINVAL)
         file.inode.shared_policy.set(start, end, policy)
@@ -508,7 +508,7 @@ class System:
         rotation = self.rotations[task.index]
         following = int(rotation[0])
         if task.policy.mode == mp.INTERLEAVE or rotation[1] == 0:
-            following = int(mempolicy.next_node_in(following, self._mask(task.policy.nodes)))
+            following = int(mempolicy.next_node_in(following, self.mask(task.policy.nodes)))
         return Result(0, 0, {"node": int(self.node_ids[following])})
 
     def _set_mempolicy_home_node(self, operation: sc.SetMempolicyHomeNode) -> Result:
@@ -516,7 +516,7 @@ class System:
         file = self._file(operation.file)
         if operation.offset % PAGE_SIZE or operation.home_node not in self.index_of_node:
             return failed(errno.EINVAL)
-        start, end = self._pages(operation, file.inode.pages if file else 0)
+        start, end = self.pages(operation, file.inode.pages if file else 0)
         if start == end:
             return Result()
         if file is None or file.mapping is None:
@@ -686,7 +686,7 @@ class System:
         if file is None or file.descriptor is None:
             return failed(errno.EBADF)
         inode = file.inode
-        start, end = self._pages(operation, inode.pages)
+        start, end = self.pages(operation, inode.pages)
         first, last = start >> inode.order, min(-(-end >> inode.order), inode.pages >> inode.order)
         holes = inode.map.absent(first, last)
         if not len(holes):
@@ -709,7 +709,7 @@ class System:
         file = self._file(operation.file)
         if operation.offset % PAGE_SIZE:
             return failed(errno.EINVAL)
-        start, end = self._pages(operation, file.inode.pages if file else 0)
+        start, end = self.pages(operation, file.inode.pages if file else 0)
         if start == end:
             return Result()
         if file is None or file.mapping is None or start >= file.mapping.pages:
@@ -734,7 +734,7 @@ class System:
         and ``status_same`` how many equal the first.
         """
         file = self._file(operation.file)
-        start, end = self._pages(operation, file.inode.pages if file else 0)
+        start, end = self.pages(operation, file.inode.pages if file else 0)
         count = end - start
         status = np.full(count, -9999, np.int64)
         target = self.index_of_node.get(operation.node)
@@ -970,12 +970,12 @@ class System:
         self, policy: mp.Mempolicy | None, nid: int, inode: Inode
     ) -> tuple[int, int, int, np.ndarray, np.ndarray]:
         """mm/mempolicy.c: policy_nodemask; mm/page_alloc.c: prepare_alloc_pages: (kind, start, passes, nodes, filters)."""
-        allowed = self._mask(self.mems_allowed) if self.cpusets_enabled else np.ones(self.nodes, bool)
+        allowed = self.mask(self.mems_allowed) if self.cpusets_enabled else np.ones(self.nodes, bool)
         filters = np.stack((allowed, allowed))
         mode = mp.LOCAL if policy is None else policy.mode
         if policy is None or mode in (mp.LOCAL, mp.DEFAULT):
             return placement.START, nid, 1, allowed, filters
-        nodes = self._mask(policy.nodes)
+        nodes = self.mask(policy.nodes)
         home = nid if policy.home_node is None else self.index_of_node[policy.home_node]
         if mode == mp.PREFERRED:
             return placement.START, int(np.flatnonzero(nodes)[0]), 1, nodes, filters
@@ -993,7 +993,8 @@ class System:
         """apply_policy_zone: BIND to nodes whose memory is all ZONE_MOVABLE is ignored for guest_memfd."""
         return inode.kind == "memfd" or self.order > 0 or bool((nodes & self.has_normal_memory).any())
 
-    def _mask(self, mask: int) -> np.ndarray:
+    def mask(self, mask: int) -> np.ndarray:
+        """A bitmask of node ids as bool (nodes,)."""
         return np.array([bool(mask >> int(node) & 1) for node in self.node_ids], bool)
 
 
