@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperCommand
 
 from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.sweep_grid import Grid
 
 
 class PairCommand(TyperCommand):
@@ -124,9 +127,81 @@ def _show_parameters(notebook: Path) -> None:
         typer.echo(f"{item.name}: {item.annotation} = {item.default}" + (f"  # {item.help}" if item.help else ""))
 
 
+def sweep(
+    grid: Annotated[Path, typer.Argument(help="The grid (YAML): a base scenario and axes.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The Zarr store; when it is there, the rest is computed.")],
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, as tcp://host:8786.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine; 0 computes in this one. Default: one per processor.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many cells, how long, how much memory.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Compute failed cells again.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+) -> None:
+    """Simulate every cell of a grid into one Zarr store. Killed at any moment, the same command does the rest."""
+    import numpy as np
+
+    from workbench.sweep import sweep as run_sweep
+    from workbench.sweep_grid import Grid
+    from workbench.sweep_store import FAILED
+
+    if not grid.is_file():
+        raise WorkbenchError(f"grid {str(grid)!r}: no such file")
+    value = Grid.from_yaml(grid)
+    if dry_run:
+        _dry_run(value, out, workers)
+        return
+    try:
+        dataset = run_sweep(
+            value,
+            out=out,
+            workers=workers,
+            scheduler=scheduler,
+            retry_failed=retry_failed,
+            progress=None if not quiet else False,
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"workbench: interrupted; {out} is whole, and the same command does the rest", err=True)
+        raise typer.Exit(130) from None
+    status, errors = dataset["status"].values, dataset["error"].values
+    failed = np.argwhere(status == FAILED)
+    typer.echo(f"{out}: {status.size} cells, {len(failed)} failed")
+    for index in failed[:5]:
+        names = ", ".join(f"{axis.name}={axis.labels[at]}" for axis, at in zip(value.axes, index, strict=True))
+        typer.echo(f"failed: {names}: {errors[tuple(index)]}", err=True)
+    if len(failed) > 5:
+        typer.echo(f"... and {len(failed) - 5} more; 'error' in the store has them all", err=True)
+    if len(failed):
+        raise typer.Exit(1)
+
+
+def _dry_run(grid: Grid, out: Path, workers: int | None) -> None:
+    import os
+
+    from workbench.sweep import estimate
+    from workbench.units import format_bytes
+
+    found = estimate(grid, out)
+    count = (os.cpu_count() or 1) if workers is None else max(workers, 1)
+    shape = " x ".join(f"{axis.name} {len(axis)}" for axis in grid.axes)
+    typer.echo(f"{grid.name}: {found.cells:,} cells ({shape}), {found.pending:,} to do, {found.chunks:,} chunks")
+    each = f"{found.cell_seconds * 1e3:.3g} ms a cell"
+    typer.echo(f"time: about {_duration(found.seconds(count))} on {count} processes ({each}, measured on 3 cells)")
+    typer.echo(f"memory: about {format_bytes(found.process_bytes)} a process")
+    typer.echo(f"store: at most {format_bytes(found.store_bytes)}, less when compressed; nothing was written")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the application."""
     app.command(cls=PairCommand)(report)
+    app.command()(sweep)
 
 
 def main() -> None:

@@ -142,7 +142,7 @@ def check_values(
     Raises WorkbenchError naming the parameter, the value, and what the notebook takes.
     """
     checked: dict[str, Any] = {}
-    for name, value in [*values.items(), *(texts or {}).items()]:
+    for name in [*values, *(texts or {})]:
         if name not in parameters:
             near = difflib.get_close_matches(str(name), parameters, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -30,11 +30,22 @@ from workbench.report_html import HIDDEN_TAG, METADATA_KEY, Figure
 if TYPE_CHECKING:
     import nbformat
 
-__all__ = ["Comparison", "NotebookFailed", "Report", "check_report", "digest", "figure", "make_report", "record", "summary"]
+__all__ = [
+    "Comparison",
+    "NotebookFailed",
+    "Report",
+    "check_report",
+    "digest",
+    "figure",
+    "make_report",
+    "record",
+    "summary",
+]
 
 SCHEMA = "workbench-report/1"
 RECORD_MIME = "application/vnd.workbench.record+json"
 ROOT = Path(__file__).resolve().parent.parent
+_LIBRARIES = ("numpy", "numba", "xarray", "pandas", "zarr", "dask", "matplotlib", "seaborn", "papermill", "nbconvert")
 _MAXIMUM_HASHED = 1 << 30
 """Bytes of a file or store beyond which a report names it without its hash."""
 
@@ -256,8 +267,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    names = "guest-memfd-workbench numpy numba xarray pandas zarr dask matplotlib seaborn papermill nbconvert".split()
-    for name in names:
+    for name in ("guest-memfd-workbench", *_LIBRARIES):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -433,9 +443,11 @@ def execute(
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     prepared = copy.deepcopy(notebook)
-    hidden = {"tags": [HIDDEN_TAG]}
-    prepared.cells.insert(0, new_code_cell("import workbench.report\nworkbench.report._start_record()", metadata=hidden))
-    prepared.cells.append(new_code_cell("import workbench.report\nworkbench.report._show_record()", metadata=hidden))
+    first, last = (
+        new_code_cell(f"import workbench.report\nworkbench.report.{call}()", metadata={"tags": [HIDDEN_TAG]})
+        for call in ("_start_record", "_show_record")
+    )
+    prepared.cells = [first, *prepared.cells, last]
     bar = {"desc": name, "file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else 10.0}
     try:
         with _importable():

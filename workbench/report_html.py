@@ -25,22 +25,27 @@ METADATA_KEY = "workbench"
 HIDDEN_TAG = "workbench-hidden"
 _RAW_IMAGES = ("image/png", "image/jpeg", "image/gif", "image/svg+xml")
 
-_TAGS = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TAGS = _words(
     "a abbr b blockquote br caption cite code col colgroup dd del details dfn div dl dt em figcaption figure h1 h2 h3"
     " h4 h5 h6 hr i img input ins kbd label li mark ol p pre q s samp section small span strong style sub summary sup"
     " table tbody td tfoot th thead time tr u ul var wbr"
     " svg g path rect circle ellipse line polyline polygon text tspan defs symbol use clippath lineargradient"
     " radialgradient stop pattern title desc marker"
     " math mi mn mo ms mtext mrow mfrac msqrt mroot mstyle merror mpadded mphantom msub msup msubsup munder mover"
-    " munderover mmultiscripts mtable mtr mtd mspace semantics annotation".split()
+    " munderover mmultiscripts mtable mtr mtd mspace semantics annotation"
 )
-_DROP_WITH_CONTENT = frozenset(
+_DROP_WITH_CONTENT = _words(
     "script iframe object embed applet frame frameset noscript template form button select textarea link meta base"
-    " audio video source track portal foreignobject animate animatetransform set".split()
+    " audio video source track portal foreignobject animate animatetransform set"
 )
-_URL_ATTRIBUTES = frozenset(
+_URL_ATTRIBUTES = _words(
     "action background cite classid codebase data dynsrc formaction href longdesc lowsrc manifest ping poster src"
-    " srcdoc srcset usemap xlink:href".split()
+    " srcdoc srcset usemap xlink:href"
 )
 _BAD_CSS = re.compile(r"(?i)@import|expression\s*\(|url\s*\(\s*['\"]?(?!#)|javascript:|behavior\s*:|-moz-binding")
 _SCHEME = re.compile(r"(?i)\b(?:https?|ftps?|wss?)://")
@@ -303,9 +308,9 @@ def _picture(
     if captioned_below:
         below = ""
     else:
-        inside = _markdown(caption, None, {}, literal=True).strip().removeprefix("<p>").removesuffix("</p>") if caption else (
-            html.escape(section)
-        )
+        inside = html.escape(section)
+        if caption:
+            inside = _markdown(caption, None, {}, literal=True).strip().removeprefix("<p>").removesuffix("</p>")
         below = f"<figcaption><b>Figure {number}.</b> {inside} {digest}</figcaption>"
     return (
         f'<figure id="wb-figure-{number}"><img src="data:{mime};base64,{encoded}" alt="{alt}"{width}>{below}</figure>'

@@ -1,0 +1,436 @@
+"""Grids of scenarios: every cell simulated, on this machine or on any Dask scheduler, into one Zarr store.
+
+Cells go to the workers in tasks of about a second, a few tasks per worker at a time, so that neither the scheduler nor
+memory fills up however many cells there are. What comes back is written by this process alone
+(:mod:`workbench.sweep_store`); killed at any moment, the same call does what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import WorkbenchError
+from workbench.sweep_grid import Grid, measure
+from workbench.sweep_store import FAILED, PENDING, SweepStore, open_store, read_store
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Run = Callable[[Mapping[str, Any]], xr.Dataset]
+Block = tuple[dict[str, np.ndarray], np.ndarray]
+"""Values of each metric and the errors of the cells of one chunk."""
+
+TASK_SECONDS = 1.0
+SMALL_SECONDS = 4.0
+"""A sweep shorter than this is run in this process: starting workers would take longer."""
+PER_WORKER = 3
+"""Tasks in flight per worker thread: one at work, the others on their way."""
+
+__all__ = ["Estimate", "Grid", "estimate", "read_store", "simulate_cell", "sweep"]
+
+
+def simulate_cell(mapping: Mapping[str, Any]) -> xr.Dataset:
+    """Run one cell: the scenario as plain mappings in, its Dataset out, without the map of single pages."""
+    from workbench.scenario import Scenario
+    from workbench.simulate import simulate
+
+    return simulate(Scenario.from_mapping({"output": "counts", **mapping}))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep will take, from running a few of its cells here."""
+
+    cells: int
+    pending: int
+    chunks: int
+    cell_seconds: float
+    store_bytes: int
+    process_bytes: int
+
+    def seconds(self, workers: int) -> float:
+        """Seconds for the pending cells on so many workers like this one."""
+        return self.pending * self.cell_seconds / max(workers, 1)
+
+
+def sweep(
+    grid: Grid | Mapping[str, Any] | str | Path,
+    client: Client | None = None,
+    *,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    run: Run = simulate_cell,
+    retry_failed: bool = False,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Run every cell of a grid and return the Dataset of its metrics, with one dimension per axis.
+
+    Parameters
+    ----------
+    grid : a Grid, a mapping (see :meth:`Grid.from_mapping`), or a path to YAML
+    client : a Dask client to run on; otherwise ``scheduler`` (an address), otherwise processes of this machine
+    out : the Zarr store. When it is there, only what it lacks is computed. Without one the result is in memory only
+    workers : processes on this machine; 0 runs in this process. By default this process for a short sweep and one
+        process per processor for others
+    run : what computes a cell; a function that workers can import, or that cloudpickle can send
+    retry_failed : compute cells that failed before again
+    progress : a bar with rate and time left; by default in a terminal or notebook
+
+    Returns
+    -------
+    Dataset with the metrics, ``status`` (0 pending, 1 done, 2 failed) and ``error`` (text) over the axes.
+
+    Raises WorkbenchError for a bad grid, a store that is another sweep's or in use, or a scheduler that is not there.
+    A cell that fails is recorded and stops nothing.
+    """
+    grid = as_grid(grid)
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
+            store = Path(folder) / "sweep.zarr"
+            _fill(grid, store, client, workers, scheduler, run, retry_failed, progress)
+            return read_store(store)
+    _fill(grid, Path(out), client, workers, scheduler, run, retry_failed, progress)
+    return read_store(out)
+
+
+def as_grid(grid: Grid | Mapping[str, Any] | str | Path) -> Grid:
+    """Read or validate a grid."""
+    if isinstance(grid, Grid):
+        return grid
+    return Grid.from_mapping(grid) if isinstance(grid, Mapping) else Grid.from_yaml(grid)
+
+
+def estimate(grid: Grid, out: Path | None = None, run: Run = simulate_cell) -> Estimate:
+    """Run the first, the middle and the last cell and say what the sweep will take."""
+    import resource
+
+    nodes = _nodes(grid)
+    pending = grid.cells
+    if out is not None and out.exists():
+        with open_store(out, grid, nodes) as store:
+            pending = int(np.count_nonzero(store.status() == PENDING))
+    times = []
+    for number in dict.fromkeys([0, grid.cells // 2, grid.cells - 1]):
+        index = np.unravel_index(number, grid.shape)
+        one = tuple(slice(int(at), int(at) + 1) for at in index)
+        if not times:
+            _run_block(grid, nodes, one, run)  # compiles the kernels, or reads them from disk
+        begun = time.perf_counter()
+        _run_block(grid, nodes, one, run)
+        times.append(time.perf_counter() - begun)
+    width = sum(8 * (len(nodes) if metric.per_node else 1) for metric in grid.metrics) + 2
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    chunks = sum(1 for _ in grid.chunks())
+    return Estimate(grid.cells, pending, chunks, float(np.mean(times)), grid.cells * width, peak)
+
+
+def _nodes(grid: Grid) -> list[int]:
+    return grid.node_ids() if any(metric.per_node for metric in grid.metrics) else []
+
+
+# ---------------------------------------------------------------------------------------------- what a worker does
+
+
+def _run_block(grid: Grid, nodes: Sequence[int], place: tuple[slice, ...], run: Run) -> Block:
+    """Compute the cells of one chunk, in order. A cell that raises leaves its error and NaN."""
+    shape = tuple(cut.stop - cut.start for cut in place)
+    values = {
+        metric.name: np.full((*shape, len(nodes)) if metric.per_node else shape, np.nan) for metric in grid.metrics
+    }
+    errors = np.full(shape, "", object)
+    for inside in np.ndindex(*shape):
+        index = tuple(cut.start + at for cut, at in zip(place, inside, strict=True))
+        try:
+            dataset = run(grid.cell(index))
+            row = {metric.name: measure(metric, dataset, nodes) for metric in grid.metrics}
+        except Exception as error:
+            errors[inside] = _one_line(error)
+            continue
+        for name, value in row.items():
+            values[name][inside] = value
+    return values, errors
+
+
+def _one_line(error: BaseException) -> str:
+    """The error for the store: one line, and the same on every run (no addresses of objects)."""
+    text = " ".join(str(error).split())
+    return re.sub(r"\b0x[0-9a-f]{6,}", "0x...", f"{type(error).__name__}: {text}"[:500])
+
+
+def _run_task(grid: Grid, nodes: Sequence[int], places: Sequence[tuple[slice, ...]], run: Run) -> tuple[list, float]:
+    begun = time.perf_counter()
+    blocks = [_run_block(grid, nodes, place, run) for place in places]
+    return blocks, time.perf_counter() - begun
+
+
+# ---------------------------------------------------------------------------------------------- what drives it
+
+
+def _fill(
+    grid: Grid,
+    out: Path,
+    client: Client | None,
+    workers: int | None,
+    scheduler: str | None,
+    run: Run,
+    retry_failed: bool,
+    progress: bool | None,
+) -> None:
+    if client is not None and scheduler is not None:
+        raise WorkbenchError("sweep: give a client or the address of a scheduler, not both")
+    if workers is not None and workers < 0:
+        raise WorkbenchError(f"sweep.workers: {workers} is not 0 or more")
+    nodes = _nodes(grid)
+    with open_store(out, grid, nodes) as store:
+        status = store.status()
+        again = (PENDING, FAILED) if retry_failed else (PENDING,)
+        left = deque(place for place in grid.chunks() if np.isin(status[place], again).any())
+        todo = sum(_cells(place) for place in left)
+        with _bar(grid, grid.cells - todo, progress) as bar:
+            driver = _Driver(grid, nodes, store, run, left, bar)
+            local = client is None and scheduler is None
+            if local and workers != 1 and left:
+                # the first cells here: they compile the kernels before many processes want them, and show the pace
+                driver.alone(for_seconds=0.0 if workers else None)
+            if not driver.left:
+                return
+            if local and (workers == 0 or (workers is None and driver.seconds_left() < SMALL_SECONDS)):
+                driver.alone()
+            else:
+                with _connected(client, scheduler, workers) as connected:
+                    driver.spread(connected)
+
+
+def _cells(place: tuple[slice, ...]) -> int:
+    return int(np.prod([cut.stop - cut.start for cut in place]))
+
+
+@contextlib.contextmanager
+def _bar(grid: Grid, done: int, progress: bool | None) -> Iterator[Any]:
+    from tqdm.auto import tqdm
+
+    terminal = sys.stderr.isatty()
+    if progress is None:
+        progress = terminal or "ipykernel" in sys.modules
+    with tqdm(
+        total=grid.cells,
+        initial=done,
+        unit="cell",
+        desc=grid.name[:30],
+        disable=not progress,
+        mininterval=0.2 if terminal else 5.0,
+        smoothing=0.1,
+        file=sys.stderr,
+    ) as bar:
+        yield bar
+
+
+class _Driver:
+    """Hands out chunks and writes what comes back."""
+
+    def __init__(
+        self, grid: Grid, nodes: list[int], store: SweepStore, run: Run, left: deque[tuple[slice, ...]], bar: Any
+    ) -> None:
+        self.grid, self.nodes, self.store, self.run, self.left, self.bar = grid, nodes, store, run, left, bar
+        self._cell_seconds: float | None = None
+        self._failed = 0
+
+    def _write(self, place: tuple[slice, ...], block: Block) -> None:
+        self.store.write(place, *block)
+        failed = int(np.count_nonzero(block[1] != ""))
+        if failed:
+            self._failed += failed
+            self.bar.set_postfix(failed=self._failed, refresh=False)
+        self.bar.update(_cells(place))
+
+    def _pace(self, seconds: float, cells: int) -> None:
+        new = seconds / cells
+        self._cell_seconds = new if self._cell_seconds is None else 0.7 * self._cell_seconds + 0.3 * new
+
+    def seconds_left(self) -> float:
+        """Seconds that one process needs for what is left."""
+        return (self._cell_seconds or 0.0) * sum(map(_cells, self.left))
+
+    def alone(self, for_seconds: float | None = None) -> None:
+        """Compute chunks in this process: all of them, or at least one and then for so many seconds."""
+        end = None if for_seconds is None else time.perf_counter() + for_seconds
+        while self.left:
+            place = self.left[0]
+            begun = time.perf_counter()
+            block = _run_block(self.grid, self.nodes, place, self.run)
+            self._pace(time.perf_counter() - begun, _cells(place))
+            self._write(place, block)
+            self.left.popleft()
+            if end is not None and time.perf_counter() >= end:
+                return
+
+    def _take(self, workers: int) -> list[tuple[slice, ...]]:
+        """The next task: chunks worth about TASK_SECONDS, fewer near the end so that all workers finish together."""
+        cells = sum(map(_cells, self.left)) if len(self.left) < 64 else None
+        wanted = TASK_SECONDS / self._cell_seconds if self._cell_seconds else 1.0
+        if cells is not None:
+            wanted = min(wanted, cells / (2 * workers))
+        places = [self.left.popleft()]
+        while self.left and sum(map(_cells, places)) + _cells(self.left[0]) <= wanted:
+            places.append(self.left.popleft())
+        return places
+
+    def spread(self, client: Client) -> None:
+        """Compute what is left on the workers of a Dask cluster."""
+        from distributed import as_completed
+
+        flying: dict[Any, list[tuple[slice, ...]]] = {}
+        single: list[list[tuple[slice, ...]]] = []  # chunks of tasks whose workers died, tried one by one
+        finished = as_completed(loop=client.loop)
+        try:
+            while self.left or single or flying:
+                threads = _wait_for_workers(client) if not flying else max(sum(client.nthreads().values()), 1)
+                while (self.left or single) and len(flying) < PER_WORKER * threads:
+                    places = self._take(threads) if self.left else single.pop()
+                    future = client.submit(
+                        _run_task, self.grid, self.nodes, places, self.run, pure=False, key=_task_key()
+                    )
+                    flying[future] = places
+                    finished.add(future)
+                future = next(finished)
+                single += self._landed(future, flying.pop(future))
+                future.release()
+        finally:
+            with contextlib.suppress(Exception):
+                client.cancel(list(flying), force=True)
+
+    def _landed(self, future: Any, places: list[tuple[slice, ...]]) -> list[list[tuple[slice, ...]]]:
+        """Write a task that came back; return what of it has to be tried again."""
+        from distributed.scheduler import KilledWorker
+
+        if future.status == "finished":
+            blocks, seconds = future.result()
+            self._pace(seconds, sum(map(_cells, places)))
+            for place, block in zip(places, blocks, strict=True):
+                self._write(place, block)
+            return []
+        if future.status == "cancelled":
+            raise WorkbenchError("sweep: the scheduler went away; the same command goes on where this one stopped")
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            if len(places) > 1:
+                return [[place] for place in places]
+            error = RuntimeError("its worker died again and again (out of memory?)")
+        elif error is None or _cells(places[0]) == 0:
+            raise WorkbenchError("sweep: a task ended without result or error")
+        for place in places:
+            shape = tuple(cut.stop - cut.start for cut in place)
+            values, errors = _empty(self.grid, self.nodes, shape)
+            errors[...] = _one_line(error)
+            self._write(place, (values, errors))
+        return []
+
+
+def _empty(grid: Grid, nodes: Sequence[int], shape: tuple[int, ...]) -> Block:
+    values = {
+        metric.name: np.full((*shape, len(nodes)) if metric.per_node else shape, np.nan) for metric in grid.metrics
+    }
+    return values, np.full(shape, "", object)
+
+
+def _task_key() -> str:
+    import uuid
+
+    return f"cells-{uuid.uuid4().hex}"
+
+
+def _wait_for_workers(client: Client) -> int:
+    told = False
+    while True:
+        try:
+            threads = sum(client.nthreads().values())
+        except (OSError, TimeoutError) as error:
+            raise WorkbenchError(
+                "sweep: the scheduler does not answer; the same command goes on where this one stopped"
+            ) from error
+        if threads:
+            return threads
+        if not told:
+            print("sweep: the scheduler has no workers; waiting for one", file=sys.stderr)
+            told = True
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _connected(client: Client | None, scheduler: str | None, workers: int | None) -> Iterator[Client]:
+    if client is not None:
+        yield client
+        return
+    import logging
+
+    from distributed import Client as DaskClient
+    from distributed import LocalCluster
+
+    for name in ("distributed", "bokeh"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if scheduler is not None:
+        try:
+            connected = DaskClient(scheduler, timeout="10s")
+        except (OSError, TimeoutError, ValueError) as error:
+            raise WorkbenchError(f"sweep: no scheduler answers at {scheduler!r}") from error
+        with contextlib.closing(connected):
+            yield connected
+        return
+    count = workers or os.cpu_count() or 1
+    with _children_without_interrupt(), tempfile.TemporaryDirectory(prefix="sweep-") as folder:
+        cluster = LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            local_directory=folder,
+            silence_logs=logging.CRITICAL,
+        )
+        connected = DaskClient(cluster)
+        try:
+            with _interruptible():
+                yield connected
+        finally:
+            connected.close()
+            cluster.close(timeout=5)
+
+
+@contextlib.contextmanager
+def _children_without_interrupt() -> Iterator[None]:
+    """Ctrl-C goes to every process of the terminal; the workers shall leave it to this one, which ends them."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

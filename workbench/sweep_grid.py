@@ -1,0 +1,456 @@
+"""The grid of a sweep: a base scenario, axes over its fields, and what is kept of every cell.
+
+A grid is a value like a scenario: the same grid gives the same cells in the same order on every machine, whoever
+computes them, which is what lets a sweep be killed and continued.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.errors import WorkbenchError
+from workbench.units import parse_bytes
+
+MAX_CELLS = 10_000_000
+MAX_AXIS = 1_000_000
+_REDUCTIONS = ("mean", "sum", "min", "max", "last")
+_DISTRIBUTIONS = ("uniform", "loguniform", "normal", "integers", "choice")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number, or one per node, kept of every cell: a variable of the result, reduced over its dimensions."""
+
+    name: str
+    variable: str
+    reduce: str
+    per_node: bool = False
+    units: str = ""
+    long_name: str = ""
+    basis: str = ""
+
+
+def _builtin(name: str, variable: str, reduce: str, units: str, long_name: str, per_node: bool = False) -> Metric:
+    basis = "counted" if name in ("local_share", "mean_distance") else "exact"
+    return Metric(name, variable, reduce, per_node, units, long_name, basis)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _builtin("pages_per_node", "pages_per_node", "sum", "folios", "folios on the node, all files", per_node=True),
+        _builtin("local_share", "local_share", "mean", "1", "share of memory on the vCPU's own node, mean of vCPUs"),
+        _builtin("mean_distance", "mean_distance", "mean", "1", "SLIT distance from vCPU to memory, mean of vCPUs"),
+        _builtin("errors", "event_errno", "count", "1", "operations that the kernel refuses"),
+    )
+}
+DEFAULT_METRICS = ("pages_per_node", "local_share", "errors")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of the store. ``settings[i]`` is what cell i along it changes: dotted field to value."""
+
+    name: str
+    fields: tuple[str, ...]
+    settings: tuple[tuple[Any, ...], ...]
+    labels: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A validated grid. ``base`` is the scenario as plain mappings; see :meth:`from_mapping` for the YAML."""
+
+    name: str
+    base: Mapping[str, Any]
+    axes: tuple[Axis, ...]
+    metrics: tuple[Metric, ...]
+    chunk: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Cells along each axis."""
+        return tuple(len(axis) for axis in self.axes)
+
+    @property
+    def cells(self) -> int:
+        """Cells in all."""
+        return math.prod(self.shape)
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Cells of a chunk along each axis: a run of neighbouring cells, at most 256, about 1/256 of all.
+
+        It follows from the grid alone, so that stores made in different ways have the same files.
+        """
+        wanted = self.chunk or min(max(self.cells // 256, 1), 256)
+        shape = [1] * len(self.axes)
+        for axis in reversed(range(len(self.axes))):
+            shape[axis] = min(len(self.axes[axis]), wanted)
+            wanted //= len(self.axes[axis])
+            if wanted <= 1:
+                break
+        return tuple(shape)
+
+    def cell(self, index: Sequence[int]) -> dict[str, Any]:
+        """The scenario of one cell as plain mappings, for ``Scenario.from_mapping``."""
+        from workbench.scenario import set_path
+
+        mapping = copy.deepcopy(dict(self.base))
+        for axis, position in zip(self.axes, index, strict=True):
+            for field, value in zip(axis.fields, axis.settings[position], strict=True):
+                set_path(mapping, field, copy.deepcopy(value))
+        return mapping
+
+    def chunks(self) -> Iterator[tuple[slice, ...]]:
+        """The cells as blocks that are chunks of the store, in order."""
+        steps = self.chunk_shape
+        counts = [-(-length // step) for length, step in zip(self.shape, steps, strict=True)]
+        for place in np.ndindex(*counts):
+            yield tuple(
+                slice(at * step, min((at + 1) * step, length))
+                for at, step, length in zip(place, steps, self.shape, strict=True)
+            )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Everything that decides the cells, as plain values; two grids are the same sweep when this is equal."""
+        return {
+            "name": self.name,
+            "base": self.base,
+            "axes": [
+                {"name": axis.name, "fields": list(axis.fields), "settings": [list(row) for row in axis.settings]}
+                for axis in self.axes
+            ],
+            "metrics": [[metric.name, metric.variable, metric.reduce, metric.per_node] for metric in self.metrics],
+            "chunk": self.chunk,
+        }
+
+    def node_ids(self) -> list[int]:
+        """Nodes of all hosts in the grid."""
+        from workbench.scenario import Scenario
+
+        hosts = [self.base.get("host")]
+        for axis in self.axes:
+            for position, field in enumerate(axis.fields):
+                if field == "host":
+                    hosts += [row[position] for row in axis.settings]
+        nodes: set[int] = set()
+        for host in {json.dumps(host, sort_keys=True): host for host in hosts if host is not None}.values():
+            nodes |= {int(node.id) for node in Scenario.from_mapping({"host": host}).host.nodes}
+        return sorted(nodes)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Grid:
+        """Read a grid from a YAML file, or from YAML text with a line break in it."""
+        from workbench.safe_yaml import load
+
+        folder = Path(path).parent if isinstance(path, Path) or "\n" not in path else Path()
+        return cls.from_mapping(load(path, "grid"), folder)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], folder: Path = Path()) -> Grid:
+        """Validate a grid.
+
+        Keys: ``base`` (a scenario mapping, a path, or the name of a ready scenario), ``axes``, and optionally
+        ``name``, ``metrics`` and ``chunk`` (cells written at a time; smaller loses less when killed).
+
+        ``axes`` maps a name to one of
+        a list: values of the field of that dotted name, as ``guest.memory: [1 GiB, 2 GiB]``;
+        ``{field:, values:, labels:}``: the same under another name;
+        ``{field:, range: [first, end, step]}`` (end excluded), ``{linspace: [first, last, count]}``,
+        ``{geomspace: [first, last, count]}``, ``{spawn: count}`` (independent seeds);
+        ``{zip: {field: [...], field: [...]}, labels: [...]}``: fields that change together, one dimension;
+        ``{sample: {field: {uniform: [low, high]}, ...}, count:, seed:}``: Latin hypercube, one dimension;
+        distributions are uniform, loguniform, normal [mean, deviation], integers [low, high), choice [...].
+
+        Raises WorkbenchError naming the axis.
+        """
+        if not isinstance(mapping, Mapping):
+            raise WorkbenchError(f"grid: {type(mapping).__name__} given; a grid is a mapping with 'base' and 'axes'")
+        unknown = set(mapping) - {"name", "base", "axes", "metrics", "chunk", "comment"}
+        if unknown:
+            raise WorkbenchError(
+                f"grid: no key {sorted(map(str, unknown))[0]!r}; a grid has name, comment, base, axes, metrics, chunk"
+            )
+        base = _base(mapping.get("base"), folder)
+        axes_given = mapping.get("axes")
+        if not isinstance(axes_given, Mapping) or not axes_given:
+            raise WorkbenchError("grid.axes: needs at least one axis, as 'guest.memory: [1 GiB, 2 GiB]'")
+        axes = tuple(_axis(str(name), given) for name, given in axes_given.items())
+        _check_fields(axes)
+        metrics = _metrics(mapping.get("metrics"))
+        chunk = mapping.get("chunk")
+        if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+            raise WorkbenchError(f"grid.chunk: {chunk!r} is not a number of cells from 1 on")
+        grid = cls(str(mapping.get("name") or base.get("name") or "sweep"), base, axes, metrics, chunk)
+        if grid.cells > MAX_CELLS:
+            raise WorkbenchError(f"grid: {grid.cells:,} cells; at most {MAX_CELLS:,} go into one store")
+        return grid
+
+
+def _base(given: object, folder: Path) -> dict[str, Any]:
+    from workbench.safe_yaml import load
+
+    if isinstance(given, Mapping):
+        base: object = dict(given)
+    elif isinstance(given, str) and "\n" not in given:
+        from workbench.data import datasets_path
+
+        places = [Path(given), folder / given, datasets_path("scenarios") / f"{given}.yaml"]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise WorkbenchError(f"grid.base: {given!r} is neither a scenario file nor a ready scenario")
+        base = load(found, "grid.base")
+    elif hasattr(given, "to_mapping"):
+        base = given.to_mapping()
+    else:
+        raise WorkbenchError("grid.base: needs a scenario: a mapping, a path or the name of a ready one")
+    if not isinstance(base, dict):
+        raise WorkbenchError("grid.base: is not a scenario (a mapping)")
+    return json.loads(json.dumps(base))  # type: ignore[no-any-return]
+
+
+def _axis(name: str, given: object) -> Axis:
+    where = f"grid.axes.{name}"
+    if not name or "/" in name or len(name) > 100:
+        raise WorkbenchError(f"{where}: a name of 1 to 100 characters without '/' is needed")
+    if isinstance(given, (list, tuple)):
+        given = {"field": name, "values": list(given)}
+    if not isinstance(given, Mapping):
+        raise WorkbenchError(f"{where}: {given!r} is not a list of values, or a mapping with values, range, zip, ...")
+    kinds = [key for key in ("values", "range", "linspace", "geomspace", "spawn", "zip", "sample") if key in given]
+    if len(kinds) != 1:
+        raise WorkbenchError(f"{where}: give exactly one of values, range, linspace, geomspace, spawn, zip, sample")
+    kind = kinds[0]
+    allowed = {kind, "labels"} | ({"count", "seed"} if kind == "sample" else {"field"} if kind != "zip" else set())
+    for key in given:
+        if key not in allowed:
+            raise WorkbenchError(f"{where}: no key {str(key)!r} beside {kind!r}; allowed: {', '.join(sorted(allowed))}")
+    if kind == "zip":
+        fields, settings = _zipped(given["zip"], where)
+    elif kind == "sample":
+        fields, settings = _sampled(given, where)
+    else:
+        fields = (str(given.get("field", name)),)
+        settings = tuple((value,) for value in _values(kind, given[kind], where))
+    if not settings:
+        raise WorkbenchError(f"{where}: has no values")
+    if len(settings) > MAX_AXIS:
+        raise WorkbenchError(f"{where}: {len(settings):,} values; at most {MAX_AXIS:,}")
+    settings = tuple(tuple(json.loads(json.dumps(row))) for row in settings)
+    return Axis(name, fields, settings, _labels(given.get("labels"), fields, settings, where))
+
+
+def _values(kind: str, given: object, where: str) -> list[Any]:
+    if kind == "values":
+        if not isinstance(given, (list, tuple)):
+            raise WorkbenchError(f"{where}.values: {given!r} is not a list")
+        return list(given)
+    if kind == "spawn":
+        count = _count(given, f"{where}.spawn")
+        words = np.random.SeedSequence(0).generate_state(count, np.uint64)
+        return [int(word >> np.uint64(1)) for word in words]
+    if not isinstance(given, (list, tuple)) or not 1 <= len(given) <= 3:
+        raise WorkbenchError(f"{where}.{kind}: {given!r} is not a list of up to three numbers")
+    numbers = [_number(item, f"{where}.{kind}") for item in given]
+    if kind == "range":
+        first, end, step = [0, *numbers, 1] if len(numbers) == 1 else [*numbers, 1][:3]
+        if step == 0 or (end - first) / step > MAX_AXIS:
+            raise WorkbenchError(f"{where}.range: {given!r} has no end, or more than {MAX_AXIS:,} values")
+        return [first + step * at for at in range(max(math.ceil((end - first) / step), 0))]
+    if len(numbers) != 3:
+        raise WorkbenchError(f"{where}.{kind}: {given!r} is not [first, last, count]")
+    count = _count(given[2], f"{where}.{kind}")
+    if kind == "geomspace" and min(numbers[:2]) <= 0:
+        raise WorkbenchError(f"{where}.geomspace: {given!r}: both ends must be above 0")
+    points = (np.geomspace if kind == "geomspace" else np.linspace)(float(numbers[0]), float(numbers[1]), count)
+    return [float(point) for point in points]
+
+
+def _number(value: object, where: str) -> int | float:
+    if isinstance(value, str):
+        return parse_bytes(value, where)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise WorkbenchError(f"{where}: {value!r} is not a number or a size")
+    return value
+
+
+def _count(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_AXIS:
+        raise WorkbenchError(f"{where}: {value!r} is not a count from 1 to {MAX_AXIS:,}")
+    return value
+
+
+def _zipped(given: object, where: str) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    if not isinstance(given, Mapping) or not given or not all(isinstance(v, (list, tuple)) for v in given.values()):
+        raise WorkbenchError(f"{where}.zip: needs a mapping of fields to lists of the same length")
+    lengths = {str(field): len(values) for field, values in given.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{field}: {length}" for field, length in lengths.items())
+        raise WorkbenchError(f"{where}.zip: lists differ in length ({shown})")
+    return tuple(map(str, given)), tuple(zip(*given.values(), strict=True))
+
+
+def _sampled(given: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    """Latin hypercube: every field's range is cut into ``count`` equally likely parts, each used once."""
+    fields = given["sample"]
+    if not isinstance(fields, Mapping) or not fields:
+        raise WorkbenchError(f"{where}.sample: needs a mapping of fields to distributions")
+    count = _count(given.get("count"), f"{where}.count")
+    seed = given.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise WorkbenchError(f"{where}.seed: {seed!r} is not an integer from 0 on")
+    random = np.random.default_rng(seed)
+    columns = []
+    for field, distribution in fields.items():
+        at = f"{where}.sample.{field}"
+        if not isinstance(distribution, Mapping) or len(distribution) != 1:
+            raise WorkbenchError(f"{at}: needs one of {', '.join(_DISTRIBUTIONS)}")
+        ((kind, arguments),) = distribution.items()
+        if kind not in _DISTRIBUTIONS or not isinstance(arguments, (list, tuple)) or not arguments:
+            raise WorkbenchError(f"{at}: needs one of {', '.join(_DISTRIBUTIONS)} with a list")
+        level = (random.permutation(count) + random.random(count)) / count
+        columns.append(_quantiles(str(kind), list(arguments), level, at))
+    return tuple(map(str, fields)), tuple(zip(*columns, strict=True))
+
+
+def _quantiles(kind: str, arguments: list[Any], level: np.ndarray, where: str) -> list[Any]:
+    if kind == "choice":
+        return [arguments[int(at * len(arguments))] for at in level]
+    if len(arguments) != 2:
+        raise WorkbenchError(f"{where}.{kind}: {arguments!r} is not a list of two numbers")
+    low, high = (_number(item, f"{where}.{kind}") for item in arguments)
+    if kind == "normal":
+        from statistics import NormalDist
+
+        if high <= 0:
+            raise WorkbenchError(f"{where}.normal: deviation {high!r} is not above 0")
+        return [NormalDist(low, high).inv_cdf(min(max(float(at), 1e-12), 1 - 1e-12)) for at in level]
+    if low >= high or (kind == "loguniform" and low <= 0):
+        raise WorkbenchError(f"{where}.{kind}: {arguments!r} is not a range{' above 0' * (kind == 'loguniform')}")
+    if kind == "integers":
+        return [int(low + int(at * (high - low))) for at in level]
+    if kind == "loguniform":
+        return [float(low * (high / low) ** at) for at in level]
+    return [float(low + at * (high - low)) for at in level]
+
+
+def _labels(
+    given: object, fields: tuple[str, ...], settings: tuple[tuple[Any, ...], ...], where: str
+) -> tuple[Any, ...]:
+    """Coordinates of an axis: numbers stay numbers, all else is text; places in a zip or sample without labels."""
+    if given is not None:
+        if not isinstance(given, (list, tuple)) or len(given) != len(settings):
+            raise WorkbenchError(f"{where}.labels: needs {len(settings)} labels, one for each value")
+        values = list(given)
+    elif len(fields) > 1:
+        values = list(range(len(settings)))
+    else:
+        values = [row[0] for row in settings]
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    if not numbers:
+        values = [value if isinstance(value, str) else _label_of(value) for value in values]
+    if len(set(values)) < len(values):
+        raise WorkbenchError(f"{where}: the same value is there twice; values of an axis must differ (or give labels)")
+    return tuple(values)
+
+
+def _label_of(value: Any) -> str:
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return str(value["name"])
+    return json.dumps(value, sort_keys=True)
+
+
+def _check_fields(axes: tuple[Axis, ...]) -> None:
+    """Names must differ, no two axes may set the same field, and a field must be one of a scenario's."""
+    from workbench.scenario import Guest, Scenario
+
+    names = [axis.name for axis in axes]
+    fields = [field for axis in axes for field in axis.fields]
+    reserved = {"node", "status", "error"} | set(METRICS)
+    for axis in axes:
+        if axis.name in reserved:
+            raise WorkbenchError(f"grid.axes.{axis.name}: this name is taken by the store; use another with 'field:'")
+        for field in axis.fields:
+            where = f"grid.axes.{axis.name}"
+            if fields.count(field) > 1:
+                raise WorkbenchError(f"{where}: {field!r} is set by two axes")
+            first, _, rest = field.partition(".")
+            if first not in Scenario.model_fields:
+                raise WorkbenchError(f"{where}: a scenario has no field {first!r}; it has {_names(Scenario)}")
+            if first == "guest" and rest and rest.split(".")[0] not in Guest.model_fields:
+                raise WorkbenchError(f"{where}: guest has no field {rest.split('.')[0]!r}; it has {_names(Guest)}")
+    if len(set(names)) < len(names):
+        raise WorkbenchError("grid.axes: two axes have the same name")
+
+
+def _names(model: Any) -> str:
+    return ", ".join(model.model_fields)
+
+
+def _metrics(given: object) -> tuple[Metric, ...]:
+    """``[name, ...]`` of built-in ones or variables, or a mapping ``name: {variable:, reduce:, per_node:}``."""
+    if given is None:
+        return tuple(METRICS[name] for name in DEFAULT_METRICS)
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, (list, tuple)):
+        given = {str(name): None for name in given}
+    if not isinstance(given, Mapping) or not given:
+        raise WorkbenchError(f"grid.metrics: {given!r} is neither a list of names nor a mapping")
+    found = []
+    for name, spec in given.items():
+        where = f"grid.metrics.{name}"
+        if spec is None:
+            found.append(METRICS.get(str(name)) or Metric(str(name), str(name), "mean"))
+            continue
+        if isinstance(spec, str):
+            spec = {"variable": spec}
+        if not isinstance(spec, Mapping) or set(spec) - {"variable", "reduce", "per_node"}:
+            raise WorkbenchError(f"{where}: {spec!r} is not {{variable:, reduce:, per_node:}}")
+        reduce = str(spec.get("reduce", "mean"))
+        if reduce not in _REDUCTIONS:
+            raise WorkbenchError(f"{where}.reduce: {reduce!r} is not one of {', '.join(_REDUCTIONS)}")
+        found.append(Metric(str(name), str(spec.get("variable", name)), reduce, bool(spec.get("per_node", False))))
+    return tuple(found)
+
+
+def measure(metric: Metric, dataset: Any, nodes: Sequence[int]) -> np.ndarray:
+    """One metric of a cell's Dataset: float64 (), or (len(nodes),) with NaN for nodes the cell's host lacks."""
+    if metric.variable not in dataset:
+        raise WorkbenchError(
+            f"metric {metric.name!r}: the result has no variable {metric.variable!r}; it has "
+            + ", ".join(sorted(str(name) for name in dataset.data_vars))
+        )
+    variable = dataset[metric.variable]
+    if metric.reduce == "count":
+        return np.float64(np.count_nonzero(variable.values))  # type: ignore[return-value]
+    if metric.per_node:
+        kept = _reduced(variable, metric.reduce, [dim for dim in variable.dims if dim != "node"])
+        where = {int(node): at for at, node in enumerate(nodes)}
+        out = np.full(len(nodes), np.nan)
+        for node, value in zip(variable["node"].values, np.atleast_1d(kept), strict=True):
+            out[where[int(node)]] = value
+        return out
+    return np.float64(_reduced(variable, metric.reduce, list(variable.dims)))  # type: ignore[return-value]
+
+
+def _reduced(variable: Any, reduce: str, dims: list[Any]) -> np.ndarray:
+    values = np.asarray(variable.values, np.float64)
+    if reduce == "last":
+        return np.asarray(variable.isel(dict.fromkeys(dims, -1)).values, np.float64)
+    axes = tuple(variable.dims.index(dim) for dim in dims)
+    if not values.size:
+        return np.zeros([variable.sizes[dim] for dim in variable.dims if dim not in dims])
+    return np.asarray(getattr(np, reduce)(values, axis=axes))

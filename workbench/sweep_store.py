@@ -1,0 +1,242 @@
+"""The Zarr store of a sweep: dimensions are the axes, and it is whole and readable at every moment.
+
+One process writes: the one that holds the lock on the store's directory. Every array has the same chunks over the axes;
+a chunk file is renamed into place when it is complete, and the chunk of ``status`` is written last. So a chunk of
+cells is either finished, and never computed again, or not there; being killed between two files costs that chunk only.
+Nothing in the store depends on when, where or by how many processes it was computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import WorkbenchError
+from workbench.sweep_grid import Grid
+
+PENDING, DONE, FAILED = 0, 1, 2
+SCHEMA = "workbench-sweep/1"
+
+
+class SweepStore:
+    """A store opened for writing by :func:`open_store`."""
+
+    def __init__(self, path: Path, grid: Grid, nodes: list[int]) -> None:
+        import zarr
+
+        self.path = path
+        self.grid = grid
+        self.nodes = nodes
+        with quiet_zarr():
+            group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+            self._arrays = {metric.name: group[metric.name] for metric in grid.metrics}
+            self._error = group["error"]
+            self._status = group["status"]
+
+    def status(self) -> np.ndarray:
+        """int8, one per cell: 0 pending, 1 done, 2 failed."""
+        return np.asarray(self._status[...])
+
+    def write(self, place: tuple[slice, ...], values: Mapping[str, np.ndarray], errors: np.ndarray) -> None:
+        """Write one chunk: a block of each metric and the error of each cell ('' when it went well)."""
+        try:
+            with quiet_zarr():
+                for name, block in values.items():
+                    self._arrays[name][place] = block
+                if (errors != "").any():
+                    self._error[place] = errors
+                self._status[place] = np.where(errors == "", DONE, FAILED).astype(np.int8)
+        except OSError as error:
+            raise WorkbenchError(
+                f"sweep: cannot write {str(self.path)!r}: {error.strerror or error}; what is there stays good"
+            ) from error
+
+
+@contextlib.contextmanager
+def quiet_zarr() -> Iterator[None]:
+    """Zarr warns that texts have no final Zarr 3 specification; this store is read by the same library."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="zarr")
+        warnings.filterwarnings("ignore", message=".*(Zarr|zarr).*")
+        yield
+
+
+def fingerprint(grid: Grid) -> str:
+    """SHA-256 of everything that decides the cells."""
+    return hashlib.sha256(json.dumps(grid.to_mapping(), sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def open_store(path: Path, grid: Grid, nodes: list[int]) -> Iterator[SweepStore]:
+    """Open the store of a grid, made first when it is not there, and keep others from writing to it.
+
+    Raises WorkbenchError when the path holds something else, another sweep, or is being written by another process.
+    """
+    if not path.exists():
+        _create(path, grid, nodes)
+    with _locked(path):
+        _check_same(path, grid)
+        for leftover in path.rglob("*.partial"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
+        yield SweepStore(path, grid, nodes)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl
+
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise WorkbenchError(f"sweep: cannot open {str(path)!r}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkbenchError(
+                f"sweep: another process is writing to {str(path)!r}; wait for it or name another store"
+            ) from None
+        if not os.access(path, os.W_OK):
+            raise WorkbenchError(f"sweep: {str(path)!r} may not be written to")
+        yield
+    finally:
+        os.close(handle)  # releases the lock, as being killed does
+
+
+def _check_same(path: Path, grid: Grid) -> None:
+    try:
+        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8")).get("attributes", {})
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(f"sweep: {str(path)!r} is there and is not the store of a sweep") from error
+    if attributes.get("schema") != SCHEMA:
+        raise WorkbenchError(f"sweep: {str(path)!r} is there and is not the store of a sweep")
+    if attributes.get("fingerprint") != fingerprint(grid):
+        raise WorkbenchError(f"sweep: {str(path)!r} holds another sweep; name another store (or remove it)")
+
+
+def _create(path: Path, grid: Grid, nodes: list[int]) -> None:
+    """Make the store beside its place and rename it: two that start at once end with one of them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise WorkbenchError(f"sweep: cannot make {str(path)!r}: {error.strerror or error}") from error
+    try:
+        store = folder / "store"
+        with quiet_zarr():
+            _write_template(store, grid, nodes)
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.rename(store, path)
+            except OSError as error:
+                if not path.exists():
+                    raise WorkbenchError(f"sweep: cannot make {str(path)!r}: {error.strerror or error}") from error
+    except OSError as error:
+        raise WorkbenchError(f"sweep: cannot make {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_template(store: Path, grid: Grid, nodes: list[int]) -> None:
+    import zarr
+
+    from workbench.report import versions
+
+    attributes = {
+        "schema": SCHEMA,
+        "name": grid.name,
+        "fingerprint": fingerprint(grid),
+        "provenance": json.dumps({"versions": versions(), "grid": grid.to_mapping()}, sort_keys=True),
+    }
+    group = zarr.create_group(store, zarr_format=3, attributes=attributes)
+    dims = [axis.name for axis in grid.axes]
+
+    def put(name: str, dimensions: list[str], values: np.ndarray, **attrs: Any) -> None:
+        dtype: Any = str if values.dtype.kind == "U" else values.dtype
+        fill = "" if dtype is str else values.dtype.type(0)
+        array = group.create_array(
+            name, shape=values.shape, dtype=dtype, chunks=values.shape or "auto", dimension_names=dimensions,
+            fill_value=fill, attributes=attrs,
+        )  # fmt: skip
+        array[...] = values.astype(object) if dtype is str else values
+
+    for axis in grid.axes:
+        put(axis.name, [axis.name], _coordinate(axis.labels), long_name=", ".join(axis.fields))
+        if len(axis.fields) > 1:
+            for at, field in enumerate(axis.fields):
+                column = _coordinate([row[at] for row in axis.settings])
+                put(f"{axis.name}:{field}", [axis.name], column, long_name=field)
+    if nodes:
+        put("node", ["node"], np.array(nodes, np.int64), long_name="Linux node id")
+    extras = " ".join(f"{axis.name}:{field}" for axis in grid.axes if len(axis.fields) > 1 for field in axis.fields)
+    for metric in grid.metrics:
+        group.create_array(
+            metric.name,
+            shape=(*grid.shape, len(nodes)) if metric.per_node else grid.shape,
+            chunks=(*grid.chunk_shape, max(len(nodes), 1)) if metric.per_node else grid.chunk_shape,
+            dtype=np.float64,
+            fill_value=np.nan,
+            dimension_names=[*dims, "node"] if metric.per_node else dims,
+            attributes={
+                **({"units": metric.units} if metric.units else {}),
+                "long_name": metric.long_name or f"{metric.reduce} of {metric.variable}",
+                **({"basis": metric.basis} if metric.basis else {}),
+                **({"coordinates": extras} if extras else {}),
+            },
+        )
+    group.create_array(
+        "error", shape=grid.shape, chunks=grid.chunk_shape, dtype=str, fill_value="", dimension_names=dims,
+        attributes={"long_name": "why the cell failed; empty when it did not"},
+    )  # fmt: skip
+    group.create_array(
+        "status", shape=grid.shape, chunks=grid.chunk_shape, dtype=np.int8, fill_value=PENDING, dimension_names=dims,
+        attributes={
+            "long_name": "state of the cell", "flag_values": [PENDING, DONE, FAILED],
+            "flag_meanings": "pending done failed",
+        },
+    )  # fmt: skip
+
+
+def _coordinate(labels: Any) -> np.ndarray:
+    values = list(labels)
+    if all(isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62 for value in values):
+        return np.array(values, np.int64)
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return np.array(values, np.float64)
+    return np.array([value if isinstance(value, str) else json.dumps(value) for value in values], dtype=np.str_)
+
+
+def read_store(path: str | Path, *, load: bool = True) -> xr.Dataset:
+    """Open the store of a sweep, finished or still being written; cells that are not there yet are NaN.
+
+    load: read it into memory; otherwise arrays are read when they are used.
+    """
+    path = Path(path)
+    if not (path / "zarr.json").is_file():
+        raise WorkbenchError(f"sweep: {str(path)!r} is not the store of a sweep")
+    try:
+        with quiet_zarr():
+            dataset = xr.open_zarr(path, consolidated=False, chunks=None, mask_and_scale=False)
+            if load:
+                dataset = dataset.load()
+    except Exception as error:  # the storage libraries raise many kinds for a damaged store
+        raise WorkbenchError(f"sweep: {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if dataset.attrs.get("schema") != SCHEMA:
+        raise WorkbenchError(f"sweep: {str(path)!r} is not the store of a sweep")
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind == "T":  # numpy's variable-length texts, which few libraries take
+            texts = variable.values
+            values = texts.astype(object) if name == "error" else np.array(texts.tolist(), dtype=np.str_)
+            dataset[name] = (variable.dims, values.reshape(variable.shape), variable.attrs)
+    return dataset
