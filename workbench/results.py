@@ -66,6 +66,7 @@ def _declare_all() -> None:
     declare("zone_managed", ("zone",), "pages", "pages managed by the zone", counted)
     for mark in ("min", "low", "high"):
         declare(f"zone_{mark}", ("zone",), "pages", f"{mark} watermark", counted)
+    declare("zone_lowmem_reserve", ("zone",), "pages", "pages kept from requests that could use a higher zone", counted)
     declare("event_op", ("event",), "", "operation", exact)
     declare("event_task", ("event",), "", "task that made the call", exact)
     declare("event_file", ("event",), "", "file", exact)

@@ -150,6 +150,7 @@ def _put_host(system: System, put: Put) -> None:
     put("zone_managed", system.managed)
     for row, mark in enumerate(("min", "low", "high")):
         put(f"zone_{mark}", system.watermarks[row])
+    put("zone_lowmem_reserve", system.reserve)
 
 
 def _put_events(system: System, log: _Log, put: Put) -> None:

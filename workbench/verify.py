@@ -425,11 +425,13 @@ class _Comparison:
     # ............................................................................................ nodes that fill up
 
     def _fills(self) -> bool:
-        """Whether a zone reached its low watermark in the simulation, or the script took other memory away."""
+        """Whether a node has no zone left above its low mark in the simulation, or the script took memory away."""
         if any(operation.words[0] in ("eat", "eatto") for operation in self.recorded.operations):
             return True
-        low = self.dataset["zone_low"].values  # a request also leaves lowmem_reserve, which only makes it fill earlier
-        return bool((self.dataset["free_pages"].values <= low).any())
+        marks = self.dataset["zone_low"].values + self.dataset["zone_lowmem_reserve"].values
+        below = self.dataset["free_pages"].values <= marks
+        zone_node = self.dataset["zone_node"].values
+        return any(below[:, zone_node == node].all(axis=1).any() for node in np.unique(zone_node))
 
     def _slack(self) -> int:
         """Pages that the background and the per-CPU parts of the allocator account for, from the recording itself."""
