@@ -421,3 +421,125 @@ def solve_streams(
         window, wanted, weight, tolerance, max_iterations, rate, latency, used, delay, residual, float_work, int_work,
     )  # fmt: skip
     return rate, latency, used, delay, iterations, residual[0]
+
+
+# Resources of a host, in this order: memory of each node; links from node i to node h (n + i * n + h); ports of each
+# node (n + n * n + h), which all its links share.
+
+
+@kernel
+def _visit(row: int, share: float, usage: float, at: int, rows: np.ndarray, by: np.ndarray, take: np.ndarray) -> int:
+    rows[at] = row
+    by[at] = share
+    take[at] = usage
+    return at + 1
+
+
+@kernel
+def build_streams(
+    shares: np.ndarray,
+    initiator: np.ndarray,
+    home: np.ndarray,
+    latency: np.ndarray,
+    write_weight: np.ndarray,
+    write_fraction: np.ndarray,
+    extra_latency: np.ndarray,
+    start: np.ndarray,
+    resource: np.ndarray,
+    visits: np.ndarray,
+    usage: np.ndarray,
+    idle_latency: np.ndarray,
+) -> int:
+    """Visits of every stream from the shares of its accesses per node; returns the number of visits.
+
+    Parameters
+    ----------
+    shares : float64 (streams, nodes), each row sums to 1 (or to 0: a stream that touches nothing)
+    initiator : int64 (streams,), node index of the CPUs
+    home : int64 (nodes,), node whose links lead to the node's memory (itself where it has CPUs)
+    latency : float64 (nodes, nodes), idle ns from initiator to target
+    write_weight : float64 (nodes,), bandwidth a written byte takes, in read bytes
+    write_fraction : float64 (streams,)
+    extra_latency : float64 (streams,), ns per access besides memory (page walks)
+    start, resource, visits, usage, idle_latency : outputs, see :func:`solve`; room for 4 * streams * nodes visits
+    """
+    nodes = shares.shape[1]
+    at = 0
+    start[0] = 0
+    for stream in range(shares.shape[0]):
+        source = initiator[stream]
+        idle = 0.0
+        total = 0.0
+        for target in range(nodes):
+            share = shares[stream, target]
+            if share <= 0.0:
+                continue
+            total += share
+            idle += share * latency[source, target]
+            take = share * (1.0 - write_fraction[stream] + write_fraction[stream] * write_weight[target])
+            at = _visit(target, share, take, at, resource, visits, usage)
+            near, far = home[source], home[target]
+            if near != far:
+                at = _visit(nodes + near * nodes + far, share, share, at, resource, visits, usage)
+                at = _visit(nodes + nodes * nodes + near, share, share, at, resource, visits, usage)
+                at = _visit(nodes + nodes * nodes + far, share, share, at, resource, visits, usage)
+        start[stream + 1] = at
+        idle_latency[stream] = (idle / total if total > 0.0 else latency[source, source]) + extra_latency[stream]
+    return at
+
+
+@allocating_kernel
+def solve_placements(
+    shares: np.ndarray,
+    initiator: np.ndarray,
+    home: np.ndarray,
+    latency: np.ndarray,
+    write_weight: np.ndarray,
+    write_fraction: np.ndarray,
+    extra_latency: np.ndarray,
+    capacity: np.ndarray,
+    curve: np.ndarray,
+    curve_loads: np.ndarray,
+    curve_delays: np.ndarray,
+    window: np.ndarray,
+    wanted: np.ndarray,
+    weight: np.ndarray,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Solve many placements of the same streams on one host.
+
+    Parameters are those of :func:`build_streams` and :func:`solve`, except ``shares``: float64 (placements, streams,
+    nodes). Returns rate, latency and idle latency (placements, streams), used (placements, resources) and iterations
+    (placements,), -1 where the tolerance was not met.
+    """
+    placements, streams, nodes = shares.shape
+    resources = capacity.shape[0]
+    rate = np.zeros((placements, streams))
+    loaded = np.zeros((placements, streams))
+    idle = np.zeros((placements, streams))
+    used = np.zeros((placements, resources))
+    iterations = np.zeros(placements, np.int64)
+    start = np.zeros(streams + 1, np.int64)
+    resource = np.empty(4 * streams * nodes, np.int64)
+    visits = np.empty(4 * streams * nodes)
+    usage = np.empty(4 * streams * nodes)
+    delay = np.empty(resources)
+    scale = np.ones(resources)
+    residual = np.empty(1)
+    asked = np.empty(streams)
+    float_work = np.empty(7 * resources + 2 * streams)
+    int_work = np.empty(4 * resources + 2 * streams + 1 + 4 * streams * nodes, np.int64)
+    for placement in range(placements):
+        count = build_streams(
+            shares[placement], initiator, home, latency, write_weight, write_fraction, extra_latency,
+            start, resource, visits, usage, idle[placement],
+        )  # fmt: skip
+        for stream in range(streams):
+            asked[stream] = wanted[stream] if start[stream + 1] > start[stream] else 0.0
+        iterations[placement] = solve(
+            start, resource[:count], visits[:count], usage[:count], capacity, curve, curve_loads, curve_delays, scale,
+            idle[placement], window, asked, weight, tolerance, max_iterations, rate[placement], loaded[placement],
+            used[placement], delay, residual, float_work, int_work,
+        )  # fmt: skip
+    return rate, loaded, idle, used, iterations

@@ -4,7 +4,7 @@ A guest virtual address is translated by the guest's page table (``g`` levels), 
 physical address that the second-stage table (EPT, NPT; ``h`` levels) translates. A walk without any cache makes
 ``(g + 1) * (h + 1) - 1`` memory references (Bhargava et al., ASPLOS 2008): ``g`` of the guest's table and the rest of
 the second stage. With the usual page-walk caches only the two leaf entries go to memory, which is what vMitosis
-(ASPLOS 2021) measures; :func:`leaf_references` counts those.
+(ASPLOS 2021) measures, and only where the tables are larger than the caches (:func:`leaf_memory_fraction`).
 
 Linux has the second-stage walk in ``arch/x86/kvm/mmu/`` (levels are chosen by ``kvm_mmu_max_mapping_level``); the walk
 itself is the processor's.
@@ -106,9 +106,13 @@ def mapped_miss_fractions(
 
 
 @kernel
-def leaf_references(miss: float, memory_fraction: float) -> float:
-    """References per access that reach memory for one of the two leaf entries, given misses per access."""
-    return miss * memory_fraction
+def leaf_memory_fraction(mapped: float, order: int, cache_bytes: float) -> float:
+    """Part of uniformly random references to leaf entries that miss a cache holding ``cache_bytes`` of page tables.
+
+    Leaf tables take 8 bytes for each of the ``mapped`` bytes' pages: 2 MiB per GiB at 4 KiB, 8 bytes at 1 GiB, which is
+    why walks of huge mappings seldom reach memory.
+    """
+    return tlb_miss_fraction(8.0 * mapped / (4096.0 * 2.0**order), cache_bytes)
 
 
 @kernel

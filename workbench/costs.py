@@ -129,8 +129,14 @@ _ALL = (
         "estimate: shared with 4 KiB entries in the second-level TLB",
     ),
     Cost("tlb_entries_1g", 16.0, "entries", 16.0, 64.0, "estimate: separate 1 GiB entries of x86 servers"),
+    Cost("walk_memory_fraction", 1.0, "1", 0.5, 1.0, "estimate: part of uncached leaf references that go to memory"),
     Cost(
-        "walk_memory_fraction", 1.0, "1", 0.5, 1.0, "estimate: part of leaf page-table references that miss all caches"
+        "table_cache_bytes",
+        2.0 * 2**20,
+        "B",
+        0.5 * 2**20,
+        32.0 * 2**20,
+        "estimate: page tables that a core's caches keep",
     ),
     Cost("walk_cached_latency", 15.0, "ns", 4.0, 30.0, "estimate: page-table reference that hits a cache"),
     # Faults, resizing and locks.

@@ -83,3 +83,8 @@ def test_splitting_one_gigabyte_pages_costs_misses():
 def test_larger_footprint_never_misses_less(small, large):
     small, large = sorted((small, large))
     assert translation.tlb_miss_fraction(small, 6e6) <= translation.tlb_miss_fraction(large, 6e6)
+
+
+def test_leaf_tables_of_huge_pages_stay_cached():
+    assert translation.leaf_memory_fraction(64 << 30, 0, 2 << 20) == pytest.approx(1 - 1 / 64)
+    assert translation.leaf_memory_fraction(64 << 30, 18, 2 << 20) == 0.0

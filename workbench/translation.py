@@ -1,0 +1,153 @@
+"""What address translation costs a guest: nested walks, TLB reach, and huge mappings lost to conversions.
+
+Counts of references are exact for a walk without caches; how many accesses miss the TLB and how long a walk takes are
+modelled, with the parameters of :mod:`workbench.costs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from workbench import costs as cost_table
+from workbench.errors import WorkbenchError
+
+PAGE_ORDERS = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
+TLB_PARAMETERS = ("tlb_entries_4k", "tlb_entries_2m", "tlb_entries_1g")
+MODEL = "workbench/translation.py: uniform accesses, TLB of given entries, leaf entries from memory (vMitosis)"
+CONFIDENTIAL_ORDER = {"none": 18, "snp": 9, "tdx": 0}
+"""Largest second-stage mapping of private memory: arch/x86/kvm/svm/sev.c: sev_gmem_max_mapping_level; TDX on Linux 7.3
+maps 4 KiB only (arch/x86/kvm/vmx/tdx.c: tdx_sept_map_leaf_spte)."""
+
+
+def walk_references(top_levels: int = 4) -> xr.Dataset:
+    """References of a nested walk for every pair of guest and host page size, in tables of 4 or 5 levels."""
+    from kernels import translation
+
+    sizes = list(PAGE_ORDERS)
+    levels = [translation.page_table_levels(order, top_levels) for order in PAGE_ORDERS.values()]
+    table = [[translation.nested_walk_references(g, h) for h in levels] for g in levels]
+    out = xr.Dataset(
+        {"references": (("guest_page", "host_page"), np.array(table, np.int64))},
+        coords={"guest_page": sizes, "host_page": sizes},
+    )
+    out["references"].attrs.update(units="1", long_name="memory references of a walk without caches", basis="exact")
+    return out
+
+
+def _order(page: str) -> int:
+    if page not in PAGE_ORDERS:
+        raise WorkbenchError(f"page size: {page!r} is not one of {', '.join(PAGE_ORDERS)}")
+    return PAGE_ORDERS[page]
+
+
+def walk_cost(
+    mapped: Mapping[str, float],
+    guest_page: str = "4 KiB",
+    *,
+    confidential: str = "none",
+    table_latency: float | None = None,
+    local_share: float = 1.0,
+    remote_latency: float | None = None,
+    costs: Mapping[str, float] | None = None,
+) -> xr.Dataset:
+    """Page-walk cost of uniformly random accesses to memory mapped at one or several host page sizes.
+
+    Parameters
+    ----------
+    mapped : host page size -> bytes mapped at it, such as ``{"1 GiB": 60 << 30, "4 KiB": 4 << 30}``
+    guest_page : page size of the guest's own mappings
+    confidential : "none", "snp" (private memory is never mapped above 2 MiB) or "tdx" (4 KiB)
+    table_latency : ns of a page-table reference that reaches local memory; the DRAM latency if left out
+    local_share : part of the leaf entries that lie on the local node
+    remote_latency : ns of one on a remote node; by the registry's ratio if left out
+
+    Returns a Dataset over ``host_page``: ``miss`` (part of the accesses to memory of that size), ``references`` (of a
+    walk without caches), and scalars ``misses_per_access``, ``memory_references``, ``remote_references`` and ``walk``
+    (ns per access).
+    """
+    from kernels import translation
+
+    def cost(name: str) -> float:
+        return cost_table.value(name, costs)
+
+    if confidential not in CONFIDENTIAL_ORDER:
+        raise WorkbenchError(f"confidential: {confidential!r} is not one of {', '.join(CONFIDENTIAL_ORDER)}")
+    if not 0.0 <= local_share <= 1.0:
+        raise WorkbenchError(f"local_share: {local_share!r} is not between 0 and 1")
+    guest_order = _order(guest_page)
+    by_order = dict.fromkeys(PAGE_ORDERS.values(), 0.0)
+    for page, size in mapped.items():
+        if size < 0:
+            raise WorkbenchError(f"mapped: {size!r} bytes of {page}; sizes are 0 or more")
+        by_order[min(_order(page), CONFIDENTIAL_ORDER[confidential])] += float(size)
+    orders = np.array(list(by_order), np.int64)
+    covered = np.minimum(orders, guest_order)  # one TLB entry covers no more than the smaller of the two pages
+    entries = np.array([cost(name) for name in TLB_PARAMETERS])
+    merged = np.array([sum(size for order, size in by_order.items() if min(order, guest_order) == o) for o in orders])
+    merged = np.where(orders <= guest_order, merged, 0.0)
+    miss = np.zeros(3)
+    misses = translation.mapped_miss_fractions(merged, orders, entries, np.array([0, 0, 1]), miss)
+    guest_levels = translation.page_table_levels(guest_order, 4)
+    host_levels = [translation.page_table_levels(int(order), 4) for order in orders]
+    references = np.array([translation.nested_walk_references(guest_levels, h) for h in host_levels], np.int64)
+    local = cost("dram_latency") if table_latency is None else table_latency
+    remote = local * cost("remote_latency_ratio") if remote_latency is None else remote_latency
+    total = sum(by_order.values())
+    cached_tables, reach = cost("table_cache_bytes"), cost("walk_memory_fraction")
+    guest_leaf = translation.leaf_memory_fraction(total, guest_order, cached_tables)
+    per_size_miss = miss[np.searchsorted(orders, covered)]
+    leaf = 0.0
+    for index, order in enumerate(orders):
+        host_leaf = translation.leaf_memory_fraction(by_order[int(order)], int(order), cached_tables)
+        weight = by_order[int(order)] / total if total > 0 else 0.0
+        leaf += weight * per_size_miss[index] * (guest_leaf + host_leaf) * reach
+    mean_latency = local_share * local + (1.0 - local_share) * remote
+    walk = translation.walk_latency(2.0 * misses, leaf, mean_latency, cost("walk_cached_latency"))
+    out = xr.Dataset(
+        {
+            "miss": (("host_page",), per_size_miss),
+            "references": (("host_page",), references),
+            "misses_per_access": ((), misses),
+            "memory_references": ((), leaf),
+            "remote_references": ((), leaf * (1.0 - local_share)),
+            "walk": ((), walk),
+        },
+        coords={"host_page": list(PAGE_ORDERS)},
+    )
+    texts = {
+        "miss": ("1", "part of the accesses that miss the TLB"),
+        "misses_per_access": ("1", "TLB misses of an access"),
+        "memory_references": ("1", "page-table references of an access that reach memory"),
+        "remote_references": ("1", "of these, to a remote node"),
+        "walk": ("ns", "time an access spends in page walks"),
+    }
+    for name, (units, long_name) in texts.items():
+        out[name].attrs.update(units=units, long_name=long_name, basis="modelled", source=MODEL)
+    out["references"].attrs.update(units="1", long_name="references of a walk without caches", basis="exact")
+    return out
+
+
+def split_loss(
+    memory: int, split_blocks: int, block: str = "1 GiB", into: str = "4 KiB", **options: object
+) -> xr.Dataset:
+    """Walk cost before and after ``split_blocks`` huge mappings of a guest became small ones.
+
+    Parameters
+    ----------
+    memory : bytes of the guest, all mapped at ``block`` before
+    split_blocks : blocks mapped at ``into`` afterwards
+    options : passed to :func:`walk_cost`
+    Returns the Dataset of :func:`walk_cost` with a dimension ``state`` (whole, split).
+    """
+    size = 4096 << _order(block)
+    blocks = memory // size
+    if not 0 <= split_blocks <= blocks:
+        raise WorkbenchError(f"split_blocks: {split_blocks!r} of {blocks} blocks of {block}")
+    whole = walk_cost({block: memory}, **options)  # type: ignore[arg-type]
+    split = walk_cost({block: memory - split_blocks * size, into: split_blocks * size}, **options)  # type: ignore[arg-type]
+    return xr.concat([whole, split], dim="state", coords="minimal", compat="override").assign_coords(
+        state=["whole", "split"]
+    )
