@@ -26,6 +26,8 @@ MAX_BLOCK_PAGES = 1024
 UNMOVABLE, MOVABLE, RECLAIMABLE = 0, 1, 2
 """enum migratetype, include/linux/mmzone.h."""
 TYPES = 3
+PCP_LISTS = 14
+"""Lists per CPU and zone (:mod:`kernels.pcp`): orders 0 to 3 of each migratetype, and two of order 9."""
 LRU = 128
 """Bit of ``state``: an allocated page on an LRU list. It counts as movable when a pageblock is to be claimed."""
 
@@ -40,7 +42,8 @@ class Buddy(NamedTuple):
     """State of all zones. ``pages`` is a multiple of 1024."""
 
     links: np.ndarray
-    """uint32 (2 * (pages + zones * 33),): previous and next of each entry; entries from ``pages`` on are list heads."""
+    """uint32 (2 * (pages + zones * 33 + heads of :mod:`kernels.pcp`),): previous and next of each entry; entries from
+    ``pages`` on are list heads."""
     state: np.ndarray
     """uint8 (pages,): order + 1 in the first page of a free block, 0 or LRU elsewhere."""
     block_type: np.ndarray
@@ -57,12 +60,16 @@ class Buddy(NamedTuple):
     """int64 (zones,): attempts to claim a pageblock that was not wholly free; each boosts the watermark in Linux."""
 
 
-def new_buddy(zone_start: np.ndarray, zone_end: np.ndarray, block_type: int = MOVABLE) -> Buddy:
-    """Arrays for zones that cover ``[zone_start, zone_end)`` (int64 (zones,), pages), with empty free lists."""
+def new_buddy(zone_start: np.ndarray, zone_end: np.ndarray, block_type: int = MOVABLE, cpus: int = 0) -> Buddy:
+    """Arrays for zones that cover ``[zone_start, zone_end)`` (int64 (zones,), pages), with empty free lists.
+
+    ``block_type`` is that of every pageblock, MOVABLE after boot. ``cpus`` makes room for the per-CPU lists of
+    :mod:`kernels.pcp`.
+    """
     zones = len(zone_start)
     pages = -(-int(max(zone_end, default=0)) // MAX_BLOCK_PAGES) * MAX_BLOCK_PAGES
     buddy = Buddy(
-        links=np.empty(2 * (pages + zones * ORDERS * TYPES), np.uint32),
+        links=np.empty(2 * (pages + zones * (ORDERS * TYPES + cpus * PCP_LISTS)), np.uint32),
         state=np.zeros(pages, np.uint8),
         block_type=np.full(pages >> PAGEBLOCK_ORDER, block_type, np.uint8),
         zone_start=np.array(zone_start, np.int64),
@@ -245,7 +252,7 @@ def allocate_extents(
         if whole > 0:
             progress[1] += _take_list(buddy, zone, current, migratetype, whole, extents, progress) << (current - order)
         else:
-            page = np.int64(_next(buddy, _head(buddy, zone, current, migratetype)))
+            page = np.int64(next_entry(buddy, list_head(buddy, zone, current, migratetype)))
             taken = (count - progress[1]) << order
             _remove(buddy, zone, page, current)
             _insert_rest(buddy, zone, page, current, taken, migratetype)
@@ -270,14 +277,14 @@ def _take_list(
     buddy: Buddy, zone: int, order: int, migratetype: int, most: int, extents: np.ndarray, progress: np.ndarray
 ) -> int:
     """Take whole blocks from one list, first entry first, until ``most``, the end or full ``extents``."""
-    head = _head(buddy, zone, order, migratetype)
-    entry, taken = _next(buddy, head), 0
+    head = list_head(buddy, zone, order, migratetype)
+    entry, taken = next_entry(buddy, head), 0
     while entry != head and taken < most and progress[0] < extents.shape[0]:
         buddy.state[entry] = 0
         _add_extent(extents, progress, np.int64(entry), 1 << order)
         taken += 1
-        entry = _next(buddy, entry)
-    _link(buddy, head, entry)
+        entry = next_entry(buddy, entry)
+    link_entries(buddy, head, entry)
     buddy.free_blocks[zone, order] -= taken
     buddy.free_pages[zone] -= taken << order
     return taken
@@ -294,15 +301,15 @@ def recount(buddy: Buddy, zone: int, counts: np.ndarray) -> int:
     for order in range(ORDERS):
         blocks = 0
         for migratetype in range(TYPES):
-            head = _head(buddy, zone, order, migratetype)
-            previous, page = head, _next(buddy, head)
+            head = list_head(buddy, zone, order, migratetype)
+            previous, page = head, next_entry(buddy, head)
             while page != head:
-                if _previous(buddy, page) != previous or buddy.state[page] != order + 1:
+                if previous_entry(buddy, page) != previous or buddy.state[page] != order + 1:
                     return -1
                 if buddy.block_type[page >> PAGEBLOCK_ORDER] != migratetype or page & ((1 << order) - 1):
                     return -1
                 counts[order, migratetype] += 1
-                previous, page = page, _next(buddy, page)
+                previous, page = page, next_entry(buddy, page)
             blocks += counts[order, migratetype]
         if blocks != buddy.free_blocks[zone, order]:
             return -1
@@ -313,13 +320,13 @@ def recount(buddy: Buddy, zone: int, counts: np.ndarray) -> int:
 @kernel
 def list_pages(buddy: Buddy, zone: int, order: int, migratetype: int, out: np.ndarray) -> int:
     """Write the first pages of one free list, first entry first, to ``out`` and return how many there are."""
-    head = _head(buddy, zone, order, migratetype)
-    page, count = _next(buddy, head), 0
+    head = list_head(buddy, zone, order, migratetype)
+    page, count = next_entry(buddy, head), 0
     while page != head:
         if count < out.shape[0]:
             out[count] = page
         count += 1
-        page = _next(buddy, page)
+        page = next_entry(buddy, page)
     return count
 
 
@@ -334,22 +341,22 @@ def set_lru(buddy: Buddy, page: int, pages: int) -> None:
 
 
 @inlined_kernel
-def _head(buddy: Buddy, zone: int, order: int, migratetype: int) -> np.uint32:
+def list_head(buddy: Buddy, zone: int, order: int, migratetype: int) -> np.uint32:
     return np.uint32(buddy.state.shape[0] + (zone * ORDERS + order) * TYPES + migratetype)
 
 
 @inlined_kernel
-def _previous(buddy: Buddy, entry: np.uint32) -> np.uint32:
+def previous_entry(buddy: Buddy, entry: np.uint32) -> np.uint32:
     return buddy.links[np.uint64(entry) << np.uint64(1)]
 
 
 @inlined_kernel
-def _next(buddy: Buddy, entry: np.uint32) -> np.uint32:
+def next_entry(buddy: Buddy, entry: np.uint32) -> np.uint32:
     return buddy.links[(np.uint64(entry) << np.uint64(1)) | np.uint64(1)]
 
 
 @inlined_kernel
-def _link(buddy: Buddy, before: np.uint32, after: np.uint32) -> None:
+def link_entries(buddy: Buddy, before: np.uint32, after: np.uint32) -> None:
     buddy.links[(np.uint64(before) << np.uint64(1)) | np.uint64(1)] = after
     buddy.links[np.uint64(after) << np.uint64(1)] = before
 
@@ -357,17 +364,17 @@ def _link(buddy: Buddy, before: np.uint32, after: np.uint32) -> None:
 @inlined_kernel
 def _insert(buddy: Buddy, zone: int, page: int, order: int, migratetype: int, to_tail: bool) -> None:
     """``__add_to_free_list``"""
-    head = _head(buddy, zone, order, migratetype)
+    head = list_head(buddy, zone, order, migratetype)
     entry = np.uint32(page)
     buddy.state[entry] = order + 1
     if to_tail:
-        last = _previous(buddy, head)
-        _link(buddy, last, entry)
-        _link(buddy, entry, head)
+        last = previous_entry(buddy, head)
+        link_entries(buddy, last, entry)
+        link_entries(buddy, entry, head)
     else:
-        first = _next(buddy, head)
-        _link(buddy, head, entry)
-        _link(buddy, entry, first)
+        first = next_entry(buddy, head)
+        link_entries(buddy, head, entry)
+        link_entries(buddy, entry, first)
     buddy.free_blocks[np.uint64(zone), np.uint64(order)] += 1
 
 
@@ -375,7 +382,7 @@ def _insert(buddy: Buddy, zone: int, page: int, order: int, migratetype: int, to
 def _remove(buddy: Buddy, zone: int, page: int, order: int) -> None:
     """``__del_page_from_free_list``; NR_FREE_PAGES is the caller's."""
     entry = np.uint32(page)
-    _link(buddy, _previous(buddy, entry), _next(buddy, entry))
+    link_entries(buddy, previous_entry(buddy, entry), next_entry(buddy, entry))
     buddy.state[entry] = 0
     buddy.free_blocks[np.uint64(zone), np.uint64(order)] -= 1
 
@@ -383,8 +390,8 @@ def _remove(buddy: Buddy, zone: int, page: int, order: int) -> None:
 @inlined_kernel
 def _smallest_order(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
     for current in range(order, ORDERS):
-        head = _head(buddy, zone, current, migratetype)
-        if _next(buddy, head) != head:
+        head = list_head(buddy, zone, current, migratetype)
+        if next_entry(buddy, head) != head:
             return current
     return -1
 
@@ -395,7 +402,7 @@ def _take_smallest(buddy: Buddy, zone: int, order: int, migratetype: int) -> int
     current = _smallest_order(buddy, zone, order, migratetype)
     if current < 0:
         return NO_PAGE
-    page = np.int64(_next(buddy, _head(buddy, zone, current, migratetype)))
+    page = np.int64(next_entry(buddy, list_head(buddy, zone, current, migratetype)))
     _remove_and_expand(buddy, zone, page, order, current, migratetype)
     return page
 
@@ -414,12 +421,12 @@ def _remove_and_expand(buddy: Buddy, zone: int, page: int, order: int, current: 
 def _insert_rest(buddy: Buddy, zone: int, page: int, order: int, taken: int, migratetype: int) -> None:
     """Keep what is left of a block of ``order`` whose first ``taken`` pages are handed out."""
     buddy.free_pages[zone] -= taken
-    while taken & ((1 << order) - 1):
-        order -= 1
-        if taken & (1 << order):
-            page += 1 << order
-        else:
-            _insert(buddy, zone, page + (1 << order), order, migratetype, False)
+    rest = (1 << order) - taken
+    page += taken
+    for current in range(order):
+        if rest & (1 << current):
+            _insert(buddy, zone, page, current, migratetype, False)
+            page += 1 << current
 
 
 @kernel
@@ -427,8 +434,8 @@ def _fallback_type(buddy: Buddy, zone: int, order: int, migratetype: int) -> int
     """First fallback migratetype that has a free block of ``order``, or -1. ``find_suitable_fallback``"""
     if buddy.free_blocks[zone, order] > 0:
         for fallback in _FALLBACKS[migratetype]:
-            head = _head(buddy, zone, order, fallback)
-            if _next(buddy, head) != head:
+            head = list_head(buddy, zone, order, fallback)
+            if next_entry(buddy, head) != head:
                 return fallback
     return -1
 
@@ -444,7 +451,7 @@ def _claim(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bo
     for current in range(MAX_PAGE_ORDER, lowest - 1, -1):
         fallback = _fallback_type(buddy, zone, current, migratetype)
         if fallback >= 0:
-            page = np.int64(_next(buddy, _head(buddy, zone, current, fallback)))
+            page = np.int64(next_entry(buddy, list_head(buddy, zone, current, fallback)))
             if current >= PAGEBLOCK_ORDER:
                 _set_block_types(buddy, page, current, migratetype)
                 _remove_and_expand(buddy, zone, page, order, current, migratetype)
@@ -460,7 +467,7 @@ def _claim_whole(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
     for current in range(MAX_PAGE_ORDER, max(order, PAGEBLOCK_ORDER) - 1, -1):
         fallback = _fallback_type(buddy, zone, current, migratetype)
         if fallback >= 0:
-            page = np.int64(_next(buddy, _head(buddy, zone, current, fallback)))
+            page = np.int64(next_entry(buddy, list_head(buddy, zone, current, fallback)))
             _set_block_types(buddy, page, current, migratetype)
             _remove(buddy, zone, page, current)
             _insert(buddy, zone, page, current, migratetype, False)
@@ -521,7 +528,7 @@ def _steal(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
     for current in range(order, ORDERS):
         fallback = _fallback_type(buddy, zone, current, migratetype)
         if fallback >= 0:
-            page = np.int64(_next(buddy, _head(buddy, zone, current, fallback)))
+            page = np.int64(next_entry(buddy, list_head(buddy, zone, current, fallback)))
             _remove_and_expand(buddy, zone, page, order, current, fallback)
             return page
     return NO_PAGE
