@@ -1,0 +1,381 @@
+// The guest's address space on a canvas: every column shows which nodes back its pages. Zoom and pan happen here at
+// once with the columns at hand; Python then sends exact columns for the new view. Policy ranges above can be dragged.
+const MARGIN = 8, MINIMAP = 8, BAND = 22, STATE = 11, AXIS = 20, GAP = 4;
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+
+export function bytes(value) {
+  let unit = 0;
+  while (Math.abs(value) >= 1024 && unit < UNITS.length - 1) { value /= 1024; unit++; }
+  return `${Number(value.toFixed(value >= 100 ? 1 : 3))} ${UNITS[unit]}`;
+}
+
+// Offsets near each other need more digits than three to differ: whole numbers of the largest unit that divides them.
+function exact(value) {
+  let unit = 0;
+  while (value && value % 1024 === 0 && unit < 4) { value /= 1024; unit++; }
+  return `${value.toLocaleString("en-US")} ${UNITS[unit]}`;
+}
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function render({ model, el }) {
+  el.classList.add("wb-space");
+  const canvas = element("canvas", { tabindex: "0", role: "img", "data-testid": "address-space" });
+  const readout = element("output", { class: "wb-readout", "aria-live": "polite" });
+  const toolbar = element("div", { class: "wb-space-tools", role: "toolbar", "aria-label": "Zoom of the address space" });
+  const where = element("span", { class: "wb-where" });
+  const legend = element("div", { class: "wb-legend", "aria-label": "Colours of the nodes" });
+  const tools = {
+    whole: ["whole guest", "Show the whole guest (Home)", () => show(0, frame().total)],
+    out: ["−", "Zoom out (-)", () => zoom(2)],
+    in: ["+", "Zoom in (+)", () => zoom(0.5)],
+    left: ["◂", "Move left (arrow left)", () => pan(-0.25)],
+    right: ["▸", "Move right (arrow right)", () => pan(0.25)],
+    page: ["one page", "Zoom to one page", () => onePage()],
+  };
+  for (const [name, [text, label, action]] of Object.entries(tools)) {
+    const button = element("button", { type: "button", "aria-label": label, title: label, "data-tool": name }, text);
+    button.addEventListener("click", action);
+    toolbar.append(button);
+  }
+  toolbar.append(where);
+  el.replaceChildren(toolbar, canvas, readout, legend);
+
+  let view = null;      // [start, stop] in bytes, fractional while moving
+  let drag = null;
+  let pointer = null;   // x of the mouse in the canvas
+  const frame = () => model.get("frame");
+  const width = () => canvas.clientWidth;
+  const inner = () => width() - 2 * MARGIN;
+  const toX = (offset) => MARGIN + (offset - view[0]) / (view[1] - view[0]) * inner();
+  const toOffset = (x) => view[0] + (x - MARGIN) / inner() * (view[1] - view[0]);
+  const style = (name, otherwise) => getComputedStyle(el).getPropertyValue(name).trim() || otherwise;
+
+  function layout() {
+    const f = frame(), strips = f.compare ? 2 : 1;
+    const top = { minimap: 2, ranges: 2 + MINIMAP + GAP };
+    top.strip = top.ranges + BAND + GAP;
+    const height = f.compare ? 46 : 72;
+    top.stripHeight = height;
+    top.strips = strips;
+    top.states = top.strip + strips * (height + GAP);
+    top.axis = top.states + (f.states || []).length * (STATE + 2);
+    top.height = top.axis + AXIS;
+    return top;
+  }
+
+  let timer = null;
+  function show(start, stop, quiet = false) {
+    const f = frame(), least = f.page;
+    let size = Math.max(least, Math.min(f.total, stop - start));
+    start = Math.max(0, Math.min(f.total - size, start));
+    view = [start, start + size];
+    draw();
+    if (quiet) return;
+    clearTimeout(timer);
+    timer = setTimeout(() => { model.set("viewport", view.map(Math.round)); model.save_changes(); }, 25);
+  }
+  function zoom(factor, centre = (view[0] + view[1]) / 2) {
+    const size = Math.max(frame().page, (view[1] - view[0]) * factor);
+    const share = (centre - view[0]) / (view[1] - view[0]);
+    show(centre - share * size, centre - share * size + size);
+  }
+  function pan(share) {
+    const by = share * (view[1] - view[0]);
+    show(view[0] + by, view[1] + by);
+  }
+  function onePage() {
+    const f = frame(), page = Math.floor((view[0] + view[1]) / 2 / f.page) * f.page;
+    show(page, page + f.page);
+  }
+
+  function columns(name) {
+    const data = model.get(name);
+    return data && data.byteLength ? new Uint8Array(data.buffer, data.byteOffset, data.byteLength) : null;
+  }
+
+  function drawStrip(context, data, top, height, f) {
+    const parts = f.nodes.length + 1, count = data.length / parts;
+    const span = (f.stop - f.start) / count;
+    context.save();
+    context.beginPath();
+    context.rect(MARGIN, top, inner(), height);
+    context.clip();
+    context.fillStyle = style("--wb-empty", "#e8e8e8");
+    context.fillRect(MARGIN, top, inner(), height);
+    for (let c = 0; c < count; c++) {
+      const x = toX(f.start + c * span), right = toX(f.start + (c + 1) * span);
+      if (right < MARGIN || x > width() - MARGIN) continue;
+      let y = top;
+      for (let n = 0; n < parts - 1; n++) {
+        const share = data[c * parts + n];
+        if (!share) continue;
+        const h = share / 255 * height;
+        context.fillStyle = f.nodes[n].color;
+        context.fillRect(x, y, Math.max(right - x, 0.5) + 0.6, h + 0.4);
+        y += h;
+      }
+    }
+    // Lines between pages as soon as there is room for them.
+    const pixels = toX(view[0] + f.page) - MARGIN;
+    if (pixels > 7) {
+      context.strokeStyle = style("--wb-surface", "#fff");
+      context.lineWidth = 1;
+      context.beginPath();
+      for (let p = Math.ceil(view[0] / f.page) * f.page; p < view[1]; p += f.page) {
+        const x = Math.round(toX(p)) + 0.5;
+        context.moveTo(x, top); context.lineTo(x, top + height);
+      }
+      context.stroke();
+    }
+    context.restore();
+  }
+
+  function text(context, words, x, y, room, color, align = "left") {
+    context.font = "11px " + style("--jp-ui-font-family", "system-ui, sans-serif");
+    context.fillStyle = color;
+    context.textAlign = align;
+    context.textBaseline = "middle";
+    if (room !== null && context.measureText(words).width > room) {
+      while (words.length > 1 && context.measureText(words + "…").width > room) words = words.slice(0, -1);
+      if (words.length < 2) return;
+      words += "…";
+    }
+    context.fillText(words, x, y);
+  }
+
+  function draw() {
+    const f = frame();
+    if (!f || !f.total || !width()) return;
+    if (!view || view[1] > f.total) view = [0, f.total];
+    const top = layout(), ratio = window.devicePixelRatio || 1;
+    canvas.style.height = `${top.height}px`;
+    canvas.width = width() * ratio;
+    canvas.height = top.height * ratio;
+    const context = canvas.getContext("2d");
+    context.scale(ratio, ratio);
+    const ink = style("--wb-ink", "#222"), soft = style("--wb-soft", "#777"), line = style("--wb-line", "#bbb");
+
+    // where the view lies in the whole guest
+    context.fillStyle = style("--wb-empty", "#e8e8e8");
+    context.fillRect(MARGIN, top.minimap, inner(), MINIMAP);
+    context.fillStyle = style("--wb-accent", "#1976d2");
+    context.fillRect(MARGIN + view[0] / f.total * inner(), top.minimap,
+      Math.max(3, (view[1] - view[0]) / f.total * inner()), MINIMAP);
+
+    // policy ranges, the last one on top because it wins
+    context.strokeStyle = line;
+    context.setLineDash([3, 3]);
+    context.strokeRect(MARGIN + 0.5, top.ranges + 0.5, inner() - 1, BAND - 1);
+    context.setLineDash([]);
+    if (!f.ranges.length) text(context, "no policy: drag here to add a range", MARGIN + 6, top.ranges + BAND / 2, inner() - 12, soft);
+    for (const range of shownRanges()) {
+      const x = Math.max(MARGIN, toX(range.start)), right = Math.min(width() - MARGIN, toX(range.end));
+      if (right <= x) continue;
+      const chosen = range.index === model.get("selected");
+      context.fillStyle = style("--wb-surface", "#fff");
+      context.fillRect(x, top.ranges, right - x, BAND);
+      context.fillStyle = chosen ? style("--wb-chosen", "#d4e6fa") : style("--wb-empty", "#e8e8e8");
+      context.fillRect(x, top.ranges, right - x, BAND);
+      context.strokeStyle = chosen ? style("--wb-accent", "#1976d2") : soft;
+      context.lineWidth = chosen ? 2 : 1;
+      context.strokeRect(x + 0.5, top.ranges + 0.5, right - x - 1, BAND - 1);
+      // the nodes of the policy as a stripe of their colours
+      range.colors.forEach((color, i) => {
+        const w = (right - x - 2) / range.colors.length;
+        context.fillStyle = color;
+        context.fillRect(x + 1 + i * w, top.ranges + BAND - 5, w + 0.3, 4);
+      });
+      text(context, range.label, x + 6, top.ranges + BAND / 2 - 2, right - x - 12, ink);
+    }
+    context.lineWidth = 1;
+
+    const now = columns("shares"), before = f.compare ? columns("shares_a") : null;
+    let y = top.strip;
+    if (f.compare) {
+      if (before) drawStrip(context, before, y, top.stripHeight, f);
+      label(context, "A", y, ink);
+      y += top.stripHeight + GAP;
+    }
+    if (now) drawStrip(context, now, y, top.stripHeight, f);
+    if (f.compare) label(context, "B", y, ink);
+
+    (f.states || []).forEach((band, row) => {
+      const bandTop = top.states + row * (STATE + 2);
+      for (const part of band.parts) {
+        const x = Math.max(MARGIN, toX(part.start)), right = Math.min(width() - MARGIN, toX(part.end));
+        if (right <= x) continue;
+        context.fillStyle = part.color;
+        context.fillRect(x, bandTop, Math.max(1, right - x), STATE);
+        text(context, part.label, x + 4, bandTop + STATE / 2 + 0.5, right - x - 8, part.ink || "#fff");
+      }
+    });
+
+    // axis
+    context.strokeStyle = soft;
+    const step = tickStep(view[1] - view[0], f.page);
+    for (let tick = Math.ceil(view[0] / step) * step; tick <= view[1]; tick += step) {
+      const x = toX(tick);
+      context.beginPath(); context.moveTo(x, top.axis); context.lineTo(x, top.axis + 4); context.stroke();
+      const align = x < 40 ? "left" : x > width() - 40 ? "right" : "center";
+      text(context, view[1] - view[0] < f.total / 64 ? exact(tick) : bytes(tick), x, top.axis + 12, null, soft, align);
+    }
+    if (pointer !== null && !drag) {
+      context.strokeStyle = ink;
+      context.beginPath(); context.moveTo(pointer + 0.5, top.ranges); context.lineTo(pointer + 0.5, top.axis); context.stroke();
+    }
+    where.textContent = `${exact(Math.round(view[0]))} to ${exact(Math.round(view[1]))} (${bytes(view[1] - view[0])} of ${bytes(f.total)})`;
+    canvas.setAttribute("aria-label", `Address space of ${f.file}: ${f.summary} View: ${where.textContent}. Plus and minus zoom, arrows move, Home shows everything.`);
+    el.dataset.start = Math.round(view[0]);
+    el.dataset.stop = Math.round(view[1]);
+    el.dataset.exact = String(f.start === Math.round(view[0]) && f.stop === Math.round(view[1]));
+    el.dataset.serial = f.serial;
+    el.dataset.painted = performance.timeOrigin + performance.now();
+  }
+
+  function label(context, words, y, ink) {
+    context.fillStyle = style("--wb-surface", "#fff");
+    context.fillRect(MARGIN + 2, y + 2, 16, 15);
+    context.font = "bold 11px sans-serif";
+    context.fillStyle = ink;
+    context.textAlign = "center"; context.textBaseline = "middle";
+    context.fillText(words, MARGIN + 10, y + 10);
+  }
+
+  function tickStep(span, page) {
+    const wanted = span / Math.max(2, Math.floor(inner() / 120));
+    let step = page;
+    while (step < wanted) step *= 2;
+    return step;
+  }
+
+  function shownRanges() {
+    const ranges = frame().ranges.slice();
+    if (drag && drag.range) ranges.push({ index: -1, label: "", colors: [], ...drag.shown });
+    return ranges;
+  }
+
+  function describe(x) {
+    const f = frame(), data = columns("shares");
+    if (!data) return "";
+    const offset = Math.max(0, Math.min(f.total - 1, toOffset(x)));
+    const page = Math.floor(offset / f.page);
+    const parts = f.nodes.length + 1, count = data.length / parts;
+    const column = Math.floor((offset - f.start) / (f.stop - f.start) * count);
+    const row = data.subarray(column * parts, (column + 1) * parts);
+    const shares = f.nodes.map((node, n) => [row[n] || 0, `node ${node.id}`]).concat([[row[parts - 1] || 0, "not present"]])
+      .filter(([share]) => share > 0).sort((a, b) => b[0] - a[0]);
+    const shown = shares.slice(0, 4).map(([share, name]) => shares.length === 1 ? name : `${name} ${Math.round(share / 2.55)} %`);
+    if (shares.length > 4) shown.push(`${shares.length - 4} more`);
+    const states = (f.states || []).map((band) => band.parts.find((p) => p.start <= offset && offset < p.end)?.label).filter(Boolean);
+    const range = f.ranges.filter((r) => r.start <= offset && offset < r.end).pop();
+    return [`${exact(page * f.page)}, page ${page.toLocaleString("en-US")}: ${shown.join(", ")}`, range?.label, ...states]
+      .filter(Boolean).join(" · ");
+  }
+
+  function hit(x, y) {
+    const top = layout();
+    if (y < top.ranges || y > top.ranges + BAND) return { place: y > top.ranges + BAND ? "strip" : "minimap" };
+    for (const range of frame().ranges.slice().reverse()) {
+      const left = toX(range.start), right = toX(range.end);
+      if (Math.abs(x - left) < 6) return { place: "edge", range, edge: "start" };
+      if (Math.abs(x - right) < 6) return { place: "edge", range, edge: "end" };
+      if (left < x && x < right) return { place: "range", range };
+    }
+    return { place: "band" };
+  }
+  const local = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
+  const snap = (offset) => { const f = frame(); return Math.max(0, Math.min(f.total, Math.round(offset / snapStep(f)) * snapStep(f))); };
+  // Dragged bounds land on a round number of at most a pixel.
+  const snapStep = (f) => { let step = f.page; while (step * 2 <= (view[1] - view[0]) / inner() * 4) step *= 2; return step; };
+
+  canvas.addEventListener("pointerdown", (event) => {
+    const [x, y] = local(event), at = hit(x, y);
+    canvas.setPointerCapture(event.pointerId);
+    if (at.place === "minimap") { const half = (view[1] - view[0]) / 2, c = (x - MARGIN) / inner() * frame().total; show(c - half, c + half); return; }
+    if (at.range) { model.set("selected", at.range.index); model.save_changes(); }
+    drag = { ...at, from: toOffset(x), x, view: [...view], shown: at.range && { start: at.range.start, end: at.range.end } };
+    if (at.place === "band") { drag.range = { index: -1 }; drag.shown = { start: snap(drag.from), end: snap(drag.from) }; }
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const [x, y] = local(event);
+    pointer = x;
+    if (!drag) {
+      const at = hit(x, y);
+      canvas.style.cursor = { edge: "ew-resize", range: "move", band: "crosshair", strip: "grab", minimap: "pointer" }[at.place];
+      readout.textContent = describe(x);
+      draw();
+      return;
+    }
+    if (drag.place === "strip") {
+      const by = (drag.x - x) / inner() * (drag.view[1] - drag.view[0]);
+      show(drag.view[0] + by, drag.view[1] + by);
+      return;
+    }
+    const offset = toOffset(x), size = drag.shown.end - drag.shown.start;
+    if (drag.place === "edge") drag.shown = { ...drag.shown, [drag.edge]: snap(offset) };
+    if (drag.place === "band") drag.shown = { start: Math.min(snap(drag.from), snap(offset)), end: Math.max(snap(drag.from), snap(offset)) };
+    if (drag.place === "range") {
+      const start = Math.max(0, Math.min(frame().total - size, snap(drag.range.start + offset - drag.from)));
+      drag.shown = { start, end: start + size };
+    }
+    readout.textContent = `range ${exact(drag.shown.start)} to ${exact(drag.shown.end)}`;
+    draw();
+  });
+  const drop = () => {
+    if (drag && drag.range && drag.shown.end > drag.shown.start &&
+        (drag.range.index < 0 || drag.shown.start !== drag.range.start || drag.shown.end !== drag.range.end)) {
+      model.set("gesture", { serial: (model.get("gesture").serial || 0) + 1, index: drag.range.index, start: drag.shown.start, end: drag.shown.end });
+      model.save_changes();
+    }
+    drag = null;
+    draw();
+  };
+  canvas.addEventListener("pointerup", drop);
+  canvas.addEventListener("pointercancel", () => { drag = null; draw(); });
+  canvas.addEventListener("pointerleave", () => { pointer = null; if (!drag) draw(); });
+  canvas.addEventListener("dblclick", (event) => zoom(0.25, toOffset(local(event)[0])));
+  canvas.addEventListener("wheel", (event) => {
+    // Plain scrolling must go on scrolling the page unless the canvas has the focus.
+    if (!event.ctrlKey && document.activeElement !== canvas) return;
+    event.preventDefault();
+    event.stopPropagation();
+    zoom(event.deltaY > 0 ? 1.35 : 1 / 1.35, toOffset(local(event)[0]));
+  }, { passive: false });
+  canvas.addEventListener("keydown", (event) => {
+    const action = { "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), ArrowLeft: () => pan(-0.1), ArrowRight: () => pan(0.1),
+      PageUp: () => pan(-1), PageDown: () => pan(1), Home: () => show(0, frame().total) }[event.key];
+    if (!action || event.ctrlKey || event.altKey || event.metaKey) return;
+    action();
+    readout.textContent = describe(width() / 2);
+    event.preventDefault();
+    event.stopPropagation();
+  });
+
+  function drawLegend() {
+    const f = frame();
+    legend.replaceChildren(...f.nodes.slice(0, 64).map((node) =>
+      element("span", { class: "wb-key" }, element("i", { style: `background:${node.color}` }), `${node.id}${node.kind === "dram" ? "" : " " + node.kind}`)),
+      element("span", { class: "wb-key" }, element("i", { class: "wb-absent" }), "not present"));
+  }
+  const fresh = () => {
+    // Python may have moved the view (another guest, a typed offset).
+    const f = frame();
+    if (f.force) view = [f.start, f.stop];
+    drawLegend();
+    draw();
+  };
+  let asked = 0;
+  model.on("change:frame change:shares change:shares_a", () => { asked ||= requestAnimationFrame(() => { asked = 0; fresh(); }); });
+  model.on("change:selected", draw);
+  const observer = new ResizeObserver(draw);
+  observer.observe(canvas);
+  fresh();
+  return () => { observer.disconnect(); clearTimeout(timer); };
+}
+export default { render };

@@ -1,0 +1,581 @@
+"""The explorer: editors on the left, linked views on the right, one controller behind them."""
+
+from __future__ import annotations
+
+import html
+import logging
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as w
+import xarray as xr
+
+from workbench import results
+from workbench.errors import WorkbenchError
+from workbench.explorer import pictures, static
+from workbench.explorer.controller import Controller, Event, Run, Simulate, _engine
+from workbench.explorer.editors import Editor, GuestEditor, MachineEditor, PolicyEditor, WorkloadEditor
+from workbench.explorer.widgets import STYLE, AddressSpace, Chart, Share
+from workbench.scenario import Scenario
+from workbench.units import format_bytes, parse_bytes
+
+logger = logging.getLogger(__name__)
+SHOW_PROGRESS_AFTER = 0.3
+"""Seconds after which a run shows its progress; shorter ones would only flicker."""
+LARGEST_DOWNLOAD = 64 << 20
+"""Bytes of a Dataset that go through the browser; larger ones are saved to a file by ``workbench run``."""
+VIEWS = ("Nodes", "vCPUs", "Over time", "Calls", "Compare", "Dataset", "Share")
+
+
+def _aid(text: str) -> w.HTML:
+    return w.HTML(f'<div class="wb-aid">{text}</div>')
+
+
+class Explorer:
+    """An instrument for one scenario. Show it as the last expression of a cell.
+
+    ``scenario`` and ``result`` are what the editors describe and what the engine answered; setting ``scenario`` moves
+    the widgets. ``close()`` ends its thread and its widgets.
+    """
+
+    def __init__(self, scenario: Scenario, *, simulate: Simulate = _engine) -> None:
+        self._lock = threading.RLock()
+        self.controller = Controller(scenario, simulate=simulate, notify=self._notify)
+        # A second one replays the beginning of the run for the time slider.
+        self._replay = Controller(scenario, simulate=simulate, notify=self._notify_replay)
+        self._serial = 0
+        self._viewport: tuple[int, int] | None = None
+        self._started = 0.0
+        self._stale: set[int] = set()
+        self._handles: list[Any] = []
+        self.machine = MachineEditor(self.controller)
+        self.guest = GuestEditor(self.controller)
+        self.policy = PolicyEditor(self.controller)
+        self.workload = WorkloadEditor(self.controller)
+        self.editors: tuple[Editor, ...] = (self.machine, self.guest, self.policy, self.workload)
+        self._build_header()
+        self._build_views()
+        tabs = w.Tab([editor.widget for editor in self.editors], titles=["Machine", "Guest", "Policy", "Workload"])
+        tabs.selected_index = 2
+        tabs.add_class("wb-editors")
+        self.editor_tabs = tabs
+        body = w.HBox([tabs, self.views])
+        body.add_class("wb-body")
+        self.root = w.VBox([w.HTML(f"<style>{STYLE}</style>"), self.header, body])
+        self.root.add_class("wb-explorer")
+        self._load_editors()
+        self.controller.run_now()
+
+    # ------------------------------------------------------------------------------------------------ interface
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario that the editors describe (the last valid one). Setting it moves the widgets."""
+        return self.controller.scenario
+
+    @scenario.setter
+    def scenario(self, scenario: Scenario) -> None:
+        if not isinstance(scenario, Scenario):
+            raise WorkbenchError(f"scenario: {type(scenario).__name__} is not a Scenario; use Scenario.from_mapping")
+        self.controller.scenario = scenario
+        self._update_static()
+
+    @property
+    def result(self) -> xr.Dataset:
+        """The Dataset of the present scenario; waits for a run that is under way."""
+        self.controller.wait()
+        if self.controller.failure:
+            raise WorkbenchError(self.controller.failure)
+        if self.controller.run is None:
+            raise WorkbenchError("result: there is none yet")
+        return self.controller.run.dataset
+
+    def close(self) -> None:
+        """End the worker threads and close every widget."""
+        self.controller.close()
+        self._replay.close()
+        for widget in _family(self.root):
+            widget.close()
+
+    @property
+    def shown(self) -> Run | None:
+        """The run that the views show: the whole one, or its beginning when the time slider says so."""
+        run = self.controller.run
+        if run is not None and self.time.value < self.time.max and self._replay.run is not None:
+            return self._replay.run
+        return run
+
+    # --------------------------------------------------------------------------------------------------- layout
+
+    def _build_header(self) -> None:
+        self.title = w.HTML()
+        self.status = w.HTML()
+        self.undo = self._button("undo", "Take the last edit back", lambda: self.controller.undo())
+        self.redo = self._button("redo", "Make it again", lambda: self.controller.redo())
+        self.pin = self._button("pin as A", "Keep this run as A and compare what follows with it", self._pin)
+        self.unpin = self._button("unpin", "Stop comparing", lambda: self.controller.unpin())
+        self.cancel = self._button("cancel", "Stop the run; the last result stays", lambda: self.controller.cancel())
+        self.bar = w.IntProgress(min=0, max=1, layout=w.Layout(width="90px", display="none"))
+        self.title.layout = w.Layout(flex="0 1 auto", min_width="60px", overflow="hidden")
+        self.status.layout = w.Layout(flex="1 1 0", min_width="60px", overflow="hidden")
+        self.header = w.HBox(
+            [self.title, self.status, self.bar, self.cancel, self.undo, self.redo, self.pin, self.unpin]
+        )
+        self.header.add_class("wb-header")
+
+    def _button(self, text: str, tip: str, action: Callable[[], None]) -> w.Button:
+        button = w.Button(description=text, tooltip=tip, layout=w.Layout(width="auto"))
+        button.on_click(lambda _: action())
+        return button
+
+    def _build_views(self) -> None:
+        self.space = AddressSpace()
+        self.space.observe(lambda change: self._zoomed(change["new"]), "viewport")
+        self.space.observe(lambda change: self._gesture(change["new"]), "gesture")
+        self.space.observe(lambda change: self._range_chosen(change["new"]), "selected")
+        self.policy.on_select = lambda index: setattr(self.space, "selected", index)
+        self.time = w.IntSlider(
+            min=1, max=1, value=1, description="after operation", style={"description_width": "96px"},
+            layout=w.Layout(flex="1 1 auto", min_width="180px"),
+        )  # fmt: skip
+        self.time.observe(lambda change: self._time_moved(), "value")
+        self.goto = w.Text(
+            placeholder="12 GiB", description="go to", continuous_update=False, style={"description_width": "40px"}
+        )
+        self.goto.layout = w.Layout(width="150px")
+        self.goto.observe(lambda change: self._go_to(change["new"]), "value")
+        self.goto_error = w.HTML(layout=w.Layout(display="none"))
+        self.goto_error.add_class("wb-error")
+        self.host_chart = Chart(kind="host", height=250)
+        self.bars_chart = Chart(kind="bars", height=250)
+        self.vcpu_chart = Chart(kind="vcpus")
+        self.time_chart = Chart(kind="time", height=300)
+        self.nodes_table = w.HTML()
+        self.calls = w.HTML()
+        self.compare = w.HTML()
+        self.dataset = w.HTML()
+        self.share = Share(
+            downloads=[
+                {"name": "yaml", "label": "scenario (YAML)"},
+                {"name": "zip", "label": "Dataset (Zarr zip)"},
+                {"name": "nc", "label": "Dataset (netCDF)"},
+                {"name": "html", "label": "picture and table (HTML)"},
+            ]
+        )
+        self.share.on_msg(lambda _widget, message, _buffers: self._download(message))
+        self.share_kind = w.ToggleButtons(
+            options=["Python", "YAML", "report command", "papermill command"], style={"button_width": "auto"}
+        )
+        self.share_kind.observe(lambda _: self._show_share(), "value")
+        self.report = self._button("make a report", "Run the placement notebook on this scenario", self._make_report)
+        self.report_note = w.HTML()
+        half = w.Layout(width="50%", min_width="0")
+        for chart in (self.host_chart, self.bars_chart):
+            chart.layout = half
+        for table in (self.calls, self.dataset, self.compare):
+            table.add_class("wb-scroll")
+        self.tabs = w.Tab(
+            [
+                w.VBox(
+                    [
+                        _aid(
+                            "Left, the host: fill level in the node's colour for this guest, grey for other use; nearer nodes "
+                            "have thicker links. Right, memory on each node against its capacity (outline)."
+                        ),
+                        w.HBox([self.host_chart, self.bars_chart]),
+                    ]
+                ),
+                w.VBox(
+                    [
+                        _aid(
+                            "Where the memory lies that each group of vCPUs uses, if it uses all of it alike; full colour is "
+                            "local. Distances are SLIT (10 = local); latency and bandwidth are modelled."
+                        ),
+                        self.vcpu_chart,
+                    ]
+                ),
+                w.VBox(
+                    [_aid("Counters after every operation; move the slider above to see any moment."), self.time_chart]
+                ),
+                w.VBox([_aid("Each call with what Linux returns; a refused call is a result."), self.calls]),
+                w.VBox([_aid("A is the pinned run, B the present one."), self.compare]),
+                w.VBox([_aid("The whole result as an xarray.Dataset: <code>explorer.result</code>."), self.dataset]),
+                w.VBox(
+                    [self.share_kind, self.share, w.HBox([self.report, self.report_note])],
+                ),
+            ],
+            titles=list(VIEWS),
+        )
+        self.tabs.observe(lambda change: self._tab_opened(), "selected_index")
+        self.views = w.VBox(
+            [
+                _aid(
+                    "The guest's address space from first to last byte: each column shows which nodes back its pages. Above it "
+                    "policy ranges (drag to make or move one), below it private or shared, and page size."
+                ),
+                self.space,
+                w.HBox([self.goto, self.time]),
+                self.goto_error,
+                self.tabs,
+            ]
+        )
+        self.views.add_class("wb-views")
+
+    # ------------------------------------------------------------------------------------------ what has changed
+
+    def _notify(self, event: Event) -> None:
+        """Called by the controller, also from its thread."""
+        try:
+            with self._lock:
+                {
+                    "scenario": self._load_editors,
+                    "errors": self._show_errors,
+                    "running": self._show_running,
+                    "progress": self._show_running,
+                    "result": self._show_result,
+                    "failed": self._show_running,
+                    "pinned": self._show_result,
+                }[event]()
+        except Exception:  # an error of a view belongs on the screen, and must not end the worker
+            logger.exception("explorer: %s", event)
+            self.status.value = (
+                f'<span class="wb-bad" role="alert">{html.escape(traceback.format_exc(limit=-2))}</span>'
+            )
+
+    def _notify_replay(self, event: Event) -> None:
+        if event == "result":
+            self._notify("pinned")
+
+    def _load_editors(self) -> None:
+        scenario = self.controller.scenario
+        self.title.value = (
+            f'<span class="wb-title" title="{html.escape(scenario.comment)}">{html.escape(scenario.name)}</span>'
+        )
+        for editor in self.editors:
+            editor.load(scenario)
+        self.undo.disabled = not self.controller.can_undo
+        self.redo.disabled = not self.controller.can_redo
+        if self.controller.run is not None:
+            # Ranges follow the edit at once; the pages follow when the run is done.
+            self._show_ranges()
+        if VIEWS[self.tabs.selected_index or 0] == "Share":
+            self._show_share()
+
+    def _show_ranges(self) -> None:
+        run = self.controller.run
+        if run is None or not self.space.frame:
+            return
+        ids = [node["id"] for node in self.space.frame["nodes"]]
+        self.space.frame = {**self.space.frame, "force": False, "ranges": pictures.ranges(self.controller.mapping, ids)}
+        self.space.selected = self.policy.selected
+
+    def _show_errors(self) -> None:
+        for editor in self.editors:
+            editor.show_errors(self.controller.errors)
+
+    def _show_running(self) -> None:
+        import time
+
+        controller = self.controller
+        running = controller.running or controller.run is None
+        if not running:
+            self._started = 0.0
+        elif not self._started:
+            self._started = time.monotonic()
+        slow = running and time.monotonic() - self._started > SHOW_PROGRESS_AFTER
+        done, total = controller.progress
+        self.bar.max, self.bar.value = max(1, total), done
+        self.bar.layout.display = "" if slow else "none"
+        self.cancel.layout.display = "" if slow else "none"
+        if slow:
+            self.status.value = f'<span class="wb-status" role="status">operation {done} of {total}</span>'
+        elif controller.failure:
+            text = f"{html.escape(controller.failure)}. The picture shows the last result that was good."
+            self.status.value = f'<span class="wb-status" role="alert"><span class="wb-bad">{text}</span></span>'
+        elif controller.run is not None:
+            run = controller.run
+            refused = int((run.dataset["event_errno"].values != 0).sum())
+            text = pictures.summary(run.dataset)
+            if refused:
+                text += f' <span class="wb-bad">{refused} of {run.dataset.sizes["event"]} calls refused.</span>'
+            self.status.value = (
+                f'<span class="wb-status" role="status" title="{1000 * run.seconds:.0f} ms">{text}</span>'
+            )
+
+    def _show_result(self) -> None:
+        run = self.controller.run
+        if run is None:
+            return
+        events = max(1, run.dataset.sizes["event"])
+        if self.time.max != events or self._replay_of is not run:
+            at_end = self.time.value >= self.time.max
+            self._moving = True
+            self.time.max = events
+            if at_end or self.time.value > events:
+                self.time.value = events
+            self._moving = False
+            self._replay_of = run
+            if self.time.value < events:
+                self._time_moved()
+        self._show_space(force=False)
+        self._show_running()
+        self.unpin.layout.display = "" if self.controller.pinned else "none"
+        self._stale = set(range(len(VIEWS)))
+        self._tab_opened()
+
+    _replay_of: Run | None = None
+    _moving = False
+
+    def _show_space(self, *, force: bool) -> None:
+        run = self.shown
+        if run is None:
+            return
+        total = _guest_bytes(run.dataset)
+        old = self.space.frame.get("total")
+        if self._viewport is None or old != total:
+            self._viewport, force = (0, total), True
+        self._serial += 1
+        data = pictures.space(
+            run, self.controller.pinned, self.controller.mapping, *self._viewport, self._serial, force=force
+        )
+        with self.space.hold_sync():
+            self.space.frame = data["frame"]
+            self.space.shares = data["shares"]
+            self.space.shares_a = data["shares_a"]
+            self.space.selected = self.policy.selected
+
+    def _tab_opened(self) -> None:
+        index = self.tabs.selected_index or 0
+        run = self.shown
+        if index not in self._stale or run is None:
+            return
+        self._stale.discard(index)
+        name, pinned = VIEWS[index], self.controller.pinned
+        self._serial += 1
+        if name == "Nodes":
+            data = pictures.host(run, pinned, self._serial)
+            self.host_chart.data = data
+            self.bars_chart.data = data
+        elif name == "vCPUs":
+            self.vcpu_chart.data = pictures.vcpus(run, self._serial)
+        elif name == "Over time":
+            whole = self.controller.run
+            assert whole is not None
+            self.time_chart.data = pictures.timeline(
+                whole, min(self.time.value, whole.dataset.sizes["event"]) - 1, self._serial
+            )
+        elif name == "Calls":
+            whole = self.controller.run
+            assert whole is not None
+            self.calls.value = pictures.events_table(whole.dataset, self.time.value - 1)
+        elif name == "Compare":
+            if pinned is None:
+                self.compare.value = (
+                    "Press “pin as A” above, then change something: A and B are shown beside each other."
+                )
+            else:
+                self.compare.value = pictures.nodes_table(run, pinned) + pictures.differences(run, pinned)
+        elif name == "Dataset":
+            self.dataset.value = run.dataset._repr_html_()
+        elif name == "Share":
+            self._show_share()
+
+    # ------------------------------------------------------------------------------------------------- gestures
+
+    def _pin(self) -> None:
+        self.controller.pin()
+
+    def _zoomed(self, viewport: list[float]) -> None:
+        with self._lock:
+            if len(viewport) == 2 and viewport[1] > viewport[0] >= 0:
+                self._viewport = (int(viewport[0]), int(viewport[1]))
+                self._show_space(force=False)
+
+    def _go_to(self, text: str) -> None:
+        run = self.shown
+        if not text.strip() or run is None:
+            return
+        try:
+            offset, total = parse_bytes(text.strip(), "go to"), _guest_bytes(run.dataset)
+            if offset >= total:
+                raise WorkbenchError(f"go to: {text.strip()} is beyond the guest's {format_bytes(total)}")
+        except WorkbenchError as error:
+            self.goto_error.value, self.goto_error.layout.display = html.escape(str(error)), ""
+            return
+        self.goto_error.layout.display = "none"
+        with self._lock:
+            size = 16 * int(run.dataset["page_size"])
+            start = max(0, min(offset - size // 2, total - size))
+            self._viewport = (start, min(total, start + size))
+            self._show_space(force=True)
+
+    def _gesture(self, gesture: dict[str, Any]) -> None:
+        if not gesture.get("serial"):
+            return
+        index, start, end = (int(gesture[name]) for name in ("index", "start", "end"))
+        if index < 0:
+            self.policy.add_range(start, end)
+        else:
+            self.policy.move_range(index, start, end)
+
+    def _range_chosen(self, index: int) -> None:
+        if index != self.policy.selected and 0 <= index < len(self.controller.scenario.guest.policies):
+            self.policy.select(index)
+
+    def _time_moved(self) -> None:
+        run = self.controller.run
+        if run is None or self._moving:
+            return
+        if self.time.value >= self.time.max:
+            self._notify("pinned")
+            return
+        from workbench.generators import expand
+
+        operations = expand(run.scenario)[: self.time.value]
+        self._replay.scenario = run.scenario.model_copy(update={"operations": tuple(operations)})
+
+    # ---------------------------------------------------------------------------------------------------- share
+
+    def _show_share(self) -> None:
+        scenario = self.controller.scenario
+        text = scenario.to_yaml()
+        kind = self.share_kind.value
+        if kind == "Python":
+            text = f'import workbench as wb\n\nscenario = wb.Scenario.from_yaml("""\n{text}""")\nresult = wb.simulate(scenario)\n'
+        elif kind == "report command":
+            text = f"{_heredoc(text)}\nworkbench report {NOTEBOOK} -p scenario scenario.yaml -o placement.html\n"
+        elif kind == "papermill command":
+            text = f"{_heredoc(text)}\npapermill {NOTEBOOK} placement.ipynb -p scenario scenario.yaml\n"
+        self.share.text = text
+
+    def _download(self, message: dict[str, Any]) -> None:
+        try:
+            name, content = self.file(str(message.get("download")))
+        except (WorkbenchError, OSError) as error:
+            self.share.send({"error": str(error)})
+            return
+        self.share.send({"name": name}, buffers=[content])
+
+    def file(self, kind: str) -> tuple[str, bytes]:
+        """Name and content of a file to download: ``yaml``, ``zip`` (Zarr), ``nc`` or ``html``."""
+        stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.scenario.name) or "scenario"
+        if kind == "yaml":
+            return f"{stem}.yaml", self.scenario.to_yaml().encode()
+        if kind == "html":
+            return f"{stem}.html", static.page(self.controller.run, self.controller.pinned).encode()
+        suffix = {"zip": ".zarr.zip", "nc": ".nc"}.get(kind)
+        if suffix is None:
+            raise WorkbenchError(f"download: {kind!r} is not one of yaml, zip, nc, html")
+        dataset = self.result
+        if dataset.nbytes > LARGEST_DOWNLOAD:
+            raise WorkbenchError(
+                f"download: the Dataset has {format_bytes(dataset.nbytes)}; save it with results.save(explorer.result, path)"
+            )
+        with tempfile.TemporaryDirectory() as directory:
+            path = results.save(dataset, Path(directory) / (stem + suffix))
+            return path.name, path.read_bytes()
+
+    def _make_report(self) -> None:
+        self.report.disabled = True
+        self.report_note.value = '<span class="wb-status" role="status">running the notebook …</span>'
+        threading.Thread(target=self._run_report, args=(self.scenario,), daemon=True).start()
+
+    def _run_report(self, scenario: Scenario) -> None:
+        import subprocess
+        import sys
+
+        target = Path.cwd() / "placement.html"
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "scenario.yaml"
+            path.write_text(scenario.to_yaml())
+            command = [sys.executable, "-m", "workbench.cli", "report", str(notebook()), "-p", "scenario", str(path)]
+            reply = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
+        if reply.returncode == 0:
+            note = f"report: {html.escape(str(target))}"
+        else:
+            lines = (reply.stderr.strip() or "the report failed").splitlines()
+            note = f'<span class="wb-bad" role="alert">{html.escape(lines[-1])}</span>'
+        self.report_note.value = f'<span class="wb-status">{note}</span>'
+        self.report.disabled = False
+
+    # --------------------------------------------------------------------------------------------------- static
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The live widget, and beside it what a report without JavaScript shows: last picture and table."""
+        bundle = self.root._repr_mimebundle_(**kwargs)
+        data = dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
+        data.update(static.bundle(self.controller.run, self.controller.pinned))
+        return data, {}
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        data, metadata = self._repr_mimebundle_()
+        handle = display(data, metadata=metadata, raw=True, display_id=True)
+        if handle is not None:
+            self._handles = [handle]
+
+    def _update_static(self) -> None:
+        """After a change from code, a notebook that nobody looks at (papermill) must keep the last picture."""
+        if not self._handles or self.space.viewport:
+            return  # a browser is there, and shows the change itself
+        self.controller.wait()
+        data, metadata = self._repr_mimebundle_()
+        for handle in self._handles:
+            handle.update(data, metadata=metadata, raw=True)
+
+
+NOTEBOOK = "notebooks/01_placement.ipynb"
+
+
+def notebook() -> Path:
+    """The placement notebook of this checkout."""
+    return Path(__file__).parents[2] / NOTEBOOK
+
+
+def _heredoc(text: str) -> str:
+    return f"cat > scenario.yaml <<'EOF'\n{text}EOF"
+
+
+def _guest_bytes(dataset: xr.Dataset) -> int:
+    file = pictures.guest_file(dataset)
+    return 1 if file is None else int(dataset["file_pages"].sel(file=file)) * int(dataset["page_size"])
+
+
+def _family(widget: w.Widget) -> list[w.Widget]:
+    found = [widget]
+    for child in getattr(widget, "children", ()):
+        found += _family(child)
+    return found
+
+
+def default_scenario() -> Scenario:
+    """What an explorer starts with: a 64 GiB guest interleaved over a real two-socket machine."""
+    return Scenario.from_mapping(
+        {
+            "name": "explorer",
+            "host": "epyc1-naples-2s",
+            "guest": {
+                "memory": "64 GiB",
+                "vcpus": [{"node": node} for node in range(8)],
+                "policies": [{"mode": "interleave", "nodes": "0-3"}],
+            },
+        }
+    )
+
+
+def explore(scenario: Scenario | str | Path | None = None) -> Explorer:
+    """Open the explorer on a scenario, a scenario file, or a guest on a real two-socket machine.
+
+    Show it as the last expression of a notebook cell. Keep it in a name to go on with ``explorer.scenario`` and
+    ``explorer.result``.
+    """
+    if scenario is None:
+        scenario = default_scenario()
+    elif not isinstance(scenario, Scenario):
+        scenario = Scenario.from_yaml(scenario)
+    return Explorer(scenario)

@@ -1,0 +1,183 @@
+// Small pictures as SVG, drawn from plain data: the host, pages per node, cost per vCPU node, and time.
+// Colours of lines and text come from the page's theme, so that they are right in the light and in the dark one.
+const NS = "http://www.w3.org/2000/svg";
+
+function svg(tag, attributes = {}, ...children) {
+  const made = document.createElementNS(NS, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+const label = (x, y, words, attributes = {}) => svg("text", { x, y, class: "wb-text", ...attributes }, String(words));
+const title = (words) => svg("title", {}, words);
+
+function gib(value, digits = 3) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+  let unit = 0;
+  while (Math.abs(value) >= 1024 && unit < 5) { value /= 1024; unit++; }
+  return `${Number(value.toPrecision(digits))} ${units[unit]}`;
+}
+
+// The host: boxes filled as far as the node is used, joined by lines that are thicker the nearer two nodes are.
+function host(data, width, height) {
+  const n = data.nodes.length, root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
+  const columns = n <= 8 ? n <= 3 ? n : Math.ceil(n / 2) : Math.ceil(Math.sqrt(n * width / height / 1.3));
+  const rows = Math.ceil(n / columns);
+  const cellW = width / columns, cellH = (height - 4) / rows;
+  const gapX = n <= 8 ? Math.min(60, cellW * 0.34) : cellW * 0.12, gapY = n <= 8 ? Math.min(54, cellH * 0.34) : cellH * 0.16;
+  const boxW = cellW - gapX, boxH = cellH - gapY;
+  const place = data.nodes.map((_, i) => {
+    // Two rows of a ring keep neighbours side by side; more nodes make a grid.
+    const row = Math.floor(i / columns), column = i % columns;
+    return { x: column * cellW + gapX / 2, y: row * cellH + gapY / 2 };
+  });
+  if (n <= 8) {
+    const distances = data.distances.flatMap((row, i) => row.filter((_, j) => i !== j));
+    const near = Math.min(...distances), far = Math.max(...distances);
+    for (let i = 0; i < n; i++) for (let j = i + 1; j < n; j++) {
+      const d = data.distances[i][j], back = data.distances[j][i];
+      const share = far === near ? 1 : 1 - (d - near) / (far - near);
+      const [a, b] = [place[i], place[j]];
+      const line = svg("line", { x1: a.x + boxW / 2, y1: a.y + boxH / 2, x2: b.x + boxW / 2, y2: b.y + boxH / 2,
+        class: "wb-link", "stroke-width": (0.8 + 3.2 * share).toFixed(1), opacity: (0.25 + 0.6 * share).toFixed(2) });
+      line.append(title(`node ${data.nodes[i].id} to ${data.nodes[j].id}: distance ${d}${back !== d ? `, back ${back}` : ""}`));
+      root.append(line);
+      // Numbers where they do not cover each other: between neighbours.
+      const sideways = Math.abs((i % columns) - (j % columns)), down = Math.abs(Math.floor(i / columns) - Math.floor(j / columns));
+      if (sideways + down === 1) {
+        const x = (a.x + b.x + boxW) / 2, y = (a.y + b.y + boxH) / 2;
+        root.append(svg("rect", { x: x - 12, y: y - 8, width: 24, height: 16, rx: 3, class: "wb-plate" }),
+          label(x, y, back !== d ? `${d}/${back}` : d, { "text-anchor": "middle", "dominant-baseline": "central", "data-link": `${i}-${j}` }));
+      }
+    }
+  }
+  data.nodes.forEach((node, i) => {
+    const { x, y } = place[i];
+    const group = svg("g", { "data-node": node.id, tabindex: n <= 16 ? 0 : -1 }, title(node.title));
+    group.append(svg("rect", { x, y, width: boxW, height: boxH, rx: 4, class: "wb-box" }));
+    const total = node.memory || 1;
+    let bottom = y + boxH - 1;
+    for (const [amount, fill, name] of [[node.other, "var(--wb-other)", "other"], [node.guest, node.color, "guest"]]) {
+      const h = amount / total * (boxH - 2);
+      if (h <= 0) continue;
+      bottom -= h;
+      group.append(svg("rect", { x: x + 1, y: bottom, width: boxW - 2, height: h, fill, "data-part": name }));
+    }
+    group.append(svg("rect", { x, y, width: boxW, height: boxH, rx: 4, fill: "none", stroke: node.color, "stroke-width": 2 }));
+    const lines = [`${node.id}${node.kind === "dram" ? "" : " " + node.kind.toUpperCase()}`];
+    if (boxH > 44 && boxW > 54) lines.push(node.memory ? gib(node.memory) : "no memory", node.cpus ? `${node.cpus} CPUs` : "no CPU");
+    lines.forEach((words, l) => {
+      const centre = y + boxH / 2 + (l - (lines.length - 1) / 2) * 14;
+      group.append(label(x + boxW / 2, centre, words, { "text-anchor": "middle", "dominant-baseline": "central",
+        class: `wb-text wb-on${l === 0 ? " wb-strong" : ""}` }));
+    });
+    root.append(group);
+  });
+  return root;
+}
+
+// The guest's memory on each node against the node's capacity; A is drawn as an outline beside B.
+function bars(data, width, height) {
+  const root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
+  const left = 52, bottom = 34, top = 8, n = data.nodes.length, step = (width - left - 6) / n;
+  const largest = Math.max(1, ...data.nodes.map((node) => Math.max(node.memory, node.guest, node.guest_a || 0)));
+  const y = (value) => top + (height - bottom - top) * (1 - value / largest);
+  for (let i = 0; i <= 4; i++) {
+    const value = largest * i / 4;
+    root.append(svg("line", { x1: left, x2: width - 6, y1: y(value), y2: y(value), class: "wb-grid" }),
+      label(left - 5, y(value), gib(value), { "text-anchor": "end", "dominant-baseline": "central" }));
+  }
+  const every = Math.ceil(20 / step);
+  data.nodes.forEach((node, i) => {
+    const x = left + i * step + step * 0.12, w = step * 0.76, half = data.compare ? w / 2 : w;
+    const group = svg("g", { "data-node": node.id, "data-guest": node.guest }, title(node.title));
+    group.append(svg("rect", { x, y: y(node.memory), width: w, height: y(0) - y(node.memory), class: "wb-capacity" }));
+    group.append(svg("rect", { x, y: y(node.other), width: w, height: y(0) - y(node.other), fill: "var(--wb-other)" }));
+    const base = Math.min(node.other, node.memory);
+    if (data.compare) group.append(svg("rect", { x, y: y(base + node.guest_a), width: half, height: Math.max(0, y(base) - y(base + node.guest_a)),
+      fill: node.color, "fill-opacity": 0.35, stroke: node.color, "stroke-dasharray": "3 2" }));
+    group.append(svg("rect", { x: x + w - half, y: y(base + node.guest), width: half, height: Math.max(0, y(base) - y(base + node.guest)), fill: node.color }));
+    if (step > 40 && node.guest) group.append(label(x + w / 2, Math.max(12, y(base + node.guest) - 7), gib(node.guest), { "text-anchor": "middle" }));
+    if (i % every === 0) group.append(label(x + w / 2, height - bottom + 13, node.id, { "text-anchor": "middle" }));
+    root.append(group);
+  });
+  root.append(label(left + (width - left) / 2, height - 5, "NUMA node", { "text-anchor": "middle" }));
+  return root;
+}
+
+// One bar for each node that runs vCPUs: where the memory lies that it uses; numbers of the model beside it.
+function vcpus(data, width) {
+  const rowH = 26, left = 108, right = data.rows.some((row) => row.note) ? 230 : 110, height = Math.max(60, data.rows.length * rowH + 34);
+  const root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
+  const inner = Math.max(60, width - left - right);
+  data.rows.forEach((row, i) => {
+    const y = 6 + i * rowH;
+    let x = left;
+    root.append(label(left - 6, y + 9, row.name, { "text-anchor": "end", "dominant-baseline": "central" }));
+    const group = svg("g", { "data-vcpu-node": row.node, "data-local": row.local }, title(row.title));
+    for (const part of row.parts) {
+      const w = part.share * inner;
+      group.append(svg("rect", { x, y, width: Math.max(0, w), height: 18, fill: part.color, opacity: part.local ? 1 : 0.55 }));
+      if (w > 54) group.append(label(x + w / 2, y + 9.5, part.label, { "text-anchor": "middle", "dominant-baseline": "central", class: "wb-text wb-on" }));
+      x += w;
+    }
+    group.append(svg("rect", { x: left, y, width: inner, height: 18, fill: "none", class: "wb-frame" }));
+    root.append(group, label(left + inner + 8, y + 9, row.numbers, { "dominant-baseline": "central" }));
+    if (row.note) root.append(label(left + inner + 96, y + 9, row.note, { "dominant-baseline": "central", class: "wb-text wb-modelled" }));
+  });
+  for (let i = 0; i <= 4; i++) root.append(label(left + inner * i / 4, height - 8, `${25 * i} %`, { "text-anchor": "middle" }));
+  return root;
+}
+
+// Lines over the operations of the run, one panel for each quantity; the marked one is where the time slider stands.
+function time(data, width, height) {
+  const root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
+  const panels = data.panels.length, each = (height - 24) / panels, left = 62;
+  const x = (event) => left + (width - left - 12) * (data.events > 1 ? event / (data.events - 1) : 0.5);
+  data.panels.forEach((panel, p) => {
+    const top = p * each + 18, low = (p + 1) * each - 6;
+    const values = panel.lines.flatMap((line) => line.values);
+    const most = Math.max(...values, 0) || 1;
+    const y = (value) => low - (low - top) * value / most;
+    root.append(label(4, p * each + 9, panel.title, { class: "wb-text wb-strong" }));
+    for (const share of [0, 0.5, 1]) root.append(svg("line", { x1: left, x2: width - 12, y1: y(most * share), y2: y(most * share), class: "wb-grid" }),
+      label(left - 5, y(most * share), panel.unit === "B" ? gib(most * share) : Number((most * share).toPrecision(3)).toLocaleString("en-US"),
+        { "text-anchor": "end", "dominant-baseline": "central" }));
+    for (const line of panel.lines) {
+      let path = "";
+      line.values.forEach((value, i) => { path += i ? `H${x(i)}V${y(value)}` : `M${x(i)} ${y(value)}`; });
+      const drawn = svg("path", { d: path, fill: "none", stroke: line.color, "stroke-width": 1.8, "data-line": line.name }, title(line.name));
+      root.append(drawn);
+      if (line.values.length === 1) root.append(svg("circle", { cx: x(0), cy: y(line.values[0]), r: 3, fill: line.color }, title(line.name)));
+    }
+  });
+  const now = x(Math.min(data.at, data.events - 1));
+  root.append(svg("line", { x1: now, x2: now, y1: 14, y2: height - 20, class: "wb-now" }),
+    label(left, height - 6, "first operation"), label(width - 12, height - 6, `operation ${data.events}`, { "text-anchor": "end" }),
+    label(Math.min(Math.max(now, left + 120), width - 130), height - 6, data.now, { "text-anchor": "middle", class: "wb-text wb-strong" }));
+  return root;
+}
+
+const KINDS = { host, bars, vcpus, time };
+
+function render({ model, el }) {
+  el.classList.add("wb-chart");
+  let asked = 0;
+  const draw = () => {
+    asked = 0;
+    const data = model.get("data"), width = Math.floor(el.clientWidth);
+    if (!data || !data.summary || width < 40) return;
+    el.replaceChildren(KINDS[model.get("kind")](data, width, model.get("height")));
+    el.dataset.kind = model.get("kind");
+    el.dataset.serial = data.serial;
+  };
+  const later = () => { asked ||= requestAnimationFrame(draw); };
+  model.on("change:data", later);
+  // A hidden tab has no width; draw when it gets one.
+  let last = 0;
+  const observer = new ResizeObserver(() => { if (el.clientWidth !== last) { last = el.clientWidth; later(); } });
+  observer.observe(el);
+  later();
+  return () => { observer.disconnect(); cancelAnimationFrame(asked); };
+}
+export default { render };

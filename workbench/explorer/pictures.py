@@ -1,0 +1,501 @@
+"""From a run to the plain data that the views draw: nothing here knows a widget, everything is read from Datasets.
+
+Shares of nodes are bytes (255 = all pages of a column), so that a change costs kilobytes on the wire, not megabytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from workbench import results
+from workbench.explorer.controller import Run
+from workbench.explorer.edits import policy_nodes, policy_range
+from workbench.units import format_bytes
+
+COLUMNS = 400
+"""Columns of the address space at most."""
+_OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#8c8c8c")
+"""Told apart with every form of colour blindness (Okabe and Ito 2008); used up to eight nodes."""
+_CIVIDIS = (
+    "#00224e",
+    "#123570",
+    "#3b496c",
+    "#575d6d",
+    "#707173",
+    "#8a8678",
+    "#a59c74",
+    "#c3b369",
+    "#e1cc55",
+    "#fee838",
+)
+"""For more nodes: one scale from dark blue to yellow, ordered by lightness; names come from labels and tooltips."""
+STATE_COLOURS = {
+    "private": ("#4b3f72", "#ffffff"),
+    "shared": ("#b8ad6e", "#222222"),
+    "4 KiB": ("#9aa5b1", "#222222"),
+    "2 MiB": ("#5f7182", "#ffffff"),
+    "1 GiB": ("#2f4050", "#ffffff"),
+}
+
+
+def colours(count: int) -> list[str]:
+    """One colour for each of ``count`` nodes."""
+    if count <= len(_OKABE_ITO):
+        return list(_OKABE_ITO[:count])
+    stops = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _CIVIDIS], float)
+    at = np.linspace(0, len(stops) - 1, count)
+    low = np.minimum(at.astype(int), len(stops) - 2)
+    mixed = stops[low] + (stops[low + 1] - stops[low]) * (at - low)[:, None]
+    # Neighbours in node order would look alike; deal the scale out in strides so that they do not.
+    stride = next(s for s in (7, 5, 11, 13, 3, 17, 19, 23) if count % s)
+    return ["#{:02x}{:02x}{:02x}".format(*mixed[i * stride % count].astype(int)) for i in range(count)]
+
+
+def guest_file(dataset: xr.Dataset) -> str | None:
+    """The guest's file, or the first one, or None when nothing was created."""
+    names = [str(name) for name in dataset["file"].values]
+    return "guest" if "guest" in names else names[0] if names else None
+
+
+def node_ids(*datasets: xr.Dataset) -> list[int]:
+    """Node ids of all datasets together, ascending."""
+    return sorted({int(node) for dataset in datasets for node in dataset["node"].values})
+
+
+def _edges(start: int, stop: int, folio: int, folios: int, columns: int) -> npt.NDArray[np.int64]:
+    first, last = start // folio, min(folios, -(-stop // folio))
+    last = max(last, first + 1)
+    return np.unique(np.linspace(first, last, min(columns, last - first) + 1).round().astype(np.int64))
+
+
+def shares(
+    dataset: xr.Dataset, ids: Sequence[int], start: int, stop: int, columns: int = COLUMNS
+) -> npt.NDArray[np.uint8]:
+    """Share of each node (and, last, of absent pages) in every column of [start, stop) bytes: uint8 (columns, nodes + 1)."""
+    file = guest_file(dataset)
+    if file is None:
+        return np.zeros((0, len(ids) + 1), np.uint8)
+    folio, folios = int(dataset["page_size"]), int(dataset["file_pages"].sel(file=file))
+    edges = _edges(start, stop, folio, folios, columns)
+    counts = results.node_counts(dataset, file, edges)
+    size = np.diff(edges)[:, None]
+    out = np.zeros((len(size), len(ids) + 1))
+    out[:, np.searchsorted(ids, dataset["node"].values)] = counts / size
+    out[:, -1] = np.clip(1 - out[:, :-1].sum(axis=1), 0, 1)
+    return np.round(255 * out).astype(np.uint8)
+
+
+def view_of(dataset: xr.Dataset, start: int, stop: int) -> tuple[int, int]:
+    """[start, stop) widened to whole folios, which is what the columns of :func:`shares` cover."""
+    file = guest_file(dataset)
+    if file is None:
+        return 0, 1
+    folio, folios = int(dataset["page_size"]), int(dataset["file_pages"].sel(file=file))
+    edges = _edges(start, stop, folio, folios, 1)
+    return int(edges[0]) * folio, int(edges[-1]) * folio
+
+
+def nodes(dataset: xr.Dataset, *others: xr.Dataset) -> list[dict[str, Any]]:
+    """Id, colour and kind of each node."""
+    ids = node_ids(dataset, *others)
+    kinds = {
+        int(n): str(k) for d in (*others, dataset) for n, k in zip(d["node"].values, d["node_kind"].values, strict=True)
+    }
+    return [{"id": i, "color": colour, "kind": kinds[i]} for i, colour in zip(ids, colours(len(ids)), strict=True)]
+
+
+def guest_bytes(dataset: xr.Dataset) -> dict[int, int]:
+    """Bytes of all files on each node."""
+    amount = dataset["pages_per_node"].sum("file").values * int(dataset["page_size"])
+    return {int(node): int(value) for node, value in zip(dataset["node"].values, amount, strict=True)}
+
+
+def free_bytes(dataset: xr.Dataset, event: int = -1) -> dict[int, int]:
+    """Free bytes of each node after an event."""
+    free = {int(node): 0 for node in dataset["node"].values}
+    if dataset.sizes["event"]:
+        folio = int(dataset["page_size"]) if dataset["free_pages"].attrs["units"] == "folios" else 4096
+        for node, pages in zip(dataset["zone_node"].values, dataset["free_pages"].values[event], strict=True):
+            free[int(node)] += int(pages) * folio
+    return free
+
+
+def summary(dataset: xr.Dataset) -> str:
+    """One sentence: how much of the guest lies where."""
+    file = guest_file(dataset)
+    if file is None:
+        return "No file was created."
+    amount = guest_bytes(dataset)
+    total = sum(amount.values())
+    whole = int(dataset["file_pages"].sel(file=file)) * int(dataset["page_size"])
+    if not total:
+        return f"None of {format_bytes(whole)} is present."
+    largest = sorted(amount.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{100 * value / total:.3g} % on node {node}" for node, value in largest[:4] if value)
+    more = sum(value > 0 for _, value in largest[4:])
+    return f"{format_bytes(total)} present: {shown}{f' and {more} more' if more else ''}."
+
+
+def ranges(mapping: Mapping[str, Any], ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The guest's policy ranges, in the order in which they are set."""
+    from workbench.units import parse_bytes
+
+    guest = mapping.get("guest", {})
+    memory = parse_bytes(guest.get("memory", 1 << 30))
+    palette = dict(zip(ids, colours(len(ids)), strict=True))
+    found = []
+    for index, policy in enumerate(guest.get("policies", ())):
+        start, end = policy_range(policy, memory)
+        chosen = policy_nodes(policy)
+        label = f"{str(policy.get('mode', 'default')).replace('_', ' ')} {policy.get('nodes', '')}".strip()
+        flags = [str(flag) for flag in policy.get("mode_flags", ())]
+        found.append(
+            {
+                "index": index,
+                "start": start,
+                "end": end,
+                "label": label + (f" ({', '.join(flags)})" if flags else ""),
+                "colors": [palette.get(node, "#888888") for node in chosen],
+            }
+        )
+    return found
+
+
+def _part(start: int, end: int, label: str) -> dict[str, Any]:
+    color, ink = STATE_COLOURS.get(label, ("#888888", "#ffffff"))
+    return {"start": start, "end": end, "label": label, "color": color, "ink": ink}
+
+
+def states(run: Run) -> list[dict[str, Any]]:
+    """Bands under the placement: private or shared, and page size."""
+    dataset, guest = run.dataset, run.scenario.guest
+    file = guest_file(dataset)
+    if file is None:
+        return []
+    total = int(dataset["file_pages"].sel(file=file)) * int(dataset["page_size"])
+    shared = _conversions(run, total)
+    return [
+        {"name": "private or shared", "parts": shared},
+        {"name": "page size", "parts": [_part(0, total, guest.page_size)]},
+    ]
+
+
+def _conversions(run: Run, total: int) -> list[dict[str, Any]]:
+    """Private and shared stretches after every conversion that succeeded, at most a few thousand."""
+    dataset = run.dataset
+    created = [o for o in run.scenario.operations if getattr(o, "op", "") == "create"]
+    initially_shared = not created or "init_shared" in created[0].flags  # type: ignore[union-attr]
+    bounds, values = [0, total], ["shared" if initially_shared else "private"]
+    done = dataset["event_op"].values == "convert"
+    if done.any():
+        from workbench.generators import expand
+
+        operations = expand(run.scenario)
+        for event in np.flatnonzero(done):
+            if dataset["event_errno"].values[event] or event >= len(operations):
+                continue
+            operation: Any = operations[event]
+            end = total if operation.length is None else min(total, operation.offset + operation.length)
+            bounds, values = _overlay(bounds, values, operation.offset, end, operation.to)
+    return [_part(low, high, value) for low, high, value in zip(bounds[:-1], bounds[1:], values, strict=True)]
+
+
+def _overlay(bounds: list[int], values: list[str], start: int, end: int, value: str) -> tuple[list[int], list[str]]:
+    edges = sorted({*bounds, start, end})
+    filled = [
+        value if start <= low < end else values[np.searchsorted(bounds, low, side="right") - 1] for low in edges[:-1]
+    ]
+    keep = [0, *(i for i in range(1, len(filled)) if filled[i] != filled[i - 1])]
+    return [*(edges[i] for i in keep), edges[-1]], [filled[i] for i in keep]
+
+
+def space(
+    run: Run, pinned: Run | None, mapping: Mapping[str, Any], start: int, stop: int, serial: int, *, force: bool = False
+) -> dict[str, Any]:
+    """What the address space widget shows: its ``frame`` and the bytes of ``shares`` and ``shares_a``."""
+    dataset = run.dataset
+    file = guest_file(dataset)
+    if file is None:
+        return {"frame": {}, "shares": b"", "shares_a": b""}
+    folio = int(dataset["page_size"])
+    total = int(dataset["file_pages"].sel(file=file)) * folio
+    others = [pinned.dataset] if pinned else []
+    start, stop = view_of(dataset, max(0, min(start, total - folio)), min(max(stop, start + folio), total))
+    shown = nodes(dataset, *others)
+    ids = [node["id"] for node in shown]
+    frame = {
+        "file": file,
+        "total": total,
+        "page": folio,
+        "start": start,
+        "stop": stop,
+        "nodes": shown,
+        "ranges": ranges(mapping, ids),
+        "states": states(run),
+        "summary": summary(dataset),
+        "compare": pinned is not None,
+        "force": force,
+        "serial": serial,
+    }
+    return {
+        "frame": frame,
+        "shares": shares(dataset, ids, start, stop).tobytes(),
+        "shares_a": _shares_at(pinned.dataset, ids, start, stop).tobytes() if pinned else b"",
+    }
+
+
+def _shares_at(dataset: xr.Dataset, ids: Sequence[int], start: int, stop: int) -> npt.NDArray[np.uint8]:
+    """Columns of another run for the same bytes; beyond its end nothing is present."""
+    file = guest_file(dataset)
+    absent = np.zeros((COLUMNS, len(ids) + 1), np.uint8)
+    absent[:, -1] = 255
+    if file is None:
+        return absent
+    folio, folios = int(dataset["page_size"]), int(dataset["file_pages"].sel(file=file))
+    edges = np.linspace(start, stop, min(COLUMNS, max(1, (stop - start) // min(folio, stop - start))) + 1)
+    low = np.minimum(edges[:-1] // folio, folios).astype(np.int64)
+    high = np.minimum(np.maximum(-(-edges[1:] // folio), low + 1), folios).astype(np.int64)
+    out = absent[: len(low)]
+    for column, (first, last) in enumerate(zip(low, high, strict=True)):
+        if last > first:
+            counts = results.node_counts(dataset, file, [int(first), int(last)])[0] / (last - first)
+            out[column, :] = 0
+            out[column, np.searchsorted(ids, dataset["node"].values)] = np.round(255 * counts)
+            out[column, -1] = 255 - min(255, int(out[column, :-1].sum()))
+    return out
+
+
+def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
+    """Nodes with their fill level, and distances; for the host picture and the bars."""
+    dataset = run.dataset
+    amount, free = guest_bytes(dataset), free_bytes(dataset)
+    before = guest_bytes(pinned.dataset) if pinned else {}
+    palette = {node["id"]: node["color"] for node in nodes(dataset, *([pinned.dataset] if pinned else []))}
+    shown = []
+    for i, node in enumerate(int(n) for n in dataset["node"].values):
+        memory, mine = int(dataset["node_memory"].values[i]), amount[node]
+        other = max(0, memory - free[node] - mine) if dataset.sizes["event"] else 0
+        kind = str(dataset["node_kind"].values[i])
+        text = (
+            f"node {node} ({kind}), {int(dataset['node_cpus'].values[i])} CPUs: {format_bytes(memory)}, "
+            f"guest {format_bytes(mine)}, other use and reserves {format_bytes(other)}, free {format_bytes(free[node])}"
+        )
+        if pinned:
+            text += f"; A had {format_bytes(before.get(node, 0))}"
+        shown.append(
+            {
+                "id": node,
+                "kind": kind,
+                "memory": memory,
+                "cpus": int(dataset["node_cpus"].values[i]),
+                "guest": mine,
+                "guest_a": before.get(node, 0),
+                "other": other,
+                "color": palette[node],
+                "title": text,
+            }
+        )
+    return {
+        "nodes": shown,
+        "distances": dataset["distance"].values.tolist(),
+        "compare": pinned is not None,
+        "summary": summary(dataset),
+        "serial": serial,
+    }
+
+
+def vcpus(run: Run, serial: int) -> dict[str, Any]:
+    """For each node that runs vCPUs: the share of memory on every node, and the modelled cost where there is one."""
+    dataset = run.dataset
+    amount = guest_bytes(dataset)
+    total = sum(amount.values()) or 1
+    palette = {node["id"]: node["color"] for node in nodes(dataset)}
+    numbers = dataset["vcpu_node"].values
+    rows = []
+    for node in sorted({int(n) for n in numbers}):
+        mine = np.flatnonzero(numbers == node)
+        local = float(dataset["local_share"].values[mine[0]])
+        distance = float(dataset["mean_distance"].values[mine[0]])
+        order = sorted(amount, key=lambda other: (other != node, -amount[other]))
+        parts = [
+            {"share": amount[n] / total, "color": palette[n], "label": f"node {n}", "local": n == node}
+            for n in order
+            if amount[n]
+        ]
+        note = _modelled(dataset, node)
+        rows.append(
+            {
+                "node": node,
+                "name": f"{len(mine)} vCPU{'s' if len(mine) > 1 else ''} on {node}",
+                "local": local,
+                "parts": parts,
+                "numbers": f"{100 * local:.1f} % local",
+                "note": f"distance {distance:.1f}{'; ' + note if note else ''}",
+                "title": f"vCPUs on node {node}: {100 * local:.1f} % of the guest's memory is local, "
+                f"mean distance {distance:.1f}. {note}",
+            }
+        )
+    spoken = "; ".join(row["title"] for row in rows)
+    return {"rows": rows, "summary": spoken or "This guest has no vCPUs.", "serial": serial}
+
+
+def _modelled(dataset: xr.Dataset, node: int) -> str:
+    """Latency and bandwidth of the model for accesses from ``node``, if the run has any."""
+    found = []
+    for name in ("access_latency", "access_bandwidth"):
+        if name in dataset and "initiator" in dataset[name].dims and node in dataset["initiator"].values:
+            variable = dataset[name].sel(initiator=node)
+            value = float(variable.mean())
+            if np.isfinite(value):
+                found.append(f"{value:.3g} {variable.attrs.get('units', '')}")
+    return " and ".join(found) + (" (modelled)" if found else "")
+
+
+def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
+    """Free memory by node and, where the run has them, splits, merges and struct page memory over the operations."""
+    dataset = run.dataset
+    events = dataset.sizes["event"]
+    if not events:
+        return {"summary": "Nothing happened.", "panels": [], "events": 0, "at": 0, "now": "", "serial": serial}
+    ids = [int(n) for n in dataset["node"].values]
+    folio = int(dataset["page_size"]) if dataset["free_pages"].attrs["units"] == "folios" else 4096
+    free = np.zeros((events, len(ids)))
+    np.add.at(free.T, np.searchsorted(ids, dataset["zone_node"].values), dataset["free_pages"].values.T * folio)
+    palette = colours(len(ids))
+    panels = [
+        {
+            "title": "free memory by node",
+            "unit": "B",
+            "lines": [
+                {"name": f"node {node}", "color": palette[i], "values": free[:, i].tolist()}
+                for i, node in enumerate(ids)
+            ],
+        }
+    ]
+    for names, heading in (
+        (("event_splits", "event_merges"), "splits and merges so far"),
+        (("struct_page_bytes", "event_struct_page_bytes"), "struct page memory"),
+    ):
+        lines = [_line(dataset, name, colour) for name, colour in zip(names, ("#d55e00", "#0072b2"), strict=True)]
+        found = [line for line in lines if line]
+        if found:
+            panels.append({"title": heading, "unit": "B" if "memory" in heading else "", "lines": found})
+    op, where = str(dataset["event_op"].values[at]), at + 1
+    return {
+        "panels": panels,
+        "events": events,
+        "at": at,
+        "now": f"{where}: {op}",
+        "summary": f"{events} operations; after {where} ({op}).",
+        "serial": serial,
+    }
+
+
+def _line(dataset: xr.Dataset, name: str, colour: str) -> dict[str, Any] | None:
+    if name not in dataset or dataset[name].dims != ("event",):
+        return None
+    values = dataset[name].values.astype(float)
+    if name in ("event_splits", "event_merges"):
+        values = values.cumsum()
+    return {"name": str(dataset[name].attrs.get("long_name", name)), "color": colour, "values": values.tolist()}
+
+
+def _errno(number: int) -> str:
+    return errno.errorcode.get(number, str(number))
+
+
+def events_table(dataset: xr.Dataset, at: int | None = None, most: int = 300) -> str:
+    """The system calls with their results as an HTML table."""
+    count = dataset.sizes["event"]
+    first = max(0, min((at if at is not None else count) - most // 2, count - most))
+    columns = {name: dataset[f"event_{name}"].values for name in ("op", "task", "file", "ret", "errno", "detail")}
+    placed = dataset["event_pages"].values.sum(axis=1) * int(dataset["page_size"])
+    rows = []
+    for i in range(first, min(count, first + most)):
+        error = int(columns["errno"][i])
+        detail = json.loads(str(columns["detail"][i]) or "{}")
+        words = ", ".join(f"{key} {value}" for key, value in detail.items())
+        cells = [
+            str(i + 1),
+            html.escape(str(columns["op"][i])),
+            html.escape(str(columns["task"][i])),
+            html.escape(str(columns["file"][i])),
+            f"{int(columns['ret'][i]):,}",
+            f'<b class="wb-errno">{_errno(error)}</b>' if error else "ok",
+            format_bytes(int(placed[i])) if placed[i] else "",
+            html.escape(words[:120]),
+        ]
+        mark = ' class="wb-here" aria-current="step"' if i == at else ""
+        rows.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    note = f"<p>Operations {first + 1} to {first + len(rows)} of {count}.</p>" if len(rows) < count else ""
+    heads = ("", "call", "task", "file", "returns", "errno", "memory placed", "detail")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return f'{note}<table class="wb-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def nodes_table(run: Run, pinned: Run | None = None) -> str:
+    """Memory of the guest by node, with A and the difference when a run is pinned, as an HTML table."""
+    now, before = guest_bytes(run.dataset), guest_bytes(pinned.dataset) if pinned else {}
+    total, total_before = sum(now.values()) or 1, sum(before.values()) or 1
+    free = free_bytes(run.dataset)
+    heads = ["node", *(["A", "B", "B − A"] if pinned else ["guest", "share", "free"])]
+    rows = []
+    for node in sorted({*now, *before}):
+        mine, old = now.get(node, 0), before.get(node, 0)
+        if pinned:
+            difference = mine - old
+            sign = "+" if difference > 0 else "−" if difference < 0 else ""
+            cells = [
+                f"{format_bytes(old)} ({100 * old / total_before:.1f} %)",
+                f"{format_bytes(mine)} ({100 * mine / total:.1f} %)",
+                f"{sign}{format_bytes(abs(difference))}" if difference else "0",
+            ]
+        else:
+            cells = [format_bytes(mine), f"{100 * mine / total:.1f} %", format_bytes(free.get(node, 0))]
+        rows.append(f'<tr><th scope="row">{node}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return f'<table class="wb-table wb-numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def differences(run: Run, pinned: Run) -> str:
+    """What else differs between A and B: changed fields of the scenario and the share of local memory."""
+    rows = []
+    for path, old, new in changed_fields(pinned.scenario.to_mapping(), run.scenario.to_mapping()):
+        rows.append((path, _short(old), _short(new)))
+    for name, heading in (("local_share", "local share, mean over vCPUs"), ("mean_distance", "mean distance")):
+        old_mean, new_mean = (float(r.dataset[name].mean()) if r.dataset[name].size else 0.0 for r in (pinned, run))
+        rows.append((heading, f"{old_mean:.3f}", f"{new_mean:.3f}"))
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(a)}</th><td>{html.escape(b)}</td><td>{html.escape(c)}</td></tr>'
+        for a, b, c in rows
+    )
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("", "A", "B"))
+    return f'<table class="wb-table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def changed_fields(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Paths at which two mappings differ, with both values; a list that differs in length counts as one field."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            c for key in keys for c in changed_fields(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and len(old) <= 16:
+        return [c for i, pair in enumerate(zip(old, new, strict=True)) for c in changed_fields(*pair, f"{path}.{i}")]
+    return [] if old == new else [(path, old, new)]
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "default"
+    if isinstance(value, (list, dict)) and len(str(value)) > 60:
+        return f"{len(value)} entries"
+    return str(value)

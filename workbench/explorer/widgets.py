@@ -1,0 +1,62 @@
+"""The explorer's own browser widgets: thin traits; what they draw is in the JavaScript file of the same name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anywidget
+import traitlets
+
+_HERE = Path(__file__).parent
+STYLE = (_HERE / "explorer.css").read_text()
+
+
+class AddressSpace(anywidget.AnyWidget):
+    """Canvas of the guest's address space with zoom; policy ranges above it can be dragged."""
+
+    _esm = _HERE / "address_space.js"
+    frame = traitlets.Dict().tag(sync=True)
+    shares = traitlets.Bytes(b"").tag(sync=True)
+    shares_a = traitlets.Bytes(b"").tag(sync=True)
+    selected = traitlets.Int(-1).tag(sync=True)
+    viewport = traitlets.List(traitlets.Float()).tag(sync=True)
+    gesture = traitlets.Dict(default_value={"serial": 0}).tag(sync=True)
+
+
+class Chart(anywidget.AnyWidget):
+    """One of the SVG pictures of charts.js: host, bars, vcpus, time."""
+
+    _esm = _HERE / "charts.js"
+    kind = traitlets.Unicode().tag(sync=True)
+    height = traitlets.Int(220).tag(sync=True)
+    data = traitlets.Dict().tag(sync=True)
+
+
+class NodePicker(anywidget.AnyWidget):
+    """Nodes as toggles; with ``weighted`` also a slider for the weight of each chosen one."""
+
+    _esm = _HERE / "node_picker.js"
+    label = traitlets.Unicode("nodes").tag(sync=True)
+    nodes = traitlets.List(traitlets.Dict()).tag(sync=True)
+    selected = traitlets.List(traitlets.Int()).tag(sync=True)
+    disabled = traitlets.Bool(False).tag(sync=True)
+    weighted = traitlets.Bool(False).tag(sync=True)
+    weights = traitlets.Dict().tag(sync=True)
+    largest = traitlets.Int(32).tag(sync=True)
+
+
+class Matrix(anywidget.AnyWidget):
+    """Distances as an editable grid with heat colours."""
+
+    _esm = _HERE / "matrix.js"
+    ids = traitlets.List(traitlets.Int()).tag(sync=True)
+    values = traitlets.List(traitlets.List()).tag(sync=True)
+    symmetric = traitlets.Bool(True).tag(sync=True)
+
+
+class Share(anywidget.AnyWidget):
+    """A text to copy and files to download; Python answers the message ``{"download": name}`` with the bytes."""
+
+    _esm = _HERE / "share.js"
+    text = traitlets.Unicode().tag(sync=True)
+    downloads = traitlets.List(traitlets.Dict()).tag(sync=True)
