@@ -350,9 +350,9 @@ def insert(
     max_order: int,
     found: np.ndarray,
 ) -> int:
-    """Map ``[index, index + pages)`` to ``pfn`` on, in aligned entries of at most ``max_order``; replaces what was there.
+    """Map ``[index, index + pages)`` to ``pfn`` on, in aligned entries of at most ``max_order``.
 
-    Returns OK, or the number of pages at the end of the range that found no node.
+    Replaces what was there. Returns OK, or the number of pages at the end of the range that found no node.
     """
     erase(slots, header, top, index, pages, found)
     return _store_pieces(slots, header, top, index, pages, pfn, max_order)

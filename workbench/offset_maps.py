@@ -190,7 +190,7 @@ class XarrayMap(OffsetMap):
 
     def merge(self, start: int, pages: int) -> int:
         if pages & (pages - 1) or start % pages:
-            raise WorkbenchError(f"merge: {start}+{pages} is not an aligned power of two, which an XArray entry must be")
+            raise WorkbenchError(f"merge: {start}+{pages} is not an aligned power of two, as an XArray entry is")
         self._check(start, pages)
         self._make_room(xarray_map.insert_nodes(0, 0))
         order = pages.bit_length() - 1

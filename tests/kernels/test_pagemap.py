@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from numba.core import config
 
 from kernels import maple, pagemap, xarray_map
 from kernels.xarray_map import node_count
@@ -85,7 +87,7 @@ def check_maple(tree: MapleMap) -> None:
     walk(int(top[maple.ROOT]), 0, 0, maple.MAX_INDEX)
     assert seen == top[maple.NODES]
     assert sum(1 for _, _, entry in ranges if entry) == top[maple.ENTRIES]
-    for (_, last, entry), (start, _, following) in zip(ranges, ranges[1:], strict=False):
+    for (_, last, entry), (start, _, following) in itertools.pairwise(ranges):
         assert start == last + 1
         assert entry != 0 or following != 0
     low, high = pagemap.maple_node_bounds(len(ranges))
@@ -188,7 +190,7 @@ def test_long_random_streams_agree(seed: int) -> None:
     """Thousands of operations, so that trees of several levels grow and shrink again."""
     rng = np.random.default_rng(seed)
     pages = 1 << 16
-    operations = 3000
+    operations = 400 if config.DISABLE_JIT else 3000
     start = rng.integers(0, pages, operations)
     length = np.minimum(np.where(rng.random(operations) < 0.9, rng.integers(1, 20, operations), 3000), pages - start)
     pfn = np.where(rng.random(operations) < 0.7, rng.integers(0, 1 << 40, operations), -1)
@@ -219,6 +221,8 @@ def test_xarray_nodes_in_closed_form(gib: int, row: str) -> None:
     ("pages", "order"), [(GIB, 0), (GIB, 9), (GIB, 18), (16 * GIB, 9), (64 * GIB, 18), (1024 * GIB, 18), (5 * 512, 9)]
 )
 def test_a_filled_xarray_has_that_many_nodes(pages: int, order: int) -> None:
+    if config.DISABLE_JIT and pages >> order > 100000:
+        pytest.skip("takes minutes as plain Python")
     tree = XarrayMap(pages, max_order=order)
     tree.insert(0, pages, 1 << 30)
     assert tree.nodes == node_count(pages, order)
@@ -257,9 +261,11 @@ def test_nodes_added_by_a_split() -> None:
 
 
 def test_worst_case_of_a_maple_tree_lies_between_its_bounds() -> None:
-    """Every other 4 KiB of 1 GiB mapped elsewhere: 262,144 ranges: 16384 + 1024 + 64 + 4 nodes and the root at least."""
+    """Every other 4 KiB of 1 GiB mapped elsewhere: 16384 + 1024 + 64 + 4 nodes and the root at least."""
     low, high = pagemap.maple_node_bounds(GIB)
     assert low == 16384 + 1024 + 64 + 4 + 1
+    if config.DISABLE_JIT:
+        pytest.skip("262,144 stores take minutes as plain Python")
     index = np.arange(0, GIB, 1)
     stream = np.stack([index, np.ones_like(index), (index % 2) * (1 << 30) + index], axis=1)
     tree = MapleMap(GIB)
