@@ -200,10 +200,10 @@ def churn(
     for step in range(slots.shape[0]):
         slot = np.uint32(slots[step])
         if held[slot] >= 0:
-            free_block(buddy, zone, held[slot], held_order[slot], False)
+            free_block(buddy, zone, held[slot], np.int64(held_order[slot]), False)
             held[slot] = NO_PAGE
         if orders[step] >= 0:
-            page = allocate_block(buddy, zone, orders[step], migratetype, False)
+            page = allocate_block(buddy, zone, np.int64(orders[step]), migratetype, False)
             held[slot] = page
             held_order[slot] = orders[step]
             refused += page < 0
@@ -494,7 +494,7 @@ def _claim_part(buddy: Buddy, zone: int, page: int, block_type: int, migratetype
     free, movable = 0, 0
     current = start
     while current < end:
-        state = buddy.state[current]
+        state = np.int64(buddy.state[current])
         if state == 0 or state == LRU:
             movable += state == LRU
             current += 1
@@ -510,7 +510,7 @@ def _claim_part(buddy: Buddy, zone: int, page: int, block_type: int, migratetype
         return False
     current = start
     while current < end:
-        state = buddy.state[current]
+        state = np.int64(buddy.state[current])
         if state == 0 or state == LRU:
             current += 1
         else:
@@ -545,7 +545,7 @@ def _is_free(buddy: Buddy, zone: int, page: int, order: int) -> bool:
 @inlined_kernel
 def _free_one_page(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) -> None:
     """``__free_one_page``"""
-    migratetype = buddy.block_type[np.uint32(page >> PAGEBLOCK_ORDER)]
+    migratetype = np.int64(buddy.block_type[np.uint32(page >> PAGEBLOCK_ORDER)])
     buddy.free_pages[zone] += 1 << order
     while order < MAX_PAGE_ORDER:
         other = page ^ (1 << order)

@@ -176,7 +176,7 @@ def free_page(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, page: int, order: int
     if order > COSTLY_ORDER and order != PAGEBLOCK_ORDER:
         free_block(buddy, zone, page, order, False)
         return
-    index = _index(order, buddy.block_type[page >> PAGEBLOCK_ORDER])
+    index = _index(order, np.int64(buddy.block_type[page >> PAGEBLOCK_ORDER]))
     head = _list(buddy, pcp, zone, cpu, index)
     first, entry = next_entry(buddy, head), np.uint32(page)
     link_entries(buddy, head, entry)
