@@ -1,0 +1,226 @@
+"""The host: NUMA nodes with their memory and CPUs, SLIT distances, and what is known of bandwidth and latency.
+
+Node ids are Linux's: they may be sparse, nodes may have no memory or no CPUs, and distances may be asymmetric. Linux
+itself has them in ``/sys/devices/system/node``; the readers are in :mod:`workbench.topology_readers`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from workbench.data import datasets_path
+from workbench.errors import WorkbenchError
+from workbench.units import PAGE_SIZE, parse_bytes
+
+MAX_NUMNODES = 1024
+LOCAL_DISTANCE = 10
+"""include/linux/topology.h; a SLIT entry of 255 means unreachable."""
+
+Kind = Literal["dram", "hbm", "cxl", "gpu"]
+Cpus = Annotated[tuple[int, ...], BeforeValidator(lambda value: parse_cpus(value))]
+
+
+def parse_cpus(value: object) -> object:
+    """``"0-3,8"`` to (0, 1, 2, 3, 8); sequences pass through."""
+    if value is None:
+        return ()
+    if not isinstance(value, str):
+        return value
+    cpus: list[int] = []
+    for part in (piece.strip() for piece in value.strip().split(",")):
+        if not part:
+            continue
+        low, dash, high = part.partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()) or int(high or low) > 1 << 20:
+            raise ValueError(f"{value[:40]!r} is not a list of CPUs such as '0-3,8'")
+        cpus.extend(range(int(low), int(high or low) + 1))
+    return tuple(cpus)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Zone(_Model):
+    """One zone of a node, in pages, as /proc/zoneinfo prints it."""
+
+    name: Literal["DMA", "DMA32", "Normal", "Movable"]
+    managed: int = Field(ge=0)
+    free: int = Field(ge=0)
+    min: int = Field(ge=0)
+    low: int = Field(ge=0)
+    high: int = Field(ge=0)
+
+
+class Node(_Model):
+    """One NUMA node. ``movable``: all its memory was onlined as ZONE_MOVABLE, which guest_memfd cannot use."""
+
+    id: int = Field(ge=0, lt=MAX_NUMNODES)
+    memory_bytes: Annotated[int, BeforeValidator(parse_bytes)] = Field(description="bytes, whole 4 KiB pages")
+    cpus: Cpus = ()
+    kind: Kind = "dram"
+    movable: bool = False
+    free_bytes: Annotated[int, BeforeValidator(parse_bytes)] | None = None
+    zones: tuple[Zone, ...] | None = None
+
+    @field_validator("memory_bytes")
+    @classmethod
+    def _whole_pages(cls, value: int) -> int:
+        if value % PAGE_SIZE:
+            raise ValueError(f"{value} is not a multiple of the page size {PAGE_SIZE}")
+        if value > 1 << 52:
+            raise ValueError(f"{value} bytes is more than 4 PiB")
+        return value
+
+    @model_validator(mode="after")
+    def _free_fits(self) -> Node:
+        if self.free_bytes is not None and self.free_bytes > self.memory_bytes:
+            raise ValueError(f"free_bytes {self.free_bytes} is more than memory_bytes {self.memory_bytes}")
+        return self
+
+
+class Access(_Model):
+    """Bandwidth and latency of one target as an initiator sees it (HMAT, access class 1: CPUs)."""
+
+    initiator: int
+    target: int
+    read_bandwidth: float | None = Field(None, ge=0, description="MB/s")
+    write_bandwidth: float | None = Field(None, ge=0, description="MB/s")
+    read_latency: float | None = Field(None, ge=0, description="ns")
+    write_latency: float | None = Field(None, ge=0, description="ns")
+
+
+class Host(_Model):
+    """A machine: nodes in ascending order of id and the distances between them in that order."""
+
+    name: str = Field(max_length=200)
+    nodes: tuple[Node, ...] = Field(min_length=1)
+    distances: tuple[tuple[int, ...], ...]
+    title: str = ""
+    source: str | None = None
+    note: str | None = None
+    assumed: tuple[str, ...] = Field((), description="fields that the source does not give and we assume")
+    access: tuple[Access, ...] = ()
+    figures: dict[str, Any] = Field({}, description="published bandwidth and latency of the whole machine")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Host:
+        ids = [node.id for node in self.nodes]
+        for node in ids:
+            if ids.count(node) > 1:
+                raise ValueError(f"nodes: id {node} is there twice")
+        size = len(ids)
+        if len(self.distances) != size or any(len(row) != size for row in self.distances):
+            shape = f"{len(self.distances)} rows of {sorted({len(row) for row in self.distances})}"
+            raise ValueError(f"distances: {shape} for {size} nodes; the matrix must be square, {size} x {size}")
+        for i, row in enumerate(self.distances):
+            for j, value in enumerate(row):
+                if not LOCAL_DISTANCE <= value <= 255:
+                    raise ValueError(f"distances[{i}][{j}]: {value} is not allowed; distances are 10 to 255")
+            if row[i] != LOCAL_DISTANCE:
+                raise ValueError(f"distances[{i}][{i}]: {row[i]}; the distance of a node to itself is 10")
+        seen: dict[int, int] = {}
+        for node_ in self.nodes:
+            for cpu in node_.cpus:
+                if cpu in seen:
+                    raise ValueError(f"nodes: CPU {cpu} is on node {seen[cpu]} and on node {node_.id}")
+                seen[cpu] = node_.id
+        if not any(node_.memory_bytes for node_ in self.nodes):
+            raise ValueError("nodes: none has memory")
+        for access in self.access:
+            if access.initiator not in ids or access.target not in ids:
+                raise ValueError(f"access: nodes {access.initiator} -> {access.target} are not both on this host")
+        if ids != sorted(ids):  # nodes and matrix are kept in ascending order of id, as Linux walks them
+            order = sorted(range(size), key=ids.__getitem__)
+            object.__setattr__(self, "nodes", tuple(self.nodes[i] for i in order))
+            object.__setattr__(
+                self, "distances", tuple(tuple(self.distances[i][j] for j in order) for i in order)
+            )
+        return self
+
+    @property
+    def node_ids(self) -> npt.NDArray[np.int64]:
+        """Linux node ids, int64 (nodes,), ascending."""
+        return np.array([node.id for node in self.nodes], np.int64)
+
+    @property
+    def distance_matrix(self) -> npt.NDArray[np.int64]:
+        """SLIT distances, int64 (nodes, nodes), in the order of ``nodes``."""
+        return np.array(self.distances, np.int64)
+
+    def index_of(self, node_id: int) -> int:
+        """Position of a node id in ``nodes``."""
+        for index, node in enumerate(self.nodes):
+            if node.id == node_id:
+                return index
+        raise WorkbenchError(f"node {node_id} is not on this host; it has {[node.id for node in self.nodes]}")
+
+    def node_of_cpu(self, cpu: int) -> int:
+        """Id of the node that a CPU belongs to."""
+        for node in self.nodes:
+            if cpu in node.cpus:
+                return node.id
+        raise WorkbenchError(f"CPU {cpu} is not on this host")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of all nodes together."""
+        return sum(node.memory_bytes for node in self.nodes)
+
+    @classmethod
+    def from_mapping(cls, mapping: object, field: str = "host") -> Host:
+        """Validate a mapping; errors are one line that names the field."""
+        try:
+            return cls.model_validate(mapping)
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            where = ".".join([field, *(str(part) for part in detail["loc"])])
+            given = detail.get("input")
+            shown = f" (given: {str(given)[:60]!r})" if isinstance(given, (str, int, float)) else ""
+            message = detail["msg"].removeprefix("Value error, ")
+            raise WorkbenchError(f"{where}: {message}{shown}") from None
+
+    @classmethod
+    def from_machine(cls, name: str) -> Host:
+        """A machine of ``datasets/machines`` by name."""
+        if name not in machine_names():
+            raise WorkbenchError(f"machine: {name[:60]!r} is not known; `workbench machines` lists {len(machine_names())}")
+        return cls.from_yaml(datasets_path("machines") / f"{name}.yaml")
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Host:
+        """A host from a YAML file or text with the fields of this class."""
+        from workbench.safe_yaml import load
+
+        return cls.from_mapping(load(source, "host"))
+
+    @classmethod
+    def from_sysfs(cls, root: str | Path = "/sys") -> Host:
+        """This machine, or a snapshot: ``root`` is the directory that holds ``devices/``."""
+        from workbench.topology_readers import read_sysfs
+
+        return read_sysfs(Path(root))
+
+    @classmethod
+    def from_numactl(cls, text: str) -> Host:
+        """The output of ``numactl --hardware``."""
+        from workbench.topology_readers import read_numactl
+
+        return read_numactl(text)
+
+    @classmethod
+    def from_hwloc_xml(cls, source: str | Path) -> Host:
+        """A file written by ``lstopo --of xml`` (hwloc 2)."""
+        from workbench.topology_readers import read_hwloc_xml
+
+        return read_hwloc_xml(Path(source))
+
+
+def machine_names() -> list[str]:
+    """Names of the machines in ``datasets/machines``."""
+    return sorted(path.stem for path in datasets_path("machines").glob("*.yaml"))
