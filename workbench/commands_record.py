@@ -1,0 +1,87 @@
+"""The command ``record``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.errors import WorkbenchError
+
+
+def record(
+    scenario: Annotated[
+        str, typer.Argument(help="scenario (YAML, ready name, or - for stdin), or a script of the recorder (.txt)")
+    ],
+    kernel: Annotated[
+        list[Path],
+        typer.Option(
+            "--kernel", metavar="DEB_OR_DIR", help="Debian package, or directory with kernel and modules (repeatable)"
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="recording to write (.json or .json.gz)")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="machine name or host file (YAML); needed for a script")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="replay the recording and compare at once")] = False,
+    budget: Annotated[str, typer.Option(help="memory of the emulated host")] = "2 GiB",
+    timeout: Annotated[float, typer.Option(help="seconds after which the emulated host is stopped")] = 1800.0,
+    qemu: Annotated[str, typer.Option(help="QEMU to use")] = "qemu-system-x86_64",
+) -> None:
+    """Run a scenario on a real Linux kernel in QEMU and write down what it did.
+
+    Needs the Debian packages qemu-system-x86, gcc and libc6-dev, and from trixie-backports
+    linux-binary-7.3.4+deb13-amd64 and linux-modules-7.3.4+deb13-amd64 (downloaded or unpacked, not installed).
+    No special hardware.
+    """
+    import tempfile
+
+    from workbench.cli import progress_bar, read_scenario
+    from workbench.recorder.record import record as run
+    from workbench.units import parse_bytes
+
+    if output is None and not verify:
+        raise WorkbenchError("-o: missing; say where to write the recording, or use --verify")
+    if scenario.endswith(".txt"):
+        if not Path(scenario).is_file():
+            raise WorkbenchError(f"{scenario}: no such file")
+        value = Path(scenario).read_text()
+        if host is None:
+            raise WorkbenchError("--host: missing; a script does not say on which host it runs")
+    else:
+        value = read_scenario(scenario, [])
+    with tempfile.TemporaryDirectory() as directory:
+        target = output if output is not None else Path(directory) / "recording.json.gz"
+        with progress_bar("scripts") as progress:
+            result = run(value, _host(host), kernel, target, progress=progress, timeout=timeout, qemu=qemu,
+                         budget_mib=max(1, int(parse_bytes(budget)) >> 20))  # fmt: skip
+        operations = sum(len(entry["ops"]) for entry in result["scenarios"])
+        typer.echo(f"{len(result['scenarios'])} scripts, {operations} operations on {result['kernel'].split(' (')[0]}")
+        if output is not None:
+            typer.echo(f"recording: {output}")
+        if verify:
+            _verify(target)
+
+
+def _host(name: str | None):  # type: ignore[no-untyped-def]
+    from workbench.topology import Host
+
+    if name is None:
+        return None
+    return Host.from_yaml(Path(name)) if Path(name).exists() else Host.from_machine(name)
+
+
+def _verify(path: Path) -> None:
+    from workbench.cli import _print_reports
+    from workbench.verify import verify as replay
+
+    reports = replay([path])
+    _print_reports(reports, 20)
+    if not all(report.agrees for report in reports):
+        raise typer.Exit(1)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(record)
