@@ -65,9 +65,7 @@ def report(
     check: Annotated[
         bool, typer.Option("--check", help="Make the report again and say whether the figures' data agree.")
     ] = False,
-    source: Annotated[
-        Path | None, typer.Option("--notebook", help="With --check: where the notebook is now.")
-    ] = None,
+    source: Annotated[Path | None, typer.Option("--notebook", help="With --check: where the notebook is now.")] = None,
     show: Annotated[bool, typer.Option("--parameters", help="List the notebook's parameters and stop.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Seconds one cell may take.")] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,

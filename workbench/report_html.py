@@ -281,9 +281,7 @@ def _last_of_carriage_returns(text: str) -> str:
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
 
 
-def _picture(
-    value: Any, mime: str, page: Page, section: str, info: dict[str, Any], written: int | None
-) -> str:
+def _picture(value: Any, mime: str, page: Page, section: str, info: dict[str, Any], written: int | None) -> str:
     text = _text(value)
     if mime == "image/svg+xml":
         raw = text.encode()

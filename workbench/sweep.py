@@ -393,44 +393,38 @@ def _connected(client: Client | None, scheduler: str | None, workers: int | None
             yield connected
         return
     count = workers or os.cpu_count() or 1
-    with _children_without_interrupt(), tempfile.TemporaryDirectory(prefix="sweep-") as folder:
-        cluster = LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            local_directory=folder,
-            silence_logs=logging.CRITICAL,
-        )
+    with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
+        with _interrupt_ignored():
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                local_directory=folder,
+                silence_logs=logging.CRITICAL,
+                preload=["workbench.sweep"],
+            )
         connected = DaskClient(cluster)
         try:
-            with _interruptible():
-                yield connected
+            yield connected
         finally:
             connected.close()
             cluster.close(timeout=5)
 
 
-@contextlib.contextmanager
-def _children_without_interrupt() -> Iterator[None]:
-    """Ctrl-C goes to every process of the terminal; the workers shall leave it to this one, which ends them."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def dask_setup(worker: object) -> None:
+    """Called in every worker of this machine (as a preload): Ctrl-C is for the process that started them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+def _interrupt_ignored() -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C from their first moment on; and so does this one, until they are up."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)

@@ -207,7 +207,7 @@ def _base(given: object, folder: Path) -> dict[str, Any]:
     elif isinstance(given, str) and "\n" not in given:
         from workbench.data import datasets_path
 
-        places = [Path(given), folder / given, datasets_path("scenarios") / f"{given}.yaml"]
+        places = [Path(given), folder / given, datasets_path() / "scenarios" / f"{given}.yaml"]
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise WorkbenchError(f"grid.base: {given!r} is neither a scenario file nor a ready scenario")

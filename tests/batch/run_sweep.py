@@ -1,0 +1,23 @@
+"""A sweep in a process of its own, for tests that end it from outside: run_sweep.py STORE COUNT WORKERS [SCHEDULER]."""
+
+from __future__ import annotations
+
+import sys
+
+from batch.cells import grid, run
+
+from workbench.errors import WorkbenchError
+from workbench.sweep import sweep
+
+if __name__ == "__main__":
+    store, count, workers, *scheduler = sys.argv[1:]
+    try:
+        sweep(
+            grid(int(count)),
+            out=store,
+            run=run,
+            workers=None if scheduler else int(workers),
+            scheduler=scheduler[0] if scheduler else None,
+        )
+    except WorkbenchError as error:
+        sys.exit(f"refused: {error}")

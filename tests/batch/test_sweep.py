@@ -1,0 +1,314 @@
+"""Sweeps: right values, nothing computed twice, and the same store, bit for bit, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from batch.cells import grid, run, value
+
+from workbench.errors import WorkbenchError
+from workbench.sweep import estimate, sweep
+from workbench.sweep_grid import Grid
+from workbench.sweep_store import DONE, FAILED, PENDING, open_store, read_store
+
+TESTS = Path(__file__).resolve().parents[1]
+SCRIPT = Path(__file__).with_name("run_sweep.py")
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", **more}
+
+
+def start(store: Path, count: int, workers: int, *more: str, **variables: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(store), str(count), str(workers), *more],
+        env=environment(**variables),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def tree(store: Path) -> dict[str, str]:
+    """Every file of a store with the hash of its bytes."""
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(store.rglob("*"))
+        if path.is_file()
+    }
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> Path:
+    """The store of a run in one process that nothing happens to."""
+    store = tmp_path / "undisturbed.zarr"
+    sweep(grid(40), out=store, run=run, workers=0)
+    return store
+
+
+def test_every_cell_has_its_value_and_failures_their_error(tmp_path):
+    dataset = sweep(grid(), run=run, workers=0)
+    assert dataset["y"].dims == ("seed", "guest.memory")
+    for seed in range(12):
+        for memory in (64, 128, 256):
+            cell = dataset.sel({"seed": seed, "guest.memory": memory})
+            if seed == 5:
+                assert int(cell["status"]) == FAILED
+                assert np.isnan(cell["y"])
+                assert cell["error"].item() == "ValueError: five is refused, as object at 0x..."
+            else:
+                assert int(cell["status"]) == DONE
+                assert float(cell["y"]) == value(seed, memory)
+                assert cell["error"].item() == ""
+
+
+def test_the_store_reads_back_without_this_package(tmp_path):
+    import xarray as xr
+
+    from workbench.sweep_store import quiet_zarr
+
+    store = tmp_path / "s.zarr"
+    ours = sweep(grid(), out=store, run=run, workers=0)
+    with quiet_zarr():
+        plain = xr.open_zarr(store, consolidated=False)
+        np.testing.assert_array_equal(plain["y"].values, ours["y"].values)
+        assert list(plain["seed"].values) == list(range(12))
+
+
+def test_killed_again_and_again_it_ends_with_the_same_store(tmp_path, undisturbed):
+    store, log = tmp_path / "killed.zarr", tmp_path / "log"
+    log.touch()
+    kills = 0
+    for goal in (8, 35, 70):
+        process = start(store, 40, 0, CELL_LOG=str(log), CELL_SECONDS="0.01")
+        wait_for(lambda goal=goal, p=process: len(log.read_text().splitlines()) > goal or p.poll() is not None)
+        process.kill()
+        process.wait()
+        kills += 1
+    assert (read_store(store)["status"].values == PENDING).any()
+    process = start(store, 40, 0, CELL_LOG=str(log))
+    assert process.wait(60) == 0, process.stderr.read()
+    assert tree(store) == tree(undisturbed)
+    counts = Counter(log.read_text().splitlines())
+    assert len(counts) == 120
+    # only the one cell at work when it was killed may be computed again
+    assert sum(counts.values()) - 120 <= kills
+    again = start(store, 40, 0, CELL_LOG=str(log))
+    assert again.wait(60) == 0
+    assert sum(Counter(log.read_text().splitlines()).values()) == sum(counts.values())
+
+
+def test_a_killed_worker_costs_nothing_but_time(tmp_path, undisturbed):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    store, log = tmp_path / "cluster.zarr", tmp_path / "log"
+    log.touch()
+    variables = environment(CELL_LOG=str(log), CELL_SECONDS="0.05")
+    quiet = {"env": variables, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    dask = [sys.executable, "-m", "dask"]
+    worker = [*dask, "worker", address, "--no-dashboard", "--no-nanny", "--nthreads", "1", "--death-timeout", "60"]
+    host, port = address.removeprefix("tcp://").split(":")
+    processes = [subprocess.Popen([*dask, "scheduler", "--host", host, "--port", port, "--no-dashboard"], **quiet)]
+    try:
+        processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
+        driver = start(store, 40, 0, address)
+        processes.append(driver)
+        wait_for(lambda: len(log.read_text().splitlines()) > 20)
+        processes[1].kill()  # SIGKILL, in the middle of a cell
+        assert driver.poll() is None, "the sweep was over before the worker was killed"
+        processes.append(subprocess.Popen(worker, **quiet))
+        assert driver.wait(90) == 0, driver.stderr.read()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert tree(store) == tree(undisturbed)
+
+
+def test_local_workers_give_the_same_store(tmp_path, undisturbed):
+    store = tmp_path / "two.zarr"
+    process = start(store, 40, 2)
+    assert process.wait(90) == 0, process.stderr.read()
+    assert tree(store) == tree(undisturbed)
+
+
+def test_ctrl_c_ends_everything_and_the_rest_can_be_done(tmp_path, undisturbed):
+    store, log = tmp_path / "interrupted.zarr", tmp_path / "log"
+    log.touch()
+    process = start(store, 40, 2, CELL_LOG=str(log), CELL_SECONDS="0.05")
+    wait_for(lambda: len(log.read_text().splitlines()) > 10)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
+    assert process.wait(30) != 0
+    message = process.stderr.read()
+    assert message.count("Traceback") <= 1, message  # of this script; the workers are quiet
+    wait_for(lambda: not _alive_in_group(process.pid), 15)
+    assert (read_store(store)["status"].values == PENDING).any()
+    assert start(store, 40, 0).wait(60) == 0
+    assert tree(store) == tree(undisturbed)
+
+
+def _alive_in_group(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_two_on_one_store(tmp_path, undisturbed):
+    store, log = tmp_path / "both.zarr", tmp_path / "log"
+    log.touch()
+    both = [start(store, 40, 0, CELL_LOG=str(log), CELL_SECONDS="0.01") for _ in range(2)]
+    codes = [process.wait(60) for process in both]
+    messages = [process.stderr.read() for process in both]
+    assert 0 in codes
+    assert all(code == 0 or "another process is writing" in text for code, text in zip(codes, messages, strict=True))
+    assert tree(store) == tree(undisturbed)
+    assert max(Counter(log.read_text().splitlines()).values()) == 1
+
+
+def test_it_can_be_read_while_it_runs(tmp_path):
+    value_grid = Grid.from_mapping(grid())
+    store = tmp_path / "s.zarr"
+    seen = []
+
+    def peek(mapping):
+        seen.append(int((read_store(store)["status"].values != PENDING).sum()))
+        return run(mapping)
+
+    sweep(value_grid, out=store, run=peek, workers=0)
+    assert seen == list(range(36))
+
+
+def test_another_grid_or_another_thing_in_its_place(tmp_path):
+    store = tmp_path / "s.zarr"
+    sweep(grid(), out=store, run=run, workers=0)
+    with pytest.raises(WorkbenchError, match="another sweep"):
+        sweep(grid(13), out=store, run=run, workers=0)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(WorkbenchError, match="not the store of a sweep"):
+        sweep(grid(), out=tmp_path / "notes", run=run, workers=0)
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "s.zarr", Path("/proc/nowhere/s.zarr")):
+        with pytest.raises(WorkbenchError, match="sweep: "):
+            sweep(grid(), out=place, run=run, workers=0)
+    with pytest.raises(WorkbenchError, match="not the store"):
+        read_store(tmp_path / "none")
+
+
+def test_a_full_disk_is_one_line_and_the_store_stays_good(tmp_path, monkeypatch):
+    import errno
+
+    from zarr.storage import _local
+
+    store = tmp_path / "s.zarr"
+    put = _local._put
+    written = []
+
+    def full(path, *arguments, **more):
+        if "/c/" in str(path) and len(written) > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        return put(path, *arguments, **more)
+
+    monkeypatch.setattr(_local, "_put", full)
+    with pytest.raises(WorkbenchError, match="No space left on device") as caught:
+        sweep(grid(), out=store, run=run, workers=0)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    half = read_store(store)
+    assert 0 < int((half["status"].values == DONE).sum()) < 33
+    whole = sweep(grid(), out=store, run=run, workers=0)
+    assert int((whole["status"].values == DONE).sum()) == 33
+
+
+def test_failed_cells_can_be_tried_again(tmp_path):
+    store = tmp_path / "s.zarr"
+    sweep(grid(), out=store, run=run, workers=0)
+
+    def mended(mapping):
+        return run({**mapping, "seed": 4 if mapping["seed"] == 5 else 99})
+
+    dataset = sweep(grid(), out=store, run=mended, workers=0, retry_failed=True)
+    assert (dataset["status"].values == DONE).all()
+    assert float(dataset["y"].sel({"seed": 5, "guest.memory": 64})) == value(4, 64)
+    assert float(dataset["y"].sel({"seed": 3, "guest.memory": 64})) == value(3, 64)  # not computed again
+
+
+def test_hostile_names_are_only_names(tmp_path):
+    hostile = ["<script>alert(1)</script>", "../../x", "a\nb", "'; rm -rf", "ü∞"]
+    dataset = sweep(
+        {"base": {"seed": 1, "guest": {"memory": 64}}, "axes": {"<b>..": {"field": "name", "values": hostile}},
+         "metrics": ["y"]},
+        out=tmp_path / "s.zarr", run=run, workers=0,
+    )  # fmt: skip
+    assert list(dataset["<b>.."].values) == hostile
+    assert (dataset["status"].values == DONE).all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.zarr"]
+
+
+def test_an_estimate_computes_three_cells_and_writes_nothing(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    monkeypatch.setenv("CELL_LOG", str(log))
+    found = estimate(Grid.from_mapping(grid()), tmp_path / "s.zarr", run)
+    assert (found.cells, found.pending) == (36, 36)
+    assert len(set(log.read_text().splitlines())) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log"]
+
+
+def test_a_scheduler_that_is_not_there(tmp_path):
+    with pytest.raises(WorkbenchError, match="no scheduler answers at 'tcp://127.0.0.1:1'"):
+        sweep(grid(), out=tmp_path / "s.zarr", run=run, scheduler="tcp://127.0.0.1:1")
+
+
+def test_leftovers_of_a_killed_write_are_removed(tmp_path):
+    store = tmp_path / "s.zarr"
+    sweep(grid(), out=store, run=run, workers=0)
+    before = tree(store)
+    (store / "y" / "c" / "0" / "0.abc.partial").write_bytes(b"half")
+    with open_store(store, Grid.from_mapping(grid()), []):
+        pass
+    assert tree(store) == before
+
+
+def test_the_engine_in_cells(tmp_path):
+    base = {
+        "name": "small",
+        "host": {
+            "name": "pair",
+            "nodes": [
+                {"id": 0, "memory_bytes": 1 << 30, "cpus": [0], "kind": "dram"},
+                {"id": 1, "memory_bytes": 1 << 30, "cpus": [1], "kind": "dram"},
+            ],
+            "distances": [[10, 21], [21, 10]],
+        },
+        "guest": {"memory": "16 MiB", "policy_interface": "mbind", "vcpus": [{"node": 0}]},
+        "operations": [
+            {"op": "create"}, {"op": "mmap"}, {"op": "mbind", "mode": "bind", "nodes": "0"}, {"op": "fallocate"},
+        ],
+    }  # fmt: skip
+    dataset = sweep({"base": base, "axes": {"nodes": {"field": "operations.2.nodes", "values": ["0", "1", "7"]}}})
+    pages = dataset["pages_per_node"]
+    assert float(pages.sel(nodes="0", node=0)) == 4096
+    assert float(pages.sel(nodes="1", node=1)) == 4096
+    assert int(dataset["status"].sel(nodes="7")) == FAILED
+    assert "7" in dataset["error"].sel(nodes="7").item()
+    assert pages.attrs["basis"] == "exact"
