@@ -252,10 +252,10 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
         if name.endswith(".nc"):
             stored.to_netcdf(made, engine="h5netcdf")
         elif name.endswith(".zip"):
-            import zarr
-
-            with zarr.storage.ZipStore(made, mode="w") as store:
-                stored.to_zarr(store, consolidated=False)
+            # Zipped afterwards: writing into an archive would keep every version of each metadata file.
+            stored.to_zarr(temporary / "store", mode="w", consolidated=False)
+            archive = shutil.make_archive(str(temporary / "archive"), "zip", temporary / "store")
+            os.replace(archive, made)
         else:
             stored.to_zarr(made, mode="w", consolidated=False)
         if target.is_dir():

@@ -1,0 +1,320 @@
+"""Scenarios through ``simulate``: what the kernel does at the interfaces, and a Dataset that holds it without loss."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench import results
+from workbench.errors import WorkbenchError
+from workbench.scenario import Scenario
+from workbench.simulate import simulate
+
+GIB = 1 << 30
+
+
+def host(nodes: int = 4, memory: str = "1 GiB", **more):
+    return {
+        "name": "test",
+        "nodes": [{"id": i, "memory_bytes": memory, "cpus": [i], **more.get(f"node{i}", {})} for i in range(nodes)],
+        "distances": [[10 if i == j else 20 for j in range(nodes)] for i in range(nodes)],
+    }
+
+
+def run(operations=(), guest=None, **more) -> xr.Dataset:
+    fields = {"host": host(), "guest": {"memory": "1 MiB", **(guest or {})}, "operations": list(operations), **more}
+    return simulate(Scenario.from_mapping(fields))
+
+
+def nodes(dataset, file="guest"):
+    return results.page_nodes(dataset, file).tolist()
+
+
+def event(dataset, number):
+    detail = json.loads(str(dataset["event_detail"].values[number]))
+    return int(dataset["event_ret"][number]), int(dataset["event_errno"][number]), detail
+
+
+PAGE = 4096
+
+
+def test_interleave_follows_the_task_and_not_the_offset():
+    dataset = run(
+        [
+            {"op": "create"},
+            {"op": "mbind", "mode": "interleave", "nodes": "0-3"},
+            {"op": "fault", "length": 16 * PAGE, "order": "reverse"},
+        ]
+    )
+    assert nodes(dataset)[:16] == [3, 2, 1, 0] * 4
+
+
+def test_two_tasks_have_their_own_rotation():
+    dataset = run(
+        [
+            {"op": "create"},
+            {"op": "mbind", "mode": "interleave", "nodes": "0-3"},
+            {"op": "first_touch", "length": 8 * PAGE, "turn": 1, "shared": True},
+        ],
+        guest={"vcpus": [{"cpu": 0}, {"cpu": 1}]},
+    )
+    assert nodes(dataset)[:8] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_pages_stay_where_they_are_when_the_policy_changes():
+    dataset = run(
+        [
+            {"op": "create"},
+            {"op": "mbind", "mode": "bind", "nodes": "1"},
+            {"op": "fault", "length": 4 * PAGE},
+            {"op": "mbind", "mode": "bind", "nodes": "2", "flags": ["move"]},
+            {"op": "mbind", "mode": "bind", "nodes": "3", "flags": ["move", "strict"]},
+            {"op": "fault", "length": 8 * PAGE},
+        ]
+    )
+    assert nodes(dataset)[:8] == [1] * 4 + [3] * 4
+    assert event(dataset, 3)[:2] == (0, 0)
+    assert event(dataset, 4)[:2] == (-1, errno.EIO)
+
+
+POLICY = [{"mode": "bind", "nodes": "2"}]
+
+
+@pytest.mark.parametrize(("interface", "expected"), [("none", 0), ("create", 2), ("fbind", 2), ("mbind", 2)])
+def test_the_four_policy_interfaces(interface, expected):
+    dataset = run(guest={"policy_interface": interface, "policies": POLICY, "vcpus": [{"cpu": 0}]})
+    assert set(nodes(dataset)) == {expected}
+
+
+def test_bind_to_a_movable_node_is_ignored_by_guest_memfd_and_not_by_tmpfs():
+    machine = host(node3={"kind": "cxl", "movable": True, "cpus": []})
+    dataset = run(
+        [
+            {"op": "create"},
+            {"op": "memfd", "file": "tmpfs", "size": "1 MiB"},
+            {"op": "mbind", "mode": "bind", "nodes": "3"},
+            {"op": "mbind", "file": "tmpfs", "mode": "bind", "nodes": "3"},
+            {"op": "fault"},
+            {"op": "fault", "file": "tmpfs"},
+        ],
+        host=machine,
+    )
+    assert event(dataset, 2)[:2] == (0, 0), "the call itself succeeds"
+    assert set(nodes(dataset)) == {0}
+    assert set(nodes(dataset, "tmpfs")) == {3}
+
+
+def test_preferred_leaves_low_and_preferred_many_leaves_min():
+    def left_on_node_1(mode):
+        dataset = run(
+            [
+                {"op": "create", "size": "1280 MiB"},
+                {"op": "mbind", "mode": mode, "nodes": "1"},
+                {"op": "fallocate"},
+            ],
+            guest={"memory": "1280 MiB"},
+        )
+        zone = list(dataset["zone"].values).index("1/DMA32")
+        return int(dataset["free_pages"][-1, zone]), dataset.isel(zone=zone)
+
+    free, zone = left_on_node_1("preferred")
+    assert free == int(zone["zone_low"])
+    free, zone = left_on_node_1("preferred_many")
+    assert free == int(zone["zone_min"])
+
+
+def test_out_of_memory_ends_the_process_and_gives_everything_back():
+    dataset = run(
+        [{"op": "create"}, {"op": "mbind", "mode": "bind", "nodes": "1"}, {"op": "fallocate"}, {"op": "fault"}],
+        guest={"memory": "2 GiB"},
+    )
+    assert event(dataset, 2)[2]["killed"] and event(dataset, 3)[1] == errno.ESRCH
+    assert int(dataset["pages_per_node"].sum()) == 0
+    assert (dataset["free_pages"][-1] == dataset["free_pages"][0]).all()
+
+
+def test_private_memory_cannot_be_touched_by_the_host_but_can_be_allocated():
+    dataset = run(
+        [
+            {"op": "create", "flags": ["mmap"]},
+            {"op": "fault", "length": 4 * PAGE},
+            {"op": "fallocate", "length": 4 * PAGE},
+        ]
+    )
+    assert event(dataset, 1) == (0, 0, {"bad": 4, "first": 0})
+    assert event(dataset, 2)[:2] == (0, 0) and int(dataset["pages_per_node"].sum()) == 4
+
+
+@pytest.mark.parametrize(
+    ("operation", "error"),
+    [
+        ({"op": "create", "file": "x", "size": 100}, errno.EINVAL),
+        ({"op": "create", "file": "x", "size": "4 KiB", "raw_flags": 4}, errno.EINVAL),
+        ({"op": "fallocate", "offset": 100, "length": PAGE}, errno.EINVAL),
+        ({"op": "fallocate", "length": "2 MiB"}, errno.EINVAL),
+        ({"op": "fallocate", "length": PAGE, "mode": 0}, errno.EOPNOTSUPP),
+        ({"op": "punch_hole", "offset": 100, "length": PAGE}, errno.EINVAL),
+        ({"op": "mbind", "offset": 100, "length": PAGE, "mode": "bind", "nodes": "1"}, errno.EINVAL),
+        ({"op": "mbind", "length": "2 MiB", "mode": "bind", "nodes": "1"}, errno.EFAULT),
+        ({"op": "mbind", "mode": "bind", "nodes": "1", "raw_flags": 8}, errno.EINVAL),
+        ({"op": "mbind", "mode": 7, "nodes": "1"}, errno.EINVAL),
+        ({"op": "set_mempolicy_home_node", "home_node": 1}, errno.ENOENT),
+        ({"op": "fbind", "mode": "bind", "nodes": "1"}, errno.ENOSYS),
+        ({"op": "sched_setaffinity", "cpu": 77}, errno.EINVAL),
+        ({"op": "get_mempolicy", "node": True}, errno.EINVAL),
+        ({"op": "mmap", "private": True}, errno.EINVAL),
+        ({"op": "close", "file": "absent"}, errno.EBADF),
+    ],
+)
+def test_refused_operations_are_results(operation, error):
+    dataset = run([{"op": "create"}, operation, {"op": "fault", "length": PAGE}])
+    assert event(dataset, 1)[:2] == (-1, error)
+    assert event(dataset, 2)[:2] == (1, 0), "the run goes on"
+
+
+def test_huge_pages_are_placed_one_step_of_the_rotation_each():
+    dataset = run(
+        guest={
+            "memory": "16 GiB",
+            "page_size": "1 GiB",
+            "design": "hugetlb",
+            "policies": [{"mode": "interleave", "nodes": "0-3"}],
+        },
+        host=host(memory="8 GiB"),
+    )
+    assert nodes(dataset) == [0, 1, 2, 3] * 4
+
+
+def test_huge_page_pool_runs_dry_with_an_error_and_not_with_a_kill():
+    dataset = run(
+        [{"op": "create"}, {"op": "mbind", "mode": "bind", "nodes": "1"}, {"op": "fallocate"}, {"op": "zones"}],
+        guest={"memory": "16 GiB", "page_size": "1 GiB", "design": "hugetlb"},
+        host=host(memory="8 GiB"),
+        boot={"hugetlb_pages": {0: 4, 1: 3}},
+    )
+    assert event(dataset, 2)[:2] == (-1, errno.ENOMEM) and event(dataset, 3)[:2] == (0, 0)
+    assert dataset["pages_per_node"].sum("file").values.tolist() == [0, 3, 0, 0]
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.fixed_dictionaries(
+            {
+                "op": st.just("mbind"),
+                "offset": st.integers(0, 63).map(lambda p: p * PAGE),
+                "length": st.integers(0, 64).map(lambda p: p * PAGE),
+                "mode": st.sampled_from(["default", "bind", "preferred", "interleave", "weighted_interleave"]),
+                "nodes": st.sampled_from(["", "0", "1-2", "0-3"]),
+            }
+        ),
+        st.fixed_dictionaries(
+            {
+                "op": st.sampled_from(["fault", "fallocate", "punch_hole"]),
+                "offset": st.integers(0, 63).map(lambda p: p * PAGE),
+                "length": st.integers(1, 64).map(lambda p: p * PAGE),
+                "task": st.sampled_from(["vcpu0", "vcpu1"]),
+            }
+        ),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60)
+@given(OPERATIONS, st.sampled_from(["auto", "runs", "pages"]))
+def test_no_page_is_lost_and_counters_agree_with_a_recount(operations, output):
+    dataset = run(
+        [{"op": "create", "size": 64 * PAGE}, *operations],
+        guest={"vcpus": [{"cpu": 0}, {"cpu": 2}]},
+        strict=False,
+        output=output,
+    )
+    listed = results.page_nodes(dataset)
+    counts = [int((listed == node).sum()) for node in range(4)]
+    assert dataset["pages_per_node"].sel(file="guest").values.tolist() == counts
+    assert results.node_counts(dataset)[0].tolist() == counts
+    edges = [0, 5, 5, 33, 64]
+    by_part = [[int((listed[a:b] == n).sum()) for n in range(4)] for a, b in zip(edges, edges[1:], strict=False)]
+    assert results.node_counts(dataset, edges=edges).tolist() == by_part
+    taken = dataset["free_pages"][0] - dataset["free_pages"][-1]
+    by_node = [int(taken[dataset["zone_node"].values == node].sum()) for node in range(4)]
+    assert by_node == counts
+    if "page_node" in dataset:
+        assert (dataset["page_node"].sel(file="guest").values == listed).all()
+    if "run_start" in dataset:
+        rebuilt = np.full(64, -1)
+        for first, length, node in zip(dataset["run_start"], dataset["run_length"], dataset["run_node"], strict=True):
+            rebuilt[int(first) : int(first) + int(length)] = int(node)
+        assert (rebuilt == listed).all()
+
+
+def test_every_variable_says_what_it_is():
+    dataset = run()
+    for name, variable in dataset.data_vars.items():
+        assert {"units", "long_name", "basis"} <= set(variable.attrs), name
+        assert variable.attrs["basis"] in ("exact", "counted", "modelled")
+        assert variable.attrs["basis"] != "modelled" or variable.attrs["source"]
+    provenance = results.read_provenance(dataset)
+    assert Scenario.from_mapping(provenance["scenario"]) == Scenario.from_mapping(
+        {"host": host(), "guest": {"memory": "1 MiB"}}
+    )
+
+
+@pytest.mark.parametrize("name", ["result.zarr", "result.zarr.zip", "result.nc"])
+def test_storage_round_trip(tmp_path, name):
+    dataset = run(guest={"policies": [{"mode": "interleave", "nodes": "0-3"}]})
+    path = results.save(dataset, tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == [name], "no temporary name is left"
+    xr.testing.assert_identical(results.load(path), dataset)
+    results.save(run(), path)
+    assert set(nodes(results.load(path))) == {0}, "an older result is replaced"
+
+
+def test_storage_errors_are_one_line(tmp_path):
+    with pytest.raises(WorkbenchError, match=r"must end in"):
+        results.save(run(), tmp_path / "x.csv")
+    with pytest.raises(WorkbenchError, match="does not exist"):
+        results.load(tmp_path / "absent.nc")
+    (tmp_path / "bad.nc").write_bytes(b"not netcdf")
+    with pytest.raises(WorkbenchError, match="cannot be read") as caught:
+        results.load(tmp_path / "bad.nc")
+    assert "\n" not in str(caught.value)
+
+
+def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    with pytest.raises(WorkbenchError, match="No space left"):
+        results.save(run(), tmp_path / "x.nc")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cancelling_ends_the_run():
+    asked = []
+
+    def cancelled():
+        asked.append(1)
+        return len(asked) > 1
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(Scenario.from_mapping({"host": host(), "operations": [{"op": "zones"}] * 5}), cancelled=cancelled)
+
+
+def test_same_scenario_same_dataset():
+    scenario = Scenario.from_mapping(
+        {
+            "host": host(),
+            "seed": 7,
+            "guest": {"memory": "4 MiB", "vcpus": [{"cpu": 0}, {"cpu": 1}]},
+            "operations": [{"op": "first_touch", "order": "random"}],
+        }
+    )
+    xr.testing.assert_identical(simulate(scenario), simulate(scenario))
