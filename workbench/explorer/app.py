@@ -139,7 +139,7 @@ class Explorer:
         self.space.observe(lambda change: self._range_chosen(change["new"]), "selected")
         self.policy.on_select = lambda index: setattr(self.space, "selected", index)
         self.time = w.IntSlider(
-            min=1, max=1, value=1, description="after operation", style={"description_width": "96px"},
+            min=1, max=1, value=1, description="after operation", style={"description_width": "105px"},
             layout=w.Layout(flex="1 1 auto", min_width="180px"),
         )  # fmt: skip
         self.time.observe(lambda change: self._time_moved(), "value")
@@ -182,18 +182,14 @@ class Explorer:
             [
                 w.VBox(
                     [
-                        _aid(
-                            "Left, the host: fill level in the node's colour for this guest, grey for other use; nearer nodes "
-                            "have thicker links. Right, memory on each node against its capacity (outline)."
-                        ),
+                        _aid("Left: fill level; nearer nodes have thicker links. Right: the guest against capacity."),
                         w.HBox([self.host_chart, self.bars_chart]),
                     ]
                 ),
                 w.VBox(
                     [
                         _aid(
-                            "Where the memory lies that each group of vCPUs uses, if it uses all of it alike; full colour is "
-                            "local. Distances are SLIT (10 = local); latency and bandwidth are modelled."
+                            "The memory each group of vCPUs uses; full colour is local. Distance is SLIT, 10 is local."
                         ),
                         self.vcpu_chart,
                     ]
@@ -213,10 +209,7 @@ class Explorer:
         self.tabs.observe(lambda change: self._tab_opened(), "selected_index")
         self.views = w.VBox(
             [
-                _aid(
-                    "The guest's address space from first to last byte: each column shows which nodes back its pages. Above it "
-                    "policy ranges (drag to make or move one), below it private or shared, and page size."
-                ),
+                _aid("Columns show the nodes behind the pages; drag in the band above them to set policies."),
                 self.space,
                 w.HBox([self.goto, self.time]),
                 self.goto_error,
@@ -445,7 +438,8 @@ class Explorer:
         text = scenario.to_yaml()
         kind = self.share_kind.value
         if kind == "Python":
-            text = f'import workbench as wb\n\nscenario = wb.Scenario.from_yaml("""\n{text}""")\nresult = wb.simulate(scenario)\n'
+            text = f'import workbench as wb\n\nscenario = wb.Scenario.from_yaml("""\n{text}""")\n'
+            text += "result = wb.simulate(scenario)\n"
         elif kind == "report command":
             text = f"{_heredoc(text)}\nworkbench report {NOTEBOOK} -p scenario scenario.yaml -o placement.html\n"
         elif kind == "papermill command":
@@ -473,7 +467,8 @@ class Explorer:
         dataset = self.result
         if dataset.nbytes > LARGEST_DOWNLOAD:
             raise WorkbenchError(
-                f"download: the Dataset has {format_bytes(dataset.nbytes)}; save it with results.save(explorer.result, path)"
+                f"download: the Dataset has {format_bytes(dataset.nbytes)}, too much for a browser; "
+                "save it with workbench.results.save(explorer.result, path)"
             )
         with tempfile.TemporaryDirectory() as directory:
             path = results.save(dataset, Path(directory) / (stem + suffix))

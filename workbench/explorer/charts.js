@@ -24,13 +24,14 @@ function host(data, width, height) {
   const columns = n <= 8 ? n <= 3 ? n : Math.ceil(n / 2) : Math.ceil(Math.sqrt(n * width / height / 1.3));
   const rows = Math.ceil(n / columns);
   const cellW = width / columns, cellH = (height - 4) / rows;
-  const gapX = n <= 8 ? Math.min(60, cellW * 0.34) : cellW * 0.12, gapY = n <= 8 ? Math.min(54, cellH * 0.34) : cellH * 0.16;
+  const gapX = n <= 8 ? Math.max(34, Math.min(60, cellW * 0.34)) : cellW * 0.12, gapY = n <= 8 ? Math.min(54, cellH * 0.34) : cellH * 0.16;
   const boxW = cellW - gapX, boxH = cellH - gapY;
   const place = data.nodes.map((_, i) => {
     // Two rows of a ring keep neighbours side by side; more nodes make a grid.
     const row = Math.floor(i / columns), column = i % columns;
     return { x: column * cellW + gapX / 2, y: row * cellH + gapY / 2 };
   });
+  const plates = [];
   if (n <= 8) {
     const distances = data.distances.flatMap((row, i) => row.filter((_, j) => i !== j));
     const near = Math.min(...distances), far = Math.max(...distances);
@@ -46,11 +47,12 @@ function host(data, width, height) {
       const sideways = Math.abs((i % columns) - (j % columns)), down = Math.abs(Math.floor(i / columns) - Math.floor(j / columns));
       if (sideways + down === 1) {
         const x = (a.x + b.x + boxW) / 2, y = (a.y + b.y + boxH) / 2;
-        root.append(svg("rect", { x: x - 12, y: y - 8, width: 24, height: 16, rx: 3, class: "wb-plate" }),
+        plates.push(svg("rect", { x: x - 12, y: y - 8, width: 24, height: 16, rx: 3, class: "wb-plate" }),
           label(x, y, back !== d ? `${d}/${back}` : d, { "text-anchor": "middle", "dominant-baseline": "central", "data-link": `${i}-${j}` }));
       }
     }
   }
+  root.append(...plates); // above every line
   data.nodes.forEach((node, i) => {
     const { x, y } = place[i];
     const group = svg("g", { "data-node": node.id, tabindex: n <= 16 ? 0 : -1 }, title(node.title));
@@ -82,8 +84,9 @@ function bars(data, width, height) {
   const left = 52, bottom = 34, top = 8, n = data.nodes.length, step = (width - left - 6) / n;
   const largest = Math.max(1, ...data.nodes.map((node) => Math.max(node.memory, node.guest, node.guest_a || 0)));
   const y = (value) => top + (height - bottom - top) * (1 - value / largest);
-  for (let i = 0; i <= 4; i++) {
-    const value = largest * i / 4;
+  let tick = 1;
+  while (largest / tick > 5) tick *= 2; // a round number of KiB, MiB, GiB ...
+  for (let value = 0; value <= largest * 1.0001; value += tick) {
     root.append(svg("line", { x1: left, x2: width - 6, y1: y(value), y2: y(value), class: "wb-grid" }),
       label(left - 5, y(value), gib(value), { "text-anchor": "end", "dominant-baseline": "central" }));
   }

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import html
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +24,8 @@ from workbench.scenario import Scenario
 from workbench.topology import Host, machine_names
 from workbench.units import format_bytes, parse_bytes
 
-LABEL = {"description_width": "104px"}
-WIDE = w.Layout(width="98%")
+LABEL = {"description_width": "96px"}
+SHORT = {"description_width": "44px"}
 SIZES = [f"{n} {unit}" for unit in ("GiB", "TiB") for n in (1, 4, 16, 64, 256) if not (unit == "TiB" and n > 16)]
 MODES = {
     "default (follow the task)": "default",
@@ -38,6 +37,11 @@ MODES = {
     "weighted interleave": "weighted_interleave",
 }
 EDITED = "edited host"
+
+
+def wide() -> w.Layout:
+    """A layout of its own for each widget: one that is shared would hide them all at once."""
+    return w.Layout(width="98%")
 
 
 def exact_size(number: int) -> str:
@@ -155,18 +159,20 @@ class MachineEditor(Editor):
     def __init__(self, controller: Controller) -> None:
         super().__init__(controller)
         names = machine_names()
-        self.machine = w.Dropdown(options=names, description="machine", style=LABEL, layout=WIDE)
+        self.machine = w.Dropdown(options=names, description="machine", style=LABEL, layout=wide())
         self.this_host = w.Button(description="this host", tooltip="Read the topology of this computer", icon="")
         self.upload = w.FileUpload(accept=".yaml,.yml,.xml,.txt", multiple=False, description="from a file")
         self.upload.tooltip = "YAML, hwloc XML, or the output of numactl --hardware"
-        self.node = w.Dropdown(options=[], description="node", style=LABEL, layout=w.Layout(width="60%"))
-        self.add = w.Button(description="add", tooltip="Add a node like this one", layout=w.Layout(width="18%"))
-        self.remove = w.Button(description="remove", tooltip="Remove this node", layout=w.Layout(width="20%"))
-        self.memory = w.Text(description="memory", continuous_update=False, style=LABEL, layout=WIDE)
-        self.cpus = w.Text(
-            description="CPUs", placeholder="0-7,64-71", continuous_update=False, style=LABEL, layout=WIDE
+        self.node = w.Dropdown(
+            options=[], description="node", style=SHORT, layout=w.Layout(flex="1 1 0", min_width="0")
         )
-        self.kind = w.Dropdown(options=["dram", "hbm", "cxl", "gpu"], description="kind", style=LABEL, layout=WIDE)
+        self.add = w.Button(description="add", tooltip="Add a node like this one", layout=w.Layout(width="auto"))
+        self.remove = w.Button(description="remove", tooltip="Remove this node", layout=w.Layout(width="auto"))
+        self.memory = w.Text(description="memory", continuous_update=False, style=LABEL, layout=wide())
+        self.cpus = w.Text(
+            description="CPUs", placeholder="0-7,64-71", continuous_update=False, style=LABEL, layout=wide()
+        )
+        self.kind = w.Dropdown(options=["dram", "hbm", "cxl", "gpu"], description="kind", style=LABEL, layout=wide())
         self.movable = w.Checkbox(description="all memory onlined as movable", indent=False)
         self.symmetric = w.Checkbox(value=True, description="edit both directions", indent=False)
         self.matrix = Matrix()
@@ -234,7 +240,7 @@ class MachineEditor(Editor):
         mapping["access"] = [a for a in mapping.get("access", ()) if a["initiator"] in ids and a["target"] in ids]
         name = str(mapping.get("name") or "host")
         mapping["name"] = name if name.endswith("(edited)") else f"{name} (edited)"
-        return self._use(host_from(mapping))
+        return self._use(Host.from_mapping(mapping))
 
     def _position(self) -> int:
         return [node.id for node in self.host.nodes].index(self.node.value)
@@ -282,13 +288,9 @@ class MachineEditor(Editor):
     def _set_distances(self, values: list[list[object]]) -> Edit:
         for row, line in zip(self.host.nodes, values, strict=True):
             for column, value in zip(self.host.nodes, line, strict=True):
-                if not isinstance(value, int) or not 1 <= value <= 254 or (row is column) != (value == 10):
-                    if row is column and value == 10:
-                        continue
-                    if isinstance(value, int) and 10 <= value <= 254 and row is not column:
-                        continue
+                if not isinstance(value, int) or not 10 <= value <= 255:
                     raise WorkbenchError(
-                        f"distances: node {row.id} to {column.id} is {value!r}; must be a whole number from 10 to 254"
+                        f"distances: node {row.id} to {column.id} is {value!r}; must be a whole number from 10 to 255"
                     )
         mapping = self._mapping()
         mapping["distances"] = values
@@ -331,24 +333,14 @@ class MachineEditor(Editor):
             )
 
 
-def host_from(mapping: dict[str, Any]) -> Host:
-    """A host from its mapping, with one clear line for what is wrong."""
-    from pydantic import ValidationError
-
-    from workbench.scenario import first_line
-
-    try:
-        return Host.model_validate(mapping)
-    except ValidationError as error:
-        raise WorkbenchError(first_line(error)) from None
-
-
 class GuestEditor(Editor):
     """Memory, vCPUs and their nodes, page size, design, policy interface."""
 
     def __init__(self, controller: Controller) -> None:
         super().__init__(controller)
-        self.memory = w.Combobox(options=SIZES, description="memory", continuous_update=False, style=LABEL, layout=WIDE)
+        self.memory = w.Combobox(
+            options=SIZES, description="memory", continuous_update=False, style=LABEL, layout=wide()
+        )
         self.page_size = w.ToggleButtons(options=["4 KiB", "2 MiB", "1 GiB"], description="page size", style=LABEL)
         self.page_size.style.button_width = "58px"
         self.design = w.Dropdown(
@@ -360,7 +352,7 @@ class GuestEditor(Editor):
             ],
             description="design",
             style=LABEL,
-            layout=WIDE,
+            layout=wide(),
         )
         self.interface = w.Dropdown(
             options=[
@@ -371,16 +363,16 @@ class GuestEditor(Editor):
             ],
             description="set by",
             style=LABEL,
-            layout=WIDE,
+            layout=wide(),
         )
         self.interface.tooltip = "How a memory policy reaches the file: the four generations of the series"
         self.confidential = w.Dropdown(
             options=[("no", "none"), ("SEV-SNP", "snp"), ("TDX", "tdx")],
             description="confidential",
             style=LABEL,
-            layout=WIDE,
+            layout=wide(),
         )
-        self.vcpus = w.BoundedIntText(min=1, max=1024, description="vCPUs", style=LABEL, layout=WIDE)
+        self.vcpus = w.BoundedIntText(min=1, max=1024, description="vCPUs", style=LABEL, layout=wide())
         self.vcpu_nodes = NodePicker(label="nodes that the vCPUs run on")
         self.widget = w.VBox(
             [
@@ -446,18 +438,18 @@ class PolicyEditor(Editor):
         self.selected = -1
         self.on_select: Callable[[int], None] = lambda index: None
         self.range = w.Dropdown(
-            options=[("no policy", -1)], description="range", style=LABEL, layout=w.Layout(width="60%")
+            options=[("no policy", -1)], description="range", style=SHORT, layout=w.Layout(flex="1 1 0", min_width="0")
         )
-        self.add = w.Button(description="add", tooltip="Add a range; the last one wins", layout=w.Layout(width="18%"))
-        self.remove = w.Button(description="remove", tooltip="Remove this range", layout=w.Layout(width="20%"))
-        self.mode = w.Dropdown(options=MODES, description="mode", style=LABEL, layout=WIDE)
+        self.add = w.Button(description="add", tooltip="Add a range; the last one wins", layout=w.Layout(width="auto"))
+        self.remove = w.Button(description="remove", tooltip="Remove this range", layout=w.Layout(width="auto"))
+        self.mode = w.Dropdown(options=MODES, description="mode", style=LABEL, layout=wide())
         self.nodes = NodePicker(label="nodes of the policy")
         self.automatic = w.Checkbox(value=True, description="weights the kernel would choose", indent=False)
         self.static = w.Checkbox(description="static nodes", indent=False, layout=w.Layout(width="48%"))
         self.relative = w.Checkbox(description="relative nodes", indent=False, layout=w.Layout(width="48%"))
-        self.start = w.Text(description="from", continuous_update=False, style=LABEL, layout=WIDE)
-        self.end = w.Text(description="to", continuous_update=False, style=LABEL, layout=WIDE)
-        self.home = w.Dropdown(options=[("none", None)], description="home node", style=LABEL, layout=WIDE)
+        self.start = w.Text(description="from", continuous_update=False, style=LABEL, layout=wide())
+        self.end = w.Text(description="to", continuous_update=False, style=LABEL, layout=wide())
+        self.home = w.Dropdown(options=[("none", None)], description="home node", style=LABEL, layout=wide())
         self.note = w.HTML()
         self.details = w.VBox(
             [
@@ -598,9 +590,10 @@ class PolicyEditor(Editor):
             self.start.value, self.end.value = exact_size(start), exact_size(end)
 
 
-@functools.lru_cache(maxsize=8)
 def automatic_weights(host: Host) -> dict[int, int]:
     """The interleave weights that the kernel makes of the host's bandwidths; 1 everywhere where it knows none."""
+    if not host.access:
+        return {node.id: 1 for node in host.nodes}
     from workbench.system import System
 
     system = System(Scenario(name="weights", host=host))
@@ -621,38 +614,38 @@ class WorkloadEditor(Editor):
             ],
             description="workload",
             style=LABEL,
-            layout=WIDE,
+            layout=wide(),
         )
         self.by = w.Dropdown(
             options=[("guest (KVM fault)", "guest"), ("host mapping", "host"), ("KVM prefault", "prefault")],
             description="faults come by",
             style=LABEL,
-            layout=WIDE,
+            layout=wide(),
         )
         self.order = w.Dropdown(
-            options=["sequential", "reverse", "strided", "random"], description="order", style=LABEL, layout=WIDE
+            options=["sequential", "reverse", "strided", "random"], description="order", style=LABEL, layout=wide()
         )
-        self.stride = w.BoundedIntText(min=1, max=1 << 30, description="stride, pages", style=LABEL, layout=WIDE)
-        self.turn = w.BoundedIntText(min=0, max=1 << 20, description="turn, pages", style=LABEL, layout=WIDE)
+        self.stride = w.BoundedIntText(min=1, max=1 << 30, description="stride, pages", style=LABEL, layout=wide())
+        self.turn = w.BoundedIntText(min=0, max=1 << 20, description="turn, pages", style=LABEL, layout=wide())
         self.turn.tooltip = "0: each vCPU finishes its share; otherwise vCPUs take turns of so many pages"
         self.shared = w.Checkbox(description="turns walk one range together", indent=False)
-        self.hog_node = w.Dropdown(options=[("none", None)], description="other use on", style=LABEL, layout=WIDE)
-        self.hog_free = w.Text(description="leaves free", continuous_update=False, style=LABEL, layout=WIDE)
+        self.hog_node = w.Dropdown(options=[("none", None)], description="other use on", style=LABEL, layout=wide())
+        self.hog_free = w.Text(description="leaves free", continuous_update=False, style=LABEL, layout=wide())
         self.percent = w.FloatSlider(
-            min=0, max=100, step=0.5, description="converted, %", readout_format=".1f", style=LABEL, layout=WIDE
+            min=0, max=100, step=0.5, description="converted, %", readout_format=".1f", style=LABEL, layout=wide()
         )
         self.piece = w.Combobox(
             options=["4 KiB", "64 KiB", "2 MiB", "64 MiB", "1 GiB"],
             description="in pieces of",
             continuous_update=False,
             style=LABEL,
-            layout=WIDE,
+            layout=wide(),
         )
         self.back = w.Checkbox(value=True, description="and back to private", indent=False)
         self.pins = w.BoundedIntText(
-            min=0, max=edits.MAX_CONVERSIONS, description="pinned pieces", style=LABEL, layout=WIDE
+            min=0, max=edits.MAX_CONVERSIONS, description="pinned pieces", style=LABEL, layout=wide()
         )
-        self.seed = w.BoundedIntText(min=0, max=2**53, description="seed", style=LABEL, layout=WIDE)
+        self.seed = w.BoundedIntText(min=0, max=2**53, description="seed", style=LABEL, layout=wide())
         self.text = w.Textarea(continuous_update=False, layout=w.Layout(width="98%", height="180px"))
         self.text.add_class("wb-code")
         self.text.tooltip = "Operations as YAML"

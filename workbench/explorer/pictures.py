@@ -79,7 +79,7 @@ def _edges(start: int, stop: int, folio: int, folios: int, columns: int) -> npt.
 def shares(
     dataset: xr.Dataset, ids: Sequence[int], start: int, stop: int, columns: int = COLUMNS
 ) -> npt.NDArray[np.uint8]:
-    """Share of each node (and, last, of absent pages) in every column of [start, stop) bytes: uint8 (columns, nodes + 1)."""
+    """Share of each node and, last, of absent pages in the columns of [start, stop) bytes: uint8 (columns, nodes + 1)."""
     file = guest_file(dataset)
     if file is None:
         return np.zeros((0, len(ids) + 1), np.uint8)

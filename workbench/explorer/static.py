@@ -121,5 +121,6 @@ def page(run: Run | None, pinned: Run | None = None) -> str:
         scenario = f"<h2>Scenario</h2><pre>{html.escape(run.scenario.to_yaml())}</pre>"
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{name}</title></head>'
-        f"<body style='font-family:system-ui,sans-serif;max-width:980px;margin:2em auto'><h1>{name}</h1>{body}{calls}{scenario}</body></html>"
+        "<body style='font-family:system-ui,sans-serif;max-width:980px;margin:2em auto'>"
+        f"<h1>{name}</h1>{body}{calls}{scenario}</body></html>"
     )
