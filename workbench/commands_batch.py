@@ -112,7 +112,9 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
     from workbench.cli import console
 
-    table = Table(*(Text(column) for column in columns), title=Text(title) if title else None, title_justify="left")
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    for column in columns:
+        table.add_column(Text(column))
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: brackets in a value are no markup
     console().print(table)
@@ -123,6 +125,52 @@ def _show_parameters(notebook: Path) -> None:
 
     for item in read_parameters(read_notebook(notebook), notebook.name).values():
         typer.echo(f"{item.name}: {item.annotation} = {item.default}" + (f"  # {item.help}" if item.help else ""))
+
+
+def batch(
+    jobs: Annotated[Path, typer.Argument(help="Jobs (YAML): notebooks with parameters.")],
+    workers: Annotated[int, typer.Option("-j", "--workers", min=1, help="Notebooks that run at the same time.")] = 2,
+    out_dir: Annotated[Path | None, typer.Option("-d", "--out-dir", help="Where reports and logs go.")] = None,
+    gallery_page: Annotated[bool, typer.Option("--gallery", help="End with an index page of the reports.")] = False,
+) -> None:
+    """Make many reports, several at a time, each with a log. Exit code 1 if any of them failed."""
+    from workbench.batch import Outcome, read_jobs, run_batch
+    from workbench.gallery import make_gallery
+
+    found = read_jobs(jobs, out_dir)
+    done = 0
+
+    def finished(outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        typer.echo(f"{done}/{len(found)} {outcome.job.name}: {outcome.state} ({outcome.seconds:.1f} s)", err=True)
+
+    outcomes = run_batch(found, workers, finished=finished)
+    rows = [
+        [item.job.name, item.state, f"{item.seconds:.1f}", str(item.job.out if item.state == "ok" else item.job.log),
+         item.message]
+        for item in outcomes
+    ]  # fmt: skip
+    failed = sum(item.state != "ok" for item in outcomes)
+    _print_table("", ["job", "state", "seconds", "report, or log", "why"], rows)
+    typer.echo(f"{len(outcomes)} jobs, {failed} failed")
+    if gallery_page and failed < len(outcomes):
+        page, _ = make_gallery(Path(outcomes[0].job.out).parent)
+        typer.echo(str(page))
+    if failed:
+        raise typer.Exit(1)
+
+
+def gallery(
+    folder: Annotated[Path, typer.Argument(help="A directory with reports in it, at any depth.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; index.html there by default.")] = None,
+) -> None:
+    """Build an index page over many reports: pictures, search, parameters as columns."""
+    from workbench.gallery import make_gallery
+
+    page, count = make_gallery(folder, out)
+    typer.echo(f"{count} reports", err=True)
+    typer.echo(str(page))
 
 
 def sweep(
@@ -199,6 +247,8 @@ def _duration(seconds: float) -> str:
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the application."""
     app.command(cls=PairCommand)(report)
+    app.command()(batch)
+    app.command()(gallery)
     app.command()(sweep)
 
 

@@ -450,14 +450,14 @@ def execute(
     prepared.cells = [first, *prepared.cells, last]
     bar = {"desc": name, "file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else 10.0}
     try:
-        with _importable():
+        with _importable(), _kernel_manager() as kernel_manager:
             return papermill.execute_notebook(
                 prepared,
                 None,
                 parameters=dict(values),
                 kernel_name="python3",
                 language="python",
-                kernel_manager_class=_kernel_manager(),
+                kernel_manager_class=kernel_manager,
                 progress_bar=bar if progress else False,
                 execution_timeout=timeout,
             )
@@ -470,17 +470,23 @@ def execute(
         raise NotebookFailed(f"{name}: the kernel did not finish: {line}") from error
 
 
-def _kernel_manager() -> Any:
-    """Kernels over sockets in the file system: no port to be taken by another of many kernels started at once."""
+@contextlib.contextmanager
+def _kernel_manager() -> Iterator[Any]:
+    """Kernels over sockets in a directory of their own: many started at once cannot take each other's ports."""
+    import tempfile
+
     from jupyter_client.manager import AsyncKernelManager
 
     if os.name == "nt":
-        return AsyncKernelManager
+        yield AsyncKernelManager
+        return
+    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
 
-    class LocalKernelManager(AsyncKernelManager):
-        transport = "ipc"
+        class LocalKernelManager(AsyncKernelManager):
+            transport = "ipc"
+            ip = os.path.join(folder, "socket")
 
-    return LocalKernelManager
+        yield LocalKernelManager
 
 
 def _failure(notebook: nbformat.NotebookNode, name: str, error: Any) -> NotebookFailed:

@@ -275,7 +275,7 @@ def test_an_estimate_computes_three_cells_and_writes_nothing(tmp_path, monkeypat
 
 
 def test_a_scheduler_that_is_not_there(tmp_path):
-    with pytest.raises(WorkbenchError, match="no scheduler answers at 'tcp://127.0.0.1:1'"):
+    with pytest.raises(WorkbenchError, match=r"no scheduler answers at 'tcp://127\.0\.0\.1:1'"):
         sweep(grid(), out=tmp_path / "s.zarr", run=run, scheduler="tcp://127.0.0.1:1")
 
 

@@ -1,0 +1,124 @@
+"""An index page over many reports: a picture of each, their parameters as columns, and a search."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from workbench.errors import WorkbenchError
+
+THUMBNAIL = (360, 240)
+"""Pixels of the largest thumbnail."""
+_PICTURE = re.compile(r'<figure id="wb-figure-\d+"><img src="data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=]+)"')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One report in the gallery."""
+
+    link: str
+    title: str
+    notebook: str
+    made: str
+    figures: int
+    thumbnail: str
+    """A data address, or empty when the report has no picture."""
+    parameters: dict[str, str]
+
+
+def find_reports(folder: Path) -> list[Entry]:
+    """Return the reports below a directory, newest first; other HTML files are left out."""
+    from workbench.report_html import read_embedded
+
+    if not folder.is_dir():
+        raise WorkbenchError(f"gallery: {str(folder)!r} is not a directory")
+    entries = []
+    for path in sorted(folder.rglob("*.html")):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        facts = read_embedded(text)
+        if facts and str(facts.get("schema", "")).startswith("workbench-report/"):
+            entries.append(_entry(path.relative_to(folder), text, facts))
+    return sorted(entries, key=lambda entry: entry.made, reverse=True)
+
+
+def _entry(path: Path, text: str, facts: dict[str, Any]) -> Entry:
+    given = facts.get("parameters", {})
+    declared = facts.get("declared", {})
+    parameters = {str(name): str(default).strip("'\"") for name, default in declared.items()}
+    parameters |= {str(name): str(value) for name, value in given.items()}
+    found = _PICTURE.search(text)
+    return Entry(
+        link=quote(path.as_posix()),
+        title=str(facts.get("title") or path.stem),
+        notebook=str(facts.get("notebook", {}).get("name", "")),
+        made=str(facts.get("made", ""))[:16].replace("T", " "),
+        figures=len(facts.get("figures", [])),
+        thumbnail=_thumbnail(found.group(1)) if found else "",
+        parameters=parameters,
+    )
+
+
+def _thumbnail(encoded: str) -> str:
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA")
+    except (OSError, ValueError):  # a picture that cannot be read is left out, not the report
+        return ""
+    image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    paper = Image.new("RGB", image.size, "white")
+    paper.paste(image, mask=image.getchannel("A"))
+    buffer = io.BytesIO()
+    paper.quantize(64).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def make_gallery(folder: Path, out: Path | None = None) -> tuple[Path, int]:
+    """Write the index page of the reports below a directory; return its path and how many it lists.
+
+    out: ``index.html`` in the directory by default. Links are relative, so the directory can be moved or sent.
+    """
+    import os
+
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    from workbench.files import whole_file
+    from workbench.report_html import TEMPLATES, content_policy, without_hosts
+
+    entries = find_reports(folder)
+    if not entries:
+        raise WorkbenchError(f"gallery: no reports below {str(folder)!r}")
+    out = out or folder / "index.html"
+    prefix = quote(os.path.relpath(folder, out.parent) + "/") if out.parent.resolve() != folder.resolve() else ""
+    columns = [
+        name
+        for name in dict.fromkeys(name for entry in entries for name in entry.parameters)
+        if len(entries) == 1 or len({entry.parameters.get(name) for entry in entries}) > 1
+    ]
+    same = {
+        name: entries[0].parameters[name] for name in entries[0].parameters if name not in columns
+    }  # what all reports share is said once
+    source = TEMPLATES / "gallery"
+    script = (source / "gallery.js").read_text(encoding="utf-8")
+    environment = Environment(loader=FileSystemLoader(source), autoescape=True)
+    page = environment.get_template("index.html.j2").render(
+        entries=entries,
+        columns=columns,
+        same=same,
+        prefix=prefix,
+        css=Markup((source / "gallery.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        csp=content_policy(script),
+    )
+    with whole_file(out) as temporary:
+        temporary.write_text(without_hosts(page), encoding="utf-8")
+    return out, len(entries)
