@@ -71,6 +71,13 @@ def curve_tables() -> tuple[np.ndarray, np.ndarray]:
     return np.stack([p[0] for p in pad]), np.stack([p[1] for p in pad])
 
 
+def peak_delay(kind: str) -> float:
+    """ns over the idle latency at the highest bandwidth measured on memory of this kind (or ``link``)."""
+    loads, delays = curve_tables()
+    row = CURVES.index(kind)
+    return float(delays[row, int(np.flatnonzero(loads[row] == 1.0)[0])])
+
+
 @dataclass(frozen=True)
 class Machine:
     """A host as the cost model sees it. Indices are positions in the host's node list.
@@ -435,7 +442,8 @@ def access_cost(
     if access.initiators:
         from workbench.policy import parse_nodes
 
-        asked = parse_nodes(access.initiators)
+        mask = parse_nodes(access.initiators)
+        asked = [node for node in range(mask.bit_length()) if mask >> node & 1]
         missing = [node for node in asked if node not in vcpus]
         if missing:
             raise WorkbenchError(f"access.initiators: node {missing[0]} runs no vCPU (vCPUs run on {sorted(vcpus)})")

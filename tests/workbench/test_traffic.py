@@ -1,0 +1,243 @@
+"""From hosts and placements to bandwidth and latency; cost parameters; weights; translation."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import workbench as wb
+from workbench import costs, traffic, translation
+from workbench.errors import WorkbenchError
+from workbench.topology import Access as Measured
+from workbench.topology import Host, Node
+
+GIB = 1 << 30
+
+
+def host(kinds, distances, cpus=None, access=()):
+    nodes = tuple(
+        Node(id=i, memory_bytes=64 * GIB, kind=kind, cpus=tuple(range(i * 16, i * 16 + (cpus or [16] * len(kinds))[i])))
+        for i, kind in enumerate(kinds)
+    )
+    return Host(name="test", nodes=nodes, distances=tuple(map(tuple, distances)), access=access)
+
+
+TWO = host(["dram", "dram"], [[10, 21], [21, 10]])
+CXL = host(["dram", "cxl"], [[10, 24], [24, 10]], cpus=[16, 0])
+
+
+def guest(policy_nodes, mode, machine=TWO, vcpu_nodes=(0,), pages=1024, **more):
+    return wb.Scenario.model_validate(
+        {
+            "host": machine,
+            "guest": {"memory": pages * 4096, "vcpus": [{"node": n} for n in vcpu_nodes]},
+            "operations": [
+                {"op": "create"},
+                {"op": "mbind", "mode": mode, "nodes": policy_nodes},
+                {"op": "fallocate"},
+            ],
+            **more,
+        }
+    )
+
+
+# ----------------------------------------------------------------------------------------------- parameters
+
+
+def test_every_cost_has_a_source_or_is_called_an_estimate():
+    for cost in costs.COSTS.values():
+        published = any(mark in cost.source for mark in ("github:", "LKML", "arXiv", "Documentation"))
+        assert published or cost.estimated, cost
+        assert cost.low <= cost.value <= cost.high, cost
+        assert cost.unit
+
+
+def test_unknown_cost_is_an_error():
+    with pytest.raises(WorkbenchError, match="dram_latency"):
+        costs.value("dram_latancy")
+
+
+@given(st.integers(1, 40), st.integers(0, 5))
+def test_samples_stay_in_range_and_begin_with_the_value(samples, seed):
+    draws = costs.sample(("dram_latency", "cxl_latency"), samples, seed)
+    for name, values in draws.items():
+        cost = costs.COSTS[name]
+        assert values[0] == cost.value and len(values) == samples
+        assert ((cost.low <= values) & (values <= cost.high)).all()
+    again = costs.sample(("dram_latency", "cxl_latency"), samples, seed)
+    assert all((again[name] == draws[name]).all() for name in draws)
+
+
+# -------------------------------------------------------------------------------------------------- machine
+
+
+def test_estimates_follow_kind_and_distance_and_say_so():
+    machine = traffic.machine(CXL)
+    assert machine.estimated and "estimate" in machine.source
+    assert machine.latency[0, 0] == costs.value("dram_latency")
+    assert machine.latency[0, 1] == costs.value("cxl_latency")
+    assert machine.home.tolist() == [0, 0]
+    two = traffic.machine(TWO)
+    assert two.latency[0, 1] == pytest.approx(132.6, rel=1e-3)
+    assert two.link_bandwidth[0, 1] == pytest.approx(35_150, rel=1e-3)
+
+
+def test_figures_of_the_host_are_taken_as_they_are():
+    access = tuple(
+        Measured(initiator=i, target=t, read_bandwidth=b, write_bandwidth=b // 2, read_latency=ns, write_latency=ns)
+        for (i, t), (b, ns) in {(0, 0): (200_000, 80), (1, 1): (200_000, 80), (0, 1): (60_000, 140)}.items()
+    )
+    machine = traffic.machine(host(["dram", "dram"], [[10, 21], [21, 10]], access=access))
+    assert not machine.estimated
+    assert machine.bandwidth.tolist() == [200_000, 200_000]
+    assert machine.latency[0, 1] == 140 and machine.link_bandwidth[0, 1] == 60_000
+    assert machine.write_weight.tolist() == [2.0, 2.0]
+
+
+def test_curves_begin_at_zero_and_rise():
+    loads, delays = traffic.curve_tables()
+    assert (delays[:, 0] == 0).all() and (np.diff(delays, axis=1) >= 0).all()
+    assert (loads[:, 0] == 0).all() and (loads[:, -1] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["epyc1-naples-2s", "spr-8468v-cxl", "gh200-x4", "power9-ac922-6gpu", "altix-ia64-64n"]
+)
+def test_every_kind_of_machine_can_be_solved(name):
+    machine = traffic.machine(Host.from_machine(name))
+    with_cpus = machine.node_ids[machine.cpus > 0] if machine.cpus.any() else machine.node_ids[:1]
+    vcpus = {int(node): 4.0 for node in with_cpus}
+    shares = np.full(machine.nodes, 1 / machine.nodes)
+    solution = traffic.solve(machine, traffic.streams(machine, shares, vcpus, "streaming"))
+    assert (solution.iterations > 0).all()
+    assert (solution.bandwidth > 0).all() and (solution.latency >= solution.idle_latency - 1e-9).all()
+    assert (solution.node_load <= 1 + 1e-6).all() and (solution.link_load <= 1 + 1e-6).all()
+    assert solution.bandwidth.sum() == pytest.approx(solution.node_used.sum(), rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ placement
+
+
+def test_local_pages_are_faster_than_remote_and_interleaved_ones():
+    cost = {}
+    for name, (mode, nodes) in {"local": ("bind", "0"), "remote": ("bind", "1"), "both": ("interleave", "0-1")}.items():
+        cost[name] = traffic.access_cost(wb.simulate(guest(nodes, mode)), TWO, "pointer_chasing")
+    latency = {name: float(c["latency"].values[0]) for name, c in cost.items()}
+    assert latency["local"] < latency["both"] < latency["remote"]
+    assert cost["both"]["node_share"].values == pytest.approx([0.5, 0.5])
+
+
+def test_variables_say_what_they_are():
+    cost = traffic.access_cost(wb.simulate(guest("0", "bind")), TWO)
+    for variable in cost.data_vars.values():
+        assert variable.attrs["basis"] == "modelled" and variable.attrs["source"] and variable.attrs["units"]
+    assert cost.attrs["estimated"] == 1
+
+
+def test_samples_are_a_dimension_and_the_same_each_time():
+    dataset = wb.simulate(guest("0-1", "interleave"))
+    one = traffic.access_cost(dataset, TWO, samples=12, seed=3)
+    two = traffic.access_cost(dataset, TWO, samples=12, seed=3)
+    plain = traffic.access_cost(dataset, TWO)
+    assert one.sizes["sample"] == 12 and one.identical(two)
+    assert float(one["bandwidth"].isel(sample=0, initiator=0)) == pytest.approx(float(plain["bandwidth"][0]))
+    assert float(one["bandwidth"].std()) > 0
+
+
+@given(st.integers(1, 3000), st.sampled_from(["uniform", "zipf"]), st.integers(0, 400), st.integers(1, 3000))
+def test_shares_count_page_by_page(pages, pattern, first, length):
+    from workbench import results
+
+    dataset = wb.simulate(guest("0-1", "weighted_interleave", pages=pages, boot={"weights": {0: 3, 1: 2}}))
+    access = {"pattern": pattern, "offset": first * 4096, "length": length * 4096}
+    share, reached = traffic.memory_shares(dataset, access, costs={"cache_bytes": 0})
+    nodes = results.page_nodes(dataset, "guest", first, min(pages, first + length))
+    weight = np.arange(1.0, len(nodes) + 1) ** -(traffic.ZIPF_EXPONENT if pattern == "zipf" else 0.0)
+    expected = np.bincount(nodes, weight, 2) / max(weight.sum(), 1e-300) if len(nodes) else np.zeros(2)
+    assert share == pytest.approx(expected, abs=0.02 if pattern == "zipf" else 1e-12)
+    assert reached == pytest.approx(1.0 if len(nodes) else 0.0)
+
+
+def test_caches_take_the_hottest_pages():
+    dataset = wb.simulate(guest("0-1", "interleave", pages=4096))
+    everything = traffic.memory_shares(dataset, "zipf", costs={"cache_bytes": 0})[1]
+    cached = traffic.memory_shares(dataset, "zipf", costs={"cache_bytes": 64 * 4096})[1]
+    assert everything == pytest.approx(1.0)
+    assert 0.3 < cached < 0.6
+
+
+def test_bad_access_is_one_line():
+    with pytest.raises(WorkbenchError, match="zipf"):
+        traffic.access_pattern("zipff")
+    with pytest.raises(WorkbenchError, match="runs no vCPU"):
+        traffic.access_cost(wb.simulate(guest("0", "bind")), TWO, {"initiators": "1"})
+
+
+# -------------------------------------------------------------------------------------------------- weights
+
+
+def test_optimum_is_the_best_of_all_small_weights():
+    machine = traffic.with_figures(traffic.machine(CXL), {0: 200_000, 1: 25_000})
+    best = traffic.best_weights(machine, "streaming", vcpus={0: 64})
+    tried = [
+        traffic.solve(machine, traffic.streams(machine, np.array(w) / sum(w), {0: 64})).bandwidth.sum()
+        for w in itertools.product(range(17), repeat=2)
+        if sum(w)
+    ]
+    assert float(best["bandwidth"].sel(policy="optimum")) >= max(tried) * 0.995
+    assert best["weight"].sel(policy="optimum").values.tolist() == [8, 1]
+
+
+def test_latency_bound_guests_want_the_near_node():
+    best = traffic.best_weights(CXL, "pointer_chasing", vcpus={0: 1})
+    assert best["weight"].sel(policy="optimum").values.tolist() == [1, 0]
+
+
+def test_automatic_weights_are_those_of_the_kernel():
+    access = tuple(
+        Measured(initiator=0, target=t, read_bandwidth=b, write_bandwidth=b, read_latency=80, write_latency=80)
+        for t, b in enumerate((204_800, 204_800, 61_440))
+    )
+    machine = host(["dram", "dram", "cxl"], [[10, 20, 24], [20, 10, 24], [24, 24, 10]], cpus=[16, 16, 0], access=access)
+    assert traffic.automatic_weights(machine).tolist() == [13, 13, 4]
+    assert traffic.automatic_weights(CXL).tolist() == [1, 1]  # no bandwidth recorded: mode auto keeps 1
+
+
+def test_sixty_four_nodes_have_best_weights():
+    best = traffic.best_weights(Host.from_machine("altix-ia64-64n"), vcpus={0: 2}, nodes=list(range(8)))
+    assert float(best["bandwidth"].sel(policy="optimum")) >= float(best["bandwidth"].max()) * 0.995
+
+
+# ---------------------------------------------------------------------------------------------- translation
+
+
+def test_walks_of_split_mappings_cost_more():
+    lost = translation.split_loss(64 * GIB, 32, guest_page="1 GiB")
+    assert lost["references"].sel(host_page="1 GiB").values.tolist() == [8, 8]
+    assert float(lost["walk"].sel(state="split")) > float(lost["walk"].sel(state="whole"))
+
+
+def test_snp_guests_get_no_gigabyte_mapping():
+    plain = translation.walk_cost({"1 GiB": 16 * GIB}, "1 GiB")
+    snp = translation.walk_cost({"1 GiB": 16 * GIB}, "1 GiB", confidential="snp")
+    tdx = translation.walk_cost({"1 GiB": 16 * GIB}, "1 GiB", confidential="tdx")
+    assert float(plain["misses_per_access"]) == 0.0
+    assert 0.0 < float(snp["misses_per_access"]) < float(tdx["misses_per_access"])
+
+
+def test_remote_tables_cost_the_latency_ratio():
+    near = translation.walk_cost({"4 KiB": 1024 * GIB}, local_share=1.0)
+    far = translation.walk_cost({"4 KiB": 1024 * GIB}, local_share=0.0)
+    assert float(far["remote_references"]) == float(near["memory_references"])
+    assert float(far["walk"] / near["walk"]) == pytest.approx(2.015, rel=0.01)
+
+
+@pytest.mark.parametrize(("bad", "text"), [({"guest_page": "16 KiB"}, "16 KiB"), ({"confidential": "sgx"}, "sgx"),
+                                           ({"local_share": 2.0}, "local_share")])  # fmt: skip
+def test_bad_translation_input(bad, text):
+    with pytest.raises(WorkbenchError, match=text):
+        translation.walk_cost({"4 KiB": GIB}, **bad)

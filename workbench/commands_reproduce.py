@@ -1,0 +1,77 @@
+"""The command ``reproduce``: published tables beside the model."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def reproduce(
+    tables: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Tables by id, or YAML files; all if left out.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Name the tables and stop.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print rows and summaries as JSON.")] = False,
+) -> None:
+    """Run the model on published tables: published value, modelled value, deviation.
+
+    Exit code 1 if a value that must be exact is not.
+    """
+    from workbench import published
+
+    if list_:
+        for name in published.table_names():
+            typer.echo(f"{name:<24}{published.read_table(name).title}")
+        return
+    names = tables or published.table_names()
+    results = [published.reproduce(name) for name in names]
+    summaries = [published.summary(result) for result in results]
+    if json_:
+        documents = [
+            {
+                **{key: str(value) for key, value in result.attrs.items()},
+                "rows": _rows(result),
+                "summary": _finite(summary),
+            }
+            for result, summary in zip(results, summaries, strict=True)
+        ]
+        typer.echo(json.dumps(documents, indent=1))
+    else:
+        typer.echo(published.HEADING)
+        for result, summary in zip(results, summaries, strict=True):
+            typer.echo()
+            for line in published.lines(result):
+                typer.echo(line)
+            typer.echo(f"  {_sentence(summary)}")
+        if len(results) > 1:
+            typer.echo(f"\n{len(results)} tables: {_sentence(published.summary(published.combine(results)))}")
+    if any(summary["exact_misses"] for summary in summaries):
+        raise typer.Exit(1)
+
+
+def _rows(result: object) -> list[dict[str, object]]:
+    frame = result.to_dataframe()  # type: ignore[attr-defined]
+    rows: list[dict[str, object]] = json.loads(frame.to_json(orient="records", double_precision=12))
+    return rows
+
+
+def _finite(summary: dict[str, float]) -> dict[str, float | None]:
+    return {key: (None if value != value else value) for key, value in summary.items()}
+
+
+def _sentence(summary: dict[str, float]) -> str:
+    parts = [f"{int(summary['exact'])} exact values, {int(summary['exact_misses'])} wrong"]
+    if summary["predicted"]:
+        parts.append(
+            f"{int(summary['predicted'])} predicted, median {summary['median_deviation']:.1f} %, "
+            f"worst {summary['worst_deviation']:.1f} %, {int(summary['beyond_worst_goal'])} beyond 25 %"
+        )
+    parts.append(f"{int(summary['set'])} set, {int(summary['unmodelled'])} without a model")
+    return "; ".join(parts)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(reproduce)
