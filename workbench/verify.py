@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from kernels import fault_order
 from workbench import policy as mp
 from workbench import scenario as sc
+from workbench.errors import WorkbenchError
 from workbench.recording import Recorded, RecordedScenario, Recording, read, to_scenario, unpack_place
 from workbench.simulate import simulate
 
@@ -127,6 +129,76 @@ def verify_scenario(recording: Recording, recorded: RecordedScenario) -> Scenari
     scenario, numbers = to_scenario(recording, recorded)
     scenario = _with_inferred_start(recorded, scenario, numbers)
     return _Comparison(recording, recorded, scenario, numbers, simulate(scenario)).run()
+
+
+def side_by_side(path: str | Path, name: str) -> xr.Dataset:
+    """What a script saw of its files beside what the simulation says, for people to look at.
+
+    Returns
+    -------
+    Dataset with dims ``observation`` and ``page``: ``recorded_node`` and ``simulated_node`` int16 (-1: no page), and
+    ``touch_order`` int64, the position at which the page was first touched as far as the script's touches say (-1: never).
+    Coordinates: ``observation`` (number of the operation), ``text`` (what it was).
+    """
+    recording = read(path)
+    known = {recorded.name: recorded for recorded in recording.scenarios}
+    if name not in known:
+        raise WorkbenchError(f"scenario: {name!r} is not in {recording.path.name}; it has {', '.join(sorted(known))}")
+    recorded = known[name]
+    scenario, numbers = to_scenario(recording, recorded)
+    scenario = _with_inferred_start(recorded, scenario, numbers)
+    dataset = simulate(scenario)
+    seen = [(p, entry) for p, entry in enumerate(recorded.operations) if "place" in entry.seen]
+    expected = [_expand(unpack_place(entry.seen["place"])) for _, entry in seen]
+    simulated = [_observed(dataset, number, scenario) for p, _ in seen if (number := numbers[p]) is not None]
+    orders = [_touch_order(recorded, position, len(nodes)) for (position, _), nodes in zip(seen, expected, strict=True)]
+    pages = max((len(nodes) for nodes in expected), default=0)
+
+    def table(rows: list[np.ndarray], dtype: type) -> np.ndarray:
+        out = np.full((len(rows), pages), -1, dtype)
+        for line, row in zip(out, rows, strict=True):
+            line[: len(row)] = row
+        return out
+
+    attributes = {"basis": "exact", "units": "1"}
+    dims = ("observation", "page")
+    return xr.Dataset(
+        {
+            "recorded_node": (dims, table(expected, np.int16), {**attributes, "long_name": "node, real kernel"}),
+            "simulated_node": (dims, table(simulated, np.int16), {**attributes, "long_name": "node, simulated"}),
+            "touch_order": (dims, table(orders, np.int64), {**attributes, "long_name": "order of first touch"}),
+        },
+        {
+            "observation": [position for position, _ in seen],
+            "text": ("observation", [entry.text for _, entry in seen]),
+            "page": ("page", np.arange(pages), {"units": "4 KiB pages", "long_name": "page of the file"}),
+        },
+        {"scenario": f"{recording.topology}/{name}", "kernel": recording.kernel, "recording": recording.path.name},
+    )
+
+
+def _touch_order(recorded: RecordedScenario, position: int, pages: int) -> np.ndarray:
+    file, order, count = recorded.operations[position].words[1], np.full(pages, -1, np.int64), 0
+    for entry in recorded.operations[:position]:
+        if entry.words[0] not in ("touch", "falloc", "prefault", "vtouch", "punch") or entry.words[1] != file:
+            continue
+        start, length = int(entry.words[2]), int(entry.words[3])
+        if entry.words[0] == "punch":
+            order[start : start + length] = -1
+            continue
+        within = np.arange(length)
+        kind = entry.words[4] if len(entry.words) > 4 else "seq"
+        if kind == "rand":
+            fault_order.random_order(np.uint64(int(entry.words[5])), within)
+        elif kind == "stride":
+            fault_order.strided_order(int(entry.words[5]), within)
+        elif kind == "rev":
+            within = within[::-1]
+        for page in start + within:
+            if page < pages and order[page] < 0:
+                order[page] = count
+                count += 1
+    return order
 
 
 # ------------------------------------------------------------------------------------------------ unknown starts
