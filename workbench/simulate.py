@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -35,6 +36,7 @@ class _Log:
     placed: list[np.ndarray] = field(default_factory=list)
     free: list[np.ndarray] = field(default_factory=list)
     observed: list[tuple[int, str, np.ndarray]] = field(default_factory=list)
+    accesses: dict[int, Any] = field(default_factory=dict)
 
 
 def simulate(
@@ -71,6 +73,8 @@ def simulate(
         if isinstance(operation, sc.Observe) and not result.errno:
             file = system.files[operation.file]
             log.observed.append((number, operation.file, _observed_runs(system, file.inode, operation)))
+        if system.accesses:
+            log.accesses[number] = system.accesses.pop()
         if progress is not None:
             progress(number + 1, len(operations))
         if cancelled():
@@ -120,6 +124,10 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     _put_observed(log, put)
     _put_ranges(system, inodes, put)
     _put_vcpus(system, counts, put)
+    if log.accesses:
+        from workbench import access
+
+        access.put_variables(system, len(log.results), log.accesses, put)
     coordinates = {
         "node": system.node_ids,
         "node_to": system.node_ids,

@@ -109,6 +109,7 @@ class System:
         self._init_tasks()
         self.files: dict[str, OpenFile] = {}
         self.descriptors: set[int] = set(range(_FIRST_DESCRIPTOR))
+        self.accesses: list[Any] = []  # workbench.access.Record of access operations not yet logged
         self.hogs: list[tuple[int, Int64s]] = []
         self.memfds = 0
         self.vcpu_open = False
@@ -825,6 +826,12 @@ class System:
         if file is None or file.descriptor is None:
             return failed(errno.EBADF)
         return Result()
+
+    def _access(self, operation: sc.Access) -> Result:
+        """Changes nothing; what the vCPUs find at this moment is kept for the cost model."""
+        from workbench import access
+
+        return access.carry_out(self, operation, self.accesses.append)
 
     # ................................................................................................... placement
 

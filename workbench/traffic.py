@@ -15,8 +15,8 @@ Everything here is modelled: it carries a source, and ``samples`` runs it over t
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -228,11 +228,11 @@ def access_pattern(access: Access | Mapping[str, object] | str | None) -> Access
 
     if isinstance(access, Access):
         return access
-    fields = {"pattern": access or "streaming"} if access is None or isinstance(access, str) else dict(access)
-    if fields.get("pattern", "uniform") not in PATTERNS:
-        raise WorkbenchError(f"access.pattern: {fields['pattern']!r} is not one of {', '.join(PATTERNS)}")
+    given = {"pattern": access or "streaming"} if access is None or isinstance(access, str) else dict(access)
+    if given.get("pattern", "uniform") not in PATTERNS:
+        raise WorkbenchError(f"access.pattern: {given['pattern']!r} is not one of {', '.join(PATTERNS)}")
     try:
-        return Access.model_validate(fields)
+        return Access.model_validate(given)
     except ValueError as error:
         raise WorkbenchError(f"access: {str(error).splitlines()[-2].strip()}") from error
 
@@ -261,20 +261,34 @@ def memory_shares(
     the hottest, and the hottest pages, as many as the caches hold, do not reach memory. Uniform accesses hit the caches
     for the part of the range they hold; streaming never does, because it evicts what it will need.
     """
-    from kernels import translation
     from workbench import results
 
     access = access_pattern(access)
-    file = access.file
-    size = int(dataset["page_size"])
-    if file not in dataset["file"].values:
-        raise WorkbenchError(f"access.file: {file!r} is not in this result")
-    pages = int(dataset["file_pages"].sel(file=file))
-    first = access.offset // size
-    last = pages if access.length is None else min(pages, -(-(access.offset + access.length) // size))
+    if access.file not in dataset["file"].values:
+        raise WorkbenchError(f"access.file: {access.file!r} is not in this result")
+    pages = int(dataset["file_pages"].sel(file=access.file))
+
+    def count(edges: np.ndarray) -> np.ndarray:
+        return results.node_counts(dataset, access.file, edges)
+
+    return shares_of(count, pages, int(dataset["page_size"]), access, costs)
+
+
+def shares_of(
+    count: Callable[[np.ndarray], np.ndarray],
+    pages: int,
+    page_size: int,
+    access: Access,
+    costs: Mapping[str, float] | None = None,
+) -> tuple[np.ndarray, float]:
+    """:func:`memory_shares` of a file of ``pages`` folios; ``count(edges)`` gives folios per node between edges."""
+    from kernels import translation
+
+    first = min(pages, access.offset // page_size)
+    last = pages if access.length is None else min(pages, -(-(access.offset + access.length) // page_size))
     if first >= last:
-        return np.zeros(dataset.sizes["node"]), 0.0
-    cached = cost_table.value("cache_bytes", costs) // size
+        return count(np.array([first, first], np.int64))[0] * 0.0, 0.0
+    cached = cost_table.value("cache_bytes", costs) // page_size
     exponent = ZIPF_EXPONENT if access.pattern == "zipf" else 0.0
     edges = np.array([first, last], np.int64)
     if exponent:
@@ -283,7 +297,7 @@ def memory_shares(
         far = np.unique(np.geomspace(64, max(65, last - first), 400).astype(np.int64))
         edges = np.unique(np.concatenate((near, far, [min(int(cached), last - first), last - first])))
         edges = edges[edges <= last - first] + first
-    counts = results.node_counts(dataset, file, edges).astype(float)
+    counts = count(edges).astype(float)
     weight = np.empty(len(edges) - 1)
     kept = np.empty(len(edges) - 1)
     for row in range(len(weight)):
@@ -297,6 +311,20 @@ def memory_shares(
     if not exponent and access.pattern != "streaming" and everything > 0:
         reached = max(0.0, 1.0 - cached / float(counts.sum()))
     return (share / total if total > 0 else share), reached
+
+
+def initiators_of(access: Access, vcpus: Mapping[int, float]) -> dict[int, float]:
+    """vCPUs per node that take part in an access."""
+    if not access.initiators:
+        return dict(vcpus)
+    from workbench.policy import parse_nodes
+
+    mask = parse_nodes(access.initiators)
+    asked = [node for node in range(mask.bit_length()) if mask >> node & 1]
+    missing = [node for node in asked if node not in vcpus]
+    if missing:
+        raise WorkbenchError(f"access.initiators: node {missing[0]} runs no vCPU (vCPUs run on {sorted(vcpus)})")
+    return {node: vcpus[node] for node in asked}
 
 
 # ------------------------------------------------------------------------------------------------- evaluation
@@ -377,6 +405,16 @@ def streams(
     )
 
 
+def together(parts: Sequence[Streams]) -> Streams:
+    """Streams of several accesses that run at the same time."""
+    return Streams(
+        *(
+            np.concatenate([getattr(part, f.name) for part in parts], axis=1 if f.name == "shares" else 0)
+            for f in fields(Streams)
+        )
+    )
+
+
 def solve(host: Machine, demand: Streams) -> Solution:
     """Rates and latencies of streams that run at the same time."""
     from kernels import traffic
@@ -439,15 +477,7 @@ def access_cost(
     if vcpus is None:
         found, number = np.unique(dataset["vcpu_node"].values, return_counts=True)
         vcpus = {int(node): float(n) for node, n in zip(found, number, strict=True)}
-    if access.initiators:
-        from workbench.policy import parse_nodes
-
-        mask = parse_nodes(access.initiators)
-        asked = [node for node in range(mask.bit_length()) if mask >> node & 1]
-        missing = [node for node in asked if node not in vcpus]
-        if missing:
-            raise WorkbenchError(f"access.initiators: node {missing[0]} runs no vCPU (vCPUs run on {sorted(vcpus)})")
-        vcpus = {node: vcpus[node] for node in asked}
+    vcpus = initiators_of(access, vcpus)
     if samples > 1:
         machines, chosen = sampled_machines(host, samples, seed, costs)
     else:

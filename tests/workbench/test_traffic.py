@@ -241,3 +241,51 @@ def test_remote_tables_cost_the_latency_ratio():
 def test_bad_translation_input(bad, text):
     with pytest.raises(WorkbenchError, match=text):
         translation.walk_cost({"4 KiB": GIB}, **bad)
+
+
+# ------------------------------------------------------------------------------------------- access operation
+
+
+def run(*operations, **more):
+    base = guest("0", "bind", vcpu_nodes=(0, 1), **more)
+    return wb.simulate(base.model_copy(update={"operations": (*base.operations, *map(access_op, operations))}))
+
+
+def access_op(fields):
+    from workbench import scenario
+
+    kinds = {"access": scenario.Access, "close": scenario.Close, "observe": scenario.Observe}
+    return kinds[fields["op"]].model_validate(fields)
+
+
+def test_access_operation_measures_the_moment():
+    result = run({"op": "access", "pattern": "streaming"})
+    assert result["event_op"].values[-1] == "access" and result["event_errno"].values[-1] == 0
+    assert result["stream_node"].values.tolist() == [0, 1]
+    assert result["stream_share"].values.tolist() == [[1.0, 0.0], [1.0, 0.0]]
+    near, far = result["stream_idle_latency"].values
+    assert far > near
+    assert result["access_used"].values[-1].sum() == pytest.approx(result["stream_bandwidth"].values.sum())
+    assert result["stream_bandwidth"].attrs["basis"] == "modelled"
+
+
+def test_accesses_that_follow_each_other_share_the_memory():
+    stream = {"op": "access", "pattern": "streaming"}
+    alone = run({**stream, "initiators": "1"})
+    apart = run({**stream, "initiators": "0"}, {"op": "observe"}, {**stream, "initiators": "1"})
+    both = run({**stream, "initiators": "0"}, {**stream, "initiators": "1"})
+    assert float(apart["stream_latency"][1]) == pytest.approx(float(alone["stream_latency"][0]))
+    assert float(both["stream_latency"][1]) > float(alone["stream_latency"][0])
+
+
+def test_wanted_demand_is_not_exceeded():
+    result = run({"op": "access", "demand_mbps": 100.0})
+    assert result["stream_bandwidth"].values == pytest.approx([100.0, 100.0])
+
+
+def test_access_to_a_closed_file_is_refused():
+    import errno
+
+    result = run({"op": "close"}, {"op": "access"})
+    assert result["event_errno"].values[-1] == errno.EBADF
+    assert "stream_node" not in result

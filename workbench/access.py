@@ -1,0 +1,137 @@
+"""The ``access`` operation: what the vCPUs of a running scenario get from its memory at that moment.
+
+Access operations that directly follow one another run at the same time and share nodes and links; any other operation
+between them separates them. Placement is that of the moment of the call; bandwidth and latency are modelled
+(:mod:`workbench.traffic`), page walks included for patterns that jump (:mod:`workbench.translation`).
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench import results, traffic, translation
+from workbench import scenario as sc
+
+if TYPE_CHECKING:
+    from workbench.system import Result, System
+
+DIMENSION = "stream"
+_MODEL = traffic.MODEL
+
+
+def _declare() -> None:
+    results.declare("stream_event", (DIMENSION,), "1", "access operation of the stream", "exact")
+    results.declare("stream_node", (DIMENSION,), "1", "node whose vCPUs access", "exact")
+    results.declare("stream_vcpus", (DIMENSION,), "1", "vCPUs of the stream", "exact")
+    modelled = {
+        "bandwidth": ("MB/s", "memory bandwidth of the stream"),
+        "latency": ("ns", "loaded latency of an access to memory"),
+        "idle_latency": ("ns", "latency of an access to memory on an idle host"),
+        "walk": ("ns", "part of the latency spent in page walks"),
+        "memory_fraction": ("1", "part of the accesses that the caches do not serve"),
+    }
+    for name, (units, text) in modelled.items():
+        results.declare(f"stream_{name}", (DIMENSION,), units, text, "modelled", _MODEL)
+    results.declare("stream_share", (DIMENSION, "node"), "1", "share of the accesses served by the node", "counted")
+    results.declare("access_used", ("event", "node"), "MB/s", "memory bandwidth used by accesses", "modelled", _MODEL)
+
+
+_declare()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One access: the operation, the shares of the nodes (nodes,), what reaches memory, ns of page walks, vCPUs."""
+
+    operation: sc.Access
+    share: np.ndarray
+    reached: float
+    walk: float
+    vcpus: dict[int, float]
+
+
+def record(system: System, operation: sc.Access) -> Record | int:
+    """What an access finds at this moment; EBADF if the file is closed or unknown."""
+    file = system.files.get(operation.file)
+    if file is None or file.descriptor is None:
+        return errno.EBADF
+    inode = file.inode
+
+    def count(edges: np.ndarray) -> np.ndarray:
+        zones = [inode.map.counts(len(system.free), int(a), int(b)) for a, b in itertools.pairwise(edges)]
+        return np.array([np.bincount(system.zone_node, row, system.nodes) for row in zones])
+
+    size = 4096 << inode.order
+    share, reached = traffic.shares_of(count, inode.pages >> inode.order, size, operation)
+    places, number = np.unique([system.tasks[name].nid for name in system.vcpus], return_counts=True)
+    vcpus = {int(system.node_ids[n]): float(k) for n, k in zip(places, number, strict=True)}
+    walk = 0.0
+    present = float(inode.map.counts(len(system.free)).sum()) * size
+    if operation.pattern in ("uniform", "pointer_chasing") and present > 0:
+        guest = system.scenario.guest
+        cost = translation.walk_cost({guest.page_size: present}, guest.page_size, confidential=guest.confidential)
+        walk = float(cost["walk"])
+    return Record(operation, share, reached, walk, traffic.initiators_of(operation, vcpus))
+
+
+def carry_out(system: System, operation: sc.Access, done: Callable[[Record], None]) -> Result:
+    """The operation itself: keep what it finds; it changes nothing."""
+    from workbench.system import Result, failed
+
+    found = record(system, operation)
+    if isinstance(found, int):
+        return failed(found)
+    done(found)
+    return Result()
+
+
+def put_variables(
+    system: System, events: int, records: dict[int, Record], put: Callable[[str, object], None]
+) -> None:
+    """Add the variables of all accesses of a run, keyed by event number; nothing without any."""
+    if not records:
+        return
+    machine = traffic.machine(system.host)
+    columns: dict[str, list[np.ndarray]] = {}
+    used = np.zeros((events, system.nodes))
+    for phase in _phases(sorted(records)):
+        parts = [
+            traffic.streams(machine, r.share, r.vcpus, r.operation, extra_latency=r.walk)
+            for r in (records[event] for event in phase)
+        ]
+        solution = traffic.solve(machine, traffic.together(parts))
+        used[phase] = solution.node_used[0]
+        rows = [len(part.initiator) for part in parts]
+        chosen = [records[event] for event in phase]
+        values = {
+            "event": np.repeat(phase, rows),
+            "node": np.concatenate([machine.node_ids[part.initiator] for part in parts]),
+            "vcpus": np.concatenate([part.vcpus for part in parts]),
+            "bandwidth": solution.bandwidth[0],
+            "latency": solution.latency[0],
+            "idle_latency": solution.idle_latency[0],
+            "walk": np.repeat([r.walk for r in chosen], rows),
+            "memory_fraction": np.repeat([r.reached for r in chosen], rows),
+            "share": np.concatenate([part.shares[0] for part in parts]),
+        }
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value)
+    for name, pieces in columns.items():
+        put(f"stream_{name}", np.concatenate(pieces))
+    put("access_used", used)
+
+
+def _phases(events: list[int]) -> list[list[int]]:
+    phases: list[list[int]] = []
+    for event in events:
+        if phases and phases[-1][-1] == event - 1:
+            phases[-1].append(event)
+        else:
+            phases.append([event])
+    return phases
