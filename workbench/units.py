@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 4096
 """Bytes of a base page (x86-64)."""
+_BINARY = {unit: 1 << 10 * power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))}
 
 
 @functools.cache
@@ -27,6 +29,9 @@ def parse_bytes(value: int | str, field: str = "size") -> int:
         raise WorkbenchError(f"{field}: {value!r} is not a size; write bytes or a text such as '2 MiB'")
     if isinstance(value, int):
         number = value
+    elif plain := re.fullmatch(r"\s*([0-9]{1,15})\s*(B|[KMGTP]iB)\s*", value):
+        # What nearly every scenario writes, without the second that importing pint takes.
+        number = int(plain[1]) * _BINARY[plain[2]]
     else:
         import pint
 

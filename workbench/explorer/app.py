@@ -262,8 +262,8 @@ class Explorer:
         run = self.controller.run
         if run is None or not self.space.frame:
             return
-        ids = [node["id"] for node in self.space.frame["nodes"]]
-        self.space.frame = {**self.space.frame, "force": False, "ranges": pictures.ranges(self.controller.mapping, ids)}
+        shown = pictures.ranges(self.controller.mapping, self.space.frame["nodes"])
+        self.space.frame = {**self.space.frame, "force": False, "ranges": shown}
         self.space.selected = self.policy.selected
 
     def _show_errors(self) -> None:
@@ -327,7 +327,7 @@ class Explorer:
         run = self.shown
         if run is None:
             return
-        total = _guest_bytes(run.dataset)
+        total = pictures.guest_total(run.dataset)
         old = self.space.frame.get("total")
         if self._viewport is None or old != total:
             self._viewport, force = (0, total), True
@@ -393,7 +393,7 @@ class Explorer:
         if not text.strip() or run is None:
             return
         try:
-            offset, total = parse_bytes(text.strip(), "go to"), _guest_bytes(run.dataset)
+            offset, total = parse_bytes(text.strip(), "go to"), pictures.guest_total(run.dataset)
             if offset >= total:
                 raise WorkbenchError(f"go to: {text.strip()} is beyond the guest's {format_bytes(total)}")
         except WorkbenchError as error:
@@ -534,11 +534,6 @@ def notebook() -> Path:
 
 def _heredoc(text: str) -> str:
     return f"cat > scenario.yaml <<'EOF'\n{text}EOF"
-
-
-def _guest_bytes(dataset: xr.Dataset) -> int:
-    file = pictures.guest_file(dataset)
-    return 1 if file is None else int(dataset["file_pages"].sel(file=file)) * int(dataset["page_size"])
 
 
 def _family(widget: w.Widget) -> list[w.Widget]:

@@ -18,8 +18,8 @@ import yaml
 from workbench.errors import WorkbenchError
 from workbench.explorer import edits
 from workbench.explorer.controller import Controller, Edit, set_value
-from workbench.explorer.pictures import colours
 from workbench.explorer.widgets import Matrix, NodePicker
+from workbench.palette import node_colours
 from workbench.scenario import Scenario
 from workbench.topology import Host, machine_names
 from workbench.units import format_bytes, parse_bytes
@@ -115,7 +115,7 @@ def _heading(text: str) -> w.HTML:
 
 
 def _node_data(host: Host) -> list[dict[str, Any]]:
-    palette = colours(len(host.nodes))
+    palette = node_colours(host.distance_matrix)
     return [
         {
             "id": node.id,

@@ -18,25 +18,11 @@ import xarray as xr
 from workbench import results
 from workbench.explorer.controller import Run
 from workbench.explorer.edits import policy_nodes, policy_range
-from workbench.units import format_bytes
+from workbench.palette import node_colours
+from workbench.units import format_bytes, parse_bytes
 
 COLUMNS = 400
 """Columns of the address space at most."""
-_OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#8c8c8c")
-"""Told apart with every form of colour blindness (Okabe and Ito 2008); used up to eight nodes."""
-_CIVIDIS = (
-    "#00224e",
-    "#123570",
-    "#3b496c",
-    "#575d6d",
-    "#707173",
-    "#8a8678",
-    "#a59c74",
-    "#c3b369",
-    "#e1cc55",
-    "#fee838",
-)
-"""For more nodes: one scale from dark blue to yellow, ordered by lightness; names come from labels and tooltips."""
 STATE_COLOURS = {
     "private": ("#4b3f72", "#ffffff"),
     "shared": ("#b8ad6e", "#222222"),
@@ -46,23 +32,24 @@ STATE_COLOURS = {
 }
 
 
-def colours(count: int) -> list[str]:
-    """One colour for each of ``count`` nodes."""
-    if count <= len(_OKABE_ITO):
-        return list(_OKABE_ITO[:count])
-    stops = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _CIVIDIS], float)
-    at = np.linspace(0, len(stops) - 1, count)
-    low = np.minimum(at.astype(int), len(stops) - 2)
-    mixed = stops[low] + (stops[low + 1] - stops[low]) * (at - low)[:, None]
-    # Neighbours in node order would look alike; deal the scale out in strides so that they do not.
-    stride = next(s for s in (7, 5, 11, 13, 3, 17, 19, 23) if count % s)
-    return ["#{:02x}{:02x}{:02x}".format(*mixed[i * stride % count].astype(int)) for i in range(count)]
+def colours(ids: Sequence[int], *datasets: xr.Dataset) -> list[str]:
+    """A colour for each node, from the first dataset that has all of them."""
+    for dataset in datasets:
+        if list(ids) == [int(node) for node in dataset["node"].values]:
+            return node_colours(dataset["distance"].values)
+    return node_colours(np.full((len(ids), len(ids)), 20))
 
 
 def guest_file(dataset: xr.Dataset) -> str | None:
     """The guest's file, or the first one, or None when nothing was created."""
     names = [str(name) for name in dataset["file"].values]
     return "guest" if "guest" in names else names[0] if names else None
+
+
+def guest_total(dataset: xr.Dataset) -> int:
+    """Bytes of the guest's file; 1 when there is none."""
+    file = guest_file(dataset)
+    return 1 if file is None else int(dataset["file_pages"].sel(file=file)) * int(dataset["page_size"])
 
 
 def node_ids(*datasets: xr.Dataset) -> list[int]:
@@ -79,7 +66,7 @@ def _edges(start: int, stop: int, folio: int, folios: int, columns: int) -> npt.
 def shares(
     dataset: xr.Dataset, ids: Sequence[int], start: int, stop: int, columns: int = COLUMNS
 ) -> npt.NDArray[np.uint8]:
-    """Share of each node and, last, of absent pages in the columns of [start, stop) bytes: uint8 (columns, nodes + 1)."""
+    """Share of each node and, last, of absent pages in columns of [start, stop) bytes: uint8 (columns, nodes + 1)."""
     file = guest_file(dataset)
     if file is None:
         return np.zeros((0, len(ids) + 1), np.uint8)
@@ -109,7 +96,10 @@ def nodes(dataset: xr.Dataset, *others: xr.Dataset) -> list[dict[str, Any]]:
     kinds = {
         int(n): str(k) for d in (*others, dataset) for n, k in zip(d["node"].values, d["node_kind"].values, strict=True)
     }
-    return [{"id": i, "color": colour, "kind": kinds[i]} for i, colour in zip(ids, colours(len(ids)), strict=True)]
+    return [
+        {"id": i, "color": colour, "kind": kinds[i]}
+        for i, colour in zip(ids, colours(ids, dataset, *others), strict=True)
+    ]
 
 
 def guest_bytes(dataset: xr.Dataset) -> dict[int, int]:
@@ -144,13 +134,11 @@ def summary(dataset: xr.Dataset) -> str:
     return f"{format_bytes(total)} present: {shown}{f' and {more} more' if more else ''}."
 
 
-def ranges(mapping: Mapping[str, Any], ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The guest's policy ranges, in the order in which they are set."""
-    from workbench.units import parse_bytes
-
+def ranges(mapping: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The guest's policy ranges, in the order in which they are set; ``shown`` are the nodes with their colours."""
     guest = mapping.get("guest", {})
     memory = parse_bytes(guest.get("memory", 1 << 30))
-    palette = dict(zip(ids, colours(len(ids)), strict=True))
+    palette = {node["id"]: node["color"] for node in shown}
     found = []
     for index, policy in enumerate(guest.get("policies", ())):
         start, end = policy_range(policy, memory)
@@ -238,7 +226,7 @@ def space(
         "start": start,
         "stop": stop,
         "nodes": shown,
-        "ranges": ranges(mapping, ids),
+        "ranges": ranges(mapping, shown),
         "states": states(run),
         "summary": summary(dataset),
         "compare": pinned is not None,
@@ -369,7 +357,7 @@ def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
     folio = int(dataset["page_size"]) if dataset["free_pages"].attrs["units"] == "folios" else 4096
     free = np.zeros((events, len(ids)))
     np.add.at(free.T, np.searchsorted(ids, dataset["zone_node"].values), dataset["free_pages"].values.T * folio)
-    palette = colours(len(ids))
+    palette = colours(ids, dataset)
     panels = [
         {
             "title": "free memory by node",

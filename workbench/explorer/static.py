@@ -1,118 +1,128 @@
-"""The explorer without JavaScript: its picture and table, for reports and for readers without a kernel."""
+"""The explorer without JavaScript: its picture (SVG) and table, for reports and for readers without a kernel.
+
+Drawn as text, because a plotting library would take longer to import than the whole first display may take.
+"""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from workbench.explorer import pictures
 from workbench.explorer.controller import Run
 from workbench.units import format_bytes
 
-_TABLE_STYLE = (
-    "<style>.wb-table{border-collapse:collapse;font:12px system-ui,sans-serif;margin:4px 0 8px}"
+_STYLE = (
+    "<style>.wb-static{max-width:900px;font:12px system-ui,sans-serif}.wb-static svg{width:100%;height:auto}"
+    ".wb-static text{font:11px system-ui,sans-serif;fill:currentColor}"
+    ".wb-table{border-collapse:collapse;margin:4px 0 8px}"
     ".wb-table th,.wb-table td{border-bottom:1px solid #bbb;padding:2px 8px;text-align:left}"
     ".wb-numbers td{text-align:right}</style>"
 )
+_WIDTH, _LEFT, _STRIP, _BARS = 900, 70, 44, 150
 
 
-def picture(run: Run, pinned: Run | None = None) -> bytes:
-    """PNG: the address space by node (A above B when a run is pinned) and memory on each node against capacity."""
-    from matplotlib.figure import Figure
-
+def picture(run: Run, pinned: Run | None = None) -> str:
+    """SVG: the address space by node (A above B when a run is pinned) and memory on each node against capacity."""
     pairs = [("A", pinned), ("B", run)] if pinned else [("", run)]
     shown = pictures.nodes(run.dataset, *([pinned.dataset] if pinned else []))
-    ids, palette = [node["id"] for node in shown], [node["color"] for node in shown]
-    figure = Figure(figsize=(9, 3.4 + 0.7 * (len(pairs) - 1)), dpi=110, layout="constrained")
-    axes = figure.subplots(len(pairs) + 1, 1, height_ratios=[*[0.8] * len(pairs), 1.6])
-    for axis, (name, each) in zip(axes, pairs, strict=False):
-        _strip(axis, each, ids, palette)
-        axis.set_title(
-            f"{name + ': ' if name else ''}{each.scenario.name}: address space by node", fontsize=9, loc="left"
-        )
-    axes[len(pairs) - 1].set_xlabel("offset in the guest's memory")
-    _bars(axes[-1], run, pinned, palette)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
-
-
-def _strip(axis: Any, run: Run, ids: list[int], palette: list[str]) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    file = pictures.guest_file(run.dataset)
-    axis.set_yticks([])
-    if file is None:
-        return
-    total = int(run.dataset["file_pages"].sel(file=file)) * int(run.dataset["page_size"])
-    share = pictures.shares(run.dataset, ids, 0, total, 300).astype(float) / 255
-    edges = np.linspace(0, total, len(share) + 1)
-    low = np.zeros(len(share))
-    for column, colour in enumerate(palette):
-        high = low + share[:, column]
-        if share[:, column].any():
-            axis.stairs(high, edges, baseline=low, fill=True, color=colour, linewidth=0.3)
-        low = high
-    axis.set(xlim=(0, total), ylim=(0, 1))
-    axis.set_xticks(np.linspace(0, total, 5))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
-    axis.tick_params(labelsize=8)
-
-
-def _bars(axis: Any, run: Run, pinned: Run | None, palette: list[str]) -> None:
-    data = pictures.host(run, pinned, 0)["nodes"]
-    place, gib = np.arange(len(data)), float(1 << 30)
-    axis.bar(place, [n["memory"] / gib for n in data], 0.8, fill=False, edgecolor="#777", label="capacity")
-    other = np.array([min(n["other"], n["memory"]) for n in data]) / gib
-    axis.bar(place, other, 0.8, color="#c8c8c8", label="other use and reserves")
-    colours = [n["color"] for n in data]
-    if pinned:
-        axis.bar(
-            place - 0.2, [n["guest_a"] / gib for n in data], 0.4, other, color=colours, alpha=0.4, label="guest, A"
-        )
-    width, shift = (0.4, 0.2) if pinned else (0.8, 0.0)
-    axis.bar(
-        place + shift,
-        [n["guest"] / gib for n in data],
-        width,
-        other,
-        color=colours,
-        label="guest, B" if pinned else "guest",
+    parts: list[str] = []
+    y = 18
+    for name, each in pairs:
+        parts.append(_text(_LEFT, y - 5, f"{name + ': ' if name else ''}{each.scenario.name}: address space by node"))
+        parts += _strip(each, shown, y)
+        y += _STRIP + 22
+    total = pictures.guest_total(run.dataset)
+    for i in range(5):
+        anchor = ("start", "middle", "middle", "middle", "end")[i]
+        parts.append(_text(_LEFT + i * (_WIDTH - _LEFT - 10) / 4, y - 8, format_bytes(total * i / 4), anchor))
+    parts += _bars(pictures.host(run, pinned, 0)["nodes"], y + 22, pinned is not None)
+    height = y + _BARS + 60
+    label = html.escape(f"{run.scenario.name}. {pictures.summary(run.dataset)}")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{label}">'
+        f"{''.join(parts)}</svg>"
     )
-    every = max(1, len(data) // 24)
-    axis.set_xticks(place[::every], [str(n["id"]) for n in data][::every], fontsize=8)
-    axis.set(xlabel="NUMA node", ylabel="memory (GiB)")
-    axis.tick_params(labelsize=8)
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
-def _body(run: Run | None, pinned: Run | None) -> tuple[str, bytes]:
+def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
+
+
+def _rect(x: float, y: float, width: float, height: float, fill: str, more: str = "") -> str:
+    return f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{max(0, height):.2f}" fill="{fill}"{more}/>'
+
+
+def _strip(run: Run, shown: Sequence[dict[str, Any]], y: float) -> list[str]:
+    inner = _WIDTH - _LEFT - 10
+    parts = [_rect(_LEFT, y, inner, _STRIP, "#e8e8e8")]
+    total = pictures.guest_total(run.dataset)
+    columns = pictures.shares(run.dataset, [node["id"] for node in shown], 0, total, 200)
+    if not len(columns):
+        return parts
+    # Equal columns beside each other are one rectangle for each node.
+    first = 0
+    for column in range(1, len(columns) + 1):
+        if column < len(columns) and (columns[column] == columns[first]).all():
+            continue
+        x, width = _LEFT + inner * first / len(columns), inner * (column - first) / len(columns)
+        top = y
+        for share, node in zip(columns[first], shown, strict=False):
+            if share:
+                height = _STRIP * int(share) / 255
+                parts.append(_rect(x, top, width + 0.3, height + 0.3, node["color"]))
+                top += height
+        first = column
+    return parts
+
+
+def _bars(nodes: Sequence[dict[str, Any]], y: float, compare: bool) -> list[str]:
+    largest = max(1, *(node["memory"] for node in nodes))
+    step = (_WIDTH - _LEFT - 10) / len(nodes)
+    parts = [
+        _text(_LEFT, y - 6, "memory on each node; outline: capacity, grey: other use and reserves, colour: the guest")
+    ]
+    parts += [_text(_LEFT - 6, y + _BARS * (1 - i / 2) + 4, format_bytes(largest * i / 2), "end") for i in range(3)]
+    every = max(1, len(nodes) // 32)
+
+    def bar(x: float, width: float, low: float, amount: float, fill: str, more: str = "") -> str:
+        height = _BARS * amount / largest
+        return _rect(x, y + _BARS * (1 - low / largest) - height, width, height, fill, more)
+
+    for i, node in enumerate(nodes):
+        x, width = _LEFT + (i + 0.1) * step, 0.8 * step
+        other = min(node["other"], node["memory"])
+        parts.append(bar(x, width, 0, node["memory"], "none", ' stroke="#777"'))
+        parts.append(bar(x, width, 0, other, "#c0c0c0"))
+        if compare:
+            parts.append(bar(x, width / 2, other, node["guest_a"], node["color"], ' opacity="0.45"'))
+        half = width / 2 if compare else 0
+        parts.append(bar(x + half, width - half, other, node["guest"], node["color"]))
+        if i % every == 0:
+            parts.append(_text(x + width / 2, y + _BARS + 14, str(node["id"]), "middle"))
+    parts.append(_text(_LEFT + (_WIDTH - _LEFT) / 2, y + _BARS + 30, "NUMA node", "middle"))
+    return parts
+
+
+def body(run: Run | None, pinned: Run | None = None) -> str:
+    """Picture and table as an HTML fragment."""
     if run is None:
-        return "<p>The explorer has no result yet.</p>", b""
-    png = picture(run, pinned)
-    text = html.escape(f"{run.scenario.name}. {pictures.summary(run.dataset)}")
+        return "<p>The explorer has no result yet.</p>"
+    caption = html.escape(f"{run.scenario.name}. {pictures.summary(run.dataset)}")
     table = pictures.nodes_table(run, pinned) + (pictures.differences(run, pinned) if pinned else "")
-    image = f'<img alt="{text}" style="max-width:100%" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-    return f"{_TABLE_STYLE}<figure style='margin:0'>{image}<figcaption>{text}</figcaption></figure>{table}", png
+    figure = f'<figure style="margin:0">{picture(run, pinned)}<figcaption>{caption}</figcaption></figure>'
+    return f'{_STYLE}<div class="wb-static">{figure}{table}</div>'
 
 
 def bundle(run: Run | None, pinned: Run | None = None) -> dict[str, Any]:
-    """MIME types that stand in for the live widget: text/html, image/png, text/plain."""
-    body, png = _body(run, pinned)
+    """MIME types that stand in for the live widget."""
     plain = "Explorer" if run is None else f"Explorer({run.scenario.name!r}): {pictures.summary(run.dataset)}"
-    data: dict[str, Any] = {"text/plain": plain, "text/html": body}
-    if png:
-        data["image/png"] = base64.b64encode(png).decode()
-    return data
+    return {"text/plain": plain, "text/html": body(run, pinned)}
 
 
 def page(run: Run | None, pinned: Run | None = None) -> str:
     """A page that opens without a network: picture, table, calls and the scenario."""
-    body, _ = _body(run, pinned)
     calls = scenario = ""
     name = "explorer"
     if run is not None:
@@ -122,5 +132,5 @@ def page(run: Run | None, pinned: Run | None = None) -> str:
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{name}</title></head>'
         "<body style='font-family:system-ui,sans-serif;max-width:980px;margin:2em auto'>"
-        f"<h1>{name}</h1>{body}{calls}{scenario}</body></html>"
+        f"<h1>{name}</h1>{body(run, pinned)}{calls}{scenario}</body></html>"
     )
