@@ -5,8 +5,10 @@ Linux: ``mm/page_alloc.c`` (``__rmqueue``, ``__rmqueue_smallest``, ``__rmqueue_c
 ``mm/memblock.c`` (``__free_pages_memory``). Free blocks have orders 0 to 10 and lie on one list per zone, order and
 migratetype; which entry a list has first decides which pfn comes next, so the lists are kept link by link.
 
-All zones share one set of arrays, :class:`Buddy`. A *page* here is an index into them: pfn minus a base that is a
-multiple of 1024. A list head is an entry behind the pages, as ``struct list_head`` in ``struct free_area``.
+All zones share one set of arrays, :class:`Buddy`. A *page* is pfn minus a base that is a multiple of 1024. What lies
+on a list is an *entry*: the first page of a block up to order 8, or ``pages + pageblock`` for orders 9 and 10, so that
+a terabyte of free memory is a list of a few megabytes, side by side. List heads are the entries behind these, as
+``struct list_head`` in ``struct free_area``.
 
 Not modelled: CMA, MIGRATE_HIGHATOMIC and MIGRATE_ISOLATE lists, shuffling, compaction capture.
 """
@@ -42,10 +44,10 @@ class Buddy(NamedTuple):
     """State of all zones. ``pages`` is a multiple of 1024."""
 
     links: np.ndarray
-    """uint32 (2 * (pages + zones * 33 + heads of :mod:`kernels.pcp`),): previous and next of each entry; entries from
-    ``pages`` on are list heads."""
+    """uint32 (2 * entries,): previous and next of each entry: pages, pageblocks, 33 heads per zone, and the heads of
+    :mod:`kernels.pcp`."""
     state: np.ndarray
-    """uint8 (pages,): order + 1 in the first page of a free block, 0 or LRU elsewhere."""
+    """uint8 (pages + pageblocks,): order + 1 in the entry of a free block, 0 or LRU elsewhere."""
     block_type: np.ndarray
     """uint8 (pages / 512,): migratetype of each pageblock."""
     zone_start: np.ndarray
@@ -68,9 +70,10 @@ def new_buddy(zone_start: np.ndarray, zone_end: np.ndarray, block_type: int = MO
     """
     zones = len(zone_start)
     pages = -(-int(max(zone_end, default=0)) // MAX_BLOCK_PAGES) * MAX_BLOCK_PAGES
+    entries = pages + (pages >> PAGEBLOCK_ORDER)
     buddy = Buddy(
-        links=np.empty(2 * (pages + zones * (ORDERS * TYPES + cpus * PCP_LISTS)), np.uint32),
-        state=np.zeros(pages, np.uint8),
+        links=np.empty(2 * (entries + zones * (ORDERS * TYPES + cpus * PCP_LISTS)), np.uint32),
+        state=np.zeros(entries, np.uint8),
         block_type=np.full(pages >> PAGEBLOCK_ORDER, block_type, np.uint8),
         zone_start=np.array(zone_start, np.int64),
         zone_end=np.array(zone_end, np.int64),
@@ -240,8 +243,10 @@ def allocate_extents(
             return 1
         current = _smallest_order(buddy, zone, order, migratetype)
         if current < 0:
-            current = _claim_whole(buddy, zone, order, migratetype)
-        if current < 0:
+            taken = _claim_list(buddy, zone, order, migratetype, count - progress[1], extents, progress)
+            progress[1] += taken
+            if taken > 0:
+                continue
             page = rmqueue(buddy, zone, order, migratetype, nofragment, RMQUEUE_CLAIM)[0]
             if page < 0:
                 return 0
@@ -252,7 +257,7 @@ def allocate_extents(
         if whole > 0:
             progress[1] += _take_list(buddy, zone, current, migratetype, whole, extents, progress) << (current - order)
         else:
-            page = np.int64(next_entry(buddy, list_head(buddy, zone, current, migratetype)))
+            page = _first_page(buddy, zone, current, migratetype)
             taken = (count - progress[1]) << order
             _remove(buddy, zone, page, current)
             _insert_rest(buddy, zone, page, current, taken, migratetype)
@@ -281,13 +286,38 @@ def _take_list(
     entry, taken = next_entry(buddy, head), 0
     while entry != head and taken < most and progress[0] < extents.shape[0]:
         buddy.state[entry] = 0
-        _add_extent(extents, progress, np.int64(entry), 1 << order)
+        _add_extent(extents, progress, _page_of(buddy, entry, order), 1 << order)
         taken += 1
         entry = next_entry(buddy, entry)
     link_entries(buddy, head, entry)
     buddy.free_blocks[zone, order] -= taken
     buddy.free_pages[zone] -= taken << order
     return taken
+
+
+@kernel
+def _claim_list(
+    buddy: Buddy, zone: int, order: int, migratetype: int, count: int, extents: np.ndarray, progress: np.ndarray
+) -> int:
+    """Claim and take whole blocks of order 9 or 10 from one list, as :func:`_claim` would with all own lists empty.
+
+    ``count`` is in blocks of ``order``, and so is what is returned.
+    """
+    for current in range(MAX_PAGE_ORDER, max(order, PAGEBLOCK_ORDER) - 1, -1):
+        fallback = _fallback_type(buddy, zone, current, migratetype)
+        if fallback < 0:
+            continue
+        whole = count >> (current - order)
+        if whole == 0:
+            return 0
+        head = list_head(buddy, zone, current, fallback)
+        entry = next_entry(buddy, head)  # the links of what is taken stay as they were
+        taken = _take_list(buddy, zone, current, fallback, whole, extents, progress)
+        for _ in range(taken):
+            _set_block_types(buddy, _page_of(buddy, entry, current), current, migratetype)
+            entry = next_entry(buddy, entry)
+        return taken << (current - order)
+    return 0
 
 
 @kernel
@@ -302,14 +332,15 @@ def recount(buddy: Buddy, zone: int, counts: np.ndarray) -> int:
         blocks = 0
         for migratetype in range(TYPES):
             head = list_head(buddy, zone, order, migratetype)
-            previous, page = head, next_entry(buddy, head)
-            while page != head:
-                if previous_entry(buddy, page) != previous or buddy.state[page] != order + 1:
+            previous, entry = head, next_entry(buddy, head)
+            while entry != head:
+                page = _page_of(buddy, entry, order)
+                if previous_entry(buddy, entry) != previous or buddy.state[entry] != order + 1:
                     return -1
                 if buddy.block_type[page >> PAGEBLOCK_ORDER] != migratetype or page & ((1 << order) - 1):
                     return -1
                 counts[order, migratetype] += 1
-                previous, page = page, next_entry(buddy, page)
+                previous, entry = entry, next_entry(buddy, entry)
             blocks += counts[order, migratetype]
         if blocks != buddy.free_blocks[zone, order]:
             return -1
@@ -321,12 +352,12 @@ def recount(buddy: Buddy, zone: int, counts: np.ndarray) -> int:
 def list_pages(buddy: Buddy, zone: int, order: int, migratetype: int, out: np.ndarray) -> int:
     """Write the first pages of one free list, first entry first, to ``out`` and return how many there are."""
     head = list_head(buddy, zone, order, migratetype)
-    page, count = next_entry(buddy, head), 0
-    while page != head:
+    entry, count = next_entry(buddy, head), 0
+    while entry != head:
         if count < out.shape[0]:
-            out[count] = page
+            out[count] = _page_of(buddy, entry, order)
         count += 1
-        page = next_entry(buddy, page)
+        entry = next_entry(buddy, entry)
     return count
 
 
@@ -362,10 +393,29 @@ def link_entries(buddy: Buddy, before: np.uint32, after: np.uint32) -> None:
 
 
 @inlined_kernel
+def _entry_of(buddy: Buddy, page: int, order: int) -> np.uint32:
+    if order < PAGEBLOCK_ORDER:
+        return np.uint32(page)
+    return np.uint32((buddy.block_type.shape[0] << PAGEBLOCK_ORDER) + (page >> PAGEBLOCK_ORDER))
+
+
+@inlined_kernel
+def _page_of(buddy: Buddy, entry: np.uint32, order: int) -> int:
+    if order < PAGEBLOCK_ORDER:
+        return np.int64(entry)
+    return (np.int64(entry) << PAGEBLOCK_ORDER) - (buddy.block_type.shape[0] << (2 * PAGEBLOCK_ORDER))
+
+
+@inlined_kernel
+def _first_page(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+    return _page_of(buddy, next_entry(buddy, list_head(buddy, zone, order, migratetype)), order)
+
+
+@inlined_kernel
 def _insert(buddy: Buddy, zone: int, page: int, order: int, migratetype: int, to_tail: bool) -> None:
     """``__add_to_free_list``"""
     head = list_head(buddy, zone, order, migratetype)
-    entry = np.uint32(page)
+    entry = _entry_of(buddy, page, order)
     buddy.state[entry] = order + 1
     if to_tail:
         last = previous_entry(buddy, head)
@@ -381,7 +431,7 @@ def _insert(buddy: Buddy, zone: int, page: int, order: int, migratetype: int, to
 @inlined_kernel
 def _remove(buddy: Buddy, zone: int, page: int, order: int) -> None:
     """``__del_page_from_free_list``; NR_FREE_PAGES is the caller's."""
-    entry = np.uint32(page)
+    entry = _entry_of(buddy, page, order)
     link_entries(buddy, previous_entry(buddy, entry), next_entry(buddy, entry))
     buddy.state[entry] = 0
     buddy.free_blocks[np.uint64(zone), np.uint64(order)] -= 1
@@ -402,7 +452,7 @@ def _take_smallest(buddy: Buddy, zone: int, order: int, migratetype: int) -> int
     current = _smallest_order(buddy, zone, order, migratetype)
     if current < 0:
         return NO_PAGE
-    page = np.int64(next_entry(buddy, list_head(buddy, zone, current, migratetype)))
+    page = _first_page(buddy, zone, current, migratetype)
     _remove_and_expand(buddy, zone, page, order, current, migratetype)
     return page
 
@@ -451,7 +501,7 @@ def _claim(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bo
     for current in range(MAX_PAGE_ORDER, lowest - 1, -1):
         fallback = _fallback_type(buddy, zone, current, migratetype)
         if fallback >= 0:
-            page = np.int64(next_entry(buddy, list_head(buddy, zone, current, fallback)))
+            page = _first_page(buddy, zone, current, fallback)
             if current >= PAGEBLOCK_ORDER:
                 _set_block_types(buddy, page, current, migratetype)
                 _remove_and_expand(buddy, zone, page, order, current, migratetype)
@@ -459,20 +509,6 @@ def _claim(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bo
             if _claim_part(buddy, zone, page, fallback, migratetype):
                 return _take_smallest(buddy, zone, order, migratetype)
     return NO_PAGE
-
-
-@kernel
-def _claim_whole(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
-    """Move the whole block that :func:`_claim` would expand next to the own list and return its order, else -1."""
-    for current in range(MAX_PAGE_ORDER, max(order, PAGEBLOCK_ORDER) - 1, -1):
-        fallback = _fallback_type(buddy, zone, current, migratetype)
-        if fallback >= 0:
-            page = np.int64(next_entry(buddy, list_head(buddy, zone, current, fallback)))
-            _set_block_types(buddy, page, current, migratetype)
-            _remove(buddy, zone, page, current)
-            _insert(buddy, zone, page, current, migratetype, False)
-            return current
-    return -1
 
 
 @kernel
@@ -528,7 +564,7 @@ def _steal(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
     for current in range(order, ORDERS):
         fallback = _fallback_type(buddy, zone, current, migratetype)
         if fallback >= 0:
-            page = np.int64(next_entry(buddy, list_head(buddy, zone, current, fallback)))
+            page = _first_page(buddy, zone, current, fallback)
             _remove_and_expand(buddy, zone, page, order, current, fallback)
             return page
     return NO_PAGE
@@ -539,7 +575,7 @@ def _is_free(buddy: Buddy, zone: int, page: int, order: int) -> bool:
     """``page_is_buddy``"""
     if page < buddy.zone_start[zone] or page >= buddy.zone_end[zone]:
         return False
-    return buddy.state[np.uint32(page)] == order + 1
+    return buddy.state[_entry_of(buddy, page, order)] == order + 1
 
 
 @inlined_kernel

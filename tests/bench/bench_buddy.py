@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.harness import NO_COMPILER, Variant, compile_c, duration, measure, pointer, print_table, verdict
+from bench.harness import NO_COMPILER, Times, Variant, compile_c, duration, measure, pointer, print_table, verdict
 from kernels import buddy as kernel_buddy
 from kernels.buddy import MAX_PAGE_ORDER, UNMOVABLE, Buddy, new_buddy, release_range
 
@@ -24,13 +24,13 @@ class CState(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_void_p)
         for name in ("links", "state", "block_type", "zone_start", "zone_end", "free_blocks", "free_pages")
-    ] + [("pages", ctypes.c_int64)]
+    ] + [("pages", ctypes.c_int64), ("entries", ctypes.c_int64)]
 
 
 def c_state(buddy: Buddy) -> CState:
     """The same arrays for C."""
-    arrays = {name: pointer(getattr(buddy, name)) for name, _ in CState._fields_[:-1]}
-    return CState(**arrays, pages=len(buddy.state))
+    arrays = {name: pointer(getattr(buddy, name)) for name, _ in CState._fields_[:-2]}
+    return CState(**arrays, pages=len(buddy.block_type) << 9, entries=len(buddy.state))
 
 
 def fresh() -> Buddy:
@@ -92,13 +92,13 @@ def main() -> None:
         progress[:] = 0
         return restore(numba_buddy, full)
 
-    def row(name: str, times: dict[str, float], which: str, count: int, limit: float) -> None:
-        ratio = times[which] / times["C"]
+    def row(name: str, times: Times, which: str, count: int, limit: float) -> None:
+        ratio = times.ratio(which, "C")
         rows.append(
             [
                 name,
-                duration(times["C"] / count),
-                duration(times[which] / count),
+                duration(times.seconds("C") / count),
+                duration(times.seconds(which) / count),
                 f"{ratio:.3g} ×",
                 f"{limit:g} ×",
                 verdict(ratio, limit),

@@ -11,12 +11,22 @@ struct buddy {
 	struct link *links;
 	uint8_t *state, *block_type;
 	int64_t *zone_start, *zone_end, *free_blocks, *free_pages;
-	int64_t pages;
+	int64_t pages, entries;
 };
 
 static inline uint32_t head_of(struct buddy *b, int zone, int order, int type)
 {
-	return b->pages + (zone * ORDERS + order) * TYPES + type;
+	return b->entries + (zone * ORDERS + order) * TYPES + type;
+}
+
+static inline uint32_t entry_of(struct buddy *b, int64_t page, int order)
+{
+	return order < BLOCK_ORDER ? page : b->pages + (page >> BLOCK_ORDER);
+}
+
+static inline int64_t page_of(struct buddy *b, uint32_t entry, int order)
+{
+	return order < BLOCK_ORDER ? entry : (entry - b->pages) << BLOCK_ORDER;
 }
 
 static inline void link_up(struct buddy *b, uint32_t before, uint32_t after)
@@ -27,7 +37,7 @@ static inline void link_up(struct buddy *b, uint32_t before, uint32_t after)
 
 static inline void insert(struct buddy *b, int zone, int64_t page, int order, int type, bool tail)
 {
-	uint32_t head = head_of(b, zone, order, type), entry = page;
+	uint32_t head = head_of(b, zone, order, type), entry = entry_of(b, page, order);
 
 	b->state[entry] = order + 1;
 	if (tail) {
@@ -44,8 +54,10 @@ static inline void insert(struct buddy *b, int zone, int64_t page, int order, in
 
 static inline void take_off(struct buddy *b, int zone, int64_t page, int order)
 {
-	link_up(b, b->links[page].prev, b->links[page].next);
-	b->state[page] = 0;
+	uint32_t entry = entry_of(b, page, order);
+
+	link_up(b, b->links[entry].prev, b->links[entry].next);
+	b->state[entry] = 0;
 	b->free_blocks[zone * ORDERS + order]--;
 }
 
@@ -64,7 +76,7 @@ static inline int64_t smallest(struct buddy *b, int zone, int order, int type)
 	for (int current = order; current < ORDERS; current++) {
 		uint32_t head = head_of(b, zone, current, type);
 		if (b->links[head].next != head) {
-			int64_t page = b->links[head].next;
+			int64_t page = page_of(b, b->links[head].next, current);
 			expand(b, zone, page, order, current, type);
 			return page;
 		}
@@ -89,7 +101,7 @@ static inline int64_t claim(struct buddy *b, int zone, int order, int type)
 	for (int current = MAX_ORDER; current >= BLOCK_ORDER; current--) {
 		int from = fallback_type(b, zone, current, type);
 		if (from >= 0) {
-			int64_t page = b->links[head_of(b, zone, current, from)].next;
+			int64_t page = page_of(b, b->links[head_of(b, zone, current, from)].next, current);
 			for (int64_t i = page >> BLOCK_ORDER; i < (page + (1 << current)) >> BLOCK_ORDER; i++)
 				b->block_type[i] = type;
 			expand(b, zone, page, order, current, type);
@@ -107,7 +119,7 @@ static inline int64_t allocate(struct buddy *b, int zone, int order, int type)
 
 static inline bool is_free(struct buddy *b, int zone, int64_t page, int order)
 {
-	return page >= b->zone_start[zone] && page < b->zone_end[zone] && b->state[page] == order + 1;
+	return page >= b->zone_start[zone] && page < b->zone_end[zone] && b->state[entry_of(b, page, order)] == order + 1;
 }
 
 static inline void free_one(struct buddy *b, int zone, int64_t page, int order, bool tail)

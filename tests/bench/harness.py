@@ -1,7 +1,8 @@
 """What the benchmarks share: C compiled on the spot, interleaved repetitions, and tables of ratios.
 
-The machine may be busy and noisy, so only ratios of medians are printed as results. Variants are run in turn, one
-repetition of each per round, so that a slow moment hits all of them.
+The machine may be busy and noisy, so the results are ratios. Variants are run in turn, one repetition of each per round,
+and compared within the round, so that a slow moment hits all of them; what is printed is the median over the rounds.
+Time is the process's own CPU time.
 """
 
 from __future__ import annotations
@@ -51,9 +52,24 @@ class Variant:
     """Calls per repetition, for work that is too short for the clock."""
 
 
-def measure(variants: dict[str, Variant], repetitions: int = 5) -> dict[str, float]:
-    """Median seconds of one call of each variant, after one warm-up round."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call of each variant in each round."""
+
+    rounds: dict[str, list[float]]
+
+    def seconds(self, name: str) -> float:
+        """Median of one variant."""
+        return statistics.median(self.rounds[name])
+
+    def ratio(self, name: str, base: str) -> float:
+        """Median over the rounds of one variant as a multiple of another."""
+        return statistics.median(a / b for a, b in zip(self.rounds[name], self.rounds[base], strict=True))
+
+
+def measure(variants: dict[str, Variant], repetitions: int = 7) -> Times:
+    """Run all variants ``repetitions`` times in turn, after one round to warm up."""
+    rounds: dict[str, list[float]] = {name: [] for name in variants}
     gc.collect()
     gc.disable()
     try:
@@ -61,15 +77,15 @@ def measure(variants: dict[str, Variant], repetitions: int = 5) -> dict[str, flo
             for name, variant in variants.items():
                 if variant.prepare is not None:
                     variant.prepare()
-                begin = time.perf_counter()
+                begin = time.process_time()
                 for _ in range(variant.inner):
                     variant.run()
-                seconds = (time.perf_counter() - begin) / variant.inner
+                seconds = (time.process_time() - begin) / variant.inner
                 if repetition > 0:
-                    times[name].append(seconds)
+                    rounds[name].append(seconds)
     finally:
         gc.enable()
-    return {name: statistics.median(values) for name, values in times.items()}
+    return Times(rounds)
 
 
 def duration(seconds: float) -> str:
