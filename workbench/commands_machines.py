@@ -1,0 +1,257 @@
+"""``workbench machines``: the hosts that come with the workbench, and any other one, listed and drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.topology import Host, Node
+
+_SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LOCAL = "·"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group to the application."""
+    group = typer.Typer(help="List real machines and draw them.", rich_markup_mode=None)
+
+    @group.callback(invoke_without_command=True)
+    def machines(
+        context: typer.Context, json_: Annotated[bool, typer.Option("--json", help="print the list as JSON")] = False
+    ) -> None:
+        """List the machines that scenarios can name, or draw one with `show`."""
+        if context.invoked_subcommand is None:
+            _list(json_)
+
+    @group.command()
+    def show(
+        name: Annotated[
+            str,
+            typer.Argument(
+                metavar="NAME|FILE",
+                help="a machine, a YAML or hwloc XML file, a text of numactl --hardware, a directory with devices/, "
+                "or `this`",
+            ),
+        ],
+        out: Annotated[Path | None, typer.Option("--out", help="draw into this .svg, .png or .pdf file")] = None,
+    ) -> None:
+        """Show nodes and distances of one machine in the terminal, or draw them into a file."""
+        host = read_host(name)
+        if out is not None:
+            draw(host, out)
+            typer.echo(str(out))
+        else:
+            _show(host)
+
+    app.add_typer(group, name="machines")
+
+
+def read_host(name: str) -> Host:
+    """A host by the name of a machine, from a file or snapshot, or of this computer (``this``)."""
+    from workbench.topology import Host, machine_names
+
+    if name == "this":
+        return Host.from_sysfs()
+    path = Path(name)
+    if name in machine_names() or not path.exists():
+        return Host.from_machine(name)
+    if path.is_dir():
+        return Host.from_sysfs(path)
+    if path.suffix == ".xml":
+        return Host.from_hwloc_xml(path)
+    if path.suffix in (".yaml", ".yml"):
+        return Host.from_yaml(path)
+    try:
+        return Host.from_numactl(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkbenchError(f"machine: {name}: {getattr(error, 'strerror', None) or 'not text'}") from None
+
+
+def draw(host: Host, out: Path) -> None:
+    """Draw a host into a picture file; the format is that of the file's ending."""
+    from workbench.files import whole_file
+    from workbench.plots_topology import host_dataset, topology
+
+    kind = out.suffix.removeprefix(".").lower()
+    if kind not in ("svg", "png", "pdf"):
+        raise WorkbenchError(f"--out: {out.name!r} must end in .svg, .png or .pdf")
+    figure = topology(host_dataset(host), title=host.title or host.name, assumed=", ".join(host.assumed))
+    with whole_file(out) as temporary:
+        figure.savefig(temporary, format=kind)
+
+
+def _list(as_json: bool) -> None:
+    from workbench.topology import Host, machine_names
+
+    hosts = [Host.from_machine(name) for name in machine_names()]
+    if as_json:
+        typer.echo(json.dumps([_row(host) for host in hosts], indent=1))
+        return
+    from rich.table import Table
+
+    from workbench.cli import console
+    from workbench.plots_common import size_text
+
+    table = Table("name", "machine", box=None, pad_edge=False, header_style="bold")
+    for column in ("nodes", "memory", "CPUs"):
+        table.add_column(column, justify="right")
+    table.add_column("kinds")
+    table.add_column("distances")
+    table.add_column("assumed")
+    for row in map(_row, hosts):
+        cpus = "?" if "cpus" in row["assumed"] else str(row["cpus"])
+        memory = size_text(row["memory_bytes"]) + ("?" if "memory_bytes" in row["assumed"] else "")
+        distances = "10" if row["farthest"] == 10 else f"10-{row['farthest']}"
+        assumed = ", ".join(row["assumed"])
+        table.add_row(row["name"], row["title"], str(row["nodes"]), memory, cpus, row["kinds"], distances, assumed)
+    console().print(table)
+
+
+def _row(host: Host) -> dict[str, Any]:
+    kinds = Counter(node.kind for node in host.nodes)
+    return {
+        "name": host.name,
+        "title": host.title,
+        "nodes": len(host.nodes),
+        "memory_bytes": host.memory_bytes,
+        "cpus": sum(len(node.cpus) for node in host.nodes),
+        "kinds": " ".join(f"{count} {kind}" for kind, count in kinds.items()),
+        "farthest": max(map(max, host.distances)),
+        "assumed": list(host.assumed),
+        "source": host.source,
+    }
+
+
+def _show(host: Host) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from workbench.cli import console
+    from workbench.plots_common import node_list, size_text
+
+    screen = console()
+    screen.print(Text(host.title or host.name, style="bold"))
+    for label, text in (("source", host.source), ("note", host.note), ("assumed", ", ".join(host.assumed))):
+        if text:
+            screen.print(Text(f"{label}: {text}", style="dim"), soft_wrap=True)
+    nodes = Table("node", "kind", box=None, pad_edge=False, header_style="bold")
+    nodes.add_column("memory", justify="right")
+    nodes.add_column("free", justify="right")
+    nodes.add_column("CPUs")
+    for members in _alike(host):
+        node = host.nodes[members[0]]
+        cpus = [cpu for index in members for cpu in host.nodes[index].cpus]
+        shown = "-" if not cpus else _short(node_list(cpus)) if len(members) == 1 else f"{len(node.cpus)} each"
+        free = size_text(node.free_bytes) if node.free_bytes is not None and len(members) == 1 else ""
+        kind = node.kind + (" movable" if node.movable else "")
+        memory = size_text(node.memory_bytes) if node.memory_bytes else "none"
+        label = node_list([host.nodes[index].id for index in members])
+        nodes.add_row(label, kind, memory + (" each" if len(members) > 1 else ""), free, shown)
+    screen.print(nodes)
+    screen.print()
+    for line in matrix_lines(host, screen.width):
+        screen.print(line, soft_wrap=True)
+    if host.access:
+        screen.print()
+        screen.print(_access_table(host))
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def _look(node: Node) -> tuple[object, ...]:
+    from workbench.plots_common import size_text
+
+    return node.kind, size_text(node.memory_bytes), node.movable, len(node.cpus)
+
+
+def _alike(host: Host) -> list[list[int]]:
+    """Runs of nodes that look the same but for their id and which CPUs they have; only on hosts with many nodes."""
+    runs: list[list[int]] = []
+    for index, node in enumerate(host.nodes):
+        before = host.nodes[runs[-1][0]] if runs else None
+        if before is not None and _look(node) == _look(before) and len(host.nodes) > 16:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
+
+
+def matrix_lines(host: Host, width: int) -> list[Any]:
+    """The distance matrix as lines of coloured text that fit into ``width`` columns.
+
+    Numbers where there is room; else one or two columns for each node with a symbol for each distance and a legend.
+    """
+    from rich.text import Text
+
+    ids = [str(node.id) for node in host.nodes]
+    label = max(map(len, ids))
+    values = sorted({value for row in host.distances for value in row})
+    wide = max(len(str(values[-1])), label) + 1
+    if label + 1 + wide * len(ids) <= width and len(ids) <= 40:
+        lines = [Text(" " * (label + 1) + "".join(node.rjust(wide) for node in ids), style="bold")]
+        for node, row in zip(ids, host.distances, strict=True):
+            line = Text(node.rjust(label) + " ", style="bold")
+            for value in row:
+                line.append(str(value).rjust(wide), style=_heat(values.index(value), len(values)))
+            lines.append(line)
+        return [Text("distances (row: from, column: to)"), *lines]
+    symbols = {value: _symbol(position, values) for position, value in enumerate(values)}
+    gap = 2 if label + 2 + 2 * len(ids) <= width else 1
+    lines = [Text("distances (row: from, column: to), one symbol for each distance:")]
+    legend = Text()
+    for value in values:
+        legend.append(f" {symbols[value]} ", style=_heat(values.index(value), len(values)))
+        legend.append(f" {value}  ")
+    lines.append(legend)
+    for digit in range(label):  # column headings are read from top to bottom
+        heading = "".join(node.rjust(label)[digit].rjust(gap) for node in ids)
+        lines.append(Text(" " * (label + 1) + heading, style="bold"))
+    for node, row in zip(ids, host.distances, strict=True):
+        line = Text(node.rjust(label) + " ", style="bold")
+        for value in row:
+            line.append(symbols[value].rjust(gap), style=_heat(values.index(value), len(values)))
+        lines.append(line)
+    return lines
+
+
+def _symbol(position: int, values: list[int]) -> str:
+    if values[position] == 10:
+        return _LOCAL
+    # With more distances than symbols neighbouring distances share one; the legend shows which.
+    return _SYMBOLS[position if len(values) <= len(_SYMBOLS) else position * len(_SYMBOLS) // len(values)]
+
+
+def _heat(position: int, count: int) -> str:
+    """Background from light (near) to dark (far), with a text colour that is read on it."""
+    import matplotlib
+
+    from workbench.plots_common import HEAT, text_colour
+
+    shade = matplotlib.colormaps[HEAT](0.02 + 0.96 * position / max(1, count - 1))
+    background = matplotlib.colors.to_hex(shade)
+    return f"{text_colour(background)} on {background}"
+
+
+def _access_table(host: Host) -> Any:
+    from rich.table import Table
+
+    table = Table("initiator", "target", box=None, pad_edge=False, header_style="bold")
+    fields = ("read_bandwidth", "write_bandwidth", "read_latency", "write_latency")
+    for field in fields:
+        unit = "MB/s" if "bandwidth" in field else "ns"
+        table.add_column(f"{re.sub('_', ' ', field)} ({unit})", justify="right")
+    for access in host.access:
+        numbers = [getattr(access, field) for field in fields]
+        shown = ["-" if number is None else f"{number:,.0f}" for number in numbers]
+        table.add_row(str(access.initiator), str(access.target), *shown)
+    return table
