@@ -96,6 +96,14 @@ def _declare_all() -> None:
         declare(f"stretch_{name}", ("stretch",), "1", long_name, exact)
     declare("tile_node", ("tile_entry",), "1", "node", exact)
     declare("page_node", ("file", "page"), "1", "node that backs the folio (-1: absent)", exact)
+    declare(
+        "page_pfn",
+        ("file", "page"),
+        "folios",
+        "pfn of the folio, counted in folios (-1: absent)",
+        "modelled",
+        "ascending from the start of each zone, freed folios last in, first out (mm/page_alloc.c); see kernels/pfns.py",
+    )
     declare("range_file", ("range",), "", "file", exact)
     declare("range_start", ("range",), "4 KiB pages", "first page of the shared policy range", exact)
     declare("range_end", ("range",), "4 KiB pages", "end of the shared policy range", exact)

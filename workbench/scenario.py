@@ -496,6 +496,7 @@ class Scenario(_Model):
     operations: tuple[AnyOperation, ...] = ()
     seed: int = Field(0, ge=0, lt=1 << 63)
     output: Literal["auto", "counts", "runs", "pages"] = "auto"
+    pfns: bool = Field(False, description="also keep the pfn of every folio (modelled: what the boot left free is not known)")
     strict: bool = True
 
     @field_validator("host", mode="before")

@@ -198,6 +198,8 @@ def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
             _put_runs("run", [(name, runs) for name, runs in listed if runs is not None], put)
     if scenario.output == "pages" or (scenario.output == "auto" and total <= AUTO_PAGES):
         put("page_node", _page_node(system, inodes))
+        if system.free_pfns is not None:
+            put("page_pfn", _page_pfn(system, inodes))
 
 
 def _stretches(system: System, inode: Inode, base: int) -> tuple[np.ndarray, np.ndarray]:
@@ -229,6 +231,16 @@ def _page_node(system: System, inodes: dict[str, Inode]) -> np.ndarray:
         for start, end in inode.map.absent(0, pages):
             row[start:end] = -1
         filemap.render(inode.map.runs, inode.map.allocations, inode.map.tiles, values, 0, row)
+    return out
+
+
+def _page_pfn(system: System, inodes: dict[str, Inode]) -> np.ndarray:
+    pages = max((inode.pages >> inode.order for inode in inodes.values()), default=0)
+    out = np.full((len(inodes), pages), -1, np.int64)
+    for row, inode in zip(out, inodes.values(), strict=True):
+        size = inode.pages >> inode.order
+        if system.free_pfns is not None and inode.pfns is not None:
+            row[:size] = system.free_pfns.of_file(inode.map, inode.pfns, size)
     return out
 
 

@@ -23,6 +23,7 @@ from workbench.errors import WorkbenchError
 from workbench.filemap import FileMap, Int64s, intervals_in, intervals_minus
 from workbench.generators import in_turns, shared_turns
 from workbench.mappings import Mapping
+from workbench.pfns import FilePfns, FreePfns
 from workbench.units import PAGE_SIZE, format_bytes
 from workbench.zones import default_zones
 
@@ -74,6 +75,7 @@ class Inode:
     ilx_base: int = 0
     shared_policy: mp.SharedPolicy = field(default_factory=mp.SharedPolicy)
     map: FileMap = field(default_factory=FileMap)
+    pfns: FilePfns | None = None
     mappings: list[Mapping] = field(default_factory=list)
 
     @property
@@ -115,6 +117,7 @@ class System:
         self.vcpu_open = False
         self.killed = False
         self.placed = np.zeros(len(self.free), np.int64)
+        self.free_pfns = FreePfns(self.start_pfn, self.free) if scenario.pfns else None
 
     # ------------------------------------------------------------------------------------------------- set-up
 
@@ -127,6 +130,7 @@ class System:
         self.free = table.free.astype(np.int64).copy()
         self.watermarks = np.stack((table.min, table.low, table.high)).astype(np.int64)
         self.reserve = table.lowmem_reserve_normal.astype(np.int64)
+        self.start_pfn = table.start_pfn
         self.zone_labels = [
             f"{self.node_ids[node]}/{('DMA', 'DMA32', 'Normal', 'Movable')[kind]}"
             for node, kind in zip(self.zone_node, self.zone_type, strict=True)
@@ -180,6 +184,10 @@ class System:
                         f"{format_bytes(int(free[self.index_of_node[node]]) * PAGE_SIZE)} free on node {node}"
                     )
             pages = np.array([stated.get(int(node), 0) for node in self.node_ids], np.int64)
+        first = np.zeros(self.nodes, np.int64)
+        for zone in range(len(self.zone_node) - 1, -1, -1):
+            first[self.zone_node[zone]] = self.start_pfn[zone]
+        self.start_pfn = -(-first // (size // PAGE_SIZE))
         self.zone_node = np.arange(self.nodes, dtype=np.int64)
         self.zone_type = np.full(self.nodes, zonelist.ZONE_NORMAL, np.int64)
         self.managed, self.free = pages.copy(), pages.copy()
@@ -301,6 +309,8 @@ class System:
         return self._open(operation.file, inode, mapped=True)
 
     def _open(self, name: str, inode: Inode, mapped: bool, **detail: Any) -> Result:
+        if self.free_pfns is not None:
+            inode.pfns = self.free_pfns.new_file()
         mapping = Mapping(inode.pages) if mapped and inode.pages else None
         if mapping is not None:
             inode.mappings.append(mapping)
@@ -351,7 +361,7 @@ class System:
         self.descriptors.discard(file.descriptor)
         file.descriptor = None
         if not file.inode.mappings and not self._is_open(file.inode):
-            self.free += file.inode.map.erase(0, np.iinfo(np.int64).max, len(self.free))
+            self._erase(file.inode, 0, np.iinfo(np.int64).max)
         return Result()
 
     def _is_open(self, inode: Inode) -> bool:
@@ -360,7 +370,13 @@ class System:
     def _oom_kill(self) -> None:
         self.killed = True
         for inode in {id(file.inode): file.inode for file in self.files.values()}.values():
-            self.free += inode.map.erase(0, np.iinfo(np.int64).max, len(self.free))
+            self._erase(inode, 0, np.iinfo(np.int64).max)
+
+    def _erase(self, inode: Inode, first: int, last: int) -> None:
+        """Free folios ``[first, last)``."""
+        if self.free_pfns is not None and inode.pfns is not None:
+            self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
+        self.free += inode.map.erase(first, last, len(self.free))
 
     # ...................................................................................................... policy
 
@@ -627,7 +643,7 @@ class System:
     def _punch(self, inode: Inode, start: int, end: int) -> None:
         if end <= start:
             return
-        self.free += inode.map.erase(start >> inode.order, end >> inode.order, len(self.free))
+        self._erase(inode, start >> inode.order, end >> inode.order)
         for mapping in inode.mappings:
             mapping.zap(start, end)
 
@@ -814,6 +830,8 @@ class System:
 
     def _zones(self, operation: sc.Zones) -> Result:
         """Read the counters, or take those of a real kernel over (its background use is not in the scenario)."""
+        if operation.observed and self.free_pfns is not None:
+            raise WorkbenchError("zones.observed: cannot be taken over together with pfns: true")
         for label, state in (operation.observed or {}).items():
             if label in self.zone_labels:
                 zone = self.zone_labels.index(label)
@@ -896,6 +914,8 @@ class System:
             map_.grow(max(64, len(pieces)), len(scratch))
             self._check_cancelled()
         map_.add_new_allocations(before)
+        if self.free_pfns is not None and inode.pfns is not None:
+            self.free_pfns.hand_out(map_, inode.pfns, before)
         self.placed += free - self.free
         return self._placed(status == placement.DONE)
 
@@ -906,6 +926,7 @@ class System:
         base = int(holes[0, 0])
         zones = np.full(int(holes[-1, 1]) - base, -1, np.int16)
         cached = np.empty((len(requests[0]), self.nodes), np.int64)
+        pfns = np.empty(len(zones), np.int64) if inode.pfns is not None else None
         free = self.free.copy()
         complete = True
         for pages, tasks in chunks:
@@ -916,11 +937,18 @@ class System:
                 self.zone_node, self.zonelists[inode.kind], cached, out,
             )  # fmt: skip
             zones[pages[:done] - base] = out[:done]
+            if self.free_pfns is not None and pfns is not None:
+                self.free_pfns.hand_out_list(out[:done], pages[:done], base, pfns)
             self._check_cancelled()
             if done < len(pages):
                 complete = False
                 break
+        before = int(inode.map.progress[placement.ALLOCATIONS])
         inode.map.add_list(holes, zones, base)
+        if inode.pfns is not None and pfns is not None:
+            for row in range(before, int(inode.map.progress[placement.ALLOCATIONS])):
+                start, count = inode.map.allocations[row, :2] - (base, 0)
+                inode.pfns.listed[row] = pfns[start : start + count]
         self.placed += free - self.free
         return self._placed(complete)
 

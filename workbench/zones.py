@@ -43,6 +43,7 @@ class ZoneTable:
     low: Int64s
     high: Int64s
     lowmem_reserve_normal: Int64s  # kept from requests whose highest zone is NORMAL
+    start_pfn: Int64s  # of the modelled layout; zones that a host states follow one another from 4 GiB on
 
 
 def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES) -> ZoneTable:
@@ -52,6 +53,7 @@ def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES) -> ZoneTable:
     node states them (spread over its zones from the highest down), else all that is managed.
     """
     rows: list[tuple[int, int, int]] = []  # node index, type, present pages
+    starts: dict[tuple[int, int], int] = {}
     address = 0
     for index, node in enumerate(host.nodes):
         if node.zones is not None:
@@ -63,6 +65,7 @@ def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES) -> ZoneTable:
             part = min(left, room)
             if node.movable:
                 kind = ZONE_MOVABLE
+            starts.setdefault((index, kind), address // PAGE_SIZE)
             kinds[kind] = kinds.get(kind, 0) + part // PAGE_SIZE
             address += part
             left -= part
@@ -84,7 +87,12 @@ def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES) -> ZoneTable:
     ]
     columns = np.array(sorted(modelled + stated), np.int64).reshape(-1, 7).T
     reserve = lowmem_reserve(columns[0], columns[1], columns[2])
-    return ZoneTable(*columns, lowmem_reserve_normal=reserve)
+    beyond = max(FOUR_GIB, address) // PAGE_SIZE + np.concatenate(([0], np.cumsum(columns[2])))
+    start_pfn = [
+        starts.get((int(node), int(kind)), int(after))
+        for node, kind, after in zip(columns[0], columns[1], beyond[:-1], strict=True)
+    ]
+    return ZoneTable(*columns, lowmem_reserve_normal=reserve, start_pfn=np.array(start_pfn, np.int64))
 
 
 def _zone_at(address: int, lowmem_bytes: int) -> tuple[int, int]:

@@ -202,6 +202,25 @@ def test_huge_page_pool_runs_dry_with_an_error_and_not_with_a_kill():
     assert dataset["pages_per_node"].sum("file").values.tolist() == [0, 3, 0, 0]
 
 
+def test_pfns_ascend_in_a_zone_and_come_back_last_in_first_out():
+    dataset = run(
+        [
+            {"op": "create", "size": 16 * PAGE},
+            {"op": "mbind", "mode": "interleave", "nodes": "0-1"},
+            {"op": "fault"},
+            {"op": "punch_hole", "offset": 4 * PAGE, "length": 4 * PAGE},
+            {"op": "fault"},
+        ],
+        pfns=True,
+    )
+    pfn, node = dataset["page_pfn"].sel(file="guest").values, dataset["page_node"].sel(file="guest").values
+    first = [pfn[0], pfn[1]]
+    rest = [page for page in range(16) if not 4 <= page < 8]
+    assert [pfn[p] - first[node[p]] for p in rest] == [0, 0, 1, 1, 4, 4, 5, 5, 6, 6, 7, 7]
+    assert [pfn[p] - first[node[p]] for p in range(4, 8)] == [3, 3, 2, 2]
+    assert dataset["page_pfn"].attrs["basis"] == "modelled"
+
+
 OPERATIONS = st.lists(
     st.one_of(
         st.fixed_dictionaries(

@@ -1,0 +1,120 @@
+"""The pfns of a run's folios: the free extents of every zone, around :mod:`kernels.pfns`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kernels import pfns as kernels
+from kernels.placement import ALLOCATIONS
+from workbench.filemap import FileMap, Int16s, Int64s
+
+_MORE = 1024
+
+
+@dataclass
+class FilePfns:
+    """What the allocations of one inode got: ``first`` and ``extents`` of :mod:`kernels.pfns`, and single folios."""
+
+    first: Int64s
+    extents: Int64s = field(default_factory=lambda: np.empty((_MORE, 3), np.int64))
+    used: int = 0
+    listed: dict[int, Int64s] = field(default_factory=dict)  # allocation row -> pfn of each folio, for place_list
+
+
+class FreePfns:
+    """The stacks of free extents of all zones."""
+
+    def __init__(self, start_pfn: Int64s, free: Int64s) -> None:
+        zones = len(free)
+        self.stack = np.zeros((zones + _MORE, 4), np.int64)
+        self.top = np.full(zones, -1, np.int64)
+        self.unused = np.zeros(1, np.int64)
+        self.stack[:, 3] = np.arange(1, len(self.stack) + 1)
+        self.stack[-1, 3] = -1
+        for zone in range(zones):
+            if free[zone]:
+                kernels.push(zone, int(start_pfn[zone]), int(free[zone]), 1, self.stack, self.top, self.unused)
+
+    def new_file(self) -> FilePfns:
+        """The book of an inode that holds nothing yet."""
+        return FilePfns(np.zeros((16, len(self.top)), np.int64))
+
+    def hand_out(self, map_: FileMap, book: FilePfns, begin: int) -> None:
+        """Pfns for the allocations that were written since row ``begin``."""
+        end = int(map_.progress[ALLOCATIONS])
+        self._grow_first(book, end)
+        rows = (end - begin) * len(self.top) + len(self.stack)
+        if book.used + rows > len(book.extents):
+            longer = np.empty((book.used + 2 * rows, 3), np.int64)
+            longer[: book.used] = book.extents[: book.used]
+            book.extents = longer
+        used = kernels.hand_out(
+            map_.allocations, map_.tiles, begin, end, self.stack, self.top, self.unused,
+            np.empty(len(self.top), np.int64), book.first, book.extents, book.used,
+        )  # fmt: skip
+        if used < 0:
+            raise AssertionError("a zone gave more folios than it had free")
+        book.used = used
+
+    @staticmethod
+    def _grow_first(book: FilePfns, rows: int) -> None:
+        if rows > len(book.first):
+            longer = np.zeros((max(rows, 2 * len(book.first)), book.first.shape[1]), np.int64)
+            longer[: len(book.first)] = book.first
+            book.first = longer
+
+    def hand_out_list(self, zones: Int16s, pages: Int64s, base: int, out: Int64s) -> None:
+        """Pfns for folios placed one by one, into ``out`` (indexed from ``base``)."""
+        if kernels.hand_out_list(zones, pages, base, self.stack, self.top, self.unused, out) < 0:
+            raise AssertionError("a zone gave more folios than it had free")
+
+    def release(self, map_: FileMap, book: FilePfns, runs: Int64s) -> None:
+        """Free the folios of runs int64 (n, 3), in ascending order."""
+        self._keep_room(sum(int(run[1]) for run in runs if int(run[2]) in book.listed) + len(runs) * _MORE)
+        scratch = [np.empty(len(self.top), np.int64) for _ in range(3)]
+        for run in runs:
+            row = int(run[2])
+            if row in book.listed:
+                self._release_listed(map_, book, run)
+                continue
+            if kernels.release(
+                run, map_.allocations, map_.tiles, book.first, book.extents, *scratch, self.stack, self.top, self.unused
+            ):
+                raise AssertionError("no room on the stack of free extents")
+
+    def _release_listed(self, map_: FileMap, book: FilePfns, run: Int64s) -> None:
+        start, count, row = (int(value) for value in run)
+        first, _, _, offset, _ = (int(value) for value in map_.allocations[row])
+        skip = start - first
+        kernels.release_list(
+            map_.tiles[offset + skip : offset + skip + count],
+            book.listed[row][skip : skip + count],
+            self.stack,
+            self.top,
+            self.unused,
+        )
+
+    def _keep_room(self, rows: int) -> None:
+        """Append unused rows to the stack."""
+        old = len(self.stack)
+        longer = np.zeros((old + rows, 4), np.int64)
+        longer[:old] = self.stack
+        longer[old:, 3] = np.arange(old + 1, old + rows + 1)
+        longer[-1, 3] = self.unused[0]
+        self.stack, self.unused[0] = longer, old
+
+    def of_file(self, map_: FileMap, book: FilePfns, size: int) -> Int64s:
+        """Pfn of every folio of an inode, int64 (size,), -1 where absent."""
+        out = np.full(size, -1, np.int64)
+        rank, at = np.empty(len(self.top), np.int64), np.empty(len(self.top), np.int64)
+        for run in map_.runs:
+            start, count, row = (int(value) for value in run)
+            part = out[start : start + count]
+            if row in book.listed:
+                skip = start - int(map_.allocations[row, 0])
+                part[:] = book.listed[row][skip : skip + count]
+            else:
+                kernels.pfns_of_run(run, map_.allocations, map_.tiles, book.first, book.extents, rank, at, part)
+        return out
