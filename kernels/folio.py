@@ -208,9 +208,73 @@ class State(NamedTuple):
     """int64 (4,), working space."""
 
 
+def new_state(
+    options: np.ndarray,
+    vmemmap: np.ndarray,
+    vmemmap_order: np.ndarray,
+    pool: np.ndarray,
+    pool_full: np.ndarray,
+    pool_extra: np.ndarray,
+    cpus: int = 1,
+) -> State:
+    """An empty, all-private file with the given options; the other arguments are the host's (:class:`State`).
+
+    Bits past the end of the file stay 0, and arrays cover whole 1 GiB blocks.
+    """
+    nodes = vmemmap.shape[0]
+    blocks_1g = -(-int(options[PAGES]) // PAGES_1G)
+    blocks_2m = blocks_1g * BLOCKS_1G
+    return State(
+        shared=np.zeros(blocks_2m * 8, np.uint64),
+        shared_2m=np.zeros(blocks_2m, np.int16),
+        shared_1g=np.zeros(blocks_1g, np.int32),
+        level=np.zeros(blocks_2m, np.int8),
+        whole_1g=np.zeros(blocks_1g, np.int8),
+        full_2m=np.zeros(blocks_2m, np.int8),
+        full_1g=np.zeros(blocks_1g, np.int8),
+        extra_2m=np.zeros((blocks_2m, nodes), np.int16),
+        extra_1g=np.zeros((blocks_1g, nodes), np.int16),
+        node=np.zeros(blocks_2m, np.int16),
+        present=np.zeros(blocks_2m * 8, np.uint64),
+        reference_row=np.zeros(blocks_2m, np.int32),
+        references=np.zeros((8, PAGES_2M, 3), np.int32),
+        reference_total=np.zeros((8, 2), np.int64),
+        poison=np.zeros(8, np.int64),
+        batch=np.zeros((cpus, BATCH), np.int64),
+        batch_length=np.zeros(cpus, np.int64),
+        vmemmap=vmemmap,
+        vmemmap_order=vmemmap_order,
+        pool=pool,
+        pool_full=pool_full,
+        pool_extra=pool_extra,
+        taken=np.zeros(nodes, np.int64),
+        freed=np.zeros(nodes, np.int64),
+        options=options,
+        counts=np.zeros(len(COUNTERS), np.int64),
+        scratch=np.zeros(4, np.int64),
+    )
+
+
+def grown(state: State) -> State:
+    """The same state with twice the room for references and poisoned pages (after NEEDS_ROOM)."""
+
+    def twice(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array, np.zeros_like(array)])
+
+    return state._replace(
+        references=twice(state.references), reference_total=twice(state.reference_total), poison=twice(state.poison)
+    )
+
+
 @kernel
 def run(
-    state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray, every: int, series: np.ndarray, start: int
+    state: State,
+    stream: np.ndarray,
+    errors: np.ndarray,
+    offsets: np.ndarray,
+    every: int,
+    series: np.ndarray,
+    start: int,
 ) -> int:
     """Carry out operations ``start`` ... of a stream.
 
@@ -228,9 +292,8 @@ def run(
     """
     for i in range(start, stream.shape[0]):
         state.scratch[2] = -1
-        error = _operate(
-            state, stream[i, OP], stream[i, OFFSET], stream[i, LENGTH], stream[i, ARGUMENT], stream[i, NODE], stream[i, CPU]
-        )
+        row = stream[i]
+        error = _operate(state, row[OP], row[OFFSET], row[LENGTH], row[ARGUMENT], row[NODE], row[CPU])
         if error == NEEDS_ROOM:
             return i
         errors[i] = error
@@ -862,7 +925,7 @@ def _populate(s: State, page: int, node: int, cpu: int) -> int:
 
 @kernel
 def _lru_add(s: State, page: int, cpu: int) -> None:
-    """mm/swap.c: folio_add_lru(). A small folio waits in the CPU's batch; a full batch or a large folio (-1) empties it."""
+    """mm/swap.c: folio_add_lru(). A small folio waits in the batch; a full batch or a large folio (-1) empties it."""
     if page >= 0:
         s.batch[cpu, s.batch_length[cpu]] = page
         s.batch_length[cpu] += 1

@@ -1,0 +1,438 @@
+"""The folio kernel against the page-by-page reference, and at every point where memory can run out."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from kernels import folio as fast
+from reference import folio as slow
+
+INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
+NODES = 2
+GIB, MIB = 2**30, 2**20
+
+
+def options(**values):
+    defaults = {"pages": 4 * 512, "backing": 9, "generation": 1, "splitting": 0, "split_at": 0, "merging": 0, "hvo": 1}
+    values = defaults | {"fallback": 0, "drain": 0} | values
+    order = ["pages", "backing", "generation", "splitting", "split_at", "merging", "hvo", "fallback", "drain"]
+    return np.array([values[name] for name in order], dtype=np.int64)
+
+
+def new_file(vmemmap=(10_000, 10_000), pool=((64, 8), (64, 8)), cpus=1, **values):
+    return fast.new_state(
+        options(**values),
+        np.array(vmemmap, dtype=np.int64),
+        np.array([[0, 1], [1, 0]], dtype=np.int64),
+        np.array(pool, dtype=np.int64),
+        np.zeros((NODES, 2), dtype=np.int64),
+        np.zeros((NODES, 2, NODES), dtype=np.int64),
+        cpus,
+    )
+
+
+class Fast:
+    """One file of the kernel with one method for all operations; grows what is full."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def operate(self, op, offset=0, length=0, argument=0, node=0, cpu=0):
+        stream = np.array([[op, offset, length, argument, node, cpu]], dtype=np.int64)
+        errors, offsets = np.zeros(1, np.int32), np.zeros(1, np.int64)
+        none = np.zeros((0, len(fast.COUNTERS)), np.int64)
+        while fast.run(self.state, stream, errors, offsets, 0, none, 0) == 0:
+            self.state = fast.grown(self.state)
+        return int(errors[0]), int(offsets[0])
+
+    def count(self, name):
+        return int(self.state.counts[fast.COUNTERS.index(name)])
+
+    def held(self):
+        state = self.state
+        return (state.extra_2m.sum(axis=0) + state.extra_1g.sum(axis=0) + state.pool_extra.sum(axis=(0, 1))).tolist()
+
+
+def shared_bits(state):
+    bytes_ = state.shared.astype("<u8").view(np.uint8)
+    return np.unpackbits(bytes_, bitorder="little")[: state.options[fast.PAGES]].astype(bool)
+
+
+def check_counters(file: Fast):
+    """Every counter kept in step equals a recount of the state."""
+    state = file.state
+    bits = shared_bits(state)
+    padded = np.zeros(state.level.shape[0] * 512, bool)
+    padded[: bits.shape[0]] = bits
+    by_2m = padded.reshape(-1, 512).sum(axis=1)
+    by_1g = padded.reshape(-1, 512 * 512).sum(axis=1)
+    np.testing.assert_array_equal(state.shared_2m, by_2m)
+    np.testing.assert_array_equal(state.shared_1g, by_1g)
+    assert file.count("shared_pages") == bits.sum()
+    assert file.count("mapped_2m") == np.sum((state.level == fast.HUGE_2M) & (by_2m == 0))
+    assert file.count("mapped_1g") == np.sum((state.level[::512] == fast.HUGE_1G) & (by_1g == 0))
+    base = sum(int(word).bit_count() for word in state.present[np.repeat(state.level == fast.BASE, 8)])
+    assert file.count("present_pages") == 512 * np.sum(state.level >= fast.SPLIT) + base
+    assert file.count("vmemmap_taken") == state.taken.sum() and file.count("vmemmap_freed") == state.freed.sum()
+    rows = state.references.sum(axis=1, dtype=np.int64)
+    np.testing.assert_array_equal(rows[:, 0] + rows[:, 1], state.reference_total[:, 0])
+    assert rows[:, 2].sum() == file.count("orphaned_pins")
+
+
+COMPARED = (
+    "splits_1g", "splits_2m", "merges_1g", "merges_2m", "unoptimised_merges", "rollbacks", "invalidations",
+    "invalidated_bytes", "private_pages_lost", "spins", "zeroed_pages", "withheld_huge_pages",
+)  # fmt: skip
+
+
+class Conversion(RuleBasedStateMachine):
+    """convert, pin, unpin, punch, fault, poison in any order: kernel and reference agree in everything."""
+
+    backing = 9
+    pages = 4 * 512
+    unit = 64  # ranges start and end near multiples of this many pages
+
+    @initialize(
+        generation=st.sampled_from("BC"),
+        stages=st.sampled_from(["one", "two", "through"]),
+        at_host_fault=st.booleans(),
+        merging=st.sampled_from(["eager", "eager", "lazy", "never"]),
+        hvo=st.booleans(),
+        fallback=st.booleans(),
+        drain=st.booleans(),
+        vmemmap=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+        pool=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    )
+    def create(self, generation, stages, at_host_fault, merging, hvo, fallback, drain, vmemmap, pool):
+        vmemmap = self.scaled(vmemmap)
+        self.vmemmap = list(vmemmap)
+        pools = np.array([[count, 0] for count in pool]) if self.backing == 9 else np.array([[2, c] for c in pool])
+        self.huge_pages = pools.copy()
+        self.fast = Fast(
+            new_file(
+                vmemmap, pools, cpus=2, pages=self.pages, backing=self.backing, generation="BC".index(generation),
+                splitting=["one", "two", "through"].index(stages), split_at=int(at_host_fault),
+                merging=["eager", "lazy", "never"].index(merging), hvo=int(hvo), fallback=int(fallback),
+                drain=int(drain),
+            )
+        )  # fmt: skip
+        pool_blocks = {}
+        for node in range(NODES):
+            for size, column in ((512, 0), (512 * 512, 1)):
+                pool_blocks[node, size] = [slow.Block(-1, size, node) for _ in range(pools[node, column])]
+        host = slow.Host(list(vmemmap), [[0, 1], [1, 0]], pool_blocks)
+        self.slow = slow.File(
+            self.pages, 1 << self.backing, generation, host, stages != "one", stages == "through", at_host_fault,
+            merging, hvo, fallback, drain, 2,
+        )  # fmt: skip
+
+    def scaled(self, vmemmap):
+        return vmemmap
+
+    ranges = st.tuples(st.integers(0, 40), st.integers(-2, 2), st.integers(0, 12), st.integers(-1, 2))
+
+    def span(self, chosen, align=False):
+        start, nudge, length, extra = chosen
+        offset = max(0, start * self.unit + nudge)
+        count = max(1, length * self.unit + extra)
+        if align:
+            size = 1 << self.backing
+            offset, count = offset // size * size, -(-count // size) * size
+        return offset * 4096, count * 4096
+
+    def both(self, name, op, offset, length, argument=0, node=0, cpu=0, **slow_arguments):
+        got = self.fast.operate(op, offset, length, argument, node, cpu)
+        expected = self.slow.operate(name, *slow_arguments.values())
+        assert got == expected, (name, offset, length, slow_arguments)
+
+    @rule(chosen=ranges, to_shared=st.booleans())
+    def convert(self, chosen, to_shared):
+        offset, length = self.span(chosen)
+        self.both("convert", fast.CONVERT, offset, length, int(to_shared), o=offset, n=length, s=to_shared)
+
+    @rule(chosen=ranges, long_term=st.booleans(), node=st.integers(0, 1), cpu=st.integers(0, 1))
+    def pin(self, chosen, long_term, node, cpu):
+        offset, length = self.span((*chosen[:2], 0, chosen[3]))
+        arguments = {"o": offset, "n": length, "k": long_term, "node_": node, "cpu_": cpu}
+        self.both("pin", fast.PIN, offset, length, int(long_term), node, cpu, **arguments)
+
+    @rule(chosen=ranges, long_term=st.booleans())
+    def unpin(self, chosen, long_term):
+        offset, length = self.span((*chosen[:2], 0, chosen[3]))
+        self.both("unpin", fast.UNPIN, offset, length, int(long_term), o=offset, n=length, k=long_term)
+
+    @rule(chosen=ranges, node=st.integers(0, 1), cpu=st.integers(0, 1))
+    def host_fault(self, chosen, node, cpu):
+        offset, length = self.span(chosen)
+        arguments = {"o": offset, "n": length, "node_": node, "cpu_": cpu}
+        self.both("host_fault", fast.HOST_FAULT, offset, length, 0, node, cpu, **arguments)
+
+    @rule(chosen=ranges, private=st.sampled_from([True, True, True, False]), node=st.integers(0, 1))
+    def guest_fault(self, chosen, private, node):
+        offset, length = self.span(chosen)
+        arguments = {"o": offset, "n": length, "p": private, "node_": node, "cpu_": 0}
+        self.both("guest_fault", fast.GUEST_FAULT, offset, length, int(private), node, 0, **arguments)
+
+    @rule(chosen=ranges, align=st.booleans())
+    def punch(self, chosen, align):
+        offset, length = self.span(chosen, align)
+        self.both("punch", fast.PUNCH, offset, length, o=offset, n=length)
+
+    @rule(chosen=ranges, really=st.integers(0, 4))
+    def poison(self, chosen, really):
+        assume(really == 0)
+        offset, _length = self.span(chosen)
+        self.both("poison", fast.POISON, offset, 0, o=offset)
+
+    @rule(chosen=ranges)
+    def merge(self, chosen):
+        offset, length = self.span(chosen)
+        self.both("merge_pass", fast.MERGE, offset, length, o=offset, n=length)
+
+    @rule()
+    def drain(self):
+        self.both("lru_drain", fast.LRU_DRAIN, 0, 0)
+
+    @invariant()
+    def same(self):
+        if not hasattr(self, "slow"):
+            return
+        file, model = self.fast, self.slow
+        check_counters(file)
+        np.testing.assert_array_equal(shared_bits(file.state), [page.shared for page in model.pages])
+        assert {name: file.count(name) for name in COMPARED} == {name: model.total[name] for name in COMPARED}
+        assert file.count("present_pages") == sum(page.folio is not None for page in model.pages)
+        assert file.count("mapped_2m") == model.mappable(512) and file.count("mapped_1g") == model.mappable(512 * 512)
+        assert file.count("lru_held") == model.lru_held()
+        assert file.count("orphaned_pins") == sum(page.orphans for page in model.pages)
+        assert file.count("poisoned_pages") == sum(page.poisoned for page in model.pages)
+        assert file.state.vmemmap.tolist() == model.host.vmemmap
+        # no vmemmap page and no huge page is ever lost
+        held = np.array(file.held())
+        np.testing.assert_array_equal(file.state.vmemmap + held, self.vmemmap)
+        for node in range(NODES):
+            for column, size in ((0, 512), (1, 512 * 512)):
+                assert file.state.pool[node, column] == len(model.host.pool[node, size])
+
+
+class Conversion1G(Conversion):
+    backing = 18
+    pages = 2 * 512 * 512
+    unit = 16384
+
+    def scaled(self, vmemmap):
+        return tuple(150 * count for count in vmemmap)
+
+    # a reference that looks at half a million objects each time: check only now and then
+    @invariant()
+    def same(self):
+        if hasattr(self, "slow") and self.slow.total["checks"] % 4 == 0:
+            super().same()
+        if hasattr(self, "slow"):
+            self.slow.total["checks"] += 1
+
+    def teardown(self):
+        if hasattr(self, "slow"):
+            Conversion.same(self)
+
+
+class ConversionBase(Conversion):
+    """4 KiB folios: no splits, but lru_add batches and orphaned pins."""
+
+    backing = 0
+    pages = 1500
+    unit = 16
+
+
+@pytest.mark.parametrize(
+    ("machine", "examples", "steps"),
+    [(Conversion, 60, 30), (ConversionBase, 40, 30), (Conversion1G, 6, 14)],
+    ids=["2M", "4K", "1G"],
+)
+def test_agrees_with_reference(machine, examples, steps):
+    chosen = settings.get_profile(settings._current_profile)
+    if chosen.max_examples > 100:
+        examples *= 20
+    if INTERPRETED:
+        examples = max(3, examples // 3)
+    run_state_machine_as_test(machine, settings=settings(chosen, max_examples=examples, stateful_step_count=steps))
+
+
+def private_file(blocks, vmemmap, backing=9, **values):
+    """A file of so many huge pages, all touched by the guest, on node 0."""
+    file = Fast(new_file(vmemmap, pages=blocks << backing, backing=backing, **values))
+    assert file.operate(fast.GUEST_FAULT, 0, blocks << backing << 12, 1) == (0, -1)
+    return file
+
+
+def snapshot(file):
+    state = file.state
+    arrays = (state.shared, state.level, state.whole_1g, state.full_2m, state.full_1g, state.extra_2m, state.extra_1g)
+    return [array.copy() for array in (*arrays, state.vmemmap, state.pool)]
+
+
+def same(left, right):
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+NEED = {(9, 0): (7, 7), (18, 0): (4095, 4095), (18, 1): (511 + 512 * 7, 511)}
+
+
+@pytest.mark.parametrize("generation", [0, 1], ids="BC")
+@pytest.mark.parametrize(("backing", "splitting"), list(NEED), ids=["2M", "1G", "1G two-stage"])
+def test_vmemmap_exhausted_at_every_point(generation, backing, splitting):
+    """Conversion of some huge pages with v vmemmap pages free, for every v: nothing is lost, the state is as said."""
+    blocks = 3 if backing == 9 else 2
+    whole = NEED[backing, splitting][0]
+    values = range(blocks * whole + 2)
+    if backing == 18:
+        edges = {0, 1, 6, 7, 510, 511, 512, 517, 518, 519, 4094, 4095, 4096, 4605, 4606, 4607, 8189, 8190, 8191}
+        values = sorted(edges | set(range(0, blocks * whole, 997)))
+    for free in values:
+        vmemmap = (free // 3, free - free // 3)
+        file = private_file(blocks, vmemmap, backing, generation=generation, splitting=splitting)
+        before = snapshot(file)
+        error, offset = file.operate(fast.CONVERT, 0, blocks << backing << 12, 1)
+        check_counters(file)
+        assert sum(file.held()) + file.state.vmemmap.sum() == free
+        if free >= blocks * whole:
+            assert (error, offset) == (0, -1) and file.count("shared_pages") == blocks << backing
+        elif generation == 0:
+            assert (error, offset) == (errno.ENOMEM, -1) and file.count("shared_pages") == 0
+            if free % whole == 0 and free > 0 and splitting == 0:
+                # a merge needs one free page to start with: what was split is whole again but unoptimised
+                assert file.count("unoptimised_merges") == free // whole
+                assert file.count("mapped_2m") + file.count("mapped_1g") == blocks
+            elif splitting == 0:
+                assert same(before, snapshot(file))
+        else:
+            converted = free // whole
+            assert (error, offset) == (errno.ENOMEM, converted << backing << 12)
+            assert file.count("shared_pages") == converted << backing
+        # with memory again the rest goes through, and all the way back
+        file.state.vmemmap[1] += 3 * 4096
+        assert file.operate(fast.CONVERT, 0, blocks << backing << 12, 1) == (0, -1)
+        assert file.operate(fast.CONVERT, 0, blocks << backing << 12, 0) == (0, -1)
+        assert file.held() == [0, 0] and file.count("mapped_2m") + file.count("mapped_1g") == blocks
+
+
+@pytest.mark.parametrize("backing", [9, 18], ids=["2M", "1G"])
+def test_split_then_merge_is_the_identity(backing):
+    file = private_file(4, (20_000, 0), backing)
+    before = snapshot(file)
+    assert file.operate(fast.CONVERT, 5 * 4096, 3 << backing << 12, 1) == (0, -1)
+    assert not same(before, snapshot(file))
+    assert file.operate(fast.CONVERT, 0, 4 << backing << 12, 0) == (0, -1)
+    assert same(before, snapshot(file))
+
+
+def test_pages_of_a_split():
+    """linux-semantics 5.7 and 6: 4095 pages in one step, 518 in two for the first 4 KiB, 7 for each further 2 MiB."""
+    one = private_file(1, (10_000, 0), 18)
+    one.operate(fast.CONVERT, 0, 4096, 1)
+    assert one.count("vmemmap_taken") == 4095
+    two = private_file(1, (10_000, 0), 18, splitting=1)
+    two.operate(fast.CONVERT, 0, 4096, 1)
+    assert two.count("vmemmap_taken") == 518 and two.count("mapped_2m") == 511
+    two.operate(fast.CONVERT, 2 * MIB, 4096, 1)
+    assert two.count("vmemmap_taken") == 525
+    through = private_file(1, (4094, 0), 18, splitting=2)
+    assert through.operate(fast.CONVERT, 0, 4096, 1) == (errno.ENOMEM, 0)
+    assert private_file(1, (4094, 0), 18, splitting=1).operate(fast.CONVERT, 0, 4096, 1) == (0, -1)
+    off = private_file(1, (0, 0), 18, hvo=0)
+    assert off.operate(fast.CONVERT, 0, 4096, 1) == (0, -1)
+
+
+@pytest.mark.parametrize("generation", [0, 1], ids="BC")
+def test_pinned_page_names_its_offset(generation):
+    """B leaves everything as it was; C leaves the blocks before the pinned one converted and merged."""
+    file = private_file(3, (1000, 0), generation=generation)
+    assert file.operate(fast.CONVERT, 0, 6 * MIB, 1) == (0, -1)
+    assert file.operate(fast.PIN, 3 * MIB, 4096, fast.LONG_TERM) == (0, -1)
+    assert file.operate(fast.CONVERT, 0, 6 * MIB, 0) == (errno.EAGAIN, 3 * MIB)
+    assert file.count("shared_pages") == (1536, 1024)[generation]
+    assert file.count("mapped_2m") == (0, 1)[generation]
+    assert file.operate(fast.UNPIN, 3 * MIB, 4096, fast.LONG_TERM) == (0, -1)
+    assert file.operate(fast.CONVERT, 0, 6 * MIB, 0) == (0, -1)
+    assert file.count("mapped_2m") == 3
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "error"),
+    [
+        (0, 0, errno.EINVAL),
+        (1, 4096, errno.EINVAL),
+        (0, 4097, errno.EINVAL),
+        (8 * MIB, 4096, errno.EINVAL),
+        (8 * MIB - 4096, 8192, errno.EINVAL),
+        (4096, 2**63 - 4096, errno.EINVAL),
+        (-4096, 4096, errno.EINVAL),
+        (8 * MIB - 4096, 4096, 0),
+    ],
+)
+def test_ranges_the_kernel_refuses(offset, length, error):
+    assert private_file(4, (1000, 0)).operate(fast.CONVERT, offset, length, 1)[0] == error
+
+
+def test_fresh_folios_in_the_lru_batch():
+    """31 entries: the folio that fills the batch empties it; draining before the check is what v5 added."""
+    for drain, expected in ((0, (errno.EAGAIN, 0)), (1, (0, -1))):
+        file = Fast(new_file(backing=0, pages=64, drain=drain))
+        file.operate(fast.CONVERT, 0, 64 * 4096, 1)
+        file.operate(fast.HOST_FAULT, 0, 30 * 4096)
+        assert file.count("lru_held") == 30
+        assert file.operate(fast.CONVERT, 0, 64 * 4096, 0) == expected
+    file.operate(fast.CONVERT, 0, 64 * 4096, 1)
+    file.operate(fast.HOST_FAULT, 30 * 4096, 31 * 4096)
+    assert file.count("lru_held") == 0
+
+
+def test_faults_on_the_wrong_side():
+    file = private_file(2, (100, 0))
+    assert file.operate(fast.HOST_FAULT, 4096, 4096) == (fast.SIGBUS, 4096)
+    assert file.operate(fast.GUEST_FAULT, 4096, 4096, 0) == (errno.EFAULT, 4096)
+    file.operate(fast.CONVERT, 0, 4096, 1)
+    assert file.operate(fast.HOST_FAULT, 0, 8192) == (fast.SIGBUS, 4096)
+    assert file.operate(fast.GUEST_FAULT, 0, 4096, 1) == (errno.EFAULT, 0)
+    assert file.operate(fast.HOST_FAULT, 4 * MIB, 4096) == (fast.SIGBUS, 4 * MIB)
+
+
+def test_pool_exhausted():
+    """Every huge page of the pool is used, then ENOMEM; a punch makes room again; fallback takes smaller folios."""
+    file = Fast(new_file(pool=((2, 0), (0, 0)), pages=4 * 512))
+    assert file.operate(fast.GUEST_FAULT, 0, 8 * MIB, 1) == (errno.ENOMEM, 4 * MIB)
+    assert file.operate(fast.PUNCH, 0, 2 * MIB) == (0, -1)
+    assert file.operate(fast.GUEST_FAULT, 6 * MIB, 4096, 1) == (0, -1)
+    assert file.state.pool[0, 0] == 0
+    small = Fast(new_file(pool=((1, 1), (0, 0)), pages=512 * 512 * 2, backing=18, fallback=1))
+    assert small.operate(fast.GUEST_FAULT, 0, GIB + 4 * MIB, 1) == (0, -1)
+    assert small.state.level[[0, 512, 513]].tolist() == [fast.HUGE_1G, fast.HUGE_2M, fast.BASE]
+
+
+def test_fresh_folio_under_a_shared_page_is_split_or_given_back():
+    file = Fast(new_file((6, 0), pool=((1, 0), (0, 0))))
+    file.operate(fast.CONVERT, 4096, 4096, 1)
+    assert file.operate(fast.GUEST_FAULT, 0, 4096, 1) == (errno.ENOMEM, 0)
+    assert file.state.pool[0, 0] == 1 and file.count("present_pages") == 0 and file.held() == [0, 0]
+    file.state.vmemmap[1] = 1
+    assert file.operate(fast.GUEST_FAULT, 0, 4096, 1) == (0, -1)
+    assert file.state.level[0] == fast.SPLIT and file.state.vmemmap.tolist() == [0, 0]
+
+
+def test_state_is_small_enough():
+    """At most 0.2 bytes a page for the private/shared bitmap and the counters together, also with 8 nodes."""
+    vmemmap = np.zeros(8, np.int64)
+    state = fast.new_state(
+        options(pages=1 << 24, backing=18), vmemmap, np.zeros((8, 8), np.int64), np.zeros((8, 2), np.int64),
+        np.zeros((8, 2), np.int64), np.zeros((8, 2, 8), np.int64),
+    )  # fmt: skip
+    counters = ["shared", "shared_2m", "shared_1g", "level", "whole_1g", "full_2m", "full_1g", "extra_2m", "extra_1g"]
+    held = sum(getattr(state, name).nbytes for name in [*counters, "node", "reference_row"])
+    assert held / (1 << 24) <= 0.2
