@@ -272,6 +272,30 @@ def _demands(
 
 
 @kernel
+def _cut_demands(
+    start: np.ndarray,
+    resource: np.ndarray,
+    usage: np.ndarray,
+    capacity: np.ndarray,
+    demand: np.ndarray,
+    rate: np.ndarray,
+    used: np.ndarray,
+) -> int:
+    """Rates as if every stream got its demand, loads cut at the capacities; returns how many resources are short."""
+    used[:] = 0.0
+    for stream in range(rate.shape[0]):
+        rate[stream] = demand[stream] if demand[stream] < np.inf else 0.0
+        for visit in range(start[stream], start[stream + 1]):
+            used[resource[visit]] += demand[stream] * usage[visit]
+    short = 0
+    for index in range(capacity.shape[0]):
+        if used[index] > capacity[index]:
+            used[index] = capacity[index]
+            short += 1
+    return short
+
+
+@kernel
 def solve(
     start: np.ndarray,
     resource: np.ndarray,
@@ -300,7 +324,8 @@ def solve(
 
     The unknown is the load of every resource. More load means more delay, less demand and so less load: the map is
     decreasing, and its slope is steep near saturation. Every resource therefore takes its own secant step, limited
-    by a bracket of loads known to be too low and too high.
+    by a bracket of loads known to be too low and too high. As long as loads are far from the solution, they are
+    computed from demands cut at the capacities, which is cheap; sharing begins from there, if anything is short.
 
     Parameters
     ----------
@@ -341,19 +366,32 @@ def solve(
     high[:] = UNTRIED
     last_gap[:] = 0.0
     iterations = -1
+    sharing = False
+    short = 0
     for iteration in range(1, max_iterations + 1):
         for index in range(resources):
             row = curve[index]
             delay[index] = delay_scale[index] * curve_delay(load[index], curve_loads[row], curve_delays[row])
         _demands(start, resource, visits, idle_latency, window, wanted, delay, latency, demand)
-        max_min_fair(
-            start, resource, usage, resource_start, resource_stream, capacity, weight, demand, rate, used,
-            fill_floats, fill_ints,
-        )  # fmt: skip
+        if sharing:
+            max_min_fair(
+                start, resource, usage, resource_start, resource_stream, capacity, weight, demand, rate, used,
+                fill_floats, fill_ints,
+            )  # fmt: skip
+        else:
+            short = _cut_demands(start, resource, usage, capacity, demand, rate, used)
         residual[0] = 0.0
         for index in range(resources):
             gap = (used[index] / capacity[index] if capacity[index] > 0.0 else 0.0) - load[index]
             residual[0] = max(residual[0], abs(gap))
+        near = residual[0] <= tolerance or iteration == max_iterations // 2
+        if near and not sharing and short > 0:
+            # Near enough to share fairly what is short; brackets were those of another map.
+            sharing = True
+            low[:] = 0.0
+            high[:] = UNTRIED
+            last_gap[:] = 0.0
+            continue
         if residual[0] <= tolerance:
             iterations = iteration
             break

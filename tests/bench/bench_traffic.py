@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from bench.harness import Variant, duration, measure, print_table, verdict
 
+from bench.harness import Variant, duration, measure, print_table, verdict
 from kernels import traffic as kernel
 from workbench import traffic
 from workbench.topology import Host
