@@ -109,7 +109,8 @@ function render({ model, el }) {
     context.fillStyle = style("--wb-empty", "#e8e8e8");
     context.fillRect(MARGIN, top, inner(), height);
     for (let c = 0; c < count; c++) {
-      const x = toX(f.start + c * span), right = toX(f.start + (c + 1) * span);
+      // Whole pixels: edges in between would shine through as stripes.
+      const x = Math.floor(toX(f.start + c * span)), right = Math.ceil(toX(f.start + (c + 1) * span));
       if (right < MARGIN || x > width() - MARGIN) continue;
       let y = top;
       for (let n = 0; n < parts - 1; n++) {
@@ -117,7 +118,7 @@ function render({ model, el }) {
         if (!share) continue;
         const h = share / 255 * height;
         context.fillStyle = f.nodes[n].color;
-        context.fillRect(x, y, Math.max(right - x, 0.5) + 0.6, h + 0.4);
+        context.fillRect(x, y, Math.max(right - x, 1), h + 0.4);
         y += h;
       }
     }
