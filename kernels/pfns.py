@@ -87,7 +87,13 @@ def hand_out(
 
 @kernel
 def hand_out_list(
-    zones: np.ndarray, pages: np.ndarray, base: int, stack: np.ndarray, top: np.ndarray, unused: np.ndarray, out: np.ndarray
+    zones: np.ndarray,
+    pages: np.ndarray,
+    base: int,
+    stack: np.ndarray,
+    top: np.ndarray,
+    unused: np.ndarray,
+    out: np.ndarray,
 ) -> int:
     """Give folios placed one by one their pfns: ``out[page - base]`` int64 receives the pfn of each.
 
@@ -239,9 +245,7 @@ def _release_zone(
 
 
 @kernel
-def release_list(
-    zones: np.ndarray, pfns: np.ndarray, stack: np.ndarray, top: np.ndarray, unused: np.ndarray
-) -> int:
+def release_list(zones: np.ndarray, pfns: np.ndarray, stack: np.ndarray, top: np.ndarray, unused: np.ndarray) -> int:
     """Free folios one by one: ``zones`` int16 (n,) and ``pfns`` int64 (n,) in ascending order of index."""
     for position in range(pfns.shape[0]):
         zone, pfn = zones[position], pfns[position]

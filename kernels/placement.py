@@ -105,10 +105,7 @@ def place_pieces(
         page = pieces[piece, 0] + step * progress[IN_PIECE]
         rotation = rotations[task[request]]
         leftover = (
-            kind[request] == WEIGHTED
-            and index_base[request] < 0
-            and rotation[1] > 0
-            and nodes[request, rotation[0]]
+            kind[request] == WEIGHTED and index_base[request] < 0 and rotation[1] > 0 and nodes[request, rotation[0]]
         )
         if leftover:
             remaining = min(remaining, rotation[1])
@@ -200,9 +197,7 @@ def place_list(
     cached[:, :] = -1
     for position in range(pages.shape[0]):
         request = requests[position]
-        node = _choose_node(
-            request, pages[position], kind, start, nodes, index_base, rotations[task[request]], weights
-        )
+        node = _choose_node(request, pages[position], kind, start, nodes, index_base, rotations[task[request]], weights)
         zone = cached[request, node]
         if zone < 0:
             level = _eligible_level(zonelists, node, filters[request], passes[request], zone_node, free, marks)

@@ -179,9 +179,7 @@ def summarise(dataset: Any) -> dict[str, Any]:
             str(file): {str(int(node)): int(pages.sel(file=file, node=node)) for node in dataset["node"].values}
             for file in dataset["file"].values
         },
-        "local_share": {
-            str(vcpu): float(dataset["local_share"].sel(vcpu=vcpu)) for vcpu in dataset["vcpu"].values
-        },
+        "local_share": {str(vcpu): float(dataset["local_share"].sel(vcpu=vcpu)) for vcpu in dataset["vcpu"].values},
         "events": dataset.sizes["event"],
         "refused": refused,
     }

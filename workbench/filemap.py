@@ -136,7 +136,9 @@ class FileMap:
         """Runs int64 (n, 3) clipped to ``[start, end)``."""
         clipped = intervals_in(start, end, self.present)
         first = np.searchsorted(self.runs[:, 0] + self.runs[:, 1], start, side="right")
-        return np.column_stack((clipped[:, 0], clipped[:, 1] - clipped[:, 0], self.runs[first : first + len(clipped), 2]))
+        return np.column_stack(
+            (clipped[:, 0], clipped[:, 1] - clipped[:, 0], self.runs[first : first + len(clipped), 2])
+        )
 
     def counts(self, zones: int, start: int = 0, end: int = np.iinfo(np.int64).max) -> Int64s:
         """Folios of ``[start, end)`` in each zone, int64 (zones,)."""

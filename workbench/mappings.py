@@ -86,10 +86,7 @@ class Mapping:
             and mpol_equal(previous.policy, policy)
         )
         with_following = (
-            end == vma.end
-            and following is not None
-            and following.start == end
-            and mpol_equal(following.policy, policy)
+            end == vma.end and following is not None and following.start == end and mpol_equal(following.policy, policy)
         )
         parts: list[Vma] = []
         if vma.start < start:

@@ -72,7 +72,9 @@ def read(path: str | Path) -> Recording:
     data = _json(path)
     version = data.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise WorkbenchError(f"{path.name}: format version {version!r} is not known; this reads version {FORMAT_VERSION}")
+        raise WorkbenchError(
+            f"{path.name}: format version {version!r} is not known; this reads version {FORMAT_VERSION}"
+        )
     for key, kind in (("topology", dict), ("scenarios", list)):
         if not isinstance(data.get(key), kind):
             raise WorkbenchError(f"{path.name}: no {key!r}; this is not a placement recording")
@@ -150,7 +152,7 @@ def _operation(path: Path, scenario: str, position: int, entry: Any) -> Recorded
     if isinstance(ret, int) and isinstance(errno, int) and (ret >= 0) != (errno == 0) and words[0] != "vtouch":
         raise WorkbenchError(f"{where} ({entry['op']}) contradicts itself: ret {ret} with errno {errno}")
     if "place" in entry:
-        start, total = _range(where, entry)
+        _start, total = _range(where, entry)
         if total != sum(count for _, count in unpack_place(entry["place"], where)):
             raise WorkbenchError(f"{where} ({entry['op']}): the runs of pages do not add up to its range")
     return Recorded(entry["op"], task, tuple(words), entry)

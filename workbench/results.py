@@ -11,6 +11,7 @@ lies on ``tile_node[offset + (phase + i * step) mod period]``. :func:`page_nodes
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -230,7 +231,7 @@ def node_counts(dataset: xr.Dataset, file: str | None = None, edges: np.ndarray 
     runs, allocations, tiles = _as_tables(dataset, file)
     ends = runs[:, 0] + runs[:, 1]
     out = np.zeros((len(edges) - 1, dataset.sizes["node"]), np.int64)
-    for row, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for row, (low, high) in enumerate(itertools.pairwise(edges)):
         first, last = np.searchsorted(ends, low, side="right"), np.searchsorted(runs[:, 0], high, side="left")
         part = runs[first:last].copy()
         begin = np.maximum(part[:, 0], low)

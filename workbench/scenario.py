@@ -463,7 +463,9 @@ class Guest(_Model):
     @classmethod
     def _whole_pages(cls, value: int) -> int:
         if value == 0 or value % PAGE_SIZE or value > MAX_GUEST_BYTES:
-            raise ValueError(f"{value} bytes; must be a multiple of 4 KiB from 4 KiB to {format_bytes(MAX_GUEST_BYTES)}")
+            raise ValueError(
+                f"{value} bytes; must be a multiple of 4 KiB from 4 KiB to {format_bytes(MAX_GUEST_BYTES)}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -479,7 +481,9 @@ class Boot(_Model):
     """What the host's boot decided."""
 
     lowmem: Bytes | None = Field(None, description="memory below 4 GiB; 2 GiB if left out")
-    zonelists: Literal["boot", "hotplug"] = Field("boot", description="hotplug: rebuilt since boot, CPU penalty applies")
+    zonelists: Literal["boot", "hotplug"] = Field(
+        "boot", description="hotplug: rebuilt since boot, CPU penalty applies"
+    )
     hugetlb_pages: dict[int, int] | None = Field(None, description="huge pages of the guest's size per node id")
     weights: dict[int, int] | None = Field(None, description="interleave weights; automatic from bandwidth if left out")
 
@@ -496,7 +500,9 @@ class Scenario(_Model):
     operations: tuple[AnyOperation, ...] = ()
     seed: int = Field(0, ge=0, lt=1 << 63)
     output: Literal["auto", "counts", "runs", "pages"] = "auto"
-    pfns: bool = Field(False, description="also keep the pfn of every folio (modelled: what the boot left free is not known)")
+    pfns: bool = Field(
+        False, description="also keep the pfn of every folio (modelled: what the boot left free is not known)"
+    )
     strict: bool = True
 
     @field_validator("host", mode="before")
@@ -602,7 +608,7 @@ def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
                 raise WorkbenchError(f"{path}: {'.'.join(parents[: number + 1])} is not in the list of {len(target)}")
             target = target[int(key)]
         elif isinstance(target, dict):
-            target = target.setdefault(key, [] if (parents + [last])[number + 1].isdecimal() else {})
+            target = target.setdefault(key, [] if ([*parents, last])[number + 1].isdecimal() else {})
         else:
             raise WorkbenchError(f"{path}: {'.'.join(parents[:number])} is {target!r} and has no fields")
     if isinstance(target, list):

@@ -177,7 +177,9 @@ class System:
         if stated is not None:
             for node, count in stated.items():
                 if node not in self.index_of_node or count < 0:
-                    raise WorkbenchError(f"boot.hugetlb_pages: {node}: {count} is not a page count of a node of this host")
+                    raise WorkbenchError(
+                        f"boot.hugetlb_pages: {node}: {count} is not a page count of a node of this host"
+                    )
                 if count * (size // PAGE_SIZE) > free[self.index_of_node[node]]:
                     raise WorkbenchError(
                         f"boot.hugetlb_pages: {count} pages of {self.scenario.guest.page_size} do not fit the "
@@ -853,9 +855,7 @@ class System:
 
     # ................................................................................................... placement
 
-    def _touch(
-        self, task: Thread, inode: Inode, start: int, end: int, operation: sc.Fault | None = None
-    ) -> bool:
+    def _touch(self, task: Thread, inode: Inode, start: int, end: int, operation: sc.Fault | None = None) -> bool:
         """Make pages ``[start, end)`` present, as ``task``, in the operation's order. False: no huge page is left.
 
         virt/kvm/guest_memfd.c: kvm_gmem_get_folio: a present folio is found and nothing else happens; for an absent one

@@ -138,9 +138,7 @@ class Host(_Model):
         if ids != sorted(ids):  # nodes and matrix are kept in ascending order of id, as Linux walks them
             order = sorted(range(size), key=ids.__getitem__)
             object.__setattr__(self, "nodes", tuple(self.nodes[i] for i in order))
-            object.__setattr__(
-                self, "distances", tuple(tuple(self.distances[i][j] for j in order) for i in order)
-            )
+            object.__setattr__(self, "distances", tuple(tuple(self.distances[i][j] for j in order) for i in order))
         return self
 
     @property
@@ -189,7 +187,9 @@ class Host(_Model):
     def from_machine(cls, name: str) -> Host:
         """A machine of ``datasets/machines`` by name."""
         if name not in machine_names():
-            raise WorkbenchError(f"machine: {name[:60]!r} is not known; `workbench machines` lists {len(machine_names())}")
+            raise WorkbenchError(
+                f"machine: {name[:60]!r} is not known; `workbench machines` lists {len(machine_names())}"
+            )
         return cls.from_yaml(datasets_path("machines") / f"{name}.yaml")
 
     @classmethod

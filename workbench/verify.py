@@ -105,9 +105,7 @@ class RecordingReport:
                 "scenarios": [asdict(scenario) for scenario in self.scenarios]}  # fmt: skip
 
 
-def verify(
-    paths: Sequence[str | Path], progress: Callable[[int, int], None] | None = None
-) -> list[RecordingReport]:
+def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | None = None) -> list[RecordingReport]:
     """Replay every script of the given recordings; raises WorkbenchError for a file that is not whole."""
     recordings = [read(path) for path in paths]
     total = sum(len(recording.scenarios) for recording in recordings)
@@ -204,9 +202,7 @@ def _touch_order(recorded: RecordedScenario, position: int, pages: int) -> np.nd
 # ------------------------------------------------------------------------------------------------ unknown starts
 
 
-def _with_inferred_start(
-    recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None]
-) -> sc.Scenario:
+def _with_inferred_start(recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None]) -> sc.Scenario:
     """Choose each unknown start so that the first placement which depends on it agrees.
 
     One number for a task that was not reset (il_prev) and one for a tmpfs file (its inode number modulo the rotation).
@@ -416,7 +412,9 @@ class _Comparison:
             self._equal(position, "nodes", _mask(seen.get("nodes")), mp.parse_nodes(detail["nodes"]))
         if verb == "movepages":
             expected = tuple(seen.get(name) for name in ("st0", "stN", "same"))
-            self._equal(position, "status", expected, tuple(detail.get(f"status_{n}") for n in ("first", "last", "same")))
+            self._equal(
+                position, "status", expected, tuple(detail.get(f"status_{n}") for n in ("first", "last", "same"))
+            )
 
     def _unjudged_migrate(self, seen: Any, ret: int, error: int) -> bool:
         own = seen.get("ret", 0) - ret

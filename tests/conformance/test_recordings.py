@@ -24,7 +24,11 @@ def test_recordings_are_there():
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.name.removesuffix(".json.gz"))
 def test_recording_agrees(path):
     (report,) = verify([path])
-    misses = [f"{m.scenario}: {m.text}: {m.what}: {m.expected} != {m.simulated}" for s in report.scenarios for m in s.mismatches]
+    misses = [
+        f"{m.scenario}: {m.text}: {m.what}: {m.expected} != {m.simulated}"
+        for s in report.scenarios
+        for m in s.mismatches
+    ]
     assert not misses, "\n".join(misses[:10])
     totals = report.totals()
     assert totals["judged"] + sum(sum(s.not_judged.values()) for s in report.scenarios) >= totals["operations"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference.scale import examples
 
+from reference.scale import examples
 from workbench.filemap import FileMap
 from workbench.pfns import FreePfns
 

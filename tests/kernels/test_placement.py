@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import placement as reference
-from reference.scale import examples
 
 from kernels import fault_order, filemap, mempolicy, placement, zonelist
+from reference import placement as reference
+from reference.scale import examples
 
 
 def random_case(rng: np.random.Generator):
@@ -114,7 +116,9 @@ def test_pieces_and_list_agree_with_reference(seed):
     faults = [(first + step * i, policy) for first, count, step, policy in pieces for i in range(count)]
     expected = reference.place(faults, policies, tasks, zones, lists, weights.tolist())
 
-    assert zones_in_order(allocations, tiles) == [(page, zone) for (page, _), zone in zip(faults, expected, strict=False)]
+    assert zones_in_order(allocations, tiles) == [
+        (page, zone) for (page, _), zone in zip(faults, expected, strict=False)
+    ]
     assert (status == placement.DONE) == (len(expected) == len(faults))
     assert state["free"].tolist() == [zone.free for zone in zones]
     if status == placement.DONE:
@@ -169,9 +173,9 @@ def test_filemap_tables_agree_with_a_dictionary(seed):
     needed = filemap.node_runs(runs, allocations, tiles, state["zone_node"], rows)
     listed = {p: n for first, count, n in rows[:needed] for p in range(first, first + count)}
     assert listed == {page: zones[zone].node for page, zone in kept.items()}
-    assert all(
-        a[2] != b[2] or a[0] + a[1] != b[0] for a, b in zip(rows[:needed], rows[1:needed], strict=False)
-    ), "runs are maximal"
+    assert all(a[2] != b[2] or a[0] + a[1] != b[0] for a, b in itertools.pairwise(rows[:needed])), (
+        "runs are maximal"
+    )
     short = np.empty((max(needed - 1, 0), 3), np.int64)
     assert filemap.node_runs(runs, allocations, tiles, state["zone_node"], short) == needed
     assert short.tolist() == rows[: len(short)].tolist()

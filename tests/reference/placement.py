@@ -113,6 +113,8 @@ def fallback_order(distance: list[list[int]], has_memory: list[bool], has_cpus: 
 def automatic_weights(bandwidth: list[int], has_memory: list[bool]) -> list[int]:
     """reduce_interleave_weights in exact integers; the kernel's 32-bit product does not wrap for these inputs."""
     total = sum(b for b, memory in zip(bandwidth, has_memory, strict=True) if memory)
-    weights = [max(1, 32 * b // total) if memory and total else 1 for b, memory in zip(bandwidth, has_memory, strict=True)]
+    weights = [
+        max(1, 32 * b // total) if memory and total else 1 for b, memory in zip(bandwidth, has_memory, strict=True)
+    ]
     divisor = math.gcd(*[w for w, memory in zip(weights, has_memory, strict=True) if memory] or [1])
     return [w // divisor if memory else 1 for w, memory in zip(weights, has_memory, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 
 import pytest
 from hypothesis import given
@@ -80,9 +81,7 @@ def policy(number: int) -> mp.Mempolicy:
 
 
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 40), st.integers(1, 20), st.one_of(st.none(), st.integers(0, 4))), max_size=25
-    )
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 20), st.one_of(st.none(), st.integers(0, 4))), max_size=25)
 )
 def test_shared_policy_is_a_dictionary_of_pages(calls):
     tree, pages = mp.SharedPolicy(), {}
@@ -93,7 +92,7 @@ def test_shared_policy_is_a_dictionary_of_pages(calls):
     assert [tree.lookup(page) for page in range(64)] == [pages.get(page) for page in range(64)]
     ranges = list(tree)
     assert all(start < end for start, end, _ in ranges)
-    assert all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False)), "ranges never overlap"
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges)), "ranges never overlap"
 
 
 def test_equal_neighbours_stay_apart():

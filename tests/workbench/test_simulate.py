@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 
 import numpy as np
@@ -259,7 +260,7 @@ def test_no_page_is_lost_and_counters_agree_with_a_recount(operations, output):
     assert dataset["pages_per_node"].sel(file="guest").values.tolist() == counts
     assert results.node_counts(dataset)[0].tolist() == counts
     edges = [0, 5, 5, 33, 64]
-    by_part = [[int((listed[a:b] == n).sum()) for n in range(4)] for a, b in zip(edges, edges[1:], strict=False)]
+    by_part = [[int((listed[a:b] == n).sum()) for n in range(4)] for a, b in itertools.pairwise(edges)]
     assert results.node_counts(dataset, edges=edges).tolist() == by_part
     taken = dataset["free_pages"][0] - dataset["free_pages"][-1]
     by_node = [int(taken[dataset["zone_node"].values == node].sum()) for node in range(4)]
