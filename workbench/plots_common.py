@@ -124,7 +124,7 @@ def node_list(ids: Sequence[int]) -> str:
 
 
 def basis_note(made: Figure, dataset: xr.Dataset, variables: Sequence[str], more: str = "") -> None:
-    """Write into the lower right corner what the figure rests on: exact, counted or modelled (with the model's source)."""
+    """Write into the lower right corner what a figure rests on: exact, counted or modelled (with its source)."""
     words: dict[str, list[str]] = {}
     for name in variables:
         if name in dataset:

@@ -91,9 +91,7 @@ def _columns(parts: list[list[int]]) -> int:
     return longest if longest <= 9 else -(-longest // -(-longest // 8))
 
 
-def _boxes(
-    axes: Axes, dataset: xr.Dataset, parts: list[list[int]], columns: int, room: float, assumed: str
-) -> None:
+def _boxes(axes: Axes, dataset: xr.Dataset, parts: list[list[int]], columns: int, room: float, assumed: str) -> None:
     ids = dataset["node"].values
     memory, cpus = dataset["node_memory"].values, dataset["node_cpus"].values
     kinds = [str(kind) for kind in dataset["node_kind"].values]
