@@ -120,7 +120,11 @@ def figure(
 
 
 def record(data: Any) -> None:
-    """Note the scenario and seed in a Dataset's provenance for the report's last section."""
+    """Note the scenario, or the grid of a sweep, in a Dataset's provenance for the report's last section."""
+    if isinstance(data, (list, tuple)):
+        for item in data:
+            record(item)
+        return
     text = getattr(data, "attrs", {}).get("provenance")
     if not isinstance(text, str):
         return
@@ -128,11 +132,18 @@ def record(data: Any) -> None:
         provenance = json.loads(text)
     except ValueError:
         return
-    scenario = provenance.get("scenario") if isinstance(provenance, dict) else None
-    if scenario is None:
+    if not isinstance(provenance, dict):
         return
-    shown = scenario if isinstance(scenario, str) else json.dumps(scenario, indent=2, sort_keys=True)
-    name = str(data.attrs.get("scenario") or "scenario")
+    scenario, grid = provenance.get("scenario"), provenance.get("grid")
+    if scenario is None and grid is None:
+        return
+    if isinstance(scenario, str):
+        shown = scenario
+    else:
+        import yaml
+
+        shown = yaml.safe_dump(scenario or grid, sort_keys=False, width=100)
+    name = str(data.attrs.get("scenario") or data.attrs.get("name") or "scenario")
     key = hashlib.sha256(shown.encode()).hexdigest()
     _recorded[key] = {"name": name, "yaml": shown, "seed": provenance.get("seed")}
 

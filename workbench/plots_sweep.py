@@ -1,0 +1,161 @@
+"""Figures of sweeps: one panel per value of an axis, ranking tables, where the pages lie. From Datasets alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import seaborn
+import xarray as xr
+from matplotlib.figure import Figure
+
+from workbench.errors import WorkbenchError
+from workbench.plots_common import MUTED, NODE_COLOURS, figure, style
+
+_PALETTE = "colorblind"
+
+
+def _need(dataset: xr.Dataset, variable: str, dims: Sequence[str]) -> xr.DataArray:
+    if variable not in dataset:
+        raise WorkbenchError(f"figure: the sweep has no variable {variable!r}; it has {', '.join(map(str, dataset))}")
+    for dim in dims:
+        if dim not in dataset[variable].dims:
+            raise WorkbenchError(f"figure: {variable!r} has no axis {dim!r}; it has {dataset[variable].dims}")
+    return dataset[variable]
+
+
+def _title(array: xr.DataArray) -> str:
+    units = array.attrs.get("units", "")
+    name = str(array.attrs.get("long_name", array.name)).split(",")[0]
+    return f"{name} [{units}]" if units not in ("", "1") else name
+
+
+def facets(dataset: xr.Dataset, variable: str, *, y: str, hue: str | None = None, col: str | None = None) -> Figure:
+    """Bars of a metric: groups along ``y``, colours by ``hue``, one panel per value of ``col``, up to four a row.
+
+    Other axes are averaged, with whiskers from the smallest to the largest value. Cells without a value have no bar.
+    """
+    array = _need(dataset, variable, [dim for dim in (y, hue, col) if dim])
+    panels = [None] if col is None else list(array[col].values)
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    groups = array.sizes[y] * (array.sizes[hue] if hue else 1)
+    height = 0.9 + 0.16 * groups + 0.12 * array.sizes[y]
+    with style():
+        made = figure(1.6 + 3.0 * across, 0.6 + height * down)
+        axes = made.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for place, panel in zip(axes.flat, panels, strict=False):
+            part = array if panel is None else array.sel({str(col): panel})
+            table = part.to_dataframe(name="value").reset_index().dropna(subset="value")
+            order = [str(value) for value in array[y].values]
+            table[y] = table[y].astype(str)
+            seaborn.barplot(
+                table, x="value", y=y, order=order, hue=hue, hue_order=list(array[hue].values) if hue else None,
+                palette=_PALETTE if hue else None, color=None if hue else NODE_COLOURS[0], orient="h",
+                errorbar=("pi", 100), err_kws={"linewidth": 1, "color": MUTED}, ax=place,
+                legend=bool(hue) and place is axes.flat[0],
+            )  # fmt: skip
+            place.set(xlabel="", ylabel="", title="" if panel is None else str(panel))
+            place.grid(axis="x", color="#e6e6e6")
+            place.set_axisbelow(True)
+            if not len(table):
+                place.text(0.5, 0.5, "no cell has a value", ha="center", transform=place.transAxes, color=MUTED)
+        for place in axes.flat[len(panels) :]:
+            place.remove()
+        seaborn.despine(made)
+        made.supxlabel(_title(array), fontsize=9)
+        if hue and (legend := axes.flat[0].get_legend()) is not None:
+            handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
+            legend.remove()
+            made.legend(handles, labels, title=hue, loc="outside upper left", ncols=min(len(labels), 6), frameon=False)
+    return made
+
+
+def ranks(array: xr.DataArray, over: str, *, smallest_first: bool = True) -> xr.DataArray:
+    """Rank 1, 2, ... along ``over``; equal values share the better rank, missing values have none (NaN)."""
+    values = array.values if smallest_first else -array.values
+    axis = array.dims.index(over)
+    moved = np.moveaxis(values, axis, -1)
+    out = np.full(moved.shape, np.nan)
+    for place in np.ndindex(moved.shape[:-1]):
+        row = moved[place]
+        good = np.isfinite(row)
+        # a difference below any rounding is none
+        rounded = np.array([float(f"{value:.9g}") for value in row[good]])
+        out[place][good] = [1 + int((rounded < value).sum()) for value in rounded]
+    return array.copy(data=np.moveaxis(out, -1, axis)).assign_attrs(long_name="rank", units="1")
+
+
+def ranking(
+    array: xr.DataArray, *, of: str, per: str, smallest_first: bool = True, missing: str = "no memory"
+) -> Figure:
+    """A table of ``of`` by ``per``: each field shows the rank within its column and the value; darker is better.
+
+    Values that are missing are said to be, in words: a policy that fails is not a good or a bad one.
+    """
+    if set(array.dims) != {of, per}:
+        raise WorkbenchError(f"figure: a ranking needs the axes {of!r} and {per!r} only, not {array.dims}")
+    array = array.transpose(of, per)
+    rank = ranks(array, of, smallest_first=smallest_first)
+    with style():
+        made = figure(2.6 + 1.15 * array.sizes[per], 1.0 + 0.42 * array.sizes[of])
+        place = made.subplots()
+        shown = np.where(np.isfinite(rank.values), rank.values, np.nan)
+        seaborn.heatmap(
+            shown, cmap=matplotlib.colormaps["cividis"], vmin=1, vmax=max(array.sizes[of], 2), cbar=False, ax=place,
+            linewidths=1.5, linecolor="white", mask=~np.isfinite(shown),
+        )  # fmt: skip
+        middle = (1 + array.sizes[of]) / 2
+        for row, column in np.ndindex(array.shape):
+            number = rank.values[row, column]
+            if np.isfinite(number):
+                text, colour = (
+                    f"{int(number)}.   {array.values[row, column]:.4g}",
+                    "white" if number < middle else "black",
+                )
+            else:
+                text, colour = missing, MUTED
+            place.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
+        place.set_yticks(np.arange(array.sizes[of]) + 0.5, [str(value) for value in array[of].values], rotation=0)
+        labels = [str(value) for value in array[per].values]
+        place.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=20, ha="right", rotation_mode="anchor")
+        place.tick_params(length=0)
+        place.set(xlabel="", ylabel="", title=f"rank and {_title(array)}")
+    return made
+
+
+def pages_by_node(array: xr.DataArray, *, y: str) -> Figure:
+    """Stacked shares of the pages on each node, one bar per value of ``y``. The array has the dims ``y`` and node."""
+    if set(array.dims) != {y, "node"}:
+        raise WorkbenchError(f"figure: pages by node need the axes {y!r} and 'node' only, not {array.dims}")
+    table = array.transpose(y, "node").dropna("node", how="all").fillna(0)
+    total = table.sum("node")
+    share = (table / total.where(total > 0)).values
+    nodes = [int(node) for node in table["node"].values]
+    if len(nodes) <= len(NODE_COLOURS):
+        colours = list(NODE_COLOURS[: len(nodes)])
+    else:
+        colours = [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["cividis"](np.linspace(0, 1, len(nodes)))]
+    with style():
+        made = figure(8.0, 1.2 + 0.36 * table.sizes[y])
+        place = made.subplots()
+        left = np.zeros(table.sizes[y])
+        at = np.arange(table.sizes[y])
+        for column, (node, colour) in enumerate(zip(nodes, colours, strict=True)):
+            width = np.nan_to_num(share[:, column])
+            place.barh(
+                at, width, left=left, color=colour, edgecolor="white", linewidth=0.5, label=str(node), height=0.75
+            )
+            left += width
+        for row in np.flatnonzero(~np.isfinite(share).any(axis=1)):
+            place.text(0.01, row, "no pages: the guest was killed", va="center", color=MUTED, fontsize=8)
+        place.set_yticks(at, [str(value) for value in table[y].values])
+        place.invert_yaxis()
+        place.set(xlim=(0, 1), xlabel="share of the guest's pages")
+        place.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+        place.tick_params(axis="y", length=0)
+        seaborn.despine(ax=place, left=True)
+        columns = min(len(nodes), 16)
+        made.legend(title="node", loc="outside upper left", ncols=columns, frameon=False, handlelength=1, fontsize=8)
+    return made
