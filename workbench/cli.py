@@ -74,7 +74,7 @@ def verify(
 def _print_reports(reports: list[Any], most: int) -> None:
     from rich.table import Table
 
-    columns = ("scripts", "operations", "judged", "pages", "mismatches", "not judged", "largest deviation")
+    columns = ("scripts", "operations", "judged", "pages", "mismatches", "not judged", "pages not judged", "deviation")
     table = Table("recording", "topology", *columns)
     for report in reports:
         totals = [str(value) for value in report.totals().values()]
@@ -151,7 +151,7 @@ def read_scenario(source: str, changes: list[str]) -> Any:
     if source == "-":
         text = sys.stdin.read() + "\n"
     elif not Path(source).exists():
-        ready = datasets_path("scenarios") / f"{source}.yaml"
+        ready = datasets_path() / "scenarios" / f"{source}.yaml"
         text = ready if ready.exists() else text
     mapping = dict(load(text, "scenario"))
     for change in changes:
