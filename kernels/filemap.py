@@ -18,7 +18,7 @@ from kernels.compile import kernel
 FIRST, COUNT, STEP, OFFSET, PERIOD = 0, 1, 2, 3, 4
 """Columns of ``allocations``."""
 
-_BLOCK = 1 << 15  # entries of a pattern block that stays in the second-level cache while it is copied
+_BLOCK = 1 << 14  # entries of a pattern block that stays in the first-level cache while it is copied
 
 
 @kernel
@@ -72,7 +72,7 @@ def render(
     """Write ``zone_value[zone]`` of every present page into ``out``, whose entry 0 is page ``base``.
 
     ``zone_value`` and ``out`` have one dtype (int8 for up to 127 nodes, int16 beyond). Entries of absent pages are left
-    alone. One period is written, then copied: the cost is that of filling memory.
+    alone. One period is written, doubled up to a block, and the block copied: the cost is that of filling memory.
     """
     for run in range(runs.shape[0]):
         row = runs[run, 2]
@@ -86,20 +86,20 @@ def render(
         if period == 1:
             _fill(out, begin - base, end - base, zone_value[tiles[offset]])
             continue
-        block = min(end - begin, period * max(1, _BLOCK // period))
+        written = min(end - begin, period)
         place = ((begin - allocations[row, FIRST]) * step) % period
-        for index in range(begin - base, begin - base + block):
+        for index in range(begin - base, begin - base + written):
             out[index] = zone_value[tiles[offset + place]]
             place += step
             if place == period:
                 place = 0
             elif place < 0:
                 place = period - 1
-        copied = begin - base + block
-        while copied < end - base:
-            length = min(block, end - base - copied)
-            _copy(out, begin - base, copied, length)
-            copied += length
+        block = period * max(1, _BLOCK // period)
+        while written < end - begin:
+            length = min(written, block, end - begin - written)
+            _copy(out, begin - base, begin - base + written, length)
+            written += length
 
 
 @kernel

@@ -97,8 +97,8 @@ def main() -> None:
         rows.append(
             [
                 name,
-                duration(times.seconds("C") / count),
-                duration(times.seconds(which) / count),
+                duration(times["C"] / count),
+                duration(times[which] / count),
                 f"{ratio:.3g} ×",
                 f"{limit:g} ×",
                 verdict(ratio, limit),

@@ -1,8 +1,8 @@
 """What the benchmarks share: C compiled on the spot, interleaved repetitions, and tables of ratios.
 
-The machine may be busy and noisy, so the results are ratios. Variants are run in turn, one repetition of each per round,
-and compared within the round, so that a slow moment hits all of them; what is printed is the median over the rounds.
-Time is the process's own CPU time.
+The machine may be busy and noisy, so the results are ratios. Variants are run in turn, one repetition of each per
+round, and compared within the round, so that a slow moment hits all of them; what is printed is the median over the
+rounds. Time is the process's own CPU time.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Times:
 
     rounds: dict[str, list[float]]
 
-    def seconds(self, name: str) -> float:
-        """Median of one variant."""
+    def __getitem__(self, name: str) -> float:
+        """Median seconds of one variant."""
         return statistics.median(self.rounds[name])
 
     def ratio(self, name: str, base: str) -> float:
