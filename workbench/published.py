@@ -543,12 +543,16 @@ def _conversion_profile(table: Table, out: _Rows) -> None:
 @_model("vmemmap")
 def _vmemmap(table: Table, out: _Rows) -> None:
     """struct page bytes and vmemmap pages of a folio, with and without HVO."""
+    from workbench import struct_pages
+
     orders = {"4K": 0, "2M": 9, "1G": 18}
     for row in table.rows:
-        pages = 1 << orders[row[0]]
-        size, full = pages * 64, pages * 64 // 4096
-        kept = 4096 if full > 1 else size
-        values = (pages, size, full or float("nan"), kept, (size - kept) // 4096, 100 * 64 / 4096,
+        order = orders[row[0]]
+        pages = 1 << order
+        size = pages * struct_pages.STRUCT_PAGE
+        full = struct_pages.full(order) if order else 0
+        kept = size - 4096 * struct_pages.restored_by_split(order) if order else size
+        values = (pages, size, full or float("nan"), kept, (size - kept) // 4096, 100 * size / (pages * 4096),
                   100 * kept / (pages * 4096))  # fmt: skip
         units = ("pages", "B", "pages", "B", "pages", "%", "%")
         for column, published, value, unit in zip(table.columns[1:], row[1:], values, units, strict=True):
@@ -560,12 +564,12 @@ def _vmemmap(table: Table, out: _Rows) -> None:
 @_model("vmemmap_split")
 def _vmemmap_split(table: Table, out: _Rows) -> None:
     """struct pages and vmemmap pages that a split of an HVO folio brings back."""
+    from workbench import struct_pages
+
     splits = {"1G -> 4K": (18, 0), "1G -> 512x2M, each HVO": (18, 9), "2M -> 4K": (9, 0)}
     for row in table.rows:
         order, into = splits[row[0]]
-        parts = 1 << (order - into)
-        after = parts * (1 if into else 64 / 4096)
-        allocated = int(after) - 1
+        allocated = struct_pages.restored_by_split(order, into)
         values = (float(1 << order), allocated, allocated * 4096)
         for column, published, value in zip(table.columns[1:], row[1:], values, strict=True):
             if published is not None:
