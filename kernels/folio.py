@@ -284,7 +284,7 @@ def run(
     errors : int32 (n,), receives 0, an errno, or SIGBUS
     offsets : int64 (n,), receives the byte offset the error names, or -1
     every : int, a row of ``series`` is written after each ``every`` operations; 0 = never
-    series : int64 (n // every, COUNTERS), receives the counters
+    series : int64 (n // every, COUNTERS + N), receives the counters, then the vmemmap pages held by node
 
     Returns
     -------
@@ -299,9 +299,42 @@ def run(
         errors[i] = error
         offsets[i] = state.scratch[2] * 4096 if error != 0 and state.scratch[2] >= 0 else -1
         if every > 0 and (i + 1) % every == 0:
-            for counter in range(state.counts.shape[0]):
-                series[i // every, counter] = state.counts[counter]
+            _sample(state, series[i // every])
     return stream.shape[0]
+
+
+@kernel
+def _sample(state: State, row: np.ndarray) -> None:
+    counters = state.counts.shape[0]
+    for counter in range(counters):
+        row[counter] = state.counts[counter]
+    for node in range(state.taken.shape[0]):
+        row[counters + node] = state.taken[node] - state.freed[node]
+
+
+@kernel
+def insert_many(state: State, folios: np.ndarray, nodes: np.ndarray, cpu: int) -> int:
+    """Put folios of the file's size, taken from their nodes by somebody else, where the file has none.
+
+    ``folios`` int64 (n,) are indices counted in folios, ``nodes`` int64 (n,) node indices. Returns how many went in: a
+    fresh folio under a shared page has to be split at once, and the first for which that fails ends it.
+    """
+    order = state.options[BACKING]
+    for i in range(folios.shape[0]):
+        error = 0
+        if order == ORDER_1G:
+            state.pool[nodes[i], 1] += 1
+            error = _insert_1g(state, folios[i], nodes[i], cpu)
+            state.pool[nodes[i], 1] -= error != 0
+        elif order == ORDER_2M:
+            state.pool[nodes[i], 0] += 1
+            error = _insert_2m(state, folios[i], nodes[i], cpu)
+            state.pool[nodes[i], 0] -= error != 0
+        else:
+            _populate(state, folios[i], nodes[i], cpu)
+        if error != 0:
+            return i
+    return folios.shape[0]
 
 
 @kernel
