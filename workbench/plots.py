@@ -7,7 +7,6 @@ corner whether what it shows is exact, counted or modelled.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 from collections.abc import Mapping
@@ -400,7 +399,7 @@ def _event_ticks(axes: Axes, dataset: xr.Dataset) -> None:
     refused = dataset["event_errno"].values
     if events_ <= 40:
         labels = [
-            f"{number} {op}" + (f" {errno.errorcode.get(int(error), error)}" if error else "")
+            f"{number} {op}" + (f" {common.errno_name(int(error))}" if error else "")
             for number, (op, error) in enumerate(zip(ops, refused, strict=True))
         ]
         axes.set_xticks(np.arange(events_), labels=labels, rotation=40, ha="right", fontsize=7.5)
@@ -521,7 +520,7 @@ def events(dataset: xr.Dataset) -> pd.DataFrame:
                 "task": str(dataset["event_task"].values[index]),
                 "file": str(dataset["event_file"].values[index]),
                 "result": int(dataset["event_ret"].values[index]),
-                "errno": errno.errorcode.get(error, str(error)) if error else "",
+                "errno": common.errno_name(error),
                 "placed (node: folios)": ", ".join(
                     f"{node}: {int(count):,}" for node, count in zip(ids, counts, strict=True) if count
                 ),
