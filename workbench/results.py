@@ -10,6 +10,7 @@ lies on ``tile_node[offset + (phase + i * step) mod period]``. :func:`page_nodes
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -147,19 +148,24 @@ _COORDINATES = {
 }
 
 
-def provenance(scenario: Scenario, command: str = "") -> str:
-    """JSON text: schema and software versions, the scenario and its seed; what is needed to make the result again."""
-    packages = ("guest-memfd-workbench", "numpy", "numba", "xarray")
+@functools.cache
+def software_versions() -> dict[str, str]:
+    """Versions of this package and of those that results depend on."""
     versions = {}
-    for package in packages:
+    for package in ("guest-memfd-workbench", "numpy", "numba", "xarray"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # running from a plain checkout
             versions[package] = "checkout"
+    return versions
+
+
+def provenance(scenario: Scenario, command: str = "") -> str:
+    """JSON text: schema and software versions, the scenario and its seed; what is needed to make the result again."""
     return json.dumps(
         {
             "schema_version": SCHEMA_VERSION,
-            "software": versions,
+            "software": software_versions(),
             "python": platform.python_version(),
             "kernel_of_record": "Linux 7.3",
             "seed": scenario.seed,
