@@ -154,7 +154,6 @@ class Explorer:
         self.bars_chart = Chart(kind="bars", height=250)
         self.vcpu_chart = Chart(kind="vcpus")
         self.time_chart = Chart(kind="time", height=300)
-        self.nodes_table = w.HTML()
         self.calls = w.HTML()
         self.compare = w.HTML()
         self.dataset = w.HTML()

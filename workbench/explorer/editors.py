@@ -45,12 +45,11 @@ def wide() -> w.Layout:
 
 
 def exact_size(number: int) -> str:
-    """A size that reads back to the same number: ``"256 GiB"``, ``"4100 KiB"``, ``"33614200832"``."""
-    text = format_bytes(number)
+    """A size that reads back to the same number: ``"256 GiB"``, ``"4100 KiB"``, ``"1025 B"``."""
     for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if number and number % factor == 0:
             return f"{number // factor} {unit}"
-    return text if parse_bytes(text) == number else str(number)
+    return f"{number} B"
 
 
 class Editor:
@@ -479,8 +478,9 @@ class PolicyEditor(Editor):
         self.on_change(self.home, "guest.policies", lambda _: self._change())
         for widget in (self.start, self.end):
             self.on_change(widget, "guest.policies.range", lambda _: self._bounds())
-        self.on_change(self.automatic, "boot.weights", lambda _: self._weights())
-        self.on_change(self.nodes, "boot.weights", lambda _: self._weights(), "weights")
+        self.on_change(self.automatic, "boot.weights", lambda automatic: self._weights(automatic))
+        # Moving a slider is the decision against the kernel's own weights.
+        self.on_change(self.nodes, "boot.weights", lambda _: self._weights(False), "weights")
 
     def _chosen(self, change: Mapping[str, Any]) -> None:
         if not self._loading and change["new"] is not None:
@@ -541,8 +541,8 @@ class PolicyEditor(Editor):
         start, end = parse_bytes(self.start.value.strip(), "from"), parse_bytes(self.end.value.strip(), "to")
         return lambda mapping: edits.move_policy(mapping, index, start, end)
 
-    def _weights(self) -> Edit:
-        if self.automatic.value:
+    def _weights(self, automatic: bool) -> Edit:
+        if automatic:
             return set_value("boot.weights", None)
         weights = {int(node): int(weight) for node, weight in self.nodes.weights.items()}
         for node, weight in weights.items():
@@ -725,7 +725,7 @@ class WorkloadEditor(Editor):
     def _written(self, text: str) -> Edit:
         from workbench.safe_yaml import load
 
-        operations = load(text + "\n", "operations") if text.strip() else []
+        operations = load(f"operations:\n{text}\n", "operations")["operations"] if text.strip() else []
         if not isinstance(operations, list):
             raise WorkbenchError("operations: must be a list, each entry with a key `op`")
         return set_value("operations", operations)

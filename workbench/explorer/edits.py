@@ -233,7 +233,8 @@ def _plain(operation: Mapping) -> Mapping:
     sizes = ("offset", "length", "leave_free")
     plain = {key: value for key, value in operation.items() if value is not None}
     plain.update({key: parse_bytes(plain[key]) for key in sizes if key in plain})
-    return {key: value for key, value in plain.items() if (key, value) != ("offset", 0)}
+    defaults = (("offset", 0), ("kind", "long_term"))
+    return {key: value for key, value in plain.items() if (key, value) not in defaults}
 
 
 def set_workload(mapping: Mapping, workload: Workload) -> None:

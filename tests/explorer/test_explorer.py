@@ -1,0 +1,411 @@
+"""The explorer with the real engine and no browser: every field, every view, no leak."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+import pytest
+
+from workbench import results
+from workbench.errors import WorkbenchError
+from workbench.explorer import Explorer, explore, pictures
+from workbench.scenario import Scenario
+from workbench.simulate import simulate
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def explorer() -> Iterator[Explorer]:
+    made = explore(
+        Scenario.from_mapping(
+            {
+                "name": "small",
+                "host": "epyc1-naples-2s",
+                "guest": {
+                    "memory": "1 GiB",
+                    "vcpus": [{"node": 0}, {"node": 4}],
+                    "policies": [{"mode": "interleave", "nodes": "0-3"}],
+                },
+            }
+        )
+    )
+    yield made
+    made.close()
+
+
+def on_nodes(explorer: Explorer) -> dict[int, float]:
+    """GiB of the guest on each node that has any."""
+    return {node: amount / GIB for node, amount in pictures.guest_bytes(explorer.result).items() if amount}
+
+
+def test_the_engine_runs_what_the_editors_say(explorer: Explorer) -> None:
+    assert on_nodes(explorer) == {0: 0.25, 1: 0.25, 2: 0.25, 3: 0.25}
+    explorer.policy.mode.value = "bind"
+    explorer.policy.nodes.selected = [5]
+    assert on_nodes(explorer) == {5: 1.0}
+    assert explorer.scenario.guest.policies[0].mode == "bind"
+    explorer.guest.memory.value = "2 GiB"
+    assert on_nodes(explorer) == {5: 2.0}
+    assert simulate(explorer.scenario).identical(explorer.result)
+
+
+def test_another_machine_takes_the_guest_along(explorer: Explorer) -> None:
+    explorer.policy.nodes.selected = [5, 6]
+    explorer.machine.machine.value = "xeon-e5-2680-2s"
+    assert explorer.scenario.host.name == "xeon-e5-2680-2s"
+    assert set(on_nodes(explorer)) <= {0, 1}
+    assert [node["id"] for node in explorer.policy.nodes.nodes] == [0, 1]
+    explorer.controller.undo()
+    assert explorer.machine.machine.value == "epyc1-naples-2s"
+    assert explorer.policy.nodes.selected == [5, 6]
+
+
+def test_every_machine_can_be_chosen(explorer: Explorer) -> None:
+    for name in explorer.machine.machine.options:
+        explorer.machine.machine.value = name
+        assert not explorer.controller.errors, name
+        assert explorer.result.sizes["node"] == len(explorer.scenario.host.nodes)
+        assert explorer.machine.matrix.ids == explorer.scenario.host.node_ids.tolist()
+
+
+def test_nodes_can_be_edited_added_and_removed(explorer: Explorer) -> None:
+    machine = explorer.machine
+    machine.node.value = 3
+    machine.memory.value = "8 GiB"
+    assert explorer.scenario.host.nodes[3].memory_bytes == 8 * GIB
+    assert explorer.scenario.host.name.endswith("(edited)")
+    machine.kind.value = "cxl"
+    machine.cpus.value = ""
+    assert explorer.scenario.host.nodes[3].cpus == ()
+    machine.movable.value = True
+    assert 3 not in on_nodes(explorer)
+    machine.add.click()
+    assert [node.id for node in explorer.scenario.host.nodes] == list(range(9))
+    machine.node.value = 8
+    machine.remove.click()
+    machine.remove.click()
+    assert len(explorer.scenario.host.nodes) == 7
+    assert not explorer.controller.errors
+
+
+def test_distances_can_be_edited(explorer: Explorer) -> None:
+    rows = [list(row) for row in explorer.machine.matrix.values]
+    rows[0][1] = rows[1][0] = 99
+    explorer.machine.matrix.values = rows
+    assert explorer.result["distance"].values[0, 1] == 99
+    rows = [list(row) for row in rows]
+    rows[0][1] = "near"
+    explorer.machine.matrix.values = rows
+    assert "whole number from 10 to 255" in explorer.controller.errors["host.distances"]
+    assert explorer.result["distance"].values[0, 1] == 99
+
+
+HWLOC_OR_NOT = "this is no topology"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "good"),
+    [
+        ("host.yaml", "name: two\nnodes:\n- {id: 0, memory_bytes: 4 GiB, cpus: '0'}\n- {id: 1, memory_bytes: 4 GiB}\n"
+         "distances: [[10, 20], [20, 10]]\n", True),
+        ("host.txt", "available: 1 nodes (0)\nnode 0 cpus: 0 1\nnode 0 size: 8000 MB\nnode 0 free: 7000 MB\n"
+         "node distances:\nnode   0\n  0:  10\n", True),
+        ("host.yaml", "name: [", False),
+        ("host.xml", HWLOC_OR_NOT, False),
+        ("host.txt", HWLOC_OR_NOT, False),
+    ],
+)  # fmt: skip
+def test_a_machine_from_a_file(explorer: Explorer, name: str, content: str, good: bool) -> None:
+    before = explorer.scenario
+    upload = {
+        "name": name,
+        "content": memoryview(content.encode()),
+        "size": len(content),
+        "type": "",
+        "last_modified": None,
+    }
+    edit_made = explorer.machine.try_edit("host", lambda: explorer.machine._read((upload,)))
+    assert edit_made is good
+    assert (explorer.scenario != before) is good
+    assert bool(explorer.controller.errors) is not good
+
+
+def test_ranges_can_be_drawn_moved_and_removed(explorer: Explorer) -> None:
+    explorer.space.gesture = {"serial": 1, "index": -1, "start": GIB // 2, "end": 3 * GIB // 4}
+    policies = explorer.scenario.guest.policies
+    assert [(p.offset, p.length) for p in policies] == [(0, None), (GIB // 2, GIB // 4)]
+    assert explorer.policy.selected == 1
+    explorer.policy.mode.value = "bind"
+    explorer.policy.nodes.selected = [7]
+    assert on_nodes(explorer)[7] == 0.25
+    explorer.space.gesture = {"serial": 2, "index": 1, "start": 0, "end": GIB}
+    assert on_nodes(explorer) == {7: 1.0}
+    explorer.policy.start.value = "512 MiB"
+    assert on_nodes(explorer)[7] == 0.5
+    explorer.policy.remove.click()
+    explorer.policy.remove.click()
+    assert explorer.scenario.guest.policies == ()
+    assert explorer.policy.details.layout.display == "none"
+    # Without a policy memory follows the vCPUs.
+    assert on_nodes(explorer) == {0: 0.5, 4: 0.5}
+
+
+def test_weights_are_the_kernels_until_they_are_changed(explorer: Explorer) -> None:
+    explorer.policy.mode.value = "weighted_interleave"
+    assert explorer.policy.nodes.weighted
+    assert set(on_nodes(explorer).values()) == {0.25}
+    explorer.policy.automatic.value = False
+    explorer.policy.nodes.weights = {**explorer.policy.nodes.weights, "0": 5}
+    assert explorer.scenario.boot.weights is not None
+    assert on_nodes(explorer)[0] == pytest.approx(5 / 8, abs=1e-4)
+    explorer.policy.automatic.value = True
+    assert explorer.scenario.boot.weights is None
+
+
+def test_dragging_a_weight_leaves_the_automatic_ones(explorer: Explorer) -> None:
+    explorer.policy.mode.value = "weighted_interleave"
+    explorer.policy.nodes.weights = {**explorer.policy.nodes.weights, "1": 7}
+    assert explorer.scenario.boot.weights is not None
+    assert explorer.scenario.boot.weights[1] == 7
+    assert explorer.policy.automatic.value is False
+    assert on_nodes(explorer)[1] == pytest.approx(0.7, abs=1e-4)
+
+
+INVALID = [
+    ("guest", "memory", "12 parsecs", "guest.memory"),
+    ("guest", "memory", "-4 GiB", "guest.memory"),
+    ("guest", "memory", "5 KiB", "guest.memory"),
+    ("policy", "start", "2 GiB", "guest.policies.range"),
+    ("policy", "end", "x", "guest.policies.range"),
+    ("policy.nodes", "selected", [], "guest.policies"),
+    ("policy.nodes", "weights", {"0": 0}, "boot.weights"),
+    ("machine", "memory", "lots", "host.node"),
+    ("machine", "memory", "3 B", "host.node"),
+    ("machine", "cpus", "0-", "host.node"),
+    ("machine", "cpus", "999999999", "host.node"),
+    ("workload", "percent", 0.05, "conversions"),
+    ("workload", "piece", "5 KiB", "conversions"),
+    ("workload", "text", "- op: levitate", "operations.text"),
+    ("workload", "text", "{", "operations.text"),
+    ("guest.vcpu_nodes", "selected", [], "guest.vcpus"),
+]
+
+
+@pytest.mark.parametrize(("editor", "name", "value", "field"), INVALID)
+def test_invalid_input_is_explained_beside_the_field(
+    explorer: Explorer, editor: str, name: str, value: object, field: str
+) -> None:
+    before, result = explorer.scenario, explorer.result
+    target: object = explorer
+    for part in editor.split("."):
+        target = getattr(target, part)
+    if name == "weights":
+        explorer.policy.automatic.value = False
+        before, result = explorer.scenario, explorer.result
+    if name in ("selected", "weights"):
+        setattr(target, name, value)
+    else:
+        getattr(target, name).value = value
+    assert field in explorer.controller.errors, explorer.controller.errors
+    message = next(e._messages[field] for e in explorer.editors if field in e._messages)
+    assert message.layout.display == ""
+    assert "role=" in message.value
+    assert explorer.scenario == before
+    assert explorer.result is result
+    explorer.controller.undo()
+    assert message.layout.display == "none"
+
+
+def test_workload_fields(explorer: Explorer) -> None:
+    workload = explorer.workload
+    workload.touch.value = "prefault"
+    assert "fallocate" in explorer.result["event_op"].values
+    workload.touch.value = "first_touch"
+    workload.order.value = "random"
+    workload.turn.value = 4
+    assert explorer.scenario.operations[0].turn == 4
+    workload.hog_node.value = 0
+    workload.hog_free.value = "0 B"
+    assert explorer.result["event_op"].values.tolist().count("hog") == 1
+    assert on_nodes(explorer).get(0, 0) < 0.25
+    workload.text.value = "- op: create\n- op: fault\n  length: 4 MiB\n"
+    assert workload.touch.value == "written"
+    assert sum(on_nodes(explorer).values()) == 4 / 1024
+    workload.seed.value = 12
+    assert explorer.scenario.seed == 12
+
+
+def test_guest_fields(explorer: Explorer) -> None:
+    guest = explorer.guest
+    guest.page_size.value = "2 MiB"
+    assert explorer.scenario.guest.design == "hugetlb"
+    assert int(explorer.result["page_size"]) == 2 << 20
+    guest.interface.value = "none"
+    guest.confidential.value = "snp"
+    guest.vcpus.value = 12
+    guest.vcpu_nodes.selected = [1, 2, 3]
+    assert [vcpu.node for vcpu in explorer.scenario.guest.vcpus] == [1] * 4 + [2] * 4 + [3] * 4
+    assert not explorer.controller.errors
+
+
+def test_setting_the_scenario_moves_the_widgets(explorer: Explorer) -> None:
+    explorer.scenario = explorer.scenario.replace(**{"guest.memory": "4 GiB", "seed": 5})
+    assert explorer.guest.memory.value == "4 GiB"
+    assert explorer.workload.seed.value == 5
+    assert sum(on_nodes(explorer).values()) == 4
+    with pytest.raises(WorkbenchError, match="is not a Scenario"):
+        explorer.scenario = {"guest": {}}  # type: ignore[assignment]
+
+
+def test_zoom_down_to_one_page(explorer: Explorer) -> None:
+    explorer.space.viewport = [0.0, 16 * 4096.0]
+    frame = explorer.space.frame
+    assert (frame["start"], frame["stop"]) == (0, 16 * 4096)
+    columns = np.frombuffer(explorer.space.shares, np.uint8).reshape(16, 9)
+    nodes = results.page_nodes(explorer.result, "guest", 0, 16)
+    assert (columns.argmax(axis=1) == nodes).all()
+    assert (columns.max(axis=1) == 255).all()
+    explorer.space.viewport = [8192.0, 12288.0]
+    assert np.frombuffer(explorer.space.shares, np.uint8).reshape(1, 9).max() == 255
+    explorer.goto.value = "512 MiB"
+    assert explorer.space.frame["start"] <= GIB // 2 < explorer.space.frame["stop"]
+    explorer.goto.value = "2 GiB"
+    assert "beyond" in explorer.goto_error.value
+
+
+def test_shares_agree_with_a_count_of_every_page(explorer: Explorer) -> None:
+    explorer.space.gesture = {"serial": 1, "index": -1, "start": 12288, "end": 300 * 4096}
+    explorer.policy.nodes.selected = [7]
+    dataset = explorer.result
+    pages = results.page_nodes(dataset, "guest")
+    columns = pictures.shares(dataset, list(range(8)), 0, GIB, 100)
+    edges = np.linspace(0, len(pages), 101).round().astype(int)
+    for column, (low, high) in zip(columns, pairwise(edges), strict=True):
+        expected = [255 * (pages[low:high] == node).mean() for node in range(8)]
+        assert np.abs(column[:8] - expected).max() <= 1
+
+
+def test_the_time_slider_shows_the_beginning_of_the_run(explorer: Explorer) -> None:
+    explorer.policy.remove.click()
+    explorer.controller.wait()
+    whole = explorer.result
+    ops = whole["event_op"].values.tolist()
+    explorer.time.value = ops.index("fault") + 1
+    explorer._replay.wait()
+    assert explorer.shown is not None
+    part = explorer.shown.dataset
+    assert part.sizes["event"] == explorer.time.value
+    assert sum(pictures.guest_bytes(part).values()) == GIB // 2
+    for name in ("event_ret", "event_errno", "event_op"):
+        assert (part[name].values == whole[name].values[: part.sizes["event"]]).all()
+    explorer.time.value = explorer.time.max
+    assert explorer.shown.dataset is whole
+
+
+def test_compare(explorer: Explorer) -> None:
+    explorer.pin.click()
+    explorer.tabs.selected_index = 4
+    explorer.policy.nodes.selected = [0, 1]
+    explorer.controller.wait()
+    assert explorer.space.frame["compare"] is True
+    assert explorer.space.shares_a != explorer.space.shares
+    assert "+256 MiB" in explorer.compare.value
+    assert "−256 MiB" in explorer.compare.value
+    assert "guest.policies.0.nodes" in explorer.compare.value
+    explorer.machine.machine.value = "xeon-e5-2680-2s"
+    assert explorer.result.sizes["node"] == 2
+    assert [node["id"] for node in explorer.space.frame["nodes"]] == list(range(8))
+    explorer.unpin.click()
+    assert explorer.space.frame["compare"] is False
+
+
+def test_every_view_of_every_kind_of_run(explorer: Explorer) -> None:
+    for edit in (
+        lambda: None,
+        lambda: setattr(explorer.workload.text, "value", "- op: create\n  size: 3 KiB\n"),  # refused: no file
+        lambda: setattr(
+            explorer.workload.text, "value", "- op: create\n- op: convert\n  length: 2 MiB\n  to: private\n"
+        ),
+        lambda: setattr(explorer.machine.machine, "value", "altix-ia64-64n"),
+    ):
+        edit()
+        explorer.controller.wait()
+        for index in range(len(explorer.tabs.children)):
+            explorer.tabs.selected_index = index
+        explorer.tabs.selected_index = 0
+        assert "Traceback" not in explorer.status.value
+        assert json.dumps(explorer.host_chart.data)
+        assert explorer._repr_mimebundle_()[0]["text/html"]
+
+
+def test_downloads_hold_the_scenario_and_the_result(explorer: Explorer, tmp_path: Path) -> None:
+    name, content = explorer.file("yaml")
+    assert Scenario.from_yaml(content.decode()) == explorer.scenario
+    for kind in ("zip", "nc"):
+        name, content = explorer.file(kind)
+        (tmp_path / name).write_bytes(content)
+        assert results.load(tmp_path / name).identical(explorer.result) or kind == "nc"
+    assert zipfile.is_zipfile(io.BytesIO(explorer.file("zip")[1]))
+    page = explorer.file("html")[1].decode()
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    with pytest.raises(WorkbenchError, match="exe"):
+        explorer.file("exe")
+
+
+def test_python_and_commands_to_copy(explorer: Explorer) -> None:
+    explorer.tabs.selected_index = 6
+    for kind in explorer.share_kind.options:
+        explorer.share_kind.value = kind
+        assert "interleave" in explorer.share.text
+    explorer.share_kind.value = "Python"
+    space: dict[str, object] = {}
+    exec(explorer.share.text, space)
+    assert space["scenario"] == explorer.scenario
+
+
+def test_the_static_twin_shows_the_result_without_script(explorer: Explorer) -> None:
+    data, _ = explorer._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert "25 % on node 0" in data["text/html"]
+    assert "<script" not in data["text/html"]
+    assert data["text/html"].count("<rect") > 8
+
+
+def test_500_edits_leave_nothing_behind(explorer: Explorer) -> None:
+    def live() -> int:
+        return len(ipywidgets.widgets.widget._instances)
+
+    explorer.policy.nodes.selected = [1]
+    explorer.controller.wait()
+    before = live()
+    for number in range(500):
+        explorer.policy.nodes.selected = [number % 8]
+    explorer.controller.wait()
+    assert live() == before
+    assert on_nodes(explorer) == {499 % 8: 1.0}
+    explorer.controller.undo()  # one step, since the edits came as quickly as those of a drag
+    assert explorer.policy.nodes.selected == [0, 1, 2, 3]
+
+
+def test_close_leaves_no_widget_and_no_thread() -> None:
+    before = set(ipywidgets.widgets.widget._instances)
+    made = explore()
+    made.guest.memory.value = "2 GiB"
+    thread = made.controller._thread
+    made.close()
+    assert thread is not None
+    assert not thread.is_alive()
+    left = [w for key, w in ipywidgets.widgets.widget._instances.items() if key not in before]
+    assert {type(w).__name__ for w in left} <= {
+        "Layout", "ButtonStyle", "DescriptionStyle", "TextStyle", "HTMLStyle", "CheckboxStyle", "SliderStyle",
+        "ProgressStyle", "ToggleButtonsStyle",
+    }  # fmt: skip
