@@ -184,7 +184,7 @@ class Emulation:
     scale: float
 
     def of_node(self, node: int) -> int:
-        """Linux id in the recording of a node of the host; an unknown node keeps its number, for the kernel to refuse."""
+        """Linux id in the recording of a node of the host; an unknown one keeps its number and is refused."""
         return self.node.get(node, node)
 
     def of_cpu(self, cpu: int) -> int:

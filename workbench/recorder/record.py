@@ -164,7 +164,7 @@ def _check(parsed: dict[str, Any], message: str, console: Path) -> None:
     if not parsed["done"]:
         tail = console.read_text(errors="replace").splitlines() if console.exists() else []
         reasons = [line for line in [*message.splitlines(), *tail] if line.strip()]
-        panic = next((line for line in reversed(reasons) if "panic" in line.lower()), reasons[-1] if reasons else "")
+        panic = next((line for line in reasons if "Kernel panic" in line), reasons[-1] if reasons else "")
         if "boot_us" not in parsed:
             raise WorkbenchError(f"the emulated machine did not boot: {panic.strip() or 'no message'}")
         at = parsed["scenarios"][-1]["name"] if parsed["scenarios"] else "boot"
