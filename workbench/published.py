@@ -517,18 +517,19 @@ def _resize_rates(table: Table, out: _Rows) -> None:
 def _conversion_profile(table: Table, out: _Rows) -> None:
     """Cycles of conversions that split or merge, linear in the 4 KiB pages of the folio.
 
-    Set by the 1 GiB column, predicted for the 2 MiB one. ``total``, ``share``, ``splits``, ``merges``, ``one``: rows.
+    The cost of a 4 KiB page was set by the 1 GiB column; the 2 MiB one is predicted. ``total``, ``share``, ``splits``,
+    ``merges``, ``one``, ``plain``, ``ratio``: rows.
     """
     model = table.model
     large, small = "1G backing", "2M backing"
-    cycles = table.cell(model["one"], large) / (GIB // 4096)
+    cycles = cost_table.value("split_merge_per_page")
     out.add(model["one"], large, "cycles", table.cell(model["one"], large), cycles * (GIB // 4096), "set")
     operations = table.cell(model["splits"], small) + table.cell(model["merges"], small)
     total = table.cell(model["total"], small)
     note = "whether splits before boot are among the 622 is not published"
     share = operations * 512 * cycles / total
     out.add(model["share"], small, "1", table.cell(model["share"], small), share, "predicted", note)
-    plain = table.cell(model["plain"], large)
+    plain = cost_table.value("conversion_fixed")
     for column, pages in ((small, 512), (large, GIB // 4096)):
         text = str(table.cell(model["ratio"], column))
         published = float(text.strip("~>x"))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -69,6 +69,14 @@ def curve_tables() -> tuple[np.ndarray, np.ndarray]:
     width = max(len(load) for load, _ in tables)
     pad = [np.pad(np.stack(table), ((0, 0), (0, width - len(table[0]))), mode="edge") for table in tables]
     return np.stack([p[0] for p in pad]), np.stack([p[1] for p in pad])
+
+
+@functools.cache
+def machine_figures() -> dict[str, dict[str, Any]]:
+    """Documented figures of machines in ``datasets/machines`` by their name; see the file."""
+    text = datasets_path("curves", "machine-figures.yaml").read_text(encoding="utf-8")
+    figures: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return figures
 
 
 def peak_delay(kind: str) -> float:
@@ -180,12 +188,20 @@ def machine(host: Host, costs: Mapping[str, float] | None = None) -> Machine:
         if best.read_latency:
             latency[:, target] = best.read_latency + excess[:, target] * step
             measured[target] = True
+    figures = machine_figures().get(host.name, {})
+    for index, kind in enumerate(kinds):
+        if not measured[index] and kind in figures.get("node_bandwidth", {}):
+            bandwidth[index] = figures["node_bandwidth"][kind]
+        if not measured[index] and kind in figures.get("node_latency", {}):
+            latency[:, index] = figures["node_latency"][kind] + excess[:, index] * step
     dram = [bandwidth[i] for i in range(count) if kinds[i] == "dram"] or [cost("dram_bandwidth")]
     reference = float(np.max(dram))
     ratio = cost("remote_bandwidth_ratio")
     between = distance[:, home] - 10.0
     link = reference * ratio ** np.clip(between / beyond, 0.0, 1.0)
-    port = np.full(count, reference * ratio * cost("link_ports"))
+    for slit, speed in figures.get("link_bandwidth", {}).items():
+        link[(distance[:, home] == float(slit)) & ~np.eye(count, dtype=bool)] = speed
+    port = np.full(count, figures.get("port_bandwidth", reference * ratio * cost("link_ports")), float)
     for source, target, a in given:
         if a.read_latency:
             latency[source, target] = a.read_latency
@@ -193,7 +209,7 @@ def machine(host: Host, costs: Mapping[str, float] | None = None) -> Machine:
             link[home[source], home[target]] = a.read_bandwidth
     port = np.maximum(port, np.where(np.eye(count, dtype=bool), 0.0, link).max(axis=1, initial=0.0))
     unknown = sorted({kinds[i] for i in range(count) if not measured[i]})
-    source = f"host {host.name}" + (
+    source = f"host {host.name}" + (f" ({figures['source']})" if figures else "") + (
         f"; estimate for {', '.join(unknown)} nodes from kind and distance (workbench.costs)" if unknown else ""
     )
     ids_array = np.array([node.id for node in host.nodes], np.int64)
@@ -558,9 +574,12 @@ def automatic_weights(host: Host | Machine) -> np.ndarray:
 def _totals(
     model: Machine, shares: np.ndarray, vcpus: Mapping[int, float], access: Access, costs: Mapping[str, float] | None
 ) -> np.ndarray:
-    """MB/s of all streams together for each row of shares."""
-    total: np.ndarray = solve(model, streams(model, shares, vcpus, access, costs=costs)).bandwidth.sum(axis=1)
-    return total
+    """What is to be large, for each row of shares: MB/s of all streams; for pointer chasing, 1 / mean latency."""
+    solution = solve(model, streams(model, shares, vcpus, access, costs=costs))
+    if access.pattern == "pointer_chasing":
+        number = np.array(list(vcpus.values()), float)
+        return np.asarray(number.sum() / (solution.latency @ number))
+    return np.asarray(solution.bandwidth.sum(axis=1))
 
 
 def _best_shares(
@@ -611,7 +630,8 @@ def best_weights(
 
     Returns a Dataset over ``policy`` (optimum, automatic, interleave, local) and ``node``: ``weight`` (0: not in the
     nodemask), ``bandwidth`` in MB/s of all vCPUs together and ``latency`` in ns, averaged over vCPUs. The optimum is
-    found by search; its weights are the smallest whole numbers within 0.5 % of it.
+    found by search; its weights are the smallest whole numbers within 0.5 % of it. For pointer chasing, which waits
+    for every access, the least mean latency is sought instead of the most bandwidth.
     """
     access = access_pattern(access)
     model = host if isinstance(host, Machine) else machine(host, costs)

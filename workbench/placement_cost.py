@@ -1,0 +1,247 @@
+"""One guest under every policy: simulate each placement, then ask what its vCPUs get from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from workbench import traffic
+from workbench.errors import WorkbenchError
+from workbench.units import parse_bytes
+
+if TYPE_CHECKING:
+    from workbench.scenario import Access
+    from workbench.topology import Host
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to place a guest: who makes its pages present, and the policy set before.
+
+    mode : MPOL_* name, or "" for none
+    nodes : "all", "vcpus" (nodes that run vCPUs), "near" (these and memory nodes they are home of), "first" (the first
+        vCPU's node), or "parts" (each vCPU node's part of the guest on that node)
+    prefault : the VMM makes all pages present by fallocate, from the first vCPU's node; otherwise vCPUs fault them in
+    weights : "ones", "automatic" or "optimum", for weighted_interleave
+    """
+
+    mode: str = ""
+    nodes: str = "all"
+    prefault: bool = True
+    weights: str = "ones"
+
+
+POLICIES: dict[str, Choice] = {
+    "none, prefault": Choice(),
+    "none, first touch": Choice(prefault=False),
+    "local": Choice("local"),
+    "preferred": Choice("preferred", "first"),
+    "preferred many": Choice("preferred_many", "vcpus"),
+    "bind": Choice("bind", "vcpus"),
+    "interleave": Choice("interleave", "all"),
+    "interleave vCPU nodes": Choice("interleave", "vcpus"),
+    "weighted, automatic": Choice("weighted_interleave", "all", weights="automatic"),
+    "weighted, optimum": Choice("weighted_interleave", "all", weights="optimum"),
+    "bind by part": Choice("bind", "parts"),
+}
+"""Policies that :func:`policy_costs` compares. Today's VMMs prefault; without any policy the pages then lie where the
+VMM's thread ran. "bind by part" is what mbind on guest_memfd makes possible: a virtual node's memory on its own node."""
+
+SEED_CLAIM = ("none, prefault", "bind by part")
+"""What the guest_memfd series compares: a policy that has no effect, and NUMA-aware placement."""
+
+
+@dataclass(frozen=True)
+class _Guest:
+    memory: int
+    vcpus: dict[int, int]
+    page_size: str
+    confidential: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self) -> dict[int, tuple[int, int]]:
+        """Offset and length in bytes of each vCPU node's part, in proportion to its vCPUs."""
+        unit = {"4 KiB": 4096, "2 MiB": 2 << 20, "1 GiB": 1 << 30}[self.page_size]
+        total, done, out, begin = sum(self.vcpus.values()), 0, {}, 0
+        for node, number in self.vcpus.items():
+            done += number
+            end = self.memory * done // total // unit * unit
+            out[node] = (begin, end - begin)
+            begin = end
+        return out
+
+
+def _node_text(nodes: Sequence[int]) -> str:
+    return ",".join(map(str, nodes))
+
+
+def scenario_of(
+    host: Host, guest: _Guest, choice: Choice, access: Access, costs: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The scenario, as a mapping, that places the guest by one choice."""
+    machine = traffic.machine(host, costs)
+    vcpu_nodes = list(guest.vcpus)
+    operations: list[dict[str, Any]] = [{"op": "create"}]
+    nodes = {
+        "all": [int(n) for n in machine.node_ids],
+        "vcpus": vcpu_nodes,
+        "first": vcpu_nodes[:1],
+    }
+    weights = None
+    if choice.mode == "weighted_interleave":
+        if choice.weights == "optimum":
+            best = traffic.best_weights(host, access, vcpus=guest.vcpus, costs=costs)["weight"].sel(policy="optimum")
+            weights = {int(n): int(w) for n, w in zip(best["node"].values, best.values, strict=True) if w > 0}
+        else:
+            numbers = traffic.automatic_weights(host)
+            if (numbers == 1).all():
+                numbers = traffic.automatic_weights(machine)  # what the kernel would compute, had firmware told it
+            weights = {int(n): int(w) for n, w in zip(machine.node_ids, numbers, strict=True)}
+        nodes["all"] = sorted(weights)
+        operations.append({"op": "weights", "weights": weights})
+    if choice.nodes == "parts":
+        for node, (offset, length) in guest.parts().items():
+            if length:
+                operations.append(
+                    {"op": "mbind", "mode": choice.mode, "nodes": str(node), "offset": offset, "length": length}
+                )
+    elif choice.mode:
+        chosen = "" if choice.mode == "local" else _node_text(nodes[choice.nodes])
+        operations.append({"op": "mbind", "mode": choice.mode, "nodes": chosen})
+    operations.append({"op": "fallocate"} if choice.prefault else {"op": "first_touch"})
+    vcpus = [{"node": node} for node, number in guest.vcpus.items() for _ in range(number)]
+    return {
+        "name": f"cost of placement on {host.name}", "host": host, "output": "runs", "operations": operations,
+        "guest": {"memory": guest.memory, "page_size": guest.page_size, "confidential": guest.confidential,
+                  "vcpus": vcpus, "design": "filemap" if guest.page_size == "4 KiB" else "hugetlb"},
+    }  # fmt: skip
+
+
+def default_vcpus(host: Host, vcpus: int = 32, nodes: int = 2) -> dict[int, int]:
+    """``vcpus`` spread over the first ``nodes`` nodes that have CPUs."""
+    with_cpus = [node.id for node in host.nodes if node.cpus][:nodes] or [host.nodes[0].id]
+    share, rest = divmod(vcpus, len(with_cpus))
+    return {node: share + (k < rest) for k, node in enumerate(with_cpus) if share + (k < rest)}
+
+
+def policy_costs(
+    host: Host,
+    *,
+    memory: int | str = "16 GiB",
+    vcpus: Mapping[int, int] | None = None,
+    policies: Mapping[str, Choice] | None = None,
+    access: Access | Mapping[str, object] | str | None = None,
+    partitioned: bool = False,
+    samples: int = 1,
+    seed: int = 0,
+    page_size: str = "4 KiB",
+    confidential: str = "none",
+    extra_latency: float = 0.0,
+) -> xr.Dataset:
+    """Bandwidth and latency of one guest on one host, placed by every policy.
+
+    Parameters
+    ----------
+    host : the host
+    memory : of the guest
+    vcpus : node id -> vCPUs; 32 on the first two nodes with CPUs if left out
+    policies : name -> :class:`Choice`; :data:`POLICIES` if left out
+    access : pattern of the vCPUs; streaming if left out
+    partitioned : each vCPU node touches its own part of the guest only; otherwise all touch all of it
+    samples, seed : draws over the ranges of the parameters, the same for every policy
+    page_size, confidential : of the guest
+    extra_latency : ns per access besides memory
+
+    Returns a Dataset over ``policy`` and, with more than one, ``sample``: ``bandwidth`` (MB/s of all vCPUs),
+    ``latency`` (ns, averaged over vCPUs), ``local_share`` (counted), ``node_share`` (policy, node) and ``node_load``.
+    """
+    from workbench.scenario import Scenario
+    from workbench.simulate import simulate
+
+    access = traffic.access_pattern(access)
+    number = dict(vcpus) if vcpus is not None else default_vcpus(host)
+    unknown = [node for node in number if node not in {n.id for n in host.nodes}]
+    if unknown:
+        raise WorkbenchError(f"vcpus: node {unknown[0]} is not a node of {host.name}")
+    guest = _Guest(parse_bytes(memory, "memory"), number, page_size, confidential)
+    machines, chosen = (
+        traffic.sampled_machines(host, samples, seed) if samples > 1 else ([traffic.machine(host)], [{}])
+    )
+    names = list(POLICIES if policies is None else policies)
+    total = np.zeros((len(names), samples))
+    latency = np.zeros((len(names), samples))
+    local = np.zeros(len(names))
+    share = np.zeros((len(names), len(host.nodes)))
+    load = np.zeros((len(names), samples, len(host.nodes)))
+    weight = np.array(list(number.values()), float)
+    for row, name in enumerate(names):
+        choice = (POLICIES if policies is None else policies)[name]
+        dataset = simulate(Scenario.model_validate(scenario_of(host, guest, choice, access)))
+        refused = np.flatnonzero(dataset["event_errno"].values)
+        if len(refused):
+            op = str(dataset["event_op"].values[refused[0]])
+            raise WorkbenchError(f"policy {name!r}: {op} is refused, errno {int(dataset['event_errno'][refused[0]])}")
+        ranges = guest.parts() if partitioned else dict.fromkeys(number, (0, guest.memory))
+        parts = {
+            node: traffic.memory_shares(dataset, access.model_copy(update={"offset": begin, "length": length}))[0]
+            for node, (begin, length) in ranges.items()
+        }
+        touched = np.array([parts[node] for node in number])
+        share[row] = weight @ touched / weight.sum()
+        own = [host.index_of(node) for node in number]
+        local[row] = weight @ touched[np.arange(len(own)), own] / weight.sum()
+        for k, (model, values) in enumerate(zip(machines, chosen, strict=True)):
+            streams = traffic.together(
+                [
+                    traffic.streams(
+                        model, parts[node], {node: float(n)}, access, costs=values, extra_latency=extra_latency
+                    )
+                    for node, n in number.items()
+                ]
+            )
+            solution = traffic.solve(model, streams)
+            total[row, k] = solution.bandwidth.sum()
+            latency[row, k] = solution.latency[0] @ weight / weight.sum()
+            load[row, k] = solution.node_load[0]
+    out = xr.Dataset(
+        {
+            "bandwidth": (("policy", "sample"), total),
+            "latency": (("policy", "sample"), latency),
+            "local_share": (("policy",), local),
+            "node_share": (("policy", "node"), share),
+            "node_load": (("policy", "sample", "node"), load),
+        },
+        coords={"policy": names, "node": host.node_ids},
+    )
+    if samples == 1:
+        out = out.isel(sample=0)
+    texts = {
+        "bandwidth": ("MB/s", "bandwidth of all vCPUs"),
+        "latency": ("ns", "loaded latency of an access"),
+        "local_share": ("1", "share of the accesses on the vCPU's own node"),
+        "node_share": ("1", "share of the accesses each node serves"),
+        "node_load": ("1", "used part of the node's bandwidth"),
+    }
+    for name, (units, long_name) in texts.items():
+        modelled = name in ("bandwidth", "latency", "node_load")
+        out[name].attrs.update(units=units, long_name=long_name, basis="modelled" if modelled else "counted")
+        if modelled:
+            out[name].attrs["source"] = f"{traffic.MODEL}; {machines[0].source}"
+    out.attrs.update(host=host.name, pattern=access.pattern, sharing="own parts" if partitioned else "all of it")
+    out.attrs["estimated"] = int(machines[0].estimated)
+    return out
+
+
+def winners(dataset: xr.Dataset, within: float = 0.02) -> list[str]:
+    """Policies within ``within`` of the best (sample 0): most bandwidth, or least latency for pointer chasing."""
+    if dataset.attrs["pattern"] == "pointer_chasing":
+        value = 1.0 / dataset["latency"]
+    else:
+        value = dataset["bandwidth"]
+    if "sample" in value.dims:
+        value = value.isel(sample=0)
+    return [str(name) for name in dataset["policy"].values[(value >= value.max() * (1 - within)).values]]

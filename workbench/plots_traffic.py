@@ -1,0 +1,260 @@
+"""Figures of the cost model: published against modelled, policies on machines, weights, views, walks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import seaborn as sns
+import xarray as xr
+
+from workbench import plots_common as common
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = "colorblind"
+_ROLE_COLOURS = {"set": "#8c8c8c", "exact": "#009e73", "predicted": "#0072b2"}
+
+
+def _note(made: Figure, text: str) -> None:
+    made.supxlabel(text, x=0.995, ha="right", fontsize=7, color=common.MUTED)
+
+
+def _short(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def deviations(dataset: xr.Dataset, goal: tuple[float, float] = (10.0, 25.0)) -> Figure:
+    """Deviation of every compared value, one line of dots per table, with the goal as bands.
+
+    dataset: of :func:`workbench.published.reproduce_all`.
+    """
+    frame = dataset[["table", "role", "deviation"]].to_dataframe()
+    frame = frame[(frame["role"] != "unmodelled") & np.isfinite(frame["deviation"])]
+    tables = list(dict.fromkeys(frame["table"]))
+    with common.style():
+        made = common.figure(8.0, 0.6 + 0.3 * len(tables) + 1.0)
+        ax = made.add_subplot()
+        median, worst = goal
+        ax.axvspan(-worst, worst, color="#56b4e9", alpha=0.12, lw=0)
+        ax.axvspan(-median, median, color="#56b4e9", alpha=0.18, lw=0)
+        sns.stripplot(
+            frame, x="deviation", y="table", hue="role", order=tables, hue_order=list(_ROLE_COLOURS),
+            palette=_ROLE_COLOURS, ax=ax, jitter=0.22, size=4.5, alpha=0.75, linewidth=0,
+        )  # fmt: skip
+        ax.set(xlabel="deviation of the model from the published value, %", ylabel="")
+        ax.set_title("Published values beside the model: every dot is one value")
+        ax.axvline(0, color=common.INK, lw=0.8)
+        ax.grid(axis="y", color="#eeeeee")
+        ax.set_axisbelow(True)
+        sns.move_legend(ax, "lower left", title="", frameon=True)
+        _note(made, f"bands: goal for predicted values, median ±{median:g} %, worst ±{worst:g} %")
+    return made
+
+
+def comparison(dataset: xr.Dataset, quantities: Sequence[str] | None = None, title: str = "") -> Figure:
+    """Published and modelled bars of one table, a panel for each row of the table.
+
+    dataset: of :func:`workbench.published.reproduce`. quantities: columns to show, in this order.
+    """
+    frame = dataset[["label", "quantity", "unit", "published", "modelled", "role"]].to_dataframe()
+    frame = frame[frame["role"] != "unmodelled"]
+    if quantities is not None:
+        frame = frame[frame["quantity"].isin(quantities)]
+    labels = list(dict.fromkeys(frame["label"]))
+    columns = list(quantities or dict.fromkeys(frame["quantity"]))
+    across = min(3, len(labels))
+    down = -(-len(labels) // across)
+    with common.style():
+        made = common.figure(9.0, 0.9 + (0.34 * len(columns) + 0.6) * down)
+        grid = made.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        for ax, label in zip(grid.flat, labels, strict=False):
+            mine = frame[frame["label"] == label]
+            long = mine.melt(["quantity", "role"], ["published", "modelled"], "which", "value")
+            sns.barplot(
+                long, y="quantity", x="value", hue="which", order=columns, palette=["#8c8c8c", "#0072b2"], ax=ax,
+                legend=bool(ax is grid.flat[0]),
+            )  # fmt: skip
+            for place, column in enumerate(columns):
+                row = mine[mine["quantity"] == column]
+                if len(row) and row["role"].iloc[0] == "set":
+                    ax.text(0.99, place, "set", transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=7)
+            ax.set(title=str(label), ylabel="", xlabel=str(mine["unit"].iloc[0]))
+        for ax in list(grid.flat)[len(labels) :]:
+            ax.remove()
+        sns.move_legend(grid.flat[0], "lower right", title="", frameon=True, fontsize=7)
+        made.suptitle(title or str(dataset.attrs.get("title", "")), fontsize=10)
+        _note(made, f"source: {_short(str(dataset.attrs.get('source', '')))}")
+    return made
+
+
+def contention(dataset: xr.Dataset, title: str = "Page allocator under contention") -> Figure:
+    """Time of an operation against cores, published as points and modelled as lines, one panel per allocator.
+
+    dataset: of ``reproduce("buddy_vs_llfree_cores")``.
+    """
+    frame = dataset[["label", "quantity", "published", "modelled", "role"]].to_dataframe()
+    frame["cores"] = [int(str(label).split()[0]) for label in frame["label"]]
+    frame["allocator"] = [str(text).split()[0] for text in frame["quantity"]]
+    allocators = list(dict.fromkeys(frame["allocator"]))
+    with common.style():
+        made = common.figure(9.0, 3.6)
+        axes = np.atleast_1d(made.subplots(1, len(allocators), sharey=True))
+        for ax, allocator in zip(axes, allocators, strict=True):
+            mine = frame[frame["allocator"] == allocator]
+            for colour, (name, rows) in zip(sns.color_palette(PALETTE), mine.groupby("quantity", sort=False), strict=False):
+                ax.plot(rows["cores"], rows["modelled"], color=colour, label=str(name).removeprefix(f"{allocator} "))
+                for role, filled in (("set", False), ("predicted", True)):
+                    part = rows[rows["role"] == role]
+                    ax.plot(part["cores"], part["published"], "o", color=colour, mfc=colour if filled else "white", ms=5)
+            ax.set(xscale="log", yscale="log", xlabel="cores", title=allocator)
+            ax.set_xticks([1, 2, 4, 8, 16, 26], ["1", "2", "4", "8", "16", "26"])
+            ax.minorticks_off()
+            ax.legend(fontsize=7, frameon=False)
+        axes[0].set_ylabel("ns per operation")
+        made.suptitle(title, fontsize=10)
+        _note(made, "points: published (hollow ones set the parameters); lines: one queue for the lock, exact MVA")
+    return made
+
+
+def curves() -> Figure:
+    """The measured bandwidth-latency curves as the model uses them."""
+    from workbench import traffic
+
+    loads, delays = traffic.curve_tables()
+    names = {"dram": "DRAM (Skylake, 6 x DDR4)", "hbm": "HBM (A64FX)", "cxl": "CXL device", "link": "link to the other socket"}
+    with common.style():
+        made = common.figure(6.5, 3.6)
+        ax = made.add_subplot()
+        for colour, style, use, load, delay in zip(
+            sns.color_palette(PALETTE), ("-", "--", "-.", ":"), traffic.CURVES, loads, delays, strict=False
+        ):
+            ax.plot(100 * load, delay, style, color=colour, label=names[use], lw=1.8)
+        ax.set(xlabel="used part of the highest bandwidth, %", ylabel="delay over idle latency, ns", ylim=(0, 450))
+        ax.set_title("What a loaded node or link adds to every access")
+        ax.legend(frameon=False)
+        _note(made, "measured by Mess (BSC): datasets/curves/bandwidth-latency.yaml")
+    return made
+
+
+def policies(results: Mapping[str, xr.Dataset], variable: str = "bandwidth") -> Figure:
+    """One guest under every policy, a panel per machine; whiskers span 90 % of the samples where there are any.
+
+    results: name of the machine -> Dataset of :func:`workbench.placement_cost.policy_costs`.
+    variable: ``bandwidth`` or ``latency``.
+    """
+    from workbench.placement_cost import winners
+
+    scale, unit = (1e-3, "GB/s") if variable == "bandwidth" else (1.0, "ns")
+    count = max(dataset.sizes["policy"] for dataset in results.values())
+    with common.style():
+        made = common.figure(3.1 * len(results) + 1.4, 0.28 * count + 1.5)
+        axes = np.atleast_1d(made.subplots(1, len(results), sharey=True))
+        for ax, (name, dataset) in zip(axes, results.items(), strict=True):
+            values = dataset[variable] * scale
+            middle = values.isel(sample=0) if "sample" in values.dims else values
+            best = set(winners(dataset))
+            names = [str(policy) for policy in dataset["policy"].values]
+            colours = ["#0072b2" if policy in best else "#b8cfdf" for policy in names]
+            ax.barh(range(len(names)), middle.values, color=colours, height=0.72)
+            if "sample" in values.dims:
+                low, high = (values.quantile(q, "sample").values for q in (0.05, 0.95))
+                ax.hlines(range(len(names)), low, high, color=common.INK, lw=1.0)
+            ax.set_yticks(range(len(names)), names)
+            ax.invert_yaxis()
+            ax.set(xlabel=f"{variable}, {unit}", title=name)
+            ax.set_xlim(left=0)
+        first = next(iter(results.values()))
+        made.suptitle(f"{first.attrs['pattern'].replace('_', ' ')}, each vCPU node touches {first.attrs['sharing']}", fontsize=10)
+        note = "dark: best within 2 %"
+        if "sample" in first.dims:
+            note += "; lines: 5 to 95 % of the samples over the parameters' ranges"
+        _note(made, f"{note} · basis: modelled, estimates where the host reports no figures")
+    return made
+
+
+def speedups(dataset: xr.Dataset, title: str, xlabel: str) -> Figure:
+    """Distribution of a ratio over samples: a violin with median for each position of the first dimension."""
+    frame = dataset.to_dataframe(name="ratio").reset_index() if isinstance(dataset, xr.DataArray) else dataset
+    position = str(dataset.dims[0])
+    with common.style():
+        made = common.figure(7.0, 0.6 * dataset.sizes[position] + 1.5)
+        ax = made.add_subplot()
+        sns.boxplot(
+            frame, y=position, x="ratio", ax=ax, whis=(5, 95), color="#b8cfdf", width=0.55, fliersize=0, linewidth=1
+        )
+        ax.plot(dataset.isel(sample=0), range(dataset.sizes[position]), "D", color="#d55e00", ms=6, label="parameter values")
+        ax.axvline(1.0, color=common.INK, lw=0.8, ls="--")
+        ax.set(xlabel=xlabel, ylabel="")
+        ax.set_title(title)
+        ax.legend(frameon=False, loc="lower right")
+        _note(made, "box: quartiles, whiskers 5 to 95 % over the ranges of the cost parameters · basis: modelled")
+    return made
+
+
+def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's and the best") -> Figure:
+    """Share of pages per node and bandwidth for the policies of :func:`workbench.traffic.best_weights`."""
+    names = [str(policy) for policy in dataset["policy"].values]
+    share = dataset["weight"] / dataset["weight"].sum("node")
+    colours = common.node_colours(np.where(np.eye(dataset.sizes["node"], dtype=bool), 10, 20))
+    with common.style():
+        made = common.figure(8.5, 0.42 * len(names) + 1.5)
+        left, right = made.subplots(1, 2, sharey=True, width_ratios=[1.3, 1])
+        begin = np.zeros(len(names))
+        for k, node in enumerate(dataset["node"].values):
+            part = share.isel(node=k).values
+            left.barh(range(len(names)), part, left=begin, color=colours[k], height=0.7, label=f"node {node}")
+            for row, (at, width) in enumerate(zip(begin, part, strict=True)):
+                if width > 0.06:
+                    text = str(int(dataset["weight"].values[row, k]))
+                    left.text(at + width / 2, row, text, ha="center", va="center", fontsize=8,
+                              color=common.text_colour(colours[k]))  # fmt: skip
+            begin += part
+        left.set(xlabel="share of the pages (numbers: weights)", xlim=(0, 1))
+        left.set_yticks(range(len(names)), names)
+        left.invert_yaxis()
+        if dataset.sizes["node"] <= 8:
+            left.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+        right.barh(range(len(names)), dataset["bandwidth"] / 1000, color="#0072b2", height=0.7)
+        right.set(xlabel="bandwidth of all vCPUs, GB/s")
+        made.suptitle(f"{title} ({dataset.attrs['pattern'].replace('_', ' ')})", fontsize=10)
+        _note(made, f"automatic weights from: {_short(str(dataset.attrs['automatic_from']), 110)}")
+    return made
+
+
+def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the guest") -> Figure:
+    """Bandwidth and latency of each virtual node under each view, of :func:`workbench.vnuma.cost`."""
+    with common.style():
+        made = common.figure(8.5, 3.4)
+        axes: Sequence[Axes] = made.subplots(1, 2)
+        for ax, (name, scale, label) in zip(
+            axes, (("bandwidth", 1e-3, "bandwidth, GB/s"), ("latency", 1.0, "loaded latency, ns")), strict=True
+        ):
+            frame = (dataset[name] * scale).to_dataframe(name=name).reset_index()
+            sns.barplot(frame, x="view", y=name, hue="cell", palette=PALETTE, ax=ax, legend=bool(ax is axes[0]))
+            ax.set(xlabel="what the guest is told", ylabel=label)
+        sns.move_legend(axes[0], "upper right", title="virtual node", fontsize=7, title_fontsize=7, ncols=2)
+        made.suptitle(title, fontsize=10)
+        common.basis_note(made, dataset.assign_attrs(scenario=""), ["local_share"], "bandwidth and latency modelled")
+    return made
+
+
+def walks(dataset: xr.Dataset, x: str, xlabel: str, hue: str | None = None, title: str = "") -> Figure:
+    """Time in page walks against something that varies, one line for each value of another dimension.
+
+    dataset: with ``walk`` (ns) over ``x`` and, if given, ``hue``.
+    """
+    frame: Any = dataset[["walk"]].to_dataframe().reset_index()
+    with common.style():
+        made = common.figure(6.8, 3.6)
+        ax = made.add_subplot()
+        sns.lineplot(
+            frame, x=x, y="walk", hue=hue, style=hue, markers=True, dashes=hue is not None,
+            palette=PALETTE if hue else None, ax=ax,
+        )  # fmt: skip
+        ax.set(xlabel=xlabel, ylabel="page walks, ns per access", title=title or "Page walks", ylim=(0, None))
+        common.basis_note(made, dataset, ["walk"])
+    return made
