@@ -43,7 +43,6 @@ class Page:
     transient: int = 0
     pins: int = 0
     orphans: int = 0
-    poisoned: bool = False
 
 
 @dataclass
@@ -94,6 +93,7 @@ class File:
     def __post_init__(self) -> None:
         self.pages = [Page() for _ in range(self.pages_total)]
         self.stages: dict[tuple[int, int], Block] = {}  # 2 MiB parts of a 1 GiB block split in two stages
+        self.poisoned: set[int] = set()
         self.batches: list[list[int | None]] = [[] for _ in range(self.cpus)]
         self.total: Counter[str] = Counter()
 
@@ -219,7 +219,7 @@ class File:
         block, parts = folio.block, PAGES_2M if folio.pages == PAGES_1G and self.two_stage else 1
         assert block is not None
         members = self.pages[folio.first : folio.first + folio.pages]
-        if any(page.poisoned for page in members):
+        if self.any_poisoned(folio.first, folio.pages):
             raise Failure(EHWPOISON)
         holder = self.stages.get((block.first, folio.first), block)
         if self.hvo and not holder.restored:
@@ -270,7 +270,7 @@ class File:
 
     def merge_part(self, block: Block, first: int, pages: int) -> None:
         members = self.pages[first : first + pages]
-        if any(page.shared or page.poisoned for page in members):
+        if any(page.shared for page in members) or self.any_poisoned(first, pages):
             return
         self.wait(members)
         if pages == PAGES_1G and self.two_stage:
@@ -297,9 +297,8 @@ class File:
     # -------------------------------------------------------------- references
 
     def held(self, index: int) -> bool:
-        page = self.pages[index]
-        in_batch = any(index in batch for batch in self.batches)
-        return bool(page.transient or page.pins or page.poisoned or in_batch)
+        page, in_batch = self.pages[index], any(index in batch for batch in self.batches)
+        return bool(page.transient or page.pins or index in self.poisoned or in_batch)
 
     def check_references(self, low: int, high: int, first: int, end: int, shared_only: bool) -> None:
         for attempt in range(2):
@@ -386,9 +385,10 @@ class File:
 
     def free(self, block: Block) -> None:
         members = self.pages[block.first : block.first + block.pages]
-        poisoned = any(page.poisoned for page in members)
+        poisoned = self.any_poisoned(block.first, block.pages)
+        self.poisoned -= set(range(block.first, block.first + block.pages))
         for page in members:
-            page.folio, page.poisoned = None, False
+            page.folio = None
         for key in [key for key in self.stages if key[0] == block.first]:
             self.host.give_back(self.stages.pop(key).extra)
         if poisoned or not block.restored or sum(self.host.vmemmap) > 0:
@@ -403,9 +403,12 @@ class File:
         else:
             self.host.pool[block.node, block.pages].insert(0, block)
 
+    def any_poisoned(self, first: int, pages: int) -> bool:
+        return any(first <= index < first + pages for index in self.poisoned)
+
     def folio_poisoned(self, index: int) -> bool:
         folio = self.pages[index].folio
-        return any(page.poisoned for page in self.pages[folio.first : folio.first + folio.pages])
+        return self.any_poisoned(folio.first, folio.pages)
 
     def host_touch(self, index: int, node: int, cpu: int) -> None:
         if index >= self.pages_total or not self.pages[index].shared:
@@ -439,8 +442,8 @@ class File:
         index = offset // 4096
         if index >= self.pages_total or self.pages[index].folio is None:
             raise Failure(errno.ENOENT)
-        if not self.pages[index].poisoned:
-            self.pages[index].poisoned = True
+        if index not in self.poisoned:
+            self.poisoned.add(index)
             self.total["invalidations"] += 1
             self.total["invalidated_bytes"] += self.pages[index].folio.pages * 4096
 
@@ -463,7 +466,8 @@ class File:
                 page = self.pages[index]
                 page.orphans += page.pins
                 page.pins = page.transient = 0
-                page.poisoned, page.folio = False, None
+                page.folio = None
+                self.poisoned.discard(index)
                 self.batches = [[None if i == index else i for i in batch] for batch in self.batches]
                 index += 1
             else:
