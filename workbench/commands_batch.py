@@ -112,7 +112,9 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
     from workbench.cli import console
 
-    table = Table(title=Text(title) if title else None, title_justify="left")
+    if title:
+        typer.echo(title)
+    table = Table()
     for column in columns:
         table.add_column(Text(column))
     for row in rows:

@@ -1,0 +1,163 @@
+"""Every notebook of the project as a report, opened in a real browser with the network cut."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from workbench.gallery import make_gallery
+from workbench.report import Report, make_report
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LARGEST = 5_000_000
+SMALL = {
+    "05_policy_sweep": {"machines": ["epyc1-naples-2s", "spr-8468v-cxl"], "memory": ["4 GiB"]},
+    "06_report_template": {"memory": "1 GiB"},
+}
+"""Parameters for a quick run; a notebook that is not here runs with its own."""
+
+_made: dict[str, Report] = {}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reports")
+
+
+def report_of(notebook: Path, folder: Path) -> Report:
+    """The report of a notebook, made once."""
+    if notebook.stem not in _made:
+        parameters = SMALL.get(notebook.stem, {})
+        _made[notebook.stem] = make_report(notebook, folder / f"{notebook.stem}.html", parameters=parameters)
+    return _made[notebook.stem]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    if not Path(path).exists():
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def offline(browser: Browser) -> Iterator[tuple[Page, list[str], list[str]]]:
+    """A page without a network, what it asked for, and what it complained about."""
+    context = browser.new_context(viewport={"width": 1250, "height": 900}, offline=True)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    asked: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if not request.url.startswith("data:") else None)
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page, asked, complaints
+    context.close()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_clean_in_git(notebook: Path):
+    nb = nbformat.read(notebook, as_version=4)
+    nbformat.validate(nb)
+    assert nb.nbformat_minor >= 5
+    tagged = [cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            assert cell.execution_count is None
+            assert cell.outputs == []
+        assert set(cell.metadata) <= {"tags"}, cell.metadata
+    for line in tagged[0].source.splitlines():
+        assert re.match(r"(\w+: .+ = .+  # \w|from typing import |$)", line), f"not typed, or without help: {line!r}"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_report_opens_without_a_network(notebook, folder, offline, record_property, capsys):
+    made = report_of(notebook, folder)
+    record_property("report_bytes", made.bytes)
+    with capsys.disabled():
+        print(f"\n{notebook.stem}: {made.bytes / 1e6:.2f} MB, {len(made.figures)} figures, {made.seconds:.1f} s")
+    assert made.bytes < LARGEST
+    page, asked, complaints = offline
+    page.goto(made.path.as_uri())
+    page.wait_for_load_state("networkidle")
+    assert asked == [made.path.as_uri()]
+    assert complaints == []
+    text = made.path.read_text()
+    assert not re.search(r"(?i)\b(https?|ftp|wss?):", text)
+    assert made.figures, "a report without figures"
+    pictures = page.locator("figure img")
+    assert pictures.count() == len(made.figures)
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than the window"
+    for link in page.locator("nav a").all():
+        target = link.get_attribute("href")
+        assert page.locator(f"[id='{target[1:]}']").count() == 1
+    button = page.get_by_role("button", name="Show all code")
+    assert page.locator("details.code[open]").count() == 0
+    button.click()
+    assert page.locator("details.code:not([open])").count() == 0
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_report_prints_on_paper_and_fits_a_telephone(notebook, folder, offline):
+    page, _, _ = offline
+    page.goto(report_of(notebook, folder).path.as_uri())
+    pdf = page.pdf(prefer_css_page_size=True)
+    box = re.search(rb"/MediaBox\s*\[\s*0 0 ([\d.]+) ([\d.]+)", pdf)
+    assert (round(float(box[1])), round(float(box[2]))) == (595, 842)  # A4
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 2
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 672, "height": 970})  # the paper between its margins
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "cut off on paper"
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than a telephone"
+
+
+def test_the_gallery_finds_sorts_and_links(folder, offline):
+    for notebook in NOTEBOOKS:
+        report_of(notebook, folder)
+    index, count = make_gallery(folder)
+    assert count == len(NOTEBOOKS)
+    page, asked, complaints = offline
+    page.goto(index.as_uri())
+    rows = page.locator("tbody tr")
+    assert rows.count() == count
+    assert page.locator("tbody img").count() == count
+    page.get_by_label("Search").fill("question of your own")
+    assert rows.locator("visible=true").count() == 1
+    page.get_by_label("Search").fill("")
+    page.get_by_role("button", name="report", exact=True).click()
+    titles = page.locator("a.title").all_text_contents()
+    assert titles == sorted(titles, key=str.lower)
+    assert asked == [index.as_uri()]
+    assert complaints == []
+    page.locator("a.title").first.click()
+    page.wait_for_load_state()
+    assert page.locator("#wb-provenance").count() == 1
+
+
+def test_a_hostile_notebook_does_nothing(folder, offline, tmp_path):
+    from batch.notebooks import write
+
+    name = "<script>window.pwned=9</script><img src=x onerror=window.pwned=8>"
+    made = make_report(write(tmp_path / "n.ipynb"), tmp_path / "n.html", parameters={"machine": name})
+    make_gallery(tmp_path)
+    page, asked, complaints = offline
+    for path in (made.path, tmp_path / "index.html"):
+        page.goto(path.as_uri())
+        assert page.evaluate("window.pwned") is None
+        assert name in page.locator("body").inner_text()
+    assert asked == [made.path.as_uri(), (tmp_path / "index.html").as_uri()]
+    assert complaints == []
