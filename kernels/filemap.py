@@ -18,7 +18,7 @@ from kernels.compile import kernel
 FIRST, COUNT, STEP, OFFSET, PERIOD = 0, 1, 2, 3, 4
 """Columns of ``allocations``."""
 
-_BLOCK = 1 << 14  # entries of a pattern block that stays in the first-level cache while it is copied
+_BLOCK = 1 << 12  # entries of a pattern block: small enough to stay in the first-level cache while it is copied
 
 
 @kernel
