@@ -86,7 +86,7 @@ def placement_map(
     lines = [edges[min(row * columns, len(edges) - 1)] for row in range(rows + 1)]
     with common.style():
         present = counts.sum(axis=0)
-        made = common.figure(11 + (3.2 if np.count_nonzero(present) > 18 else 0), 0.8 + 0.72 * rows + 0.75)
+        made = common.figure(9 + (3.6 if np.count_nonzero(present) > 18 else 0), 0.8 + 0.62 * rows + 0.75)
         axes = made.subplots()
         axes.imshow(picture, aspect="auto", interpolation="nearest", extent=(0, 1, picture.shape[0], 0))
         for row in range(rows):
@@ -521,14 +521,23 @@ def events(dataset: xr.Dataset) -> pd.DataFrame:
                 "file": str(dataset["event_file"].values[index]),
                 "result": int(dataset["event_ret"].values[index]),
                 "errno": common.errno_name(error),
-                "placed (node: folios)": ", ".join(
-                    f"{node}: {int(count):,}" for node, count in zip(ids, counts, strict=True) if count
-                ),
+                "placed (node: folios)": _by_count(ids, counts),
                 "detail": ", ".join(f"{key}={_brief(value)}" for key, value in detail.items()),
             }
         )
     columns = ["operation", "task", "file", "result", "errno", "placed (node: folios)", "detail"]
     return pd.DataFrame(rows, columns=columns, index=pd.RangeIndex(len(rows), name="event"))
+
+
+def _by_count(ids: list[int], counts: npt.NDArray[np.int64]) -> str:
+    """``0-3: 64 each, 5: 7``: nodes in ascending order, those with equal counts together."""
+    alike: dict[int, list[int]] = {}
+    for node, count in zip(ids, counts, strict=True):
+        if count:
+            alike.setdefault(int(count), []).append(node)
+    return ", ".join(
+        f"{common.node_list(nodes)}: {count:,}" + (" each" if len(nodes) > 1 else "") for count, nodes in alike.items()
+    )
 
 
 def _brief(value: Any) -> str:
