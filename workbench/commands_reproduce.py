@@ -13,6 +13,7 @@ def reproduce(
         list[str] | None, typer.Argument(metavar="[ID]...", help="Tables by id, or YAML files; all if left out.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the tables and stop.")] = False,
+    kinds: Annotated[bool, typer.Option("--kinds", help="Describe what a table of your own may ask for.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print rows and summaries as JSON.")] = False,
 ) -> None:
     """Run the model on published tables: published value, modelled value, deviation.
@@ -24,6 +25,10 @@ def reproduce(
     if list_:
         for name in published.table_names():
             typer.echo(f"{name:<24}{published.read_table(name).title}")
+        return
+    if kinds:
+        for kind, text in published.DESCRIPTIONS.items():
+            typer.echo(f"{kind}: {text}")
         return
     names = tables or published.table_names()
     results = [published.reproduce(name) for name in names]

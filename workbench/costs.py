@@ -161,6 +161,14 @@ _ALL = (
         f"{HYPERALLOC}: virtio-mem-movable shrink with and without VFIO",
     ),
     Cost(
+        "map_populated_2m",
+        36_864.0,
+        "ns",
+        20_000.0,
+        50_000.0,
+        f"{HYPERALLOC}: virtio-mem-movable-vfio first minus second touch, 72 ns for each 4 KiB",
+    ),
+    Cost(
         "struct_page_init",
         23.0,
         "ns",

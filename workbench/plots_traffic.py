@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import seaborn as sns
 import xarray as xr
+from matplotlib.ticker import MaxNLocator
 
 from workbench import plots_common as common
 
@@ -55,10 +56,13 @@ def deviations(dataset: xr.Dataset, goal: tuple[float, float] = (10.0, 25.0)) ->
     return made
 
 
-def comparison(dataset: xr.Dataset, quantities: Sequence[str] | None = None, title: str = "") -> Figure:
+def comparison(
+    dataset: xr.Dataset, quantities: Sequence[str] | None = None, title: str = "", log: bool = False
+) -> Figure:
     """Published and modelled bars of one table, a panel for each row of the table.
 
-    dataset: of :func:`workbench.published.reproduce`. quantities: columns to show, in this order.
+    dataset: of :func:`workbench.published.reproduce`. quantities: columns to show, in this order. log: for values that
+    span orders of magnitude, points on a logarithmic axis instead of bars.
     """
     frame = dataset[["label", "quantity", "unit", "published", "modelled", "role"]].to_dataframe()
     frame = frame[frame["role"] != "unmodelled"]
@@ -66,7 +70,7 @@ def comparison(dataset: xr.Dataset, quantities: Sequence[str] | None = None, tit
         frame = frame[frame["quantity"].isin(quantities)]
     labels = list(dict.fromkeys(frame["label"]))
     columns = list(quantities or dict.fromkeys(frame["quantity"]))
-    across = min(3, len(labels))
+    across = 2 if len(labels) in (2, 4) else min(3, len(labels))
     down = -(-len(labels) // across)
     with common.style():
         made = common.figure(9.0, 0.9 + (0.34 * len(columns) + 0.6) * down)
@@ -74,19 +78,29 @@ def comparison(dataset: xr.Dataset, quantities: Sequence[str] | None = None, tit
         for ax, label in zip(grid.flat, labels, strict=False):
             mine = frame[frame["label"] == label]
             long = mine.melt(["quantity", "role"], ["published", "modelled"], "which", "value")
-            sns.barplot(
-                long, y="quantity", x="value", hue="which", order=columns, palette=["#8c8c8c", "#0072b2"], ax=ax,
-                legend=bool(ax is grid.flat[0]),
-            )  # fmt: skip
+            options: dict[str, Any] = {
+                "y": "quantity", "x": "value", "hue": "which", "order": columns, "palette": ["#8c8c8c", "#0072b2"],
+                "ax": ax, "legend": bool(ax is grid.flat[0]),
+            }  # fmt: skip
+            if log:
+                ax.set_xscale("log")
+                sns.stripplot(long, dodge=True, jitter=False, size=6, **options)
+                ax.grid(color="#eeeeee")
+            else:
+                sns.barplot(long, **options)
+                ax.xaxis.set_major_locator(MaxNLocator(5))
+                ax.ticklabel_format(axis="x", style="plain")
             for place, column in enumerate(columns):
                 row = mine[mine["quantity"] == column]
                 if len(row) and row["role"].iloc[0] == "set":
-                    ax.text(0.99, place, "set", transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=7)
+                    ax.text(1.01, place, "set", transform=ax.get_yaxis_transform(), ha="left", va="center", fontsize=7)
             ax.set(title=str(label), ylabel="", xlabel=str(mine["unit"].iloc[0]))
         for ax in list(grid.flat)[len(labels) :]:
             ax.remove()
-        sns.move_legend(grid.flat[0], "lower right", title="", frameon=True, fontsize=7)
-        made.suptitle(title or str(dataset.attrs.get("title", "")), fontsize=10)
+        handles, texts = grid.flat[0].get_legend_handles_labels()
+        grid.flat[0].get_legend().remove()
+        made.legend(handles[:2], texts[:2], loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+        made.suptitle(_short(title or str(dataset.attrs.get("title", "")), 80), x=0.01, ha="left", fontsize=10)
         _note(made, f"source: {_short(str(dataset.attrs.get('source', '')))}")
     return made
 
@@ -226,19 +240,24 @@ def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's 
 
 
 def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the guest") -> Figure:
-    """Bandwidth and latency of each virtual node under each view, of :func:`workbench.vnuma.cost`."""
+    """Local accesses and latency of each virtual node under each view, of :func:`workbench.vnuma.cost`."""
     with common.style():
         made = common.figure(8.5, 3.4)
         axes: Sequence[Axes] = made.subplots(1, 2)
         for ax, (name, scale, label) in zip(
-            axes, (("bandwidth", 1e-3, "bandwidth, GB/s"), ("latency", 1.0, "loaded latency, ns")), strict=True
+            axes,
+            (("local_share", 100.0, "accesses on the vCPU's own node, %"), ("latency", 1.0, "loaded latency, ns")),
+            strict=True,
         ):
             frame = (dataset[name] * scale).to_dataframe(name=name).reset_index()
             sns.barplot(frame, x="view", y=name, hue="cell", palette=PALETTE, ax=ax, legend=bool(ax is axes[0]))
             ax.set(xlabel="what the guest is told", ylabel=label)
-        sns.move_legend(axes[0], "upper right", title="virtual node", fontsize=7, title_fontsize=7, ncols=2)
-        made.suptitle(title, fontsize=10)
-        common.basis_note(made, dataset.assign_attrs(scenario=""), ["local_share"], "bandwidth and latency modelled")
+        handles, texts = axes[0].get_legend_handles_labels()
+        axes[0].get_legend().remove()
+        labels = [f"virtual node {text}" for text in texts]
+        made.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=7)
+        made.suptitle(title, x=0.01, ha="left", fontsize=10)
+        _note(made, "left: counted; right: modelled (workbench/traffic.py)")
     return made
 
 

@@ -99,6 +99,8 @@ class _Rows:
 Model = Callable[[Table], list[Row]]
 MODELS: dict[str, Model] = {}
 """Kinds that a table's ``model`` section may name."""
+DESCRIPTIONS: dict[str, str] = {}
+"""What each kind answers and the fields it reads from the ``model`` section."""
 
 
 def _model(kind: str) -> Callable[[Callable[[Table, _Rows], None]], Callable[[Table, _Rows], None]]:
@@ -109,6 +111,7 @@ def _model(kind: str) -> Callable[[Callable[[Table, _Rows], None]], Callable[[Ta
             return collected.rows
 
         MODELS[kind] = rows
+        DESCRIPTIONS[kind] = " ".join((function.__doc__ or "").replace("``", "").split())
         return function
 
     return register
@@ -448,14 +451,15 @@ def _resize_times(table: Table, out: _Rows) -> None:
     cells = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     sets = {("base-manual", "fault cost ns/page"), ("huge-manual", "fault cost ns/page"),
             ("huge-manual", "second touch ns/page"), ("huge-manual", "first touch ns/page"),
-            ("virtio-mem-movable-vfio", "shrink 18 GiB ms")}  # fmt: skip
+            ("virtio-mem-movable-vfio", "shrink 18 GiB ms"), ("virtio-mem-movable-vfio", "fault cost ns/page"),
+            ("virtio-mem-movable-vfio", "first touch ns/page")}  # fmt: skip
     for mode, cell in cells.items():
         without = mode.removesuffix("-vfio")
         vfio = mode != without
         populated = vfio and "virtio-mem" in mode
         fault = costs["fault_4k"] if mode == "base-manual" else costs["fault_2m"] / 512
         if populated:
-            fault = cost_table.value("ept_fault") / 512
+            fault = cost_table.value("map_populated_2m") / 512
         values = {
             "shrink 18 GiB ms": cells[without]["shrink 18 GiB ms"] + vfio * blocks * costs["iommu"] / 1e6,
             "grow ms": cells[without]["grow ms"] + populated * blocks * costs["populate_vfio"] / 1e6,
@@ -468,7 +472,7 @@ def _resize_times(table: Table, out: _Rows) -> None:
             role: Role = "set" if own or (mode, column) in sets else "predicted"
             note = "the mechanism's own cost" if own else ""
             if populated and "fault" in column:
-                note = "populated at plug time; mapping the 2 MiB pages that are there costs more than one fault"
+                note = "populated at plug time; only the mapping of 2 MiB pages is left"
             if mode == "base-manual" and column == "second touch ns/page":
                 note = "4 KiB second-stage mappings miss the TLB on every page, which the cost of a touch leaves out"
             if role == "predicted" and mode == "llfree-manual-vfio" and column == "grow ms":
@@ -490,7 +494,7 @@ def _resize_rates(table: Table, out: _Rows) -> None:
         populated = vfio and "virtio-mem" in mode
         fault = costs["fault_4k"] if mode == "virtio-balloon" else costs["fault_2m"] / 512
         if populated:
-            fault = cost_table.value("ept_fault") / 512
+            fault = cost_table.value("map_populated_2m") / 512
         install = per_4k / (fault + costs["touch"])
         values = {}
         for column in ("reclaim touched", "reclaim untouched", "return"):
@@ -506,7 +510,7 @@ def _resize_rates(table: Table, out: _Rows) -> None:
             mechanism = not vfio and column in ("reclaim touched", "reclaim untouched", "return")
             note = "the mechanism's own cost" if mechanism else ""
             if populated and column == "install (first touch)":
-                note = "populated at plug time; mapping the 2 MiB pages that are there costs more than one fault"
+                note = "populated at plug time; only the mapping of 2 MiB pages is left"
             out.add(mode, column, "GiB/s", cell[column], value, "set" if mechanism else "predicted", note)
 
 
