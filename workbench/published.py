@@ -584,9 +584,11 @@ def _vmemmap_split(table: Table, out: _Rows) -> None:
 @_model("rmp")
 def _rmp(table: Table, out: _Rows) -> None:
     """Bytes of the reverse map table."""
+    from workbench.confidential import rmp_bytes
+
     for size, published, share in table.rows:
         ram = int(size.split()[0]) << 40
-        value = ram // 4096 * 16 + 16384
+        value = rmp_bytes(ram)
         out.add(size, table.columns[1], "B", published, value, "exact")
         out.add(size, table.columns[2], "%", share, round(100 * value / ram, 4), "exact")
 
@@ -594,9 +596,10 @@ def _rmp(table: Table, out: _Rows) -> None:
 @_model("pamt")
 def _pamt(table: Table, out: _Rows) -> None:
     """TDX physical address metadata: static table, and what dynamic PAMT adds per 2 MiB."""
+    from workbench.confidential import dynamic_pamt_bytes, pamt_bytes
+
     tib = 1 << 40
-    static = sum(tib // size * 16 for size in (4096, 2 << 20, 1 << 30))
-    dynamic = tib // 4096 // 8 + sum(tib // size * 16 for size in (2 << 20, 1 << 30))
+    static, dynamic = pamt_bytes([tib]), dynamic_pamt_bytes(tib, 0)[0]
     for mode, share, per_tib, _ in table.rows:
         size = dynamic if mode.startswith("Dynamic") else static
         digits = 3 if mode.startswith("Dynamic") else 1
@@ -609,9 +612,11 @@ def _pamt(table: Table, out: _Rows) -> None:
 @_model("accept_exits")
 def _accept_exits(table: Table, out: _Rows) -> None:
     """Exits for accepting a chunk: one fault per backing page. ``chunk_bytes``."""
+    from workbench.confidential import accept_exits
+
     pages = {"4K": 4096, "2M": 2 << 20, "1G": 1 << 30}
     for row in table.rows:
-        value = int(table.model["chunk_bytes"]) / pages[str(row[0]).split()[0]]
+        value = accept_exits(pages[str(row[0]).split()[0]], int(table.model["chunk_bytes"]))
         if isinstance(row[1], str):
             out.add(row[0], table.columns[1], "exits", 1.0, min(1.0, np.ceil(value)), "exact", f"published: {row[1]}")
         else:
@@ -622,8 +627,10 @@ def _accept_exits(table: Table, out: _Rows) -> None:
 @_model("swiotlb")
 def _swiotlb(table: Table, out: _Rows) -> None:
     """Bounce buffer of an SEV or TDX guest: clamp(6 % of memory, 64 MiB, 1 GiB) (mem_encrypt_setup_arch)."""
+    from workbench.designs import swiotlb_bytes
+
     for guest, mib, _, large, small in table.rows:
-        size = min(max(int(guest) * GIB * 6 // 100, 64 << 20), 1 << 30)
+        size = swiotlb_bytes(int(guest) * GIB)
         label = f"{guest} GiB"
         out.add(label, table.columns[1], "MiB", mib, size >> 20, "exact")
         out.add(label, table.columns[3], "pages", large, size >> 21, "exact")

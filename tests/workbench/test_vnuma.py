@@ -33,7 +33,7 @@ def test_spilled_data_follows_the_virtual_distances():
 
 
 def test_right_view_is_local_and_wrong_views_cost_bandwidth():
-    cost = vnuma.cost(HOST, cells(), access="streaming")
+    cost = vnuma.cost(HOST, cells(), access="pointer_chasing")
     local = cost["local_share"]
     assert (local.sel(view="distances") == 1).all()
     assert local.sel(view="flat").values == pytest.approx([0.25] * 4)
