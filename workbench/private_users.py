@@ -8,8 +8,9 @@ ends. So no user can reach a frame that has been given away, in whatever order t
 Every operation exists as a generator that yields where another CPU may run (``*_steps``), which is what the property
 test interleaves, and as a plain method that runs it through.
 
-The IOMMU exists twice: as it is today, pinning pages through the host mapping (``drivers/iommu/iommufd``, ``mm/gup.c``),
-which makes a conversion to private fail with EAGAIN; and as the proposal has it, asking and being notified.
+The IOMMU exists twice: as it is today, pinning pages through the host mapping (``drivers/iommu/iommufd``,
+``mm/gup.c``), which makes a conversion to private fail with EAGAIN; and as the proposal has it, asking and being
+notified.
 """
 
 from __future__ import annotations

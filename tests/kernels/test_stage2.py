@@ -176,12 +176,18 @@ def one_by_one(*operations: Steps) -> Steps:
     return 0
 
 
+def started(steps: Steps) -> Steps:
+    """The operation with its first step done."""
+    next(steps)
+    return steps
+
+
 CASES: dict[str, Callable[[PrivateMemory], list[Steps]]] = {
     "fault and punch": lambda m: [limited_map(m.users[0], 1), m.punch_steps(1, 1)],
     "fault and conversion": lambda m: [limited_map(m.users[0], 1), m.convert_steps(0, 2, False)],
     "fault and memory failure": lambda m: [limited_map(m.users[0], 1), m.poison_steps(1)],
-    "two faults and a punch": lambda m: [
-        limited_map(m.users[0], 1, 1), limited_map(m.users[0], 0, 1), m.punch_steps(1, 1)
+    "two faults under way and a punch": lambda m: [
+        started(limited_map(m.users[0], 1, 1)), started(limited_map(m.users[0], 0, 1)), m.punch_steps(1, 1)
     ],
     "fault, punch, then conversion": lambda m: [
         limited_map(m.users[0], 1, 2), one_by_one(m.punch_steps(1, 1), m.convert_steps(0, 1, False))

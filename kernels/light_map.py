@@ -1,0 +1,650 @@
+"""One guest_memfd file without struct page for its private ranges: the way out that the seed mail proposes.
+
+Private ranges are extents of an offset -> pfn map (a maple tree, :mod:`kernels.maple`) and carry no reference count;
+shared ranges are in the page cache as ever, and struct pages exist for groups of pages with a shared page only.
+Nothing is split or merged: a conversion cuts or joins extents. Frames come from a PFN range allocator
+(:mod:`kernels.pfn_range`, first fit) in units of the guest's page size.
+
+Not in Linux. Where the proposal is silent it follows generation B of the huge-page series (all or nothing; a punched
+part of a unit is zeroed, not freed), so that a guest sees the same answers as under :mod:`kernels.folio` with
+generation B; streams have the columns and codes of that module.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels import maple, pfn_range
+from kernels.compile import kernel
+from kernels.folio import (
+    ARGUMENT,
+    CONVERT,
+    EAGAIN,
+    EFAULT,
+    EHWPOISON,
+    EINVAL,
+    ENOENT,
+    ENOMEM,
+    GUEST_FAULT,
+    HOST_FAULT,
+    LENGTH,
+    LRU_DRAIN,
+    MERGE,
+    NODE,
+    OFFSET,
+    OP,
+    PIN,
+    POISON,
+    PUNCH,
+    SIGBUS,
+    UNPIN,
+)
+
+NEEDS_ROOM = -1000
+
+# options
+PAGES, UNIT_ORDER, GROUP_SHIFT = 0, 1, 2
+OPTIONS = 3
+GROUP_256K, GROUP_128M = 6, 15
+"""Pages (as a shift) whose struct pages come and go together: one vmemmap page, or one PMD of vmemmap."""
+
+COUNTERS = (
+    "shared_pages",  # now, present or not
+    "present_pages",  # now
+    "conversions",
+    "converted_pages",
+    "conversions_without_work",
+    "failed_conversions",
+    "invalidations",
+    "invalidated_bytes",
+    "zeroed_pages",
+    "vmemmap_pages",  # now
+    "vmemmap_peak",
+    "vmemmap_taken",
+    "vmemmap_freed",
+    "pins",  # rows of the table of pins
+    "poisoned_pages",  # now
+    "map_operations",  # stores into the private map
+    "moved_to_filemap",  # pages whose tracking changed sides
+    "moved_to_map",
+    "tracker_peak",  # nodes of the private map
+)
+(
+    N_SHARED,
+    N_PRESENT,
+    N_CONVERSIONS,
+    N_CONVERTED,
+    N_WITHOUT_WORK,
+    N_FAILED,
+    N_INVALIDATIONS,
+    N_INVALIDATED,
+    N_ZEROED,
+    N_VMEMMAP,
+    N_VMEMMAP_PEAK,
+    N_TAKEN,
+    N_FREED,
+    N_PINS,
+    N_POISONED,
+    N_STORES,
+    N_TO_FILEMAP,
+    N_TO_MAP,
+    N_TRACKER_PEAK,
+) = range(19)
+
+ZERO = np.uint64(0)
+ONE = np.uint64(1)
+ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+class State(NamedTuple):
+    """Arrays of one file: W words of 64 pages, U units, G groups of struct pages, N nodes."""
+
+    shared: np.ndarray
+    """uint64 (W,), bit set = page shared."""
+    unit_pfn: np.ndarray
+    """int64 (U,), first pfn of each unit, -1 where none is present."""
+    unit_node: np.ndarray
+    """int16 (U,), node index of the unit."""
+    group: np.ndarray
+    """int32 (G,), present shared pages of each group."""
+    nodes: np.ndarray
+    """int64 (n, 32), nodes of the maple tree."""
+    top: np.ndarray
+    """int64 (6,), its root."""
+    path: np.ndarray
+    """int64 (2, 32), working space."""
+    start: np.ndarray
+    """int64 (N, r), free ranges of the host's allocator, with ``end`` and ``count``."""
+    end: np.ndarray
+    count: np.ndarray
+    budget: np.ndarray
+    """int64 (1,), pages that vmemmap can be taken from."""
+    pins: np.ndarray
+    """int64 (rows, 3), page, long-term pins, pins on a page that was punched out meanwhile."""
+    poison: np.ndarray
+    """int64 (rows,), poisoned pages."""
+    options: np.ndarray
+    counts: np.ndarray
+    scratch: np.ndarray
+    """int64 (8,): 0-2 for the maple tree, 3 the page an error names."""
+
+
+def new_state(options: np.ndarray, start: np.ndarray, end: np.ndarray, count: np.ndarray, budget: int) -> State:
+    """An empty, all-private file; ``start``, ``end``, ``count`` are the free ranges of the host."""
+    pages = int(options[PAGES])
+    top = np.zeros(maple.TOP_FIELDS, np.int64)
+    maple.clear(top)
+    return State(
+        shared=np.zeros(-(-pages // 64), np.uint64),
+        unit_pfn=np.full(_units(options), -1, np.int64),
+        unit_node=np.zeros(_units(options), np.int16),
+        group=np.zeros(-(-pages // (1 << int(options[GROUP_SHIFT]))), np.int32),
+        nodes=np.zeros((256, maple.NODE_WORDS), np.int64),
+        top=top,
+        path=np.zeros((2, 32), np.int64),
+        start=start,
+        end=end,
+        count=count,
+        budget=np.array([budget], np.int64),
+        pins=np.zeros((64, 3), np.int64),
+        poison=np.zeros(64, np.int64),
+        options=options,
+        counts=np.zeros(len(COUNTERS), np.int64),
+        scratch=np.zeros(8, np.int64),
+    )
+
+
+def _units(options: np.ndarray) -> int:
+    unit = 1 << int(options[UNIT_ORDER])
+    return -(-int(options[PAGES]) // unit)
+
+
+def grown(state: State) -> State:
+    """The same state with twice the room (after NEEDS_ROOM)."""
+
+    def twice(array: np.ndarray, axis: int = 0) -> np.ndarray:
+        return np.concatenate((array, np.zeros_like(array)), axis=axis)
+
+    return state._replace(
+        nodes=twice(state.nodes),
+        start=twice(state.start, 1),
+        end=twice(state.end, 1),
+        pins=twice(state.pins),
+        poison=twice(state.poison),
+    )
+
+
+@kernel
+def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray, first: int) -> int:
+    """Carry out operations ``first`` ... of a stream (columns and results as for :func:`kernels.folio.run`).
+
+    Returns the number of operations done; less than all if the state must grow (:func:`grown`) first.
+    """
+    for i in range(first, stream.shape[0]):
+        state.scratch[3] = -1
+        row = stream[i]
+        error = _operate(state, row[OP], row[OFFSET], row[LENGTH], row[ARGUMENT], row[NODE])
+        if error == NEEDS_ROOM:
+            return i
+        errors[i] = error
+        offsets[i] = state.scratch[3] * 4096 if error != 0 and state.scratch[3] >= 0 else -1
+        if state.top[maple.NODES] > state.counts[N_TRACKER_PEAK]:
+            state.counts[N_TRACKER_PEAK] = state.top[maple.NODES]
+    return stream.shape[0]
+
+
+@kernel
+def _operate(s: State, op: int, offset: int, length: int, argument: int, node: int) -> int:
+    pages = s.options[PAGES]
+    unit = np.int64(1) << s.options[UNIT_ORDER]
+    # A conversion or a punch must not run out of room half-way: one extent (or free range) per unit, and the borders.
+    # Faults ask before each unit, and can be carried on.
+    units = min(max(length, 0), pages << 12) // (unit << 12) + 2 if op == CONVERT or op == PUNCH else 2
+    if maple.room(s.nodes, s.top) < units // 4 + 64 * maple.store_nodes(s.top):
+        return NEEDS_ROOM
+    for k in range(s.count.shape[0]):
+        if s.count[k] + (units if op == PUNCH else 0) + 2 > s.start.shape[1]:
+            return NEEDS_ROOM
+    if op == PIN and s.counts[N_PINS] + (length >> 12) + 2 > s.pins.shape[0]:
+        return NEEDS_ROOM
+    if op == CONVERT:
+        return _convert(s, offset, length, argument == 1)
+    if op == PIN:
+        return _pin(s, offset, length, argument, node)
+    if op == UNPIN:
+        return _unpin(s, offset, length, argument)
+    if op == HOST_FAULT:
+        return _host_fault(s, offset, length, node)
+    if op == GUEST_FAULT:
+        return _guest_fault(s, offset, length, argument == 1, node)
+    if op == PUNCH:
+        return _punch(s, offset, length)
+    if op == POISON:
+        return _poison(s, offset)
+    if op == MERGE or op == LRU_DRAIN:
+        return 0  # nothing is split, and private pages are on no list
+    return EINVAL
+
+
+@kernel
+def _bit(words: np.ndarray, page: int) -> bool:
+    return (words[page >> 6] >> np.uint64(page & 63)) & ONE != ZERO
+
+
+@kernel
+def _mask(word: int, first: int, end: int) -> int:
+    """Bits of ``word`` that belong to pages [first, end)."""
+    mask = ALL
+    if first > word << 6:
+        mask &= ALL << np.uint64(first & 63)
+    if end < (word + 1) << 6:
+        mask &= ALL ^ (ALL << np.uint64(end & 63))
+    return mask
+
+
+@kernel
+def _popcount(x: int) -> int:
+    m1, m2 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
+    m4 = np.uint64(0x0F0F0F0F0F0F0F0F)
+    x = x - ((x >> ONE) & m1)
+    x = (x & m2) + ((x >> np.uint64(2)) & m2)
+    x = (x + (x >> np.uint64(4))) & m4
+    x = x + (x >> np.uint64(8))
+    x = x + (x >> np.uint64(16))
+    x = x + (x >> np.uint64(32))
+    return np.int64(x & np.uint64(0x7F))
+
+
+@kernel
+def _present(s: State, page: int) -> bool:
+    return s.unit_pfn[page >> s.options[UNIT_ORDER]] >= 0
+
+
+@kernel
+def _run_end(s: State, page: int, end: int, shared: bool) -> int:
+    """End of the run of pages in one state that starts at ``page``, at most ``end``."""
+    while page < end:
+        word = s.shared[page >> 6]
+        if not shared:
+            word ^= ALL
+        if page & 63 == 0 and word == ALL and page + 64 <= end:
+            page += 64
+            continue
+        if (word >> np.uint64(page & 63)) & ONE == ZERO:
+            return page
+        page += 1
+    return end
+
+
+@kernel
+def _next_in(s: State, page: int, end: int, shared: bool) -> int:
+    """First page of [page, end) in the given state, ``end`` if there is none."""
+    return _run_end(s, page, end, not shared)
+
+
+@kernel
+def _pin_row(s: State, page: int) -> int:
+    for row in range(s.counts[N_PINS]):
+        if s.pins[row, 0] == page:
+            return row
+    return -1
+
+
+@kernel
+def _first_referenced(s: State, first: int, end: int) -> int:
+    """First shared page of [first, end) that somebody holds, -1: private pages have nothing to hold."""
+    found = end
+    for row in range(s.counts[N_PINS]):
+        page = s.pins[row, 0]
+        if s.pins[row, 1] > 0 and first <= page < found and _bit(s.shared, page):
+            found = page
+    for row in range(s.counts[N_POISONED]):
+        page = s.poison[row]
+        if first <= page < found and _bit(s.shared, page):
+            found = page
+    return found if found < end else -1
+
+
+@kernel
+def _store(s: State, first: int, pages: int, pfn: int) -> None:
+    """Store an extent into the private map, joined with neighbours that continue it; ``pfn`` -1 erases."""
+    s.counts[N_STORES] += 1
+    if pfn >= 0:
+        if first > 0 and maple.load(s.nodes, s.top, first - 1) == pfn - 1 and pfn > 0:
+            maple.find(s.nodes, s.top, first - 1, s.scratch, s.path)
+            pages += first - s.scratch[0]
+            pfn -= first - s.scratch[0]
+            first = s.scratch[0]
+        if maple.load(s.nodes, s.top, first + pages) == pfn + pages:
+            maple.find(s.nodes, s.top, first + pages, s.scratch, s.path)
+            pages = s.scratch[1] + 1 - first
+    maple.store(s.nodes, s.top, first, pages, pfn, s.scratch, s.path)
+
+
+@kernel
+def _groups_needed(s: State, first: int, end: int) -> int:
+    """vmemmap pages that sharing the present pages of [first, end) would take."""
+    shift = s.options[GROUP_SHIFT]
+    needed = 0
+    for group in range(first >> shift, ((end - 1) >> shift) + 1):
+        if s.group[group] == 0:
+            low = max(first, group << shift)
+            high = min(end, (group + 1) << shift)
+            page = low
+            while page < high:
+                if _present(s, page):
+                    needed += 1 << (shift - 6)
+                    break
+                page = ((page >> s.options[UNIT_ORDER]) + 1) << s.options[UNIT_ORDER]
+    return needed
+
+
+@kernel
+def _count_groups(s: State, first: int, end: int, sign: int) -> None:
+    """Add (or take away) the shared pages of [first, end), all present, to their groups of struct pages."""
+    shift = s.options[GROUP_SHIFT]
+    cost = np.int64(1) << (shift - 6)
+    for word in range(first >> 6, ((end - 1) >> 6) + 1):
+        pages = _popcount(s.shared[word] & _mask(word, first, end))
+        if pages == 0:
+            continue
+        group = word >> (shift - 6)
+        before = s.group[group]
+        s.group[group] = before + sign * pages
+        if before == 0:
+            s.counts[N_VMEMMAP] += cost
+            s.counts[N_TAKEN] += cost
+            s.budget[0] -= cost
+            s.counts[N_VMEMMAP_PEAK] = max(s.counts[N_VMEMMAP_PEAK], s.counts[N_VMEMMAP])
+        elif s.group[group] == 0:
+            s.counts[N_VMEMMAP] -= cost
+            s.counts[N_FREED] += cost
+            s.budget[0] += cost
+
+
+@kernel
+def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
+    for word in range(first >> 6, ((end - 1) >> 6) + 1):
+        if to_shared:
+            s.shared[word] |= _mask(word, first, end)
+        else:
+            s.shared[word] &= ALL ^ _mask(word, first, end)
+
+
+@kernel
+def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
+    size = s.options[PAGES] * 4096
+    s.counts[N_CONVERSIONS] += 1
+    if offset < 0 or length <= 0 or (offset | length) & 4095 != 0 or offset > size or length > size - offset:
+        s.counts[N_FAILED] += 1
+        return EINVAL
+    first = offset >> 12
+    end = first + (length >> 12)
+    page = _next_in(s, first, end, not to_shared)
+    if page == end:
+        s.counts[N_WITHOUT_WORK] += 1
+        return 0
+    if not to_shared:
+        held = _first_referenced(s, first, end)
+        if held >= 0:
+            s.counts[N_FAILED] += 1
+            _count_invalidations(s, page, end, to_shared)
+            s.scratch[3] = held
+            return EAGAIN
+    elif s.budget[0] < _groups_needed(s, first, end):
+        s.counts[N_FAILED] += 1
+        return ENOMEM
+    _count_invalidations(s, page, end, to_shared)
+    order = s.options[UNIT_ORDER]
+    while page < end:
+        stop = _run_end(s, page, end, not to_shared)
+        # One run of pages in the other state, unit by unit where units are present.
+        at = page
+        while at < stop:
+            high = min(stop, ((at >> order) + 1) << order)
+            if s.unit_pfn[at >> order] >= 0:
+                if to_shared:
+                    s.counts[N_TO_FILEMAP] += high - at
+                    _store(s, at, high - at, -1)
+                    _set_state(s, at, high, True)
+                    _count_groups(s, at, high, 1)
+                else:
+                    s.counts[N_TO_MAP] += high - at
+                    _count_groups(s, at, high, -1)
+                    _set_state(s, at, high, False)
+                    _store(s, at, high - at, s.unit_pfn[at >> order] + at - ((at >> order) << order))
+            else:
+                _set_state(s, at, high, to_shared)
+            at = high
+        s.counts[N_CONVERTED] += stop - page
+        s.counts[N_SHARED] += stop - page if to_shared else page - stop
+        page = _next_in(s, stop, end, not to_shared)
+    return 0
+
+
+@kernel
+def _count_invalidations(s: State, page: int, end: int, to_shared: bool) -> None:
+    """One notification per run that changes, of exactly that run: there is no block to round out to."""
+    while page < end:
+        stop = _run_end(s, page, end, not to_shared)
+        s.counts[N_INVALIDATIONS] += 1
+        s.counts[N_INVALIDATED] += (stop - page) << 12
+        page = _next_in(s, stop, end, not to_shared)
+
+
+@kernel
+def _populate(s: State, page: int, node: int) -> int:
+    order = s.options[UNIT_ORDER]
+    unit = page >> order
+    if s.unit_pfn[unit] >= 0:
+        return 0
+    if node < 0 or node >= s.count.shape[0]:
+        return EINVAL
+    if maple.room(s.nodes, s.top) < 64 * maple.store_nodes(s.top) or s.count[node] + 2 > s.start.shape[1]:
+        return NEEDS_ROOM
+    pages = np.int64(1) << order
+    first = unit << order
+    end = min(first + pages, s.options[PAGES])
+    needed = 0
+    shift = s.options[GROUP_SHIFT]
+    at = _next_in(s, first, end, True)
+    while at < end:
+        if s.group[at >> shift] == 0:
+            needed += 1 << (shift - 6)
+        at = _next_in(s, min(end, ((at >> shift) + 1) << shift), end, True)
+    if needed > s.budget[0]:
+        return ENOMEM
+    pfn = pfn_range.alloc(s.start, s.end, s.count, node, pfn_range.FIRST_FIT, pages, pages)
+    if pfn < 0:
+        return ENOMEM
+    s.unit_pfn[unit] = pfn
+    s.unit_node[unit] = node
+    s.counts[N_PRESENT] += end - first
+    at = _next_in(s, first, end, False)
+    while at < end:
+        stop = _run_end(s, at, end, False)
+        _store(s, at, stop - at, pfn + at - first)
+        at = _next_in(s, stop, end, False)
+    _count_groups(s, first, end, 1)
+    return 0
+
+
+@kernel
+def _poisoned(s: State, page: int) -> bool:
+    for row in range(s.counts[N_POISONED]):
+        if s.poison[row] == page:
+            return True
+    return False
+
+
+@kernel
+def _host_fault_page(s: State, page: int, node: int) -> int:
+    if page >= s.options[PAGES] or not _bit(s.shared, page):
+        return SIGBUS
+    error = _populate(s, page, node)
+    if error != 0:
+        return error
+    return SIGBUS if _poisoned(s, page) else 0
+
+
+@kernel
+def _host_fault(s: State, offset: int, length: int, node: int) -> int:
+    if offset < 0 or length <= 0:
+        return EINVAL
+    page, end = offset >> 12, (offset + length + 4095) >> 12
+    while page < end:
+        error = _host_fault_page(s, page, node)
+        if error != 0:
+            s.scratch[3] = page
+            return error
+        if s.counts[N_POISONED] == 0:
+            unit_end = min(((page >> s.options[UNIT_ORDER]) + 1) << s.options[UNIT_ORDER], s.options[PAGES])
+            page = _run_end(s, page, min(end, unit_end), True)
+        else:
+            page += 1
+    return 0
+
+
+@kernel
+def _guest_fault(s: State, offset: int, length: int, private: bool, node: int) -> int:
+    if offset < 0 or length <= 0:
+        return EINVAL
+    page, end = offset >> 12, (offset + length + 4095) >> 12
+    while page < end:
+        s.scratch[3] = page
+        if page >= s.options[PAGES] or _bit(s.shared, page) == private:
+            return EFAULT
+        error = _populate(s, page, node)
+        if error != 0:
+            return error
+        if _poisoned(s, page):
+            return EHWPOISON
+        if s.counts[N_POISONED] == 0:
+            unit_end = min(((page >> s.options[UNIT_ORDER]) + 1) << s.options[UNIT_ORDER], s.options[PAGES])
+            page = _run_end(s, page, min(end, unit_end), not private)
+        else:
+            page += 1
+    return 0
+
+
+@kernel
+def _pin(s: State, offset: int, length: int, kind: int, node: int) -> int:
+    """Long-term pins of shared pages through the host mapping. A private page has no struct page to refer to."""
+    if offset < 0 or length <= 0 or (kind != 0 and kind != 1):
+        return EINVAL
+    first, end = offset >> 12, (offset + length + 4095) >> 12
+    for page in range(first, end):
+        error = _host_fault_page(s, page, node)
+        if error != 0:
+            s.scratch[3] = page
+            if error == NEEDS_ROOM:
+                return error
+            if kind == 0:
+                return ENOENT
+            return EFAULT if error == SIGBUS else error
+    for page in range(first, end):
+        row = _pin_row(s, page)
+        if row < 0:
+            row = s.counts[N_PINS]
+            s.counts[N_PINS] += 1
+            s.pins[row, 0] = page
+            s.pins[row, 1] = 0
+            s.pins[row, 2] = 0
+        s.pins[row, 1] += 1
+    return 0
+
+
+@kernel
+def _unpin(s: State, offset: int, length: int, kind: int) -> int:
+    first, end = offset >> 12, (offset + length + 4095) >> 12
+    if offset < 0 or length <= 0 or end > s.options[PAGES] or (kind != 0 and kind != 1):
+        return EINVAL
+    for page in range(first, end):
+        row = _pin_row(s, page)
+        if row < 0:
+            s.scratch[3] = page
+            return EINVAL
+    for page in range(first, end):
+        row = _pin_row(s, page)
+        if s.pins[row, 2] > 0:
+            s.pins[row, 2] -= 1
+        else:
+            s.pins[row, 1] -= 1
+        if s.pins[row, 1] + s.pins[row, 2] == 0:
+            s.counts[N_PINS] -= 1
+            last = s.counts[N_PINS]
+            for column in range(3):
+                s.pins[row, column] = s.pins[last, column]
+    return 0
+
+
+@kernel
+def _poison(s: State, offset: int) -> int:
+    page = offset >> 12
+    if offset < 0 or page >= s.options[PAGES] or not _present(s, page):
+        return ENOENT
+    if _poisoned(s, page):
+        return 0
+    if s.counts[N_POISONED] == s.poison.shape[0]:
+        return NEEDS_ROOM
+    s.poison[s.counts[N_POISONED]] = page
+    s.counts[N_POISONED] += 1
+    s.counts[N_INVALIDATIONS] += 1
+    s.counts[N_INVALIDATED] += 4096
+    return 0
+
+
+@kernel
+def _punch(s: State, offset: int, length: int) -> int:
+    """Whole units go back to the range allocator; part of a unit is zeroed. The private/shared state stays."""
+    if offset < 0 or length <= 0 or (offset | length) & 4095 != 0:
+        return EINVAL
+    page, end = offset >> 12, min(s.options[PAGES], (offset + length) >> 12)
+    if page >= end:
+        return 0
+    s.counts[N_INVALIDATIONS] += 1
+    s.counts[N_INVALIDATED] += (end - page) << 12
+    order = s.options[UNIT_ORDER]
+    while page < end:
+        unit = page >> order
+        first = unit << order
+        unit_end = min(first + (np.int64(1) << order), s.options[PAGES])
+        stop = min(end, unit_end)
+        if s.unit_pfn[unit] >= 0:
+            if page > first or stop < unit_end:
+                s.counts[N_ZEROED] += stop - page
+            else:
+                if order > 0:
+                    held = _first_referenced(s, first, unit_end)
+                    if held >= 0:
+                        s.scratch[3] = held
+                        return EAGAIN
+                _free_unit(s, unit, first, unit_end)
+        page = stop
+    return 0
+
+
+@kernel
+def _free_unit(s: State, unit: int, first: int, end: int) -> None:
+    poisoned = False
+    row = 0
+    while row < s.counts[N_POISONED]:
+        if first <= s.poison[row] < end:
+            s.counts[N_POISONED] -= 1
+            s.poison[row] = s.poison[s.counts[N_POISONED]]
+            poisoned = True
+        else:
+            row += 1
+    for row in range(s.counts[N_PINS]):
+        if first <= s.pins[row, 0] < end:
+            s.pins[row, 2] += s.pins[row, 1]
+            s.pins[row, 1] = 0
+    _count_groups(s, first, end, -1)
+    _store(s, first, end - first, -1)
+    if not poisoned:
+        pages = np.int64(1) << s.options[UNIT_ORDER]
+        pfn_range.free(s.start, s.end, s.count, s.unit_node[unit], s.unit_pfn[unit], pages)
+    s.unit_pfn[unit] = -1
+    s.counts[N_PRESENT] -= end - first

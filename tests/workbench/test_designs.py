@@ -1,0 +1,228 @@
+"""Four designs on the same run: the guest sees the same, only costs differ, and the costs are Linux's sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import folio
+from workbench import designs
+from workbench.errors import WorkbenchError
+from workbench.offset_maps import XarrayMap
+
+MIB2 = 512
+GIB = 1 << 18
+
+
+def random_stream(seed: int, pages: int, unit: int, operations: int, nodes: int = 2) -> np.ndarray:
+    """Conversions, faults, long-term pins and punches anywhere, some of them wrong."""
+    rng = np.random.default_rng(seed)
+    kinds = [folio.CONVERT] * 5 + [folio.PIN, folio.UNPIN, folio.HOST_FAULT, folio.GUEST_FAULT, folio.PUNCH]
+    rows = []
+    for _ in range(operations):
+        op = int(rng.choice(kinds))
+        start = int(rng.integers(0, pages))
+        if rng.random() < 0.4:
+            start = start // unit * unit
+        length = int(rng.choice([1, 3, 64, 512, 700, unit]))
+        if rng.random() < 0.95:
+            length = max(1, min(length, pages - start))
+        argument = int(rng.integers(0, 2))
+        if op in (folio.PIN, folio.UNPIN):
+            argument, length = folio.LONG_TERM, min(length, 3)
+        if op == folio.PUNCH:
+            start, length = start // unit * unit, unit
+        rows.append((op, start * 4096, length * 4096, argument, int(rng.integers(0, nodes)), 0))
+    return np.array(rows, np.int64)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([("4 KiB", 1024), ("2 MiB", 8 * MIB2), ("1 GiB", 2 * GIB)]),
+    confidential=st.sampled_from(["none", "snp", "tdx"]),
+)
+@settings(max_examples=10)
+def test_huge_designs_answer_alike(seed: int, size: tuple[str, int], confidential: str) -> None:
+    """Random operations, errors included: same errno, same offset named, same node, same state of every page."""
+    page_size, pages = size
+    stream = random_stream(seed, pages, 1 << designs.UNIT_ORDER[page_size], 60)
+    run = designs.Run(pages, page_size, (4 * pages, 4 * pages), stream, confidential)
+    names = designs.DESIGNS if page_size == "4 KiB" else designs.DESIGNS[1:]
+    dataset = designs.compare(run, names, samples=4)
+    designs.check_same_answers(dataset)
+    errors = dataset["event_errno"].values[0]
+    assert (errors == 0).any()
+
+
+@pytest.mark.parametrize("page_size", ["4 KiB", "2 MiB", "1 GiB"])
+def test_all_four_designs_answer_alike_on_a_populated_guest(page_size: str) -> None:
+    """With the file populated and pins in the way, 4 KiB folios answer as huge ones do."""
+    base = designs.guest_run("2 GiB", page_size, 200, nodes=2, seed=5)
+    pins = np.array(
+        [
+            (folio.CONVERT, 40 * 4096, 8 * 4096, 1, 0, 0),
+            (folio.PIN, 42 * 4096, 4096, folio.LONG_TERM, 0, 0),
+            (folio.CONVERT, 40 * 4096, 8 * 4096, 0, 0, 0),
+            (folio.UNPIN, 42 * 4096, 4096, folio.LONG_TERM, 0, 0),
+            (folio.CONVERT, 40 * 4096, 8 * 4096, 0, 0, 0),
+            (folio.CONVERT, 3, 4096, 0, 0, 0),
+        ],
+        np.int64,
+    )
+    dataset = designs.compare(replace(base, stream=np.concatenate((base.stream, pins))), samples=8)
+    designs.check_same_answers(dataset)
+    assert dataset.sizes["design"] == 4
+    errors = dataset["event_errno"].values[:, -6:]
+    np.testing.assert_array_equal(errors, [[0, 0, folio.EAGAIN, 0, 0, folio.EINVAL]] * 4)
+    assert (dataset["event_error_offset"].values[:, -4] == 42 * 4096).all()
+    assert len(np.unique(dataset["unit_node"].values)) == 2
+
+
+def test_a_difference_is_found_and_named() -> None:
+    dataset = designs.compare(designs.guest_run("1 GiB", "2 MiB", 20), samples=2)
+    changed = dataset.copy(deep=True)
+    changed["event_errno"][2, 7] = 12
+    with pytest.raises(WorkbenchError, match="event_errno of hugetlb-hvo differs"):
+        designs.check_same_answers(changed)
+
+
+def cost(dataset: object, name: str, design: str) -> float:
+    return float(dataset[name].sel(design=design))  # type: ignore[index]
+
+
+def one_page_shared(page_size: str = "1 GiB", confidential: str = "none", gib: int = 4) -> designs.Run:
+    pages = gib * GIB
+    stream = np.concatenate(
+        (
+            designs.prefault(pages, designs.UNIT_ORDER[page_size], 1),
+            np.array([(folio.CONVERT, (GIB + 5) * 4096, 4096, 1, 0, 0)], np.int64),
+        )
+    )
+    return designs.Run(pages, page_size, (2 * pages,), stream, confidential)
+
+
+def test_cost_of_one_shared_page_in_a_guest_of_1_gib_pages() -> None:
+    """The seed mail's worst case: one 4 KiB page shared in 4 GiB of 1 GiB pages."""
+    dataset = designs.compare(one_page_shared(), samples=2)
+    all_struct_pages = 4 * GIB * 64
+    assert cost(dataset, "struct_page_bytes", "filemap") == all_struct_pages
+    assert cost(dataset, "struct_page_bytes", "hugetlb") == all_struct_pages
+    assert cost(dataset, "struct_page_bytes", "hugetlb-hvo") == (3 + 4096) * 4096
+    assert cost(dataset, "vmemmap_taken_pages", "hugetlb-hvo") == 4095
+    assert cost(dataset, "struct_page_bytes", "pfn-range") == 4096  # one page holds 64 struct pages
+    assert cost(dataset, "vmemmap_table_bytes", "pfn-range") == 4096
+    assert cost(dataset, "page_cache_bytes", "filemap") == 576 * (4 * 4161 + 1)
+    assert cost(dataset, "page_cache_bytes", "hugetlb") == 576 * (4161 + 1)
+    assert cost(dataset, "page_cache_bytes", "pfn-range") == 576 * 4
+    assert cost(dataset, "private_map_bytes", "pfn-range") == 256
+    assert int(dataset["extents"]) == 2
+    for design, pages in (("hugetlb", GIB), ("hugetlb-hvo", GIB), ("pfn-range", 1), ("filemap", 1)):
+        assert cost(dataset, "invalidated_bytes", design) == pages * 4096
+    # Root, the table below it, and: 513 per GiB at 4 KiB; 513 for the split GiB; one PMD and one PTE table.
+    assert cost(dataset, "stage2_table_bytes", "filemap") == (2 + 4 * 513) * 4096
+    assert cost(dataset, "stage2_table_bytes", "hugetlb") == (2 + 513) * 4096
+    assert cost(dataset, "stage2_table_bytes", "pfn-range") == (2 + 2) * 4096
+    assert cost(dataset, "referenced_private_pages", "pfn-range") == 0
+    assert (dataset["gup_reachable_bytes"] == 4096).all()
+
+
+@pytest.mark.parametrize(
+    ("confidential", "tables"), [("none", [2 + 513, 2 + 2]), ("snp", [2 + 513 + 3, 2 + 4 + 1]), ("tdx", [2 + 4 * 513] * 2)]
+)
+def test_stage2_tables_per_kind_of_guest(confidential: str, tables: list[int]) -> None:
+    dataset = designs.compare(one_page_shared(confidential=confidential), ["hugetlb", "pfn-range"], samples=1)
+    assert list(dataset["stage2_table_bytes"].values // 4096) == tables
+
+
+def test_everything_back_to_private_costs_nothing_any_more() -> None:
+    run = one_page_shared()
+    back = np.array([(folio.CONVERT, (GIB + 5) * 4096, 4096, 0, 0, 0)], np.int64)
+    dataset = designs.compare(replace(run, stream=np.concatenate((run.stream, back))), samples=3)
+    assert cost(dataset, "struct_page_bytes", "pfn-range") == 0
+    assert cost(dataset, "struct_page_peak_bytes", "pfn-range") == 4096
+    assert cost(dataset, "struct_page_bytes", "hugetlb-hvo") == 4 * 4096
+    assert cost(dataset, "merges", "hugetlb-hvo") == 1
+    assert int(dataset["extents"]) == 1
+
+
+def test_without_memory_for_struct_pages_only_hvo_cannot_split() -> None:
+    """100 free pages: a split of 1 GiB needs 4095 and fails with ENOMEM, the light map needs one."""
+    run = replace(one_page_shared(), vmemmap_free=100)
+    dataset = designs.compare(run, samples=1)
+    assert list(dataset["event_errno"].values[:, -1]) == [0, 0, folio.ENOMEM, 0]
+    with pytest.raises(WorkbenchError, match="hugetlb-hvo differs"):
+        designs.check_same_answers(dataset)
+
+
+def test_group_of_128_mib() -> None:
+    dataset = designs.compare(one_page_shared(), ["pfn-range"], samples=1, group="128 MiB")
+    assert cost(dataset, "struct_page_bytes", "pfn-range") == 2 << 20
+    assert cost(dataset, "vmemmap_table_bytes", "pfn-range") == 0
+
+
+@given(data=st.data())
+@settings(max_examples=30)
+def test_page_cache_nodes_without_building_the_tree(data: st.DataObject) -> None:
+    """Against a real XArray with entries of 4 KiB, 2 MiB and 1 GiB."""
+    giga = 2
+    huge_1g = np.array(data.draw(st.lists(st.booleans(), min_size=giga, max_size=giga)))
+    huge_2m = np.zeros(giga * 512, bool)
+    words = np.zeros(giga * 4096, bool)
+    tree = XarrayMap(giga * GIB)
+    for block in range(giga):
+        if huge_1g[block]:
+            tree.insert(block * GIB, GIB, block * GIB)
+    for block in data.draw(st.sets(st.integers(0, giga * 512 - 1), max_size=12)):
+        if huge_1g[block // 512]:
+            continue
+        if data.draw(st.booleans()):
+            huge_2m[block] = True
+            tree.insert(block * 512, 512, 1 << 30)
+        else:
+            tree.max_order = 0
+            for word in data.draw(st.sets(st.integers(0, 7), min_size=1, max_size=8)):
+                words[block * 8 + word] = True
+                tree.insert(block * 512 + word * 64, 64, 1 << 31)
+            tree.max_order = 18
+    assert designs.xarray_nodes(words, huge_2m, huge_1g) == tree.nodes
+
+
+def test_streams_are_reproducible_and_stay_inside() -> None:
+    a = designs.guest_conversions("16 GiB", 1000, seed=3)
+    np.testing.assert_array_equal(a, designs.guest_conversions("16 GiB", 1000, seed=3))
+    assert not np.array_equal(a, designs.guest_conversions("16 GiB", 1000, seed=4))
+    assert (a[:, 1] >= 0).all()
+    assert (a[:, 1] + a[:, 2] <= 16 << 30).all()
+    assert designs.swiotlb_bytes(16 << 30) == 251658 * 4096 // 4096 * 4096
+    assert designs.swiotlb_bytes(1 << 30) == 64 << 20
+    assert designs.swiotlb_bytes(1 << 40) == 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: designs.guest_run("1 GiB", "3 MiB"), "page_size"),
+        (lambda: designs.guest_run("1.5 GiB", "1 GiB"), "whole number"),
+        (lambda: designs.compare(one_page_shared(), ["memfd"]), "designs: memfd"),
+        (lambda: designs.compare(one_page_shared(), ["hugetlb", "hugetlb"]), "once"),
+        (lambda: designs.compare(one_page_shared(), group="1 MiB"), "group"),
+        (lambda: designs.compare(one_page_shared(), structure="rbtree"), "structure"),
+        (lambda: designs.guest_conversions("1 GiB", -1), "conversions"),
+    ],
+)
+def test_bad_input_is_one_line(call: object, message: str) -> None:
+    with pytest.raises(WorkbenchError, match=message) as caught:
+        call()  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+
+
+def test_every_variable_says_what_it_is() -> None:
+    dataset = designs.compare(one_page_shared(), samples=1)
+    for name, variable in dataset.data_vars.items():
+        assert variable.attrs["basis"] in {"exact", "counted", "modelled"}, name
+        assert "units" in variable.attrs and "long_name" in variable.attrs
+        assert variable.attrs["basis"] != "modelled" or variable.attrs["source"]
