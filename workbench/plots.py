@@ -54,7 +54,7 @@ def placement_map(
     start: int = 0,
     stop: int | None = None,
     rows: int | None = None,
-    columns: int = 240,
+    columns: int = 256,
 ) -> Figure:
     """Draw which node backs each part of a file's address space, line by line like text, policy ranges above each line.
 
@@ -91,7 +91,9 @@ def placement_map(
         axes.imshow(picture, aspect="auto", interpolation="nearest", extent=(0, 1, picture.shape[0], 0))
         for row in range(rows):
             _range_strip(axes, mine, row, lines[row] * pages, lines[row + 1] * pages)
-        unit, name = common.byte_unit((high - low) * folio)
+        unit, name = common.byte_unit((lines[-1] - lines[0]) * folio)
+        if (lines[1] - lines[0]) * folio % unit:
+            unit, name = common.byte_unit((lines[1] - lines[0]) * folio)
         middles = [row * (_STRIP + _BAR + _GAP) + _STRIP + _BAR / 2 for row in range(rows)]
         axes.set_yticks(middles, labels=[f"{lines[row] * folio / unit:.4g} {name}" for row in range(rows)])
         wide = (lines[1] - lines[0]) * folio
@@ -124,7 +126,9 @@ def placement_map(
 def _lines(size: int, most: int) -> int:
     """Lines of the map: at most ``most``, and so that a line is a round number of bytes where that is possible."""
     unit, _ = common.byte_unit(size)
-    return next((n for n in (6, 5, 4, 8, 7) if n <= most and size % (n * int(unit)) == 0), min(6, max(1, most)))
+    fits = [n for n in (6, 5, 4, 8) if n <= most]
+    even = next((n for n in fits if size % (n * int(unit)) == 0), 4)
+    return even if fits else min(6, max(1, most))
 
 
 def _name_nodes(
@@ -176,31 +180,18 @@ def _range_strip(axes: Axes, mine: pd.DataFrame, row: int, first: int, last: int
     """Policy ranges as a strip above one line of the map, named where there is room."""
     top = row * (_STRIP + _BAR + _GAP)
     inside = mine[(mine["start"] < last) & (mine["end"] > first)]
-    for number, (_, extent) in enumerate(inside.iterrows()):
-        left = (max(extent["start"], first) - first) / (last - first)
-        right = (min(extent["end"], last) - first) / (last - first)
-        axes.add_patch(
-            matplotlib.patches.Rectangle(
-                (left, top),
-                right - left,
-                _STRIP - 3,
-                facecolor=POLICY_COLOURS.get(extent["mode"], "#999999"),
-                edgecolor="white",
-                linewidth=0.6 if len(inside) < 150 else 0,
-                alpha=1.0 if number % 2 == 0 or len(inside) < 150 else 0.75,
-            )
-        )
-        text = extent["policy"]
-        if (right - left) * 170 > len(text):
-            axes.text(
-                (left + right) / 2,
-                top + _STRIP / 2 - 1,
-                text,
-                ha="center",
-                va="center",
-                fontsize=6.5,
-                color=common.text_colour(POLICY_COLOURS.get(extent["mode"], "#999999")),
-            )
+    if inside.empty:
+        return
+    left = (inside["start"].values.clip(first, last) - first) / (last - first)
+    right = (inside["end"].values.clip(first, last) - first) / (last - first)
+    colours = [POLICY_COLOURS.get(mode, "#999999") for mode in inside["mode"]]
+    edge = {"edgecolor": "white", "linewidth": 0.6} if len(inside) < 100 else {"linewidth": 0}
+    axes.broken_barh(list(zip(left, right - left, strict=True)), (top, _STRIP - 3), facecolors=colours, **edge)
+    wide = np.flatnonzero((right - left) * 140 > inside["policy"].str.len().values)
+    for index in wide:
+        middle, colour = (left[index] + right[index]) / 2, common.text_colour(colours[index])
+        where = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
+        axes.text(middle, top + _STRIP / 2 - 1, inside["policy"].iloc[index], **where)
 
 
 def ranges(dataset: xr.Dataset, file: str | None = None) -> pd.DataFrame:
