@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -153,13 +154,14 @@ def build_page(notebook: nbformat.NotebookNode, title: str = "") -> Page:
     page = Page(title=title)
     own_title = not title
     latest = {"heading": ""}
+    numbers = itertools.count(1)
 
     def heading(tag: Any) -> None:
         nonlocal own_title
         text = tag.get_text().strip()
         latest["heading"] = text
         level = int(tag.name[1])
-        tag.attrs = {"id": f"wb-section-{len(page.contents) + 1}"}
+        tag.attrs = {"id": f"wb-section-{next(numbers)}"}
         if level == 1 and own_title:
             page.title, own_title = text, False
         elif text:
