@@ -70,7 +70,7 @@ def started(command: list[str], ready: str, directory: Path) -> Iterator[None]:
             start_new_session=True,
         )
         try:
-            _wait(ready, process, directory / "server.log")
+            wait(ready, process, directory / "server.log")
             yield
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -81,7 +81,7 @@ def started(command: list[str], ready: str, directory: Path) -> Iterator[None]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+def wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:

@@ -236,6 +236,7 @@ function render({ model, el }) {
     el.dataset.stop = Math.round(view[1]);
     el.dataset.exact = String(f.start === Math.round(view[0]) && f.stop === Math.round(view[1]));
     el.dataset.serial = f.serial;
+    el.dataset.ranges = f.ranges.map((range) => `${range.start}-${range.end}`).join(" ");
     el.dataset.painted = performance.timeOrigin + performance.now();
   }
 
