@@ -239,7 +239,7 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
                 amount / unit,
                 bottom=floor / unit,
                 width=0.7,
-                label=label,
+                label=_brief(label, 32),
                 color=colour,
                 edgecolor="white",
                 linewidth=0.4,
@@ -436,7 +436,8 @@ def local_remote(dataset: xr.Dataset) -> Figure:
                 axes.text(101, row, f"mean {bars[bar] @ classes / 100:.1f}", va="center", fontsize=8, color=common.INK)
             here = int(vcpus[members].sum())
             names = common.node_list([int(vcpu_nodes[member]) for member in members])
-            labels.append(f"node{'s' if len(members) > 1 else ''} {names} ({here} vCPU{'s' if here > 1 else ''})")
+            label = f"node{'s' if len(members) > 1 else ''} {names}" if len(names) < 24 else f"{len(members)} nodes"
+            labels.append(f"{label} ({here} vCPU{'s' if here > 1 else ''})")
         axes.set_yticks(np.arange(len(bars)), labels=labels)
         axes.set_ylim(-0.6, len(bars) - 0.4)
         axes.set_xlim(0, 100)
@@ -531,9 +532,9 @@ def _by_count(ids: list[int], counts: npt.NDArray[np.int64]) -> str:
     )
 
 
-def _brief(value: Any) -> str:
+def _brief(value: Any, most: int = 60) -> str:
     text = str(value)
-    return text if len(text) <= 60 else text[:56] + " ..."
+    return text if len(text) <= most else text[: most - 4] + " ..."
 
 
 # -------------------------------------------------------------------------------------------------------- shared

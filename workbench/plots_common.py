@@ -14,7 +14,7 @@ import xarray as xr
 from matplotlib import colors as mcolors
 from matplotlib.figure import Figure
 
-NODE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#8c8c8c")
+NODE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#4d4d4d")
 """Told apart with every form of colour blindness (Okabe and Ito 2008)."""
 _HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#6a51a3", "#6e6e6e")
 """Hues of groups of nodes; their shades say which node of the group."""

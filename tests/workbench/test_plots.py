@@ -1,0 +1,242 @@
+"""Figures say what the Dataset says: asserted on what was drawn, at 1 to 64 nodes and up to 16 TiB."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib import colors as mcolors
+from matplotlib.figure import Figure
+
+from workbench import plots, plots_common, plots_topology, results
+from workbench.errors import WorkbenchError
+from workbench.scenario import Scenario
+from workbench.simulate import simulate
+from workbench.topology import Host, machine_names
+
+
+def run(host: object = "epyc1-naples-2s", **fields: Any) -> xr.Dataset:
+    return simulate(Scenario.from_mapping({"name": "test", "host": host, **fields}))
+
+
+@pytest.fixture(scope="module")
+def two_policies() -> xr.Dataset:
+    policies = [
+        {"length": "1 GiB", "mode": "preferred", "nodes": "3"},
+        {"offset": "1 GiB", "length": "1 GiB", "mode": "interleave", "nodes": "4-7"},
+    ]
+    guest = {"memory": "4 GiB", "vcpus": [{"node": 0}, {"node": 5}], "policies": policies}
+    return run(guest=guest, operations=[{"op": "fault", "task": "vcpu0", "length": "3 GiB"}])
+
+
+def texts(figure: Figure) -> list[str]:
+    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    labels = [label.get_text() for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+    legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    return found + labels + legends
+
+
+def corner(figure: Figure) -> str:
+    return figure.get_supxlabel()
+
+
+def drawn(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=40)
+    return buffer.getvalue()
+
+
+def picture_of(figure: Figure) -> np.ndarray:
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+def test_map_shows_each_page(two_policies: xr.Dataset) -> None:
+    """One folio a column: the colour of every column is that of the node that the Dataset names."""
+    folios = 64
+    start = (1 << 30) - 32 * 4096
+    figure = plots.placement_map(two_policies, start=start, stop=start + folios * 4096)
+    colours = plots_common.colours_of(two_policies)
+    nodes = results.page_nodes(two_policies, "guest", start // 4096, start // 4096 + folios)
+    expected = np.array([mcolors.to_rgb(colours[int(node)]) for node in nodes])
+    middle = picture_of(figure)[plots._STRIP + plots._BAR // 2]
+    assert np.allclose(middle, expected)
+    assert "preferred 3" in texts(figure) and "interleave 4-7" in texts(figure)
+
+
+def test_map_fills_columns_with_shares(two_policies: xr.Dataset) -> None:
+    figure = plots.placement_map(two_policies)
+    picture = picture_of(figure)
+    colours = [mcolors.to_rgb(colour) for colour in plots_common.colours_of(two_policies).values()]
+    assert figure.axes[0].get_yticklabels()[1].get_text() == "1 GiB"  # four lines of 1 GiB
+    line = plots._STRIP + plots._BAR + plots._GAP
+    column = picture[line + plots._STRIP : line + plots._STRIP + plots._BAR, 10]
+    shares = [int(np.isclose(column, colour).all(axis=1).sum()) for colour in colours]
+    assert shares == [0, 0, 0, 0, 15, 15, 15, 15]
+    assert "absent: 1 GiB" in texts(figure)
+    assert corner(figure) == "test · basis: exact"
+
+
+def test_pages_per_node_adds_up(two_policies: xr.Dataset) -> None:
+    figure = plots.pages_per_node(two_policies)
+    axes = figure.axes[0]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(labels) == ["capacity", "interleave 4-7", "no policy of the file", "preferred 3"]
+    assert "GiB" in axes.get_ylabel() or "MiB" in axes.get_ylabel()
+    unit, _ = plots_common.byte_unit(1 << 30)
+    bars = [bar for container in axes.containers[1:] for bar in container]
+    total = sum(bar.get_height() for bar in bars) * unit
+    assert total == pytest.approx(int(two_policies["pages_per_node"].sum()) * 4096)
+
+
+def test_by_policy_counts_every_page(two_policies: xr.Dataset) -> None:
+    amounts = plots._by_policy(two_policies)
+    assert np.array_equal(np.sum(list(amounts.values()), axis=0), two_policies["pages_per_node"].sum("file") * 4096)
+    assert amounts["preferred 3"].tolist() == [0, 0, 0, float(1 << 30), 0, 0, 0, 0]
+
+
+def test_many_policies_are_drawn_by_mode() -> None:
+    policies = [
+        {"offset": i << 20, "length": 1 << 20, "mode": "interleave", "nodes": f"{i % 4}-{4 + i % 3}"} for i in range(48)
+    ]
+    dataset = run(guest={"memory": 64 << 20, "policies": policies})
+    assert set(plots._by_policy(dataset)) == {"interleave", "no policy of the file"}
+    drawn(plots.placement_map(dataset))
+
+
+def test_fallback_shows_the_low_watermark() -> None:
+    hog = {"op": "hog", "node": 1, "leave_free": "1 GiB"}
+    faults = [{"op": "fault", "task": "vcpu0", "offset": i << 30, "length": "1 GiB"} for i in range(3)]
+    guest = {"memory": "3 GiB", "vcpus": [{"node": 1}]}
+    dataset = run(guest=guest, operations=[hog, *faults])
+    figure = plots.fallback(dataset)
+    _, lower = figure.axes
+    unit, _ = plots_common.byte_unit(float(dataset["node_memory"].max()))
+    low = int(dataset["zone_low"].sel(zone="1/Normal")) * 4096 / unit
+    marks = [line.get_ydata()[0] for line in lower.lines if len(set(line.get_ydata())) == 1]
+    assert any(mark == pytest.approx(low) for mark in marks)
+    ticks = [label.get_text() for label in lower.get_xticklabels()]
+    assert ticks == ["0 create", "1 hog", "2 fault", "3 fault", "4 fault"]
+    assert corner(figure) == "test · basis: exact and counted"
+
+
+def test_refused_calls_are_named() -> None:
+    operations = [{"op": "create"}, {"op": "punch_hole", "offset": 1}]
+    dataset = run(guest={"memory": "1 MiB"}, operations=operations)
+    assert "1 punch_hole EINVAL" in texts(plots.fallback(dataset))
+    table = plots.events(dataset)
+    assert table["errno"].tolist() == ["", "EINVAL"]
+    assert table["operation"].tolist() == ["create", "punch_hole"]
+
+
+def test_local_remote_shares(two_policies: xr.Dataset) -> None:
+    axes = plots.local_remote(two_policies).axes[0]
+    rows: dict[float, float] = {}
+    for bar in axes.patches:
+        rows[round(bar.get_y(), 3)] = rows.get(round(bar.get_y(), 3), 0.0) + bar.get_width()
+    assert list(rows.values()) == [pytest.approx(100), pytest.approx(100)]
+    means = [text.get_text() for text in axes.texts if text.get_text().startswith("mean")]
+    assert means == [f"mean {value:.1f}" for value in two_policies["mean_distance"].values]
+
+
+def test_nodes_that_see_the_same_are_one_bar() -> None:
+    vcpus = [{"node": node} for node in range(8)]
+    policies = [{"mode": "interleave", "nodes": "0-7"}]
+    figure = plots.local_remote(run(guest={"memory": "1 GiB", "vcpus": vcpus, "policies": policies}))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["nodes 0-7 (8 vCPUs)"]
+
+
+def test_compare(two_policies: xr.Dataset) -> None:
+    figure = plots.compare({"a": two_policies, "b": two_policies})
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+    with pytest.raises(WorkbenchError, match="different nodes"):
+        plots.compare({"a": two_policies, "b": run("xeon-e5-2680-2s")})
+    with pytest.raises(WorkbenchError, match="at least one"):
+        plots.compare({})
+
+
+def test_bad_requests_are_one_line(two_policies: xr.Dataset) -> None:
+    with pytest.raises(WorkbenchError, match="'other' is not in this result"):
+        plots.placement_map(two_policies, "other")
+    with pytest.raises(WorkbenchError, match="no folio"):
+        plots.placement_map(two_policies, start=4 << 30)
+    without = run(operations=[{"op": "hog", "node": 0, "size": "1 GiB"}])
+    with pytest.raises(WorkbenchError, match="no file"):
+        plots.placement_map(without)
+
+
+def test_sixty_four_nodes_and_sixteen_tebibytes() -> None:
+    """All figures of a guest of 2^32 pages on 64 nodes."""
+    distances = [[10 if i == j else 16 if i // 8 == j // 8 else 32 for j in range(64)] for i in range(64)]
+    nodes = [{"id": 3 * i, "memory_bytes": "512 GiB", "cpus": [i]} for i in range(64)]
+    host = {"name": "large", "nodes": nodes, "distances": distances}
+    vcpus = [{"node": 3 * i} for i in range(64)]
+    dataset = run(host, guest={"memory": "16 TiB", "vcpus": vcpus})
+    figure = plots.placement_map(dataset)
+    shown = texts(figure)
+    assert {str(3 * i) for i in range(64)} <= set(shown), "each node's number stands in its stretch"
+    assert "node 189: 256 GiB" in shown
+    for made in (figure, plots.pages_per_node(dataset), plots.local_remote(dataset), plots.topology(dataset)):
+        assert drawn(made).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("page_size", ["2 MiB", "1 GiB"])
+def test_huge_pages(page_size: str) -> None:
+    guest = {"memory": "8 GiB", "page_size": page_size, "design": "hugetlb", "vcpus": [{"node": 2}]}
+    dataset = run(guest=guest)
+    assert f"node 2: {plots_common.size_text(8 << 30)}" in texts(plots.placement_map(dataset))
+    for make in (plots.pages_per_node, plots.fallback, plots.local_remote):
+        drawn(make(dataset))
+
+
+@pytest.mark.parametrize("name", machine_names())
+def test_every_machine_is_drawn(name: str) -> None:
+    host = Host.from_machine(name)
+    dataset = plots_topology.host_dataset(host)
+    figure = plots_topology.topology(dataset, title=host.title, assumed=", ".join(host.assumed))
+    shown = texts(figure)
+    assert {str(node.id) for node in host.nodes} <= set(shown)
+    matrix = figure.axes[1].images[0].get_array()
+    assert matrix.shape == (len(host.nodes), len(host.nodes))
+    if len(host.nodes) <= 40:
+        assert str(max(map(max, host.distances))) in shown
+    colours = plots_common.colours_of(dataset)
+    assert len(set(colours.values())) == len(host.nodes)
+
+
+def test_groups_are_sockets_with_their_memory() -> None:
+    def groups(name: str) -> list[list[int]]:
+        host = Host.from_machine(name)
+        cpus = np.array([len(node.cpus) for node in host.nodes])
+        return [[int(host.node_ids[i]) for i in part] for part in plots_common.groups(host.distance_matrix, cpus)]
+
+    assert groups("epyc1-naples-2s") == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert groups("gh200-x4")[1] == [1, *range(12, 20)]
+    assert groups("spr-aurora-hbm-flat") == [[0, 2], [1, 3]]
+    assert sorted(node for part in groups("altix-ia64-64n") for node in part) == list(range(64))
+    assert len(groups("altix-ia64-64n")) == 4
+
+
+def test_neighbouring_colours_differ_in_lightness_or_hue() -> None:
+    """Up to eight nodes: colours that stay apart for every form of colour blindness (smallest distance of all pairs)."""
+    rgb = np.array([mcolors.to_rgb(colour) for colour in plots_common.NODE_COLOURS])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    # Vienot, Brettel and Mollon 1999: protanopia and deuteranopia in linear RGB
+    protan = np.array([[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]])
+    deutan = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
+    for matrix in (np.eye(3), protan, deutan):
+        seen = np.clip(linear @ matrix.T, 0, 1) ** (1 / 2.2)
+        apart = np.linalg.norm(seen[:, None] - seen[None, :], axis=2)[~np.eye(8, dtype=bool)]
+        assert apart.min() > 0.12
+
+
+def test_node_list() -> None:
+    assert plots_common.node_list([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    assert plots_common.node_list([]) == ""
+
+
+def test_byte_unit() -> None:
+    assert plots_common.byte_unit(3 << 30) == (float(1 << 30), "GiB")
+    assert plots_common.size_text(1536 << 20) == "1.5 GiB"
