@@ -2,7 +2,8 @@
 
 Access operations that directly follow one another run at the same time and share nodes and links; any other operation
 between them separates them. Placement is that of the moment of the call; bandwidth and latency are modelled
-(:mod:`workbench.traffic`), page walks included for patterns that jump (:mod:`workbench.translation`).
+(:mod:`workbench.traffic`), page walks included for patterns that jump (:mod:`workbench.translation`); there the guest
+is taken to map its memory with pages as large as the host's, and conversions that split huge mappings count.
 """
 
 from __future__ import annotations
@@ -75,7 +76,11 @@ def record(system: System, operation: sc.Access) -> Record | int:
     present = float(inode.map.counts(len(system.free)).sum()) * size
     if operation.pattern in ("uniform", "pointer_chasing") and present > 0:
         guest = system.scenario.guest
-        cost = translation.walk_cost({guest.page_size: present}, guest.page_size, confidential=guest.confidential)
+        mapped = {guest.page_size: present}
+        conversions = None if system.conversions is None else system.conversions.of(inode)
+        if conversions is not None:  # some of the huge mappings may be lost
+            mapped = dict(zip(translation.PAGE_ORDERS, conversions.mapping_share * present, strict=True))
+        cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.confidential)
         walk = float(cost["walk"])
     return Record(operation, share, reached, walk, traffic.initiators_of(operation, vcpus))
 

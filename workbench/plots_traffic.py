@@ -119,11 +119,15 @@ def contention(dataset: xr.Dataset, title: str = "Page allocator under contentio
         axes = np.atleast_1d(made.subplots(1, len(allocators), sharey=True))
         for ax, allocator in zip(axes, allocators, strict=True):
             mine = frame[frame["allocator"] == allocator]
-            for colour, (name, rows) in zip(sns.color_palette(PALETTE), mine.groupby("quantity", sort=False), strict=False):
+            for colour, (name, rows) in zip(
+                sns.color_palette(PALETTE), mine.groupby("quantity", sort=False), strict=False
+            ):
                 ax.plot(rows["cores"], rows["modelled"], color=colour, label=str(name).removeprefix(f"{allocator} "))
                 for role, filled in (("set", False), ("predicted", True)):
                     part = rows[rows["role"] == role]
-                    ax.plot(part["cores"], part["published"], "o", color=colour, mfc=colour if filled else "white", ms=5)
+                    ax.plot(
+                        part["cores"], part["published"], "o", color=colour, mfc=colour if filled else "white", ms=5
+                    )
             ax.set(xscale="log", yscale="log", xlabel="cores", title=allocator)
             ax.set_xticks([1, 2, 4, 8, 16, 26], ["1", "2", "4", "8", "16", "26"])
             ax.minorticks_off()
@@ -139,7 +143,12 @@ def curves() -> Figure:
     from workbench import traffic
 
     loads, delays = traffic.curve_tables()
-    names = {"dram": "DRAM (Skylake, 6 x DDR4)", "hbm": "HBM (A64FX)", "cxl": "CXL device", "link": "link to the other socket"}
+    names = {
+        "dram": "DRAM (Skylake, 6 x DDR4)",
+        "hbm": "HBM (A64FX)",
+        "cxl": "CXL device",
+        "link": "link to the other socket",
+    }
     with common.style():
         made = common.figure(6.5, 3.6)
         ax = made.add_subplot()
@@ -182,7 +191,9 @@ def policies(results: Mapping[str, xr.Dataset], variable: str = "bandwidth") -> 
             ax.set(xlabel=f"{variable}, {unit}", title=name)
             ax.set_xlim(left=0)
         first = next(iter(results.values()))
-        made.suptitle(f"{first.attrs['pattern'].replace('_', ' ')}, each vCPU node touches {first.attrs['sharing']}", fontsize=10)
+        made.suptitle(
+            f"{first.attrs['pattern'].replace('_', ' ')}, each vCPU node touches {first.attrs['sharing']}", fontsize=10
+        )
         note = "dark: best within 2 %"
         if "sample" in first.dims:
             note += "; lines: 5 to 95 % of the samples over the parameters' ranges"
@@ -190,17 +201,25 @@ def policies(results: Mapping[str, xr.Dataset], variable: str = "bandwidth") -> 
     return made
 
 
-def speedups(dataset: xr.Dataset, title: str, xlabel: str) -> Figure:
-    """Distribution of a ratio over samples: a violin with median for each position of the first dimension."""
-    frame = dataset.to_dataframe(name="ratio").reset_index() if isinstance(dataset, xr.DataArray) else dataset
-    position = str(dataset.dims[0])
+def speedups(dataset: xr.DataArray, title: str, xlabel: str) -> Figure:
+    """Distribution of a ratio over samples, a box for each position of the other dimension."""
+    position = next(str(name) for name in dataset.dims if name != "sample")
+    dataset = dataset.transpose(position, "sample")
     with common.style():
         made = common.figure(7.0, 0.6 * dataset.sizes[position] + 1.5)
         ax = made.add_subplot()
-        sns.boxplot(
-            frame, y=position, x="ratio", ax=ax, whis=(5, 95), color="#b8cfdf", width=0.55, fliersize=0, linewidth=1
+        rows = range(dataset.sizes[position])
+        drawn = ax.boxplot(
+            [dataset.isel({position: row}).values for row in rows], positions=list(rows), orientation="horizontal",
+            whis=(5, 95), widths=0.55, showfliers=False, patch_artist=True, medianprops={"color": common.INK},
+        )  # fmt: skip
+        for box in drawn["boxes"]:
+            box.set(facecolor="#b8cfdf", edgecolor=common.MUTED)
+        ax.set_yticks(list(rows), [str(name) for name in dataset[position].values])
+        ax.invert_yaxis()
+        ax.plot(
+            dataset.isel(sample=0), range(dataset.sizes[position]), "D", color="#d55e00", ms=6, label="parameter values"
         )
-        ax.plot(dataset.isel(sample=0), range(dataset.sizes[position]), "D", color="#d55e00", ms=6, label="parameter values")
         ax.axvline(1.0, color=common.INK, lw=0.8, ls="--")
         ax.set(xlabel=xlabel, ylabel="")
         ax.set_title(title)

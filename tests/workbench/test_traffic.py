@@ -289,3 +289,31 @@ def test_access_to_a_closed_file_is_refused():
     result = run({"op": "close"}, {"op": "access"})
     assert result["event_errno"].values[-1] == errno.EBADF
     assert "stream_node" not in result
+
+
+def test_conversions_make_page_walks_dearer():
+    def walk(*operations):
+        scenario = wb.Scenario.model_validate(
+            {
+                "host": TWO,
+                "guest": {"memory": "16 GiB", "page_size": "1 GiB", "design": "hugetlb", "confidential": "none"},
+                "operations": [{"op": "create"}, {"op": "fault", "by": "guest"}, *operations, {"op": "access"}],
+            }
+        )
+        result = wb.simulate(scenario)
+        assert (result["event_errno"].values == 0).all()
+        return float(result["stream_walk"][0])
+
+    private = {"op": "convert", "to": "private", "length": "16 GiB"}
+    split = [{"op": "convert", "to": "shared", "offset": k << 30, "length": 4096} for k in range(8)]
+    assert walk(private) == 0.0
+    assert walk(private, *split) > 5.0
+
+
+def test_access_variables_survive_storage(tmp_path):
+    from workbench import results
+
+    result = run({"op": "access", "pattern": "zipf"})
+    for name in ("result.nc", "result.zarr"):
+        again = results.load(results.save(result, tmp_path / name))
+        assert again["stream_bandwidth"].identical(result["stream_bandwidth"])

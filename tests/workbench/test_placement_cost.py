@@ -1,0 +1,143 @@
+"""One guest under every policy, the figures drawn from it, and the reproduce command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import workbench as wb
+from workbench import placement_cost, plots_traffic, published, traffic, translation, vnuma
+from workbench.errors import WorkbenchError
+
+HOST = wb.Host.from_machine("epyc1-naples-2s")
+CXL = wb.Host.from_machine("spr-8468v-cxl")
+
+
+@pytest.fixture(scope="module")
+def streaming():
+    return placement_cost.policy_costs(CXL, memory="1 GiB", partitioned=True, samples=5, seed=2)
+
+
+def test_policies_put_pages_where_they_say(streaming):
+    share = streaming["node_share"]
+    assert share.sum("node").values == pytest.approx(np.ones(streaming.sizes["policy"]))
+    assert share.sel(policy="none, prefault").values.tolist() == [1, 0, 0, 0]
+    assert share.sel(policy="interleave").values == pytest.approx([0.25] * 4, abs=1e-4)
+    assert share.sel(policy="bind by part").values.tolist() == [0.5, 0.5, 0, 0]
+    assert streaming["local_share"].sel(policy="bind by part") == 1
+    assert streaming["node_share"].attrs["basis"] == "counted"
+    assert streaming["bandwidth"].attrs["basis"] == "modelled" and streaming["bandwidth"].attrs["source"]
+
+
+def test_numa_aware_placement_wins_for_memory_intensive_guests(streaming):
+    """The claim of the guest_memfd series, for every draw of the parameters."""
+    without, aware = (streaming["bandwidth"].sel(policy=p) for p in placement_cost.SEED_CLAIM)
+    assert (aware > without * 1.05).all()
+    assert "bind by part" in placement_cost.winners(streaming)
+
+
+def test_streaming_and_chasing_want_different_policies():
+    options = {"memory": "1 GiB", "vcpus": {0: 16}}
+    stream = placement_cost.policy_costs(HOST, access="streaming", **options)
+    chase = placement_cost.policy_costs(HOST, access="pointer_chasing", **options)
+    assert set(placement_cost.winners(stream)) <= {"interleave", "weighted, automatic", "weighted, optimum"}
+    assert "bind" in placement_cost.winners(chase) and "interleave" not in placement_cost.winners(chase)
+
+
+def test_samples_do_not_depend_on_the_policies_compared(streaming):
+    one = {"interleave": placement_cost.POLICIES["interleave"]}
+    again = placement_cost.policy_costs(CXL, memory="1 GiB", partitioned=True, samples=5, seed=2, policies=one)
+    assert again["bandwidth"].sel(policy="interleave").identical(streaming["bandwidth"].sel(policy="interleave"))
+
+
+def test_bad_input_is_one_line():
+    with pytest.raises(WorkbenchError, match="node 77"):
+        placement_cost.policy_costs(HOST, vcpus={77: 1})
+    with pytest.raises(WorkbenchError, match="memory"):
+        placement_cost.policy_costs(HOST, memory="much")
+
+
+# ------------------------------------------------------------------------------------------------- figures
+
+
+def test_policy_bars_are_the_values(streaming):
+    made = plots_traffic.policies({"a": streaming, "b": streaming})
+    first = made.axes[0]
+    assert [bar.get_width() for bar in first.patches] == pytest.approx(
+        (streaming["bandwidth"].isel(sample=0) / 1000).values
+    )
+    assert [text.get_text() for text in first.get_yticklabels()] == list(streaming["policy"].values)
+
+
+def test_deviations_show_every_compared_value():
+    table = published.reproduce("wi_stream")
+    made = plots_traffic.deviations(table)
+    points = sum(len(collection.get_offsets()) for collection in made.axes[0].collections)
+    assert points == table.sizes["row"]
+
+
+def test_weights_and_views_and_walks_have_axes_with_units():
+    best = traffic.best_weights(CXL, "streaming")
+    assert len(plots_traffic.weights(best).axes) == 2
+    cells = [vnuma.Cell(n, 2, 1 << 30, 1 << 30) for n in (0, 4)]
+    assert "ns" in plots_traffic.views(vnuma.cost(HOST, cells)).axes[1].get_ylabel()
+    walks = xr.concat([translation.walk_cost({"1 GiB": k << 30}, "1 GiB") for k in (1, 64)], dim="guests")
+    made = plots_traffic.walks(walks.assign_coords(guests=[1, 64]), "guests", "GiB")
+    assert made.axes[0].get_ylabel() == "page walks, ns per access"
+
+
+def test_other_figures_are_drawn():
+    lock = published.reproduce("buddy_vs_llfree_cores")
+    assert len(plots_traffic.contention(lock).axes) == 2
+    assert len(plots_traffic.curves().axes[0].lines) == len(traffic.CURVES)
+    table = published.reproduce("wi_stream")
+    assert len(plots_traffic.comparison(table).axes) == 4 == len(plots_traffic.comparison(table, log=True).axes)
+    ratio = xr.DataArray(np.ones((2, 3)), dims=("case", "sample"), coords={"case": ["x", "y"]})
+    assert plots_traffic.speedups(ratio, "t", "x").axes[0].get_xlabel() == "x"
+
+
+# ------------------------------------------------------------------------------------------------- command
+
+
+@pytest.fixture
+def command():
+    import typer
+
+    from workbench import commands_reproduce
+
+    app = typer.Typer()
+    commands_reproduce.register(app)
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+def test_reproduce_prints_rows_and_a_summary(command):
+    shown = command("walk_refs", "wi_stream")
+    assert shown.exit_code == 0
+    assert "guest 4K, host 1G" in shown.output and "9 exact values, 0 wrong" in shown.output
+    assert "source: LKML: Gregory Price" in shown.output
+
+
+def test_reproduce_speaks_json(command):
+    document = json.loads(command("--json", "walk_refs").output)
+    assert document[0]["summary"]["exact"] == 9
+    assert document[0]["rows"][0]["published"] == 24
+
+
+def test_reproduce_lists_tables_and_kinds(command):
+    assert len(command("--list").output.splitlines()) == len(published.table_names())
+    assert "nested_walks: " in command("--kinds").output
+
+
+def test_a_wrong_exact_value_is_exit_code_1(command, tmp_path):
+    text = published.datasets_path("published", "walk_refs.yaml").read_text()
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text.replace("4, 4, 24", "4, 4, 25"))
+    assert command(str(path)).exit_code == 1
+
+
+def test_an_unknown_table_is_bad_input(command):
+    assert isinstance(command("nonsense").exception, WorkbenchError)
