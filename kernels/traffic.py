@@ -52,9 +52,7 @@ def curve_delay(load: float, loads: np.ndarray, delays: np.ndarray) -> float:
 
 
 @kernel
-def transpose(
-    start: np.ndarray, resource: np.ndarray, resource_start: np.ndarray, resource_stream: np.ndarray
-) -> None:
+def transpose(start: np.ndarray, resource: np.ndarray, resource_start: np.ndarray, resource_stream: np.ndarray) -> None:
     """Streams of every resource, from resources of every stream, both as compressed rows.
 
     Parameters

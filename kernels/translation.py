@@ -116,9 +116,7 @@ def leaf_memory_fraction(mapped: float, order: int, cache_bytes: float) -> float
 
 
 @kernel
-def walk_latency(
-    references: float, memory_references: float, memory_latency: float, cached_latency: float
-) -> float:
+def walk_latency(references: float, memory_references: float, memory_latency: float, cached_latency: float) -> float:
     """ns of one walk of ``references`` of which ``memory_references`` go to memory and the rest hit a cache."""
     return memory_references * memory_latency + max(0.0, references - memory_references) * cached_latency
 

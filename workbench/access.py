@@ -96,9 +96,7 @@ def carry_out(system: System, operation: sc.Access, done: Callable[[Record], Non
     return Result()
 
 
-def put_variables(
-    system: System, events: int, records: dict[int, Record], put: Callable[[str, object], None]
-) -> None:
+def put_variables(system: System, events: int, records: dict[int, Record], put: Callable[[str, object], None]) -> None:
     """Add the variables of all accesses of a run, keyed by event number; nothing without any."""
     if not records:
         return

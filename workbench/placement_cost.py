@@ -168,9 +168,7 @@ def policy_costs(
     if unknown:
         raise WorkbenchError(f"vcpus: node {unknown[0]} is not a node of {host.name}")
     guest = _Guest(parse_bytes(memory, "memory"), number, page_size, confidential)
-    machines, chosen = (
-        traffic.sampled_machines(host, samples, seed) if samples > 1 else ([traffic.machine(host)], [{}])
-    )
+    machines, chosen = traffic.sampled_machines(host, samples, seed) if samples > 1 else ([traffic.machine(host)], [{}])
     names = list(POLICIES if policies is None else policies)
     total = np.zeros((len(names), samples))
     latency = np.zeros((len(names), samples))

@@ -209,8 +209,10 @@ def machine(host: Host, costs: Mapping[str, float] | None = None) -> Machine:
             link[home[source], home[target]] = a.read_bandwidth
     port = np.maximum(port, np.where(np.eye(count, dtype=bool), 0.0, link).max(axis=1, initial=0.0))
     unknown = sorted({kinds[i] for i in range(count) if not measured[i]})
-    source = f"host {host.name}" + (f" ({figures['source']})" if figures else "") + (
-        f"; estimate for {', '.join(unknown)} nodes from kind and distance (workbench.costs)" if unknown else ""
+    source = (
+        f"host {host.name}"
+        + (f" ({figures['source']})" if figures else "")
+        + (f"; estimate for {', '.join(unknown)} nodes from kind and distance (workbench.costs)" if unknown else "")
     )
     ids_array = np.array([node.id for node in host.nodes], np.int64)
     return Machine(

@@ -72,7 +72,9 @@ def guest_placement(cells: Sequence[Cell], distances: np.ndarray) -> np.ndarray:
             free[target] -= taken
             left[me] -= taken
     if left.any():
-        raise WorkbenchError(f"cells: {sum(c.data for c in cells)} bytes of data do not fit {sum(c.memory for c in cells)}")
+        raise WorkbenchError(
+            f"cells: {sum(c.data for c in cells)} bytes of data do not fit {sum(c.memory for c in cells)}"
+        )
     total = placed.sum(axis=1, keepdims=True)
     return np.divide(placed, total, out=np.zeros_like(placed), where=total > 0)
 

@@ -9,9 +9,7 @@ Stream = dict[int, float]
 """resource -> bandwidth taken per unit of the stream's rate."""
 
 
-def max_min_fair(
-    streams: list[Stream], capacity: list[float], weight: list[float], demand: list[float]
-) -> list[float]:
+def max_min_fair(streams: list[Stream], capacity: list[float], weight: list[float], demand: list[float]) -> list[float]:
     """Raise all rates together until a stream has its demand or a resource is full; stop those; repeat."""
     rate = [0.0] * len(streams)
     growing = set(range(len(streams)))
