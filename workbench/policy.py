@@ -188,7 +188,9 @@ def mpol_rebind(policy: Mempolicy | None, allowed: int) -> Mempolicy | None:
     if not policy.keeps_user_nodes and policy.mems == allowed:
         return policy
     if policy.mode in (PREFERRED, PREFERRED_MANY):
-        return replace(policy, mems=allowed)
+        # mpol_rebind_preferred writes w.cpuset_mems_allowed, which shares its place with w.user_nodemask: with STATIC or
+        # RELATIVE the user's mask is lost, and get_mempolicy then reports the new mems.
+        return replace(policy, mems=allowed, user_nodes=allowed if policy.keeps_user_nodes else policy.user_nodes)
     if policy.flags & STATIC_NODES:
         nodes = policy.user_nodes & allowed
     elif policy.flags & RELATIVE_NODES:

@@ -64,6 +64,7 @@ class Recording:
     weights: dict[int, int]
     scenarios: tuple[RecordedScenario, ...]
     default_pcp: bool
+    zonelists: str = "boot"
 
 
 def read(path: str | Path) -> Recording:
@@ -98,6 +99,7 @@ def read(path: str | Path) -> Recording:
         weights,
         scenarios,
         "pcpdefault" in str(data.get("cmdline", "")),
+        str((data.get("derived") or {}).get("zonelists", "boot")),
     )
 
 
@@ -328,7 +330,7 @@ def to_scenario(recording: Recording, recorded: RecordedScenario) -> tuple[sc.Sc
     scenario = sc.Scenario(
         name=f"{recording.topology}/{recorded.name}",
         host=recording.host,
-        boot=sc.Boot(weights=recording.weights or None),
+        boot=sc.Boot(weights=recording.weights or None, zonelists=recording.zonelists),
         guest=sc.Guest(memory=PAGE_SIZE),
         tasks=tasks,
         operations=tuple(operations) or (sc.Zones(),),
@@ -339,7 +341,8 @@ def to_scenario(recording: Recording, recorded: RecordedScenario) -> tuple[sc.Sc
 
 
 def _bytes(word: str) -> int:
-    return int(word[:-1], 0) if word.endswith("b") else int(word, 0) * PAGE_SIZE
+    value = int(word[:-1], 0) if word.endswith("b") else int(word, 0) * PAGE_SIZE
+    return value & (2**64 - 1)  # the calls take unsigned long
 
 
 def _policy(mode: str, nodes: str) -> dict[str, Any]:

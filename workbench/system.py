@@ -17,20 +17,24 @@ from typing import Any
 import numpy as np
 
 from kernels import fault_order, mempolicy, placement, zonelist
+from workbench import migration, system_conversion
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.errors import WorkbenchError
-from workbench.filemap import FileMap, Int64s, intervals_in, intervals_minus
+from workbench.filemap import FileMap, Int64s, no_intervals
 from workbench.generators import in_turns, shared_turns
 from workbench.mappings import Mapping
+from workbench.migration import inside
 from workbench.pfns import FilePfns, FreePfns
+from workbench.system_conversion import Conversions
 from workbench.units import PAGE_SIZE, format_bytes
 from workbench.zones import default_zones
 
 FALLOC_FL_KEEP_SIZE = 1
 GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_FLAG_INIT_SHARED = 1, 2
-MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE = 4, 9, 22, 23
-KVM_EXIT_HLT = 5
+MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED = 4, 9, 22, 23, 24
+_MADV_MARKS_ONLY = {*range(4), *range(10, 18), 19, 20, 21}  # FREE and WIPEONFORK are refused for files
+KVM_EXIT_HLT, KVM_EXIT_MMIO = 5, 6
 _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 _FIRST_DESCRIPTOR = 3  # after stdin, stdout and stderr
 
@@ -157,8 +161,14 @@ class System:
             "guest_memfd": self._zonelists(zonelist.ZONE_NORMAL),
             "memfd": self._zonelists(zonelist.ZONE_MOVABLE),
         }
+        self.conversions: Conversions | None = None
+        wanted = system_conversion.wanted(self.scenario)
+        left = np.bincount(self.zone_node, np.maximum(self.free - self.watermarks[0], 0), self.nodes).astype(np.int64)
         if self.order:
             self._init_pools()
+            left -= self.free * (1 << self.order)
+        if wanted:
+            self.conversions = Conversions(self, np.maximum(left, 0), self.free)
 
     def _zonelists(self, highest: int) -> Int64s:
         out = np.empty((self.nodes, len(self.managed) + 1), np.int64)
@@ -253,12 +263,16 @@ class System:
             return failed(errno.ESRCH, killed=True)
         name = operation.op  # type: ignore[attr-defined]  # every operation of the union has it
         try:
-            return getattr(self, f"_{name}")(operation)  # type: ignore[no-any-return]
+            result: Result = getattr(self, f"_{name}")(operation)
         except OutOfMemory:
             self._oom_kill()
             return failed(errno.ENOMEM, killed=True)
+        if self.conversions is not None and not self.conversions.enter_all() and not result.errno:
+            return failed(errno.ENOMEM, vmemmap=True)
+        return result
 
-    def _task(self, operation: sc.Operation) -> Thread:
+    def task(self, operation: sc.Operation) -> Thread:
+        """The thread that makes a call."""
         if operation.task is None:
             return next(iter(self.tasks.values()))
         if operation.task not in self.tasks:
@@ -301,6 +315,8 @@ class System:
         inode = Inode(operation.file, size // PAGE_SIZE, "guest_memfd", flags, self.order)
         if self.scenario.guest.policy_interface == "create" and policy is not None:
             inode.shared_policy.set(0, inode.pages, policy)
+        if self.conversions is not None and inode.pages:
+            self.conversions.add(inode)
         return self._open(operation.file, inode, mapped=bool(flags & GUEST_MEMFD_FLAG_MMAP), **detail)
 
     def _memfd(self, operation: sc.Memfd) -> Result:
@@ -363,7 +379,9 @@ class System:
         self.descriptors.discard(file.descriptor)
         file.descriptor = None
         if not file.inode.mappings and not self._is_open(file.inode):
-            self._erase(file.inode, 0, np.iinfo(np.int64).max)
+            self.erase(file.inode, 0, np.iinfo(np.int64).max)
+            if self.conversions is not None:
+                self.conversions.forget(file.inode)
         return Result()
 
     def _is_open(self, inode: Inode) -> bool:
@@ -372,9 +390,11 @@ class System:
     def _oom_kill(self) -> None:
         self.killed = True
         for inode in {id(file.inode): file.inode for file in self.files.values()}.values():
-            self._erase(inode, 0, np.iinfo(np.int64).max)
+            self.erase(inode, 0, np.iinfo(np.int64).max)
+            if self.conversions is not None:
+                self.conversions.forget(inode)
 
-    def _erase(self, inode: Inode, first: int, last: int) -> None:
+    def erase(self, inode: Inode, first: int, last: int) -> None:
         """Free folios ``[first, last)``."""
         if self.free_pfns is not None and inode.pfns is not None:
             self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
@@ -425,34 +445,19 @@ class System:
         if start >= mapping.pages or (end > mapping.pages and policy is not None):
             return failed(errno.EFAULT)
         end = min(end, mapping.pages)
-        misplaced = self._misplaced(file.inode, mapping, start, end, mp.parse_nodes(operation.nodes), flags)
+        misplaced, parts, wrong = 0, no_intervals(), ~self._zones_on(mp.parse_nodes(operation.nodes))
+        moving = flags & (mp.MF_MOVE | mp.MF_MOVE_ALL)
+        if flags:  # queue_pages_range: pages in the page tables on other nodes than the raw user mask
+            once = bool(moving) and not flags & mp.MF_MOVE_ALL
+            parts = migration.seen_by(file.inode, mapping, start, end, mapped_once=once)
+            misplaced = migration.count_on(self, file.inode, parts, wrong)
         if misplaced and flags == mp.MF_STRICT:
             return failed(errno.EIO)
         mapping.set_policy(start, end, policy, file.inode.shared_policy.set)
+        if moving and file.inode.kind == "memfd":
+            migration.move_to_policy(self, self.task(operation), file.inode, parts, wrong)
+            misplaced = 0
         return failed(errno.EIO) if misplaced and flags & mp.MF_STRICT else Result()
-
-    def _misplaced(self, inode: Inode, mapping: Mapping, start: int, end: int, nodes: int, flags: int) -> int:
-        """queue_pages_range: mapped pages on other nodes than the raw user mask that cannot be moved.
-
-        guest_memfd pages never migrate, so each queued one counts. Without MOVE_ALL, pages mapped elsewhere too are
-        passed over when moving. tmpfs pages do migrate.
-        """
-        if not flags:
-            return 0
-        moving = flags & (mp.MF_MOVE | mp.MF_MOVE_ALL)
-        others = [other for other in inode.mappings if other is not mapping]
-        wrong = ~self._zones_on(nodes)
-        total = 0
-        for low, high in intervals_in(start, end, mapping.mapped):
-            parts = [np.array([[low, high]])]
-            if moving and not flags & mp.MF_MOVE_ALL:
-                for other in others:
-                    parts = [intervals_minus(int(a), int(b), other.mapped) for part in parts for a, b in part]
-            for part in parts:
-                for a, b in part:
-                    counts = inode.map.counts(len(self.free), int(a), int(b))
-                    total += int(counts[wrong].sum())
-        return 0 if moving and inode.kind == "memfd" else total
 
     def _zones_on(self, mask: int) -> np.ndarray:
         return np.array([bool(mask >> int(self.node_ids[node]) & 1) for node in self.zone_node], bool)
@@ -488,21 +493,21 @@ class System:
         policy, error = self._policy_of(operation)
         if error:
             return failed(error)
-        task = self._task(operation)
+        task = self.task(operation)
         task.policy = policy
         if policy is not None and policy.interleaves:
             self.rotations[task.index] = (self.nodes - 1, 0)
         return Result()
 
     def _reset_rotation(self, operation: sc.ResetRotation) -> Result:
-        task = self._task(operation)
+        task = self.task(operation)
         task.policy = None
         self.rotations[task.index] = (self.nodes - 1, 0)
         return Result()
 
     def _get_mempolicy(self, operation: sc.GetMempolicy) -> Result:
         """mm/mempolicy.c: do_get_mempolicy."""
-        task = self._task(operation)
+        task = self.task(operation)
         if operation.file is None:
             return self._get_task_policy(task, operation.node)
         file = self._file(operation.file)
@@ -514,7 +519,7 @@ class System:
             return Result(0, 0, _reported(file.inode.shared_policy.lookup(page)))
         if file.inode.private:
             return failed(errno.EFAULT)
-        self._touch(task, file.inode, page, page + 1)
+        self.touch(task, file.inode, page, page + 1)
         mapping.map(page, page + 1)
         zone = int(file.inode.map.zone_of(np.array([page >> file.inode.order]))[0])
         return Result(0, 0, {"node": int(self.node_ids[self.zone_node[zone]])})
@@ -561,8 +566,8 @@ class System:
         errors = {}
         for node, weight in operation.weights.items():
             errors[str(node)] = 0
-            if node not in self.index_of_node:
-                errors[str(node)] = errno.ENOENT
+            if node not in self.index_of_node or not self.has_memory[self.index_of_node[node]]:
+                errors[str(node)] = errno.ENOENT  # only nodes with memory have a file
             elif not 1 <= weight <= 255:
                 errors[str(node)] = errno.EINVAL
             else:
@@ -570,14 +575,14 @@ class System:
         return Result(0, 0, {"errno": errors, "weights": self._weights_by_node()})
 
     def _weights_by_node(self) -> dict[str, int]:
-        return {str(node): int(weight) for node, weight in zip(self.node_ids, self.weights, strict=True)}
+        return {str(self.node_ids[i]): int(self.weights[i]) for i in np.flatnonzero(self.has_memory)}
 
     def _sched_setaffinity(self, operation: sc.SchedSetaffinity) -> Result:
         if operation.cpu < 0:
             return Result()
         if all(operation.cpu not in node.cpus for node in self.host.nodes):
             return failed(errno.EINVAL)
-        self._task(operation).nid = self.index_of_node[self.host.node_of_cpu(operation.cpu)]
+        self.task(operation).nid = self.index_of_node[self.host.node_of_cpu(operation.cpu)]
         return Result()
 
     def _cpuset(self, operation: sc.Cpuset) -> Result:
@@ -586,6 +591,8 @@ class System:
         if not mems:
             return failed(errno.EINVAL)
         self.cpusets_enabled = True
+        if mems == self.mems_allowed:
+            return Result()  # cpuset_attach leaves tasks alone when neither CPUs nor mems change
         self.mems_allowed = mems
         for task in self.tasks.values():
             task.policy = mp.mpol_rebind(task.policy, mems)
@@ -621,7 +628,7 @@ class System:
         elif mode not in (0, FALLOC_FL_KEEP_SIZE):
             return failed(errno.EOPNOTSUPP)
         start, end = operation.offset // PAGE_SIZE, -(-(operation.offset + length) // PAGE_SIZE)
-        return self._allocated(self._touch(self._task(operation), inode, start, end))
+        return self._allocated(self.touch(self.task(operation), inode, start, end))
 
     @staticmethod
     def _allocated(placed: bool) -> Result:
@@ -636,6 +643,8 @@ class System:
         length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
         if length <= 0:
             return failed(errno.EINVAL)
+        if self.conversions is not None and self.conversions.of(inode) is not None:
+            return self.conversions.punch_hole(inode, operation.offset, length)
         size = PAGE_SIZE << inode.order
         if inode.kind == "guest_memfd" and (operation.offset % size or length % size):
             return failed(errno.EINVAL)
@@ -645,7 +654,10 @@ class System:
     def _punch(self, inode: Inode, start: int, end: int) -> None:
         if end <= start:
             return
-        self._erase(inode, start >> inode.order, end >> inode.order)
+        if self.conversions is not None and self.conversions.of(inode) is not None:
+            self.conversions.punch_hole(inode, start * PAGE_SIZE, (end - start) * PAGE_SIZE)
+            return
+        self.erase(inode, start >> inode.order, end >> inode.order)
         for mapping in inode.mappings:
             mapping.zap(start, end)
 
@@ -660,6 +672,8 @@ class System:
 
     def _host_fault(self, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:
         """virt/kvm/guest_memfd.c: kvm_gmem_fault_user_mapping. Pages that raise a signal are counted as bad."""
+        if file is not None and self.conversions is not None and self.conversions.of(file.inode) is not None:
+            return self.conversions.host_fault(operation, self.task(operation), file, start, count)
         inside = 0
         if file is not None and file.mapping is not None and not file.inode.private:
             inside = max(0, min(count, file.inode.pages - start))
@@ -669,7 +683,7 @@ class System:
             first = start + int(order[order >= inside][0])
         if inside:
             assert file is not None and file.mapping is not None
-            if not self._touch(self._task(operation), file.inode, start, start + inside, operation):
+            if not self.touch(self.task(operation), file.inode, start, start + inside, operation):
                 return failed(errno.ENOMEM, bad=count, first=start)
             file.mapping.map(start, start + inside)
         return Result(inside, 0, {"bad": count - inside, "first": first})
@@ -683,21 +697,25 @@ class System:
             self.vcpu_open = True
             self._descriptor()  # KVM_CREATE_VCPU returns one too
         inside = max(0, min(count, inode.pages - start))
+        conversions = self.conversions if self.conversions is not None and self.conversions.of(inode) else None
         if inode.kind == "guest_memfd":
-            reachable = not inode.private or self.scenario.guest.confidential != "none"
+            reachable = not inode.private or self.scenario.guest.confidential != "none" or conversions is not None
         else:
             reachable = file.mapping is not None
         if not reachable:
             return failed(errno.EFAULT, **({"left": count} if operation.by == "prefault" else {"done": 0}))
-        if inside and not self._touch(self._task(operation), inode, start, start + inside, operation):
+        if inside and not self.touch(self.task(operation), inode, start, start + inside, operation):
             return failed(errno.ENOMEM)
+        if conversions is not None:
+            error = conversions.guest_fault(inode, start, start + inside)
+            if error is not None:
+                return error
         if inode.kind == "memfd" and file.mapping is not None:
             file.mapping.map(start, start + inside)
         if operation.by == "prefault":
-            return Result(0, 0, {"left": 0}) if inside == count else failed(errno.ENOENT, left=count - inside)
-        if inside < count:
-            return failed(errno.EFAULT, done=inside)
-        return Result(0, 0, {"done": inside, "exit": KVM_EXIT_HLT})
+            # kvm_vcpu_pre_fault_memory: partial progress is success, with what is left.
+            return Result(0, 0, {"left": count - inside}) if inside or not count else failed(errno.ENOENT, left=count)
+        return Result(0, 0, {"done": inside, "exit": KVM_EXIT_HLT if inside == count else KVM_EXIT_MMIO})
 
     def _first_touch(self, operation: sc.FirstTouch) -> Result:
         """Generator: vCPUs take turns (shares one after another are expanded into faults before the run)."""
@@ -715,7 +733,7 @@ class System:
             tasks = np.array([self.tasks[name].index for name in self.vcpus])
             turns = in_turns if not operation.shared else shared_turns
             for pages, turn_of in turns(first, last, len(tasks), operation.turn):
-                keep = _inside(pages, holes)
+                keep = inside(pages, holes)
                 yield pages[keep], tasks[turn_of[keep]]
 
         complete = self._place_list(inode, holes, chunks())
@@ -723,10 +741,37 @@ class System:
             file.mapping.map(start, end)
         return self._allocated(complete)
 
+    def _convertible(self, operation: Any) -> tuple[Conversions, Inode] | None:
+        """What the operations of in-place conversion need: an open guest_memfd."""
+        file = self._file(operation.file)
+        if file is None or file.descriptor is None or self.conversions is None:
+            return None
+        return None if self.conversions.of(file.inode) is None else (self.conversions, file.inode)
+
+    def _convert(self, operation: sc.Convert) -> Result:
+        """Proposed in-place conversion of a range; not in 7.3."""
+        found = self._convertible(operation)
+        return failed(errno.EBADF) if found is None else found[0].convert(operation, found[1])
+
+    def _pin(self, operation: sc.Pin) -> Result:
+        """mm/gup.c: pin_user_pages through the host mapping, or a passing reference on any folio."""
+        found = self._convertible(operation)
+        return failed(errno.EBADF) if found is None else found[0].pin(operation, self.task(operation), found[1])
+
+    def _unpin(self, operation: sc.Unpin) -> Result:
+        found = self._convertible(operation)
+        return failed(errno.EBADF) if found is None else found[0].unpin(operation, found[1])
+
+    def _hwpoison(self, operation: sc.Hwpoison) -> Result:
+        """mm/memory-failure.c; virt/kvm/guest_memfd.c: kvm_gmem_error_folio."""
+        found = self._convertible(operation)
+        return failed(errno.EBADF) if found is None else found[0].hwpoison(operation, found[1])
+
     def _madvise(self, operation: sc.Madvise) -> Result:
         """mm/madvise.c for the advice that reaches the file's pages; other advice only marks the VMA."""
         file = self._file(operation.file)
-        if operation.offset % PAGE_SIZE:
+        acts = {MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED}
+        if operation.offset % PAGE_SIZE or operation.advice not in acts | _MADV_MARKS_ONLY:
             return failed(errno.EINVAL)
         start, end = self.pages(operation, file.inode.pages if file else 0)
         if start == end:
@@ -734,78 +779,23 @@ class System:
         if file is None or file.mapping is None or start >= file.mapping.pages:
             return failed(errno.ENOMEM)
         inside = min(end, file.mapping.pages)
-        if operation.advice == MADV_DONTNEED:
+        if operation.advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
             file.mapping.zap(start, inside)
         elif operation.advice == MADV_REMOVE:
             self._punch(file.inode, start, inside)
         elif operation.advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
             if file.inode.private:
                 return failed(errno.EFAULT)
-            if not self._touch(self._task(operation), file.inode, start, inside):
+            if not self.touch(self.task(operation), file.inode, start, inside):
                 return failed(errno.ENOMEM)
             file.mapping.map(start, inside)
         return Result() if inside == end else failed(errno.ENOMEM)
 
     def _move_pages(self, operation: sc.MovePages) -> Result:
-        """mm/migrate.c: do_pages_move of a range to one node; guest_memfd pages cannot move.
-
-        ``status_first`` and ``status_last`` are what the call wrote for the first and last page, -9999 if nothing,
-        and ``status_same`` how many equal the first.
-        """
-        file = self._file(operation.file)
-        start, end = self.pages(operation, file.inode.pages if file else 0)
-        count = end - start
-        status = np.full(count, -9999, np.int64)
-        target = self.index_of_node.get(operation.node)
-        ret = 0
-        if target is None or not self.has_memory[target]:
-            return failed(errno.ENODEV, **_statuses(status))
-        if not self.mems_allowed >> operation.node & 1:
-            return failed(errno.EACCES, **_statuses(status))
-        kind = self._move_kinds(file, start, end, target, operation.move_all)
-        settled = np.flatnonzero(kind != 1)
-        queued = np.flatnonzero(kind == 1)
-        if len(queued) and (file is None or file.inode.kind == "guest_memfd"):
-            # The queue is flushed at the next page that needs no move, or at the end; its failure ends the call.
-            first = int(queued[0])
-            later = settled[settled > first]
-            stop = int(later[0]) + 1 if len(later) else count
-            ret = (stop - first) + (count - stop) - (1 if len(later) else 0)
-            settled = settled[settled < stop]
-        status[settled] = np.where(kind[settled] == 0, operation.node, -kind[settled])
-        return Result(ret, 0, _statuses(status))
-
-    def _move_kinds(self, file: OpenFile | None, start: int, end: int, target: int, move_all: bool) -> Int64s:
-        """Per page of the range: 0 already there, 1 queued for migration, else the errno written to its status."""
-        kind = np.full(end - start, errno.ENOENT, np.int64)
-        if file is None or file.mapping is None:
-            kind[:] = errno.EFAULT
-            return kind
-        pages = np.arange(start, end)
-        zones = file.inode.map.zone_of(pages >> file.inode.order)
-        here = _inside(pages, file.mapping.mapped) & (zones >= 0)
-        kind[here] = np.where(self.zone_node[zones[here]] == target, 0, 1)
-        if not move_all:
-            for other in file.inode.mappings:
-                if other is not file.mapping:
-                    shared = here & _inside(pages, other.mapped) & (kind == 1)
-                    kind[shared] = errno.EACCES
-        kind[pages >= file.mapping.pages] = errno.EFAULT
-        return kind
+        return Result(*migration.move_pages(self, operation))
 
     def _migrate_pages(self, operation: sc.MigratePages) -> Result:
-        """mm/mempolicy.c: do_migrate_pages: the number of pages that could not be moved."""
-        source = self.index_of_node.get(operation.source)
-        if source is None or self.index_of_node.get(operation.target) is None:
-            return failed(errno.EINVAL)
-        stuck = 0
-        if operation.source != operation.target:
-            for inode in {id(file.inode): file.inode for file in self.files.values()}.values():
-                for mapping in inode.mappings if inode.kind == "guest_memfd" else ():
-                    for low, high in mapping.mapped:
-                        counts = inode.map.counts(len(self.free), int(low), int(high))
-                        stuck += int(counts[self.zone_node == source].sum())
-        return Result(stuck)
+        return Result(*migration.migrate_pages(self, operation))
 
     def _hog(self, operation: sc.Hog) -> Result:
         """Anonymous memory of another process, preferred on (or bound to) one node."""
@@ -855,7 +845,7 @@ class System:
 
     # ................................................................................................... placement
 
-    def _touch(self, task: Thread, inode: Inode, start: int, end: int, operation: sc.Fault | None = None) -> bool:
+    def touch(self, task: Thread, inode: Inode, start: int, end: int, operation: sc.Fault | None = None) -> bool:
         """Make pages ``[start, end)`` present, as ``task``, in the operation's order. False: no huge page is left.
 
         virt/kvm/guest_memfd.c: kvm_gmem_get_folio: a present folio is found and nothing else happens; for an absent one
@@ -867,14 +857,14 @@ class System:
             return True
         order = operation.order if operation is not None else "sequential"
         if order in ("sequential", "reverse"):
-            return self._place_pieces(task, inode, holes, -1 if order == "reverse" else 1)
+            return self.place(task, inode, holes, -1 if order == "reverse" else 1)
         assert operation is not None
         within = self._order(operation, last - first)
 
         def chunks() -> Iterator[tuple[Int64s, Int64s]]:
             for low in range(0, len(within), _LIST_CHUNK):
                 pages = first + within[low : low + _LIST_CHUNK]
-                pages = pages[_inside(pages, holes)]
+                pages = pages[inside(pages, holes)]
                 yield pages, np.full(len(pages), task.index)
 
         return self._place_list(inode, holes, chunks())
@@ -889,8 +879,11 @@ class System:
             fault_order.random_order(np.uint64(operation.seed), out)
         return out
 
-    def _place_pieces(self, task: Thread, inode: Inode, holes: Int64s, step: int) -> bool:
-        ranges, policies = self._policy_ranges(inode)
+    def place(
+        self, task: Thread, inode: Inode, holes: Int64s, step: int = 1, override: mp.Mempolicy | None = None
+    ) -> bool:
+        """Back every folio of ``holes`` int64 (n, 2), upwards or downwards, under the file's policies or ``override``."""
+        ranges, policies = self._policy_ranges(inode) if override is None else (no_intervals(), [override])
         low, high, which = _split_at(holes, ranges)
         requests, row_of = self._requests(inode, [task], policies)
         pieces = np.column_stack((low, high - low, np.full(len(low), step), row_of[0][which]))
@@ -1039,23 +1032,6 @@ def _reported(policy: mp.Mempolicy | None) -> dict[str, Any]:
     return {"mode": policy.mode_word, "nodes": mp.format_nodes(policy.reported_nodes)}
 
 
-def _statuses(status: Int64s) -> dict[str, int]:
-    if not len(status):
-        return {}
-    return {
-        "status_first": int(status[0]),
-        "status_last": int(status[-1]),
-        "status_same": int((status == status[0]).sum()),
-    }
-
-
-def _inside(pages: Int64s, intervals: Int64s) -> np.ndarray:
-    """Whether each page lies in one of the sorted disjoint intervals: bool (n,)."""
-    position = np.searchsorted(intervals[:, 0], pages, side="right") - 1
-    ends = np.concatenate((intervals[:, 1], [np.iinfo(np.int64).min]))
-    return pages < ends[position]
-
-
 def _covering(pages: Int64s, ranges: Int64s) -> Int64s:
     """Index of the range that covers each page; ``len(ranges)`` where none does."""
     position = np.searchsorted(ranges[:, 0], pages, side="right") - 1
@@ -1065,8 +1041,8 @@ def _covering(pages: Int64s, ranges: Int64s) -> Int64s:
 
 def _split_at(holes: Int64s, ranges: Int64s) -> tuple[Int64s, Int64s, Int64s]:
     """Cut holes where policy ranges begin and end: (start, end, index of the covering range), ascending."""
-    inside = ranges[(ranges[:, 1] > holes[0, 0]) & (ranges[:, 0] < holes[-1, 1])]
-    edges = np.unique(np.concatenate((holes.ravel(), inside.ravel())))
+    near = ranges[(ranges[:, 1] > holes[0, 0]) & (ranges[:, 0] < holes[-1, 1])]
+    edges = np.unique(np.concatenate((holes.ravel(), near.ravel())))
     low, high = edges[:-1], edges[1:]
-    keep = _inside(low, holes)
+    keep = inside(low, holes)
     return low[keep], high[keep], _covering(low[keep], ranges)
