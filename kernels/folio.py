@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compile import kernel
+from kernels.compile import inlined_kernel, kernel
 
 EAGAIN, EFAULT, EINVAL, ENOENT, ENOMEM = errno.EAGAIN, errno.EFAULT, errno.EINVAL, errno.ENOENT, errno.ENOMEM
 EHWPOISON = 133  # include/uapi/asm-generic/errno.h; Python's errno has no name for it
@@ -382,7 +382,7 @@ def _operate(s: State, op: int, offset: int, length: int, argument: int, node: i
 # ---------------------------------------------------------------------------------------------------- bits
 
 
-@kernel
+@inlined_kernel
 def popcount(x: int) -> int:
     """Bits set in a uint64 (adds only: a product would overflow when run as plain Python)."""
     x = x - ((x >> ONE) & _M1)
@@ -394,7 +394,7 @@ def popcount(x: int) -> int:
     return np.int64(x & _M7)
 
 
-@kernel
+@inlined_kernel
 def _mask(word: int, first: int, end: int) -> int:
     """Bits of ``word`` that lie in pages [first, end)."""
     mask = ALL
@@ -413,7 +413,7 @@ def _bit(words: np.ndarray, page: int) -> bool:
 # ---------------------------------------------------------------------------------------------------- conversion
 
 
-@kernel
+@inlined_kernel
 def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
     size = s.options[PAGES] * 4096
     s.counts[N_CONVERSIONS] += 1
@@ -431,7 +431,7 @@ def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
     return error
 
 
-@kernel
+@inlined_kernel
 def _convert_range(s: State, first: int, end: int, to_shared: bool) -> int:
     """Generation B, and base pages in either generation: all or nothing."""
     differing, runs, block_runs = _scan(s, first, end, to_shared)
@@ -462,7 +462,7 @@ def _convert_range(s: State, first: int, end: int, to_shared: bool) -> int:
     return 0
 
 
-@kernel
+@inlined_kernel
 def _convert_blocks(s: State, first: int, end: int, to_shared: bool) -> int:
     """Generation C: each block in turn; a failure leaves the blocks before it converted."""
     pages = np.int64(1) << s.options[BACKING]
@@ -496,7 +496,7 @@ def _convert_blocks(s: State, first: int, end: int, to_shared: bool) -> int:
     return 0
 
 
-@kernel
+@inlined_kernel
 def _scan(s: State, first: int, end: int, to_shared: bool) -> tuple[int, int, int]:
     """Pages of [first, end) in the other state, the runs they form, and the same runs cut at block borders."""
     wanted = PAGES_2M if to_shared else 0
@@ -533,7 +533,7 @@ def _scan(s: State, first: int, end: int, to_shared: bool) -> tuple[int, int, in
     return differing, runs, runs + extra
 
 
-@kernel
+@inlined_kernel
 def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
     """Store the new state and keep the counters and the huge mappings possible in step."""
     wanted = PAGES_2M if to_shared else 0
@@ -793,7 +793,7 @@ def _spin(s: State, first_block: int, last_block: int) -> None:
             s.references[row, page, TRANSIENT] = 0
 
 
-@kernel
+@inlined_kernel
 def _first_referenced(s: State, first: int, end: int, shared_only: bool) -> int:
     """First page of [first, end) with references the conversion does not expect, or -1.
 

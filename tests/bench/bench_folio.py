@@ -1,0 +1,143 @@
+"""Conversions against a C port of the same algorithm, and a guest of 16 TiB in little memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bench.harness import NO_COMPILER, Variant, compile_c, duration, measure, pointer, print_table, verdict
+from kernels import folio
+
+GIB, TIB = 1 << 30, 1 << 40
+COUNT = int(os.environ.get("BENCH_FOLIO_CONVERSIONS", "10000000"))
+LIMIT_OF_C = 1.25
+LIMIT_BYTES_PER_PAGE = 0.2
+LIMIT_MEMORY = 4 * GIB
+FIELDS = ("shared", "shared_2m", "shared_1g", "level", "whole_1g", "full_2m", "full_1g", "extra_2m", "extra_1g", "node",
+          "vmemmap", "vmemmap_order", "taken", "freed", "options", "counts", "scratch")  # fmt: skip
+
+
+class CState(ctypes.Structure):
+    """``struct state`` of the port, on the arrays of a :class:`kernels.folio.State`."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in FIELDS] + [("nodes", ctypes.c_int64)]
+
+
+def new_guest(size: int, order: int, generation: int) -> folio.State:
+    """All private and populated, on two nodes with memory enough."""
+    options = np.zeros(folio.OPTIONS, np.int64)
+    options[:3] = size >> 12, order, generation
+    options[folio.HVO] = 1
+    state = folio.new_state(
+        options,
+        np.full(2, 1 << 40),
+        np.array([[0, 1], [1, 0]]),
+        np.full((2, 2), 1 << 40),
+        np.zeros((2, 2), np.int64),
+        np.zeros((2, 2, 2), np.int64),
+    )
+    stream = np.array([[folio.GUEST_FAULT, 0, size, 1, 0, 0]])
+    none = np.zeros((0, len(folio.COUNTERS) + 2), np.int64)
+    assert folio.run(state, stream, np.zeros(1, np.int32), np.zeros(1, np.int64), 0, none, 0) == 1
+    return state
+
+
+def copied(state: folio.State) -> folio.State:
+    """An independent copy."""
+    return folio.State(*(array.copy() for array in state))
+
+
+def random_stream(size: int, count: int, largest: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offsets, lengths (4 KiB to 2 MiB, log-uniform) and directions."""
+    rng = np.random.default_rng(1)
+    pages = np.minimum(np.exp(rng.uniform(0, np.log(largest + 1), count)).astype(np.int64), largest)
+    first = (rng.random(count) * ((size >> 12) - pages + 1)).astype(np.int64)
+    return first << 12, pages << 12, rng.integers(0, 2, count).astype(np.int8)
+
+
+def state_bytes(state: folio.State) -> int:
+    """Bitmap and counters."""
+    return sum(getattr(state, name).nbytes for name in FIELDS[:10]) + state.reference_row.nbytes
+
+
+def large_guest() -> None:
+    """16 TiB, a million conversions: prints seconds and peak memory. Runs in its own process."""
+    size = 16 * TIB
+    stream = random_stream(size, 1_000_000)
+    begin = time.perf_counter()
+    state = new_guest(size, folio.ORDER_1G, folio.GENERATION_C)
+    errors, offsets = np.zeros(1_000_000, np.int32), np.zeros(1_000_000, np.int64)
+    folio.convert_many(state, *stream, errors, offsets)
+    print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def main() -> None:
+    """Print the tables."""
+    library = compile_c(Path(__file__).with_name("folio_port.c").read_text())
+    rows = []
+    if library is None:
+        print(NO_COMPILER)
+    else:
+        library.convert_many.restype = ctypes.c_int64
+        offset, length, to_shared = random_stream(TIB, COUNT)
+        errors, offsets = np.zeros(COUNT, np.int32), np.zeros(COUNT, np.int64)
+        c_errors, c_offsets = errors.copy(), offsets.copy()
+        for name, order, generation in (
+            ("1 GiB folios, generation C", 18, folio.GENERATION_C),
+            ("1 GiB folios, generation B", 18, folio.GENERATION_B),
+            ("2 MiB folios, generation C", 9, folio.GENERATION_C),
+        ):
+            fresh = new_guest(TIB, order, generation)
+            mine, theirs = copied(fresh), copied(fresh)
+            port = CState(**{field: pointer(getattr(theirs, field)) for field in FIELDS}, nodes=2)
+
+            def reset(state: folio.State, fresh: folio.State = fresh) -> None:
+                for array, content in zip(state, fresh, strict=True):
+                    array[...] = content
+
+            def run_c(port: CState = port) -> None:
+                library.convert_many(
+                    ctypes.byref(port), pointer(offset), pointer(length), pointer(to_shared), ctypes.c_int64(COUNT),
+                    pointer(c_errors), pointer(c_offsets),
+                )  # fmt: skip
+
+            variants = {
+                "C": Variant(run_c, lambda state=theirs: reset(state)),
+                "Numba": Variant(
+                    lambda state=mine: folio.convert_many(state, offset, length, to_shared, errors, offsets),
+                    lambda state=mine: reset(state),
+                ),
+            }
+            times = measure(variants, repetitions=5)
+            for field in FIELDS[:-1]:
+                assert np.array_equal(getattr(mine, field), getattr(theirs, field)), field
+            assert np.array_equal(errors, c_errors) and np.array_equal(offsets, c_offsets)
+            ratio = times.ratio("Numba", "C")
+            rows.append([name, duration(times["C"] / COUNT), duration(times["Numba"] / COUNT), f"{ratio:.3g} ×",
+                         f"{LIMIT_OF_C:g} ×", verdict(ratio, LIMIT_OF_C)])  # fmt: skip
+        header = ["1 TiB, 4 KiB to 2 MiB log-uniform", "C", "this", "ratio", "goal", ""]
+        print_table(f"{COUNT:,} random conversions: each", header, rows)
+
+    per_page = state_bytes(new_guest(TIB, 18, 1)) / (TIB >> 12)
+    subprocess.run([sys.executable, __file__, "large"], check=True, stdout=subprocess.DEVNULL)  # compiles
+    output = subprocess.run([sys.executable, __file__, "large"], check=True, capture_output=True, text=True).stdout
+    seconds, memory = (float(word) for word in output.split())
+    limits = [
+        ["bitmap and counters, bytes per 4 KiB page", f"{per_page:.3f}", f"{LIMIT_BYTES_PER_PAGE}",
+         verdict(per_page, LIMIT_BYTES_PER_PAGE)],
+        ["16 TiB, 10^6 conversions: seconds", f"{seconds:.2f}", "10", verdict(seconds, 10)],
+        ["16 TiB, 10^6 conversions: peak memory, GiB", f"{memory / GIB:.2f}", f"{LIMIT_MEMORY / GIB:g}",
+         verdict(memory, LIMIT_MEMORY)],
+    ]  # fmt: skip
+    print_table("Size of the state", ["what", "value", "at most", ""], limits)
+
+
+if __name__ == "__main__":
+    large_guest() if "large" in sys.argv[1:] else main()

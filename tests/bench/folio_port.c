@@ -1,0 +1,253 @@
+/* The conversion path of kernels/folio.py in C: same state, same algorithm, one huge page size, one-step splits.
+ * References and poison are absent from the benchmark's streams, so only the tests for their absence are here. */
+
+#include <stdint.h>
+
+enum { NONE, BASE, SPLIT, HUGE_2M, HUGE_1G };
+enum { PAGES, BACKING, GENERATION, SPLITTING, SPLIT_AT, MERGING, HVO };
+enum { N_SHARED, N_PRESENT, N_MAPPED_1G, N_MAPPED_2M, N_LOST_1G, N_LOST_2M, N_REGAINED_1G, N_REGAINED_2M,
+       N_SPLITS_1G, N_SPLITS_2M, N_MERGES_1G, N_MERGES_2M, N_UNOPTIMISED, N_CONVERSIONS, N_CONVERTED, N_WITHOUT_WORK,
+       N_FAILED, N_ROLLBACKS, N_INVALIDATIONS, N_INVALIDATED, N_LOST_PRIVATE, N_SPINS, N_DRAINS, N_ZEROED, N_TAKEN,
+       N_FREED, N_SPILLED, N_PEAK, N_ORPHANED, N_LRU, N_POISONED, N_ROWS };
+#define EINVAL 22
+#define ENOMEM 12
+
+struct state {
+    uint64_t *shared;
+    int16_t *shared_2m;
+    int32_t *shared_1g;
+    int8_t *level, *whole_1g, *full_2m, *full_1g;
+    int16_t *extra_2m, *extra_1g, *node;
+    int64_t *vmemmap, *vmemmap_order, *taken, *freed, *options, *counts, *scratch;
+    int64_t nodes;
+};
+
+static uint64_t mask_of(int64_t word, int64_t first, int64_t end) {
+    uint64_t mask = ~0ull;
+    if (first > word * 64) mask &= ~0ull << (first - word * 64);
+    if (end < word * 64 + 64) mask &= ~0ull >> (word * 64 + 64 - end);
+    return mask;
+}
+
+static void scan(struct state *s, int64_t first, int64_t end, int to_shared, int64_t *differing, int64_t *runs,
+                 int64_t *block_runs) {
+    int64_t wanted = to_shared ? 512 : 0, count = 0, starts = 0, extra = 0;
+    uint64_t flip = to_shared ? ~0ull : 0, carry = 0;
+    int boundary = s->options[BACKING] == 18;
+    for (int64_t block = first >> 9; block <= (end - 1) >> 9; block++) {
+        int64_t low = first > block << 9 ? first : block << 9;
+        int64_t high = end < (block + 1) << 9 ? end : (block + 1) << 9;
+        int64_t here = s->shared_2m[block];
+        int at_border = !boundary || (block & 511) == 0;
+        if (here == wanted) { carry = 0; continue; }
+        if (here == 512 - wanted) {
+            count += high - low;
+            if (!carry) starts++;
+            else if (at_border) extra++;
+            carry = 1;
+            continue;
+        }
+        for (int64_t word = low >> 6; word <= (high - 1) >> 6; word++) {
+            uint64_t bits = (s->shared[word] ^ flip) & mask_of(word, low, high);
+            if (at_border && (word & 7) == 0 && carry && (bits & 1)) extra++;
+            if (bits) {
+                count += __builtin_popcountll(bits);
+                starts += __builtin_popcountll(bits & ~((bits << 1) | carry));
+            }
+            carry = bits >> 63;
+        }
+    }
+    *differing = count; *runs = starts; *block_runs = starts + extra;
+}
+
+static void set_state(struct state *s, int64_t first, int64_t end, int to_shared) {
+    int64_t wanted = to_shared ? 512 : 0, sign = to_shared ? 1 : -1, *counts = s->counts;
+    uint64_t value = to_shared ? ~0ull : 0;
+    for (int64_t block = first >> 9; block <= (end - 1) >> 9; block++) {
+        int64_t before = s->shared_2m[block], changed = 0;
+        if (before == wanted) continue;
+        int64_t low = first > block << 9 ? first : block << 9;
+        int64_t high = end < (block + 1) << 9 ? end : (block + 1) << 9;
+        if (high - low == 512) {
+            changed = to_shared ? 512 - before : before;
+            for (int64_t word = block << 3; word < (block + 1) << 3; word++) s->shared[word] = value;
+        } else {
+            for (int64_t word = low >> 6; word <= (high - 1) >> 6; word++) {
+                uint64_t bits = (s->shared[word] ^ value) & mask_of(word, low, high);
+                if (bits) {
+                    changed += __builtin_popcountll(bits);
+                    s->shared[word] ^= bits;
+                }
+            }
+        }
+        if (!changed) continue;
+        int level = s->level[block];
+        int64_t giga = block >> 9, before_1g = s->shared_1g[giga], after_1g = before_1g + sign * changed;
+        int64_t after = before + sign * changed;
+        s->shared_2m[block] = (int16_t)after;
+        s->shared_1g[giga] = (int32_t)after_1g;
+        counts[N_SHARED] += sign * changed;
+        counts[N_CONVERTED] += changed;
+        if (level == HUGE_2M) {
+            if (before == 0) { counts[N_MAPPED_2M]--; counts[N_LOST_2M]++; }
+            else if (after == 0) { counts[N_MAPPED_2M]++; counts[N_REGAINED_2M]++; }
+        } else if (level == HUGE_1G) {
+            if (before_1g == 0) { counts[N_MAPPED_1G]--; counts[N_LOST_1G]++; }
+            else if (after_1g == 0) { counts[N_MAPPED_1G]++; counts[N_REGAINED_1G]++; }
+        }
+    }
+}
+
+static int64_t free_vmemmap(struct state *s) {
+    int64_t sum = 0;
+    for (int64_t node = 0; node < s->nodes; node++) sum += s->vmemmap[node];
+    return sum;
+}
+
+static int take(struct state *s, int64_t home, int64_t pages, int16_t *holder) {
+    int64_t left = pages;
+    if (free_vmemmap(s) < pages) return 0;
+    for (int64_t position = 0; position < s->nodes && left; position++) {
+        int64_t node = s->vmemmap_order[home * s->nodes + position];
+        int64_t here = left < s->vmemmap[node] ? left : s->vmemmap[node];
+        if (here <= 0) continue;
+        s->vmemmap[node] -= here;
+        s->taken[node] += here;
+        holder[node] += (int16_t)here;
+        left -= here;
+        if (node != home) s->counts[N_SPILLED] += here;
+    }
+    s->counts[N_TAKEN] += pages;
+    return 1;
+}
+
+static void give_back(struct state *s, int16_t *holder) {
+    for (int64_t node = 0; node < s->nodes; node++) {
+        s->vmemmap[node] += holder[node];
+        s->freed[node] += holder[node];
+        s->counts[N_FREED] += holder[node];
+        holder[node] = 0;
+    }
+}
+
+static int split_range(struct state *s, int64_t first, int64_t end) {
+    for (int64_t block = first >> 9; block <= (end - 1) >> 9; block++) {
+        if (s->level[block] == HUGE_1G) {
+            int64_t giga = block >> 9;
+            if (s->options[HVO] && !s->full_1g[giga]) {
+                if (!take(s, s->node[giga << 9], 4095, s->extra_1g + giga * s->nodes)) return ENOMEM;
+                s->full_1g[giga] = 1;
+            }
+            for (int64_t other = giga << 9; other < (giga + 1) << 9; other++) s->level[other] = SPLIT;
+            s->counts[N_SPLITS_1G]++;
+            if (s->shared_1g[giga] == 0) { s->counts[N_MAPPED_1G]--; s->counts[N_LOST_1G]++; }
+        } else if (s->level[block] == HUGE_2M) {
+            if (s->options[HVO] && !s->full_2m[block]) {
+                if (!take(s, s->node[block], 7, s->extra_2m + block * s->nodes)) return ENOMEM;
+                s->full_2m[block] = 1;
+            }
+            s->level[block] = SPLIT;
+            s->counts[N_SPLITS_2M]++;
+            if (s->shared_2m[block] == 0) { s->counts[N_MAPPED_2M]--; s->counts[N_LOST_2M]++; }
+        }
+    }
+    return 0;
+}
+
+static void merge_1g(struct state *s, int64_t giga) {
+    for (int64_t block = giga << 9; block < (giga + 1) << 9; block++)
+        if (s->level[block] != SPLIT) return;
+    if (s->full_1g[giga]) {
+        if (free_vmemmap(s) > 0) { give_back(s, s->extra_1g + giga * s->nodes); s->full_1g[giga] = 0; }
+        else s->counts[N_UNOPTIMISED]++;
+    }
+    for (int64_t block = giga << 9; block < (giga + 1) << 9; block++) s->level[block] = HUGE_1G;
+    s->counts[N_MERGES_1G]++; s->counts[N_MAPPED_1G]++; s->counts[N_REGAINED_1G]++;
+}
+
+static void merge_range(struct state *s, int64_t first, int64_t end) {
+    for (int64_t block = first >> 9; block <= (end - 1) >> 9; block++) {
+        int64_t giga = block >> 9;
+        if (s->whole_1g[giga]) {
+            if (s->shared_1g[giga] == 0) merge_1g(s, giga);
+            block = ((giga + 1) << 9) - 1;
+        } else if (s->shared_2m[block] == 0 && s->level[block] == SPLIT) {
+            if (s->full_2m[block]) {
+                if (free_vmemmap(s) > 0) { give_back(s, s->extra_2m + block * s->nodes); s->full_2m[block] = 0; }
+                else s->counts[N_UNOPTIMISED]++;
+            }
+            s->level[block] = HUGE_2M;
+            s->counts[N_MERGES_2M]++; s->counts[N_MAPPED_2M]++; s->counts[N_REGAINED_2M]++;
+        }
+    }
+}
+
+static int convert_range(struct state *s, int64_t first, int64_t end, int to_shared) {
+    int64_t differing, runs, block_runs, order = s->options[BACKING];
+    scan(s, first, end, to_shared, &differing, &runs, &block_runs);
+    if (!differing) { s->counts[N_WITHOUT_WORK]++; return 0; }
+    s->counts[N_INVALIDATIONS] += runs;
+    s->counts[N_INVALIDATED] += (order == 0 ? differing : block_runs << order) << 12;
+    if (to_shared) {
+        int error = split_range(s, first, end);
+        if (error) {
+            s->counts[N_ROLLBACKS]++;
+            s->counts[N_LOST_PRIVATE] += differing;
+            if (s->options[MERGING] == 0) merge_range(s, first, end);
+            return error;
+        }
+    } else if (s->counts[N_ROWS] || s->counts[N_LRU] || s->counts[N_POISONED]) return -1;
+    set_state(s, first, end, to_shared);
+    if (!to_shared && s->options[MERGING] == 0) merge_range(s, first, end);
+    return 0;
+}
+
+static int convert_blocks(struct state *s, int64_t first, int64_t end, int to_shared) {
+    int64_t pages = (int64_t)1 << s->options[BACKING];
+    int worked = 0;
+    while (first < end) {
+        int64_t stop = (first / pages + 1) * pages, differing, runs, block_runs;
+        if (stop > end) stop = end;
+        scan(s, first, stop, to_shared, &differing, &runs, &block_runs);
+        if (differing) {
+            worked = 1;
+            if (!to_shared && (s->counts[N_ROWS] || s->counts[N_LRU] || s->counts[N_POISONED])) return -1;
+            s->counts[N_INVALIDATIONS]++;
+            s->counts[N_INVALIDATED] += (stop - first) << 12;
+            if (to_shared) {
+                int error = split_range(s, first, stop);
+                if (error) {
+                    s->counts[N_LOST_PRIVATE] += differing;
+                    if (s->options[MERGING] == 0) merge_range(s, first, stop);
+                    s->scratch[2] = first;
+                    return error;
+                }
+            }
+            set_state(s, first, stop, to_shared);
+            if (!to_shared && s->options[MERGING] == 0) merge_range(s, first, stop);
+        }
+        first = stop;
+    }
+    if (!worked) s->counts[N_WITHOUT_WORK]++;
+    return 0;
+}
+
+int64_t convert_many(struct state *s, const int64_t *offset, const int64_t *length, const int8_t *to_shared, int64_t n,
+                     int32_t *errors, int64_t *offsets) {
+    int64_t failed = 0, size = s->options[PAGES] * 4096;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t from = offset[i], bytes = length[i];
+        int error;
+        s->scratch[2] = -1;
+        s->counts[N_CONVERSIONS]++;
+        if (from < 0 || bytes <= 0 || (from | bytes) & 4095 || from > size || bytes > size - from) error = EINVAL;
+        else if (s->options[GENERATION] == 0 || s->options[BACKING] == 0)
+            error = convert_range(s, from >> 12, (from + bytes) >> 12, to_shared[i]);
+        else error = convert_blocks(s, from >> 12, (from + bytes) >> 12, to_shared[i]);
+        s->counts[N_FAILED] += error != 0;
+        failed += error != 0;
+        errors[i] = error;
+        offsets[i] = error && s->scratch[2] >= 0 ? s->scratch[2] * 4096 : -1;
+    }
+    return failed;
+}
