@@ -8,8 +8,6 @@ Three decorators:
 ``@inlined_kernel``
     for small helpers of such functions that take many arrays, a named tuple of them for instance: passing them
     costs more than the helper does (3 times slower on the buddy allocator), so they are always inlined.
-``@inlined_kernel``
-    the same for helpers that must cost no call.
 ``@allocating_kernel``
     for the few entry points that create arrays themselves.
 
@@ -123,15 +121,6 @@ def kernel(function: _Function) -> _Function:
 
 def inlined_kernel(function: _Function) -> _Function:
     """Like :func:`kernel`, and compiled into every caller."""
-    return _compiled(function, _nrt=False, forceinline=True)
-
-
-def inlined_kernel(function: _Function) -> _Function:
-    """A helper of kernels that LLVM copies into each caller.
-
-    For a hot path whose helpers take many arrays: seven machine words of each would otherwise be written to the stack
-    and read back at every call (half the time of a conversion in :mod:`kernels.folio`).
-    """
     return _compiled(function, _nrt=False, forceinline=True)
 
 

@@ -298,7 +298,9 @@ def mapping_share(series: Int64s) -> npt.NDArray[np.float64]:
 
 def stream_of(operations: Sequence[tuple[str, int, int, int]]) -> Int64s:
     """A stream from (operation, offset, length, argument) tuples; see :data:`OPERATIONS`."""
-    rows = [(_choice("op", op, OPERATIONS), offset, length, argument, 0, 0) for op, offset, length, argument in operations]
+    rows = [
+        (_choice("op", op, OPERATIONS), offset, length, argument, 0, 0) for op, offset, length, argument in operations
+    ]
     return np.array(rows, np.int64).reshape(-1, 6)
 
 

@@ -179,7 +179,9 @@ def bad_guest(count: int, offset: int = 0) -> Int64s:
     return conversions(np.full(count, offset), np.full(count, PAGE_SIZE), np.arange(count) % 2 == 0)
 
 
-def uniform_random(memory: int, count: int, *, smallest: int = 4 * KIB, largest: int = 2 * MIB, seed: int = 0) -> Int64s:
+def uniform_random(
+    memory: int, count: int, *, smallest: int = 4 * KIB, largest: int = 2 * MIB, seed: int = 0
+) -> Int64s:
     """Conversions anywhere, sizes log-uniform between two bounds, to either side with equal chance."""
     _positive("count", count)
     if not PAGE_SIZE <= smallest <= largest <= memory:

@@ -485,6 +485,9 @@ class Boot(_Model):
         "boot", description="hotplug: rebuilt since boot, CPU penalty applies"
     )
     hugetlb_pages: dict[int, int] | None = Field(None, description="huge pages of the guest's size per node id")
+    vmemmap_pages: dict[int, int] | None = Field(
+        None, description="4 KiB pages per node id that splits can restore vmemmap from; what the pools leave if left out"
+    )
     weights: dict[int, int] | None = Field(None, description="interleave weights; automatic from bandwidth if left out")
 
 

@@ -37,6 +37,7 @@ class _Log:
     free: list[np.ndarray] = field(default_factory=list)
     observed: list[tuple[int, str, np.ndarray]] = field(default_factory=list)
     accesses: dict[int, Any] = field(default_factory=dict)
+    conversions: list[np.ndarray] = field(default_factory=list)
 
 
 def simulate(
@@ -73,6 +74,8 @@ def simulate(
         if isinstance(operation, sc.Observe) and not result.errno:
             file = system.files[operation.file]
             log.observed.append((number, operation.file, _observed_runs(system, file.inode, operation)))
+        if system.conversions is not None:
+            log.conversions.append(system.conversions.row())
         if system.accesses:
             log.accesses[number] = system.accesses.pop()
         if progress is not None:
@@ -128,6 +131,10 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
         from workbench import access
 
         access.put_variables(system, len(log.results), log.accesses, put)
+    if log.conversions:
+        from workbench import conversion
+
+        variables.update(conversion.variables(np.array(log.conversions)))
     coordinates = {
         "node": system.node_ids,
         "node_to": system.node_ids,
@@ -136,6 +143,8 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
         "file": np.array(list(inodes), dtype=str),
         "vcpu": np.array(system.vcpus, dtype=str),
     }
+    if log.conversions:
+        coordinates |= {"level": np.array(conversion.LEVELS), "part": np.array(conversion.PARTS)}
     dataset = results.annotate(xr.Dataset(variables, coordinates))
     dataset.attrs.update(scenario=scenario.name, provenance=results.provenance(scenario))
     if scenario.comment:

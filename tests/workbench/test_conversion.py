@@ -1,0 +1,310 @@
+"""Conversion files, their streams and Datasets, and conversions inside the engine."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import workbench as wb
+from workbench import conversion as cv
+from workbench import generators_conversion as gen
+from workbench import published
+from workbench.conversion import ConversionFile, HostMemory
+from workbench.errors import WorkbenchError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+def private(size, page_size="1 GiB", **options):
+    file = ConversionFile(size, page_size, **options)
+    assert not file.run_stream(cv.populate(size)).errors.any()
+    return file
+
+
+def test_one_shared_page_costs_a_1g_mapping():
+    file = private(4 * GIB)
+    assert file.mapping_share.tolist() == [0, 0, 1]
+    assert file.convert(GIB + 4096, 4096, "shared") == (0, None)
+    assert file.mapping_share.tolist() == [0.25, 0, 0.75]
+    assert file.held_vmemmap.tolist() == [4095] and file.count("splits_1g") == 1
+    assert file.is_shared()[[GIB // 4096, GIB // 4096 + 1]].tolist() == [False, True]
+    assert file.shared_groups == 1
+    assert file.convert(0, 4 * GIB, "private") == (0, None)
+    assert file.mapping_share.tolist() == [0, 0, 1] and file.held_vmemmap.tolist() == [0]
+
+
+def test_two_stages_keep_511_large_mappings():
+    file = private(GIB, split="two-stage")
+    file.convert(0, 4096, "shared")
+    assert file.held_vmemmap.tolist() == [518]
+    np.testing.assert_allclose(file.mapping_share, [1 / 512, 511 / 512, 0])
+
+
+def test_split_waits_for_the_host():
+    file = private(GIB, split_on="host_fault")
+    file.convert(0, 4096, "shared")
+    assert file.count("splits_1g") == 0
+    assert file.host_fault(0) == (0, None)
+    assert file.count("splits_1g") == 1
+
+
+@pytest.mark.parametrize("merge", ["eager", "lazy", "never"])
+def test_merge_policies(merge):
+    file = private(2 * MIB, "2 MiB", merge=merge)
+    file.convert(0, 4096, "shared")
+    file.convert(0, 4096, "private")
+    assert file.count("merges_2m") == (merge == "eager")
+    file.guest_fault(8192)
+    assert file.count("merges_2m") == (merge != "never")
+    file.merge()
+    assert file.count("merges_2m") == 1
+
+
+def test_vmemmap_comes_from_the_folios_node_first():
+    host = HostMemory.make(2, vmemmap_pages=[4000, 200])
+    file = private(GIB, host=host)
+    file.convert(0, 4096, "shared")
+    assert file.held_vmemmap.tolist() == [4000, 95] and file.count("vmemmap_spilled") == 95
+    file.convert(0, 4096, "private")
+    assert host.vmemmap.tolist() == [4000, 200]
+
+
+def test_files_share_the_hosts_memory():
+    host = HostMemory.make(1, vmemmap_pages=7)
+    first, second = private(2 * MIB, "2 MiB", host=host), private(2 * MIB, "2 MiB", host=host)
+    assert first.convert(0, 4096, "shared").errno == 0
+    assert second.convert(0, 4096, "shared").errno == errno.ENOMEM
+    first.convert(0, 4096, "private")
+    # a merge needs a free page to start with, and the pool was used to the last: the 7 stay with the first file
+    assert second.convert(0, 4096, "shared").errno == errno.ENOMEM and first.count("unoptimised_merges") == 1
+    host.vmemmap += 1
+    first.convert(0, 4096, "shared")
+    first.convert(0, 4096, "private")
+    assert second.convert(0, 4096, "shared").errno == 0
+
+
+def test_reservation_of_a_pool():
+    host = HostMemory.make(2, pool_1g=[3, 1])
+    assert host.reserve(18, 4) and not host.reserve(18, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"size": 3 * MIB}, "size"),
+        ({"page_size": "4 MiB"}, "page_size"),
+        ({"generation": "D"}, "generation"),
+        ({"merge": "often"}, "merge"),
+        ({"split": "three"}, "split"),
+    ],
+)
+def test_bad_options_are_named(options, match):
+    with pytest.raises(WorkbenchError, match=match):
+        ConversionFile(**({"size": 2 * MIB, "page_size": "2 MiB"} | options))
+
+
+def test_dataset_along_a_stream():
+    file = private(4 * GIB)
+    ds = cv.run(file, gen.bad_guest(100), every=10, samples=8, seed=1)
+    assert ds.sizes["event"] == 10 and ds["event"].values[-1] == 100
+    assert ds["splits_1g"].values.tolist() == list(range(5, 51, 5))
+    assert ds["splits_1g"].attrs["basis"] == "counted" and ds["conversion_cycles"].attrs["basis"] == "modelled"
+    total = ds["conversion_cycles"].sum("part").isel(event=-1)
+    assert total.sizes["sample"] == 8 and float(total.min()) < float(total.max())
+    one = ds["conversion_cycles"].isel(sample=0, event=-1)
+    assert float(one.sel(part="split and merge")) == pytest.approx(100 * 46_475_980)
+    assert float(one.sel(part="conversion")) == 100 * 320
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_traces(tmp_path, kind):
+    frame = pd.DataFrame(
+        {
+            "op": ["guest_fault", "convert", "pin", "convert", "unpin", "punch_hole"],
+            "offset": ["0", "0", "4 KiB", "0", "4096", "0"],
+            "length": ["2 MiB", "8 KiB", "4096", "2 MiB", "4096", "2 MiB"],
+            "to": ["private", "shared", None, "private", None, None],
+            "kind": [None, None, "long_term", None, "long_term", None],
+        }
+    )
+    path = tmp_path / f"trace.{kind}"
+    if kind == "csv":
+        frame.to_csv(path, index=False)
+    else:
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(path)
+    file = ConversionFile(2 * MIB, "2 MiB")
+    result = file.run_stream(cv.read_trace(path))
+    assert result.errors.tolist() == [0, 0, 0, errno.EAGAIN, 0, 0] and result.offsets[3] == 4096
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("offset\n1\n", "length"),
+        ("op,offset,length\nfly,0,4096\n", "trace.op"),
+        ("offset,length,to\n0,4096,up\n", "to"),
+    ],
+)
+def test_bad_traces_are_named(tmp_path, text, match):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(WorkbenchError, match=match):
+        cv.read_trace(tmp_path / "t.csv")
+
+
+# ---------------------------------------------------------------------------------------------------- generators
+
+
+@pytest.mark.parametrize(("gib", "mib"), [(1, 64), (4, 246), (16, 983.25), (32, 1024), (512, 1024)])
+def test_swiotlb_size_is_the_published_one(gib, mib):
+    """datasets/published/swiotlb_size.yaml rounds down to MiB; the kernel rounds up to whole slots of 256 KiB."""
+    assert gen.swiotlb_bytes(gib * GIB) == mib * MIB
+    column = {row[0]: row[1] for row in published.read_table("swiotlb_size").rows}
+    assert abs(gen.swiotlb_bytes(gib * GIB) / MIB - column[gib]) < 1
+
+
+def test_boot_against_the_published_profile():
+    """505 to 540 of the published 622 2 MiB pages and 4 of 6 1 GiB pages: too few, see notebook 03. None is tuned."""
+    table = published.read_table("gmem_conversion_profile")
+    stream, source = gen.boot(gen.PUBLISHED_GUEST)
+    split = {}
+    for page_size, counter in (("2 MiB", "splits_2m"), ("1 GiB", "splits_1g")):
+        file = private(16 * GIB, page_size)
+        assert not file.run_stream(stream).errors.any()
+        split[page_size] = file.count(counter)
+    assert split["2 MiB"] == pytest.approx(table.cell("pages split during boot", "2M backing"), rel=0.20)
+    assert split["1 GiB"] == pytest.approx(table.cell("pages split during boot", "1G backing"), abs=2)
+    swiotlb = np.unique(stream[source == gen.SOURCES.index("swiotlb"), 1] // GIB)
+    assert swiotlb.tolist() in ([0, 1], [1])
+
+
+def test_one_cost_for_both_page_sizes():
+    """The per-page cost set by 1 GiB pages gives the published 7 % of 2 MiB within a fifth."""
+    table = published.read_table("gmem_conversion_profile")
+    series = np.zeros((1, 40), np.int64)
+    series[0, cv.folio.N_SPLITS_2M] = table.cell("pages split during boot", "2M backing")
+    series[0, cv.folio.N_MERGES_2M] = table.cell("merged back at run time", "2M backing")
+    spent = cv.cycles(series)[0, 0, cv.PARTS.index("split and merge")]
+    total = table.cell("cycles of all conversions (kvm_gmem_convert_execute_work)", "2M backing")
+    assert spent / total == pytest.approx(table.cell("share spent in split/merge", "2M backing"), rel=0.2)
+
+
+def test_generators_are_reproducible_and_in_range():
+    for make in (
+        lambda seed: gen.uniform_random(GIB, 500, seed=seed),
+        lambda seed: gen.bounce_buffers(GIB, 500, seed=seed),
+        lambda seed: gen.ballooning(GIB, seed=seed),
+    ):
+        np.testing.assert_array_equal(make(3), make(3))
+        assert (make(3) != make(4)).any()
+        assert not private(GIB, "2 MiB").run_stream(make(3)).errors.any()
+
+
+def test_bounce_buffers_come_back():
+    file = private(GIB, "2 MiB")
+    file.run_stream(gen.bounce_buffers(GIB, 300, in_flight=8))
+    assert file.count("shared_pages") == 0 and file.count("mapped_2m") == 512
+
+
+# -------------------------------------------------------------------------------------------------------- engine
+
+SCENARIO = """
+host: epyc1-naples-2s
+guest: {memory: 4 GiB, page_size: 1 GiB, design: hugetlb-hvo, confidential: snp}
+operations:
+- {op: create, flags: [mmap]}
+- {op: fault, by: guest}
+"""
+
+
+def simulate(*lines, **changes):
+    text = SCENARIO + "\n".join(f"- {{{line}}}" for line in lines) + "\n"
+    scenario = wb.Scenario.from_yaml(text)
+    return wb.simulate(scenario.replace(**changes) if changes else scenario)
+
+
+def outcome(ds, event):
+    return int(ds["event_errno"][event]), json.loads(str(ds["event_detail"][event].item())).get("error_offset")
+
+
+def test_engine_converts():
+    ds = simulate(
+        "op: convert, offset: 4096, length: 8192, to: shared",
+        "op: fault, by: host, offset: 0, length: 16384",
+        "op: pin, offset: 4096, length: 4096",
+        "op: convert, length: 1 GiB, to: private",
+        "op: unpin, offset: 4096, length: 4096",
+        "op: convert, length: 1 GiB, to: private",
+    )
+    assert outcome(ds, 2) == (0, None)
+    assert ds["event_ret"][3] == 2 and json.loads(str(ds["event_detail"][3].item())) == {"bad": 2, "first": 0}
+    assert outcome(ds, 5) == (errno.EAGAIN, 4096) and outcome(ds, 7) == (0, None)
+    assert ds["mapping_share"].sel(level="1 GiB").values.tolist() == [0, 1, 0.75, 0.75, 0.75, 0.75, 0.75, 1]
+    assert ds["vmemmap_pages"].sum("node").values.tolist() == [0, 0, 4095, 4095, 4095, 4095, 4095, 0]
+    assert ds["vmemmap_pages"].isel(event=2).values.tolist()[0] == 4095, "on the node of the folio"
+
+
+def test_engine_runs_out_of_vmemmap_on_a_node():
+    none = {str(node): 0 for node in range(8)}
+    ds = simulate("op: convert, length: 4096, to: shared", **{"boot.vmemmap_pages": none | {"5": 4094}})
+    assert outcome(ds, 2) == (errno.ENOMEM, 0) and ds["mapped_1g"][2] == 4
+    ds = simulate("op: convert, length: 4096, to: shared", **{"boot.vmemmap_pages": none | {"5": 4095}})
+    assert outcome(ds, 2) == (0, None) and ds["vmemmap_pages"].isel(event=2).values.tolist()[5] == 4095
+
+
+def test_engine_fresh_folio_under_a_shared_page():
+    """Without vmemmap the fault fails and the huge page is back in its pool."""
+    scenario = [
+        "op: punch_hole, offset: 0, length: 1 GiB",
+        "op: convert, length: 4096, to: shared",
+        "op: fault, by: guest",
+    ]
+    ds = simulate(*scenario, **{"boot.vmemmap_pages": {str(node): 0 for node in range(8)}})
+    assert outcome(ds, 4)[0] == errno.ENOMEM
+    np.testing.assert_array_equal(ds["free_pages"][4], ds["free_pages"][2])
+    assert outcome(simulate(*scenario), 4) == (0, None)
+
+
+def test_engine_withholds_a_poisoned_huge_page():
+    lines = ("op: hwpoison, offset: 1 GiB, length: 4096", "op: fault, by: guest, offset: 1 GiB, length: 4096",
+             "op: punch_hole, length: 4 GiB")  # fmt: skip
+    ds = simulate(*lines, **{"guest.conversion.generation": "B"})
+    assert outcome(ds, 3) == (133, GIB) and outcome(ds, 4) == (0, None)
+    assert int(ds["free_pages"][4].sum() - ds["free_pages"][0].sum()) == -1
+
+
+@pytest.mark.parametrize("generation", ["B", "C", "two-stage"])
+@pytest.mark.parametrize(
+    ("page_size", "design"), [("4 KiB", "filemap"), ("2 MiB", "hugetlb-hvo"), ("1 GiB", "hugetlb")]
+)
+def test_engine_generations_and_designs(generation, page_size, design):
+    """Every design takes the same conversions; what was shared comes back and nothing stays behind."""
+    ds = simulate(
+        "op: convert, offset: 1 MiB, length: 3 GiB, to: shared",
+        "op: fault, by: host, offset: 1 MiB, length: 8192",
+        "op: convert, to: private",
+        **{"guest.conversion.generation": generation, "guest.page_size": page_size, "guest.design": design},
+    )
+    assert not ds["event_errno"].any() and int(ds["shared_pages"][2]) == 3 * GIB // 4096
+    assert int(ds["shared_pages"][-1]) == 0 and not ds["vmemmap_pages"][-1].any()
+    largest = {"4 KiB": "4 KiB", "2 MiB": "2 MiB", "1 GiB": "1 GiB"}[page_size]
+    assert float(ds["mapping_share"][-1].sel(level=largest)) == 1
+
+
+def test_engine_wrong_file():
+    ds = simulate("op: convert, file: other, length: 4096, to: shared")
+    assert outcome(ds, 2)[0] == errno.EBADF
+
+
+def test_boot_stream_in_a_scenario():
+    stream, _ = gen.boot(gen.BootGuest(memory=4 * GIB, possible_cpus=2, queues=4))
+    scenario = wb.Scenario.from_yaml(SCENARIO)
+    convert = [operation.model_dump(mode="json") for operation in gen.operations(stream[:40])]
+    ds = wb.simulate(scenario.replace(operations=[*scenario.to_mapping()["operations"], *convert]))
+    file = private(4 * GIB)
+    series = file.run_stream(stream[:40], 1).series
+    np.testing.assert_array_equal(ds["splits_1g"][2:], series[:, cv.folio.N_SPLITS_1G])

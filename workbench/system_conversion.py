@@ -1,0 +1,251 @@
+"""Conversions inside the engine: keeps a :class:`workbench.conversion.ConversionFile` beside each guest_memfd inode.
+
+The engine places folios (policy, zones, pools); the conversion file splits and merges them, holds pins and the state of
+every page. Files have one only in scenarios that convert, pin or poison, since Linux 7.3 itself knows none of it.
+vmemmap for splits comes from what the pools of huge pages leave free on each node, plus what HVO gave back when the
+pools were made (``boot.vmemmap_pages`` sets other numbers).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels import folio
+from kernels import placement as placed
+from workbench import scenario as sc
+from workbench import struct_pages
+from workbench.conversion import ConversionFile, HostMemory, Outcome
+from workbench.errors import WorkbenchError
+from workbench.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from workbench.system import Inode, OpenFile, Result, System
+
+Int64s = npt.NDArray[np.int64]
+_CHUNK = 1 << 22  # folios entered in one call
+_OPERATIONS = (sc.Convert, sc.Pin, sc.Unpin, sc.Hwpoison)
+
+_NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "mapped_2m", "orphaned_pins", "lru_held",
+                                "poisoned_pages"))  # fmt: skip
+"""Counters of a present state; the others are sums since the start."""
+
+
+def wanted(scenario: sc.Scenario) -> bool:
+    """Whether a scenario has an operation that needs the state of single pages."""
+    return any(isinstance(operation, _OPERATIONS) for operation in scenario.operations)
+
+
+class Conversions:
+    """The conversion files of one system, by inode."""
+
+    def __init__(self, system: System, left_free: Int64s, pool_pages: Int64s) -> None:
+        self.system = system
+        guest, nodes = system.scenario.guest, system.nodes
+        self.hvo = guest.design == "hugetlb-hvo" and system.order > 0
+        vmemmap = left_free.copy()
+        if self.hvo:
+            vmemmap += pool_pages * (struct_pages.full(system.order) - 1)
+        for node, count in (system.scenario.boot.vmemmap_pages or {}).items():
+            if node not in system.index_of_node or count < 0:
+                raise WorkbenchError(f"boot.vmemmap_pages: {node}: {count} is not a page count of a node of this host")
+            vmemmap[system.index_of_node[node]] = count
+        order = np.array([[*row[row >= 0], *sorted(set(range(nodes)) - set(row.tolist()))] for row in system.fallback])
+        self.host = HostMemory(vmemmap, order.astype(np.int64), np.zeros((nodes, 2), np.int64))
+        self.files: dict[int, ConversionFile] = {}
+        self.inodes: dict[int, Inode] = {}
+        self.past = np.zeros(len(folio.COUNTERS), np.int64)
+        self.entered: dict[int, int] = {}  # allocation rows of the map already entered
+
+    def add(self, inode: Inode) -> None:
+        """A new guest_memfd inode."""
+        guest = self.system.scenario.guest
+        settings = guest.conversion
+        file = ConversionFile(
+            inode.pages * PAGE_SIZE,
+            guest.page_size,
+            self.host,
+            generation="C" if settings.generation == "two-stage" else settings.generation,
+            split="two-stage" if settings.generation == "two-stage" else "one-step",
+            split_on=settings.split_on,
+            merge=settings.merge,
+            hvo=self.hvo,
+            shared=not inode.private,
+        )
+        self.files[id(inode)], self.inodes[id(inode)], self.entered[id(inode)] = file, inode, 0
+
+    def of(self, inode: Inode | None) -> ConversionFile | None:
+        """The conversion file of an inode, if it has one."""
+        return None if inode is None else self.files.get(id(inode))
+
+    # ------------------------------------------------------------------------------------- placement comes in
+
+    def enter_all(self) -> bool:
+        """Enter the folios that the engine placed since the last call. False: no vmemmap to split a fresh one."""
+        complete = [self._enter(inode) for inode in self.inodes.values()]  # all of them, also after a failure
+        return all(complete)
+
+    def _enter(self, inode: Inode) -> bool:
+        file, map_ = self.files[id(inode)], inode.map
+        rows = int(map_.progress[placed.ALLOCATIONS])
+        complete = True
+        for row in range(self.entered[id(inode)], rows):
+            first, count, step = (int(value) for value in map_.allocations[row, :3])
+            low = first if step > 0 else first - count + 1
+            for start in range(low, low + count, _CHUNK):
+                folios = np.arange(start, min(start + _CHUNK, low + count), dtype=np.int64)
+                zones = map_.zone_of(folios)
+                present = zones >= 0
+                folios, nodes = folios[present], self.system.zone_node[zones[present]]
+                done = file.insert(folios, nodes)
+                for folio_index in folios[done:]:
+                    self.system.erase(inode, int(folio_index), int(folio_index) + 1)
+                complete &= done == len(folios)
+        self.entered[id(inode)] = rows
+        return complete
+
+    def _runs(self, file: ConversionFile, start: int, end: int, shared: bool) -> Int64s:
+        """Runs int64 (n, 2) of pages of [start, end) in one state."""
+        edges = np.diff(np.concatenate(([False], file.is_shared(start, end) == shared, [False])).astype(np.int8))
+        return np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1))) + start
+
+    # ------------------------------------------------------------------------------------------- operations
+
+    def convert(self, operation: sc.Convert, inode: Inode) -> Result:
+        """KVM_GMEM_CONVERT_* (section 4.10 of the rules): the conversion file does it all."""
+        return _result(self.files[id(inode)].convert(*_span(operation, inode), operation.to))
+
+    def pin(self, operation: sc.Pin, task: Any, inode: Inode) -> Result:
+        """GUP faults absent shared pages in, up to the first private one."""
+        file = self.files[id(inode)]
+        offset, length = _span(operation, inode)
+        if operation.kind == "long_term" and length > 0:
+            start, end = offset // PAGE_SIZE, min(inode.pages, -(-(offset + length) // PAGE_SIZE))
+            runs = self._runs(file, start, end, True) if start < end else np.empty((0, 2), np.int64)
+            if len(runs) and runs[0, 0] == start:
+                if not self.system.touch(task, inode, start, int(runs[0, 1])) or not self.enter_all():
+                    return _result(Outcome(errno.ENOMEM, offset))
+        return _result(file.pin(offset, length, operation.kind))
+
+    def unpin(self, operation: sc.Unpin, inode: Inode) -> Result:
+        """Drop references."""
+        return _result(self.files[id(inode)].unpin(*_span(operation, inode), operation.kind))
+
+    def hwpoison(self, operation: sc.Hwpoison, inode: Inode) -> Result:
+        """Memory failure on every page of the range that is there; ENOENT if none is."""
+        file = self.files[id(inode)]
+        offset, length = _span(operation, inode)
+        stream = np.zeros((-(-length // PAGE_SIZE), 6), np.int64)
+        stream[:, folio.OP] = folio.POISON
+        stream[:, folio.OFFSET] = offset + PAGE_SIZE * np.arange(len(stream))
+        errors = file.run_stream(stream).errors
+        hit = int((errors == 0).sum())
+        return _result(Outcome(0 if hit else errno.ENOENT, None), pages=hit)
+
+    def host_fault(self, operation: sc.Fault, task: Any, file: OpenFile, start: int, count: int) -> Result:
+        """Pages that are private, poisoned or past the end raise SIGBUS; the others are there afterwards."""
+        from workbench.system import Result
+
+        conversion = self.files[id(file.inode)]
+        end = max(start, min(start + count, file.inode.pages))
+        good = 0
+        first = -1
+        for low, high in self._runs(conversion, start, end, True) if file.mapping is not None else ():
+            low, high = int(low), int(high)
+            if not self.system.touch(task, file.inode, low, high) or not self.enter_all():
+                return _result(Outcome(errno.ENOMEM, low * PAGE_SIZE), bad=count - good, first=low)
+            while low < high:
+                error, offset = conversion.host_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE)
+                stop = high if offset is None else offset // PAGE_SIZE
+                good += stop - low
+                assert file.mapping is not None
+                file.mapping.map(low, stop)
+                if error > 0:
+                    return _result(Outcome(error, offset), bad=count - good, first=stop)
+                if error:
+                    first = stop if first < 0 else min(first, stop)
+                low = stop + bool(error)
+        bad = count - good
+        if bad:
+            private = self._runs(conversion, start, end, False) if file.mapping is not None else [(start, end)]
+            candidates = [first] if first >= 0 else []
+            candidates += [int(private[0][0])] if len(private) else []
+            first = min(candidates) if candidates else end
+        return Result(good, 0, {"bad": bad, "first": first if bad else -1})
+
+    def guest_fault(self, inode: Inode, start: int, end: int) -> Result | None:
+        """The guest touches pages as what they are: EHWPOISON on a poisoned folio; lazy merges happen here."""
+        if not self.enter_all():
+            return _result(Outcome(errno.ENOMEM, None))
+        file = self.files[id(inode)]
+        for low, high in zip(*self._states(file, start, end), strict=True):
+            private = not bool(file.is_shared(low, low + 1)[0])
+            outcome = file.guest_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE, private)
+            if outcome.errno:
+                return _result(outcome)
+        return None
+
+    @staticmethod
+    def _states(file: ConversionFile, start: int, end: int) -> tuple[list[int], list[int]]:
+        bits = file.is_shared(start, end)
+        cuts = [start, *(np.flatnonzero(bits[1:] != bits[:-1]) + start + 1).tolist(), end]
+        return (cuts[:-1], cuts[1:]) if end > start else ([], [])
+
+    def punch_hole(self, inode: Inode, offset: int, length: int) -> Result:
+        """Folios that left the file go back to the engine's zones, poisoned ones do not."""
+        system, file = self.system, self.files[id(inode)]
+        outcome = file.punch_hole(offset, length)
+        shift = inode.order
+        first = offset // PAGE_SIZE >> shift
+        last = -(-min(inode.pages, -(-(offset + length) // PAGE_SIZE)) // (1 << shift))
+        before = system.free.copy()
+        if first < last and not outcome.errno and shift == 0:
+            system.erase(inode, first, last)
+        elif first < last and shift:
+            step = 1 << (shift - 9)
+            gone = file.state.level[first * step : last * step : step] == folio.NONE
+            edges = np.diff(np.concatenate(([False], gone, [False])).astype(np.int8))
+            for low, high in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
+                system.erase(inode, first + int(low), first + int(high))
+            # The engine keeps the pools; a poisoned huge page is withheld from them.
+            system.free -= system.free - before - self.host.pool.sum(axis=1)
+            self.host.pool[:] = 0
+        if not outcome.errno:
+            for mapping in inode.mappings:
+                mapping.zap(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE)
+        return _result(outcome)
+
+    def forget(self, inode: Inode) -> None:
+        """The inode died: its pages are gone, and what vmemmap they held is given back."""
+        if id(inode) in self.files:
+            file = self.files.pop(id(inode))
+            del self.inodes[id(inode)], self.entered[id(inode)]
+            self.host.vmemmap += file.held_vmemmap
+            self.past += np.where(_NOW, 0, file.state.counts)
+
+    # -------------------------------------------------------------------------------------------- counting
+
+    def row(self) -> Int64s:
+        """Counters of all files together and vmemmap pages by node, int64 (counters + nodes,)."""
+        out = np.zeros(len(folio.COUNTERS) + self.system.nodes, np.int64)
+        out[: len(folio.COUNTERS)] = self.past
+        for file in self.files.values():
+            out[: len(folio.COUNTERS)] += file.state.counts
+            out[len(folio.COUNTERS) :] += file.state.taken - file.state.freed
+        return out
+
+
+def _span(operation: Any, inode: Inode) -> tuple[int, int]:
+    length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
+    return operation.offset, length
+
+
+def _result(outcome: Outcome, **detail: Any) -> Result:
+    from workbench.system import Result
+
+    if outcome.offset is not None:
+        detail["error_offset"] = outcome.offset
+    return Result(-1, outcome.errno, detail) if outcome.errno else Result(0, 0, detail)
