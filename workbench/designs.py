@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def prefault(pages: int, unit_order: int, nodes: int) -> Int64s:
     borders = [units * k // nodes << unit_order for k in range(nodes + 1)]
     rows = [
         (folio.GUEST_FAULT, low * PAGE_SIZE, (high - low) * PAGE_SIZE, 1, node, 0)
-        for node, (low, high) in enumerate(zip(borders, borders[1:], strict=False))
+        for node, (low, high) in enumerate(pairwise(borders))
         if high > low
     ]
     return np.array(rows, np.int64)
@@ -608,10 +609,11 @@ def _dataset(run: Run, designs: Sequence[str], outcomes: list[_Outcome], borders
         np.array([outcome.offsets for outcome in outcomes], np.int64),
         {"units": "B", "long_name": "offset the error names (-1: none)", "basis": "exact"},
     )
+    nodes = "node index of the unit (-1: absent; with 4 KiB pages 0 where a 2 MiB block has any)"
     variables["unit_node"] = (
         ("design", "unit"),
         np.array([outcome.units for outcome in outcomes], np.int64),
-        {"units": "1", "long_name": "node index of the unit (-1: absent; 4 KiB pages: 0 where a 2 MiB block has any)", "basis": "exact"},
+        {"units": "1", "long_name": nodes, "basis": "exact"},
     )
     variables["content_order"] = (
         ("design",),
