@@ -16,6 +16,7 @@ was not reset, a tmpfs file's inode number. Two kinds of operations are judged o
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,8 @@ from workbench import scenario as sc
 from workbench.errors import WorkbenchError
 from workbench.recording import Recorded, RecordedScenario, Recording, read, to_scenario, unpack_place
 from workbench.simulate import simulate
+
+logger = logging.getLogger(__name__)
 
 _NOT_JUDGED = {
     "zones": "free pages include the background's use",
@@ -125,10 +128,20 @@ def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | N
 
 
 def verify_scenario(recording: Recording, recorded: RecordedScenario) -> ScenarioReport:
-    """Replay one script and compare."""
-    scenario, numbers = to_scenario(recording, recorded)
-    scenario = _with_inferred_start(recorded, scenario, numbers)
-    return _Comparison(recording, recorded, scenario, numbers, simulate(scenario)).run()
+    """Replay one script and compare. A script that cannot be replayed is a mismatch; the others are still judged."""
+    try:
+        scenario, numbers = to_scenario(recording, recorded)
+        scenario = _with_inferred_start(recorded, scenario, numbers)
+        return _Comparison(recording, recorded, scenario, numbers, simulate(scenario)).run()
+    except (WorkbenchError, ValueError, LookupError, ArithmeticError) as error:
+        logger.debug("%s cannot be replayed", recorded.name, exc_info=True)
+        report = ScenarioReport(recorded.name, len(recorded.operations))
+        report.not_judged["the script could not be replayed"] = len(recorded.operations)
+        line = (str(error).splitlines() or [""])[0]
+        report.mismatches.append(
+            Mismatch(recorded.name, 0, recorded.name, "replay", "a result", f"{type(error).__name__}: {line}")
+        )
+        return report
 
 
 def side_by_side(path: str | Path, name: str) -> xr.Dataset:
