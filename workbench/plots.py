@@ -86,7 +86,7 @@ def placement_map(
     lines = [edges[min(row * columns, len(edges) - 1)] for row in range(rows + 1)]
     with common.style():
         present = counts.sum(axis=0)
-        made = common.figure(9 + (3.6 if np.count_nonzero(present) > 18 else 0), 0.8 + 0.62 * rows + 0.75)
+        made = common.figure(9, 0.8 + 0.62 * rows + 0.75)
         axes = made.subplots()
         axes.imshow(picture, aspect="auto", interpolation="nearest", extent=(0, 1, picture.shape[0], 0))
         for row in range(rows):
@@ -146,7 +146,7 @@ def _name_nodes(
         mine = owner[row * columns : (row + 1) * columns]
         cuts = np.concatenate(([0], np.flatnonzero(np.diff(mine)) + 1, [len(mine)]))
         for first, last in itertools.pairwise(cuts):
-            if mine[first] >= 0 and last - first >= max(1, 0.022 * columns):
+            if mine[first] >= 0 and last - first >= max(1, 0.0145 * columns):
                 node = ids[int(mine[first])]
                 axes.text(
                     (first + last) / 2 / columns,
@@ -154,7 +154,7 @@ def _name_nodes(
                     str(node),
                     ha="center",
                     va="center",
-                    fontsize=7.5,
+                    fontsize=7.5 if last - first >= 0.025 * columns else 6,
                     color=common.text_colour(colours[node]),
                 )
 
@@ -226,7 +226,7 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
     totals = np.sum(list(amounts.values()), axis=0) if amounts else np.zeros(len(ids))
     unit, name = common.byte_unit(max(float(totals.max()), 1.0))
     with common.style():
-        made = common.figure(max(6.5, min(16, 2.5 + 0.42 * len(ids))), 4.2)
+        made = common.figure(max(6.5, min(11.5, 2.5 + 0.42 * len(ids))), 4.2)
         axes = made.subplots()
         x = np.arange(len(ids))
         axes.bar(
@@ -475,9 +475,9 @@ def compare(datasets: Mapping[str, xr.Dataset]) -> Figure:
             for node, count in zip(ids, counts, strict=True):
                 share = 100 * count / total
                 axes.barh(row, share, left=left, color=colours[node], height=0.76, edgecolor="white", linewidth=0.4)
-                if share >= 4:
-                    colour = common.text_colour(colours[node])
-                    axes.text(left + share / 2, row, str(node), ha="center", va="center", fontsize=8, color=colour)
+                if share >= 1.45:
+                    where = {"ha": "center", "va": "center", "fontsize": 8 if share >= 4 else 6}
+                    axes.text(left + share / 2, row, str(node), color=common.text_colour(colours[node]), **where)
                 left += share
             if not counts.any():
                 axes.text(1, row, "nothing present", va="center", fontsize=8, color=common.MUTED)
@@ -573,18 +573,26 @@ def _mode_handles(mine: pd.DataFrame) -> list[Patch]:
 
 
 def _legend(made: Figure, handles: list[Patch], title: str | None = None) -> None:
-    """A legend to the right of the axes, in as many columns as keep it readable."""
-    if handles:
-        columns = 1 if len(handles) <= 18 else 2 if len(handles) <= 40 else 3
-        size = 7.5 if len(handles) <= 18 else 6.3
-        made.legend(
-            handles=handles,
-            title=title,
-            title_fontsize=8,
-            loc="outside right upper",
-            fontsize=size,
-            frameon=False,
-            ncols=columns,
-            handlelength=1.1,
-            labelspacing=0.35,
-        )
+    """A legend to the right of the axes; the figure grows by the columns that it needs to stay readable."""
+    if not handles:
+        return
+    width, height = made.get_size_inches()
+    size = 7.5 if len(handles) <= 18 else 6.5
+    line = size / 72 * 1.45
+    columns = min(4, -(-len(handles) // max(1, int((height - 0.6) / line))))
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    made.set_size_inches(
+        width + (columns - 1) * (longest * size * 0.6 + 26) / 72, max(height, 0.6 + line * -(-len(handles) // columns))
+    )
+    made.legend(
+        handles=handles,
+        title=title,
+        title_fontsize=8,
+        loc="outside right upper",
+        fontsize=size,
+        frameon=False,
+        ncols=columns,
+        handlelength=1.1,
+        labelspacing=0.35,
+        columnspacing=1.2,
+    )

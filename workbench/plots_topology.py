@@ -68,16 +68,21 @@ def topology(dataset: xr.Dataset, *, title: str = "", assumed: str = "") -> Figu
     """
     size = dataset.sizes["node"]
     parts = common.groups(dataset["distance"].values, dataset["node_cpus"].values)
-    columns = _columns(parts)
+    large = size > 20
+    columns = _columns(parts, 16 if large else 8)
     rows = sum(-(-len(part) // columns) for part in parts)
     with common.style():
-        side = 3.6 if size <= 8 else 6.0 if size <= 20 else 9.6 if size <= _ANNOTATED else 10.5
-        left = max(2.2, columns * (1.0 if size <= 20 else 0.82))
-        row = 0.95 if size <= 20 else 0.74
-        height = max(side, (rows + 0.25 * len(parts)) * row)
-        made = common.figure(left + side + 1.6, height + 0.7)
-        boxes, heat = made.subplots(1, 2, width_ratios=[left, side + 0.9])
-        _boxes(boxes, dataset, parts, columns, height / row, assumed)
+        if large:  # the boxes above the matrix: both as wide as a page
+            above = (rows + 0.25 * len(parts)) * 0.72
+            made = common.figure(10.5, above + 10.6)
+            boxes, heat = made.subplots(2, 1, height_ratios=[above, 9.6])
+            _boxes(boxes, dataset, parts, columns, 0, assumed)
+        else:
+            side, wide = 3.6 if size <= 8 else 6.0, max(2.2, float(columns))
+            height = max(side, (rows + 0.25 * len(parts)) * 0.95)
+            made = common.figure(wide + side + 1.6, height + 0.7)
+            boxes, heat = made.subplots(1, 2, width_ratios=[wide, side + 0.9])
+            _boxes(boxes, dataset, parts, columns, height / 0.95, assumed)
         _matrix(heat, dataset)
         made.suptitle(title or str(dataset.attrs.get("scenario", "")), x=0.01, ha="left", fontsize=12)
         note = f"assumed, not in its source: {assumed}" if assumed else ""
@@ -85,10 +90,10 @@ def topology(dataset: xr.Dataset, *, title: str = "", assumed: str = "") -> Figu
     return made
 
 
-def _columns(parts: list[list[int]]) -> int:
-    """Boxes side by side: a whole group if it is not too long, else equal lines of at most eight."""
+def _columns(parts: list[list[int]], most: int) -> int:
+    """Boxes side by side: a whole group if it is not too long, else equal lines."""
     longest = max(map(len, parts))
-    return longest if longest <= 9 else -(-longest // -(-longest // 8))
+    return longest if longest <= most + 1 else -(-longest // -(-longest // most))
 
 
 def _boxes(axes: Axes, dataset: xr.Dataset, parts: list[list[int]], columns: int, room: float, assumed: str) -> None:
