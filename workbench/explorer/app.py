@@ -154,6 +154,13 @@ class Explorer:
         self.bars_chart = Chart(kind="bars", height=250)
         self.vcpu_chart = Chart(kind="vcpus")
         self.time_chart = Chart(kind="time", height=300)
+        self.pattern = w.Dropdown(
+            options=["streaming", "uniform", "zipf", "pointer_chasing"],
+            description="accesses",
+            style={"description_width": "60px"},
+            layout=w.Layout(width="220px"),
+        )
+        self.pattern.observe(lambda _: self._again("vCPUs"), "value")
         self.calls = w.HTML()
         self.compare = w.HTML()
         self.dataset = w.HTML()
@@ -190,6 +197,7 @@ class Explorer:
                         _aid(
                             "The memory each group of vCPUs uses; full colour is local. Distance is SLIT, 10 is local."
                         ),
+                        self.pattern,
                         self.vcpu_chart,
                     ]
                 ),
@@ -353,7 +361,7 @@ class Explorer:
             self.host_chart.data = data
             self.bars_chart.data = data
         elif name == "vCPUs":
-            self.vcpu_chart.data = pictures.vcpus(run, self._serial)
+            self.vcpu_chart.data = pictures.vcpus(run, self._serial, self.pattern.value)
         elif name == "Over time":
             whole = self.controller.run
             assert whole is not None
@@ -375,6 +383,10 @@ class Explorer:
             self.dataset.value = run.dataset._repr_html_()
         elif name == "Share":
             self._show_share()
+
+    def _again(self, name: str) -> None:
+        self._stale.add(VIEWS.index(name))
+        self._tab_opened()
 
     # ------------------------------------------------------------------------------------------------- gestures
 

@@ -110,7 +110,7 @@ function bars(data, width, height) {
 
 // One bar for each node that runs vCPUs: where the memory lies that it uses; numbers of the model beside it.
 function vcpus(data, width) {
-  const rowH = 26, left = 108, right = data.rows.some((row) => row.note) ? 230 : 110, height = Math.max(60, data.rows.length * rowH + 34);
+  const rowH = 26, left = 108, right = 330, height = Math.max(60, data.rows.length * rowH + 34);
   const root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
   const inner = Math.max(60, width - left - right);
   data.rows.forEach((row, i) => {
@@ -126,7 +126,7 @@ function vcpus(data, width) {
     }
     group.append(svg("rect", { x: left, y, width: inner, height: 18, fill: "none", class: "wb-frame" }));
     root.append(group, label(left + inner + 8, y + 9, row.numbers, { "dominant-baseline": "central" }));
-    if (row.note) root.append(label(left + inner + 96, y + 9, row.note, { "dominant-baseline": "central", class: "wb-text wb-modelled" }));
+    if (row.note) root.append(label(left + inner + 92, y + 9, row.note, { "dominant-baseline": "central", class: "wb-text wb-modelled" }));
   });
   for (let i = 0; i <= 4; i++) root.append(label(left + inner * i / 4, height - 8, `${25 * i} %`, { "text-anchor": "middle" }));
   return root;

@@ -34,7 +34,7 @@ class Simulate(Protocol):
     ) -> xr.Dataset: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A scenario with its result and how long the engine took, in seconds."""
 
@@ -223,7 +223,7 @@ class Controller:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5)
 
-    def wait(self, timeout: float = 60.0) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
         """Wait until no run is wanted; False after ``timeout`` seconds."""
         with self._condition:
             return self._condition.wait_for(lambda: not self.running, timeout)

@@ -143,6 +143,9 @@ class Workload:
     def operations(self, memory: int, seed: int) -> list[Mapping]:
         """Operations in order: hogs, first touch, then conversions at places drawn from ``seed``."""
         operations: list[Mapping] = [{"op": "hog", "node": node, "leave_free": free} for node, free in self.hogs]
+        places = self._places(memory, seed)
+        if places:
+            operations.append({"op": "convert", "to": "private"})  # a guest that will share starts all private
         if self.touch == "prefault":
             operations.append({"op": "prefault"})
         elif self.touch == "first_touch":
@@ -157,7 +160,6 @@ class Workload:
                 if value != default:
                     touch[key] = value
             operations.append(touch)
-        places = self._places(memory, seed)
         operations += [_on(place, self.convert_size, "convert", to="shared") for place in places]
         # A pinned page makes the conversion of its range back to private fail, with its offset.
         operations += [_on(place, PAGE_SIZE, "pin", kind="long_term") for place in places[: self.pinned]]
@@ -200,7 +202,9 @@ def workload_of(mapping: Mapping) -> Workload | None:
         if hog.get("leave_free") is None or len([key for key, value in hog.items() if value is not None]) != 3:
             return None
         hogs.append((int(hog["node"]), parse_bytes(hog["leave_free"])))
-    parameters: dict[str, Any] = {"touch": "nothing" if rest or hogs else "first_touch", "hogs": tuple(hogs)}
+    if rest and rest[0]["op"] == "convert":
+        rest.pop(0)
+    parameters: dict[str, Any] = {"touch": "nothing" if operations else "first_touch", "hogs": tuple(hogs)}
     if rest and rest[0]["op"] in ("first_touch", "prefault"):
         touch = {key: value for key, value in rest.pop(0).items() if value is not None}
         parameters["touch"] = touch.pop("op")
@@ -212,7 +216,7 @@ def workload_of(mapping: Mapping) -> Workload | None:
         parameters.update(
             convert_percent=round(100 * len(converted) / slots, 6),
             convert_size=size,
-            convert_back=any(operation.get("to") == "private" for operation in rest),
+            convert_back=any(operation["op"] == "convert" and operation.get("to") == "private" for operation in rest),
             pinned=sum(operation["op"] == "pin" for operation in rest),
         )
     try:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import errno
 import html
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from workbench import results
+from workbench.errors import WorkbenchError
 from workbench.explorer.controller import Run
 from workbench.explorer.edits import policy_nodes, policy_range
 from workbench.palette import node_colours
-from workbench.units import format_bytes, parse_bytes
+from workbench.scenario import Create
+from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
 
 COLUMNS = 400
 """Columns of the address space at most."""
@@ -162,47 +166,69 @@ def _part(start: int, end: int, label: str) -> dict[str, Any]:
     return {"start": start, "end": end, "label": label, "color": color, "ink": ink}
 
 
+_STATES: WeakKeyDictionary[Run, list[dict[str, Any]]] = WeakKeyDictionary()
+
+
 def states(run: Run) -> list[dict[str, Any]]:
-    """Bands under the placement: private or shared, and page size."""
+    """Bands under the placement: private or shared, and page size; worked out once for each run."""
+    if run not in _STATES:
+        _STATES[run] = _states(run)
+    return _STATES[run]
+
+
+def _states(run: Run) -> list[dict[str, Any]]:
     dataset, guest = run.dataset, run.scenario.guest
-    file = guest_file(dataset)
-    if file is None:
+    if guest_file(dataset) is None:
         return []
-    total = int(dataset["file_pages"].sel(file=file)) * int(dataset["page_size"])
-    shared = _conversions(run, total)
-    return [
-        {"name": "private or shared", "parts": shared},
-        {"name": "page size", "parts": [_part(0, total, guest.page_size)]},
-    ]
+    total = guest_total(dataset)
+    shared = _sharing(run, total)
+    page_size = parse_bytes(guest.page_size)
+    sizes = [(0, total, guest.page_size)]
+    if page_size > PAGE_SIZE and guest.conversion.generation != "two-stage":
+        # A folio with a shared page in it is split to 4 KiB; with eager merging it is whole again afterwards.
+        split = np.zeros(-(-total // page_size), bool)
+        for low, high, state in _touched(run, total) if guest.conversion.merge != "eager" else shared:
+            if state == "shared":
+                split[low // page_size : -(-high // page_size)] = True
+        sizes = [
+            (low * page_size, min(total, high * page_size), "4 KiB" if split[low] else guest.page_size)
+            for low, high in _runs(split)
+        ]
+    bands = (("private or shared", shared), ("page size", sizes))
+    return [{"name": name, "parts": [_part(*part) for part in parts]} for name, parts in bands]
 
 
-def _conversions(run: Run, total: int) -> list[dict[str, Any]]:
-    """Private and shared stretches after every conversion that succeeded, at most a few thousand."""
+def _runs(flags: npt.NDArray[Any]) -> list[tuple[int, int]]:
+    """Bounds of maximal stretches of equal values."""
+    edges = [0, *(np.flatnonzero(flags[1:] != flags[:-1]) + 1).tolist(), len(flags)]
+    return list(itertools.pairwise(edges))
+
+
+def _touched(run: Run, total: int) -> list[tuple[int, int, str]]:
+    """Conversions that succeeded, in order: first and last byte, and the new state."""
     dataset = run.dataset
-    created = [o for o in run.scenario.operations if getattr(o, "op", "") == "create"]
-    initially_shared = not created or "init_shared" in created[0].flags  # type: ignore[union-attr]
-    bounds, values = [0, total], ["shared" if initially_shared else "private"]
-    done = dataset["event_op"].values == "convert"
-    if done.any():
-        from workbench.generators import expand
+    done = np.flatnonzero((dataset["event_op"].values == "convert") & (dataset["event_errno"].values == 0))
+    if not len(done):
+        return []
+    from workbench.generators import expand
 
-        operations = expand(run.scenario)
-        for event in np.flatnonzero(done):
-            if dataset["event_errno"].values[event] or event >= len(operations):
-                continue
-            operation: Any = operations[event]
-            end = total if operation.length is None else min(total, operation.offset + operation.length)
-            bounds, values = _overlay(bounds, values, operation.offset, end, operation.to)
-    return [_part(low, high, value) for low, high, value in zip(bounds[:-1], bounds[1:], values, strict=True)]
+    operations: list[Any] = expand(run.scenario)
+    found = []
+    for operation in (operations[event] for event in done if event < len(operations)):
+        end = total if operation.length is None else min(total, operation.offset + operation.length)
+        found.append((operation.offset, end, operation.to))
+    return found
 
 
-def _overlay(bounds: list[int], values: list[str], start: int, end: int, value: str) -> tuple[list[int], list[str]]:
-    edges = sorted({*bounds, start, end})
-    filled = [
-        value if start <= low < end else values[np.searchsorted(bounds, low, side="right") - 1] for low in edges[:-1]
-    ]
-    keep = [0, *(i for i in range(1, len(filled)) if filled[i] != filled[i - 1])]
-    return [*(edges[i] for i in keep), edges[-1]], [filled[i] for i in keep]
+def _sharing(run: Run, total: int) -> list[tuple[int, int, str]]:
+    """Private and shared stretches after all conversions."""
+    created = [o for o in run.scenario.operations if isinstance(o, Create)]
+    conversions = _touched(run, total)
+    edges = np.unique([0, total, *(edge for low, high, _ in conversions for edge in (low, high))])
+    shared = np.full(len(edges) - 1, not created or "init_shared" in created[0].flags)
+    for low, high, state in conversions:
+        shared[np.searchsorted(edges, low) : np.searchsorted(edges, high)] = state == "shared"
+    return [(int(edges[a]), int(edges[b]), "shared" if shared[a] else "private") for a, b in _runs(shared)]
 
 
 def space(
@@ -300,13 +326,14 @@ def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
     }
 
 
-def vcpus(run: Run, serial: int) -> dict[str, Any]:
-    """For each node that runs vCPUs: the share of memory on every node, and the modelled cost where there is one."""
+def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
+    """For each node that runs vCPUs: the share of memory on every node, and what the model says it costs."""
     dataset = run.dataset
     amount = guest_bytes(dataset)
     total = sum(amount.values()) or 1
     palette = {node["id"]: node["color"] for node in nodes(dataset)}
     numbers = dataset["vcpu_node"].values
+    modelled = _modelled(run, pattern)
     rows = []
     for node in sorted({int(n) for n in numbers}):
         mine = np.flatnonzero(numbers == node)
@@ -318,7 +345,7 @@ def vcpus(run: Run, serial: int) -> dict[str, Any]:
             for n in order
             if amount[n]
         ]
-        note = _modelled(dataset, node)
+        note = f"distance {distance:.1f}" + (f"; {modelled[node]}" if node in modelled else "")
         rows.append(
             {
                 "node": node,
@@ -326,29 +353,32 @@ def vcpus(run: Run, serial: int) -> dict[str, Any]:
                 "local": local,
                 "parts": parts,
                 "numbers": f"{100 * local:.1f} % local",
-                "note": f"distance {distance:.1f}{'; ' + note if note else ''}",
-                "title": f"vCPUs on node {node}: {100 * local:.1f} % of the guest's memory is local, "
-                f"mean distance {distance:.1f}. {note}",
+                "note": note,
+                "title": f"vCPUs on node {node}: {100 * local:.1f} % of the guest's memory is local, mean {note}",
             }
         )
     spoken = "; ".join(row["title"] for row in rows)
     return {"rows": rows, "summary": spoken or "This guest has no vCPUs.", "serial": serial}
 
 
-def _modelled(dataset: xr.Dataset, node: int) -> str:
-    """Latency and bandwidth of the model for accesses from ``node``, if the run has any."""
-    found = []
-    for name in ("access_latency", "access_bandwidth"):
-        if name in dataset and "initiator" in dataset[name].dims and node in dataset["initiator"].values:
-            variable = dataset[name].sel(initiator=node)
-            value = float(variable.mean())
-            if np.isfinite(value):
-                found.append(f"{value:.3g} {variable.attrs.get('units', '')}")
-    return " and ".join(found) + (" (modelled)" if found else "")
+def _modelled(run: Run, pattern: str) -> dict[int, str]:
+    """Loaded latency and bandwidth of the vCPUs of each node, from the cost model; empty where it cannot tell."""
+    from workbench import traffic
+
+    try:
+        cost = traffic.access_cost(run.dataset, run.scenario.host, pattern)
+    except (WorkbenchError, ValueError):
+        return {}
+    found = {}
+    for node in cost["initiator"].values:
+        latency, bandwidth = (float(cost[name].sel(initiator=node)) for name in ("latency", "bandwidth"))
+        if np.isfinite(latency) and np.isfinite(bandwidth):
+            found[int(node)] = f"{latency:.0f} ns, {bandwidth / 1000:.3g} GB/s (modelled)"
+    return found
 
 
 def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
-    """Free memory by node and, where the run has them, splits, merges and struct page memory over the operations."""
+    """Free memory by node and, in a run with conversions, splits, merges and struct page memory over the operations."""
     dataset = run.dataset
     events = dataset.sizes["event"]
     if not events:
@@ -368,14 +398,7 @@ def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
             ],
         }
     ]
-    for names, heading in (
-        (("event_splits", "event_merges"), "splits and merges so far"),
-        (("struct_page_bytes", "event_struct_page_bytes"), "struct page memory"),
-    ):
-        lines = [_line(dataset, name, colour) for name, colour in zip(names, ("#d55e00", "#0072b2"), strict=True)]
-        found = [line for line in lines if line]
-        if found:
-            panels.append({"title": heading, "unit": "B" if "memory" in heading else "", "lines": found})
+    panels += _conversion_panels(dataset)
     op, where = str(dataset["event_op"].values[at]), at + 1
     return {
         "panels": panels,
@@ -387,13 +410,25 @@ def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
     }
 
 
-def _line(dataset: xr.Dataset, name: str, colour: str) -> dict[str, Any] | None:
-    if name not in dataset or dataset[name].dims != ("event",):
-        return None
-    values = dataset[name].values.astype(float)
-    if name in ("event_splits", "event_merges"):
-        values = values.cumsum()
-    return {"name": str(dataset[name].attrs.get("long_name", name)), "color": colour, "values": values.tolist()}
+def _conversion_panels(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """Splits and merges so far, and struct page memory that splits hold; nothing for a run without conversions."""
+    if "splits_1g" not in dataset:
+        return []
+    lines = []
+    for name, colour in (("splits", "#d55e00"), ("merges", "#0072b2")):
+        values = dataset[f"{name}_1g"].values + dataset[f"{name}_2m"].values
+        lines.append({"name": name, "color": colour, "values": values.tolist()})
+    held = (dataset["vmemmap_pages"].sum("node").values * PAGE_SIZE).tolist()
+    shared = (dataset["shared_pages"].values * PAGE_SIZE).tolist()
+    return [
+        {"title": "folios split (orange) and merged (blue) so far", "unit": "", "lines": lines},
+        {"title": "struct page memory held by splits", "unit": "B", "lines": [_line("struct pages", "#009e73", held)]},
+        {"title": "shared memory", "unit": "B", "lines": [_line("shared", "#8c6d00", shared)]},
+    ]
+
+
+def _line(name: str, colour: str, values: list[int]) -> dict[str, Any]:
+    return {"name": name, "color": colour, "values": values}
 
 
 def _errno(number: int) -> str:
