@@ -20,6 +20,9 @@ def record(
             "--kernel", metavar="DEB_OR_DIR", help="Debian package, or directory with kernel and modules (repeatable)"
         ),
     ],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, e.g. guest.memory=64MiB")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="recording to write (.json or .json.gz)")
     ] = None,
@@ -50,7 +53,7 @@ def record(
         if host is None:
             raise WorkbenchError("--host: missing; a script does not say on which host it runs")
     else:
-        value = read_scenario(scenario, [])
+        value = read_scenario(scenario, set_ or [])
     with tempfile.TemporaryDirectory() as directory:
         target = output if output is not None else Path(directory) / "recording.json.gz"
         with progress_bar("scripts") as progress:

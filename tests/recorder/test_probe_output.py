@@ -27,7 +27,9 @@ OUTPUT = "\n".join(
         {"file": "/sys/devices/system/node/node1/cpulist", "lines": ["2"]},
         {"file": "/sys/devices/system/node/node2/cpulist", "lines": []},
         {"file": "/sys/kernel/mm/mempolicy/weighted_interleave/node0", "lines": ["13"]},
-        {"file": "/proc/zoneinfo", "lines": ["Node 0, zone   Normal", "  pages free     100", "    cpu: 0", "        min      10"]},
+        {"file": "/proc/zoneinfo", "lines": [
+            "Node 0, zone   Normal", "  pages free     100", "    cpu: 0", "        min      10",
+        ]},
         {"file": "dmesg", "lines": ["Fallback order for Node 0: 0 1 2 ", "ACPI: x", "Fallback order for Node 0: 0 2 1 "]},
         {"scenario": "first tasks=2"},
         {"op": "create g0 4 MMAP|SHARED", "ret": 7, "errno": 0, "us": 12, "mmap": 0},

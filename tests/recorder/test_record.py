@@ -97,7 +97,7 @@ def test_damaged_and_foreign_packages(tmp_path, packages):
     (tmp_path / "not.deb").write_bytes(b"PK something")
     with pytest.raises(WorkbenchError, match="not a Debian package"):
         kernel_package.load([tmp_path / "not.deb"])
-    with pytest.raises(WorkbenchError, match="neither a directory nor a .deb"):
+    with pytest.raises(WorkbenchError, match=r"neither a directory nor a \.deb"):
         kernel_package.load([tmp_path / "nothing"])
 
 

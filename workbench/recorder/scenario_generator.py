@@ -191,10 +191,13 @@ def grid_memfd(mode: str) -> Family:
         bound, plain = s.create(pages, "memfd"), s.create(pages, "memfd")
         if mode == "WEIGHTED_INTERLEAVE":
             s.weights(5)
-        s(f"mbind {bound} 0 {pages} {mode} {s.nodes_for(mode)}")
+        nodes = s.nodes_for(mode)
+        s(f"mbind {bound} 0 {pages} {mode} {nodes}")
         _fault_all_ways(s, bound, 8)
+        # On large hosts one rotation for all: whoever infers the inode number from it has few candidates then.
+        large = len(place.memory_nodes) > 8
         for task in range(s.tasks):
-            s(f"setpol {mode} {s.nodes_for(mode)}", task)
+            s(f"setpol {mode} {nodes if large else s.nodes_for(mode)}", task)
         _fault_all_ways(s, plain, 8)
         s.place_all()
         return s

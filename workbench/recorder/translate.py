@@ -2,6 +2,10 @@
 
 The recorder runs the merged interface of Linux 7.3: 4 KiB folios, mbind on a mapping, no in-place conversion. What a
 real kernel of that version cannot do is refused with a line that says which operation and why.
+
+Nodes and CPUs are named by the numbers that Linux gives the emulated ones. Where that changes the order of nodes (one
+without CPUs comes last on x86), a rotation walks them in the new order: compare the recording with a simulation of the
+recording's own host, as ``verify`` does, not with one of the original.
 """
 
 from __future__ import annotations
@@ -154,14 +158,14 @@ class _Translator:
             return "reset"
         if isinstance(op, sc.SetMempolicyHomeNode):
             return f"home {self._byte_range(op)} {self.emulation.of_node(op.home_node)}"
-        if isinstance(op, sc.Weights):
+        if isinstance(op, sc.SetWeights):
             if op.weights is None:
                 return "weights default"
             pairs = (f"{self.emulation.of_node(node)}:{weight}" for node, weight in op.weights.items())
             return "weights " + ",".join(pairs)
         if isinstance(op, sc.SchedSetaffinity):
             return f"setcpu {op.cpu if op.cpu < 0 else self.emulation.of_cpu(op.cpu)}"
-        if isinstance(op, sc.Cpuset):
+        if isinstance(op, sc.SetMemsAllowed):
             return "cpuset " + (self._list(op.mems) if op.mems else "off")
         if isinstance(op, sc.Fallocate):
             return f"falloc {self._byte_range(op)}" + (f" {op.mode}" if op.mode is not None else "")
@@ -187,8 +191,7 @@ class _Translator:
         self._add(task, f"create {name} {self.pages[op.file]} {flags}")
 
     def _memfd(self, op: sc.Memfd, task: int) -> None:
-        if op.inode is not None:
-            raise WorkbenchError("cannot be recorded: the kernel chooses the inode number")
+        # An inode number that is asked for is not handed on: the kernel chooses, and verify infers what it chose.
         name = self._new_file(op.file, op.size)
         self._add(task, f"memfd {name} {self.pages[op.file]}")
 
@@ -246,7 +249,10 @@ class _Translator:
     def _new_file(self, name: str, size: int) -> str:
         if size % PAGE_SIZE or size // PAGE_SIZE > MAX_FILE_PAGES:
             most = format_bytes(MAX_FILE_PAGES * PAGE_SIZE)
-            raise WorkbenchError(f"size {format_bytes(size)}: must be whole pages and at most {most}")
+            raise WorkbenchError(
+                f"size {format_bytes(size)}: must be whole pages and at most {most} to be recorded "
+                f"(make it smaller, for example with --set guest.memory=64MiB)"
+            )
         if name not in self.files and len(self.files) == MAX_FILES:
             raise WorkbenchError(f"file {name!r}: at most {MAX_FILES} files can be recorded")
         self.files.setdefault(name, f"g{len(self.files)}")
