@@ -24,6 +24,7 @@ _WHERE = {
     "simulate": "simulate",
     "verify": "verify",
     "sweep": "sweep",
+    "sensitivity": "sensitivity",
     "explore": "explorer",
     "best_weights": "traffic",
 }

@@ -159,3 +159,57 @@ def pages_by_node(array: xr.DataArray, *, y: str) -> Figure:
         columns = min(len(nodes), 16)
         made.legend(title="node", loc="outside upper left", ncols=columns, frameon=False, handlelength=1, fontsize=8)
     return made
+
+
+def tornado(dataset: xr.Dataset, output: str, *, most: int = 12) -> Figure:
+    """One bar per parameter from its low to its high end, strongest on top; beside it its share of the variance.
+
+    dataset: a result of :func:`workbench.sensitivity`. Parameters that change less than a thousandth are left out.
+    """
+    if output not in dataset["output"].values:
+        raise WorkbenchError(f"figure: no output {output!r}; there are {', '.join(map(str, dataset['output'].values))}")
+    part = dataset.sel(output=output)
+    base = float(part["base"])
+    ends = part["one_at_a_time"].values
+    width = np.maximum(ends.max(axis=1), base) - np.minimum(ends.min(axis=1), base)
+    order = [int(at) for at in np.argsort(-width, kind="stable")[:most] if width[at] > 1e-3 * max(abs(base), 1e-300)]
+    units = dict(zip(map(str, dataset["output"].values), dataset.attrs["output_units"].split(", "), strict=True))[
+        output
+    ]
+    with style():
+        made = figure(8.0, 1.3 + 0.42 * max(len(order), 2))
+        place, shares = made.subplots(1, 2, width_ratios=[3, 1], sharey=True)
+        rows = np.arange(len(order))
+        for end, colour in ((0, NODE_COLOURS[4]), (1, NODE_COLOURS[1])):
+            label = ("low", "high")[end] + " end of the range"
+            place.barh(rows, ends[order, end] - base, left=base, color=colour, height=0.62, label=label)
+        for row, at in enumerate(order):
+            unit = str(part["unit"].values[at])
+            bounds = f"{_short(part['low'].values[at])} to {_short(part['high'].values[at])} {unit * (unit != '1')}"
+            place.annotate(
+                bounds, (max(base, *ends[at]), row), (4, 0), textcoords="offset points", va="center", fontsize=7,
+                color=MUTED,
+            )  # fmt: skip
+        place.axvline(base, color="black", linewidth=0.8)
+        place.margins(x=0.25)
+        place.set_yticks(rows, [str(part["parameter"].values[at]) for at in order])
+        place.set_xlabel(f"{output} [{units}]" if units else output)
+        place.legend(loc="lower right", frameon=False, fontsize=7)
+        for name, colour, height in (("total", "#b8c4cf", 0.62), ("first_order", "#4c5a67", 0.3)):
+            values = np.clip(np.nan_to_num(part[name].values[order]), 0, None)
+            shares.barh(rows, values, color=colour, height=height, label=name.replace("_", " "))
+        shares.set_xlabel("share of the variance")
+        shares.set_xlim(0, 1)
+        shares.legend(loc="lower right", frameon=False, fontsize=7)
+        place.invert_yaxis()
+        if not order:
+            place.text(0.5, 0.5, "no parameter changes this output", ha="center", transform=place.transAxes)
+        seaborn.despine(made)
+        for axes in (place, shares):
+            axes.tick_params(axis="y", length=0)
+        shares.set_title("modelled", loc="right", fontsize=7, color=MUTED)
+    return made
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -8,6 +8,7 @@ memory fills up however many cells there are. What comes back is written by this
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -49,7 +50,18 @@ def simulate_cell(mapping: Mapping[str, Any]) -> xr.Dataset:
     from workbench.scenario import Scenario
     from workbench.simulate import simulate
 
-    return simulate(Scenario.from_mapping({"output": "counts", **mapping}))
+    host = mapping.get("host")
+    if isinstance(host, str):
+        host = _machine(host)
+    return simulate(Scenario.from_mapping({"output": "counts", **mapping, "host": host}))
+
+
+@functools.lru_cache(maxsize=64)
+def _machine(name: str) -> Any:
+    """A ready host; reading its YAML once per process and not once per cell."""
+    from workbench.topology import Host
+
+    return Host.from_machine(name)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""Sensitivity: indices of a function whose indices are known, and the cost of a placement over the registry's ranges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from workbench import plots_sweep
+from workbench.costs import COSTS
+from workbench.errors import WorkbenchError
+from workbench.sensitivity import sensitivity, sobol
+
+
+def test_indices_of_the_ishigami_function():
+    def ishigami(unit):
+        x = np.pi * (2 * unit - 1)
+        return np.array([np.sin(x[0]) + 7 * np.sin(x[1]) ** 2 + 0.1 * x[2] ** 4 * np.sin(x[0])])
+
+    first, total = sobol(ishigami, 3, 4096)
+    # Ishigami and Homma 1990, a = 7, b = 0.1
+    np.testing.assert_allclose(first[0], [0.3139, 0.4424, 0.0], atol=0.05)
+    np.testing.assert_allclose(total[0], [0.5576, 0.4424, 0.2437], atol=0.05)
+
+
+def test_a_function_that_does_not_vary_has_no_indices():
+    first, total = sobol(lambda unit: np.array([3.0]), 2, 8)
+    assert np.isnan(first).all()
+    assert np.isnan(total).all()
+
+
+@pytest.fixture(scope="module")
+def scenario():
+    return wb.Scenario.from_mapping(
+        {
+            "host": "spr-8468v-cxl",
+            "guest": {"memory": "64 MiB", "vcpus": [{"node": 0}] * 8},
+            "operations": [
+                {"op": "create"}, {"op": "mmap"}, {"op": "mbind", "mode": "bind", "nodes": "0"}, {"op": "first_touch"},
+            ],
+        }
+    )  # fmt: skip
+
+
+def test_memory_that_is_not_used_does_not_matter(scenario):
+    names = ["cxl_latency", "dram_bandwidth", "dram_latency"]
+    found = sensitivity(scenario, ["idle_latency", "latency"], names, samples=64)
+    ends = found["one_at_a_time"].sel(output="idle_latency")
+    moves = np.ptp(ends.values, axis=1)
+    by_name = dict(zip(found["parameter"].values, moves, strict=True))
+    assert by_name["dram_latency"] == pytest.approx(COSTS["dram_latency"].high - COSTS["dram_latency"].low)
+    assert by_name["cxl_latency"] == 0
+    assert found["parameter"].values[0] == "dram_latency"
+    total = found["total"].sel(output="idle_latency", parameter="dram_latency")
+    assert float(total) == pytest.approx(1.0, abs=0.35)
+    assert found["total"].attrs["basis"] == "modelled"
+    assert {"low", "high"} == set(found["end"].values)
+    again = sensitivity(scenario, ["idle_latency", "latency"], names, samples=64)
+    assert found.drop_attrs().equals(again.drop_attrs())
+
+
+def test_a_model_and_ranges_of_ones_own(scenario):
+    found = sensitivity(
+        scenario, ["area"], {"a": (1.0, 4.0), "b": (2.0, 2.0)}, samples=64, model=lambda v: {"area": v["a"] * v["b"]}
+    )
+    assert float(found["base"].item()) == 4.0
+    np.testing.assert_array_equal(found["one_at_a_time"].sel(parameter="a").values[0], [2.0, 8.0])
+    assert float(found["total"].sel(parameter="b").item()) == 0.0
+
+
+def test_refusals(scenario):
+    for arguments, says in [
+        ({"outputs": ["speed"]}, "'speed' is unknown; known are latency"),
+        ({"parameters": ["dram_latncy"]}, "'dram_latncy' is unknown"),
+        ({"parameters": {"dram_latency": (2.0, 1.0)}}, "is not"),
+        ({"parameters": []}, "needs names"),
+        ({"samples": -1}, "samples"),
+        ({"outputs": ["y"], "model": lambda values: {"x": 1.0}}, "has no 'y'"),
+    ]:
+        with pytest.raises(WorkbenchError, match=says):
+            sensitivity(scenario, **{"samples": 0, **arguments})
+
+
+def test_the_tornado_shows_what_matters_strongest_on_top(scenario):
+    found = sensitivity(scenario, ["idle_latency"], samples=2)
+    made = plots_sweep.tornado(found, "idle_latency")
+    bars, shares = made.axes
+    assert bars.get_yticklabels()[0].get_text() == "dram_latency"
+    assert "cxl_latency" not in [label.get_text() for label in bars.get_yticklabels()]
+    assert bars.get_xlabel() == "idle_latency [ns]"
+    assert shares.get_xlabel() == "share of the variance"
+    with pytest.raises(WorkbenchError, match="no output"):
+        plots_sweep.tornado(found, "bandwidth")

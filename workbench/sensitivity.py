@@ -1,0 +1,196 @@
+"""How much modelled numbers depend on the parameters of the cost model, over the ranges that the registry states.
+
+The placement is exact and is simulated once; only what is modelled on top of it is computed again. Two views: one
+parameter at a time from the low to the high end of its range (a tornado), and shares of the variance when all vary at
+once, uniform in the logarithm (Sobol indices: first order by the estimator of Saltelli et al., Computer Physics
+Communications 181 (2010), total by that of Jansen, Computer Physics Communications 117 (1999)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from workbench import costs as cost_table
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.scenario import Scenario
+
+Model = Callable[[Mapping[str, float]], Mapping[str, float]]
+"""Parameter values by name in, outputs by name out."""
+
+OUTPUTS: dict[str, tuple[str, str, str]] = {
+    "latency": ("ns", "loaded latency of a memory access, mean of vCPU nodes", "mean"),
+    "bandwidth": ("MB/s", "memory bandwidth of all vCPUs", "sum"),
+    "idle_latency": ("ns", "latency on an idle host, mean of vCPU nodes", "mean"),
+    "node_load": ("1", "used part of the busiest node's memory bandwidth", "max"),
+}
+"""Outputs by name: variables of :func:`workbench.traffic.access_cost` as one number each."""
+
+
+def sensitivity(
+    scenario: Scenario,
+    outputs: Sequence[str] = ("latency", "bandwidth"),
+    parameters: Sequence[str] | Mapping[str, tuple[float, float]] | None = None,
+    *,
+    access: Any = None,
+    samples: int = 64,
+    seed: int = 0,
+    model: Model | None = None,
+) -> xr.Dataset:
+    """Say which parameters of the cost model a scenario's modelled outputs depend on, and how much.
+
+    Parameters
+    ----------
+    scenario : simulated once; its placement is what is priced
+    outputs : names in :data:`OUTPUTS`, or of what ``model`` returns
+    parameters : names in :data:`workbench.costs.COSTS`, varied over their ranges, or names with (low, high);
+        all that the traffic model samples if left out
+    access : access pattern, as :func:`workbench.traffic.access_cost` takes it
+    samples : base samples of the variance shares, which take samples x (parameters + 2) evaluations; 0 leaves them out
+    seed : of the samples
+    model : another function of the parameters to examine, instead of the cost of access
+
+    Returns
+    -------
+    Dataset over ``output`` and ``parameter`` (strongest first for the first output): ``base`` (output,);
+    ``one_at_a_time`` (output, parameter, end) with ``end`` low and high; ``first_order`` and ``total``; and for the
+    parameters ``value``, ``low`` and ``high``. All modelled.
+    """
+    names, low, high, value = _ranges(parameters)
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
+        raise WorkbenchError(f"sensitivity.samples: {samples!r} is not an integer from 0 on")
+    if model is None:
+        for output in outputs:
+            if output not in OUTPUTS:
+                raise WorkbenchError(f"sensitivity.outputs: {output!r} is unknown; known are {', '.join(OUTPUTS)}")
+        model = _access_model(scenario, access)
+
+    def evaluate(values: np.ndarray) -> np.ndarray:
+        found = model(dict(zip(names, map(float, values), strict=True)))
+        missing = [output for output in outputs if output not in found]
+        if missing:
+            raise WorkbenchError(f"sensitivity.outputs: the model has no {missing[0]!r}; it has {', '.join(found)}")
+        return np.array([found[output] for output in outputs], float)
+
+    base = evaluate(value)
+    ends = np.empty((len(outputs), len(names), 2))
+    for at in range(len(names)):
+        for end, bound in enumerate((low, high)):
+            changed = value.copy()
+            changed[at] = bound[at]
+            ends[:, at, end] = evaluate(changed)
+    first, total = sobol(lambda unit: evaluate(low * (high / low) ** unit), len(names), samples, seed, len(outputs))
+    order = np.argsort(-np.ptp(np.concatenate((ends, base[:, None, None] + 0 * ends[..., :1]), axis=2), axis=2)[0])
+    dataset = xr.Dataset(
+        {
+            "base": ("output", base),
+            "one_at_a_time": (("output", "parameter", "end"), ends[:, order]),
+            "first_order": (("output", "parameter"), first[:, order]),
+            "total": (("output", "parameter"), total[:, order]),
+            "value": ("parameter", value[order]),
+            "low": ("parameter", low[order]),
+            "high": ("parameter", high[order]),
+        },
+        {"output": list(outputs), "parameter": [names[at] for at in order], "end": ["low", "high"]},
+    )
+    source = "cost model of the workbench; ranges: workbench.costs"
+    long_names = {
+        "base": "output with every parameter at its value",
+        "one_at_a_time": "output with one parameter at an end of its range",
+        "first_order": "share of the variance from the parameter alone",
+        "total": "share of the variance from the parameter and what it acts with",
+        "value": "value of the parameter", "low": "low end of its range", "high": "high end of its range",
+    }  # fmt: skip
+    for name, long_name in long_names.items():
+        dataset[name].attrs.update(long_name=long_name, basis="modelled", source=source)
+    units = [cost_table.COSTS[name].unit if name in cost_table.COSTS else "" for name in dataset["parameter"].values]
+    dataset["unit"] = ("parameter", np.array(units, dtype=np.str_), {"long_name": "unit of the parameter"})
+    dataset.attrs.update(samples=samples, seed=seed, output_units=", ".join(OUTPUTS.get(o, ("",))[0] for o in outputs))
+    if scenario is not None:
+        from workbench.results import provenance
+
+        dataset.attrs.update(scenario=scenario.name, provenance=provenance(scenario))
+    return dataset
+
+
+def _ranges(
+    parameters: Sequence[str] | Mapping[str, tuple[float, float]] | None,
+) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    if parameters is None:
+        from workbench.traffic import SAMPLED
+
+        parameters = SAMPLED
+    if isinstance(parameters, str):
+        parameters = [parameters]
+    names = [str(name) for name in parameters]
+    if not names or len(set(names)) < len(names):
+        raise WorkbenchError("sensitivity.parameters: needs names of parameters, each once")
+    low, high, value = [], [], []
+    for name in names:
+        known = cost_table.COSTS.get(name)
+        if isinstance(parameters, Mapping):
+            bounds = parameters[name]
+            if len(tuple(bounds)) != 2 or not 0 < bounds[0] <= bounds[1]:
+                raise WorkbenchError(f"sensitivity.parameters.{name}: {bounds!r} is not (low, high) above 0")
+            ends = (float(bounds[0]), float(bounds[1]))
+        elif known is None:
+            raise WorkbenchError(
+                f"sensitivity.parameters: {name!r} is unknown; known are {', '.join(cost_table.COSTS)}"
+            )
+        else:
+            ends = (known.low, known.high)
+        low.append(ends[0])
+        high.append(ends[1])
+        middle = (ends[0] * ends[1]) ** 0.5 if known is None else known.value
+        value.append(min(max(middle, ends[0]), ends[1]))
+    return names, np.array(low), np.array(high), np.array(value)
+
+
+def _access_model(scenario: Scenario, access: Any) -> Model:
+    from workbench.simulate import simulate
+    from workbench.traffic import access_cost
+
+    placed = simulate(scenario)
+
+    def model(values: Mapping[str, float]) -> Mapping[str, float]:
+        priced = access_cost(placed, scenario.host, access, costs=values)
+        return {name: float(getattr(np, how)(priced[name].values)) for name, (_, _, how) in OUTPUTS.items()}
+
+    return model
+
+
+def sobol(
+    function: Callable[[np.ndarray], np.ndarray], parameters: int, samples: int, seed: int = 0, outputs: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sobol indices of a function of the unit cube: first order and total, float64 (outputs, parameters).
+
+    NaN where the function does not vary or ``samples`` is 0. Takes samples x (parameters + 2) evaluations.
+    """
+    if not samples:
+        nothing = np.full((outputs, parameters), np.nan)
+        return nothing, nothing.copy()
+    random = np.random.default_rng(np.random.SeedSequence([seed, 0x50B01]))
+    # Latin hypercube in both matrices: less noise than plain draws, for the same number
+    a, b = (
+        (np.argsort(random.random((samples, parameters)), axis=0) + random.random((samples, parameters))) / samples
+        for _ in range(2)
+    )
+    of_a = np.array([function(row) for row in a]).reshape(samples, -1)
+    of_b = np.array([function(row) for row in b]).reshape(samples, -1)
+    spread = np.concatenate((of_a, of_b)).var(axis=0)
+    first, total = np.empty((2, of_a.shape[1], parameters))
+    for at in range(parameters):
+        mixed = a.copy()
+        mixed[:, at] = b[:, at]
+        of_mixed = np.array([function(row) for row in mixed]).reshape(samples, -1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            first[:, at] = ((of_b - of_b.mean(axis=0)) * (of_mixed - of_a)).mean(axis=0) / spread
+            total[:, at] = 0.5 * ((of_a - of_mixed) ** 2).mean(axis=0) / spread
+    still = spread <= 1e-24 * np.maximum(of_a.mean(axis=0) ** 2, 1e-300)
+    first[still] = total[still] = np.nan
+    return first, total
