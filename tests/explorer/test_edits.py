@@ -84,12 +84,12 @@ def test_a_workload_is_read_back_from_its_operations(
 def test_conversions_follow_seed_and_memory() -> None:
     made = mapping()
     edits.set_workload(made, edits.Workload(convert_percent=10, convert_size=64 << 20))
-    before = [o["offset"] for o in made["operations"] if o["op"] == "convert"]
+    before = [o["offset"] for o in made["operations"] if o.get("to") == "shared"]
     edits.set_seed(made, 5)
-    after = [o["offset"] for o in made["operations"] if o["op"] == "convert"]
+    after = [o["offset"] for o in made["operations"] if o.get("to") == "shared"]
     assert before != after
     edits.set_memory(made, 2 * GIB)
-    assert max(o["offset"] for o in made["operations"] if o["op"] == "convert") < 2 * GIB
+    assert max(o["offset"] for o in made["operations"] if o.get("to") == "shared") < 2 * GIB
     assert edits.workload_of(made) is not None
 
 
