@@ -28,6 +28,8 @@ FOUR_GIB = 4 << 30
 STRUCT_PAGE_SHARE = 64
 """One page of struct pages for so many pages: 64 bytes each."""
 WATERMARK_SCALE_FACTOR = 10
+PAGEBLOCK_PAGES = 512
+MIGRATE_PCPTYPES = 3
 LOWMEM_RESERVE_RATIO = {ZONE_DMA: 256, ZONE_DMA32: 256, ZONE_NORMAL: 32}
 
 
@@ -46,11 +48,12 @@ class ZoneTable:
     start_pfn: Int64s  # of the modelled layout; zones that a host states follow one another from 4 GiB on
 
 
-def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES) -> ZoneTable:
+def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES, thp: bool = False) -> ZoneTable:
     """The zones of a host after boot.
 
     Nodes with stated ``zones`` keep them. For the others the layout is modelled; free pages are ``free_bytes`` if the
-    node states them (spread over its zones from the highest down), else all that is managed.
+    node states them (spread over its zones from the highest down), else all that is managed. ``thp`` says whether
+    transparent huge pages are enabled, which raises the watermarks.
     """
     rows: list[tuple[int, int, int]] = []  # node index, type, present pages
     starts: dict[tuple[int, int], int] = {}
@@ -74,7 +77,7 @@ def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES) -> ZoneTable:
         rows += [(index, kind, pages) for kind, pages in sorted(kinds.items())]
     table = np.array(rows, np.int64).reshape(-1, 3)
     managed = table[:, 2] - table[:, 2] // STRUCT_PAGE_SHARE
-    marks = watermarks(managed, table[:, 1])
+    marks = watermarks(managed, table[:, 1], thp)
     free = _free(host, table, managed)
     modelled = [
         (int(table[i, 0]), int(table[i, 1]), int(managed[i]), int(free[i]), *(int(mark[i]) for mark in marks))
@@ -122,15 +125,21 @@ def min_free_kbytes(managed: Int64s, high: Int64s) -> int:
     return min(max(math.isqrt(lowmem_kbytes * 16), 128), 262144)
 
 
-def watermarks(managed: Int64s, zone_type: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+def watermarks(managed: Int64s, zone_type: Int64s, thp: bool = False) -> tuple[Int64s, Int64s, Int64s]:
     """Min, low and high watermark of each zone, int64 (zones,) each.
 
-    The kernel evaluates min_free_kbytes twice: first while all high marks are 0, then, when khugepaged starts, with the
-    marks of the first pass taken off.
+    The kernel evaluates min_free_kbytes while all high marks are 0, and again when khugepaged starts, with the marks of
+    the first pass taken off. With transparent huge pages khugepaged asks for room to keep page blocks apart instead,
+    and for no more than a twentieth of memory; the larger value counts.
     """
     usable = zone_type != ZONE_MOVABLE
-    marks = _watermarks(managed, zone_type, min_free_kbytes(managed[usable], np.zeros(usable.sum(), np.int64)))
-    return _watermarks(managed, zone_type, min_free_kbytes(managed[usable], marks[2][usable]))
+    first = min_free_kbytes(managed[usable], np.zeros(usable.sum(), np.int64))
+    marks = _watermarks(managed, zone_type, first)
+    if not thp:
+        return _watermarks(managed, zone_type, min_free_kbytes(managed[usable], marks[2][usable]))
+    wanted = PAGEBLOCK_PAGES * int(usable.sum()) * (2 + MIGRATE_PCPTYPES * MIGRATE_PCPTYPES)
+    buffer_pages = int((managed - marks[2])[usable].clip(min=0).sum())
+    return _watermarks(managed, zone_type, max(first, min(wanted, buffer_pages // 20) * (PAGE_SIZE >> 10)))
 
 
 def _watermarks(managed: Int64s, zone_type: Int64s, kbytes: int) -> tuple[Int64s, Int64s, Int64s]:

@@ -136,3 +136,16 @@ def test_stated_free_memory_fills_zones_from_the_top() -> None:
     assert table.free.sum() * 4096 == 6 << 30
     assert table.free[2] == table.managed[2]
     assert table.free[0] == 0
+
+
+def test_transparent_hugepages_raise_the_watermarks() -> None:
+    """set_recommended_min_free_kbytes: 512 pages x zones x (2 + 3 x 3), at most a twentieth of memory."""
+    large = host(*({"memory_bytes": "32 GiB"} for _ in range(8)))
+    plain, raised = default_zones(large), default_zones(large, thp=True)
+    zones = len(raised.managed)
+    assert 512 * zones * 11 - zones < raised.min.sum() <= 512 * zones * 11
+    assert np.all(raised.low[2:] > plain.low[2:])
+    small = default_zones(host({"memory_bytes": "512 MiB"}), thp=True)
+    assert small.min.sum() <= small.managed.sum() // 20
+    huge = host({"memory_bytes": "64 TiB"})
+    assert np.array_equal(default_zones(huge, thp=True).min, default_zones(huge).min), "262144 kB is more already"
