@@ -524,6 +524,33 @@ def build_streams(
     return at
 
 
+@kernel
+def _renumber(
+    resource: np.ndarray,
+    capacity: np.ndarray,
+    curve: np.ndarray,
+    number: np.ndarray,
+    touched: np.ndarray,
+    few_capacity: np.ndarray,
+    few_curve: np.ndarray,
+) -> int:
+    """Number the resources that are visited from 0 on, in place; a host of 64 nodes has 4224, one stream visits 191.
+
+    ``number`` is all -1 before; ``touched[k]`` receives the resource of number k. Returns how many there are.
+    """
+    few = 0
+    for visit in range(resource.shape[0]):
+        index = resource[visit]
+        if number[index] < 0:
+            number[index] = few
+            touched[few] = index
+            few_capacity[few] = capacity[index]
+            few_curve[few] = curve[index]
+            few += 1
+        resource[visit] = number[index]
+    return few
+
+
 @allocating_kernel
 def solve_placements(
     shares: np.ndarray,
@@ -557,15 +584,22 @@ def solve_placements(
     used = np.zeros((placements, resources))
     iterations = np.zeros(placements, np.int64)
     start = np.zeros(streams + 1, np.int64)
-    resource = np.empty(4 * streams * nodes, np.int64)
-    visits = np.empty(4 * streams * nodes)
-    usage = np.empty(4 * streams * nodes)
-    delay = np.empty(resources)
-    scale = np.ones(resources)
+    visited = 4 * streams * nodes
+    resource = np.empty(visited, np.int64)
+    visits = np.empty(visited)
+    usage = np.empty(visited)
+    most = min(visited, resources)
+    number = np.full(resources, -1, np.int64)
+    touched = np.empty(most, np.int64)
+    few_capacity = np.empty(most)
+    few_curve = np.empty(most, np.int64)
+    few_used = np.empty(most)
+    delay = np.empty(most)
+    scale = np.ones(most)
     residual = np.empty(1)
     asked = np.empty(streams)
-    float_work = np.empty(7 * resources + 2 * streams)
-    int_work = np.empty(4 * resources + 2 * streams + 1 + 4 * streams * nodes, np.int64)
+    float_work = np.empty(7 * most + 2 * streams)
+    int_work = np.empty(4 * most + 2 * streams + 1 + visited, np.int64)
     for placement in range(placements):
         count = build_streams(
             shares[placement], initiator, home, latency, write_weight, write_fraction, extra_latency,
@@ -573,9 +607,13 @@ def solve_placements(
         )  # fmt: skip
         for stream in range(streams):
             asked[stream] = wanted[stream] if start[stream + 1] > start[stream] else 0.0
+        few = _renumber(resource[:count], capacity, curve, number, touched, few_capacity, few_curve)
         iterations[placement] = solve(
-            start, resource[:count], visits[:count], usage[:count], capacity, curve, curve_loads, curve_delays, scale,
-            idle[placement], window, asked, weight, tolerance, max_iterations, rate[placement], loaded[placement],
-            used[placement], delay, residual, float_work, int_work,
+            start, resource[:count], visits[:count], usage[:count], few_capacity[:few], few_curve[:few], curve_loads,
+            curve_delays, scale[:few], idle[placement], window, asked, weight, tolerance, max_iterations,
+            rate[placement], loaded[placement], few_used[:few], delay[:few], residual, float_work, int_work,
         )  # fmt: skip
+        for index in range(few):
+            used[placement, touched[index]] = few_used[index]
+            number[touched[index]] = -1
     return rate, loaded, idle, used, iterations
