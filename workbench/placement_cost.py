@@ -102,7 +102,7 @@ def scenario_of(
                 numbers = traffic.automatic_weights(machine)  # what the kernel would compute, had firmware told it
             weights = {int(n): int(w) for n, w in zip(machine.node_ids, numbers, strict=True)}
         nodes["all"] = sorted(weights)
-        operations.append({"op": "weights", "weights": weights})
+        operations.append({"op": "set_weights", "weights": weights})
     if choice.nodes == "parts":
         for node, (offset, length) in guest.parts().items():
             if length:

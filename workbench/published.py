@@ -267,7 +267,7 @@ def _page_counts(table: Table, out: _Rows) -> None:
     for weights, rows in groups.items():
         number = [int(w) for w in weights.split(":")]
         operations: list[dict[str, Any]] = [
-            {"op": "weights", "weights": dict(enumerate(number))},
+            {"op": "set_weights", "weights": dict(enumerate(number))},
             {"op": "set_mempolicy", "mode": "weighted_interleave", "nodes": f"0-{len(number) - 1}"},
         ]
         for k, row in enumerate(rows):

@@ -393,12 +393,12 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
     if verb == "getil":
         return sc.GetMempolicy(**common, node=True)
     if verb == "cpuset":
-        return sc.Cpuset(**common, mems=None if arguments[0] == "off" else arguments[0])
+        return sc.SetMemsAllowed(**common, mems=None if arguments[0] == "off" else arguments[0])
     if verb == "weights":
         if arguments[0] == "default":
-            return sc.Weights(**common)
+            return sc.SetWeights(**common)
         pairs = [part.split(":") for part in arguments[0].split(",")]
-        return sc.Weights(**common, weights={int(node): int(weight) for node, weight in pairs})
+        return sc.SetWeights(**common, weights={int(node): int(weight) for node, weight in pairs})
     if verb == "migrate":
         return sc.MigratePages(**common, source=int(arguments[0]), target=int(arguments[1]))
     if verb in ("eat", "eatto"):

@@ -74,6 +74,7 @@ def _declare_all() -> None:
     declare("event_file", ("event",), "", "file", exact)
     declare("event_ret", ("event",), "1", "return value", exact)
     declare("event_errno", ("event",), "1", "errno (0: success)", exact)
+    declare("event_error", ("event",), "", "errno by name (empty: success)", exact)
     declare("event_detail", ("event",), "", "what the call wrote besides, as JSON", exact)
     declare("event_pages", ("event", "node"), "folios", "folios placed by the event", exact)
     declare("free_pages", ("event", "zone"), "folios", "free folios of the zone after the event", counted)

@@ -175,10 +175,10 @@ class SetMempolicyHomeNode(_OnRange):
     home_node: int
 
 
-class Weights(Operation):
+class SetWeights(Operation):
     """Write /sys/kernel/mm/mempolicy/weighted_interleave/nodeN; ``weights: null`` restores those found at boot."""
 
-    op: Literal["weights"] = "weights"
+    op: Literal["set_weights"] = "set_weights"
     weights: dict[int, int] | None = None
 
 
@@ -189,10 +189,10 @@ class SchedSetaffinity(Operation):
     cpu: int
 
 
-class Cpuset(Operation):
+class SetMemsAllowed(Operation):
     """Move the process into a cpuset with these mems; null moves it back to the root cpuset."""
 
-    op: Literal["cpuset"] = "cpuset"
+    op: Literal["set_mems_allowed"] = "set_mems_allowed"
     mems: Nodes | None = None
 
 
@@ -385,9 +385,9 @@ AnyOperation = Annotated[
     | ResetRotation
     | GetMempolicy
     | SetMempolicyHomeNode
-    | Weights
+    | SetWeights
     | SchedSetaffinity
-    | Cpuset
+    | SetMemsAllowed
     | Fallocate
     | PunchHole
     | Fault
@@ -481,6 +481,9 @@ class Boot(_Model):
     """What the host's boot decided."""
 
     lowmem: Bytes | None = Field(None, description="memory below 4 GiB; 2 GiB if left out")
+    transparent_hugepages: bool = Field(
+        False, description="khugepaged raises the watermarks, as it does on systems where THP is enabled at boot"
+    )
     zonelists: Literal["boot", "hotplug"] = Field(
         "boot", description="hotplug: rebuilt since boot, CPU penalty applies"
     )
@@ -558,7 +561,7 @@ class Scenario(_Model):
             node = getattr(holder, "node", None)
             if isinstance(holder, (Hog, MovePages)) and not known >> holder.node & 1:
                 raise ValueError(f"{field}.node: {node} is not on this host ({self._allowed()})")
-            if isinstance(holder, Weights):
+            if isinstance(holder, SetWeights):
                 for weight_node, weight in (holder.weights or {}).items():
                     if not 1 <= weight <= 255 or not known >> weight_node & 1:
                         raise ValueError(

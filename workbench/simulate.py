@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -176,6 +177,8 @@ def _put_events(system: System, log: _Log, put: Put) -> None:
     put("event_file", np.array([getattr(operation, "file", None) or "" for operation in log.operations], dtype=str))
     put("event_ret", np.array([result.ret for result in log.results], np.int64))
     put("event_errno", np.array([result.errno for result in log.results], np.int64))
+    names = [errno.errorcode.get(result.errno, str(result.errno)) if result.errno else "" for result in log.results]
+    put("event_error", np.array(names, dtype=str))
     put("event_detail", np.array([json.dumps(result.detail) for result in log.results], dtype=str))
     put("event_pages", np.array(log.placed, np.int64).reshape(-1, system.nodes))
     put("free_pages", np.array(log.free, np.int64).reshape(-1, len(system.free)))

@@ -28,7 +28,7 @@ from workbench.migration import inside
 from workbench.pfns import FilePfns, FreePfns
 from workbench.system_conversion import Conversions
 from workbench.units import PAGE_SIZE, format_bytes
-from workbench.zones import default_zones
+from workbench.zones import LOWMEM_BYTES, default_zones
 
 FALLOC_FL_KEEP_SIZE = 1
 GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_FLAG_INIT_SHARED = 1, 2
@@ -127,7 +127,9 @@ class System:
 
     def _init_zones(self) -> None:
         boot = self.scenario.boot
-        table = default_zones(self.host, **({} if boot.lowmem is None else {"lowmem_bytes": boot.lowmem}))
+        table = default_zones(
+            self.host, LOWMEM_BYTES if boot.lowmem is None else boot.lowmem, boot.transparent_hugepages
+        )
         self.zone_node = table.zone_node.astype(np.int64)
         self.zone_type = table.zone_type.astype(np.int64)
         self.managed = table.managed.astype(np.int64)
@@ -558,7 +560,7 @@ class System:
             error = 0
         return failed(error) if error else Result()
 
-    def _weights(self, operation: sc.Weights) -> Result:
+    def _set_weights(self, operation: sc.SetWeights) -> Result:
         """mm/mempolicy.c: node_store; without values, the weights found at boot come back."""
         if operation.weights is None:
             self.weights = self.boot_weights.copy()
@@ -585,7 +587,7 @@ class System:
         self.task(operation).nid = self.index_of_node[self.host.node_of_cpu(operation.cpu)]
         return Result()
 
-    def _cpuset(self, operation: sc.Cpuset) -> Result:
+    def _set_mems_allowed(self, operation: sc.SetMemsAllowed) -> Result:
         """kernel/cgroup/cpuset.c: task and VMA policies are rebound, shared policies of inodes never are."""
         mems = self.n_memory if operation.mems is None else mp.parse_nodes(operation.mems) & self.n_memory
         if not mems:

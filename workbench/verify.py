@@ -264,7 +264,7 @@ def _rotation_lengths(scenario: sc.Scenario, file: str) -> list[int]:
     lengths: set[int] = set()
     weights = {node.id: 1 for node in scenario.host.nodes} | (scenario.boot.weights or {})
     for operation in scenario.operations:
-        if isinstance(operation, sc.Weights):
+        if isinstance(operation, sc.SetWeights):
             weights = {**weights, **(operation.weights or {})}
         holder = (isinstance(operation, sc.Mbind) and operation.file == file) or isinstance(operation, sc.SetMempolicy)
         if holder and operation.mode in ("interleave", "weighted_interleave"):  # type: ignore[union-attr]
