@@ -98,6 +98,9 @@ def report(
     except NotebookFailed as error:
         typer.echo(f"workbench: {error}", err=True)
         raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        typer.echo("workbench: interrupted; no report was written", err=True)
+        raise typer.Exit(130) from None
     if not quiet:
         for table in made.summaries:
             _print_table(table["title"], table["columns"], table["rows"])
@@ -147,7 +150,11 @@ def batch(
         done += 1
         typer.echo(f"{done}/{len(found)} {outcome.job.name}: {outcome.state} ({outcome.seconds:.1f} s)", err=True)
 
-    outcomes = run_batch(found, workers, finished=finished)
+    try:
+        outcomes = run_batch(found, workers, finished=finished)
+    except KeyboardInterrupt:
+        typer.echo(f"workbench: interrupted; {done} of {len(found)} jobs had ended, the others were stopped", err=True)
+        raise typer.Exit(130) from None
     rows = [
         [item.job.name, item.state, f"{item.seconds:.1f}", str(item.job.out if item.state == "ok" else item.job.log),
          item.message]
