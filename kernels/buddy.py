@@ -30,9 +30,6 @@ UNMOVABLE, MOVABLE, RECLAIMABLE = 0, 1, 2
 TYPES = 3
 PCP_LISTS = 14
 """Lists per CPU and zone (:mod:`kernels.pcp`): orders 0 to 3 of each migratetype, and two of order 9."""
-LRU = 128
-"""Bit of ``state``: an allocated page on an LRU list. It counts as movable when a pageblock is to be claimed."""
-
 RMQUEUE_NORMAL, RMQUEUE_CLAIM, RMQUEUE_STEAL = 0, 2, 3
 """enum rmqueue_mode: where the next page of one refill is looked for first."""
 NO_PAGE = -1
@@ -47,9 +44,12 @@ class Buddy(NamedTuple):
     """uint32 (2 * entries,): previous and next of each entry: pages, pageblocks, 33 heads per zone, and the heads of
     :mod:`kernels.pcp`."""
     state: np.ndarray
-    """uint8 (pages + pageblocks,): order + 1 in the entry of a free block, 0 or LRU elsewhere."""
+    """uint8 (pages + pageblocks,): order + 1 in the entry of a free block, 0 elsewhere."""
     block_type: np.ndarray
     """uint8 (pages / 512,): migratetype of each pageblock."""
+    lru_pages: np.ndarray
+    """int64 (pageblocks,): allocated pages on LRU lists, which count as movable when the pageblock is to be claimed. The
+    owner of the pages keeps it, with :func:`add_lru`."""
     zone_start: np.ndarray
     """int64 (zones,): first page."""
     zone_end: np.ndarray
@@ -75,6 +75,7 @@ def new_buddy(zone_start: np.ndarray, zone_end: np.ndarray, block_type: int = MO
         links=np.empty(2 * (entries + zones * (ORDERS * TYPES + cpus * PCP_LISTS)), np.uint32),
         state=np.zeros(entries, np.uint8),
         block_type=np.full(pages >> PAGEBLOCK_ORDER, block_type, np.uint8),
+        lru_pages=np.zeros(pages >> PAGEBLOCK_ORDER, np.int64),
         zone_start=np.array(zone_start, np.int64),
         zone_end=np.array(zone_end, np.int64),
         free_blocks=np.zeros((zones, ORDERS), np.int64),
@@ -159,14 +160,9 @@ def free_block(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) ->
     ``to_tail`` is FPI_TO_TAIL: memory that comes from boot or hotplug. The block must be allocated.
     Linux: ``split_large_buddy`` (a block of order 10 is freed as two pageblocks), ``__free_one_page``.
     """
-    if buddy.state[np.uint32(page)] & LRU:
-        for offset in range(1 << order):
-            buddy.state[np.uint32(page + offset)] = 0
-    if order <= PAGEBLOCK_ORDER:
-        _free_one_page(buddy, zone, page, order, to_tail)
-    else:
-        _free_one_page(buddy, zone, page, PAGEBLOCK_ORDER, to_tail)
-        _free_one_page(buddy, zone, page + (1 << PAGEBLOCK_ORDER), PAGEBLOCK_ORDER, to_tail)
+    part = min(order, PAGEBLOCK_ORDER)
+    for first in range(page, page + (1 << order), 1 << part):
+        _free_one_page(buddy, zone, first, part, to_tail)
 
 
 @kernel
@@ -362,10 +358,13 @@ def list_pages(buddy: Buddy, zone: int, order: int, migratetype: int, out: np.nd
 
 
 @kernel
-def set_lru(buddy: Buddy, page: int, pages: int) -> None:
-    """Say that allocated pages are on an LRU list. Freeing a block whose first page is clears it."""
-    for offset in range(pages):
-        buddy.state[page + offset] = LRU
+def add_lru(buddy: Buddy, page: int, pages: int, sign: int) -> None:
+    """Say that allocated pages were put on LRU lists (``sign`` 1), or taken off them (-1) before they are freed."""
+    while pages > 0:
+        here = min(pages, (1 << PAGEBLOCK_ORDER) - (page & ((1 << PAGEBLOCK_ORDER) - 1)))
+        buddy.lru_pages[page >> PAGEBLOCK_ORDER] += sign * here
+        page += here
+        pages -= here
 
 
 # One list entry. Indices are unsigned, because Numba adds a test for negative ones to every signed index.
@@ -461,7 +460,7 @@ def _take_smallest(buddy: Buddy, zone: int, order: int, migratetype: int) -> int
 def _remove_and_expand(buddy: Buddy, zone: int, page: int, order: int, current: int, migratetype: int) -> None:
     """``page_del_and_expand``: the upper halves go to the heads of their lists, which are ``migratetype``'s."""
     _remove(buddy, zone, page, current)
-    buddy.free_pages[zone] -= 1 << order
+    buddy.free_pages[np.uint64(zone)] -= 1 << order
     while current > order:
         current -= 1
         _insert(buddy, zone, page + (1 << current), current, migratetype, False)
@@ -527,12 +526,11 @@ def _claim_part(buddy: Buddy, zone: int, page: int, block_type: int, migratetype
     end = start + block_pages
     if start < buddy.zone_start[zone] or end > buddy.zone_end[zone]:
         return False
-    free, movable = 0, 0
+    free, movable = 0, buddy.lru_pages[start >> PAGEBLOCK_ORDER]
     current = start
     while current < end:
         state = np.int64(buddy.state[current])
-        if state == 0 or state == LRU:
-            movable += state == LRU
+        if state == 0:
             current += 1
         else:
             free += 1 << (state - 1)
@@ -547,7 +545,7 @@ def _claim_part(buddy: Buddy, zone: int, page: int, block_type: int, migratetype
     current = start
     while current < end:
         state = np.int64(buddy.state[current])
-        if state == 0 or state == LRU:
+        if state == 0:
             current += 1
         else:
             order = state - 1
@@ -571,29 +569,33 @@ def _steal(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
 
 
 @inlined_kernel
-def _is_free(buddy: Buddy, zone: int, page: int, order: int) -> bool:
-    """``page_is_buddy``"""
-    if page < buddy.zone_start[zone] or page >= buddy.zone_end[zone]:
-        return False
-    return buddy.state[_entry_of(buddy, page, order)] == order + 1
+def _is_free(buddy: Buddy, page: int, order: int, start: int, end: int) -> bool:
+    """``page_is_buddy``, for a zone that covers ``[start, end)``"""
+    return start <= page < end and buddy.state[_entry_of(buddy, page, order)] == order + 1
 
 
 @inlined_kernel
 def _free_one_page(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) -> None:
     """``__free_one_page``"""
     migratetype = np.int64(buddy.block_type[np.uint32(page >> PAGEBLOCK_ORDER)])
-    buddy.free_pages[zone] += 1 << order
-    while order < MAX_PAGE_ORDER:
+    start, end = buddy.zone_start[np.uint64(zone)], buddy.zone_end[np.uint64(zone)]
+    buddy.free_pages[np.uint64(zone)] += 1 << order
+    while order < PAGEBLOCK_ORDER:
         other = page ^ (1 << order)
-        if not _is_free(buddy, zone, other, order):
+        if not _is_free(buddy, other, order, start, end):
             break
-        if order >= PAGEBLOCK_ORDER:
-            buddy.block_type[np.uint32(other >> PAGEBLOCK_ORDER)] = migratetype
         _remove(buddy, zone, other, order)
         page &= other
         order += 1
+    if order == PAGEBLOCK_ORDER:
+        other = page ^ (1 << PAGEBLOCK_ORDER)
+        if _is_free(buddy, other, PAGEBLOCK_ORDER, start, end):
+            _remove(buddy, zone, other, PAGEBLOCK_ORDER)
+            buddy.block_type[np.uint32(other >> PAGEBLOCK_ORDER)] = migratetype
+            page &= other
+            order = MAX_PAGE_ORDER
     # If the block above is likely to become free soon, this one goes to the tail to stay whole for the merge.
     if not to_tail and order < MAX_PAGE_ORDER - 1:
         above = page & ~(1 << order)
-        to_tail = _is_free(buddy, zone, above ^ (2 << order), order + 1)
+        to_tail = _is_free(buddy, above ^ (2 << order), order + 1, start, end)
     _insert(buddy, zone, page, order, migratetype, to_tail)

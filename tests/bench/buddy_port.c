@@ -117,19 +117,20 @@ static inline int64_t allocate(struct buddy *b, int zone, int order, int type)
 	return page >= 0 ? page : claim(b, zone, order, type);
 }
 
-static inline bool is_free(struct buddy *b, int zone, int64_t page, int order)
+static inline bool is_free(struct buddy *b, int64_t page, int order, int64_t start, int64_t end)
 {
-	return page >= b->zone_start[zone] && page < b->zone_end[zone] && b->state[entry_of(b, page, order)] == order + 1;
+	return page >= start && page < end && b->state[entry_of(b, page, order)] == order + 1;
 }
 
 static inline void free_one(struct buddy *b, int zone, int64_t page, int order, bool tail)
 {
+	int64_t start = b->zone_start[zone], end = b->zone_end[zone];
 	int type = b->block_type[page >> BLOCK_ORDER];
 
 	b->free_pages[zone] += 1 << order;
 	while (order < MAX_ORDER) {
 		int64_t other = page ^ (1 << order);
-		if (!is_free(b, zone, other, order))
+		if (!is_free(b, other, order, start, end))
 			break;
 		if (order >= BLOCK_ORDER)
 			b->block_type[other >> BLOCK_ORDER] = type;
@@ -138,15 +139,12 @@ static inline void free_one(struct buddy *b, int zone, int64_t page, int order, 
 		order++;
 	}
 	if (!tail && order < MAX_ORDER - 1)
-		tail = is_free(b, zone, (page & ~(1 << order)) ^ (2 << order), order + 1);
+		tail = is_free(b, (page & ~(1 << order)) ^ (2 << order), order + 1, start, end);
 	insert(b, zone, page, order, type, tail);
 }
 
 static inline void free_block(struct buddy *b, int zone, int64_t page, int order, bool tail)
 {
-	if (b->state[page] & 128)
-		for (int i = 0; i < 1 << order; i++)
-			b->state[page + i] = 0;
 	if (order <= BLOCK_ORDER) {
 		free_one(b, zone, page, order, tail);
 	} else {

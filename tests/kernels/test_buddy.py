@@ -99,6 +99,8 @@ def test_random_load_agrees_with_the_reference(seed: int) -> None:
         draining = (step // 200) % 2 == 0
         if used and rng.random() < (0.3 if draining else 0.7):
             number, page, order = used.pop(rng.randrange(len(used)))
+            if page in zones[number].lru:
+                kernel.add_lru(buddy, page, 1 << order, -1)
             kernel.free_block(buddy, number, page, order, False)
             zones[number].free(page, order)
         else:
@@ -110,7 +112,7 @@ def test_random_load_agrees_with_the_reference(seed: int) -> None:
             if page >= 0:
                 used.append((number, page, order))
                 if kind == MOVABLE and rng.random() < 0.5:
-                    kernel.set_lru(buddy, page, 1 << order)
+                    kernel.add_lru(buddy, page, 1 << order, 1)
                     zones[number].lru |= set(range(page, page + (1 << order)))
         if step % 100 == 0:
             check_same(buddy, zones)
