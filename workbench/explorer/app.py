@@ -16,7 +16,7 @@ import xarray as xr
 
 from workbench import results
 from workbench.errors import WorkbenchError
-from workbench.explorer import pictures, static
+from workbench.explorer import edits, pictures, static
 from workbench.explorer.controller import Controller, Event, Run, Simulate, _engine
 from workbench.explorer.editors import Editor, GuestEditor, MachineEditor, PolicyEditor, WorkloadEditor
 from workbench.explorer.widgets import STYLE, AddressSpace, Chart, Share
@@ -177,7 +177,7 @@ class Explorer:
             options=["Python", "YAML", "report command", "papermill command"], style={"button_width": "auto"}
         )
         self.share_kind.observe(lambda _: self._show_share(), "value")
-        self.report = self._button("make a report", "Run the placement notebook on this scenario", self._make_report)
+        self.report = self._button("make a report", "Run notebooks/00_explorer.ipynb on this scenario", self._make_report)
         self.report_note = w.HTML()
         half = w.Layout(width="50%", min_width="0")
         for chart in (self.host_chart, self.bars_chart):
@@ -446,15 +446,15 @@ class Explorer:
 
     def _show_share(self) -> None:
         scenario = self.controller.scenario
-        text = scenario.to_yaml()
+        text = edits.short_yaml(scenario)
         kind = self.share_kind.value
         if kind == "Python":
             text = f'import workbench as wb\n\nscenario = wb.Scenario.from_yaml("""\n{text}""")\n'
             text += "result = wb.simulate(scenario)\n"
         elif kind == "report command":
-            text = f"{_heredoc(text)}\nworkbench report {NOTEBOOK} -p scenario scenario.yaml -o placement.html\n"
+            text = f"{_heredoc(text)}\nworkbench report {NOTEBOOK} -p scenario scenario.yaml -o explorer.html\n"
         elif kind == "papermill command":
-            text = f"{_heredoc(text)}\npapermill {NOTEBOOK} placement.ipynb -p scenario scenario.yaml\n"
+            text = f"{_heredoc(text)}\npapermill {NOTEBOOK} explorer-run.ipynb -p scenario scenario.yaml\n"
         self.share.text = text
 
     def _download(self, message: dict[str, Any]) -> None:
@@ -469,7 +469,7 @@ class Explorer:
         """Name and content of a file to download: ``yaml``, ``zip`` (Zarr), ``nc`` or ``html``."""
         stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.scenario.name) or "scenario"
         if kind == "yaml":
-            return f"{stem}.yaml", self.scenario.to_yaml().encode()
+            return f"{stem}.yaml", edits.short_yaml(self.scenario).encode()
         if kind == "html":
             return f"{stem}.html", static.page(self.controller.run, self.controller.pinned).encode()
         suffix = {"zip": ".zarr.zip", "nc": ".nc"}.get(kind)
@@ -494,7 +494,7 @@ class Explorer:
         import subprocess
         import sys
 
-        target = Path.cwd() / "placement.html"
+        target = Path.cwd() / "explorer.html"
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "scenario.yaml"
             path.write_text(scenario.to_yaml())
@@ -535,11 +535,11 @@ class Explorer:
             handle.update(data, metadata=metadata, raw=True)
 
 
-NOTEBOOK = "notebooks/01_placement.ipynb"
+NOTEBOOK = "notebooks/00_explorer.ipynb"
 
 
 def notebook() -> Path:
-    """The placement notebook of this checkout."""
+    """The notebook that reports are made of."""
     return Path(__file__).parents[2] / NOTEBOOK
 
 

@@ -100,7 +100,7 @@ function bars(data, width, height) {
     if (data.compare) group.append(svg("rect", { x, y: y(base + node.guest_a), width: half, height: Math.max(0, y(base) - y(base + node.guest_a)),
       fill: node.color, "fill-opacity": 0.35, stroke: node.color, "stroke-dasharray": "3 2" }));
     group.append(svg("rect", { x: x + w - half, y: y(base + node.guest), width: half, height: Math.max(0, y(base) - y(base + node.guest)), fill: node.color }));
-    if (step > 40 && node.guest) group.append(label(x + w / 2, Math.max(12, y(base + node.guest) - 7), gib(node.guest), { "text-anchor": "middle" }));
+    if (step > 40 && node.guest) group.append(label(x + w - half / 2, Math.max(12, y(base + node.guest) - 7), gib(node.guest), { "text-anchor": "middle" }));
     if (i % every === 0) group.append(label(x + w / 2, height - bottom + 13, node.id, { "text-anchor": "middle" }));
     root.append(group);
   });
@@ -110,7 +110,7 @@ function bars(data, width, height) {
 
 // One bar for each node that runs vCPUs: where the memory lies that it uses; numbers of the model beside it.
 function vcpus(data, width) {
-  const rowH = 26, left = 108, right = 330, height = Math.max(60, data.rows.length * rowH + 34);
+  const rowH = 26, left = 108, right = 356, height = Math.max(60, data.rows.length * rowH + 34);
   const root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
   const inner = Math.max(60, width - left - right);
   data.rows.forEach((row, i) => {

@@ -448,7 +448,7 @@ class PolicyEditor(Editor):
         self.relative = w.Checkbox(description="relative nodes", indent=False, layout=w.Layout(width="48%"))
         self.start = w.Text(description="from", continuous_update=False, style=LABEL, layout=wide())
         self.end = w.Text(description="to", continuous_update=False, style=LABEL, layout=wide())
-        self.home = w.Dropdown(options=[("none", None)], description="home node", style=LABEL, layout=wide())
+        self.home = w.Dropdown(options=[("none", -1)], description="home node", style=LABEL, layout=wide())
         self.note = w.HTML()
         self.details = w.VBox(
             [
@@ -520,7 +520,7 @@ class PolicyEditor(Editor):
     def _change(self) -> Edit:
         index, mode, chosen = self.selected, self.mode.value, list(self.nodes.selected)
         flags = [name for name, box in (("static", self.static), ("relative", self.relative)) if box.value]
-        home = self.home.value
+        home = None if self.home.value == -1 else self.home.value
         if not chosen and mode in ("default", "local", "preferred_many", "bind", "interleave", "weighted_interleave"):
             if mode not in ("default", "local"):
                 raise WorkbenchError(f"nodes: empty; {mode} needs at least one node")
@@ -583,8 +583,8 @@ class PolicyEditor(Editor):
             self.automatic.layout.display = "" if policy.mode == "weighted_interleave" else "none"
             self.static.value = "static" in policy.mode_flags
             self.relative.value = "relative" in policy.mode_flags
-            self.home.options = [("none", None), *((str(node.id), node.id) for node in host.nodes)]
-            self.home.value = policy.home_node
+            self.home.options = [("none", -1), *((str(node.id), node.id) for node in host.nodes)]
+            self.home.value = -1 if policy.home_node is None else policy.home_node
             self.home.layout.display = "" if policy.mode in ("bind", "preferred_many") else "none"
             start, end = edits.policy_range(policy.model_dump(), scenario.guest.memory)
             self.start.value, self.end.value = exact_size(start), exact_size(end)
@@ -618,7 +618,7 @@ class WorkloadEditor(Editor):
         )
         self.by = w.Dropdown(
             options=[("guest (KVM fault)", "guest"), ("host mapping", "host"), ("KVM prefault", "prefault")],
-            description="faults come by",
+            description="faults by",
             style=LABEL,
             layout=wide(),
         )
@@ -629,7 +629,7 @@ class WorkloadEditor(Editor):
         self.turn = w.BoundedIntText(min=0, max=1 << 20, description="turn, pages", style=LABEL, layout=wide())
         self.turn.tooltip = "0: each vCPU finishes its share; otherwise vCPUs take turns of so many pages"
         self.shared = w.Checkbox(description="turns walk one range together", indent=False)
-        self.hog_node = w.Dropdown(options=[("none", None)], description="other use on", style=LABEL, layout=wide())
+        self.hog_node = w.Dropdown(options=[("none", -1)], description="other use on", style=LABEL, layout=wide())
         self.hog_free = w.Text(description="leaves free", continuous_update=False, style=LABEL, layout=wide())
         self.percent = w.FloatSlider(
             min=0, max=100, step=0.5, description="converted, %", readout_format=".1f", style=LABEL, layout=wide()
@@ -707,7 +707,7 @@ class WorkloadEditor(Editor):
         return self._with(touch=value)
 
     def _hog(self) -> Edit:
-        if self.hog_node.value is None:
+        if self.hog_node.value == -1:
             return self._with(hogs=())
         return self._with(hogs=((int(self.hog_node.value), parse_bytes(self.hog_free.value or "0", "leaves free")),))
 
@@ -741,14 +741,14 @@ class WorkloadEditor(Editor):
             self.touch.value = workload.touch if workload else "written"
             self.simple.layout.display = "" if workload and workload.touch == "first_touch" else "none"
             self.extra.layout.display = "" if workload else "none"
-            self.hog_node.options = [("none", None), *((f"node {n.id}", n.id) for n in scenario.host.nodes)]
+            self.hog_node.options = [("none", -1), *((f"node {n.id}", n.id) for n in scenario.host.nodes)]
             self.workload = workload or edits.Workload()
             shown = self.workload
             self.by.value, self.order.value, self.stride.value = shown.by, shown.order, shown.stride
             self.turn.value, self.shared.value = shown.turn, shown.shared
             self.stride.layout.display = "" if shown.order == "strided" else "none"
             self.shared.layout.display = "" if shown.turn else "none"
-            self.hog_node.value = shown.hogs[0][0] if shown.hogs else None
+            self.hog_node.value = shown.hogs[0][0] if shown.hogs else -1
             self.hog_free.value = exact_size(shown.hogs[0][1]) if shown.hogs else "1 GiB"
             self.hog_free.layout.display = "" if shown.hogs else "none"
             self.percent.value, self.piece.value = shown.convert_percent, exact_size(shown.convert_size)

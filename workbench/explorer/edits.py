@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from workbench.errors import WorkbenchError
 from workbench.policy import format_nodes, nodemask, nodes_of, parse_nodes
-from workbench.topology import Host
+from workbench.scenario import Scenario
+from workbench.topology import Host, machine_names
 from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
 
 Mapping = dict[str, Any]
@@ -276,3 +279,12 @@ def set_seed(mapping: Mapping, seed: int) -> None:
     mapping["seed"] = seed
     if workload is not None and mapping.get("operations"):
         set_workload(mapping, workload)
+
+
+def short_yaml(scenario: Scenario) -> str:
+    """The scenario as YAML, with the machine's name instead of its whole description where it is one we have."""
+    mapping = scenario.to_mapping()
+    host = scenario.host
+    if host.name in machine_names() and Host.from_machine(host.name) == host:
+        mapping["host"] = host.name
+    return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=100)

@@ -63,7 +63,6 @@ function render({ model, el }) {
           send("weights", { ...model.get("weights"), [node.id]: value });
         });
       }
-      slider.style.accentColor = node.color;
       row.append(name, slider, number);
       return row;
     }));
