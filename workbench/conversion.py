@@ -366,14 +366,17 @@ PARTS = ("conversion", "split and merge", "invalidation", "zeroing")
 _PARAMETERS = ("conversion_fixed", "split_merge_per_page", "invalidation", "clear_page", "cpu_frequency")
 
 
-def cycles(series: Int64s, samples: int = 1, seed: int = 0) -> npt.NDArray[np.float64]:
+def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False) -> npt.NDArray[np.float64]:
     """Modelled cycles so far by part, float64 (samples, rows, parts); sample 0 takes the parameters as given.
 
-    Every conversion costs ``conversion_fixed``; every 4 KiB page of a folio split or merged ``split_merge_per_page``,
-    whatever the folio's size; every invalidation ``invalidation``; every page zeroed by a punch ``clear_page``.
+    Every conversion costs ``conversion_fixed``; every folio that a split makes or a merge takes up
+    ``split_merge_per_page``, whatever the size of the whole: 262144 for 1 GiB, 512 for 2 MiB and (``two_stage``, where no
+    measurement exists) 512 for 1 GiB into 2 MiB; every invalidation ``invalidation``; every page zeroed by a punch
+    ``clear_page``.
     """
     draws = costs.sample(_PARAMETERS, samples, seed)
-    pages = folio.PAGES_1G * (series[:, folio.N_SPLITS_1G] + series[:, folio.N_MERGES_1G])
+    pieces = folio.BLOCKS_1G if two_stage else folio.PAGES_1G
+    pages = pieces * (series[:, folio.N_SPLITS_1G] + series[:, folio.N_MERGES_1G])
     pages = pages + folio.PAGES_2M * (series[:, folio.N_SPLITS_2M] + series[:, folio.N_MERGES_2M])
     parts = (
         np.outer(draws["conversion_fixed"], series[:, folio.N_CONVERSIONS]),
@@ -409,7 +412,9 @@ EVENT_COUNTERS = (
 """Counters that a Dataset keeps along ``event``: name, unit, long name. Those not "now" are sums since the start."""
 
 
-def variables(series: Int64s, samples: int = 1, seed: int = 0) -> dict[str, tuple[tuple[str, ...], object]]:
+def variables(
+    series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False
+) -> dict[str, tuple[tuple[str, ...], object]]:
     """Variables of a result along ``event``, from counters and vmemmap pages by node (:class:`StreamResult`)."""
     out: dict[str, tuple[tuple[str, ...], object]] = {}
     for counter, _units, _long_name in EVENT_COUNTERS:
@@ -422,7 +427,7 @@ def variables(series: Int64s, samples: int = 1, seed: int = 0) -> dict[str, tupl
         ),
     )
     out["vmemmap_pages"] = (("event", "node"), series[:, len(folio.COUNTERS) :])
-    modelled = cycles(series, samples, seed)
+    modelled = cycles(series, samples, seed, two_stage=two_stage)
     dims = ("sample", "event", "part") if samples > 1 else ("event", "part")
     out["conversion_cycles"] = (dims, modelled if samples > 1 else modelled[0])
     return out
@@ -438,7 +443,7 @@ def run(
     the stream, ``operation_errno`` (operation).
     """
     result = file.run_stream(stream, every)
-    data = variables(result.series, samples, seed)
+    data = variables(result.series, samples, seed, two_stage=file.state.options[folio.SPLITTING] != folio.ONE_STEP)
     data["operation_errno"] = (("operation",), result.errors)
     coordinates = {
         "event": np.arange(1, len(result.series) + 1) * every,

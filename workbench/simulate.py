@@ -135,7 +135,9 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     if log.conversions:
         from workbench import conversion
 
-        variables.update(conversion.variables(np.array(log.conversions)))
+        variables.update(conversion.variables(
+                np.array(log.conversions), two_stage=scenario.guest.conversion.generation == "two-stage"
+            ))
     coordinates = {
         "node": system.node_ids,
         "node_to": system.node_ids,

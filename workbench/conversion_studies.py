@@ -1,0 +1,180 @@
+"""Questions about conversions, each answered by one Dataset: boots, scattered shared pages, pinned pages.
+
+Used by notebook 03; every function runs whole streams in the kernel and takes well under a second at its defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from kernels import folio
+from workbench import conversion as cv
+from workbench import generators_conversion as gen
+from workbench import published, results, struct_pages
+from workbench.conversion import ConversionFile
+from workbench.units import PAGE_SIZE
+
+GIB = 1 << 30
+DESIGNS = ("split in one step", "split in two stages", "no struct page for private memory")
+
+
+def _private(size: int, page_size: str, **options: str) -> ConversionFile:
+    file = ConversionFile(size, page_size, **options)
+    file.run_stream(cv.populate(size))
+    return file
+
+
+def boot_sources(guest: gen.BootGuest, backings: Sequence[str] = ("2 MiB", "1 GiB")) -> xr.Dataset:
+    """Which part of the boot splits how many huge pages: ``boot_splits`` (backing, source), ``boot_pages`` (backing)."""
+    stream, source = gen.boot(guest)
+    splits = np.zeros((len(backings), len(gen.SOURCES)), np.int64)
+    for row, backing in enumerate(backings):
+        series = _private(guest.memory, backing).run_stream(stream, 1).series
+        done = series[:, folio.N_SPLITS_1G] + series[:, folio.N_SPLITS_2M]
+        np.add.at(splits[row], source, np.diff(done, prepend=0))
+    pages = [guest.memory >> (12 + struct_pages.ORDERS[backing]) for backing in backings]
+    dataset = xr.Dataset(
+        {"boot_splits": (("backing", "source"), splits), "boot_pages": (("backing",), pages)},
+        {"backing": list(backings), "source": list(gen.SOURCES)},
+    )
+    return results.annotate(dataset).assign_attrs(scenario=f"boot of a {guest.memory >> 30} GiB SNP guest")
+
+
+def boot_against_published(guest: gen.BootGuest = gen.PUBLISHED_GUEST, samples: int = 100, seed: int = 0) -> xr.Dataset:
+    """The published conversion profile beside the model: ``profile_published`` and ``profile_model`` (quantity).
+
+    Splits are counted from the boot stream; the share of time in splits and merges takes the published 652 operations
+    and the one cost per 4 KiB page, over its range (``sample``; 0 is the value set by the 1 GiB column).
+    """
+    table = published.read_table("gmem_conversion_profile")
+    boots = boot_sources(guest)["boot_splits"].sum("source")
+    series = np.zeros((1, len(folio.COUNTERS) + 1), np.int64)
+    series[0, folio.N_SPLITS_2M] = table.cell("pages split during boot", "2M backing")
+    series[0, folio.N_MERGES_2M] = table.cell("merged back at run time", "2M backing")
+    spent = cv.cycles(series, samples, seed)[:, 0, cv.PARTS.index("split and merge")]
+    total = table.cell("cycles of all conversions (kvm_gmem_convert_execute_work)", "2M backing")
+    quantities = ("2 MiB pages split", "1 GiB pages split", "% of cycles in 2 MiB splits and merges")
+    model = np.empty((samples, 3))
+    model[:, 0], model[:, 1] = float(boots.sel(backing="2 MiB")), float(boots.sel(backing="1 GiB"))
+    model[:, 2] = 100 * spent / total
+    measured = [
+        table.cell("pages split during boot", "2M backing"),
+        table.cell("pages split during boot", "1G backing"),
+        100 * table.cell("share spent in split/merge", "2M backing"),
+    ]
+    dataset = xr.Dataset(
+        {"profile_published": (("quantity",), measured), "profile_model": (("sample", "quantity"), model)},
+        {"quantity": list(quantities)},
+    )
+    return results.annotate(dataset).assign_attrs(scenario="boot of a 16 GiB SNP guest")
+
+
+def scattered_pages(counts: Sequence[int] = (1, 2, 4, 8, 16, 64, 256, 512, 1024, 4096), seed: int = 0) -> xr.Dataset:
+    """Shared pages at random places of one 1 GiB page: ``added_vmemmap`` and ``added_tables`` (design, shared)."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 4]))
+    places = rng.permutation(folio.PAGES_1G)
+    vmemmap = np.zeros((len(DESIGNS), len(counts)), np.int64)
+    tables = np.zeros_like(vmemmap)
+    for column, count in enumerate(counts):
+        offset = places[:count].astype(np.int64) * PAGE_SIZE
+        stream = cv.conversions(offset, np.full(count, PAGE_SIZE), np.ones(count))
+        for row, split in enumerate(("one-step", "two-stage", "two-stage")):
+            file = _private(GIB, "1 GiB", split=split)
+            file.run_stream(stream)
+            vmemmap[row, column] = file.held_vmemmap.sum() if row < 2 else file.shared_groups
+            tables[row, column] = struct_pages.stage2_table_pages(
+                folio.PAGES_1G, file.count("mapped_1g"), file.count("mapped_2m")
+            )
+    dims = ("design", "shared")
+    dataset = xr.Dataset(
+        {"added_vmemmap": (dims, vmemmap), "added_tables": (dims, tables)},
+        {"design": list(DESIGNS), "shared": list(counts)},
+    )
+    return results.annotate(dataset).assign_attrs(scenario="one 1 GiB page")
+
+
+def pinned_pages(
+    memory: int = 16 * GIB,
+    pins: Sequence[int] = (0, 1, 2, 4, 8, 16, 32),
+    buffers: int = 2000,
+    generations: Sequence[str] = ("B", "C"),
+    seed: int = 0,
+) -> xr.Dataset:
+    """Long-term pins on single shared pages while the guest takes everything back.
+
+    Buffers anywhere become shared, some of their pages are pinned, then all of memory is converted to private in one call
+    of each generation: ``kept_shared`` pages, ``broken_pages`` 1 GiB pages not whole again, and, after user space went on
+    behind every offset that failed, ``calls_needed`` (generation, pins).
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 5]))
+    offsets = rng.permutation(memory // (64 << 10))[:buffers].astype(np.int64) * (64 << 10)
+    share = cv.conversions(offsets, np.full(buffers, 64 << 10), np.ones(buffers))
+    shape = (len(generations), len(pins))
+    kept, broken, calls = (np.zeros(shape, np.int64) for _ in range(3))
+    for row, generation in enumerate(generations):
+        for column, count in enumerate(pins):
+            file = _private(memory, "1 GiB", generation=generation)
+            file.run_stream(share)
+            for offset in offsets[:count]:
+                file.pin(int(offset), PAGE_SIZE)
+            outcome = file.convert(0, memory, "private")
+            kept[row, column] = file.count("shared_pages")
+            broken[row, column] = (memory >> 30) - file.count("mapped_1g")
+            start, needed = 0, 1
+            while outcome.offset is not None:
+                # user space converts what lies before the page that is held, skips it and goes on
+                held = outcome.offset
+                if held > start:
+                    file.convert(start, held - start, "private")
+                    needed += 1
+                start = held + PAGE_SIZE
+                if start >= memory:
+                    break
+                outcome = file.convert(start, memory - start, "private")
+                needed += 1
+            calls[row, column] = needed
+    dims = ("generation", "pins")
+    dataset = xr.Dataset(
+        {"kept_shared": (dims, kept), "broken_pages": (dims, broken), "calls_needed": (dims, calls)},
+        {"generation": list(generations), "pins": list(pins)},
+    )
+    return results.annotate(dataset).assign_attrs(scenario=f"{memory >> 30} GiB guest, {buffers} shared buffers")
+
+
+def recorded_hvo() -> xr.Dataset:
+    """vmemmap pages that a real kernel counted and the model's, along ``step`` of the recorded boots."""
+    steps = struct_pages.read_hvo_recording()
+    dataset = xr.Dataset(
+        {
+            "vmemmap_recorded": (("state",), [step.measured_vmemmap for step in steps]),
+            "vmemmap_model": (("state",), [step.model_vmemmap for step in steps]),
+            "huge_pages": (("state",), [step.huge_pages for step in steps]),
+        },
+        {"state": [f"{'HVO' if step.optimised else 'no HVO'}, {step.huge_pages} × {step.page_size}" for step in steps]},
+    )
+    return results.annotate(dataset).assign_attrs(scenario="Linux 7.3.4, 6 GiB host")
+
+
+def _declare() -> None:
+    counted = "counted"
+    results.declare("boot_splits", ("backing", "source"), "folios", "huge pages split during boot", counted)
+    results.declare("boot_pages", ("backing",), "folios", "huge pages of the guest", counted)
+    source = "datasets/published/gmem_conversion_profile.yaml"
+    results.declare("profile_published", ("quantity",), "1", "published", "exact", source)
+    results.declare("profile_model", ("quantity",), "1", "model", "modelled", "workbench/costs.py")
+    results.declare("added_vmemmap", ("design", "shared"), "4 KiB pages", "vmemmap pages added", counted)
+    results.declare("added_tables", ("design", "shared"), "4 KiB pages", "second-stage page-table pages added", counted)
+    results.declare("kept_shared", ("generation", "pins"), "4 KiB pages", "pages still shared after one call", counted)
+    results.declare("broken_pages", ("generation", "pins"), "folios", "1 GiB pages not whole after one call", counted)
+    results.declare(
+        "calls_needed", ("generation", "pins"), "calls", "calls until all but the pinned is private", counted
+    )
+    results.declare("vmemmap_recorded", ("state",), "4 KiB pages", "vmemmap pages, recorded", "exact")
+    results.declare("vmemmap_model", ("state",), "4 KiB pages", "vmemmap pages, model", counted)
+    results.declare("huge_pages", ("state",), "folios", "huge pages in the pool", "exact")
+
+
+_declare()
