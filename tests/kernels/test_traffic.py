@@ -210,3 +210,43 @@ def test_large_machine_converges(window):
     streams = [{int(rng.integers(64)): 1.0} for _ in range(1500)]
     rate, _, used, _ = solved(streams, rng.uniform(1e3, 3e4, 64), window, curves=KNEE, tolerance=1e-6)
     assert rate.sum() == pytest.approx(used.sum())
+
+
+def placements(shares, link=1e4, latency=((70.0, 130.0), (130.0, 70.0)), window=640.0):
+    """Two nodes of 10^5 MB/s, one stream on each, curves without delay; rows of ``shares`` are for both streams."""
+    shares = np.repeat(np.array(shares, float)[:, None, :], 2, axis=1)
+    links = np.full((2, 2), link)
+    capacity = np.concatenate(([1e5, 1e5], links.ravel(), [2 * link, 2 * link]))
+    full = lambda value: np.full(2, value)  # noqa: E731
+    return traffic.solve_placements(
+        shares, np.arange(2), np.arange(2), np.array(latency), np.array([1.0, 2.0]), full(0.5), full(0.0), capacity,
+        np.zeros(8, np.int64), *FLAT, full(window), full(INF), full(1.0), 1e-8, 200,
+    )  # fmt: skip
+
+
+def test_placements_in_closed_form():
+    rate, latency, idle, used, iterations = placements([[1, 0], [0, 1], [0.5, 0.5], [0, 0]])
+    assert (iterations > 0).all()
+    assert idle[0].tolist() == [70, 130] and idle[2].tolist() == [100, 100]
+    assert rate[0] == pytest.approx([640e3 / 70, 640e3 / 130])
+    assert rate[2] == pytest.approx([6400, 6400]) and latency[2] == pytest.approx([100, 100])
+    assert used[0, :2] == pytest.approx([rate[0].sum(), 0])
+    assert used[1, :2] == pytest.approx([0, rate[1].sum() * 1.5])  # half the bytes are written, at double the price
+    # links 0 -> 1 and 1 -> 0, then the ports of both nodes, which carry both directions
+    assert used[2, 3:5] == pytest.approx([3200, 3200]) and used[2, 6:] == pytest.approx([6400, 6400])
+    assert rate[3].tolist() == [0, 0] and used[3].tolist() == [0] * 8
+
+
+def test_a_short_link_slows_the_stream_that_crosses_it():
+    rate, latency, _, used, _ = placements([[1, 0]], link=1000.0)
+    assert rate[0] == pytest.approx([640e3 / 70, 1000.0])
+    assert latency[0, 1] == pytest.approx(640.0) and used[0, 4] == pytest.approx(1000.0)
+
+
+def test_each_placement_is_solved_on_its_own():
+    rows = np.random.default_rng(3).dirichlet(np.ones(2), 20)
+    together = placements(rows, window=64e3)
+    for row in range(20):
+        alone = placements(rows[row : row + 1], window=64e3)
+        for all_, one in zip(together, alone, strict=True):
+            assert np.array_equal(all_[row], one[0])
