@@ -224,7 +224,7 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
     ids = [int(node) for node in dataset["node"].values]
     memory = dataset["node_memory"].values.astype(float)
     totals = np.sum(list(amounts.values()), axis=0) if amounts else np.zeros(len(ids))
-    unit, name = common.byte_unit(max(float(totals.max()), 1.0))
+    unit, name = common.byte_unit(float(totals.max()) or max(float(memory.max()), 1.0))
     with common.style():
         made = common.figure(max(6.5, min(11.5, 2.5 + 0.42 * len(ids))), 4.2)
         axes = made.subplots()
@@ -246,7 +246,7 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
             )
             floor += amount
         top = max(float(memory.max()), 1.0) / unit
-        zoomed = totals.max() < 0.06 * memory.max()
+        zoomed = 0 < totals.max() < 0.06 * memory.max()
         if zoomed:
             top = float(totals.max()) / unit
         axes.set_ylim(0, top * 1.14 or 1)
@@ -432,6 +432,8 @@ def local_remote(dataset: xr.Dataset) -> Figure:
                         where = {"ha": "center", "va": "center", "fontsize": 8, "color": dark}
                         axes.text(left + share / 2, row, f"{share:.0f} %", **where)
                 left += share
+            if not counts.any():
+                axes.text(1, row, "nothing present", va="center", fontsize=8, color=common.MUTED)
             if counts.sum():
                 axes.text(101, row, f"mean {bars[bar] @ classes / 100:.1f}", va="center", fontsize=8, color=common.INK)
             here = int(vcpus[members].sum())

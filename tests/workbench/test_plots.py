@@ -240,3 +240,18 @@ def test_node_list() -> None:
 def test_byte_unit() -> None:
     assert plots_common.byte_unit(3 << 30) == (float(1 << 30), "GiB")
     assert plots_common.size_text(1536 << 20) == "1.5 GiB"
+
+
+def test_a_guest_that_was_killed() -> None:
+    """Nothing is present: every figure says so and none divides by it."""
+    guest = {"memory": "20 GiB", "vcpus": [{"node": 0}], "policies": [{"mode": "bind", "nodes": "0"}]}
+    dataset = run("xeon-e5-2680-2s", guest=guest)
+    assert int(dataset["pages_per_node"].sum()) == 0
+    assert "absent: 20 GiB" in texts(plots.placement_map(dataset))
+    assert "nothing present" in texts(plots.local_remote(dataset))
+    assert "nothing present" in texts(plots.compare({"a": dataset}))
+    bars = plots.pages_per_node(dataset)
+    assert bars.axes[0].get_ylabel() == "memory (GiB)"
+    drawn(bars)
+    drawn(plots.fallback(dataset))
+    assert plots.events(dataset)["errno"].iloc[-1] == "ENOMEM"
