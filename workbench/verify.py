@@ -245,23 +245,29 @@ def _best_start(
 def _best_inode(
     recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None], position: int
 ) -> sc.Scenario:
+    """Inode number modulo the least common multiple of the rotations, found rotation by rotation where that is large."""
     file = scenario.operations[position].file  # type: ignore[union-attr]
     periods = _rotation_lengths(scenario, file)
-    candidates = []
-    for base in range(int(np.lcm.reduce(periods)) if periods else 1):
-        operations = list(scenario.operations)
-        operations[position] = operations[position].model_copy(update={"inode": base})
-        candidates.append(scenario.model_copy(update={"operations": tuple(operations)}))
-        if len(candidates) == 4096:
-            break
-    if len(candidates) == 1:
-        return candidates[0]
-    return min(candidates, key=lambda candidate: _differences(recorded, candidate, numbers, file))
+    together = int(np.lcm.reduce(periods)) if periods else 1
+    base, modulus = 0, 1
+    for period in [together] if together <= _MOST_CANDIDATES else periods:
+        grown = int(np.lcm(modulus, period))
+        bases = range(base, grown, modulus)
+        if len(bases) > 1:
+            base = min(bases, key=lambda b: _differences(recorded, _with_inode(scenario, position, b), numbers, file))
+        modulus = grown
+    return _with_inode(scenario, position, base)
+
+
+def _with_inode(scenario: sc.Scenario, position: int, inode: int) -> sc.Scenario:
+    operations = list(scenario.operations)
+    operations[position] = operations[position].model_copy(update={"inode": inode})
+    return scenario.model_copy(update={"operations": tuple(operations)})
 
 
 def _rotation_lengths(scenario: sc.Scenario, file: str) -> list[int]:
-    """Periods of the interleave policies that pages of a tmpfs file can come under."""
-    lengths: set[int] = set()
+    """Periods of the interleave policies that pages of a tmpfs file can come under, in the order of their first use."""
+    lengths: dict[int, None] = {}
     weights = {node.id: 1 for node in scenario.host.nodes} | (scenario.boot.weights or {})
     for operation in scenario.operations:
         if isinstance(operation, sc.SetWeights):
@@ -270,8 +276,8 @@ def _rotation_lengths(scenario: sc.Scenario, file: str) -> list[int]:
         if holder and operation.mode in ("interleave", "weighted_interleave"):  # type: ignore[union-attr]
             nodes = [n for n in mp.nodes_of(mp.parse_nodes(operation.nodes)) if n in weights]  # type: ignore[union-attr]
             weighted = operation.mode == "weighted_interleave"  # type: ignore[union-attr]
-            lengths.add(sum(weights[n] if weighted else 1 for n in nodes) or 1)
-    return sorted(lengths)
+            lengths[sum(weights[n] if weighted else 1 for n in nodes) or 1] = None
+    return list(lengths)
 
 
 def _differences(
@@ -645,6 +651,8 @@ class _Comparison:
         return out
 
 
+_MOST_CANDIDATES = 64
+"""Starts that are tried one by one."""
 _PCP_BATCH_SCALE_MAX = 5
 _PAGES_OF_THE_PROCESS = 128
 """Pages of the recorder's own process (stack, text, page tables do not count) that migrate_pages may report too."""
