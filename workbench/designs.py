@@ -236,13 +236,13 @@ def _folios(run: Run, borders: Int64s, design: str) -> _Outcome:
     offsets = np.zeros(len(stream), np.int64)
     nothing = np.zeros((0, len(folio.COUNTERS)), np.int64)
     series: dict[str, list[float]] = {"struct_page_bytes": [], "splits": []}
-    done = 0
+    done = _populated(run, state, stream) if order == 0 and run.unit_order > 0 else 0
+    offsets[:done] = -1
     for border in borders[1:]:
-        while True:
+        while done < border:
             done = folio.run(state, stream[:border], errors[:border], offsets[:border], 0, nothing, done)
-            if done == border:
-                break
-            state = folio.grown(state)
+            if done < border:
+                state = folio.grown(state)
         counts = state.counts
         series["struct_page_bytes"].append(_struct_pages(run, design, state, counts))
         series["splits"].append(int(counts[folio.N_SPLITS_1G] + counts[folio.N_SPLITS_2M]))
@@ -263,6 +263,35 @@ def _by_unit(run: Run) -> Int64s:
     stream[np.flatnonzero(faults)[inside], folio.OFFSET] = first[inside]
     stream[np.flatnonzero(faults)[inside], folio.LENGTH] = (last - first)[inside]
     return stream
+
+
+def _populated(run: Run, state: folio.State, stream: Int64s) -> int:
+    """Carry out the guest faults of whole, absent units at the start of a stream at once; returns how many.
+
+    What page by page would leave: every page present as a 4 KiB folio on its node, the per-CPU batch drained.
+    """
+    done = 0
+    unit = PAGE_SIZE << run.unit_order
+    for op, offset, length, private, node, _ in stream.tolist():
+        if (
+            op != folio.GUEST_FAULT
+            or private != 1
+            or length <= 0
+            or offset % unit
+            or length % unit
+            or not 0 <= offset <= run.pages * PAGE_SIZE - length
+            or not 0 <= node < len(run.memory)
+        ):
+            break
+        low, high = offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
+        if state.level[low // 512 : high // 512].any():
+            break
+        state.level[low // 512 : high // 512] = folio.BASE
+        state.node[low // 512 : high // 512] = node
+        state.present[low // 64 : high // 64] = folio.ALL
+        state.counts[folio.N_PRESENT] += high - low
+        done += 1
+    return done
 
 
 def _struct_pages(run: Run, design: str, state: folio.State, counts: Int64s) -> int:
@@ -670,3 +699,31 @@ def check_same_answers(dataset: xr.Dataset) -> None:
                     f"designs: {name} of {design} differs from {dataset['design'].values[0]} at {first}: "
                     f"{np.atleast_1d(row)[first]} and {np.atleast_1d(values[0])[first]}"
                 )
+
+
+def sweep(
+    memory: int | str = "64 GiB",
+    *,
+    page_sizes: Sequence[str] = ("2 MiB", "1 GiB"),
+    conversions: Sequence[int] = (10, 100, 1_000, 10_000),
+    designs: Sequence[str] = DESIGNS[1:],
+    confidential: str = "snp",
+    seed: int = 0,
+    **options: Any,
+) -> xr.Dataset:
+    """Costs over page sizes and numbers of conversions; dimensions ``page_size``, ``conversions``, ``design``.
+
+    ``options`` go to :func:`guest_conversions`.
+    """
+    rows = []
+    for size in page_sizes:
+        column = []
+        for count in conversions:
+            run = guest_run(memory, size, count, confidential=confidential, seed=seed, **options)
+            dataset = compare(run, designs, samples=16)
+            column.append(dataset.drop_dims(["operation", "unit", "sample", "structure"], errors="ignore"))
+        rows.append(xr.concat(column, "conversions", combine_attrs="override"))
+    out = xr.concat(rows, "page_size", combine_attrs="override")
+    out = out.assign_coords(page_size=list(page_sizes), conversions=list(conversions))
+    out.attrs.update(guest_bytes=parse_bytes(memory, "memory"), confidential=confidential)
+    return out

@@ -40,7 +40,7 @@ def vm_sizes(count: int, rng: np.random.Generator, column: str = "all Azure 2019
     table = read_table("azure_vm_memory")
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     if column not in table.columns[1:]:
-        raise WorkbenchError(f"column: {column!r} is not one of {', '.join(table['columns'][1:])}")
+        raise WorkbenchError(f"column: {column!r} is not one of {', '.join(table.columns[1:])}")
     share = np.array([rows[bucket][column] for bucket in _BUCKETS], float)
     which = rng.choice(len(share), count, p=share / share.sum())
     low, high = np.array(list(_BUCKETS.values()), float)[which].T
@@ -84,7 +84,9 @@ def generate(
     return Churn(np.ascontiguousarray(np.stack((machine, units, node), axis=1)), hours, machines, unit_pages)
 
 
-def serve(churn: Churn, memory: int | str = "16 TiB", nodes: int = 8, fits: tuple[str, ...] = FITS, samples: int = 200) -> xr.Dataset:
+def serve(
+    churn: Churn, memory: int | str = "16 TiB", nodes: int = 8, fits: tuple[str, ...] = FITS, samples: int = 200
+) -> xr.Dataset:
     """Serve a stream with each fit; a Dataset over ``fit`` and ``sample`` with fragmentation as it develops.
 
     ``seconds`` is what this machine needed, compiled code warm.

@@ -1,0 +1,244 @@
+"""Figures of :mod:`workbench.designs` and :mod:`workbench.vm_churn`: designs side by side, their costs on log axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from workbench.errors import WorkbenchError
+from workbench.plots_common import INK, MUTED, figure, style
+from workbench.units import format_bytes
+
+COLOURS = {"filemap": "#6e6e6e", "hugetlb": "#d55e00", "hugetlb-hvo": "#e69f00", "pfn-range": "#0072b2"}
+MARKERS = {"filemap": "s", "hugetlb": "^", "hugetlb-hvo": "v", "pfn-range": "o"}
+_FIT_COLOURS = {"first-fit": "#0072b2", "best-fit": "#e69f00", "buddy": "#009e73"}
+
+MEMORY_PARTS = {
+    "metadata_bytes": "all metadata",
+    "struct_page_bytes": "struct pages",
+    "vmemmap_table_bytes": "vmemmap page tables",
+    "page_cache_bytes": "page cache (XArray)",
+    "private_map_bytes": "light map",
+    "state_tree_bytes": "private/shared state",
+    "stage2_table_bytes": "stage-2 tables",
+    "handover_bytes": "kexec handover",
+}
+WORK = {
+    "splits": "huge folios split",
+    "merges": "huge folios merged",
+    "struct_pages_written": "struct pages written",
+    "vmemmap_taken_pages": "vmemmap pages allocated",
+    "map_operations": "offset -> pfn map changes",
+    "invalidations": "invalidations",
+}
+
+
+def _bytes_axis(axis: object) -> None:
+    axis.set_major_locator(LogLocator(base=32))  # type: ignore[attr-defined]
+    axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value) if value >= 1 else "0"))  # type: ignore[attr-defined]
+
+
+def _dots(ax: Axes, dataset: xr.Dataset, rows: dict[str, str], size: bool) -> None:
+    """One row per variable, one mark per design; a log axis that keeps 0 at its left edge."""
+    designs = [str(design) for design in dataset["design"].values]
+    for row, (name, _) in enumerate(rows.items()):
+        values = dataset[name].values.astype(float)
+        ax.plot([max(values.min(), 0.3), max(values.max(), 0.3)], [row, row], color="#d9d9d9", lw=2, zorder=1)
+        for k, (design, value) in enumerate(zip(designs, values, strict=True)):
+            shift = (k - (len(designs) - 1) / 2) * 0.13
+            ax.plot(
+                max(value, 0.3), row + shift, MARKERS.get(design, "o"), color=COLOURS.get(design, INK), ms=6.5,
+                label=design if row == 0 else None, zorder=2, markerfacecolor="white" if value == 0 else None,
+            )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(rows)), list(rows.values()))
+    ax.invert_yaxis()
+    ax.grid(axis="x", color="#eeeeee")
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    if size:
+        _bytes_axis(ax.xaxis)
+    largest = max(float(dataset[name].max()) for name in rows)
+    ax.set_xlim(0.2, max(10.0, largest) * 3)
+
+
+def _title(dataset: xr.Dataset) -> str:
+    return (
+        f"{format_bytes(dataset.attrs['guest_bytes'])} guest, {dataset.attrs['page_size']} pages, "
+        f"{dataset.attrs['operations']:,} operations, confidential: {dataset.attrs['confidential']}"
+    )
+
+
+def _legend(made: Figure, ax: Axes, columns: int = 4) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def memory(dataset: xr.Dataset) -> Figure:
+    """Metadata of each design by part, on a log axis; open marks at the left edge are 0."""
+    made = figure(8.5, 4.6)
+    with style():
+        ax = made.add_subplot()
+        _dots(ax, dataset, MEMORY_PARTS, size=True)
+        ax.set_xlabel("bytes (log scale; open mark: none). Counted from node sizes.")
+        ax.set_title(f"What each design keeps beside the guest's memory\n{_title(dataset)}", loc="left")
+        _legend(made, ax)
+    return made
+
+
+def work(dataset: xr.Dataset) -> Figure:
+    """Operations each design carries out for the same run, on a log axis."""
+    made = figure(8.5, 3.9)
+    with style():
+        ax = made.add_subplot()
+        _dots(ax, dataset, WORK, size=False)
+        ax.set_xlabel("count over the run (log scale; open mark: none). Counted.")
+        ax.set_title(f"What each design does for the same conversions\n{_title(dataset)}", loc="left")
+        _legend(made, ax)
+    return made
+
+
+def over_run(dataset: xr.Dataset) -> Figure:
+    """Struct pages and folios split as the run goes on."""
+    made = figure(9, 3.6)
+    with style():
+        for place, (name, label) in enumerate(
+            (("struct_page_bytes_over_run", "struct pages"), ("splits_over_run", "huge folios split so far"))
+        ):
+            ax = made.add_subplot(1, 2, place + 1)
+            for design in dataset["design"].values:
+                values = dataset[name].sel(design=design).values.astype(float)
+                if name.startswith("splits") and not values.any():
+                    continue
+                ax.plot(
+                    dataset["sample"].values, np.maximum(values, 1), color=COLOURS.get(str(design), INK), lw=1.8,
+                    label=str(design), ls="--" if design == "hugetlb" else "-",
+                )  # fmt: skip
+            ax.set_xlabel("operations done")
+            ax.set_ylabel(label)
+            ax.spines[["top", "right"]].set_visible(False)
+            if place == 0:
+                ax.set_yscale("log")
+                _bytes_axis(ax.yaxis)
+                first = ax
+            else:
+                ax.set_ylim(bottom=0)
+        made.suptitle(f"Over the run: {_title(dataset)}", fontsize=9.5, x=0.01, ha="left")
+        _legend(made, first)
+    return made
+
+
+def maps(dataset: xr.Dataset) -> Figure:
+    """The light map as each of the four structures: bytes and depth."""
+    if "map_bytes" not in dataset:
+        raise WorkbenchError("designs: the light map is in results that compare pfn-range")
+    made = figure(8.5, 2.8)
+    with style():
+        names = [str(name) for name in dataset["structure"].values]
+        for place, (variable, label) in enumerate((("map_bytes", "bytes"), ("map_depth", "nodes or records touched"))):
+            ax = made.add_subplot(1, 2, place + 1)
+            values = dataset[variable].values.astype(float)
+            ax.barh(names, values, color="#0072b2", height=0.6)
+            for row, value in enumerate(values):
+                text = format_bytes(value) if place == 0 else f"{value:.0f}"
+                ax.text(value, row, f" {text}", va="center", color=INK)
+            if place == 0:
+                ax.set_xscale("log")
+                ax.set_xlim(100, values.max() * 60)
+                _bytes_axis(ax.xaxis)
+            else:
+                ax.set_xlim(0, values.max() * 1.2)
+            ax.set_xlabel(label)
+            ax.invert_yaxis()
+            ax.spines[["top", "right"]].set_visible(False)
+        made.suptitle(
+            f"{int(dataset['extents']):,} private extents in four structures: memory, and what a look-up touches",
+            fontsize=9.5, x=0.01, ha="left",
+        )  # fmt: skip
+    return made
+
+
+def sensitivity(dataset: xr.Dataset, variables: Sequence[str] = ("struct_page_peak_bytes", "conversion_cycles")) -> Figure:
+    """Cost of each design over the swept conditions: columns are page sizes, lines are designs.
+
+    ``dataset`` comes from :func:`workbench.designs.sweep`.
+    """
+    sizes = [str(size) for size in dataset["page_size"].values]
+    made = figure(3.4 * len(sizes) + 1.2, 2.7 * len(variables) + 0.6)
+    with style():
+        first = None
+        for row, name in enumerate(variables):
+            shared = None
+            for column, size in enumerate(sizes):
+                ax = made.add_subplot(len(variables), len(sizes), row * len(sizes) + column + 1, sharey=shared)
+                shared = shared or ax
+                first = first or ax
+                part = dataset[name].sel(page_size=size)
+                for design in dataset["design"].values:
+                    line = part.sel(design=design)
+                    middle = line.isel(bound=0) if "bound" in line.dims else line
+                    ax.plot(
+                        dataset["conversions"].values, np.maximum(middle.values.astype(float), 1),
+                        marker=MARKERS.get(str(design), "o"), ms=4.5, lw=1.6, color=COLOURS.get(str(design), INK),
+                        label=str(design),
+                    )  # fmt: skip
+                    if "bound" in line.dims:
+                        low, high = line.isel(bound=1).values, line.isel(bound=2).values
+                        ax.fill_between(
+                            dataset["conversions"].values, np.maximum(low, 1), np.maximum(high, 1), alpha=0.15,
+                            color=COLOURS.get(str(design), INK), lw=0,
+                        )  # fmt: skip
+                ax.set_xscale("log")
+                ax.set_yscale("log")
+                if name.endswith("bytes"):
+                    _bytes_axis(ax.yaxis)
+                if row == 0:
+                    ax.set_title(f"{size} pages", loc="left")
+                if row == len(variables) - 1:
+                    ax.set_xlabel("conversions in the run")
+                if column == 0:
+                    basis = dataset[name].attrs["basis"]
+                    ax.set_ylabel(f"{dataset[name].attrs['long_name']}\n({dataset[name].attrs['units']}, {basis})")
+                else:
+                    ax.tick_params(labelleft=False)
+                ax.grid(color="#eeeeee")
+                ax.spines[["top", "right"]].set_visible(False)
+        assert first is not None
+        _legend(made, first)
+    return made
+
+
+def churn(dataset: xr.Dataset) -> Figure:
+    """Fragmentation while machines arrive and leave: free memory and the number of free ranges, per fit."""
+    made = figure(9, 3.5)
+    with style():
+        hours = dataset["hours"].values / 24
+        left = made.add_subplot(1, 2, 1)
+        right = made.add_subplot(1, 2, 2)
+        free = dataset["free_pages"].isel(fit=0).values * 4096.0
+        left.fill_between(hours, free, color="#e6e6e6", lw=0, label="free memory")
+        for fit in dataset["fit"].values:
+            colour = _FIT_COLOURS.get(str(fit), INK)
+            part = dataset.sel(fit=fit)
+            left.plot(hours, part["largest_free_pages"].values * 4096.0, color=colour, lw=1.4, label=str(fit))
+            right.plot(hours, part["free_ranges"].values, color=colour, lw=1.4, label=str(fit))
+        left.set_yscale("log")
+        _bytes_axis(left.yaxis)
+        left.set_ylabel("largest free range")
+        right.set_ylabel("free ranges on the host")
+        right.set_ylim(bottom=0)
+        for ax in (left, right):
+            ax.set_xlabel("days")
+            ax.spines[["top", "right"]].set_visible(False)
+        made.suptitle(
+            f"{int(dataset['arrivals'][0]):,} machines arrive and leave; grey: free memory", fontsize=9.5, x=0.01,
+            ha="left", color=MUTED,
+        )  # fmt: skip
+        _legend(made, left)
+    return made
