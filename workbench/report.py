@@ -226,6 +226,8 @@ def _feed(state: Any, data: Any) -> None:
 
 
 def _basis(data: Any) -> list[str]:
+    if isinstance(data, (list, tuple)):
+        return sorted({name for item in data for name in _basis(item)})
     variables = getattr(data, "data_vars", {})
     found = {variable.attrs.get("basis") for variable in variables.values()} if variables else set()
     found.add(getattr(data, "attrs", {}).get("basis"))
