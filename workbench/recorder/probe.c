@@ -516,12 +516,15 @@ static long do_create(void)
 static long do_memfd(void)
 {
 	struct file *file = FILE_OF_CALL;
+	struct stat status = { 0 };
 	long fd = syscall(SYS_memfd_create, "recorder", 0);
 	*file = (struct file){ .fd = fd, .kind = FILE_MEMFD, .pages = ARGUMENT(0) };
 	if (fd >= 0 && !ftruncate(fd, file->pages * PAGE)) {
 		file->address = map_file(fd, file->pages);
 		if (file->address)
 			madvise(file->address, file->pages * PAGE, MADV_NOHUGEPAGE);
+		fstat(fd, &status);
+		box->extra[0] = status.st_ino;
 	}
 	return fd;
 }
@@ -837,6 +840,12 @@ static void report_create(void)
 		number("mmap", box->extra[0]);
 }
 
+/* The inode number shifts the interleave of tmpfs (mm/shmem.c: shmem_get_pgoff_policy). */
+static void report_memfd(void)
+{
+	number("ino", box->extra[0]);
+}
+
 static void report_touch(void)
 {
 	number("bad", box->extra[0]);
@@ -901,7 +910,7 @@ static const struct verb verb_exit = { "", NULL, read_nothing, report_nothing };
 
 static const struct verb verbs[] = {
 	{ "create", do_create, read_create, report_create },
-	{ "memfd", do_memfd, read_pages, report_nothing },
+	{ "memfd", do_memfd, read_pages, report_memfd },
 	{ "alias", do_alias, read_alias, report_nothing },
 	{ "mmap", do_mmap, read_mmap, report_nothing },
 	{ "unmap", do_unmap, read_only_file, report_nothing },
