@@ -1,0 +1,71 @@
+"""The studies behind notebook 03, and that its figures show what their Datasets say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from workbench import conversion as cv
+from workbench import conversion_studies as studies
+from workbench import generators_conversion as gen
+from workbench import plots_conversion as plots
+
+GIB = 1 << 30
+SMALL = gen.BootGuest(memory=2 * GIB, possible_cpus=4, queues=4)
+
+
+def test_one_shared_page_brings_everything_back_in_one_step():
+    ds = studies.scattered_pages((1, 64, 4096))
+    one, two, none = ds["added_vmemmap"].values
+    assert one.tolist() == [4095] * 3, "the worst case of the mail comes with the first page"
+    assert two[0] == 518 and 518 < two[1] < two[2] <= 4095
+    assert none[0] == 1 and none[2] <= 4096
+    assert ds["added_tables"].values[:2, 0].tolist() == [513, 2]
+
+
+def test_a_pin_stops_b_altogether_and_c_at_its_block():
+    ds = studies.pinned_pages(4 * GIB, (0, 1), buffers=200)
+    assert ds["kept_shared"].sel(pins=0).values.tolist() == [0, 0]
+    kept = ds["kept_shared"].sel(pins=1)
+    assert int(kept.sel(generation="B")) == 200 * 16 > int(kept.sel(generation="C")) > 0
+    assert ds["calls_needed"].values.tolist() == [[1, 3], [1, 3]]
+
+
+def test_recorded_kernel_and_model_in_one_dataset():
+    ds = studies.recorded_hvo()
+    np.testing.assert_array_equal(ds["vmemmap_recorded"], ds["vmemmap_model"])
+
+
+def test_profile_names_what_was_measured():
+    ds = studies.boot_against_published(samples=20)
+    share = ds["profile_model"].isel(quantity=2)
+    assert float(share[0]) == pytest.approx(5.67, abs=0.01)
+    assert float(share.max()) <= 7.0 + 1e-9, "the range ends where the 2 MiB column alone would put the cost"
+
+
+def _labels(made):
+    return [axes.get_xlabel() for axes in made.axes]
+
+
+def test_figures():
+    stream, _source = gen.boot(SMALL)
+    runs = {}
+    for backing in ("2 MiB", "1 GiB"):
+        file = cv.ConversionFile(SMALL.memory, backing)
+        file.run_stream(cv.populate(SMALL.memory))
+        runs[backing] = cv.run(file, stream, samples=3)
+    made = plots.mapping_share(runs)
+    assert _labels(made) == ["operations", "operations"]
+    assert plots.vmemmap_over_time(runs).axes[0].get_ylabel() == "vmemmap restored (MiB)"
+    bars = plots.cycles(runs).axes[0].patches
+    longest = max(bar.get_x() + bar.get_width() for bar in bars)
+    total = float(runs["1 GiB"]["conversion_cycles"].isel(sample=0, event=-1).sum()) / 1e6
+    assert longest == pytest.approx(total)
+    sources = studies.boot_sources(SMALL)
+    panels = plots.boot_sources(sources).axes
+    shown = [sum(bar.get_width() for bar in panel.patches) for panel in panels]
+    assert shown == sources["boot_splits"].sum("source").values.tolist()
+    assert "vmemmap pages added" in plots.scattered_pages(studies.scattered_pages((1, 2))).axes[0].get_ylabel()
+    assert len(plots.pinned_pages(studies.pinned_pages(GIB, (0, 1), buffers=20)).axes) == 3
+    assert len(plots.recorded_hvo(studies.recorded_hvo()).axes[0].patches) == 21
+    assert len(plots.profile(studies.boot_against_published(samples=2)).axes) == 3
