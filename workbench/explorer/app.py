@@ -177,7 +177,9 @@ class Explorer:
             options=["Python", "YAML", "report command", "papermill command"], style={"button_width": "auto"}
         )
         self.share_kind.observe(lambda _: self._show_share(), "value")
-        self.report = self._button("make a report", "Run notebooks/00_explorer.ipynb on this scenario", self._make_report)
+        self.report = self._button(
+            "make a report", "Run notebooks/00_explorer.ipynb on this scenario", self._make_report
+        )
         self.report_note = w.HTML()
         half = w.Layout(width="50%", min_width="0")
         for chart in (self.host_chart, self.bars_chart):

@@ -692,6 +692,8 @@ class WorkloadEditor(Editor):
         self.on_change(self.touch, "operations", self._touch)
         self.on_change(self.hog_node, "hog", lambda _: self._hog())
         self.on_change(self.hog_free, "hog", lambda _: self._hog())
+        # Shown at once: a share that needs larger pieces is explained beside the field that sets them.
+        self.percent.observe(lambda change: self._show_conversion_fields(change["new"]), "value")
         for widget in (self.percent, self.back, self.pins, self.piece):
             self.on_change(widget, "conversions", lambda _: self._convert())
         self.on_change(self.seed, "seed", lambda v: lambda mapping: edits.set_seed(mapping, int(v)))
@@ -721,6 +723,10 @@ class WorkloadEditor(Editor):
             convert_back=self.back.value,
             pinned=int(self.pins.value),
         )
+
+    def _show_conversion_fields(self, percent: float) -> None:
+        for widget in (self.piece, self.back, self.pins):
+            widget.layout.display = "" if percent else "none"
 
     def _written(self, text: str) -> Edit:
         from workbench.safe_yaml import load
@@ -753,6 +759,4 @@ class WorkloadEditor(Editor):
             self.hog_free.layout.display = "" if shown.hogs else "none"
             self.percent.value, self.piece.value = shown.convert_percent, exact_size(shown.convert_size)
             self.back.value, self.pins.value = shown.convert_back, shown.pinned
-            display = "" if shown.convert_percent else "none"
-            for widget in (self.piece, self.back, self.pins):
-                widget.layout.display = display
+            self._show_conversion_fields(shown.convert_percent)
