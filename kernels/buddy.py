@@ -255,7 +255,7 @@ def allocate_extents(
         else:
             page = _first_page(buddy, zone, current, migratetype)
             taken = (count - progress[1]) << order
-            _remove(buddy, zone, page, current)
+            _remove(buddy, zone, _entry_of(buddy, page, current), current)
             _insert_rest(buddy, zone, page, current, taken, migratetype)
             _add_extent(extents, progress, page, taken)
             progress[1] = count
@@ -411,10 +411,9 @@ def _first_page(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
 
 
 @inlined_kernel
-def _insert(buddy: Buddy, zone: int, page: int, order: int, migratetype: int, to_tail: bool) -> None:
+def _insert(buddy: Buddy, zone: int, entry: np.uint32, order: int, migratetype: int, to_tail: bool) -> None:
     """``__add_to_free_list``"""
     head = list_head(buddy, zone, order, migratetype)
-    entry = _entry_of(buddy, page, order)
     buddy.state[entry] = order + 1
     if to_tail:
         last = previous_entry(buddy, head)
@@ -428,9 +427,8 @@ def _insert(buddy: Buddy, zone: int, page: int, order: int, migratetype: int, to
 
 
 @inlined_kernel
-def _remove(buddy: Buddy, zone: int, page: int, order: int) -> None:
+def _remove(buddy: Buddy, zone: int, entry: np.uint32, order: int) -> None:
     """``__del_page_from_free_list``; NR_FREE_PAGES is the caller's."""
-    entry = _entry_of(buddy, page, order)
     link_entries(buddy, previous_entry(buddy, entry), next_entry(buddy, entry))
     buddy.state[entry] = 0
     buddy.free_blocks[np.uint64(zone), np.uint64(order)] -= 1
@@ -451,19 +449,24 @@ def _take_smallest(buddy: Buddy, zone: int, order: int, migratetype: int) -> int
     current = _smallest_order(buddy, zone, order, migratetype)
     if current < 0:
         return NO_PAGE
-    page = _first_page(buddy, zone, current, migratetype)
-    _remove_and_expand(buddy, zone, page, order, current, migratetype)
-    return page
+    return _remove_and_expand(buddy, zone, order, current, migratetype)
 
 
 @inlined_kernel
-def _remove_and_expand(buddy: Buddy, zone: int, page: int, order: int, current: int, migratetype: int) -> None:
-    """``page_del_and_expand``: the upper halves go to the heads of their lists, which are ``migratetype``'s."""
-    _remove(buddy, zone, page, current)
+def _remove_and_expand(buddy: Buddy, zone: int, order: int, current: int, migratetype: int) -> int:
+    """``page_del_and_expand`` of the first block of a list: upper halves go to the heads of their lists."""
+    entry = next_entry(buddy, list_head(buddy, zone, current, migratetype))
+    page = _page_of(buddy, entry, current)
+    _remove(buddy, zone, entry, current)
     buddy.free_pages[np.uint64(zone)] -= 1 << order
+    if order < current == MAX_PAGE_ORDER:
+        current = PAGEBLOCK_ORDER
+        upper = page + (1 << PAGEBLOCK_ORDER)
+        _insert(buddy, zone, _entry_of(buddy, upper, PAGEBLOCK_ORDER), PAGEBLOCK_ORDER, migratetype, False)
     while current > order:
         current -= 1
-        _insert(buddy, zone, page + (1 << current), current, migratetype, False)
+        _insert(buddy, zone, np.uint32(page + (1 << current)), current, migratetype, False)
+    return page
 
 
 @kernel
@@ -474,7 +477,7 @@ def _insert_rest(buddy: Buddy, zone: int, page: int, order: int, taken: int, mig
     page += taken
     for current in range(order):
         if rest & (1 << current):
-            _insert(buddy, zone, page, current, migratetype, False)
+            _insert(buddy, zone, _entry_of(buddy, page, current), current, migratetype, False)
             page += 1 << current
 
 
@@ -502,9 +505,10 @@ def _claim(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bo
         if fallback >= 0:
             page = _first_page(buddy, zone, current, fallback)
             if current >= PAGEBLOCK_ORDER:
+                _remove(buddy, zone, _entry_of(buddy, page, current), current)
                 _set_block_types(buddy, page, current, migratetype)
-                _remove_and_expand(buddy, zone, page, order, current, migratetype)
-                return page
+                _insert(buddy, zone, _entry_of(buddy, page, current), current, migratetype, False)
+                return _remove_and_expand(buddy, zone, order, current, migratetype)
             if _claim_part(buddy, zone, page, fallback, migratetype):
                 return _take_smallest(buddy, zone, order, migratetype)
     return NO_PAGE
@@ -549,8 +553,8 @@ def _claim_part(buddy: Buddy, zone: int, page: int, block_type: int, migratetype
             current += 1
         else:
             order = state - 1
-            _remove(buddy, zone, current, order)
-            _insert(buddy, zone, current, order, migratetype, True)
+            _remove(buddy, zone, np.uint32(current), order)
+            _insert(buddy, zone, np.uint32(current), order, migratetype, True)
             current += 1 << order
     buddy.block_type[start >> PAGEBLOCK_ORDER] = migratetype
     return True
@@ -562,9 +566,7 @@ def _steal(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
     for current in range(order, ORDERS):
         fallback = _fallback_type(buddy, zone, current, migratetype)
         if fallback >= 0:
-            page = _first_page(buddy, zone, current, fallback)
-            _remove_and_expand(buddy, zone, page, order, current, fallback)
-            return page
+            return _remove_and_expand(buddy, zone, order, current, fallback)
     return NO_PAGE
 
 
@@ -582,15 +584,15 @@ def _free_one_page(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool
     buddy.free_pages[np.uint64(zone)] += 1 << order
     while order < PAGEBLOCK_ORDER:
         other = page ^ (1 << order)
-        if not _is_free(buddy, other, order, start, end):
+        if other < start or other >= end or buddy.state[np.uint32(other)] != order + 1:
             break
-        _remove(buddy, zone, other, order)
+        _remove(buddy, zone, np.uint32(other), order)
         page &= other
         order += 1
     if order == PAGEBLOCK_ORDER:
         other = page ^ (1 << PAGEBLOCK_ORDER)
         if _is_free(buddy, other, PAGEBLOCK_ORDER, start, end):
-            _remove(buddy, zone, other, PAGEBLOCK_ORDER)
+            _remove(buddy, zone, _entry_of(buddy, other, PAGEBLOCK_ORDER), PAGEBLOCK_ORDER)
             buddy.block_type[np.uint32(other >> PAGEBLOCK_ORDER)] = migratetype
             page &= other
             order = MAX_PAGE_ORDER
@@ -598,4 +600,4 @@ def _free_one_page(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool
     if not to_tail and order < MAX_PAGE_ORDER - 1:
         above = page & ~(1 << order)
         to_tail = _is_free(buddy, above ^ (2 << order), order + 1, start, end)
-    _insert(buddy, zone, page, order, migratetype, to_tail)
+    _insert(buddy, zone, _entry_of(buddy, page, order), order, migratetype, to_tail)
