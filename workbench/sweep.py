@@ -406,16 +406,23 @@ def _connected(client: Client | None, scheduler: str | None, workers: int | None
         return
     count = workers or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
-        with _interrupt_ignored():
-            cluster = LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=None,
-                local_directory=folder,
-                silence_logs=logging.CRITICAL,
-                preload=["workbench.sweep"],
-            )
+        try:
+            with _interrupt_ignored():
+                cluster = LocalCluster(
+                    n_workers=count,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address="127.0.0.1:0",
+                    local_directory=folder,
+                    silence_logs=logging.CRITICAL,
+                    preload=["workbench.sweep"],
+                )
+        except RuntimeError as error:
+            # new processes import the script that starts them, which must not start a sweep again
+            raise WorkbenchError(
+                "sweep: worker processes did not start; in a script, call it below \"if __name__ == '__main__':\", "
+                "or run in one process with workers=0"
+            ) from error
         connected = DaskClient(cluster)
         try:
             yield connected
