@@ -54,7 +54,9 @@ def nothing(mapping: Mapping[str, Any]) -> xr.Dataset:
 def scaling() -> None:
     """Same cells on one and on two workers that are already up, interleaved."""
     clusters = {
-        count: LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs=50)
+        count: LocalCluster(
+            n_workers=count, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs=50
+        )
         for count in (1, 2)
     }
     clients = {count: Client(cluster) for count, cluster in clusters.items()}
