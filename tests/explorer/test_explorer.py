@@ -245,14 +245,14 @@ def test_workload_fields(explorer: Explorer) -> None:
 
 def test_a_share_that_needs_larger_pieces_shows_the_field_for_them(explorer: Explorer) -> None:
     workload = explorer.workload
-    workload.piece.value = "4 KiB"
+    explorer.guest.memory.value = "4 GiB"
     assert workload.piece.layout.display == "none"
     workload.percent.value = 50.0
     assert "larger pieces" in explorer.controller.errors["conversions"]
     assert workload.piece.layout.display == ""
     workload.piece.value = "64 MiB"
     assert not explorer.controller.errors
-    assert sum(getattr(o, "to", "") == "shared" for o in explorer.scenario.operations) == 8
+    assert sum(getattr(o, "to", "") == "shared" for o in explorer.scenario.operations) == 32
 
 
 def test_guest_fields(explorer: Explorer) -> None:
