@@ -372,7 +372,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         return sc.Create(**on, size=int(arguments[1]) * PAGE_SIZE, raw_flags=_flags(arguments[2], _GMEM_FLAGS))
     if verb == "memfd":
         sizes[arguments[0]] = int(arguments[1])
-        return sc.Memfd(**on, size=int(arguments[1]) * PAGE_SIZE)
+        number = entry.seen.get("ino")
+        return sc.Memfd(**on, size=int(arguments[1]) * PAGE_SIZE, inode=number if isinstance(number, int) else None)
     if verb == "alias":
         sizes[arguments[0]] = sizes.get(arguments[1], 0)
         return sc.Alias(**on, of=arguments[1])

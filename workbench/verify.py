@@ -225,8 +225,8 @@ def _with_inferred_start(recorded: RecordedScenario, scenario: sc.Scenario, numb
     if not recorded.reset:
         for index in range(recorded.tasks):
             scenario = _best_start(recorded, scenario, numbers, index)
-    bases = [i for i, operation in enumerate(scenario.operations) if isinstance(operation, sc.Memfd)]
-    for position in bases:
+    files = [(i, operation) for i, operation in enumerate(scenario.operations) if isinstance(operation, sc.Memfd)]
+    for position in [i for i, operation in files if operation.inode is None]:
         scenario = _best_inode(recorded, scenario, numbers, position)
     return scenario
 
@@ -266,17 +266,24 @@ def _with_inode(scenario: sc.Scenario, position: int, inode: int) -> sc.Scenario
 
 
 def _rotation_lengths(scenario: sc.Scenario, file: str) -> list[int]:
-    """Periods of the interleave policies that pages of a tmpfs file can come under, in the order of their first use."""
+    """Periods of the interleave policies that pages of a tmpfs file can come under, in the order of their first use.
+
+    A policy stays in force while weights change, so each weighted one counts with the weights of its time and all later.
+    """
     lengths: dict[int, None] = {}
-    weights = {node.id: 1 for node in scenario.host.nodes} | (scenario.boot.weights or {})
+    boot = {node.id: 1 for node in scenario.host.nodes} | (scenario.boot.weights or {})
+    weights, masks = boot, []
     for operation in scenario.operations:
         if isinstance(operation, sc.SetWeights):
-            weights = {**weights, **(operation.weights or {})}
-        holder = (isinstance(operation, sc.Mbind) and operation.file == file) or isinstance(operation, sc.SetMempolicy)
-        if holder and operation.mode in ("interleave", "weighted_interleave"):  # type: ignore[union-attr]
-            nodes = [n for n in mp.nodes_of(mp.parse_nodes(operation.nodes)) if n in weights]  # type: ignore[union-attr]
-            weighted = operation.mode == "weighted_interleave"  # type: ignore[union-attr]
-            lengths[sum(weights[n] if weighted else 1 for n in nodes) or 1] = None
+            weights = {**weights, **operation.weights} if operation.weights is not None else boot
+        if isinstance(operation, sc.SetMempolicy) or (isinstance(operation, sc.Mbind) and operation.file == file):
+            nodes = [node for node in mp.nodes_of(mp.parse_nodes(operation.nodes)) if node in boot]
+            if operation.mode == "interleave":
+                lengths[len(nodes) or 1] = None
+            elif operation.mode == "weighted_interleave":
+                masks.append(nodes)
+        for nodes in masks:
+            lengths[sum(weights[node] for node in nodes) or 1] = None
     return list(lengths)
 
 
@@ -651,7 +658,7 @@ class _Comparison:
         return out
 
 
-_MOST_CANDIDATES = 64
+_MOST_CANDIDATES = 1024
 """Starts that are tried one by one."""
 _PCP_BATCH_SCALE_MAX = 5
 _PAGES_OF_THE_PROCESS = 128
