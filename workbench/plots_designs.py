@@ -54,8 +54,10 @@ def _dots(ax: Axes, dataset: xr.Dataset, rows: dict[str, str], size: bool) -> No
             shift = (k - (len(designs) - 1) / 2) * 0.13
             ax.plot(
                 max(value, 0.3), row + shift, MARKERS.get(design, "o"), color=COLOURS.get(design, INK), ms=6.5,
-                label=design if row == 0 else None, zorder=2, markerfacecolor="white" if value == 0 else None,
+                zorder=2, markerfacecolor="white" if value == 0 else None,
             )  # fmt: skip
+    for design in designs:
+        ax.plot([], [], MARKERS.get(design, "o"), color=COLOURS.get(design, INK), ms=6.5, label=design)
     ax.set_xscale("log")
     ax.set_yticks(range(len(rows)), list(rows.values()))
     ax.invert_yaxis()
@@ -234,6 +236,7 @@ def churn(dataset: xr.Dataset) -> Figure:
         right.set_ylabel("free ranges on the host")
         right.set_ylim(bottom=0)
         for ax in (left, right):
+            ax.set_xlim(0, 14)
             ax.set_xlabel("days")
             ax.spines[["top", "right"]].set_visible(False)
         made.suptitle(

@@ -20,6 +20,7 @@ from kernels import fault_order, mempolicy, placement, zonelist
 from workbench import migration, system_conversion
 from workbench import policy as mp
 from workbench import scenario as sc
+from workbench import system_devices
 from workbench.errors import WorkbenchError
 from workbench.filemap import FileMap, Int64s, no_intervals
 from workbench.generators import in_turns, shared_turns
@@ -763,6 +764,15 @@ class System:
     def _unpin(self, operation: sc.Unpin) -> Result:
         found = self._convertible(operation)
         return failed(errno.EBADF) if found is None else found[0].unpin(operation, found[1])
+
+    def _iommu_map(self, operation: sc.IommuMap) -> Result:
+        return system_devices.iommu_map(self, operation)
+
+    def _iommu_unmap(self, operation: sc.IommuUnmap) -> Result:
+        return system_devices.iommu_unmap(self, operation)
+
+    def _kexec(self, operation: sc.Kexec) -> Result:
+        return system_devices.kexec(self, operation)
 
     def _hwpoison(self, operation: sc.Hwpoison) -> Result:
         """mm/memory-failure.c; virt/kvm/guest_memfd.c: kvm_gmem_error_folio."""

@@ -79,8 +79,8 @@ def generate(
     machine = np.tile(np.arange(machines), 2)[order]
     units = np.concatenate((pages, np.zeros(machines, np.int64)))[order]
     node = np.tile(rng.integers(0, nodes, machines), 2)[order]
-    # A published machine lives for hours: 14 days of trace hold some 5.5 million arrivals over thousands of hosts.
-    hours = when[order] * (14 * 24 / max(when[-1], when.max()))
+    # The trace covers 14 days; the last machines leave after its end.
+    hours = when[order] * (14 * 24 / arrival[-1])
     return Churn(np.ascontiguousarray(np.stack((machine, units, node), axis=1)), hours, machines, unit_pages)
 
 

@@ -226,3 +226,29 @@ def test_every_variable_says_what_it_is() -> None:
         assert variable.attrs["basis"] in {"exact", "counted", "modelled"}, name
         assert "units" in variable.attrs and "long_name" in variable.attrs
         assert variable.attrs["basis"] != "modelled" or variable.attrs["source"]
+
+
+@pytest.mark.parametrize("page_size", ["4 KiB", "2 MiB"])
+def test_a_scenario_answers_alike_under_every_design(page_size: str) -> None:
+    """Through the engine: placement by policy, faults, conversions and a refused one."""
+    import workbench as wb
+
+    scenario = wb.Scenario.from_yaml(f"""
+name: designs
+host: {{name: h, nodes: [{{id: 0, memory_bytes: 4294967296, cpus: [0]}}, {{id: 1, memory_bytes: 4294967296, cpus: [1]}}],
+        distances: [[10, 20], [20, 10]]}}
+guest: {{memory: 64 MiB, page_size: "{page_size}", design: pfn-range, policy_interface: mbind}}
+operations:
+  - {{op: create}}
+  - {{op: mbind, mode: interleave, nodes: "0-1"}}
+  - {{op: fault, by: host}}
+  - {{op: pin, offset: 4 MiB, length: 8 KiB}}
+  - {{op: convert, offset: 4 MiB, length: 2 MiB, to: private}}
+  - {{op: unpin, offset: 4 MiB, length: 8 KiB}}
+  - {{op: convert, offset: 4 MiB, length: 2 MiB, to: private}}
+""")
+    names = ["filemap", "pfn-range"] if page_size == "4 KiB" else designs.DESIGNS[1:]
+    dataset = designs.simulate(scenario, names)
+    assert list(dataset["design"].values) == list(names)
+    assert list(dataset["event_errno"].values[-1]) == [0, 0, 0, 0, folio.EAGAIN, 0, 0]
+    assert (dataset["pages_per_node"].values > 0).all()
