@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from kernels import fault_order, mempolicy, placement, zonelist
-from workbench import migration, system_conversion
+from workbench import migration, system_conversion, system_devices
 from workbench import policy as mp
 from workbench import scenario as sc
-from workbench import system_devices
 from workbench.errors import WorkbenchError
 from workbench.filemap import FileMap, Int64s, no_intervals
 from workbench.generators import in_turns, shared_turns
