@@ -24,10 +24,10 @@ def test_one_shared_page_brings_everything_back_in_one_step():
 
 
 def test_a_pin_stops_b_altogether_and_c_at_its_block():
-    ds = studies.pinned_pages(4 * GIB, (0, 1), buffers=200)
+    ds = studies.pinned_pages(16 * GIB, (0, 1), buffers=2000)
     assert ds["kept_shared"].sel(pins=0).values.tolist() == [0, 0]
     kept = ds["kept_shared"].sel(pins=1)
-    assert int(kept.sel(generation="B")) == 200 * 16 > int(kept.sel(generation="C")) > 0
+    assert int(kept.sel(generation="B")) == 2000 * 16 > int(kept.sel(generation="C")) > 0
     assert ds["calls_needed"].values.tolist() == [[1, 3], [1, 3]]
 
 
