@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kernels import buddy as kernel
+from kernels import compile as compile_module
 from kernels.buddy import MAX_BLOCK_PAGES, MOVABLE, NO_PAGE, RECLAIMABLE, UNMOVABLE, Buddy, new_buddy
-from kernels.compile import reference_count_calls
 from reference.buddy import Zone
 from reference.scale import JIT_DISABLED, examples
 
@@ -222,14 +222,19 @@ def test_recount_notices_a_wrong_counter_and_a_wrong_link() -> None:
 
 
 @pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
-def test_hot_kernels_count_no_references() -> None:
+def test_hot_kernels_count_no_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_module, "cache_directory", lambda: None)  # code from the cache cannot be looked at
+    allocate, free, drain = (
+        compile_module.kernel(function.py_func)
+        for function in (kernel.allocate_blocks, kernel.free_blocks, kernel.allocate_extents)
+    )
     buddy, _ = boot([(0, 4096)])
     out = np.zeros(10, np.int64)
-    kernel.allocate_blocks(buddy, 0, 0, UNMOVABLE, False, 10, out)
-    kernel.free_blocks(buddy, 0, out, 0)
-    kernel.allocate_extents(buddy, 0, 0, UNMOVABLE, False, 10, np.zeros((10, 2), np.int64), np.zeros(2, np.int64))
-    for function in (kernel.allocate_blocks, kernel.free_blocks, kernel.allocate_extents):
-        assert reference_count_calls(function) == 0
+    allocate(buddy, 0, 0, UNMOVABLE, False, 10, out)
+    free(buddy, 0, out, 0)
+    drain(buddy, 0, 0, UNMOVABLE, False, 10, np.zeros((10, 2), np.int64), np.zeros(2, np.int64))
+    for function in (allocate, free, drain):
+        assert compile_module.reference_count_calls(function) == 0
 
 
 class BuddyMachine(RuleBasedStateMachine):
