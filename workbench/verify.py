@@ -245,13 +245,14 @@ def _best_start(
 def _best_inode(
     recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None], position: int
 ) -> sc.Scenario:
-    """Inode number modulo the least common multiple of the rotations, found rotation by rotation where that is large."""
+    """Inode number modulo the least common multiple of the rotations; where that is large, as many together as can be."""
     file = scenario.operations[position].file  # type: ignore[union-attr]
-    periods = _rotation_lengths(scenario, file)
-    together = int(np.lcm.reduce(periods)) if periods else 1
     base, modulus = 0, 1
-    for period in [together] if together <= _MOST_CANDIDATES else periods:
-        grown = int(np.lcm(modulus, period))
+    periods = _rotation_lengths(scenario, file)
+    while periods:
+        grown = int(np.lcm(modulus, periods.pop(0)))
+        while periods and int(np.lcm(grown, periods[0])) <= max(modulus, 1) * _MOST_CANDIDATES:
+            grown = int(np.lcm(grown, periods.pop(0)))
         bases = range(base, grown, modulus)
         if len(bases) > 1:
             base = min(bases, key=lambda b: _differences(recorded, _with_inode(scenario, position, b), numbers, file))
