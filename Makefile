@@ -39,7 +39,7 @@ lab: env
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 bench: env
-	@for script in tests/bench/bench_*.py; do echo "== $$script"; PYTHONPATH=tests $(BIN)/python $$script || exit 1; done
+	$(BIN)/python tests/bench/run.py
 
 # Compile the lock file anew from pyproject.toml, with a resolver in a throw-away environment.
 lock:

@@ -18,9 +18,10 @@ import numpy as np
 
 from workbench import results, traffic, translation
 from workbench import scenario as sc
+from workbench.objects import Result, failed
 
 if TYPE_CHECKING:
-    from workbench.system import Result, System
+    from workbench.system import System
 
 DIMENSION = "stream"
 _MODEL = traffic.MODEL
@@ -87,7 +88,6 @@ def record(system: System, operation: sc.Access) -> Record | int:
 
 def carry_out(system: System, operation: sc.Access, done: Callable[[Record], None]) -> Result:
     """The operation itself: keep what it finds; it changes nothing."""
-    from workbench.system import Result, failed
 
     found = record(system, operation)
     if isinstance(found, int):

@@ -16,10 +16,11 @@ import numpy as np
 from workbench import policy as mp
 from workbench.filemap import Int64s, intervals_in, intervals_minus, no_intervals
 from workbench.mappings import Mapping
+from workbench.objects import Inode, Thread
 
 if TYPE_CHECKING:
     from workbench import scenario as sc
-    from workbench.system import Inode, System, Thread
+    from workbench.system import System
 
 UNWRITTEN = -9999
 """What a status entry of move_pages holds when the call did not write it."""

@@ -17,7 +17,8 @@ from workbench import results
 from workbench import scenario as sc
 from workbench.errors import WorkbenchError
 from workbench.generators import expand
-from workbench.system import Inode, Result, System
+from workbench.objects import Inode, Result
+from workbench.system import System
 
 AUTO_PAGES = 1 << 22
 """``output: auto`` lists the node of every folio up to so many folios in all."""
@@ -135,9 +136,11 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     if log.conversions:
         from workbench import conversion
 
-        variables.update(conversion.variables(
+        variables.update(
+            conversion.variables(
                 np.array(log.conversions), two_stage=scenario.guest.conversion.generation == "two-stage"
-            ))
+            )
+        )
     coordinates = {
         "node": system.node_ids,
         "node_to": system.node_ids,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,25 @@ from workbench import migration, system_conversion, system_devices
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.errors import WorkbenchError
-from workbench.filemap import FileMap, Int64s, no_intervals
+from workbench.filemap import Int64s, no_intervals
 from workbench.generators import in_turns, shared_turns
 from workbench.mappings import Mapping
 from workbench.migration import inside
-from workbench.pfns import FilePfns, FreePfns
+from workbench.objects import (
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
+    Inode,
+    OpenFile,
+    Result,
+    Thread,
+    failed,
+)
+from workbench.pfns import FreePfns
 from workbench.system_conversion import Conversions
 from workbench.units import PAGE_SIZE, format_bytes
 from workbench.zones import LOWMEM_BYTES, default_zones
 
 FALLOC_FL_KEEP_SIZE = 1
-GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_FLAG_INIT_SHARED = 1, 2
 MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED = 4, 9, 22, 23, 24
 _MADV_MARKS_ONLY = {*range(4), *range(10, 18), 19, 20, 21}  # FREE and WIPEONFORK are refused for files
 KVM_EXIT_HLT, KVM_EXIT_MMIO = 5, 6
@@ -39,62 +47,8 @@ _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 _FIRST_DESCRIPTOR = 3  # after stdin, stdout and stderr
 
 
-@dataclass
-class Result:
-    """What a call returned: ``ret`` (-1 with a positive ``errno`` on failure) and what it wrote besides."""
-
-    ret: int = 0
-    errno: int = 0
-    detail: dict[str, Any] = field(default_factory=dict)
-
-
-def failed(error: int, **detail: Any) -> Result:
-    """The result of a refused call."""
-    return Result(-1, error, detail)
-
-
 class OutOfMemory(Exception):
     """No eligible zone gives a page: the OOM killer ends the process (4 KiB pages)."""
-
-
-@dataclass
-class Thread:
-    """``struct task_struct``: ``index`` is its row in the table of rotations, ``nid`` the node index it runs on."""
-
-    name: str
-    index: int
-    nid: int
-    policy: mp.Mempolicy | None = None
-
-
-@dataclass
-class Inode:
-    """A guest_memfd or tmpfs inode. Sizes and policy ranges are in 4 KiB pages, ``map`` in folios of ``order``."""
-
-    name: str
-    pages: int
-    kind: str  # "guest_memfd" or "memfd"
-    flags: int = 0
-    order: int = 0
-    ilx_base: int = 0
-    shared_policy: mp.SharedPolicy = field(default_factory=mp.SharedPolicy)
-    map: FileMap = field(default_factory=FileMap)
-    pfns: FilePfns | None = None
-    mappings: list[Mapping] = field(default_factory=list)
-
-    @property
-    def private(self) -> bool:
-        """In 7.3 the whole inode is private unless it was created with INIT_SHARED."""
-        return self.kind == "guest_memfd" and not self.flags & GUEST_MEMFD_FLAG_INIT_SHARED
-
-
-@dataclass
-class OpenFile:
-    """A name of the scenario: an inode, its descriptor (None when closed) and its mapping (None when unmapped)."""
-
-    inode: Inode
-    descriptor: int | None
-    mapping: Mapping | None
 
 
 class System:

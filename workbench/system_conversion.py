@@ -20,10 +20,11 @@ from workbench import scenario as sc
 from workbench import struct_pages
 from workbench.conversion import ConversionFile, HostMemory, Outcome
 from workbench.errors import WorkbenchError
+from workbench.objects import Inode, OpenFile, Result
 from workbench.units import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from workbench.system import Inode, OpenFile, Result, System
+    from workbench.system import System
 
 Int64s = npt.NDArray[np.int64]
 _CHUNK = 1 << 22  # folios entered in one call
@@ -147,7 +148,6 @@ class Conversions:
 
     def host_fault(self, operation: sc.Fault, task: Any, file: OpenFile, start: int, count: int) -> Result:
         """Pages that are private, poisoned or past the end raise SIGBUS; the others are there afterwards."""
-        from workbench.system import Result
 
         conversion = self.files[id(file.inode)]
         end = max(start, min(start + count, file.inode.pages))
@@ -244,7 +244,6 @@ def _span(operation: Any, inode: Inode) -> tuple[int, int]:
 
 
 def _result(outcome: Outcome, **detail: Any) -> Result:
-    from workbench.system import Result
 
     if outcome.offset is not None:
         detail["error_offset"] = outcome.offset

@@ -16,10 +16,11 @@ import numpy as np
 from kernels import kho
 from workbench import handover
 from workbench import scenario as sc
+from workbench.objects import Inode, Result, failed
 from workbench.units import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from workbench.system import Inode, Result, System
+    from workbench.system import System
 
 
 def _span(operation: Any, inode: Inode) -> tuple[int, int]:
@@ -28,12 +29,13 @@ def _span(operation: Any, inode: Inode) -> tuple[int, int]:
 
 
 def _bad_range(offset: int, length: int, inode: Inode) -> bool:
-    return offset % PAGE_SIZE != 0 or length % PAGE_SIZE != 0 or length <= 0 or offset + length > inode.pages * PAGE_SIZE
+    return (
+        offset % PAGE_SIZE != 0 or length % PAGE_SIZE != 0 or length <= 0 or offset + length > inode.pages * PAGE_SIZE
+    )
 
 
 def iommu_map(system: System, operation: sc.IommuMap) -> Result:
     """IOMMU_IOAS_MAP of a range, or the proposed request for its pfns."""
-    from workbench.system import Result, failed
 
     found = system._convertible(operation)
     if found is None:
@@ -44,7 +46,9 @@ def iommu_map(system: System, operation: sc.IommuMap) -> Result:
         return failed(errno.EINVAL)
     if system.scenario.guest.design != "pfn-range":
         result = conversions.pin(
-            sc.Pin(task=operation.task, file=operation.file, offset=offset, length=length), system.task(operation), inode
+            sc.Pin(task=operation.task, file=operation.file, offset=offset, length=length),
+            system.task(operation),
+            inode,
         )
         return result if result.errno else Result(0, 0, {"pinned_pages": length // PAGE_SIZE})
     first, end = offset // PAGE_SIZE >> inode.order, -(-(offset + length) // PAGE_SIZE) >> inode.order
@@ -56,7 +60,6 @@ def iommu_map(system: System, operation: sc.IommuMap) -> Result:
 
 def iommu_unmap(system: System, operation: sc.IommuUnmap) -> Result:
     """IOMMU_IOAS_UNMAP; today it drops the pins. ENOENT if part of the range is not mapped."""
-    from workbench.system import Result, failed
 
     found = system._convertible(operation)
     if found is None:
@@ -76,7 +79,6 @@ def kexec(system: System, operation: sc.Kexec) -> Result:
 
     Placement, policies and state are the same afterwards. ``detail`` has the size of the metadata.
     """
-    from workbench.system import Result, failed
 
     guest = system.scenario.guest
     detail: dict[str, Any] = {"files": 0, "metadata_bytes": 0, "policy_bytes": 0}
@@ -99,7 +101,9 @@ def kexec(system: System, operation: sc.Kexec) -> Result:
         else:
             metadata = sum(kho.folio_scheme_bytes(present, kho.dense_tree_nodes(present)).values()) if present else 0
         ranges = [
-            handover.PolicyRange(start, end, policy.mode, 0, tuple(int(n) for n in system.node_ids[system.mask(policy.nodes)]))
+            handover.PolicyRange(
+                start, end, policy.mode, 0, tuple(int(n) for n in system.node_ids[system.mask(policy.nodes)])
+            )
             for start, end, policy in inode.shared_policy
         ]
         detail["files"] += 1
