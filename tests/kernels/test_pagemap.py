@@ -16,6 +16,7 @@ from numba.core import config
 from kernels import maple, pagemap, xarray_map
 from kernels.xarray_map import node_count
 from reference.pagemap import DictMap, xarray_nodes
+from reference.scale import examples
 from workbench.errors import WorkbenchError
 from workbench.offset_maps import STRUCTURES, FlatMap, MapleMap, RangeMap, XarrayMap, offset_map
 
@@ -181,15 +182,15 @@ class MapMachine(RuleBasedStateMachine):
 
 
 TestMapMachine = MapMachine.TestCase
-TestMapMachine.settings = settings(max_examples=20, stateful_step_count=30)
+TestMapMachine.settings = settings(max_examples=examples(20, without_jit=3), stateful_step_count=30)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=15)
+@settings(max_examples=examples(15, without_jit=2))
 def test_long_random_streams_agree(seed: int) -> None:
     """Thousands of operations, so that trees of several levels grow and shrink again."""
     rng = np.random.default_rng(seed)
-    pages = 1 << 16
+    pages = 1 << (12 if config.DISABLE_JIT else 16)
     operations = 400 if config.DISABLE_JIT else 3000
     start = rng.integers(0, pages, operations)
     length = np.minimum(np.where(rng.random(operations) < 0.9, rng.integers(1, 20, operations), 3000), pages - start)
