@@ -128,7 +128,8 @@ function vcpus(data, width) {
     root.append(group, label(left + inner + 8, y + 9, row.numbers, { "dominant-baseline": "central" }));
     if (row.note) root.append(label(left + inner + 92, y + 9, row.note, { "dominant-baseline": "central", class: "wb-text wb-modelled" }));
   });
-  for (let i = 0; i <= 4; i++) root.append(label(left + inner * i / 4, height - 8, `${25 * i} %`, { "text-anchor": "middle" }));
+  const every = inner < 90 ? 4 : inner < 180 ? 2 : 1;  // room for the numbers
+  for (let i = 0; i <= 4; i += every) root.append(label(left + inner * i / 4, height - 8, `${25 * i} %`, { "text-anchor": "middle" }));
   return root;
 }
 
