@@ -69,6 +69,7 @@ def operations(data, verb):
         ("getpol", lambda op: op.update(mode=op["mode"] + 1)),
         ("getpol", lambda op: op.update(nodes="0,1,2,3" if op["nodes"] != "0,1,2,3" else "0")),
         ("movepages", lambda op: op.update(st0=7)),
+        ("migrate", lambda op: op.update(ret=op["ret"] + 1)),
         ("weights", lambda op: op.update(text=op["text"].replace("-> 0:3", "-> 0:4"))),
     ],
 )
