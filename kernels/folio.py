@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kernels.bits import ALL, ONE, ZERO, mask, popcount, test_bit
 from kernels.compile import inlined_kernel, kernel
 
 EAGAIN, EFAULT, EINVAL, ENOENT, ENOMEM = errno.EAGAIN, errno.EFAULT, errno.EINVAL, errno.ENOENT, errno.ENOMEM
@@ -136,12 +137,6 @@ COUNTERS = (
 BATCH = 31
 """include/linux/folio_batch.h: FOLIO_BATCH_SIZE."""
 
-ZERO = np.uint64(0)
-ONE = np.uint64(1)
-ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
-_M1, _M2 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
-_M4, _M7 = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x7F)
-_S2, _S4, _S8, _S16, _S32 = np.uint64(2), np.uint64(4), np.uint64(8), np.uint64(16), np.uint64(32)
 _TOP = np.uint64(63)
 
 
@@ -379,37 +374,6 @@ def _operate(s: State, op: int, offset: int, length: int, argument: int, node: i
     return EINVAL
 
 
-# ---------------------------------------------------------------------------------------------------- bits
-
-
-@inlined_kernel
-def popcount(x: int) -> int:
-    """Bits set in a uint64 (adds only: a product would overflow when run as plain Python)."""
-    x = x - ((x >> ONE) & _M1)
-    x = (x & _M2) + ((x >> _S2) & _M2)
-    x = (x + (x >> _S4)) & _M4
-    x = x + (x >> _S8)
-    x = x + (x >> _S16)
-    x = x + (x >> _S32)
-    return np.int64(x & _M7)
-
-
-@inlined_kernel
-def _mask(word: int, first: int, end: int) -> int:
-    """Bits of ``word`` that lie in pages [first, end)."""
-    mask = ALL
-    if first > word * 64:
-        mask = mask & (ALL << np.uint64(first - word * 64))
-    if end < word * 64 + 64:
-        mask = mask & (ALL >> np.uint64(word * 64 + 64 - end))
-    return mask
-
-
-@kernel
-def _bit(words: np.ndarray, page: int) -> bool:
-    return (words[page >> 6] >> np.uint64(page & 63)) & ONE != ZERO
-
-
 # ---------------------------------------------------------------------------------------------------- conversion
 
 
@@ -523,7 +487,7 @@ def _scan(s: State, first: int, end: int, to_shared: bool) -> tuple[int, int, in
             carry = ONE
             continue
         for word in range(low >> 6, ((high - 1) >> 6) + 1):
-            bits = (s.shared[word] ^ flip) & _mask(word, low, high)
+            bits = (s.shared[word] ^ flip) & mask(word, low, high)
             if at_border and (word & 7) == 0 and carry != ZERO and (bits & ONE) != ZERO:
                 extra += 1
             if bits != ZERO:
@@ -553,7 +517,7 @@ def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
         else:
             changed = 0
             for word in range(low >> 6, ((high - 1) >> 6) + 1):
-                bits = (s.shared[word] ^ value) & _mask(word, low, high)
+                bits = (s.shared[word] ^ value) & mask(word, low, high)
                 if bits != ZERO:
                     changed += popcount(bits)
                     s.shared[word] = s.shared[word] ^ bits
@@ -817,7 +781,7 @@ def _first_referenced_now(s: State, first: int, end: int, shared_only: bool) -> 
             continue
         for page in range(max(first, block << 9), min(end, (block + 1) << 9)):
             if s.references[row, page & 511, TRANSIENT] + s.references[row, page & 511, LONG_TERM] > 0 and (
-                not shared_only or _bit(s.shared, page)
+                not shared_only or test_bit(s.shared, page)
             ):
                 found = page
                 break
@@ -826,13 +790,13 @@ def _first_referenced_now(s: State, first: int, end: int, shared_only: bool) -> 
     # A poisoned page keeps the reference memory_failure() took; a page in an lru_add batch keeps the batch's.
     for row in range(s.counts[N_POISONED]):
         page = s.poison[row]
-        if first <= page < found and (not shared_only or _bit(s.shared, page)):
+        if first <= page < found and (not shared_only or test_bit(s.shared, page)):
             found = page
     if s.counts[N_LRU] > 0:
         for cpu in range(s.batch.shape[0]):
             for slot in range(s.batch_length[cpu]):
                 page = s.batch[cpu, slot]
-                if first <= page < found and (not shared_only or _bit(s.shared, page)):
+                if first <= page < found and (not shared_only or test_bit(s.shared, page)):
                     found = page
     return found if found < end else -1
 
@@ -921,7 +885,7 @@ def _any_poison(s: State, first: int, end: int) -> bool:
 @kernel
 def _is_present(s: State, page: int) -> bool:
     level = s.level[page >> 9]
-    return level >= SPLIT or (level == BASE and _bit(s.present, page))
+    return level >= SPLIT or (level == BASE and test_bit(s.present, page))
 
 
 @kernel
@@ -1103,7 +1067,7 @@ def _is_poisoned(s: State, page: int) -> bool:
 
 @kernel
 def _host_fault_page(s: State, page: int, node: int, cpu: int) -> int:
-    if page >= s.options[PAGES] or not _bit(s.shared, page):
+    if page >= s.options[PAGES] or not test_bit(s.shared, page):
         return SIGBUS
     error = _populate(s, page, node, cpu)
     if error != 0:
@@ -1141,7 +1105,7 @@ def _guest_fault(s: State, offset: int, length: int, private: bool, node: int, c
     page, end = offset >> 12, (offset + length + 4095) >> 12
     while page < end:
         s.scratch[2] = page
-        if page >= s.options[PAGES] or _bit(s.shared, page) == private:
+        if page >= s.options[PAGES] or test_bit(s.shared, page) == private:
             return EFAULT
         error = _populate(s, page, node, cpu)
         if error != 0:
@@ -1222,7 +1186,7 @@ def _punch_base(s: State, first: int, end: int) -> None:
     """4 KiB folios leave the file whoever holds them; a pinned page stays allocated until it is unpinned."""
     block = first >> 9
     for page in range(first, end):
-        if not _bit(s.present, page):
+        if not test_bit(s.present, page):
             continue
         s.present[page >> 6] &= ALL ^ (ONE << np.uint64(page & 63))
         s.counts[N_PRESENT] -= 1

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels import maple, pfn_range
+from kernels.bits import ALL, ONE, ZERO, mask, popcount, test_bit
 from kernels.compile import kernel
 from kernels.folio import (
     ARGUMENT,
@@ -92,10 +93,6 @@ COUNTERS = (
     N_TO_MAP,
     N_TRACKER_PEAK,
 ) = range(19)
-
-ZERO = np.uint64(0)
-ONE = np.uint64(1)
-ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 class State(NamedTuple):
@@ -229,35 +226,6 @@ def _operate(s: State, op: int, offset: int, length: int, argument: int, node: i
 
 
 @kernel
-def _bit(words: np.ndarray, page: int) -> bool:
-    return (words[page >> 6] >> np.uint64(page & 63)) & ONE != ZERO
-
-
-@kernel
-def _mask(word: int, first: int, end: int) -> int:
-    """Bits of ``word`` that belong to pages [first, end)."""
-    mask = ALL
-    if first > word << 6:
-        mask &= ALL << np.uint64(first & 63)
-    if end < (word + 1) << 6:
-        mask &= ALL ^ (ALL << np.uint64(end & 63))
-    return mask
-
-
-@kernel
-def _popcount(x: int) -> int:
-    m1, m2 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
-    m4 = np.uint64(0x0F0F0F0F0F0F0F0F)
-    x = x - ((x >> ONE) & m1)
-    x = (x & m2) + ((x >> np.uint64(2)) & m2)
-    x = (x + (x >> np.uint64(4))) & m4
-    x = x + (x >> np.uint64(8))
-    x = x + (x >> np.uint64(16))
-    x = x + (x >> np.uint64(32))
-    return np.int64(x & np.uint64(0x7F))
-
-
-@kernel
 def _present(s: State, page: int) -> bool:
     return s.unit_pfn[page >> s.options[UNIT_ORDER]] >= 0
 
@@ -298,11 +266,11 @@ def _first_referenced(s: State, first: int, end: int) -> int:
     found = end
     for row in range(s.counts[N_PINS]):
         page = s.pins[row, 0]
-        if s.pins[row, 1] > 0 and first <= page < found and _bit(s.shared, page):
+        if s.pins[row, 1] > 0 and first <= page < found and test_bit(s.shared, page):
             found = page
     for row in range(s.counts[N_POISONED]):
         page = s.poison[row]
-        if first <= page < found and _bit(s.shared, page):
+        if first <= page < found and test_bit(s.shared, page):
             found = page
     return found if found < end else -1
 
@@ -347,7 +315,7 @@ def _count_groups(s: State, first: int, end: int, sign: int) -> None:
     shift = s.options[GROUP_SHIFT]
     cost = np.int64(1) << (shift - 6)
     for word in range(first >> 6, ((end - 1) >> 6) + 1):
-        pages = _popcount(s.shared[word] & _mask(word, first, end))
+        pages = popcount(s.shared[word] & mask(word, first, end))
         if pages == 0:
             continue
         group = word >> (shift - 6)
@@ -368,9 +336,9 @@ def _count_groups(s: State, first: int, end: int, sign: int) -> None:
 def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
     for word in range(first >> 6, ((end - 1) >> 6) + 1):
         if to_shared:
-            s.shared[word] |= _mask(word, first, end)
+            s.shared[word] |= mask(word, first, end)
         else:
-            s.shared[word] &= ALL ^ _mask(word, first, end)
+            s.shared[word] &= ALL ^ mask(word, first, end)
 
 
 @kernel
@@ -481,7 +449,7 @@ def _poisoned(s: State, page: int) -> bool:
 
 @kernel
 def _host_fault_page(s: State, page: int, node: int) -> int:
-    if page >= s.options[PAGES] or not _bit(s.shared, page):
+    if page >= s.options[PAGES] or not test_bit(s.shared, page):
         return SIGBUS
     error = _populate(s, page, node)
     if error != 0:
@@ -514,7 +482,7 @@ def _guest_fault(s: State, offset: int, length: int, private: bool, node: int) -
     page, end = offset >> 12, (offset + length + 4095) >> 12
     while page < end:
         s.scratch[3] = page
-        if page >= s.options[PAGES] or _bit(s.shared, page) == private:
+        if page >= s.options[PAGES] or test_bit(s.shared, page) == private:
             return EFAULT
         error = _populate(s, page, node)
         if error != 0:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kernels import folio, kho, light_map, maple, pagemap, stage2, xarray_map
+from kernels import bits, folio, kho, light_map, maple, pagemap, stage2, xarray_map
 from workbench.errors import WorkbenchError
 from workbench.offset_maps import MapleMap, offset_map
 from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
@@ -288,7 +288,7 @@ def _populated(run: Run, state: folio.State, stream: Int64s) -> int:
             break
         state.level[low // 512 : high // 512] = folio.BASE
         state.node[low // 512 : high // 512] = node
-        state.present[low // 64 : high // 64] = folio.ALL
+        state.present[low // 64 : high // 64] = bits.ALL
         state.counts[folio.N_PRESENT] += high - low
         done += 1
     return done
