@@ -21,6 +21,7 @@ from kernels.bits import ALL, ONE, ZERO, mask, popcount, test_bit
 from kernels.compile import kernel
 from kernels.folio import (
     ARGUMENT,
+    BLOCKS_1G,
     CONVERT,
     EAGAIN,
     EFAULT,
@@ -36,6 +37,10 @@ from kernels.folio import (
     NODE,
     OFFSET,
     OP,
+    ORDER_1G,
+    ORDER_2M,
+    PAGES_1G,
+    PAGES_2M,
     PIN,
     POISON,
     PUNCH,
@@ -65,12 +70,20 @@ COUNTERS = (
     "vmemmap_peak",
     "vmemmap_taken",
     "vmemmap_freed",
+    "vmemmap_spilled",
     "pins",  # rows of the table of pins
     "poisoned_pages",  # now
     "map_operations",  # stores into the private map
     "moved_to_filemap",  # pages whose tracking changed sides
     "moved_to_map",
     "tracker_peak",  # nodes of the private map
+    "mapped_1g",  # huge mappings possible now: present, aligned and all private
+    "mapped_2m",
+    "lost_1g",  # so far, by conversions
+    "lost_2m",
+    "regained_1g",
+    "regained_2m",
+    "withheld_units",  # now: punched out of the file, but a page of them is still pinned
 )
 (
     N_SHARED,
@@ -86,26 +99,47 @@ COUNTERS = (
     N_VMEMMAP_PEAK,
     N_TAKEN,
     N_FREED,
+    N_SPILLED,
     N_PINS,
     N_POISONED,
     N_STORES,
     N_TO_FILEMAP,
     N_TO_MAP,
     N_TRACKER_PEAK,
-) = range(19)
+    N_MAPPED_1G,
+    N_MAPPED_2M,
+    N_LOST_1G,
+    N_LOST_2M,
+    N_REGAINED_1G,
+    N_REGAINED_2M,
+    N_WITHHELD,
+) = range(27)
+
+PIN_PAGE, PIN_COUNT, PIN_PFN, PIN_NODE = range(4)
+"""Columns of ``pins``. Once the page has left the file: first pfn of its unit (else -1) and the node that the unit
+returns to (-1: it is poisoned and never does)."""
 
 
 class State(NamedTuple):
-    """Arrays of one file: W words of 64 pages, U units, G groups of struct pages, N nodes."""
+    """Arrays of one file: W words of 64 pages, B1, B2 blocks of 1 GiB, 2 MiB, U units, G groups of struct pages, N nodes.
+
+    ``start``, ``end``, ``count``, ``vmemmap`` and ``vmemmap_order`` belong to the host and may be shared between files.
+    """
 
     shared: np.ndarray
     """uint64 (W,), bit set = page shared."""
+    shared_2m: np.ndarray
+    """int16 (B2,), shared pages of each 2 MiB."""
+    shared_1g: np.ndarray
+    """int32 (B1,), shared pages of each 1 GiB."""
     unit_pfn: np.ndarray
     """int64 (U,), first pfn of each unit, -1 where none is present."""
     unit_node: np.ndarray
     """int16 (U,), node index of the unit."""
     group: np.ndarray
-    """int32 (G,), present shared pages of each group."""
+    """int32 (G,), pages of each group that need their struct page: present and shared, or gone but pinned."""
+    group_node: np.ndarray
+    """int16 (G,), node that the vmemmap of the group was taken from."""
     nodes: np.ndarray
     """int64 (n, 32), nodes of the maple tree."""
     top: np.ndarray
@@ -116,10 +150,16 @@ class State(NamedTuple):
     """int64 (N, r), free ranges of the host's allocator, with ``end`` and ``count``."""
     end: np.ndarray
     count: np.ndarray
-    budget: np.ndarray
-    """int64 (1,), pages that vmemmap can be taken from."""
+    vmemmap: np.ndarray
+    """int64 (N,), free pages that vmemmap can be taken from."""
+    vmemmap_order: np.ndarray
+    """int64 (N, N), row n: nodes tried in this order for memory wanted on n."""
+    taken: np.ndarray
+    """int64 (N,), vmemmap pages this file took from each node so far."""
+    freed: np.ndarray
+    """int64 (N,), and gave back."""
     pins: np.ndarray
-    """int64 (rows, 3), page, long-term pins, pins on a page that was punched out meanwhile."""
+    """int64 (rows, 4), columns PIN_PAGE ...: long-term pins."""
     poison: np.ndarray
     """int64 (rows,), poisoned pages."""
     options: np.ndarray
@@ -128,24 +168,39 @@ class State(NamedTuple):
     """int64 (8,): 0-2 for the maple tree, 3 the page an error names."""
 
 
-def new_state(options: np.ndarray, start: np.ndarray, end: np.ndarray, count: np.ndarray, budget: int) -> State:
-    """An empty, all-private file; ``start``, ``end``, ``count`` are the free ranges of the host."""
+def new_state(
+    options: np.ndarray,
+    start: np.ndarray,
+    end: np.ndarray,
+    count: np.ndarray,
+    vmemmap: np.ndarray,
+    vmemmap_order: np.ndarray,
+) -> State:
+    """An empty, all-private file with the given options; the other arguments are the host's (:class:`State`)."""
     pages = int(options[PAGES])
+    words = -(-pages // 64)
+    groups = -(-pages // (1 << int(options[GROUP_SHIFT])))
     top = np.zeros(maple.TOP_FIELDS, np.int64)
     maple.clear(top)
     return State(
-        shared=np.zeros(-(-pages // 64), np.uint64),
+        shared=np.zeros(words, np.uint64),
+        shared_2m=np.zeros(-(-pages // PAGES_2M), np.int16),
+        shared_1g=np.zeros(-(-pages // PAGES_1G), np.int32),
         unit_pfn=np.full(_units(options), -1, np.int64),
         unit_node=np.zeros(_units(options), np.int16),
-        group=np.zeros(-(-pages // (1 << int(options[GROUP_SHIFT]))), np.int32),
+        group=np.zeros(groups, np.int32),
+        group_node=np.zeros(groups, np.int16),
         nodes=np.zeros((256, maple.NODE_WORDS), np.int64),
         top=top,
         path=np.zeros((2, 32), np.int64),
         start=start,
         end=end,
         count=count,
-        budget=np.array([budget], np.int64),
-        pins=np.zeros((64, 3), np.int64),
+        vmemmap=vmemmap,
+        vmemmap_order=vmemmap_order,
+        taken=np.zeros(len(vmemmap), np.int64),
+        freed=np.zeros(len(vmemmap), np.int64),
+        pins=np.zeros((64, 4), np.int64),
         poison=np.zeros(64, np.int64),
         options=options,
         counts=np.zeros(len(COUNTERS), np.int64),
@@ -193,6 +248,40 @@ def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarra
 
 
 @kernel
+def insert_many(state: State, units: np.ndarray, nodes: np.ndarray, first: int) -> int:
+    """Back units, placed on their nodes by somebody else, where the file has none, from the ranges of those nodes.
+
+    ``units`` int64 (n,) are indices counted in units, ``nodes`` int64 (n,) node indices; ``first`` is where to go on.
+    Returns how many went in; fewer if the state must grow (``scratch[4]`` is then NEEDS_ROOM) or if struct pages for
+    shared pages of a unit find no memory (``scratch[4]`` is ENOMEM).
+    """
+    for i in range(first, units.shape[0]):
+        state.scratch[4] = _populate(state, units[i] << state.options[UNIT_ORDER], nodes[i])
+        if state.scratch[4] != 0:
+            return i
+    return units.shape[0]
+
+
+@kernel
+def release(state: State, first: int) -> int:
+    """The file is gone: units from ``first`` on go back, those with a pinned page when the last pin is dropped.
+
+    Returns the number of the next unit; less than all if the state must grow first.
+    """
+    order = state.options[UNIT_ORDER]
+    for unit in range(first, state.unit_pfn.shape[0]):
+        if state.unit_pfn[unit] < 0:
+            continue
+        if maple.room(state.nodes, state.top) < 64 * maple.store_nodes(state.top):
+            return unit
+        if state.count[state.unit_node[unit]] + 2 > state.start.shape[1]:
+            return unit
+        low = unit << order
+        _free_unit(state, unit, low, min(low + (np.int64(1) << order), state.options[PAGES]))
+    return state.unit_pfn.shape[0]
+
+
+@kernel
 def _operate(s: State, op: int, offset: int, length: int, argument: int, node: int) -> int:
     pages = s.options[PAGES]
     unit = np.int64(1) << s.options[UNIT_ORDER]
@@ -201,8 +290,9 @@ def _operate(s: State, op: int, offset: int, length: int, argument: int, node: i
     units = min(max(length, 0), pages << 12) // (unit << 12) + 2 if op == CONVERT or op == PUNCH else 2
     if maple.room(s.nodes, s.top) < units // 4 + 64 * maple.store_nodes(s.top):
         return NEEDS_ROOM
+    returned = units if op == PUNCH else s.counts[N_WITHHELD] if op == UNPIN else 0
     for k in range(s.count.shape[0]):
-        if s.count[k] + (units if op == PUNCH else 0) + 2 > s.start.shape[1]:
+        if s.count[k] + returned + 2 > s.start.shape[1]:
             return NEEDS_ROOM
     if op == PIN and s.counts[N_PINS] + (length >> 12) + 2 > s.pins.shape[0]:
         return NEEDS_ROOM
@@ -253,9 +343,10 @@ def _next_in(s: State, page: int, end: int, shared: bool) -> int:
 
 
 @kernel
-def _pin_row(s: State, page: int) -> int:
+def _pin_row(s: State, page: int, left_file: bool) -> int:
+    """Row of the pins on a page of the file, or on one that has left it; -1 if there are none."""
     for row in range(s.counts[N_PINS]):
-        if s.pins[row, 0] == page:
+        if s.pins[row, PIN_PAGE] == page and (s.pins[row, PIN_PFN] >= 0) == left_file:
             return row
     return -1
 
@@ -265,8 +356,8 @@ def _first_referenced(s: State, first: int, end: int) -> int:
     """First shared page of [first, end) that somebody holds, -1: private pages have nothing to hold."""
     found = end
     for row in range(s.counts[N_PINS]):
-        page = s.pins[row, 0]
-        if s.pins[row, 1] > 0 and first <= page < found and test_bit(s.shared, page):
+        page = s.pins[row, PIN_PAGE]
+        if s.pins[row, PIN_PFN] < 0 and first <= page < found and test_bit(s.shared, page):
             found = page
     for row in range(s.counts[N_POISONED]):
         page = s.poison[row]
@@ -292,28 +383,62 @@ def _store(s: State, first: int, pages: int, pfn: int) -> None:
 
 
 @kernel
-def _groups_needed(s: State, first: int, end: int) -> int:
-    """vmemmap pages that sharing the present pages of [first, end) would take."""
+def _can_share(s: State, first: int, end: int) -> bool:
+    """Whether vmemmap for the present pages of [first, end) can be taken; that of a group comes from one node."""
     shift = s.options[GROUP_SHIFT]
     needed = 0
     for group in range(first >> shift, ((end - 1) >> shift) + 1):
         if s.group[group] == 0:
-            low = max(first, group << shift)
+            page = max(first, group << shift)
             high = min(end, (group + 1) << shift)
-            page = low
             while page < high:
                 if _present(s, page):
-                    needed += 1 << (shift - 6)
+                    needed += 1
                     break
                 page = ((page >> s.options[UNIT_ORDER]) + 1) << s.options[UNIT_ORDER]
-    return needed
+    return needed <= _groups_free(s)
+
+
+@kernel
+def _groups_free(s: State) -> int:
+    """Groups whose vmemmap could be taken now."""
+    groups = np.int64(0)
+    for node in range(s.vmemmap.shape[0]):
+        groups += s.vmemmap[node] >> (s.options[GROUP_SHIFT] - 6)
+    return groups
+
+
+@kernel
+def _take_group(s: State, group: int, home: int) -> None:
+    """Take the vmemmap of a group, from its node first; there is enough (:func:`_can_share`)."""
+    cost = np.int64(1) << (s.options[GROUP_SHIFT] - 6)
+    for position in range(s.vmemmap.shape[0]):
+        node = s.vmemmap_order[home, position]
+        if s.vmemmap[node] >= cost:
+            s.vmemmap[node] -= cost
+            s.taken[node] += cost
+            s.group_node[group] = node
+            if node != home:
+                s.counts[N_SPILLED] += cost
+            break
+    s.counts[N_TAKEN] += cost
+    s.counts[N_VMEMMAP] += cost
+    s.counts[N_VMEMMAP_PEAK] = max(s.counts[N_VMEMMAP_PEAK], s.counts[N_VMEMMAP])
+
+
+@kernel
+def _give_back_group(s: State, node: int) -> None:
+    cost = np.int64(1) << (s.options[GROUP_SHIFT] - 6)
+    s.vmemmap[node] += cost
+    s.freed[node] += cost
+    s.counts[N_FREED] += cost
+    s.counts[N_VMEMMAP] -= cost
 
 
 @kernel
 def _count_groups(s: State, first: int, end: int, sign: int) -> None:
-    """Add (or take away) the shared pages of [first, end), all present, to their groups of struct pages."""
+    """Add (or take away) the shared pages of [first, end), all of one unit, to their groups of struct pages."""
     shift = s.options[GROUP_SHIFT]
-    cost = np.int64(1) << (shift - 6)
     for word in range(first >> 6, ((end - 1) >> 6) + 1):
         pages = popcount(s.shared[word] & mask(word, first, end))
         if pages == 0:
@@ -322,23 +447,59 @@ def _count_groups(s: State, first: int, end: int, sign: int) -> None:
         before = s.group[group]
         s.group[group] = before + sign * pages
         if before == 0:
-            s.counts[N_VMEMMAP] += cost
-            s.counts[N_TAKEN] += cost
-            s.budget[0] -= cost
-            s.counts[N_VMEMMAP_PEAK] = max(s.counts[N_VMEMMAP_PEAK], s.counts[N_VMEMMAP])
+            _take_group(s, group, s.unit_node[first >> s.options[UNIT_ORDER]])
         elif s.group[group] == 0:
-            s.counts[N_VMEMMAP] -= cost
-            s.counts[N_FREED] += cost
-            s.budget[0] += cost
+            _give_back_group(s, s.group_node[group])
 
 
 @kernel
 def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
-    for word in range(first >> 6, ((end - 1) >> 6) + 1):
-        if to_shared:
-            s.shared[word] |= mask(word, first, end)
-        else:
-            s.shared[word] &= ALL ^ mask(word, first, end)
+    """Store the new state and keep the counters and the huge mappings possible in step."""
+    value = ALL if to_shared else ZERO
+    sign = 1 if to_shared else -1
+    order = s.options[UNIT_ORDER]
+    for block in range(first >> 9, ((end - 1) >> 9) + 1):
+        low = max(first, block << 9)
+        high = min(end, (block + 1) << 9)
+        changed = np.int64(0)
+        for word in range(low >> 6, ((high - 1) >> 6) + 1):
+            bits = (s.shared[word] ^ value) & mask(word, low, high)
+            changed += popcount(bits)
+            s.shared[word] ^= bits
+        if changed == 0:
+            continue
+        giga = block >> 9
+        before, before_1g = np.int64(s.shared_2m[block]), np.int64(s.shared_1g[giga])
+        after, after_1g = before + sign * changed, before_1g + sign * changed
+        s.shared_2m[block] = after
+        s.shared_1g[giga] = after_1g
+        if order < ORDER_2M or s.unit_pfn[low >> order] < 0:
+            continue
+        if order == ORDER_1G and before_1g == 0:
+            s.counts[N_MAPPED_1G] -= 1
+            s.counts[N_LOST_1G] += 1
+            s.counts[N_MAPPED_2M] += BLOCKS_1G
+        if before == 0:
+            s.counts[N_MAPPED_2M] -= 1
+            s.counts[N_LOST_2M] += 1
+        elif after == 0:
+            s.counts[N_MAPPED_2M] += 1
+            s.counts[N_REGAINED_2M] += 1
+        if order == ORDER_1G and after_1g == 0:
+            s.counts[N_MAPPED_1G] += 1
+            s.counts[N_REGAINED_1G] += 1
+            s.counts[N_MAPPED_2M] -= BLOCKS_1G
+
+
+@kernel
+def _count_mappings(s: State, unit: int, sign: int) -> None:
+    """Add (or take away) the huge mappings that a unit allows as it comes (or goes)."""
+    order = s.options[UNIT_ORDER]
+    if order == ORDER_1G and s.shared_1g[unit] == 0:
+        s.counts[N_MAPPED_1G] += sign
+    elif order >= ORDER_2M:
+        for block in range((unit << order) >> 9, ((unit + 1) << order) >> 9):
+            s.counts[N_MAPPED_2M] += sign * np.int64(s.shared_2m[block] == 0)
 
 
 @kernel
@@ -361,7 +522,7 @@ def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
             _count_invalidations(s, page, end, to_shared)
             s.scratch[3] = held
             return EAGAIN
-    elif s.budget[0] < _groups_needed(s, first, end):
+    elif not _can_share(s, first, end):
         s.counts[N_FAILED] += 1
         return ENOMEM
     _count_invalidations(s, page, end, to_shared)
@@ -419,10 +580,9 @@ def _populate(s: State, page: int, node: int) -> int:
     shift = s.options[GROUP_SHIFT]
     at = _next_in(s, first, end, True)
     while at < end:
-        if s.group[at >> shift] == 0:
-            needed += 1 << (shift - 6)
+        needed += s.group[at >> shift] == 0
         at = _next_in(s, min(end, ((at >> shift) + 1) << shift), end, True)
-    if needed > s.budget[0]:
+    if needed > _groups_free(s):
         return ENOMEM
     pfn = pfn_range.alloc(s.start, s.end, s.count, node, pfn_range.FIRST_FIT, pages, pages)
     if pfn < 0:
@@ -430,6 +590,7 @@ def _populate(s: State, page: int, node: int) -> int:
     s.unit_pfn[unit] = pfn
     s.unit_node[unit] = node
     s.counts[N_PRESENT] += end - first
+    _count_mappings(s, unit, 1)
     at = _next_in(s, first, end, False)
     while at < end:
         stop = _run_end(s, at, end, False)
@@ -513,39 +674,57 @@ def _pin(s: State, offset: int, length: int, kind: int, node: int) -> int:
                 return ENOENT
             return EFAULT if error == SIGBUS else error
     for page in range(first, end):
-        row = _pin_row(s, page)
+        row = _pin_row(s, page, False)
         if row < 0:
             row = s.counts[N_PINS]
             s.counts[N_PINS] += 1
-            s.pins[row, 0] = page
-            s.pins[row, 1] = 0
-            s.pins[row, 2] = 0
-        s.pins[row, 1] += 1
+            s.pins[row, PIN_PAGE] = page
+            s.pins[row, PIN_COUNT] = 0
+            s.pins[row, PIN_PFN] = -1
+        s.pins[row, PIN_COUNT] += 1
     return 0
 
 
 @kernel
 def _unpin(s: State, offset: int, length: int, kind: int) -> int:
+    """Drop pins, those on pages that have left the file first; EINVAL names the first page that has none."""
     first, end = offset >> 12, (offset + length + 4095) >> 12
     if offset < 0 or length <= 0 or end > s.options[PAGES] or (kind != 0 and kind != 1):
         return EINVAL
     for page in range(first, end):
-        row = _pin_row(s, page)
-        if row < 0:
+        if _pin_row(s, page, False) < 0 and _pin_row(s, page, True) < 0:
             s.scratch[3] = page
             return EINVAL
     for page in range(first, end):
-        row = _pin_row(s, page)
-        if s.pins[row, 2] > 0:
-            s.pins[row, 2] -= 1
-        else:
-            s.pins[row, 1] -= 1
-        if s.pins[row, 1] + s.pins[row, 2] == 0:
-            s.counts[N_PINS] -= 1
-            last = s.counts[N_PINS]
-            for column in range(3):
-                s.pins[row, column] = s.pins[last, column]
+        row = _pin_row(s, page, True)
+        if row < 0:
+            row = _pin_row(s, page, False)
+        s.pins[row, PIN_COUNT] -= 1
+        if s.pins[row, PIN_COUNT] == 0:
+            _drop_row(s, row)
     return 0
+
+
+@kernel
+def _drop_row(s: State, row: int) -> None:
+    """The last pin on a page is gone; if it had left the file, its struct pages and its unit may follow it."""
+    page, pfn, node = s.pins[row, PIN_PAGE], s.pins[row, PIN_PFN], s.pins[row, PIN_NODE]
+    s.counts[N_PINS] -= 1
+    last = s.counts[N_PINS]
+    for column in range(s.pins.shape[1]):
+        s.pins[row, column] = s.pins[last, column]
+    if pfn < 0:
+        return
+    group = page >> s.options[GROUP_SHIFT]
+    s.group[group] -= 1
+    if s.group[group] == 0:
+        _give_back_group(s, s.group_node[group])
+    for other in range(s.counts[N_PINS]):
+        if s.pins[other, PIN_PFN] == pfn:
+            return
+    s.counts[N_WITHHELD] -= 1
+    if node >= 0:
+        pfn_range.free(s.start, s.end, s.count, node, pfn, np.int64(1) << s.options[UNIT_ORDER])
 
 
 @kernel
@@ -605,14 +784,27 @@ def _free_unit(s: State, unit: int, first: int, end: int) -> None:
             poisoned = True
         else:
             row += 1
-    for row in range(s.counts[N_PINS]):
-        if first <= s.pins[row, 0] < end:
-            s.pins[row, 2] += s.pins[row, 1]
-            s.pins[row, 1] = 0
+    _count_mappings(s, unit, -1)
+    pfn, node = s.unit_pfn[unit], np.int64(s.unit_node[unit])
+    withheld = _withhold_pinned(s, first, end, pfn, np.int64(-1) if poisoned else node)
     _count_groups(s, first, end, -1)
     _store(s, first, end - first, -1)
-    if not poisoned:
-        pages = np.int64(1) << s.options[UNIT_ORDER]
-        pfn_range.free(s.start, s.end, s.count, s.unit_node[unit], s.unit_pfn[unit], pages)
+    if not poisoned and not withheld:
+        pfn_range.free(s.start, s.end, s.count, node, pfn, np.int64(1) << s.options[UNIT_ORDER])
     s.unit_pfn[unit] = -1
     s.counts[N_PRESENT] -= end - first
+
+
+@kernel
+def _withhold_pinned(s: State, first: int, end: int, pfn: int, node: int) -> bool:
+    """Pinned pages of a unit leave the file: unit and struct pages stay taken until the last pin is dropped."""
+    withheld = False
+    for row in range(s.counts[N_PINS]):
+        page = s.pins[row, PIN_PAGE]
+        if s.pins[row, PIN_PFN] < 0 and first <= page < end:
+            s.pins[row, PIN_PFN] = pfn
+            s.pins[row, PIN_NODE] = node
+            s.group[page >> s.options[GROUP_SHIFT]] += 1
+            withheld = True
+    s.counts[N_WITHHELD] += withheld
+    return withheld

@@ -227,8 +227,7 @@ def _folios(run: Run, borders: Int64s, design: str) -> _Outcome:
     pool = np.array([[pages >> 9, pages >> 18] for pages in run.memory], np.int64)
     state = folio.new_state(
         options,
-        np.full(nodes, run.vmemmap_free // nodes, np.int64),
-        np.array([[(n + k) % nodes for k in range(nodes)] for n in range(nodes)], np.int64),
+        *_vmemmap(run),
         pool, np.zeros((nodes, 2), np.int64), np.zeros((nodes, 2, nodes), np.int64),
     )  # fmt: skip
     stream = _by_unit(run) if order == 0 and run.unit_order > 0 else run.stream
@@ -247,6 +246,13 @@ def _folios(run: Run, borders: Int64s, design: str) -> _Outcome:
         series["struct_page_bytes"].append(_struct_pages(run, design, state, counts))
         series["splits"].append(int(counts[folio.N_SPLITS_1G] + counts[folio.N_SPLITS_2M]))
     return _folio_outcome(run, design, order, state, errors, offsets, series)
+
+
+def _vmemmap(run: Run) -> tuple[Int64s, Int64s]:
+    """Pages that struct pages can be restored from by node, and for each node the order in which nodes are asked."""
+    nodes = len(run.memory)
+    order = (np.arange(nodes)[:, None] + np.arange(nodes)) % nodes
+    return np.full(nodes, run.vmemmap_free // nodes, np.int64), order
 
 
 def _by_unit(run: Run) -> Int64s:
@@ -361,7 +367,7 @@ def _light(run: Run, borders: Int64s, structure: str, group: str) -> _Outcome:
         start[node, 0] = (node + 1) << 36
         end[node, 0] = start[node, 0] + pages
     options = np.array([run.pages, run.unit_order, GROUPS[group]], np.int64)
-    state = light_map.new_state(options, start, end, np.ones(nodes, np.int64), run.vmemmap_free)
+    state = light_map.new_state(options, start, end, np.ones(nodes, np.int64), *_vmemmap(run))
     errors = np.zeros(len(run.stream), np.int32)
     offsets = np.zeros(len(run.stream), np.int64)
     series: dict[str, list[float]] = {"struct_page_bytes": [], "splits": []}
