@@ -5,9 +5,9 @@ shared ranges are in the page cache as ever, and struct pages exist for groups o
 Nothing is split or merged: a conversion cuts or joins extents. Frames come from a PFN range allocator
 (:mod:`kernels.pfn_range`, first fit) in units of the guest's page size.
 
-Not in Linux. Where the proposal is silent it follows generation B of the huge-page series (all or nothing; a punched
-part of a unit is zeroed, not freed), so that a guest sees the same answers as under :mod:`kernels.folio` with
-generation B; streams have the columns and codes of that module.
+Not in Linux. Where the proposal is silent it follows the huge-page series, generation B (all or nothing) or C (unit by
+unit) as the option says, and a punched part of a unit is zeroed, not freed, so that a guest sees the same answers as
+under :mod:`kernels.folio` with that generation; streams have the columns and codes of that module.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from kernels.folio import (
     EINVAL,
     ENOENT,
     ENOMEM,
+    GENERATION_B,
     GUEST_FAULT,
     HOST_FAULT,
     LENGTH,
@@ -51,8 +52,8 @@ from kernels.folio import (
 NEEDS_ROOM = -1000
 
 # options
-PAGES, UNIT_ORDER, GROUP_SHIFT = 0, 1, 2
-OPTIONS = 3
+PAGES, UNIT_ORDER, GROUP_SHIFT, GENERATION = 0, 1, 2, 3
+OPTIONS = 4
 GROUP_256K, GROUP_128M = 6, 15
 """Pages (as a shift) whose struct pages come and go together: one vmemmap page, or one PMD of vmemmap."""
 
@@ -511,19 +512,38 @@ def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
         return EINVAL
     first = offset >> 12
     end = first + (length >> 12)
-    page = _next_in(s, first, end, not to_shared)
-    if page == end:
+    order = s.options[UNIT_ORDER]
+    block = np.int64(1) << order
+    if s.options[GENERATION] == GENERATION_B or order == 0:
+        block = s.options[PAGES]
+    error, worked = 0, False
+    while first < end and error == 0:
+        stop = min(end, (first // block + 1) * block)
+        if _next_in(s, first, stop, not to_shared) < stop:
+            worked = True
+            error = _convert_block(s, first, stop, to_shared)
+        first = stop
+    if error != 0:
+        s.counts[N_FAILED] += 1
+    elif not worked:
         s.counts[N_WITHOUT_WORK] += 1
-        return 0
+    return error
+
+
+@kernel
+def _convert_block(s: State, first: int, end: int, to_shared: bool) -> int:
+    """All of [first, end) or nothing; some page of it is in the other state."""
+    page = _next_in(s, first, end, not to_shared)
     if not to_shared:
         held = _first_referenced(s, first, end)
         if held >= 0:
-            s.counts[N_FAILED] += 1
-            _count_invalidations(s, page, end, to_shared)
+            if s.options[GENERATION] == GENERATION_B or s.options[UNIT_ORDER] == 0:
+                _count_invalidations(s, page, end, to_shared)
             s.scratch[3] = held
             return EAGAIN
     elif not _can_share(s, first, end):
-        s.counts[N_FAILED] += 1
+        if s.options[GENERATION] != GENERATION_B and s.options[UNIT_ORDER] > 0:
+            s.scratch[3] = first
         return ENOMEM
     _count_invalidations(s, page, end, to_shared)
     order = s.options[UNIT_ORDER]
@@ -571,11 +591,16 @@ def _populate(s: State, page: int, node: int) -> int:
         return 0
     if node < 0 or node >= s.count.shape[0]:
         return EINVAL
-    if maple.room(s.nodes, s.top) < 64 * maple.store_nodes(s.top) or s.count[node] + 2 > s.start.shape[1]:
-        return NEEDS_ROOM
     pages = np.int64(1) << order
     first = unit << order
     end = min(first + pages, s.options[PAGES])
+    runs = 0  # private ones: each becomes an extent
+    at = _next_in(s, first, end, False)
+    while at < end:
+        runs += 1
+        at = _next_in(s, _run_end(s, at, end, False), end, False)
+    if maple.room(s.nodes, s.top) < runs // 4 + 64 * maple.store_nodes(s.top) or s.count[node] + 2 > s.start.shape[1]:
+        return NEEDS_ROOM
     needed = 0
     shift = s.options[GROUP_SHIFT]
     at = _next_in(s, first, end, True)
@@ -747,6 +772,11 @@ def _poison(s: State, offset: int) -> int:
 def _punch(s: State, offset: int, length: int) -> int:
     """Whole units go back to the range allocator; part of a unit is zeroed. The private/shared state stays."""
     if offset < 0 or length <= 0 or (offset | length) & 4095 != 0:
+        return EINVAL
+    if (
+        s.options[GENERATION] != GENERATION_B
+        and (offset | length) & ((np.int64(4096) << s.options[UNIT_ORDER]) - 1) != 0
+    ):
         return EINVAL
     page, end = offset >> 12, min(s.options[PAGES], (offset + length) >> 12)
     if page >= end:

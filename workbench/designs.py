@@ -366,7 +366,7 @@ def _light(run: Run, borders: Int64s, structure: str, group: str) -> _Outcome:
     for node, pages in enumerate(run.memory):
         start[node, 0] = (node + 1) << 36
         end[node, 0] = start[node, 0] + pages
-    options = np.array([run.pages, run.unit_order, GROUPS[group]], np.int64)
+    options = np.array([run.pages, run.unit_order, GROUPS[group], folio.GENERATION_B], np.int64)
     state = light_map.new_state(options, start, end, np.ones(nodes, np.int64), *_vmemmap(run))
     errors = np.zeros(len(run.stream), np.int32)
     offsets = np.zeros(len(run.stream), np.int64)
