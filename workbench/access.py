@@ -8,20 +8,17 @@ is taken to map its memory with pages as large as the host's, and conversions th
 
 from __future__ import annotations
 
-import errno
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench import results, traffic, translation
 from workbench import scenario as sc
-from workbench.objects import Result, failed
-
-if TYPE_CHECKING:
-    from workbench.system import System
+from workbench.conversion import ConversionFile
+from workbench.host_state import HostState
+from workbench.objects import Inode
 
 DIMENSION = "stream"
 _MODEL = traffic.MODEL
@@ -58,12 +55,8 @@ class Record:
     vcpus: dict[int, float]
 
 
-def record(system: System, operation: sc.Access) -> Record | int:
-    """What an access finds at this moment; EBADF if the file is closed or unknown."""
-    file = system.files.get(operation.file)
-    if file is None or file.descriptor is None:
-        return errno.EBADF
-    inode = file.inode
+def record(system: HostState, operation: sc.Access, inode: Inode, conversion: ConversionFile | None) -> Record:
+    """What an access finds at this moment; ``conversion`` has the huge mappings left, if there can be others."""
 
     def count(edges: np.ndarray) -> np.ndarray:
         zones = [inode.map.counts(len(system.free), int(a), int(b)) for a, b in itertools.pairwise(edges)]
@@ -78,25 +71,14 @@ def record(system: System, operation: sc.Access) -> Record | int:
     if operation.pattern in ("uniform", "pointer_chasing") and present > 0:
         guest = system.scenario.guest
         mapped = {guest.page_size: present}
-        conversions = None if system.conversions is None else system.conversions.of(inode)
-        if conversions is not None:  # some of the huge mappings may be lost
-            mapped = dict(zip(translation.PAGE_ORDERS, conversions.mapping_share * present, strict=True))
+        if conversion is not None:  # some of the huge mappings may be lost
+            mapped = dict(zip(translation.PAGE_ORDERS, conversion.mapping_share * present, strict=True))
         cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.confidential)
         walk = float(cost["walk"])
     return Record(operation, share, reached, walk, traffic.initiators_of(operation, vcpus))
 
 
-def carry_out(system: System, operation: sc.Access, done: Callable[[Record], None]) -> Result:
-    """The operation itself: keep what it finds; it changes nothing."""
-
-    found = record(system, operation)
-    if isinstance(found, int):
-        return failed(found)
-    done(found)
-    return Result()
-
-
-def put_variables(system: System, events: int, records: dict[int, Record], put: Callable[[str, object], None]) -> None:
+def put_variables(system: HostState, events: int, records: dict[int, Record], put: Callable[[str, object], None]) -> None:
     """Add the variables of all accesses of a run, keyed by event number; nothing without any."""
     if not records:
         return

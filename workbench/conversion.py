@@ -1,17 +1,13 @@
-"""One guest_memfd file whose memory is converted in place between private and shared (proposals, not in Linux 7.3).
+"""Huge folios of a guest_memfd file that split and merge as memory is converted in place (proposals, not in Linux 7.3).
 
-:class:`ConversionFile` wraps :mod:`kernels.folio` for one file: each method is one operation and returns what the call
-would, ``(errno, offset the error names or None)``. :class:`HostMemory` is what files share: free memory that vmemmap
-can be restored from, and pools of huge pages. :func:`run` carries out a whole stream in one kernel call and returns a
-Dataset along its steps. Nothing here depends on the engine.
+:class:`ConversionFile` wraps :mod:`kernels.folio` for one file. :func:`run` carries out a whole stream in one kernel call
+and returns a Dataset along its steps. Nothing here depends on the engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,94 +16,26 @@ import xarray as xr
 from kernels import folio
 from workbench import costs, results, struct_pages
 from workbench.errors import WorkbenchError
+from workbench.host_memory import HostMemory
+from workbench.tracked_file import (
+    GENERATIONS,
+    KINDS,
+    OPERATIONS,
+    Int64s,
+    StreamResult,
+    TrackedFile,
+    choice,
+    mapping_share,
+)
 from workbench.units import PAGE_SIZE, parse_bytes
 
-Int64s = npt.NDArray[np.int64]
-GENERATIONS = {"B": folio.GENERATION_B, "C": folio.GENERATION_C}
 SPLITS = {"one-step": folio.ONE_STEP, "two-stage": folio.TWO_STAGE, "two-stage-restored": folio.TWO_STAGE_FULL}
 SPLIT_ON = {"conversion": folio.AT_CONVERSION, "host_fault": folio.AT_HOST_FAULT}
 MERGES = {"eager": folio.EAGER, "lazy": folio.LAZY, "never": folio.NEVER}
-KINDS = {"transient": folio.TRANSIENT, "long_term": folio.LONG_TERM}
-OPERATIONS = {
-    "convert": folio.CONVERT,
-    "pin": folio.PIN,
-    "unpin": folio.UNPIN,
-    "host_fault": folio.HOST_FAULT,
-    "guest_fault": folio.GUEST_FAULT,
-    "punch_hole": folio.PUNCH,
-    "hwpoison": folio.POISON,
-    "merge": folio.MERGE,
-    "lru_drain": folio.LRU_DRAIN,
-}
 LEVELS = ("4 KiB", "2 MiB", "1 GiB")
-SIGBUS = folio.SIGBUS
-UNLIMITED = 1 << 40
 
 
-@dataclass
-class HostMemory:
-    """Memory of the host that conversions draw on; arrays are shared with the files made on it.
-
-    vmemmap : int64 (nodes,), free 4 KiB pages
-    order : int64 (nodes, nodes), nodes tried for memory wanted on each node
-    pool : int64 (nodes, 2), free 2 MiB and 1 GiB pages
-    """
-
-    vmemmap: Int64s
-    order: Int64s
-    pool: Int64s
-
-    def __post_init__(self) -> None:
-        nodes = len(self.vmemmap)
-        self.pool_full = np.zeros((nodes, 2), np.int64)
-        self.pool_extra = np.zeros((nodes, 2, nodes), np.int64)
-        self.reserved = np.zeros(2, np.int64)
-
-    @classmethod
-    def make(
-        cls,
-        nodes: int = 1,
-        *,
-        vmemmap_pages: int | Sequence[int] = UNLIMITED,
-        pool_2m: int | Sequence[int] = UNLIMITED,
-        pool_1g: int | Sequence[int] = UNLIMITED,
-        order: Int64s | None = None,
-    ) -> HostMemory:
-        """Host memory by plain numbers (one for all nodes, or one each); nodes spill to the next higher, then wrap."""
-        if order is None:
-            order = (np.arange(nodes)[:, None] + np.arange(nodes)) % nodes
-        pool = np.empty((nodes, 2), np.int64)
-        pool[:, 0], pool[:, 1] = pool_2m, pool_1g
-        return cls(np.array(np.broadcast_to(vmemmap_pages, nodes), np.int64), np.asarray(order, np.int64), pool)
-
-    def reserve(self, order: int, count: int) -> bool:
-        """Reserve huge pages for a new file (mm/hugetlb.c: hugetlb_acct_memory); False: the pool is short, ENOMEM."""
-        size = 0 if order == folio.ORDER_2M else 1
-        if self.reserved[size] + count > self.pool[:, size].sum():
-            return False
-        self.reserved[size] += count
-        return True
-
-
-class Outcome(NamedTuple):
-    """What a call returned: 0, an errno or SIGBUS, and the byte offset it names (None: none)."""
-
-    errno: int
-    offset: int | None
-
-
-class StreamResult(NamedTuple):
-    """Errors int32 (n,); byte offsets they name int64 (n,), -1 = none; int64 (rows, counters + nodes).
-
-    The last columns of ``series`` are the vmemmap pages held by node.
-    """
-
-    errors: npt.NDArray[np.int32]
-    offsets: Int64s
-    series: Int64s
-
-
-class ConversionFile:
+class ConversionFile(TrackedFile):
     """The folios of one guest_memfd file.
 
     Parameters
@@ -142,7 +70,7 @@ class ConversionFile:
         cpus: int = 1,
         shared: bool = False,
     ) -> None:
-        order = _choice("page_size", page_size, struct_pages.ORDERS)
+        order = choice("page_size", page_size, struct_pages.ORDERS)
         if size <= 0 or size % (PAGE_SIZE << order):
             raise WorkbenchError(f"size: {size} bytes is not a positive multiple of {page_size}")
         self.size, self.page_size, self.order, self.hvo = size, page_size, order, hvo
@@ -150,15 +78,13 @@ class ConversionFile:
         options = np.zeros(folio.OPTIONS, np.int64)
         options[folio.PAGES] = size // PAGE_SIZE
         options[folio.BACKING] = order
-        options[folio.GENERATION] = _choice("generation", generation, GENERATIONS)
-        options[folio.SPLITTING] = _choice("split", split, SPLITS)
-        options[folio.SPLIT_AT] = _choice("split_on", split_on, SPLIT_ON)
-        options[folio.MERGING] = _choice("merge", merge, MERGES)
+        options[folio.GENERATION] = choice("generation", generation, GENERATIONS)
+        options[folio.SPLITTING] = choice("split", split, SPLITS)
+        options[folio.SPLIT_AT] = choice("split_on", split_on, SPLIT_ON)
+        options[folio.MERGING] = choice("merge", merge, MERGES)
         options[folio.HVO], options[folio.FALLBACK], options[folio.DRAIN] = hvo, fallback, drain_lru
-        memory = self.host
-        self.state = folio.new_state(
-            options, memory.vmemmap, memory.order, memory.pool, memory.pool_full, memory.pool_extra, cpus
-        )
+        self.nodes, self.cpus = len(self.host.vmemmap), cpus
+        self.state = folio.new_state(options, self.host.array, cpus)
         if shared:
             self.convert(0, size, "shared")
             self.state.counts[:] = np.where(np.arange(len(folio.COUNTERS)) == folio.N_SHARED, size // PAGE_SIZE, 0)
@@ -167,12 +93,10 @@ class ConversionFile:
 
     def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
         """Carry out a stream, int64 (n, 6) as :data:`kernels.folio.OP` ... CPU; counters after each ``every``."""
-        if stream.ndim != 2 or stream.shape[1] != 6:
-            raise WorkbenchError(f"stream: shape {stream.shape}; must be (operations, 6)")
         self._check_stream(stream)
         count = len(stream)
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)
-        series = np.zeros((count // every if every else 0, len(folio.COUNTERS) + len(self.host.vmemmap)), np.int64)
+        series = np.zeros((count // every if every else 0, len(folio.COUNTERS) + self.nodes), np.int64)
         done = 0
         while done < count:
             done = int(folio.run(self.state, stream, errors, offsets, every, series, done))
@@ -180,55 +104,12 @@ class ConversionFile:
                 self.state = folio.grown(self.state)
         return StreamResult(errors, offsets, series)
 
-    def _check_stream(self, stream: Int64s) -> None:
-        cpus, nodes = len(self.state.batch_length), len(self.host.vmemmap)
-        for column, name, limit in ((folio.OP, "op", 9), (folio.NODE, "node", nodes), (folio.CPU, "cpu", cpus)):
-            if len(stream) and not (stream[:, column].min() >= 0 and stream[:, column].max() < limit):
-                raise WorkbenchError(f"stream: a value of column {name} is outside 0 to {limit - 1}")
+    def release(self) -> None:
+        """The file is closed: a huge page with a long-term pin stays out of the pool until :meth:`unpin` drops the last.
 
-    def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
-        errors, offsets, _ = self.run_stream(np.array([[op, offset, length, argument, node, cpu]], np.int64))
-        return Outcome(int(errors[0]), int(offsets[0]) if offsets[0] >= 0 else None)
-
-    def convert(self, offset: int, length: int, to: str) -> Outcome:
-        """KVM_GMEM_CONVERT_SHARED / _PRIVATE. EINVAL for a bad range, EAGAIN with the offset of a held page, ENOMEM."""
-        if to not in ("private", "shared"):
-            raise WorkbenchError(f"to: {to!r} is not private or shared")
-        return self._one(folio.CONVERT, offset, length, int(to == "shared"))
-
-    def pin(self, offset: int, length: int, kind: str = "long_term", node: int = 0, cpu: int = 0) -> Outcome:
-        """References on each page: long-term through the host mapping (EFAULT where private), transient on any."""
-        return self._one(folio.PIN, offset, length, _choice("kind", kind, KINDS), node, cpu)
-
-    def unpin(self, offset: int, length: int, kind: str = "long_term") -> Outcome:
-        """Drop them; EINVAL names the first page that has none."""
-        return self._one(folio.UNPIN, offset, length, _choice("kind", kind, KINDS))
-
-    def host_fault(self, offset: int, length: int = PAGE_SIZE, node: int = 0, cpu: int = 0) -> Outcome:
-        """Touch pages through the host mapping: SIGBUS where private, poisoned or past the end."""
-        return self._one(folio.HOST_FAULT, offset, length, 0, node, cpu)
-
-    def guest_fault(
-        self, offset: int, length: int = PAGE_SIZE, private: bool = True, node: int = 0, cpu: int = 0
-    ) -> Outcome:
-        """Touch pages from the guest: EFAULT (exit to user space) where the state is the other one."""
-        return self._one(folio.GUEST_FAULT, offset, length, int(private), node, cpu)
-
-    def punch_hole(self, offset: int, length: int) -> Outcome:
-        """fallocate(PUNCH_HOLE): whole huge pages go back to the pool, EAGAIN while somebody holds a page."""
-        return self._one(folio.PUNCH, offset, length)
-
-    def hwpoison(self, offset: int) -> Outcome:
-        """Memory failure of one page; ENOENT if there is none."""
-        return self._one(folio.POISON, offset, 0)
-
-    def merge(self, offset: int = 0, length: int | None = None) -> Outcome:
-        """The background merge of a lazy policy."""
-        return self._one(folio.MERGE, offset, self.size - offset if length is None else length)
-
-    def lru_drain(self) -> Outcome:
-        """lru_add_drain_all()."""
-        return self._one(folio.LRU_DRAIN, 0, 0)
+        ``pinned_huge_pages`` counts these. Every operation but :meth:`unpin` is EBADF from then on.
+        """
+        self._one(folio.RELEASE, 0, 0)
 
     def insert(self, folios: Int64s, nodes: Int64s, cpu: int = 0) -> int:
         """Put folios of the file's size, already taken from their nodes elsewhere, at these folio indices.
@@ -238,15 +119,51 @@ class ConversionFile:
         """
         return int(folio.insert_many(self.state, folios, nodes, cpu))
 
+    def returned(self) -> Int64s:
+        """What the pools got since the last call; for a caller who hands the folios out himself they are empty before."""
+        size = 0 if self.order <= folio.ORDER_2M else 1
+        out = self.host.pool[:, size].copy()
+        self.host.pool[:, size] = 0
+        return out
+
     # ----------------------------------------------------------------------------------------------- counting
 
-    def counters(self) -> dict[str, int]:
-        """All counters by name (:data:`kernels.folio.COUNTERS`)."""
-        return dict(zip(folio.COUNTERS, self.state.counts.tolist(), strict=True))
+    @property
+    def counts(self) -> Int64s:
+        """A view of the counters."""
+        return self.state.counts
 
-    def count(self, name: str) -> int:
-        """One counter."""
-        return int(self.state.counts[folio.COUNTERS.index(name)])
+    @property
+    def vmemmap_taken(self) -> Int64s:
+        """vmemmap pages restored by splits and not yet given back, by node."""
+        return self.state.taken - self.state.freed
+
+    @property
+    def _shared_words(self) -> npt.NDArray[np.uint64]:
+        return self.state.shared
+
+    def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
+        """Huge folios [first, last) that are in the file, whole or split."""
+        step = 1 << (self.order - folio.ORDER_2M)
+        return self.state.level[first * step : last * step : step] > folio.NONE
+
+    def pinned(self) -> Int64s:
+        """Pages with references of either kind."""
+        return self._referenced(folio.TRANSIENT, folio.LONG_TERM)
+
+    def withheld(self) -> Int64s:
+        """Pages that left a file of 4 KiB folios and are still pinned."""
+        return self._referenced(folio.ORPHAN)
+
+    def _referenced(self, *kinds: int) -> Int64s:
+        blocks = np.flatnonzero(self.state.reference_row)
+        held = self.state.references[self.state.reference_row[blocks]][:, : folio.PAGES_2M, list(kinds)].any(axis=2)
+        row, page = np.nonzero(held)
+        return np.sort(blocks[row] * folio.PAGES_2M + page)
+
+    def poisoned(self) -> Int64s:
+        """Poisoned pages."""
+        return np.sort(self.state.poison[: self.count("poisoned_pages")])
 
     @property
     def held_vmemmap(self) -> Int64s:
@@ -256,41 +173,14 @@ class ConversionFile:
         return held + state.extra_2m.sum(axis=0, dtype=np.int64)
 
     @property
-    def mapping_share(self) -> npt.NDArray[np.float64]:
-        """Share of the present pages that can be mapped at 4 KiB, 2 MiB and 1 GiB."""
-        return mapping_share(self.state.counts[None, :])[0]
-
-    @property
     def shared_groups(self) -> int:
         """256 KiB groups with a shared page: the vmemmap pages of a design without struct pages for private memory."""
         return int(np.count_nonzero(self.state.shared))
 
-    def is_shared(self, first: int = 0, end: int | None = None) -> npt.NDArray[np.bool_]:
-        """State of pages [first, end): True = shared."""
-        end = self.size // PAGE_SIZE if end is None else end
-        words = self.state.shared[first >> 6 : -(-end >> 6)].astype("<u8").view(np.uint8)
-        low = first & 63
-        return np.unpackbits(words, bitorder="little")[low : low + end - first].astype(bool)
-
     def state_bytes(self) -> int:
         """Bytes of the private/shared bitmap and the counters together."""
         state = self.state
-        arrays = (state.shared, state.shared_2m, state.shared_1g, state.level, state.whole_1g, state.full_2m)
-        return sum(a.nbytes for a in (*arrays, state.full_1g, state.extra_2m, state.extra_1g, state.node))
-
-
-def _choice(field: str, value: str, allowed: Mapping[str, int]) -> int:
-    if value not in allowed:
-        raise WorkbenchError(f"{field}: {value!r} is not one of {', '.join(allowed)}")
-    return allowed[value]
-
-
-def mapping_share(series: Int64s) -> npt.NDArray[np.float64]:
-    """Shares float64 (rows, 3) of present memory by largest mapping possible, from counters int64 (rows, counters)."""
-    present = np.maximum(series[:, folio.N_PRESENT], 1)
-    by_1g = series[:, folio.N_MAPPED_1G] * float(folio.PAGES_1G) / present
-    by_2m = series[:, folio.N_MAPPED_2M] * float(folio.PAGES_2M) / present
-    return np.stack((np.where(series[:, folio.N_PRESENT] > 0, 1 - by_1g - by_2m, 0.0), by_2m, by_1g), axis=1)
+        return sum(a.nbytes for a in (state.shared, state.blocks, state.gigas, state.backing, state.reference_row))
 
 
 # ------------------------------------------------------------------------------------------------------ streams
@@ -299,7 +189,7 @@ def mapping_share(series: Int64s) -> npt.NDArray[np.float64]:
 def stream_of(operations: Sequence[tuple[str, int, int, int]]) -> Int64s:
     """A stream from (operation, offset, length, argument) tuples; see :data:`OPERATIONS`."""
     rows = [
-        (_choice("op", op, OPERATIONS), offset, length, argument, 0, 0) for op, offset, length, argument in operations
+        (choice("op", op, OPERATIONS), offset, length, argument, 0, 0) for op, offset, length, argument in operations
     ]
     return np.array(rows, np.int64).reshape(-1, 6)
 
@@ -321,7 +211,8 @@ def populate(size: int, node: int = 0) -> Int64s:
 def read_trace(path: str | Path) -> Int64s:
     """A stream from a CSV or Parquet file.
 
-    Columns: ``op`` (convert, pin, unpin, host_fault, guest_fault, punch_hole, hwpoison, merge, lru_drain; ``convert`` if
+    Columns: ``op`` (convert, pin, unpin, host_fault, guest_fault, punch_hole, hwpoison, merge, lru_drain,
+    release; ``convert`` if
     the column is missing), ``offset`` and ``length`` in bytes or texts such as "2 MiB", ``to`` (private or shared, for
     convert and guest_fault) or ``kind`` (transient or long_term, for pin and unpin), optionally ``node`` and ``cpu``.
     """
@@ -339,17 +230,17 @@ def read_trace(path: str | Path) -> Int64s:
             frame[column] = [parse_bytes(_size(value), f"trace.{column}") for value in frame[column]]
     stream = np.zeros((len(frame), 6), np.int64)
     names = frame["op"] if "op" in frame else pd.Series(["convert"] * len(frame))
-    stream[:, folio.OP] = [_choice("trace.op", str(name), OPERATIONS) for name in names]
+    stream[:, folio.OP] = [choice("trace.op", str(name), OPERATIONS) for name in names]
     stream[:, folio.OFFSET], stream[:, folio.LENGTH] = frame["offset"], frame["length"]
     missing = [None] * len(frame)
     directions, kinds = frame.get("to", missing), frame.get("kind", missing)
     for row, (name, to, kind) in enumerate(zip(names, directions, kinds, strict=True)):
         if name == "convert":
-            stream[row, folio.ARGUMENT] = _choice("trace.to", str(to), {"private": 0, "shared": 1})
+            stream[row, folio.ARGUMENT] = choice("trace.to", str(to), {"private": 0, "shared": 1})
         elif name == "guest_fault":
-            stream[row, folio.ARGUMENT] = _choice("trace.to", str(to), {"private": 1, "shared": 0})
+            stream[row, folio.ARGUMENT] = choice("trace.to", str(to), {"private": 1, "shared": 0})
         elif name in ("pin", "unpin"):
-            stream[row, folio.ARGUMENT] = _choice("trace.kind", str(kind), KINDS)
+            stream[row, folio.ARGUMENT] = choice("trace.kind", str(kind), KINDS)
     for column, name in ((folio.NODE, "node"), (folio.CPU, "cpu")):
         if name in frame:
             stream[:, column] = frame[name]

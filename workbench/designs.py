@@ -217,7 +217,6 @@ def compare(
 
 
 def _folios(run: Run, borders: Int64s, design: str) -> _Outcome:
-    nodes = len(run.memory)
     order = 0 if design == "filemap" else run.unit_order
     options = np.zeros(folio.OPTIONS, np.int64)
     options[folio.PAGES] = run.pages
@@ -225,11 +224,7 @@ def _folios(run: Run, borders: Int64s, design: str) -> _Outcome:
     options[folio.HVO] = design == "hugetlb-hvo"
     options[folio.DRAIN] = 1
     pool = np.array([[pages >> 9, pages >> 18] for pages in run.memory], np.int64)
-    state = folio.new_state(
-        options,
-        *_vmemmap(run),
-        pool, np.zeros((nodes, 2), np.int64), np.zeros((nodes, 2, nodes), np.int64),
-    )  # fmt: skip
+    state = folio.new_state(options, folio.new_host(*_vmemmap(run), pool))
     stream = _by_unit(run) if order == 0 and run.unit_order > 0 else run.stream
     errors = np.zeros(len(stream), np.int32)
     offsets = np.zeros(len(stream), np.int64)

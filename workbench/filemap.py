@@ -53,6 +53,13 @@ def intervals_remove(start: int, end: int, intervals: Int64s) -> Int64s:
     return np.concatenate((below, above))
 
 
+def in_intervals(pages: Int64s, intervals: Int64s) -> npt.NDArray[np.bool_]:
+    """Whether each page lies in one of the sorted disjoint intervals: bool (n,)."""
+    position = np.searchsorted(intervals[:, 0], pages, side="right") - 1
+    ends = np.concatenate((intervals[:, 1], [np.iinfo(np.int64).min]))
+    return pages < ends[position]
+
+
 def no_intervals() -> Int64s:
     """The empty set of intervals."""
     return np.empty((0, 2), np.int64)

@@ -57,7 +57,10 @@ class CannotPreserve(WorkbenchError):
 
 @dataclass(frozen=True)
 class PolicyRange:
-    """A shared-policy range of the file: pages ``start .. end``, mode number, node ids, home node (-1: none)."""
+    """A shared-policy range of the file: pages ``start .. end``, mode and its flags, node ids, home node (-1: none).
+
+    ``user_nodes``: what the caller of mbind() gave, kept by the static and relative flags only.
+    """
 
     start: int
     end: int
@@ -65,6 +68,7 @@ class PolicyRange:
     flags: int
     nodes: tuple[int, ...]
     home_node: int = -1
+    user_nodes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,29 +204,37 @@ def _maximal(extents: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------- writing
 
 
+_POLICY = struct.Struct("<QQHHiHH")
+"""Start, end, mode, flags, home node, bytes of the nodemask, bytes of the user's nodemask."""
+
+
 def _pack_policy(policy: Sequence[PolicyRange]) -> bytes:
     out = bytearray()
     for r in policy:
-        mask = 0
-        for node in r.nodes:
-            mask |= 1 << node
-        words = mask.to_bytes(128, "little").rstrip(b"\0")
-        words += b"\0" * (-len(words) % 8)
-        out += struct.pack("<QQHHii", r.start, r.end, r.mode, r.flags, r.home_node, len(words)) + words
+        nodes, user_nodes = _mask_words(r.nodes), _mask_words(r.user_nodes)
+        out += _POLICY.pack(r.start, r.end, r.mode, r.flags, r.home_node, len(nodes), len(user_nodes))
+        out += nodes + user_nodes
     return bytes(out)
+
+
+def _mask_words(nodes: Sequence[int]) -> bytes:
+    """A nodemask in as many 64-bit words as it needs."""
+    mask = sum(1 << node for node in set(nodes))
+    return mask.to_bytes(-(-mask.bit_length() // 64) * 8, "little")
 
 
 def _unpack_policy(data: bytes) -> tuple[PolicyRange, ...]:
     ranges = []
     at = 0
-    head = struct.Struct("<QQHHii")
     while at < len(data):
-        start, end, mode, flags, home, length = head.unpack_from(data, at)
-        at += head.size
-        mask = int.from_bytes(data[at : at + length], "little")
-        at += length
-        nodes = tuple(node for node in range(mask.bit_length()) if mask >> node & 1)
-        ranges.append(PolicyRange(start, end, mode, flags, nodes, home))
+        start, end, mode, flags, home, length, user_length = _POLICY.unpack_from(data, at)
+        at += _POLICY.size
+        masks = []
+        for size in (length, user_length):
+            mask = int.from_bytes(data[at : at + size], "little")
+            masks.append(tuple(node for node in range(mask.bit_length()) if mask >> node & 1))
+            at += size
+        ranges.append(PolicyRange(start, end, mode, flags, masks[0], home, masks[1]))
     return tuple(ranges)
 
 

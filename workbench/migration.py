@@ -9,18 +9,16 @@ that another mapping holds too is passed over.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from workbench import policy as mp
-from workbench.filemap import Int64s, intervals_in, intervals_minus, no_intervals
+from workbench import scenario as sc
+from workbench.filemap import Int64s, in_intervals, intervals_in, intervals_minus, no_intervals
+from workbench.host_state import HostState
 from workbench.mappings import Mapping
 from workbench.objects import Inode, Thread
-
-if TYPE_CHECKING:
-    from workbench import scenario as sc
-    from workbench.system import System
 
 UNWRITTEN = -9999
 """What a status entry of move_pages holds when the call did not write it."""
@@ -37,17 +35,17 @@ def seen_by(inode: Inode, mapping: Mapping, start: int, end: int, mapped_once: b
     return parts
 
 
-def count_on(system: System, inode: Inode, parts: Int64s, zones: np.ndarray) -> int:
+def count_on(system: HostState, inode: Inode, parts: Int64s, zones: np.ndarray) -> int:
     """Folios of ``parts`` that lie in zones marked in ``zones`` bool (zones,)."""
     return sum(int(inode.map.counts(len(system.free), int(a), int(b))[zones].sum()) for a, b in parts)
 
 
-def move_to_policy(system: System, task: Thread, inode: Inode, parts: Int64s, zones: np.ndarray) -> None:
+def move_to_policy(system: HostState, task: Thread, inode: Inode, parts: Int64s, zones: np.ndarray) -> None:
     """Migrate tmpfs pages of ``parts`` that lie in ``zones``: the policy in force at their index chooses anew."""
     _relocate(system, task, inode, _pages_on(inode, parts, zones), None)
 
 
-def move_to_node(system: System, task: Thread, inode: Inode, pages: Int64s, node: int) -> int:
+def move_to_node(system: HostState, task: Thread, inode: Inode, pages: Int64s, node: int) -> int:
     """Migrate tmpfs pages to node index ``node`` (__GFP_THISNODE); returns how many found no room there."""
     on_node = system.zone_node == node
     room = int((system.free - system.watermarks[0] - system.reserve)[on_node].clip(min=0).sum())
@@ -62,7 +60,7 @@ def _pages_on(inode: Inode, parts: Int64s, zones: np.ndarray) -> Int64s:
     return pages[(found >= 0) & zones[found]]
 
 
-def _relocate(system: System, task: Thread, inode: Inode, pages: Int64s, policy: mp.Mempolicy | None) -> None:
+def _relocate(system: HostState, task: Thread, inode: Inode, pages: Int64s, policy: mp.Mempolicy | None) -> None:
     if not len(pages):
         return
     edges = np.flatnonzero(np.diff(pages) != 1) + 1
@@ -74,7 +72,7 @@ def _relocate(system: System, task: Thread, inode: Inode, pages: Int64s, policy:
     system.place(task, inode, holes, override=policy)
 
 
-def move_pages(system: System, operation: sc.MovePages) -> tuple[int, int, dict[str, Any]]:
+def move_pages(system: HostState, operation: sc.MovePages) -> tuple[int, int, dict[str, Any]]:
     """do_pages_move of a range to one node: (ret, errno, detail).
 
     ``status_first`` and ``status_last`` are what the call wrote for the first and last page, UNWRITTEN if nothing, and
@@ -105,24 +103,24 @@ def move_pages(system: System, operation: sc.MovePages) -> tuple[int, int, dict[
     return ret, 0, _statuses(status)
 
 
-def _kinds(system: System, file: Any, start: int, end: int, target: int, move_all: bool) -> Int64s:
+def _kinds(system: HostState, file: Any, start: int, end: int, target: int, move_all: bool) -> Int64s:
     """Per page of the range: 0 already there, 1 queued for migration, else the errno written to its status."""
     if file is None or file.mapping is None:
         return np.full(end - start, errno.EFAULT, np.int64)
     kind = np.full(end - start, errno.ENOENT, np.int64)
     pages = np.arange(start, end)
     zones = file.inode.map.zone_of(pages >> file.inode.order)
-    here = inside(pages, file.mapping.mapped) & (zones >= 0)
+    here = in_intervals(pages, file.mapping.mapped) & (zones >= 0)
     kind[here] = np.where(system.zone_node[zones[here]] == target, 0, 1)
     if not move_all:
         for other in file.inode.mappings:
             if other is not file.mapping:
-                kind[here & inside(pages, other.mapped) & (kind == 1)] = errno.EACCES
+                kind[here & in_intervals(pages, other.mapped) & (kind == 1)] = errno.EACCES
     kind[pages >= file.mapping.pages] = errno.EFAULT
     return kind
 
 
-def migrate_pages(system: System, operation: sc.MigratePages) -> tuple[int, int]:
+def migrate_pages(system: HostState, operation: sc.MigratePages) -> tuple[int, int]:
     """do_migrate_pages: (number of pages that could not be moved, errno)."""
     source, target = (system.index_of_node.get(node) for node in (operation.source, operation.target))
     if source is None or target is None:
@@ -138,13 +136,6 @@ def migrate_pages(system: System, operation: sc.MigratePages) -> tuple[int, int]
                     pages = _pages_on(inode, mapping.mapped, on_source)
                     stuck += move_to_node(system, system.task(operation), inode, pages, target)
     return stuck, 0
-
-
-def inside(pages: Int64s, intervals: Int64s) -> np.ndarray:
-    """Whether each page lies in one of the sorted disjoint intervals: bool (n,)."""
-    position = np.searchsorted(intervals[:, 0], pages, side="right") - 1
-    ends = np.concatenate((intervals[:, 1], [np.iinfo(np.int64).min]))
-    return pages < ends[position]
 
 
 def _statuses(status: Int64s) -> dict[str, int]:

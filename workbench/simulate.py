@@ -215,7 +215,7 @@ def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
             _put_runs("run", [(name, runs) for name, runs in listed if runs is not None], put)
     if scenario.output == "pages" or (scenario.output == "auto" and total <= AUTO_PAGES):
         put("page_node", _page_node(system, inodes))
-        if system.free_pfns is not None:
+        if scenario.pfns:
             put("page_pfn", _page_pfn(system, inodes))
 
 

@@ -1,15 +1,16 @@
-"""Conversions inside the engine: keeps a :class:`workbench.conversion.ConversionFile` beside each guest_memfd inode.
+"""Conversions inside the engine: keeps a :class:`workbench.tracked_file.TrackedFile` beside each guest_memfd inode.
 
-The engine places folios (policy, zones, pools); the conversion file splits and merges them, holds pins and the state of
-every page. Files have one only in scenarios that convert, pin or poison, since Linux 7.3 itself knows none of it.
-vmemmap for splits comes from what the pools of huge pages leave free on each node, plus what HVO gave back when the
-pools were made (``boot.vmemmap_pages`` sets other numbers).
+The engine places folios (policy, zones, pools); the tracked file knows the state of every page, holds pins, and splits and
+merges huge folios, or (design ``pfn-range``) moves pages between the light map and the page cache. Files have one only in
+scenarios that convert, pin or poison, since Linux 7.3 itself knows none of it. Struct pages that a conversion brings back
+come from what the pools of huge pages leave free on each node, plus what the design gave back when the pools were made
+(``boot.vmemmap_pages`` sets other numbers).
 """
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,14 @@ from kernels import folio
 from kernels import placement as placed
 from workbench import scenario as sc
 from workbench import struct_pages
-from workbench.conversion import ConversionFile, HostMemory, Outcome
+from workbench.conversion import ConversionFile
 from workbench.errors import WorkbenchError
+from workbench.host_memory import HostMemory, RangeMemory
+from workbench.host_state import HostState
+from workbench.light_file import LightFile
 from workbench.objects import Inode, OpenFile, Result
+from workbench.tracked_file import Outcome, TrackedFile
 from workbench.units import PAGE_SIZE
-
-if TYPE_CHECKING:
-    from workbench.system import System
 
 Int64s = npt.NDArray[np.int64]
 _CHUNK = 1 << 22  # folios entered in one call
@@ -37,50 +39,70 @@ _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "m
 
 def wanted(scenario: sc.Scenario) -> bool:
     """Whether a scenario has an operation that needs the state of single pages."""
-    return any(isinstance(operation, _OPERATIONS) for operation in scenario.operations)
+    needing = (*_OPERATIONS, sc.Kexec) if scenario.guest.design == "pfn-range" else _OPERATIONS
+    return any(isinstance(operation, needing) for operation in scenario.operations)
 
 
 class Conversions:
-    """The conversion files of one system, by inode."""
+    """The tracked files of one host, by inode."""
 
-    def __init__(self, system: System, left_free: Int64s, pool_pages: Int64s) -> None:
+    def __init__(self, system: HostState) -> None:
         self.system = system
         guest, nodes = system.scenario.guest, system.nodes
+        self.light = guest.design == "pfn-range"
         self.hvo = guest.design == "hugetlb-hvo" and system.order > 0
-        vmemmap = left_free.copy()
-        if self.hvo:
-            vmemmap += pool_pages * (struct_pages.full(system.order) - 1)
+        free = np.bincount(system.zone_node, system.free, nodes).astype(np.int64)
+        vmemmap = system.left_free.copy()
+        if self.light:  # struct pages of the ranges are given back when these are taken
+            vmemmap += (free << system.order) // 64
+        elif self.hvo:
+            vmemmap += free * (struct_pages.full(system.order) - 1)
         for node, count in (system.scenario.boot.vmemmap_pages or {}).items():
             if node not in system.index_of_node or count < 0:
                 raise WorkbenchError(f"boot.vmemmap_pages: {node}: {count} is not a page count of a node of this host")
             vmemmap[system.index_of_node[node]] = count
         order = np.array([[*row[row >= 0], *sorted(set(range(nodes)) - set(row.tolist()))] for row in system.fallback])
-        self.host = HostMemory(vmemmap, order.astype(np.int64), np.zeros((nodes, 2), np.int64))
-        self.files: dict[int, ConversionFile] = {}
+        # Pools stay with the engine: what a tracked file gives back to them is handed on (:meth:`_take_back`).
+        self.folios = HostMemory(vmemmap, order.astype(np.int64), np.zeros((nodes, 2), np.int64))
+        self.ranges = RangeMemory(_free_ranges(system), vmemmap, order) if self.light else None
+        self.files: dict[int, TrackedFile] = {}
         self.inodes: dict[int, Inode] = {}
         self.past = np.zeros(len(folio.COUNTERS), np.int64)
         self.entered: dict[int, int] = {}  # allocation rows of the map already entered
+        self.kept: dict[int, dict[int, list[int]]] = {}  # 4 KiB pages that left a file while pinned: zones, by page
 
     def add(self, inode: Inode) -> None:
         """A new guest_memfd inode."""
         guest = self.system.scenario.guest
         settings = guest.conversion
-        file = ConversionFile(
-            inode.pages * PAGE_SIZE,
-            guest.page_size,
-            self.host,
-            generation="C" if settings.generation == "two-stage" else settings.generation,
-            split="two-stage" if settings.generation == "two-stage" else "one-step",
-            split_on=settings.split_on,
-            merge=settings.merge,
-            hvo=self.hvo,
-            shared=not inode.private,
-        )
+        size, generation = inode.pages * PAGE_SIZE, "C" if settings.generation == "two-stage" else settings.generation
+        file: TrackedFile
+        if self.ranges is not None:
+            file = LightFile(size, guest.page_size, self.ranges, generation=generation, shared=not inode.private)
+        else:
+            file = ConversionFile(
+                size,
+                guest.page_size,
+                self.folios,
+                generation=generation,
+                split="two-stage" if settings.generation == "two-stage" else "one-step",
+                split_on=settings.split_on,
+                merge=settings.merge,
+                hvo=self.hvo,
+                shared=not inode.private,
+            )
         self.files[id(inode)], self.inodes[id(inode)], self.entered[id(inode)] = file, inode, 0
 
-    def of(self, inode: Inode | None) -> ConversionFile | None:
-        """The conversion file of an inode, if it has one."""
+    def of(self, inode: Inode | None) -> TrackedFile | None:
+        """The tracked file of an inode, if it has one."""
         return None if inode is None else self.files.get(id(inode))
+
+    def inode_of(self, operation: Any, *, closed: bool = False) -> Inode | None:
+        """The guest_memfd that an operation names, if it is open (or, with ``closed``, still has pinned pages)."""
+        file = self.system.files.get(operation.file)
+        if file is None or (file.descriptor is None and not closed) or id(file.inode) not in self.files:
+            return None
+        return file.inode
 
     # ------------------------------------------------------------------------------------- placement comes in
 
@@ -102,13 +124,13 @@ class Conversions:
                 present = zones >= 0
                 folios, nodes = folios[present], self.system.zone_node[zones[present]]
                 done = file.insert(folios, nodes)
-                for folio_index in folios[done:]:
-                    self.system.erase(inode, int(folio_index), int(folio_index) + 1)
+                for index in folios[done:]:
+                    self.system.erase(inode, int(index), int(index) + 1)
                 complete &= done == len(folios)
         self.entered[id(inode)] = rows
         return complete
 
-    def _runs(self, file: ConversionFile, start: int, end: int, shared: bool) -> Int64s:
+    def _runs(self, file: TrackedFile, start: int, end: int, shared: bool) -> Int64s:
         """Runs int64 (n, 2) of pages of [start, end) in one state."""
         edges = np.diff(np.concatenate(([False], file.is_shared(start, end) == shared, [False])).astype(np.int8))
         return np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1))) + start
@@ -117,12 +139,12 @@ class Conversions:
 
     def convert(self, operation: sc.Convert, inode: Inode) -> Result:
         """KVM_GMEM_CONVERT_* (section 4.10 of the rules): the conversion file does it all."""
-        return _result(self.files[id(inode)].convert(*_span(operation, inode), operation.to))
+        return _result(self.files[id(inode)].convert(*byte_span(operation, inode), operation.to))
 
     def pin(self, operation: sc.Pin, task: Any, inode: Inode) -> Result:
         """GUP faults absent shared pages in, up to the first private one."""
         file = self.files[id(inode)]
-        offset, length = _span(operation, inode)
+        offset, length = byte_span(operation, inode)
         if operation.kind == "long_term" and length > 0:
             start, end = offset // PAGE_SIZE, min(inode.pages, -(-(offset + length) // PAGE_SIZE))
             runs = self._runs(file, start, end, True) if start < end else np.empty((0, 2), np.int64)
@@ -132,13 +154,18 @@ class Conversions:
         return _result(file.pin(offset, length, operation.kind))
 
     def unpin(self, operation: sc.Unpin, inode: Inode) -> Result:
-        """Drop references."""
-        return _result(self.files[id(inode)].unpin(*_span(operation, inode), operation.kind))
+        """Drop references; what had left the file meanwhile is free now."""
+        file = self.files[id(inode)]
+        outcome = file.unpin(*byte_span(operation, inode), operation.kind)
+        self._take_back(inode, file)
+        if id(inode) not in self.inodes and not len(file.withheld()):
+            self._retire(inode, file)
+        return _result(outcome)
 
     def hwpoison(self, operation: sc.Hwpoison, inode: Inode) -> Result:
         """Memory failure on every page of the range that is there; ENOENT if none is."""
         file = self.files[id(inode)]
-        offset, length = _span(operation, inode)
+        offset, length = byte_span(operation, inode)
         stream = np.zeros((-(-length // PAGE_SIZE), 6), np.int64)
         stream[:, folio.OP] = folio.POISON
         stream[:, folio.OFFSET] = offset + PAGE_SIZE * np.arange(len(stream))
@@ -189,42 +216,84 @@ class Conversions:
         return None
 
     @staticmethod
-    def _states(file: ConversionFile, start: int, end: int) -> tuple[list[int], list[int]]:
+    def _states(file: TrackedFile, start: int, end: int) -> tuple[list[int], list[int]]:
         bits = file.is_shared(start, end)
         cuts = [start, *(np.flatnonzero(bits[1:] != bits[:-1]) + start + 1).tolist(), end]
         return (cuts[:-1], cuts[1:]) if end > start else ([], [])
 
     def punch_hole(self, inode: Inode, offset: int, length: int) -> Result:
-        """Folios that left the file go back to the engine's zones, poisoned ones do not."""
-        system, file = self.system, self.files[id(inode)]
-        outcome = file.punch_hole(offset, length)
+        """Folios that left the file go back to the engine's zones and pools, unless they are poisoned or pinned."""
+        file = self.files[id(inode)]
         shift = inode.order
         first = offset // PAGE_SIZE >> shift
         last = -(-min(inode.pages, -(-(offset + length) // PAGE_SIZE)) // (1 << shift))
-        before = system.free.copy()
-        if first < last and not outcome.errno and shift == 0:
-            system.erase(inode, first, last)
+        held = self._held_by_zone(inode, file, first, last) if shift == 0 else None
+        outcome = file.punch_hole(offset, length)
+        if first < last and held is not None and not outcome.errno:
+            self._erase_but(inode, file, last, held, first)
         elif first < last and shift:
-            step = 1 << (shift - 9)
-            gone = file.state.level[first * step : last * step : step] == folio.NONE
+            gone = ~file.present(first, last)
             edges = np.diff(np.concatenate(([False], gone, [False])).astype(np.int8))
+            before = self.system.free.copy()
             for low, high in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
-                system.erase(inode, first + int(low), first + int(high))
-            # The engine keeps the pools; a poisoned huge page is withheld from them.
-            system.free -= system.free - before - self.host.pool.sum(axis=1)
-            self.host.pool[:] = 0
+                self.system.erase(inode, first + int(low), first + int(high))
+            self.system.free[:] = before
+            self._take_back(inode, file)
         if not outcome.errno:
             for mapping in inode.mappings:
                 mapping.zap(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE)
         return _result(outcome)
 
     def forget(self, inode: Inode) -> None:
-        """The inode died: its pages are gone, and what vmemmap they held is given back."""
-        if id(inode) in self.files:
-            file = self.files.pop(id(inode))
-            del self.inodes[id(inode)], self.entered[id(inode)]
-            self.host.vmemmap += file.held_vmemmap
-            self.past += np.where(_NOW, 0, file.state.counts)
+        """The inode died: its memory is free, but for pages that are poisoned or still pinned."""
+        if id(inode) not in self.inodes:
+            return
+        file = self.files[id(inode)]
+        folios = inode.pages >> inode.order
+        del self.inodes[id(inode)], self.entered[id(inode)]
+        if inode.order == 0:
+            held = self._held_by_zone(inode, file, 0, folios)
+            file.release()
+            self._erase_but(inode, file, folios, held)
+        else:
+            file.release()
+            before = self.system.free.copy()
+            self.system.erase(inode, 0, folios)
+            self.system.free[:] = before
+            self._take_back(inode, file)
+        if not len(file.withheld()):
+            self._retire(inode, file)
+
+    def _retire(self, inode: Inode, file: TrackedFile) -> None:
+        """Nothing is left of the file but what it has counted."""
+        del self.files[id(inode)]
+        self.past += np.where(_NOW, 0, file.counts)
+
+    def _held_by_zone(self, inode: Inode, file: TrackedFile, first: int, last: int) -> Int64s:
+        """Zones of the 4 KiB pages of [first, last) that stay taken when they leave the file: poisoned or pinned."""
+        poisoned = _between(file.poisoned(), first, last)
+        pinned = np.setdiff1d(_between(file.pinned(), first, last), poisoned)
+        kept = self.kept.setdefault(id(inode), {})
+        for page, zone in zip(pinned.tolist(), inode.map.zone_of(pinned).tolist(), strict=True):
+            kept.setdefault(page, []).append(zone)
+        return inode.map.zone_of(np.concatenate((poisoned, pinned)))
+
+    def _erase_but(self, inode: Inode, file: TrackedFile, last: int, held: Int64s, first: int = 0) -> None:
+        """Free 4 KiB folios [first, last) but for those held, by zone; what was held only in passing is freed too."""
+        self.system.erase(inode, first, last)
+        self.system.free -= np.bincount(held[held >= 0], minlength=len(self.system.free))
+        self._take_back(inode, file)
+
+    def _take_back(self, inode: Inode, file: TrackedFile) -> None:
+        """What the file has given up since the last look goes to the engine's pools, or its 4 KiB pages to their zones."""
+        system = self.system
+        if inode.order:
+            system.free[: system.nodes] += file.returned()
+            return
+        kept = self.kept.get(id(inode), {})
+        for page in set(kept) - set(file.withheld().tolist()):
+            for zone in kept.pop(page):
+                system.free[zone] += 1
 
     # -------------------------------------------------------------------------------------------- counting
 
@@ -233,18 +302,36 @@ class Conversions:
         out = np.zeros(len(folio.COUNTERS) + self.system.nodes, np.int64)
         out[: len(folio.COUNTERS)] = self.past
         for file in self.files.values():
-            out[: len(folio.COUNTERS)] += file.state.counts
-            out[len(folio.COUNTERS) :] += file.state.taken - file.state.freed
+            out[: len(folio.COUNTERS)] += file.counts
+            out[len(folio.COUNTERS) :] += file.vmemmap_taken
         return out
 
 
-def _span(operation: Any, inode: Inode) -> tuple[int, int]:
+def byte_span(operation: Any, inode: Inode) -> tuple[int, int]:
+    """Offset and length of an operation in bytes; without a length, to the end of the file."""
     length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
     return operation.offset, length
 
 
-def _result(outcome: Outcome, **detail: Any) -> Result:
+def _between(pages: Int64s, first: int, last: int) -> Int64s:
+    return pages[(pages >= first) & (pages < last)]
 
+
+def _free_ranges(system: HostState) -> list[list[tuple[int, int]]]:
+    """Free pfns of each node, as ranges: what the zones (or, in larger pages, the pools) have free at boot."""
+    out: list[list[tuple[int, int]]] = [[] for _ in range(system.nodes)]
+    for zone in np.argsort(system.start_pfn, kind="stable"):
+        first = int(system.start_pfn[zone]) << system.order
+        end = first + (int(system.free[zone]) << system.order)
+        ranges = out[int(system.zone_node[zone])]
+        if ranges and ranges[-1][1] == first:
+            ranges[-1] = (ranges[-1][0], end)
+        elif end > first:
+            ranges.append((first, end))
+    return out
+
+
+def _result(outcome: Outcome, **detail: Any) -> Result:
     if outcome.offset is not None:
         detail["error_offset"] = outcome.offset
     return Result(-1, outcome.errno, detail) if outcome.errno else Result(0, 0, detail)

@@ -1,121 +1,80 @@
-"""Devices and kexec inside the engine: IOMMU mappings both ways, and whether a file's memory can be handed over.
+"""Devices inside the engine: IOMMU mappings of guest memory, as they are today and as the seed mail proposes.
 
 Today (every design but ``pfn-range``) a device reaches guest memory through the host mapping and pins it for as long as
-it is mapped (``drivers/iommu/iommufd``, ``mm/gup.c``): private pages give EFAULT, and converting a mapped page to private
-gives EAGAIN. Under ``pfn-range`` the IOMMU asks for pfns, takes no reference and is told when they go away, so nothing
-blocks. :mod:`workbench.private_users` has the page tables and the protocol, :mod:`workbench.handover` the bytes.
+it is mapped (``drivers/iommu/iommufd/io_pagetable.c``, ``mm/gup.c``): private pages give EFAULT, and converting a mapped
+page to private gives EAGAIN. Under ``pfn-range`` the IOMMU asks for pfns, takes no reference and is told when they go
+away, so nothing blocks. :mod:`workbench.private_users` has the page tables and the protocol.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernels import kho
-from workbench import handover
 from workbench import scenario as sc
+from workbench.filemap import Int64s
+from workbench.host_state import HostState
 from workbench.objects import Inode, Result, failed
+from workbench.system_conversion import Conversions, byte_span
 from workbench.units import PAGE_SIZE
 
-if TYPE_CHECKING:
-    from workbench.system import System
 
+class Devices:
+    """The areas mapped for devices: for each inode int64 (n, 2), first page and end, in ascending order."""
 
-def _span(operation: Any, inode: Inode) -> tuple[int, int]:
-    length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
-    return operation.offset, length
+    def __init__(self, system: HostState) -> None:
+        self.system = system
+        self.areas: dict[int, Int64s] = {}
+
+    def map(self, operation: sc.IommuMap, conversions: Conversions, inode: Inode) -> Result:
+        """IOMMU_IOAS_MAP at the file's own offsets: EEXIST over an area that is there (iopt_check_iova)."""
+        offset, length = byte_span(operation, inode)
+        if _bad_range(offset, length, inode):
+            return failed(errno.EINVAL)
+        first, end = offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
+        areas = self.areas.get(id(inode), np.empty((0, 2), np.int64))
+        if ((areas[:, 0] < end) & (areas[:, 1] > first)).any():
+            return failed(errno.EEXIST)
+        pinned = 0
+        if self.system.scenario.guest.design != "pfn-range":
+            pin = sc.Pin(task=operation.task, file=operation.file, offset=offset, length=length)
+            result = conversions.pin(pin, self.system.task(operation), inode)
+            if result.errno:
+                return result
+            pinned = end - first
+        else:
+            holes = inode.map.absent(first >> inode.order, -(-end >> inode.order))
+            if len(holes):
+                return failed(errno.EFAULT, error_offset=max(offset, int(holes[0, 0]) << inode.order << 12))
+        areas = np.concatenate((areas, [[first, end]]))
+        self.areas[id(inode)] = areas[np.argsort(areas[:, 0])]
+        return Result(0, 0, {"pinned_pages": pinned})
+
+    def unmap(self, operation: sc.IommuUnmap, conversions: Conversions, inode: Inode) -> Result:
+        """IOMMU_IOAS_UNMAP of whole areas: ENOENT if there is none, or one is cut (iopt_unmap_iova_range)."""
+        offset, length = byte_span(operation, inode)
+        if _bad_range(offset, length, inode):
+            return failed(errno.EINVAL)
+        first, end = offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
+        areas = self.areas.get(id(inode), np.empty((0, 2), np.int64))
+        touched = (areas[:, 0] < end) & (areas[:, 1] > first)
+        if not touched.any() or (areas[touched, 0] < first).any() or (areas[touched, 1] > end).any():
+            return failed(errno.ENOENT)
+        if self.system.scenario.guest.design != "pfn-range":
+            for low, high in areas[touched].tolist():
+                span = {"offset": low * PAGE_SIZE, "length": (high - low) * PAGE_SIZE}
+                conversions.unpin(sc.Unpin(file=operation.file, **span), inode)
+        self.areas[id(inode)] = areas[~touched]
+        return Result()
+
+    def pages(self, inode: Inode) -> list[int]:
+        """First page of each area of the file that is mapped for a device."""
+        areas = self.areas.get(id(inode))
+        return [] if areas is None else [int(first) for first in areas[:, 0]]
 
 
 def _bad_range(offset: int, length: int, inode: Inode) -> bool:
     return (
         offset % PAGE_SIZE != 0 or length % PAGE_SIZE != 0 or length <= 0 or offset + length > inode.pages * PAGE_SIZE
     )
-
-
-def iommu_map(system: System, operation: sc.IommuMap) -> Result:
-    """IOMMU_IOAS_MAP of a range, or the proposed request for its pfns."""
-
-    found = system._convertible(operation)
-    if found is None:
-        return failed(errno.EBADF)
-    conversions, inode = found
-    offset, length = _span(operation, inode)
-    if _bad_range(offset, length, inode):
-        return failed(errno.EINVAL)
-    if system.scenario.guest.design != "pfn-range":
-        result = conversions.pin(
-            sc.Pin(task=operation.task, file=operation.file, offset=offset, length=length),
-            system.task(operation),
-            inode,
-        )
-        return result if result.errno else Result(0, 0, {"pinned_pages": length // PAGE_SIZE})
-    first, end = offset // PAGE_SIZE >> inode.order, -(-(offset + length) // PAGE_SIZE) >> inode.order
-    holes = inode.map.absent(first, max(end, first + 1))
-    if len(holes):
-        return failed(errno.EFAULT, error_offset=int(holes[0, 0]) << inode.order << 12)
-    return Result(0, 0, {"pinned_pages": 0})
-
-
-def iommu_unmap(system: System, operation: sc.IommuUnmap) -> Result:
-    """IOMMU_IOAS_UNMAP; today it drops the pins. ENOENT if part of the range is not mapped."""
-
-    found = system._convertible(operation)
-    if found is None:
-        return failed(errno.EBADF)
-    conversions, inode = found
-    offset, length = _span(operation, inode)
-    if _bad_range(offset, length, inode):
-        return failed(errno.EINVAL)
-    if system.scenario.guest.design == "pfn-range":
-        return Result()
-    result = conversions.unpin(sc.Unpin(file=operation.file, offset=offset, length=length), inode)
-    return failed(errno.ENOENT, **result.detail) if result.errno == errno.EINVAL else result
-
-
-def kexec(system: System, operation: sc.Kexec) -> Result:
-    """Hand every guest_memfd over a kexec. Refused with a reason if one of them cannot be preserved.
-
-    Placement, policies and state are the same afterwards. ``detail`` has the size of the metadata.
-    """
-
-    guest = system.scenario.guest
-    detail: dict[str, Any] = {"files": 0, "metadata_bytes": 0, "policy_bytes": 0}
-    inodes = {id(file.inode): file.inode for file in system.files.values() if file.inode.kind == "guest_memfd"}
-    for inode in inodes.values():
-        file = None if system.conversions is None else system.conversions.of(inode)
-        if guest.confidential == "tdx":
-            return failed(errno.EOPNOTSUPP, reason="memory of a TD belongs to the TDX module, which does not survive")
-        if guest.design != "pfn-range" and inode.order:
-            return failed(errno.EOPNOTSUPP, reason="the preservation series handles files of 4 KiB folios")
-        if file is not None and int(file.state.reference_total[:, 0].sum()):
-            return failed(errno.EBUSY, reason="pages are pinned by another user")
-        if file is not None and int(file.state.counts[_POISONED]):
-            return failed(handover.EHWPOISON, reason="a page is poisoned")
-        folios = inode.pages >> inode.order
-        absent = inode.map.absent(0, folios)
-        present = folios - int((absent[:, 1] - absent[:, 0]).sum()) if len(absent) else folios
-        if guest.design == "pfn-range":
-            metadata = 24 * max(1, len(inode.map.runs)) if present else 0
-        else:
-            metadata = sum(kho.folio_scheme_bytes(present, kho.dense_tree_nodes(present)).values()) if present else 0
-        ranges = [
-            handover.PolicyRange(
-                start, end, policy.mode, 0, tuple(int(n) for n in system.node_ids[system.mask(policy.nodes)])
-            )
-            for start, end, policy in inode.shared_policy
-        ]
-        detail["files"] += 1
-        detail["metadata_bytes"] += metadata
-        detail["policy_bytes"] += len(handover._pack_policy(ranges))
-    return Result(0, 0, detail)
-
-
-def _poisoned_counter() -> int:
-    from kernels import folio
-
-    return int(np.flatnonzero(np.array(folio.COUNTERS) == "poisoned_pages")[0])
-
-
-_POISONED = _poisoned_counter()

@@ -1,0 +1,307 @@
+"""Faults, pins, memory failure, punched holes and the end of a file of :mod:`kernels.folio`.
+
+Faults follow ``virt/kvm/guest_memfd.c`` (``kvm_gmem_fault_user_mapping``, ``kvm_gmem_get_pfn``,
+``kvm_gmem_error_folio``) with the proposals' private/shared state; punching and the end of a file follow generation B's
+``guestmem_hugetlb`` (a page goes back to hugetlb when the last reference to any of its 4 KiB is gone).
+"""
+
+# ruff: noqa: F403, F405  (the codes and columns of folio_state are the vocabulary of these modules)
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.bits import ALL, ONE, ZERO, test_bit
+from kernels.compile import kernel
+from kernels.folio_references import any_poison, first_referenced, forget_poison, lru_add, row_of_references, spin
+from kernels.folio_split import enter_pool, insert, leave_file, merge_range, split_at
+from kernels.folio_state import *
+
+
+@kernel
+def is_present(s: State, page: int) -> bool:
+    level = s.blocks[page >> 9, LEVEL]
+    return level >= SPLIT or (level == BASE and test_bit(s.present, page))
+
+
+@kernel
+def _is_poisoned(s: State, page: int) -> bool:
+    """Whether the folio of the page is poisoned: all of a huge folio is, with any page of it."""
+    if s.numbers[N_POISONED] == 0:
+        return False
+    level = s.blocks[page >> 9, LEVEL]
+    pages = PAGES_1G if level == HUGE_1G else PAGES_2M if level == HUGE_2M else 1
+    first = page // pages * pages
+    return any_poison(s, first, first + pages)
+
+
+@kernel
+def populate(s: State, page: int, node: int, cpu: int) -> int:
+    """Give the page a folio of the file's size, or of the next smaller size where that is allowed."""
+    block = page >> 9
+    giga = block >> 9
+    if is_present(s, page):
+        return 0
+    if node < 0 or node >= s.host.shape[0]:
+        return EINVAL
+    fallback = s.options[FALLBACK] == 1
+    blocks = np.int64(0)
+    if s.options[BACKING] == ORDER_1G and s.blocks[block, LEVEL] == NONE:
+        free_block = True
+        if fallback:
+            for other in range(giga << 9, (giga + 1) << 9):
+                free_block = free_block and s.blocks[other, LEVEL] == NONE
+        if free_block and s.host[node, POOL + 1] > 0:
+            blocks = BLOCKS_1G
+        elif not fallback:
+            return ENOMEM
+    if blocks == 0 and s.options[BACKING] >= ORDER_2M and s.blocks[block, LEVEL] == NONE:
+        if s.host[node, POOL] > 0:
+            blocks = 1
+        elif not fallback:
+            return ENOMEM
+    if blocks > 0:
+        return insert(s, block // blocks * blocks, blocks, node, cpu)
+    s.blocks[block, LEVEL] = BASE
+    s.backing[block, HOME] = node
+    s.present[page >> 6] |= ONE << np.uint64(page & 63)
+    s.numbers[N_PRESENT] += 1
+    lru_add(s, page, cpu)
+    return 0
+
+
+@kernel
+def access(s: State, op: int, offset: int, length: int, argument: int, node: int, cpu: int) -> int:
+    """HOST_FAULT, GUEST_FAULT and PIN.
+
+    A long-term pin is pin_user_pages() of the host mapping, so of shared pages only (EFAULT); a transient reference can
+    be taken on any page present.
+    """
+    first, end = offset >> 12, (offset + length + 4095) >> 12
+    if offset < 0 or length <= 0 or (op == PIN and argument != TRANSIENT and argument != LONG_TERM):
+        return EINVAL
+    if op == PIN:
+        for block in range(first >> 9, ((min(end, s.options[PAGES]) - 1) >> 9) + 1):
+            if row_of_references(s, block) == 0:
+                return NEEDS_ROOM
+    if op == PIN and argument == TRANSIENT:
+        for page in range(first, end):
+            if page >= s.options[PAGES] or not is_present(s, page):
+                s.numbers[AT] = page
+                return ENOENT
+    else:
+        guest = op == GUEST_FAULT
+        error = _touch(s, first, end, guest, not guest or argument != 1, node, cpu)
+        if error != 0:
+            return EFAULT if op == PIN and error == SIGBUS else error
+    if op == PIN:
+        for page in range(first, end):
+            row = s.reference_row[page >> 9]
+            s.reference_counts[row, page & 511, argument] += 1
+            s.reference_counts[row, PAGES_2M, TRANSIENT] += 1
+    return 0
+
+
+@kernel
+def _touch(s: State, page: int, end: int, guest: bool, shared: bool, node: int, cpu: int) -> int:
+    """Touch each page through the host mapping or from the guest; the first that fails ends it.
+
+    EFAULT: the guest's idea of the page differs, KVM_EXIT_MEMORY_FAULT.
+    """
+    while page < end:
+        error = np.int64(0)
+        if page >= s.options[PAGES] or test_bit(s.shared, page) != shared:
+            error = EFAULT if guest else SIGBUS
+        if error == 0:
+            error = populate(s, page, node, cpu)
+        if error == 0 and _is_poisoned(s, page):
+            error = EHWPOISON if guest else SIGBUS
+        block = page >> 9
+        if error == 0 and not guest and s.blocks[block, LEVEL] >= HUGE_2M:
+            error = split_at(s, block)
+        if error != 0:
+            s.numbers[AT] = page
+            return error
+        if guest and s.options[MERGING] == LAZY and s.blocks[block, LEVEL] == SPLIT and s.blocks[block, SHARED] == 0:
+            merge_range(s, page, page + 1)
+        if (
+            s.numbers[N_POISONED] == 0
+            and s.blocks[block, LEVEL] >= SPLIT
+            and s.blocks[block, SHARED] == (PAGES_2M if shared else 0)
+        ):
+            page = (block + 1) << 9
+        else:
+            page += 1
+    return 0
+
+
+@kernel
+def unpin(s: State, offset: int, length: int, kind: int) -> int:
+    """EINVAL if a page of the range is not pinned in this way; nothing is changed then."""
+    first, end = offset >> 12, (offset + length + 4095) >> 12
+    if offset < 0 or length <= 0 or end > s.options[PAGES] or (kind != TRANSIENT and kind != LONG_TERM):
+        return EINVAL
+    for page in range(first, end):
+        row = s.reference_row[page >> 9]
+        held = np.int64(s.reference_counts[row, page & 511, kind]) if row != 0 else 0
+        if row != 0 and kind == LONG_TERM:
+            held += s.reference_counts[row, page & 511, ORPHAN]
+        if held == 0:
+            s.numbers[AT] = page
+            return EINVAL
+    for page in range(first, end):
+        row = s.reference_row[page >> 9]
+        if kind == LONG_TERM and s.reference_counts[row, page & 511, ORPHAN] > 0:
+            s.reference_counts[row, page & 511, ORPHAN] -= 1
+            s.reference_counts[row, PAGES_2M, ORPHAN] -= 1
+            s.numbers[N_ORPHANED] -= 1
+        else:
+            s.reference_counts[row, page & 511, kind] -= 1
+            s.reference_counts[row, PAGES_2M, TRANSIENT] -= 1
+            if s.blocks[page >> 9, LEVEL] == LEFT and s.reference_counts[row, PAGES_2M, TRANSIENT] == 0:
+                _last_unpin(s, page >> 9)
+    return 0
+
+
+@kernel
+def _last_unpin(s: State, block: int) -> None:
+    """mm/hugetlb.c: free_huge_folio() of a page whose file is closed, once none of its 4 KiB is pinned any more."""
+    blocks = BLOCKS_1G if s.gigas[block >> 9, LEVEL] == 1 else 1
+    first_block = block // blocks * blocks
+    if not _any_pin(s, first_block, blocks):
+        s.numbers[N_PINNED] -= 1
+        enter_pool(s, first_block, blocks)
+
+
+@kernel
+def _any_pin(s: State, first_block: int, blocks: int) -> bool:
+    for block in range(first_block, first_block + blocks):
+        row = s.reference_row[block]
+        if row != 0 and s.reference_counts[row, PAGES_2M, TRANSIENT] > 0:
+            return True
+    return False
+
+
+@kernel
+def poison_page(s: State, offset: int) -> int:
+    """memory_failure(): the folio's range is invalidated and stays in the file; ENOENT if there is no page."""
+    page = offset >> 12
+    if offset < 0 or page >= s.options[PAGES] or not is_present(s, page):
+        return ENOENT
+    if any_poison(s, page, page + 1):
+        return 0
+    if s.numbers[N_POISONED] == s.poison.shape[0]:
+        return NEEDS_ROOM
+    s.poison[s.numbers[N_POISONED]] = page
+    s.numbers[N_POISONED] += 1
+    level = s.blocks[page >> 9, LEVEL]
+    s.numbers[N_INVALIDATIONS] += 1
+    s.numbers[N_INVALIDATED] += (PAGES_1G if level == HUGE_1G else PAGES_2M if level == HUGE_2M else 1) << 12
+    return 0
+
+
+@kernel
+def merge_pass(s: State, offset: int, length: int) -> int:
+    """The worker of a lazy policy; merges whatever can be merged, whatever the policy."""
+    first, end = offset >> 12, min(s.options[PAGES], (offset + length + 4095) >> 12)
+    if offset < 0 or length <= 0:
+        return EINVAL
+    if first < end:
+        merge_range(s, first, end)
+    return 0
+
+
+@kernel
+def punch_hole(s: State, offset: int, length: int) -> int:
+    """fallocate(PUNCH_HOLE). The private/shared state stays; what lies past the end is ignored."""
+    if offset < 0 or length <= 0 or (offset | length) & 4095 != 0:
+        return EINVAL
+    pages = np.int64(1) << s.options[BACKING]
+    if s.options[GENERATION] == GENERATION_C and (offset | length) & (pages * 4096 - 1) != 0:
+        return EINVAL
+    page, end = offset >> 12, min(s.options[PAGES], (offset + length) >> 12)
+    if page >= end:
+        return 0
+    s.numbers[N_INVALIDATIONS] += 1
+    s.numbers[N_INVALIDATED] += (end - page) << 12
+    while page < end:
+        block = page >> 9
+        level = s.blocks[block, LEVEL]
+        size = PAGES_1G if s.gigas[block >> 9, LEVEL] == 1 else PAGES_2M
+        stop = min(end, (page // size + 1) * size)
+        if level == BASE:
+            _punch_base(s, page, stop)
+        elif level != NONE and stop - page < size:
+            s.numbers[N_ZEROED] += stop - page
+        elif level != NONE:
+            wholly_private = s.gigas[block >> 9, SHARED] == 0 if size == PAGES_1G else s.blocks[block, SHARED] == 0
+            if s.options[GENERATION] == GENERATION_C or not wholly_private:
+                held = first_referenced(s, page, stop, False)
+                if held >= 0:
+                    s.numbers[AT] = held
+                    return EAGAIN
+            spin(s, block, stop >> 9)
+            blocks = size >> 9
+            leave_file(s, block // blocks * blocks, blocks)
+            enter_pool(s, block // blocks * blocks, blocks)
+        page = stop
+    return 0
+
+
+@kernel
+def _punch_base(s: State, first: int, end: int) -> None:
+    """4 KiB folios leave the file whoever holds them; a pinned page stays allocated until it is unpinned."""
+    block = first >> 9
+    for page in range(first, end):
+        if not test_bit(s.present, page):
+            continue
+        s.present[page >> 6] &= ALL ^ (ONE << np.uint64(page & 63))
+        s.numbers[N_PRESENT] -= 1
+        row = s.reference_row[block]
+        if row != 0 and s.reference_counts[row, PAGES_2M, TRANSIENT] > 0:
+            transient = np.int64(s.reference_counts[row, page & 511, TRANSIENT])
+            pins = np.int64(s.reference_counts[row, page & 511, LONG_TERM])
+            s.reference_counts[row, page & 511, TRANSIENT] = 0
+            s.reference_counts[row, page & 511, LONG_TERM] = 0
+            s.reference_counts[row, page & 511, ORPHAN] += pins
+            s.reference_counts[row, PAGES_2M, TRANSIENT] -= transient + pins
+            s.reference_counts[row, PAGES_2M, ORPHAN] += pins
+            s.numbers[N_ORPHANED] += pins
+        for cpu in range(s.batch.shape[0]):
+            for slot in range(s.batch[cpu, BATCH]):
+                if s.batch[cpu, slot] == page:
+                    s.batch[cpu, slot] = -1
+                    s.numbers[N_LRU] -= 1
+    forget_poison(s, first, end)
+    for word in range(block << 3, min((block + 1) << 3, s.present.shape[0])):
+        if s.present[word] != ZERO:
+            return
+    s.blocks[block, LEVEL] = NONE
+
+
+@kernel
+def release(s: State) -> int:
+    """The file is closed: everything leaves it, and huge pages go back to their pools.
+
+    Transient references are waited for. A 4 KiB folio with a long-term pin stays allocated until it is unpinned; a huge
+    page with one stays out of the pool, with the vmemmap it has then, until the last pin on any of its 4 KiB is dropped
+    (``mm/hugetlb.c: free_huge_folio`` is called for the last reference). UNPIN is the only operation left.
+    """
+    s.numbers[RELEASED] = 1
+    s.numbers[N_INVALIDATIONS] += 1
+    s.numbers[N_INVALIDATED] += s.options[PAGES] << 12
+    block = 0
+    while block < s.reference_row.shape[0]:
+        level = s.blocks[block, LEVEL]
+        blocks = BLOCKS_1G if s.gigas[block >> 9, LEVEL] == 1 else 1
+        if level == BASE:
+            _punch_base(s, block << 9, (block + 1) << 9)
+        elif level != NONE:
+            spin(s, block, block + blocks)
+            leave_file(s, block, blocks)
+            if _any_pin(s, block, blocks):
+                s.numbers[N_PINNED] += 1
+            else:
+                enter_pool(s, block, blocks)
+        block += blocks
+    return 0

@@ -1,0 +1,129 @@
+"""References to folios, and poisoned pages: what stands in the way of a conversion.
+
+The checks are those of the proposals (``kvm_gmem_has_safe_refcount`` and its kin): a folio of the range may hold only
+the page cache's reference and the checker's own. Extra references are long-term pins (``mm/gup.c:
+pin_user_pages``), transient ones, the one that ``memory_failure()`` keeps on a poisoned page, and the one of the per-CPU
+batch a fresh small folio waits in (``mm/swap.c: folio_add_lru``, 31 entries).
+"""
+
+# ruff: noqa: F403, F405  (the codes and columns of folio_state are the vocabulary of these modules)
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.bits import test_bit
+from kernels.compile import inlined_kernel, kernel
+from kernels.folio_state import *
+
+
+@kernel
+def any_poison(s: State, first: int, end: int) -> bool:
+    for row in range(s.numbers[N_POISONED]):
+        if first <= s.poison[row] < end:
+            return True
+    return False
+
+
+@kernel
+def forget_poison(s: State, first: int, end: int) -> bool:
+    before = s.numbers[N_POISONED]
+    row = 0
+    while row < s.numbers[N_POISONED]:
+        if first <= s.poison[row] < end:
+            s.numbers[N_POISONED] -= 1
+            s.poison[row] = s.poison[s.numbers[N_POISONED]]
+        else:
+            row += 1
+    return s.numbers[N_POISONED] < before
+
+
+@kernel
+def spin(s: State, first_block: int, last_block: int) -> None:
+    """Freezing waits for transient references to go; each one waited for is counted and gone afterwards."""
+    if s.numbers[N_ROWS] == 0:
+        return
+    for block in range(first_block, last_block):
+        row = s.reference_row[block]
+        if row == 0 or s.reference_counts[row, PAGES_2M, TRANSIENT] == 0:
+            continue
+        for page in range(PAGES_2M):
+            waited = np.int64(s.reference_counts[row, page, TRANSIENT])
+            s.numbers[N_SPINS] += waited
+            s.reference_counts[row, PAGES_2M, TRANSIENT] -= waited
+            s.reference_counts[row, page, TRANSIENT] = 0
+
+
+@inlined_kernel
+def first_referenced(s: State, first: int, end: int, shared_only: bool) -> int:
+    """First page of [first, end) with references the conversion does not expect, or -1.
+
+    ``shared_only``: look at pages that are to change (generation B), not at every folio of the range (C).
+    """
+    if s.numbers[N_ROWS] == 0 and s.numbers[N_LRU] == 0 and s.numbers[N_POISONED] == 0:
+        return -1
+    page = _first_referenced_now(s, first, end, shared_only)
+    if page >= 0 and s.options[DRAIN] == 1 and s.numbers[N_LRU] > 0:
+        lru_drain(s)
+        page = _first_referenced_now(s, first, end, shared_only)
+    return page
+
+
+@kernel
+def _first_referenced_now(s: State, first: int, end: int, shared_only: bool) -> int:
+    found = end
+    for block in range(first >> 9, ((end - 1) >> 9) + 1):
+        row = s.reference_row[block]
+        if row == 0 or s.reference_counts[row, PAGES_2M, TRANSIENT] == 0:
+            continue
+        for page in range(max(first, block << 9), min(end, (block + 1) << 9)):
+            if s.reference_counts[row, page & 511, TRANSIENT] + s.reference_counts[row, page & 511, LONG_TERM] > 0 and (
+                not shared_only or test_bit(s.shared, page)
+            ):
+                found = page
+                break
+        if found < end:
+            break
+    # A poisoned page keeps the reference memory_failure() took; a page in an lru_add batch keeps the batch's.
+    for row in range(s.numbers[N_POISONED]):
+        page = s.poison[row]
+        if first <= page < found and (not shared_only or test_bit(s.shared, page)):
+            found = page
+    if s.numbers[N_LRU] > 0:
+        for cpu in range(s.batch.shape[0]):
+            for slot in range(s.batch[cpu, BATCH]):
+                page = s.batch[cpu, slot]
+                if first <= page < found and (not shared_only or test_bit(s.shared, page)):
+                    found = page
+    return found if found < end else -1
+
+
+@kernel
+def row_of_references(s: State, block: int) -> int:
+    """Row of ``reference_counts`` for a 2 MiB block, 0 if there is no room for another."""
+    if s.reference_row[block] == 0 and s.numbers[N_ROWS] + 1 < s.reference_counts.shape[0]:
+        s.numbers[N_ROWS] += 1
+        s.reference_row[block] = s.numbers[N_ROWS]
+    return s.reference_row[block]
+
+
+@kernel
+def lru_drain(s: State) -> int:
+    """lru_add_drain_all()."""
+    s.numbers[N_DRAINS] += 1
+    s.numbers[N_LRU] = 0
+    s.batch[:, BATCH] = 0
+    return 0
+
+
+@kernel
+def lru_add(s: State, page: int, cpu: int) -> None:
+    """mm/swap.c: folio_add_lru(). A small folio waits in the batch; a full batch or a large folio (-1) empties it."""
+    if page >= 0:
+        s.batch[cpu, s.batch[cpu, BATCH]] = page
+        s.batch[cpu, BATCH] += 1
+        s.numbers[N_LRU] += 1
+    if page < 0 or s.batch[cpu, BATCH] == BATCH:
+        for slot in range(s.batch[cpu, BATCH]):
+            s.numbers[N_LRU] -= s.batch[cpu, slot] >= 0
+        s.batch[cpu, BATCH] = 0

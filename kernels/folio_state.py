@@ -1,0 +1,323 @@
+"""What :mod:`kernels.folio` keeps for one file: codes of operations, options, levels and counters, and the arrays.
+
+State is 1 bit per 4 KiB page (set = shared) with one row of small integers per 2 MiB and per 1 GiB, so that a conversion
+costs what it touches. Pages present need no bits of their own except where 4 KiB folios were allocated one by one
+(``BASE``). References are kept only for 2 MiB ranges in which a page was ever referenced.
+
+There are few arrays on purpose: the state is passed by value between compiled functions, and what compiling them costs
+grows with the number of arrays in it. :class:`State` gives Python code each quantity by its own name, as a view.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+import numpy as np
+
+EAGAIN, EBADF, EFAULT, EINVAL = errno.EAGAIN, errno.EBADF, errno.EFAULT, errno.EINVAL
+ENOENT, ENOMEM = errno.ENOENT, errno.ENOMEM
+EHWPOISON = 133  # include/uapi/asm-generic/errno.h; Python's errno has no name for it
+SIGBUS = -7
+"""A host fault that raises the signal instead of returning: minus its number."""
+NEEDS_ROOM = -1000
+"""The room for references or poisoned pages is full; nothing was done for this operation: grow it and go on."""
+
+PAGES_2M, PAGES_1G, BLOCKS_1G = 512, 262144, 512
+"""4 KiB pages per 2 MiB and per 1 GiB; 2 MiB blocks per 1 GiB."""
+ORDER_4K, ORDER_2M, ORDER_1G = 0, 9, 18
+RESTORE_2M, RESTORE_1G, HEADS_1G = 7, 4095, 511
+"""vmemmap pages a split needs: 2 MiB, 1 GiB at once, and 1 GiB into 512 optimised 2 MiB folios."""
+
+NONE, BASE, SPLIT, HUGE_2M, HUGE_1G = 0, 1, 2, 3, 4
+"""``level`` of a 2 MiB range: no folio; 4 KiB folios allocated singly; a split huge folio; (part of) a huge folio."""
+LEFT = -1
+"""Likewise: (part of) a huge page that the closed file no longer has, kept from the pool by a long-term pin."""
+
+# options
+PAGES, BACKING, GENERATION, SPLITTING, SPLIT_AT, MERGING, HVO, FALLBACK, DRAIN = range(9)
+OPTIONS = 9
+GENERATION_B, GENERATION_C = 0, 1
+ONE_STEP, TWO_STAGE, TWO_STAGE_FULL = 0, 1, 2
+"""TWO_STAGE_FULL: the first stage passes through the fully restored state, so 4095 pages must be free for a moment."""
+AT_CONVERSION, AT_HOST_FAULT = 0, 1
+EAGER, LAZY, NEVER = 0, 1, 2
+"""LAZY merges at the next guest fault on the block or by the MERGE operation."""
+
+# operations
+CONVERT, PIN, UNPIN, HOST_FAULT, GUEST_FAULT, PUNCH, POISON, MERGE, LRU_DRAIN, RELEASE = range(10)
+OP, OFFSET, LENGTH, ARGUMENT, NODE, CPU = range(6)
+"""Columns of a stream. ARGUMENT: CONVERT 1 = to shared; PIN, UNPIN kind; GUEST_FAULT 1 = as private."""
+TRANSIENT, LONG_TERM, ORPHAN = 0, 1, 2
+"""Kinds of references; ORPHAN: a pin on a page that was punched out of a file of 4 KiB folios meanwhile."""
+
+COUNTERS = (
+    "shared_pages",  # now
+    "present_pages",
+    "mapped_1g",  # huge mappings possible now: folio whole and all private
+    "mapped_2m",
+    "lost_1g",  # so far
+    "lost_2m",
+    "regained_1g",
+    "regained_2m",
+    "splits_1g",
+    "splits_2m",
+    "merges_1g",
+    "merges_2m",
+    "unoptimised_merges",
+    "conversions",
+    "converted_pages",
+    "conversions_without_work",
+    "failed_conversions",
+    "rollbacks",
+    "invalidations",
+    "invalidated_bytes",
+    "private_pages_lost",
+    "spins",
+    "lru_drains",
+    "zeroed_pages",
+    "vmemmap_taken",
+    "vmemmap_freed",
+    "vmemmap_spilled",
+    "vmemmap_peak",
+    "orphaned_pins",  # now
+    "lru_held",  # now
+    "poisoned_pages",  # now
+    "reference_rows",  # rows of ``reference_counts`` in use
+    "withheld_huge_pages",  # poisoned huge pages that left the file: not given back to the pool
+    "pinned_huge_pages",  # now; huge pages of a closed file that go back to the pool with their last pin
+)
+(
+    N_SHARED,
+    N_PRESENT,
+    N_MAPPED_1G,
+    N_MAPPED_2M,
+    N_LOST_1G,
+    N_LOST_2M,
+    N_REGAINED_1G,
+    N_REGAINED_2M,
+    N_SPLITS_1G,
+    N_SPLITS_2M,
+    N_MERGES_1G,
+    N_MERGES_2M,
+    N_UNOPTIMISED,
+    N_CONVERSIONS,
+    N_CONVERTED,
+    N_WITHOUT_WORK,
+    N_FAILED,
+    N_ROLLBACKS,
+    N_INVALIDATIONS,
+    N_INVALIDATED,
+    N_LOST_PRIVATE,
+    N_SPINS,
+    N_DRAINS,
+    N_ZEROED,
+    N_TAKEN,
+    N_FREED,
+    N_SPILLED,
+    N_PEAK,
+    N_ORPHANED,
+    N_LRU,
+    N_POISONED,
+    N_ROWS,
+    N_WITHHELD,
+    N_PINNED,
+) = range(34)
+
+BATCH = 31
+"""include/linux/folio_batch.h: FOLIO_BATCH_SIZE."""
+
+
+# columns of ``blocks`` and ``gigas``
+SHARED, LEVEL = 0, 1
+"""LEVEL of a 1 GiB block: 1 where one 1 GiB page of the pool backs it, in whatever state."""
+# columns of ``backing``
+FULL, HOME, EXTRA = 0, 1, 2
+"""EXTRA: the first of one column per node."""
+# columns of ``host``
+FREE, POOL, POOL_FULL, ORDER = 0, 1, 3, 5
+"""POOL, POOL_FULL: 2 MiB, then 1 GiB; ORDER: the first of one column per node; after them twice as many, POOL_EXTRA."""
+# entries of ``numbers`` after the counters
+AT, RELEASED, TAKEN = len(COUNTERS), len(COUNTERS) + 1, len(COUNTERS) + 2
+"""AT: page named by the error of the operation, or -1; TAKEN: one entry per node, then as many for pages given back."""
+
+
+class _Arrays(NamedTuple):
+    shared: np.ndarray
+    """uint64 (W,), bit set = page shared."""
+    present: np.ndarray
+    """uint64 (W,), pages present, only where level is BASE."""
+    blocks: np.ndarray
+    """int16 (B2, 2), columns SHARED and LEVEL: what every conversion looks at."""
+    gigas: np.ndarray
+    """int32 (B1, 2), likewise."""
+    backing: np.ndarray
+    """int16 (B2 + B1, 2 + N), a row for each 2 MiB, then for each 1 GiB; columns FULL, HOME, EXTRA."""
+    reference_row: np.ndarray
+    """int32 (B2,), row of ``reference_counts``, 0 = no reference yet."""
+    reference_counts: np.ndarray
+    """int32 (rows, 513, 3), references per page and kind; last "page": sum of TRANSIENT and LONG_TERM, 0, sum of ORPHAN.
+    Row 0 is unused."""
+    poison: np.ndarray
+    """int64 (rows,), poisoned pages, the first ``poisoned_pages`` entries."""
+    batch: np.ndarray
+    """int64 (cpus, 32), pages in each CPU's lru_add batch, -1 for a page that left the file; last column: how many."""
+    host: np.ndarray
+    """int64 (N, 5 + 3 N), :func:`new_host`; the only array that is not the file's own."""
+    options: np.ndarray
+    """int64 (OPTIONS,)."""
+    numbers: np.ndarray
+    """int64 (COUNTERS + 2 + 2 N,), counters, then AT, RELEASED, TAKEN."""
+
+
+class State(_Arrays):
+    """One file; B1, B2 = blocks of 1 GiB, of 2 MiB, W = 64-page words, N = nodes.
+
+    The properties are views of the arrays, by what they mean.
+    """
+
+    __slots__ = ()
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 (COUNTERS,)."""
+        return self.numbers[: len(COUNTERS)]
+
+    @property
+    def taken(self) -> np.ndarray:
+        """int64 (N,), vmemmap pages this file took from each node so far."""
+        return self.numbers[TAKEN : TAKEN + len(self.host)]
+
+    @property
+    def freed(self) -> np.ndarray:
+        """int64 (N,), and gave back."""
+        return self.numbers[TAKEN + len(self.host) :]
+
+    @property
+    def shared_2m(self) -> np.ndarray:
+        """int16 (B2,), shared pages of each 2 MiB."""
+        return self.blocks[:, SHARED]
+
+    @property
+    def shared_1g(self) -> np.ndarray:
+        """int32 (B1,), likewise of each 1 GiB."""
+        return self.gigas[:, SHARED]
+
+    @property
+    def level(self) -> np.ndarray:
+        """int16 (B2,), LEFT, NONE ... HUGE_1G."""
+        return self.blocks[:, LEVEL]
+
+    @property
+    def whole_1g(self) -> np.ndarray:
+        """int32 (B1,), 1 where one 1 GiB page of the pool backs the block, in whatever state."""
+        return self.gigas[:, LEVEL]
+
+    @property
+    def full_2m(self) -> np.ndarray:
+        """int16 (B2,), 1 where the vmemmap of the 2 MiB folio is restored."""
+        return self.backing[: len(self.blocks), FULL]
+
+    @property
+    def full_1g(self) -> np.ndarray:
+        """int16 (B1,), likewise for 1 GiB folios split in one step."""
+        return self.backing[len(self.blocks) :, FULL]
+
+    @property
+    def extra_2m(self) -> np.ndarray:
+        """int16 (B2, N), vmemmap pages held by node beyond the one an optimised folio keeps."""
+        return self.backing[: len(self.blocks), EXTRA:]
+
+    @property
+    def extra_1g(self) -> np.ndarray:
+        """int16 (B1, N), likewise."""
+        return self.backing[len(self.blocks) :, EXTRA:]
+
+    @property
+    def node(self) -> np.ndarray:
+        """int16 (B2,), node index of the folio."""
+        return self.backing[: len(self.blocks), HOME]
+
+    @property
+    def references(self) -> np.ndarray:
+        """int32 (rows, 512, 3), references per page and kind; row 0 unused."""
+        return self.reference_counts[:, :PAGES_2M]
+
+    @property
+    def reference_total(self) -> np.ndarray:
+        """int32 (rows, 2), sums of each row: transient and long-term; orphans."""
+        return self.reference_counts[:, PAGES_2M, ::2]
+
+    @property
+    def batch_length(self) -> np.ndarray:
+        """int64 (cpus,)."""
+        return self.batch[:, BATCH]
+
+    @property
+    def vmemmap(self) -> np.ndarray:
+        """int64 (N,), free pages of the host that vmemmap can be restored from."""
+        return self.host[:, FREE]
+
+    @property
+    def pool(self) -> np.ndarray:
+        """int64 (N, 2), free 2 MiB and 1 GiB pages of the host."""
+        return self.host[:, POOL:POOL_FULL]
+
+    @property
+    def pool_full(self) -> np.ndarray:
+        """int64 (N, 2), how many of them are not vmemmap-optimised (they are taken first)."""
+        return self.host[:, POOL_FULL:ORDER]
+
+    @property
+    def pool_extra(self) -> np.ndarray:
+        """int64 (N, 2, N), the vmemmap pages those hold, by node."""
+        nodes = len(self.host)
+        return self.host[:, ORDER + nodes :].reshape(nodes, 2, nodes)
+
+
+def new_host(vmemmap: np.ndarray, order: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """The host's part of :class:`State`, which files may share.
+
+    Parameters
+    ----------
+    vmemmap : int64 (N,), free pages that vmemmap can be restored from
+    order : int64 (N, N), row n: nodes tried in this order for memory wanted on n
+    pool : int64 (N, 2), free 2 MiB and 1 GiB pages, all of them vmemmap-optimised
+    """
+    nodes = len(vmemmap)
+    host = np.zeros((nodes, ORDER + 3 * nodes), np.int64)
+    host[:, FREE], host[:, POOL:POOL_FULL], host[:, ORDER : ORDER + nodes] = vmemmap, pool, order
+    return host
+
+
+def new_state(options: np.ndarray, host: np.ndarray, cpus: int = 1) -> State:
+    """An empty, all-private file with options int64 (OPTIONS,) on a host of :func:`new_host`.
+
+    Bits past the end of the file stay 0, and arrays cover whole 1 GiB blocks.
+    """
+    nodes = len(host)
+    blocks_1g = -(-int(options[PAGES]) // PAGES_1G)
+    blocks_2m = blocks_1g * BLOCKS_1G
+    return State(
+        shared=np.zeros(blocks_2m * 8, np.uint64),
+        present=np.zeros(blocks_2m * 8, np.uint64),
+        blocks=np.zeros((blocks_2m, 2), np.int16),
+        gigas=np.zeros((blocks_1g, 2), np.int32),
+        backing=np.zeros((blocks_2m + blocks_1g, EXTRA + nodes), np.int16),
+        reference_row=np.zeros(blocks_2m, np.int32),
+        reference_counts=np.zeros((8, PAGES_2M + 1, 3), np.int32),
+        poison=np.zeros(8, np.int64),
+        batch=np.zeros((cpus, BATCH + 1), np.int64),
+        host=host,
+        options=options,
+        numbers=np.zeros(TAKEN + 2 * nodes, np.int64),
+    )
+
+
+def grown(state: State) -> State:
+    """The same state with twice the room for references and poisoned pages (after NEEDS_ROOM)."""
+
+    def twice(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array, np.zeros_like(array)])
+
+    return state._replace(reference_counts=twice(state.reference_counts), poison=twice(state.poison))

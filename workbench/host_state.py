@@ -1,0 +1,406 @@
+"""The state of a simulated Linux host: zones and pools, tasks, open files, and how folios are placed in memory.
+
+Zones come from the host's nodes (``mm/mm_init.c``, :mod:`workbench.zones`), fallback orders from
+``mm/page_alloc.c: build_zonelists``, pools of huge pages from ``mm/hugetlb.c``. Which zone backs a folio is decided by
+:mod:`kernels.placement`; what system calls do with it is :mod:`workbench.system`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from kernels import fault_order, mempolicy, placement, zonelist
+from workbench import policy as mp
+from workbench import scenario as sc
+from workbench.errors import WorkbenchError
+from workbench.filemap import Int64s, in_intervals, no_intervals
+from workbench.objects import Inode, OpenFile, Thread
+from workbench.pfns import FreePfns
+from workbench.units import PAGE_SIZE, format_bytes
+from workbench.zones import LOWMEM_BYTES, default_zones
+
+_LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
+
+
+class OutOfMemory(Exception):
+    """No eligible zone gives a page: the OOM killer ends the process (4 KiB pages)."""
+
+
+class HostState:
+    """The host while a scenario runs."""
+
+    def __init__(self, scenario: sc.Scenario, cancelled: Callable[[], bool] = lambda: False) -> None:
+        self.scenario = scenario
+        self.host = scenario.host
+        self.cancelled = cancelled
+        self.node_ids = np.asarray(self.host.node_ids, np.int64)
+        if (np.diff(self.node_ids) <= 0).any():
+            raise WorkbenchError("host.nodes: must be in ascending order of id")
+        self.index_of_node = {int(node): index for index, node in enumerate(self.node_ids)}
+        self.nodes = len(self.node_ids)
+        self.order = sc.PAGE_ORDER[scenario.guest.page_size]
+        self._init_zones()
+        self._init_weights()
+        self._init_tasks()
+        self.files: dict[str, OpenFile] = {}
+        self.placed = np.zeros(len(self.free), np.int64)
+        wanted = scenario.pfns or any(isinstance(operation, sc.Kexec) for operation in scenario.operations)
+        self.free_pfns = FreePfns(self.start_pfn, self.free) if wanted else None
+
+    # ------------------------------------------------------------------------------------------------- set-up
+
+    def _init_zones(self) -> None:
+        boot = self.scenario.boot
+        table = default_zones(
+            self.host, LOWMEM_BYTES if boot.lowmem is None else boot.lowmem, boot.transparent_hugepages
+        )
+        self.zone_node = table.zone_node.astype(np.int64)
+        self.zone_type = table.zone_type.astype(np.int64)
+        self.managed = table.managed.astype(np.int64)
+        self.free = table.free.astype(np.int64).copy()
+        self.watermarks = np.stack((table.min, table.low, table.high)).astype(np.int64)
+        self.reserve = table.lowmem_reserve_normal.astype(np.int64)
+        self.start_pfn = table.start_pfn
+        self.zone_labels = [
+            f"{self.node_ids[node]}/{('DMA', 'DMA32', 'Normal', 'Movable')[kind]}"
+            for node, kind in zip(self.zone_node, self.zone_type, strict=True)
+        ]
+        self.has_memory = np.zeros(self.nodes, bool)
+        self.has_memory[self.zone_node[self.managed > 0]] = True
+        self.has_normal_memory = np.zeros(self.nodes, bool)
+        self.has_normal_memory[self.zone_node[(self.managed > 0) & (self.zone_type <= zonelist.ZONE_NORMAL)]] = True
+        if not self.has_normal_memory.any():
+            raise WorkbenchError("host.nodes: no node has memory that the kernel can use")
+        self.n_memory = mp.nodemask(self.node_ids[self.has_memory].tolist())
+        self.mems_allowed = self.n_memory
+        self.cpusets_enabled = False
+
+        penalised = np.zeros(self.nodes, bool)
+        if boot.zonelists == "hotplug":
+            penalised[:] = [bool(node.cpus) for node in self.host.nodes]
+        order = np.empty((self.nodes, self.nodes), np.int64)
+        load = np.empty(self.nodes, np.int64)
+        distance = np.asarray(self.host.distance_matrix, np.int64)
+        zonelist.fallback_order(distance, self.has_memory, penalised, load, order)
+        self.fallback = order
+        self.zonelists = {
+            "guest_memfd": self._zonelists(zonelist.ZONE_NORMAL),
+            "memfd": self._zonelists(zonelist.ZONE_MOVABLE),
+        }
+        left = np.bincount(self.zone_node, np.maximum(self.free - self.watermarks[0], 0), self.nodes).astype(np.int64)
+        if self.order:
+            self._init_pools()
+            left -= self.free * (1 << self.order)
+        self.left_free = np.maximum(left, 0)
+        """int64 (nodes,), 4 KiB pages that pools leave above the min watermark."""
+
+    def _zonelists(self, highest: int) -> Int64s:
+        out = np.empty((self.nodes, len(self.managed) + 1), np.int64)
+        zonelist.zonelists(self.fallback, self.zone_node, self.zone_type, self.managed, highest, out)
+        return out
+
+    def _init_pools(self) -> None:
+        """One pool of huge pages per node, in place of the zones: mm/hugetlb.c keeps a free list for each node.
+
+        Without a stated pool each node keeps 1/16 of its free memory for the kernel and gives the rest.
+        """
+        size = PAGE_SIZE << self.order
+        free = np.bincount(self.zone_node, self.free, self.nodes).astype(np.int64)
+        pages = (free - free // 16) * PAGE_SIZE // size
+        stated = self.scenario.boot.hugetlb_pages
+        if stated is not None:
+            for node, count in stated.items():
+                if node not in self.index_of_node or count < 0:
+                    raise WorkbenchError(
+                        f"boot.hugetlb_pages: {node}: {count} is not a page count of a node of this host"
+                    )
+                if count * (size // PAGE_SIZE) > free[self.index_of_node[node]]:
+                    raise WorkbenchError(
+                        f"boot.hugetlb_pages: {count} pages of {self.scenario.guest.page_size} do not fit the "
+                        f"{format_bytes(int(free[self.index_of_node[node]]) * PAGE_SIZE)} free on node {node}"
+                    )
+            pages = np.array([stated.get(int(node), 0) for node in self.node_ids], np.int64)
+        first = np.zeros(self.nodes, np.int64)
+        for zone in range(len(self.zone_node) - 1, -1, -1):
+            first[self.zone_node[zone]] = self.start_pfn[zone]
+        self.start_pfn = -(-first // (size // PAGE_SIZE))
+        self.zone_node = np.arange(self.nodes, dtype=np.int64)
+        self.zone_type = np.full(self.nodes, zonelist.ZONE_NORMAL, np.int64)
+        self.managed, self.free = pages.copy(), pages.copy()
+        self.watermarks = np.zeros((3, self.nodes), np.int64)
+        self.reserve = np.zeros(self.nodes, np.int64)
+        kind = "range" if self.scenario.guest.design == "pfn-range" else "hugetlb"
+        self.zone_labels = [f"{node}/{kind}" for node in self.node_ids]
+        self.zonelists = dict.fromkeys(("guest_memfd", "memfd"), self._zonelists(zonelist.ZONE_NORMAL))
+
+    def _init_weights(self) -> None:
+        bandwidth = np.zeros(self.nodes, np.int64)
+        for access in self.host.access:
+            if access.read_bandwidth is None or access.write_bandwidth is None:
+                continue
+            target = self.index_of_node[access.target]
+            best = min(access.read_bandwidth, access.write_bandwidth)
+            bandwidth[target] = max(bandwidth[target], int(best))
+        self.boot_weights = np.ones(self.nodes, np.int64)
+        if bandwidth.any():
+            mempolicy.auto_weights(bandwidth, self.has_memory, self.boot_weights)
+        for node, weight in (self.scenario.boot.weights or {}).items():
+            if node not in self.index_of_node or not 1 <= weight <= 255:
+                raise WorkbenchError(f"boot.weights: {node}: {weight}; weights are 1 to 255 for nodes of the host")
+            self.boot_weights[self.index_of_node[node]] = weight
+        self.weights = self.boot_weights.copy()
+
+    def _init_tasks(self) -> None:
+        tasks = list(self.scenario.tasks)
+        vcpus = self.scenario.guest.vcpus
+        if not vcpus:
+            with_cpus = [node.id for node in self.host.nodes if node.cpus] or [self.host.nodes[0].id]
+            vcpus = (sc.Vcpu(node=with_cpus[0]),)
+        if not tasks:
+            tasks = [sc.Task(name="vmm", cpu=vcpus[0].cpu, node=vcpus[0].node)]
+        names = {task.name for task in tasks}
+        tasks += [
+            sc.Task(name=f"vcpu{i}", cpu=vcpu.cpu, node=vcpu.node)
+            for i, vcpu in enumerate(vcpus)
+            if f"vcpu{i}" not in names
+        ]
+        self.vcpus = [f"vcpu{i}" for i in range(len(vcpus))]
+        self.tasks = {task.name: Thread(task.name, index, self._nid(task)) for index, task in enumerate(tasks)}
+        self.rotations = np.empty((len(tasks), 2), np.int64)
+        for index, task in enumerate(tasks):
+            self.rotations[index] = (self._rotation_index(task.il_prev), task.il_weight)
+
+    def _nid(self, place: sc.Task) -> int:
+        if place.cpu is not None:
+            return self.index_of_node[self.host.node_of_cpu(place.cpu)]
+        return self.index_of_node[place.node] if place.node is not None else 0
+
+    def _rotation_index(self, il_prev: int) -> int:
+        """Index such that the next set bit after it is the next node id after ``il_prev``."""
+        return (int(np.searchsorted(self.node_ids, il_prev, side="right")) - 1) % self.nodes
+
+    # ----------------------------------------------------------------------------------------------- look-ups
+
+    def task(self, operation: sc.Operation) -> Thread:
+        """The thread that makes a call."""
+        if operation.task is None:
+            return next(iter(self.tasks.values()))
+        if operation.task not in self.tasks:
+            names = ", ".join(list(self.tasks)[:8])
+            raise WorkbenchError(f"operations.task: {operation.task!r} is not a task of this scenario ({names}, ...)")
+        return self.tasks[operation.task]
+
+    @staticmethod
+    def pages(operation: Any, pages: int) -> tuple[int, int]:
+        """First page and end of an operation's range, in whole 4 KiB pages of the file."""
+        first = operation.offset // PAGE_SIZE
+        if operation.length is None:
+            return first, max(first, pages)
+        return first, first + -(-operation.length // PAGE_SIZE)
+
+    def mask(self, mask: int) -> np.ndarray:
+        """A bitmask of node ids as bool (nodes,)."""
+        return np.array([bool(mask >> int(node) & 1) for node in self.node_ids], bool)
+
+    # ---------------------------------------------------------------------------------------------- placement
+
+    def touch(self, task: Thread, inode: Inode, start: int, end: int, operation: sc.Fault | None = None) -> bool:
+        """Make pages ``[start, end)`` present, as ``task``, in the operation's order. False: no huge page is left.
+
+        virt/kvm/guest_memfd.c: kvm_gmem_get_folio: a present folio is found and nothing else happens; for an absent one
+        the shared policy at its index, or the task's, decides.
+        """
+        first, last = start >> inode.order, -(-end >> inode.order) if inode.order else end
+        holes = inode.map.absent(first, last)
+        if not len(holes):
+            return True
+        order = operation.order if operation is not None else "sequential"
+        if order in ("sequential", "reverse"):
+            return self.place(task, inode, holes, -1 if order == "reverse" else 1)
+        assert operation is not None
+        within = self._order(operation, last - first)
+
+        def chunks() -> Iterator[tuple[Int64s, Int64s]]:
+            for low in range(0, len(within), _LIST_CHUNK):
+                pages = first + within[low : low + _LIST_CHUNK]
+                pages = pages[in_intervals(pages, holes)]
+                yield pages, np.full(len(pages), task.index)
+
+        return self._place_list(inode, holes, chunks())
+
+    def _order(self, operation: sc.Fault, count: int) -> Int64s:
+        if operation.order == "reverse":
+            return np.arange(count - 1, -1, -1, dtype=np.int64)
+        out = np.arange(count, dtype=np.int64)
+        if operation.order == "strided":
+            fault_order.strided_order(operation.stride, out)
+        elif operation.order == "random":
+            fault_order.random_order(np.uint64(operation.seed), out)
+        return out
+
+    def place(
+        self, task: Thread, inode: Inode, holes: Int64s, step: int = 1, override: mp.Mempolicy | None = None
+    ) -> bool:
+        """Back every folio of ``holes`` int64 (n, 2), upwards or downwards, under the file's policies or ``override``."""
+        ranges, policies = self._policy_ranges(inode) if override is None else (no_intervals(), [override])
+        low, high, which = _split_at(holes, ranges)
+        requests, row_of = self._requests(inode, [task], policies)
+        pieces = np.column_stack((low, high - low, np.full(len(low), step), row_of[0][which]))
+        if step < 0:
+            pieces[:, 0] = high - 1
+            pieces = pieces[::-1]
+        pieces = np.ascontiguousarray(pieces)
+        scratch = np.empty(max(int(self.weights.sum()), self.nodes, 256) + 1, np.int64)
+        target, taken = np.empty(self.nodes, np.int64), np.empty(len(self.free), np.int64)
+        map_ = inode.map
+        before, free = int(map_.progress[placement.ALLOCATIONS]), self.free.copy()
+        map_.progress[:2] = 0
+        map_.grow(len(pieces) + 8, 64)
+        while True:
+            status = placement.place_pieces(
+                pieces, *requests, self.rotations, self.weights, self.free, self._marks(), self.zone_node,
+                self.zonelists[inode.kind], scratch, target, taken, map_.progress, map_.allocations, map_.tiles,
+            )  # fmt: skip
+            if status != placement.NEEDS_ROOM:
+                break
+            map_.grow(max(64, len(pieces)), len(scratch))
+            self._check_cancelled()
+        map_.add_new_allocations(before)
+        if self.free_pfns is not None and inode.pfns is not None:
+            self.free_pfns.hand_out(map_, inode.pfns, before)
+        self.placed += free - self.free
+        return self._placed(status == placement.DONE)
+
+    def _place_list(self, inode: Inode, holes: Int64s, chunks: Iterator[tuple[Int64s, Int64s]]) -> bool:
+        """Place folios one by one; each chunk holds indices and the row of the task that touches each."""
+        ranges, policies = self._policy_ranges(inode)
+        requests, row_of = self._requests(inode, list(self.tasks.values()), policies)
+        base = int(holes[0, 0])
+        zones = np.full(int(holes[-1, 1]) - base, -1, np.int16)
+        cached = np.empty((len(requests[0]), self.nodes), np.int64)
+        pfns = np.empty(len(zones), np.int64) if inode.pfns is not None else None
+        free = self.free.copy()
+        complete = True
+        for pages, tasks in chunks:
+            which = _covering(pages, ranges)
+            out = np.empty(len(pages), np.int16)
+            done = placement.place_list(
+                pages, row_of[tasks, which], *requests, self.rotations, self.weights, self.free, self._marks(),
+                self.zone_node, self.zonelists[inode.kind], cached, out,
+            )  # fmt: skip
+            zones[pages[:done] - base] = out[:done]
+            if self.free_pfns is not None and pfns is not None:
+                self.free_pfns.hand_out_list(out[:done], pages[:done], base, pfns)
+            self._check_cancelled()
+            if done < len(pages):
+                complete = False
+                break
+        before = int(inode.map.progress[placement.ALLOCATIONS])
+        inode.map.add_list(holes, zones, base)
+        if inode.pfns is not None and pfns is not None:
+            for row in range(before, int(inode.map.progress[placement.ALLOCATIONS])):
+                start, count = inode.map.allocations[row, :2] - (base, 0)
+                inode.pfns.listed[row] = pfns[start : start + count]
+        self.placed += free - self.free
+        return self._placed(complete)
+
+    def _placed(self, complete: bool) -> bool:
+        if not complete and not self.order:
+            raise OutOfMemory
+        return complete
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled():
+            raise KeyboardInterrupt
+
+    def _marks(self) -> Int64s:
+        return self.watermarks[1::-1] + self.reserve
+
+    def _policy_ranges(self, inode: Inode) -> tuple[Int64s, list[mp.Mempolicy | None]]:
+        """Shared policy ranges in folios, int64 (n, 2), and their policies; the last one is None, for all the rest."""
+        extents = list(inode.shared_policy)
+        ranges = np.array([(start, end) for start, end, _ in extents], np.int64).reshape(-1, 2)
+        if inode.order:
+            # The policy is looked up at the first 4 KiB index touched, which for a fresh folio is its first one.
+            ranges = -(-ranges >> inode.order)
+        return ranges, [*(policy for _, _, policy in extents), None]
+
+    def _requests(
+        self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None]
+    ) -> tuple[tuple[np.ndarray, ...], Int64s]:
+        """The request table for these tasks and policies, and int64 (tasks, policies) rows of it.
+
+        Equal policies share a row, so that a thousand ranges with one policy are one request.
+        """
+        distinct: dict[tuple[int, mp.Mempolicy | None], int] = {}
+        row_of = np.empty((len(tasks), len(policies)), np.int64)
+        rows: list[tuple[Thread, mp.Mempolicy | None]] = []
+        for t, task in enumerate(tasks):
+            for p, policy in enumerate(policies):
+                key = (task.index, policy)
+                if key not in distinct:
+                    distinct[key] = len(rows)
+                    rows.append((task, policy))
+                row_of[t, p] = distinct[key]
+        kind, start, passes, task_row, base = (np.zeros(len(rows), np.int64) for _ in range(5))
+        nodes, filters = np.zeros((len(rows), self.nodes), bool), np.zeros((len(rows), 2, self.nodes), bool)
+        for row, (task, policy) in enumerate(rows):
+            effective = policy if policy is not None else task.policy
+            task_row[row] = task.index
+            base[row] = inode.ilx_base if inode.kind == "memfd" else -1
+            kind[row], start[row], passes[row], nodes[row], filters[row] = self._policy_nodemask(
+                effective, task.nid, inode
+            )
+        return (kind, start, nodes, filters, passes, task_row, base), row_of
+
+    def _policy_nodemask(
+        self, policy: mp.Mempolicy | None, nid: int, inode: Inode
+    ) -> tuple[int, int, int, np.ndarray, np.ndarray]:
+        """mm/mempolicy.c: policy_nodemask; mm/page_alloc.c: prepare_alloc_pages: (kind, start, passes, nodes, filters)."""
+        allowed = self.mask(self.mems_allowed) if self.cpusets_enabled else np.ones(self.nodes, bool)
+        filters = np.stack((allowed, allowed))
+        mode = mp.LOCAL if policy is None else policy.mode
+        if policy is None or mode in (mp.LOCAL, mp.DEFAULT):
+            return placement.START, nid, 1, allowed, filters
+        nodes = self.mask(policy.nodes)
+        home = nid if policy.home_node is None else self.index_of_node[policy.home_node]
+        if mode == mp.PREFERRED:
+            return placement.START, int(np.flatnonzero(nodes)[0]), 1, nodes, filters
+        if mode == mp.PREFERRED_MANY:
+            filters[0] &= nodes
+            return placement.START, home, 2, nodes, filters
+        if mode == mp.BIND:
+            if self._policy_zone_applies(nodes, inode) and (nodes & allowed).any():
+                filters[:] &= nodes
+            return placement.START, home, 1, nodes, filters
+        kind = placement.INTERLEAVE if mode == mp.INTERLEAVE else placement.WEIGHTED
+        return kind, nid, 1, nodes, filters
+
+    def _policy_zone_applies(self, nodes: np.ndarray, inode: Inode) -> bool:
+        """apply_policy_zone: BIND to nodes whose memory is all ZONE_MOVABLE is ignored for guest_memfd."""
+        return inode.kind == "memfd" or self.order > 0 or bool((nodes & self.has_normal_memory).any())
+
+    def erase(self, inode: Inode, first: int, last: int) -> None:
+        """Free folios ``[first, last)``."""
+        if self.free_pfns is not None and inode.pfns is not None:
+            self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
+        self.free += inode.map.erase(first, last, len(self.free))
+
+
+def _covering(pages: Int64s, ranges: Int64s) -> Int64s:
+    """Index of the range that covers each page; ``len(ranges)`` where none does."""
+    position = np.searchsorted(ranges[:, 0], pages, side="right") - 1
+    ends = np.concatenate((ranges[:, 1], [np.iinfo(np.int64).min]))
+    return np.where(pages < ends[position], position, len(ranges))
+
+
+def _split_at(holes: Int64s, ranges: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    """Cut holes where policy ranges begin and end: (start, end, index of the covering range), ascending."""
+    near = ranges[(ranges[:, 1] > holes[0, 0]) & (ranges[:, 0] < holes[-1, 1])]
+    edges = np.unique(np.concatenate((holes.ravel(), near.ravel())))
+    low, high = edges[:-1], edges[1:]
+    keep = in_intervals(low, holes)
+    return low[keep], high[keep], _covering(low[keep], ranges)

@@ -1,0 +1,165 @@
+"""A guest_memfd file without struct page for its private ranges: :mod:`kernels.light_map` for one file.
+
+The seed mail's proposal, not in Linux. A conversion moves pages between the light offset -> pfn map and the page cache;
+nothing is split or merged. Frames come from :class:`workbench.host_memory.RangeMemory`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels import folio, light_map, maple
+from workbench import struct_pages
+from workbench.errors import WorkbenchError
+from workbench.host_memory import RangeMemory
+from workbench.tracked_file import GENERATIONS, Int64s, StreamResult, TrackedFile, choice
+from workbench.units import PAGE_SIZE
+
+GROUPS = {"256 KiB": light_map.GROUP_256K, "128 MiB": light_map.GROUP_128M}
+_COMMON = [(folio.COUNTERS.index(name), row) for row, name in enumerate(light_map.COUNTERS) if name in folio.COUNTERS]
+
+
+class LightFile(TrackedFile):
+    """The units of one guest_memfd file.
+
+    Parameters
+    ----------
+    size : bytes, a multiple of ``page_size``
+    page_size : "4 KiB", "2 MiB" or "1 GiB": the unit in which memory is allocated
+    memory : what units and struct pages come from; unlimited memory on one node if left out
+    generation : "B" (a conversion is all or nothing) or "C" (unit by unit)
+    group : pages whose struct pages come and go together: "256 KiB" (one vmemmap page) or "128 MiB"
+    shared : the whole file starts shared (INIT_SHARED)
+    """
+
+    def __init__(
+        self,
+        size: int,
+        page_size: str = "2 MiB",
+        memory: RangeMemory | None = None,
+        *,
+        generation: str = "C",
+        group: str = "256 KiB",
+        shared: bool = False,
+    ) -> None:
+        order = choice("page_size", page_size, struct_pages.ORDERS)
+        if size <= 0 or size % (PAGE_SIZE << order):
+            raise WorkbenchError(f"size: {size} bytes is not a positive multiple of {page_size}")
+        self.size, self.page_size, self.order = size, page_size, order
+        self.memory = RangeMemory.make() if memory is None else memory
+        self.nodes, self.cpus = len(self.memory.count), 1
+        options = np.zeros(light_map.OPTIONS, np.int64)
+        options[light_map.PAGES], options[light_map.UNIT_ORDER] = size // PAGE_SIZE, order
+        options[light_map.GROUP_SHIFT] = choice("group", group, GROUPS)
+        options[light_map.GENERATION] = choice("generation", generation, GENERATIONS)
+        m = self.memory
+        self.state = light_map.new_state(options, m.start, m.end, m.count, m.vmemmap, m.order)
+        self._seen = m.free_pages
+        if shared:
+            self.convert(0, size, "shared")
+            self.state.counts[:] = np.where(
+                np.arange(len(light_map.COUNTERS)) == light_map.N_SHARED, size // PAGE_SIZE, 0
+            )
+
+    # --------------------------------------------------------------------------------------------- operations
+
+    def _refresh(self) -> None:
+        """Another file may have made the host's table of free ranges longer."""
+        self.state = self.state._replace(start=self.memory.start, end=self.memory.end)
+
+    def _grow(self) -> None:
+        self.state = light_map.grown(self.state)
+        self.memory.start, self.memory.end = self.state.start, self.state.end
+
+    def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
+        """Carry out a stream; counters after each ``every`` operations."""
+        self._check_stream(stream)
+        self._refresh()
+        count = len(stream)
+        errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)
+        series = np.zeros((count // every if every else 0, len(folio.COUNTERS) + self.nodes), np.int64)
+        done = 0
+        while done < count:
+            end = min(count, (done // every + 1) * every) if every else count
+            done = int(light_map.run(self.state, stream[:end], errors[:end], offsets[:end], done))
+            if done < end:
+                self._grow()
+            elif every and done % every == 0:
+                series[done // every - 1] = [*self.counts, *self.vmemmap_taken]
+        return StreamResult(errors, offsets, series)
+
+    def insert(self, folios: Int64s, nodes: Int64s) -> int:
+        """Back units on their nodes from the ranges there; ENOMEM, for want of struct pages, ends it."""
+        self._refresh()
+        done = 0
+        while done < len(folios):
+            done = int(light_map.insert_many(self.state, folios, nodes, done))
+            if done < len(folios):
+                if self.state.scratch[4] != light_map.NEEDS_ROOM:
+                    break
+                self._grow()
+        self._seen = self.memory.free_pages
+        return done
+
+    def release(self) -> None:
+        """Units go back to their ranges, those with a pinned page when the last pin is dropped."""
+        self._refresh()
+        unit = 0
+        while (unit := int(light_map.release(self.state, unit))) < len(self.state.unit_pfn):
+            self._grow()
+
+    def returned(self) -> Int64s:
+        """Units by node that the ranges got since the last call."""
+        now = self.memory.free_pages
+        units = (now - self._seen) >> self.order
+        self._seen = now
+        return units
+
+    # ----------------------------------------------------------------------------------------------- counting
+
+    @property
+    def counts(self) -> Int64s:
+        """The counters that the two kernels share; those of split and merge stay 0, for nothing is."""
+        out = np.zeros(len(folio.COUNTERS), np.int64)
+        for there, here in _COMMON:
+            out[there] = self.state.counts[here]
+        return out
+
+    @property
+    def vmemmap_taken(self) -> Int64s:
+        """vmemmap pages by node that struct pages of shared pages lie in."""
+        return self.state.taken - self.state.freed
+
+    @property
+    def _shared_words(self) -> npt.NDArray[np.uint64]:
+        return self.state.shared
+
+    def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
+        """Units [first, last) that are in the file."""
+        return self.state.unit_pfn[first:last] >= 0
+
+    def _pins(self, left_file: bool) -> Int64s:
+        rows = self.state.pins[: int(self.state.counts[light_map.N_PINS])]
+        return np.sort(rows[(rows[:, light_map.PIN_PFN] >= 0) == left_file, light_map.PIN_PAGE])
+
+    def pinned(self) -> Int64s:
+        """Shared pages with long-term pins; private pages have nothing to refer to."""
+        return self._pins(False)
+
+    def withheld(self) -> Int64s:
+        """Pages that left the file and are still pinned."""
+        return self._pins(True)
+
+    def poisoned(self) -> Int64s:
+        """Poisoned pages."""
+        return np.sort(self.state.poison[: int(self.state.counts[light_map.N_POISONED])])
+
+    def extents(self) -> Int64s:
+        """Extents of the private map as stored, int64 (n, 3): first page, pages, pfn."""
+        found, path = np.zeros(3, np.int64), np.zeros((2, 32), np.int64)
+        rows, index = [], 0
+        while maple.find(self.state.nodes, self.state.top, index, found, path):
+            rows.append((found[0], found[1] + 1 - found[0], found[2]))
+            index = int(found[1]) + 1
+        return np.array(rows, np.int64).reshape(-1, 3)

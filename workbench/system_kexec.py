@@ -1,0 +1,146 @@
+"""Kexec inside the engine: every guest_memfd is handed over through real bytes and taken up again, or the call is refused.
+
+What goes from one kernel to the next is :mod:`workbench.handover`: the offset -> pfn map, the private/shared state and the
+shared policy of each file. Up to :data:`MOST_FOLIOS` folios the bytes are written, read back and compared, and the file
+goes on with what was read; above, the size of the metadata is computed and ``verified`` is False.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kernels import kho
+from workbench import handover
+from workbench import policy as mp
+from workbench.errors import WorkbenchError
+from workbench.filemap import Int64s
+from workbench.handover import CannotPreserve, Format, PolicyRange, Preserved
+from workbench.host_state import HostState
+from workbench.light_file import LightFile
+from workbench.objects import Inode, Result, failed
+from workbench.system_conversion import Conversions
+from workbench.system_devices import Devices
+from workbench.tracked_file import TrackedFile
+
+MOST_FOLIOS = 1 << 20
+_NO_EXTENTS = np.empty((0, 4), np.int64)
+
+
+def kexec(system: HostState, conversions: Conversions | None, devices: Devices) -> Result:
+    """Hand all open guest_memfd files over. ``detail``: files, metadata and policy bytes, whether bytes were compared.
+
+    Refused, and nothing changes, with EOPNOTSUPP, EBUSY or EHWPOISON and a ``reason`` if one of them cannot be preserved.
+    """
+    inodes = {
+        id(file.inode): file.inode
+        for file in system.files.values()
+        if file.inode.kind == "guest_memfd" and file.descriptor is not None
+    }
+    format: Format = "pfn-ranges" if system.scenario.guest.design == "pfn-range" else "kho"
+    states = []
+    for inode in inodes.values():
+        file = None if conversions is None else conversions.of(inode)
+        state = preserved(system, inode, file)
+        try:
+            handover.check_preservable(
+                state,
+                pinned=file.pinned().tolist() if file is not None and not devices.pages(inode) else (),
+                poisoned=file.poisoned().tolist() if file is not None else (),
+                mapped_by_device=devices.pages(inode),
+                confidential=system.scenario.guest.confidential,
+                format=format,
+                huge=inode.order > 0,
+            )
+        except CannotPreserve as error:
+            return failed(error.errno, reason=str(error))
+        states.append((inode, state, file))
+    detail: dict[str, Any] = {"files": len(states), "metadata_bytes": 0, "policy_bytes": 0, "verified": True}
+    for inode, state, file in states:
+        if inode.pages >> inode.order <= MOST_FOLIOS:
+            _take_up(system, inode, state, handover.deserialise(handover.serialise(state, format)))
+        else:
+            detail["verified"] = False
+        detail["policy_bytes"] += handover.sizes(replace(state, extents=_NO_EXTENTS), format)["policy"]
+        detail["metadata_bytes"] += _metadata_bytes(system, inode, state, file)
+    return Result(0, 0, detail)
+
+
+def preserved(system: HostState, inode: Inode, file: TrackedFile | None) -> Preserved:
+    """What a file has to hand over; without its extents if they are too many to list."""
+    extents = _NO_EXTENTS
+    if isinstance(file, LightFile):
+        units = np.flatnonzero(file.state.unit_pfn >= 0)
+        extents = _runs(units, file.state.unit_pfn[units] >> inode.order, inode.order)
+    elif inode.pages >> inode.order <= MOST_FOLIOS and system.free_pfns is not None and inode.pfns is not None:
+        pfns = system.free_pfns.of_file(inode.map, inode.pfns, inode.pages >> inode.order)
+        present = np.flatnonzero(pfns >= 0)
+        extents = _runs(present, pfns[present], inode.order)
+    if file is not None:
+        shared = file.shared_ranges()
+    else:
+        shared = np.array([[0, inode.pages]] if not inode.private else [], np.int64).reshape(-1, 2)
+    return Preserved(inode.pages, inode.flags, extents, tuple(_policy_ranges(inode)), shared)
+
+
+def _runs(index: Int64s, pfn: Int64s, order: int) -> Int64s:
+    """Extents int64 (n, 4) of :class:`Preserved` from folio indices (ascending) and pfns counted in folios."""
+    if not len(index):
+        return _NO_EXTENTS
+    first = np.flatnonzero(np.concatenate(([True], (np.diff(index) != 1) | (np.diff(pfn) != 1))))
+    count = np.diff(np.append(first, len(index)))
+    rows = np.column_stack((index[first], count, pfn[first])) << order
+    return np.column_stack((rows, np.full(len(first), order)))
+
+
+def _policy_ranges(inode: Inode) -> list[PolicyRange]:
+    return [
+        PolicyRange(
+            start,
+            end,
+            policy.mode,
+            policy.flags,
+            tuple(mp.nodes_of(policy.nodes)),
+            -1 if policy.home_node is None else policy.home_node,
+            tuple(mp.nodes_of(policy.user_nodes)) if policy.keeps_user_nodes else (),
+        )
+        for start, end, policy in inode.shared_policy
+    ]
+
+
+def _take_up(system: HostState, inode: Inode, before: Preserved, after: Preserved) -> None:
+    """The next kernel's file: the policy is what was read; the map must be the one that was written."""
+    if not after.same_as(before):
+        raise WorkbenchError(f"kexec: {inode.name} was not read back as it was written")
+    restored = mp.SharedPolicy()
+    for r in after.policy:
+        nodes = mp.nodemask(r.nodes)
+        policy = mp.Mempolicy(
+            r.mode,
+            r.flags,
+            nodes,
+            mp.nodemask(r.user_nodes) if r.user_nodes else nodes,
+            system.n_memory,
+            None if r.home_node < 0 else r.home_node,
+        )
+        restored.set(r.start, r.end, policy)
+    inode.shared_policy = restored
+
+
+def _metadata_bytes(system: HostState, inode: Inode, state: Preserved, file: TrackedFile | None) -> int:
+    """Bytes without the policy: 24 for each extent of a light map, the folio scheme for pages in the page cache.
+
+    Where the pfns are not listed, their radix tree is counted as dense as it can be.
+    """
+    if isinstance(file, LightFile):
+        return 24 * len(file.extents()) + _folio_scheme(file.count("shared_pages"))
+    if len(state.extents):
+        parts = handover.sizes(state, "kho")
+        return sum(parts[name] for name in ("records", "chunks", "tree"))
+    return _folio_scheme(int(inode.map.counts(len(system.free)).sum()))
+
+
+def _folio_scheme(folios: int) -> int:
+    return sum(kho.folio_scheme_bytes(folios, kho.dense_tree_nodes(folios)).values()) if folios else 0

@@ -1,0 +1,216 @@
+"""One guest_memfd file whose pages change sides between private and shared, however its memory is tracked.
+
+:class:`TrackedFile` has one method for each operation; each returns what the call would, ``(errno, offset the error names
+or None)``. :class:`workbench.conversion.ConversionFile` tracks huge folios that split and merge,
+:class:`workbench.light_file.LightFile` private ranges without struct page. Nothing here depends on the engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels import folio
+from workbench.errors import WorkbenchError
+from workbench.units import PAGE_SIZE
+
+Int64s = npt.NDArray[np.int64]
+GENERATIONS = {"B": folio.GENERATION_B, "C": folio.GENERATION_C}
+KINDS = {"transient": folio.TRANSIENT, "long_term": folio.LONG_TERM}
+OPERATIONS = {
+    "convert": folio.CONVERT,
+    "pin": folio.PIN,
+    "unpin": folio.UNPIN,
+    "host_fault": folio.HOST_FAULT,
+    "guest_fault": folio.GUEST_FAULT,
+    "punch_hole": folio.PUNCH,
+    "hwpoison": folio.POISON,
+    "merge": folio.MERGE,
+    "lru_drain": folio.LRU_DRAIN,
+    "release": folio.RELEASE,
+}
+SIGBUS = folio.SIGBUS
+
+
+class Outcome(NamedTuple):
+    """What a call returned: 0, an errno or SIGBUS, and the byte offset it names (None: none)."""
+
+    errno: int
+    offset: int | None
+
+
+class StreamResult(NamedTuple):
+    """Errors int32 (n,); byte offsets they name int64 (n,), -1 = none; int64 (rows, counters + nodes).
+
+    The last columns of ``series`` are the vmemmap pages held by node.
+    """
+
+    errors: npt.NDArray[np.int32]
+    offsets: Int64s
+    series: Int64s
+
+
+class TrackedFile(ABC):
+    """The pages of one file: ``size`` bytes in folios or units of ``page_size``, order ``order``, on ``nodes`` nodes."""
+
+    size: int
+    page_size: str
+    order: int
+    nodes: int
+    cpus: int
+
+    @abstractmethod
+    def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
+        """Carry out a stream, int64 (n, 6) as :data:`kernels.folio.OP` ... CPU; counters after each ``every``."""
+
+    @abstractmethod
+    def insert(self, folios: Int64s, nodes: Int64s) -> int:
+        """Put folios of the file's size, taken from their nodes by the caller, at these folio indices.
+
+        Returns the number inserted: less than all when struct pages for shared pages of the next one found no memory
+        (ENOMEM); that one and the rest are not in the file.
+        """
+
+    @abstractmethod
+    def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
+        """Whether each of the folio indices [first, last) is in the file in whatever state."""
+
+    @abstractmethod
+    def returned(self) -> Int64s:
+        """Folios of the file's size, int64 (nodes,), that went back to each node since the last call."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """The file is closed for the last time: everything leaves, pinned pages when their last pin is dropped."""
+
+    @abstractmethod
+    def pinned(self) -> Int64s:
+        """Pages of the file that are pinned or otherwise referenced, ascending."""
+
+    @abstractmethod
+    def withheld(self) -> Int64s:
+        """Pages that left the file and are still pinned, ascending."""
+
+    @abstractmethod
+    def poisoned(self) -> Int64s:
+        """Poisoned pages of the file, ascending."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> Int64s:
+        """Counters, int64, by position in :data:`kernels.folio.COUNTERS`."""
+
+    @property
+    @abstractmethod
+    def vmemmap_taken(self) -> Int64s:
+        """vmemmap pages by node, int64 (nodes,), taken and not yet given back."""
+
+    @property
+    @abstractmethod
+    def _shared_words(self) -> npt.NDArray[np.uint64]:
+        """Bitmap of shared pages."""
+
+    # --------------------------------------------------------------------------------------------- operations
+
+    def _check_stream(self, stream: Int64s) -> None:
+        if stream.ndim != 2 or stream.shape[1] != 6:
+            raise WorkbenchError(f"stream: shape {stream.shape}; must be (operations, 6)")
+        for column, name, limit in (
+            (folio.OP, "op", folio.RELEASE + 1),
+            (folio.NODE, "node", self.nodes),
+            (folio.CPU, "cpu", self.cpus),
+        ):
+            if len(stream) and not (stream[:, column].min() >= 0 and stream[:, column].max() < limit):
+                raise WorkbenchError(f"stream: a value of column {name} is outside 0 to {limit - 1}")
+
+    def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
+        errors, offsets, _ = self.run_stream(np.array([[op, offset, length, argument, node, cpu]], np.int64))
+        return Outcome(int(errors[0]), int(offsets[0]) if offsets[0] >= 0 else None)
+
+    def convert(self, offset: int, length: int, to: str) -> Outcome:
+        """KVM_GMEM_CONVERT_SHARED / _PRIVATE. EINVAL for a bad range, EAGAIN with the offset of a held page, ENOMEM."""
+        if to not in ("private", "shared"):
+            raise WorkbenchError(f"to: {to!r} is not private or shared")
+        return self._one(folio.CONVERT, offset, length, int(to == "shared"))
+
+    def pin(self, offset: int, length: int, kind: str = "long_term", node: int = 0, cpu: int = 0) -> Outcome:
+        """References on each page: long-term through the host mapping (EFAULT where private), transient on any."""
+        return self._one(folio.PIN, offset, length, choice("kind", kind, KINDS), node, cpu)
+
+    def unpin(self, offset: int, length: int, kind: str = "long_term") -> Outcome:
+        """Drop them; EINVAL names the first page that has none."""
+        return self._one(folio.UNPIN, offset, length, choice("kind", kind, KINDS))
+
+    def host_fault(self, offset: int, length: int = PAGE_SIZE, node: int = 0, cpu: int = 0) -> Outcome:
+        """Touch pages through the host mapping: SIGBUS where private, poisoned or past the end."""
+        return self._one(folio.HOST_FAULT, offset, length, 0, node, cpu)
+
+    def guest_fault(
+        self, offset: int, length: int = PAGE_SIZE, private: bool = True, node: int = 0, cpu: int = 0
+    ) -> Outcome:
+        """Touch pages from the guest: EFAULT (exit to user space) where the state is the other one."""
+        return self._one(folio.GUEST_FAULT, offset, length, int(private), node, cpu)
+
+    def punch_hole(self, offset: int, length: int) -> Outcome:
+        """fallocate(PUNCH_HOLE): whole huge pages go back to the pool, EAGAIN while somebody holds a page."""
+        return self._one(folio.PUNCH, offset, length)
+
+    def hwpoison(self, offset: int) -> Outcome:
+        """Memory failure of one page; ENOENT if there is none."""
+        return self._one(folio.POISON, offset, 0)
+
+    def merge(self, offset: int = 0, length: int | None = None) -> Outcome:
+        """The background merge of a lazy policy."""
+        return self._one(folio.MERGE, offset, self.size - offset if length is None else length)
+
+    def lru_drain(self) -> Outcome:
+        """lru_add_drain_all()."""
+        return self._one(folio.LRU_DRAIN, 0, 0)
+
+    # ----------------------------------------------------------------------------------------------- counting
+
+    def counters(self) -> dict[str, int]:
+        """All counters by name (:data:`kernels.folio.COUNTERS`)."""
+        return dict(zip(folio.COUNTERS, self.counts.tolist(), strict=True))
+
+    def count(self, name: str) -> int:
+        """One counter."""
+        return int(self.counts[folio.COUNTERS.index(name)])
+
+    @property
+    def mapping_share(self) -> npt.NDArray[np.float64]:
+        """Share of the present pages that can be mapped at 4 KiB, 2 MiB and 1 GiB."""
+        return mapping_share(self.counts[None, :])[0]
+
+    def is_shared(self, first: int = 0, end: int | None = None) -> npt.NDArray[np.bool_]:
+        """State of pages [first, end): True = shared."""
+        end = self.size // PAGE_SIZE if end is None else end
+        words = self._shared_words[first >> 6 : -(-end >> 6)].astype("<u8").view(np.uint8)
+        low = first & 63
+        return np.unpackbits(words, bitorder="little")[low : low + end - first].astype(bool)
+
+
+    def shared_ranges(self) -> Int64s:
+        """Maximal runs of shared pages, int64 (n, 2): first page, pages."""
+        edges = np.diff(np.concatenate(([False], self.is_shared(), [False])).astype(np.int8))
+        first = np.flatnonzero(edges == 1)
+        return np.column_stack((first, np.flatnonzero(edges == -1) - first))
+
+
+def choice(field: str, value: str, allowed: Mapping[str, int]) -> int:
+    """The code of a value given by name; WorkbenchError naming the field and what is allowed."""
+    if value not in allowed:
+        raise WorkbenchError(f"{field}: {value!r} is not one of {', '.join(allowed)}")
+    return allowed[value]
+
+
+def mapping_share(series: Int64s) -> npt.NDArray[np.float64]:
+    """Shares float64 (rows, 3) of present memory by largest mapping possible, from counters int64 (rows, counters)."""
+    present = np.maximum(series[:, folio.N_PRESENT], 1)
+    by_1g = series[:, folio.N_MAPPED_1G] * float(folio.PAGES_1G) / present
+    by_2m = series[:, folio.N_MAPPED_2M] * float(folio.PAGES_2M) / present
+    return np.stack((np.where(series[:, folio.N_PRESENT] > 0, 1 - by_1g - by_2m, 0.0), by_2m, by_1g), axis=1)
