@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from kernels.compile import inlined_kernel, kernel
 
 FIRST_FIT, BEST_FIT, BUDDY = 0, 1, 2
 NAMES = ("first-fit", "best-fit", "buddy")
@@ -34,95 +34,118 @@ OK, NO_MEMORY, NEEDS_ROOM, NOT_ALLOCATED = 0, -1, -2, -3
 """Return codes: done; no range fits; the table of free ranges is full; the range freed was (partly) free."""
 
 
-# Indices are unsigned inside these loops, so that none is taken for one counted from the end: twice as fast.
+# One node's ranges are two rows, low to high. Indices are unsigned, so that none is taken for one counted from the end:
+# twice as fast. The helpers are compiled into their callers, because handing them the arrays costs as much as they do.
 
 
-@kernel
-def _place(start: np.ndarray, node: int, at: int, count: int) -> None:
-    """Open a gap at ``at`` in one column."""
-    row = start[node]
-    k = np.uint64(count)
-    stop = np.uint64(at)
-    while k > stop:
+@inlined_kernel
+def _open_gap(row: np.ndarray, at: np.uint64, count: np.uint64) -> None:
+    """Move the elements from ``at`` on up by one."""
+    k = count
+    while k > at:
         row[k] = row[k - ONE]
         k -= ONE
 
 
-@kernel
-def _close(start: np.ndarray, node: int, at: int, count: int) -> None:
-    row = start[node]
-    k = np.uint64(at)
-    stop = np.uint64(count - 1)
-    while k < stop:
-        row[k] = row[k + ONE]
+@inlined_kernel
+def _close_gap(row: np.ndarray, at: np.uint64, count: np.uint64) -> None:
+    """Move the elements behind ``at`` down by one."""
+    k = at + ONE
+    while k < count:
+        row[k - ONE] = row[k]
         k += ONE
 
 
-@kernel
-def _position(start: np.ndarray, node: int, count: int, pfn: int) -> int:
+@inlined_kernel
+def _position(row: np.ndarray, count: np.uint64, pfn: int) -> np.uint64:
     """Number of ranges that start at ``pfn`` or before."""
-    row = start[node]
     low = np.uint64(0)
-    high = np.uint64(count)
+    high = count
     while low < high:
         middle = (low + high) >> ONE
         if row[middle] <= pfn:
             low = middle + ONE
         else:
             high = middle
-    return np.int64(low)
+    return low
 
 
-@kernel
-def _choose(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, fit: int, pages: int, align: int) -> int:
+@inlined_kernel
+def _choose(start: np.ndarray, end: np.ndarray, count: np.uint64, fit: int, pages: int, align: int) -> int:
+    """Range that serves ``pages`` at ``align``, -1 if none does."""
     mask = align - 1
-    row_start = start[node]
-    row_end = end[node]
-    stop = np.uint64(count[node])
     k = np.uint64(0)
     if fit == FIRST_FIT:
-        while k < stop:
-            if row_end[k] - ((row_start[k] + mask) & ~mask) >= pages:
+        while k < count:
+            if end[k] - ((start[k] + mask) & ~mask) >= pages:
                 return np.int64(k)
             k += ONE
         return -1
     best = -1
     best_size = np.int64(2**62)
-    while k < stop:
-        size = row_end[k] - row_start[k]
-        if pages <= size < best_size and row_end[k] - ((row_start[k] + mask) & ~mask) >= pages:
+    while k < count:
+        size = end[k] - start[k]
+        if pages <= size < best_size and end[k] - ((start[k] + mask) & ~mask) >= pages:
             best = np.int64(k)
             best_size = size
         k += ONE
     return best
 
 
+@inlined_kernel
+def _part(start: np.ndarray, end: np.ndarray, count: np.uint64, fit: int, unit: int) -> int:
+    """Range to take part of a request from: the first with a whole unit, or the one with most units; -1 if none."""
+    mask = unit - 1
+    best = -1
+    most = mask  # less than a unit is nothing
+    k = np.uint64(0)
+    while k < count:
+        whole = (end[k] - ((start[k] + mask) & ~mask)) & ~mask
+        if whole > most:
+            best = np.int64(k)
+            most = whole
+            if fit == FIRST_FIT:
+                return best
+        k += ONE
+    return best
+
+
+@inlined_kernel
+def _carve(start: np.ndarray, end: np.ndarray, count: np.uint64, at: int, first: int, last: int) -> int:
+    """Take ``[first, last)`` out of free range ``at``; returns the number of ranges now, NEEDS_ROOM if it has no room."""
+    k = np.uint64(at)
+    high = end[k]
+    if first > start[k]:
+        if last < high:
+            if count == np.uint64(start.shape[0]):
+                return NEEDS_ROOM
+            _open_gap(start, k + ONE, count)
+            _open_gap(end, k + ONE, count)
+            start[k + ONE] = last
+            end[k + ONE] = high
+            count += ONE
+        end[k] = first
+    elif last < high:
+        start[k] = last
+    else:
+        _close_gap(start, k, count)
+        _close_gap(end, k, count)
+        count -= ONE
+    return np.int64(count)
+
+
 @kernel
 def alloc(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, fit: int, pages: int, align: int) -> int:
     """Allocate ``pages`` contiguous pages on ``node``. Returns the first pfn, NO_MEMORY or NEEDS_ROOM."""
-    k = _choose(start, end, count, node, fit, pages, align)
+    row_start, row_end, n = start[node], end[node], np.uint64(count[node])
+    k = _choose(row_start, row_end, n, fit, pages, align)
     if k < 0:
         return NO_MEMORY
-    first = (start[node, k] + align - 1) & ~(align - 1)
-    last = first + pages
-    if first > start[node, k] and last < end[node, k]:
-        n = count[node]
-        if n == start.shape[1]:
-            return NEEDS_ROOM
-        _place(start, node, k + 1, n)
-        _place(end, node, k + 1, n)
-        start[node, k + 1] = last
-        end[node, k + 1] = end[node, k]
-        end[node, k] = first
-        count[node] = n + 1
-    elif first > start[node, k]:
-        end[node, k] = first
-    elif last < end[node, k]:
-        start[node, k] = last
-    else:
-        _close(start, node, k, count[node])
-        _close(end, node, k, count[node])
-        count[node] -= 1
+    first = (row_start[k] + align - 1) & ~(align - 1)
+    left = _carve(row_start, row_end, n, k, first, first + pages)
+    if left < 0:
+        return NEEDS_ROOM
+    count[node] = left
     return first
 
 
@@ -132,30 +155,32 @@ def free(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, pfn: 
 
     Returns OK, NEEDS_ROOM or NOT_ALLOCATED (nothing changed).
     """
-    n = count[node]
-    k = _position(start, node, n, pfn)
+    row_start, row_end, n = start[node], end[node], np.uint64(count[node])
+    k = _position(row_start, n, pfn)
     last = pfn + pages
-    if (k > 0 and end[node, k - 1] > pfn) or (k < n and start[node, k] < last):
+    before = k > np.uint64(0)
+    after = k < n
+    if (before and row_end[k - ONE] > pfn) or (after and row_start[k] < last):
         return NOT_ALLOCATED
-    joins_left = k > 0 and end[node, k - 1] == pfn
-    joins_right = k < n and start[node, k] == last
+    joins_left = before and row_end[k - ONE] == pfn
+    joins_right = after and row_start[k] == last
     if joins_left and joins_right:
-        end[node, k - 1] = end[node, k]
-        _close(start, node, k, n)
-        _close(end, node, k, n)
-        count[node] = n - 1
+        row_end[k - ONE] = row_end[k]
+        _close_gap(row_start, k, n)
+        _close_gap(row_end, k, n)
+        count[node] -= 1
     elif joins_left:
-        end[node, k - 1] = last
+        row_end[k - ONE] = last
     elif joins_right:
-        start[node, k] = pfn
+        row_start[k] = pfn
     else:
-        if n == start.shape[1]:
+        if n == np.uint64(start.shape[1]):
             return NEEDS_ROOM
-        _place(start, node, k, n)
-        _place(end, node, k, n)
-        start[node, k] = pfn
-        end[node, k] = last
-        count[node] = n + 1
+        _open_gap(row_start, k, n)
+        _open_gap(row_end, k, n)
+        row_start[k] = pfn
+        row_end[k] = last
+        count[node] += 1
     return OK
 
 
@@ -166,86 +191,48 @@ def take(
     count: np.ndarray,
     node: int,
     fit: int,
-    units: int,
+    pages: int,
     unit: int,
     out: np.ndarray,
 ) -> int:
-    """Allocate up to ``units`` blocks of ``unit`` pages as few ranges: one that fits all, else the best there is.
+    """Allocate up to ``pages``, whole units of ``unit`` pages, as few ranges: one that fits all, else the best there is.
 
     ``out`` (int64 (rows, 2)) receives first pfn and pages of each range. Returns the number of ranges; the caller
     compares the pages received with those wanted. With FIRST_FIT ranges are taken in address order, with BEST_FIT
     the largest first, so that a request is cut into as few ranges as possible.
     """
-    rows = 0
-    row_start = start[node]
-    row_end = end[node]
-    while units > 0 and rows < out.shape[0]:
-        chosen = _choose(start, end, count, node, fit, units * unit, unit)
-        pages = units * unit
-        if chosen < 0:
-            chosen = _part(start, end, count, node, fit, unit)
-            if chosen < 0:
-                break
-        k = np.uint64(chosen)
-        low = row_start[k]
-        high = row_end[k]
-        first = (low + unit - 1) & ~(unit - 1)
-        pages = min(pages, (high - first) & ~(unit - 1))
-        last = first + pages
-        if first > low and last < high:
-            n = count[node]
-            if n == start.shape[1]:
-                break
-            _place(start, node, chosen + 1, n)
-            _place(end, node, chosen + 1, n)
-            row_start[k + ONE] = last
-            row_end[k + ONE] = high
-            row_end[k] = first
-            count[node] = n + 1
-        elif first > low:
-            row_end[k] = first
-        elif last < high:
-            row_start[k] = last
-        else:
-            _close(start, node, chosen, count[node])
-            _close(end, node, chosen, count[node])
-            count[node] -= 1
-        out[np.uint64(rows), 0] = first
-        out[np.uint64(rows), 1] = pages
-        rows += 1
-        units -= pages // unit
-    return rows
-
-
-@kernel
-def _part(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, fit: int, unit: int) -> int:
-    """Range to take part of a request from: the first with a whole unit, or the one with most units."""
+    row_start, row_end, n = start[node], end[node], np.int64(count[node])
+    rows = np.uint64(0)
     mask = unit - 1
-    row_start = start[node]
-    row_end = end[node]
-    stop = np.uint64(count[node])
-    k = np.uint64(0)
-    best = -1
-    most = mask  # less than a unit is nothing
-    while k < stop:
-        whole = (row_end[k] - ((row_start[k] + mask) & ~mask)) & ~mask
-        if whole > most:
-            best = np.int64(k)
-            most = whole
-            if fit == FIRST_FIT:
-                return best
-        k += ONE
-    return best
+    pages &= ~mask
+    while pages > 0 and rows < np.uint64(out.shape[0]):
+        k = _choose(row_start, row_end, np.uint64(n), fit, pages, unit)
+        if k < 0:
+            k = _part(row_start, row_end, np.uint64(n), fit, unit)
+            if k < 0:
+                break
+        first = (row_start[np.uint64(k)] + mask) & ~mask
+        given = min(pages, (row_end[np.uint64(k)] - first) & ~mask)
+        left = _carve(row_start, row_end, np.uint64(n), k, first, first + given)
+        if left < 0:
+            break
+        n = left
+        out[rows, 0] = first
+        out[rows, 1] = given
+        rows += ONE
+        pages -= given
+    count[node] = n
+    return np.int64(rows)
 
 
 @kernel
-def free_units(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, unit: int) -> int:
-    """Aligned blocks of ``unit`` pages that could be allocated on ``node``."""
+def usable_pages(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, unit: int) -> int:
+    """Free pages of ``node`` in aligned blocks of ``unit`` pages."""
     total = 0
     for k in range(count[node]):
         first = (start[node, k] + unit - 1) & ~(unit - 1)
         if end[node, k] > first:
-            total += (end[node, k] - first) // unit
+            total += (end[node, k] - first) & ~(unit - 1)
     return total
 
 
@@ -354,134 +341,36 @@ def buddy_free(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pfn: int
 
 
 @kernel
-def buddy_take(blocks: np.ndarray, blocks_count: np.ndarray, node: int, units: int, unit: int, out: np.ndarray) -> int:
-    """Allocate up to ``units`` blocks of ``unit`` pages as few power-of-two blocks, the largest first.
+def buddy_free_pages(blocks_count: np.ndarray, node: int) -> int:
+    """Free pages of ``node``."""
+    total = 0
+    for order in range(blocks_count.shape[1]):
+        total += blocks_count[node, order] << order
+    return total
+
+
+@kernel
+def buddy_take(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pages: int, unit: int, out: np.ndarray) -> int:
+    """Allocate up to ``pages``, whole units of ``unit`` pages, as few power-of-two blocks, the largest first.
 
     ``out`` and the return value are those of :func:`take`.
     """
     rows = 0
-    while units > 0 and rows < out.shape[0]:
-        pages = 1
-        while pages * 2 <= units:
-            pages *= 2
-        pages *= unit
-        pfn = buddy_alloc(blocks, blocks_count, node, pages, unit)
-        while pfn == NO_MEMORY and pages > unit:
-            pages >>= 1
-            pfn = buddy_alloc(blocks, blocks_count, node, pages, unit)
+    while pages >= unit and rows < out.shape[0]:
+        size = unit
+        while size * 2 <= pages:
+            size *= 2
+        pfn = buddy_alloc(blocks, blocks_count, node, size, unit)
+        while pfn == NO_MEMORY and size > unit:
+            size >>= 1
+            pfn = buddy_alloc(blocks, blocks_count, node, size, unit)
         if pfn < 0:
             break
         if rows > 0 and out[rows - 1, 0] + out[rows - 1, 1] == pfn:
-            out[rows - 1, 1] += pages
+            out[rows - 1, 1] += size
         else:
             out[rows, 0] = pfn
-            out[rows, 1] = pages
+            out[rows, 1] = size
             rows += 1
-        units -= pages // unit
+        pages -= size
     return rows
-
-
-@kernel
-def churn(
-    events: np.ndarray,
-    order_of_nodes: np.ndarray,
-    fit: int,
-    unit: int,
-    start: np.ndarray,
-    end: np.ndarray,
-    count: np.ndarray,
-    blocks: np.ndarray,
-    blocks_count: np.ndarray,
-    ranges: np.ndarray,
-    vm_first: np.ndarray,
-    vm_rows: np.ndarray,
-    free_rows: np.ndarray,
-    scratch: np.ndarray,
-    samples: np.ndarray,
-    counts: np.ndarray,
-) -> int:
-    """Virtual machines arriving and leaving, their memory taken in units and given back.
-
-    Parameters
-    ----------
-    events : int64 (n, 3): machine, units (0: it leaves), node to start at
-    order_of_nodes : int64 (nodes, nodes), fallback order per node, -1 filled
-    fit : FIRST_FIT, BEST_FIT or BUDDY
-    unit : pages per unit
-    start, end, count, blocks, blocks_count : the allocators' state (module docstring); one of the two is used
-    ranges : int64 (rows, 4): first pfn, pages, node, next row; ``free_rows`` int64 (rows + 1,) is a stack of unused
-        rows whose last element is its height
-    vm_first, vm_rows : int64 (machines,): first row (-1) and number of rows of each machine; -1, 0 at the start
-    scratch : int64 (rows, 2), working space
-    samples : int64 (s, 4), receives at evenly spread events: free pages, largest free range, free ranges, free units
-    counts : int64 (4,): arrivals, refused arrivals, ranges handed out, ranges given back
-
-    Returns
-    -------
-    OK, NEEDS_ROOM, or NOT_ALLOCATED if the bookkeeping is broken.
-    """
-    n = events.shape[0]
-    nodes = order_of_nodes.shape[0]
-    every = max(1, n // max(1, samples.shape[0]))
-    height = free_rows.shape[0] - 1
-    for event in range(n):
-        machine = events[event, 0]
-        units = events[event, 1]
-        if units > 0:
-            counts[0] += 1
-            for position in range(nodes):
-                node = order_of_nodes[events[event, 2], position]
-                if node < 0 or units == 0:
-                    break
-                if fit == BUDDY:
-                    rows = buddy_take(blocks, blocks_count, node, units, unit, scratch)
-                else:
-                    rows = take(start, end, count, node, fit, units, unit, scratch)
-                for k in range(rows):
-                    if free_rows[height] == 0:
-                        return NEEDS_ROOM
-                    free_rows[height] -= 1
-                    row = free_rows[free_rows[height]]
-                    ranges[row, 0] = scratch[k, 0]
-                    ranges[row, 1] = scratch[k, 1]
-                    ranges[row, 2] = node
-                    ranges[row, 3] = vm_first[machine]
-                    vm_first[machine] = row
-                    vm_rows[machine] += 1
-                    units -= scratch[k, 1] // unit
-                    counts[2] += 1
-            if units > 0:
-                counts[1] += 1
-        if units > 0 or events[event, 1] == 0:
-            # It leaves, or it did not get all it asked for and is turned away.
-            row = vm_first[machine]
-            while row >= 0:
-                if fit == BUDDY:
-                    code = buddy_free(blocks, blocks_count, ranges[row, 2], ranges[row, 0], ranges[row, 1])
-                else:
-                    code = free(start, end, count, ranges[row, 2], ranges[row, 0], ranges[row, 1])
-                if code != OK:
-                    return code
-                counts[3] += 1
-                free_rows[free_rows[height]] = row
-                free_rows[height] += 1
-                row = ranges[row, 3]
-            vm_first[machine] = -1
-            vm_rows[machine] = 0
-        if event % every == every - 1 and event // every < samples.shape[0]:
-            sample = event // every
-            for node in range(nodes):
-                if fit == BUDDY:
-                    for order in range(blocks_count.shape[1]):
-                        samples[sample, 0] += blocks_count[node, order] << order
-                        samples[sample, 2] += blocks_count[node, order]
-                        if blocks_count[node, order] > 0:
-                            samples[sample, 1] = max(samples[sample, 1], 1 << order)
-                        if 1 << order >= unit:
-                            samples[sample, 3] += blocks_count[node, order] << order
-                else:
-                    samples[sample, 0] += free_pages(start, end, count, node)
-                    samples[sample, 1] = max(samples[sample, 1], largest(start, end, count, node))
-                    samples[sample, 2] += count[node]
-                    samples[sample, 3] += free_units(start, end, count, node, unit) * unit
-    return OK

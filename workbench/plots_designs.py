@@ -16,7 +16,15 @@ from workbench.units import format_bytes
 
 COLOURS = {"filemap": "#6e6e6e", "hugetlb": "#d55e00", "hugetlb-hvo": "#e69f00", "pfn-range": "#0072b2"}
 MARKERS = {"filemap": "s", "hugetlb": "^", "hugetlb-hvo": "v", "pfn-range": "o"}
-_FIT_COLOURS = {"first-fit": "#0072b2", "best-fit": "#e69f00", "buddy": "#009e73"}
+_ALLOCATOR_COLOURS = {
+    "first-fit": "#0072b2",
+    "best-fit": "#56b4e9",
+    "buddy in ranges": "#009e73",
+    "kernel buddy": "#000000",
+    "hugetlb 2 MiB": "#d55e00",
+    "hugetlb 1 GiB": "#e69f00",
+}
+_ALLOCATOR_LINES = {"best-fit": "--", "kernel buddy": "-", "hugetlb 2 MiB": (0, (4, 2)), "hugetlb 1 GiB": "-."}
 
 MEMORY_PARTS = {
     "metadata_bytes": "all metadata",
@@ -166,7 +174,9 @@ def maps(dataset: xr.Dataset) -> Figure:
     return made
 
 
-def sensitivity(dataset: xr.Dataset, variables: Sequence[str] = ("struct_page_peak_bytes", "conversion_cycles")) -> Figure:
+def sensitivity(
+    dataset: xr.Dataset, variables: Sequence[str] = ("struct_page_peak_bytes", "conversion_cycles")
+) -> Figure:
     """Cost of each design over the swept conditions: columns are page sizes, lines are designs.
 
     ``dataset`` comes from :func:`workbench.designs.sweep`.
@@ -217,31 +227,40 @@ def sensitivity(dataset: xr.Dataset, variables: Sequence[str] = ("struct_page_pe
 
 
 def churn(dataset: xr.Dataset) -> Figure:
-    """Fragmentation while machines arrive and leave: free memory and the number of free ranges, per fit."""
-    made = figure(9, 3.5)
+    """Four measures of the allocators of :func:`workbench.vm_churn.serve` while machines arrive and leave."""
+    made = figure(9.5, 6.2)
+    panels = (
+        ("largest_free_pages", "Largest block that can be handed out", 4096.0),
+        ("unusable_1gib", "Free memory that cannot serve 1 GiB (%)", 100.0),
+        ("extents_per_machine", "Contiguous extents per machine", 1.0),
+        ("mappable_1gib", "Machines' memory that 1 GiB mappings can cover (%)", 100.0),
+    )
     with style():
-        hours = dataset["hours"].values / 24
-        left = made.add_subplot(1, 2, 1)
-        right = made.add_subplot(1, 2, 2)
-        free = dataset["free_pages"].isel(fit=0).values * 4096.0
-        left.fill_between(hours, free, color="#e6e6e6", lw=0, label="free memory")
-        for fit in dataset["fit"].values:
-            colour = _FIT_COLOURS.get(str(fit), INK)
-            part = dataset.sel(fit=fit)
-            left.plot(hours, part["largest_free_pages"].values * 4096.0, color=colour, lw=1.4, label=str(fit))
-            right.plot(hours, part["free_ranges"].values, color=colour, lw=1.4, label=str(fit))
-        left.set_yscale("log")
-        _bytes_axis(left.yaxis)
-        left.set_ylabel("largest free range")
-        right.set_ylabel("free ranges on the host")
-        right.set_ylim(bottom=0)
-        for ax in (left, right):
-            ax.set_xlim(0, 14)
-            ax.set_xlabel("days")
+        days = dataset["day"].values
+        for place, (name, label, scale) in enumerate(panels):
+            ax = made.add_subplot(2, 2, place + 1)
+            for number, allocator in enumerate(dataset["allocator"].values):
+                ax.plot(
+                    days, dataset[name].sel(allocator=allocator).values * scale, lw=1.6,
+                    color=_ALLOCATOR_COLOURS.get(str(allocator), INK), label=str(allocator),
+                    ls=_ALLOCATOR_LINES.get(str(allocator), "-"), zorder=2 + number,
+                )  # fmt: skip
+            ax.set_title(label, loc="left")
+            if scale == 100.0:
+                ax.set_ylim(-4, 104)
+            else:
+                ax.set_yscale("log")
+            if name == "largest_free_pages":
+                _bytes_axis(ax.yaxis)
+            ax.set_xlim(0, days[-1])
+            if place >= 2:
+                ax.set_xlabel("days")
+            ax.grid(axis="y", color="#eeeeee")
             ax.spines[["top", "right"]].set_visible(False)
         made.suptitle(
-            f"{int(dataset['arrivals'][0]):,} machines arrive and leave; grey: free memory", fontsize=9.5, x=0.01,
-            ha="left", color=MUTED,
+            f"{int(dataset['arrivals'][0]):,} machines arrive at {format_bytes(dataset.attrs['host_bytes'])} on "
+            f"{dataset.attrs['nodes']} nodes and leave: how each way of handing out memory fares",
+            fontsize=9.5, x=0.01, ha="left", color=MUTED,
         )  # fmt: skip
-        _legend(made, left)
+        _legend(made, ax, 3)
     return made

@@ -1,33 +1,50 @@
 """Virtual machines arriving at a host and leaving it: what days of that do to each way of handing out memory.
 
 Sizes follow the published mix of Azure's 2019 trace (``azure_vm_memory``), lifetimes are log-normal with most machines
-short-lived and some that stay, arrivals a Poisson process. The same stream is served by the PFN range allocator with
-each of its fits, by a hugetlb pool (whole huge pages, nothing to fragment) and by the buddy allocator's largest order.
+short-lived and some that stay, arrivals a Poisson process. The same stream is carried out by six allocators:
+
+======================= ==============================================================================================
+``first-fit``,          the PFN range allocator with each of its fits: whole GiB of a machine as aligned GiB, then
+``best-fit``,           2 MiB, then 4 KiB; memory taken from the kernel at boot, without struct pages
+``buddy in ranges``
+``kernel buddy``        the page allocator: blocks of orders 10, 9 and 0 (``mm/page_alloc.c``)
+``hugetlb 2 MiB``,      pools that hold all memory from boot on (``mm/hugetlb.c``)
+``hugetlb 1 GiB``
+======================= ==============================================================================================
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from kernels import pfn_range
+from kernels import buddy, pfn_range
+from kernels import vm_churn as kernel
+from kernels.zonelist import fallback_order
 from workbench.errors import WorkbenchError
 from workbench.published import read_table
+from workbench.struct_pages import vmemmap_pages
 from workbench.units import PAGE_SIZE, parse_bytes
 
 GIB_PAGES = 1 << 18
-FITS = pfn_range.NAMES
+ALLOCATORS = ("first-fit", "best-fit", "buddy in ranges", "kernel buddy", "hugetlb 2 MiB", "hugetlb 1 GiB")
+RANGE_FITS = {"first-fit": pfn_range.FIRST_FIT, "best-fit": pfn_range.BEST_FIT, "buddy in ranges": pfn_range.BUDDY}
+_HUGE_PAGES = {"hugetlb 2 MiB": 512, "hugetlb 1 GiB": GIB_PAGES}
+_BLOCKS = ("4 MiB", "2 MiB", "4 KiB")
+"""What the kernel's buddy allocator is asked for, in this order (``kernels.vm_churn.BUDDY_ORDERS``)."""
+TRACE_DAYS = 14
 _BUCKETS = {"0-2": (1, 2), "2-4": (2, 4), "4-8": (4, 8), "8-32": (8, 32), "32-64": (32, 64), ">64": (64, 512)}
 """GiB; the last one is open in the source, 512 GiB is our bound."""
 
 
 @dataclass(frozen=True)
 class Churn:
-    """Events in order of time: int64 (n, 3) machine, units (0: it leaves), node; and the time of each in hours."""
+    """Events in order of time: int64 (n, 3) machine, pages (0: it leaves), node; and the time of each in hours."""
 
     events: np.ndarray
     hours: np.ndarray
@@ -52,7 +69,7 @@ def generate(
     machines: int = 100_000,
     *,
     nodes: int = 8,
-    unit: str = "2 MiB",
+    unit: str = "4 KiB",
     fill: float = 0.85,
     seed: int = 0,
     column: str = "all Azure 2019",
@@ -68,8 +85,8 @@ def generate(
     if unit_pages not in (1, 512, GIB_PAGES):
         raise WorkbenchError(f"unit: {unit!r} is not 4 KiB, 2 MiB or 1 GiB")
     rng = np.random.default_rng(seed)
-    pages = np.ceil(vm_sizes(machines, rng, column) * GIB_PAGES / unit_pages).astype(np.int64)
-    alive = fill * (size // PAGE_SIZE) / (pages.mean() * unit_pages)
+    pages = np.ceil(vm_sizes(machines, rng, column) * GIB_PAGES / unit_pages).astype(np.int64) * unit_pages
+    alive = fill * (size // PAGE_SIZE) / pages.mean()
     arrival = np.cumsum(rng.exponential(1.0, machines))  # one unit of time per arrival
     lifetime = rng.lognormal(0.0, 1.5, machines)
     lifetime *= alive / lifetime.mean()
@@ -77,106 +94,277 @@ def generate(
     when = np.concatenate((arrival, leave))
     order = np.argsort(when, kind="stable")
     machine = np.tile(np.arange(machines), 2)[order]
-    units = np.concatenate((pages, np.zeros(machines, np.int64)))[order]
+    wanted = np.concatenate((pages, np.zeros(machines, np.int64)))[order]
     node = np.tile(rng.integers(0, nodes, machines), 2)[order]
-    # The trace covers 14 days; the last machines leave after its end.
-    hours = when[order] * (14 * 24 / arrival[-1])
-    return Churn(np.ascontiguousarray(np.stack((machine, units, node), axis=1)), hours, machines, unit_pages)
+    # The last machines leave after the trace's end.
+    hours = when[order] * (TRACE_DAYS * 24 / arrival[-1])
+    return Churn(np.ascontiguousarray(np.stack((machine, wanted, node), axis=1)), hours, machines, unit_pages)
+
+
+_SAMPLED: dict[str, tuple[int, str, str]] = {
+    "free_pages": (kernel.FREE, "4 KiB pages", "free memory"),
+    "largest_free_pages": (kernel.LARGEST, "4 KiB pages", "largest block that can be handed out"),
+    "free_blocks": (kernel.FREE_BLOCKS, "1", "free ranges or blocks"),
+    "free_areas_1gib_pages": (kernel.AREAS_1G, "4 KiB pages", "memory in 1 GiB areas that are wholly free"),
+    "machines": (kernel.MACHINES, "1", "machines on the host"),
+    "extents": (kernel.EXTENTS, "1", "contiguous extents the machines hold"),
+    "held_pages": (kernel.PAGES, "4 KiB pages", "memory the machines hold"),
+    "refused_so_far": (kernel.REFUSED, "1", "machines turned away so far"),
+}
+_RATIOS: dict[str, tuple[int, int, str]] = {
+    "usable_2mib": (kernel.USABLE_2M, kernel.FREE, ""),
+    "usable_1gib": (kernel.USABLE_1G, kernel.FREE, ""),
+    "mappable_2mib": (kernel.MAPPABLE_2M, kernel.PAGES, "machines' memory that mappings of 2 MiB or more can cover"),
+    "mappable_1gib": (kernel.MAPPABLE_1G, kernel.PAGES, "machines' memory that mappings of 1 GiB can cover"),
+    "local": (kernel.LOCAL, kernel.PAGES, "machines' memory on the node they started at"),
+    "extents_per_machine": (kernel.EXTENTS, kernel.MACHINES, "contiguous extents per machine"),
+}
+RANGE_BYTES, EXTENT_BYTES, BLOCK_BYTES = 16, 24, 8
+"""Bytes of one free range, of one extent in its owner's table, of one free block of the power-of-two variant."""
 
 
 def serve(
-    churn: Churn, memory: int | str = "16 TiB", nodes: int = 8, fits: tuple[str, ...] = FITS, samples: int = 200
+    churn: Churn,
+    memory: int | str = "16 TiB",
+    nodes: int = 8,
+    allocators: tuple[str, ...] = ALLOCATORS,
+    samples: int = 200,
+    days: float | None = TRACE_DAYS,
+    largest_unit: str = "1 GiB",
 ) -> xr.Dataset:
-    """Serve a stream with each fit; a Dataset over ``fit`` and ``sample`` with fragmentation as it develops.
+    """Carry out a stream with each allocator, on the same host and in the same order.
 
-    ``seconds`` is what this machine needed, compiled code warm.
+    Parameters
+    ----------
+    churn : the stream (:func:`generate`)
+    memory, nodes : the host; each node has an equal, whole number of GiB. Memory that is far away is tried last, nodes
+        lie on a ring
+    allocators : of :data:`ALLOCATORS`
+    samples : moments at which the state of memory is taken, evenly spread over ``days`` (None: over the whole stream)
+    largest_unit : "1 GiB": the range allocators are asked for whole aligned GiB first; "2 MiB": for 2 MiB at once
+
+    Returns
+    -------
+    Dataset over ``allocator`` and ``sample`` (coordinate ``day``). Every variable has units, long_name and basis.
+    ``unusable_2mib`` and ``unusable_1gib`` are Linux's unusable free space index (``mm/vmstat.c: unusable_free_index``):
+    the share of free memory that cannot serve a request of that size. ``seconds`` is what this machine needed.
+
+    Left out everywhere: watermarks, per-CPU lists, other users of the host's memory.
     """
-    size = parse_bytes(memory, "memory") // PAGE_SIZE
-    results = [_serve(churn, size, nodes, fit, samples) for fit in fits]
-    every = max(1, len(churn.events) // samples)
-    taken = np.arange(samples) * every + every - 1
-    names = ("free_pages", "largest_free_pages", "free_ranges", "usable_pages")
+    pages = _host_pages(memory, nodes)
+    for name in allocators:
+        if name not in ALLOCATORS:
+            raise WorkbenchError(f"allocators: {name!r} is not one of {', '.join(ALLOCATORS)}")
+    if samples <= 0 or largest_unit not in ("1 GiB", "2 MiB"):
+        raise WorkbenchError(f"samples: {samples}, largest_unit: {largest_unit!r}; at least 1, and 1 GiB or 2 MiB")
+    moments = np.linspace(0, churn.hours[-1] if days is None else days * 24, samples + 1)[1:]
+    sample_at = np.unique((np.searchsorted(churn.hours, moments, side="right") - 1).clip(min=0))
+    first_unit = GIB_PAGES if largest_unit == "1 GiB" else 512
+    results = [_carry_out(churn, pages, nodes, name, sample_at, first_unit) for name in allocators]
+    refused_1gib = [
+        _refused_1gib(churn, pages, nodes, name, result) for name, result in zip(allocators, results, strict=True)
+    ]
+    table = np.stack([result.samples for result in results])  # (allocator, sample, field)
+    counts = np.stack([result.counts for result in results])
     variables: dict[str, Any] = {
-        name: (
-            ("fit", "sample"),
-            np.array([r["samples"][:, k] for r in results]),
-            {"units": "4 KiB pages" if "pages" in name else "1", "long_name": name.replace("_", " "), "basis": "counted"},
-        )
-        for k, name in enumerate(names)
+        name: (("allocator", "sample"), table[:, :, field], _attrs(units, long_name))
+        for name, (field, units, long_name) in _SAMPLED.items()
     }
-    for name, long_name in (
-        ("arrivals", "machines that came"),
-        ("refused", "machines turned away"),
-        ("ranges_given", "ranges handed out"),
-    ):
-        variables[name] = (
-            "fit",
-            np.array([r[name] for r in results], np.int64),
-            {"units": "1", "long_name": long_name, "basis": "counted"},
-        )
-    variables["seconds"] = (
-        "fit",
-        np.array([r["seconds"] for r in results]),
-        {"units": "s", "long_name": "time to serve the stream", "basis": "modelled", "source": "measured on this machine"},
+    for name, (part, whole, long_name) in _RATIOS.items():
+        below = table[:, :, whole]
+        values = np.divide(table[:, :, part], below, out=np.zeros(below.shape), where=below > 0)
+        variables[name] = (("allocator", "sample"), values, _attrs("1", long_name))
+    for size in ("2mib", "1gib"):
+        usable = variables.pop(f"usable_{size}")[1]
+        label = f"free memory that cannot serve a request for {'2 MiB' if size == '2mib' else '1 GiB'}"
+        unusable = np.where(table[:, :, kernel.FREE] > 0, 1 - usable, 0.0)
+        variables[f"unusable_{size}"] = (("allocator", "sample"), unusable, _attrs("1", label))
+    variables["allocator_bytes"] = (
+        ("allocator", "sample"),
+        np.stack([_own_bytes(name, row) for name, row in zip(allocators, table, strict=True)]),
+        _attrs("B", "bytes that free ranges and the machines' extents take beside struct pages"),
     )
-    hours = churn.hours[np.minimum(taken, len(churn.hours) - 1)]
-    return xr.Dataset(variables, {"fit": list(fits), "sample": taken, "hours": ("sample", hours)})
+    for name, field, long_name in (
+        ("arrivals", kernel.ARRIVED, "machines that came"),
+        ("refused", kernel.REFUSED, "machines turned away"),
+        ("extents_given", kernel.GIVEN, "contiguous extents handed out"),
+    ):
+        variables[name] = ("allocator", counts[:, field], _attrs("1", long_name))
+    variables["refused_1gib"] = (
+        "allocator",
+        np.array(refused_1gib, np.int64),
+        _attrs("1", "machines turned away if all their whole GiB must be 1 GiB pages"),
+    )
+    orders = np.stack([result.order_counts for result in results])
+    variables["asked_pages"] = (
+        ("allocator", "block"),
+        orders[:, 0],
+        _attrs("4 KiB pages", "memory the page allocator handed out in blocks of this size"),
+    )
+    variables["blocks_missing"] = (
+        ("allocator", "block"),
+        orders[:, 1],
+        _attrs("1", "blocks of this size that were asked for and no node had"),
+    )
+    for name, hvo in (("struct_page_bytes", False), ("struct_page_bytes_hvo", True)):
+        values = [_struct_page_bytes(allocator, pages * PAGE_SIZE, hvo) for allocator in allocators]
+        label = "struct pages of the host's memory" + (", huge pages optimised (HVO)" if hvo else "")
+        variables[name] = ("allocator", np.array(values, np.int64), {**_attrs("B", label), "basis": "exact"})
+    variables["seconds"] = (
+        "allocator",
+        np.array([result.seconds for result in results]),
+        {
+            "units": "s",
+            "long_name": "time to carry out the stream",
+            "basis": "modelled",
+            "source": "measured on this machine, compiled code warm; says nothing of a kernel's own speed",
+        },
+    )
+    return xr.Dataset(
+        variables,
+        {
+            "allocator": list(allocators),
+            "sample": sample_at,
+            "block": list(_BLOCKS),
+            "day": ("sample", churn.hours[sample_at] / 24, {"units": "d", "long_name": "days"}),
+        },
+        {"host_bytes": pages * PAGE_SIZE, "nodes": nodes, "events": len(churn.events)},
+    )
 
 
-def hugetlb_refused(churn: Churn, memory: int | str = "16 TiB", nodes: int = 8) -> int:
-    """Machines a hugetlb pool of the same units turns away: it counts free pages and nothing can fragment."""
-    free = np.full(nodes, parse_bytes(memory, "memory") // PAGE_SIZE // nodes // churn.unit_pages)
-    held: dict[int, np.ndarray] = {}
-    refused = 0
-    total = int(free.sum())
-    for machine, units, node in churn.events.tolist():
-        if units:
-            if units > total:
-                refused += 1
-                continue
-            given = np.zeros(nodes, np.int64)
-            for k in range(nodes):
-                at = (node + k) % nodes
-                given[at] = min(units, int(free[at]))
-                units -= int(given[at])
-            free -= given
-            held[machine] = given
-        elif machine in held:
-            free += held.pop(machine)
-        total = int(free.sum())
-    return refused
+def _attrs(units: str, long_name: str) -> dict[str, str]:
+    return {"units": units, "long_name": long_name, "basis": "counted"}
 
 
-def _serve(churn: Churn, pages: int, nodes: int, fit: str, samples: int) -> dict[str, Any]:
-    if fit not in FITS:
-        raise WorkbenchError(f"fit: {fit!r} is not one of {', '.join(FITS)}")
-    kind = FITS.index(fit)
+def _host_pages(memory: int | str, nodes: int) -> int:
+    pages = parse_bytes(memory, "memory") // PAGE_SIZE
+    if nodes <= 0 or pages <= 0 or pages % (nodes * GIB_PAGES):
+        raise WorkbenchError(f"memory: {memory!r} on {nodes} nodes; each node needs a whole number of GiB")
+    return pages
+
+
+def _struct_page_bytes(allocator: str, size: int, hvo: bool) -> int:
+    """Ranges are taken at boot without struct pages; everything else has them, huge pages with HVO only their heads."""
+    if allocator in RANGE_FITS:
+        return 0
+    if hvo and allocator in _HUGE_PAGES:
+        return vmemmap_pages("hugetlb-hvo", size, allocator.removeprefix("hugetlb ")).total * PAGE_SIZE
+    return vmemmap_pages("hugetlb", size).total * PAGE_SIZE
+
+
+def _own_bytes(allocator: str, table: np.ndarray) -> np.ndarray:
+    """Free lists of the page allocator and of hugetlb lie in struct pages, and so does what the machines hold."""
+    if allocator not in RANGE_FITS:
+        return np.zeros(len(table), np.int64)
+    each = BLOCK_BYTES if allocator == "buddy in ranges" else RANGE_BYTES
+    return each * table[:, kernel.FREE_BLOCKS] + EXTENT_BYTES * table[:, kernel.EXTENTS]
+
+
+@dataclass(frozen=True)
+class _Result:
+    samples: np.ndarray
+    counts: np.ndarray
+    order_counts: np.ndarray
+    seconds: float
+
+
+def fallback(nodes: int) -> np.ndarray:
+    """Fallback orders of nodes on a ring, as Linux builds them from distances."""
+    step = np.abs(np.arange(nodes)[:, None] - np.arange(nodes))
+    distance = 10 + 2 * np.minimum(step, nodes - step)
+    out = np.empty((nodes, nodes), np.int64)
+    fallback_order(distance, np.ones(nodes, bool), np.zeros(nodes, bool), np.zeros(nodes, np.int64), out)
+    return out
+
+
+def _refused_1gib(churn: Churn, pages: int, nodes: int, allocator: str, usual: _Result) -> int:
+    """Machines turned away if whole GiB must be 1 GiB pages, which the page allocator and 2 MiB pools do not have."""
+    if allocator in RANGE_FITS:
+        none = np.zeros(0, np.int64)
+        return int(_carry_out(churn, pages, nodes, allocator, none, GIB_PAGES, True).counts[kernel.REFUSED])
+    if allocator == "hugetlb 1 GiB":
+        return int(usual.counts[kernel.REFUSED])
+    return int((churn.events[:, 1] >= GIB_PAGES).sum())
+
+
+def _carry_out(
+    churn: Churn,
+    pages: int,
+    nodes: int,
+    allocator: str,
+    sample_at: np.ndarray,
+    first_unit: int,
+    strict: bool = False,
+) -> _Result:
+    vms = np.zeros((churn.machines, kernel.VM_FIELDS), np.int64)
+    vms[:, kernel.VM_FIRST] = -1
+    counts, order_counts = np.zeros(kernel.COUNTS, np.int64), np.zeros((2, len(_BLOCKS)), np.int64)
+    samples = np.zeros((len(sample_at), kernel.FIELDS), np.int64)
+    sampling = (sample_at, samples, counts)
+    # Rows for extents that are never used are never touched, so there may be many.
+    extents = (
+        np.zeros((1 << 24, kernel.ROW_FIELDS), np.int64),
+        np.array([0, -1]),
+        vms,
+        np.zeros((1 << 16, 2), np.int64),
+    )
+    run: Callable[..., int]
+    arguments: tuple[Any, ...]
+    if allocator in _HUGE_PAGES:
+        run = kernel.churn_hugetlb
+        arguments = (*_huge_page_pools(pages, nodes, _HUGE_PAGES[allocator]), vms, *sampling)
+    elif allocator in RANGE_FITS:
+        run = kernel.churn_ranges
+        units = np.array([unit for unit in (GIB_PAGES, 512, 1) if unit <= first_unit], np.int64)
+        fit = RANGE_FITS[allocator]
+        arguments = (fit, units, strict, *free_ranges(pages, nodes, fit), *extents, *sampling)
+    else:
+        run = kernel.churn_buddy
+        arguments = (_buddies(pages, nodes), *extents, *sampling, order_counts)
+    order_of_nodes = fallback(nodes)
+    run(churn.events[:0], order_of_nodes, *arguments)  # compiles
+    begin = time.perf_counter()
+    code = run(churn.events, order_of_nodes, *arguments)
+    seconds = time.perf_counter() - begin
+    if code != pfn_range.OK:
+        raise WorkbenchError(
+            f"churn: {allocator} ended with code {code}: it needs more free ranges or extents than fit"
+        )
+    return _Result(samples, counts, order_counts, seconds)
+
+
+def _huge_page_pools(pages: int, nodes: int, page_pages: int) -> tuple[Any, ...]:
+    """All memory in free lists with the lowest page first, the best case for the first machines."""
+    per_node = pages // page_pages // nodes
+    following = np.arange(1, nodes * per_node + 1, dtype=np.int32)
+    following[per_node - 1 :: per_node] = -1
+    head = np.arange(nodes, dtype=np.int64) * per_node
+    area_free = np.full(pages // GIB_PAGES, GIB_PAGES, np.int64)
+    return page_pages, following, head, np.full(nodes, per_node, np.int64), area_free
+
+
+def free_ranges(pages: int, nodes: int, fit: int, capacity: int = 1 << 16) -> tuple[np.ndarray, ...]:
+    """State of the range allocator (start, end, count, blocks, blocks_count) with all memory of each node free."""
     per_node = pages // nodes
-    capacity, orders, rows = 1 << 15, max(1, per_node.bit_length()), 1 << 21
-    buddy = kind == pfn_range.BUDDY
-    start = np.zeros((nodes, 4 if buddy else capacity), np.int64)
-    end = np.zeros_like(start)
-    count = np.zeros(nodes, np.int64)
-    blocks = np.zeros((nodes, orders, capacity if buddy else 4), np.int64)
+    is_buddy = fit == pfn_range.BUDDY
+    start = np.zeros((nodes, 1 if is_buddy else capacity), np.int64)
+    end, count = np.zeros_like(start), np.zeros(nodes, np.int64)
+    orders = per_node.bit_length() if is_buddy else 1
+    blocks = np.zeros((nodes, orders, capacity if is_buddy else 1), np.int64)
     blocks_count = np.zeros((nodes, orders), np.int64)
     for node in range(nodes):
-        if buddy:
+        if is_buddy:
             pfn_range.buddy_free(blocks, blocks_count, node, node * per_node, per_node)
         else:
             pfn_range.free(start, end, count, node, node * per_node, per_node)
-    fallback = (np.arange(nodes)[:, None] + np.arange(nodes)) % nodes
-    stack = np.append(np.arange(rows), rows)
-    ranges = np.zeros((rows, 4), np.int64)
-    first, vm_rows = np.full(churn.machines, -1), np.zeros(churn.machines, np.int64)
-    table, counts = np.zeros((samples, 4), np.int64), np.zeros(4, np.int64)
-    scratch = np.zeros((capacity, 2), np.int64)
-    state = (fallback, kind, churn.unit_pages, start, end, count, blocks, blocks_count, ranges, first, vm_rows, stack)
-    pfn_range.churn(churn.events[:0], *state, scratch, table[:0], counts)  # compiles
-    begin = time.perf_counter()
-    code = pfn_range.churn(churn.events, *state, scratch, table, counts)
-    seconds = time.perf_counter() - begin
-    if code != pfn_range.OK:
-        raise WorkbenchError(f"churn: code {code}; more than {capacity} free ranges on a node or {rows} ranges in use")
-    return {
-        "samples": table, "arrivals": counts[0], "refused": counts[1], "ranges_given": counts[2], "seconds": seconds,
-    }  # fmt: skip
+    return start, end, count, blocks, blocks_count
+
+
+def _buddies(pages: int, nodes: int) -> tuple[buddy.Buddy, ...]:
+    """One buddy system per node, because page numbers are 32 bits; arrays are mostly never touched."""
+    per_node = pages // nodes
+    made = [buddy.new_buddy(np.zeros(1, np.int64), np.array([per_node])) for _ in range(nodes)]
+    for zone in made:
+        buddy.release_range(zone, 0, 0, per_node)
+    empty = [buddy.new_buddy(np.zeros(1, np.int64), np.zeros(1, np.int64))] * (-nodes % kernel.BUDDIES)
+    return (*made, *empty)

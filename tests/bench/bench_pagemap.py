@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.harness import NO_COMPILER, Variant, compile_c, duration, measure, pointer, print_table, verdict
 from kernels import flat_table, maple, pfn_range, range_table, xarray_map
+from kernels import vm_churn as kernel
 from workbench import vm_churn
 from workbench.offset_maps import FlatMap, MapleMap, RangeMap, XarrayMap
 
@@ -95,60 +96,60 @@ def churn(library: ctypes.CDLL | None) -> list[list[str]]:
     """Rows of the table of allocator churn: 16 TiB, 10^5 machines."""
     nodes, capacity, total = 8, 1 << 14, 1 << 19
     stream = vm_churn.generate("16 TiB", 100_000, nodes=nodes)
-    per_node = (16 << 40) // 4096 // nodes
-    fallback = (np.arange(nodes)[:, None] + np.arange(nodes)) % nodes
+    pages = (16 << 40) // 4096
+    fallback = vm_churn.fallback(nodes)
+    units = np.array([1 << 18, 1 << 9, 1])
     rows: list[list[str]] = []
-    for name, kind in (("first-fit", pfn_range.FIRST_FIT), ("best-fit", pfn_range.BEST_FIT), ("buddy", pfn_range.BUDDY)):
-        buddy = kind == pfn_range.BUDDY
-        start, end = np.zeros((nodes, capacity), np.int64), np.zeros((nodes, capacity), np.int64)
-        count = np.zeros(nodes, np.int64)
-        blocks = np.zeros((nodes, 33, capacity if buddy else 1), np.int64)
-        blocks_count = np.zeros((nodes, 33), np.int64)
-        ranges, stack = np.zeros((total, 4), np.int64), np.zeros(total + 1, np.int64)
-        first, held = np.zeros(stream.machines, np.int64), np.zeros(stream.machines, np.int64)
-        scratch, counts = np.zeros((capacity, 2), np.int64), np.zeros(4, np.int64)
-        samples = np.zeros((0, 4), np.int64)
+    for name in ("first-fit", "best-fit", "buddy in ranges"):
+        kind = vm_churn.RANGE_FITS[name]
+        fresh = vm_churn.free_ranges(pages, nodes, kind, capacity)
+        free = tuple(array.copy() for array in fresh)
+        start, end, count = free[:3]
+        ranges, pool = np.zeros((total, kernel.ROW_FIELDS), np.int64), np.zeros(2, np.int64)
+        vms = np.zeros((stream.machines, kernel.VM_FIELDS), np.int64)
+        scratch, counts = np.zeros((capacity, 2), np.int64), np.zeros(kernel.COUNTS, np.int64)
+        no_samples = (np.zeros(0, np.int64), np.zeros((0, kernel.FIELDS), np.int64))
+        outcome: dict[str, np.ndarray] = {}
 
         def prepare() -> None:
-            count[:] = 0
-            blocks_count[:] = 0
-            for node in range(nodes):
-                if buddy:
-                    pfn_range.buddy_free(blocks, blocks_count, node, node * per_node, per_node)
-                else:
-                    pfn_range.free(start, end, count, node, node * per_node, per_node)
-            stack[:-1] = np.arange(total)
-            stack[-1] = total
-            first[:], held[:], counts[:] = -1, 0, 0
+            for array, initial in zip(free, fresh, strict=True):
+                array[...] = initial
+            pool[:] = 0, -1
+            vms[:], vms[:, kernel.VM_FIRST], counts[:] = 0, -1, 0
 
         def ours() -> None:
-            code = pfn_range.churn(
-                stream.events, fallback, kind, stream.unit_pages, start, end, count, blocks, blocks_count, ranges,
-                first, held, stack, scratch, samples, counts,
-            )  # fmt: skip
+            code = kernel.churn_ranges(
+                stream.events, fallback, kind, units, False, *free, ranges, pool, vms, scratch, *no_samples, counts
+            )
             assert code == 0
+            outcome["ours"] = counts.copy()
 
         def theirs() -> None:
             assert library is not None
             i = ctypes.c_int64
             code = library.churn(
-                pointer(stream.events), i(len(stream.events)), pointer(fallback), i(nodes), i(kind), i(stream.unit_pages),
-                pointer(start), pointer(end), pointer(count), i(capacity), pointer(ranges), pointer(first), pointer(held),
-                pointer(stack), i(total), pointer(scratch), i(capacity), pointer(counts),
+                pointer(stream.events), i(len(stream.events)), pointer(fallback), i(nodes), i(kind), pointer(units),
+                i(len(units)), i(0), pointer(start), pointer(end), pointer(count), i(capacity), pointer(ranges), i(total),
+                pointer(pool), pointer(vms), pointer(scratch), i(capacity), pointer(counts),
             )  # fmt: skip
             assert code == 0
+            outcome["C"] = counts.copy()
 
         variants = {"ours": Variant(ours, prepare)}
-        if library is not None and not buddy:
+        if library is not None and kind != pfn_range.BUDDY:
             variants["C"] = Variant(theirs, prepare)
-        times = measure(variants, 5)
-        row = [name, f"{len(stream.events):,}", duration(times["ours"]), "met" if times["ours"] < 60 else "missed"]
+        times = measure(variants)
+        row = [name, f"{len(stream.events):,}", duration(times["ours"]), verdict(times["ours"], 60)]
         if "C" in variants:
+            assert np.array_equal(outcome["ours"], outcome["C"]), name
             ratio = times.ratio("ours", "C")
             row += [duration(times["C"]), f"{ratio:.2f}", verdict(ratio, LIMIT)]
         else:
             row += ["-", "-", ""]
         rows.append(row)
+    for name in ("kernel buddy", "hugetlb 2 MiB", "hugetlb 1 GiB"):
+        seconds = float(vm_churn.serve(stream, "16 TiB", nodes, (name,), samples=1)["seconds"][0])
+        rows.append([name, f"{len(stream.events):,}", duration(seconds), verdict(seconds, 60), "-", "-", ""])
     return rows
 
 

@@ -139,20 +139,21 @@ static void shut(i64 *a, i64 at, i64 count)
         a[k] = a[k + 1];
 }
 
-static i64 take(i64 *start, i64 *end, i64 *count, i64 capacity, i64 fit, i64 units, i64 unit, i64 *out, i64 limit)
+static i64 take(i64 *start, i64 *end, i64 *count, i64 capacity, i64 fit, i64 pages, i64 unit, i64 *out, i64 limit)
 {
-    i64 rows = 0;
-    while (units > 0 && rows < limit) {
-        i64 pages = units * unit, k = choose(start, end, *count, fit, pages, unit), first;
+    i64 rows = 0, mask = unit - 1;
+    pages &= ~mask;
+    while (pages > 0 && rows < limit) {
+        i64 k = choose(start, end, *count, fit, pages, unit);
         if (k < 0) {
             k = part(start, end, *count, fit, unit);
             if (k < 0)
                 break;
-            first = (start[k] + unit - 1) & ~(unit - 1);
-            pages = (end[k] - first) / unit * unit;
         }
-        first = (start[k] + unit - 1) & ~(unit - 1);
-        i64 last = first + pages;
+        i64 first = (start[k] + mask) & ~mask, given = (end[k] - first) & ~mask;
+        if (given > pages)
+            given = pages;
+        i64 last = first + given;
         if (first > start[k] && last < end[k]) {
             if (*count == capacity)
                 break;
@@ -172,9 +173,9 @@ static i64 take(i64 *start, i64 *end, i64 *count, i64 capacity, i64 fit, i64 uni
             --*count;
         }
         out[2 * rows] = first;
-        out[2 * rows + 1] = pages;
+        out[2 * rows + 1] = given;
         rows++;
-        units -= pages / unit;
+        pages -= given;
     }
     return rows;
 }
@@ -214,51 +215,123 @@ static i64 give(i64 *start, i64 *end, i64 *count, i64 capacity, i64 pfn, i64 pag
     return 0;
 }
 
-i64 churn(const i64 *events, i64 n, const i64 *order, i64 nodes, i64 fit, i64 unit, i64 *start, i64 *end, i64 *count,
-          i64 capacity, i64 *ranges, i64 *vm_first, i64 *vm_rows, i64 *free_rows, i64 total_rows, i64 *scratch,
-          i64 limit, i64 *counts)
+enum { ARRIVED, REFUSED, GIVEN, RETURNED, MACHINES, EXTENTS, PAGES, MAPPABLE_2M, MAPPABLE_1G, LOCAL };
+struct vm {
+    i64 first, extents, pages, by_2m, by_1g, local;
+};
+struct row {
+    i64 pfn, pages, node, next, order, offset;
+};
+
+static i64 mappable(i64 offset, i64 pfn, i64 pages, i64 size)
 {
+    i64 mask = size - 1, whole;
+    if ((offset ^ pfn) & mask)
+        return 0;
+    whole = ((pfn + pages) & ~mask) - ((pfn + mask) & ~mask);
+    return whole > 0 ? whole : 0;
+}
+
+static int hold(struct row *ranges, i64 total, i64 *pool, struct vm *vm, i64 *counts, i64 pfn, i64 pages, i64 node,
+                i64 home)
+{
+    i64 row = vm->first, offset = vm->pages;
+    vm->pages += pages;
+    if (node == home)
+        vm->local += pages;
+    if (row >= 0 && ranges[row].pfn + ranges[row].pages == pfn && ranges[row].node == node &&
+        ranges[row].order == 0) {
+        struct row *r = ranges + row;
+        offset -= r->pages;
+        vm->by_2m -= mappable(offset, r->pfn, r->pages, 1 << 9);
+        vm->by_1g -= mappable(offset, r->pfn, r->pages, 1 << 18);
+        pfn = r->pfn;
+        pages += r->pages;
+        r->pages = pages;
+    } else {
+        i64 k = pool[1];
+        if (k >= 0) {
+            pool[1] = ranges[k].next;
+        } else {
+            k = pool[0];
+            if (k == total)
+                return 0;
+            pool[0]++;
+        }
+        ranges[k] = (struct row){ pfn, pages, node, row, 0, offset };
+        vm->first = k;
+        vm->extents++;
+        counts[GIVEN]++;
+    }
+    vm->by_2m += mappable(offset, pfn, pages, 1 << 9);
+    vm->by_1g += mappable(offset, pfn, pages, 1 << 18);
+    return 1;
+}
+
+static void count_machine(const struct vm *vm, i64 *counts, i64 sign)
+{
+    counts[MACHINES] += sign;
+    counts[EXTENTS] += sign * vm->extents;
+    counts[PAGES] += sign * vm->pages;
+    counts[MAPPABLE_2M] += sign * vm->by_2m;
+    counts[MAPPABLE_1G] += sign * vm->by_1g;
+    counts[LOCAL] += sign * vm->local;
+}
+
+i64 churn(const i64 *events, i64 n, const i64 *order, i64 nodes, i64 fit, const i64 *units, i64 unit_count, i64 strict,
+          i64 *start, i64 *end, i64 *count, i64 capacity, struct row *ranges, i64 total, i64 *pool, struct vm *vms,
+          i64 *scratch, i64 limit, i64 *counts)
+{
+    i64 room = counts[PAGES];
+    for (i64 node = 0; node < nodes; node++)
+        for (i64 k = 0; k < count[node]; k++)
+            room += end[node * capacity + k] - start[node * capacity + k];
     for (i64 event = 0; event < n; event++) {
-        i64 machine = events[3 * event], units = events[3 * event + 1];
-        if (units > 0) {
-            counts[0]++;
-            for (i64 position = 0; position < nodes; position++) {
-                i64 node = order[events[3 * event + 2] * nodes + position];
-                if (node < 0 || units == 0)
-                    break;
-                i64 rows = take(start + node * capacity, end + node * capacity, count + node, capacity, fit, units,
-                                unit, scratch, limit);
-                for (i64 k = 0; k < rows; k++) {
-                    if (free_rows[total_rows] == 0)
-                        return -2;
-                    i64 row = free_rows[--free_rows[total_rows]];
-                    ranges[4 * row] = scratch[2 * k];
-                    ranges[4 * row + 1] = scratch[2 * k + 1];
-                    ranges[4 * row + 2] = node;
-                    ranges[4 * row + 3] = vm_first[machine];
-                    vm_first[machine] = row;
-                    vm_rows[machine]++;
-                    units -= scratch[2 * k + 1] / unit;
-                    counts[2]++;
+        struct vm *vm = vms + events[3 * event];
+        i64 left = events[3 * event + 1], home = events[3 * event + 2];
+        if (left > 0) {
+            counts[ARRIVED]++;
+            if (left <= room - counts[PAGES]) {
+                for (i64 which = 0; which < unit_count; which++) {
+                    i64 unit = units[which];
+                    for (i64 position = 0; position < nodes; position++) {
+                        i64 node = order[home * nodes + position];
+                        if (node < 0 || left < unit)
+                            break;
+                        i64 rows = take(start + node * capacity, end + node * capacity, count + node, capacity, fit,
+                                        left, unit, scratch, limit);
+                        for (i64 k = 0; k < rows; k++) {
+                            if (!hold(ranges, total, pool, vm, counts, scratch[2 * k], scratch[2 * k + 1], node, home))
+                                return -2;
+                            left -= scratch[2 * k + 1];
+                        }
+                    }
+                    if (strict && left >= unit)
+                        break;
                 }
             }
-            if (units > 0)
-                counts[1]++;
+            if (left == 0)
+                count_machine(vm, counts, 1);
+            else
+                counts[REFUSED]++;
+        } else if (vm->first >= 0) {
+            count_machine(vm, counts, -1);
+            left = 1;
         }
-        if (units > 0 || events[3 * event + 1] == 0) {
-            i64 row = vm_first[machine];
+        if (left > 0) {
+            i64 row = vm->first;
             while (row >= 0) {
-                i64 node = ranges[4 * row + 2];
-                i64 code = give(start + node * capacity, end + node * capacity, count + node, capacity,
-                                ranges[4 * row], ranges[4 * row + 1]);
+                struct row *r = ranges + row;
+                i64 code = give(start + r->node * capacity, end + r->node * capacity, count + r->node, capacity, r->pfn,
+                                r->pages), next = r->next;
                 if (code)
                     return code;
-                counts[3]++;
-                free_rows[free_rows[total_rows]++] = row;
-                row = ranges[4 * row + 3];
+                counts[RETURNED]++;
+                r->next = pool[1];
+                pool[1] = row;
+                row = next;
             }
-            vm_first[machine] = -1;
-            vm_rows[machine] = 0;
+            *vm = (struct vm){ -1, 0, 0, 0, 0, 0 };
         }
     }
     return 0;
