@@ -20,14 +20,13 @@ COUNT = int(os.environ.get("BENCH_FOLIO_CONVERSIONS", "10000000"))
 LIMIT_OF_C = 1.25
 LIMIT_BYTES_PER_PAGE = 0.2
 LIMIT_MEMORY = 4 * GIB
-FIELDS = ("shared", "shared_2m", "shared_1g", "level", "whole_1g", "full_2m", "full_1g", "extra_2m", "extra_1g", "node",
-          "vmemmap", "vmemmap_order", "taken", "freed", "options", "counts", "scratch")  # fmt: skip
+FIELDS = ("shared", "blocks", "gigas", "backing", "host", "options", "numbers")
 
 
 class CState(ctypes.Structure):
     """``struct state`` of the port, on the arrays of a :class:`kernels.folio.State`."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in FIELDS] + [("nodes", ctypes.c_int64)]
+    _fields_ = [(name, ctypes.c_void_p) for name in FIELDS] + [("nodes", ctypes.c_int64), ("blocks_2m", ctypes.c_int64)]
 
 
 def new_guest(size: int, order: int, generation: int) -> folio.State:
@@ -35,14 +34,8 @@ def new_guest(size: int, order: int, generation: int) -> folio.State:
     options = np.zeros(folio.OPTIONS, np.int64)
     options[:3] = size >> 12, order, generation
     options[folio.HVO] = 1
-    state = folio.new_state(
-        options,
-        np.full(2, 1 << 40),
-        np.array([[0, 1], [1, 0]]),
-        np.full((2, 2), 1 << 40),
-        np.zeros((2, 2), np.int64),
-        np.zeros((2, 2, 2), np.int64),
-    )
+    host = folio.new_host(np.full(2, 1 << 40), np.array([[0, 1], [1, 0]]), np.full((2, 2), 1 << 40))
+    state = folio.new_state(options, host)
     stream = np.array([[folio.GUEST_FAULT, 0, size, 1, 0, 0]])
     none = np.zeros((0, len(folio.COUNTERS) + 2), np.int64)
     assert folio.run(state, stream, np.zeros(1, np.int32), np.zeros(1, np.int64), 0, none, 0) == 1
@@ -64,7 +57,7 @@ def random_stream(size: int, count: int, largest: int = 512) -> tuple[np.ndarray
 
 def state_bytes(state: folio.State) -> int:
     """Bitmap and counters."""
-    return sum(getattr(state, name).nbytes for name in FIELDS[:10]) + state.reference_row.nbytes
+    return sum(array.nbytes for array in (state.shared, state.blocks, state.gigas, state.backing, state.reference_row))
 
 
 def large_guest() -> None:
@@ -96,7 +89,11 @@ def main() -> None:
         ):
             fresh = new_guest(TIB, order, generation)
             mine, theirs = copied(fresh), copied(fresh)
-            port = CState(**{field: pointer(getattr(theirs, field)) for field in FIELDS}, nodes=2)
+            port = CState(
+                **{field: pointer(getattr(theirs, field)) for field in FIELDS},
+                nodes=2,
+                blocks_2m=len(theirs.reference_row),
+            )
 
             def reset(state: folio.State, fresh: folio.State = fresh) -> None:
                 for array, content in zip(state, fresh, strict=True):
@@ -116,7 +113,7 @@ def main() -> None:
                 ),
             }
             times = measure(variants, repetitions=5)
-            for field in FIELDS[:-1]:
+            for field in FIELDS:
                 assert np.array_equal(getattr(mine, field), getattr(theirs, field)), field
             assert np.array_equal(errors, c_errors) and np.array_equal(offsets, c_offsets)
             ratio = times.ratio("Numba", "C")

@@ -8,19 +8,28 @@ enum { PAGES, BACKING, GENERATION, SPLITTING, SPLIT_AT, MERGING, HVO };
 enum { N_SHARED, N_PRESENT, N_MAPPED_1G, N_MAPPED_2M, N_LOST_1G, N_LOST_2M, N_REGAINED_1G, N_REGAINED_2M,
        N_SPLITS_1G, N_SPLITS_2M, N_MERGES_1G, N_MERGES_2M, N_UNOPTIMISED, N_CONVERSIONS, N_CONVERTED, N_WITHOUT_WORK,
        N_FAILED, N_ROLLBACKS, N_INVALIDATIONS, N_INVALIDATED, N_LOST_PRIVATE, N_SPINS, N_DRAINS, N_ZEROED, N_TAKEN,
-       N_FREED, N_SPILLED, N_PEAK, N_ORPHANED, N_LRU, N_POISONED, N_ROWS };
+       N_FREED, N_SPILLED, N_PEAK, N_ORPHANED, N_LRU, N_POISONED, N_ROWS, N_WITHHELD, N_PINNED };
 #define EINVAL 22
 #define ENOMEM 12
 
 struct state {
     uint64_t *shared;
-    int16_t *shared_2m;
-    int32_t *shared_1g;
-    int8_t *level, *whole_1g, *full_2m, *full_1g;
-    int16_t *extra_2m, *extra_1g, *node;
-    int64_t *vmemmap, *vmemmap_order, *taken, *freed, *options, *counts, *scratch;
-    int64_t nodes;
+    int16_t *blocks;
+    int32_t *gigas;
+    int16_t *backing;
+    int64_t *host, *options, *numbers;
+    int64_t nodes, blocks_2m;
 };
+
+/* columns of blocks and gigas, of backing, of host, entries of numbers: kernels/folio_state.py */
+enum { SHARED, LEVEL };
+enum { FULL, HOME, EXTRA };
+enum { FREE, ORDER = 5 };
+enum { COUNTERS = 34, AT = COUNTERS, TAKEN = COUNTERS + 2 };
+
+static inline int16_t *backing_row(struct state *s, int64_t row) { return s->backing + row * (EXTRA + s->nodes); }
+static inline int16_t *giga_row(struct state *s, int64_t giga) { return backing_row(s, s->blocks_2m + giga); }
+static inline int64_t *host_row(struct state *s, int64_t node) { return s->host + node * (ORDER + 3 * s->nodes); }
 
 static uint64_t mask_of(int64_t word, int64_t first, int64_t end) {
     uint64_t mask = ~0ull;
@@ -37,7 +46,7 @@ static void scan(struct state *s, int64_t first, int64_t end, int to_shared, int
     for (int64_t block = first >> 9; block <= (end - 1) >> 9; block++) {
         int64_t low = first > block << 9 ? first : block << 9;
         int64_t high = end < (block + 1) << 9 ? end : (block + 1) << 9;
-        int64_t here = s->shared_2m[block];
+        int64_t here = s->blocks[2 * block + SHARED];
         int at_border = !boundary || (block & 511) == 0;
         if (here == wanted) { carry = 0; continue; }
         if (here == 512 - wanted) {
@@ -61,10 +70,10 @@ static void scan(struct state *s, int64_t first, int64_t end, int to_shared, int
 }
 
 static void set_state(struct state *s, int64_t first, int64_t end, int to_shared) {
-    int64_t wanted = to_shared ? 512 : 0, sign = to_shared ? 1 : -1, *counts = s->counts;
+    int64_t wanted = to_shared ? 512 : 0, sign = to_shared ? 1 : -1, *counts = s->numbers;
     uint64_t value = to_shared ? ~0ull : 0;
     for (int64_t block = first >> 9; block <= (end - 1) >> 9; block++) {
-        int64_t before = s->shared_2m[block], changed = 0;
+        int64_t before = s->blocks[2 * block + SHARED], changed = 0;
         if (before == wanted) continue;
         int64_t low = first > block << 9 ? first : block << 9;
         int64_t high = end < (block + 1) << 9 ? end : (block + 1) << 9;
@@ -81,11 +90,11 @@ static void set_state(struct state *s, int64_t first, int64_t end, int to_shared
             }
         }
         if (!changed) continue;
-        int level = s->level[block];
-        int64_t giga = block >> 9, before_1g = s->shared_1g[giga], after_1g = before_1g + sign * changed;
+        int level = s->blocks[2 * block + LEVEL];
+        int64_t giga = block >> 9, before_1g = s->gigas[2 * giga + SHARED], after_1g = before_1g + sign * changed;
         int64_t after = before + sign * changed;
-        s->shared_2m[block] = (int16_t)after;
-        s->shared_1g[giga] = (int32_t)after_1g;
+        s->blocks[2 * block + SHARED] = (int16_t)after;
+        s->gigas[2 * giga + SHARED] = (int32_t)after_1g;
         counts[N_SHARED] += sign * changed;
         counts[N_CONVERTED] += changed;
         if (level == HUGE_2M) {
@@ -100,7 +109,7 @@ static void set_state(struct state *s, int64_t first, int64_t end, int to_shared
 
 static int64_t free_vmemmap(struct state *s) {
     int64_t sum = 0;
-    for (int64_t node = 0; node < s->nodes; node++) sum += s->vmemmap[node];
+    for (int64_t node = 0; node < s->nodes; node++) sum += host_row(s, node)[FREE];
     return sum;
 }
 
@@ -108,47 +117,47 @@ static int take(struct state *s, int64_t home, int64_t pages, int16_t *holder) {
     int64_t left = pages;
     if (free_vmemmap(s) < pages) return 0;
     for (int64_t position = 0; position < s->nodes && left; position++) {
-        int64_t node = s->vmemmap_order[home * s->nodes + position];
-        int64_t here = left < s->vmemmap[node] ? left : s->vmemmap[node];
+        int64_t node = host_row(s, home)[ORDER + position];
+        int64_t here = left < host_row(s, node)[FREE] ? left : host_row(s, node)[FREE];
         if (here <= 0) continue;
-        s->vmemmap[node] -= here;
-        s->taken[node] += here;
+        host_row(s, node)[FREE] -= here;
+        s->numbers[TAKEN + node] += here;
         holder[node] += (int16_t)here;
         left -= here;
-        if (node != home) s->counts[N_SPILLED] += here;
+        if (node != home) s->numbers[N_SPILLED] += here;
     }
-    s->counts[N_TAKEN] += pages;
+    s->numbers[N_TAKEN] += pages;
     return 1;
 }
 
 static void give_back(struct state *s, int16_t *holder) {
     for (int64_t node = 0; node < s->nodes; node++) {
-        s->vmemmap[node] += holder[node];
-        s->freed[node] += holder[node];
-        s->counts[N_FREED] += holder[node];
+        host_row(s, node)[FREE] += holder[node];
+        s->numbers[TAKEN + s->nodes + node] += holder[node];
+        s->numbers[N_FREED] += holder[node];
         holder[node] = 0;
     }
 }
 
 static int split_range(struct state *s, int64_t first, int64_t end) {
     for (int64_t block = first >> 9; block <= (end - 1) >> 9; block++) {
-        if (s->level[block] == HUGE_1G) {
+        if (s->blocks[2 * block + LEVEL] == HUGE_1G) {
             int64_t giga = block >> 9;
-            if (s->options[HVO] && !s->full_1g[giga]) {
-                if (!take(s, s->node[giga << 9], 4095, s->extra_1g + giga * s->nodes)) return ENOMEM;
-                s->full_1g[giga] = 1;
+            if (s->options[HVO] && !giga_row(s, giga)[FULL]) {
+                if (!take(s, backing_row(s, giga << 9)[HOME], 4095, giga_row(s, giga) + EXTRA)) return ENOMEM;
+                giga_row(s, giga)[FULL] = 1;
             }
-            for (int64_t other = giga << 9; other < (giga + 1) << 9; other++) s->level[other] = SPLIT;
-            s->counts[N_SPLITS_1G]++;
-            if (s->shared_1g[giga] == 0) { s->counts[N_MAPPED_1G]--; s->counts[N_LOST_1G]++; }
-        } else if (s->level[block] == HUGE_2M) {
-            if (s->options[HVO] && !s->full_2m[block]) {
-                if (!take(s, s->node[block], 7, s->extra_2m + block * s->nodes)) return ENOMEM;
-                s->full_2m[block] = 1;
+            for (int64_t other = giga << 9; other < (giga + 1) << 9; other++) s->blocks[2 * other + LEVEL] = SPLIT;
+            s->numbers[N_SPLITS_1G]++;
+            if (s->gigas[2 * giga + SHARED] == 0) { s->numbers[N_MAPPED_1G]--; s->numbers[N_LOST_1G]++; }
+        } else if (s->blocks[2 * block + LEVEL] == HUGE_2M) {
+            if (s->options[HVO] && !backing_row(s, block)[FULL]) {
+                if (!take(s, backing_row(s, block)[HOME], 7, backing_row(s, block) + EXTRA)) return ENOMEM;
+                backing_row(s, block)[FULL] = 1;
             }
-            s->level[block] = SPLIT;
-            s->counts[N_SPLITS_2M]++;
-            if (s->shared_2m[block] == 0) { s->counts[N_MAPPED_2M]--; s->counts[N_LOST_2M]++; }
+            s->blocks[2 * block + LEVEL] = SPLIT;
+            s->numbers[N_SPLITS_2M]++;
+            if (s->blocks[2 * block + SHARED] == 0) { s->numbers[N_MAPPED_2M]--; s->numbers[N_LOST_2M]++; }
         }
     }
     return 0;
@@ -156,28 +165,28 @@ static int split_range(struct state *s, int64_t first, int64_t end) {
 
 static void merge_1g(struct state *s, int64_t giga) {
     for (int64_t block = giga << 9; block < (giga + 1) << 9; block++)
-        if (s->level[block] != SPLIT) return;
-    if (s->full_1g[giga]) {
-        if (free_vmemmap(s) > 0) { give_back(s, s->extra_1g + giga * s->nodes); s->full_1g[giga] = 0; }
-        else s->counts[N_UNOPTIMISED]++;
+        if (s->blocks[2 * block + LEVEL] != SPLIT) return;
+    if (giga_row(s, giga)[FULL]) {
+        if (free_vmemmap(s) > 0) { give_back(s, giga_row(s, giga) + EXTRA); giga_row(s, giga)[FULL] = 0; }
+        else s->numbers[N_UNOPTIMISED]++;
     }
-    for (int64_t block = giga << 9; block < (giga + 1) << 9; block++) s->level[block] = HUGE_1G;
-    s->counts[N_MERGES_1G]++; s->counts[N_MAPPED_1G]++; s->counts[N_REGAINED_1G]++;
+    for (int64_t block = giga << 9; block < (giga + 1) << 9; block++) s->blocks[2 * block + LEVEL] = HUGE_1G;
+    s->numbers[N_MERGES_1G]++; s->numbers[N_MAPPED_1G]++; s->numbers[N_REGAINED_1G]++;
 }
 
 static void merge_range(struct state *s, int64_t first, int64_t end) {
     for (int64_t block = first >> 9; block <= (end - 1) >> 9; block++) {
         int64_t giga = block >> 9;
-        if (s->whole_1g[giga]) {
-            if (s->shared_1g[giga] == 0) merge_1g(s, giga);
+        if (s->gigas[2 * giga + LEVEL]) {
+            if (s->gigas[2 * giga + SHARED] == 0) merge_1g(s, giga);
             block = ((giga + 1) << 9) - 1;
-        } else if (s->shared_2m[block] == 0 && s->level[block] == SPLIT) {
-            if (s->full_2m[block]) {
-                if (free_vmemmap(s) > 0) { give_back(s, s->extra_2m + block * s->nodes); s->full_2m[block] = 0; }
-                else s->counts[N_UNOPTIMISED]++;
+        } else if (s->blocks[2 * block + SHARED] == 0 && s->blocks[2 * block + LEVEL] == SPLIT) {
+            if (backing_row(s, block)[FULL]) {
+                if (free_vmemmap(s) > 0) { give_back(s, backing_row(s, block) + EXTRA); backing_row(s, block)[FULL] = 0; }
+                else s->numbers[N_UNOPTIMISED]++;
             }
-            s->level[block] = HUGE_2M;
-            s->counts[N_MERGES_2M]++; s->counts[N_MAPPED_2M]++; s->counts[N_REGAINED_2M]++;
+            s->blocks[2 * block + LEVEL] = HUGE_2M;
+            s->numbers[N_MERGES_2M]++; s->numbers[N_MAPPED_2M]++; s->numbers[N_REGAINED_2M]++;
         }
     }
 }
@@ -185,18 +194,18 @@ static void merge_range(struct state *s, int64_t first, int64_t end) {
 static int convert_range(struct state *s, int64_t first, int64_t end, int to_shared) {
     int64_t differing, runs, block_runs, order = s->options[BACKING];
     scan(s, first, end, to_shared, &differing, &runs, &block_runs);
-    if (!differing) { s->counts[N_WITHOUT_WORK]++; return 0; }
-    s->counts[N_INVALIDATIONS] += runs;
-    s->counts[N_INVALIDATED] += (order == 0 ? differing : block_runs << order) << 12;
+    if (!differing) { s->numbers[N_WITHOUT_WORK]++; return 0; }
+    s->numbers[N_INVALIDATIONS] += runs;
+    s->numbers[N_INVALIDATED] += (order == 0 ? differing : block_runs << order) << 12;
     if (to_shared) {
         int error = split_range(s, first, end);
         if (error) {
-            s->counts[N_ROLLBACKS]++;
-            s->counts[N_LOST_PRIVATE] += differing;
+            s->numbers[N_ROLLBACKS]++;
+            s->numbers[N_LOST_PRIVATE] += differing;
             if (s->options[MERGING] == 0) merge_range(s, first, end);
             return error;
         }
-    } else if (s->counts[N_ROWS] || s->counts[N_LRU] || s->counts[N_POISONED]) return -1;
+    } else if (s->numbers[N_ROWS] || s->numbers[N_LRU] || s->numbers[N_POISONED]) return -1;
     set_state(s, first, end, to_shared);
     if (!to_shared && s->options[MERGING] == 0) merge_range(s, first, end);
     return 0;
@@ -211,15 +220,15 @@ static int convert_blocks(struct state *s, int64_t first, int64_t end, int to_sh
         scan(s, first, stop, to_shared, &differing, &runs, &block_runs);
         if (differing) {
             worked = 1;
-            if (!to_shared && (s->counts[N_ROWS] || s->counts[N_LRU] || s->counts[N_POISONED])) return -1;
-            s->counts[N_INVALIDATIONS]++;
-            s->counts[N_INVALIDATED] += (stop - first) << 12;
+            if (!to_shared && (s->numbers[N_ROWS] || s->numbers[N_LRU] || s->numbers[N_POISONED])) return -1;
+            s->numbers[N_INVALIDATIONS]++;
+            s->numbers[N_INVALIDATED] += (stop - first) << 12;
             if (to_shared) {
                 int error = split_range(s, first, stop);
                 if (error) {
-                    s->counts[N_LOST_PRIVATE] += differing;
+                    s->numbers[N_LOST_PRIVATE] += differing;
                     if (s->options[MERGING] == 0) merge_range(s, first, stop);
-                    s->scratch[2] = first;
+                    s->numbers[AT] = first;
                     return error;
                 }
             }
@@ -228,7 +237,7 @@ static int convert_blocks(struct state *s, int64_t first, int64_t end, int to_sh
         }
         first = stop;
     }
-    if (!worked) s->counts[N_WITHOUT_WORK]++;
+    if (!worked) s->numbers[N_WITHOUT_WORK]++;
     return 0;
 }
 
@@ -238,16 +247,16 @@ int64_t convert_many(struct state *s, const int64_t *offset, const int64_t *leng
     for (int64_t i = 0; i < n; i++) {
         int64_t from = offset[i], bytes = length[i];
         int error;
-        s->scratch[2] = -1;
-        s->counts[N_CONVERSIONS]++;
+        s->numbers[AT] = -1;
+        s->numbers[N_CONVERSIONS]++;
         if (from < 0 || bytes <= 0 || (from | bytes) & 4095 || from > size || bytes > size - from) error = EINVAL;
         else if (s->options[GENERATION] == 0 || s->options[BACKING] == 0)
             error = convert_range(s, from >> 12, (from + bytes) >> 12, to_shared[i]);
         else error = convert_blocks(s, from >> 12, (from + bytes) >> 12, to_shared[i]);
-        s->counts[N_FAILED] += error != 0;
+        s->numbers[N_FAILED] += error != 0;
         failed += error != 0;
         errors[i] = error;
-        offsets[i] = error && s->scratch[2] >= 0 ? s->scratch[2] * 4096 : -1;
+        offsets[i] = error && s->numbers[AT] >= 0 ? s->numbers[AT] * 4096 : -1;
     }
     return failed;
 }

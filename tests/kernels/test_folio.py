@@ -27,15 +27,7 @@ def options(**values):
 
 
 def new_file(vmemmap=(10_000, 10_000), pool=((64, 8), (64, 8)), cpus=1, **values):
-    return fast.new_state(
-        options(**values),
-        np.array(vmemmap, dtype=np.int64),
-        np.array([[0, 1], [1, 0]], dtype=np.int64),
-        np.array(pool, dtype=np.int64),
-        np.zeros((NODES, 2), dtype=np.int64),
-        np.zeros((NODES, 2, NODES), dtype=np.int64),
-        cpus,
-    )
+    return fast.new_state(options(**values), fast.new_host(vmemmap, [[0, 1], [1, 0]], pool), cpus)
 
 
 class Fast:
@@ -43,6 +35,7 @@ class Fast:
 
     def __init__(self, state):
         self.state = state
+        self.huge_pages = int(state.pool.sum())
 
     def operate(self, op, offset=0, length=0, argument=0, node=0, cpu=0):
         stream = np.array([[op, offset, length, argument, node, cpu]], dtype=np.int64)
@@ -84,6 +77,11 @@ def check_counters(file: Fast):
     rows = state.references.sum(axis=1, dtype=np.int64)
     np.testing.assert_array_equal(rows[:, 0] + rows[:, 1], state.reference_total[:, 0])
     assert rows[:, 2].sum() == file.count("orphaned_pins")
+    whole = state.whole_1g.astype(bool)
+    huge_2m = (state.level != fast.NONE) & (state.level != fast.BASE) & ~np.repeat(whole, 512)
+    waiting = np.sum(huge_2m & (state.level == fast.LEFT)) + np.sum(whole & (state.level[::512] == fast.LEFT))
+    assert file.count("pinned_huge_pages") == waiting
+    assert state.pool.sum() + huge_2m.sum() + whole.sum() + file.count("withheld_huge_pages") == file.huge_pages
 
 
 COMPARED = (
@@ -114,7 +112,6 @@ class Conversion(RuleBasedStateMachine):
         vmemmap = self.scaled(vmemmap)
         self.vmemmap = list(vmemmap)
         pools = np.array([[count, 0] for count in pool]) if self.backing == 9 else np.array([[2, c] for c in pool])
-        self.huge_pages = pools.copy()
         self.fast = Fast(
             new_file(
                 vmemmap, pools, cpus=2, pages=self.pages, backing=self.backing, generation="BC".index(generation),
@@ -196,6 +193,11 @@ class Conversion(RuleBasedStateMachine):
         offset, length = self.span(chosen)
         self.both("merge_pass", fast.MERGE, offset, length, o=offset, n=length)
 
+    @rule(really=st.integers(0, 5))
+    def release(self, really):
+        assume(really == 0)
+        self.both("release", fast.RELEASE, 0, 0)
+
     @rule()
     def drain(self):
         self.both("lru_drain", fast.LRU_DRAIN, 0, 0)
@@ -213,6 +215,7 @@ class Conversion(RuleBasedStateMachine):
         assert file.count("lru_held") == model.lru_held()
         assert file.count("orphaned_pins") == sum(page.orphans for page in model.pages)
         assert file.count("poisoned_pages") == len(model.poisoned)
+        assert file.count("pinned_huge_pages") == len(model.left)
         assert file.state.vmemmap.tolist() == model.host.vmemmap
         # no vmemmap page and no huge page is ever lost
         held = np.array(file.held())
@@ -269,7 +272,8 @@ def test_agrees_with_reference(machine, examples, steps):
 
 def private_file(blocks, vmemmap, backing=9, **values):
     """A file of so many huge pages, all touched by the guest, on node 0."""
-    file = Fast(new_file(vmemmap, pages=blocks << backing, backing=backing, **values))
+    values = {"pages": blocks << backing, "backing": backing} | values
+    file = Fast(new_file(vmemmap, **values))
     assert file.operate(fast.GUEST_FAULT, 0, blocks << backing << 12, 1) == (0, -1)
     return file
 
@@ -432,11 +436,48 @@ def test_fresh_folio_under_a_shared_page_is_split_or_given_back():
 
 def test_state_is_small_enough():
     """At most 0.2 bytes a page for the private/shared bitmap and the counters together, also with 8 nodes."""
-    vmemmap = np.zeros(8, np.int64)
-    state = fast.new_state(
-        options(pages=1 << 24, backing=18), vmemmap, np.zeros((8, 8), np.int64), np.zeros((8, 2), np.int64),
-        np.zeros((8, 2), np.int64), np.zeros((8, 2, 8), np.int64),
-    )  # fmt: skip
-    counters = ["shared", "shared_2m", "shared_1g", "level", "whole_1g", "full_2m", "full_1g", "extra_2m", "extra_1g"]
-    held = sum(getattr(state, name).nbytes for name in [*counters, "node", "reference_row"])
+    host = fast.new_host(np.zeros(8), np.zeros((8, 8)), np.zeros((8, 2)))
+    state = fast.new_state(options(pages=1 << 24, backing=18), host)
+    held = sum(a.nbytes for a in (state.shared, state.blocks, state.gigas, state.backing, state.reference_row))
     assert held / (1 << 24) <= 0.2
+
+
+@pytest.mark.parametrize("splitting", [0, 1], ids=["one-step", "two-stage"])
+@pytest.mark.parametrize(("backing", "poisoned"), [(9, False), (9, True), (18, False)], ids=["2M", "2M poisoned", "1G"])
+def test_closed_file_leaves_pinned_huge_pages_until_the_last_pin(backing, poisoned, splitting):
+    """The pinned page stays out of the pool, with its restored vmemmap, until its last pin is dropped."""
+    file = private_file(3, (9000, 0), backing, splitting=splitting)
+    step, size = 4096 << backing, int(backing == 18)
+    assert file.operate(fast.CONVERT, step, 2 * MIB, 1) == (0, -1)
+    held = sum(file.held())
+    assert held == (7 if backing == 9 else 518 if splitting else 4095)
+    assert file.operate(fast.PIN, step + MIB, 8192, fast.LONG_TERM) == (0, -1)
+    assert file.operate(fast.PIN, step, 4096, fast.LONG_TERM) == (0, -1)
+    assert file.operate(fast.PIN, step, 4096, fast.TRANSIENT) == (0, -1)
+    if poisoned:
+        assert file.operate(fast.POISON, step + 7 * 4096) == (0, -1)
+    spins, pool = file.count("spins"), file.state.pool[0, size]
+    assert file.operate(fast.RELEASE) == (0, -1)
+    assert file.count("present_pages") == 0 and file.count("spins") == spins + 1
+    assert file.count("pinned_huge_pages") == 1 and file.state.pool[0, size] == pool + 2 and sum(file.held()) == held
+    check_counters(file)
+    for op in (fast.CONVERT, fast.GUEST_FAULT, fast.PUNCH, fast.POISON, fast.RELEASE):
+        assert file.operate(op, step, 4096, 1) == (errno.EBADF, -1)
+    assert file.operate(fast.UNPIN, step + MIB, 8192, fast.LONG_TERM) == (0, -1)
+    assert file.operate(fast.UNPIN, step, 4096, fast.TRANSIENT) == (errno.EINVAL, step)
+    assert file.count("pinned_huge_pages") == 1 and sum(file.held()) == held
+    assert file.operate(fast.UNPIN, step, 4096, fast.LONG_TERM) == (0, -1)
+    assert file.count("pinned_huge_pages") == 0 and sum(file.held()) == 0
+    assert file.state.pool[0, size] == pool + 2 + (not poisoned) and file.count("withheld_huge_pages") == poisoned
+    check_counters(file)
+
+
+def test_closed_file_of_small_folios():
+    file = private_file(1, (0, 0), 0, pages=600, drain=1)
+    file.operate(fast.CONVERT, 0, 600 * 4096, 1)
+    assert file.operate(fast.PIN, 511 * 4096, 8192, fast.LONG_TERM) == (0, -1)
+    assert file.operate(fast.RELEASE) == (0, -1)
+    assert (file.count("present_pages"), file.count("orphaned_pins"), file.count("lru_held")) == (0, 2, 0)
+    assert file.operate(fast.UNPIN, 511 * 4096, 8192, fast.LONG_TERM) == (0, -1)
+    assert file.count("orphaned_pins") == 0
+    check_counters(file)

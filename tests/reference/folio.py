@@ -96,6 +96,8 @@ class File:
         self.poisoned: set[int] = set()
         self.batches: list[list[int | None]] = [[] for _ in range(self.cpus)]
         self.total: Counter[str] = Counter()
+        self.released = False
+        self.left: list[Block] = []  # huge pages of the closed file that wait for their pins
 
     # -------------------------------------------------------------- what can be counted
 
@@ -127,6 +129,8 @@ class File:
     def operate(self, operation: str, *arguments: object) -> tuple[int, int]:
         """Returns errno and the byte offset named by it, or -1."""
         try:
+            if self.released and operation not in ("unpin", "lru_drain"):
+                raise Failure(errno.EBADF)
             getattr(self, operation)(*arguments)
         except Failure as failure:
             return failure.error, -1 if failure.page is None else failure.page * 4096
@@ -346,6 +350,10 @@ class File:
                 page.orphans -= 1
             else:
                 page.pins -= 1
+        for block in list(self.left):
+            if not any(page.pins for page in self.pages[block.first : block.first + block.pages]):
+                self.left.remove(block)
+                self.enter_pool(block)
 
     # -------------------------------------------------------------- faults
 
@@ -384,11 +392,13 @@ class File:
             self.batches[cpu] = []
 
     def free(self, block: Block) -> None:
-        members = self.pages[block.first : block.first + block.pages]
+        for page in self.pages[block.first : block.first + block.pages]:
+            page.folio = None
+        self.enter_pool(block)
+
+    def enter_pool(self, block: Block) -> None:
         poisoned = self.any_poisoned(block.first, block.pages)
         self.poisoned -= set(range(block.first, block.first + block.pages))
-        for page in members:
-            page.folio = None
         for key in [key for key in self.stages if key[0] == block.first]:
             self.host.give_back(self.stages.pop(key).extra)
         if poisoned or not block.restored or sum(self.host.vmemmap) > 0:
@@ -463,12 +473,7 @@ class File:
             if folio is None:
                 index += 1
             elif folio.block is None:
-                page = self.pages[index]
-                page.orphans += page.pins
-                page.pins = page.transient = 0
-                page.folio = None
-                self.poisoned.discard(index)
-                self.batches = [[None if i == index else i for i in batch] for batch in self.batches]
+                self.punch_base(index)
                 index += 1
             else:
                 block = folio.block
@@ -481,3 +486,33 @@ class File:
                     self.wait(self.pages[index:stop])
                     self.free(block)
                 index = stop
+
+    def punch_base(self, index: int) -> None:
+        page = self.pages[index]
+        page.orphans += page.pins
+        page.pins = page.transient = 0
+        page.folio = None
+        self.poisoned.discard(index)
+        self.batches = [[None if i == index else i for i in batch] for batch in self.batches]
+
+    # -------------------------------------------------------------- the end
+
+    def release(self) -> None:
+        self.released = True
+        self.total["invalidations"] += 1
+        self.total["invalidated_bytes"] += self.pages_total * 4096
+        for index, first_page in enumerate(self.pages):
+            if first_page.folio is None:
+                continue
+            block = first_page.folio.block
+            if block is None:
+                self.punch_base(index)
+                continue
+            members = self.pages[block.first : block.first + block.pages]
+            self.wait(members)
+            for page in members:
+                page.folio = None
+            if any(page.pins for page in members):
+                self.left.append(block)
+            else:
+                self.enter_pool(block)
