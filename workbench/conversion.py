@@ -119,6 +119,15 @@ class ConversionFile(TrackedFile):
         """
         return int(folio.insert_many(self.state, folios, nodes, cpu))
 
+    def insert_small(self, pages: Int64s, nodes: Int64s) -> None:
+        """Put 4 KiB folios, already taken elsewhere, where no huge page was to be had; needs ``fallback``."""
+        stream = np.zeros((len(pages), 6), np.int64)
+        stream[:, folio.OP] = folio.GUEST_FAULT
+        stream[:, folio.OFFSET], stream[:, folio.LENGTH] = pages * PAGE_SIZE, PAGE_SIZE
+        stream[:, folio.ARGUMENT] = ~self.is_shared()[pages]  # faulted as what they are
+        stream[:, folio.NODE] = nodes
+        self.run_stream(stream)
+
     def returned(self) -> Int64s:
         """What the pools got since the last call; for a caller who hands the folios out himself they are empty before."""
         size = 0 if self.order <= folio.ORDER_2M else 1
@@ -149,15 +158,20 @@ class ConversionFile(TrackedFile):
 
     def pinned(self) -> Int64s:
         """Pages with references of either kind."""
-        return self._referenced(folio.TRANSIENT, folio.LONG_TERM)
+        return np.zeros(0, np.int64) if self.released else self._referenced(folio.TRANSIENT, folio.LONG_TERM)
 
     def withheld(self) -> Int64s:
-        """Pages that left a file of 4 KiB folios and are still pinned."""
-        return self._referenced(folio.ORPHAN)
+        """Pages that left the file and are still pinned: of 4 KiB folios, and of huge pages once it is closed."""
+        return self._referenced(folio.ORPHAN, *([folio.LONG_TERM] if self.released else []))
+
+    @property
+    def released(self) -> bool:
+        """The file is closed."""
+        return bool(self.state.numbers[folio.RELEASED])
 
     def _referenced(self, *kinds: int) -> Int64s:
         blocks = np.flatnonzero(self.state.reference_row)
-        held = self.state.references[self.state.reference_row[blocks]][:, : folio.PAGES_2M, list(kinds)].any(axis=2)
+        held = self.state.references[self.state.reference_row[blocks]][..., list(kinds)].any(axis=2)
         row, page = np.nonzero(held)
         return np.sort(blocks[row] * folio.PAGES_2M + page)
 
