@@ -78,7 +78,9 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Co
     return Record(operation, share, reached, walk, traffic.initiators_of(operation, vcpus))
 
 
-def put_variables(system: HostState, events: int, records: dict[int, Record], put: Callable[[str, object], None]) -> None:
+def put_variables(
+    system: HostState, events: int, records: dict[int, Record], put: Callable[[str, object], None]
+) -> None:
     """Add the variables of all accesses of a run, keyed by event number; nothing without any."""
     if not records:
         return

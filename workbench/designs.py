@@ -168,7 +168,9 @@ def guest_run(
     if size % unit or size == 0:
         raise WorkbenchError(f"memory: {format_bytes(size)} is not a whole number of {page_size} pages")
     pages = size // PAGE_SIZE
-    stream = np.concatenate((prefault(pages, UNIT_ORDER[page_size], nodes), guest_conversions(size, conversions, **options)))
+    stream = np.concatenate(
+        (prefault(pages, UNIT_ORDER[page_size], nodes), guest_conversions(size, conversions, **options))
+    )
     per_node = -(-pages // nodes // (1 << 18)) * (1 << 18) + (1 << 18)
     return Run(pages, page_size, (per_node,) * nodes, stream, confidential, vmemmap_free)
 

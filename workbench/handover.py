@@ -184,7 +184,9 @@ def _keys(state: Preserved) -> np.ndarray:
     parts = []
     for first, pages, pfn, order in state.extents:
         if pfn & ((1 << order) - 1) or pages & ((1 << order) - 1):
-            raise CannotPreserve(f"page {int(first)}: pfn {int(pfn)} is not aligned to its order {int(order)}", errno.EINVAL)
+            raise CannotPreserve(
+                f"page {int(first)}: pfn {int(pfn)} is not aligned to its order {int(order)}", errno.EINVAL
+            )
         blocks = (pfn >> order) + np.arange(pages >> order, dtype=np.int64)
         parts.append(blocks | (np.int64(1) << (52 - order)))
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
@@ -194,7 +196,9 @@ def _maximal(extents: np.ndarray) -> np.ndarray:
     """Extents with contiguous neighbours joined, int64 (n, 3)."""
     if not len(extents):
         return np.empty((0, 3), np.int64)
-    joins = (extents[1:, 0] == extents[:-1, 0] + extents[:-1, 1]) & (extents[1:, 2] == extents[:-1, 2] + extents[:-1, 1])
+    joins = (extents[1:, 0] == extents[:-1, 0] + extents[:-1, 1]) & (
+        extents[1:, 2] == extents[:-1, 2] + extents[:-1, 1]
+    )
     first = np.concatenate(([0], np.flatnonzero(~joins) + 1))
     last = np.concatenate((first[1:], [len(extents)])) - 1
     pages = extents[last, 0] + extents[last, 1] - extents[first, 0]
@@ -362,11 +366,11 @@ def _from_records(records: np.ndarray, keys: np.ndarray) -> np.ndarray:
         position = np.minimum(np.searchsorted(blocks, pfn), len(blocks) - 1)
         order[blocks[position] == pfn] = candidate
     if (order < 0).any():
-        raise WorkbenchError(f"handover file: pfn {int(pfn[np.flatnonzero(order < 0)[0]])} is not among the preserved blocks")
+        raise WorkbenchError(
+            f"handover file: pfn {int(pfn[np.flatnonzero(order < 0)[0]])} is not among the preserved blocks"
+        )
     pages = np.int64(1) << order
-    joins = (
-        (index[1:] == index[:-1] + pages[:-1]) & (pfn[1:] == pfn[:-1] + pages[:-1]) & (order[1:] == order[:-1])
-    )
+    joins = (index[1:] == index[:-1] + pages[:-1]) & (pfn[1:] == pfn[:-1] + pages[:-1]) & (order[1:] == order[:-1])
     first = np.concatenate(([0], np.flatnonzero(~joins) + 1)) if len(pfn) else np.empty(0, np.int64)
     last = np.concatenate((first[1:], [len(pfn)])) - 1 if len(pfn) else first
     return np.stack((index[first], index[last] + pages[last] - index[first], pfn[first], order[first]), axis=1)

@@ -16,12 +16,14 @@ from kernels import fault_order, mempolicy, placement, zonelist
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.errors import WorkbenchError
-from workbench.filemap import Int64s, in_intervals, no_intervals
+from workbench.filemap import FileMap, Int64s, in_intervals, intervals_add, intervals_minus, no_intervals
 from workbench.objects import Inode, OpenFile, Thread
 from workbench.pfns import FreePfns
 from workbench.units import PAGE_SIZE, format_bytes
 from workbench.zones import LOWMEM_BYTES, default_zones
 
+Turns = Iterator[tuple[Int64s, Int64s]]
+"""Chunks of indices in the order they are touched, and the row of the task that touches each."""
 _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 
 
@@ -47,8 +49,12 @@ class HostState:
         self._init_tasks()
         self.files: dict[str, OpenFile] = {}
         self.placed = np.zeros(len(self.free), np.int64)
-        wanted = scenario.pfns or any(isinstance(operation, sc.Kexec) for operation in scenario.operations)
-        self.free_pfns = FreePfns(self.start_pfn, self.free) if wanted else None
+        pools = self.nodes if self.order else 0
+        self.zone_page_size = np.where(np.arange(len(self.free)) < pools, PAGE_SIZE << self.order, PAGE_SIZE)
+        kexec = self.order == 0 and any(isinstance(operation, sc.Kexec) for operation in scenario.operations)
+        if scenario.pfns and self.order and self._needs_zones():
+            raise WorkbenchError("pfns: true cannot be used with huge pages beside 4 KiB pages (fallback, tmpfs files)")
+        self.free_pfns = FreePfns(self.start_pfn, self.free) if scenario.pfns or kexec else None
 
     # ------------------------------------------------------------------------------------------------- set-up
 
@@ -93,7 +99,7 @@ class HostState:
         left = np.bincount(self.zone_node, np.maximum(self.free - self.watermarks[0], 0), self.nodes).astype(np.int64)
         if self.order:
             self._init_pools()
-            left -= self.free * (1 << self.order)
+            left -= self.free[: self.nodes] * (1 << self.order)
         self.left_free = np.maximum(left, 0)
         """int64 (nodes,), 4 KiB pages that pools leave above the min watermark."""
 
@@ -102,39 +108,56 @@ class HostState:
         zonelist.zonelists(self.fallback, self.zone_node, self.zone_type, self.managed, highest, out)
         return out
 
-    def _init_pools(self) -> None:
-        """One pool of huge pages per node, in place of the zones: mm/hugetlb.c keeps a free list for each node.
+    def _pool_pages(self) -> Int64s:
+        """Huge pages of the guest's size in the pool of each node (mm/hugetlb.c keeps a free list for each node).
 
         Without a stated pool each node keeps 1/16 of its free memory for the kernel and gives the rest.
         """
         size = PAGE_SIZE << self.order
         free = np.bincount(self.zone_node, self.free, self.nodes).astype(np.int64)
-        pages = (free - free // 16) * PAGE_SIZE // size
         stated = self.scenario.boot.hugetlb_pages
-        if stated is not None:
-            for node, count in stated.items():
-                if node not in self.index_of_node or count < 0:
-                    raise WorkbenchError(
-                        f"boot.hugetlb_pages: {node}: {count} is not a page count of a node of this host"
-                    )
-                if count * (size // PAGE_SIZE) > free[self.index_of_node[node]]:
-                    raise WorkbenchError(
-                        f"boot.hugetlb_pages: {count} pages of {self.scenario.guest.page_size} do not fit the "
-                        f"{format_bytes(int(free[self.index_of_node[node]]) * PAGE_SIZE)} free on node {node}"
-                    )
-            pages = np.array([stated.get(int(node), 0) for node in self.node_ids], np.int64)
-        first = np.zeros(self.nodes, np.int64)
+        if stated is None:
+            return (free - free // 16) * PAGE_SIZE // size
+        for node, count in stated.items():
+            if node not in self.index_of_node or count < 0:
+                raise WorkbenchError(f"boot.hugetlb_pages: {node}: {count} is not a page count of a node of this host")
+            if count * (size // PAGE_SIZE) > free[self.index_of_node[node]]:
+                raise WorkbenchError(
+                    f"boot.hugetlb_pages: {count} pages of {self.scenario.guest.page_size} do not fit the "
+                    f"{format_bytes(int(free[self.index_of_node[node]]) * PAGE_SIZE)} free on node {node}"
+                )
+        return np.array([stated.get(int(node), 0) for node in self.node_ids], np.int64)
+
+    def _init_pools(self) -> None:
+        """Pools of huge pages, one per node, become the first zones; 4 KiB zones follow only where they are wanted."""
+        pages = self._pool_pages()
+        ordinary = self._needs_zones()
+        old = (self.zone_node, self.zone_type, self.managed, _left_by(pages << self.order, self.zone_node, self.free),
+               self.reserve, self.start_pfn)  # fmt: skip
+        nothing = np.zeros(self.nodes, np.int64)
+        first = nothing.copy()
         for zone in range(len(self.zone_node) - 1, -1, -1):
             first[self.zone_node[zone]] = self.start_pfn[zone]
-        self.start_pfn = -(-first // (size // PAGE_SIZE))
-        self.zone_node = np.arange(self.nodes, dtype=np.int64)
-        self.zone_type = np.full(self.nodes, zonelist.ZONE_NORMAL, np.int64)
-        self.managed, self.free = pages.copy(), pages.copy()
-        self.watermarks = np.zeros((3, self.nodes), np.int64)
-        self.reserve = np.zeros(self.nodes, np.int64)
+        new = (np.arange(self.nodes), nothing + zonelist.ZONE_NORMAL, pages, pages, nothing, -(-first >> self.order))
         kind = "range" if self.scenario.guest.design == "pfn-range" else "hugetlb"
-        self.zone_labels = [f"{node}/{kind}" for node in self.node_ids]
-        self.zonelists = dict.fromkeys(("guest_memfd", "memfd"), self._zonelists(zonelist.ZONE_NORMAL))
+        labels = [f"{node}/{kind}" for node in self.node_ids]
+        shifted = {name: np.where(zones >= 0, zones + self.nodes, -1) for name, zones in self.zonelists.items()}
+        self.zone_node, self.zone_type, self.managed, *_ = new
+        pools = self._zonelists(zonelist.ZONE_NORMAL)
+        self.zonelists = (shifted if ordinary else dict.fromkeys(shifted, pools)) | {"hugetlb": pools}
+        kept = slice(None) if ordinary else slice(0)
+        self.zone_node, self.zone_type, self.managed, self.free, self.reserve, self.start_pfn = (
+            np.concatenate((a, b[kept])).astype(np.int64) for a, b in zip(new, old, strict=True)
+        )
+        marks = np.zeros((3, self.nodes), np.int64)
+        self.watermarks = np.concatenate((marks, self.watermarks[:, kept]), axis=1)
+        self.zone_labels = labels + self.zone_labels[kept]
+
+    def _needs_zones(self) -> bool:
+        """Whether 4 KiB pages are wanted beside the pools: as a fallback, or for tmpfs files."""
+        return self.scenario.guest.small_page_fallback or any(
+            isinstance(operation, sc.Memfd) for operation in self.scenario.operations
+        )
 
     def _init_weights(self) -> None:
         bandwidth = np.zeros(self.nodes, np.int64)
@@ -214,22 +237,69 @@ class HostState:
         the shared policy at its index, or the task's, decides.
         """
         first, last = start >> inode.order, -(-end >> inode.order) if inode.order else end
-        holes = inode.map.absent(first, last)
+        holes = self._holes(inode, first, last)
+        order = operation.order if operation is not None else "sequential"
+        complete = True
+        if len(holes) and order in ("sequential", "reverse"):
+            complete = self._place_all(task, inode, holes, -1 if order == "reverse" else 1)
+        elif len(holes):
+            assert operation is not None
+            complete = self._place_list(inode, holes, self._listed(task, operation, first, last, holes))
+        return complete if inode.small is None else self._touch_small(task, inode, start, end, operation)
+
+    def touch_in_turns(self, inode: Inode, first: int, last: int, turns: Callable[[], Turns]) -> bool:
+        """Make folios [first, last) present in the order of ``turns``: chunks of folio indices and rows of tasks."""
+        holes = self._holes(inode, first, last)
+        complete = not len(holes) or self._place_list(inode, holes, _within(turns(), holes))
+        if inode.small is None:
+            return complete
+        holes = self._small_holes(inode, first << inode.order, last << inode.order)
         if not len(holes):
             return True
+        step, pages = max(1, _LIST_CHUNK >> inode.order), np.arange(1 << inode.order)
+
+        def small() -> Turns:
+            for folios, tasks in turns():
+                for low in range(0, len(folios), step):
+                    index = (folios[low : low + step, None] << inode.order) + pages
+                    yield index.ravel(), np.repeat(tasks[low : low + step], len(pages))
+
+        return self._place_list(inode, holes, _within(small(), holes), small=True)
+
+    @staticmethod
+    def _holes(inode: Inode, first: int, last: int) -> Int64s:
+        """Folios of [first, last) that nothing backs, not even in part."""
+        holes = inode.map.absent(first, last)
+        if inode.small is None:
+            return holes
+        partly = _units_of(inode.small.present, inode.order)
+        return np.concatenate([no_intervals(), *(intervals_minus(int(low), int(high), partly) for low, high in holes)])
+
+    @staticmethod
+    def _small_holes(inode: Inode, start: int, end: int) -> Int64s:
+        """4 KiB pages of [start, end) that nothing backs."""
+        assert inode.small is not None
+        order = inode.order
+        units = inode.map.absent(start >> order, -(-end >> order))
+        parts = [inode.small.absent(max(start, int(low) << order), min(end, int(high) << order)) for low, high in units]
+        return np.concatenate([no_intervals(), *parts])
+
+    def _touch_small(self, task: Thread, inode: Inode, start: int, end: int, operation: sc.Fault | None) -> bool:
+        """4 KiB pages for what of ``[start, end)`` no huge page backs: its pool was empty when it was touched."""
+        holes = self._small_holes(inode, start, end)
         order = operation.order if operation is not None else "sequential"
+        if not len(holes):
+            return True
         if order in ("sequential", "reverse"):
-            return self.place(task, inode, holes, -1 if order == "reverse" else 1)
+            return self.place(task, inode, holes, -1 if order == "reverse" else 1, small=True)
         assert operation is not None
+        return self._place_list(inode, holes, self._listed(task, operation, start, end, holes), small=True)
+
+    def _listed(self, task: Thread, operation: sc.Fault, first: int, last: int, holes: Int64s) -> Turns:
+        """Indices of [first, last) inside ``holes`` in the operation's order, and the row of the task, in chunks."""
         within = self._order(operation, last - first)
-
-        def chunks() -> Iterator[tuple[Int64s, Int64s]]:
-            for low in range(0, len(within), _LIST_CHUNK):
-                pages = first + within[low : low + _LIST_CHUNK]
-                pages = pages[in_intervals(pages, holes)]
-                yield pages, np.full(len(pages), task.index)
-
-        return self._place_list(inode, holes, chunks())
+        chunks = (first + within[low : low + _LIST_CHUNK] for low in range(0, len(within), _LIST_CHUNK))
+        return _within(((pages, np.full(len(pages), task.index)) for pages in chunks), holes)
 
     def _order(self, operation: sc.Fault, count: int) -> Int64s:
         if operation.order == "reverse":
@@ -241,13 +311,38 @@ class HostState:
             fault_order.random_order(np.uint64(operation.seed), out)
         return out
 
+    def _place_all(self, task: Thread, inode: Inode, holes: Int64s, step: int) -> bool:
+        """:meth:`place`; where 4 KiB pages may stand in, a policy whose pools are empty does not end it for others."""
+        ranges, policies = self._policy_ranges(inode, inode.order)
+        while not self.place(task, inode, holes, step):
+            if inode.small is None:
+                return False
+            parts = [inode.map.absent(int(low), int(high)) for low, high in holes]
+            low, high, which = _split_at(np.concatenate(parts), ranges)
+            dry = policies[which[0 if step > 0 else -1]]
+            others = np.array([policies[row] != dry for row in which])
+            holes = np.column_stack((low, high))[others]
+            if not len(holes):
+                return False
+        return True
+
     def place(
-        self, task: Thread, inode: Inode, holes: Int64s, step: int = 1, override: mp.Mempolicy | None = None
+        self,
+        task: Thread,
+        inode: Inode,
+        holes: Int64s,
+        step: int = 1,
+        override: mp.Mempolicy | None = None,
+        small: bool = False,
     ) -> bool:
-        """Back every folio of ``holes`` int64 (n, 2), upwards or downwards, under the file's policies or ``override``."""
-        ranges, policies = self._policy_ranges(inode) if override is None else (no_intervals(), [override])
+        """Back every folio of ``holes`` int64 (n, 2), upwards or downwards, under the file's policies or ``override``.
+
+        ``small``: holes are 4 KiB pages of a file of huge folios. False: a huge page was not to be had.
+        """
+        order = 0 if small else inode.order
+        ranges, policies = self._policy_ranges(inode, order) if override is None else (no_intervals(), [override])
         low, high, which = _split_at(holes, ranges)
-        requests, row_of = self._requests(inode, [task], policies)
+        requests, row_of = self._requests(inode, [task], policies, order)
         pieces = np.column_stack((low, high - low, np.full(len(low), step), row_of[0][which]))
         if step < 0:
             pieces[:, 0] = high - 1
@@ -255,60 +350,72 @@ class HostState:
         pieces = np.ascontiguousarray(pieces)
         scratch = np.empty(max(int(self.weights.sum()), self.nodes, 256) + 1, np.int64)
         target, taken = np.empty(self.nodes, np.int64), np.empty(len(self.free), np.int64)
-        map_ = inode.map
+        map_ = _map_of(inode, small)
         before, free = int(map_.progress[placement.ALLOCATIONS]), self.free.copy()
         map_.progress[:2] = 0
         map_.grow(len(pieces) + 8, 64)
         while True:
             status = placement.place_pieces(
                 pieces, *requests, self.rotations, self.weights, self.free, self._marks(), self.zone_node,
-                self.zonelists[inode.kind], scratch, target, taken, map_.progress, map_.allocations, map_.tiles,
+                self._zonelist(inode, order), scratch, target, taken, map_.progress, map_.allocations, map_.tiles,
             )  # fmt: skip
             if status != placement.NEEDS_ROOM:
                 break
             map_.grow(max(64, len(pieces)), len(scratch))
             self._check_cancelled()
         map_.add_new_allocations(before)
-        if self.free_pfns is not None and inode.pfns is not None:
+        if self.free_pfns is not None and inode.pfns is not None and not small:
             self.free_pfns.hand_out(map_, inode.pfns, before)
         self.placed += free - self.free
-        return self._placed(status == placement.DONE)
+        return self._placed(status == placement.DONE, order)
 
-    def _place_list(self, inode: Inode, holes: Int64s, chunks: Iterator[tuple[Int64s, Int64s]]) -> bool:
+    def _place_list(self, inode: Inode, holes: Int64s, chunks: Turns, small: bool = False) -> bool:
         """Place folios one by one; each chunk holds indices and the row of the task that touches each."""
-        ranges, policies = self._policy_ranges(inode)
-        requests, row_of = self._requests(inode, list(self.tasks.values()), policies)
+        order, map_ = 0 if small else inode.order, _map_of(inode, small)
+        ranges, policies = self._policy_ranges(inode, order)
+        requests, row_of = self._requests(inode, list(self.tasks.values()), policies, order)
         base = int(holes[0, 0])
         zones = np.full(int(holes[-1, 1]) - base, -1, np.int16)
         cached = np.empty((len(requests[0]), self.nodes), np.int64)
-        pfns = np.empty(len(zones), np.int64) if inode.pfns is not None else None
+        pfns = np.empty(len(zones), np.int64) if inode.pfns is not None and not small else None
         free = self.free.copy()
-        complete = True
+        dry: set[int] = set()  # requests for which nothing is left
         for pages, tasks in chunks:
-            which = _covering(pages, ranges)
-            out = np.empty(len(pages), np.int16)
-            done = placement.place_list(
-                pages, row_of[tasks, which], *requests, self.rotations, self.weights, self.free, self._marks(),
-                self.zone_node, self.zonelists[inode.kind], cached, out,
-            )  # fmt: skip
-            zones[pages[:done] - base] = out[:done]
-            if self.free_pfns is not None and pfns is not None:
-                self.free_pfns.hand_out_list(out[:done], pages[:done], base, pfns)
-            self._check_cancelled()
-            if done < len(pages):
-                complete = False
+            asked = row_of[tasks, _covering(pages, ranges)]
+            while len(pages):
+                out = np.empty(len(pages), np.int16)
+                done = placement.place_list(
+                    pages, asked, *requests, self.rotations, self.weights, self.free, self._marks(),
+                    self.zone_node, self._zonelist(inode, order), cached, out,
+                )  # fmt: skip
+                zones[pages[:done] - base] = out[:done]
+                if self.free_pfns is not None and pfns is not None:
+                    self.free_pfns.hand_out_list(out[:done], pages[:done], base, pfns)
+                self._check_cancelled()
+                if done == len(pages):
+                    break
+                dry.add(int(asked[done]))
+                if inode.small is None:
+                    break
+                others = ~np.isin(asked[done:], list(dry))
+                pages, asked = pages[done:][others], asked[done:][others]
+            if dry and inode.small is None:
                 break
-        before = int(inode.map.progress[placement.ALLOCATIONS])
-        inode.map.add_list(holes, zones, base)
+        before = int(map_.progress[placement.ALLOCATIONS])
+        map_.add_list(holes, zones, base)
         if inode.pfns is not None and pfns is not None:
-            for row in range(before, int(inode.map.progress[placement.ALLOCATIONS])):
-                start, count = inode.map.allocations[row, :2] - (base, 0)
+            for row in range(before, int(map_.progress[placement.ALLOCATIONS])):
+                start, count = map_.allocations[row, :2] - (base, 0)
                 inode.pfns.listed[row] = pfns[start : start + count]
         self.placed += free - self.free
-        return self._placed(complete)
+        return self._placed(not dry, order)
 
-    def _placed(self, complete: bool) -> bool:
-        if not complete and not self.order:
+    def _zonelist(self, inode: Inode, order: int) -> Int64s:
+        return self.zonelists["hugetlb" if order else inode.kind]
+
+    @staticmethod
+    def _placed(complete: bool, order: int) -> bool:
+        if not complete and not order:
             raise OutOfMemory
         return complete
 
@@ -319,17 +426,17 @@ class HostState:
     def _marks(self) -> Int64s:
         return self.watermarks[1::-1] + self.reserve
 
-    def _policy_ranges(self, inode: Inode) -> tuple[Int64s, list[mp.Mempolicy | None]]:
+    def _policy_ranges(self, inode: Inode, order: int) -> tuple[Int64s, list[mp.Mempolicy | None]]:
         """Shared policy ranges in folios, int64 (n, 2), and their policies; the last one is None, for all the rest."""
         extents = list(inode.shared_policy)
         ranges = np.array([(start, end) for start, end, _ in extents], np.int64).reshape(-1, 2)
-        if inode.order:
+        if order:
             # The policy is looked up at the first 4 KiB index touched, which for a fresh folio is its first one.
-            ranges = -(-ranges >> inode.order)
+            ranges = -(-ranges >> order)
         return ranges, [*(policy for _, _, policy in extents), None]
 
     def _requests(
-        self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None]
+        self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None], order: int
     ) -> tuple[tuple[np.ndarray, ...], Int64s]:
         """The request table for these tasks and policies, and int64 (tasks, policies) rows of it.
 
@@ -352,12 +459,12 @@ class HostState:
             task_row[row] = task.index
             base[row] = inode.ilx_base if inode.kind == "memfd" else -1
             kind[row], start[row], passes[row], nodes[row], filters[row] = self._policy_nodemask(
-                effective, task.nid, inode
+                effective, task.nid, inode, order
             )
         return (kind, start, nodes, filters, passes, task_row, base), row_of
 
     def _policy_nodemask(
-        self, policy: mp.Mempolicy | None, nid: int, inode: Inode
+        self, policy: mp.Mempolicy | None, nid: int, inode: Inode, order: int
     ) -> tuple[int, int, int, np.ndarray, np.ndarray]:
         """mm/mempolicy.c: policy_nodemask; mm/page_alloc.c: prepare_alloc_pages: (kind, start, passes, nodes, filters)."""
         allowed = self.mask(self.mems_allowed) if self.cpusets_enabled else np.ones(self.nodes, bool)
@@ -373,21 +480,56 @@ class HostState:
             filters[0] &= nodes
             return placement.START, home, 2, nodes, filters
         if mode == mp.BIND:
-            if self._policy_zone_applies(nodes, inode) and (nodes & allowed).any():
+            if self._policy_zone_applies(nodes, inode, order) and (nodes & allowed).any():
                 filters[:] &= nodes
             return placement.START, home, 1, nodes, filters
         kind = placement.INTERLEAVE if mode == mp.INTERLEAVE else placement.WEIGHTED
         return kind, nid, 1, nodes, filters
 
-    def _policy_zone_applies(self, nodes: np.ndarray, inode: Inode) -> bool:
+    def _policy_zone_applies(self, nodes: np.ndarray, inode: Inode, order: int) -> bool:
         """apply_policy_zone: BIND to nodes whose memory is all ZONE_MOVABLE is ignored for guest_memfd."""
-        return inode.kind == "memfd" or self.order > 0 or bool((nodes & self.has_normal_memory).any())
+        return inode.kind == "memfd" or order > 0 or bool((nodes & self.has_normal_memory).any())
 
     def erase(self, inode: Inode, first: int, last: int) -> None:
         """Free folios ``[first, last)``."""
         if self.free_pfns is not None and inode.pfns is not None:
             self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
         self.free += inode.map.erase(first, last, len(self.free))
+        if inode.small is not None:
+            limit = inode.pages >> inode.order
+            self.free += inode.small.erase(first << inode.order, min(last, limit) << inode.order, len(self.free))
+
+
+def _map_of(inode: Inode, small: bool) -> FileMap:
+    if not small:
+        return inode.map
+    assert inode.small is not None
+    return inode.small
+
+
+def _units_of(pages: Int64s, order: int) -> Int64s:
+    """Sorted disjoint intervals of huge folios that 4 KiB intervals int64 (n, 2) lie in."""
+    units = no_intervals()
+    for low, high in pages.tolist():
+        units = intervals_add(low >> order, -(-high >> order), units)
+    return units
+
+
+def _within(chunks: Turns, holes: Int64s) -> Turns:
+    for index, tasks in chunks:
+        keep = in_intervals(index, holes)
+        yield index[keep], tasks[keep]
+
+
+def _left_by(pools: Int64s, zone_node: Int64s, free: Int64s) -> Int64s:
+    """Free pages of each zone after pools of so many 4 KiB pages a node: the highest zones give first."""
+    left, wanted = free.copy(), pools.copy()
+    for zone in range(len(free) - 1, -1, -1):
+        node = zone_node[zone]
+        given = min(left[zone], wanted[node])
+        left[zone] -= given
+        wanted[node] -= given
+    return left
 
 
 def _covering(pages: Int64s, ranges: Int64s) -> Int64s:

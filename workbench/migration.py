@@ -37,7 +37,9 @@ def seen_by(inode: Inode, mapping: Mapping, start: int, end: int, mapped_once: b
 
 def count_on(system: HostState, inode: Inode, parts: Int64s, zones: np.ndarray) -> int:
     """Folios of ``parts`` that lie in zones marked in ``zones`` bool (zones,)."""
-    return sum(int(inode.map.counts(len(system.free), int(a), int(b))[zones].sum()) for a, b in parts)
+    order = inode.order
+    ends = [(int(a) >> order, -(-int(b) >> order)) for a, b in parts]
+    return sum(int(inode.map.counts(len(system.free), low, high)[zones].sum()) for low, high in ends)
 
 
 def move_to_policy(system: HostState, task: Thread, inode: Inode, parts: Int64s, zones: np.ndarray) -> None:
@@ -109,7 +111,7 @@ def _kinds(system: HostState, file: Any, start: int, end: int, target: int, move
         return np.full(end - start, errno.EFAULT, np.int64)
     kind = np.full(end - start, errno.ENOENT, np.int64)
     pages = np.arange(start, end)
-    zones = file.inode.map.zone_of(pages >> file.inode.order)
+    zones = file.inode.zones_of(pages)
     here = in_intervals(pages, file.mapping.mapped) & (zones >= 0)
     kind[here] = np.where(system.zone_node[zones[here]] == target, 0, 1)
     if not move_all:

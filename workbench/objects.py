@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from workbench import policy as mp
-from workbench.filemap import FileMap
+from workbench.filemap import FileMap, Int64s
 from workbench.mappings import Mapping
 from workbench.pfns import FilePfns
 
@@ -42,7 +44,10 @@ class Thread:
 
 @dataclass
 class Inode:
-    """A guest_memfd or tmpfs inode. Sizes and policy ranges are in 4 KiB pages, ``map`` in folios of ``order``."""
+    """A guest_memfd or tmpfs inode. Sizes and policy ranges are in 4 KiB pages, ``map`` in folios of ``order``.
+
+    ``small``: 4 KiB pages that back a file of huge folios where the pool was empty; None where that is not allowed.
+    """
 
     name: str
     pages: int
@@ -52,8 +57,19 @@ class Inode:
     ilx_base: int = 0
     shared_policy: mp.SharedPolicy = field(default_factory=mp.SharedPolicy)
     map: FileMap = field(default_factory=FileMap)
+    small: FileMap | None = None
     pfns: FilePfns | None = None
     mappings: list[Mapping] = field(default_factory=list)
+
+    @property
+    def base_map(self) -> FileMap | None:
+        """The map of 4 KiB folios."""
+        return self.map if self.order == 0 else self.small
+
+    def zones_of(self, pages: Int64s) -> Int64s:
+        """Zone of 4 KiB pages by index, -1 if absent."""
+        zones = self.map.zone_of(pages >> self.order)
+        return zones if self.small is None else np.where(zones >= 0, zones, self.small.zone_of(pages))
 
     @property
     def private(self) -> bool:

@@ -81,10 +81,14 @@ def _declare_all() -> None:
     declare("pages_per_node", ("file", "node"), "folios", "folios of the file on the node", exact)
     declare("file_pages", ("file",), "folios", "size of the file", exact)
     declare("page_size", (), "B", "bytes of one folio of the guest", exact)
-    for table in ("run", "observed_run"):
+    declare("file_page_size", ("file",), "B", "bytes of one folio of the file", exact)
+    declare("zone_page_size", ("zone",), "B", "bytes of one folio of the zone", exact)
+    declare("event_small_pages", ("event", "node"), "4 KiB pages", "4 KiB pages placed beside huge folios", exact)
+    declare("small_pages_per_node", ("file", "node"), "4 KiB pages", "4 KiB pages where no huge page was left", exact)
+    for table, folios in (("run", "folio"), ("observed_run", "folio"), ("small_run", "4 KiB page")):
         declare(f"{table}_file", (table,), "", "file", exact)
-        declare(f"{table}_start", (table,), "folios", "first folio of the run", exact)
-        declare(f"{table}_length", (table,), "folios", "folios in the run", exact)
+        declare(f"{table}_start", (table,), f"{folios}s", f"first {folios} of the run", exact)
+        declare(f"{table}_length", (table,), f"{folios}s", f"{folios}s in the run", exact)
         declare(f"{table}_node", (table,), "1", "node that backs the run", exact)
     declare("observed_run_event", ("observed_run",), "1", "event that observed the run", exact)
     declare("stretch_file", ("stretch",), "", "file", exact)

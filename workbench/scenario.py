@@ -474,6 +474,8 @@ class Guest(_Model):
             raise ValueError(f"memory {self.memory} is not a multiple of the page size {self.page_size}")
         if self.page_size != "4 KiB" and self.design == "filemap":
             raise ValueError(f"design 'filemap' has 4 KiB pages only, not {self.page_size}; use hugetlb or pfn-range")
+        if self.small_page_fallback and not self.design.startswith("hugetlb"):
+            raise ValueError(f"small_page_fallback needs a pool to be empty: a hugetlb design, not {self.design}")
         return self
 
 
@@ -489,7 +491,8 @@ class Boot(_Model):
     )
     hugetlb_pages: dict[int, int] | None = Field(None, description="huge pages of the guest's size per node id")
     vmemmap_pages: dict[int, int] | None = Field(
-        None, description="4 KiB pages per node id that splits can restore vmemmap from; what the pools leave if left out"
+        None,
+        description="4 KiB pages per node id that splits can restore vmemmap from; what the pools leave if left out",
     )
     weights: dict[int, int] | None = Field(None, description="interleave weights; automatic from bandwidth if left out")
 

@@ -16,9 +16,11 @@ from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
 from workbench.errors import WorkbenchError
+from workbench.filemap import FileMap
 from workbench.generators import expand
 from workbench.objects import Inode, Result
 from workbench.system import System
+from workbench.units import PAGE_SIZE
 
 AUTO_PAGES = 1 << 22
 """``output: auto`` lists the node of every folio up to so many folios in all."""
@@ -71,7 +73,7 @@ def simulate(
         log.operations.append(operation)
         log.results.append(result)
         log.tasks.append(operation.task or next(iter(system.tasks)))
-        log.placed.append(np.bincount(system.zone_node, system.placed, system.nodes).astype(np.int64))
+        log.placed.append(system.placed.copy())
         log.free.append(system.free.copy())
         if isinstance(operation, sc.Observe) and not result.errno:
             file = system.files[operation.file]
@@ -89,15 +91,15 @@ def simulate(
 
 def _observed_runs(system: System, inode: Inode, operation: sc.Observe) -> np.ndarray:
     start, end = system.pages(operation, inode.pages)
-    runs = _node_runs(system, inode, start >> inode.order, end >> inode.order)
+    runs = _node_runs(system, inode.map, start >> inode.order, end >> inode.order)
     if runs is None:
         raise WorkbenchError(f"observe: {end - start} pages may be more than {MAX_RUNS} runs; observe a shorter range")
     return runs
 
 
-def _node_runs(system: System, inode: Inode, start: int = 0, end: int = np.iinfo(np.int64).max) -> np.ndarray | None:
+def _node_runs(system: System, map_: FileMap, start: int = 0, end: int = np.iinfo(np.int64).max) -> np.ndarray | None:
     """Maximal runs of one node, int64 (n, 3): first folio, folios, node id; None if there may be more than MAX_RUNS."""
-    runs, map_ = inode.map.cut(start, end), inode.map
+    runs = map_.cut(start, end)
     constant = map_.allocations[runs[:, 2], filemap.PERIOD] == 1
     most = int(np.where(constant, 1, runs[:, 1]).sum())
     if most > MAX_RUNS:
@@ -119,16 +121,23 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     inodes = {name: file.inode for name, file in system.files.items()}
     _put_host(system, put)
     _put_events(system, log, put)
-    counts = np.array(
-        [np.bincount(system.zone_node, i.map.counts(len(system.free)), system.nodes) for i in inodes.values()]
-    ).reshape(len(inodes), system.nodes)
-    put("pages_per_node", counts.astype(np.int64))
+    counts = _file_counts(system, [inode.map for inode in inodes.values()])
+    put("pages_per_node", counts)
     put("file_pages", np.array([inode.pages >> inode.order for inode in inodes.values()], np.int64))
+    put("file_page_size", np.array([PAGE_SIZE << inode.order for inode in inodes.values()], np.int64))
+    memory = counts << np.array([[inode.order] for inode in inodes.values()], np.int64).reshape(-1, 1)
+    if scenario.guest.small_page_fallback:
+        small = _file_counts(system, [inode.small for inode in inodes.values()])
+        put("small_pages_per_node", small)
+        memory += small
+        runs = [(n, _node_runs(system, i.small)) for n, i in inodes.items() if i.small is not None]
+        if all(rows is not None for _, rows in runs):
+            _put_runs("small_run", [(name, rows) for name, rows in runs if rows is not None], put)
     put("page_size", np.int64(4096 << system.order))
     _put_placement(system, inodes, put)
     _put_observed(log, put)
     _put_ranges(system, inodes, put)
-    _put_vcpus(system, counts, put)
+    _put_vcpus(system, memory, put)
     if log.accesses:
         from workbench import access
 
@@ -158,6 +167,17 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     return dataset
 
 
+def _file_counts(system: System, maps: list[FileMap | None]) -> np.ndarray:
+    """Folios of each map on each node, int64 (files, nodes)."""
+    zones = [np.zeros(len(system.free), np.int64) if map_ is None else map_.counts(len(system.free)) for map_ in maps]
+    return _by_node(system, np.array(zones, np.int64).reshape(-1, len(system.free)))
+
+
+def _by_node(system: System, zones: np.ndarray) -> np.ndarray:
+    """Sums over the zones of each node: int64 (n, zones) -> (n, nodes)."""
+    return zones @ (system.zone_node[:, None] == np.arange(system.nodes)).astype(np.int64)
+
+
 Put = Callable[[str, object], None]
 
 
@@ -171,6 +191,7 @@ def _put_host(system: System, put: Put) -> None:
     put("fallback_order", np.where(order >= 0, system.node_ids[order], -1))
     put("zone_node", system.node_ids[system.zone_node])
     put("zone_managed", system.managed)
+    put("zone_page_size", system.zone_page_size.astype(np.int64))
     for row, mark in enumerate(("min", "low", "high")):
         put(f"zone_{mark}", system.watermarks[row])
     put("zone_lowmem_reserve", system.reserve)
@@ -185,7 +206,11 @@ def _put_events(system: System, log: _Log, put: Put) -> None:
     names = [errno.errorcode.get(result.errno, str(result.errno)) if result.errno else "" for result in log.results]
     put("event_error", np.array(names, dtype=str))
     put("event_detail", np.array([json.dumps(result.detail) for result in log.results], dtype=str))
-    put("event_pages", np.array(log.placed, np.int64).reshape(-1, system.nodes))
+    placed = np.array(log.placed, np.int64).reshape(-1, len(system.free))
+    huge = system.zone_page_size == PAGE_SIZE << system.order
+    put("event_pages", _by_node(system, placed * huge))
+    if not huge.all():
+        put("event_small_pages", _by_node(system, placed * ~huge))
     put("free_pages", np.array(log.free, np.int64).reshape(-1, len(system.free)))
 
 
@@ -210,7 +235,7 @@ def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
 
     total = sum(inode.pages >> inode.order for inode in inodes.values())
     if scenario.output in ("auto", "runs"):
-        listed = [(name, _node_runs(system, inode)) for name, inode in inodes.items()]
+        listed = [(name, _node_runs(system, inode.map)) for name, inode in inodes.items()]
         if all(runs is not None for _, runs in listed):
             _put_runs("run", [(name, runs) for name, runs in listed if runs is not None], put)
     if scenario.output == "pages" or (scenario.output == "auto" and total <= AUTO_PAGES):

@@ -10,7 +10,7 @@ A method ``_name`` carries out the operation ``name`` and returns a :class:`Resu
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +21,9 @@ from workbench import access, migration, system_conversion
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.errors import WorkbenchError
-from workbench.filemap import Int64s, in_intervals, no_intervals
+from workbench.filemap import FileMap, Int64s, no_intervals
 from workbench.generators import in_turns, shared_turns
-from workbench.host_state import HostState, OutOfMemory
+from workbench.host_state import HostState, OutOfMemory, Turns
 from workbench.mappings import Mapping
 from workbench.objects import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
@@ -101,6 +101,8 @@ class System(HostState):
         if self.scenario.guest.policy_interface == "create" and error:
             return failed(error)
         inode = Inode(operation.file, size // PAGE_SIZE, "guest_memfd", flags, self.order)
+        if self.order and self.scenario.guest.small_page_fallback:
+            inode.small = FileMap()
         if self.scenario.guest.policy_interface == "create" and policy is not None:
             inode.shared_policy.set(0, inode.pages, policy)
         if self.conversions is not None and inode.pages:
@@ -305,7 +307,7 @@ class System(HostState):
             return failed(errno.EFAULT)
         self.touch(task, file.inode, page, page + 1)
         mapping.map(page, page + 1)
-        zone = int(file.inode.map.zone_of(np.array([page >> file.inode.order]))[0])
+        zone = int(file.inode.zones_of(np.array([page]))[0])
         return Result(0, 0, {"node": int(self.node_ids[self.zone_node[zone]])})
 
     def _get_task_policy(self, task: Thread, node: bool) -> Result:
@@ -509,18 +511,14 @@ class System(HostState):
         inode = file.inode
         start, end = self.pages(operation, inode.pages)
         first, last = start >> inode.order, min(-(-end >> inode.order), inode.pages >> inode.order)
-        holes = inode.map.absent(first, last)
-        if not len(holes):
-            return Result()
 
-        def chunks() -> Iterator[tuple[Int64s, Int64s]]:
+        def turns() -> Turns:
             tasks = np.array([self.tasks[name].index for name in self.vcpus])
-            turns = in_turns if not operation.shared else shared_turns
-            for pages, turn_of in turns(first, last, len(tasks), operation.turn):
-                keep = in_intervals(pages, holes)
-                yield pages[keep], tasks[turn_of[keep]]
+            chunks = in_turns if not operation.shared else shared_turns
+            for folios, turn_of in chunks(first, last, len(tasks), operation.turn):
+                yield folios, tasks[turn_of]
 
-        complete = self._place_list(inode, holes, chunks())
+        complete = self.touch_in_turns(inode, first, last, turns)
         if operation.by == "host" and file.mapping is not None:
             file.mapping.map(start, end)
         return self._allocated(complete)

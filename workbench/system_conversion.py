@@ -10,6 +10,7 @@ come from what the pools of huge pages leave free on each node, plus what the de
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from workbench import scenario as sc
 from workbench import struct_pages
 from workbench.conversion import ConversionFile
 from workbench.errors import WorkbenchError
+from workbench.filemap import FileMap
 from workbench.host_memory import HostMemory, RangeMemory
 from workbench.host_state import HostState
 from workbench.light_file import LightFile
@@ -68,7 +70,7 @@ class Conversions:
         self.files: dict[int, TrackedFile] = {}
         self.inodes: dict[int, Inode] = {}
         self.past = np.zeros(len(folio.COUNTERS), np.int64)
-        self.entered: dict[int, int] = {}  # allocation rows of the map already entered
+        self.entered: dict[int, list[int]] = {}  # allocation rows already entered, of the map and of 4 KiB pages
         self.kept: dict[int, dict[int, list[int]]] = {}  # 4 KiB pages that left a file while pinned: zones, by page
 
     def add(self, inode: Inode) -> None:
@@ -89,9 +91,10 @@ class Conversions:
                 split_on=settings.split_on,
                 merge=settings.merge,
                 hvo=self.hvo,
+                fallback=guest.small_page_fallback,
                 shared=not inode.private,
             )
-        self.files[id(inode)], self.inodes[id(inode)], self.entered[id(inode)] = file, inode, 0
+        self.files[id(inode)], self.inodes[id(inode)], self.entered[id(inode)] = file, inode, [0, 0]
 
     def of(self, inode: Inode | None) -> TrackedFile | None:
         """The tracked file of an inode, if it has one."""
@@ -112,23 +115,30 @@ class Conversions:
         return all(complete)
 
     def _enter(self, inode: Inode) -> bool:
-        file, map_ = self.files[id(inode)], inode.map
-        rows = int(map_.progress[placed.ALLOCATIONS])
+        file = self.files[id(inode)]
+        seen = self.entered[id(inode)]
         complete = True
-        for row in range(self.entered[id(inode)], rows):
+        for folios, nodes in self._new(inode.map, seen[0]):
+            done = file.insert(folios, nodes)
+            for index in folios[done:]:
+                self.system.erase(inode, int(index), int(index) + 1)
+            complete &= done == len(folios)
+        seen[0] = int(inode.map.progress[placed.ALLOCATIONS])
+        if inode.small is not None and isinstance(file, ConversionFile):
+            for pages, nodes in self._new(inode.small, seen[1]):
+                file.insert_small(pages, nodes)
+            seen[1] = int(inode.small.progress[placed.ALLOCATIONS])
+        return complete
+
+    def _new(self, map_: FileMap, first_row: int) -> Iterator[tuple[Int64s, Int64s]]:
+        """Folios placed since allocation row ``first_row`` that are still there, and their nodes, in chunks."""
+        for row in range(first_row, int(map_.progress[placed.ALLOCATIONS])):
             first, count, step = (int(value) for value in map_.allocations[row, :3])
             low = first if step > 0 else first - count + 1
             for start in range(low, low + count, _CHUNK):
                 folios = np.arange(start, min(start + _CHUNK, low + count), dtype=np.int64)
                 zones = map_.zone_of(folios)
-                present = zones >= 0
-                folios, nodes = folios[present], self.system.zone_node[zones[present]]
-                done = file.insert(folios, nodes)
-                for index in folios[done:]:
-                    self.system.erase(inode, int(index), int(index) + 1)
-                complete &= done == len(folios)
-        self.entered[id(inode)] = rows
-        return complete
+                yield folios[zones >= 0], self.system.zone_node[zones[zones >= 0]]
 
     def _runs(self, file: TrackedFile, start: int, end: int, shared: bool) -> Int64s:
         """Runs int64 (n, 2) of pages of [start, end) in one state."""
@@ -227,17 +237,16 @@ class Conversions:
         shift = inode.order
         first = offset // PAGE_SIZE >> shift
         last = -(-min(inode.pages, -(-(offset + length) // PAGE_SIZE)) // (1 << shift))
-        held = self._held_by_zone(inode, file, first, last) if shift == 0 else None
+        start, end = offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE)
+        held = self._held_by_zone(inode, file, start, end)
         outcome = file.punch_hole(offset, length)
-        if first < last and held is not None and not outcome.errno:
-            self._erase_but(inode, file, last, held, first)
-        elif first < last and shift:
+        if not outcome.errno and start < end:
+            self._erase_small(inode, file, start, end, held)
+        if first < last and shift:
             gone = ~file.present(first, last)
             edges = np.diff(np.concatenate(([False], gone, [False])).astype(np.int8))
-            before = self.system.free.copy()
             for low, high in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
-                self.system.erase(inode, first + int(low), first + int(high))
-            self.system.free[:] = before
+                inode.map.erase(first + int(low), first + int(high), len(self.system.free))
             self._take_back(inode, file)
         if not outcome.errno:
             for mapping in inode.mappings:
@@ -249,17 +258,12 @@ class Conversions:
         if id(inode) not in self.inodes:
             return
         file = self.files[id(inode)]
-        folios = inode.pages >> inode.order
         del self.inodes[id(inode)], self.entered[id(inode)]
-        if inode.order == 0:
-            held = self._held_by_zone(inode, file, 0, folios)
-            file.release()
-            self._erase_but(inode, file, folios, held)
-        else:
-            file.release()
-            before = self.system.free.copy()
-            self.system.erase(inode, 0, folios)
-            self.system.free[:] = before
+        held = self._held_by_zone(inode, file, 0, inode.pages)
+        file.release()
+        self._erase_small(inode, file, 0, inode.pages, held)
+        if inode.order:
+            inode.map.erase(0, inode.pages >> inode.order, len(self.system.free))
             self._take_back(inode, file)
         if not len(file.withheld()):
             self._retire(inode, file)
@@ -273,15 +277,22 @@ class Conversions:
         """Zones of the 4 KiB pages of [first, last) that stay taken when they leave the file: poisoned or pinned."""
         poisoned = _between(file.poisoned(), first, last)
         pinned = np.setdiff1d(_between(file.pinned(), first, last), poisoned)
-        kept = self.kept.setdefault(id(inode), {})
-        for page, zone in zip(pinned.tolist(), inode.map.zone_of(pinned).tolist(), strict=True):
-            kept.setdefault(page, []).append(zone)
-        return inode.map.zone_of(np.concatenate((poisoned, pinned)))
+        kept, map_ = self.kept.setdefault(id(inode), {}), inode.base_map
+        if map_ is None:
+            return np.empty(0, np.int64)
+        for page, zone in zip(pinned.tolist(), map_.zone_of(pinned).tolist(), strict=True):
+            if zone >= 0:
+                kept.setdefault(page, []).append(zone)
+        return map_.zone_of(np.concatenate((poisoned, pinned)))
 
-    def _erase_but(self, inode: Inode, file: TrackedFile, last: int, held: Int64s, first: int = 0) -> None:
-        """Free 4 KiB folios [first, last) but for those held, by zone; what was held only in passing is freed too."""
-        self.system.erase(inode, first, last)
-        self.system.free -= np.bincount(held[held >= 0], minlength=len(self.system.free))
+    def _erase_small(self, inode: Inode, file: TrackedFile, start: int, end: int, held: Int64s) -> None:
+        """Free 4 KiB folios [start, end) but for those held, by zone; what was held only in passing is freed too."""
+        system = self.system
+        if inode.order == 0:
+            system.erase(inode, start, end)
+        elif inode.small is not None:
+            system.free += inode.small.erase(start, end, len(system.free))
+        system.free -= np.bincount(held[held >= 0], minlength=len(system.free))
         self._take_back(inode, file)
 
     def _take_back(self, inode: Inode, file: TrackedFile) -> None:
@@ -289,7 +300,6 @@ class Conversions:
         system = self.system
         if inode.order:
             system.free[: system.nodes] += file.returned()
-            return
         kept = self.kept.get(id(inode), {})
         for page in set(kept) - set(file.withheld().tolist()):
             for zone in kept.pop(page):

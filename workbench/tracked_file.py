@@ -193,7 +193,6 @@ class TrackedFile(ABC):
         low = first & 63
         return np.unpackbits(words, bitorder="little")[low : low + end - first].astype(bool)
 
-
     def shared_ranges(self) -> Int64s:
         """Maximal runs of shared pages, int64 (n, 2): first page, pages."""
         edges = np.diff(np.concatenate(([False], self.is_shared(), [False])).astype(np.int8))

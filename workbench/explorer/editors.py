@@ -594,9 +594,9 @@ def automatic_weights(host: Host) -> dict[int, int]:
     """The interleave weights that the kernel makes of the host's bandwidths; 1 everywhere where it knows none."""
     if not host.access:
         return {node.id: 1 for node in host.nodes}
-    from workbench.system import System
+    from workbench.host_state import HostState
 
-    system = System(Scenario(name="weights", host=host))
+    system = HostState(Scenario(name="weights", host=host))
     return {int(node): int(weight) for node, weight in zip(system.node_ids, system.boot_weights, strict=True)}
 
 
