@@ -124,6 +124,8 @@ def _split_1g(s: State, giga: int) -> int:
             return ENOMEM
         if not two_stage:
             s.backing[row, FULL] = 1
+    elif s.options[HVO] != 0 and two_stage:
+        _share_out(s, giga)
     spin(s, first_block, first_block + BLOCKS_1G)
     mapped = 0
     for block in range(first_block, first_block + BLOCKS_1G):
@@ -136,6 +138,23 @@ def _split_1g(s: State, giga: int) -> int:
         s.numbers[N_MAPPED_1G] -= 1
         s.numbers[N_LOST_1G] += 1
     return 0
+
+
+@kernel
+def _share_out(s: State, giga: int) -> None:
+    """An unoptimised 1 GiB page falls into unoptimised 2 MiB folios: 7 pages go with each, the 511 heads stay."""
+    row = row_1g(s, giga)
+    node = 0
+    for block in range(giga << 9, (giga + 1) << 9):
+        left = np.int64(RESTORE_2M)
+        while left > 0:
+            here = min(left, np.int64(s.backing[row, EXTRA + node]))
+            s.backing[row, EXTRA + node] -= here
+            s.backing[block, EXTRA + node] += here
+            left -= here
+            node += left > 0
+        s.backing[block, FULL] = 1
+    s.backing[row, FULL] = 0
 
 
 @kernel

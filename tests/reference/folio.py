@@ -242,6 +242,12 @@ class File:
                 self.stages[block.first, first] = Block(first, PAGES_2M, block.node)
             for page in self.pages[first : first + parts]:
                 page.folio = part
+        if parts == PAGES_2M and block.restored:
+            pages = sorted(block.extra)
+            for number in range(PAGES_1G // PAGES_2M):
+                stage = self.stages[block.first, block.first + number * PAGES_2M]
+                stage.extra, stage.restored = pages[7 * number : 7 * number + 7], True
+            block.extra, block.restored = pages[7 * 512 :], False
         self.total["splits_1g" if folio.pages == PAGES_1G else "splits_2m"] += 1
         self.split(index)
 
