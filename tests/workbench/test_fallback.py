@@ -1,0 +1,168 @@
+"""Guests of huge pages whose pool runs dry: 4 KiB folios stand in, or the call fails and says so."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench as wb
+from workbench.errors import WorkbenchError
+
+MIB2 = 512
+HOST = {
+    "name": "two",
+    "nodes": [{"id": 0, "memory_bytes": 4 << 30, "cpus": [0]}, {"id": 1, "memory_bytes": 4 << 30, "cpus": [1]}],
+    "distances": [[10, 21], [21, 10]],
+}
+
+
+def run(operations: list[dict[str, object]], pools: dict[int, int], **guest: object) -> object:
+    settings_ = {"memory": 16 << 20, "page_size": "2 MiB", "design": "hugetlb", "small_page_fallback": True}
+    scenario = {
+        "host": HOST,
+        "guest": settings_ | {"vcpus": [{"node": 0}, {"node": 1}]} | guest,
+        "boot": {"hugetlb_pages": pools},
+        "operations": [{"op": "create", "flags": ["mmap", "init_shared"]}, *operations],
+    }
+    return wb.simulate(wb.Scenario.model_validate(scenario))
+
+
+def small(dataset: object) -> list[int]:
+    return dataset["small_pages_per_node"].values[0].tolist()  # type: ignore[index]
+
+
+def test_without_the_option_an_empty_pool_is_enomem() -> None:
+    dataset = run([{"op": "fallocate"}], {0: 3}, small_page_fallback=False)
+    assert dataset["event_errno"].values.tolist() == [0, errno.ENOMEM]
+    assert dataset["pages_per_node"].values.tolist() == [[3, 0]]
+    assert "small_pages_per_node" not in dataset
+
+
+def test_what_the_pool_lacks_is_4_kib_pages_under_the_same_policy() -> None:
+    bind = {"op": "mbind", "offset": 8 << 20, "mode": "bind", "nodes": [1]}
+    dataset = run([bind, {"op": "fallocate"}], {0: 3, 1: 1})
+    assert dataset["event_errno"].values.tolist() == [0, 0, 0]
+    # Units 0-3 take the pool of node 0 and then that of node 1; 4-7 are bound to node 1, whose pool is empty by then.
+    assert dataset["pages_per_node"].values.tolist() == [[3, 1]]
+    assert small(dataset) == [0, 4 * MIB2]
+    assert dataset["small_run_start"].values.tolist() == [4 * MIB2]
+    assert dataset["small_run_node"].values.tolist() == [1]
+    assert dataset["event_small_pages"].values[-1].tolist() == [0, 4 * MIB2]
+    free = dataset["free_pages"].sel(zone=["0/hugetlb", "1/hugetlb"]).values
+    assert free[-1].tolist() == [0, 0]
+
+
+def test_a_policy_with_an_empty_pool_does_not_end_it_for_another() -> None:
+    low = {"op": "mbind", "length": 8 << 20, "mode": "bind", "nodes": [0]}
+    high = {"op": "mbind", "offset": 8 << 20, "mode": "bind", "nodes": [1]}
+    for order in ("sequential", "reverse", "random", "strided"):
+        dataset = run([low, high, {"op": "fault", "by": "host", "order": order}], {0: 1, 1: 4})
+        assert dataset["pages_per_node"].values.tolist() == [[1, 4]]
+        assert small(dataset) == [3 * MIB2, 0]
+
+
+def test_only_the_pages_touched_are_taken() -> None:
+    dataset = run([{"op": "fault", "by": "host", "offset": 4 << 20, "length": 12 << 10}], {})
+    assert small(dataset) == [3, 0]
+    # A unit that is partly 4 KiB stays so, although a huge page is free again.
+    again = run(
+        [
+            {"op": "fault", "by": "host", "length": 2 << 20},
+            {"op": "fault", "by": "host", "offset": 2 << 20, "length": 4096},
+            {"op": "punch_hole", "length": 2 << 20},
+            {"op": "fault", "by": "host", "offset": 2 << 20, "length": 8 << 10},
+            {"op": "fault", "by": "host", "offset": 4 << 20, "length": 4096},
+        ],
+        {0: 1},
+    )
+    assert small(again) == [2, 0]
+    assert again["pages_per_node"].values.tolist() == [[1, 0]]
+
+
+def test_conversions_pins_and_holes_work_on_what_stands_in() -> None:
+    dataset = run(
+        [
+            {"op": "fallocate"},
+            {"op": "pin", "offset": 8 << 20, "length": 4096},
+            {"op": "convert", "to": "private"},
+            {"op": "unpin", "offset": 8 << 20, "length": 4096},
+            {"op": "convert", "to": "private"},
+            {"op": "fault", "by": "guest"},
+            {"op": "punch_hole"},
+            {"op": "zones"},
+        ],
+        {0: 2},
+        conversion={"generation": "B"},
+    )
+    assert dataset["event_errno"].values.tolist() == [0, 0, 0, errno.EAGAIN, 0, 0, 0, 0, 0]
+    assert dataset["merges_2m"].values[-1] == 2
+    assert dataset["pages_per_node"].values.sum() + sum(small(dataset)) == 0
+    free = dataset["free_pages"].values
+    assert free[-1].tolist() == free[0].tolist()
+
+
+def test_closing_with_a_pinned_page_keeps_that_page() -> None:
+    operations: list[dict[str, object]] = [
+        {"op": "fallocate"},
+        {"op": "pin", "offset": 8 << 20, "length": 4096},
+        {"op": "close"},
+        {"op": "zones"},
+        {"op": "unpin", "offset": 8 << 20, "length": 4096},
+        {"op": "zones"},
+    ]
+    dataset = run(operations, {0: 2})
+    free = dataset["free_pages"].values.sum(axis=1)
+    assert dataset["event_errno"].values.tolist() == [0] * 7
+    assert free[0] - free[4] == 1
+    assert free[-1] == free[0]
+
+
+@pytest.mark.parametrize(
+    ("design", "page_size", "kept"),
+    [("filemap", "4 KiB", 1), ("pfn-range", "4 KiB", 1), ("hugetlb", "2 MiB", 1), ("pfn-range", "2 MiB", 1)],
+)
+def test_pins_outlive_the_file_under_every_design(design: str, page_size: str, kept: int) -> None:
+    guest = {"design": design, "page_size": page_size, "small_page_fallback": False}
+    operations: list[dict[str, object]] = [
+        {"op": "fault", "by": "host"},
+        {"op": "pin", "offset": 8 << 20, "length": 4096},
+        {"op": "close"},
+        {"op": "unpin", "offset": 8 << 20, "length": 4096},
+        {"op": "unpin", "offset": 8 << 20, "length": 4096},
+    ]
+    dataset = run(operations, {0: 8, 1: 8}, **guest)
+    free = dataset["free_pages"].values.sum(axis=1)
+    assert free[0] - free[3] == kept
+    assert free[4] == free[0]
+    assert dataset["event_errno"].values.tolist() == [0, 0, 0, 0, 0, errno.EBADF]
+
+
+@settings(max_examples=25)
+@given(
+    pools=st.tuples(st.integers(0, 8), st.integers(0, 8)),
+    mode=st.sampled_from(["default", "bind", "interleave", "preferred"]),
+    by=st.sampled_from(["first_touch", "fault", "fallocate"]),
+    order=st.sampled_from(["sequential", "random", "reverse"]),
+)
+def test_every_page_is_backed_once_and_memory_is_conserved(
+    pools: tuple[int, int], mode: str, by: str, order: str
+) -> None:
+    operation = {"op": by} | ({"by": "host", "order": order} if by == "fault" else {})
+    policy = (
+        [] if mode == "default" else [{"op": "mbind", "mode": mode, "nodes": [1] if mode != "interleave" else [0, 1]}]
+    )
+    dataset = run([*policy, operation, {"op": "close"}, {"op": "zones"}], {0: pools[0], 1: pools[1]})
+    placed = dataset["event_pages"].values.sum() * MIB2 + dataset["event_small_pages"].values.sum()
+    assert placed == 8 * MIB2
+    usable = pools[1] if mode == "bind" else sum(pools)
+    assert dataset["event_pages"].values.sum() == min(8, usable)
+    np.testing.assert_array_equal(dataset["free_pages"].values[0], dataset["free_pages"].values[-1])
+
+
+def test_the_option_is_refused_where_there_is_no_pool() -> None:
+    with pytest.raises((WorkbenchError, ValueError), match="small_page_fallback"):
+        run([], {}, design="pfn-range")
