@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 
+import numpy as np
 import pytest
 
 import workbench as wb
@@ -42,3 +43,106 @@ def test_devices_and_kexec(design: str, page: str, errors: list[int]) -> None:
     if not errors[-1]:
         assert last["files"] == 1
         assert last["metadata_bytes"] > 0
+
+
+def events(design: str, page: str, *operations: dict[str, object], **scenario: object) -> object:
+    """A scenario on one node of 8 GiB, or on two."""
+    nodes = [{"id": n, "memory_bytes": 8 << 30, "cpus": [n]} for n in range(2)]
+    host = {"name": "h", "nodes": nodes, "distances": [[10, 20], [20, 10]]}
+    guest = {"memory": 64 << 20, "page_size": page, "design": design, "vcpus": [{"node": 0}]}
+    values = {"host": host, "guest": guest, "operations": [{"op": "create"}, *operations], "output": "pages"} | scenario
+    return wb.simulate(wb.Scenario.model_validate(values))
+
+
+def details(dataset: object) -> list[dict[str, object]]:
+    return [json.loads(str(text)) for text in dataset["event_detail"].values]  # type: ignore[index]
+
+
+def test_iommu_areas_are_mapped_once_and_unmapped_whole() -> None:
+    both = []
+    for design, page in (("filemap", "4 KiB"), ("pfn-range", "2 MiB")):
+        dataset = events(
+            design,
+            page,
+            {"op": "fallocate"},
+            {"op": "iommu_map", "offset": 0, "length": 8192},
+            {"op": "iommu_map", "offset": 4096, "length": 8192},
+            {"op": "iommu_map", "offset": 8192, "length": 4096},
+            {"op": "iommu_unmap", "offset": 4096, "length": 8192},
+            {"op": "iommu_unmap", "offset": 0, "length": 12288},
+            {"op": "iommu_unmap", "offset": 0, "length": 12288},
+            {"op": "iommu_map", "offset": 4096, "length": 8191},
+        )
+        both.append(dataset["event_errno"].values.tolist())
+    assert both[0] == [0, 0, 0, errno.EEXIST, 0, errno.ENOENT, 0, errno.ENOENT, errno.EINVAL]
+    assert both[1] == both[0]
+
+
+def test_a_pfn_range_guest_never_splits_and_pays_for_what_it_shares() -> None:
+    operations = [
+        {"op": "fault", "by": "host"},
+        {"op": "convert", "to": "private"},
+        {"op": "convert", "offset": 4096, "length": 4096, "to": "shared"},
+        {"op": "convert", "offset": 1 << 20, "length": 4096, "to": "shared"},
+        {"op": "convert", "to": "private"},
+    ]
+    light = events("pfn-range", "2 MiB", *operations)
+    heavy = events("hugetlb-hvo", "2 MiB", *operations)
+    assert (light["splits_2m"] == 0).all()
+    assert heavy["splits_2m"].values[-1] == 33  # all 32 while the file was shared, one again
+    # A vmemmap page has 64 struct pages: 32 blocks of 2 MiB need 8 each while all is shared, then 2 for two pages.
+    assert light["vmemmap_pages"].sum("node").values.tolist() == [0, 256, 0, 1, 2, 0]
+    assert heavy["vmemmap_pages"].sum("node").values.tolist() == [0, 224, 0, 7, 7, 0]
+    assert light["mapped_2m"].values.tolist() == [0, 0, 32, 31, 31, 32] == heavy["mapped_2m"].values.tolist()
+    np.testing.assert_array_equal(light["page_node"], heavy["page_node"])
+
+
+def test_kexec_hands_over_policy_with_flags_and_home_node() -> None:
+    policy = [
+        {"op": "mbind", "length": 8 << 20, "mode": "interleave", "mode_flags": ["static"], "nodes": [0, 1]},
+        {"op": "mbind", "offset": 8 << 20, "length": 8 << 20, "mode": "bind", "nodes": [0, 1]},
+        {"op": "set_mempolicy_home_node", "offset": 8 << 20, "length": 8 << 20, "home_node": 1},
+        {"op": "fault", "by": "host", "length": 4 << 20},
+    ]
+    reports = [
+        {"op": "get_mempolicy", "file": "guest", "offset": 0},
+        {"op": "get_mempolicy", "file": "guest", "offset": 8 << 20},
+        {"op": "fault", "by": "host", "offset": 8 << 20, "length": 1 << 20},
+        {"op": "observe", "length": 16 << 20},
+    ]
+    for design, page in (("filemap", "4 KiB"), ("pfn-range", "2 MiB")):
+        with_kexec = events(design, page, *policy, {"op": "kexec"}, *reports)
+        without = events(design, page, *policy, *reports)
+        assert (with_kexec["event_errno"] == 0).all()
+        assert details(with_kexec)[-4:] == details(without)[-4:]
+        assert details(with_kexec)[5]["verified"] is True
+        np.testing.assert_array_equal(with_kexec["page_node"], without["page_node"])
+        assert set(with_kexec["observed_run_node"].values) >= {0, 1}
+
+
+def test_kexec_ends_the_processes_and_what_was_not_handed_over() -> None:
+    dataset = events(
+        "filemap",
+        "4 KiB",
+        {"op": "memfd", "file": "shm", "size": 1 << 20},
+        {"op": "fault", "by": "host", "file": "shm"},
+        {"op": "set_mempolicy", "mode": "bind", "nodes": [1]},
+        {"op": "hog", "node": 0, "size": 1 << 30},
+        {"op": "fault", "by": "host", "length": 1 << 20},
+        {"op": "kexec"},
+        {"op": "fault", "by": "host", "offset": 1 << 20, "length": 1 << 20},
+        {"op": "observe", "file": "shm"},
+    )
+    assert dataset["event_errno"].values.tolist() == [0] * 8 + [errno.EBADF]
+    assert dataset["page_node"].values[0, 255:257].tolist() == [1, 0]
+    free = dataset["free_pages"].values.sum(axis=1)
+    assert free[6] == free[0] - 256  # only the guest's megabyte is still taken
+    assert details(dataset)[6]["metadata_bytes"] > 0
+
+
+def test_kexec_of_more_folios_than_are_listed_says_so() -> None:
+    dataset = events("filemap", "4 KiB", {"op": "fault", "by": "host"}, {"op": "kexec"},
+                     guest={"memory": 5 << 30, "design": "filemap"}, output="counts")  # fmt: skip
+    detail = details(dataset)[-1]
+    assert detail["verified"] is False
+    assert detail["metadata_bytes"] >= 16 * (5 << 18)
