@@ -135,7 +135,6 @@ def test_traces(tmp_path, kind):
     if kind == "csv":
         frame.to_csv(path, index=False)
     else:
-        pytest.importorskip("pyarrow")
         frame.to_parquet(path)
     file = ConversionFile(2 * MIB, "2 MiB")
     result = file.run_stream(cv.read_trace(path))
