@@ -24,6 +24,7 @@ from matplotlib.patches import Patch
 from workbench import plots_common as common
 from workbench import results
 from workbench.errors import WorkbenchError
+from workbench.palette import NODE_COLOURS
 from workbench.plots_topology import topology
 
 if TYPE_CHECKING:
@@ -312,7 +313,7 @@ def _policy_palette(labels: list[str]) -> list[str]:
 
 
 def _cycle(labels: list[str]) -> list[str]:
-    return [common.NODE_COLOURS[i % 7] for i in range(len(labels))]
+    return [NODE_COLOURS[i % 7] for i in range(len(labels))]
 
 
 # ---------------------------------------------------------------------------------------------- fallback over time

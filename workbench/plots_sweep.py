@@ -11,7 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.plots_common import MUTED, NODE_COLOURS, figure, style
+from workbench.palette import NODE_COLOURS
+from workbench.plots_common import MUTED, figure, style
 
 _PALETTE = "colorblind"
 

@@ -14,6 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from workbench import plots_common as common
 from workbench import results
+from workbench.palette import groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def topology(dataset: xr.Dataset, *, title: str = "", assumed: str = "") -> Figu
     assumed : what of the host is an assumption and not read from its source; shown in the corner
     """
     size = dataset.sizes["node"]
-    parts = common.groups(dataset["distance"].values, dataset["node_cpus"].values)
+    parts = groups(dataset["distance"].values, dataset["node_cpus"].values)
     large = size > 20
     columns = _columns(parts, 16 if large else 8)
     rows = sum(-(-len(part) // columns) for part in parts)
@@ -204,7 +205,7 @@ def _matrix(axes: Axes, dataset: xr.Dataset) -> None:
 
 def _group_edges(matrix: npt.NDArray[np.int64], cpus: npt.NDArray[np.int64]) -> list[int]:
     """Where one group ends and the next begins, if groups are runs of the node order."""
-    parts = common.groups(matrix, cpus)
+    parts = groups(matrix, cpus)
     if any(part != list(range(part[0], part[-1] + 1)) for part in parts) or len(parts) < 2:
         return []
     return sorted(part[0] for part in parts if part[0])

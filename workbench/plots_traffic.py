@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
 from workbench import plots_common as common
+from workbench.palette import node_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -232,7 +233,7 @@ def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's 
     """Share of pages per node and bandwidth for the policies of :func:`workbench.traffic.best_weights`."""
     names = [str(policy) for policy in dataset["policy"].values]
     share = dataset["weight"] / dataset["weight"].sum("node")
-    colours = common.node_colours(np.where(np.eye(dataset.sizes["node"], dtype=bool), 10, 20))
+    colours = node_colours(np.where(np.eye(dataset.sizes["node"], dtype=bool), 10, 20))
     with common.style():
         made = common.figure(8.5, 0.42 * len(names) + 1.5)
         left, right = made.subplots(1, 2, sharey=True, width_ratios=[1.3, 1])

@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib import colors as mcolors
 from matplotlib.figure import Figure
 
-from workbench import plots, plots_common, plots_topology, results
+from workbench import palette, plots, plots_common, plots_topology, results
 from workbench.errors import WorkbenchError
 from workbench.scenario import Scenario
 from workbench.simulate import simulate
@@ -210,7 +210,7 @@ def test_groups_are_sockets_with_their_memory() -> None:
     def groups(name: str) -> list[list[int]]:
         host = Host.from_machine(name)
         cpus = np.array([len(node.cpus) for node in host.nodes])
-        return [[int(host.node_ids[i]) for i in part] for part in plots_common.groups(host.distance_matrix, cpus)]
+        return [[int(host.node_ids[i]) for i in part] for part in palette.groups(host.distance_matrix, cpus)]
 
     assert groups("epyc1-naples-2s") == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert groups("gh200-x4")[1] == [1, *range(12, 20)]
@@ -221,7 +221,7 @@ def test_groups_are_sockets_with_their_memory() -> None:
 
 def test_neighbouring_colours_differ_in_lightness_or_hue() -> None:
     """Up to eight nodes: colours that stay apart for every form of colour blindness (smallest distance of all pairs)."""
-    rgb = np.array([mcolors.to_rgb(colour) for colour in plots_common.NODE_COLOURS])
+    rgb = np.array([mcolors.to_rgb(colour) for colour in palette.NODE_COLOURS])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     # Vienot, Brettel and Mollon 1999: protanopia and deuteranopia in linear RGB
     protan = np.array([[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
+import numpy as np
 import yaml
 
 from workbench.errors import WorkbenchError
@@ -114,7 +115,7 @@ def _heading(text: str) -> w.HTML:
 
 
 def _node_data(host: Host) -> list[dict[str, Any]]:
-    palette = node_colours(host.distance_matrix)
+    palette = node_colours(host.distance_matrix, np.array([len(node.cpus) for node in host.nodes]))
     return [
         {
             "id": node.id,

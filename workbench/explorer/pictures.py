@@ -40,7 +40,7 @@ def colours(ids: Sequence[int], *datasets: xr.Dataset) -> list[str]:
     """A colour for each node, from the first dataset that has all of them."""
     for dataset in datasets:
         if list(ids) == [int(node) for node in dataset["node"].values]:
-            return node_colours(dataset["distance"].values)
+            return node_colours(dataset["distance"].values, dataset["node_cpus"].values)
     return node_colours(np.full((len(ids), len(ids)), 20))
 
 
