@@ -183,7 +183,7 @@ def churn_ranges(
     room = counts[PAGES]
     for node in range(order_of_nodes.shape[0]):
         if fit == pfn_range.BUDDY:
-            room += pfn_range.buddy_free_pages(blocks_count, node)
+            room += pfn_range.buddy_usable_pages(blocks_count, node, 1)
         else:
             room += pfn_range.free_pages(start, end, count, node)
     sample = np.uint64(0)
@@ -260,14 +260,12 @@ def _sample_ranges(
         if fit == pfn_range.BUDDY:
             for order in range(blocks_count.shape[1]):
                 blocks = blocks_count[node, order]
-                out[FREE] += blocks << order
                 out[FREE_BLOCKS] += blocks
                 if blocks > 0:
                     out[LARGEST] = max(out[LARGEST], 1 << order)
-                if 1 << order >= PAGES_2M:
-                    out[USABLE_2M] += blocks << order
-                if 1 << order >= PAGES_1G:
-                    out[USABLE_1G] += blocks << order
+            out[FREE] += pfn_range.buddy_usable_pages(blocks_count, node, 1)
+            out[USABLE_2M] += pfn_range.buddy_usable_pages(blocks_count, node, PAGES_2M)
+            out[USABLE_1G] += pfn_range.buddy_usable_pages(blocks_count, node, PAGES_1G)
         else:
             out[FREE] += pfn_range.free_pages(start, end, count, node)
             out[LARGEST] = max(out[LARGEST], pfn_range.largest(start, end, count, node))

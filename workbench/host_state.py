@@ -19,6 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.filemap import FileMap, Int64s, in_intervals, intervals_add, intervals_minus, no_intervals
 from workbench.objects import Inode, OpenFile, Thread
 from workbench.pfns import FreePfns
+from workbench.policy_request import mask_of, policy_nodemask
 from workbench.units import PAGE_SIZE, format_bytes
 from workbench.zones import LOWMEM_BYTES, default_zones
 
@@ -226,7 +227,7 @@ class HostState:
 
     def mask(self, mask: int) -> np.ndarray:
         """A bitmask of node ids as bool (nodes,)."""
-        return np.array([bool(mask >> int(node) & 1) for node in self.node_ids], bool)
+        return mask_of(mask, self.node_ids)
 
     # ---------------------------------------------------------------------------------------------- placement
 
@@ -466,29 +467,12 @@ class HostState:
     def _policy_nodemask(
         self, policy: mp.Mempolicy | None, nid: int, inode: Inode, order: int
     ) -> tuple[int, int, int, np.ndarray, np.ndarray]:
-        """mm/mempolicy.c: policy_nodemask; mm/page_alloc.c: prepare_alloc_pages: (kind, start, passes, nodes, filters)."""
+        """What a policy asks of the engine for a folio of this inode: (kind, start, passes, nodes, filters)."""
         allowed = self.mask(self.mems_allowed) if self.cpusets_enabled else np.ones(self.nodes, bool)
-        filters = np.stack((allowed, allowed))
-        mode = mp.LOCAL if policy is None else policy.mode
-        if policy is None or mode in (mp.LOCAL, mp.DEFAULT):
-            return placement.START, nid, 1, allowed, filters
-        nodes = self.mask(policy.nodes)
-        home = nid if policy.home_node is None else self.index_of_node[policy.home_node]
-        if mode == mp.PREFERRED:
-            return placement.START, int(np.flatnonzero(nodes)[0]), 1, nodes, filters
-        if mode == mp.PREFERRED_MANY:
-            filters[0] &= nodes
-            return placement.START, home, 2, nodes, filters
-        if mode == mp.BIND:
-            if self._policy_zone_applies(nodes, inode, order) and (nodes & allowed).any():
-                filters[:] &= nodes
-            return placement.START, home, 1, nodes, filters
-        kind = placement.INTERLEAVE if mode == mp.INTERLEAVE else placement.WEIGHTED
-        return kind, nid, 1, nodes, filters
-
-    def _policy_zone_applies(self, nodes: np.ndarray, inode: Inode, order: int) -> bool:
-        """apply_policy_zone: BIND to nodes whose memory is all ZONE_MOVABLE is ignored for guest_memfd."""
-        return inode.kind == "memfd" or order > 0 or bool((nodes & self.has_normal_memory).any())
+        # apply_policy_zone: BIND to nodes whose memory is all ZONE_MOVABLE is ignored for guest_memfd.
+        everywhere = inode.kind == "memfd" or order > 0
+        bindable = np.ones(self.nodes, bool) if everywhere else self.has_normal_memory
+        return policy_nodemask(policy, nid, self.node_ids, allowed, bindable)
 
     def erase(self, inode: Inode, first: int, last: int) -> None:
         """Free folios ``[first, last)``."""

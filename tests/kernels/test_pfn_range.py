@@ -38,6 +38,11 @@ class Allocator:
             return int(pfn_range.buddy_free(self.blocks, self.blocks_count, 0, pfn, pages))
         return int(pfn_range.free(self.start, self.end, self.count, 0, pfn, pages))
 
+    def remove(self, pfn: int, pages: int) -> int:
+        if self.kind == pfn_range.BUDDY:
+            return int(pfn_range.buddy_remove(self.blocks, self.blocks_count, 0, pfn, pages))
+        return int(pfn_range.remove(self.start, self.end, self.count, 0, pfn, pages))
+
     def take(self, pages: int, unit: int) -> list[tuple[int, int]]:
         out = np.zeros((64, 2), np.int64)
         if self.kind == pfn_range.BUDDY:
@@ -101,13 +106,22 @@ class AllocatorMachine(RuleBasedStateMachine):
             self.free_set -= set(range(pfn, pfn + pages))
             self.taken.append((pfn, pages))
 
+    @rule(first=st.integers(0, PAGES - 1), pages=st.integers(1, 40))
+    def remove(self, first: int, pages: int) -> None:
+        wanted = set(range(first, first + pages))
+        code = self.allocator.remove(first, pages)
+        assert code == (pfn_range.OK if wanted <= self.free_set else pfn_range.NO_MEMORY)
+        if code == pfn_range.OK:
+            self.free_set -= wanted
+            self.taken.append((first, pages))
+
     @invariant()
     def state_is_the_free_set(self) -> None:
         if self.kind == pfn_range.BUDDY:
             for order, expected in enumerate(buddy_blocks(self.free_set, ORDERS)):
                 count = self.allocator.blocks_count[0, order]
                 assert list(self.allocator.blocks[0, order, :count]) == sorted(expected)
-            assert pfn_range.buddy_free_pages(self.allocator.blocks_count, 0) == len(self.free_set)
+            assert pfn_range.buddy_usable_pages(self.allocator.blocks_count, 0, 1) == len(self.free_set)
             return
         a = self.allocator
         runs = [(int(s), int(e)) for s, e in zip(a.start[0], a.end[0], strict=True)][: a.count[0]]
@@ -130,8 +144,9 @@ class BuddyMachine(AllocatorMachine):
 TestFirstFit = AllocatorMachine.TestCase
 TestBestFit = BestFitMachine.TestCase
 TestBuddy = BuddyMachine.TestCase
-for case in (TestFirstFit, TestBestFit, TestBuddy):
-    case.settings = settings(max_examples=20, stateful_step_count=25)
+for _case in (TestFirstFit, TestBestFit, TestBuddy):
+    _case.settings = settings(max_examples=20, stateful_step_count=25)
+del _case  # or it is collected again
 
 
 @pytest.mark.parametrize("kind", [pfn_range.FIRST_FIT, pfn_range.BEST_FIT, pfn_range.BUDDY])
