@@ -36,6 +36,16 @@ def swiotlb_bytes(memory: int) -> int:
     return -(-size // (256 * KIB)) * (256 * KIB)
 
 
+def swiotlb_pool(memory: int, possible_cpus: int) -> int:
+    """Bytes of the pool that is allocated: the next power of two, at least 256 KiB for each area, an area per CPU.
+
+    kernel/dma/swiotlb.c: swiotlb_init_remap() calls swiotlb_adjust_nareas(num_possible_cpus()), which rounds the size up
+    (round_up_default_nslabs(); since the lock was split into areas, Linux 6.0).
+    """
+    areas = 1 << (possible_cpus - 1).bit_length()
+    return 1 << (max(swiotlb_bytes(memory), areas * 256 * KIB) - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class BootGuest:
     """A guest as QEMU's q35 machine, OVMF and Linux set it up.
@@ -44,7 +54,9 @@ class BootGuest:
     possible_cpus : vCPUs the guest prepares for (QEMU -smp maxcpus), each with per-CPU data and GHCB
     queues : virtqueues of all devices together (multi-queue block and network devices: about two or three each vCPU)
     queue_pages : 4 KiB pages of one ring; 256 entries take 3, allocated as 4 (drivers/virtio/virtio_ring.c)
-    percpu_unit : distance of two CPUs' per-CPU areas (mm/percpu.c: 2 MiB divided until the static data just fits)
+    percpu_unit : distance of two CPUs' per-CPU areas (mm/percpu.c: 2 MiB divided until an area just fits). Debian's 7.3.4
+        prints 63 pages, which makes 256 KiB; with CONFIG_RANDOM_KMALLOC_CACHES the dynamic part is 112 instead of 28 KiB
+        (include/linux/percpu.h: PERCPU_DYNAMIC_RESERVE) and a unit 512 KiB
     reserved_top : bytes that firmware keeps at the end of low memory (ACPI tables, runtime services)
     """
 
@@ -106,7 +118,7 @@ def boot(guest: BootGuest = BootGuest()) -> tuple[Int64s, npt.NDArray[np.int8]]:
     # Kernel: .bss..decrypted is 2 MiB aligned in the image, loaded at 16 MiB.
     share(48 * MIB, 2 * MIB, "kernel image")
     # swiotlb, decrypted in requests of up to 64 entries of 2 MiB.
-    size = swiotlb_bytes(guest.memory)
+    size = min(swiotlb_pool(guest.memory, guest.possible_cpus), low // 2)  # halved until it fits
     start = (position - size) // PAGE_SIZE * PAGE_SIZE
     end = start + size
     while start < end:

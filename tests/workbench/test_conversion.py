@@ -166,8 +166,14 @@ def test_swiotlb_size_is_the_published_one(gib, mib):
     assert abs(gen.swiotlb_bytes(gib * GIB) / MIB - column[gib]) <= 1
 
 
+def test_swiotlb_pool_is_a_power_of_two_with_room_for_every_area():
+    """kernel/dma/swiotlb.c: round_up_default_nslabs(); 983 MiB become 1 GiB, 64 MiB do for up to 256 CPUs."""
+    sizes = [gen.swiotlb_pool(memory, cpus) // MIB for memory, cpus in ((16 * GIB, 255), (GIB, 256), (GIB, 257))]
+    assert sizes == [1024, 64, 128]
+
+
 def test_boot_against_the_published_profile():
-    """505 to 540 of the published 622 2 MiB pages and 4 of 6 1 GiB pages: too few, see notebook 03. None is tuned."""
+    """557 of the published 622 2 MiB pages and 4 of 6 1 GiB pages: too few, see notebook 03. None is tuned."""
     table = published.read_table("gmem_conversion_profile")
     stream, source = gen.boot(gen.PUBLISHED_GUEST)
     split = {}
@@ -175,7 +181,7 @@ def test_boot_against_the_published_profile():
         file = private(16 * GIB, page_size)
         assert not file.run_stream(stream).errors.any()
         split[page_size] = file.count(counter)
-    assert split["2 MiB"] == pytest.approx(table.cell("pages split during boot", "2M backing"), rel=0.20)
+    assert split["2 MiB"] == pytest.approx(table.cell("pages split during boot", "2M backing"), rel=0.12)
     assert split["1 GiB"] == pytest.approx(table.cell("pages split during boot", "1G backing"), abs=2)
     swiotlb = np.unique(stream[source == gen.SOURCES.index("swiotlb"), 1] // GIB)
     assert swiotlb.tolist() in ([0, 1], [1])
