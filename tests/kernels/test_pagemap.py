@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numba.core import config
 
-from kernels import maple, pagemap, xarray_map
+from kernels import flat_table, maple, pagemap, range_table, xarray_map
 from kernels.xarray_map import node_count
+from reference.compiled import reference_count_calls
 from reference.pagemap import DictMap, xarray_nodes
-from reference.scale import examples
+from reference.scale import JIT_DISABLED, examples
 from workbench.errors import WorkbenchError
 from workbench.offset_maps import STRUCTURES, FlatMap, MapleMap, RangeMap, XarrayMap, offset_map
 
@@ -308,8 +310,6 @@ def test_unknown_structure() -> None:
 
 
 def test_directory_answers_as_binary_search_does() -> None:
-    from kernels import range_table
-
     rng = np.random.default_rng(3)
     tree = RangeMap(1 << 16)
     for start in range(0, 1 << 16, 37):
@@ -321,3 +321,43 @@ def test_directory_answers_as_binary_search_does() -> None:
     out = np.empty_like(indices)
     range_table.load_many_directory(*tree._columns, directory, indices, out)
     np.testing.assert_array_equal(out, tree.lookup(indices))
+
+
+@pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_kernels_count_no_references(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = offset_map(name, 64)
+    tree.insert(0, 64, 100)
+    stream, indices, out = np.array([[3, 2, 7]]), np.arange(4), np.empty(4, np.int64)
+    calls: list[tuple[Any, ...]]
+    if isinstance(tree, XarrayMap):
+        nodes = (tree._slots, tree._header, tree._top)
+        calls = [
+            (pagemap.run_xarray, stream, 0, 9, *nodes, tree._found),
+            (xarray_map.load_many, *nodes, indices, out),
+            (xarray_map.split, *nodes, 0, 0, tree._found),
+            (xarray_map.merge, *nodes, 0, 1, tree._found),
+        ]
+    elif isinstance(tree, MapleMap):
+        maple_nodes = (tree._nodes, tree._top)
+        calls = [
+            (pagemap.run_maple, stream, 0, *maple_nodes, tree._found, tree._path),
+            (maple.load_many, *maple_nodes, indices, out),
+            (maple.split, *maple_nodes, 0, 0, tree._found, tree._path),
+        ]
+    elif isinstance(tree, RangeMap):
+        directory = np.zeros(4, np.int32)
+        calls = [
+            (pagemap.run_ranges, stream, 0, *tree._columns, tree._top),
+            (range_table.load_many, *tree._columns, tree._top, indices, out),
+            (range_table.split, *tree._columns, tree._top, 0, 5),
+            (range_table.load_many_directory, *tree._columns, directory, indices, out),
+        ]
+    else:
+        assert isinstance(tree, FlatMap)
+        calls = [
+            (pagemap.run_flat, stream, 0, tree._table),
+            (flat_table.load_many, tree._table, 0, indices, out),
+        ]
+    for kernel, *arguments in calls:
+        assert reference_count_calls(monkeypatch, kernel, *arguments) == 0

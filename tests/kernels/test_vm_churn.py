@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import buddy, pfn_range
-from kernels import compile as compile_module
 from kernels import vm_churn as kernel
 from reference import vm_churn as reference
+from reference.compiled import reference_count_calls
 from reference.scale import JIT_DISABLED, examples
 
 NODES, PER_NODE, ROWS = 2, 1 << 13, 1 << 12
@@ -244,11 +246,13 @@ def test_1_gib_areas() -> None:
 
 @pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
 def test_kernels_count_no_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_module, "cache_directory", lambda: None)  # code from the cache cannot be looked at
-    monkeypatch.setattr(kernel, "churn_ranges", compile_module.kernel(kernel.churn_ranges.py_func))
-    monkeypatch.setattr(kernel, "churn_buddy", compile_module.kernel(kernel.churn_buddy.py_func))
-    monkeypatch.setattr(kernel, "churn_hugetlb", compile_module.kernel(kernel.churn_hugetlb.py_func))
+    def counted(name: str, run: Callable[[], int]) -> int:
+        """Run with one kernel replaced by the count of its reference-count calls."""
+        real = getattr(kernel, name)
+        monkeypatch.setattr(kernel, name, lambda *arguments: reference_count_calls(monkeypatch, real, *arguments))
+        return run()
+
     events = np.array([[0, 600, 0], [0, 0, 0]])
-    assert run_ranges(Run(events, 1), "first") == run_buddy(Run(events, 1)) == run_hugetlb(Run(events, 1), 512) == 0
-    for function in (kernel.churn_ranges, kernel.churn_buddy, kernel.churn_hugetlb):
-        assert compile_module.reference_count_calls(function) == 0
+    assert counted("churn_ranges", lambda: run_ranges(Run(events, 1), "first")) == 0
+    assert counted("churn_buddy", lambda: run_buddy(Run(events, 1))) == 0
+    assert counted("churn_hugetlb", lambda: run_hugetlb(Run(events, 1), 512)) == 0
