@@ -134,8 +134,9 @@ def _show(host: Host) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from workbench.bitmap_lists import format_list
     from workbench.cli import console
-    from workbench.plots_common import node_list, size_text
+    from workbench.plots_common import size_text
 
     screen = console()
     screen.print(Text(host.title or host.name, style="bold"))
@@ -149,11 +150,11 @@ def _show(host: Host) -> None:
     for members in _alike(host):
         node = host.nodes[members[0]]
         cpus = [cpu for index in members for cpu in host.nodes[index].cpus]
-        shown = "-" if not cpus else _short(node_list(cpus)) if len(members) == 1 else f"{len(node.cpus)} each"
+        shown = "-" if not cpus else _short(format_list(cpus)) if len(members) == 1 else f"{len(node.cpus)} each"
         free = size_text(node.free_bytes) if node.free_bytes is not None and len(members) == 1 else ""
         kind = node.kind + (" movable" if node.movable else "")
         memory = size_text(node.memory_bytes) if node.memory_bytes else "none"
-        label = node_list([host.nodes[index].id for index in members])
+        label = format_list([host.nodes[index].id for index in members])
         nodes.add_row(label, kind, memory + (" each" if len(members) > 1 else ""), free, shown)
     screen.print(nodes)
     screen.print()

@@ -23,6 +23,7 @@ from matplotlib.patches import Patch
 
 from workbench import plots_common as common
 from workbench import results
+from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
 from workbench.palette import NODE_COLOURS
 from workbench.plots_topology import topology
@@ -203,7 +204,7 @@ def ranges(dataset: xr.Dataset, file: str | None = None) -> pd.DataFrame:
     ids = dataset["node"].values
     mine = np.flatnonzero(dataset["range_file"].values == file)
     masks = dataset["range_nodes"].values[mine]
-    nodes = [common.node_list([int(node) for node in ids[mask]]) for mask in masks]
+    nodes = [format_list([int(node) for node in ids[mask]]) for mask in masks]
     modes = [str(mode) for mode in dataset["range_mode"].values[mine]]
     return pd.DataFrame(
         {
@@ -438,7 +439,7 @@ def local_remote(dataset: xr.Dataset) -> Figure:
             if counts.sum():
                 axes.text(101, row, f"mean {bars[bar] @ classes / 100:.1f}", va="center", fontsize=8, color=common.INK)
             here = int(vcpus[members].sum())
-            names = common.node_list([int(vcpu_nodes[member]) for member in members])
+            names = format_list([int(vcpu_nodes[member]) for member in members])
             label = f"node{'s' if len(members) > 1 else ''} {names}" if len(names) < 24 else f"{len(members)} nodes"
             labels.append(f"{label} ({here} vCPU{'s' if here > 1 else ''})")
         axes.set_yticks(np.arange(len(bars)), labels=labels)
@@ -531,7 +532,7 @@ def _by_count(ids: list[int], counts: npt.NDArray[np.int64]) -> str:
         if count:
             alike.setdefault(int(count), []).append(node)
     return ", ".join(
-        f"{common.node_list(nodes)}: {count:,}" + (" each" if len(nodes) > 1 else "") for count, nodes in alike.items()
+        f"{format_list(nodes)}: {count:,}" + (" each" if len(nodes) > 1 else "") for count, nodes in alike.items()
     )
 
 

@@ -53,19 +53,6 @@ def byte_unit(largest: float) -> tuple[float, str]:
     return 1.0, "B"
 
 
-def node_list(ids: Sequence[int]) -> str:
-    """``[0, 1, 2, 5]`` as ``0-2,5``."""
-    parts: list[str] = []
-    run: list[int] = []
-    for node in [*sorted(ids), None]:
-        if run and (node is None or node != run[-1] + 1):
-            parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
-            run = []
-        if node is not None:
-            run.append(node)
-    return ",".join(parts)
-
-
 def basis_note(made: Figure, dataset: xr.Dataset, variables: Sequence[str], more: str = "") -> None:
     """Write into the lower right corner what a figure rests on: exact, counted or modelled (with its source)."""
     words: dict[str, list[str]] = {}

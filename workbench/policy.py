@@ -12,6 +12,7 @@ import errno
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from workbench.bitmap_lists import format_list, parse_list
 from workbench.errors import WorkbenchError
 
 MODES = ("default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave")
@@ -43,20 +44,10 @@ def parse_nodes(value: str | int | Iterable[int] | None, field: str = "nodes") -
         return 0
     if isinstance(value, int):
         value = [value]
-    if not isinstance(value, str):
-        ids = list(value)
-    else:
-        ids = []
-        for part in (piece.strip() for piece in value.split(",")):
-            if part in ("", "none"):
-                continue
-            low, dash, high = part.partition("-")
-            if not low.isdecimal() or (dash and not high.isdecimal()) or len(part) > 16:
-                raise WorkbenchError(f"{field}: {value[:40]!r} is not a list of nodes such as '0-3,8'")
-            first, last = int(low), int(high if dash else low)
-            if last < first or last > 1 << 15:
-                raise WorkbenchError(f"{field}: {part!r} is not a range of nodes; write it as 'low-high'")
-            ids.extend(range(first, last + 1))
+    try:
+        ids = list(value) if not isinstance(value, str) else [] if value == "none" else list(parse_list(value))
+    except ValueError as error:
+        raise WorkbenchError(f"{field}: {error}; a list of nodes is written '0-3,8'") from None
     for node in ids:
         if not isinstance(node, int) or isinstance(node, bool) or not 0 <= node < 1 << 15:
             raise WorkbenchError(f"{field}: {node!r} is not a node id; ids are 0 to {MAX_NUMNODES - 1}")
@@ -65,16 +56,7 @@ def parse_nodes(value: str | int | Iterable[int] | None, field: str = "nodes") -
 
 def format_nodes(mask: int) -> str:
     """``"0-3,8"`` for a bitmask, the form of ``/sys/devices/system/node/online``."""
-    parts: list[str] = []
-    ids = nodes_of(mask)
-    position = 0
-    while position < len(ids):
-        last = position
-        while last + 1 < len(ids) and ids[last + 1] == ids[last] + 1:
-            last += 1
-        parts.append(str(ids[position]) if last == position else f"{ids[position]}-{ids[last]}")
-        position = last + 1
-    return ",".join(parts)
+    return format_list(nodes_of(mask))
 
 
 @dataclass(frozen=True)

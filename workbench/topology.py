@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from workbench import topology_readers
+from workbench.bitmap_lists import parse_list
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SIZE, parse_bytes
@@ -22,24 +24,14 @@ LOCAL_DISTANCE = 10
 """include/linux/topology.h; a SLIT entry of 255 means unreachable."""
 
 Kind = Literal["dram", "hbm", "cxl", "gpu"]
-Cpus = Annotated[tuple[int, ...], BeforeValidator(lambda value: parse_cpus(value))]
 
 
-def parse_cpus(value: object) -> object:
-    """``"0-3,8"`` to (0, 1, 2, 3, 8); sequences pass through."""
-    if value is None:
-        return ()
-    if not isinstance(value, str):
-        return value
-    cpus: list[int] = []
-    for part in (piece.strip() for piece in value.strip().split(",")):
-        if not part:
-            continue
-        low, dash, high = part.partition("-")
-        if not low.isdecimal() or (dash and not high.isdecimal()) or int(high or low) > 1 << 20:
-            raise ValueError(f"{value[:40]!r} is not a list of CPUs such as '0-3,8'")
-        cpus.extend(range(int(low), int(high or low) + 1))
-    return tuple(cpus)
+def _cpus(value: object) -> object:
+    """A list as Linux writes it, or nothing; sequences pass through."""
+    return () if value is None else parse_list(value) if isinstance(value, str) else value
+
+
+Cpus = Annotated[tuple[int, ...], BeforeValidator(_cpus)]
 
 
 class _Model(BaseModel):
@@ -202,23 +194,17 @@ class Host(_Model):
     @classmethod
     def from_sysfs(cls, root: str | Path = "/sys") -> Host:
         """This machine, or a snapshot: ``root`` is the directory that holds ``devices/``."""
-        from workbench.topology_readers import read_sysfs
-
-        return read_sysfs(Path(root))
+        return cls.from_mapping(topology_readers.read_sysfs(Path(root)), "sysfs")
 
     @classmethod
     def from_numactl(cls, text: str) -> Host:
         """The output of ``numactl --hardware``."""
-        from workbench.topology_readers import read_numactl
-
-        return read_numactl(text)
+        return cls.from_mapping(topology_readers.read_numactl(text), "numactl")
 
     @classmethod
     def from_hwloc_xml(cls, source: str | Path) -> Host:
         """A file written by ``lstopo --of xml`` (hwloc 2)."""
-        from workbench.topology_readers import read_hwloc_xml
-
-        return read_hwloc_xml(Path(source))
+        return cls.from_mapping(topology_readers.read_hwloc_xml(Path(source)), "hwloc")
 
 
 def machine_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Reading a host from what people have: sysfs (live or a snapshot), ``numactl --hardware``, hwloc XML.
+"""What people have of a host, as mappings for :class:`workbench.topology.Host`: sysfs, ``numactl --hardware``, hwloc XML.
 
 Linux: ``drivers/base/node.c`` writes ``/sys/devices/system/node``. Everything missing that Linux does not always have
 (cpulist, access classes, free memory) is left out; a tree without what makes a host is refused with one line.
@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from workbench.bitmap_lists import parse_list
 from workbench.errors import WorkbenchError
-from workbench.topology import Host, parse_cpus
 from workbench.units import PAGE_SIZE
 
 _NODE = re.compile(r"node(\d+)$")
@@ -22,7 +22,7 @@ _MAX_XML = 64 << 20
 # --------------------------------------------------------------------------------------------------------- sysfs
 
 
-def read_sysfs(root: Path) -> Host:
+def read_sysfs(root: Path) -> dict[str, Any]:
     """Read ``root/devices/system/node``. Memory is MemTotal, free memory MemFree."""
     base = root / "devices/system/node"
     if not base.is_dir():
@@ -39,9 +39,7 @@ def read_sysfs(root: Path) -> Host:
         for node in nodes:
             node["movable"] = node["id"] in memory - normal
     name = "this machine" if root == Path("/sys") else root.resolve().name or "snapshot"
-    return Host.from_mapping(
-        {"name": name, "nodes": nodes, "distances": rows, "access": access, "source": f"sysfs {root.name}"}, "sysfs"
-    )
+    return {"name": name, "nodes": nodes, "distances": rows, "access": access, "source": f"sysfs {root.name}"}
 
 
 def _text(path: Path) -> str | None:
@@ -56,7 +54,7 @@ def _node_list(path: Path) -> set[int] | None:
     if text is None:
         return None
     try:
-        return set(parse_cpus(text))  # type: ignore[call-overload]  # a text gives a tuple of ints
+        return set(parse_list(text))
     except ValueError as error:
         raise WorkbenchError(f"sysfs: {path.name}: {error}") from None
 
@@ -79,7 +77,7 @@ def _sysfs_cpus(node: int, folder: Path) -> tuple[int, ...]:
     listed = _text(folder / "cpulist")
     if listed is not None:
         try:
-            return tuple(parse_cpus(listed))  # type: ignore[arg-type]
+            return parse_list(listed)
         except ValueError as error:
             raise WorkbenchError(f"sysfs: node{node}/cpulist: {error}") from None
     mask = _text(folder / "cpumap")
@@ -123,7 +121,7 @@ def _access(target: int, folder: Path, ids: set[int]) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------- numactl
 
 
-def read_numactl(text: str) -> Host:
+def read_numactl(text: str) -> dict[str, Any]:
     """Read the output of ``numactl --hardware`` (``node N cpus/size/free`` lines and the matrix)."""
     if len(text) > 1 << 22:
         raise WorkbenchError(f"numactl: {len(text) >> 20} MiB of text is not the output of numactl --hardware")
@@ -152,15 +150,12 @@ def read_numactl(text: str) -> Host:
     for entry in nodes.values():
         if "free_bytes" in entry:
             entry["free_bytes"] = min(entry["free_bytes"], entry["memory_bytes"])
-    return Host.from_mapping(
-        {
-            "name": "numactl",
-            "nodes": [nodes[node] for node in ids],
-            "distances": [rows[node] for node in ids],
-            "source": "numactl --hardware",
-        },
-        "numactl",
-    )
+    return {
+        "name": "numactl",
+        "nodes": [nodes[node] for node in ids],
+        "distances": [rows[node] for node in ids],
+        "source": "numactl --hardware",
+    }
 
 
 def _numactl_matrix(text: str) -> tuple[list[int], dict[int, list[int]]]:
@@ -182,7 +177,7 @@ def _numactl_matrix(text: str) -> tuple[list[int], dict[int, list[int]]]:
 # --------------------------------------------------------------------------------------------------------- hwloc
 
 
-def read_hwloc_xml(path: Path) -> Host:
+def read_hwloc_xml(path: Path) -> dict[str, Any]:
     """Read hwloc 2 XML: NUMANode objects, their CPU sets, and the latency distances of NUMA nodes."""
     import defusedxml.ElementTree as ElementTree
 
@@ -212,15 +207,12 @@ def read_hwloc_xml(path: Path) -> Host:
         raise WorkbenchError(f"hwloc: {path.name} has no NUMANode object; hwloc 2 writes them (lstopo --of xml)")
     ids = sorted(nodes)
     _own_cpus([nodes[node] for node in ids])
-    return Host.from_mapping(
-        {
-            "name": path.stem,
-            "nodes": [nodes[node] for node in ids],
-            "distances": _hwloc_distances(root, ids, path.name),
-            "source": f"hwloc XML {path.name}",
-        },
-        "hwloc",
-    )
+    return {
+        "name": path.stem,
+        "nodes": [nodes[node] for node in ids],
+        "distances": _hwloc_distances(root, ids, path.name),
+        "source": f"hwloc XML {path.name}",
+    }
 
 
 def _integer(element: Any, name: str, default: int | None = None) -> int:

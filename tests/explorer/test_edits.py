@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
 from workbench.explorer import edits
-from workbench.explorer.editors import exact_size, format_cpus, parse_cpus
+from workbench.explorer.editors import exact_size, parse_cpus
 from workbench.scenario import Scenario
 from workbench.topology import Host, machine_names
 from workbench.units import parse_bytes
@@ -145,7 +146,7 @@ def test_sizes_are_written_exactly(number: int) -> None:
 
 @given(st.sets(st.integers(0, 300)))
 def test_cpu_lists(cpus: set[int]) -> None:
-    assert parse_cpus(format_cpus(tuple(cpus))) == sorted(cpus)
+    assert parse_cpus(format_list(cpus)) == tuple(sorted(cpus))
 
 
 @pytest.mark.parametrize("text", ["x", "3-1", "1-2-3", "-", "99999999999999999999"])

@@ -12,6 +12,7 @@ from matplotlib import colors as mcolors
 from matplotlib.figure import Figure
 
 from workbench import palette, plots, plots_common, plots_topology, results
+from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
 from workbench.scenario import Scenario
 from workbench.simulate import simulate
@@ -233,8 +234,8 @@ def test_neighbouring_colours_differ_in_lightness_or_hue() -> None:
 
 
 def test_node_list() -> None:
-    assert plots_common.node_list([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
-    assert plots_common.node_list([]) == ""
+    assert format_list([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    assert format_list([]) == ""
 
 
 def test_byte_unit() -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from workbench import cli, commands_machines, safe_yaml
+from workbench.bitmap_lists import format_list, parse_list
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
-from workbench.plots_common import node_list
-from workbench.topology import Host, machine_names, parse_cpus
+from workbench.topology import Host, machine_names
 
 SNAPSHOTS = sorted(datasets_path("sysfs").glob("*.tar.gz"))
 
@@ -78,7 +78,7 @@ def test_memoryless_and_cpuless_nodes() -> None:
         ({"nodes": [TWO["nodes"][0], {"id": 1, "memory_bytes": 5000}]}, "5000 is not a multiple of the page size 4096"),
         ({"nodes": [TWO["nodes"][0], {"id": 1, "memory_bytes": -4096}]}, "negative"),
         ({"nodes": [TWO["nodes"][0], {"id": 1, "memory_bytes": "lots"}]}, "'lots' is not a size"),
-        ({"nodes": [TWO["nodes"][0], {"id": 1, "memory_bytes": 4096, "cpus": "0-"}]}, "not a list of CPUs"),
+        ({"nodes": [TWO["nodes"][0], {"id": 1, "memory_bytes": 4096, "cpus": "0-"}]}, "neither a number nor a range"),
         ({"nodes": [TWO["nodes"][0], {"id": 1, "memory_bytes": 4096, "kind": "tape"}]}, "host.nodes.1.kind"),
         ({"nodes": [TWO["nodes"][0], {"id": 1, "memory_bytes": 4096, "free_bytes": 8192}]}, "free_bytes 8192 is more"),
         ({"access": [{"initiator": 0, "target": 3}]}, "nodes 0 -> 3 are not both on this host"),
@@ -101,7 +101,7 @@ def test_hosts_are_values() -> None:
 
 @given(st.sets(st.integers(0, 300), max_size=40))
 def test_cpu_lists_read_back(cpus: set[int]) -> None:
-    assert parse_cpus(node_list(sorted(cpus))) == tuple(sorted(cpus))
+    assert parse_list(format_list(cpus)) == tuple(sorted(cpus))
 
 
 # ---------------------------------------------------------------------------------------------------------- sysfs

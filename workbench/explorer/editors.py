@@ -16,6 +16,7 @@ import ipywidgets as w
 import numpy as np
 import yaml
 
+from workbench.bitmap_lists import format_list, parse_list
 from workbench.errors import WorkbenchError
 from workbench.explorer import edits
 from workbench.explorer.controller import Controller, Edit, set_value
@@ -126,31 +127,12 @@ def _node_data(host: Host) -> list[dict[str, Any]]:
     ]
 
 
-def parse_cpus(text: str) -> list[int]:
+def parse_cpus(text: str) -> tuple[int, ...]:
     """CPU numbers of ``"0-7,64-71"``."""
-    cpus: list[int] = []
-    for part in (piece.strip() for piece in text.split(",")):
-        low, dash, high = part.partition("-")
-        if not part:
-            continue
-        if not low.isdecimal() or (dash and not high.isdecimal()) or len(part) > 16:
-            raise WorkbenchError(f"cpus: {part[:20]!r} is not a CPU or a range such as '0-7'")
-        first, last = int(low), int(high if dash else low)
-        if not first <= last < 1 << 16:
-            raise WorkbenchError(f"cpus: {part!r} is not a range such as '0-7'")
-        cpus.extend(range(first, last + 1))
-    return cpus
-
-
-def format_cpus(cpus: tuple[int, ...]) -> str:
-    """The inverse of :func:`parse_cpus`."""
-    parts: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if parts and parts[-1][1] + 1 == cpu:
-            parts[-1][1] = cpu
-        else:
-            parts.append([cpu, cpu])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+    try:
+        return parse_list(text)
+    except ValueError as error:
+        raise WorkbenchError(f"cpus: {error}") from None
 
 
 class MachineEditor(Editor):
@@ -302,7 +284,7 @@ class MachineEditor(Editor):
         with self.loading():
             node = self.host.nodes[self._position()]
             self.memory.value = exact_size(node.memory_bytes)
-            self.cpus.value = format_cpus(node.cpus)
+            self.cpus.value = format_list(node.cpus)
             self.kind.value = node.kind
             self.movable.value = node.movable
 
