@@ -30,12 +30,15 @@ class OffsetMap(ABC):
     """An offset -> pfn map of a file of ``pages`` 4 KiB pages."""
 
     name: str
+    node_bytes: int
+    """Bytes of one node (or record, or table entry)."""
 
     def __init__(self, pages: int, max_order: int = 18) -> None:
         if pages <= 0:
             raise WorkbenchError(f"pages: {pages} is not a file size; at least one page")
         self.pages = pages
         self.max_order = max_order
+        self._found = np.zeros(xarray_map.FOUND_FIELDS, np.int64)
 
     def insert(self, start: int, pages: int, pfn: int) -> None:
         """Map a range, replacing what was there."""
@@ -88,23 +91,26 @@ class OffsetMap(ABC):
         if start < 0 or pages <= 0 or start + pages > self.pages:
             raise WorkbenchError(f"range: {start}+{pages} is not inside the file of {self.pages} pages")
 
-    @abstractmethod
-    def _run(self, stream: np.ndarray) -> None: ...
-
-    @abstractmethod
-    def _lookup(self, indices: np.ndarray, out: np.ndarray) -> None: ...
-
-    @abstractmethod
     def entries(self) -> Iterator[Extent]:
         """The structure's own entries in ascending order."""
+        entry = self.entry_from(0)
+        while entry is not None:
+            yield entry
+            entry = self.entry_from(entry.start + entry.pages)
 
-    @abstractmethod
     def split(self, index: int, order: int) -> int:
         """Cut the entry that holds ``index`` into entries of ``2**order`` pages; returns how many it became."""
+        self._check(index, 1)
+        made = self._split(index, order)
+        if made == 0:
+            raise WorkbenchError(f"split: no entry holds page {index}")
+        return made
 
-    @abstractmethod
     def merge(self, start: int, pages: int) -> int:
         """Join a contiguously mapped range into one entry; returns how many entries it was."""
+        pfn, joined = self._joined(start, pages)
+        self.insert(start, pages, pfn)
+        return joined
 
     @property
     @abstractmethod
@@ -112,41 +118,58 @@ class OffsetMap(ABC):
         """Nodes (or records, or table entries) in use."""
 
     @property
-    @abstractmethod
     def bytes(self) -> int:
         """Bytes in use, counted node by node."""
+        return self.nodes * self.node_bytes
 
     @abstractmethod
     def depth(self, index: int) -> int:
         """Nodes (or records) that a look-up of ``index`` touches."""
 
+    @abstractmethod
+    def entry_from(self, index: int) -> Extent | None:
+        """The entry that holds ``index``, or the first one after it."""
+
+    @abstractmethod
+    def _run(self, stream: np.ndarray) -> None: ...
+
+    @abstractmethod
+    def _lookup(self, indices: np.ndarray, out: np.ndarray) -> None: ...
+
+    @abstractmethod
+    def _split(self, index: int, order: int) -> int:
+        """Number of entries that the one holding ``index`` became, 0 if there is none."""
+
+    def _extent(self, there: bool) -> Extent | None:
+        """What a kernel's ``find`` left in ``found``."""
+        start, pages, pfn = (int(value) for value in self._found[:3])
+        return Extent(start, pages, pfn) if there else None
+
     def _joined(self, start: int, pages: int) -> tuple[int, int]:
         """Pfn of a range that must be mapped contiguously, and the number of entries it consists of."""
         self._check(start, pages)
-        entries = [e for e in self.entries() if e.start < start + pages and e.start + e.pages > start]
-        position = start
-        pfn = -1
-        for entry in entries:
-            at = entry.pfn + position - entry.start
+        position, pfn, entries = start, -1, 0
+        while position < start + pages:
+            entry = self.entry_from(position)
+            at = -1 if entry is None else entry.pfn + position - entry.start
             if position == start:
                 pfn = at
-            if entry.start > position or at != pfn + position - start:
+            if entry is None or entry.start > position or at != pfn + position - start:
                 raise WorkbenchError(f"merge: {start}+{pages} is not mapped contiguously")
             position = entry.start + entry.pages
-        if position < start + pages:
-            raise WorkbenchError(f"merge: {start}+{pages} is not mapped contiguously")
-        return pfn, len(entries)
+            entries += 1
+        return pfn, entries
 
 
 class XarrayMap(OffsetMap):
     """The page cache's structure: aligned entries of at most ``max_order``."""
 
     name = "xarray"
+    node_bytes = xarray_map.NODE_BYTES
 
     def __init__(self, pages: int, max_order: int = 18) -> None:
         super().__init__(pages, max_order)
         self._top = np.zeros(xarray_map.TOP_FIELDS, np.int64)
-        self._found = np.zeros(xarray_map.FOUND_FIELDS, np.int64)
         self._slots = np.empty((0, xarray_map.SLOTS), np.int64)
         self._header = np.empty((0, 4), np.int64)
         xarray_map.clear(self._top)
@@ -170,14 +193,10 @@ class XarrayMap(OffsetMap):
     def _lookup(self, indices: np.ndarray, out: np.ndarray) -> None:
         xarray_map.load_many(self._slots, self._header, self._top, indices, out)
 
-    def entries(self) -> Iterator[Extent]:
-        index = 0
-        while xarray_map.find(self._slots, self._header, self._top, index, self._found):
-            start, pages, pfn = (int(value) for value in self._found[:3])
-            yield Extent(start, pages, pfn)
-            index = start + pages
+    def entry_from(self, index: int) -> Extent | None:
+        return self._extent(xarray_map.find(self._slots, self._header, self._top, index, self._found))
 
-    def split(self, index: int, order: int) -> int:
+    def _split(self, index: int, order: int) -> int:
         self._make_room(xarray_map.insert_nodes(1 << self.max_order, order))
         made = int(xarray_map.split(self._slots, self._header, self._top, index, order, self._found))
         if made == xarray_map.REFUSED:
@@ -203,10 +222,6 @@ class XarrayMap(OffsetMap):
     def nodes(self) -> int:
         return int(self._top[xarray_map.NODES])
 
-    @property
-    def bytes(self) -> int:
-        return self.nodes * xarray_map.NODE_BYTES
-
     def depth(self, index: int) -> int:
         return int(xarray_map.depth(self._slots, self._header, self._top, index))
 
@@ -215,11 +230,11 @@ class MapleMap(OffsetMap):
     """A maple tree of ranges."""
 
     name = "maple"
+    node_bytes = maple.NODE_BYTES
 
     def __init__(self, pages: int, max_order: int = 18) -> None:
         super().__init__(pages, max_order)
         self._top = np.zeros(maple.TOP_FIELDS, np.int64)
-        self._found = np.zeros(3, np.int64)
         self._path = np.zeros((2, 32), np.int64)
         self._nodes = np.empty((0, maple.NODE_WORDS), np.int64)
         maple.clear(self._top)
@@ -242,33 +257,19 @@ class MapleMap(OffsetMap):
     def _lookup(self, indices: np.ndarray, out: np.ndarray) -> None:
         maple.load_many(self._nodes, self._top, indices, out)
 
-    def entries(self) -> Iterator[Extent]:
-        index = 0
-        while maple.find(self._nodes, self._top, index, self._found, self._path):
-            start, last, pfn = (int(value) for value in self._found)
-            yield Extent(start, last + 1 - start, pfn)
-            index = last + 1
+    def entry_from(self, index: int) -> Extent | None:
+        there = maple.find(self._nodes, self._top, index, self._found, self._path)
+        if there:
+            self._found[1] += 1 - self._found[0]  # the kernel names the last page
+        return self._extent(there)
 
-    def split(self, index: int, order: int) -> int:
-        self._check(index, 1)
+    def _split(self, index: int, order: int) -> int:
         self._make_room(maple.store_nodes(self._top) + (self.pages >> order) // 4 + 64)
-        made = int(maple.split(self._nodes, self._top, index, order, self._found, self._path))
-        if made == 0:
-            raise WorkbenchError(f"split: no entry holds page {index}")
-        return made
-
-    def merge(self, start: int, pages: int) -> int:
-        pfn, joined = self._joined(start, pages)
-        self.insert(start, pages, pfn)
-        return joined
+        return int(maple.split(self._nodes, self._top, index, order, self._found, self._path))
 
     @property
     def nodes(self) -> int:
         return int(self._top[maple.NODES])
-
-    @property
-    def bytes(self) -> int:
-        return self.nodes * maple.NODE_BYTES
 
     def depth(self, index: int) -> int:
         return int(maple.depth(self._top))
@@ -278,11 +279,11 @@ class RangeMap(OffsetMap):
     """A sorted table of ranges."""
 
     name = "ranges"
+    node_bytes = range_table.EXTENT_BYTES
 
     def __init__(self, pages: int, max_order: int = 18) -> None:
         super().__init__(pages, max_order)
         self._top = np.zeros(range_table.TOP_FIELDS, np.int64)
-        self._found = np.zeros(3, np.int64)
         self._columns = np.empty((3, 0), np.int64)
 
     def _make_room(self, records: int) -> None:
@@ -303,33 +304,19 @@ class RangeMap(OffsetMap):
     def _lookup(self, indices: np.ndarray, out: np.ndarray) -> None:
         range_table.load_many(*self._columns, self._top, indices, out)
 
-    def entries(self) -> Iterator[Extent]:
-        for extent in range(self.nodes):
-            start, pages, pfn = (int(value) for value in self._columns[:, extent])
-            yield Extent(start, pages, pfn)
+    def entry_from(self, index: int) -> Extent | None:
+        return self._extent(range_table.find(*self._columns, self._top, index, self._found))
 
-    def split(self, index: int, order: int) -> int:
-        self._check(index, 1)
+    def _split(self, index: int, order: int) -> int:
         made = int(range_table.split(*self._columns, self._top, index, order))
         if made < 0:
             self._make_room(-made)
             made = int(range_table.split(*self._columns, self._top, index, order))
-        if made == 0:
-            raise WorkbenchError(f"split: no entry holds page {index}")
         return made
-
-    def merge(self, start: int, pages: int) -> int:
-        pfn, joined = self._joined(start, pages)
-        self.insert(start, pages, pfn)
-        return joined
 
     @property
     def nodes(self) -> int:
         return int(self._top[range_table.COUNT])
-
-    @property
-    def bytes(self) -> int:
-        return self.nodes * range_table.EXTENT_BYTES
 
     def depth(self, index: int) -> int:
         return int(range_table.depth(self._top))
@@ -339,6 +326,7 @@ class FlatMap(OffsetMap):
     """A flat table with one entry per block of ``2**order`` pages."""
 
     name = "flat"
+    node_bytes = flat_table.ENTRY_BYTES
 
     def __init__(self, pages: int, max_order: int = 18, order: int = 0) -> None:
         super().__init__(pages, max_order)
@@ -346,7 +334,6 @@ class FlatMap(OffsetMap):
             raise WorkbenchError(f"pages: {pages} is not a multiple of the block of {1 << order} pages")
         self.order = order
         self._table = np.full(pages >> order, -1, np.int64)
-        self._found = np.zeros(3, np.int64)
 
     def _run(self, stream: np.ndarray) -> None:
         if np.any(stream[:, :2] & ((1 << self.order) - 1)):
@@ -356,18 +343,11 @@ class FlatMap(OffsetMap):
     def _lookup(self, indices: np.ndarray, out: np.ndarray) -> None:
         flat_table.load_many(self._table, self.order, indices, out)
 
-    def entries(self) -> Iterator[Extent]:
-        index = 0
-        while flat_table.find(self._table, self.order, index, self._found):
-            start, pages, pfn = (int(value) for value in self._found)
-            yield Extent(start, pages, pfn)
-            index = start + pages
+    def entry_from(self, index: int) -> Extent | None:
+        return self._extent(flat_table.find(self._table, self.order, index, self._found))
 
-    def split(self, index: int, order: int) -> int:
-        self._check(index, 1)
-        if self.lookup(np.array([index]))[0] < 0:
-            raise WorkbenchError(f"split: no entry holds page {index}")
-        return 1  # a flat table has no entries to cut
+    def _split(self, index: int, order: int) -> int:
+        return int(self.lookup(np.array([index]))[0] >= 0)  # a flat table has no entries to cut
 
     def merge(self, start: int, pages: int) -> int:
         return self._joined(start, pages)[1]
@@ -375,10 +355,6 @@ class FlatMap(OffsetMap):
     @property
     def nodes(self) -> int:
         return int(self._table.shape[0])
-
-    @property
-    def bytes(self) -> int:
-        return self.nodes * flat_table.ENTRY_BYTES
 
     def depth(self, index: int) -> int:
         return 1

@@ -137,10 +137,23 @@ class MapMachine(RuleBasedStateMachine):
     def split(self, data: st.DataObject, order: int) -> None:
         index = data.draw(st.sampled_from(sorted(self.model.pfn)[:200]))
         for name, tree in self.maps.items():
-            try:
-                assert tree.split(index, order) >= 1
-            except WorkbenchError:
-                assert name == "xarray"  # the only one with orders; the others cut anything
+            whole = tree.entry_from(index)
+            assert whole is not None
+            if name == "xarray":  # the only one with orders; the others cut anything
+                try:
+                    assert tree.split(index, order) >= 1
+                except WorkbenchError:
+                    continue
+                assert 1 << order == next(e.pages for e in tree.entries() if e.start <= index < e.start + e.pages)
+            elif name == "flat":
+                assert tree.split(index, order) == 1
+            else:
+                end = whole.start + whole.pages
+                borders = [whole.start, *range((whole.start >> order) + 1 << order, end, 1 << order), end]
+                assert tree.split(index, order) == len(borders) - 1
+                pieces = [e for e in tree.entries() if whole.start <= e.start < end]
+                assert [e.start for e in pieces] == borders[:-1]
+                assert sum(e.pages for e in pieces) == whole.pages
 
     @rule(start=st.integers(0, 7), order=st.integers(0, 11))
     def merge(self, start: int, order: int) -> None:
@@ -158,10 +171,26 @@ class MapMachine(RuleBasedStateMachine):
                     if e.start < first + pages and e.start + e.pages > first
                 )
                 if not outer:
-                    assert tree.merge(first, pages) >= 1
+                    before = len([e for e in tree.entries() if e.start < first + pages and e.start + e.pages > first])
+                    assert tree.merge(first, pages) == before
+                    if name != "flat":
+                        assert tree.entry_from(first) == (first, pages, self.model.lookup(first))
             else:
                 with pytest.raises(WorkbenchError):
                     tree.merge(first, pages)
+
+    @rule(index=st.integers(0, PAGES))
+    def find(self, index: int) -> None:
+        """Iteration may begin anywhere: the entry that holds the index, or the first one after it."""
+        following = min((page for page in self.model.pfn if page >= index), default=-1)
+        for tree in self.maps.values():
+            entry = tree.entry_from(index)
+            if entry is None:
+                assert following == -1
+                continue
+            at = max(entry.start, index)
+            assert at == following < entry.start + entry.pages
+            assert entry.pfn + at - entry.start == self.model.lookup(at)
 
     @invariant()
     def agree(self) -> None:
