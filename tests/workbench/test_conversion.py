@@ -87,6 +87,25 @@ def test_files_share_the_hosts_memory():
     assert second.convert(0, 4096, "shared").errno == 0
 
 
+@pytest.mark.parametrize(("page_size", "held"), [("2 MiB", 7), ("1 GiB", 4095)])
+def test_closed_file_returns_a_pinned_huge_page_with_its_last_pin(page_size, held):
+    """mm/hugetlb.c: free_huge_folio() runs for the last reference; until then page and vmemmap are withheld."""
+    host = HostMemory.make(1, pool_2m=2, pool_1g=2, vmemmap_pages=5000)
+    file = private(2 * GIB if page_size == "1 GiB" else 4 * MIB, page_size, host=host)
+    file.convert(0, 4 * MIB if page_size == "1 GiB" else 2 * MIB, "shared")
+    file.pin(MIB, 8192)
+    assert file.pinned().tolist() == [256, 257] and not len(file.withheld())
+    file.release()
+    assert file.count("pinned_huge_pages") == 1 and file.held_vmemmap.tolist() == [held]
+    assert host.pool.min() == 1 and host.vmemmap.tolist() == [5000 - held]
+    assert file.withheld().tolist() == [256, 257] and not len(file.pinned())
+    assert file.convert(0, 4096, "shared").errno == errno.EBADF
+    file.unpin(MIB, 4096)
+    assert host.pool.min() == 1
+    file.unpin(MIB + 4096, 4096)
+    assert host.pool.tolist() == [[2, 2]] and host.vmemmap.tolist() == [5000] and not len(file.withheld())
+
+
 def test_reservation_of_a_pool():
     host = HostMemory.make(2, pool_1g=[3, 1])
     assert host.reserve(18, 4) and not host.reserve(18, 1)
