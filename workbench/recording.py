@@ -70,7 +70,7 @@ class Recording:
 def read(path: str | Path) -> Recording:
     """Read a ``.json`` or ``.json.gz`` recording; anything not whole is refused with one line."""
     path = Path(path)
-    data = _json(path)
+    data = load(path)
     version = data.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise WorkbenchError(
@@ -103,7 +103,8 @@ def read(path: str | Path) -> Recording:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """The document of a ``.json`` or ``.json.gz`` file; anything that is not a whole mapping is refused with one line."""
     try:
         raw = path.read_bytes()
         if path.name.endswith(".gz"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,6 +149,18 @@ def read_hvo_recording(path: str | Path | None = None) -> list[HvoStep]:
         document: dict[str, Any] = json.loads(gzip.decompress(source.read_bytes()))
     except (OSError, ValueError) as error:
         raise WorkbenchError(f"recording: {source.name} cannot be read: {error}") from None
+    return hvo_steps(document, source.name)
+
+
+def hvo_steps(document: Mapping[str, Any], name: str) -> list[HvoStep]:
+    """The states in the document of such a recording; WorkbenchError naming the file if it is not whole."""
+    try:
+        return _hvo_steps(document)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise WorkbenchError(f"{name}: not a whole recording of struct pages: {type(error).__name__} {error}") from None
+
+
+def _hvo_steps(document: Mapping[str, Any]) -> list[HvoStep]:
     memory = sum(int(node["mem"].removesuffix("M")) << 20 for node in document["topology"]["nodes"])
     steps = []
     for name, case in document["cases"].items():

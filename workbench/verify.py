@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ import xarray as xr
 from kernels import fault_order
 from workbench import policy as mp
 from workbench import scenario as sc
+from workbench import struct_pages
 from workbench.errors import WorkbenchError
-from workbench.recording import Recorded, RecordedScenario, Recording, read, to_scenario, unpack_place
+from workbench.recording import Recorded, RecordedScenario, Recording, load, read, to_scenario, unpack_place
 from workbench.simulate import simulate
 
 logger = logging.getLogger(__name__)
@@ -111,12 +112,18 @@ class RecordingReport:
 
 
 def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | None = None) -> list[RecordingReport]:
-    """Replay every script of the given recordings; raises WorkbenchError for a file that is not whole."""
-    recordings = [read(path) for path in paths]
+    """Replay every script of the given recordings, and compare those of struct pages with the model.
+
+    Raises WorkbenchError for a file that is not whole.
+    """
+    recordings = [_read_either(Path(path)) for path in paths]
     total = sum(len(recording.scenarios) for recording in recordings)
     done = 0
     reports = []
     for recording in recordings:
+        if isinstance(recording, RecordingReport):
+            reports.append(recording)
+            continue
         scenarios = []
         for recorded in recording.scenarios:
             scenarios.append(verify_scenario(recording, recorded))
@@ -125,6 +132,28 @@ def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | N
                 progress(done, total)
         reports.append(RecordingReport(str(recording.path), recording.topology, scenarios))
     return reports
+
+
+def _read_either(path: Path) -> Recording | RecordingReport:
+    """A recording of placement, to be replayed; or one of struct pages, compared at once."""
+    document = load(path)
+    return struct_page_report(path, document) if "cases" in document else read(path)
+
+
+def struct_page_report(path: Path, document: Mapping[str, Any]) -> RecordingReport:
+    """vmemmap pages that the kernel counted in each state of each recorded boot, against the model's."""
+    cases: dict[str, ScenarioReport] = {}
+    for step in struct_pages.hvo_steps(document, path.name):
+        name, _, number = step.case.rpartition("/")
+        report = cases.setdefault(name, ScenarioReport(name))
+        report.operations += 1
+        report.judged += 1
+        if step.measured_vmemmap != step.model_vmemmap:
+            text = f"{step.huge_pages} huge pages of {step.page_size}, HVO {'on' if step.optimised else 'off'}"
+            report.mismatches.append(
+                Mismatch(name, int(number), text, "vmemmap pages", str(step.measured_vmemmap), str(step.model_vmemmap))
+            )
+    return RecordingReport(str(path), "struct pages", list(cases.values()))
 
 
 def verify_scenario(recording: Recording, recorded: RecordedScenario) -> ScenarioReport:
