@@ -158,6 +158,15 @@ def _free_node(nodes: np.ndarray, top: np.ndarray, node: int) -> None:
 
 
 @kernel
+def _copy_slots(nodes: np.ndarray, target: int, at: int, source: int, first: int, count: int) -> None:
+    """Copy ``count`` slots of one node and the pivots between them, low to high."""
+    for k in range(count):
+        nodes[target, FIRST_SLOT + at + k] = nodes[source, FIRST_SLOT + first + k]
+    for k in range(count - 1):
+        nodes[target, 1 + at + k] = nodes[source, 1 + first + k]
+
+
+@kernel
 def _move_left(nodes: np.ndarray, parent: int, slot: int, count: int) -> None:
     """Move the first ``count`` slots of child ``slot + 1`` of ``parent`` to the end of child ``slot``."""
     left = nodes[parent, FIRST_SLOT + slot]
@@ -165,16 +174,10 @@ def _move_left(nodes: np.ndarray, parent: int, slot: int, count: int) -> None:
     n = nodes[left, 0]
     m = nodes[right, 0]
     nodes[left, n] = nodes[parent, 1 + slot]  # pivot of what was the last slot of the left node
-    for k in range(count):
-        nodes[left, FIRST_SLOT + n + k] = nodes[right, FIRST_SLOT + k]
-    for k in range(count - 1):
-        nodes[left, 1 + n + k] = nodes[right, 1 + k]
+    _copy_slots(nodes, left, n, right, 0, count)
     if count < m:
         nodes[parent, 1 + slot] = nodes[right, count]
-    for k in range(count, m):
-        nodes[right, FIRST_SLOT + k - count] = nodes[right, FIRST_SLOT + k]
-    for k in range(count, m - 1):
-        nodes[right, 1 + k - count] = nodes[right, 1 + k]
+    _copy_slots(nodes, right, 0, right, count, m - count)
     nodes[left, 0] = n + count
     nodes[right, 0] = m - count
 
@@ -191,10 +194,7 @@ def _move_right(nodes: np.ndarray, parent: int, slot: int, count: int) -> None:
     for k in range(m - 2, -1, -1):
         nodes[right, 1 + k + count] = nodes[right, 1 + k]
     nodes[right, count] = nodes[parent, 1 + slot]
-    for k in range(count):
-        nodes[right, FIRST_SLOT + k] = nodes[left, FIRST_SLOT + n - count + k]
-    for k in range(count - 1):
-        nodes[right, 1 + k] = nodes[left, 1 + n - count + k]
+    _copy_slots(nodes, right, 0, left, n - count, count)
     nodes[parent, 1 + slot] = nodes[left, n - count]
     nodes[left, 0] = n - count
     nodes[right, 0] = m + count

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from kernels.compile import inlined_kernel, kernel
 
 EXTENT_BYTES = 24
 STORE_ROOM = 2
@@ -30,18 +30,22 @@ def clear(top: np.ndarray) -> None:
     top[MOVED] = 0
 
 
-@kernel
-def position(start: np.ndarray, top: np.ndarray, index: int) -> int:
-    """Number of extents that start at ``index`` or before it."""
-    low = np.uint32(0)
-    high = np.uint32(top[COUNT])
+@inlined_kernel
+def _position_between(start: np.ndarray, low: np.uint32, high: np.uint32, index: int) -> np.uint32:
+    """Number of extents that start at ``index`` or before it, known to be ``low`` to ``high``."""
     while low < high:
         middle = np.uint32((low + high) >> np.uint32(1))
         if start[middle] <= index:
             low = np.uint32(middle + np.uint32(1))
         else:
             high = middle
-    return np.int64(low)
+    return low
+
+
+@kernel
+def position(start: np.ndarray, top: np.ndarray, index: int) -> int:
+    """Number of extents that start at ``index`` or before it."""
+    return np.int64(_position_between(start, np.uint32(0), np.uint32(top[COUNT]), index))
 
 
 @kernel
@@ -205,13 +209,7 @@ def load_many_directory(
         index = indices[k]
         chunk = np.uint32(index >> DIRECTORY_SHIFT)
         low = np.uint32(directory[chunk])
-        high = np.uint32(directory[chunk + np.uint32(1)])
-        while low < high:
-            middle = np.uint32((low + high) >> np.uint32(1))
-            if start[middle] <= index:
-                low = np.uint32(middle + np.uint32(1))
-            else:
-                high = middle
+        low = _position_between(start, low, np.uint32(directory[chunk + np.uint32(1)]), index)
         out[k] = -1
         if low > np.uint32(0):
             extent = np.uint32(low - np.uint32(1))

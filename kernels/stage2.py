@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from kernels.compile import inlined_kernel, kernel
 
 TABLE_BYTES = 4096
 LEVELS = 4
@@ -61,34 +61,31 @@ def _new_table(tables: np.ndarray, top: np.ndarray) -> int:
     return table
 
 
-@kernel
-def translate(tables: np.ndarray, gfn: int) -> int:
-    """Return the pfn that ``gfn`` is mapped to, -1 if it is not."""
+@inlined_kernel
+def _walk(tables: np.ndarray, gfn: int) -> tuple[int, int]:
+    """The entry that maps ``gfn``, 0 if none does, and its level."""
     table = np.int64(0)
     level = LEVELS - 1
     while True:
         entry = tables[table, (gfn >> (ENTRY_SHIFT * level)) & 511]
-        if entry == 0:
-            return -1
-        if entry & 2:
-            return (entry >> 2) + (gfn & ((1 << (ENTRY_SHIFT * level)) - 1))
+        if entry == 0 or entry & 2:
+            return entry, level
         table = entry >> 2
         level -= 1
+
+
+@kernel
+def translate(tables: np.ndarray, gfn: int) -> int:
+    """Return the pfn that ``gfn`` is mapped to, -1 if it is not."""
+    entry, level = _walk(tables, gfn)
+    return (entry >> 2) + (gfn & ((1 << (ENTRY_SHIFT * level)) - 1)) if entry else -1
 
 
 @kernel
 def level_of(tables: np.ndarray, gfn: int) -> int:
     """Level of the leaf that maps ``gfn``, -1 if there is none."""
-    table = np.int64(0)
-    level = LEVELS - 1
-    while True:
-        entry = tables[table, (gfn >> (ENTRY_SHIFT * level)) & 511]
-        if entry == 0:
-            return -1
-        if entry & 2:
-            return level
-        table = entry >> 2
-        level -= 1
+    entry, level = _walk(tables, gfn)
+    return level if entry else -1
 
 
 @kernel

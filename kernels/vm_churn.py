@@ -128,6 +128,35 @@ def _count_machine(vm: np.ndarray, counts: np.ndarray, sign: int) -> None:
 
 
 @inlined_kernel
+def _settle(vm: np.ndarray, counts: np.ndarray, wanted: int, left: int) -> bool:
+    """Count a machine that came (it ``wanted`` pages, and ``left`` of them it did not get) or leaves.
+
+    Returns whether what it holds goes back: it leaves, or it did not get all and is turned away.
+    """
+    if wanted > 0 and left > 0:
+        counts[REFUSED] += 1
+        return True
+    if wanted > 0:
+        _count_machine(vm, counts, 1)
+        return False
+    if vm[VM_FIRST] >= 0:
+        _count_machine(vm, counts, -1)
+        return True
+    return False
+
+
+@inlined_kernel
+def _recycle(ranges: np.ndarray, pool: np.ndarray, counts: np.ndarray, row: int) -> int:
+    """Put the row of an extent given back on the list of unused ones; returns the machine's next row."""
+    k = np.uint64(row)
+    following = ranges[k, ROW_NEXT]
+    ranges[k, ROW_NEXT] = pool[1]
+    pool[1] = row
+    counts[RETURNED] += 1
+    return following
+
+
+@inlined_kernel
 def _forget(vm: np.ndarray) -> None:
     vm[VM_FIRST] = -1
     vm[VM_EXTENTS] = 0
@@ -212,17 +241,7 @@ def churn_ranges(
                             left -= given
                     if strict and left >= unit:
                         break
-            if left == 0:
-                _count_machine(vm, counts, 1)
-            else:
-                counts[REFUSED] += 1
-        elif vm[VM_FIRST] >= 0:
-            _count_machine(vm, counts, -1)
-            left = 1
-        else:
-            left = 0
-        if left > 0:
-            # It leaves, or it did not get all it asked for and is turned away.
+        if _settle(vm, counts, event[1], left):
             row = vm[VM_FIRST]
             while row >= 0:
                 k = np.uint64(row)
@@ -233,11 +252,7 @@ def churn_ranges(
                     code = pfn_range.free(start, end, count, node, pfn, given)
                 if code != OK:
                     return code
-                counts[RETURNED] += 1
-                following = ranges[k, ROW_NEXT]
-                ranges[k, ROW_NEXT] = pool[1]
-                pool[1] = row
-                row = following
+                row = _recycle(ranges, pool, counts, row)
             _forget(vm)
         if sample < np.uint64(sample_at.shape[0]) and sample_at[sample] == number:
             _sample_ranges(fit, start, end, count, blocks_count, counts, samples[sample])
@@ -327,24 +342,13 @@ def churn_buddy(
                         left -= taken
                         order_counts[0, which] += taken
                     order_counts[1, which] += left >> order
-            if left == 0:
-                _count_machine(vm, counts, 1)
-            else:
-                counts[REFUSED] += 1
-        elif vm[VM_FIRST] >= 0:
-            _count_machine(vm, counts, -1)
-            left = 1
-        if left > 0:
+        if _settle(vm, counts, event[1], left):
             row = _in_order_of_offsets(ranges, vm[VM_FIRST])
             while row >= 0:
                 order = ranges[row, ROW_ORDER]
                 first, stop = ranges[row, ROW_PFN], ranges[row, ROW_PFN] + ranges[row, ROW_PAGES]
                 _free_blocks(buddies[ranges[row, ROW_NODE]], first, stop, order)
-                counts[RETURNED] += 1
-                following = ranges[row, ROW_NEXT]
-                ranges[row, ROW_NEXT] = pool[1]
-                pool[1] = row
-                row = following
+                row = _recycle(ranges, pool, counts, row)
             _forget(vm)
         if sample < np.uint64(sample_at.shape[0]) and sample_at[sample] == number:
             out = samples[sample]
