@@ -268,7 +268,7 @@ def _size(value: object) -> int | str:
 # ------------------------------------------------------------------------------------------------------- Dataset
 
 PARTS = ("conversion", "split and merge", "invalidation", "zeroing")
-_PARAMETERS = ("conversion_fixed", "split_merge_per_page", "invalidation", "clear_page", "cpu_frequency")
+CYCLE_PARAMETERS = ("conversion_fixed", "split_merge_per_page", "invalidation", "clear_page", "cpu_frequency")
 
 
 def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False) -> npt.NDArray[np.float64]:
@@ -279,7 +279,7 @@ def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool =
     measurement exists) 512 for 1 GiB into 2 MiB; every invalidation ``invalidation``; every page zeroed by a punch
     ``clear_page``.
     """
-    draws = costs.sample(_PARAMETERS, samples, seed)
+    draws = costs.sample(CYCLE_PARAMETERS, samples, seed)
     pieces = folio.BLOCKS_1G if two_stage else folio.PAGES_1G
     pages = pieces * (series[:, folio.N_SPLITS_1G] + series[:, folio.N_MERGES_1G])
     pages = pages + folio.PAGES_2M * (series[:, folio.N_SPLITS_2M] + series[:, folio.N_MERGES_2M])

@@ -8,15 +8,18 @@ address the guest's own allocator picks) the choice is stated and nothing is tun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels import folio
 from workbench import scenario as sc
-from workbench.conversion import KINDS, OPERATIONS, conversions
+from workbench import struct_pages
+from workbench.conversion import conversions
 from workbench.errors import WorkbenchError
-from workbench.units import PAGE_SIZE
+from workbench.tracked_file import KINDS, OPERATIONS, choice
+from workbench.units import PAGE_SIZE, parse_bytes
 
 Int64s = npt.NDArray[np.int64]
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -30,10 +33,14 @@ FIRMWARE_BUFFERS = ((4, 4 * KIB), (8, 32 * KIB), (2, 128 * KIB), (1, MIB), (2, 2
 SOURCES = ("firmware", "acceptance", "swiotlb", "per-CPU data", "GHCB", "DMA pools", "virtio rings", "kernel image")
 
 
-def swiotlb_bytes(memory: int) -> int:
+def swiotlb_request(memory: int) -> int:
     """arch/x86/mm/mem_encrypt.c: mem_encrypt_setup_arch(): 6 % of memory, at least 64 MiB, at most 1 GiB."""
-    size = min(max(memory * 6 // 100, 64 * MIB), GIB)
-    return -(-size // (256 * KIB)) * (256 * KIB)
+    return min(max(memory * 6 // 100, 64 * MIB), GIB)
+
+
+def swiotlb_bytes(memory: int) -> int:
+    """That in whole slots of 256 KiB (kernel/dma/swiotlb.c: swiotlb_adjust_size())."""
+    return -(-swiotlb_request(memory) // (256 * KIB)) * (256 * KIB)
 
 
 def swiotlb_pool(memory: int, possible_cpus: int) -> int:
@@ -157,20 +164,65 @@ def bounce_buffers(
     in_flight: int = 64,
     sizes: tuple[int, ...] = (4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB),
     region: int | None = None,
+    scattered: float = 0.0,
     seed: int = 0,
 ) -> Int64s:
     """Steady I/O whose buffers are converted back and forth: each is shared, and private again ``in_flight`` later.
 
-    Buffers lie anywhere in ``region`` bytes at the end of memory (all of it if left out), aligned to their size.
+    Buffers lie anywhere in ``region`` bytes at the end of memory (all of it if left out), aligned to their size; a
+    share of ``scattered`` lies anywhere in memory instead.
     """
-    region = memory if region is None else region
+    region = memory if region is None else min(region, memory)
     _positive("count", count)
+    if not 0 <= scattered <= 1:
+        raise WorkbenchError(f"scattered: {scattered}; a share of 0 to 1")
     rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
     size = np.asarray(sizes, np.int64)[rng.integers(0, len(sizes), count)]
-    offset = memory - region + (rng.random(count) * (region // size)).astype(np.int64) * size
+    place = rng.random(count)
+    span = np.where(rng.random(count) < scattered, memory, region)
+    offset = (memory - span) // size * size + (place * (span // size)).astype(np.int64) * size
     order = np.concatenate((np.arange(count), np.arange(count) + in_flight - 0.5))
     which = np.argsort(order, kind="stable")
     return conversions(np.tile(offset, 2)[which], np.tile(size, 2)[which], np.repeat([1, 0], count)[which])
+
+
+def prefault(memory: int, page_size: str, nodes: int) -> Int64s:
+    """Guest faults that populate the whole file, an equal part of it on each node in turn."""
+    unit = PAGE_SIZE << choice("page_size", page_size, struct_pages.ORDERS)
+    borders = [memory // unit * node // nodes * unit for node in range(nodes + 1)]
+    rows = [
+        (folio.GUEST_FAULT, low, high - low, 1, node, 0)
+        for node, (low, high) in enumerate(pairwise(borders))
+        if high > low
+    ]
+    return np.array(rows, np.int64)
+
+
+def guest_conversions(
+    memory: int | str,
+    count: int,
+    *,
+    vcpus: int = 16,
+    scattered: float = 0.25,
+    hot_bytes: int | str = 64 * MIB,
+    seed: int = 0,
+) -> Int64s:
+    """What a confidential guest converts: its boot, then ``count`` conversions of I/O buffers, half of them back.
+
+    :func:`boot` without the acceptance of memory, which is private already, and :func:`bounce_buffers` in ``hot_bytes``
+    at the end of memory but for a share of ``scattered``, two buffers in flight for each vCPU. Of virtqueues there are
+    five for two vCPUs.
+    """
+    size = parse_bytes(memory, "memory")
+    if count < 0 or vcpus < 1:
+        raise WorkbenchError(f"count: {count}, vcpus: {vcpus}; at least 0 conversions and 1 vCPU")
+    started, source = boot(BootGuest(size, vcpus, queues=5 * vcpus // 2))
+    stream = started[source != SOURCES.index("acceptance")]
+    if count < 2:
+        return stream
+    hot = parse_bytes(hot_bytes, "hot_bytes")
+    steady = bounce_buffers(size, count // 2, in_flight=2 * vcpus, region=hot, scattered=scattered, seed=seed)
+    return np.concatenate((stream, steady))
 
 
 def ballooning(memory: int, fraction: float = 0.25, *, chunk: int = 2 * MIB, seed: int = 0) -> Int64s:

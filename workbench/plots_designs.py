@@ -194,14 +194,14 @@ def sensitivity(
                 part = dataset[name].sel(page_size=size)
                 for design in dataset["design"].values:
                     line = part.sel(design=design)
-                    middle = line.isel(bound=0) if "bound" in line.dims else line
+                    middle = line.isel(draw=0) if "draw" in line.dims else line
                     ax.plot(
                         dataset["conversions"].values, np.maximum(middle.values.astype(float), 1),
                         marker=MARKERS.get(str(design), "o"), ms=4.5, lw=1.6, color=COLOURS.get(str(design), INK),
                         label=str(design),
                     )  # fmt: skip
-                    if "bound" in line.dims:
-                        low, high = line.isel(bound=1).values, line.isel(bound=2).values
+                    if "draw" in line.dims:
+                        low, high = line.min("draw").values, line.max("draw").values
                         ax.fill_between(
                             dataset["conversions"].values, np.maximum(low, 1), np.maximum(high, 1), alpha=0.15,
                             color=COLOURS.get(str(design), INK), lw=0,

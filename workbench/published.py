@@ -627,10 +627,10 @@ def _accept_exits(table: Table, out: _Rows) -> None:
 @_model("swiotlb")
 def _swiotlb(table: Table, out: _Rows) -> None:
     """Bounce buffer of an SEV or TDX guest: clamp(6 % of memory, 64 MiB, 1 GiB) (mem_encrypt_setup_arch)."""
-    from workbench.designs import swiotlb_bytes
+    from workbench.generators_conversion import swiotlb_request
 
     for guest, mib, _, large, small in table.rows:
-        size = swiotlb_bytes(int(guest) * GIB)
+        size = swiotlb_request(int(guest) * GIB)
         label = f"{guest} GiB"
         out.add(label, table.columns[1], "MiB", mib, size >> 20, "exact")
         out.add(label, table.columns[3], "pages", large, size >> 21, "exact")

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from kernels import folio
 from workbench import designs
+from workbench import generators_conversion as gen
+from workbench.design_accounting import page_cache_nodes
 from workbench.errors import WorkbenchError
 from workbench.offset_maps import XarrayMap
+from workbench.struct_pages import ORDERS
 
 MIB2 = 512
 GIB = 1 << 18
@@ -49,7 +52,7 @@ def random_stream(seed: int, pages: int, unit: int, operations: int, nodes: int 
 def test_huge_designs_answer_alike(seed: int, size: tuple[str, int], confidential: str) -> None:
     """Random operations, errors included: same errno, same offset named, same node, same state of every page."""
     page_size, pages = size
-    stream = random_stream(seed, pages, 1 << designs.UNIT_ORDER[page_size], 60)
+    stream = random_stream(seed, pages, 1 << ORDERS[page_size], 60)
     run = designs.Run(pages, page_size, (4 * pages, 4 * pages), stream, confidential)
     names = designs.DESIGNS if page_size == "4 KiB" else designs.DESIGNS[1:]
     dataset = designs.compare(run, names, samples=4)
@@ -98,7 +101,7 @@ def one_page_shared(page_size: str = "1 GiB", confidential: str = "none", gib: i
     pages = gib * GIB
     stream = np.concatenate(
         (
-            designs.prefault(pages, designs.UNIT_ORDER[page_size], 1),
+            gen.prefault(pages * 4096, page_size, 1),
             np.array([(folio.CONVERT, (GIB + 5) * 4096, 4096, 1, 0, 0)], np.int64),
         )
     )
@@ -131,7 +134,8 @@ def test_cost_of_one_shared_page_in_a_guest_of_1_gib_pages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("confidential", "tables"), [("none", [2 + 513, 2 + 2]), ("snp", [2 + 513 + 3, 2 + 4 + 1]), ("tdx", [2 + 4 * 513] * 2)]
+    ("confidential", "tables"),
+    [("none", [2 + 513, 2 + 2]), ("snp", [2 + 513 + 3, 2 + 4 + 1]), ("tdx", [2 + 4 * 513] * 2)],
 )
 def test_stage2_tables_per_kind_of_guest(confidential: str, tables: list[int]) -> None:
     dataset = designs.compare(one_page_shared(confidential=confidential), ["hugetlb", "pfn-range"], samples=1)
@@ -188,18 +192,15 @@ def test_page_cache_nodes_without_building_the_tree(data: st.DataObject) -> None
                 words[block * 8 + word] = True
                 tree.insert(block * 512 + word * 64, 64, 1 << 31)
             tree.max_order = 18
-    assert designs.xarray_nodes(words, huge_2m, huge_1g) == tree.nodes
+    assert page_cache_nodes(words, huge_2m, huge_1g) == tree.nodes
 
 
 def test_streams_are_reproducible_and_stay_inside() -> None:
-    a = designs.guest_conversions("16 GiB", 1000, seed=3)
-    np.testing.assert_array_equal(a, designs.guest_conversions("16 GiB", 1000, seed=3))
-    assert not np.array_equal(a, designs.guest_conversions("16 GiB", 1000, seed=4))
+    a = gen.guest_conversions("16 GiB", 1000, seed=3)
+    np.testing.assert_array_equal(a, gen.guest_conversions("16 GiB", 1000, seed=3))
+    assert not np.array_equal(a, gen.guest_conversions("16 GiB", 1000, seed=4))
     assert (a[:, 1] >= 0).all()
     assert (a[:, 1] + a[:, 2] <= 16 << 30).all()
-    assert designs.swiotlb_bytes(16 << 30) == 251658 * 4096 // 4096 * 4096
-    assert designs.swiotlb_bytes(1 << 30) == 64 << 20
-    assert designs.swiotlb_bytes(1 << 40) == 1 << 30
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_streams_are_reproducible_and_stay_inside() -> None:
         (lambda: designs.compare(one_page_shared(), ["hugetlb", "hugetlb"]), "once"),
         (lambda: designs.compare(one_page_shared(), group="1 MiB"), "group"),
         (lambda: designs.compare(one_page_shared(), structure="rbtree"), "structure"),
-        (lambda: designs.guest_conversions("1 GiB", -1), "conversions"),
+        (lambda: gen.guest_conversions("1 GiB", -1), "count"),
     ],
 )
 def test_bad_input_is_one_line(call: object, message: str) -> None:

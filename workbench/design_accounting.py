@@ -1,0 +1,129 @@
+"""What tracking a guest's memory takes, computed from which pages are present and shared: nodes, tables, handover.
+
+Page cache and maple tree nodes are those that Linux's own structures would have (:mod:`kernels.xarray_map`,
+:mod:`kernels.maple`); nothing here depends on how a run was carried out.
+
+Blocks are 2 MiB, words are groups of 64 pages, as in :mod:`kernels.folio_state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels import folio, kho, maple, stage2, xarray_map
+from workbench import struct_pages
+from workbench.offset_maps import MapleMap, offset_map
+from workbench.private_users import MAX_LEVELS
+
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+VMEMMAP_PAGE = 4096
+EXTENT_BYTES = 24
+"""Of an extent handed over: index, pages, pfn."""
+
+
+def any_of(flags: Bools, group: int) -> Bools:
+    """Whether any of each ``group`` neighbours is set."""
+    padded = np.concatenate((flags, np.zeros(-len(flags) % group, bool)))
+    return padded.reshape(-1, group).any(axis=1)
+
+
+def page_cache_nodes(words: Bools, huge_2m: Bools, huge_1g: Bools) -> int:
+    """Nodes of a page cache from where its entries are: the tree of :mod:`kernels.xarray_map` without building it.
+
+    ``words`` bool (W,): 64-page groups with 4 KiB entries; ``huge_2m`` bool (B,), ``huge_1g`` bool (G,): larger ones.
+    """
+    highest = -1
+    for flags, size in ((words, 64), (huge_2m, folio.PAGES_2M), (huge_1g, folio.PAGES_1G)):
+        used = np.flatnonzero(flags)
+        if len(used):
+            highest = max(highest, (int(used[-1]) + 1) * size - 1)
+    if highest < 0:
+        return 0
+    if highest < 64:  # only the first group; a file of one page would need no node
+        return 1
+    total = 0
+    level, shift = words, 0
+    while True:
+        if shift == 6:
+            level = level | any_of(huge_2m, 8)[: len(level)]
+        elif shift == 18:
+            level = level | any_of(huge_1g, 64)[: len(level)]
+        total += int(level.sum())
+        if highest >> shift < 64 and shift >= (18 if huge_1g.any() else 6 if huge_2m.any() else 0):
+            return total
+        level, shift = any_of(level, 64), shift + 6
+
+
+def page_cache_bytes(words: Bools, huge_2m: Bools, huge_1g: Bools) -> int:
+    """Bytes of those nodes."""
+    return page_cache_nodes(words, huge_2m, huge_1g) * xarray_map.NODE_BYTES
+
+
+def page_cache_depth(pages: int, words: Bools, huge_2m: Bools, huge_1g: Bools) -> float:
+    """Mean nodes a look-up in the page cache of a file of ``pages`` touches, over the present pages."""
+    top = 0
+    while (pages - 1) >> top >= 64:
+        top += 6
+    nodes = (top // 6 + 1, (top - 6) // 6 + 1, (top - 18) // 6 + 1)
+    present = (int(words.sum()) * 64, int(huge_2m.sum()) * folio.PAGES_2M, int(huge_1g.sum()) * folio.PAGES_1G)
+    total = sum(present)
+    return sum(max(1, n) * weight for n, weight in zip(nodes, present, strict=True)) / total if total else 0.0
+
+
+def state_tree_bytes(shared_ranges: Int64s, pages: int) -> int:
+    """Bytes of the maple tree of private and shared ranges; ``shared_ranges`` int64 (n, 2): first page, pages."""
+    edges = np.concatenate(([0], shared_ranges[:, 0], shared_ranges.sum(axis=1)))
+    borders = np.unique(edges[edges < pages])
+    shared = np.isin(borders, shared_ranges[:, 0]).astype(np.int64)
+    tree = MapleMap(pages)
+    # Two values that never continue each other: private 0, shared 1, at pfns far apart.
+    tree.run(np.stack((borders, np.diff(np.append(borders, pages)), shared << 40), axis=1))
+    return tree.nodes * maple.NODE_BYTES
+
+
+def huge_mappings(confidential: str, mapped_1g: int, mapped_2m: int) -> tuple[int, int]:
+    """Leaves of 1 GiB and of 2 MiB that second-stage tables can have, capped at what the kind of guest allows."""
+    largest = MAX_LEVELS[confidential]
+    if largest < stage2.LEVEL_1G:
+        mapped_1g, mapped_2m = 0, mapped_2m + folio.BLOCKS_1G * mapped_1g
+    return (mapped_1g, mapped_2m) if largest > stage2.LEVEL_4K else (0, 0)
+
+
+def stage2_bytes(blocks: Bools, mapped_1g: int, mapped_2m: int) -> int:
+    """Bytes of second-stage tables; ``blocks`` bool (B,): 2 MiB with a page present, leaves as :func:`huge_mappings`."""
+    gigas = any_of(blocks, folio.BLOCKS_1G)
+    upper = 1 + -(-len(gigas) // 512)  # the root and the tables below it
+    lower = int(gigas.sum()) - mapped_1g + int(blocks.sum()) - folio.BLOCKS_1G * mapped_1g - mapped_2m
+    return (upper + lower) * stage2.TABLE_BYTES
+
+
+def hvo_table_bytes(present_pages: int, order: int) -> int:
+    """PTE tables where the vmemmap is no longer mapped by 2 MiB: one per 128 MiB of memory, never folded back."""
+    return -(-present_pages // struct_pages.PMD_PAGES) * VMEMMAP_PAGE if order else 0
+
+
+def group_table_bytes(words: Bools) -> int:
+    """Likewise where vmemmap exists for 256 KiB groups with a present shared page; ``words`` bool (W,) says which."""
+    return int(any_of(words, struct_pages.PMD_PAGES // 64).sum()) * VMEMMAP_PAGE
+
+
+def folio_handover_bytes(folios: Mapping[int, int]) -> int:
+    """Metadata of a handover folio by folio, so many of each order, their trees dense at best."""
+    total = sum(folios.values())
+    if total == 0:
+        return 0
+    tree = 1 + sum(kho.dense_tree_nodes(count) - 1 for count in folios.values() if count)
+    return sum(kho.folio_scheme_bytes(total, tree).values())
+
+
+def map_size(structure: str, pages: int, extents: Int64s) -> tuple[int, int]:
+    """Bytes of a structure of :mod:`workbench.offset_maps` that holds the extents, and nodes its middle one is under."""
+    if structure == "flat":
+        return pages * 8, 1  # without a table of that size being made
+    tree = offset_map(structure, pages, max_order=folio.ORDER_1G)
+    tree.run(extents)
+    return tree.bytes, tree.depth(int(extents[len(extents) // 2, 0]) if len(extents) else 0)

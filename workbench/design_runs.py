@@ -1,0 +1,256 @@
+"""A run carried out under one design: what the guest was answered, and what the design has at the end.
+
+Huge and 4 KiB folios are :class:`workbench.conversion.ConversionFile`, the seed mail's proposal is
+:class:`workbench.light_file.LightFile`; both read the same stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kernels import bits, folio, light_map, maple, pagemap
+from workbench import costs, struct_pages
+from workbench import design_accounting as acc
+from workbench.conversion import CYCLE_PARAMETERS, ConversionFile, cycles
+from workbench.design_accounting import VMEMMAP_PAGE, Bools, Int64s
+from workbench.host_memory import HostMemory, RangeMemory, spill_order
+from workbench.light_file import LightFile
+from workbench.tracked_file import TrackedFile
+from workbench.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from workbench.designs import Run
+
+DRAWS = 33
+"""Draws of the modelled costs over their ranges; draw 0 takes the values as given. The same for all designs."""
+
+
+@dataclass
+class Outcome:
+    """What one design answered and what it has at the end."""
+
+    errors: Int64s
+    offsets: Int64s
+    values: dict[str, float]
+    series: dict[str, list[int]]
+    units: Int64s
+    """Node index of each unit, -1 where none is present."""
+    shared: np.ndarray
+    cycles: np.ndarray
+    """float64 (DRAWS,), modelled."""
+    poisoned: Int64s
+    """Poisoned pages."""
+
+
+def carry_out(run: Run, design: str, borders: Int64s, structure: str, group: str) -> Outcome:
+    """Carry out a run under one design; the series has a value for each of ``borders[1:]``."""
+    return _light(run, borders, structure, group) if design == "pfn-range" else _folios(run, borders, design)
+
+
+def _sampled(
+    file: TrackedFile, stream: Int64s, borders: Int64s, done: int, sample: Callable[[], tuple[int, int]]
+) -> tuple[Int64s, Int64s, dict[str, list[int]]]:
+    """Errors and offsets of a stream whose first ``done`` operations are done, and the series."""
+    errors, offsets = np.zeros(len(stream), np.int64), np.full(len(stream), -1, np.int64)
+    series: dict[str, list[int]] = {"struct_page_bytes": [], "splits": []}
+    for border in borders[1:]:
+        if border > done:
+            result = file.run_stream(stream[done:border])
+            errors[done:border], offsets[done:border] = result.errors, result.offsets
+            done = int(border)
+        for values, value in zip(series.values(), sample(), strict=True):
+            values.append(value)
+    return errors, offsets, series
+
+
+def _common(run: Run, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tuple[int, int]) -> dict[str, float]:
+    """What is counted in the same way under every design."""
+    shared = file.count("shared_pages")
+    mapped = acc.huge_mappings(run.confidential, *huge)
+    return {
+        "state_tree_bytes": acc.state_tree_bytes(file.shared_ranges(), run.pages),
+        "stage2_table_bytes": acc.stage2_bytes(blocks, *mapped),
+        "largest_leaf_bytes": ((mapped[0] << folio.ORDER_1G) + (mapped[1] << folio.ORDER_2M)) * PAGE_SIZE,
+        "vmemmap_taken_pages": file.count("vmemmap_taken"),
+        "vmemmap_freed_pages": file.count("vmemmap_freed"),
+        "invalidations": file.count("invalidations"),
+        "invalidated_bytes": file.count("invalidated_bytes"),
+        "failed_operations": int((errors != 0).sum()),
+        "gup_reachable_bytes": shared * PAGE_SIZE,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- folios
+
+
+def _folios(run: Run, borders: Int64s, design: str) -> Outcome:
+    small = design == "filemap"
+    host = HostMemory.make(
+        len(run.memory),
+        vmemmap_pages=run.vmemmap_free // len(run.memory),
+        pool_2m=[pages >> folio.ORDER_2M for pages in run.memory],
+        pool_1g=[pages >> folio.ORDER_1G for pages in run.memory],
+    )
+    hvo = design == "hugetlb-hvo"
+    size = "4 KiB" if small else run.page_size
+    file = ConversionFile(run.pages * PAGE_SIZE, size, host, generation="B", hvo=hvo)
+
+    def sample() -> tuple[int, int]:
+        if hvo and run.unit_order:
+            struct_page = (
+                (file.count("present_pages") >> run.unit_order) + int(file.vmemmap_taken.sum())
+            ) * VMEMMAP_PAGE
+        else:
+            struct_page = file.count("present_pages") * struct_pages.STRUCT_PAGE
+        return struct_page, file.count("splits_1g") + file.count("splits_2m")
+
+    by_unit = small and run.unit_order > 0
+    stream = _by_unit(run) if by_unit else run.stream
+    done = _populated(run, file.state, stream) if by_unit else 0
+    errors, offsets, series = _sampled(file, stream, borders, done, sample)
+    state, counts = file.state, file.counters()
+    level = state.level
+    words = (state.present != 0) | np.repeat(level == folio.SPLIT, 8)
+    huge_2m, huge_1g = level == folio.HUGE_2M, (level == folio.HUGE_1G).reshape(-1, folio.BLOCKS_1G).all(axis=1)
+    single = int(np.bitwise_count(state.present).sum()) + int((level == folio.SPLIT).sum()) * folio.PAGES_2M
+    restructured = folio.PAGES_1G * (counts["splits_1g"] + counts["merges_1g"])
+    restructured += folio.PAGES_2M * (counts["splits_2m"] + counts["merges_2m"])
+    operations = sum(counts[f"{what}_{size}"] for what in ("splits", "merges") for size in ("1g", "2m"))
+    present = level > folio.NONE
+    values: dict[str, float] = {
+        "struct_page_bytes": series["struct_page_bytes"][-1],
+        "struct_page_peak_bytes": max(series["struct_page_bytes"]),
+        "vmemmap_table_bytes": acc.hvo_table_bytes(counts["present_pages"], run.unit_order) if hvo else 0,
+        "page_cache_bytes": acc.page_cache_bytes(words, huge_2m, huge_1g),
+        "private_map_bytes": 0,
+        "splits": counts["splits_1g"] + counts["splits_2m"],
+        "merges": counts["merges_1g"] + counts["merges_2m"],
+        "pages_restructured": restructured,
+        "struct_pages_written": restructured,
+        "map_operations": operations,
+        "lookup_nodes": acc.page_cache_depth(run.pages, words, huge_2m, huge_1g),
+        "handover_bytes": acc.folio_handover_bytes(
+            {0: single, folio.ORDER_2M: int(huge_2m.sum()), folio.ORDER_1G: int(huge_1g.sum())}
+        ),
+        "referenced_private_pages": counts["present_pages"] - counts["shared_pages"],
+        **_common(run, file, errors, present, (counts["mapped_1g"], counts["mapped_2m"])),
+    }
+    units = np.where(present, state.node.astype(np.int64), -1)[: -(-run.pages // folio.PAGES_2M)]
+    if run.unit_order == 0:  # a node is kept per 2 MiB only: say what is present
+        units = np.minimum(units, 0)
+    units = units[:: max(1, (1 << run.unit_order) // folio.PAGES_2M)]
+    spent = cycles(file.counts[None, :], DRAWS)[:, 0].sum(axis=1)
+    return Outcome(errors, offsets, values, series, units, state.shared, spent, file.poisoned())
+
+
+def _by_unit(run: Run) -> Int64s:
+    """4 KiB folios under a run made for larger units: what a huge page would have brought in one fault.
+
+    A fault on any page of a unit populates the unit on its node, so that memory is placed alike in all designs.
+    """
+    stream = run.stream.copy()
+    unit = PAGE_SIZE << run.unit_order
+    faults = stream[:, folio.OP] == folio.GUEST_FAULT
+    first = stream[faults, folio.OFFSET] // unit * unit
+    last = -(-(stream[faults, folio.OFFSET] + stream[faults, folio.LENGTH]) // unit) * unit
+    inside = (stream[faults, folio.OFFSET] >= 0) & (stream[faults, folio.LENGTH] > 0) & (last <= run.pages * PAGE_SIZE)
+    stream[np.flatnonzero(faults)[inside], folio.OFFSET] = first[inside]
+    stream[np.flatnonzero(faults)[inside], folio.LENGTH] = (last - first)[inside]
+    return stream
+
+
+def _populated(run: Run, state: folio.State, stream: Int64s) -> int:
+    """Carry out the guest faults of whole, absent units at the start of a stream at once; returns how many.
+
+    What page by page would leave: every page present as a 4 KiB folio on its node, the per-CPU batch drained.
+    """
+    done = 0
+    unit = PAGE_SIZE << run.unit_order
+    for op, offset, length, private, node, _ in stream.tolist():
+        if (
+            op != folio.GUEST_FAULT
+            or private != 1
+            or length <= 0
+            or offset % unit
+            or length % unit
+            or not 0 <= offset <= run.pages * PAGE_SIZE - length
+            or not 0 <= node < len(run.memory)
+        ):
+            break
+        low, high = offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
+        if state.level[low // 512 : high // 512].any():
+            break
+        state.level[low // 512 : high // 512] = folio.BASE
+        state.node[low // 512 : high // 512] = node
+        state.present[low // 64 : high // 64] = bits.ALL
+        state.counts[folio.N_PRESENT] += high - low
+        done += 1
+    return done
+
+
+# ------------------------------------------------------------------------------------------------------- light map
+
+
+def _ranges(run: Run, pages: int, node: int) -> list[tuple[int, int]]:
+    """Free ranges of a node: one, or as many of ``free_run`` pages as it takes, a unit in use behind each."""
+    base, length = (node + 1) << 36, run.free_run or pages
+    step = length + (1 << run.unit_order)
+    return [(base + k * step, base + k * step + length) for k in range(-(-pages // length))]
+
+
+def _light(run: Run, borders: Int64s, structure: str, group: str) -> Outcome:
+    nodes = len(run.memory)
+    memory = RangeMemory(
+        [_ranges(run, pages, node) for node, pages in enumerate(run.memory)],
+        np.full(nodes, run.vmemmap_free // nodes, np.int64),
+        spill_order(nodes),
+    )
+    file = LightFile(run.pages * PAGE_SIZE, run.page_size, memory, generation="B", group=group)
+
+    def sample() -> tuple[int, int]:
+        return int(file.state.counts[light_map.N_VMEMMAP]) * VMEMMAP_PAGE, 0
+
+    errors, offsets, series = _sampled(file, run.stream, borders, 0, sample)
+    state = file.state
+    counts = dict(zip(light_map.COUNTERS, state.counts.tolist(), strict=True))
+    per_unit, per_block = max(1, (1 << run.unit_order) // 512), max(1, 512 >> run.unit_order)
+    blocks = acc.any_of(np.repeat(state.unit_pfn >= 0, per_unit), per_block)
+    blocks = np.concatenate((blocks, np.zeros(-len(blocks) % folio.BLOCKS_1G, bool)))
+    shared = np.concatenate((state.shared, np.zeros(len(blocks) * 8 - len(state.shared), np.uint64)))
+    present_shared = np.where(np.repeat(blocks, 8), shared, np.uint64(0))
+    words = present_shared != 0
+    extents = file.extents()
+    maps = {name: acc.map_size(name, run.pages, extents) for name in pagemap.NAMES if name != "maple"}
+    maps["maple"] = int(state.top[maple.NODES]) * maple.NODE_BYTES, int(state.top[maple.HEIGHT])
+    values: dict[str, float] = {
+        "struct_page_bytes": counts["vmemmap_pages"] * VMEMMAP_PAGE,
+        "struct_page_peak_bytes": counts["vmemmap_peak"] * VMEMMAP_PAGE,
+        "vmemmap_table_bytes": acc.group_table_bytes(words) if group == "256 KiB" else 0,
+        "page_cache_bytes": acc.page_cache_bytes(words, blocks & False, acc.any_of(blocks & False, folio.BLOCKS_1G)),
+        "private_map_bytes": maps[structure][0],
+        "splits": 0,
+        "merges": 0,
+        "pages_restructured": 0,
+        "struct_pages_written": counts["moved_to_filemap"],
+        "map_operations": counts["map_operations"],
+        "lookup_nodes": maps[structure][1],
+        "handover_bytes": len(extents) * acc.EXTENT_BYTES
+        + acc.folio_handover_bytes({0: int(np.bitwise_count(present_shared).sum())}),
+        "referenced_private_pages": 0,
+        **_common(run, file, errors, blocks, (counts["mapped_1g"], counts["mapped_2m"])),
+        **{f"map_bytes_{name}": size for name, (size, _) in maps.items()},
+        **{f"map_depth_{name}": depth for name, (_, depth) in maps.items()},
+        "extents": len(extents),
+    }
+    units = np.where(state.unit_pfn >= 0, state.unit_node.astype(np.int64), -1)
+    if run.unit_order == 0:
+        units = np.where(blocks[: -(-run.pages // folio.PAGES_2M)], 0, -1)
+    draws = costs.sample((*CYCLE_PARAMETERS, "struct_page_init"), DRAWS)  # the same draws as those of cycles()
+    written = counts["vmemmap_taken"] * struct_pages.PAGES_PER_VMEMMAP_PAGE
+    spent = cycles(file.counts[None, :], DRAWS)[:, 0].sum(axis=1)
+    spent += draws["struct_page_init"] * draws["cpu_frequency"] * written
+    return Outcome(errors, offsets, values, series, units, shared, spent, file.poisoned())
