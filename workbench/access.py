@@ -59,7 +59,7 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Co
     """What an access finds at this moment; ``conversion`` has the huge mappings left, if there can be others."""
 
     def count(edges: np.ndarray) -> np.ndarray:
-        zones = [inode.map.counts(len(system.free), int(a), int(b)) for a, b in itertools.pairwise(edges)]
+        zones = [inode.folios_by_zone(len(system.free), int(a), int(b)) for a, b in itertools.pairwise(edges)]
         return np.array([np.bincount(system.zone_node, row, system.nodes) for row in zones])
 
     size = 4096 << inode.order
@@ -67,7 +67,7 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Co
     places, number = np.unique([system.tasks[name].nid for name in system.vcpus], return_counts=True)
     vcpus = {int(system.node_ids[n]): float(k) for n, k in zip(places, number, strict=True)}
     walk = 0.0
-    present = float(inode.map.counts(len(system.free)).sum()) * size
+    present = float(inode.folios_by_zone(len(system.free), 0, inode.pages >> inode.order).sum()) * size
     if operation.pattern in ("uniform", "pointer_chasing") and present > 0:
         guest = system.scenario.guest
         mapped = {guest.page_size: present}

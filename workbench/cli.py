@@ -164,7 +164,11 @@ def read_scenario(source: str, changes: list[str]) -> Any:
 
 def summarise(dataset: Any) -> dict[str, Any]:
     """The main figures of a result as plain numbers."""
+    from workbench.results import bytes_per_node
+
     pages = dataset["pages_per_node"]
+    nodes = [str(int(node)) for node in dataset["node"].values]
+    amounts = bytes_per_node(dataset).tolist()
     refused = [
         {"event": int(event), "op": str(op), "errno": int(error)}
         for event, op, error in zip(
@@ -179,6 +183,10 @@ def summarise(dataset: Any) -> dict[str, Any]:
             str(file): {str(int(node)): int(pages.sel(file=file, node=node)) for node in dataset["node"].values}
             for file in dataset["file"].values
         },
+        "bytes_per_node": {
+            str(file): dict(zip(nodes, row, strict=True))
+            for file, row in zip(dataset["file"].values, amounts, strict=True)
+        },
         "local_share": {str(vcpu): float(dataset["local_share"].sel(vcpu=vcpu)) for vcpu in dataset["vcpu"].values},
         "events": dataset.sizes["event"],
         "refused": refused,
@@ -192,11 +200,12 @@ def print_summary(summary: dict[str, Any]) -> None:
     from workbench.units import format_bytes
 
     for file, nodes in summary["pages_per_node"].items():
-        total = sum(nodes.values())
+        amounts = summary["bytes_per_node"][file]
+        total = sum(amounts.values())
         table = Table("node", "pages", "memory", "share", title=f"{summary['scenario']}: {file}")
         for node, pages in nodes.items():
-            share = f"{pages / total:.1%}" if total else "-"
-            table.add_row(node, f"{pages:,}", format_bytes(pages * summary["page_size"]), share)
+            share = f"{amounts[node] / total:.1%}" if total else "-"
+            table.add_row(node, f"{pages:,}", format_bytes(amounts[node]), share)
         console().print(table)
     for refusal in summary["refused"][:10]:
         import errno

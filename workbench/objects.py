@@ -71,6 +71,13 @@ class Inode:
         zones = self.map.zone_of(pages >> self.order)
         return zones if self.small is None else np.where(zones >= 0, zones, self.small.zone_of(pages))
 
+    def folios_by_zone(self, zones: int, first: int, last: int) -> np.ndarray:
+        """What of folios [first, last) lies in each zone, in folios of the file (zones,); 4 KiB pages are parts of one."""
+        counts = self.map.counts(zones, first, last)
+        if self.small is None:
+            return counts
+        return counts + self.small.counts(zones, first << self.order, last << self.order) / (1 << self.order)
+
     @property
     def private(self) -> bool:
         """In 7.3 the whole inode is private unless it was created with INIT_SHARED."""

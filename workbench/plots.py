@@ -276,10 +276,8 @@ def _percent(share: float) -> str:
 
 
 def _by_file(dataset: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
-    folio = int(dataset["page_size"])
-    return {
-        str(file): dataset["pages_per_node"].sel(file=file).values * float(folio) for file in dataset["file"].values
-    }
+    amounts = results.bytes_per_node(dataset).astype(float)
+    return dict(zip(map(str, dataset["file"].values), amounts, strict=True))
 
 
 def _by_policy(dataset: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
@@ -322,8 +320,7 @@ def _cycle(labels: list[str]) -> list[str]:
 
 def fallback(dataset: xr.Dataset) -> Figure:
     """What each event placed on which node, and the free memory of the nodes with their watermarks, event by event."""
-    folio = int(dataset["page_size"])
-    placed = dataset["event_pages"].values * float(folio)
+    placed = results.placed_bytes(dataset).astype(float)
     events_ = dataset.sizes["event"]
     ids = [int(node) for node in dataset["node"].values]
     colours = common.colours_of(dataset)
@@ -375,15 +372,11 @@ def fallback(dataset: xr.Dataset) -> Figure:
 
 def _free_bytes(dataset: xr.Dataset) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Free bytes (event, node) and the bytes at which a node is left (node,): low marks and reserves of its zones."""
-    folio = int(dataset["page_size"])
-    ids = dataset["node"].values
-    owner = dataset["zone_node"].values[:, None] == ids[None, :]
-    free = dataset["free_pages"].values @ owner * float(folio)
-    if folio != 4096:  # huge pages come from a pool that has no watermarks
-        return free, np.zeros(len(ids))
+    owner = dataset["zone_node"].values[:, None] == dataset["node"].values
+    # A pool of huge pages has no marks.
     kept = (dataset["zone_low"].values + dataset["zone_lowmem_reserve"].values) * 4096.0
     usable = np.array([not str(zone).endswith("/Movable") for zone in dataset["zone"].values])
-    return free, (kept * usable) @ owner
+    return results.free_bytes(dataset).astype(float), (kept * usable) @ owner
 
 
 def _event_ticks(axes: Axes, dataset: xr.Dataset) -> None:
@@ -407,7 +400,7 @@ def _event_ticks(axes: Axes, dataset: xr.Dataset) -> None:
 
 def local_remote(dataset: xr.Dataset) -> Figure:
     """How far the guest's memory is from each node that runs its vCPUs: shares by SLIT distance."""
-    counts = dataset["pages_per_node"].sum("file").values.astype(float)
+    counts = results.bytes_per_node(dataset).sum(axis=0).astype(float)
     matrix = dataset["distance"].values
     ids = [int(node) for node in dataset["node"].values]
     vcpu_nodes, vcpus = np.unique(dataset["vcpu_node"].values, return_counts=True)
@@ -472,7 +465,7 @@ def compare(datasets: Mapping[str, xr.Dataset]) -> Figure:
         for row, dataset in enumerate(datasets.values()):
             if [int(node) for node in dataset["node"].values] != ids:
                 raise WorkbenchError("compare: the results are of hosts with different nodes")
-            counts = dataset["pages_per_node"].sum("file").values.astype(float)
+            counts = results.bytes_per_node(dataset).sum(axis=0).astype(float)
             present += counts
             total = max(counts.sum(), 1.0)
             left = 0.0

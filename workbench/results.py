@@ -184,6 +184,24 @@ def provenance(scenario: Scenario, command: str = "") -> str:
 # ----------------------------------------------------------------------------------------------------- reading
 
 
+def bytes_per_node(dataset: xr.Dataset) -> np.ndarray:
+    """Bytes of each file on each node, int64 (file, node), whatever the size of their folios."""
+    amount = dataset["pages_per_node"].values * dataset["file_page_size"].values[:, None]
+    return amount + 4096 * dataset["small_pages_per_node"].values if "small_pages_per_node" in dataset else amount
+
+
+def placed_bytes(dataset: xr.Dataset) -> np.ndarray:
+    """Bytes newly placed by each event on each node, int64 (event, node)."""
+    amount = dataset["event_pages"].values * int(dataset["page_size"])
+    return amount + 4096 * dataset["event_small_pages"].values if "event_small_pages" in dataset else amount
+
+
+def free_bytes(dataset: xr.Dataset) -> np.ndarray:
+    """Free bytes of each node after each event, int64 (event, node)."""
+    owner = dataset["zone_node"].values[:, None] == dataset["node"].values
+    return (dataset["free_pages"].values * dataset["zone_page_size"].values) @ owner.astype(np.int64)
+
+
 def _stretches(dataset: xr.Dataset, file: str) -> np.ndarray:
     """int64 (n, 6) rows of one file: start, length, offset, period, phase, step."""
     mine = dataset["stretch_file"].values == file

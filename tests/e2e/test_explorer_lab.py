@@ -198,6 +198,20 @@ def test_export(page: Page, tmp_path: Path) -> None:
     expect(page.locator(".xr-wrap, .xr-header").first).to_be_attached()
 
 
+def test_a_report_is_made(page: Page, watch_and_page: tuple[servers.Watch, Page]) -> None:
+    """The button runs the report notebook on the scenario that is shown and says where the page is."""
+    view(page, "Share")
+    button = page.get_by_role("button", name="make a report")
+    button.click()
+    expect(button).to_be_disabled()
+    note = page.locator(".wb-report")
+    expect(note).to_contain_text("explorer.html", timeout=120_000)
+    made = Path(re.sub("^report: ", "", note.inner_text().strip()))
+    assert "<svg" in made.read_text() or "data:image/png" in made.read_text()
+    assert "epyc1-naples-2s" in made.read_text()
+    expect(button).to_be_enabled()
+
+
 def test_setting_the_scenario_from_the_next_cell_moves_the_widgets(page: Page) -> None:
     view(page, "Nodes")
     editor(page, "Guest")

@@ -489,7 +489,7 @@ class Explorer:
 
     def _make_report(self) -> None:
         self.report.disabled = True
-        self.report_note.value = '<span class="wb-status" role="status">running the notebook …</span>'
+        self.report_note.value = '<span class="wb-note wb-report" role="status">running the notebook …</span>'
         threading.Thread(target=self._run_report, args=(self.scenario,), daemon=True).start()
 
     def _run_report(self, scenario: Scenario) -> None:
@@ -507,7 +507,7 @@ class Explorer:
         else:
             lines = (reply.stderr.strip() or "the report failed").splitlines()
             note = f'<span class="wb-bad" role="alert">{html.escape(lines[-1])}</span>'
-        self.report_note.value = f'<span class="wb-status">{note}</span>'
+        self.report_note.value = f'<span class="wb-note wb-report">{note}</span>'
         self.report.disabled = False
 
     # --------------------------------------------------------------------------------------------------- static

@@ -336,6 +336,8 @@ class GuestEditor(Editor):
             style=LABEL,
             layout=wide(),
         )
+        self.fallback = w.Checkbox(description="4 KiB pages where the pool is empty", indent=False, layout=wide())
+        self.fallback.tooltip = "Otherwise a fault that finds no huge page fails"
         self.interface = w.Dropdown(
             options=[
                 ("none: mbind has no effect", "none"),
@@ -364,6 +366,8 @@ class GuestEditor(Editor):
                 self.message("guest.page_size"),
                 self.design,
                 self.message("guest.design"),
+                self.fallback,
+                self.message("guest.small_page_fallback"),
                 self.confidential,
                 self.message("guest.confidential"),
                 _heading("vCPUs, in equal groups on"),
@@ -383,6 +387,7 @@ class GuestEditor(Editor):
             (self.confidential, "confidential"),
         ):
             self.on_change(widget, f"guest.{name}", lambda v, name=name: set_value(f"guest.{name}", v))
+        self.on_change(self.fallback, "guest.small_page_fallback", lambda v: set_value("guest.small_page_fallback", v))
         self.on_change(self.vcpus, "guest.vcpus", lambda _: self._spread())
         self.on_change(self.vcpu_nodes, "guest.vcpus", lambda _: self._spread(), "selected")
 
@@ -396,6 +401,8 @@ class GuestEditor(Editor):
             self.memory.value = exact_size(guest.memory)
             self.page_size.value = guest.page_size
             self.design.value = guest.design
+            self.fallback.value = guest.small_page_fallback
+            self.fallback.layout.display = "" if guest.page_size != "4 KiB" else "none"
             self.interface.value = guest.policy_interface
             self.confidential.value = guest.confidential
             self.vcpus.value = len(guest.vcpus)

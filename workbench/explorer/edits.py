@@ -67,6 +67,8 @@ def set_page_size(mapping: Mapping, page_size: str) -> None:
     guest["page_size"] = page_size
     if page_size != "4 KiB" and guest.get("design", "filemap") == "filemap":
         guest["design"] = "hugetlb"
+    if page_size == "4 KiB":
+        guest.pop("small_page_fallback", None)
 
 
 def spread_vcpus(mapping: Mapping, nodes: Sequence[int], count: int) -> None:

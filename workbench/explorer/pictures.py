@@ -108,18 +108,16 @@ def nodes(dataset: xr.Dataset, *others: xr.Dataset) -> list[dict[str, Any]]:
 
 def guest_bytes(dataset: xr.Dataset) -> dict[int, int]:
     """Bytes of all files on each node."""
-    amount = dataset["pages_per_node"].sum("file").values * int(dataset["page_size"])
+    amount = results.bytes_per_node(dataset).sum(axis=0)
     return {int(node): int(value) for node, value in zip(dataset["node"].values, amount, strict=True)}
 
 
 def free_bytes(dataset: xr.Dataset, event: int = -1) -> dict[int, int]:
     """Free bytes of each node after an event."""
-    free = {int(node): 0 for node in dataset["node"].values}
-    if dataset.sizes["event"]:
-        folio = int(dataset["page_size"]) if dataset["free_pages"].attrs["units"] == "folios" else 4096
-        for node, pages in zip(dataset["zone_node"].values, dataset["free_pages"].values[event], strict=True):
-            free[int(node)] += int(pages) * folio
-    return free
+    nodes = [int(node) for node in dataset["node"].values]
+    if not dataset.sizes["event"]:
+        return dict.fromkeys(nodes, 0)
+    return dict(zip(nodes, results.free_bytes(dataset)[event].tolist(), strict=True))
 
 
 def summary(dataset: xr.Dataset) -> str:
@@ -384,9 +382,7 @@ def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
     if not events:
         return {"summary": "Nothing happened.", "panels": [], "events": 0, "at": 0, "now": "", "serial": serial}
     ids = [int(n) for n in dataset["node"].values]
-    folio = int(dataset["page_size"]) if dataset["free_pages"].attrs["units"] == "folios" else 4096
-    free = np.zeros((events, len(ids)))
-    np.add.at(free.T, np.searchsorted(ids, dataset["zone_node"].values), dataset["free_pages"].values.T * folio)
+    free = results.free_bytes(dataset).astype(float)
     palette = colours(ids, dataset)
     panels = [
         {
@@ -440,7 +436,7 @@ def events_table(dataset: xr.Dataset, at: int | None = None, most: int = 300) ->
     count = dataset.sizes["event"]
     first = max(0, min((at if at is not None else count) - most // 2, count - most))
     columns = {name: dataset[f"event_{name}"].values for name in ("op", "task", "file", "ret", "errno", "detail")}
-    placed = dataset["event_pages"].values.sum(axis=1) * int(dataset["page_size"])
+    placed = results.placed_bytes(dataset).sum(axis=1)
     rows = []
     for i in range(first, min(count, first + most)):
         error = int(columns["errno"][i])
