@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from kernels.compile import inlined_kernel, kernel
 
 ENTRY_BYTES = 8
 
 
-@kernel
+@inlined_kernel
 def load(table: np.ndarray, order: int, index: int) -> int:
     """Return the pfn of page ``index``, -1 if there is none."""
     block = index >> order

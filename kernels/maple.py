@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from kernels.compile import inlined_kernel, kernel
 
 NODE_BYTES = 256
 SLOTS = 16
@@ -39,6 +39,7 @@ NODE_WORDS = 32
 FIRST_SLOT = 16
 MAX_HEIGHT = 31
 FOUND_START, FOUND_LAST, FOUND_PFN = 0, 1, 2
+ZERO, ONE, ENTRY_OF_PIVOT = np.uint64(0), np.uint64(1), np.uint64(FIRST_SLOT - 1)
 
 
 @kernel
@@ -60,26 +61,27 @@ def store_nodes(top: np.ndarray) -> int:
     return 2 * (top[HEIGHT] + 2)
 
 
-@kernel
+@inlined_kernel
 def load(nodes: np.ndarray, top: np.ndarray, index: int) -> int:
     """Return the pfn of page ``index``, -1 if there is none (``mas_walk``)."""
     levels = top[HEIGHT]
     if levels == 0:
         return -1
-    node = np.uint32(top[ROOT])
+    node = np.uint64(top[ROOT])
     start = 0
     while True:
-        end = np.uint32(nodes[node, 0])
-        slot = np.uint32(1)
-        while slot < end and nodes[node, slot] < index:
-            slot += np.uint32(1)
-        if slot > np.uint32(1):
-            start = nodes[node, slot - np.uint32(1)] + 1
-        entry = nodes[node, slot + np.uint32(FIRST_SLOT - 1)]
+        words = nodes[node]
+        end = np.uint64(words[ZERO])
+        slot = ONE
+        while slot < end and words[slot] < index:
+            slot += ONE
+        if slot > ONE:
+            start = words[slot - ONE] + 1
+        entry = words[slot + ENTRY_OF_PIVOT]
         levels -= 1
         if levels == 0:
             break
-        node = np.uint32(entry)
+        node = np.uint64(entry)
     return (entry >> 1) + index - start if entry != 0 else -1
 
 

@@ -48,7 +48,7 @@ def position(start: np.ndarray, top: np.ndarray, index: int) -> int:
     return np.int64(_position_between(start, np.uint32(0), np.uint32(top[COUNT]), index))
 
 
-@kernel
+@inlined_kernel
 def load(start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray, index: int) -> int:
     """Return the pfn of page ``index``, -1 if there is none."""
     extent = position(start, top, index) - 1

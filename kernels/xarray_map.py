@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from kernels.compile import inlined_kernel, kernel
 
 NODE_BYTES = 576
 SLOTS = 64
@@ -56,7 +56,7 @@ def room(header: np.ndarray, top: np.ndarray) -> int:
     return header.shape[0] - top[NODES]
 
 
-@kernel
+@inlined_kernel
 def load(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int) -> int:
     """Return the pfn of page ``index``, -1 if there is none (``xas_load``)."""
     entry = top[HEAD]
