@@ -444,6 +444,9 @@ class Conversion(_Model):
     generation: Literal["B", "C", "two-stage"] = "C"
     merge: Literal["eager", "lazy", "never"] = "eager"
     split_on: Literal["conversion", "host_fault"] = "conversion"
+    drain_lru: bool = Field(
+        True, description="drain the per-CPU lru_add batches before giving up, as in-place conversion v5 on does"
+    )
 
 
 class Guest(_Model):

@@ -92,6 +92,7 @@ class Conversions:
                 merge=settings.merge,
                 hvo=self.hvo,
                 fallback=guest.small_page_fallback,
+                drain_lru=settings.drain_lru,
                 shared=not inode.private,
             )
         self.files[id(inode)], self.inodes[id(inode)], self.entered[id(inode)] = file, inode, [0, 0]

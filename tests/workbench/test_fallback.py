@@ -105,6 +105,21 @@ def test_conversions_pins_and_holes_work_on_what_stands_in() -> None:
     assert free[-1].tolist() == free[0].tolist()
 
 
+def test_fresh_4_kib_folios_wait_in_the_lru_batch() -> None:
+    """Without a drain the batch's reference on the last few pages makes the conversion fail, as in the early series."""
+    operations: list[dict[str, object]] = [
+        {"op": "fault", "by": "host", "length": 40 << 12},
+        {"op": "convert", "to": "private"},
+    ]
+    failed = run(operations, {}, page_size="4 KiB", design="filemap", small_page_fallback=False,
+                 conversion={"drain_lru": False})  # fmt: skip
+    assert failed["event_errno"].values.tolist() == [0, 0, errno.EAGAIN]
+    # 31 of 40 filled a batch, which put them on the list; the other 9 are still held.
+    assert '"error_offset": 126976' in str(failed["event_detail"].values[-1])
+    drained = run(operations, {}, page_size="4 KiB", design="filemap", small_page_fallback=False)
+    assert drained["event_errno"].values.tolist() == [0, 0, 0]
+
+
 def test_closing_with_a_pinned_page_keeps_that_page() -> None:
     operations: list[dict[str, object]] = [
         {"op": "fallocate"},
