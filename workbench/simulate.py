@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.filemap import FileMap
 from workbench.generators import expand
 from workbench.objects import Inode, Result
+from workbench.struct_pages import DESIGNS
 from workbench.system import System
 from workbench.units import PAGE_SIZE
 
@@ -47,6 +48,7 @@ class _Log:
 def simulate(
     scenario: sc.Scenario,
     *,
+    designs: Sequence[str] | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> xr.Dataset:
@@ -55,6 +57,8 @@ def simulate(
     Parameters
     ----------
     scenario : the scenario
+    designs : run it under each of these designs instead of its own; every variable that has the same shape under all of
+        them then has a dimension ``design`` (tables of zones, whose pools differ, are left out)
     progress : called with (operations done, operations in all)
     cancelled : asked now and then; when it returns True the run ends with KeyboardInterrupt
 
@@ -64,6 +68,8 @@ def simulate(
         The scenario asks for something that is no operation of its host. A call that the kernel refuses is not an
         error: its event carries the errno, and the run goes on.
     """
+    if designs is not None:
+        return _under(scenario, designs, progress, cancelled)
     system = System(scenario, cancelled)
     operations = expand(scenario)
     log = _Log()
@@ -87,6 +93,32 @@ def simulate(
         if cancelled():
             raise KeyboardInterrupt
     return _dataset(system, log)
+
+
+def _under(
+    scenario: sc.Scenario, designs: Sequence[str], progress: Progress | None, cancelled: Callable[[], bool]
+) -> xr.Dataset:
+    """The same scenario under several designs, along ``design``."""
+    unknown = [design for design in designs if design not in DESIGNS]
+    if unknown or not designs or len(set(designs)) != len(designs):
+        raise WorkbenchError(f"designs: {', '.join(unknown or designs) or 'none'}; each of {', '.join(DESIGNS)} once")
+    parts: list[xr.Dataset] = []
+    for number, design in enumerate(designs):
+
+        def step(done: int, total: int, before: int = number) -> None:
+            if progress is not None:
+                progress(before * total + done, len(designs) * total)
+
+        parts.append(simulate(scenario.replace(**{"guest.design": design}), progress=step, cancelled=cancelled))
+    shapes = [{name: variable.shape for name, variable in part.data_vars.items()} for part in parts]
+    common = [name for name in shapes[0] if all(shape.get(name) == shapes[0][name] for shape in shapes)]
+    kept = [name for name in common if "zone" not in parts[0][name].dims]
+    out = xr.concat(
+        [part[kept].drop_vars("zone", errors="ignore") for part in parts], "design", combine_attrs="override"
+    )
+    out = out.assign_coords(design=("design", list(designs), {"units": "", "long_name": "how memory is tracked"}))
+    out.attrs.update(scenario=scenario.name, provenance=results.provenance(scenario))
+    return out
 
 
 def _observed_runs(system: System, inode: Inode, operation: sc.Observe) -> np.ndarray:

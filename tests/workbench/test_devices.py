@@ -97,6 +97,35 @@ def test_a_pfn_range_guest_never_splits_and_pays_for_what_it_shares() -> None:
     np.testing.assert_array_equal(light["page_node"], heavy["page_node"])
 
 
+def test_one_scenario_under_all_designs_is_one_dataset() -> None:
+    """Placement is the same whatever tracks it; what conversions cost is along ``design``."""
+    operations = [
+        {"op": "create"},
+        {"op": "fault", "by": "host"},
+        {"op": "convert", "to": "private"},
+        {"op": "convert", "offset": 4096, "length": 4096, "to": "shared"},
+    ]
+    nodes = [{"id": n, "memory_bytes": 8 << 30, "cpus": [n]} for n in range(2)]
+    host = {"name": "h", "nodes": nodes, "distances": [[10, 20], [20, 10]]}
+    guest = {"memory": 64 << 20, "page_size": "2 MiB", "design": "hugetlb", "vcpus": [{"node": 0}]}
+    scenario = wb.Scenario.model_validate({"host": host, "guest": guest, "operations": operations, "output": "pages"})
+    steps: list[tuple[int, int]] = []
+    names = ["hugetlb", "hugetlb-hvo", "pfn-range"]
+    dataset = wb.simulate(scenario, designs=names, progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(number + 1, 12) for number in range(12)]
+    assert dataset["design"].values.tolist() == names
+    assert (dataset["page_node"] == dataset["page_node"].isel(design=0)).all()
+    assert dataset["splits_2m"].isel(event=-1).values.tolist() == [33, 33, 0]
+    assert dataset["vmemmap_pages"].isel(event=-1).sum("node").values.tolist() == [0, 7, 1]
+    assert dataset["splits_2m"].attrs["basis"] == "counted"
+    small = scenario.replace(**{"guest.page_size": "4 KiB"})
+    assert wb.simulate(small, designs=["filemap", *names]).sizes["design"] == 4
+    with pytest.raises(wb.WorkbenchError, match="designs: paper; each of filemap"):
+        wb.simulate(scenario, designs=["hugetlb", "paper"])
+    with pytest.raises(wb.WorkbenchError, match="4 KiB pages only"):
+        wb.simulate(scenario, designs=["filemap"])
+
+
 def test_kexec_hands_over_policy_with_flags_and_home_node() -> None:
     policy = [
         {"op": "mbind", "length": 8 << 20, "mode": "interleave", "mode_flags": ["static"], "nodes": [0, 1]},
