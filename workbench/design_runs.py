@@ -109,9 +109,10 @@ def _folios(run: Run, borders: Int64s, design: str) -> Outcome:
         return struct_page, file.count("splits_1g") + file.count("splits_2m")
 
     by_unit = small and run.unit_order > 0
-    stream = _by_unit(run) if by_unit else run.stream
+    stream, rows = _by_unit(run) if by_unit else (run.stream, np.arange(len(run.stream)))
     done = _populated(run, file.state, stream) if by_unit else 0
-    errors, offsets, series = _sampled(file, stream, borders, done, sample)
+    errors, offsets, series = _sampled(file, stream, np.append(rows, len(stream))[borders], done, sample)
+    errors, offsets = errors[rows], offsets[rows]
     state, counts = file.state, file.counters()
     level = state.level
     words = (state.present != 0) | np.repeat(level == folio.SPLIT, 8)
@@ -147,20 +148,24 @@ def _folios(run: Run, borders: Int64s, design: str) -> Outcome:
     return Outcome(errors, offsets, values, series, units, state.shared, spent, file.poisoned())
 
 
-def _by_unit(run: Run) -> Int64s:
+def _by_unit(run: Run) -> tuple[Int64s, Int64s]:
     """4 KiB folios under a run made for larger units: what a huge page would have brought in one fault.
 
-    A fault on any page of a unit populates the unit on its node, so that memory is placed alike in all designs.
+    Before a fault on part of a unit comes one on all of it on the same node, whose answer nobody sees, so that memory is
+    placed alike in all designs. Returns the stream and where in it each operation of the run is.
     """
-    stream = run.stream.copy()
     unit = PAGE_SIZE << run.unit_order
-    faults = stream[:, folio.OP] == folio.GUEST_FAULT
-    first = stream[faults, folio.OFFSET] // unit * unit
-    last = -(-(stream[faults, folio.OFFSET] + stream[faults, folio.LENGTH]) // unit) * unit
-    inside = (stream[faults, folio.OFFSET] >= 0) & (stream[faults, folio.LENGTH] > 0) & (last <= run.pages * PAGE_SIZE)
-    stream[np.flatnonzero(faults)[inside], folio.OFFSET] = first[inside]
-    stream[np.flatnonzero(faults)[inside], folio.LENGTH] = (last - first)[inside]
-    return stream
+    offset, length = run.stream[:, folio.OFFSET], run.stream[:, folio.LENGTH]
+    first, last = offset // unit * unit, -(-(offset + length) // unit) * unit
+    partly = (run.stream[:, folio.OP] == folio.GUEST_FAULT) & ((first != offset) | (last != offset + length))
+    partly &= (offset >= 0) & (length > 0) & (last <= run.pages * PAGE_SIZE)
+    rows = np.arange(len(offset)) + np.cumsum(partly)
+    stream = np.empty((len(offset) + int(partly.sum()), 6), np.int64)
+    stream[rows] = run.stream
+    before = rows[partly] - 1
+    stream[before] = run.stream[partly]
+    stream[before, folio.OFFSET], stream[before, folio.LENGTH] = first[partly], (last - first)[partly]
+    return stream, rows
 
 
 def _populated(run: Run, state: folio.State, stream: Int64s) -> int:
