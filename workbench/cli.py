@@ -32,6 +32,9 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, e.g. guest.memory=8GiB")
     ] = None,
+    designs: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="compare designs: filemap, hugetlb, hugetlb-hvo, pfn-range")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
     json_: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
@@ -41,14 +44,28 @@ def run(
 
     value = read_scenario(scenario, set_ or [])
     with progress_bar("operations") as progress:
-        dataset = simulate(value, progress=progress)
+        chosen = None if designs is None else [name.strip() for name in designs.split(",")]
+        dataset = simulate(value, designs=chosen, progress=progress)
     if output is not None:
         results.save(dataset, output)
-    summary = summarise(dataset)
-    if json_:
-        typer.echo(json.dumps(summary, indent=1))
+    if chosen is None:
+        summaries = {"": summarise(dataset)}
     else:
-        print_summary(summary)
+        summaries = {name: summarise(dataset.sel(design=name)) for name in chosen}
+    if json_:
+        typer.echo(json.dumps(summaries.get("", summaries), indent=1))
+    else:
+        distinct: list[tuple[list[str], dict[str, Any]]] = []
+        for name, summary in summaries.items():
+            same = [names for names, other in distinct if other == summary]
+            if same:
+                same[0].append(name)
+            else:
+                distinct.append(([name], summary))
+        for names, summary in distinct:
+            print_summary(summary, ", ".join(names))
+        if chosen is not None:
+            print_design_costs(dataset)
     if output is not None:
         typer.echo(f"result: {output}", err=json_)
 
@@ -193,7 +210,24 @@ def summarise(dataset: Any) -> dict[str, Any]:
     }
 
 
-def print_summary(summary: dict[str, Any]) -> None:
+def print_design_costs(dataset: Any) -> None:
+    """What the conversions of a run cost under each design, as far as the run had any."""
+    from rich.table import Table
+
+    names = [name for name in ("splits_1g", "splits_2m", "merges_1g", "merges_2m", "invalidations", "failed_conversions",
+                               "stage2_tables") if name in dataset]  # fmt: skip
+    if not names:
+        typer.echo("no conversions: the designs differ in nothing that this run shows")
+        return
+    table = Table("design", *(dataset[name].attrs["long_name"] for name in names), "vmemmap pages brought back")
+    last = dataset.isel(event=-1)
+    for name in dataset["design"].values:
+        row = last.sel(design=name)
+        table.add_row(str(name), *(f"{int(row[n]):,}" for n in names), f"{int(row['vmemmap_pages'].sum()):,}")
+    console().print(table)
+
+
+def print_summary(summary: dict[str, Any], design: str = "") -> None:
     """Tables for people."""
     from rich.table import Table
 
@@ -202,7 +236,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     for file, nodes in summary["pages_per_node"].items():
         amounts = summary["bytes_per_node"][file]
         total = sum(amounts.values())
-        table = Table("node", "pages", "memory", "share", title=f"{summary['scenario']}: {file}")
+        table = Table(
+            "node", "pages", "memory", "share", title=f"{summary['scenario']}: {file}{design and ', ' + design}"
+        )
         for node, pages in nodes.items():
             share = f"{amounts[node] / total:.1%}" if total else "-"
             table.add_row(node, f"{pages:,}", format_bytes(amounts[node]), share)

@@ -282,6 +282,8 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
     stored = dataset.copy()
     for variable in stored.variables.values():
         variable.encoding = {}
+    if not name.endswith(".nc"):  # Zarr has no portable form for texts of fixed length
+        stored = _with_texts(stored, np.dtypes.StringDType())
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -307,6 +309,18 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
     return target
 
 
+def _with_texts(dataset: xr.Dataset, dtype: Any) -> xr.Dataset:
+    """The dataset with all its texts in another numpy type (by way of objects: numpy has no direct cast)."""
+    texts = {
+        name: (variable.dims, variable.values.astype(object).astype(dtype), variable.attrs)
+        for name, variable in dataset.variables.items()
+        if variable.dtype.kind in "UT"
+    }
+    coordinates = {name: value for name, value in texts.items() if name in dataset.coords}
+    data = {name: value for name, value in texts.items() if name not in dataset.coords}
+    return dataset.assign_coords(coordinates).assign(data)
+
+
 def load(path: str | Path) -> xr.Dataset:
     """Read a stored result into memory."""
     source = Path(path)
@@ -324,6 +338,7 @@ def load(path: str | Path) -> xr.Dataset:
             dataset = xr.open_zarr(source, consolidated=False).load()
     except Exception as error:  # the storage libraries raise many kinds for a damaged file
         raise WorkbenchError(f"result: {source} cannot be read as a result: {str(error).splitlines()[0]}") from error
+    dataset = _with_texts(dataset, str)
     if "provenance" not in dataset.attrs:
         raise WorkbenchError(f"result: {source} is not a result of this workbench (no provenance)")
     return dataset
