@@ -345,11 +345,13 @@ def _next_in(s: State, page: int, end: int, shared: bool) -> int:
 
 @kernel
 def _pin_row(s: State, page: int, left_file: bool) -> int:
-    """Row of the pins on a page of the file, or on one that has left it; -1 if there are none."""
+    """Row of the pins on a page of the file, or on one that has left it (of several the lowest pfn); -1: none."""
+    found = -1
     for row in range(s.counts[N_PINS]):
         if s.pins[row, PIN_PAGE] == page and (s.pins[row, PIN_PFN] >= 0) == left_file:
-            return row
-    return -1
+            if found < 0 or s.pins[row, PIN_PFN] < s.pins[found, PIN_PFN]:
+                found = row
+    return found
 
 
 @kernel

@@ -225,10 +225,7 @@ def test_huge_mappings_are_those_of_folios_split_in_two_stages_and_merged_at_onc
     options[[folio.PAGES, folio.BACKING, folio.GENERATION]] = pages, unit_order, generation
     options[folio.SPLITTING] = folio.TWO_STAGE
     pool = np.full((NODES, 2), 64, np.int64)
-    heavy = folio.new_state(
-        options, np.full(NODES, 1 << 30), np.array(ORDER), pool, np.zeros((NODES, 2), np.int64),
-        np.zeros((NODES, 2, NODES), np.int64),
-    )  # fmt: skip
+    heavy = folio.new_state(options, folio.new_host(np.full(NODES, 1 << 30), np.array(ORDER), pool))
     rows = []
     for _ in range(300):
         op = rng.choice([folio.CONVERT] * 8 + [folio.GUEST_FAULT, folio.PUNCH])

@@ -176,7 +176,7 @@ class LightFile:
             if page not in self.pins and not any(page in unit.pins for unit in self.withheld):
                 return errno.EINVAL, page * 4096
         for page in pages:
-            unit = next((unit for unit in self.withheld if page in unit.pins), None)
+            unit = min((unit for unit in self.withheld if page in unit.pins), key=lambda unit: unit.pfn, default=None)
             table = self.pins if unit is None else unit.pins
             table[page] -= 1
             if table[page] == 0:
