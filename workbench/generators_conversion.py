@@ -225,6 +225,17 @@ def guest_conversions(
     return np.concatenate((stream, steady))
 
 
+def shared_for_good(memory: int, share: float, run: int, *, seed: int = 0) -> Int64s:
+    """A share of memory that becomes shared and stays so, in runs of ``run`` bytes, aligned to it, anywhere."""
+    if not 0 <= share <= 1 or run < PAGE_SIZE or run % PAGE_SIZE or memory % run:
+        raise WorkbenchError(
+            f"share: {share}, run: {run}; a share of 0 to 1 and runs of whole pages that divide memory"
+        )
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 4]))
+    offset = rng.permutation(memory // run)[: max(share > 0, round(memory // run * share))].astype(np.int64) * run
+    return conversions(offset, np.full(len(offset), run), np.ones(len(offset), np.int64))
+
+
 def ballooning(memory: int, fraction: float = 0.25, *, chunk: int = 2 * MIB, seed: int = 0) -> Int64s:
     """A balloon takes ``fraction`` of memory in chunks anywhere (punched), then gives it back (guest faults)."""
     _positive("chunk", chunk)

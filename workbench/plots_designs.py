@@ -226,6 +226,71 @@ def sensitivity(
     return made
 
 
+def turning_points(dataset: xr.Dataset, cases: Sequence[str]) -> Figure:
+    """All metadata over the share of memory that is shared: rows are lengths of its runs, columns are cases.
+
+    ``dataset`` comes from :func:`workbench.design_sweeps.sharing`.
+    """
+    runs = dataset["run"].values
+    made = figure(3.1 * len(cases) + 0.8, 2.2 * len(runs) + 0.8)
+    with style():
+        panels = made.subplots(len(runs), len(cases), sharex=True, sharey=True, squeeze=False)
+        for row, length in enumerate(runs):
+            for ax, case in zip(panels[row], cases, strict=True):
+                for design in dataset["design"].values:
+                    values = dataset["metadata_bytes"].sel(case=case, run=length, design=design).values
+                    ax.plot(
+                        100 * dataset["share"].values, values, marker=MARKERS[str(design)], ms=4, lw=1.6,
+                        color=COLOURS[str(design)], label=str(design), ls="--" if design == "hugetlb" else "-",
+                    )  # fmt: skip
+                ax.set_xscale("log")
+                ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                ax.set_yscale("log")
+                _bytes_axis(ax.yaxis)
+                ax.grid(color="#eeeeee")
+                ax.spines[["top", "right"]].set_visible(False)
+                if row == 0:
+                    ax.set_title(case.replace(", free", ",\nfree"), loc="left", fontsize=9)
+            panels[row][0].set_ylabel(f"runs of {format_bytes(int(length))}:\nmetadata per GiB (counted)")
+        for ax in panels[-1]:
+            ax.set_xlabel("memory shared (%)")
+        made.suptitle("All metadata over the share of memory that is shared", fontsize=9.5, x=0.01, ha="left")
+        _legend(made, panels[0][0])
+    return made
+
+
+def structures(dataset: xr.Dataset) -> Figure:
+    """Bytes, nodes touched and time of a look-up over the number of extents (:func:`design_sweeps.structures`)."""
+    colours = {"maple": "#0072b2", "ranges": "#009e73", "flat": "#cc79a7", "page cache": COLOURS["filemap"]}
+    made = figure(9.5, 3.2)
+    with style():
+        panels = made.subplots(1, 3)
+        for ax, (name, label) in zip(
+            panels,
+            (("map_bytes", "size (counted)"), ("map_depth", "nodes touched (counted)"),
+             ("lookup_time", "ns per look-up (measured here)")),
+            strict=True,
+        ):  # fmt: skip
+            for structure, colour in colours.items():
+                line = dataset[name].sel(structure=structure)
+                ax.plot(dataset["extents"].values, line.values, marker="o", ms=4, color=colour, label=structure)
+            ax.set_xscale("log")
+            if name != "map_depth":
+                ax.set_yscale("log")
+            if name == "map_bytes":
+                _bytes_axis(ax.yaxis)
+            else:
+                ax.set_ylim(bottom=0.5)
+            ax.set_xlabel("extents of the map")
+            ax.set_ylabel(label)
+            ax.grid(color="#eeeeee")
+            ax.spines[["top", "right"]].set_visible(False)
+        size = format_bytes(dataset.attrs["guest_bytes"])
+        made.suptitle(f"The map of {size} as it is cut into more extents", fontsize=9.5, x=0.01, ha="left")
+        _legend(made, panels[0])
+    return made
+
+
 def churn(dataset: xr.Dataset) -> Figure:
     """Four measures of the allocators of :func:`workbench.vm_churn.serve` while machines arrive and leave."""
     made = figure(9.5, 6.2)

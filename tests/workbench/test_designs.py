@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import folio
-from workbench import designs
+from workbench import design_sweeps, designs, plots_designs
 from workbench import generators_conversion as gen
 from workbench.design_accounting import page_cache_nodes
 from workbench.errors import WorkbenchError
@@ -317,3 +317,41 @@ operations:
     assert list(dataset["design"].values) == list(names)
     assert list(dataset["event_errno"].values[-1]) == [0, 0, 0, 0, folio.EAGAIN, 0, 0]
     assert (dataset["pages_per_node"].values > 0).all()
+
+
+# ------------------------------------------------------------------------------------------------------ turning points
+
+
+def test_turning_point_is_where_the_ratio_reaches_one() -> None:
+    steps = np.array([0.01, 0.1, 1.0])
+    at, most = design_sweeps.turning_point(steps, np.array([0.5, 0.5, 2.0]))
+    assert at == pytest.approx(0.1 * 10**0.5) and most == 2
+    assert design_sweeps.turning_point(steps, np.array([0.5, 0.9, 0.7])) == (None, 0.9)
+    assert design_sweeps.turning_point(steps, np.array([1.0, 0.9, 0.7])) == (0.01, 1.0)
+
+
+def test_scattered_single_pages_turn_the_answer_clusters_do_not() -> None:
+    swept = design_sweeps.sharing(["2 MiB"], (1 / 1024, 1 / 4), (4 << 10, 2 << 20))
+    whole = swept["metadata_bytes"].isel(case=0)
+    ratio = whole.sel(design="pfn-range") / whole.sel(design="hugetlb-hvo")
+    assert float(ratio.sel(run=4 << 10, share=1 / 1024)) < 0.5 < 1 < float(ratio.sel(run=4 << 10, share=1 / 4))
+    assert (ratio.sel(run=2 << 20) < 1).all()
+    text = design_sweeps.answers(swept)
+    assert text.loc["all metadata of hugetlb-hvo"].iloc[0, 1].startswith("never")
+    assert text.loc["all metadata of hugetlb-hvo"].iloc[0, 0].split("%")[0].replace(".", "").isdigit()
+    cases = [str(case) for case in swept["case"].values]
+    assert len(plots_designs.turning_points(swept, cases).axes) == 4
+
+
+def test_free_ranges_of_single_pages_make_every_page_an_extent() -> None:
+    swept = design_sweeps.sharing(["4 KiB"], (1 / 1024,), (4 << 10,))
+    per_gib = swept["extents"].values.ravel()
+    assert per_gib[1] == GIB - GIB // 1024 and per_gib[0] < GIB / 400
+
+
+def test_structures_cross_where_extents_are_many() -> None:
+    cut = design_sweeps.structures((10, 20_000), memory=1 << 30)
+    depth = cut["map_depth"].to_pandas()
+    assert depth.loc[10, "maple"] < depth.loc[10, "page cache"] < depth.loc[20_000, "maple"]
+    assert (cut["lookup_time"] > 0).all() and len(plots_designs.structures(cut).axes) == 3
+    assert 1 < design_sweeps.flat_wins_from(1 << 26) < 8
