@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,24 @@ def test_tmpfs_goes_by_offset() -> None:
     assert tmpfs.tolist() == [page % 4 for page in range(256)]
     assert guest.tolist() != tmpfs.tolist()
     assert np.bincount(guest).tolist() == [64] * 4
+
+
+def test_pool_runs_dry() -> None:
+    dataset = run("pool-runs-dry")
+    assert counts("pool-runs-dry") == {0: 2048, 1: 4096}
+    assert dataset["small_pages_per_node"].values.tolist() == [[0, 4 << 18, 0, 0, 0, 0, 0, 0]]
+    scenario = Scenario.from_yaml(datasets_path("scenarios", "pool-runs-dry.yaml"))
+    without = simulate(scenario.replace(**{"guest.small_page_fallback": False}))
+    assert without["event_errno"].values[-1] == errno.ENOMEM
+
+
+def test_kexec_handover() -> None:
+    dataset = run("kexec-handover")
+    kexecs = [json.loads(str(d)) for op, d in zip(dataset["event_op"].values, dataset["event_detail"].values, strict=True)
+              if op == "kexec"]  # fmt: skip
+    assert "mapped by a device" in kexecs[0]["reason"]
+    assert kexecs[1]["verified"]
+    assert kexecs[1]["metadata_bytes"] == 24 * 1024  # every interleaved 2 MiB is an extent, the rest is one on one node
+    assert kexecs[2]["metadata_bytes"] > kexecs[1]["metadata_bytes"]
+    placed = dataset["event_pages"].sel(node=1).values
+    assert placed[9] == 512  # after the kexec the home node of the policy still decides
