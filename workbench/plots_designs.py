@@ -92,24 +92,23 @@ def _legend(made: Figure, ax: Axes, columns: int = 4) -> None:
 
 def memory(dataset: xr.Dataset) -> Figure:
     """Metadata of each design by part, on a log axis; open marks at the left edge are 0."""
-    made = figure(8.5, 4.6)
-    with style():
-        ax = made.add_subplot()
-        _dots(ax, dataset, MEMORY_PARTS, size=True)
-        ax.set_xlabel("bytes (log scale; open mark: none). Counted from node sizes.")
-        ax.set_title(f"What each design keeps beside the guest's memory\n{_title(dataset)}", loc="left")
-        _legend(made, ax)
-    return made
+    axis = "bytes (log scale; open mark: none). Counted from node sizes."
+    return _dot_figure(dataset, MEMORY_PARTS, True, 4.6, axis, "What each design keeps beside the guest's memory")
 
 
 def work(dataset: xr.Dataset) -> Figure:
     """Operations each design carries out for the same run, on a log axis."""
-    made = figure(8.5, 3.9)
+    axis = "count over the run (log scale; open mark: none). Counted."
+    return _dot_figure(dataset, WORK, False, 3.9, axis, "What each design does for the same conversions")
+
+
+def _dot_figure(dataset: xr.Dataset, parts: dict[str, str], size: bool, height: float, axis: str, title: str) -> Figure:
+    made = figure(8.5, height)
     with style():
         ax = made.add_subplot()
-        _dots(ax, dataset, WORK, size=False)
-        ax.set_xlabel("count over the run (log scale; open mark: none). Counted.")
-        ax.set_title(f"What each design does for the same conversions\n{_title(dataset)}", loc="left")
+        _dots(ax, dataset, parts, size=size)
+        ax.set_xlabel(axis)
+        ax.set_title(f"{title}\n{_title(dataset)}", loc="left")
         _legend(made, ax)
     return made
 

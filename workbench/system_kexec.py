@@ -7,6 +7,7 @@ goes on with what was read; above, the size of the metadata is computed and ``ve
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,9 @@ def kexec(system: HostState, conversions: Conversions | None, devices: Devices) 
         for file in system.files.values()
         if file.inode.kind == "guest_memfd" and file.descriptor is not None
     }
+    for file in conversions.files.values() if conversions is not None else ():
+        if len(left := file.withheld()):  # whoever holds it may still write there when the frame is somebody else's
+            return failed(errno.EBUSY, reason=f"kexec: page {int(left[0])} left its file and is still pinned")
     format: Format = "pfn-ranges" if system.scenario.guest.design == "pfn-range" else "kho"
     states = []
     for inode in inodes.values():

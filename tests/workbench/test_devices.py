@@ -169,6 +169,21 @@ def test_kexec_ends_the_processes_and_what_was_not_handed_over() -> None:
     assert details(dataset)[6]["metadata_bytes"] > 0
 
 
+def test_kexec_waits_for_pages_that_left_a_file_while_pinned() -> None:
+    operations: list[dict[str, object]] = [
+        {"op": "fault", "by": "host"},
+        {"op": "pin", "offset": 4096, "length": 4096},
+        {"op": "punch_hole", "offset": 4096, "length": 4096},
+        {"op": "kexec"},
+        {"op": "unpin", "offset": 4096, "length": 4096},
+        {"op": "kexec"},
+    ]
+    for design in ("filemap", "pfn-range"):
+        dataset = events(design, "4 KiB", *operations)
+        assert dataset["event_errno"].values.tolist() == [0, 0, 0, 0, errno.EBUSY, 0, 0]
+        assert "still pinned" in str(details(dataset)[4]["reason"])
+
+
 def test_kexec_of_more_folios_than_are_listed_says_so() -> None:
     dataset = events("filemap", "4 KiB", {"op": "fault", "by": "host"}, {"op": "kexec"},
                      guest={"memory": 5 << 30, "design": "filemap"}, output="counts")  # fmt: skip
