@@ -69,6 +69,7 @@ class Conversions:
         self.ranges = RangeMemory(_free_ranges(system), vmemmap, order) if self.light else None
         self.files: dict[int, TrackedFile] = {}
         self.inodes: dict[int, Inode] = {}
+        self.closed: dict[int, Inode] = {}  # of closed files that still have pinned pages
         self.past = np.zeros(len(folio.COUNTERS), np.int64)
         self.entered: dict[int, list[int]] = {}  # allocation rows already entered, of the map and of 4 KiB pages
         self.kept: dict[int, dict[int, list[int]]] = {}  # 4 KiB pages that left a file while pinned: zones, by page
@@ -239,9 +240,11 @@ class Conversions:
         first = offset // PAGE_SIZE >> shift
         last = -(-min(inode.pages, -(-(offset + length) // PAGE_SIZE)) // (1 << shift))
         start, end = offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE)
-        held = self._held_by_zone(inode, file, start, end)
+        held = self._held(inode, file)
         outcome = file.punch_hole(offset, length)
-        if not outcome.errno and start < end:
+        if outcome.errno:  # what lies before the folio that somebody holds is gone
+            end = start if outcome.offset is None else max(start, outcome.offset // PAGE_SIZE >> shift << shift)
+        if start < end:
             self._erase_small(inode, file, start, end, held)
         if first < last and shift:
             gone = ~file.present(first, last)
@@ -249,9 +252,9 @@ class Conversions:
             for low, high in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
                 inode.map.erase(first + int(low), first + int(high), len(self.system.free))
             self._take_back(inode, file)
-        if not outcome.errno:
+        if start < end:
             for mapping in inode.mappings:
-                mapping.zap(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE)
+                mapping.zap(start, end)
         return _result(outcome)
 
     def forget(self, inode: Inode) -> None:
@@ -260,7 +263,8 @@ class Conversions:
             return
         file = self.files[id(inode)]
         del self.inodes[id(inode)], self.entered[id(inode)]
-        held = self._held_by_zone(inode, file, 0, inode.pages)
+        self.closed[id(inode)] = inode
+        held = self._held(inode, file)
         file.release()
         self._erase_small(inode, file, 0, inode.pages, held)
         if inode.order:
@@ -271,29 +275,34 @@ class Conversions:
 
     def _retire(self, inode: Inode, file: TrackedFile) -> None:
         """Nothing is left of the file but what it has counted."""
-        del self.files[id(inode)]
+        del self.files[id(inode)], self.closed[id(inode)]
+        self.kept.pop(id(inode), None)
         self.past += np.where(_NOW, 0, file.counts)
 
-    def _held_by_zone(self, inode: Inode, file: TrackedFile, first: int, last: int) -> Int64s:
-        """Zones of the 4 KiB pages of [first, last) that stay taken when they leave the file: poisoned or pinned."""
-        poisoned = _between(file.poisoned(), first, last)
-        pinned = np.setdiff1d(_between(file.pinned(), first, last), poisoned)
-        kept, map_ = self.kept.setdefault(id(inode), {}), inode.base_map
-        if map_ is None:
-            return np.empty(0, np.int64)
-        for page, zone in zip(pinned.tolist(), map_.zone_of(pinned).tolist(), strict=True):
-            if zone >= 0:
-                kept.setdefault(page, []).append(zone)
-        return map_.zone_of(np.concatenate((poisoned, pinned)))
+    @staticmethod
+    def _held(inode: Inode, file: TrackedFile) -> Int64s:
+        """4 KiB folios that stay taken when they leave the file: rows of page, zone, and whether a pin will go."""
+        if inode.base_map is None:
+            return np.empty((0, 3), np.int64)
+        poisoned = file.poisoned()
+        pinned = np.setdiff1d(file.pinned(), poisoned)
+        pages = np.concatenate((poisoned, pinned))
+        rows = np.column_stack((pages, inode.base_map.zone_of(pages), np.arange(len(pages)) >= len(poisoned)))
+        return rows[rows[:, 1] >= 0]
 
     def _erase_small(self, inode: Inode, file: TrackedFile, start: int, end: int, held: Int64s) -> None:
-        """Free 4 KiB folios [start, end) but for those held, by zone; what was held only in passing is freed too."""
+        """Free 4 KiB folios [start, end) but for those held; what was held only in passing is freed too."""
         system = self.system
+        held = held[(held[:, 0] >= start) & (held[:, 0] < end)]
         if inode.order == 0:
             system.erase(inode, start, end)
         elif inode.small is not None:
             system.free += inode.small.erase(start, end, len(system.free))
-        system.free -= np.bincount(held[held >= 0], minlength=len(system.free))
+        system.free -= np.bincount(held[:, 1], minlength=len(system.free))
+        kept = self.kept.setdefault(id(inode), {})
+        for page, zone, pin in held.tolist():
+            if pin:
+                kept.setdefault(page, []).append(zone)
         self._take_back(inode, file)
 
     def _take_back(self, inode: Inode, file: TrackedFile) -> None:
@@ -322,10 +331,6 @@ def byte_span(operation: Any, inode: Inode) -> tuple[int, int]:
     """Offset and length of an operation in bytes; without a length, to the end of the file."""
     length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
     return operation.offset, length
-
-
-def _between(pages: Int64s, first: int, last: int) -> Int64s:
-    return pages[(pages >= first) & (pages < last)]
 
 
 def _free_ranges(system: HostState) -> list[list[tuple[int, int]]]:

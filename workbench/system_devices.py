@@ -26,6 +26,7 @@ class Devices:
     def __init__(self, system: HostState) -> None:
         self.system = system
         self.areas: dict[int, Int64s] = {}
+        self.inodes: dict[int, Inode] = {}
 
     def map(self, operation: sc.IommuMap, conversions: Conversions, inode: Inode) -> Result:
         """IOMMU_IOAS_MAP at the file's own offsets: EEXIST over an area that is there (iopt_check_iova)."""
@@ -49,6 +50,7 @@ class Devices:
                 return failed(errno.EFAULT, error_offset=max(offset, int(holes[0, 0]) << inode.order << 12))
         areas = np.concatenate((areas, [[first, end]]))
         self.areas[id(inode)] = areas[np.argsort(areas[:, 0])]
+        self.inodes[id(inode)] = inode
         return Result(0, 0, {"pinned_pages": pinned})
 
     def unmap(self, operation: sc.IommuUnmap, conversions: Conversions, inode: Inode) -> Result:

@@ -136,6 +136,37 @@ def test_closing_with_a_pinned_page_keeps_that_page() -> None:
     assert free[-1] == free[0]
 
 
+def test_a_refused_hole_leaves_pinned_pages_where_they_are() -> None:
+    """Nothing is counted as free twice: not after a hole that is refused, nor for what one took before it failed."""
+    operations: list[dict[str, object]] = [
+        {"op": "fallocate"},
+        {"op": "pin", "offset": 4096, "length": 4096},
+        {"op": "punch_hole", "offset": 0, "length": 5000},
+        {"op": "unpin", "offset": 4096, "length": 4096},
+        {"op": "close"},
+        {"op": "zones"},
+    ]
+    for guest in ({"page_size": "4 KiB", "design": "filemap", "small_page_fallback": False}, {}):
+        dataset = run(operations, {}, **guest)
+        assert dataset["event_errno"].values.tolist() == [0, 0, 0, errno.EINVAL, 0, 0, 0]
+        np.testing.assert_array_equal(dataset["free_pages"].values[0], dataset["free_pages"].values[-1])
+    # Units 0-3 are huge, 4-7 are 4 KiB pages; the order is turned round, so that 4 KiB pages come first.
+    operations = [
+        {"op": "fallocate", "offset": 8 << 20},
+        {"op": "fallocate", "length": 8 << 20},
+        {"op": "pin", "offset": 4096, "length": 4096},
+        {"op": "pin", "offset": 12 << 20, "length": 4096},
+        {"op": "punch_hole"},
+        {"op": "unpin", "offset": 4096, "length": 4096},
+        {"op": "unpin", "offset": 12 << 20, "length": 4096},
+        {"op": "punch_hole"},
+        {"op": "zones"},
+    ]
+    dataset = run(operations, {0: 4}, conversion={"generation": "B"})
+    assert dataset["event_errno"].values.tolist() == [0, 0, 0, 0, 0, errno.EAGAIN, 0, 0, 0, 0]
+    np.testing.assert_array_equal(dataset["free_pages"].values[0], dataset["free_pages"].values[-1])
+
+
 @pytest.mark.parametrize(
     ("design", "page_size", "kept"),
     [("filemap", "4 KiB", 1), ("pfn-range", "4 KiB", 1), ("hugetlb", "2 MiB", 1), ("pfn-range", "2 MiB", 1)],
