@@ -1,4 +1,4 @@
-"""Operations made from a few parameters: who touches guest memory first, and in which order."""
+"""Operations made from a few parameters: who touches guest memory first, in which order, and what a guest converts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from workbench import generators_conversion as gen
 from workbench import scenario as sc
 from workbench.units import PAGE_SIZE
 
@@ -19,7 +20,7 @@ def expand(scenario: sc.Scenario) -> list[sc.Operation]:
 
     A scenario that uses the guest's file and never creates it gets ``create`` and the guest's policies in front, and one without
     operations gets a first touch by the vCPUs. ``first_touch`` without turns becomes one fault for each vCPU;
-    ``prefault`` becomes fallocate.
+    ``prefault`` becomes fallocate, ``convert_stream`` the conversions that a guest makes.
     """
     operations: list[sc.Operation] = list(scenario.operations)
     made = {operation.file for operation in operations if isinstance(operation, (sc.Create, sc.Memfd))}
@@ -32,9 +33,29 @@ def expand(scenario: sc.Scenario) -> list[sc.Operation]:
             expanded.extend(_shares(scenario, operation))
         elif isinstance(operation, sc.Prefault):
             expanded.append(sc.Fallocate(task=operation.task, file=operation.file))
+        elif isinstance(operation, sc.ConvertStream):
+            expanded.extend(_converted(scenario, operation))
         else:
             expanded.append(operation)
     return expanded
+
+
+def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Operation]:
+    """The conversions of a stream, each an operation of its own."""
+    memory, seed = scenario.guest.memory, scenario.seed if operation.seed is None else operation.seed
+    vcpus = max(1, len(scenario.guest.vcpus))
+    if operation.stream == "boot":
+        stream, _ = gen.boot(gen.BootGuest(memory, vcpus, queues=5 * vcpus // 2))
+    elif operation.stream == "bounce_buffers":
+        stream = gen.bounce_buffers(memory, operation.count, in_flight=2 * vcpus, seed=seed)
+    elif operation.stream == "ballooning":
+        unit = PAGE_SIZE << sc.PAGE_ORDER[scenario.guest.page_size]
+        stream = gen.ballooning(memory, operation.fraction, chunk=max(2 << 20, unit), seed=seed)
+    elif operation.stream == "bad_guest":
+        stream = gen.bad_guest(operation.count)
+    else:
+        stream = gen.uniform_random(memory, operation.count, largest=min(2 << 20, memory), seed=seed)
+    return gen.operations(stream, operation.file)
 
 
 def _set_up(scenario: sc.Scenario) -> list[sc.Operation]:

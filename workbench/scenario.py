@@ -323,6 +323,17 @@ class Convert(_OnRange):
     to: Literal["private", "shared"]
 
 
+class ConvertStream(Operation):
+    """Generator: what a guest converts, from a few parameters and a seed; see workbench.generators_conversion."""
+
+    op: Literal["convert_stream"] = "convert_stream"
+    file: str = "guest"
+    stream: Literal["boot", "bounce_buffers", "ballooning", "bad_guest", "uniform_random"] = "boot"
+    count: int = Field(1000, ge=1, le=100_000, description="buffers, flips or conversions; boot has its own number")
+    fraction: float = Field(0.25, gt=0, le=1, description="share of memory that a balloon takes")
+    seed: int | None = Field(None, ge=0, lt=1 << 63, description="the scenario's if left out")
+
+
 class Pin(_OnRange):
     """Take extra references on the shared pages of a range."""
 
@@ -401,6 +412,7 @@ AnyOperation = Annotated[
     | Zones
     | Observe
     | Convert
+    | ConvertStream
     | Pin
     | Unpin
     | Hwpoison

@@ -32,7 +32,7 @@ from workbench.units import PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
 _CHUNK = 1 << 22  # folios entered in one call
-_OPERATIONS = (sc.Convert, sc.Pin, sc.Unpin, sc.Hwpoison, sc.IommuMap, sc.IommuUnmap)
+_OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.IommuMap, sc.IommuUnmap)
 
 _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "mapped_2m", "orphaned_pins", "lru_held",
                                 "poisoned_pages"))  # fmt: skip

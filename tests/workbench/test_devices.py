@@ -126,6 +126,24 @@ def test_one_scenario_under_all_designs_is_one_dataset() -> None:
         wb.simulate(scenario, designs=["filemap"])
 
 
+@pytest.mark.parametrize("stream", ["boot", "bounce_buffers", "ballooning", "bad_guest", "uniform_random"])
+def test_a_generated_stream_of_conversions_is_part_of_a_scenario(stream: str) -> None:
+    """Same seed, same conversions; the same answers whether huge folios split or a light map is cut."""
+    made = {"op": "convert_stream", "stream": stream, "count": 40}
+    guest = {"memory": 512 << 20, "page_size": "2 MiB", "design": "hugetlb-hvo", "vcpus": [{"node": 0}] * 4,
+             "conversion": {"generation": "B"}}  # fmt: skip
+    setup = [{"op": "fault", "by": "host"}, {"op": "convert", "to": "private"}]
+    heavy = events("hugetlb-hvo", "2 MiB", *setup, made, guest=guest, seed=3)
+    again = events("hugetlb-hvo", "2 MiB", *setup, {**made, "seed": 3}, guest=guest)
+    light = events("pfn-range", "2 MiB", *setup, made, guest={**guest, "design": "pfn-range"}, seed=3)
+    assert heavy.sizes["event"] > 20
+    assert set(heavy["event_op"].values[3:]) <= {"convert", "punch_hole", "fault"}
+    assert heavy["event_detail"].equals(again["event_detail"])
+    for name in ("event_errno", "shared_pages", "converted_pages", "page_node"):
+        np.testing.assert_array_equal(heavy[name], light[name])
+    assert (heavy["event_errno"] == 0).all()
+
+
 def test_kexec_hands_over_policy_with_flags_and_home_node() -> None:
     policy = [
         {"op": "mbind", "length": 8 << 20, "mode": "interleave", "mode_flags": ["static"], "nodes": [0, 1]},
