@@ -121,3 +121,13 @@ def test_kexec_handover() -> None:
     assert kexecs[2]["metadata_bytes"] > kexecs[1]["metadata_bytes"]
     placed = dataset["event_pages"].sel(node=1).values
     assert placed[9] == 512  # after the kexec the home node of the policy still decides
+
+
+def test_snp_guest_boots() -> None:
+    """A handful of shared places cost whole 1 GiB pages, and 4095 vmemmap pages for each."""
+    last = run("snp-guest-boots").isel(event=-1)
+    split = int(last["splits_1g"]) - int(last["merges_1g"])
+    assert split == 4
+    assert int(last["mapped_1g"]) == 16 - split
+    assert int(last["vmemmap_pages"].sum()) == 4095 * split
+    assert int(run("snp-guest-boots")["failed_conversions"].max()) == 0
