@@ -91,18 +91,19 @@ def _declare_all() -> None:
         declare(f"{table}_length", (table,), f"{folios}s", f"{folios}s in the run", exact)
         declare(f"{table}_node", (table,), "1", "node that backs the run", exact)
     declare("observed_run_event", ("observed_run",), "1", "event that observed the run", exact)
-    declare("stretch_file", ("stretch",), "", "file", exact)
-    for name, long_name in (
-        ("start", "first folio of the stretch"),
-        ("length", "folios of the stretch"),
-        ("offset", "first entry of its tile"),
-        ("period", "entries of its tile"),
-        ("phase", "entry of the tile for its first folio"),
-        ("step", "direction in which the tile is read"),
-    ):
-        declare(f"stretch_{name}", ("stretch",), "1", long_name, exact)
+    for table, folio in (("stretch", "folio"), ("small_stretch", "4 KiB page")):
+        declare(f"{table}_file", (table,), "", "file", exact)
+        for name, long_name in (
+            ("start", f"first {folio} of the stretch"),
+            ("length", f"{folio}s of the stretch"),
+            ("offset", "first entry of its tile"),
+            ("period", "entries of its tile"),
+            ("phase", f"entry of the tile for its first {folio}"),
+            ("step", "direction in which the tile is read"),
+        ):
+            declare(f"{table}_{name}", (table,), "1", long_name, exact)
     declare("tile_node", ("tile_entry",), "1", "node", exact)
-    declare("page_node", ("file", "page"), "1", "node that backs the folio (-1: absent)", exact)
+    declare("page_node", ("file", "page"), "1", "node that backs the folio (-1: absent, or 4 KiB pages)", exact)
     declare(
         "page_pfn",
         ("file", "page"),
@@ -202,16 +203,16 @@ def free_bytes(dataset: xr.Dataset) -> np.ndarray:
     return (dataset["free_pages"].values * dataset["zone_page_size"].values) @ owner.astype(np.int64)
 
 
-def _stretches(dataset: xr.Dataset, file: str) -> np.ndarray:
+def _stretches(dataset: xr.Dataset, file: str, table: str) -> np.ndarray:
     """int64 (n, 6) rows of one file: start, length, offset, period, phase, step."""
-    mine = dataset["stretch_file"].values == file
+    mine = dataset[f"{table}_file"].values == file
     names = ("start", "length", "offset", "period", "phase", "step")
-    return np.column_stack([dataset[f"stretch_{name}"].values[mine] for name in names]).astype(np.int64)
+    return np.column_stack([dataset[f"{table}_{name}"].values[mine] for name in names]).astype(np.int64)
 
 
-def _as_tables(dataset: xr.Dataset, file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _as_tables(dataset: xr.Dataset, file: str, table: str = "stretch") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The tables of :mod:`kernels.filemap` for one file; tile entries are node indices."""
-    rows = _stretches(dataset, file)
+    rows = _stretches(dataset, file, table)
     index = np.arange(len(rows))
     runs = np.column_stack((rows[:, 0], rows[:, 1], index)).astype(np.int64)
     # A stretch is position `phase` of an allocation that began `phase` folios earlier in its direction.
@@ -250,14 +251,26 @@ def page_nodes(dataset: xr.Dataset, file: str | None = None, start: int = 0, sto
 def node_counts(dataset: xr.Dataset, file: str | None = None, edges: np.ndarray | Sequence[int] = ()) -> np.ndarray:
     """Folios of each node between consecutive ``edges`` (folio indices): int64 (len(edges) - 1, nodes).
 
-    The cost follows stretches and edges, not folios: this is what pictures of a terabyte guest are drawn from.
+    Where 4 KiB pages stand in for huge folios, they count as parts of one, and the result is float64. The cost follows
+    stretches and edges, not folios: this is what pictures of a terabyte guest are drawn from.
     """
-    from kernels import filemap
-
     file = _known_file(dataset, file)
     if len(edges) == 0:
         edges = [0, int(dataset["file_pages"].sel(file=file))]
-    runs, allocations, tiles = _as_tables(dataset, file)
+    counts = _counts(dataset, _as_tables(dataset, file), edges)
+    if "small_stretch_file" not in dataset or not (dataset["small_stretch_file"].values == file).any():
+        return counts
+    pages = int(dataset["file_page_size"].sel(file=file)) // 4096
+    small = _counts(dataset, _as_tables(dataset, file, "small_stretch"), np.asarray(edges) * pages)
+    return counts + small / pages
+
+
+def _counts(
+    dataset: xr.Dataset, tables: tuple[np.ndarray, np.ndarray, np.ndarray], edges: np.ndarray | Sequence[int]
+) -> np.ndarray:
+    from kernels import filemap
+
+    runs, allocations, tiles = tables
     ends = runs[:, 0] + runs[:, 1]
     out = np.zeros((len(edges) - 1, dataset.sizes["node"]), np.int64)
     for row, (low, high) in enumerate(itertools.pairwise(edges)):

@@ -248,22 +248,12 @@ def _put_events(system: System, log: _Log, put: Put) -> None:
 
 def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
     scenario = system.scenario
-    files: list[str] = []
-    rows: list[np.ndarray] = []
-    tiles: list[np.ndarray] = []
-    base = 0
-    if scenario.output != "counts":
-        for name, inode in inodes.items():
-            stretches, tile = _stretches(system, inode, base)
-            files += [name] * len(stretches)
-            rows.append(stretches)
-            tiles.append(tile)
-            base += len(tile)
-    table = np.concatenate(rows) if rows else np.empty((0, 6), np.int64)
-    put("stretch_file", np.array(files, dtype=str))
-    for column, name in enumerate(("start", "length", "offset", "period", "phase", "step")):
-        put(f"stretch_{name}", table[:, column])
-    put("tile_node", np.concatenate(tiles) if tiles else np.empty(0, np.int16))
+    tiles: list[np.ndarray] = [np.empty(0, np.int16)]
+    _put_stretches("stretch", system, {name: inode.map for name, inode in inodes.items()}, tiles, put)
+    if scenario.guest.small_page_fallback:
+        small = {name: inode.small for name, inode in inodes.items() if inode.small is not None}
+        _put_stretches("small_stretch", system, small, tiles, put)
+    put("tile_node", np.concatenate(tiles))
 
     total = sum(inode.pages >> inode.order for inode in inodes.values())
     if scenario.output in ("auto", "runs"):
@@ -276,9 +266,24 @@ def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
             put("page_pfn", _page_pfn(system, inodes))
 
 
-def _stretches(system: System, inode: Inode, base: int) -> tuple[np.ndarray, np.ndarray]:
+def _put_stretches(table: str, system: System, maps: dict[str, FileMap], tiles: list[np.ndarray], put: Put) -> None:
+    """A table of stretches; the nodes of its tiles are appended to ``tiles``."""
+    files: list[str] = []
+    rows = [np.empty((0, 6), np.int64)]
+    for name, map_ in maps.items() if system.scenario.output != "counts" else ():
+        stretches, tile = _stretches(system, map_, sum(map(len, tiles)))
+        files += [name] * len(stretches)
+        rows.append(stretches)
+        tiles.append(tile)
+    put(f"{table}_file", np.array(files, dtype=str))
+    columns = np.concatenate(rows).T
+    for name, column in zip(("start", "length", "offset", "period", "phase", "step"), columns, strict=True):
+        put(f"{table}_{name}", column)
+
+
+def _stretches(system: System, map_: FileMap, base: int) -> tuple[np.ndarray, np.ndarray]:
     """Stretches int64 (n, 6) and the nodes of their tiles, of what is present; tiles that nothing uses are dropped."""
-    runs, map_ = inode.map.runs, inode.map
+    runs = map_.runs
     used, row = np.unique(runs[:, 2], return_inverse=True)
     allocations = map_.allocations[used]
     periods = allocations[:, filemap.PERIOD]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench as wb
+from workbench import results
 from workbench.errors import WorkbenchError
 
 MIB2 = 512
@@ -54,6 +55,16 @@ def test_what_the_pool_lacks_is_4_kib_pages_under_the_same_policy() -> None:
     assert dataset["event_small_pages"].values[-1].tolist() == [0, 4 * MIB2]
     free = dataset["free_pages"].sel(zone=["0/hugetlb", "1/hugetlb"]).values
     assert free[-1].tolist() == [0, 0]
+
+
+def test_pictures_and_costs_count_what_stands_in() -> None:
+    """4 KiB pages are parts of a folio for whoever asks what lies where, interleaved ones too."""
+    spread = {"op": "mbind", "mode": "interleave", "nodes": [0, 1]}
+    dataset = run([spread, {"op": "fallocate"}], {0: 1, 1: 2})
+    counts = results.node_counts(dataset, "guest", [0, 3, 6, 8])
+    assert counts[0].tolist() == [1, 2]
+    assert counts[1:].sum(axis=0).tolist() == [2.5, 2.5]
+    assert results.bytes_per_node(dataset).sum() == 16 << 20
 
 
 def test_a_policy_with_an_empty_pool_does_not_end_it_for_another() -> None:

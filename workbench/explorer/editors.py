@@ -336,7 +336,7 @@ class GuestEditor(Editor):
             style=LABEL,
             layout=wide(),
         )
-        self.fallback = w.Checkbox(description="4 KiB pages where the pool is empty", indent=False, layout=wide())
+        self.fallback = w.Checkbox(description="4 KiB where the pool is empty", indent=False, layout=wide())
         self.fallback.tooltip = "Otherwise a fault that finds no huge page fails"
         self.interface = w.Dropdown(
             options=[
