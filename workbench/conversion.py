@@ -70,14 +70,12 @@ class ConversionFile(TrackedFile):
         cpus: int = 1,
         shared: bool = False,
     ) -> None:
-        order = choice("page_size", page_size, struct_pages.ORDERS)
-        if size <= 0 or size % (PAGE_SIZE << order):
-            raise WorkbenchError(f"size: {size} bytes is not a positive multiple of {page_size}")
-        self.size, self.page_size, self.order, self.hvo = size, page_size, order, hvo
+        super().__init__(size, page_size)
+        self.hvo = hvo
         self.host = HostMemory.make() if host is None else host
         options = np.zeros(folio.OPTIONS, np.int64)
         options[folio.PAGES] = size // PAGE_SIZE
-        options[folio.BACKING] = order
+        options[folio.BACKING] = self.order
         options[folio.GENERATION] = choice("generation", generation, GENERATIONS)
         options[folio.SPLITTING] = choice("split", split, SPLITS)
         options[folio.SPLIT_AT] = choice("split_on", split_on, SPLIT_ON)
@@ -141,15 +139,6 @@ class ConversionFile(TrackedFile):
     def counts(self) -> Int64s:
         """A view of the counters."""
         return self.state.counts
-
-    @property
-    def vmemmap_taken(self) -> Int64s:
-        """vmemmap pages restored by splits and not yet given back, by node."""
-        return self.state.taken - self.state.freed
-
-    @property
-    def _shared_words(self) -> npt.NDArray[np.uint64]:
-        return self.state.shared
 
     def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
         """Huge folios [first, last) that are in the file, whole or split."""

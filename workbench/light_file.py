@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels import folio, light_map, maple
-from workbench import struct_pages
-from workbench.errors import WorkbenchError
 from workbench.host_memory import RangeMemory
 from workbench.tracked_file import GENERATIONS, Int64s, StreamResult, TrackedFile, choice
 from workbench.units import PAGE_SIZE
@@ -43,14 +41,11 @@ class LightFile(TrackedFile):
         group: str = "256 KiB",
         shared: bool = False,
     ) -> None:
-        order = choice("page_size", page_size, struct_pages.ORDERS)
-        if size <= 0 or size % (PAGE_SIZE << order):
-            raise WorkbenchError(f"size: {size} bytes is not a positive multiple of {page_size}")
-        self.size, self.page_size, self.order = size, page_size, order
+        super().__init__(size, page_size)
         self.memory = RangeMemory.make() if memory is None else memory
         self.nodes, self.cpus = len(self.memory.count), 1
         options = np.zeros(light_map.OPTIONS, np.int64)
-        options[light_map.PAGES], options[light_map.UNIT_ORDER] = size // PAGE_SIZE, order
+        options[light_map.PAGES], options[light_map.UNIT_ORDER] = size // PAGE_SIZE, self.order
         options[light_map.GROUP_SHIFT] = choice("group", group, GROUPS)
         options[light_map.GENERATION] = choice("generation", generation, GENERATIONS)
         m = self.memory
@@ -125,15 +120,6 @@ class LightFile(TrackedFile):
         for there, here in _COMMON:
             out[there] = self.state.counts[here]
         return out
-
-    @property
-    def vmemmap_taken(self) -> Int64s:
-        """vmemmap pages by node that struct pages of shared pages lie in."""
-        return self.state.taken - self.state.freed
-
-    @property
-    def _shared_words(self) -> npt.NDArray[np.uint64]:
-        return self.state.shared
 
     def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
         """Units [first, last) that are in the file."""

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kernels import folio
+from kernels import folio, light_map
 from workbench.errors import WorkbenchError
+from workbench.struct_pages import ORDERS
 from workbench.units import PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
@@ -57,11 +58,15 @@ class StreamResult(NamedTuple):
 class TrackedFile(ABC):
     """The pages of one file: ``size`` bytes in folios or units of ``page_size``, order ``order``, on ``nodes`` nodes."""
 
-    size: int
-    page_size: str
-    order: int
+    state: folio.State | light_map.State
     nodes: int
     cpus: int
+
+    def __init__(self, size: int, page_size: str) -> None:
+        self.order = choice("page_size", page_size, ORDERS)
+        if size <= 0 or size % (PAGE_SIZE << self.order):
+            raise WorkbenchError(f"size: {size} bytes is not a positive multiple of {page_size}")
+        self.size, self.page_size = size, page_size
 
     @abstractmethod
     def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
@@ -103,16 +108,6 @@ class TrackedFile(ABC):
     @abstractmethod
     def counts(self) -> Int64s:
         """Counters, int64, by position in :data:`kernels.folio.COUNTERS`."""
-
-    @property
-    @abstractmethod
-    def vmemmap_taken(self) -> Int64s:
-        """vmemmap pages by node, int64 (nodes,), taken and not yet given back."""
-
-    @property
-    @abstractmethod
-    def _shared_words(self) -> npt.NDArray[np.uint64]:
-        """Bitmap of shared pages."""
 
     # --------------------------------------------------------------------------------------------- operations
 
@@ -182,6 +177,11 @@ class TrackedFile(ABC):
         return int(self.counts[folio.COUNTERS.index(name)])
 
     @property
+    def vmemmap_taken(self) -> Int64s:
+        """vmemmap pages by node, int64 (nodes,), that conversions brought back and that are not given back yet."""
+        return self.state.taken - self.state.freed
+
+    @property
     def mapping_share(self) -> npt.NDArray[np.float64]:
         """Share of the present pages that can be mapped at 4 KiB, 2 MiB and 1 GiB."""
         return mapping_share(self.counts[None, :])[0]
@@ -189,7 +189,7 @@ class TrackedFile(ABC):
     def is_shared(self, first: int = 0, end: int | None = None) -> npt.NDArray[np.bool_]:
         """State of pages [first, end): True = shared."""
         end = self.size // PAGE_SIZE if end is None else end
-        words = self._shared_words[first >> 6 : -(-end >> 6)].astype("<u8").view(np.uint8)
+        words = self.state.shared[first >> 6 : -(-end >> 6)].astype("<u8").view(np.uint8)
         low = first & 63
         return np.unpackbits(words, bitorder="little")[low : low + end - first].astype(bool)
 
