@@ -616,16 +616,16 @@ class System(HostState):
     def _hog(self, operation: sc.Hog) -> Result:
         """Anonymous memory of another process, preferred on (or bound to) one node."""
         node = self.index_of_node[operation.node]
-        on_node = self.zone_node == node
+        zones = [zone for zone in self.zonelists["memfd"][node] if zone >= 0 and self.zone_node[zone] == node]
+        unit = int(self.zone_page_size[zones[0]]) if zones else PAGE_SIZE
         if operation.leave_free is not None:
-            wanted = int(self.free[on_node].sum()) - operation.leave_free // (PAGE_SIZE << self.order)
+            wanted = int(self.free[zones].sum()) - operation.leave_free // unit
         else:
-            wanted = (operation.size or 0) // (PAGE_SIZE << self.order)
+            wanted = (operation.size or 0) // unit
         mark = self.watermarks[0 if operation.bind else 1] + self.reserve
         taken = np.zeros(len(self.free), np.int64)
-        for zone in self.zonelists["memfd"][node]:
-            if zone >= 0 and on_node[zone]:
-                taken[zone] = max(0, min(wanted - int(taken.sum()), int(self.free[zone] - mark[zone])))
+        for zone in zones:
+            taken[zone] = max(0, min(wanted - int(taken.sum()), int(self.free[zone] - mark[zone])))
         self.free -= taken
         self.hogs.append((node, taken))
         return Result(0, 0, {"pages": int(taken.sum())})

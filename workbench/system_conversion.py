@@ -53,7 +53,8 @@ class Conversions:
         guest, nodes = system.scenario.guest, system.nodes
         self.light = guest.design == "pfn-range"
         self.hvo = guest.design == "hugetlb-hvo" and system.order > 0
-        free = np.bincount(system.zone_node, system.free, nodes).astype(np.int64)
+        mine = system.zone_page_size == PAGE_SIZE << system.order  # pools, or zones of 4 KiB pages
+        free = np.bincount(system.zone_node[mine], system.free[mine], nodes).astype(np.int64)
         vmemmap = system.left_free.copy()
         if self.light:  # struct pages of the ranges are given back when these are taken
             vmemmap += (free << system.order) // 64
@@ -66,7 +67,7 @@ class Conversions:
         order = np.array([[*row[row >= 0], *sorted(set(range(nodes)) - set(row.tolist()))] for row in system.fallback])
         # Pools stay with the engine: what a tracked file gives back to them is handed on (:meth:`_take_back`).
         self.folios = HostMemory(vmemmap, order.astype(np.int64), np.zeros((nodes, 2), np.int64))
-        self.ranges = RangeMemory(_free_ranges(system), vmemmap, order) if self.light else None
+        self.ranges = RangeMemory(_free_ranges(system, mine), vmemmap, order) if self.light else None
         self.files: dict[int, TrackedFile] = {}
         self.inodes: dict[int, Inode] = {}
         self.closed: dict[int, Inode] = {}  # of closed files that still have pinned pages
@@ -333,10 +334,11 @@ def byte_span(operation: Any, inode: Inode) -> tuple[int, int]:
     return operation.offset, length
 
 
-def _free_ranges(system: HostState) -> list[list[tuple[int, int]]]:
-    """Free pfns of each node, as ranges: what the zones (or, in larger pages, the pools) have free at boot."""
+def _free_ranges(system: HostState, zones: npt.NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
+    """Free pfns of each node, as ranges: what these zones (or, in larger pages, pools) have free at boot."""
     out: list[list[tuple[int, int]]] = [[] for _ in range(system.nodes)]
-    for zone in np.argsort(system.start_pfn, kind="stable"):
+    at = np.flatnonzero(zones)
+    for zone in at[np.argsort(system.start_pfn[at], kind="stable")]:
         first = int(system.start_pfn[zone]) << system.order
         end = first + (int(system.free[zone]) << system.order)
         ranges = out[int(system.zone_node[zone])]

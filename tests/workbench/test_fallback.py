@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import workbench as wb
 from workbench import results
 from workbench.errors import WorkbenchError
+from workbench.system import System
 
 MIB2 = 512
 HOST = {
@@ -114,6 +115,41 @@ def test_conversions_pins_and_holes_work_on_what_stands_in() -> None:
     assert dataset["pages_per_node"].values.sum() + sum(small(dataset)) == 0
     free = dataset["free_pages"].values
     assert free[-1].tolist() == free[0].tolist()
+
+
+def test_4_kib_zones_beside_the_pools_give_no_more_vmemmap() -> None:
+    """What HVO or ranges gave back depends on the pools, not on the zones that stand beside them."""
+    share: list[dict[str, object]] = [{"op": "fallocate"}, {"op": "convert", "to": "private"}]
+    for design in ("hugetlb-hvo", "pfn-range"):
+        budgets = []
+        for tmpfs in ([], [{"op": "memfd", "file": "shm", "size": 4096}]):
+            scenario = wb.Scenario.model_validate(
+                {
+                    "host": HOST,
+                    "guest": {"memory": 16 << 20, "page_size": "2 MiB", "design": design},
+                    "boot": {"hugetlb_pages": {0: 8, 1: 8}},
+                    "operations": [{"op": "create"}, *tmpfs, *share],
+                }
+            )
+            system = System(scenario)
+            assert system.conversions is not None
+            memory = system.conversions.ranges or system.conversions.folios
+            budgets.append(memory.vmemmap.tolist())
+            assert (wb.simulate(scenario)["event_errno"] == 0).all()
+        assert budgets[0] == budgets[1]
+
+
+def test_other_memory_use_takes_4_kib_pages_where_there_are_any() -> None:
+    """A pool of huge pages is nobody else's; without zones beside it, the pool is all there is to take from."""
+    hog: list[dict[str, object]] = [{"op": "hog", "node": 0, "leave_free": "1 GiB"}, {"op": "fallocate"}]
+    beside = run(hog, {0: 4, 1: 4})
+    zones = beside["zone"].values.tolist()
+    free = beside["free_pages"].values[1]
+    assert free[zones.index("0/hugetlb")] == 4
+    left = sum(free[i] for i, zone in enumerate(zones) if zone.startswith("0/") and zone != "0/hugetlb")
+    assert left == 1 << 18
+    alone = run([{"op": "hog", "node": 0, "leave_free": "4 MiB"}], {0: 4, 1: 4}, small_page_fallback=False)
+    assert alone["free_pages"].values[-1].tolist() == [2, 4]
 
 
 def test_fresh_4_kib_folios_wait_in_the_lru_batch() -> None:
