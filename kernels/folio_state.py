@@ -249,11 +249,6 @@ class State(_Arrays):
         return self.reference_counts[:, PAGES_2M, ::2]
 
     @property
-    def batch_length(self) -> np.ndarray:
-        """int64 (cpus,)."""
-        return self.batch[:, BATCH]
-
-    @property
     def vmemmap(self) -> np.ndarray:
         """int64 (N,), free pages of the host that vmemmap can be restored from."""
         return self.host[:, FREE]

@@ -95,25 +95,3 @@ def _levels_sum(ranges: int, fill: int) -> int:
         total += level
         if level == 1:
             return total
-
-
-def structure_bytes(structure: str, pages: int, extents: int, order: int) -> tuple[int, int]:
-    """Fewest and most bytes that a structure takes for a full file, from the node sizes.
-
-    Parameters
-    ----------
-    structure : one of :data:`NAMES`
-    pages : size of the file in 4 KiB pages
-    extents : number of contiguous extents it is mapped in (maple, ranges)
-    order : order of its entries (xarray) or blocks (flat)
-    """
-    if structure == "xarray":
-        nodes = xarray_map.node_count(pages, order)
-        return nodes * xarray_map.NODE_BYTES, nodes * xarray_map.NODE_BYTES
-    if structure == "maple":
-        low, high = maple_node_bounds(extents + 1)  # and the NULL range behind the file
-        return low * maple.NODE_BYTES, high * maple.NODE_BYTES
-    if structure == "ranges":
-        return extents * range_table.EXTENT_BYTES, extents * range_table.EXTENT_BYTES
-    size = (pages >> order) * flat_table.ENTRY_BYTES
-    return size, size

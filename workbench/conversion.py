@@ -6,7 +6,6 @@ and returns a Dataset along its steps. Nothing here depends on the engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -187,14 +186,6 @@ class ConversionFile(TrackedFile):
 
 
 # ------------------------------------------------------------------------------------------------------ streams
-
-
-def stream_of(operations: Sequence[tuple[str, int, int, int]]) -> Int64s:
-    """A stream from (operation, offset, length, argument) tuples; see :data:`OPERATIONS`."""
-    rows = [
-        (choice("op", op, OPERATIONS), offset, length, argument, 0, 0) for op, offset, length, argument in operations
-    ]
-    return np.array(rows, np.int64).reshape(-1, 6)
 
 
 def conversions(offset: Int64s, length: Int64s, to_shared: npt.ArrayLike) -> Int64s:

@@ -15,7 +15,7 @@ from workbench.design_runs import DRAWS, Outcome
 from workbench.units import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from workbench.designs import Run
+    from workbench.design_runs import Run
 
 METADATA = ("struct_page_bytes", "vmemmap_table_bytes", "page_cache_bytes", "private_map_bytes", "state_tree_bytes",
             "stage2_table_bytes")  # fmt: skip

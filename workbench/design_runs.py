@@ -7,8 +7,7 @@ Huge and 4 KiB folios are :class:`workbench.conversion.ConversionFile`, the seed
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,16 +16,52 @@ from workbench import costs, struct_pages
 from workbench import design_accounting as acc
 from workbench.conversion import CYCLE_PARAMETERS, ConversionFile, cycles
 from workbench.design_accounting import VMEMMAP_PAGE, Bools, Int64s
+from workbench.errors import WorkbenchError
 from workbench.host_memory import HostMemory, RangeMemory, spill_order
 from workbench.light_file import LightFile
-from workbench.tracked_file import TrackedFile
+from workbench.private_users import MAX_LEVELS
+from workbench.struct_pages import ORDERS
+from workbench.tracked_file import TrackedFile, choice
 from workbench.units import PAGE_SIZE
-
-if TYPE_CHECKING:
-    from workbench.designs import Run
 
 DRAWS = 33
 """Draws of the modelled costs over their ranges; draw 0 takes the values as given. The same for all designs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One guest_memfd file and everything that happens to it.
+
+    ``stream`` is int64 (n, 6) in the columns of :mod:`kernels.folio`: operation, byte offset, length, argument, node
+    index for new memory, cpu. ``memory`` is what each node can give to guests, in pages.
+    """
+
+    pages: int
+    page_size: str
+    memory: tuple[int, ...]
+    stream: np.ndarray = field(repr=False)
+    confidential: str = "none"
+    vmemmap_free: int = 1 << 40
+    """Pages of the host that struct pages can be restored from."""
+    free_run: int = 0
+    """Pages of each free range that the PFN range allocator starts with, memory in use between them; 0: one range."""
+
+    def __post_init__(self) -> None:
+        choice("page_size", self.page_size, ORDERS)
+        choice("confidential", self.confidential, MAX_LEVELS)
+        unit = 1 << self.unit_order
+        if self.pages <= 0 or self.pages % unit:
+            raise WorkbenchError(
+                f"pages: {self.pages} is not a whole number of {self.page_size} pages, as the file's size must be"
+            )
+        if self.stream.ndim != 2 or self.stream.shape[1] != 6:
+            raise WorkbenchError(f"stream: shape {self.stream.shape} is not (operations, 6)")
+        if self.free_run < 0 or self.free_run % unit:
+            raise WorkbenchError(f"free_run: {self.free_run} pages are not whole {self.page_size} pages")
+
+    @property
+    def unit_order(self) -> int:
+        return ORDERS[self.page_size]
 
 
 @dataclass

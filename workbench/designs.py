@@ -20,7 +20,6 @@ Counts come from really carrying out the run (:mod:`workbench.design_runs`) and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,50 +28,13 @@ import xarray as xr
 from kernels import pagemap
 from workbench import design_results
 from workbench import generators_conversion as gen
-from workbench.design_runs import carry_out
+from workbench.design_runs import Run, carry_out
 from workbench.errors import WorkbenchError
 from workbench.light_file import GROUPS
-from workbench.private_users import MAX_LEVELS
 from workbench.struct_pages import DESIGNS as DESIGNS
 from workbench.struct_pages import ORDERS
 from workbench.tracked_file import choice
 from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
-
-
-@dataclass(frozen=True)
-class Run:
-    """One guest_memfd file and everything that happens to it.
-
-    ``stream`` is int64 (n, 6) in the columns of :mod:`kernels.folio`: operation, byte offset, length, argument, node
-    index for new memory, cpu. ``memory`` is what each node can give to guests, in pages.
-    """
-
-    pages: int
-    page_size: str
-    memory: tuple[int, ...]
-    stream: np.ndarray = field(repr=False)
-    confidential: str = "none"
-    vmemmap_free: int = 1 << 40
-    """Pages of the host that struct pages can be restored from."""
-    free_run: int = 0
-    """Pages of each free range that the PFN range allocator starts with, memory in use between them; 0: one range."""
-
-    def __post_init__(self) -> None:
-        choice("page_size", self.page_size, ORDERS)
-        choice("confidential", self.confidential, MAX_LEVELS)
-        unit = 1 << self.unit_order
-        if self.pages <= 0 or self.pages % unit:
-            raise WorkbenchError(
-                f"pages: {self.pages} is not a whole number of {self.page_size} pages, as the file's size must be"
-            )
-        if self.stream.ndim != 2 or self.stream.shape[1] != 6:
-            raise WorkbenchError(f"stream: shape {self.stream.shape} is not (operations, 6)")
-        if self.free_run < 0 or self.free_run % unit:
-            raise WorkbenchError(f"free_run: {self.free_run} pages are not whole {self.page_size} pages")
-
-    @property
-    def unit_order(self) -> int:
-        return ORDERS[self.page_size]
 
 
 def guest_run(

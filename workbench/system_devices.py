@@ -30,16 +30,15 @@ class Devices:
 
     def map(self, operation: sc.IommuMap, conversions: Conversions, inode: Inode) -> Result:
         """IOMMU_IOAS_MAP at the file's own offsets: EEXIST over an area that is there (iopt_check_iova)."""
-        offset, length = byte_span(operation, inode)
-        if _bad_range(offset, length, inode):
+        span = _pages_of(operation, inode)
+        if span is None:
             return failed(errno.EINVAL)
-        first, end = offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
-        areas = self.areas.get(id(inode), np.empty((0, 2), np.int64))
+        (first, end), areas = span, self.areas.get(id(inode), np.empty((0, 2), np.int64))
         if ((areas[:, 0] < end) & (areas[:, 1] > first)).any():
             return failed(errno.EEXIST)
         pinned = 0
         if self.system.scenario.guest.design != "pfn-range":
-            pin = sc.Pin(task=operation.task, file=operation.file, offset=offset, length=length)
+            pin = sc.Pin(task=operation.task, file=operation.file, **_bytes_of(first, end))
             result = conversions.pin(pin, self.system.task(operation), inode)
             if result.errno:
                 return result
@@ -47,7 +46,7 @@ class Devices:
         else:
             holes = inode.map.absent(first >> inode.order, -(-end >> inode.order))
             if len(holes):
-                return failed(errno.EFAULT, error_offset=max(offset, int(holes[0, 0]) << inode.order << 12))
+                return failed(errno.EFAULT, error_offset=max(first, int(holes[0, 0]) << inode.order) * PAGE_SIZE)
         areas = np.concatenate((areas, [[first, end]]))
         self.areas[id(inode)] = areas[np.argsort(areas[:, 0])]
         self.inodes[id(inode)] = inode
@@ -55,18 +54,16 @@ class Devices:
 
     def unmap(self, operation: sc.IommuUnmap, conversions: Conversions, inode: Inode) -> Result:
         """IOMMU_IOAS_UNMAP of whole areas: ENOENT if there is none, or one is cut (iopt_unmap_iova_range)."""
-        offset, length = byte_span(operation, inode)
-        if _bad_range(offset, length, inode):
+        span = _pages_of(operation, inode)
+        if span is None:
             return failed(errno.EINVAL)
-        first, end = offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
-        areas = self.areas.get(id(inode), np.empty((0, 2), np.int64))
+        (first, end), areas = span, self.areas.get(id(inode), np.empty((0, 2), np.int64))
         touched = (areas[:, 0] < end) & (areas[:, 1] > first)
         if not touched.any() or (areas[touched, 0] < first).any() or (areas[touched, 1] > end).any():
             return failed(errno.ENOENT)
         if self.system.scenario.guest.design != "pfn-range":
             for low, high in areas[touched].tolist():
-                span = {"offset": low * PAGE_SIZE, "length": (high - low) * PAGE_SIZE}
-                conversions.unpin(sc.Unpin(file=operation.file, **span), inode)
+                conversions.unpin(sc.Unpin(file=operation.file, **_bytes_of(low, high)), inode)
         self.areas[id(inode)] = areas[~touched]
         return Result()
 
@@ -76,7 +73,13 @@ class Devices:
         return [] if areas is None else [int(first) for first in areas[:, 0]]
 
 
-def _bad_range(offset: int, length: int, inode: Inode) -> bool:
-    return (
-        offset % PAGE_SIZE != 0 or length % PAGE_SIZE != 0 or length <= 0 or offset + length > inode.pages * PAGE_SIZE
-    )
+def _pages_of(operation: sc.IommuMap | sc.IommuUnmap, inode: Inode) -> tuple[int, int] | None:
+    """First page and end of an operation's range; None if it is not whole pages of the file."""
+    offset, length = byte_span(operation, inode)
+    if (offset | length) % PAGE_SIZE or length <= 0 or offset + length > inode.pages * PAGE_SIZE:
+        return None
+    return offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
+
+
+def _bytes_of(first: int, end: int) -> dict[str, int]:
+    return {"offset": first * PAGE_SIZE, "length": (end - first) * PAGE_SIZE}
