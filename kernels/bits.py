@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_kernel, kernel
 
 ZERO = np.uint64(0)
 ONE = np.uint64(1)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_kernel, kernel
 
 MAX_PAGE_ORDER = 10
 ORDERS = 11
@@ -29,7 +29,7 @@ UNMOVABLE, MOVABLE, RECLAIMABLE = 0, 1, 2
 """enum migratetype, include/linux/mmzone.h."""
 TYPES = 3
 PCP_LISTS = 14
-"""Lists per CPU and zone (:mod:`kernels.pcp`): orders 0 to 3 of each migratetype, and two of order 9."""
+"""Lists per CPU and zone (:mod:`workbench.kernels.pcp`): orders 0 to 3 of each migratetype, and two of order 9."""
 RMQUEUE_NORMAL, RMQUEUE_CLAIM, RMQUEUE_STEAL = 0, 2, 3
 """enum rmqueue_mode: where the next page of one refill is looked for first."""
 NO_PAGE = -1
@@ -42,7 +42,7 @@ class Buddy(NamedTuple):
 
     links: np.ndarray
     """uint32 (2 * entries,): previous and next of each entry: pages, pageblocks, 33 heads per zone, and the heads of
-    :mod:`kernels.pcp`."""
+    :mod:`workbench.kernels.pcp`."""
     state: np.ndarray
     """uint8 (pages + pageblocks,): order + 1 in the entry of a free block, 0 elsewhere."""
     block_type: np.ndarray
@@ -66,7 +66,7 @@ def new_buddy(zone_start: np.ndarray, zone_end: np.ndarray, block_type: int = MO
     """Arrays for zones that cover ``[zone_start, zone_end)`` (int64 (zones,), pages), with empty free lists.
 
     ``block_type`` is that of every pageblock, MOVABLE after boot. ``cpus`` makes room for the per-CPU lists of
-    :mod:`kernels.pcp`.
+    :mod:`workbench.kernels.pcp`.
     """
     zones = len(zone_start)
     pages = -(-int(max(zone_end, default=0)) // MAX_BLOCK_PAGES) * MAX_BLOCK_PAGES

@@ -44,8 +44,8 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 def source_digest() -> str:
     """Hexadecimal digest of all kernel sources, Numba's version and the compile-time switches."""
     digest = hashlib.sha256(f"{numba.__version__} {config.BOUNDSCHECK}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.relative_to(Path(__file__).parent).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

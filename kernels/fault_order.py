@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from workbench.kernels.compile import kernel
 
 GOLDEN = 0x9E3779B97F4A7C15
 """Start of the random order when the seed is 0, which xorshift would keep at 0."""

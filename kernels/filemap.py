@@ -1,7 +1,7 @@
 """What one inode's mapping holds, kept as runs: which zone backs each page, without touching pages.
 
 Linux keeps one xarray entry for each page of ``inode->i_mapping`` (``mm/filemap.c``); the answer is the same here,
-kept as two tables. ``allocations`` (rows of :func:`kernels.placement.place_pieces`: first page touched, pages, step,
+kept as two tables. ``allocations`` (rows of :func:`workbench.kernels.placement.place_pieces`: first page touched, pages, step,
 tile offset, period) only grows. ``runs`` int64 (runs, 3) holds first page, pages and allocation of what is present,
 in ascending order; punching a hole cuts runs and never rewrites an allocation.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from workbench.kernels.compile import kernel
 
 FIRST, COUNT, STEP, OFFSET, PERIOD = 0, 1, 2, 3, 4
 """Columns of ``allocations``."""

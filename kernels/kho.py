@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from workbench.kernels.compile import kernel
 
 NODE_BYTES = 4096
 LEAF_SHIFT = 15

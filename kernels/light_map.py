@@ -1,13 +1,13 @@
 """One guest_memfd file without struct page for its private ranges: the way out that the seed mail proposes.
 
-Private ranges are extents of an offset -> pfn map (a maple tree, :mod:`kernels.maple`) and carry no reference count;
-shared ranges are in the page cache as ever, and struct pages exist for groups of pages with a shared page only.
-Nothing is split or merged: a conversion cuts or joins extents. Frames come from a PFN range allocator
-(:mod:`kernels.pfn_range`, first fit) in units of the guest's page size.
+Private ranges are extents of an offset -> pfn map (a maple tree, :mod:`workbench.kernels.maps.maple`) and carry no
+reference count; shared ranges are in the page cache as ever, and struct pages exist for groups of pages with a shared
+page only. Nothing is split or merged: a conversion cuts or joins extents. Frames come from a PFN range allocator
+(:mod:`workbench.kernels.pfn_range`, first fit) in units of the guest's page size.
 
 Not in Linux. Where the proposal is silent it follows the huge-page series, generation B (all or nothing) or C (unit by
 unit) as the option says, and a punched part of a unit is zeroed, not freed, so that a guest sees the same answers as
-under :mod:`kernels.folio` with that generation; streams have the columns and codes of that module.
+under :mod:`workbench.kernels.folios.run` with that generation; streams have the columns and codes of that module.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels import maple, pfn_range
-from kernels.bits import ALL, ONE, ZERO, mask, popcount, test_bit
-from kernels.compile import kernel
-from kernels.folio import (
+from workbench.kernels import pfn_range
+from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount, test_bit
+from workbench.kernels.compile import kernel
+from workbench.kernels.folios.run import (
     ARGUMENT,
     BLOCKS_1G,
     CONVERT,
@@ -48,6 +48,7 @@ from kernels.folio import (
     SIGBUS,
     UNPIN,
 )
+from workbench.kernels.maps import maple
 
 NEEDS_ROOM = -1000
 
@@ -231,7 +232,7 @@ def grown(state: State) -> State:
 
 @kernel
 def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray, first: int) -> int:
-    """Carry out operations ``first`` ... of a stream (columns and results as for :func:`kernels.folio.run`).
+    """Carry out operations ``first`` ... of a stream (columns and results as for :func:`workbench.kernels.folios.run.run`).
 
     Returns the number of operations done; less than all if the state must grow (:func:`grown`) first.
     """

@@ -2,7 +2,7 @@
 
 Linux: ``mm/mempolicy.c`` (``interleave_nodes``, ``weighted_interleave_nodes``, ``interleave_nid``,
 ``weighted_interleave_nid``, ``reduce_interleave_weights``) and ``mm/page_alloc.c`` for what follows the choice
-(:mod:`kernels.placement`).
+(:mod:`workbench.kernels.placement`).
 
 Nodes are indices into the host's node list in ascending order of Linux node id. A nodemask is a bool array over
 them. The rotation of one task is two integers: ``il_prev``, the index of the node that the task's interleave used
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from workbench.kernels.compile import kernel
 
 WEIGHTINESS = 32
 """Scale of automatic weights before their reduction (mm/mempolicy.c: weightiness)."""

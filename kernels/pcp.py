@@ -5,7 +5,7 @@ Linux: ``mm/page_alloc.c`` (``rmqueue``, ``rmqueue_pcplist``, ``rmqueue_bulk``, 
 ``zone_highsize``). Every CPU keeps, for every zone, lists of orders 0 to 3 and 9. A page is taken from the head; an
 empty list is refilled with a batch in one go, appended at the tail in the sequence the zone gives it. A freed page goes
 to the head, so a punched range comes back with the page freed last. The lists use the links of
-:class:`kernels.buddy.Buddy`, as Linux uses the same list head in ``struct page``.
+:class:`workbench.kernels.buddy.Buddy`, as Linux uses the same list head in ``struct page``.
 
 Not modelled: the lag of NR_FREE_PAGES by per-CPU deltas, reclaim (ZONE_RECLAIM_ACTIVE), draining by the vmstat worker,
 PCPF_FREE_HIGH_BATCH (CPUs with little cache).
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.buddy import (
+from workbench.kernels.buddy import (
     MOVABLE,
     NO_PAGE,
     ORDERS,
@@ -33,7 +33,7 @@ from kernels.buddy import (
     previous_entry,
     rmqueue,
 )
-from kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_kernel, kernel
 
 BATCH_SCALE_MAX = 5
 """CONFIG_PCP_BATCH_SCALE_MAX."""

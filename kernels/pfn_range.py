@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_kernel, kernel
 
 FIRST_FIT, BEST_FIT, BUDDY = 0, 1, 2
 NAMES = ("first-fit", "best-fit", "buddy")

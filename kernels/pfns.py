@@ -3,13 +3,13 @@
 A zone hands out ascending pfns from what was free at boot; what is freed comes back last in, first out, as from a
 per-CPU list (``mm/page_alloc.c``: ``free_frozen_page_commit`` pushes at the head, ``rmqueue_pcplist`` takes from it). The
 model does not flush lists into the buddy and does not know which blocks the boot left free: nodes are exact, pfns are
-modelled. :mod:`kernels.buddy` has the exact lists of one zone, page by page.
+modelled. :mod:`workbench.kernels.buddy` has the exact lists of one zone, page by page.
 
 State of a zone: a stack of free extents. ``stack`` int64 (entries, 4) holds first pfn, folios, step (+1 or -1) and the
 row below; ``top`` int64 (zones,) the row of each zone's newest extent, -1 if none; ``unused`` int64 (1,) the head of the
 list of unused rows (linked by the last column). Pfns count folios of the pool's own size.
 
-What an allocation (a row of :mod:`kernels.filemap`) got is ``extents`` int64 (rows, 3): pfn, folios, step, in the order
+What an allocation (a row of :mod:`workbench.kernels.filemap`) got is ``extents`` int64 (rows, 3): pfn, folios, step, in the order
 in which the zone handed them out. ``first`` int64 (allocations, zones) names the first extent of each zone.
 """
 
@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
-from kernels.filemap import COUNT, FIRST, OFFSET, PERIOD, STEP
+from workbench.kernels.compile import kernel
+from workbench.kernels.filemap import COUNT, FIRST, OFFSET, PERIOD, STEP
 
 
 @kernel

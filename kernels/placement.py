@@ -11,7 +11,7 @@ stretch: the zones of one period (a *tile*) and how many pages it covers. :func:
 for fault orders that are not runs; both give the same answer.
 
 Per-CPU free lists are not modelled here: they move the page at which a zone is left by at most the pages they hold
-(:mod:`kernels.pcp` models them). The same code serves hugetlb pools and PFN ranges: a pool is a zone with marks of 0,
+(:mod:`workbench.kernels.pcp` models them). The same code serves hugetlb pools and PFN ranges: a pool is a zone with marks of 0,
 counted in its own page size.
 
 Requests are rows of a table, one for each pair of task and policy in use:
@@ -27,15 +27,15 @@ Requests are rows of a table, one for each pair of task and policy in use:
 =============== ============================ =====================================================================
 
 Zones: ``free`` int64 (zones,) pages; ``marks`` int64 (2, zones), low and min watermark, each plus lowmem_reserve;
-``zone_node`` int64 (zones,); ``zonelists`` int64 (nodes, zones + 1) from :func:`kernels.zonelist.zonelists`.
+``zone_node`` int64 (zones,); ``zonelists`` int64 (nodes, zones + 1) from :func:`workbench.kernels.zonelist.zonelists`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
-from kernels.mempolicy import (
+from workbench.kernels.compile import kernel
+from workbench.kernels.mempolicy import (
     interleave_next,
     interleave_nid,
     next_node_in,

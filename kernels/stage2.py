@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_kernel, kernel
 
 TABLE_BYTES = 4096
 LEVELS = 4

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import allocating_kernel, kernel
+from workbench.kernels.compile import allocating_kernel, kernel
 
 MBPS_PER_BYTE_PER_NS = 1000.0
 UNTRIED = 2.0

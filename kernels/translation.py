@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from workbench.kernels.compile import kernel
 
 EXACT_TERMS = 64
 """Terms of a generalized harmonic number that are added one by one before the Euler-Maclaurin remainder."""

@@ -1,8 +1,8 @@
 """Virtual machines arriving at a host and leaving it, their memory handed out and taken back by four allocators.
 
 ====================== ===============================================================================================
-:func:`churn_ranges`   the PFN range allocator with each of its fits (:mod:`kernels.pfn_range`)
-:func:`churn_buddy`    the kernel's buddy allocator (:mod:`kernels.buddy`): unmovable blocks, as guest_memfd takes them,
+:func:`churn_ranges`   the PFN range allocator with each of its fits (:mod:`workbench.kernels.pfn_range`)
+:func:`churn_buddy`    the kernel's buddy allocator (:mod:`workbench.kernels.buddy`): unmovable blocks, as guest_memfd takes them,
                        without per-CPU lists and watermarks
 :func:`churn_hugetlb`  a pool of huge pages per node, filled at boot (``mm/hugetlb.c``: ``enqueue_hugetlb_folio`` puts a
                        freed page at the head of its node's list, ``dequeue_hugetlb_folio_node_exact`` takes from there)
@@ -26,10 +26,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels import buddy, pfn_range
-from kernels.buddy import Buddy
-from kernels.compile import inlined_kernel, kernel
-from kernels.pfn_range import NEEDS_ROOM, OK, ONE
+from workbench.kernels import buddy, pfn_range
+from workbench.kernels.buddy import Buddy
+from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.pfn_range import NEEDS_ROOM, OK, ONE
 
 ARRIVED, REFUSED, GIVEN, RETURNED = 0, 1, 2, 3
 """Running counts: machines that came, machines turned away, extents handed out, extents taken back."""
@@ -201,7 +201,7 @@ def churn_ranges(
     units : int64 (u,), pages, descending powers of two, the sizes of blocks (module docstring); every size in ``events``
         is a multiple of the last
     strict : turn a machine away rather than take in smaller blocks what could be in larger ones
-    start, end, count, blocks, blocks_count : the allocators' state (:mod:`kernels.pfn_range`); one of the two is used
+    start, end, count, blocks, blocks_count : the allocators' state (:mod:`workbench.kernels.pfn_range`); one of the two is used
     scratch : int64 (rows, 2), working space
     counts : int64 (COUNTS,), zero at the start
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import kernel
+from workbench.kernels.compile import kernel
 
 ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE = 0, 1, 2, 3
 PENALTY_FOR_NODE_WITH_CPUS = 1

@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.scenario import Scenario as Scenario
-    from workbench.simulate import simulate as simulate
-    from workbench.topology import Host as Host
+    from workbench.simulation import simulate as simulate
+    from workbench.topology.host import Host as Host
 
 _WHERE = {
-    "Host": "topology",
-    "Node": "topology",
+    "Host": "topology.host",
+    "Node": "topology.host",
     "Scenario": "scenario",
     "WorkbenchError": "errors",
-    "simulate": "simulate",
-    "verify": "verify",
-    "sweep": "sweep",
-    "sensitivity": "sensitivity",
+    "simulate": "simulation",
+    "verify": "truth.verify",
+    "sweep": "sweeps.sweep",
+    "sensitivity": "studies.sensitivity",
     "explore": "explorer",
-    "best_weights": "traffic",
+    "best_weights": "cost.traffic",
 }
 """Public names and the module that each lives in."""
 
@@ -43,14 +41,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(types.ModuleType):
-    """``wb.simulate`` is the function also after ``workbench.simulate``, the module, was imported by someone."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, types.ModuleType) and _WHERE.get(name) == name):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -211,7 +211,7 @@ def _stretches(dataset: xr.Dataset, file: str, table: str) -> np.ndarray:
 
 
 def _as_tables(dataset: xr.Dataset, file: str, table: str = "stretch") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tables of :mod:`kernels.filemap` for one file; tile entries are node indices."""
+    """The tables of :mod:`workbench.kernels.filemap` for one file; tile entries are node indices."""
     rows = _stretches(dataset, file, table)
     index = np.arange(len(rows))
     runs = np.column_stack((rows[:, 0], rows[:, 1], index)).astype(np.int64)
@@ -236,7 +236,7 @@ def _known_file(dataset: xr.Dataset, file: str | None) -> str:
 
 def page_nodes(dataset: xr.Dataset, file: str | None = None, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Node id of each folio of ``[start, stop)``: int8 (or int16 beyond node 127), -1 where none is present."""
-    from kernels import filemap
+    from workbench.kernels import filemap
 
     file = _known_file(dataset, file)
     size = int(dataset["file_pages"].sel(file=file))
@@ -268,7 +268,7 @@ def node_counts(dataset: xr.Dataset, file: str | None = None, edges: np.ndarray 
 def _counts(
     dataset: xr.Dataset, tables: tuple[np.ndarray, np.ndarray, np.ndarray], edges: np.ndarray | Sequence[int]
 ) -> np.ndarray:
-    from kernels import filemap
+    from workbench.kernels import filemap
 
     runs, allocations, tiles = tables
     ends = runs[:, 0] + runs[:, 1]

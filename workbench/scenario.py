@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from workbench import policy as mempolicy
 from workbench.errors import WorkbenchError
 from workbench.safe_yaml import load as load_yaml
-from workbench.topology import Host
+from workbench.topology.host import Host
 from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
 
 SCHEMA_VERSION = 1
@@ -324,7 +324,7 @@ class Convert(_OnRange):
 
 
 class ConvertStream(Operation):
-    """Generator: what a guest converts, from a few parameters and a seed; see workbench.generators_conversion."""
+    """Generator: what a guest converts, from a few parameters and a seed; see workbench.engine.conversion_streams."""
 
     op: Literal["convert_stream"] = "convert_stream"
     file: str = "guest"

@@ -1,4 +1,4 @@
-"""Run a scenario: operations on a :class:`workbench.system.System`, then one Dataset."""
+"""Run a scenario: operations on a :class:`workbench.engine.system.System`, then one Dataset."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kernels import filemap
 from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
+from workbench.engine.filemap import FileMap
+from workbench.engine.generators import expand
+from workbench.engine.objects import Inode, Result
+from workbench.engine.system import System
 from workbench.errors import WorkbenchError
-from workbench.filemap import FileMap
-from workbench.generators import expand
-from workbench.objects import Inode, Result
-from workbench.struct_pages import DESIGNS
-from workbench.system import System
+from workbench.kernels import filemap
+from workbench.tracking.struct_pages import DESIGNS
 from workbench.units import PAGE_SIZE
 
 AUTO_PAGES = 1 << 22
@@ -86,8 +86,12 @@ def simulate(
             log.observed.append((number, operation.file, _observed_runs(system, file.inode, operation)))
         if system.conversions is not None:
             log.conversions.append(system.conversions.row())
-        if system.accesses:
-            log.accesses[number] = system.accesses.pop()
+        if isinstance(operation, sc.Access) and not result.errno:
+            from workbench.cost import access
+
+            inode = system.files[operation.file].inode
+            conversion = None if system.conversions is None else system.conversions.of(inode)
+            log.accesses[number] = access.record(system, operation, inode, conversion)
         if progress is not None:
             progress(number + 1, len(operations))
         if cancelled():
@@ -171,11 +175,11 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     _put_ranges(system, inodes, put)
     _put_vcpus(system, memory, put)
     if log.accesses:
-        from workbench import access
+        from workbench.cost import access
 
         access.put_variables(system, len(log.results), log.accesses, put)
     if log.conversions:
-        from workbench import conversion
+        from workbench.tracking import folio_file as conversion
 
         variables.update(
             conversion.variables(

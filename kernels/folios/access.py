@@ -1,4 +1,4 @@
-"""Faults, pins, memory failure, punched holes and the end of a file of :mod:`kernels.folio`.
+"""Faults, pins, memory failure, punched holes and the end of a file of :mod:`workbench.kernels.folios.run`.
 
 Faults follow ``virt/kvm/guest_memfd.c`` (``kvm_gmem_fault_user_mapping``, ``kvm_gmem_get_pfn``,
 ``kvm_gmem_error_folio``) with the proposals' private/shared state; punching and the end of a file follow generation B's
@@ -11,11 +11,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.bits import ALL, ONE, ZERO, test_bit
-from kernels.compile import kernel
-from kernels.folio_references import any_poison, first_referenced, forget_poison, lru_add, row_of_references, spin
-from kernels.folio_split import enter_pool, insert, leave_file, merge_range, split_at
-from kernels.folio_state import *
+from workbench.kernels.bits import ALL, ONE, ZERO, test_bit
+from workbench.kernels.compile import kernel
+from workbench.kernels.folios.references import (
+    any_poison,
+    first_referenced,
+    forget_poison,
+    lru_add,
+    row_of_references,
+    spin,
+)
+from workbench.kernels.folios.split import enter_pool, insert, leave_file, merge_range, split_at
+from workbench.kernels.folios.state import *
 
 
 @kernel

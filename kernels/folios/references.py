@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.bits import test_bit
-from kernels.compile import inlined_kernel, kernel
-from kernels.folio_state import *
+from workbench.kernels.bits import test_bit
+from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.folios.state import *
 
 
 @kernel

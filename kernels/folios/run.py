@@ -13,8 +13,9 @@ of it is 4 KiB folios. A split restores the vmemmap pages that HVO had freed
 (``mm/hugetlb_vmemmap.c: hugetlb_vmemmap_restore_folio``: all or nothing, preferred node of the folio, may spill) and a
 merge gives them back (one page must be free to start with, otherwise the folio stays unoptimised).
 
-Here are the entry points and the conversions; the rest is in :mod:`kernels.folio_state` (codes and arrays, all of them
-names of this module too), :mod:`kernels.folio_split`, :mod:`kernels.folio_references` and :mod:`kernels.folio_access`.
+Here are the entry points and the conversions; the rest is in :mod:`workbench.kernels.folios.state` (codes and arrays, all of them
+names of this module too), :mod:`workbench.kernels.folios.split`, :mod:`workbench.kernels.folios.references` and
+:mod:`workbench.kernels.folios.access`.
 
 A whole stream of operations is one call of :func:`run`.
 """
@@ -25,12 +26,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.bits import ALL, ONE, ZERO, mask, popcount
-from kernels.compile import inlined_kernel, kernel
-from kernels.folio_access import access, merge_pass, poison_page, populate, punch_hole, release, unpin
-from kernels.folio_references import first_referenced, lru_drain
-from kernels.folio_split import merge_range, split_range
-from kernels.folio_state import *
+from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount
+from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.folios.access import access, merge_pass, poison_page, populate, punch_hole, release, unpin
+from workbench.kernels.folios.references import first_referenced, lru_drain
+from workbench.kernels.folios.split import merge_range, split_range
+from workbench.kernels.folios.state import *
 
 _TOP = np.uint64(63)
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import inlined_kernel, kernel
-from kernels.folio_references import any_poison, forget_poison, lru_add, spin
-from kernels.folio_state import *
+from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.folios.references import any_poison, forget_poison, lru_add, spin
+from workbench.kernels.folios.state import *
 
 
 @inlined_kernel

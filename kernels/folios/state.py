@@ -1,4 +1,4 @@
-"""What :mod:`kernels.folio` keeps for one file: codes of operations, options, levels and counters, and the arrays.
+"""What :mod:`workbench.kernels.folios.run` keeps for one file: codes of operations, options, levels and counters, and the arrays.
 
 State is 1 bit per 4 KiB page (set = shared) with one row of small integers per 2 MiB and per 1 GiB, so that a conversion
 costs what it touches. Pages present need no bits of their own except where 4 KiB folios were allocated one by one

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_kernel, kernel
 
 ENTRY_BYTES = 8
 

@@ -1,7 +1,8 @@
 """The offset -> pfn structures side by side: sizes in closed form and streams of operations for each.
 
-:mod:`kernels.xarray_map` (page cache), :mod:`kernels.maple`, :mod:`kernels.range_table` and
-:mod:`kernels.flat_table` hold the structures themselves. Here are the sizes that follow from Linux's node sizes
+:mod:`workbench.kernels.maps.xarray_map` (page cache), :mod:`workbench.kernels.maps.maple`,
+:mod:`workbench.kernels.maps.range_table` and
+:mod:`workbench.kernels.maps.flat_table` hold the structures themselves. Here are the sizes that follow from Linux's node sizes
 (``include/linux/xarray.h``, ``include/linux/maple_tree.h``) and one entry point per structure that runs a whole
 stream of stores and erasures, because a call from Python costs more than an operation.
 
@@ -12,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels import flat_table, maple, range_table, xarray_map
-from kernels.compile import kernel
+from workbench.kernels.compile import kernel
+from workbench.kernels.maps import flat_table, maple, range_table, xarray_map
 
 XARRAY, MAPLE, RANGES, FLAT = 0, 1, 2, 3
 NAMES = ("xarray", "maple", "ranges", "flat")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_kernel, kernel
 
 EXTENT_BYTES = 24
 STORE_ROOM = 2

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.harness import NO_COMPILER, Times, Variant, compile_c, duration, measure, pointer, print_table, verdict
-from kernels import buddy as kernel_buddy
-from kernels.buddy import MAX_PAGE_ORDER, UNMOVABLE, Buddy, new_buddy, release_range
+from workbench.kernels import buddy as kernel_buddy
+from workbench.kernels.buddy import MAX_PAGE_ORDER, UNMOVABLE, Buddy, new_buddy, release_range
 
 PAGES = 1 << int(os.environ.get("BENCH_BUDDY_LOG2_PAGES", "24"))
 CHURN_STEPS = PAGES // 4

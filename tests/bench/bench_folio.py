@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.harness import NO_COMPILER, Variant, compile_c, duration, measure, pointer, print_table, verdict
-from kernels import folio
+from workbench.kernels.folios import run as folio
 
 GIB, TIB = 1 << 30, 1 << 40
 COUNT = int(os.environ.get("BENCH_FOLIO_CONVERSIONS", "10000000"))
@@ -24,7 +24,7 @@ FIELDS = ("shared", "blocks", "gigas", "backing", "host", "options", "numbers")
 
 
 class CState(ctypes.Structure):
-    """``struct state`` of the port, on the arrays of a :class:`kernels.folio.State`."""
+    """``struct state`` of the port, on the arrays of a :class:`workbench.kernels.folios.run.State`."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in FIELDS] + [("nodes", ctypes.c_int64), ("blocks_2m", ctypes.c_int64)]
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.harness import NO_COMPILER, Variant, compile_c, duration, measure, pointer, print_table, verdict
-from kernels import flat_table, maple, pfn_range, range_table, xarray_map
-from kernels import vm_churn as kernel
-from workbench import vm_churn
-from workbench.offset_maps import FlatMap, MapleMap, RangeMap, XarrayMap
+from workbench.kernels import pfn_range
+from workbench.kernels import vm_churn as kernel
+from workbench.kernels.maps import flat_table, maple, range_table, xarray_map
+from workbench.studies import vm_churn
+from workbench.tracking.offset_maps import FlatMap, MapleMap, RangeMap, XarrayMap
 
 LIMIT = 1.25
 LOOKUPS = 200_000

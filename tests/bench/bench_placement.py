@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.harness import NO_COMPILER, Variant, compile_c, duration, measure, pointer, print_table, verdict
-from kernels import filemap, placement, zonelist
-from kernels.buddy import MAX_BLOCK_PAGES, UNMOVABLE, Buddy, allocate_extents, new_buddy, release_range
+from workbench.kernels import filemap, placement, zonelist
+from workbench.kernels.buddy import MAX_BLOCK_PAGES, UNMOVABLE, Buddy, allocate_extents, new_buddy, release_range
 
 LOG2_PAGES = int(os.environ.get("BENCH_PLACEMENT_LOG2_PAGES", "28"))
 PAGES = 1 << LOG2_PAGES

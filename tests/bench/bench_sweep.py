@@ -19,8 +19,8 @@ from typing import Any
 import xarray as xr
 from distributed import Client, LocalCluster
 
-from workbench.sweep import simulate_cell, sweep
-from workbench.sweep_store import read_store
+from workbench.sweeps.store import read_store
+from workbench.sweeps.sweep import simulate_cell, sweep
 
 ROUNDS = 5
 CELLS = 200

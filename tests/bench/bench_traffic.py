@@ -7,9 +7,9 @@ import sys
 import numpy as np
 
 from bench.harness import Variant, duration, measure, print_table, verdict
-from kernels import traffic as kernel
-from workbench import traffic
-from workbench.topology import Host
+from workbench.cost import traffic
+from workbench.kernels import traffic as kernel
+from workbench.topology.host import Host
 
 TOLERANCE = 1e-6
 

@@ -1,4 +1,4 @@
-/* The conversion path of kernels/folio.py in C: same state, same algorithm, one huge page size, one-step splits.
+/* The conversion path of kernels/folios/run.py in C: same state, same algorithm, one huge page size, one-step splits.
  * References and poison are absent from the benchmark's streams, so only the tests for their absence are here. */
 
 #include <stdint.h>
@@ -21,7 +21,7 @@ struct state {
     int64_t nodes, blocks_2m;
 };
 
-/* columns of blocks and gigas, of backing, of host, entries of numbers: kernels/folio_state.py */
+/* columns of blocks and gigas, of backing, of host, entries of numbers: kernels/folios/state.py */
 enum { SHARED, LEVEL };
 enum { FULL, HOME, EXTRA };
 enum { FREE, ORDER = 5 };

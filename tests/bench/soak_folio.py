@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from bench.bench_folio import new_guest
-from kernels import folio
+from workbench.kernels.folios import run as folio
 
 PART = 2_000_000
 GUEST = 64 << 30

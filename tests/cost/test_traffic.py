@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import workbench as wb
-from workbench import costs, traffic, translation
+from workbench import costs
+from workbench.cost import traffic, translation
 from workbench.errors import WorkbenchError
-from workbench.topology import Access as Measured
-from workbench.topology import Host, Node
+from workbench.topology.host import Access as Measured
+from workbench.topology.host import Host, Node
 
 GIB = 1 << 30
 

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import folio
-from workbench import design_sweeps, designs, plots_designs
-from workbench import generators_conversion as gen
-from workbench.design_accounting import page_cache_nodes
+from workbench.designs import compare as designs
+from workbench.designs import sweeps as design_sweeps
+from workbench.designs.accounting import page_cache_nodes
+from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
-from workbench.offset_maps import XarrayMap
-from workbench.struct_pages import ORDERS
+from workbench.kernels.folios import run as folio
+from workbench.plots import designs as plots_designs
+from workbench.tracking.offset_maps import XarrayMap
+from workbench.tracking.struct_pages import ORDERS
 
 MIB2 = 512
 GIB = 1 << 18

@@ -19,7 +19,7 @@ from e2e import servers
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("voila")
-    command = [sys.executable, "-m", "workbench.cli", "explore", "--no-browser"]
+    command = [sys.executable, "-m", "workbench.commands.cli", "explore", "--no-browser"]
     with (directory / "server.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=directory, env=servers.environment(directory), stdout=subprocess.PIPE, stderr=log, text=True

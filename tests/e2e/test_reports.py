@@ -11,8 +11,8 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from workbench.gallery import make_gallery
-from workbench.report import Report, make_report
+from workbench.reports.gallery import make_gallery
+from workbench.reports.report import Report, make_report
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

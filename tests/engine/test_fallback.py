@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench import results
+from workbench.engine.system import System
 from workbench.errors import WorkbenchError
-from workbench.system import System
 
 MIB2 = 512
 HOST = {

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import kho
-from workbench import handover
+from workbench.engine import handover
+from workbench.engine.handover import EHWPOISON, CannotPreserve, PolicyRange, Preserved
 from workbench.errors import WorkbenchError
-from workbench.handover import EHWPOISON, CannotPreserve, PolicyRange, Preserved
+from workbench.kernels import kho
 
 CONSTANTS = json.loads((Path(__file__).parents[2] / "datasets" / "linux" / "constants.json").read_text())["kho"]
 GIB = 1 << 18
@@ -100,7 +100,7 @@ def test_a_fresh_process_restores_the_same_map_and_policy(format: Any, tmp_path:
     size = handover.preserve(path, SMALL, format)
     assert size == path.stat().st_size
     done = subprocess.run(
-        [sys.executable, "-m", "workbench.handover", str(path)], capture_output=True, text=True,
+        [sys.executable, "-m", "workbench.engine.handover", str(path)], capture_output=True, text=True,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -136,7 +136,7 @@ def test_a_damaged_file_ends_the_process_with_one_line(tmp_path: Path) -> None:
     data[100] ^= 4
     path.write_bytes(data)
     done = subprocess.run(
-        [sys.executable, "-m", "workbench.handover", str(path)], capture_output=True, text=True,
+        [sys.executable, "-m", "workbench.engine.handover", str(path)], capture_output=True, text=True,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -12,12 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import workbench as wb
 from reference.scale import examples
-from workbench import pfn_ranges
 from workbench import policy as mp
+from workbench.engine import pfn_ranges
+from workbench.engine.pfn_ranges import Allocation, PfnRanges, Taken
 from workbench.errors import WorkbenchError
-from workbench.pfn_ranges import Allocation, PfnRanges, Taken
 from workbench.scenario import Scenario
-from workbench.topology import Host, Node, Zone
+from workbench.topology.host import Host, Node, Zone
 
 MIB = 1 << 8
 """4 KiB pages."""

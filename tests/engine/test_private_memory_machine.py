@@ -26,15 +26,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from kernels import folio, light_map
-from kernels.folio import EHWPOISON
-from workbench import handover
-from workbench.conversion import ConversionFile
-from workbench.handover import CannotPreserve, PolicyRange, Preserved
-from workbench.host_memory import HostMemory, RangeMemory, spill_order
-from workbench.light_file import LightFile
-from workbench.private_users import MAX_LEVELS, PageTable, PinningIommu, User
-from workbench.tracked_file import Outcome, TrackedFile
+from workbench.engine import handover
+from workbench.engine.handover import CannotPreserve, PolicyRange, Preserved
+from workbench.kernels import light_map
+from workbench.kernels.folios import run as folio
+from workbench.kernels.folios.run import EHWPOISON
+from workbench.tracking.folio_file import ConversionFile
+from workbench.tracking.host_memory import HostMemory, RangeMemory, spill_order
+from workbench.tracking.light_file import LightFile
+from workbench.tracking.private_users import MAX_LEVELS, PageTable, PinningIommu, User
+from workbench.tracking.tracked_file import Outcome, TrackedFile
 
 NODES, PER_NODE, SMALL_PAGES, UNITS = 2, 1 << 13, 160, 4
 PLACES = (0, 1, 2, 63, 64, 65, 300, 511)

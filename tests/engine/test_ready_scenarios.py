@@ -14,7 +14,7 @@ import xarray as xr
 from workbench import results
 from workbench.data import datasets_path
 from workbench.scenario import Scenario
-from workbench.simulate import simulate
+from workbench.simulation import simulate
 
 READY = sorted(datasets_path("scenarios").glob("*.yaml"))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from workbench import results
 from workbench.errors import WorkbenchError
 from workbench.scenario import Scenario
-from workbench.simulate import simulate
+from workbench.simulation import simulate
 
 GIB = 1 << 30
 

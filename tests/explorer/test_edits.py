@@ -11,7 +11,7 @@ from workbench.errors import WorkbenchError
 from workbench.explorer import edits
 from workbench.explorer.editors import exact_size, parse_cpus
 from workbench.scenario import Scenario
-from workbench.topology import Host, machine_names
+from workbench.topology.host import Host, machine_names
 from workbench.units import parse_bytes
 
 GIB = 1 << 30

@@ -17,7 +17,7 @@ from workbench import results
 from workbench.errors import WorkbenchError
 from workbench.explorer import Explorer, explore, pictures
 from workbench.scenario import Scenario
-from workbench.simulate import simulate
+from workbench.simulation import simulate
 
 GIB = 1 << 30
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kernels import buddy as kernel
-from kernels import compile as compile_module
-from kernels.buddy import MAX_BLOCK_PAGES, MOVABLE, NO_PAGE, RECLAIMABLE, UNMOVABLE, Buddy, new_buddy
 from reference.buddy import Zone
 from reference.scale import JIT_DISABLED, examples
+from workbench.kernels import buddy as kernel
+from workbench.kernels import compile as compile_module
+from workbench.kernels.buddy import MAX_BLOCK_PAGES, MOVABLE, NO_PAGE, RECLAIMABLE, UNMOVABLE, Buddy, new_buddy
 
 TYPES = [UNMOVABLE, MOVABLE, RECLAIMABLE]
 ORDERS = [0, 0, 0, 0, 1, 2, 3, 5, 8, 9, 10]

@@ -11,8 +11,8 @@ from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from kernels import folio as fast
 from reference import folio as slow
+from workbench.kernels.folios import run as fast
 
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 NODES = 2

@@ -8,10 +8,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kernels import folio as fast
 from reference import folio as slow
 from reference.folio_blocks import Blocks
 from reference.scale import JIT_DISABLED
+from workbench.kernels.folios import run as fast
 
 ORDER = [[0, 1], [1, 0]]
 GENERATIONS, STAGES, MERGES = "BC", ("one", "two", "through"), ("eager", "lazy", "never")

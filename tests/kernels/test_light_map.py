@@ -8,9 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from kernels import folio, light_map, maple
 from reference.light_map import LightFile
 from reference.scale import JIT_DISABLED, examples
+from workbench.kernels import light_map
+from workbench.kernels.folios import run as folio
+from workbench.kernels.maps import maple
 
 NODES = 2
 ORDER = [[0, 1], [1, 0]]

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numba.core import config
 
-from kernels import flat_table, maple, pagemap, range_table, xarray_map
-from kernels.xarray_map import node_count
 from reference.compiled import reference_count_calls
 from reference.pagemap import DictMap, xarray_nodes
 from reference.scale import JIT_DISABLED, examples
 from workbench.errors import WorkbenchError
-from workbench.offset_maps import STRUCTURES, FlatMap, MapleMap, RangeMap, XarrayMap, offset_map
+from workbench.kernels.maps import flat_table, maple, pagemap, range_table, xarray_map
+from workbench.kernels.maps.xarray_map import node_count
+from workbench.tracking.offset_maps import STRUCTURES, FlatMap, MapleMap, RangeMap, XarrayMap, offset_map
 
 CONSTANTS = json.loads((Path(__file__).parents[2] / "datasets" / "linux" / "constants.json").read_text())
 TRACKERS = {key: entry["value"] for key, entry in CONSTANTS["trackers"].items()}

@@ -7,12 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from kernels import buddy as buddy_kernel
-from kernels import pcp as kernel
-from kernels.buddy import MOVABLE, NO_PAGE, RECLAIMABLE, UNMOVABLE, Buddy, new_buddy
-from kernels.pcp import Pcp, new_pcp
 from reference.buddy import CpuLists, Zone
 from reference.scale import examples
+from workbench.kernels import buddy as buddy_kernel
+from workbench.kernels import pcp as kernel
+from workbench.kernels.buddy import MOVABLE, NO_PAGE, RECLAIMABLE, UNMOVABLE, Buddy, new_buddy
+from workbench.kernels.pcp import Pcp, new_pcp
 
 GIB = 1 << 18  # pages
 

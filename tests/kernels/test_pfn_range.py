@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kernels import pfn_range
 from reference.pfn_range import buddy_blocks, buddy_fit, fit, free_runs
+from workbench.kernels import pfn_range
 
 PAGES = 512
 ORDERS = 10

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from reference.scale import examples
-from workbench.filemap import FileMap
-from workbench.pfns import FreePfns
+from workbench.engine.filemap import FileMap
+from workbench.engine.pfns import FreePfns
 
 
 class Reference:

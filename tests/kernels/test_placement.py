@@ -1,4 +1,4 @@
-"""kernels.placement, .zonelist, .mempolicy and .filemap against the plain-Python reference, page for page."""
+"""workbench.kernels.placement, .zonelist, .mempolicy and .filemap against the plain-Python reference, page for page."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import fault_order, filemap, mempolicy, placement, zonelist
 from reference import placement as reference
 from reference.scale import examples
+from workbench.kernels import fault_order, filemap, mempolicy, placement, zonelist
 
 
 def random_case(rng: np.random.Generator):
@@ -173,9 +173,7 @@ def test_filemap_tables_agree_with_a_dictionary(seed):
     needed = filemap.node_runs(runs, allocations, tiles, state["zone_node"], rows)
     listed = {p: n for first, count, n in rows[:needed] for p in range(first, first + count)}
     assert listed == {page: zones[zone].node for page, zone in kept.items()}
-    assert all(a[2] != b[2] or a[0] + a[1] != b[0] for a, b in itertools.pairwise(rows[:needed])), (
-        "runs are maximal"
-    )
+    assert all(a[2] != b[2] or a[0] + a[1] != b[0] for a, b in itertools.pairwise(rows[:needed])), "runs are maximal"
     short = np.empty((max(needed - 1, 0), 3), np.int64)
     assert filemap.node_runs(runs, allocations, tiles, state["zone_node"], short) == needed
     assert short.tolist() == rows[: len(short)].tolist()

@@ -1,12 +1,12 @@
-"""kernels.filemap.render writes long stretches by copying: longer than a block, cut anywhere, in both directions."""
+"""workbench.kernels.filemap.render writes long stretches by copying: longer than a block, cut anywhere, in both directions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from kernels import filemap
 from reference.scale import examples
+from workbench.kernels import filemap
 
 LONGEST = 5 * filemap._BLOCK + 123
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import traffic
 from reference import traffic as reference
+from workbench.kernels import traffic
 
 FLAT = np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]])
 KNEE = np.array([[0.0, 0.8, 1.0]]), np.array([[0.0, 20.0, 400.0]])

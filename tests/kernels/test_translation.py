@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import translation
 from reference import traffic as reference
+from workbench.kernels import translation
 
 
 @pytest.mark.parametrize("guest", range(2, 6))

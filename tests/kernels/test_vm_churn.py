@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import buddy, pfn_range
-from kernels import vm_churn as kernel
 from reference import vm_churn as reference
 from reference.compiled import reference_count_calls
 from reference.scale import JIT_DISABLED, examples
+from workbench.kernels import buddy, pfn_range
+from workbench.kernels import vm_churn as kernel
 
 NODES, PER_NODE, ROWS = 2, 1 << 13, 1 << 12
 FALLBACK = np.array([[0, 1], [1, 0]])

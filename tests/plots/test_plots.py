@@ -11,12 +11,16 @@ import xarray as xr
 from matplotlib import colors as mcolors
 from matplotlib.figure import Figure
 
-from workbench import palette, plots, plots_common, plots_topology, results
+from workbench import results
 from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
+from workbench.plots import common as plots_common
+from workbench.plots import palette
+from workbench.plots import placement as plots
+from workbench.plots import topology as plots_topology
 from workbench.scenario import Scenario
-from workbench.simulate import simulate
-from workbench.topology import Host, machine_names
+from workbench.simulation import simulate
+from workbench.topology.host import Host, machine_names
 
 
 def run(host: object = "epyc1-naples-2s", **fields: Any) -> xr.Dataset:

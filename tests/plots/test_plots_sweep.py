@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from workbench import plots_sweep
 from workbench.errors import WorkbenchError
+from workbench.plots import sweep as plots_sweep
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""kernels.compile: where machine code is kept, and the switches that make kernels fast."""
+"""workbench.kernels.compile: where machine code is kept, and the switches that make kernels fast."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels import compile as compile_module
 from reference.scale import JIT_DISABLED
+from workbench.kernels import compile as compile_module
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
 ROOT = Path(__file__).parents[2]
 FILL = """
 import numpy as np
-from kernels.compile import cache_directory
-from kernels.mempolicy import auto_weights
+from workbench.kernels.compile import cache_directory
+from workbench.kernels.mempolicy import auto_weights
 bandwidth = np.array([100, 50], np.int64)
 weights = np.zeros(2, np.int64)
 auto_weights(bandwidth, np.ones(2, np.bool_), weights)

@@ -11,7 +11,7 @@ from workbench.recorder.emulated_hosts import all_hosts
 from workbench.recorder.kernel_package import PACKAGES
 from workbench.recorder.record import record
 from workbench.scenario import Scenario
-from workbench.verify import verify
+from workbench.truth.verify import verify
 
 KERNEL = os.environ.get("WORKBENCH_KERNEL", "")
 pytestmark = [

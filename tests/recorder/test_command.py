@@ -9,7 +9,7 @@ import pytest
 
 
 def run(*arguments, stdin=""):
-    command = [sys.executable, "-m", "workbench.cli", "record", *map(str, arguments)]
+    command = [sys.executable, "-m", "workbench.commands.cli", "record", *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -19,7 +19,10 @@ def run(*arguments, stdin=""):
         (["kernel-selftest-mbind", "--kernel", "nowhere", "-o", "OUT"], "--kernel nowhere: is neither a directory nor"),
         (["kernel-selftest-mbind", "--kernel", "."], "-o: missing"),
         (["nothing.txt", "--kernel", ".", "-o", "OUT"], "nothing.txt: no such file"),
-        (["kernel-selftest-mbind", "--kernel", ".", "-o", "OUT", "--qemu", "no-qemu"], "Debian package qemu-system-x86"),
+        (
+            ["kernel-selftest-mbind", "--kernel", ".", "-o", "OUT", "--qemu", "no-qemu"],
+            "Debian package qemu-system-x86",
+        ),
         (["kernel-selftest-mbind", "--kernel", ".", "-o", "OUT", "--budget", "much"], "much"),
         (["full-node", "--kernel", ".", "-o", "OUT"], "at most 512 MiB"),
         (["interface-fbind", "--kernel", ".", "-o", "OUT"], "guest.policy_interface: 'fbind' cannot be recorded"),

@@ -12,7 +12,21 @@ from hypothesis import strategies as st
 
 from workbench.recorder import initramfs
 
-FIELDS = ("ino", "mode", "uid", "gid", "nlink", "mtime", "size", "major", "minor", "rmajor", "rminor", "namesize", "check")
+FIELDS = (
+    "ino",
+    "mode",
+    "uid",
+    "gid",
+    "nlink",
+    "mtime",
+    "size",
+    "major",
+    "minor",
+    "rmajor",
+    "rminor",
+    "namesize",
+    "check",
+)
 
 
 def read_newc(archive: bytes) -> list[tuple[dict[str, int], str, bytes]]:
@@ -46,7 +60,11 @@ def test_members_come_back(files):
 
 
 def test_kinds_of_entries():
-    entries = [initramfs.directory("dev"), initramfs.character_device("dev/console", 5, 1), initramfs.regular("init", b"x")]
+    entries = [
+        initramfs.directory("dev"),
+        initramfs.character_device("dev/console", 5, 1),
+        initramfs.regular("init", b"x"),
+    ]
     members = {name: values for values, name, _ in read_newc(initramfs.build(entries))}
     assert stat.S_ISDIR(members["dev"]["mode"]) and members["dev"]["nlink"] == 2
     assert stat.S_ISCHR(members["dev/console"]["mode"])

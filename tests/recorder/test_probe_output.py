@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from workbench.errors import WorkbenchError
 from workbench.recorder import probe_output
 from workbench.recorder.emulated_hosts import all_hosts
-from workbench.recording import read
+from workbench.truth.recording import read
 
 OUTPUT = "\n".join(
     json.dumps(line)

@@ -14,7 +14,7 @@ from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.recorder.emulated_hosts import all_hosts
 from workbench.recorder.qemu import EmulatedHost, EmulatedNode, emulate, mebibytes
-from workbench.topology import Host, Node
+from workbench.topology.host import Host, Node
 
 RECORDED = sorted(path for path in datasets_path("recordings").glob("*.json.gz") if path.name != "hvo.json.gz")
 
@@ -53,7 +53,13 @@ def test_linux_numbered_nodes_as_foreseen(path):
 
 
 def test_nodes_without_cpus_come_last():
-    nodes = (EmulatedNode(256), EmulatedNode(256, (1,)), EmulatedNode(0), EmulatedNode(256, (0,)), EmulatedNode(0, (2,)))
+    nodes = (
+        EmulatedNode(256),
+        EmulatedNode(256, (1,)),
+        EmulatedNode(0),
+        EmulatedNode(256, (0,)),
+        EmulatedNode(0, (2,)),
+    )
     assert EmulatedHost("x", nodes).linux_ids == (3, 1, -1, 0, 2)
 
 
@@ -73,7 +79,9 @@ def test_command_declares_every_node(name):
     boot = sum(node.memory_mib for node in emulated.nodes if not node.hotplug)
     assert pairs(command, "-m")[0].split(",")[0] == f"{boot}M", "QEMU refuses nodes that do not add up to -m"
     count = len(emulated.nodes)
-    assert sum(text.startswith("dist,") for text in pairs(command, "-numa")) == (count * (count - 1) if count > 1 else 0)
+    assert sum(text.startswith("dist,") for text in pairs(command, "-numa")) == (
+        count * (count - 1) if count > 1 else 0
+    )
     assert pairs(command, "-accel") == ["tcg,thread=single"]
     assert pairs(command, "-append") == [emulated.command_line]
 

@@ -191,7 +191,7 @@ def test_machine_that_fails_writes_nothing(tools, tmp_path, text, message):
 
 def test_interrupt_ends_the_machine(tools, tmp_path):
     marker = tmp_path / "pid"
-    kernel = tools(f'echo $$ > {marker}; exec sleep 60\n')
+    kernel = tools(f"echo $$ > {marker}; exec sleep 60\n")
     code = (
         "from workbench.recorder import record\nfrom workbench.recorder.qemu import EmulatedHost, EmulatedNode\n"
         f"record.record({SCRIPT!r}, EmulatedHost('one', (EmulatedNode(256, (0,)),)), "

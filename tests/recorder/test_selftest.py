@@ -13,9 +13,9 @@ import pytest
 
 from workbench import policy as mempolicy
 from workbench.data import datasets_path
-from workbench.recording import read, to_scenario
 from workbench.scenario import Scenario
-from workbench.simulate import simulate
+from workbench.simulation import simulate
+from workbench.truth.recording import read, to_scenario
 
 
 def ready(name):

@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.recorder.qemu import emulate
 from workbench.recorder.translate import script_name, to_script
 from workbench.scenario import Scenario
-from workbench.simulate import simulate
+from workbench.simulation import simulate
 
 HOST = {
     "name": "three",
@@ -162,7 +162,7 @@ def test_ready_scenarios_translate_or_say_why_not(path):
 def test_script_read_back_simulates_to_the_same_pages(tmp_path):
     """Scenario -> script -> recording reader -> scenario: every page lands on the node that stands for the same one."""
     from workbench.recorder.probe_output import recording
-    from workbench.recording import read, to_scenario
+    from workbench.truth.recording import read, to_scenario
 
     nodes = [{**node, "id": index} for node, index in zip(HOST["nodes"], (8, 2, 5), strict=True)]
     nodes = [nodes[1], nodes[2], nodes[0]]  # an order that Linux keeps: nodes without CPUs last
@@ -183,7 +183,8 @@ def test_script_read_back_simulates_to_the_same_pages(tmp_path):
     ids, distances = emulation.host.linux_ids, emulation.host.distances
     order = sorted(range(len(ids)), key=lambda index: ids[index])
     files = {
-        f"/sys/devices/system/node/node{ids[i]}/distance": [" ".join(str(distances[i][j]) for j in order)] for i in order
+        f"/sys/devices/system/node/node{ids[i]}/distance": [" ".join(str(distances[i][j]) for j in order)]
+        for i in order
     }
     for i in order:
         cpus = emulation.host.nodes[i].cpus

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kernels import compile as compile_module
+from workbench.kernels import compile as compile_module
 
 
 def reference_count_calls(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., object], *arguments: Any) -> int:

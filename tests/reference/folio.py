@@ -1,6 +1,6 @@
 """Huge folios under conversion, the slow way: one object per 4 KiB page, everything recounted when asked.
 
-Written from the rules of the proposals, not from :mod:`kernels.folio`; nothing here keeps a counter that could be
+Written from the rules of the proposals, not from :mod:`workbench.kernels.folios.run`; nothing here keeps a counter that could be
 recounted from the pages. Errors are errnos, as the kernel's; SIGBUS is -7.
 """
 

@@ -1,7 +1,7 @@
 """A file without struct page for private ranges, the slow way: one object per 4 KiB page, everything recounted.
 
-Written from the rules in :mod:`kernels.light_map`'s docstrings, with sets and dictionaries; frames come from plain lists
-of free units of each node, lowest first. Errors are errnos; SIGBUS is -7.
+Written from the rules in :mod:`workbench.kernels.light_map`'s docstrings, with sets and dictionaries; frames come from
+plain lists of free units of each node, lowest first. Errors are errnos; SIGBUS is -7.
 """
 
 from __future__ import annotations

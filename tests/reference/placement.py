@@ -1,4 +1,4 @@
-"""Placement of guest memory one page at a time, in plain Python: slow and obvious, the oracle of kernels.placement."""
+"""Placement of guest memory one page at a time, in plain Python: slow and obvious, the oracle of workbench.kernels.placement."""
 
 from __future__ import annotations
 

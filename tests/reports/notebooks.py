@@ -34,7 +34,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from workbench import report
+from workbench.reports import report
 
 data = xr.Dataset({"pages": ("node", np.arange(pages) ** 2, {"basis": "exact"})}, attrs={"of": machine})
 """

@@ -7,7 +7,7 @@ from batch.notebooks import notebook
 from nbformat.v4 import new_code_cell, new_notebook
 
 from workbench.errors import WorkbenchError
-from workbench.notebook_parameters import check_values, read_notebook, read_parameters
+from workbench.reports.notebook_parameters import check_values, read_notebook, read_parameters
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import pytest
 import xarray as xr
 from batch.notebooks import write
 
-from workbench.batch import read_jobs, run_batch
 from workbench.errors import WorkbenchError
-from workbench.gallery import make_gallery
-from workbench.report import NotebookFailed, check_report, digest, make_report, read_report
-from workbench.report_html import clean, embedded_json, without_hosts
+from workbench.reports.gallery import make_gallery
+from workbench.reports.html import clean, embedded_json, without_hosts
+from workbench.reports.report import NotebookFailed, check_report, digest, make_report, read_report
+from workbench.sweeps.batch import read_jobs, run_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>window.pwned=9</script><img src=x onerror=window.pwned=8>"
@@ -29,7 +29,7 @@ HOSTILE = "<script>window.pwned=9</script><img src=x onerror=window.pwned=8>"
 def workbench(*words: str, **more) -> subprocess.CompletedProcess:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, "-m", "workbench.cli", *words],
+        [sys.executable, "-m", "workbench.commands.cli", *words],
         capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}, **more,
     )  # fmt: skip
 
@@ -171,7 +171,7 @@ def test_a_full_disk(folder, monkeypatch):
     def full(self, *arguments, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    from workbench import report
+    from workbench.reports import report
 
     monkeypatch.setattr(report, "execute", lambda source, *rest, **more: source)
     monkeypatch.setattr(Path, "write_text", full)

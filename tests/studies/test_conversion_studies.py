@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workbench import conversion as cv
-from workbench import conversion_studies as studies
-from workbench import generators_conversion as gen
-from workbench import plots_conversion as plots
+from workbench.engine import conversion_streams as gen
+from workbench.plots import conversion as plots
+from workbench.studies import conversion_studies as studies
+from workbench.tracking import folio_file as cv
 
 GIB = 1 << 30
 SMALL = gen.BootGuest(memory=2 * GIB, possible_cpus=4, queues=4)

@@ -10,8 +10,11 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import workbench as wb
-from workbench import placement_cost, plots_traffic, published, traffic, translation, vnuma
+from workbench.cost import traffic, translation
 from workbench.errors import WorkbenchError
+from workbench.plots import traffic as plots_traffic
+from workbench.studies import placement_cost, vnuma
+from workbench.truth import published
 
 HOST = wb.Host.from_machine("epyc1-naples-2s")
 CXL = wb.Host.from_machine("spr-8468v-cxl")
@@ -107,7 +110,7 @@ def test_other_figures_are_drawn():
 def command():
     import typer
 
-    from workbench import commands_reproduce
+    from workbench.commands import reproduce as commands_reproduce
 
     app = typer.Typer()
     commands_reproduce.register(app)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench import plots_sweep
 from workbench.costs import COSTS
 from workbench.errors import WorkbenchError
-from workbench.sensitivity import sensitivity, sobol
+from workbench.plots import sweep as plots_sweep
+from workbench.studies.sensitivity import sensitivity, sobol
 
 
 def test_indices_of_the_ishigami_function():

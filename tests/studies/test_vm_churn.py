@@ -7,8 +7,9 @@ import pytest
 import xarray as xr
 
 from reference.scale import JIT_DISABLED
-from workbench import plots_designs, vm_churn
 from workbench.errors import WorkbenchError
+from workbench.plots import designs as plots_designs
+from workbench.studies import vm_churn
 
 SMALL = {"memory": "512 GiB", "nodes": 4}
 MACHINES = 60 if JIT_DISABLED else 2000

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench import vnuma
 from workbench.errors import WorkbenchError
+from workbench.studies import vnuma
 
 GIB = 1 << 30
 HOST = wb.Host.from_machine("epyc1-naples-2s")

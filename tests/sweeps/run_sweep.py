@@ -7,7 +7,7 @@ import sys
 from batch.cells import grid, run
 
 from workbench.errors import WorkbenchError
-from workbench.sweep import sweep
+from workbench.sweeps.sweep import sweep
 
 if __name__ == "__main__":
     store, count, workers, *scheduler = sys.argv[1:]

@@ -17,9 +17,9 @@ import pytest
 from batch.cells import grid, run, value
 
 from workbench.errors import WorkbenchError
-from workbench.sweep import estimate, sweep
-from workbench.sweep_grid import Grid
-from workbench.sweep_store import DONE, FAILED, PENDING, open_store, read_store
+from workbench.sweeps.grid import Grid
+from workbench.sweeps.store import DONE, FAILED, PENDING, open_store, read_store
+from workbench.sweeps.sweep import estimate, sweep
 
 TESTS = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("run_sweep.py")
@@ -82,7 +82,7 @@ def test_every_cell_has_its_value_and_failures_their_error(tmp_path):
 def test_the_store_reads_back_without_this_package(tmp_path):
     import xarray as xr
 
-    from workbench.sweep_store import quiet_zarr
+    from workbench.sweeps.store import quiet_zarr
 
     store = tmp_path / "s.zarr"
     ours = sweep(grid(), out=store, run=run, workers=0)

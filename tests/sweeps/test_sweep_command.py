@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workbench.sweep_grid import Grid
-from workbench.sweep_store import PENDING, read_store
+from workbench.sweeps.grid import Grid
+from workbench.sweeps.store import PENDING, read_store
 
 ROOT = Path(__file__).resolve().parents[2]
 GRIDS = sorted((ROOT / "datasets" / "sweeps").glob("*.yaml"))
@@ -32,7 +32,7 @@ axes:
 def command(*words: str, **more) -> subprocess.Popen:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "workbench.cli", "sweep", *words],
+        [sys.executable, "-m", "workbench.commands.cli", "sweep", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}, **more,
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_ready_grids_have_cells_that_run(path):
-    from workbench.sweep import sweep
+    from workbench.sweeps.sweep import sweep
 
     grid = Grid.from_yaml(path)
     assert path.read_text().startswith("# ")

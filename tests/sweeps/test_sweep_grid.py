@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import WorkbenchError
-from workbench.sweep_grid import Grid, Metric, measure
+from workbench.sweeps.grid import Grid, Metric, measure
 
 BASE = {"name": "base", "guest": {"memory": 64}}
 

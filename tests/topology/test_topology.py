@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from workbench import cli, commands_machines, safe_yaml
+from workbench import safe_yaml
 from workbench.bitmap_lists import format_list, parse_list
+from workbench.commands import cli
+from workbench.commands import machines as commands_machines
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
-from workbench.topology import Host, machine_names
+from workbench.topology.host import Host, machine_names
 
 SNAPSHOTS = sorted(datasets_path("sysfs").glob("*.tar.gz"))
 

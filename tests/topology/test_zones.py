@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.zonelist import ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL
 from workbench.data import datasets_path
-from workbench.topology import Host
-from workbench.zones import ZONE_NAMES, default_zones, lowmem_reserve, watermarks
+from workbench.kernels.zonelist import ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL
+from workbench.topology.host import Host
+from workbench.topology.zones import ZONE_NAMES, default_zones, lowmem_reserve, watermarks
 
 BOOTS = sorted(datasets_path("recordings", "boot").glob("*.txt.gz"))
 PAGES_PER_GIB = 1 << 18

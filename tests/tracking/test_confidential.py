@@ -9,16 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench import confidential as c
 from workbench.errors import WorkbenchError
+from workbench.tracking import confidential as c
 
 TIB = 1 << 40
 GIB = 1 << 30
 
 
-@pytest.mark.parametrize(
-    ("memory", "published"), [(1, 4294983680), (2, 8589950976), (12, 51539623936)]
-)
+@pytest.mark.parametrize(("memory", "published"), [(1, 4294983680), (2, 8589950976), (12, 51539623936)])
 def test_rmp_size_is_the_published_one(memory: int, published: int) -> None:
     """snp_rmp: Documentation/arch/x86/amd-memory-encryption.rst."""
     assert c.rmp_bytes(memory * TIB) == published

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 import workbench as wb
-from workbench import conversion as cv
-from workbench import generators_conversion as gen
-from workbench import published
-from workbench.conversion import ConversionFile, HostMemory
+from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
+from workbench.tracking import folio_file as cv
+from workbench.tracking.folio_file import ConversionFile, HostMemory
+from workbench.truth import published
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 

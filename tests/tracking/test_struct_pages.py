@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workbench.errors import WorkbenchError
-from workbench.struct_pages import (
+from workbench.tracking.struct_pages import (
     full,
     read_hvo_recording,
     restored_by_split,

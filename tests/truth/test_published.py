@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench import published
 from workbench.errors import WorkbenchError
+from workbench.truth import published
 
 EXACT = {"accept_exits": 6, "hvo_savings": 20, "hvo_split_cost": 8, "snp_rmp": 6, "swiotlb_size": 27, "walk_refs": 9,
          "wi_auto": 16, "wi_page_counts": 12, "wi_socket_aware": 4, "tdx_pamt": 2}  # fmt: skip

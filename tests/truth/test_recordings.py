@@ -11,8 +11,8 @@ import pytest
 
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
-from workbench.recording import read, unpack_place
-from workbench.verify import verify
+from workbench.truth.recording import read, unpack_place
+from workbench.truth.verify import verify
 
 RECORDINGS = sorted(datasets_path("recordings").glob("*.json.gz"))
 

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
-    from workbench.sweep_grid import Grid
+    from workbench.sweeps.grid import Grid
 
 
 class PairCommand(TyperCommand):
@@ -71,7 +71,7 @@ def report(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
     """Run a notebook and write one HTML file that opens anywhere, without a network."""
-    from workbench.report import NotebookFailed, check_report, make_report
+    from workbench.reports.report import NotebookFailed, check_report, make_report
 
     try:
         if show:
@@ -113,7 +113,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from workbench.cli import console
+    from workbench.commands.cli import console
 
     if title:
         typer.echo(title)
@@ -126,7 +126,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def _show_parameters(notebook: Path) -> None:
-    from workbench.notebook_parameters import read_notebook, read_parameters
+    from workbench.reports.notebook_parameters import read_notebook, read_parameters
 
     for item in read_parameters(read_notebook(notebook), notebook.name).values():
         typer.echo(f"{item.name}: {item.annotation} = {item.default}" + (f"  # {item.help}" if item.help else ""))
@@ -139,8 +139,8 @@ def batch(
     gallery_page: Annotated[bool, typer.Option("--gallery", help="End with an index page of the reports.")] = False,
 ) -> None:
     """Make many reports, several at a time, each with a log. Exit code 1 if any of them failed."""
-    from workbench.batch import Outcome, read_jobs, run_batch
-    from workbench.gallery import make_gallery
+    from workbench.reports.gallery import make_gallery
+    from workbench.sweeps.batch import Outcome, read_jobs, run_batch
 
     found = read_jobs(jobs, out_dir)
     done = 0
@@ -175,7 +175,7 @@ def gallery(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; index.html there by default.")] = None,
 ) -> None:
     """Build an index page over many reports: pictures, search, parameters as columns."""
-    from workbench.gallery import make_gallery
+    from workbench.reports.gallery import make_gallery
 
     page, count = make_gallery(folder, out)
     typer.echo(f"{count} reports", err=True)
@@ -196,9 +196,9 @@ def sweep(
     """Simulate every cell of a grid into one Zarr store. Killed at any moment, the same command does the rest."""
     import numpy as np
 
-    from workbench.sweep import sweep as run_sweep
-    from workbench.sweep_grid import Grid
-    from workbench.sweep_store import FAILED
+    from workbench.sweeps.grid import Grid
+    from workbench.sweeps.store import FAILED
+    from workbench.sweeps.sweep import sweep as run_sweep
 
     if not grid.is_file():
         raise WorkbenchError(f"grid {str(grid)!r}: no such file")
@@ -233,7 +233,7 @@ def sweep(
 def _dry_run(grid: Grid, out: Path, workers: int | None) -> None:
     import os
 
-    from workbench.sweep import estimate
+    from workbench.sweeps.sweep import estimate
     from workbench.units import format_bytes
 
     found = estimate(grid, out)
@@ -262,7 +262,7 @@ def register(app: typer.Typer) -> None:
 
 
 def main() -> None:
-    """Run these commands alone: ``python -m workbench.commands_batch``."""
+    """Run these commands alone: ``python -m workbench.commands.batch``."""
     app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
     app.callback()(lambda: None)
     register(app)

@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Simulate a scenario: print where its pages land, and keep the Dataset if asked to."""
     from workbench import results
-    from workbench.simulate import simulate
+    from workbench.simulation import simulate
 
     value = read_scenario(scenario, set_ or [])
     with progress_bar("operations") as progress:
@@ -77,7 +77,7 @@ def verify(
     most: Annotated[int, typer.Option(help="mismatches to print")] = 20,
 ) -> None:
     """Replay recordings of a real kernel and compare every return value, errno and page. Exit code 0 only if all agree."""
-    from workbench.verify import verify as replay
+    from workbench.truth.verify import verify as replay
 
     with progress_bar("scripts") as progress:
         reports = replay(files, progress=progress)
@@ -253,8 +253,7 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
 def main() -> None:
     """Entry point: run the command, turn bad input into one line and exit code 2."""
     for module in ("machines", "batch", "record", "reproduce", "explore"):
-        if importlib.util.find_spec(f"workbench.commands_{module}") is not None:
-            importlib.import_module(f"workbench.commands_{module}").register(app)
+        importlib.import_module(f"workbench.commands.{module}").register(app)
     try:
         app()
     except WorkbenchError as error:

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from workbench.data import root
 from workbench.errors import WorkbenchError
 
 
@@ -32,7 +33,7 @@ def explore(
         raise WorkbenchError("explore: the package voila is not installed")
     text = None
     if scenario is not None:
-        from workbench.cli import read_scenario
+        from workbench.commands.cli import read_scenario
 
         text = read_scenario(scenario, []).to_yaml()
     token = secrets.token_urlsafe(24)
@@ -81,7 +82,7 @@ def voila_command(notebook: Path, port: int, token: str, *, browser: bool = Fals
 
 def environment() -> dict[str, str]:
     """Our Voila template is found by way of JUPYTER_PATH."""
-    ours = str(Path(__file__).parent / "explorer" / "jupyter")
+    ours = str(root("explorer") / "jupyter")
     return os.environ | {"JUPYTER_PATH": os.pathsep.join(filter(None, [ours, os.environ.get("JUPYTER_PATH")]))}
 
 

@@ -13,7 +13,7 @@ import typer
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
-    from workbench.topology import Host, Node
+    from workbench.topology.host import Host, Node
 
 _SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LOCAL = "·"
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
 
 def read_host(name: str) -> Host:
     """A host by the name of a machine, from a file or snapshot, or of this computer (``this``)."""
-    from workbench.topology import Host, machine_names
+    from workbench.topology.host import Host, machine_names
 
     if name == "this":
         return Host.from_sysfs()
@@ -78,7 +78,7 @@ def read_host(name: str) -> Host:
 def draw(host: Host, out: Path) -> None:
     """Draw a host into a picture file; the format is that of the file's ending."""
     from workbench.files import whole_file
-    from workbench.plots_topology import host_dataset, topology
+    from workbench.plots.topology import host_dataset, topology
 
     kind = out.suffix.removeprefix(".").lower()
     if kind not in ("svg", "png", "pdf"):
@@ -89,7 +89,7 @@ def draw(host: Host, out: Path) -> None:
 
 
 def _list(as_json: bool) -> None:
-    from workbench.topology import Host, machine_names
+    from workbench.topology.host import Host, machine_names
 
     hosts = [Host.from_machine(name) for name in machine_names()]
     if as_json:
@@ -97,8 +97,8 @@ def _list(as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from workbench.cli import console
-    from workbench.plots_common import size_text
+    from workbench.commands.cli import console
+    from workbench.plots.common import size_text
 
     table = Table("name", "machine", box=None, pad_edge=False, header_style="bold")
     for column in ("nodes", "memory", "CPUs"):
@@ -135,8 +135,8 @@ def _show(host: Host) -> None:
     from rich.text import Text
 
     from workbench.bitmap_lists import format_list
-    from workbench.cli import console
-    from workbench.plots_common import size_text
+    from workbench.commands.cli import console
+    from workbench.plots.common import size_text
 
     screen = console()
     screen.print(Text(host.title or host.name, style="bold"))
@@ -170,7 +170,7 @@ def _short(text: str, most: int = 40) -> str:
 
 
 def _look(node: Node) -> tuple[object, ...]:
-    from workbench.plots_common import size_text
+    from workbench.plots.common import size_text
 
     return node.kind, size_text(node.memory_bytes), node.movable, len(node.cpus)
 
@@ -236,7 +236,7 @@ def _heat(position: int, count: int) -> str:
     """Background from light (near) to dark (far), with a text colour that is read on it."""
     import matplotlib
 
-    from workbench.plots_common import HEAT, text_colour
+    from workbench.plots.common import HEAT, text_colour
 
     shade = matplotlib.colormaps[HEAT](0.02 + 0.96 * position / max(1, count - 1))
     background = matplotlib.colors.to_hex(shade)

@@ -40,7 +40,7 @@ def record(
     """
     import tempfile
 
-    from workbench.cli import progress_bar, read_scenario
+    from workbench.commands.cli import progress_bar, read_scenario
     from workbench.recorder.record import record as run
     from workbench.units import parse_bytes
 
@@ -68,7 +68,7 @@ def record(
 
 
 def _host(name: str | None):  # type: ignore[no-untyped-def]
-    from workbench.topology import Host
+    from workbench.topology.host import Host
 
     if name is None:
         return None
@@ -76,8 +76,8 @@ def _host(name: str | None):  # type: ignore[no-untyped-def]
 
 
 def _verify(path: Path) -> None:
-    from workbench.cli import _print_reports
-    from workbench.verify import verify as replay
+    from workbench.commands.cli import _print_reports
+    from workbench.truth.verify import verify as replay
 
     reports = replay([path])
     _print_reports(reports, 20)

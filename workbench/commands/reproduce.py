@@ -20,7 +20,7 @@ def reproduce(
 
     Exit code 1 if a value that must be exact is not.
     """
-    from workbench import published
+    from workbench.truth import published
 
     if list_:
         for name in published.table_names():

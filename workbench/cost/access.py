@@ -2,7 +2,7 @@
 
 Access operations that directly follow one another run at the same time and share nodes and links; any other operation
 between them separates them. Placement is that of the moment of the call; bandwidth and latency are modelled
-(:mod:`workbench.traffic`), page walks included for patterns that jump (:mod:`workbench.translation`); there the guest
+(:mod:`workbench.cost.traffic`), page walks included for patterns that jump (:mod:`workbench.cost.translation`); there the guest
 is taken to map its memory with pages as large as the host's, and conversions that split huge mappings count.
 """
 
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench import results, traffic, translation
+from workbench import results
 from workbench import scenario as sc
-from workbench.conversion import ConversionFile
-from workbench.host_state import HostState
-from workbench.objects import Inode
+from workbench.cost import traffic, translation
+from workbench.engine.host_state import HostState
+from workbench.engine.objects import Inode
+from workbench.tracking.folio_file import ConversionFile
 
 DIMENSION = "stream"
 _MODEL = traffic.MODEL

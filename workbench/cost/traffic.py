@@ -6,7 +6,7 @@ access class, or a benchmark written into its file) are taken as they are; all o
 memory and distances by the parameters of :mod:`workbench.costs`, and say so.
 
 The accesses of a guest are *streams*, one for each node that runs vCPUs. Where its pages lie decides in which
-proportions a stream visits nodes and links; :mod:`kernels.traffic` finds rates and latencies that agree with the
+proportions a stream visits nodes and links; :mod:`workbench.kernels.traffic` finds rates and latencies that agree with the
 curves and share capacities max-min fairly.
 
 Everything here is modelled: it carries a source, and ``samples`` runs it over the ranges of its parameters.
@@ -29,7 +29,7 @@ from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.scenario import Access
-    from workbench.topology import Host
+    from workbench.topology.host import Host
 
 CURVES = ("dram", "hbm", "cxl", "link")
 """Rows of the curve tables."""
@@ -41,7 +41,7 @@ TOLERANCE = 1e-6
 MAX_ITERATIONS = 500
 ZIPF_EXPONENT = 0.99
 """Exponent of the zipf pattern (that of the YCSB benchmark)."""
-MODEL = "workbench/traffic.py: max-min fair sharing with measured bandwidth-latency curves (Mess, BSC)"
+MODEL = "workbench/cost/traffic.py: max-min fair sharing with measured bandwidth-latency curves (Mess, BSC)"
 SAMPLED = (
     "dram_latency", "dram_bandwidth", "hbm_latency", "hbm_bandwidth", "cxl_latency", "cxl_bandwidth", "gpu_latency",
     "gpu_bandwidth", "remote_latency_ratio", "remote_bandwidth_ratio", "link_ports", "write_weight",
@@ -131,7 +131,7 @@ class Machine:
         return int(found[0])
 
     def capacities(self) -> np.ndarray:
-        """float64 (resources,): memory, links and ports in the order of :mod:`kernels.traffic`."""
+        """float64 (resources,): memory, links and ports in the order of :mod:`workbench.kernels.traffic`."""
         return np.concatenate((self.bandwidth, self.link_bandwidth.ravel(), self.port_bandwidth))
 
     def curves(self) -> np.ndarray:
@@ -300,7 +300,7 @@ def shares_of(
     costs: Mapping[str, float] | None = None,
 ) -> tuple[np.ndarray, float]:
     """:func:`memory_shares` of a file of ``pages`` folios; ``count(edges)`` gives folios per node between edges."""
-    from kernels import translation
+    from workbench.kernels import translation
 
     first = min(pages, access.offset // page_size)
     last = pages if access.length is None else min(pages, -(-(access.offset + access.length) // page_size))
@@ -435,7 +435,7 @@ def together(parts: Sequence[Streams]) -> Streams:
 
 def solve(host: Machine, demand: Streams) -> Solution:
     """Rates and latencies of streams that run at the same time."""
-    from kernels import traffic
+    from workbench.kernels import traffic
 
     loads, delays = curve_tables()
     # A last row without delay, for ports.
@@ -557,7 +557,7 @@ def automatic_weights(host: Host | Machine) -> np.ndarray:
     A :class:`Host` counts as the kernel sees it: only nodes with an HMAT access class have a bandwidth, and without any
     the weights are all 1. A :class:`Machine` counts with the model's bandwidths, estimates included.
     """
-    from kernels import mempolicy
+    from workbench.kernels import mempolicy
 
     if isinstance(host, Machine):
         bandwidth = np.round(host.bandwidth).astype(np.int64)

@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError
 
 PAGE_ORDERS = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
 TLB_PARAMETERS = ("tlb_entries_4k", "tlb_entries_2m", "tlb_entries_1g")
-MODEL = "workbench/translation.py: uniform accesses, TLB of given entries, leaf entries from memory (vMitosis)"
+MODEL = "workbench/cost/translation.py: uniform accesses, TLB of given entries, leaf entries from memory (vMitosis)"
 CONFIDENTIAL_ORDER = {"none": 18, "snp": 9, "tdx": 0}
 """Largest second-stage mapping of private memory: arch/x86/kvm/svm/sev.c: sev_gmem_max_mapping_level; TDX on Linux 7.3
 maps 4 KiB only (arch/x86/kvm/vmx/tdx.c: tdx_sept_map_leaf_spte)."""
@@ -24,7 +24,7 @@ maps 4 KiB only (arch/x86/kvm/vmx/tdx.c: tdx_sept_map_leaf_spte)."""
 
 def walk_references(top_levels: int = 4) -> xr.Dataset:
     """References of a nested walk for every pair of guest and host page size, in tables of 4 or 5 levels."""
-    from kernels import translation
+    from workbench.kernels import translation
 
     sizes = list(PAGE_ORDERS)
     levels = [translation.page_table_levels(order, top_levels) for order in PAGE_ORDERS.values()]
@@ -68,7 +68,7 @@ def walk_cost(
     walk without caches), and scalars ``misses_per_access``, ``memory_references``, ``remote_references`` and ``walk``
     (ns per access).
     """
-    from kernels import translation
+    from workbench.kernels import translation
 
     def cost(name: str) -> float:
         return cost_table.value(name, costs)

@@ -1,9 +1,9 @@
 """What tracking a guest's memory takes, computed from which pages are present and shared: nodes, tables, handover.
 
-Page cache and maple tree nodes are those that Linux's own structures would have (:mod:`kernels.xarray_map`,
-:mod:`kernels.maple`); nothing here depends on how a run was carried out.
+Page cache and maple tree nodes are those that Linux's own structures would have (:mod:`workbench.kernels.maps.xarray_map`,
+:mod:`workbench.kernels.maps.maple`); nothing here depends on how a run was carried out.
 
-Blocks are 2 MiB, words are groups of 64 pages, as in :mod:`kernels.folio_state`.
+Blocks are 2 MiB, words are groups of 64 pages, as in :mod:`workbench.kernels.folios.state`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from kernels import folio, kho, maple, stage2, xarray_map
-from workbench import struct_pages
-from workbench.offset_maps import MapleMap, offset_map
-from workbench.private_users import MAX_LEVELS
+from workbench.kernels import kho, stage2
+from workbench.kernels.folios import run as folio
+from workbench.kernels.maps import maple, xarray_map
+from workbench.tracking import struct_pages
+from workbench.tracking.offset_maps import MapleMap, offset_map
+from workbench.tracking.private_users import MAX_LEVELS
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -32,7 +34,7 @@ def any_of(flags: Bools, group: int) -> Bools:
 
 
 def page_cache_nodes(words: Bools, huge_2m: Bools, huge_1g: Bools) -> int:
-    """Nodes of a page cache from where its entries are: the tree of :mod:`kernels.xarray_map` without building it.
+    """Nodes of a page cache from where its entries are: the tree of :mod:`workbench.kernels.maps.xarray_map` without building it.
 
     ``words`` bool (W,): 64-page groups with 4 KiB entries; ``huge_2m`` bool (B,), ``huge_1g`` bool (G,): larger ones.
     """
@@ -121,7 +123,7 @@ def folio_handover_bytes(folios: Mapping[int, int]) -> int:
 
 
 def map_size(structure: str, pages: int, extents: Int64s) -> tuple[int, int]:
-    """Bytes of a structure of :mod:`workbench.offset_maps` that holds the extents, and nodes its middle one is under."""
+    """Bytes of a structure of :mod:`workbench.tracking.offset_maps` that holds the extents, and nodes its middle one is under."""
     if structure == "flat":
         return pages * 8, 1  # without a table of that size being made
     tree = offset_map(structure, pages, max_order=folio.ORDER_1G)

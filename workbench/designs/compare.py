@@ -13,8 +13,8 @@ guest's page size, so that every page lies on the same node whatever the design.
 (:func:`check_same_answers`); what it costs is what is compared. Conversions are all or nothing (generation B of the
 huge-page series): block by block, how much is converted before a failure would depend on the size of the block.
 
-Counts come from really carrying out the run (:mod:`workbench.design_runs`) and from Linux's node sizes
-(:mod:`workbench.design_accounting`). Cycles are modelled from published measurements and say so.
+Counts come from really carrying out the run (:mod:`workbench.designs.runs`) and from Linux's node sizes
+(:mod:`workbench.designs.accounting`). Cycles are modelled from published measurements and say so.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kernels import pagemap
-from workbench import design_results
-from workbench import generators_conversion as gen
-from workbench.design_runs import Run, carry_out
+from workbench.designs import dataset as design_results
+from workbench.designs.runs import Run, carry_out
+from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
-from workbench.light_file import GROUPS
-from workbench.struct_pages import DESIGNS as DESIGNS
-from workbench.struct_pages import ORDERS
-from workbench.tracked_file import choice
+from workbench.kernels.maps import pagemap
+from workbench.tracking.light_file import GROUPS
+from workbench.tracking.struct_pages import DESIGNS as DESIGNS
+from workbench.tracking.struct_pages import ORDERS
+from workbench.tracking.tracked_file import choice
 from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
 
 
@@ -134,7 +134,7 @@ def simulate(scenario: Any, designs: Sequence[str] = DESIGNS[1:], *, check: bool
     Raises WorkbenchError if ``check`` is set and an answer differs (operations whose answer belongs to the design,
     ``kexec`` and ``iommu_map``, differ by intent: leave them out or pass ``check=False``).
     """
-    from workbench.simulate import simulate as run
+    from workbench.simulation import simulate as run
 
     parts = []
     for design in designs:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from kernels import pagemap
-from workbench.design_accounting import Int64s
-from workbench.design_runs import DRAWS, Outcome
+from workbench.designs.accounting import Int64s
+from workbench.designs.runs import DRAWS, Outcome
+from workbench.kernels.maps import pagemap
 from workbench.units import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from workbench.design_runs import Run
+    from workbench.designs.runs import Run
 
 METADATA = ("struct_page_bytes", "vmemmap_table_bytes", "page_cache_bytes", "private_map_bytes", "state_tree_bytes",
             "stage2_table_bytes")  # fmt: skip
@@ -48,7 +48,7 @@ _VARIABLES: dict[str, tuple[str, str, str]] = {
 
 
 def dataset(run: Run, designs: Sequence[str], outcomes: list[Outcome], borders: Int64s) -> xr.Dataset:
-    """What :func:`workbench.designs.compare` returns."""
+    """What :func:`workbench.designs.compare.compare` returns."""
     variables: dict[str, Any] = {}
     for name, (units, long_name, basis) in _VARIABLES.items():
         dtype = float if name == "lookup_nodes" else np.int64

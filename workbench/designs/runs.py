@@ -1,7 +1,7 @@
 """A run carried out under one design: what the guest was answered, and what the design has at the end.
 
-Huge and 4 KiB folios are :class:`workbench.conversion.ConversionFile`, the seed mail's proposal is
-:class:`workbench.light_file.LightFile`; both read the same stream.
+Huge and 4 KiB folios are :class:`workbench.tracking.folio_file.ConversionFile`, the seed mail's proposal is
+:class:`workbench.tracking.light_file.LightFile`; both read the same stream.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels import bits, folio, light_map, maple, pagemap
-from workbench import costs, struct_pages
-from workbench import design_accounting as acc
-from workbench.conversion import CYCLE_PARAMETERS, ConversionFile, cycles
-from workbench.design_accounting import VMEMMAP_PAGE, Bools, Int64s
+from workbench import costs
+from workbench.designs import accounting as acc
+from workbench.designs.accounting import VMEMMAP_PAGE, Bools, Int64s
 from workbench.errors import WorkbenchError
-from workbench.host_memory import HostMemory, RangeMemory, spill_order
-from workbench.light_file import LightFile
-from workbench.private_users import MAX_LEVELS
-from workbench.struct_pages import ORDERS
-from workbench.tracked_file import TrackedFile, choice
+from workbench.kernels import bits, light_map
+from workbench.kernels.folios import run as folio
+from workbench.kernels.maps import maple, pagemap
+from workbench.tracking import struct_pages
+from workbench.tracking.folio_file import CYCLE_PARAMETERS, ConversionFile, cycles
+from workbench.tracking.host_memory import HostMemory, RangeMemory, spill_order
+from workbench.tracking.light_file import LightFile
+from workbench.tracking.private_users import MAX_LEVELS
+from workbench.tracking.struct_pages import ORDERS
+from workbench.tracking.tracked_file import TrackedFile, choice
 from workbench.units import PAGE_SIZE
 
 DRAWS = 33
@@ -32,8 +35,8 @@ DRAWS = 33
 class Run:
     """One guest_memfd file and everything that happens to it.
 
-    ``stream`` is int64 (n, 6) in the columns of :mod:`kernels.folio`: operation, byte offset, length, argument, node
-    index for new memory, cpu. ``memory`` is what each node can give to guests, in pages.
+    ``stream`` is int64 (n, 6) in the columns of :mod:`workbench.kernels.folios.run`: operation, byte offset, length,
+    argument, node index for new memory, cpu. ``memory`` is what each node can give to guests, in pages.
     """
 
     pages: int

@@ -1,6 +1,6 @@
 """Where the comparison of designs turns: how much is shared and how scattered, how fragmented free memory is, page size.
 
-Every point is a run of :mod:`workbench.designs` on a small guest whose costs are given for each GiB of it; the structures
+Every point is a run of :mod:`workbench.designs.compare` on a small guest whose costs are given for each GiB of it; the structures
 of the map are filled and timed on their own, because a guest with so many extents would be too large to run.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from kernels import folio
-from workbench import generators_conversion as gen
-from workbench.design_accounting import map_size
-from workbench.designs import DESIGNS, Run, compare
-from workbench.offset_maps import OffsetMap, offset_map
-from workbench.struct_pages import ORDERS
+from workbench.designs.accounting import map_size
+from workbench.designs.compare import DESIGNS, Run, compare
+from workbench.engine import conversion_streams as gen
+from workbench.kernels.folios import run as folio
+from workbench.tracking.offset_maps import OffsetMap, offset_map
+from workbench.tracking.struct_pages import ORDERS
 from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
 
 GUESTS = {"4 KiB": 32 << 20, "2 MiB": 64 << 20, "1 GiB": 1 << 30}
@@ -177,7 +177,7 @@ def answers(swept: xr.Dataset) -> pd.DataFrame:
 def cycles_ratio(swept: xr.Dataset, other: str = "hugetlb-hvo") -> pd.DataFrame:
     """Modelled cycles of conversions, light map over another design: least and most over all draws and rates.
 
-    ``swept`` is what :func:`workbench.designs.sweep` returns.
+    ``swept`` is what :func:`workbench.designs.compare.sweep` returns.
     """
     cost = swept["conversion_cycles"]
     ratio = cost.sel(design="pfn-range") / cost.sel(design=other)

@@ -1,8 +1,9 @@
 """Streams of conversions as guests make them, from a few parameters and a seed.
 
-All return streams for :mod:`kernels.folio` (int64 (n, 6), see :data:`kernels.folio.OP`); :func:`operations` turns one into
-operations of a scenario. Where a number comes from published code it is named; where the code does not decide (which
-address the guest's own allocator picks) the choice is stated and nothing is tuned to a result.
+All return streams for :mod:`workbench.kernels.folios.run` (int64 (n, 6), see :data:`workbench.kernels.folios.run.OP`);
+:func:`operations` turns one into operations of a scenario. Where a number comes from published code it is named; where
+the code does not decide (which address the guest's own allocator picks) the choice is stated and nothing is tuned to a
+result.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from kernels import folio
 from workbench import scenario as sc
-from workbench import struct_pages
-from workbench.conversion import conversions
 from workbench.errors import WorkbenchError
-from workbench.tracked_file import KINDS, OPERATIONS, choice
+from workbench.kernels.folios import run as folio
+from workbench.tracking import struct_pages
+from workbench.tracking.folio_file import conversions
+from workbench.tracking.tracked_file import KINDS, OPERATIONS, choice
 from workbench.units import PAGE_SIZE, parse_bytes
 
 Int64s = npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Conversions inside the engine: keeps a :class:`workbench.tracked_file.TrackedFile` beside each guest_memfd inode.
+"""Conversions inside the engine: keeps a :class:`workbench.tracking.tracked_file.TrackedFile` beside each guest_memfd inode.
 
 The engine places folios (policy, zones, pools); the tracked file knows the state of every page, holds pins, and splits and
 merges huge folios, or (design ``pfn-range``) moves pages between the light map and the page cache. Files have one only in
@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels import folio
-from kernels import placement as placed
 from workbench import scenario as sc
-from workbench import struct_pages
-from workbench.conversion import ConversionFile
+from workbench.engine.filemap import FileMap
+from workbench.engine.host_state import HostState
+from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.errors import WorkbenchError
-from workbench.filemap import FileMap
-from workbench.host_memory import HostMemory, RangeMemory
-from workbench.host_state import HostState
-from workbench.light_file import LightFile
-from workbench.objects import Inode, OpenFile, Result
-from workbench.tracked_file import Outcome, TrackedFile
+from workbench.kernels import placement as placed
+from workbench.kernels.folios import run as folio
+from workbench.tracking import struct_pages
+from workbench.tracking.folio_file import ConversionFile
+from workbench.tracking.host_memory import HostMemory, RangeMemory
+from workbench.tracking.light_file import LightFile
+from workbench.tracking.tracked_file import Outcome, TrackedFile
 from workbench.units import PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]

@@ -3,7 +3,7 @@
 Today (every design but ``pfn-range``) a device reaches guest memory through the host mapping and pins it for as long as
 it is mapped (``drivers/iommu/iommufd/io_pagetable.c``, ``mm/gup.c``): private pages give EFAULT, and converting a mapped
 page to private gives EAGAIN. Under ``pfn-range`` the IOMMU asks for pfns, takes no reference and is told when they go
-away, so nothing blocks. :mod:`workbench.private_users` has the page tables and the protocol.
+away, so nothing blocks. :mod:`workbench.tracking.private_users` has the page tables and the protocol.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import errno
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.filemap import Int64s
-from workbench.host_state import HostState
-from workbench.objects import Inode, Result, failed
-from workbench.system_conversion import Conversions, byte_span
+from workbench.engine.conversions import Conversions, byte_span
+from workbench.engine.filemap import Int64s
+from workbench.engine.host_state import HostState
+from workbench.engine.objects import Inode, Result, failed
 from workbench.units import PAGE_SIZE
 
 

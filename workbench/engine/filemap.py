@@ -1,4 +1,4 @@
-"""Which pages of one inode are present and which zone backs each: tables of runs around :mod:`kernels.filemap`.
+"""Which pages of one inode are present and which zone backs each: tables of runs around :mod:`workbench.kernels.filemap`.
 
 Indices are folios of the inode's own size (4 KiB pages for the filemap design, 2 MiB or 1 GiB for huge ones).
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kernels import filemap as kernels
-from kernels.placement import ALLOCATIONS, TILES
+from workbench.kernels import filemap as kernels
+from workbench.kernels.placement import ALLOCATIONS, TILES
 
 Int64s = npt.NDArray[np.int64]
 Int16s = npt.NDArray[np.int16]
@@ -69,7 +69,7 @@ class FileMap:
     """Present folios of one inode.
 
     ``runs`` int64 (runs, 3) and ``allocations`` int64 (rows, 5), ``tiles`` int16 (entries,) are the tables that
-    :mod:`kernels.filemap` describes; the latter two have room to grow, ``progress`` says how much is used.
+    :mod:`workbench.kernels.filemap` describes; the latter two have room to grow, ``progress`` says how much is used.
     """
 
     def __init__(self) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from workbench import generators_conversion as gen
 from workbench import scenario as sc
+from workbench.engine import conversion_streams as gen
 from workbench.units import PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]

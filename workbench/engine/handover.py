@@ -30,8 +30,8 @@ from typing import Literal
 
 import numpy as np
 
-from kernels import kho
 from workbench.errors import WorkbenchError
+from workbench.kernels import kho
 from workbench.units import PAGE_SIZE
 
 EHWPOISON = 133  # include/uapi/asm-generic/errno.h; Python's errno has no name for it
@@ -411,10 +411,10 @@ def nodes_of(state: Preserved, borders: Sequence[int]) -> np.ndarray:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m workbench.handover FILE``: what the next kernel does first; prints what it restored as JSON."""
+    """``python -m workbench.engine.handover FILE``: what the next kernel does first; prints what it restored as JSON."""
     names = list(sys.argv[1:] if arguments is None else arguments)
     if len(names) != 1:
-        sys.stderr.write("usage: python -m workbench.handover FILE\n")
+        sys.stderr.write("usage: python -m workbench.engine.handover FILE\n")
         return 2
     try:
         state = restore(names[0])

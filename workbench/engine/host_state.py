@@ -1,8 +1,8 @@
 """The state of a simulated Linux host: zones and pools, tasks, open files, and how folios are placed in memory.
 
-Zones come from the host's nodes (``mm/mm_init.c``, :mod:`workbench.zones`), fallback orders from
+Zones come from the host's nodes (``mm/mm_init.c``, :mod:`workbench.topology.zones`), fallback orders from
 ``mm/page_alloc.c: build_zonelists``, pools of huge pages from ``mm/hugetlb.c``. Which zone backs a folio is decided by
-:mod:`kernels.placement`; what system calls do with it is :mod:`workbench.system`.
+:mod:`workbench.kernels.placement`; what system calls do with it is :mod:`workbench.engine.system`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from kernels import fault_order, mempolicy, placement, zonelist
 from workbench import policy as mp
 from workbench import scenario as sc
+from workbench.engine.filemap import FileMap, Int64s, in_intervals, intervals_add, intervals_minus, no_intervals
+from workbench.engine.objects import Inode, OpenFile, Thread
+from workbench.engine.pfns import FreePfns
+from workbench.engine.policy_request import mask_of, policy_nodemask
 from workbench.errors import WorkbenchError
-from workbench.filemap import FileMap, Int64s, in_intervals, intervals_add, intervals_minus, no_intervals
-from workbench.objects import Inode, OpenFile, Thread
-from workbench.pfns import FreePfns
-from workbench.policy_request import mask_of, policy_nodemask
+from workbench.kernels import fault_order, mempolicy, placement, zonelist
+from workbench.topology.zones import LOWMEM_BYTES, default_zones
 from workbench.units import PAGE_SIZE, format_bytes
-from workbench.zones import LOWMEM_BYTES, default_zones
 
 Turns = Iterator[tuple[Int64s, Int64s]]
 """Chunks of indices in the order they are touched, and the row of the task that touches each."""

@@ -1,6 +1,6 @@
 """Kexec inside the engine: every guest_memfd is handed over through real bytes and taken up again, or the call is refused.
 
-What goes from one kernel to the next is :mod:`workbench.handover`: the offset -> pfn map, the private/shared state and the
+What goes from one kernel to the next is :mod:`workbench.engine.handover`: the offset -> pfn map, the private/shared state and the
 shared policy of each file. Up to :data:`MOST_FOLIOS` folios the bytes are written, read back and compared, and the file
 goes on with what was read; above, the size of the metadata is computed and ``verified`` is False.
 """
@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from kernels import kho
-from workbench import handover
 from workbench import policy as mp
+from workbench.engine import handover
+from workbench.engine.conversions import Conversions
+from workbench.engine.devices import Devices
+from workbench.engine.filemap import Int64s
+from workbench.engine.handover import CannotPreserve, Format, PolicyRange, Preserved
+from workbench.engine.host_state import HostState
+from workbench.engine.objects import Inode, Result, failed
 from workbench.errors import WorkbenchError
-from workbench.filemap import Int64s
-from workbench.handover import CannotPreserve, Format, PolicyRange, Preserved
-from workbench.host_state import HostState
-from workbench.light_file import LightFile
-from workbench.objects import Inode, Result, failed
-from workbench.system_conversion import Conversions
-from workbench.system_devices import Devices
-from workbench.tracked_file import TrackedFile
+from workbench.kernels import kho
+from workbench.tracking.light_file import LightFile
+from workbench.tracking.tracked_file import TrackedFile
 
 MOST_FOLIOS = 1 << 20
 _NO_EXTENTS = np.empty((0, 4), np.int64)

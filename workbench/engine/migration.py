@@ -15,10 +15,10 @@ import numpy as np
 
 from workbench import policy as mp
 from workbench import scenario as sc
-from workbench.filemap import Int64s, in_intervals, intervals_in, intervals_minus, no_intervals
-from workbench.host_state import HostState
-from workbench.mappings import Mapping
-from workbench.objects import Inode, Thread
+from workbench.engine.filemap import Int64s, in_intervals, intervals_in, intervals_minus, no_intervals
+from workbench.engine.host_state import HostState
+from workbench.engine.mappings import Mapping
+from workbench.engine.objects import Inode, Thread
 
 UNWRITTEN = -9999
 """What a status entry of move_pages holds when the call did not write it."""

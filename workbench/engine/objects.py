@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from workbench import policy as mp
-from workbench.filemap import FileMap, Int64s
-from workbench.mappings import Mapping
-from workbench.pfns import FilePfns
+from workbench.engine.filemap import FileMap, Int64s
+from workbench.engine.mappings import Mapping
+from workbench.engine.pfns import FilePfns
 
 GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_FLAG_INIT_SHARED = 1, 2
 

@@ -16,8 +16,8 @@ at run time, with     mm/page_alloc.c: alloc_contig_pages     there             
 At run time only free memory can be had: this model moves nothing, and guest memory and most of the kernel's cannot be
 moved in Linux either. What is refused comes back as a positive errno.
 
-Which node serves each page is decided by :mod:`kernels.placement`, as for every other memory of this project; a pool is
-a zone with marks of 0 in units of the page size. :mod:`kernels.pfn_range` picks the pfns.
+Which node serves each page is decided by :mod:`workbench.kernels.placement`, as for every other memory of this project; a pool is
+a zone with marks of 0 in units of the page size. :mod:`workbench.kernels.pfn_range` picks the pfns.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kernels import pfn_range, placement, zonelist
 from workbench import policy as mp
+from workbench.engine.policy_request import policy_nodemask
 from workbench.errors import WorkbenchError
-from workbench.policy_request import policy_nodemask
-from workbench.struct_pages import ORDERS, STRUCT_PAGE
-from workbench.topology import Host
+from workbench.kernels import pfn_range, placement, zonelist
+from workbench.topology.host import Host
+from workbench.topology.zones import ZoneTable, default_zones
+from workbench.tracking.struct_pages import ORDERS, STRUCT_PAGE
 from workbench.units import PAGE_SIZE, parse_bytes
-from workbench.zones import ZoneTable, default_zones
 
 Int64s = npt.NDArray[np.int64]
 SECTION_PAGES = 1 << 15
@@ -105,7 +105,7 @@ class PfnRanges:
         fit : how a range is chosen, one of ``FITS``
         weights : interleave weights by Linux node id, 1 if left out
         memory_block : what /sys/devices/system/memory/block_size_bytes says; a power of two from 128 MiB on
-        zones : zones of the host if not those of :func:`workbench.zones.default_zones`
+        zones : zones of the host if not those of :func:`workbench.topology.zones.default_zones`
         """
         if fit not in FITS:
             raise WorkbenchError(f"fit: {fit!r} is not one of {', '.join(FITS)}")

@@ -1,4 +1,4 @@
-"""The pfns of a run's folios: the free extents of every zone, around :mod:`kernels.pfns`."""
+"""The pfns of a run's folios: the free extents of every zone, around :mod:`workbench.kernels.pfns`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels import pfns as kernels
-from kernels.placement import ALLOCATIONS
-from workbench.filemap import FileMap, Int16s, Int64s
+from workbench.engine.filemap import FileMap, Int16s, Int64s
+from workbench.kernels import pfns as kernels
+from workbench.kernels.placement import ALLOCATIONS
 
 _MORE = 1024
 
 
 @dataclass
 class FilePfns:
-    """What the allocations of one inode got: ``first`` and ``extents`` of :mod:`kernels.pfns`, and single folios."""
+    """What the allocations of one inode got: ``first`` and ``extents`` of :mod:`workbench.kernels.pfns`, and single folios."""
 
     first: Int64s
     extents: Int64s = field(default_factory=lambda: np.empty((_MORE, 3), np.int64))

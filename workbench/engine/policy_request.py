@@ -1,4 +1,4 @@
-"""What a mempolicy asks of :mod:`kernels.placement`: start node, rotation, nodemasks.
+"""What a mempolicy asks of :mod:`workbench.kernels.placement`: start node, rotation, nodemasks.
 
 Linux: ``mm/mempolicy.c: policy_nodemask``, ``mm/page_alloc.c: prepare_alloc_pages``.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kernels import placement
 from workbench import policy as mp
+from workbench.kernels import placement
 
 Bools = npt.NDArray[np.bool_]
 

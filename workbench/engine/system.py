@@ -1,7 +1,7 @@
 """One simulated Linux host with its tasks and files: what each operation does to it and what the call returns.
 
 The state is what the kernel has: zones with free pages and marks, tasks with a policy and a rotation, inodes with a
-shared policy and present pages, mappings with VMAs. Which zone backs a page is decided by :mod:`kernels.placement`.
+shared policy and present pages, mappings with VMAs. Which zone backs a page is decided by :mod:`workbench.kernels.placement`.
 Sources are named at each operation; the kernel of record is Linux 7.3.
 
 A method ``_name`` carries out the operation ``name`` and returns a :class:`Result`. A refused operation is a result.
@@ -16,16 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from kernels import mempolicy
-from workbench import access, migration, system_conversion
 from workbench import policy as mp
 from workbench import scenario as sc
-from workbench.errors import WorkbenchError
-from workbench.filemap import FileMap, Int64s, no_intervals
-from workbench.generators import in_turns, shared_turns
-from workbench.host_state import HostState, OutOfMemory, Turns
-from workbench.mappings import Mapping
-from workbench.objects import (
+from workbench.engine import conversions as system_conversion
+from workbench.engine import migration
+from workbench.engine.conversions import Conversions
+from workbench.engine.devices import Devices
+from workbench.engine.filemap import FileMap, Int64s, no_intervals
+from workbench.engine.generators import in_turns, shared_turns
+from workbench.engine.host_state import HostState, OutOfMemory, Turns
+from workbench.engine.kexec import kexec
+from workbench.engine.mappings import Mapping
+from workbench.engine.objects import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
     Inode,
@@ -34,9 +36,8 @@ from workbench.objects import (
     Thread,
     failed,
 )
-from workbench.system_conversion import Conversions
-from workbench.system_devices import Devices
-from workbench.system_kexec import kexec
+from workbench.errors import WorkbenchError
+from workbench.kernels import mempolicy
 from workbench.units import PAGE_SIZE
 
 FALLOC_FL_KEEP_SIZE = 1
@@ -54,7 +55,6 @@ class System(HostState):
         self.descriptors: set[int] = set(range(_FIRST_DESCRIPTOR))
         self.conversions = Conversions(self) if system_conversion.wanted(scenario) else None
         self.devices = Devices(self)
-        self.accesses: list[access.Record] = []  # of access operations not yet logged
         self.hogs: list[tuple[int, Int64s]] = []
         self.memfds = 0
         self.vcpu_open = False
@@ -654,12 +654,10 @@ class System(HostState):
         return Result()
 
     def _access(self, operation: sc.Access) -> Result:
-        """Changes nothing; what the vCPUs find at this moment is kept for the cost model."""
+        """Changes nothing; what the vCPUs find at this moment is for the cost model, which the engine does not know."""
         file = self._file(operation.file)
         if file is None or file.descriptor is None:
             return failed(errno.EBADF)
-        conversion = None if self.conversions is None else self.conversions.of(file.inode)
-        self.accesses.append(access.record(self, operation, file.inode, conversion))
         return Result()
 
 

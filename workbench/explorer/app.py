@@ -15,6 +15,7 @@ import ipywidgets as w
 import xarray as xr
 
 from workbench import results
+from workbench.data import notebooks_path
 from workbench.errors import WorkbenchError
 from workbench.explorer import edits, pictures, static
 from workbench.explorer.controller import Controller, Event, Run, Simulate, _engine
@@ -439,7 +440,7 @@ class Explorer:
         if self.time.value >= self.time.max:
             self._notify("pinned")
             return
-        from workbench.generators import expand
+        from workbench.engine.generators import expand
 
         operations = expand(run.scenario)[: self.time.value]
         self._replay.scenario = run.scenario.model_copy(update={"operations": tuple(operations)})
@@ -456,7 +457,9 @@ class Explorer:
         elif kind == "report command":
             text = f"{_heredoc(text)}\nworkbench report {NOTEBOOK} -p scenario scenario.yaml -o explorer.html\n"
         elif kind == "papermill command":
-            text = f"{_heredoc(text)}\npapermill {NOTEBOOK} explorer-run.ipynb -p scenario scenario.yaml\n"
+            text = (
+                f"{_heredoc(text)}\npapermill notebooks/{NOTEBOOK}.ipynb explorer-run.ipynb -p scenario scenario.yaml\n"
+            )
         self.share.text = text
 
     def _download(self, message: dict[str, Any]) -> None:
@@ -500,7 +503,16 @@ class Explorer:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "scenario.yaml"
             path.write_text(scenario.to_yaml())
-            command = [sys.executable, "-m", "workbench.cli", "report", str(notebook()), "-p", "scenario", str(path)]
+            command = [
+                sys.executable,
+                "-m",
+                "workbench.commands.cli",
+                "report",
+                str(notebook()),
+                "-p",
+                "scenario",
+                str(path),
+            ]
             reply = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
         if reply.returncode == 0:
             note = f"report: {html.escape(str(target))}"
@@ -537,12 +549,12 @@ class Explorer:
             handle.update(data, metadata=metadata, raw=True)
 
 
-NOTEBOOK = "notebooks/00_explorer.ipynb"
+NOTEBOOK = "00_explorer"
 
 
 def notebook() -> Path:
     """The notebook that reports are made of."""
-    return Path(__file__).parents[2] / NOTEBOOK
+    return notebooks_path() / f"{NOTEBOOK}.ipynb"
 
 
 def _heredoc(text: str) -> str:

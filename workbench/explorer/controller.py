@@ -44,7 +44,7 @@ class Run:
 
 
 def _engine(scenario: Scenario, **options: Any) -> xr.Dataset:
-    from workbench.simulate import simulate
+    from workbench.simulation import simulate
 
     return simulate(scenario, **options)
 

@@ -21,9 +21,9 @@ from workbench.errors import WorkbenchError
 from workbench.explorer import edits
 from workbench.explorer.controller import Controller, Edit, set_value
 from workbench.explorer.widgets import Matrix, NodePicker
-from workbench.palette import node_colours
+from workbench.plots.palette import node_colours
 from workbench.scenario import Scenario
-from workbench.topology import Host, machine_names
+from workbench.topology.host import Host, machine_names
 from workbench.units import format_bytes, parse_bytes
 
 LABEL = {"description_width": "96px"}
@@ -584,7 +584,7 @@ def automatic_weights(host: Host) -> dict[int, int]:
     """The interleave weights that the kernel makes of the host's bandwidths; 1 everywhere where it knows none."""
     if not host.access:
         return {node.id: 1 for node in host.nodes}
-    from workbench.host_state import HostState
+    from workbench.engine.host_state import HostState
 
     system = HostState(Scenario(name="weights", host=host))
     return {int(node): int(weight) for node, weight in zip(system.node_ids, system.boot_weights, strict=True)}

@@ -12,7 +12,7 @@ import yaml
 from workbench.errors import WorkbenchError
 from workbench.policy import format_nodes, nodemask, nodes_of, parse_nodes
 from workbench.scenario import Scenario
-from workbench.topology import Host, machine_names
+from workbench.topology.host import Host, machine_names
 from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
 
 Mapping = dict[str, Any]

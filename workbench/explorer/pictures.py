@@ -21,7 +21,7 @@ from workbench import results
 from workbench.errors import WorkbenchError
 from workbench.explorer.controller import Run
 from workbench.explorer.edits import policy_nodes, policy_range
-from workbench.palette import node_colours
+from workbench.plots.palette import node_colours
 from workbench.scenario import Create
 from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
 
@@ -208,7 +208,7 @@ def _touched(run: Run, total: int) -> list[tuple[int, int, str]]:
     done = np.flatnonzero((dataset["event_op"].values == "convert") & (dataset["event_errno"].values == 0))
     if not len(done):
         return []
-    from workbench.generators import expand
+    from workbench.engine.generators import expand
 
     operations: list[Any] = expand(run.scenario)
     found = []
@@ -361,7 +361,7 @@ def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
 
 def _modelled(run: Run, pattern: str) -> dict[int, str]:
     """Loaded latency and bandwidth of the vCPUs of each node, from the cost model; empty where it cannot tell."""
-    from workbench import traffic
+    from workbench.cost import traffic
 
     try:
         cost = traffic.access_cost(run.dataset, run.scenario.host, pattern)

@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib import colors as mcolors
 from matplotlib.figure import Figure
 
-from workbench.palette import node_colours
+from workbench.plots.palette import node_colours
 
 ABSENT = "#ffffff"
 HEAT = "cividis_r"

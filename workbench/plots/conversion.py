@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from workbench import plots_common as common
+from workbench.plots import common
 
 LEVEL_COLOURS = {"1 GiB": "#00507a", "2 MiB": "#56b4e9", "4 KiB": "#e8c58a"}
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")

@@ -1,4 +1,4 @@
-"""Figures of :mod:`workbench.designs` and :mod:`workbench.vm_churn`: designs side by side, their costs on log axes."""
+"""Figures of :mod:`workbench.designs.compare` and :mod:`workbench.studies.vm_churn`, costs on log axes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from workbench.errors import WorkbenchError
-from workbench.plots_common import INK, MUTED, figure, style
+from workbench.plots.common import INK, MUTED, figure, style
 from workbench.units import format_bytes
 
 COLOURS = {"filemap": "#6e6e6e", "hugetlb": "#d55e00", "hugetlb-hvo": "#e69f00", "pfn-range": "#0072b2"}
@@ -178,7 +178,7 @@ def sensitivity(
 ) -> Figure:
     """Cost of each design over the swept conditions: columns are page sizes, lines are designs.
 
-    ``dataset`` comes from :func:`workbench.designs.sweep`.
+    ``dataset`` comes from :func:`workbench.designs.compare.sweep`.
     """
     sizes = [str(size) for size in dataset["page_size"].values]
     made = figure(3.4 * len(sizes) + 1.2, 2.7 * len(variables) + 0.6)
@@ -228,7 +228,7 @@ def sensitivity(
 def turning_points(dataset: xr.Dataset, cases: Sequence[str]) -> Figure:
     """All metadata over the share of memory that is shared: rows are lengths of its runs, columns are cases.
 
-    ``dataset`` comes from :func:`workbench.design_sweeps.sharing`.
+    ``dataset`` comes from :func:`workbench.designs.sweeps.sharing`.
     """
     runs = dataset["run"].values
     made = figure(3.1 * len(cases) + 0.8, 2.2 * len(runs) + 0.8)
@@ -291,7 +291,7 @@ def structures(dataset: xr.Dataset) -> Figure:
 
 
 def churn(dataset: xr.Dataset) -> Figure:
-    """Four measures of the allocators of :func:`workbench.vm_churn.serve` while machines arrive and leave."""
+    """Four measures of the allocators of :func:`workbench.studies.vm_churn.serve` while machines arrive and leave."""
     made = figure(9.5, 6.2)
     panels = (
         ("largest_free_pages", "Largest block that can be handed out", 4096.0),

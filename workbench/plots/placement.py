@@ -21,12 +21,12 @@ from matplotlib import colors as mcolors
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from workbench import plots_common as common
 from workbench import results
 from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
-from workbench.palette import NODE_COLOURS
-from workbench.plots_topology import topology
+from workbench.plots import common
+from workbench.plots.palette import NODE_COLOURS
+from workbench.plots.topology import topology
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Pictures of recordings beside the simulation, from the Dataset of :func:`workbench.verify.side_by_side`."""
+"""Pictures of recordings beside the simulation, from the Dataset of :func:`workbench.truth.verify.side_by_side`."""
 
 from __future__ import annotations
 

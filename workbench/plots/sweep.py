@@ -11,8 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.palette import NODE_COLOURS
-from workbench.plots_common import MUTED, figure, style
+from workbench.plots.common import MUTED, figure, style
+from workbench.plots.palette import NODE_COLOURS
 
 _PALETTE = "colorblind"
 
@@ -165,7 +165,7 @@ def pages_by_node(array: xr.DataArray, *, y: str) -> Figure:
 def tornado(dataset: xr.Dataset, output: str, *, most: int = 12) -> Figure:
     """One bar per parameter from its low to its high end, strongest on top; beside it its share of the variance.
 
-    dataset: a result of :func:`workbench.sensitivity`. Parameters that change less than a thousandth are left out.
+    dataset: a result of :func:`workbench.studies.sensitivity`. Parameters that change less than a thousandth are left out.
     """
     if output not in dataset["output"].values:
         raise WorkbenchError(f"figure: no output {output!r}; there are {', '.join(map(str, dataset['output'].values))}")

@@ -12,14 +12,14 @@ from matplotlib import colors as mcolors
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from workbench import plots_common as common
 from workbench import results
-from workbench.palette import groups
+from workbench.plots import common
+from workbench.plots.palette import groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from workbench.topology import Host
+    from workbench.topology.host import Host
 
 _ANNOTATED = 40
 """Up to so many nodes each cell of the matrix carries its number."""
@@ -27,7 +27,7 @@ _ANNOTATED = 40
 
 def host_dataset(host: Host) -> xr.Dataset:
     """The variables of a result that describe the host alone: all that :func:`topology` needs."""
-    from workbench.zones import ZONE_NAMES, default_zones
+    from workbench.topology.zones import ZONE_NAMES, default_zones
 
     zones = default_zones(host)
     nodes = host.nodes

@@ -10,8 +10,8 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
-from workbench import plots_common as common
-from workbench.palette import node_colours
+from workbench.plots import common
+from workbench.plots.palette import node_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def _short(text: str, most: int = 100) -> str:
 def deviations(dataset: xr.Dataset, goal: tuple[float, float] = (10.0, 25.0)) -> Figure:
     """Deviation of every compared value, one line of dots per table, with the goal as bands.
 
-    dataset: of :func:`workbench.published.reproduce_all`.
+    dataset: of :func:`workbench.truth.published.reproduce_all`.
     """
     frame = dataset[["table", "role", "deviation"]].to_dataframe()
     frame = frame[(frame["role"] != "unmodelled") & np.isfinite(frame["deviation"])]
@@ -62,7 +62,7 @@ def comparison(
 ) -> Figure:
     """Published and modelled bars of one table, a panel for each row of the table.
 
-    dataset: of :func:`workbench.published.reproduce`. quantities: columns to show, in this order. log: for values that
+    dataset: of :func:`workbench.truth.published.reproduce`. quantities: columns to show, in this order. log: for values that
     span orders of magnitude, points on a logarithmic axis instead of bars.
     """
     frame = dataset[["label", "quantity", "unit", "published", "modelled", "role"]].to_dataframe()
@@ -141,7 +141,7 @@ def contention(dataset: xr.Dataset, title: str = "Page allocator under contentio
 
 def curves() -> Figure:
     """The measured bandwidth-latency curves as the model uses them."""
-    from workbench import traffic
+    from workbench.cost import traffic
 
     loads, delays = traffic.curve_tables()
     names = {
@@ -167,10 +167,10 @@ def curves() -> Figure:
 def policies(results: Mapping[str, xr.Dataset], variable: str = "bandwidth") -> Figure:
     """One guest under every policy, a panel per machine; whiskers span 90 % of the samples where there are any.
 
-    results: name of the machine -> Dataset of :func:`workbench.placement_cost.policy_costs`.
+    results: name of the machine -> Dataset of :func:`workbench.studies.placement_cost.policy_costs`.
     variable: ``bandwidth`` or ``latency``.
     """
-    from workbench.placement_cost import winners
+    from workbench.studies.placement_cost import winners
 
     scale, unit = (1e-3, "GB/s") if variable == "bandwidth" else (1.0, "ns")
     count = max(dataset.sizes["policy"] for dataset in results.values())
@@ -230,7 +230,7 @@ def speedups(dataset: xr.DataArray, title: str, xlabel: str) -> Figure:
 
 
 def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's and the best") -> Figure:
-    """Share of pages per node and bandwidth for the policies of :func:`workbench.traffic.best_weights`."""
+    """Share of pages per node and bandwidth for the policies of :func:`workbench.cost.traffic.best_weights`."""
     names = [str(policy) for policy in dataset["policy"].values]
     share = dataset["weight"] / dataset["weight"].sum("node")
     colours = node_colours(np.where(np.eye(dataset.sizes["node"], dtype=bool), 10, 20))
@@ -260,7 +260,7 @@ def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's 
 
 
 def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the guest") -> Figure:
-    """Local accesses and latency of each virtual node under each view, of :func:`workbench.vnuma.cost`."""
+    """Local accesses and latency of each virtual node under each view, of :func:`workbench.studies.vnuma.cost`."""
     with common.style():
         made = common.figure(8.5, 3.4)
         axes: Sequence[Axes] = made.subplots(1, 2)
@@ -277,7 +277,7 @@ def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the
         labels = [f"virtual node {text}" for text in texts]
         made.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=7)
         made.suptitle(title, x=0.01, ha="left", fontsize=10)
-        _note(made, "left: counted; right: modelled (workbench/traffic.py)")
+        _note(made, "left: counted; right: modelled (workbench/cost/traffic.py)")
     return made
 
 

@@ -66,7 +66,9 @@ def features_of(data: Mapping[str, Any]) -> list[str]:
     sizes = {_mib(node["mem"]) for node in nodes} - {0}
     distances = topology.get("distances") or []
     weights = set((derived.get("wi_weights") or {}).values())
-    domains = [int(domain) for domain, _ in sorted((derived.get("pxm_to_node") or {}).items(), key=lambda item: item[1])]
+    domains = [
+        int(domain) for domain, _ in sorted((derived.get("pxm_to_node") or {}).items(), key=lambda item: item[1])
+    ]
     found = {
         "1 node": count == 1,
         "2 nodes": count == 2,
@@ -168,7 +170,9 @@ def _succeeded(words: Sequence[str], entry: Mapping[str, Any]) -> bool:
     return entry.get("errno") == 0 and not entry.get("left")
 
 
-def _apply(files: dict[str, _Inode], policies: list[str], task: int, words: Sequence[str], entry: Mapping[str, Any]) -> None:
+def _apply(
+    files: dict[str, _Inode], policies: list[str], task: int, words: Sequence[str], entry: Mapping[str, Any]
+) -> None:
     """Follow what a call does to files and task policies."""
     verb, done = words[0], entry.get("errno") == 0
     if verb in ("create", "memfd") and done:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.topology import Host
+from workbench.topology.host import Host
 
 MAX_CPUS = 16
 """With software emulation in one thread, more CPUs only make the boot longer."""
@@ -23,9 +23,7 @@ FIRST_NODE_MIB = 256
 SMALLEST_NODE_MIB = 96
 BLOCK_MIB = 128
 """Memory is hot-plugged in blocks of this size on x86."""
-KERNEL_ARGUMENTS = (
-    "console=ttyS0 quiet loglevel=4 nokaslr panic=-1 numa_balancing=disable transparent_hugepage=never"
-)
+KERNEL_ARGUMENTS = "console=ttyS0 quiet loglevel=4 nokaslr panic=-1 numa_balancing=disable transparent_hugepage=never"
 
 
 @dataclass(frozen=True)

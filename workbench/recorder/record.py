@@ -22,7 +22,7 @@ from workbench.recorder import initramfs, kernel_package, probe_output
 from workbench.recorder.qemu import EmulatedHost, emulate
 from workbench.recorder.translate import to_script
 from workbench.scenario import Scenario
-from workbench.topology import Host
+from workbench.topology.host import Host
 
 PROBE = Path(__file__).with_name("probe.c")
 TIMEOUT = 1800.0

@@ -18,8 +18,8 @@ import numpy as np
 
 from workbench import policy as mempolicy
 from workbench import scenario as sc
+from workbench.engine.generators import expand, in_turns, shared_turns
 from workbench.errors import WorkbenchError
-from workbench.generators import expand, in_turns, shared_turns
 from workbench.recorder.qemu import Emulation
 from workbench.units import PAGE_SIZE, format_bytes
 

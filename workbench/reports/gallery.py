@@ -33,7 +33,7 @@ class Entry:
 
 def find_reports(folder: Path) -> list[Entry]:
     """Return the reports below a directory, newest first; other HTML files are left out."""
-    from workbench.report_html import read_embedded
+    from workbench.reports.html import read_embedded
 
     if not folder.is_dir():
         raise WorkbenchError(f"gallery: {str(folder)!r} is not a directory")
@@ -92,7 +92,7 @@ def make_gallery(folder: Path, out: Path | None = None) -> tuple[Path, int]:
     from markupsafe import Markup
 
     from workbench.files import whole_file
-    from workbench.report_html import TEMPLATES, content_policy, without_hosts
+    from workbench.reports.html import TEMPLATES, content_policy, without_hosts
 
     entries = find_reports(folder)
     if not entries:

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.data import notebooks_path, root
 from workbench.errors import WorkbenchError
-from workbench.report_html import HIDDEN_TAG, METADATA_KEY, Figure
+from workbench.reports.html import HIDDEN_TAG, METADATA_KEY, Figure
 
 if TYPE_CHECKING:
     import nbformat
@@ -44,7 +45,6 @@ __all__ = [
 
 SCHEMA = "workbench-report/1"
 RECORD_MIME = "application/vnd.workbench.record+json"
-ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("numpy", "numba", "xarray", "pandas", "zarr", "dask", "matplotlib", "seaborn", "papermill", "nbconvert")
 _MAXIMUM_HASHED = 1 << 30
 """Bytes of a file or store beyond which a report names it without its hash."""
@@ -236,7 +236,7 @@ def _basis(data: Any) -> list[str]:
 
 def _start_record() -> None:
     """Called by a hidden first cell: from here on, note which data files are read."""
-    folder = str(ROOT / "datasets") + os.sep
+    folder = str(root("datasets")) + os.sep
 
     def hook(event: str, arguments: tuple) -> None:
         if event == "open" and isinstance(arguments[0], (str, os.PathLike)):
@@ -253,7 +253,8 @@ def _show_record() -> None:
     """Called by a hidden last cell: hand the notes over to the process that renders."""
     from IPython.display import display
 
-    inputs = [{"path": str(Path(path).relative_to(ROOT)), "sha256": hash_path(Path(path))} for path in sorted(_opened)]
+    base = root("datasets").parent
+    inputs = [{"path": str(Path(path).relative_to(base)), "sha256": hash_path(Path(path))} for path in sorted(_opened)]
     notes = {"scenarios": list(_recorded.values()), "inputs": inputs, "versions": versions()}
     display({RECORD_MIME: notes, "text/plain": ""}, raw=True)
 
@@ -350,7 +351,7 @@ def make_report(
     NotebookFailed, naming the cell, when one fails; then no file is written.
     """
     from workbench.files import whole_file
-    from workbench.notebook_parameters import check_values, read_notebook, read_parameters
+    from workbench.reports.notebook_parameters import check_values, read_notebook, read_parameters
 
     notebook = Path(notebook)
     source = read_notebook(notebook)
@@ -374,8 +375,8 @@ def check_report(
     notebook: where the notebook is now; by default the place the report names. Only a notebook on disk is run,
     never anything out of the report.
     """
-    from workbench.notebook_parameters import check_values, read_notebook, read_parameters
-    from workbench.report_html import collect_figures
+    from workbench.reports.html import collect_figures
+    from workbench.reports.notebook_parameters import check_values, read_notebook, read_parameters
 
     report = Path(report)
     embedded = read_report(report)
@@ -404,7 +405,7 @@ def check_report(
 
 def read_report(path: Path) -> dict[str, Any]:
     """Return the facts embedded in a report, or raise WorkbenchError when the file is not one."""
-    from workbench.report_html import read_embedded
+    from workbench.reports.html import read_embedded
 
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -419,7 +420,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def _find_notebook(report: Path, recorded: str) -> Path:
     name = Path(recorded).name
-    for place in (Path(recorded), ROOT / recorded, ROOT / "notebooks" / name, report.parent / name):
+    for place in (Path(recorded), notebooks_path().parent / recorded, notebooks_path() / name, report.parent / name):
         if place.is_file():
             return place
     raise WorkbenchError(f"report {str(report)!r}: its notebook {recorded!r} is not here; name it after the report")
@@ -457,13 +458,13 @@ def execute(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     prepared = copy.deepcopy(notebook)
     first, last = (
-        new_code_cell(f"import workbench.report\nworkbench.report.{call}()", metadata={"tags": [HIDDEN_TAG]})
+        new_code_cell(f"import workbench.reports.report\nworkbench.report.{call}()", metadata={"tags": [HIDDEN_TAG]})
         for call in ("_start_record", "_show_record")
     )
     prepared.cells = [first, *prepared.cells, last]
     bar = {"desc": name, "file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else 10.0}
     try:
-        with _importable(), _kernel_manager() as kernel_manager:
+        with _kernel_manager() as kernel_manager:
             return papermill.execute_notebook(
                 prepared,
                 None,
@@ -513,20 +514,6 @@ def _failure(notebook: nbformat.NotebookNode, name: str, error: Any) -> Notebook
     return failed
 
 
-@contextlib.contextmanager
-def _importable() -> Iterator[None]:
-    """Let the kernel import this very workbench, installed or not."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
 def _taken_record(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     for cell in reversed(notebook.cells):
         for output in cell.get("outputs", []):
@@ -546,7 +533,7 @@ def _summaries(notebook: nbformat.NotebookNode) -> Iterator[dict[str, Any]]:
 def _public_path(path: Path) -> str:
     """A path as others may see it: relative to the checkout or to here, else the bare name."""
     absolute = path.resolve()
-    for base in (ROOT, Path.cwd()):
+    for base in (notebooks_path().parent, Path.cwd()):
         with contextlib.suppress(ValueError):
             return absolute.relative_to(base).as_posix()
     return path.name
@@ -564,7 +551,7 @@ def _render(
     out: Path,
     seconds: float,
 ) -> tuple[str, str, list[Figure]]:
-    from workbench.report_html import build_page, embedded_json, render
+    from workbench.reports.html import build_page, embedded_json, render
 
     body = build_page(executed)
     notes = _taken_record(executed)

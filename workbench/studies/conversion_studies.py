@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from kernels import folio
-from workbench import conversion as cv
-from workbench import generators_conversion as gen
-from workbench import published, results, struct_pages
-from workbench.conversion import ConversionFile
+from workbench import results
+from workbench.engine import conversion_streams as gen
+from workbench.kernels.folios import run as folio
+from workbench.tracking import folio_file as cv
+from workbench.tracking import struct_pages
+from workbench.tracking.folio_file import ConversionFile
+from workbench.truth import published
 from workbench.units import PAGE_SIZE
 
 GIB = 1 << 30

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from workbench import traffic
+from workbench.cost import traffic
 from workbench.errors import WorkbenchError
 from workbench.units import parse_bytes
 
 if TYPE_CHECKING:
     from workbench.scenario import Access
-    from workbench.topology import Host
+    from workbench.topology.host import Host
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def policy_costs(
     ``latency`` (ns, averaged over vCPUs), ``local_share`` (counted), ``node_share`` (policy, node) and ``node_load``.
     """
     from workbench.scenario import Scenario
-    from workbench.simulate import simulate
+    from workbench.simulation import simulate
 
     access = traffic.access_pattern(access)
     number = dict(vcpus) if vcpus is not None else default_vcpus(host)

@@ -29,7 +29,7 @@ OUTPUTS: dict[str, tuple[str, str, str]] = {
     "idle_latency": ("ns", "latency on an idle host, mean of vCPU nodes", "mean"),
     "node_load": ("1", "used part of the busiest node's memory bandwidth", "max"),
 }
-"""Outputs by name: variables of :func:`workbench.traffic.access_cost` as one number each."""
+"""Outputs by name: variables of :func:`workbench.cost.traffic.access_cost` as one number each."""
 
 
 def sensitivity(
@@ -50,7 +50,7 @@ def sensitivity(
     outputs : names in :data:`OUTPUTS`, or of what ``model`` returns
     parameters : names in :data:`workbench.costs.COSTS`, varied over their ranges, or names with (low, high);
         all that the traffic model samples if left out
-    access : access pattern, as :func:`workbench.traffic.access_cost` takes it
+    access : access pattern, as :func:`workbench.cost.traffic.access_cost` takes it
     samples : base samples of the variance shares, which take samples x (parameters + 2) evaluations; 0 leaves them out
     seed : of the samples
     model : another function of the parameters to examine, instead of the cost of access
@@ -122,7 +122,7 @@ def _ranges(
     parameters: Sequence[str] | Mapping[str, tuple[float, float]] | None,
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     if parameters is None:
-        from workbench.traffic import SAMPLED
+        from workbench.cost.traffic import SAMPLED
 
         parameters = SAMPLED
     if isinstance(parameters, str):
@@ -152,8 +152,8 @@ def _ranges(
 
 
 def _access_model(scenario: Scenario, access: Any) -> Model:
-    from workbench.simulate import simulate
-    from workbench.traffic import access_cost
+    from workbench.cost.traffic import access_cost
+    from workbench.simulation import simulate
 
     placed = simulate(scenario)
 

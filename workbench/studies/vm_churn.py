@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kernels import buddy, pfn_range
-from kernels import vm_churn as kernel
-from kernels.zonelist import fallback_order
 from workbench.errors import WorkbenchError
-from workbench.published import read_table
-from workbench.struct_pages import vmemmap_pages
+from workbench.kernels import buddy, pfn_range
+from workbench.kernels import vm_churn as kernel
+from workbench.kernels.zonelist import fallback_order
+from workbench.tracking.struct_pages import vmemmap_pages
+from workbench.truth.published import read_table
 from workbench.units import PAGE_SIZE, parse_bytes
 
 GIB_PAGES = 1 << 18
@@ -36,7 +36,7 @@ ALLOCATORS = ("first-fit", "best-fit", "buddy in ranges", "kernel buddy", "huget
 RANGE_FITS = {"first-fit": pfn_range.FIRST_FIT, "best-fit": pfn_range.BEST_FIT, "buddy in ranges": pfn_range.BUDDY}
 _HUGE_PAGES = {"hugetlb 2 MiB": 512, "hugetlb 1 GiB": GIB_PAGES}
 _BLOCKS = ("4 MiB", "2 MiB", "4 KiB")
-"""What the kernel's buddy allocator is asked for, in this order (``kernels.vm_churn.BUDDY_ORDERS``)."""
+"""What the kernel's buddy allocator is asked for, in this order (``workbench.kernels.vm_churn.BUDDY_ORDERS``)."""
 TRACE_DAYS = 14
 _BUCKETS = {"0-2": (1, 2), "2-4": (2, 4), "4-8": (4, 8), "8-32": (8, 32), "32-64": (32, 64), ">64": (64, 512)}
 """GiB; the last one is open in the source, 512 GiB is our bound."""

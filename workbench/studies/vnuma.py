@@ -3,7 +3,7 @@
 A guest places its data by what it is told. Each vCPU's data goes to the virtual node of the vCPU while there is room,
 then along the guest's own zonelist (the same code as the host's, ``mm/page_alloc.c: build_zonelists``), which is built
 from the virtual distances. Where those virtual nodes really lie is the host's business: :func:`cost` puts the two
-together and asks :mod:`workbench.traffic` what the vCPUs get.
+together and asks :mod:`workbench.cost.traffic` what the vCPUs get.
 
 Views:
 
@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from workbench import traffic
+from workbench.cost import traffic
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.scenario import Access
-    from workbench.topology import Host
+    from workbench.topology.host import Host
 
 VIEWS = ("distances", "no distances", "flat", "permuted")
 LOCAL, REMOTE = 10, 20
@@ -53,7 +53,7 @@ def guest_placement(cells: Sequence[Cell], distances: np.ndarray) -> np.ndarray:
     Own node first, then the guest's zonelist; virtual nodes take turns in the order of their ids. Data that fits
     nowhere is an error.
     """
-    from kernels import zonelist
+    from workbench.kernels import zonelist
 
     count = len(cells)
     order = np.empty((count, count), np.int64)

@@ -62,7 +62,7 @@ def read_jobs(path: Path, out_dir: Path | None = None) -> list[Job]:
 
     Notebook paths are relative to the current directory, or else to the file. Raises WorkbenchError naming the job.
     """
-    from workbench.notebook_parameters import check_values, read_notebook, read_parameters
+    from workbench.reports.notebook_parameters import check_values, read_notebook, read_parameters
     from workbench.safe_yaml import load
 
     given = load(path, "jobs")
@@ -171,26 +171,21 @@ def run_batch(
 def _run_job(job: Job, running: dict[int, subprocess.Popen], guard: threading.Lock, stopping: threading.Event) -> str:
     """Make one report in a new process; return '' or the line that says what went wrong."""
     import json
-    import os
-
-    from workbench.report import ROOT
 
     job.out.parent.mkdir(parents=True, exist_ok=True)
     order = {
         "notebook": str(job.notebook), "out": str(job.out), "parameters": dict(job.parameters), "timeout": job.timeout
     }  # fmt: skip
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with job.log.open("w", encoding="utf-8") as log:
         with guard:
             if stopping.is_set():
                 raise _Stop
             process = subprocess.Popen(
-                [sys.executable, "-m", "workbench.batch"],
+                [sys.executable, "-m", "workbench.sweeps.batch"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env={**os.environ, "PYTHONPATH": path},
                 start_new_session=True,
             )
             running[id(job)] = process
@@ -211,7 +206,7 @@ def _child() -> int:
     import json
     import signal
 
-    from workbench.report import NotebookFailed, make_report
+    from workbench.reports.report import NotebookFailed, make_report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the kernel is ended too
     order = json.load(sys.stdin)

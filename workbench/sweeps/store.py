@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import WorkbenchError
-from workbench.sweep_grid import Grid
+from workbench.sweeps.grid import Grid
 
 PENDING, DONE, FAILED = 0, 1, 2
 SCHEMA = "workbench-sweep/1"
@@ -151,7 +151,7 @@ def _create(path: Path, grid: Grid, nodes: list[int]) -> None:
 def _write_template(store: Path, grid: Grid, nodes: list[int]) -> None:
     import zarr
 
-    from workbench.report import versions
+    from workbench.reports.report import versions
 
     attributes = {
         "schema": SCHEMA,

@@ -2,7 +2,7 @@
 
 Cells go to the workers in tasks of about a second, a few tasks per worker at a time, so that neither the scheduler nor
 memory fills up however many cells there are. What comes back is written by this process alone
-(:mod:`workbench.sweep_store`); killed at any moment, the same call does what is left.
+(:mod:`workbench.sweeps.store`); killed at any moment, the same call does what is left.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import WorkbenchError
-from workbench.sweep_grid import Grid, measure
-from workbench.sweep_store import FAILED, PENDING, SweepStore, open_store, read_store
+from workbench.sweeps.grid import Grid, measure
+from workbench.sweeps.store import FAILED, PENDING, SweepStore, open_store, read_store
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -48,7 +48,7 @@ __all__ = ["Estimate", "Grid", "estimate", "read_store", "simulate_cell", "sweep
 def simulate_cell(mapping: Mapping[str, Any]) -> xr.Dataset:
     """Run one cell: the scenario as plain mappings in, its Dataset out, without the map of single pages."""
     from workbench.scenario import Scenario
-    from workbench.simulate import simulate
+    from workbench.simulation import simulate
 
     host = mapping.get("host")
     if isinstance(host, str):
@@ -59,7 +59,7 @@ def simulate_cell(mapping: Mapping[str, Any]) -> xr.Dataset:
 @functools.lru_cache(maxsize=64)
 def _machine(name: str) -> Any:
     """A ready host; reading its YAML once per process and not once per cell."""
-    from workbench.topology import Host
+    from workbench.topology.host import Host
 
     return Host.from_machine(name)
 
@@ -415,7 +415,7 @@ def _connected(client: Client | None, scheduler: str | None, workers: int | None
                     dashboard_address="127.0.0.1:0",
                     local_directory=folder,
                     silence_logs=logging.CRITICAL,
-                    preload=["workbench.sweep"],
+                    preload=["workbench.sweeps.sweep"],
                 )
         except RuntimeError as error:
             # new processes import the script that starts them, which must not start a sweep again

@@ -1,7 +1,7 @@
 """The host: NUMA nodes with their memory and CPUs, SLIT distances, and what is known of bandwidth and latency.
 
 Node ids are Linux's: they may be sparse, nodes may have no memory or no CPUs, and distances may be asymmetric. Linux
-itself has them in ``/sys/devices/system/node``; the readers are in :mod:`workbench.topology_readers`.
+itself has them in ``/sys/devices/system/node``; the readers are in :mod:`workbench.topology.readers`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from workbench import topology_readers
 from workbench.bitmap_lists import parse_list
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
+from workbench.topology import readers as topology_readers
 from workbench.units import PAGE_SIZE, parse_bytes
 
 MAX_NUMNODES = 1024

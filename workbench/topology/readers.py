@@ -1,4 +1,4 @@
-"""What people have of a host, as mappings for :class:`workbench.topology.Host`: sysfs, ``numactl --hardware``, hwloc XML.
+"""What people have of a host, as mappings for :class:`workbench.topology.host.Host`: sysfs, ``numactl --hardware``, hwloc XML.
 
 Linux: ``drivers/base/node.c`` writes ``/sys/devices/system/node``. Everything missing that Linux does not always have
 (cpulist, access classes, free memory) is left out; a tree without what makes a host is refused with one line.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kernels.zonelist import ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL
-from workbench.topology import Host
+from workbench.kernels.zonelist import ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL
+from workbench.topology.host import Host
 from workbench.units import PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]

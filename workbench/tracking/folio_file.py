@@ -1,7 +1,7 @@
 """Huge folios of a guest_memfd file that split and merge as memory is converted in place (proposals, not in Linux 7.3).
 
-:class:`ConversionFile` wraps :mod:`kernels.folio` for one file. :func:`run` carries out a whole stream in one kernel call
-and returns a Dataset along its steps. Nothing here depends on the engine.
+:class:`ConversionFile` wraps :mod:`workbench.kernels.folios.run` for one file. :func:`run` carries out a whole stream
+in one kernel call and returns a Dataset along its steps. Nothing here depends on the engine.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from kernels import folio
-from workbench import costs, results, struct_pages
+from workbench import costs, results
 from workbench.errors import WorkbenchError
-from workbench.host_memory import HostMemory
-from workbench.tracked_file import (
+from workbench.kernels.folios import run as folio
+from workbench.tracking import struct_pages
+from workbench.tracking.host_memory import HostMemory
+from workbench.tracking.tracked_file import (
     GENERATIONS,
     KINDS,
     OPERATIONS,
@@ -89,7 +90,7 @@ class ConversionFile(TrackedFile):
     # --------------------------------------------------------------------------------------------- operations
 
     def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
-        """Carry out a stream, int64 (n, 6) as :data:`kernels.folio.OP` ... CPU; counters after each ``every``."""
+        """Carry out a stream, int64 (n, 6) as :data:`workbench.kernels.folios.run.OP` ... CPU; counters after each ``every``."""
         self._check_stream(stream)
         count = len(stream)
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)

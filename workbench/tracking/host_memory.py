@@ -1,7 +1,7 @@
 """Host memory that guest_memfd files share: what struct pages are restored from, and what folios and units come from.
 
 Linux: ``mm/hugetlb.c`` (pools, reservations), ``mm/hugetlb_vmemmap.c`` (where restored vmemmap comes from). Ranges of
-memory without struct page are the seed mail's proposal (:mod:`kernels.pfn_range`).
+memory without struct page are the seed mail's proposal (:mod:`workbench.kernels.pfn_range`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kernels import folio, pfn_range
-from workbench.tracked_file import Int64s
+from workbench.kernels import pfn_range
+from workbench.kernels.folios import run as folio
+from workbench.tracking.tracked_file import Int64s
 
 UNLIMITED = 1 << 40
 

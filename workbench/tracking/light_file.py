@@ -1,7 +1,7 @@
-"""A guest_memfd file without struct page for its private ranges: :mod:`kernels.light_map` for one file.
+"""A guest_memfd file without struct page for its private ranges: :mod:`workbench.kernels.light_map` for one file.
 
 The seed mail's proposal, not in Linux. A conversion moves pages between the light offset -> pfn map and the page cache;
-nothing is split or merged. Frames come from :class:`workbench.host_memory.RangeMemory`.
+nothing is split or merged. Frames come from :class:`workbench.tracking.host_memory.RangeMemory`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kernels import folio, light_map, maple
-from workbench.host_memory import RangeMemory
-from workbench.tracked_file import GENERATIONS, Int64s, StreamResult, TrackedFile, choice
+from workbench.kernels import light_map
+from workbench.kernels.folios import run as folio
+from workbench.kernels.maps import maple
+from workbench.tracking.host_memory import RangeMemory
+from workbench.tracking.tracked_file import GENERATIONS, Int64s, StreamResult, TrackedFile, choice
 from workbench.units import PAGE_SIZE
 
 GROUPS = {"256 KiB": light_map.GROUP_256K, "128 MiB": light_map.GROUP_128M}

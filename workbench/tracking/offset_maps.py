@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels import flat_table, maple, pagemap, range_table, xarray_map
 from workbench.errors import WorkbenchError
+from workbench.kernels.maps import flat_table, maple, pagemap, range_table, xarray_map
 
 STRUCTURES = pagemap.NAMES
 """Names of the structures: xarray, maple, ranges, flat."""

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels import stage2
 from workbench.errors import WorkbenchError
-from workbench.offset_maps import OffsetMap, offset_map
+from workbench.kernels import stage2
+from workbench.tracking.offset_maps import OffsetMap, offset_map
 
 Steps = Generator[str, None, int]
 """Yields the name of the step just done; returns 0 or an errno."""

@@ -1,8 +1,8 @@
 """One guest_memfd file whose pages change sides between private and shared, however its memory is tracked.
 
 :class:`TrackedFile` has one method for each operation; each returns what the call would, ``(errno, offset the error names
-or None)``. :class:`workbench.conversion.ConversionFile` tracks huge folios that split and merge,
-:class:`workbench.light_file.LightFile` private ranges without struct page. Nothing here depends on the engine.
+or None)``. :class:`workbench.tracking.folio_file.ConversionFile` tracks huge folios that split and merge,
+:class:`workbench.tracking.light_file.LightFile` private ranges without struct page. Nothing here depends on the engine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kernels import folio, light_map
 from workbench.errors import WorkbenchError
-from workbench.struct_pages import ORDERS
+from workbench.kernels import light_map
+from workbench.kernels.folios import run as folio
+from workbench.tracking.struct_pages import ORDERS
 from workbench.units import PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
@@ -70,7 +71,7 @@ class TrackedFile(ABC):
 
     @abstractmethod
     def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
-        """Carry out a stream, int64 (n, 6) as :data:`kernels.folio.OP` ... CPU; counters after each ``every``."""
+        """Carry out a stream, int64 (n, 6) as :data:`workbench.kernels.folios.run.OP` ... CPU; counters after each ``every``."""
 
     @abstractmethod
     def insert(self, folios: Int64s, nodes: Int64s) -> int:
@@ -107,7 +108,7 @@ class TrackedFile(ABC):
     @property
     @abstractmethod
     def counts(self) -> Int64s:
-        """Counters, int64, by position in :data:`kernels.folio.COUNTERS`."""
+        """Counters, int64, by position in :data:`workbench.kernels.folios.run.COUNTERS`."""
 
     # --------------------------------------------------------------------------------------------- operations
 
@@ -169,7 +170,7 @@ class TrackedFile(ABC):
     # ----------------------------------------------------------------------------------------------- counting
 
     def counters(self) -> dict[str, int]:
-        """All counters by name (:data:`kernels.folio.COUNTERS`)."""
+        """All counters by name (:data:`workbench.kernels.folios.run.COUNTERS`)."""
         return dict(zip(folio.COUNTERS, self.counts.tolist(), strict=True))
 
     def count(self, name: str) -> int:

@@ -201,7 +201,7 @@ def as_dataset(rows: Sequence[Row], table: Table) -> xr.Dataset:
     out = xr.Dataset({name: (("row",), value) for name, value in values.items()})
     for name, text in VARIABLES.items():
         out[name].attrs["long_name"] = text
-    out["modelled"].attrs.update(basis="modelled", source=f"workbench/published.py: {table.model['kind']}")
+    out["modelled"].attrs.update(basis="modelled", source=f"workbench/truth/published.py: {table.model['kind']}")
     out["deviation"].attrs["units"] = "%"
     out.attrs.update(table=table.id, title=table.title, source=table.source)
     return out
@@ -228,8 +228,8 @@ def summary(dataset: xr.Dataset) -> dict[str, float]:
 def _interleave_bandwidth(table: Table, out: _Rows) -> None:
     """Streaming threads over pages spread by weights. ``columns``: weights per node; ``set``: columns that give the
     bandwidth of a node alone; ``nodes``: kinds; ``threads``; ``unit``."""
-    from workbench import traffic
-    from workbench.topology import Host, Node
+    from workbench.cost import traffic
+    from workbench.topology.host import Host, Node
 
     model = table.model
     kinds, threads = model["nodes"], int(model["threads"])
@@ -256,7 +256,7 @@ def _page_counts(table: Table, out: _Rows) -> None:
     """Pages a task's weighted rotation places over successive mappings. ``weights``, ``pages``: columns; ``nodes``:
     columns of the counts. Successive rows with the same weights are mappings of one task."""
     from workbench.scenario import Scenario
-    from workbench.simulate import simulate
+    from workbench.simulation import simulate
 
     model = table.model
     weights_at, pages_at = table.columns.index(model["weights"]), table.columns.index(model["pages"])
@@ -290,7 +290,7 @@ def _page_counts(table: Table, out: _Rows) -> None:
 @_model("automatic_weights")
 def _automatic_weights(table: Table, out: _Rows) -> None:
     """The kernel's automatic weights. ``cases``: label, bandwidth per node, published weights."""
-    from kernels import mempolicy
+    from workbench.kernels import mempolicy
 
     for case in table.model["cases"]:
         bandwidth = np.array([round(1000 * float(b)) for b in case["bandwidth"]], np.int64)
@@ -380,7 +380,7 @@ def _lock_contention_orders(table: Table, out: _Rows) -> None:
 @_model("nested_walks")
 def _nested_walks(table: Table, out: _Rows) -> None:
     """References of a nested walk. Columns: guest page, host page, g, h, refs."""
-    from kernels import translation
+    from workbench.kernels import translation
 
     for guest, host, g, h, refs in table.rows:
         value = translation.nested_walk_references(int(g), int(h))
@@ -395,7 +395,7 @@ def _page_table_placement(table: Table, out: _Rows) -> None:
     in ``set``. The remote node's extra latency under STREAM is that of the curves: remote minus local idle latency,
     plus the local curve's delay at its highest bandwidth.
     """
-    from workbench import traffic
+    from workbench.cost import traffic
 
     local = cost_table.value("dram_latency")
     extra = local * (cost_table.value("remote_latency_ratio") - 1.0)
@@ -548,7 +548,7 @@ def _conversion_profile(table: Table, out: _Rows) -> None:
 @_model("vmemmap")
 def _vmemmap(table: Table, out: _Rows) -> None:
     """struct page bytes and vmemmap pages of a folio, with and without HVO."""
-    from workbench import struct_pages
+    from workbench.tracking import struct_pages
 
     orders = {"4K": 0, "2M": 9, "1G": 18}
     for row in table.rows:
@@ -569,7 +569,7 @@ def _vmemmap(table: Table, out: _Rows) -> None:
 @_model("vmemmap_split")
 def _vmemmap_split(table: Table, out: _Rows) -> None:
     """struct pages and vmemmap pages that a split of an HVO folio brings back."""
-    from workbench import struct_pages
+    from workbench.tracking import struct_pages
 
     splits = {"1G -> 4K": (18, 0), "1G -> 512x2M, each HVO": (18, 9), "2M -> 4K": (9, 0)}
     for row in table.rows:
@@ -584,7 +584,7 @@ def _vmemmap_split(table: Table, out: _Rows) -> None:
 @_model("rmp")
 def _rmp(table: Table, out: _Rows) -> None:
     """Bytes of the reverse map table."""
-    from workbench.confidential import rmp_bytes
+    from workbench.tracking.confidential import rmp_bytes
 
     for size, published, share in table.rows:
         ram = int(size.split()[0]) << 40
@@ -596,7 +596,7 @@ def _rmp(table: Table, out: _Rows) -> None:
 @_model("pamt")
 def _pamt(table: Table, out: _Rows) -> None:
     """TDX physical address metadata: static table, and what dynamic PAMT adds per 2 MiB."""
-    from workbench.confidential import dynamic_pamt_bytes, pamt_bytes
+    from workbench.tracking.confidential import dynamic_pamt_bytes, pamt_bytes
 
     tib = 1 << 40
     static, dynamic = pamt_bytes([tib]), dynamic_pamt_bytes(tib, 0)[0]
@@ -612,7 +612,7 @@ def _pamt(table: Table, out: _Rows) -> None:
 @_model("accept_exits")
 def _accept_exits(table: Table, out: _Rows) -> None:
     """Exits for accepting a chunk: one fault per backing page. ``chunk_bytes``."""
-    from workbench.confidential import accept_exits
+    from workbench.tracking.confidential import accept_exits
 
     pages = {"4K": 4096, "2M": 2 << 20, "1G": 1 << 30}
     for row in table.rows:
@@ -627,7 +627,7 @@ def _accept_exits(table: Table, out: _Rows) -> None:
 @_model("swiotlb")
 def _swiotlb(table: Table, out: _Rows) -> None:
     """Bounce buffer of an SEV or TDX guest: clamp(6 % of memory, 64 MiB, 1 GiB) (mem_encrypt_setup_arch)."""
-    from workbench.generators_conversion import swiotlb_request
+    from workbench.engine.conversion_streams import swiotlb_request
 
     for guest, mib, _, large, small in table.rows:
         size = swiotlb_request(int(guest) * GIB)

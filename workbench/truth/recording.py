@@ -18,7 +18,7 @@ from typing import Any
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.errors import WorkbenchError
-from workbench.topology import Host, Node, Zone
+from workbench.topology.host import Host, Node, Zone
 from workbench.units import PAGE_SIZE
 
 FORMAT_VERSION = 1

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kernels import fault_order
 from workbench import policy as mp
 from workbench import scenario as sc
-from workbench import struct_pages
 from workbench.errors import WorkbenchError
-from workbench.recording import Recorded, RecordedScenario, Recording, load, read, to_scenario, unpack_place
-from workbench.simulate import simulate
+from workbench.kernels import fault_order
+from workbench.simulation import simulate
+from workbench.tracking import struct_pages
+from workbench.truth.recording import Recorded, RecordedScenario, Recording, load, read, to_scenario, unpack_place
 
 logger = logging.getLogger(__name__)
 

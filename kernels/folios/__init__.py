@@ -1,0 +1,1 @@
+"""Huge folios of one file under conversion: split, merge, pins, memory failure."""

@@ -1,0 +1,1 @@
+"""Structures that map a file's offsets to pfns."""

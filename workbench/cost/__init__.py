@@ -1,0 +1,1 @@
+"""What a placement costs: traffic under contention and address translation (modelled)."""

@@ -1,0 +1,1 @@
+"""One guest under several ways to track its memory, compared."""

@@ -1,0 +1,1 @@
+"""The simulated kernel: system calls on state made of arrays."""

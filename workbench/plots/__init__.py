@@ -1,0 +1,1 @@
+"""Figures from Datasets. Plots draw; they compute nothing."""

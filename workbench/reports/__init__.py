@@ -1,0 +1,1 @@
+"""Notebooks in batch, and the offline pages that are made of them."""

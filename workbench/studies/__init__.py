@@ -1,0 +1,1 @@
+"""Questions that take many runs: placements, virtual NUMA, sensitivity, churn."""

@@ -1,0 +1,1 @@
+"""Grids of scenarios on Dask, resumable."""

@@ -1,0 +1,1 @@
+"""Is the model right: recordings of real kernels and published measurements."""
