@@ -16,7 +16,7 @@ def run(*arguments, stdin=""):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["kernel-selftest-mbind", "--kernel", "nowhere", "-o", "OUT"], "--kernel nowhere: is neither a directory nor"),
+        (["kernel-selftest-mbind", "--kernel", "nowhere", "-o", "OUT"], "--kernel nowhere: no such file or directory"),
         (["kernel-selftest-mbind", "--kernel", "."], "-o: missing"),
         (["nothing.txt", "--kernel", ".", "-o", "OUT"], "nothing.txt: no such file"),
         (
@@ -47,5 +47,5 @@ def test_script_needs_a_host(tmp_path):
 def test_help_names_the_packages():
     done = run("--help")
     assert done.returncode == 0
-    for package in ("qemu-system-x86", "libc6-dev", "linux-binary-7.3.4+deb13-amd64"):
+    for package in ("qemu-system-x86", "libc6-dev", "linux-binary-VERSION"):
         assert package in done.stdout

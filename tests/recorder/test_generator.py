@@ -7,7 +7,7 @@ import json
 import pytest
 
 from workbench.recorder.emulated_hosts import all_hosts
-from workbench.recorder.record import check_script
+from workbench.recorder.language import check as check_script
 from workbench.recorder.scenario_generator import FAMILIES, Place, generate
 
 HOSTS = all_hosts()

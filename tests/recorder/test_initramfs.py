@@ -75,7 +75,7 @@ def test_kinds_of_entries():
 def test_image_of_a_recording():
     image = initramfs.host_image(b"\x7fELF", "scenario a\n", [("kvm", b"module")])
     members = {name: (values, data) for values, name, data in read_newc(image)}
-    assert list(members) == ["dev", "modules", "dev/console", "init", "script.txt", "modules/kvm.ko"]
+    assert list(members) == ["dev", "modules", "dev/console", "init", "script.txt", "modules/order", "modules/kvm.ko"]
     assert stat.S_IMODE(members["init"][0]["mode"]) == 0o755 and members["init"][1] == b"\x7fELF"
     assert members["script.txt"][1] == b"scenario a\n"
     assert image == initramfs.host_image(b"\x7fELF", "scenario a\n", [("kvm", b"module")])
@@ -85,4 +85,4 @@ def test_image_of_a_recording():
 def test_cpio_lists_it():
     image = initramfs.host_image(b"probe", "scenario a\n", [])
     listed = subprocess.run(["cpio", "-it", "--quiet"], input=image, capture_output=True, check=True)
-    assert listed.stdout.decode().split() == ["dev", "modules", "dev/console", "init", "script.txt"]
+    assert listed.stdout.decode().split() == ["dev", "modules", "dev/console", "init", "script.txt", "modules/order"]

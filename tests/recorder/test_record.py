@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import lzma
 import os
@@ -45,13 +46,32 @@ def deb(path, files, kind="xz"):
     return path
 
 
+NEEDS = {"kvm": "irqbypass", "kvm-amd": "ccp,kvm"}
+
+
+def image(version="7.3.4+deb13-amd64", magic=b"HdrS", flags=1):
+    """The boot header of a bzImage and nothing behind it (Documentation/arch/x86/boot.rst)."""
+    data = bytearray(0x600)
+    data[0x202:0x206] = magic
+    data[0x20E:0x210] = (0x300).to_bytes(2, "little")
+    data[0x236:0x238] = flags.to_bytes(2, "little")
+    text = f"{version} (user@host) #1\0".encode()
+    data[0x500 : 0x500 + len(text)] = text
+    return bytes(data)
+
+
+def module(name):
+    """The part of a module that says what it needs."""
+    return f"ELF\0name={name}\0depends={NEEDS.get(name, '')}\0".encode()
+
+
 def packed(name):
-    return lzma.compress(name.encode()) if MODULES[name].endswith(".xz") else name.encode()
+    return lzma.compress(module(name)) if MODULES[name].endswith(".xz") else module(name)
 
 
 @pytest.fixture
 def packages(tmp_path):
-    binary = deb(tmp_path / "linux-binary.deb", {f"{LIB}/vmlinuz": b"image", "usr/share/doc/x": b"doc"})
+    binary = deb(tmp_path / "linux-binary.deb", {f"{LIB}/vmlinuz": image(), "usr/share/doc/x": b"doc"})
     files = {f"{LIB}/kernel/{place}": packed(name) for name, place in MODULES.items()}
     return binary, deb(tmp_path / "linux-modules.deb", files)
 
@@ -59,8 +79,8 @@ def packages(tmp_path):
 def test_kernel_from_packages(packages):
     for paths in (packages, [packages[0].parent]):
         kernel = kernel_package.load(paths)
-        assert kernel.image == b"image" and kernel.version == "7.3.4+deb13-amd64"
-        assert kernel.ordered_modules() == [(name, name.encode()) for name in ("irqbypass", "kvm", "ccp", "kvm-amd")]
+        assert kernel.image == image() and kernel.version == "7.3.4+deb13-amd64"
+        assert kernel.ordered_modules() == [(name, module(name)) for name in ("irqbypass", "kvm", "ccp", "kvm-amd")]
 
 
 def test_kernel_from_an_unpacked_directory(tmp_path):
@@ -68,25 +88,55 @@ def test_kernel_from_an_unpacked_directory(tmp_path):
         target = tmp_path / LIB / "kernel" / place
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(packed(name))
-    (tmp_path / LIB / "vmlinuz").write_bytes(b"image")
+    (tmp_path / LIB / "vmlinuz").write_bytes(image())
     kernel = kernel_package.load([tmp_path])
-    assert kernel.image == b"image" and set(kernel.modules) == set(MODULES)
+    assert kernel.image == image() and set(kernel.modules) == set(MODULES)
+
+
+def test_kernel_that_somebody_built(tmp_path):
+    """An image alone holds KVM or lacks it, which the boot shows; modules may lie beside it, in a tree or packed."""
+    built = tmp_path / "bzImage"
+    built.write_bytes(image("7.4.0-rc3-mine"))
+    kernel = kernel_package.load([built])
+    assert kernel.version == "7.4.0-rc3-mine" and not kernel.ordered_modules()
+    modules = tmp_path / "lib/modules/7.4.0-rc3-mine/kernel"
+    modules.mkdir(parents=True)
+    (modules / "kvm-amd.ko").write_bytes(b"\0depends=kvm\0")
+    (modules / "kvm.ko.gz").write_bytes(gzip.compress(b"\0depends=some-thing\0"))
+    (modules / "some_thing.ko").write_bytes(b"\0depends=\0")
+    kernel = kernel_package.load([built, tmp_path / "lib"])
+    assert [name for name, _ in kernel.ordered_modules()] == ["some_thing", "kvm", "kvm-amd"]
+    tree = tmp_path / "tree/arch/x86/boot"
+    tree.mkdir(parents=True)
+    (tree / "bzImage").write_bytes(image("6.18.1"))
+    assert kernel_package.load([tmp_path / "tree"]).version == "6.18.1"
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("content", "message"),
     [
-        ({"usr/share/doc/x": b""}, "no kernel image .*linux-binary-7"),
-        ({f"{LIB}/vmlinuz": b"i"}, "no module kvm-amd.*linux-modules"),
-        (
-            {f"{LIB}/vmlinuz": b"i", f"{LIB}/kernel/{MODULES['kvm-amd']}": packed("kvm-amd")},
-            "no module kvm;.*linux-modules",
-        ),
+        (b"\x7fELF and more", "is a vmlinux; take arch/x86/boot/bzImage"),
+        (b"text", "is no Linux image for x86"),
+        (b"", "is no Linux image for x86"),
+        (image(flags=0), "is a 32-bit kernel"),
     ],
 )
-def test_missing_parts_of_the_kernel(tmp_path, files, message):
+def test_files_that_are_no_kernel(tmp_path, content, message):
+    (tmp_path / "k").write_bytes(content)
     with pytest.raises(WorkbenchError, match=message):
-        kernel_package.load([deb(tmp_path / "a.deb", files)])
+        kernel_package.load([tmp_path / "k"])
+
+
+def test_two_kernels_are_refused(tmp_path):
+    deb(tmp_path / "a.deb", {f"{LIB}/vmlinuz": image()})
+    deb(tmp_path / "b.deb", {"usr/lib/modules/7.2.12/vmlinuz": image("7.2.12")})
+    with pytest.raises(WorkbenchError, match=r"holds two kernels, 7.3.4\+deb13-amd64 and 7.2.12; name one"):
+        kernel_package.load([tmp_path])
+
+
+def test_package_without_a_kernel(tmp_path):
+    with pytest.raises(WorkbenchError, match=r"no kernel image .*linux-binary-VERSION"):
+        kernel_package.load([deb(tmp_path / "a.deb", {"usr/share/doc/x": b""})])
 
 
 def test_damaged_and_foreign_packages(tmp_path, packages):
@@ -97,7 +147,7 @@ def test_damaged_and_foreign_packages(tmp_path, packages):
     (tmp_path / "not.deb").write_bytes(b"PK something")
     with pytest.raises(WorkbenchError, match="not a Debian package"):
         kernel_package.load([tmp_path / "not.deb"])
-    with pytest.raises(WorkbenchError, match=r"neither a directory nor a \.deb"):
+    with pytest.raises(WorkbenchError, match="no such file or directory; needed are a bzImage"):
         kernel_package.load([tmp_path / "nothing"])
 
 
@@ -173,9 +223,14 @@ def test_recording_is_written_whole(tools, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("echo 'qemu: -numa: bad' >&2; exit 1", "did not boot: qemu: -numa: bad"),
+        ("echo 'qemu: -numa: bad' >&2; exit 1", "did not boot .kernel 7.3.4.*: qemu: -numa: bad"),
         ("""printf '{"boot_us":1}\\n{"scenario":"a"}\\n{"op":"x","re' > "$OUT\"""", "died in a"),
-        (DONE.replace('"present":"1"', '"present":"0"'), "no /dev/kvm"),
+        (DONE.replace('"present":"1"', '"present":"0"'), r"7.3.4\+deb13-amd64 boots without KVM .*modules irqbypass"),
+        (
+            DONE.replace('{"kvm":{"us":"2","present":"1"}}', '{"module":"/modules/kvm.ko","ret":-1,"errno":8}'),
+            "boots without KVM .*module kvm: errno 8",
+        ),
+        (DONE.replace('"present":"1"', '"present":"1","create_vm":95'), "cannot make a virtual machine .errno 95"),
         ("sleep 30", "timeout: the emulated machine was not done after 0.5 s"),
     ],
 )
@@ -187,6 +242,34 @@ def test_machine_that_fails_writes_nothing(tools, tmp_path, text, message):
         record.record(SCRIPT, ONE, kernel, out, qemu="qemu-fake", timeout=0.5 if "sleep" in text else 20)
     assert time.monotonic() - started < 15
     assert not out.exists() and not list(tmp_path.glob(".r.json*"))
+
+
+CONSOLE = 'for word in "$@"; do case $word in file,id=console,path=*) echo > ${word#file,id=console,path=} "$SAID";; esac; done\n'
+
+
+def test_a_failed_boot_leaves_the_end_of_its_console(tools, tmp_path):
+    said = "line\n" * 500 + "Kernel panic - not syncing: No working init found.\nend"
+    kernel = tools(f"SAID='{said}'\n" + CONSOLE + "exit 0")
+    with pytest.raises(WorkbenchError, match=r"did not boot .*Kernel panic - not syncing: No working init") as caught:
+        record.record(SCRIPT, ONE, kernel, tmp_path / "r.json", qemu="qemu-fake")
+    assert "\n" not in str(caught.value)
+    (kept,) = tmp_path.glob("r-*.console.txt")
+    assert str(kept) in str(caught.value)
+    lines = kept.read_text().splitlines()
+    assert len(lines) == record.CONSOLE_LINES and lines[-1] == "end"
+
+
+def test_a_boot_that_hangs_is_stopped_before_the_timeout(tools, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "BOOT_TIMEOUT", 0.5)
+    kernel = tools("sleep 30")
+    with pytest.raises(WorkbenchError, match=r"did not boot in 0.5 s; its console stayed empty"):
+        record.record(SCRIPT, ONE, kernel, tmp_path / "r.json", qemu="qemu-fake")
+
+
+def test_a_kernel_without_virtio_speaks_over_the_serial_line(tools, tmp_path):
+    kernel = tools(DONE.replace('> "$OUT"', '| sed "s/$/\\r/" > "$OUT.serial"'))
+    value = record.record(SCRIPT, ONE, kernel, qemu="qemu-fake")
+    assert value["done"] and value["scenarios"][0]["ops"][1]["place"] == ".*4"
 
 
 def test_interrupt_ends_the_machine(tools, tmp_path):

@@ -17,7 +17,9 @@ def record(
     kernel: Annotated[
         list[Path],
         typer.Option(
-            "--kernel", metavar="DEB_OR_DIR", help="Debian package, or directory with kernel and modules (repeatable)"
+            "--kernel",
+            metavar="PATH",
+            help="bzImage, Debian package, or directory with image, modules or both (repeatable)",
         ),
     ],
     set_: Annotated[
@@ -31,12 +33,14 @@ def record(
     budget: Annotated[str, typer.Option(help="memory of the emulated host")] = "2 GiB",
     timeout: Annotated[float, typer.Option(help="seconds after which the emulated host is stopped")] = 1800.0,
     qemu: Annotated[str, typer.Option(help="QEMU to use")] = "qemu-system-x86_64",
+    append: Annotated[str, typer.Option(help="more words for the kernel's command line, e.g. kho=on")] = "",
 ) -> None:
     """Run a scenario on a real Linux kernel in QEMU and write down what it did.
 
-    Needs the Debian packages qemu-system-x86, gcc and libc6-dev, and from trixie-backports
-    linux-binary-7.3.4+deb13-amd64 and linux-modules-7.3.4+deb13-amd64 (downloaded or unpacked, not installed).
-    No special hardware.
+    Needs the Debian packages qemu-system-x86, gcc and libc6-dev, and a kernel: one made by `oracle build`, a bzImage of
+    your own (with a directory of modules, if KVM is not built in), or a distribution's packages, such as Debian's
+    linux-binary-VERSION and linux-modules-VERSION (downloaded or unpacked, not installed). No special hardware. What
+    the kernel can do is asked of it at the boot.
     """
     import tempfile
 
@@ -58,7 +62,7 @@ def record(
         target = output if output is not None else Path(directory) / "recording.json.gz"
         with progress_bar("scripts") as progress:
             result = run(value, _host(host), kernel, target, progress=progress, timeout=timeout, qemu=qemu,
-                         budget_mib=max(1, int(parse_bytes(budget)) >> 20))  # fmt: skip
+                         budget_mib=max(1, int(parse_bytes(budget)) >> 20), kernel_arguments=append)  # fmt: skip
         operations = sum(len(entry["ops"]) for entry in result["scenarios"])
         typer.echo(f"{len(result['scenarios'])} scripts, {operations} operations on {result['kernel'].split(' (')[0]}")
         if output is not None:

@@ -62,13 +62,15 @@ def _append(archive: bytearray, inode: int, entry: Entry) -> None:
 
 
 def host_image(probe: bytes, script: str, modules: Iterable[tuple[str, bytes]]) -> bytes:
-    """The file system of a recording: the probe as /init, the script, the kernel modules by name, a console."""
+    """The file system of a recording: the probe as /init, the script, the kernel modules and their order, a console."""
+    modules = list(modules)
     entries = [
         directory("dev"),
         directory("modules"),
         character_device("dev/console", 5, 1),
         regular("init", probe, 0o755),
         regular("script.txt", script.encode()),
+        regular("modules/order", "".join(f"{name}\n" for name, _ in modules).encode()),
     ]
     entries += [regular(f"modules/{name}.ko", data) for name, data in modules]
     return build(entries)

@@ -13,6 +13,9 @@
  * exist (mincore(2) would miss fallocated ones), a mapping of the supervisor's own and move_pages(2) without target
  * nodes say where they are.
  *
+ * probe_private.h has the calls on private memory, probe_host.h what is looked at of the host, probe_interfaces.h the
+ * kernel's interfaces by number. Every verb of a script is described in language.py.
+ *
  * Built by record.py: gcc -O2 -static -pthread -o probe probe.c
  */
 #define _GNU_SOURCE
@@ -21,7 +24,6 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/futex.h>
-#include <linux/kvm.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -40,37 +42,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <sys/uio.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
-/* ------------------------------------------------------------------------------- interfaces newer than libc headers */
-
-#ifndef KVM_CREATE_GUEST_MEMFD
-struct kvm_create_guest_memfd {
-	uint64_t size, flags, reserved[6];
-};
-#define KVM_CREATE_GUEST_MEMFD _IOWR(KVMIO, 0xd4, struct kvm_create_guest_memfd)
-#endif
-#ifndef KVM_SET_USER_MEMORY_REGION2
-struct kvm_userspace_memory_region2 {
-	uint32_t slot, flags;
-	uint64_t guest_phys_addr, memory_size, userspace_addr, guest_memfd_offset;
-	uint32_t guest_memfd, pad1;
-	uint64_t pad2[14];
-};
-#define KVM_SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct kvm_userspace_memory_region2)
-#endif
-#ifndef KVM_PRE_FAULT_MEMORY
-struct kvm_pre_fault_memory {
-	uint64_t gpa, size, flags, padding[5];
-};
-#define KVM_PRE_FAULT_MEMORY _IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)
-#endif
-#define MEMSLOT_GUEST_MEMFD (1u << 2)
-#define CALL_PIDFD_OPEN 434
-#define CALL_PIDFD_GETFD 438
-#define CALL_HOME_NODE 450
-#define CALL_CACHESTAT 451
+#include "probe_interfaces.h"
 
 enum { MODE_DEFAULT, MODE_PREFERRED, MODE_BIND, MODE_INTERLEAVE };
 
@@ -85,10 +62,10 @@ enum { MODE_DEFAULT, MODE_PREFERRED, MODE_BIND, MODE_INTERLEAVE };
 #define CALL_TIMEOUT_US 120000000L
 #define GUARD (64 * PAGE)
 
-enum file_kind { FILE_NONE, FILE_GUEST_MEMFD, FILE_MEMFD };
+enum file_kind { FILE_NONE, FILE_GUEST_MEMFD, FILE_MEMFD, FILE_HUGETLB, FILE_ANONYMOUS };
 
 struct file {
-	int fd;
+	int fd;                     /* -1 for anonymous memory, which is none */
 	enum file_kind kind;
 	long pages;
 	char *address;              /* the tasks' mapping, NULL if there is none */
@@ -105,7 +82,7 @@ struct mailbox {
 	long mask_bits;             /* 0 passes a NULL mask */
 	long result;
 	int error;
-	long extra[4];
+	long extra[6];
 	uint64_t mask_out[MASK_LONGS];
 	struct file files[MAX_FILES];
 	uint32_t order[MAX_PAGES];
@@ -291,6 +268,15 @@ static const struct name mode_names[] = {
 	{ "STATIC", 1 << 15 }, { "RELATIVE", 1 << 14 }, { "NUMA_BALANCING", 1 << 13 }, { NULL, 0 },
 };
 static const struct name mbind_names[] = { { "STRICT", 1 }, { "MOVE", 2 }, { "MOVE_ALL", 4 }, { NULL, 0 } };
+static const struct name huge_names[] = { { "2M", 21 }, { "1G", 30 }, { NULL, 0 } };
+static const struct name vm_names[] = {
+	{ "none", 0 }, { "sw_protected", 1 }, { "sev", 2 }, { "sev_es", 3 }, { "snp", 4 }, { "tdx", 5 }, { NULL, 0 },
+};
+static const struct name attribute_names[] = { { "private", ATTRIBUTE_PRIVATE }, { "shared", 0 }, { NULL, 0 } };
+static const struct name capability_names[] = {
+	{ "MEMORY_ATTRIBUTES", CAP_MEMORY_ATTRIBUTES }, { "GUEST_MEMFD", CAP_GUEST_MEMFD }, { "VM_TYPES", CAP_VM_TYPES },
+	{ "PRE_FAULT_MEMORY", CAP_PRE_FAULT_MEMORY }, { "GUEST_MEMFD_FLAGS", CAP_GUEST_MEMFD_FLAGS }, { NULL, 0 },
+};
 static const struct name create_names[] = { { "MMAP", 1 }, { "SHARED", 2 }, { NULL, 0 } };
 
 /* Names or numbers joined by |. */
@@ -410,6 +396,13 @@ static char *map_file(int fd, long pages)
 	return mapped;
 }
 
+/* Huge pages must lie at their own alignment, which only the kernel's choice of address gives. */
+static char *map_huge(int fd, long pages)
+{
+	char *mapped = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	return mapped == MAP_FAILED ? NULL : mapped;
+}
+
 /* The virtual machine of the script: one vCPU, one memslot per file, made when first needed. */
 static int kvm = -1, vm = -1, vcpu = -1;
 static struct kvm_run *run_page;
@@ -444,23 +437,37 @@ static int make_vcpu(void)
 	return ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot);
 }
 
-static int make_slot(int number_)
+/* The memslot of a file; shared accesses go to a mapping, which may be that of another file. */
+static int set_slot(int number_, const char *shared)
 {
 	struct file *file = &box->files[number_];
-	if (has_slot[number_])
-		return 0;
+	bool private = file->kind == FILE_GUEST_MEMFD;
 	struct kvm_userspace_memory_region2 slot = {
 		.slot = number_,
-		.flags = file->kind == FILE_GUEST_MEMFD ? MEMSLOT_GUEST_MEMFD : 0,
+		.flags = private ? MEMSLOT_GUEST_MEMFD : 0,
 		.guest_phys_addr = GUEST_FILE(number_),
 		.memory_size = file->pages * PAGE,
-		.userspace_addr = (uintptr_t)file->address,
-		.guest_memfd = file->fd,
+		.userspace_addr = (uintptr_t)shared,
+		.guest_memfd = private ? file->fd : 0,
 	};
 	if (ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &slot))
 		return -1;
 	has_slot[number_] = true;
 	return 0;
+}
+
+static int make_slot(int number_)
+{
+	return has_slot[number_] ? 0 : set_slot(number_, box->files[number_].address);
+}
+
+/* KVM_EXIT_MEMORY_FAULT: the flags (8 if the access was private) and the page of the file. */
+static void note_memory_fault(int file)
+{
+	const uint64_t *fault = (const uint64_t *)((const char *)run_page + 32);        /* flags, gpa, size */
+	box->extra[1] = EXIT_MEMORY_FAULT;
+	box->extra[3] = fault[0];
+	box->extra[4] = ((long)fault[1] - (long)GUEST_FILE(file)) / PAGE;
 }
 
 /* Let the guest write to count pages. 0 if it halted, 1000 + exit reason, or a negative step that failed. */
@@ -489,8 +496,12 @@ static long guest_touch(int file, long page, long count)
 	ioctl(vcpu, KVM_GET_REGS, &registers);
 	box->extra[0] = count - (long)registers.rcx;
 	errno = error;
-	if (failed)
+	if (failed) {
+		if (run_page->exit_reason == EXIT_MEMORY_FAULT)
+			note_memory_fault(file);
+		errno = error;
 		return -4;
+	}
 	box->extra[1] = run_page->exit_reason;
 	return run_page->exit_reason == KVM_EXIT_HLT ? 0 : 1000 + run_page->exit_reason;
 }
@@ -517,11 +528,12 @@ static long do_memfd(void)
 {
 	struct file *file = FILE_OF_CALL;
 	struct stat status = { 0 };
-	long fd = syscall(SYS_memfd_create, "recorder", 0);
-	*file = (struct file){ .fd = fd, .kind = FILE_MEMFD, .pages = ARGUMENT(0) };
+	unsigned int flags = ARGUMENT(1) ? MFD_HUGETLB | (unsigned int)ARGUMENT(1) << MFD_HUGE_SHIFT : 0;
+	long fd = syscall(SYS_memfd_create, "recorder", flags);
+	*file = (struct file){ .fd = fd, .kind = flags ? FILE_HUGETLB : FILE_MEMFD, .pages = ARGUMENT(0) };
 	if (fd >= 0 && !ftruncate(fd, file->pages * PAGE)) {
-		file->address = map_file(fd, file->pages);
-		if (file->address)
+		file->address = flags ? map_huge(fd, file->pages) : map_file(fd, file->pages);
+		if (file->address && !flags)
 			madvise(file->address, file->pages * PAGE, MADV_NOHUGEPAGE);
 		fstat(fd, &status);
 		box->extra[0] = status.st_ino;
@@ -571,7 +583,7 @@ static long do_close(void)
 		ioctl(vm, KVM_SET_USER_MEMORY_REGION, &nothing);
 		has_slot[box->file] = false;
 	}
-	long result = close(file->fd);
+	long result = file->fd < 0 ? 0 : close(file->fd);
 	*file = (struct file){ .fd = -1 };
 	return result;
 }
@@ -702,6 +714,8 @@ static long do_capability(void)
 	return ioctl(vm, KVM_CHECK_EXTENSION, ARGUMENT(0));
 }
 
+#include "probe_private.h"
+
 /* --------------------------------------------------------------------------------------- verbs: words in, results out */
 
 struct verb {
@@ -741,6 +755,44 @@ static void read_create(char *const *w, int words)
 {
 	read_pages(w, words);
 	ARGUMENT(1) = flags_of(w[3], create_names);
+}
+
+static void read_memfd(char *const *w, int words)
+{
+	read_pages(w, words);
+	ARGUMENT(1) = flags_of(w[3], huge_names);
+}
+
+static void read_vm(char *const *w, int words)
+{
+	(void)words;
+	ARGUMENT(0) = flags_of(w[1], vm_names);
+}
+
+static void read_capability(char *const *w, int words)
+{
+	(void)words;
+	ARGUMENT(0) = flags_of(w[1], capability_names);
+}
+
+static void read_slot(char *const *w, int words)
+{
+	read_file_word(w);
+	ARGUMENT(0) = words > 2 && strcmp(w[2], "-") ? file_number(w[2]) : -1;
+}
+
+static void read_attributes(char *const *w, int words)
+{
+	(void)words;
+	read_bytes(w);
+	ARGUMENT(2) = flags_of(w[4], attribute_names);
+	ARGUMENT(3) = strtol(w[5], NULL, 0);
+}
+
+static void read_pin(char *const *w, int words)
+{
+	read_pages(w, words);
+	ARGUMENT(2) = !strcmp(w[4], "splice");
 }
 
 static void read_alias(char *const *w, int words)
@@ -846,6 +898,18 @@ static void report_memfd(void)
 	number("ino", box->extra[0]);
 }
 
+/* error_offset only if the call wrote it. */
+static void report_convert(void)
+{
+	if (box->extra[1])
+		number("error_offset", box->extra[0]);
+}
+
+static void report_fill(void)
+{
+	number("pages", box->extra[5]);
+}
+
 static void report_touch(void)
 {
 	number("bad", box->extra[0]);
@@ -863,6 +927,10 @@ static void report_vtouch(void)
 	number("done", box->extra[0]);
 	number("exit", box->extra[1]);
 	number("setup", box->extra[2]);
+	if (box->extra[1] == EXIT_MEMORY_FAULT) {
+		number("fault_flags", box->extra[3]);
+		number("fault_page", box->extra[4]);
+	}
 }
 
 static void report_node(void)
@@ -910,7 +978,15 @@ static const struct verb verb_exit = { "", NULL, read_nothing, report_nothing };
 
 static const struct verb verbs[] = {
 	{ "create", do_create, read_create, report_create },
-	{ "memfd", do_memfd, read_pages, report_memfd },
+	{ "memfd", do_memfd, read_memfd, report_memfd },
+	{ "anon", do_anonymous, read_pages, report_nothing },
+	{ "vm", do_vm, read_vm, report_nothing },
+	{ "slot", do_slot, read_slot, report_nothing },
+	{ "attr", do_attributes, read_attributes, report_nothing },
+	{ "convert", do_convert, read_attributes, report_convert },
+	{ "pin", do_pin, read_pin, report_nothing },
+	{ "unpin", do_unpin, read_only_file, report_nothing },
+	{ "fill", do_fill, read_pages, report_fill },
 	{ "alias", do_alias, read_alias, report_nothing },
 	{ "mmap", do_mmap, read_mmap, report_nothing },
 	{ "unmap", do_unmap, read_only_file, report_nothing },
@@ -931,7 +1007,7 @@ static const struct verb verbs[] = {
 	{ "movepages", do_movepages, read_movepages, report_movepages },
 	{ "migrate", do_migrate, read_number, report_nothing },
 	{ "madv", do_madvise, read_pages, report_nothing },
-	{ "kvmcap", do_capability, read_number, report_nothing },
+	{ "kvmcap", do_capability, read_capability, report_nothing },
 };
 
 /* ---------------------------------------------------------------------------------------------------- process of a script */
@@ -1230,8 +1306,50 @@ static void report_frames(long start, long found)
 	close(pagemap);
 }
 
+static void report_found(const char *what, long start, long count, long found)
+{
+	key(what);
+	if (!strcmp(what, "counts"))
+		report_counts(found);
+	else if (!strcmp(what, "pfns"))
+		report_frames(start, found);
+	else
+		report_runs(count, found);
+	if (!strcmp(what, "place")) {
+		key("range");
+		put("\"%ld+%ld\"", start, count);
+	}
+}
+
+/* Pages that only the tasks' own mapping knows: anonymous memory, and huge pages, which cachestat(2) does not count. */
+static void observe_mapping(const char *what, const struct file *file, long start, long count)
+{
+	long found = 0;
+	if (!file->address || start < 0 || count < 0 || start + count > MAX_PAGES) {
+		place_error("place ERR range %ld+%ld", start, count);
+		return;
+	}
+	for (long i = 0; i < count; i++)
+		observed_address[i] = file->address + (start + i) * PAGE;
+	if (count && syscall(SYS_move_pages, process, count, observed_address, NULL, observed_node, 0)) {
+		place_error("place ERR move_pages %d", errno);
+		return;
+	}
+	for (long i = 0; i < count; i++) {
+		if (observed_node[i] < 0)
+			continue;
+		present_index[found] = i;
+		observed_node[found++] = observed_node[i];
+	}
+	report_found(what, start, count, found);
+}
+
 static void observe(const char *what, int file, long start, long count)
 {
+	if (box->files[file].kind == FILE_ANONYMOUS || box->files[file].kind == FILE_HUGETLB) {
+		observe_mapping(what, &box->files[file], start, count);
+		return;
+	}
 	int fd = syscall(CALL_PIDFD_GETFD, process_fd, box->files[file].fd, 0);
 	long found = 0;
 	if (fd < 0) {
@@ -1264,21 +1382,10 @@ static void observe(const char *what, int file, long start, long count)
 			observed_address[found++] = address;
 		}
 	}
-	if (found && syscall(SYS_move_pages, 0, found, observed_address, NULL, observed_node, 0)) {
+	if (found && syscall(SYS_move_pages, 0, found, observed_address, NULL, observed_node, 0))
 		place_error("place ERR move_pages %d", errno);
-	} else {
-		key(what);
-		if (!strcmp(what, "counts"))
-			report_counts(found);
-		else if (!strcmp(what, "pfns"))
-			report_frames(start, found);
-		else
-			report_runs(count, found);
-		if (!strcmp(what, "place")) {
-			key("range");
-			put("\"%ld+%ld\"", start, count);
-		}
-	}
+	else
+		report_found(what, start, count, found);
 	munmap(mapping, (start + count) * PAGE);
 	close(fd);
 }
@@ -1347,6 +1454,8 @@ static void report_numastat(void)
 	}
 	put("}");
 }
+
+#include "probe_host.h"
 
 #define WEIGHTS "/sys/kernel/mm/mempolicy/weighted_interleave/"
 
@@ -1431,6 +1540,18 @@ static bool supervise(char *const *w, int words)
 		int file = file_number(w[1]);
 		long start = words > 2 ? atol(w[2]) : 0;
 		observe(verb, file, start, words > 3 ? atol(w[3]) : box->files[file].pages - start);
+	} else if (!strcmp(verb, "reveal")) {
+		int file = file_number(w[1]);
+		long start = words > 2 ? atol(w[2]) : 0;
+		reveal(file, start, words > 3 ? atol(w[3]) : box->files[file].pages - start);
+	} else if (!strcmp(verb, "nodestat")) {
+		report_node_counters();
+	} else if (!strcmp(verb, "pool")) {
+		set_pool(w[1], atoi(w[2]), w[3]);
+	} else if (!strcmp(verb, "pools")) {
+		report_pools();
+	} else if (!strcmp(verb, "kho")) {
+		report_handover();
 	} else if (!strcmp(verb, "zones")) {
 		report_zones();
 	} else if (!strcmp(verb, "meminfo")) {
@@ -1438,10 +1559,13 @@ static bool supervise(char *const *w, int words)
 	} else if (!strcmp(verb, "numastat")) {
 		report_numastat();
 	} else if (!strcmp(verb, "cat")) {
-		key("file");
-		if (read_file(w[1], big, sizeof big) < 0)
+		long length = read_file(w[1], big, sizeof big);
+		if (length < 0)
 			big[0] = 0;
+		key("file");
 		put_lines(big);
+		if (length < 0)
+			number("error", -length);
 	} else if (!strcmp(verb, "write")) {
 		char result[32];
 		snprintf(result, sizeof result, "write %d", write_file(w[1], w[2]));
@@ -1483,8 +1607,11 @@ static const struct verb *find_verb(const char *name)
 
 static void report_dead(void)
 {
-	if (death[0])
+	if (death[0]) {
 		text("dead", death);
+		if (box->extra[5])
+			report_fill();
+	}
 	death[0] = 0;
 	number("ret", -1);
 	text("errno", "dead");
@@ -1536,6 +1663,7 @@ static void end_script(long started)
 	}
 	close(process_fd);
 	release_hogs();
+	empty_pools();
 	begin();
 	number("end", now_us() - started);
 	end();
@@ -1573,20 +1701,71 @@ static void run_script(void)
 
 /* ------------------------------------------------------------------------------------------------------------- boot */
 
+/* The words MODULE.NAME=VALUE of the kernel's command line, which only modules that are built in get from the kernel. */
+static void module_parameters(const char *name, char *to, size_t size)
+{
+	char line[4096] = "", wanted[64], *rest;
+	size_t used = 0;
+	read_file("/proc/cmdline", line, sizeof line);
+	snprintf(wanted, sizeof wanted, "%s.", name);
+	for (char *c = wanted; *c; c++)
+		*c = *c == '-' ? '_' : *c;
+	to[0] = 0;
+	for (char *word = strtok_r(line, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest))
+		if (!strncmp(word, wanted, strlen(wanted)) && used < size)
+			used += snprintf(to + used, size - used, "%s ", word + strlen(wanted));
+}
+
 static void load_module(const char *name)
 {
-	char path[96];
+	char path[96], parameters[1024];
 	snprintf(path, sizeof path, "/modules/%s.ko", name);
 	int fd = open(path, O_RDONLY);
 	if (fd < 0)
 		return;
-	long result = syscall(SYS_finit_module, fd, "", 0);
+	module_parameters(name, parameters, sizeof parameters);
+	long result = syscall(SYS_finit_module, fd, parameters, 0);
 	int error = result ? errno : 0;
 	close(fd);
 	begin();
 	text("module", path);
 	number("ret", result);
 	number("errno", error);
+	end();
+}
+
+/* In the order of a list that the recorder wrote. */
+static void load_modules(void)
+{
+	char names[4096], *rest;
+	if (read_file("/modules/order", names, sizeof names) < 0)
+		return;
+	for (char *name = strtok_r(names, "\n", &rest); name; name = strtok_r(NULL, "\n", &rest))
+		load_module(name);
+}
+
+/* What this kernel's KVM offers: all of it asked of the kernel. */
+static void describe_kvm(void)
+{
+	static const struct { const char *name; long capability; } asked[] = {
+		{ "vm_types", CAP_VM_TYPES }, { "guest_memfd", CAP_GUEST_MEMFD },
+		{ "guest_memfd_flags", CAP_GUEST_MEMFD_FLAGS }, { "memory_attributes", CAP_MEMORY_ATTRIBUTES },
+		{ "pre_fault_memory", CAP_PRE_FAULT_MEMORY },
+	};
+	begin();
+	key("kvm");
+	put("{\"us\":\"%ld\",\"present\":\"%d\"", now_us(), access("/dev/kvm", F_OK) == 0);
+	int device = open("/dev/kvm", O_RDWR);
+	if (device >= 0) {
+		int machine = ioctl(device, KVM_CREATE_VM, 0);
+		put(",\"create_vm\":%d", machine < 0 ? errno : 0);
+		for (size_t i = 0; machine >= 0 && i < sizeof asked / sizeof *asked; i++)
+			put(",\"%s\":%d", asked[i].name, ioctl(machine, KVM_CHECK_EXTENSION, asked[i].capability));
+		if (machine >= 0)
+			close(machine);
+		close(device);
+	}
+	put("}");
 	end();
 }
 
@@ -1645,13 +1824,15 @@ static void describe_host(void)
 	dump_kernel_log("dmesg");
 }
 
+/* The virtio port if the kernel has a driver for it, else the second serial line, which every kernel knows. */
 static void open_port(void)
 {
+	struct termios raw;
 	int console = open("/dev/console", O_RDWR);
 	if (console >= 0)
 		for (int fd = 0; fd < 3; fd++)
 			dup2(console, fd);
-	for (int attempt = 0; attempt < 100; attempt++) {
+	for (int attempt = 0; attempt < 40; attempt++) {
 		int fd = open("/dev/vport0p1", O_WRONLY);
 		if (fd >= 0) {
 			port = fd;
@@ -1659,27 +1840,29 @@ static void open_port(void)
 		}
 		usleep(50000);
 	}
+	int line = open("/dev/ttyS1", O_RDWR | O_NOCTTY);
+	if (line >= 0 && !tcgetattr(line, &raw)) {
+		cfmakeraw(&raw);
+		tcsetattr(line, TCSANOW, &raw);
+		port = line;
+	}
 }
 
 int main(void)
 {
-	static const char *const modules[] = { "irqbypass", "kvm", "ccp", "kvm-amd" };
 	mkdir("/proc", 0755);
 	mkdir("/sys", 0755);
 	mkdir("/dev", 0755);
 	mount("proc", "/proc", "proc", 0, NULL);
 	mount("sysfs", "/sys", "sysfs", 0, NULL);
 	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
+	mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
 	open_port();
 	begin();
 	number("boot_us", now_us());
 	end();
-	for (size_t i = 0; i < sizeof modules / sizeof *modules; i++)
-		load_module(modules[i]);
-	begin();
-	key("kvm");
-	put("{\"us\":\"%ld\",\"present\":\"%d\"}", now_us(), access("/dev/kvm", F_OK) == 0);
-	end();
+	load_modules();
+	describe_kvm();
 	box = mmap(NULL, sizeof *box, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	memset(box, 0, sizeof *box);
 	catch_faults();

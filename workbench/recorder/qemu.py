@@ -150,13 +150,18 @@ class EmulatedHost:
         return " ".join(part for part in (KERNEL_ARGUMENTS, movable, self.kernel_arguments) if part)
 
     def command(self, qemu: str, kernel: Path, initrd: Path, output: Path, console: Path) -> list[str]:
-        """The whole command. Software emulation in one thread: with several, one of two boots dies."""
+        """The whole command. Software emulation in one thread: with several, one of two boots dies.
+
+        The probe writes to the virtio port, or to the second serial line where the kernel has no driver for that; what
+        comes there is ``output`` with ``.serial`` behind it.
+        """
         return [
             qemu, "-accel", "tcg,thread=single", "-cpu", "EPYC,+svm,+npt,+pdpe1gb",
             *self.arguments(),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(kernel), "-initrd", str(initrd), "-append", self.command_line,
             "-chardev", f"file,id=console,path={console}", "-serial", "chardev:console",
+            "-chardev", f"file,id=second,path={output}.serial", "-serial", "chardev:second",
             "-device", "virtio-serial-pci",
             "-chardev", f"file,id=probe,path={output}", "-device", "virtserialport,chardev=probe,name=probe",
         ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Record a script or a Scenario: boot the kernel on the emulated host, let the probe run it, write what it saw.
 
-Needed are, on Debian: ``qemu-system-x86`` (QEMU), ``gcc`` and ``libc6-dev`` (the probe is linked statically), and the
-kernel packages named in ``kernel_package.PACKAGES``, unpacked or not. No special hardware and no privileges.
+Needed are, on Debian: ``qemu-system-x86`` (QEMU), ``gcc`` and ``libc6-dev`` (the probe is linked statically), and a
+kernel: one that ``kernel_build`` or the user built, or a distribution's packages (``kernel_package.PACKAGES``). No special
+hardware and no privileges. What the kernel can do is asked of it at the boot.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -18,7 +20,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.files import whole_file
-from workbench.recorder import initramfs, kernel_package, probe_output
+from workbench.recorder import initramfs, kernel_package, language, probe_output
 from workbench.recorder.qemu import EmulatedHost, emulate
 from workbench.recorder.translate import to_script
 from workbench.scenario import Scenario
@@ -26,6 +28,10 @@ from workbench.topology.host import Host
 
 PROBE = Path(__file__).with_name("probe.c")
 TIMEOUT = 1800.0
+BOOT_TIMEOUT = 300.0
+"""Seconds in which the probe must have said its first word; a boot takes 3 to 10 of them on an idle machine."""
+CONSOLE_LINES = 200
+"""Lines of the console that are kept when a boot fails."""
 Progress = Callable[[int, int], None]
 
 
@@ -50,17 +56,19 @@ def record(
     host:
         What to emulate; the Scenario's own host if left out. A Host is scaled down to ``budget_mib`` MiB.
     kernel:
-        Debian packages or directories with the kernel image and modules.
+        A bzImage, Debian packages, or directories with an image, modules or both.
     progress:
         Called with (scenarios finished, scenarios in all).
     timeout:
         Seconds after which the emulated machine is stopped.
+    kernel_arguments:
+        More words for the kernel's command line, such as ``kho=on`` or ``kvm.PARAMETER=VALUE``.
 
     Raises
     ------
     WorkbenchError
         Something is missing (the line says which Debian package has it), the scenario cannot be recorded, or the
-        machine died. Nothing is written then.
+        machine died: then the line names a file with the last lines of its console. No recording is written.
     """
     if isinstance(scenario, Scenario):
         emulation = emulate(host if isinstance(host, Host) else scenario.host, budget_mib)
@@ -70,28 +78,19 @@ def record(
     else:
         machine, script = host if isinstance(host, EmulatedHost) else emulate(host, budget_mib).host, scenario
     if kernel_arguments:
-        machine = EmulatedHost.from_topology({**machine.topology(), "kernel_arguments": kernel_arguments})
-    check_script(script)
+        machine = EmulatedHost.from_topology(
+            {**machine.topology(), "kernel_arguments": f"{machine.kernel_arguments} {kernel_arguments}".strip()}
+        )
+    language.check(script)
     require_tools(qemu)
     parts = kernel_package.load([kernel] if isinstance(kernel, (str, Path)) else kernel)
     if out is None:
-        return _run(machine, script, parts, qemu, timeout, progress)
+        return _run(machine, script, parts, qemu, timeout, progress, Path(tempfile.gettempdir()) / "recording")
     with whole_file(Path(out)) as temporary:
-        result = _run(machine, script, parts, qemu, timeout, progress)
+        result = _run(machine, script, parts, qemu, timeout, progress, Path(out))
         text = json.dumps(result, separators=(",", ":")).encode()
         temporary.write_bytes(gzip.compress(text, mtime=0) if str(out).endswith(".gz") else text)
     return result
-
-
-def check_script(script: str) -> None:
-    """A script starts with a ``scenario`` line and has names that differ."""
-    lines = [line.split() for line in script.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    if not lines or lines[0][0] != "scenario":
-        raise WorkbenchError("script: the first line must be 'scenario NAME [tasks=N] [noreset]'")
-    names = [words[1] if len(words) > 1 else "" for words in lines if words[0] == "scenario"]
-    for name in names:
-        if not name or names.count(name) > 1:
-            raise WorkbenchError(f"script: scenario name {name!r} is empty or there twice; names must differ")
 
 
 def require_tools(qemu: str = "qemu-system-x86_64") -> None:
@@ -122,6 +121,7 @@ def _run(
     qemu: str,
     timeout: float,
     progress: Progress | None,
+    named: Path,
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="workbench-record-") as name:
         directory = Path(name)
@@ -133,25 +133,47 @@ def _run(
         output.touch()
         started = time.monotonic()
         command = machine.command(qemu, image, initrd, output, console)
-        message = _wait(command, output, script, timeout, progress)
-        parsed = probe_output.parse(output.read_text(errors="replace"))
-        _check(parsed, message, console)
+        try:
+            message = _wait(command, output, script, timeout, progress)
+            parsed = probe_output.parse(_said(output))
+            _check(parsed, message, console, kernel)
+        except WorkbenchError as error:
+            raise WorkbenchError(f"{error}{_kept_console(console, named)}") from None
         return probe_output.recording(parsed, machine, script, time.monotonic() - started)
+
+
+def _said(output: Path) -> str:
+    """What the probe wrote: to the virtio port, or to the serial line of a kernel that has no driver for it."""
+    serial = output.with_name(output.name + ".serial")
+    text = output.read_text(errors="replace")
+    return text if text or not serial.exists() else serial.read_text(errors="replace").replace("\r\n", "\n")
 
 
 def _wait(command: list[str], output: Path, script: str, timeout: float, progress: Progress | None) -> str:
     """Run QEMU to its end; it never outlives this call, whatever ends it. Returns what it printed."""
     total = sum(line.split()[:1] == ["scenario"] for line in script.splitlines())
-    deadline = time.monotonic() + timeout
+    started = time.monotonic()
+    booted = False
     with tempfile.TemporaryFile("w+") as messages:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=messages, stderr=subprocess.STDOUT)
+        # An interrupt waits until the process is in hand: inside Popen it would leave one that nobody knows.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=messages, stderr=subprocess.STDOUT)
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            raise WorkbenchError(f"{command[0]}: {error.strerror or error}") from None
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             while process.poll() is None:
                 time.sleep(0.2)
                 if progress is not None:
-                    progress(output.read_bytes().count(b'\n{"end":'), total)
-                if time.monotonic() > deadline:
+                    progress(_said(output).count('\n{"end":'), total)
+                booted = booted or bool(_said(output))
+                passed = time.monotonic() - started
+                if passed > timeout:
                     raise WorkbenchError(f"timeout: the emulated machine was not done after {timeout:g} s")
+                if not booted and passed > BOOT_TIMEOUT:
+                    raise WorkbenchError(f"timeout: the emulated machine did not boot in {BOOT_TIMEOUT:g} s")
         finally:
             if process.poll() is None:
                 process.kill()
@@ -160,14 +182,35 @@ def _wait(command: list[str], output: Path, script: str, timeout: float, progres
         return messages.read().strip()
 
 
-def _check(parsed: dict[str, Any], message: str, console: Path) -> None:
-    if not parsed["done"]:
-        tail = console.read_text(errors="replace").splitlines() if console.exists() else []
-        reasons = [line for line in [*message.splitlines(), *tail] if line.strip()]
-        panic = next((line for line in reasons if "Kernel panic" in line), reasons[-1] if reasons else "")
-        if "boot_us" not in parsed:
-            raise WorkbenchError(f"the emulated machine did not boot: {panic.strip() or 'no message'}")
-        at = parsed["scenarios"][-1]["name"] if parsed["scenarios"] else "boot"
-        raise WorkbenchError(f"the emulated machine died in {at}: {panic.strip() or 'no message'}")
-    if parsed.get("kvm", {}).get("present") != "1":
-        raise WorkbenchError(f"the kernel has no /dev/kvm; modules: {'; '.join(parsed['mods']) or 'none loaded'}")
+def _check(parsed: dict[str, Any], message: str, console: Path, kernel: kernel_package.Kernel) -> None:
+    version = kernel.version or "without a version"
+    kvm = parsed.get("kvm", {})
+    if parsed["done"]:
+        refused = [line for line in parsed["mods"] if line.split()[1] != "0"]
+        if kvm.get("present") != "1":
+            loaded = [name for name, _ in kernel.ordered_modules()]
+            why = "; ".join(f"module {Path(line.split()[0]).stem}: errno {line.split()[2]}" for line in refused)
+            why = why or ("modules " + ", ".join(loaded) if loaded else "no modules were given") + " did not make one"
+            raise WorkbenchError(f"kernel {version} boots without KVM (no /dev/kvm): {why}")
+        if kvm.get("create_vm"):
+            raise WorkbenchError(f"kernel {version}: KVM cannot make a virtual machine (errno {kvm['create_vm']})")
+        return
+    tail = console.read_text(errors="replace").splitlines() if console.exists() else []
+    reasons = [line.strip() for line in [*message.splitlines(), *tail] if line.strip()]
+    reason = next((line for line in reasons if "Kernel panic" in line), reasons[-1] if reasons else "no message")
+    if "boot_us" not in parsed:
+        raise WorkbenchError(f"the emulated machine did not boot (kernel {version}): {reason}")
+    at = parsed["scenarios"][-1]["name"] if parsed["scenarios"] else "boot"
+    raise WorkbenchError(f"the emulated machine died in {at} (kernel {version}): {reason}")
+
+
+def _kept_console(console: Path, named: Path) -> str:
+    """Keep the last lines of the console beside the recording that was not made; returns the words that say where."""
+    lines = console.read_text(errors="replace").splitlines() if console.exists() else []
+    if not lines:
+        return "; its console stayed empty"
+    with tempfile.NamedTemporaryFile(
+        "w", prefix=f"{named.name.split('.')[0]}-", suffix=".console.txt", dir=named.parent, delete=False
+    ) as file:
+        file.write("\n".join(lines[-CONSOLE_LINES:]) + "\n")
+    return f"; the last lines of its console are in {file.name}"

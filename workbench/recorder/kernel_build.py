@@ -1,0 +1,325 @@
+"""Builds a kernel that the recorder boots: a distribution's source, our options (``kernel.config``) over tinyconfig.
+
+Debian's own kernels lack what some recordings are about (KVM_SW_PROTECTED_VM, KEXEC_HANDOVER). The source is Debian's
+package ``linux-source-VERSION``, an upstream or Debian tarball, or a tree that the user has already; a patched one builds
+as well. The image holds everything, no modules. Time, user and host of the build are fixed, so the same source and the
+same compiler give the same image, and its version line names no machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from workbench.errors import WorkbenchError
+from workbench.files import whole_file
+from workbench.recorder import kernel_package
+
+FRAGMENT = Path(__file__).with_name("kernel.config")
+PACKAGE = "linux-source-7.3"
+SUITES = ("trixie-backports", "experimental")
+"""Debian suites that hold the newest source, tried in this order."""
+EXPECTED_OBJECTS = 1230
+"""Objects that the fragment compiles of 7.3.4; other versions differ a little. For the progress bar only."""
+BYTES_NEEDED = 3 << 30
+"""Unpacked source and objects (measured on 7.3.4: 2.0 GiB), and the packed source beside it."""
+TOOLS = {
+    "make": "make", "gcc": "gcc", "ld": "binutils", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils",
+}  # fmt: skip
+HEADERS = {"libelf.h": "libelf-dev"}
+_IDENTITY = {
+    "KBUILD_BUILD_USER": "workbench",
+    "KBUILD_BUILD_HOST": "recorder",
+    "KBUILD_BUILD_TIMESTAMP": "1970-01-01 00:00:00 UTC",
+    "KBUILD_BUILD_VERSION": "1",
+}
+_COMPILED = re.compile(r"^\s+(CC|AS)\s", re.MULTILINE)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built of what: the image's path, its version, where the source came from, options the tree refused."""
+
+    image: str
+    version: str
+    source: str
+    fragment_sha256: str
+    compiler: str
+    refused: tuple[str, ...]
+    seconds: float
+
+
+def build(
+    output: str | Path,
+    source: str | Path | None = None,
+    *,
+    fragment: str | Path = FRAGMENT,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    keep_tree: bool = False,
+) -> Built:
+    """Build ``output/bzImage`` and say in ``output/build.json`` what it was made of; ``output/build.log`` holds the log.
+
+    Parameters
+    ----------
+    output:
+        Directory, made if it is not there. An image from before is replaced only by a finished one.
+    source:
+        ``linux-source-*.deb``, a tarball, or a tree (then built in a copy of its own files). Left out: the package
+        ``linux-source-7.3`` is fetched with apt-get from the suites that hold it.
+    fragment:
+        Options over tinyconfig, one ``CONFIG_NAME=VALUE`` a line.
+    jobs:
+        Compilers at once; as many as the process may use if left out.
+    progress:
+        Called with (objects compiled, objects expected).
+
+    Raises
+    ------
+    WorkbenchError
+        A tool, header or package is missing (the line names the Debian package), the disk is too small, or the build
+        failed (the line holds the first error and names the log).
+    """
+    output, fragment = Path(output), Path(fragment)
+    if not fragment.is_file():
+        raise WorkbenchError(f"--fragment {fragment}: no such file")
+    options = read_fragment(fragment)
+    require_tools()
+    if jobs is not None and jobs < 1:
+        raise WorkbenchError(f"--jobs {jobs}; must be at least 1")
+    make_directory(output)
+    _require_room(output)
+    started = time.monotonic()
+    work = Path(tempfile.mkdtemp(prefix="tree-", dir=output))
+    try:
+        packed = Path(source) if source is not None else fetch([PACKAGE], work)[0]
+        tree = unpack(packed, work)
+        log = output / "build.log"
+        refused = configure(tree, fragment, options, log)
+        _make(tree, ["bzImage"], log, jobs or len(os.sched_getaffinity(0)), progress)
+        image = tree / "arch/x86/boot/bzImage"
+        kernel = kernel_package.load([image])
+        with whole_file(output / "bzImage") as temporary:
+            temporary.write_bytes(kernel.image)
+        with whole_file(output / "config") as temporary:
+            shutil.copyfile(tree / ".config", temporary)
+        built = Built(
+            str(output / "bzImage"), kernel.version, str(packed.name), hashlib.sha256(fragment.read_bytes()).hexdigest(),
+            _first_line(["gcc", "--version"]), refused, round(time.monotonic() - started, 1),
+        )  # fmt: skip
+        with whole_file(output / "build.json") as temporary:
+            temporary.write_text(json.dumps(asdict(built), indent=1) + "\n")
+        return built
+    finally:
+        if not keep_tree:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------------- what is needed
+
+
+def require_tools() -> None:
+    """Raise WorkbenchError for the first tool or header that is missing."""
+    for tool, package in TOOLS.items():
+        if shutil.which(tool) is None:
+            raise WorkbenchError(f"{tool}: not found; install the Debian package {package}")
+    for header, package in HEADERS.items():
+        asked = subprocess.run(
+            ["gcc", "-E", "-xc", "-", "-o", os.devnull], input=f"#include <{header}>\n", capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        if asked.returncode:
+            raise WorkbenchError(f"{header}: not found; install the Debian package {package}")
+
+
+def _require_room(output: Path) -> None:
+    free = shutil.disk_usage(output).free
+    if free < BYTES_NEEDED:
+        raise WorkbenchError(f"-o {output}: {free >> 20} MiB free; a build needs {BYTES_NEEDED >> 20} MiB")
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory for results; raises WorkbenchError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkbenchError(f"-o {path}: {error.strerror or error}") from None
+    if not os.access(path, os.W_OK):
+        raise WorkbenchError(f"-o {path}: nobody may write there")
+
+
+def read_fragment(path: Path) -> dict[str, str]:
+    """Options by name; raises WorkbenchError for a line that is none."""
+    options: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        found = re.fullmatch(r"(CONFIG_\w+)=(.+)", text)
+        if not found:
+            raise WorkbenchError(f"--fragment {path} line {number}: {text[:60]!r}; must be CONFIG_NAME=VALUE")
+        options[found.group(1)] = found.group(2)
+    return options
+
+
+# ------------------------------------------------------------------------------------------------------------ the source
+
+
+def fetch(packages: Sequence[str], directory: Path, suites: Iterable[str] = SUITES) -> list[Path]:
+    """Download packages from Debian suites beside the system's own, which stay as they are; returns the files.
+
+    The archive is the one that the system's own sources name.
+    """
+    if shutil.which("apt-get") is None:
+        raise WorkbenchError(f"apt-get: not found; give a source with --source ({packages[0]} of Debian, or a tarball)")
+    directory = directory.resolve()
+    state = directory / "apt"
+    (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (state / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    archive = _archive()
+    (state / "sources.list").write_text("".join(f"deb [trusted=yes] {archive} {suite} main\n" for suite in suites))
+    options = [
+        "-o", f"Dir::Etc::sourcelist={state / 'sources.list'}", "-o", "Dir::Etc::sourceparts=-",
+        "-o", f"Dir::State::Lists={state / 'lists'}", "-o", f"Dir::Cache={state / 'cache'}",
+        "-o", "APT::Sandbox::User=root",
+    ]  # fmt: skip
+    for command in (["update"], ["download", *packages]):
+        done = subprocess.run(
+            ["apt-get", "-q", *options, *command], cwd=directory, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            reason = next((line for line in done.stderr.splitlines() if line.startswith("E:")), done.stderr[:200])
+            raise WorkbenchError(f"apt-get {command[0]}: {reason.strip()} (suites {', '.join(suites)})")
+    files = [max(directory.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime) for package in packages]
+    shutil.rmtree(state, ignore_errors=True)
+    return files
+
+
+def _archive() -> str:
+    """The URI of the system's own Debian archive."""
+    etc = Path("/etc/apt")
+    for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]:
+        if not path.is_file():
+            continue
+        for line in path.read_text(errors="replace").splitlines():
+            found = re.match(r"(?:deb\s+(?:\[[^\]]*\]\s+)?|URIs:\s*)(\S+)", line)
+            if found and found.group(1).rstrip("/").endswith("/debian"):
+                return found.group(1)
+    raise WorkbenchError("apt-get: the system's sources name no Debian archive; give a source with --source")
+
+
+def unpack(source: Path, work: Path) -> Path:
+    """The source tree inside ``work``. A tree of the user's is copied without its objects, so that it stays as it was."""
+    if not source.exists():
+        raise WorkbenchError(f"--source {source}: no such file or directory")
+    if source.is_dir():
+        _require_tree(source, source)
+        target = work / "linux"
+        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns(".git", "*.o", "*.a", "*.cmd"))
+        return target
+    if source.suffix == ".deb":
+        if shutil.which("dpkg-deb") is None:
+            raise WorkbenchError(
+                "dpkg-deb: not found; install the Debian package dpkg, or give the tarball of the source"
+            )
+        done = subprocess.run(["dpkg-deb", "-x", source, work / "package"], capture_output=True, text=True, check=False)
+        tarballs = sorted((work / "package").rglob("linux-source-*.tar.*"))
+        if done.returncode or not tarballs:
+            raise WorkbenchError(f"--source {source}: is no package linux-source-* of Debian, or damaged")
+        source = tarballs[0]
+    try:
+        with tarfile.open(source) as archive:
+            archive.extractall(work / "source", filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise WorkbenchError(f"--source {source.name}: cannot be unpacked ({error})") from None
+    shutil.rmtree(work / "package", ignore_errors=True)
+    trees = [path.parent for path in (work / "source").glob("*/Kbuild")]
+    if not trees:
+        raise WorkbenchError(f"--source {source.name}: holds no kernel source (no Kbuild in it)")
+    _require_tree(trees[0], source)
+    return trees[0]
+
+
+def _require_tree(tree: Path, source: Path) -> None:
+    for part in ("Makefile", "arch/x86/Kconfig", "scripts/kconfig/merge_config.sh"):
+        if not (tree / part).is_file():
+            raise WorkbenchError(f"--source {source}: is no kernel source (no {part} in it)")
+
+
+# ------------------------------------------------------------------------------------------------------------- the build
+
+
+def configure(tree: Path, fragment: Path, options: dict[str, str], log: Path) -> tuple[str, ...]:
+    """tinyconfig, the fragment over it, and what Kconfig makes of both. Returns the options that the tree refused.
+
+    An option that the tree does not know at all is of another version; one that it knows and did not take is refused.
+    """
+    log.write_text("")
+    _make(tree, ["tinyconfig"], log, 1, None)
+    _run(["sh", "scripts/kconfig/merge_config.sh", "-m", ".config", str(fragment.resolve())], tree, log)
+    _make(tree, ["olddefconfig"], log, 1, None)
+    taken = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", (tree / ".config").read_text(), re.MULTILINE))
+    missing = {name: value for name, value in options.items() if taken.get(name, "n") != value}
+    known = _known_options(tree) if missing else set[str]()
+    refused = tuple(f"{name}={value}" for name, value in missing.items() if name.removeprefix("CONFIG_") in known)
+    for essential in ("CONFIG_64BIT", "CONFIG_NUMA", "CONFIG_KVM", "CONFIG_KVM_AMD"):
+        if f"{essential}=y" in refused:
+            raise WorkbenchError(f"--fragment {fragment}: the source does not take {essential}=y; see {log}")
+    return refused
+
+
+def _known_options(tree: Path) -> set[str]:
+    """Every option that a Kconfig file of the tree defines."""
+    known: set[str] = set()
+    for path in tree.rglob("Kconfig*"):
+        if path.is_file():
+            known |= set(re.findall(r"^\s*(?:menu)?config\s+(\w+)", path.read_text(errors="replace"), re.MULTILINE))
+    return known
+
+
+def _make(tree: Path, targets: list[str], log: Path, jobs: int, progress: Progress | None) -> None:
+    _run(["make", f"-j{jobs}", *targets], tree, log, progress)
+
+
+def _run(command: list[str], tree: Path, log: Path, progress: Progress | None = None) -> None:
+    """Run in the tree with its output in the log; nothing of it outlives this call. Raises for a failure."""
+    start = log.stat().st_size
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            command, cwd=tree, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            env={**os.environ, **_IDENTITY, "LC_ALL": "C"}, start_new_session=True,
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.5)
+                if progress is not None:
+                    done = len(_COMPILED.findall(log.read_text(errors="replace")[start:]))
+                    progress(min(done, EXPECTED_OBJECTS), EXPECTED_OBJECTS)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+    if process.returncode:
+        said = log.read_text(errors="replace")[start:].splitlines()
+        error = next((line for line in said if re.search(r"\b(error|No space left|not found)\b", line)), "")
+        last = error or next((line for line in reversed(said) if line.strip()), "no message")
+        raise WorkbenchError(f"{' '.join(command[:2])} {command[-1]}: {last.strip()[:200]} (see {log})")
+
+
+def _first_line(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout.splitlines() or [""])[0]

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * What the probe calls that the headers of a C library may be too old to name. Numbers and layouts are those of the
+ * kernel's interface; whether a kernel has a call is asked of it, never assumed.
+ */
+#ifndef PROBE_INTERFACES_H
+#define PROBE_INTERFACES_H
+
+#include <linux/kvm.h>
+#include <stdint.h>
+
+#ifndef KVM_CREATE_GUEST_MEMFD
+struct kvm_create_guest_memfd {
+	uint64_t size, flags, reserved[6];
+};
+#define KVM_CREATE_GUEST_MEMFD _IOWR(KVMIO, 0xd4, struct kvm_create_guest_memfd)
+#endif
+#ifndef KVM_SET_USER_MEMORY_REGION2
+struct kvm_userspace_memory_region2 {
+	uint32_t slot, flags;
+	uint64_t guest_phys_addr, memory_size, userspace_addr, guest_memfd_offset;
+	uint32_t guest_memfd, pad1;
+	uint64_t pad2[14];
+};
+#define KVM_SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct kvm_userspace_memory_region2)
+#endif
+#ifndef KVM_PRE_FAULT_MEMORY
+struct kvm_pre_fault_memory {
+	uint64_t gpa, size, flags, padding[5];
+};
+#define KVM_PRE_FAULT_MEMORY _IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)
+#endif
+#ifndef KVM_SET_MEMORY_ATTRIBUTES
+struct kvm_memory_attributes {
+	uint64_t address, size, attributes, flags;
+};
+#define KVM_SET_MEMORY_ATTRIBUTES _IOW(KVMIO, 0xd2, struct kvm_memory_attributes)
+#endif
+
+/* In-place conversion, merged for 7.4: on the descriptor of the guest_memfd instead of the virtual machine. */
+struct attributes_of_file {
+	uint64_t offset, size, attributes, flags, error_offset, reserved[11];
+};
+#define SET_ATTRIBUTES_OF_FILE _IOWR(KVMIO, 0xd2, struct attributes_of_file)
+
+#ifndef MFD_HUGE_SHIFT
+#define MFD_HUGE_SHIFT 26
+#endif
+
+#define MEMSLOT_GUEST_MEMFD (1u << 2)
+#define ATTRIBUTE_PRIVATE (1L << 3)
+#define EXIT_MEMORY_FAULT 39
+#define CAP_MEMORY_ATTRIBUTES 233
+#define CAP_GUEST_MEMFD 234
+#define CAP_VM_TYPES 235
+#define CAP_PRE_FAULT_MEMORY 236
+#define CAP_GUEST_MEMFD_FLAGS 244
+
+#define CALL_PIDFD_OPEN 434
+#define CALL_PIDFD_GETFD 438
+#define CALL_IO_URING_SETUP 425
+#define CALL_IO_URING_REGISTER 427
+#define CALL_HOME_NODE 450
+#define CALL_CACHESTAT 451
+
+#endif
