@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ __all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("guest-memfd-workbench")
     if name in _WHERE:
         return getattr(importlib.import_module(f"workbench.{_WHERE[name]}"), name)
     if not name.startswith("_") and importlib.util.find_spec(f"workbench.{name}") is not None:

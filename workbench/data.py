@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from importlib import resources
 from pathlib import Path
 
@@ -19,6 +20,24 @@ def datasets_path(*parts: str) -> Path:
 def notebooks_path() -> Path:
     """The folder of the ready notebooks."""
     return root("notebooks")
+
+
+def shipped(given: str | Path, folder: Path, endings: tuple[str, ...], what: str) -> Path:
+    """A file as given, or else the one of that name that comes with the project (endings may be left out).
+
+    Raises WorkbenchError with near names when neither is there; any other fault of the file is its reader's to tell.
+    """
+    path = Path(given)
+    if path.exists() or path.name != str(given):
+        return path
+    names = sorted(file.name for ending in endings for file in folder.glob(f"*{ending}"))
+    for name in names:
+        if name == path.name or any(name == path.name + ending for ending in endings):
+            return folder / name
+    stems = sorted({name.removesuffix(ending) for name in names for ending in endings if name.endswith(ending)})
+    near = difflib.get_close_matches(path.name, stems, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"ready ones: {', '.join(stems)}"
+    raise WorkbenchError(f"{what} {str(given)!r}: no such file; {hint}")
 
 
 def root(package: str) -> Path:

@@ -155,3 +155,10 @@ def test_unpack_place():
     assert unpack_place("0*2,.*3,1") == [(0, 2), (None, 3), (1, 1)]
     with pytest.raises(WorkbenchError, match="not a run"):
         unpack_place("0*x")
+
+
+def test_a_report_can_be_written_as_json() -> None:
+    (report,) = verify(["facts-X_corner"])
+    (written,) = json.loads(json.dumps([report.as_mapping()]))
+    assert [one["not_judged"] for one in written["scenarios"]] == [dict(one.not_judged) for one in report.scenarios]
+    assert any(one["not_judged"] for one in written["scenarios"])

@@ -53,7 +53,7 @@ def _read_values(path: Path) -> dict[str, object]:
 
 
 def report(
-    notebook: Annotated[Path, typer.Argument(help="A notebook; with --check, a report made from one.")],
+    notebook: Annotated[Path, typer.Argument(help="A notebook, or a ready one's name; with --check, a report.")],
     parameter: Annotated[
         list[str] | None,
         typer.Option("-p", "--parameter", metavar="NAME VALUE", help="A parameter of the notebook (repeat for more)."),
@@ -126,8 +126,9 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def _show_parameters(notebook: Path) -> None:
-    from workbench.reports.notebook_parameters import read_notebook, read_parameters
+    from workbench.reports.notebook_parameters import find_notebook, read_notebook, read_parameters
 
+    notebook = find_notebook(notebook)
     for item in read_parameters(read_notebook(notebook), notebook.name).values():
         typer.echo(f"{item.name}: {item.annotation} = {item.default}" + (f"  # {item.help}" if item.help else ""))
 

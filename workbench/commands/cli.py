@@ -26,6 +26,23 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        import workbench
+
+        typer.echo(f"workbench {workbench.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def run(
     scenario: Annotated[str, typer.Argument(help="scenario file (YAML), a name in datasets/scenarios, or - for stdin")],
@@ -72,7 +89,9 @@ def run(
 
 @app.command()
 def verify(
-    files: Annotated[list[Path], typer.Argument(help="recordings (.json or .json.gz)")],
+    files: Annotated[
+        list[Path], typer.Argument(help="recordings (.json or .json.gz), or names of shipped ones (t2eq)")
+    ],
     json_: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
     most: Annotated[int, typer.Option(help="mismatches to print")] = 20,
 ) -> None:

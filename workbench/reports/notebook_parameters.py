@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
+from workbench.data import notebooks_path, shipped
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -210,6 +211,11 @@ def _from_text(parameter: Parameter, text: str, parameters: Mapping[str, Paramet
         return _checked(parameter, value, parameters, where)
     except WorkbenchError as error:
         raise _refuse(parameter, text, parameters, where) from error
+
+
+def find_notebook(given: str | Path) -> Path:
+    """A notebook file, or a ready notebook by name (``01_placement``)."""
+    return shipped(given, notebooks_path(), (".ipynb",), "notebook")
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:

@@ -343,7 +343,8 @@ def make_report(
 ) -> Report:
     """Run a notebook and write its report as one HTML file that needs no network.
 
-    notebook: path of an .ipynb file. out: path of the report; the notebook's name with .html when None.
+    notebook: path of an .ipynb file, or the name of a ready one.
+    out: path of the report; the notebook's name with .html when None.
     parameters: values by name; texts: the same as typed on a command line, read by the parameter's type.
     timeout: seconds a cell may take; no limit when None.
 
@@ -351,9 +352,9 @@ def make_report(
     NotebookFailed, naming the cell, when one fails; then no file is written.
     """
     from workbench.files import whole_file
-    from workbench.reports.notebook_parameters import check_values, read_notebook, read_parameters
+    from workbench.reports.notebook_parameters import check_values, find_notebook, read_notebook, read_parameters
 
-    notebook = Path(notebook)
+    notebook = find_notebook(notebook)
     source = read_notebook(notebook)
     declared = read_parameters(source, notebook.name)
     values = check_values(declared, parameters or {}, texts, notebook.name)
@@ -458,7 +459,9 @@ def execute(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     prepared = copy.deepcopy(notebook)
     first, last = (
-        new_code_cell(f"import workbench.reports.report\nworkbench.report.{call}()", metadata={"tags": [HIDDEN_TAG]})
+        new_code_cell(
+            f"import workbench.reports.report\nworkbench.reports.report.{call}()", metadata={"tags": [HIDDEN_TAG]}
+        )
         for call in ("_start_record", "_show_record")
     )
     prepared.cells = [first, *prepared.cells, last]

@@ -62,7 +62,7 @@ def read_jobs(path: Path, out_dir: Path | None = None) -> list[Job]:
 
     Notebook paths are relative to the current directory, or else to the file. Raises WorkbenchError naming the job.
     """
-    from workbench.reports.notebook_parameters import check_values, read_notebook, read_parameters
+    from workbench.reports.notebook_parameters import check_values, find_notebook, read_notebook, read_parameters
     from workbench.safe_yaml import load
 
     given = load(path, "jobs")
@@ -85,6 +85,11 @@ def read_jobs(path: Path, out_dir: Path | None = None) -> list[Job]:
             raise WorkbenchError(f"{where}: 'notebook' is missing")
         notebook = next((p for p in (Path(place), path.parent / place) if p.is_file()), None)
         if notebook is None:
+            try:
+                notebook = find_notebook(place)
+            except WorkbenchError as error:
+                raise WorkbenchError(f"{where}: {error}") from None
+        if not notebook.is_file():
             raise WorkbenchError(f"{where}: notebook {place!r} is not there")
         parameters = {**_mapping(defaults, where), **_mapping(one, where)}
         declared = read_parameters(read_notebook(notebook), notebook.name)

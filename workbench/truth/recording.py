@@ -17,6 +17,7 @@ from typing import Any
 
 from workbench import policy as mp
 from workbench import scenario as sc
+from workbench.data import datasets_path, shipped
 from workbench.errors import WorkbenchError
 from workbench.topology.host import Host, Node, Zone
 from workbench.units import PAGE_SIZE
@@ -65,6 +66,11 @@ class Recording:
     scenarios: tuple[RecordedScenario, ...]
     default_pcp: bool
     zonelists: str = "boot"
+
+
+def find_recording(given: str | Path) -> Path:
+    """A recording file, or a shipped recording by name (``t2eq``)."""
+    return shipped(given, datasets_path("recordings"), (".json.gz",), "recording")
 
 
 def read(path: str | Path) -> Recording:

@@ -19,7 +19,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,16 @@ from workbench.errors import WorkbenchError
 from workbench.kernels import fault_order
 from workbench.simulation import simulate
 from workbench.tracking import struct_pages
-from workbench.truth.recording import Recorded, RecordedScenario, Recording, load, read, to_scenario, unpack_place
+from workbench.truth.recording import (
+    Recorded,
+    RecordedScenario,
+    Recording,
+    find_recording,
+    load,
+    read,
+    to_scenario,
+    unpack_place,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -107,16 +116,19 @@ class RecordingReport:
 
     def as_mapping(self) -> dict[str, Any]:
         """For JSON."""
-        return {"path": self.path, "topology": self.topology, "totals": self.totals(),
-                "scenarios": [asdict(scenario) for scenario in self.scenarios]}  # fmt: skip
+        # asdict would make a Counter of a Counter's items.
+        scenarios = [
+            asdict(replace(one, not_judged=Counter())) | {"not_judged": dict(one.not_judged)} for one in self.scenarios
+        ]
+        return {"path": self.path, "topology": self.topology, "totals": self.totals(), "scenarios": scenarios}
 
 
 def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | None = None) -> list[RecordingReport]:
     """Replay every script of the given recordings, and compare those of struct pages with the model.
 
-    Raises WorkbenchError for a file that is not whole.
+    Paths may be names of shipped recordings (``t2eq``). Raises WorkbenchError for a file that is not whole.
     """
-    recordings = [_read_either(Path(path)) for path in paths]
+    recordings = [_read_either(find_recording(path)) for path in paths]
     total = sum(len(recording.scenarios) for recording in recordings)
     done = 0
     reports = []
