@@ -1,6 +1,12 @@
-# Everything runs from .venv, which is built from requirements.lock.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
+# Everything runs from .venv, which holds exactly what requirements.lock says.
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first Python at hand that the lock serves; the classifiers in pyproject.toml and the README name the same.
+SERVED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+  $$python -c '$(SERVED)' 2>/dev/null && command -v $$python && break; done)
+PIP ?=
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
 PYTEST := $(BIN)/python -m pytest -q
@@ -8,14 +14,19 @@ PYTEST := $(BIN)/python -m pytest -q
 .PHONY: env demo test test-kernels lint lab bench lock clean
 .DEFAULT_GOAL := env
 
-env: .venv/.installed
+env: $(VENV)/.installed
 
-# The stamp is older than the lock or pyproject.toml when either has changed: then packages are brought up to date.
-.venv/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+# Nothing is resolved: pip takes the wheels that the lock pins, whatever was released since, then checks the set.
+# An environment of another lock, or one left half-made, is begun anew, so that nothing of it stays.
+# PIP=pip==23.0.1 installs with that pip instead of the one that comes with Python.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@'$(PYTHON)' -c '$(SERVED)' 2>/dev/null || { echo "Python 3.11, 3.12, 3.13 or 3.14 is needed" >&2; exit 2; }
+	cmp -s requirements.lock $(VENV)/requirements.lock || { \
+	  $(PYTHON) -m venv --clear $(VENV) $(if $(PIP),&& $(INSTALL) '$(PIP)') && \
+	  $(INSTALL) --require-hashes --only-binary :all: -r requirements.lock && \
+	  cp requirements.lock $(VENV)/requirements.lock; }
+	$(INSTALL) --no-build-isolation -e .
+	$(BIN)/python -m pip check
 	touch $@
 
 # The main job: where does every page of a guest land on a real host? Ends with the report's path and a table.
@@ -41,11 +52,21 @@ lab: env
 bench: env
 	$(BIN)/python tests/bench/run.py
 
-# Compile the lock file anew from pyproject.toml, with a resolver in a throw-away environment.
+# The lock anew from pyproject.toml, with a resolver in a throw-away environment: one set of versions for every Python
+# that it serves. Pins that still fit stay; `make lock UPGRADE=--upgrade` takes the newest. The last step looks whether
+# each pin has a wheel for each Python, on both kinds of processor.
+UPGRADE ?=
 lock:
-	directory=$$(mktemp -d) && $(PYTHON) -m venv $$directory && $$directory/bin/pip install --quiet uv && \
-	$$directory/bin/uv pip compile pyproject.toml --extra test --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock; rm -rf $$directory
+	directory=$$(mktemp -d) && trap "rm -rf $$directory" EXIT && $(PYTHON) -m venv $$directory && \
+	$$directory/bin/pip install --quiet --disable-pip-version-check uv && \
+	$$directory/bin/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+	  --fork-strategy fewest --no-strip-extras --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
+	  $(UPGRADE) -o requirements.lock && \
+	for python in 3.11 3.12 3.13 3.14; do for processor in x86_64 aarch64; do \
+	  $$directory/bin/uv pip install --quiet --dry-run --target $$directory/none --python-version $$python \
+	    --python-platform $$processor-unknown-linux-gnu --no-deps --no-build --require-hashes -r requirements.lock || \
+	    exit; \
+	done; done
 
 clean:
 	rm -rf .venv build out *.egg-info
