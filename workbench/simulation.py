@@ -14,6 +14,7 @@ import xarray as xr
 from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
+from workbench.engine.calls import apply
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import expand
 from workbench.engine.objects import Inode, Result
@@ -75,7 +76,7 @@ def simulate(
     log = _Log()
     for number, operation in enumerate(operations):
         system.placed[:] = 0
-        result = system.apply(operation)
+        result = apply(system, operation)
         log.operations.append(operation)
         log.results.append(result)
         log.tasks.append(operation.task or next(iter(system.tasks)))
@@ -90,8 +91,7 @@ def simulate(
             from workbench.cost import access
 
             inode = system.files[operation.file].inode
-            conversion = None if system.conversions is None else system.conversions.of(inode)
-            log.accesses[number] = access.record(system, operation, inode, conversion)
+            log.accesses[number] = access.record(system, operation, inode, inode.tracked)
         if progress is not None:
             progress(number + 1, len(operations))
         if cancelled():

@@ -2,7 +2,7 @@
 
 Zones come from the host's nodes (``mm/mm_init.c``, :mod:`workbench.topology.zones`), fallback orders from
 ``mm/page_alloc.c: build_zonelists``, pools of huge pages from ``mm/hugetlb.c``. Which zone backs a folio is decided by
-:mod:`workbench.kernels.placement`; what system calls do with it is :mod:`workbench.engine.system`.
+:mod:`workbench.kernels.placement`; what system calls do with it is in the modules that :mod:`workbench.engine.calls` lists.
 """
 
 from __future__ import annotations
@@ -217,6 +217,10 @@ class HostState:
             raise WorkbenchError(f"operations.task: {operation.task!r} is not a task of this scenario ({names}, ...)")
         return self.tasks[operation.task]
 
+    def inodes(self) -> list[Inode]:
+        """Every inode that has a name, once."""
+        return list(dict.fromkeys(file.inode for file in self.files.values()))
+
     @staticmethod
     def pages(operation: Any, pages: int) -> tuple[int, int]:
         """First page and end of an operation's range, in whole 4 KiB pages of the file."""
@@ -298,11 +302,12 @@ class HostState:
 
     def _listed(self, task: Thread, operation: sc.Fault, first: int, last: int, holes: Int64s) -> Turns:
         """Indices of [first, last) inside ``holes`` in the operation's order, and the row of the task, in chunks."""
-        within = self._order(operation, last - first)
+        within = self.touch_order(operation, last - first)
         chunks = (first + within[low : low + _LIST_CHUNK] for low in range(0, len(within), _LIST_CHUNK))
         return _within(((pages, np.full(len(pages), task.index)) for pages in chunks), holes)
 
-    def _order(self, operation: sc.Fault, count: int) -> Int64s:
+    def touch_order(self, operation: sc.Fault, count: int) -> Int64s:
+        """The order in which an operation touches so many pages, int64 (count,)."""
         if operation.order == "reverse":
             return np.arange(count - 1, -1, -1, dtype=np.int64)
         out = np.arange(count, dtype=np.int64)

@@ -28,9 +28,9 @@ def _end(vma: Vma) -> int:
     return vma.end
 
 
-@dataclass
+@dataclass(eq=False)
 class Mapping:
-    """One mapping of a whole file. ``mapped`` int64 (n, 2): pages that have an entry in the page tables."""
+    """One mapping of a whole file, equal to itself only. ``mapped`` int64 (n, 2): pages that have an entry in the page tables."""
 
     pages: int
     vmas: list[Vma] = field(default_factory=list)

@@ -5,15 +5,17 @@ Linux: ``include/linux/sched.h`` (``task_struct``), ``virt/kvm/guest_memfd.c`` (
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from workbench import policy as mp
-from workbench.engine.filemap import FileMap, Int64s
+from workbench.engine.filemap import FileMap, Int64s, no_intervals
 from workbench.engine.mappings import Mapping
 from workbench.engine.pfns import FilePfns
+from workbench.tracking.tracked_file import TrackedFile
 
 GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_FLAG_INIT_SHARED = 1, 2
 
@@ -32,6 +34,11 @@ def failed(error: int, **detail: Any) -> Result:
     return Result(-1, error, detail)
 
 
+def allocated(placed: bool) -> Result:
+    """The result of a call that had folios placed: ENOMEM unless every one found memory."""
+    return Result() if placed else failed(errno.ENOMEM)
+
+
 @dataclass
 class Thread:
     """``struct task_struct``: ``index`` is its row in the table of rotations, ``nid`` the node index it runs on."""
@@ -42,11 +49,17 @@ class Thread:
     policy: mp.Mempolicy | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Inode:
     """A guest_memfd or tmpfs inode. Sizes and policy ranges are in 4 KiB pages, ``map`` in folios of ``order``.
 
+    Two inodes are equal if they are the same one.
+
     ``small``: 4 KiB pages that back a file of huge folios where the pool was empty; None where that is not allowed.
+    ``tracked``: the state of single pages, in scenarios that need it (:mod:`workbench.engine.conversions`), with ``entered``:
+    allocation rows of ``map`` and ``small`` that it has seen, and ``kept``: zones of 4 KiB pages that left the file while
+    pinned, by page. ``evicted``: the file is gone, its pinned pages are not.
+    ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending.
     """
 
     name: str
@@ -60,6 +73,11 @@ class Inode:
     small: FileMap | None = None
     pfns: FilePfns | None = None
     mappings: list[Mapping] = field(default_factory=list)
+    tracked: TrackedFile | None = None
+    entered: list[int] = field(default_factory=lambda: [0, 0])
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    evicted: bool = False
+    device_areas: Int64s = field(default_factory=no_intervals)
 
     @property
     def base_map(self) -> FileMap | None:
@@ -84,7 +102,7 @@ class Inode:
         return self.kind == "guest_memfd" and not self.flags & GUEST_MEMFD_FLAG_INIT_SHARED
 
 
-@dataclass
+@dataclass(eq=False)
 class OpenFile:
     """A name of the scenario: an inode, its descriptor (None when closed) and its mapping (None when unmapped)."""
 

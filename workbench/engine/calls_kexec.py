@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from workbench import policy as mp
+from workbench import scenario as sc
 from workbench.engine import handover
-from workbench.engine.conversions import Conversions
-from workbench.engine.devices import Devices
+from workbench.engine.calls_host import unhog
 from workbench.engine.filemap import Int64s
 from workbench.engine.handover import CannotPreserve, Format, PolicyRange, Preserved
 from workbench.engine.host_state import HostState
+from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Result, failed
+from workbench.engine.system import System
 from workbench.errors import WorkbenchError
 from workbench.kernels import kho
 from workbench.tracking.light_file import LightFile
@@ -30,46 +32,72 @@ MOST_FOLIOS = 1 << 20
 _NO_EXTENTS = np.empty((0, 4), np.int64)
 
 
-def kexec(system: HostState, conversions: Conversions | None, devices: Devices) -> Result:
+def kexec(system: System, operation: sc.Kexec) -> Result:
+    """Files are taken up again under their names; all else in memory is gone with the kernel that knew it."""
+    result = _hand_over(system)
+    if not result.errno:
+        _start_again(system)
+    return result
+
+
+def _hand_over(system: System) -> Result:
     """Hand all open guest_memfd files over. ``detail``: files, metadata and policy bytes, whether bytes were compared.
 
     Refused, and nothing changes, with EOPNOTSUPP, EBUSY or EHWPOISON and a ``reason`` if one of them cannot be preserved.
     """
-    inodes = {
-        id(file.inode): file.inode
-        for file in system.files.values()
-        if file.inode.kind == "guest_memfd" and file.descriptor is not None
-    }
-    for file in conversions.files.values() if conversions is not None else ():
+    opened = (file.inode for file in system.files.values() if file.descriptor is not None)
+    inodes = list(dict.fromkeys(inode for inode in opened if inode.kind == "guest_memfd"))
+    for file in system.conversions.files() if system.conversions is not None else ():
         if len(left := file.withheld()):  # whoever holds it may still write there when the frame is somebody else's
             return failed(errno.EBUSY, reason=f"kexec: page {int(left[0])} left its file and is still pinned")
     format: Format = "pfn-ranges" if system.scenario.guest.design == "pfn-range" else "kho"
     states = []
-    for inode in inodes.values():
-        file = None if conversions is None else conversions.of(inode)
-        state = preserved(system, inode, file)
+    for inode in inodes:
+        tracked = inode.tracked
+        state = preserved(system, inode, tracked)
         try:
             handover.check_preservable(
                 state,
-                pinned=file.pinned().tolist() if file is not None and not devices.pages(inode) else (),
-                poisoned=file.poisoned().tolist() if file is not None else (),
-                mapped_by_device=devices.pages(inode),
+                pinned=tracked.pinned().tolist() if tracked is not None and not len(inode.device_areas) else (),
+                poisoned=tracked.poisoned().tolist() if tracked is not None else (),
+                mapped_by_device=inode.device_areas[:, 0].tolist(),
                 confidential=system.scenario.guest.confidential,
                 format=format,
                 huge=inode.order > 0,
             )
         except CannotPreserve as error:
             return failed(error.errno, reason=str(error))
-        states.append((inode, state, file))
+        states.append((inode, state))
     detail: dict[str, Any] = {"files": len(states), "metadata_bytes": 0, "policy_bytes": 0, "verified": True}
-    for inode, state, file in states:
+    for inode, state in states:
         if inode.pages >> inode.order <= MOST_FOLIOS:
             _take_up(system, inode, state, handover.deserialise(handover.serialise(state, format)))
         else:
             detail["verified"] = False
         detail["policy_bytes"] += handover.sizes(replace(state, extents=_NO_EXTENTS), format)["policy"]
-        detail["metadata_bytes"] += _metadata_bytes(system, inode, state, file)
+        detail["metadata_bytes"] += _metadata_bytes(system, inode, state, inode.tracked)
     return Result(0, 0, detail)
+
+
+def _start_again(system: System) -> None:
+    """New processes: no task policy, no page tables; tmpfs and other memory use are gone, weights as at boot."""
+    unhog(system, sc.Unhog())
+    system.weights = system.boot_weights.copy()
+    system.mems_allowed, system.cpusets_enabled = system.n_memory, False
+    for task in system.tasks.values():
+        task.policy = None
+        system.rotations[task.index] = (system.nodes - 1, 0)
+    kept = {file.inode for file in system.files.values() if file.descriptor and file.inode.kind == "guest_memfd"}
+    for inode in system.inodes():
+        inode.mappings = []
+        if inode not in kept:
+            system.free_inode(inode)
+    for name, file in list(system.files.items()):
+        if file.inode not in kept or file.descriptor is None:
+            system.descriptors.discard(system.files.pop(name).descriptor or 0)
+        elif file.mapping is not None:
+            file.mapping = Mapping(file.inode.pages)
+            file.inode.mappings.append(file.mapping)
 
 
 def preserved(system: HostState, inode: Inode, file: TrackedFile | None) -> Preserved:

@@ -1,0 +1,81 @@
+"""Which function carries out which operation, and how one is carried out.
+
+A call is a function ``call(system, operation) -> Result``, in a file by its subject (``calls_*.py``), named as the operation is.
+A refused call is a result with an errno, not an exception. A new operation is a class in :mod:`workbench.scenario`, a function
+in one of those files and a line in :data:`CALLS`; generators are expanded into others before the run
+(:mod:`workbench.engine.generators`). Sources are named at each call; the kernel of record is Linux 7.3.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from workbench import scenario as sc
+from workbench.engine import (
+    calls_conversion,
+    calls_devices,
+    calls_files,
+    calls_host,
+    calls_kexec,
+    calls_mempolicy,
+    calls_migration,
+    calls_mm,
+)
+from workbench.engine.host_state import OutOfMemory
+from workbench.engine.objects import Result, failed
+from workbench.engine.system import System
+
+Call = Callable[[System, Any], Result]
+CALLS: dict[type[sc.Operation], Call] = {
+    sc.Create: calls_files.create,
+    sc.Memfd: calls_files.memfd,
+    sc.Alias: calls_files.alias,
+    sc.Mmap: calls_files.mmap,
+    sc.Munmap: calls_files.munmap,
+    sc.Close: calls_files.close,
+    sc.Fallocate: calls_files.fallocate,
+    sc.PunchHole: calls_files.punch_hole,
+    sc.Mbind: calls_mempolicy.mbind,
+    sc.Fbind: calls_mempolicy.fbind,
+    sc.SetPolicy: calls_mempolicy.set_policy,
+    sc.SetMempolicy: calls_mempolicy.set_mempolicy,
+    sc.ResetRotation: calls_mempolicy.reset_rotation,
+    sc.GetMempolicy: calls_mempolicy.get_mempolicy,
+    sc.SetMempolicyHomeNode: calls_mempolicy.set_mempolicy_home_node,
+    sc.SetWeights: calls_mempolicy.set_weights,
+    sc.SetMemsAllowed: calls_mempolicy.set_mems_allowed,
+    sc.Fault: calls_mm.fault,
+    sc.FirstTouch: calls_mm.first_touch,
+    sc.Madvise: calls_mm.madvise,
+    sc.MovePages: calls_migration.move_pages,
+    sc.MigratePages: calls_migration.migrate_pages,
+    sc.Convert: calls_conversion.convert,
+    sc.Pin: calls_conversion.pin,
+    sc.Unpin: calls_conversion.unpin,
+    sc.Hwpoison: calls_conversion.hwpoison,
+    sc.IommuMap: calls_devices.iommu_map,
+    sc.IommuUnmap: calls_devices.iommu_unmap,
+    sc.Kexec: calls_kexec.kexec,
+    sc.SchedSetaffinity: calls_host.sched_setaffinity,
+    sc.Hog: calls_host.hog,
+    sc.Unhog: calls_host.unhog,
+    sc.Zones: calls_host.zones,
+    sc.Observe: calls_host.observe,
+    sc.Access: calls_host.access,
+}
+
+
+def apply(system: System, operation: sc.Operation) -> Result:
+    """Carry out one operation on the system."""
+    if system.killed:
+        return failed(errno.ESRCH, killed=True)
+    try:
+        result = CALLS[type(operation)](system, operation)
+    except OutOfMemory:
+        system.oom_kill()
+        return failed(errno.ENOMEM, killed=True)
+    if system.conversions is not None and not system.conversions.enter_all() and not result.errno:
+        return failed(errno.ENOMEM, vmemmap=True)
+    return result

@@ -1,0 +1,183 @@
+"""Calls on files whose pages change sides between private and shared: convert, pin, poison, and faults and holes there.
+
+Proposed in-place conversion; not in Linux 7.3. The tracked file (:mod:`workbench.tracking.tracked_file`) does the work and knows
+the rules; here its answers become results, and what it takes and gives back is entered in the engine's memory.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench import scenario as sc
+from workbench.engine.conversions import Conversions
+from workbench.engine.objects import Inode, OpenFile, Result, failed
+from workbench.engine.system import System
+from workbench.kernels.folios import run as folio
+from workbench.tracking.tracked_file import Outcome, TrackedFile
+from workbench.units import PAGE_SIZE
+
+Int64s = npt.NDArray[np.int64]
+
+
+def tracked_inode(system: System, operation: Any, *, closed: bool = False) -> Inode | None:
+    """The guest_memfd that an operation names, if it is tracked and open (or, with ``closed``, still has pinned pages)."""
+    file = system.files.get(operation.file)
+    if file is None or (file.descriptor is None and not closed) or file.inode.tracked is None:
+        return None
+    return file.inode
+
+
+def _tracking(system: System, inode: Inode) -> tuple[Conversions, TrackedFile]:
+    """The memory that tracked files take from and give to, and the one of this inode, which is known to have one."""
+    assert system.conversions is not None and inode.tracked is not None
+    return system.conversions, inode.tracked
+
+
+def convert(system: System, operation: sc.Convert) -> Result:
+    """KVM_GMEM_CONVERT_* (section 4.10 of the rules): the conversion file does it all."""
+    inode = tracked_inode(system, operation)
+    if inode is None:
+        return failed(errno.EBADF)
+    _, file = _tracking(system, inode)
+    return result_of(file.convert(*byte_span(operation, inode), operation.to))
+
+
+def pin(system: System, operation: sc.Pin) -> Result:
+    """GUP faults absent shared pages in, up to the first private one."""
+    inode = tracked_inode(system, operation)
+    if inode is None:
+        return failed(errno.EBADF)
+    conversions, file = _tracking(system, inode)
+    offset, length = byte_span(operation, inode)
+    if operation.kind == "long_term" and length > 0:
+        start, end = offset // PAGE_SIZE, min(inode.pages, -(-(offset + length) // PAGE_SIZE))
+        runs = _state_runs(file, start, end, True) if start < end else np.empty((0, 2), np.int64)
+        if len(runs) and runs[0, 0] == start:
+            if not system.touch(system.task(operation), inode, start, int(runs[0, 1])) or not conversions.enter_all():
+                return result_of(Outcome(errno.ENOMEM, offset))
+    return result_of(file.pin(offset, length, operation.kind))
+
+
+def unpin(system: System, operation: sc.Unpin) -> Result:
+    """Drop references; what had left the file meanwhile is free now."""
+    inode = tracked_inode(system, operation, closed=True)
+    if inode is None:
+        return failed(errno.EBADF)
+    conversions, file = _tracking(system, inode)
+    outcome = file.unpin(*byte_span(operation, inode), operation.kind)
+    conversions.take_back(inode, file)
+    if inode.evicted and not len(file.withheld()):
+        conversions.retire(inode, file)
+    return result_of(outcome)
+
+
+def hwpoison(system: System, operation: sc.Hwpoison) -> Result:
+    """Memory failure on every page of the range that is there; ENOENT if none is."""
+    inode = tracked_inode(system, operation)
+    if inode is None:
+        return failed(errno.EBADF)
+    _, file = _tracking(system, inode)
+    offset, length = byte_span(operation, inode)
+    stream = np.zeros((-(-length // PAGE_SIZE), 6), np.int64)
+    stream[:, folio.OP] = folio.POISON
+    stream[:, folio.OFFSET] = offset + PAGE_SIZE * np.arange(len(stream))
+    errors = file.run_stream(stream).errors
+    hit = int((errors == 0).sum())
+    return result_of(Outcome(0 if hit else errno.ENOENT, None), pages=hit)
+
+
+def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, count: int) -> Result:
+    """Pages that are private, poisoned or past the end raise SIGBUS; the others are there afterwards."""
+    conversions, tracked = _tracking(system, file.inode)
+    end = max(start, min(start + count, file.inode.pages))
+    good = 0
+    first = -1
+    for low, high in _state_runs(tracked, start, end, True) if file.mapping is not None else ():
+        low, high = int(low), int(high)
+        if not system.touch(system.task(operation), file.inode, low, high) or not conversions.enter_all():
+            return result_of(Outcome(errno.ENOMEM, low * PAGE_SIZE), bad=count - good, first=low)
+        while low < high:
+            error, offset = tracked.host_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE)
+            stop = high if offset is None else offset // PAGE_SIZE
+            good += stop - low
+            assert file.mapping is not None
+            file.mapping.map(low, stop)
+            if error > 0:
+                return result_of(Outcome(error, offset), bad=count - good, first=stop)
+            if error:
+                first = stop if first < 0 else min(first, stop)
+            low = stop + bool(error)
+    bad = count - good
+    if bad:
+        private = _state_runs(tracked, start, end, False) if file.mapping is not None else [(start, end)]
+        candidates = [first] if first >= 0 else []
+        candidates += [int(private[0][0])] if len(private) else []
+        first = min(candidates) if candidates else end
+    return Result(good, 0, {"bad": bad, "first": first if bad else -1})
+
+
+def guest_fault(system: System, inode: Inode, start: int, end: int) -> Result | None:
+    """The guest touches pages as what they are: EHWPOISON on a poisoned folio; lazy merges happen here."""
+    conversions, file = _tracking(system, inode)
+    if not conversions.enter_all():
+        return result_of(Outcome(errno.ENOMEM, None))
+    for low, high in zip(*_states(file, start, end), strict=True):
+        private = not bool(file.is_shared(low, low + 1)[0])
+        outcome = file.guest_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE, private)
+        if outcome.errno:
+            return result_of(outcome)
+    return None
+
+
+def punch_hole(system: System, inode: Inode, offset: int, length: int) -> Result:
+    """Folios that left the file go back to the engine's zones and pools, unless they are poisoned or pinned."""
+    conversions, file = _tracking(system, inode)
+    shift = inode.order
+    first = offset // PAGE_SIZE >> shift
+    last = -(-min(inode.pages, -(-(offset + length) // PAGE_SIZE)) // (1 << shift))
+    start, end = offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE)
+    held = conversions.held(inode, file)
+    outcome = file.punch_hole(offset, length)
+    if outcome.errno:  # what lies before the folio that somebody holds is gone
+        end = start if outcome.offset is None else max(start, outcome.offset // PAGE_SIZE >> shift << shift)
+    if start < end:
+        conversions.erase_small(inode, file, start, end, held)
+    if first < last and shift:
+        gone = ~file.present(first, last)
+        edges = np.diff(np.concatenate(([False], gone, [False])).astype(np.int8))
+        for low, high in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
+            inode.map.erase(first + int(low), first + int(high), len(system.free))
+        conversions.take_back(inode, file)
+    if start < end:
+        for mapping in inode.mappings:
+            mapping.zap(start, end)
+    return result_of(outcome)
+
+
+def byte_span(operation: Any, inode: Inode) -> tuple[int, int]:
+    """Offset and length of an operation in bytes; without a length, to the end of the file."""
+    length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
+    return operation.offset, length
+
+
+def _state_runs(file: TrackedFile, start: int, end: int, shared: bool) -> Int64s:
+    """Runs int64 (n, 2) of pages of [start, end) in one state."""
+    edges = np.diff(np.concatenate(([False], file.is_shared(start, end) == shared, [False])).astype(np.int8))
+    return np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1))) + start
+
+
+def _states(file: TrackedFile, start: int, end: int) -> tuple[list[int], list[int]]:
+    bits = file.is_shared(start, end)
+    cuts = [start, *(np.flatnonzero(bits[1:] != bits[:-1]) + start + 1).tolist(), end]
+    return (cuts[:-1], cuts[1:]) if end > start else ([], [])
+
+
+def result_of(outcome: Outcome, **detail: Any) -> Result:
+    """A tracked file's answer as the result of a call."""
+    if outcome.offset is not None:
+        detail["error_offset"] = outcome.offset
+    return Result(-1, outcome.errno, detail) if outcome.errno else Result(0, 0, detail)

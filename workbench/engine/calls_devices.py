@@ -1,0 +1,78 @@
+"""Calls that map guest memory for devices, as they are today and as the seed mail proposes.
+
+Today (every design but ``pfn-range``) a device reaches guest memory through the host mapping and pins it for as long as
+it is mapped (``drivers/iommu/iommufd/io_pagetable.c``, ``mm/gup.c``): private pages give EFAULT, and converting a mapped
+page to private gives EAGAIN. Under ``pfn-range`` the IOMMU asks for pfns, takes no reference and is told when they go
+away, so nothing blocks. :mod:`workbench.tracking.private_users` has the page tables and the protocol.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from workbench import scenario as sc
+from workbench.engine import calls_conversion
+from workbench.engine.calls_conversion import byte_span, tracked_inode
+from workbench.engine.objects import Inode, Result, failed
+from workbench.engine.system import System
+from workbench.units import PAGE_SIZE
+
+
+def iommu_map(system: System, operation: sc.IommuMap) -> Result:
+    """IOMMU_IOAS_MAP at the file's own offsets: EEXIST over an area that is there (iopt_check_iova)."""
+    inode = tracked_inode(system, operation)
+    if inode is None:
+        return failed(errno.EBADF)
+    span = _pages_of(operation, inode)
+    if span is None:
+        return failed(errno.EINVAL)
+    (first, end), areas = span, inode.device_areas
+    if ((areas[:, 0] < end) & (areas[:, 1] > first)).any():
+        return failed(errno.EEXIST)
+    pinned = 0
+    if system.scenario.guest.design != "pfn-range":
+        pin = sc.Pin(task=operation.task, file=operation.file, **_bytes_of(first, end))
+        result = calls_conversion.pin(system, pin)
+        if result.errno:
+            return result
+        pinned = end - first
+    else:
+        holes = inode.map.absent(first >> inode.order, -(-end >> inode.order))
+        if len(holes):
+            return failed(errno.EFAULT, error_offset=max(first, int(holes[0, 0]) << inode.order) * PAGE_SIZE)
+    areas = np.concatenate((areas, [[first, end]]))
+    inode.device_areas = areas[np.argsort(areas[:, 0])]
+    return Result(0, 0, {"pinned_pages": pinned})
+
+
+def iommu_unmap(system: System, operation: sc.IommuUnmap) -> Result:
+    """IOMMU_IOAS_UNMAP of whole areas: ENOENT if there is none, or one is cut (iopt_unmap_iova_range)."""
+    inode = tracked_inode(system, operation, closed=True)
+    if inode is None:
+        return failed(errno.EBADF)
+    span = _pages_of(operation, inode)
+    if span is None:
+        return failed(errno.EINVAL)
+    (first, end), areas = span, inode.device_areas
+    touched = (areas[:, 0] < end) & (areas[:, 1] > first)
+    if not touched.any() or (areas[touched, 0] < first).any() or (areas[touched, 1] > end).any():
+        return failed(errno.ENOENT)
+    if system.scenario.guest.design != "pfn-range":
+        for low, high in areas[touched].tolist():
+            calls_conversion.unpin(system, sc.Unpin(file=operation.file, **_bytes_of(low, high)))
+    inode.device_areas = areas[~touched]
+    return Result()
+
+
+def _pages_of(operation: sc.IommuMap | sc.IommuUnmap, inode: Inode) -> tuple[int, int] | None:
+    """First page and end of an operation's range; None if it is not whole pages of the file."""
+    offset, length = byte_span(operation, inode)
+    if (offset | length) % PAGE_SIZE or length <= 0 or offset + length > inode.pages * PAGE_SIZE:
+        return None
+    return offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
+
+
+def _bytes_of(first: int, end: int) -> dict[str, int]:
+    return {"offset": first * PAGE_SIZE, "length": (end - first) * PAGE_SIZE}

@@ -1,0 +1,178 @@
+"""Calls that make, map and unmap files, and that add and free their pages.
+
+Linux: ``virt/kvm/guest_memfd.c`` (``kvm_gmem_create``, ``kvm_gmem_mmap``, ``kvm_gmem_fallocate``), ``mm/memfd.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from workbench import scenario as sc
+from workbench.engine import calls_conversion
+from workbench.engine.calls_mempolicy import policy_of
+from workbench.engine.filemap import FileMap
+from workbench.engine.mappings import Mapping
+from workbench.engine.objects import (
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
+    Inode,
+    OpenFile,
+    Result,
+    allocated,
+    failed,
+)
+from workbench.engine.system import System
+from workbench.units import PAGE_SIZE
+
+FALLOC_FL_KEEP_SIZE = 1
+
+
+def create(system: System, operation: sc.Create) -> Result:
+    """virt/kvm/guest_memfd.c: kvm_gmem_create; then mmap if the file has the flag."""
+    size = system.scenario.guest.memory if operation.size is None else operation.size
+    flags = operation.raw_flags
+    if flags is None:
+        flags = sum({"mmap": GUEST_MEMFD_FLAG_MMAP, "init_shared": GUEST_MEMFD_FLAG_INIT_SHARED}[name]
+                    for name in set(operation.flags))  # fmt: skip
+    detail = {"mmap_errno": 0} if flags & GUEST_MEMFD_FLAG_MMAP else {}
+    known = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
+    if flags & ~known or size <= 0 or size % (PAGE_SIZE << system.order):
+        return failed(errno.EINVAL, **detail)
+    policy, error = policy_of(system, operation)
+    if system.scenario.guest.policy_interface == "create" and error:
+        return failed(error)
+    inode = Inode(operation.file, size // PAGE_SIZE, "guest_memfd", flags, system.order)
+    if system.order and system.scenario.guest.small_page_fallback:
+        inode.small = FileMap()
+    if system.scenario.guest.policy_interface == "create" and policy is not None:
+        inode.shared_policy.set(0, inode.pages, policy)
+    if system.conversions is not None and inode.pages:
+        system.conversions.add(inode)
+    return _open(system, operation.file, inode, mapped=bool(flags & GUEST_MEMFD_FLAG_MMAP), **detail)
+
+
+def memfd(system: System, operation: sc.Memfd) -> Result:
+    """memfd_create: a tmpfs inode, whose interleave index is shifted by its inode number."""
+    system.memfds += 1
+    number = system.memfds if operation.inode is None else operation.inode
+    inode = Inode(operation.file, operation.size // PAGE_SIZE, "memfd", ilx_base=number)
+    return _open(system, operation.file, inode, mapped=True)
+
+
+def _open(system: System, name: str, inode: Inode, mapped: bool, **detail: Any) -> Result:
+    if system.free_pfns is not None:
+        inode.pfns = system.free_pfns.new_file()
+    mapping = Mapping(inode.pages) if mapped and inode.pages else None
+    if mapping is not None:
+        inode.mappings.append(mapping)
+    descriptor = system.new_descriptor()
+    system.files[name] = OpenFile(inode, descriptor, mapping)
+    return Result(descriptor, 0, detail)
+
+
+def alias(system: System, operation: sc.Alias) -> Result:
+    source = system.files.get(operation.of)
+    if source is None or source.descriptor is None:
+        return failed(errno.EBADF)
+    if source.inode.kind == "guest_memfd" and not source.inode.flags & GUEST_MEMFD_FLAG_MMAP:
+        return failed(errno.ENODEV)
+    mapping = Mapping(source.inode.pages)
+    source.inode.mappings.append(mapping)
+    system.files[operation.file] = OpenFile(source.inode, system.new_descriptor(), mapping)
+    return Result()
+
+
+def mmap(system: System, operation: sc.Mmap) -> Result:
+    """virt/kvm/guest_memfd.c: kvm_gmem_mmap."""
+    file = system.files.get(operation.file)
+    if file is None or file.descriptor is None:
+        return failed(errno.EBADF)
+    if file.inode.kind == "guest_memfd":
+        if not file.inode.flags & GUEST_MEMFD_FLAG_MMAP:
+            return failed(errno.ENODEV)
+        if operation.private:
+            return failed(errno.EINVAL)
+    mapping = Mapping(file.inode.pages)
+    file.inode.mappings.append(mapping)
+    if file.mapping is None:
+        file.mapping = mapping
+    return Result()
+
+
+def munmap(system: System, operation: sc.Munmap) -> Result:
+    file = system.files.get(operation.file)
+    if file is not None and file.mapping is not None:
+        file.inode.mappings.remove(file.mapping)
+        file.mapping = None
+    return Result()
+
+
+def close(system: System, operation: sc.Close) -> Result:
+    """The last descriptor and mapping gone, the inode dies and its pages are freed."""
+    file = system.files.get(operation.file)
+    if file is None or file.descriptor is None:
+        return failed(errno.EBADF)
+    munmap(system, sc.Munmap(file=operation.file))
+    system.descriptors.discard(file.descriptor)
+    file.descriptor = None
+    if not file.inode.mappings and not system.is_open(file.inode):
+        system.free_inode(file.inode)
+    return Result()
+
+
+def fallocate(system: System, operation: sc.Fallocate) -> Result:
+    """virt/kvm/guest_memfd.c: kvm_gmem_fallocate, kvm_gmem_allocate; tmpfs grows instead of refusing."""
+    file = system.files.get(operation.file)
+    if file is None or file.descriptor is None:
+        return failed(errno.EBADF)
+    inode = file.inode
+    gmem = inode.kind == "guest_memfd"
+    mode = operation.mode
+    if mode is None:
+        mode = FALLOC_FL_KEEP_SIZE if gmem else 0
+    length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
+    if length <= 0:
+        return failed(errno.EINVAL)
+    if gmem:
+        if mode != FALLOC_FL_KEEP_SIZE:
+            return failed(errno.EOPNOTSUPP)
+        size = PAGE_SIZE << inode.order
+        if operation.offset % size or length % size:
+            return failed(errno.EINVAL)
+        if operation.offset + length > inode.pages * PAGE_SIZE:
+            return failed(errno.EINVAL)
+    elif mode not in (0, FALLOC_FL_KEEP_SIZE):
+        return failed(errno.EOPNOTSUPP)
+    start, end = operation.offset // PAGE_SIZE, -(-(operation.offset + length) // PAGE_SIZE)
+    return allocated(system.touch(system.task(operation), inode, start, end))
+
+
+def punch_hole(system: System, operation: sc.PunchHole) -> Result:
+    """virt/kvm/guest_memfd.c: kvm_gmem_punch_hole."""
+    file = system.files.get(operation.file)
+    if file is None or file.descriptor is None:
+        return failed(errno.EBADF)
+    inode = file.inode
+    length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
+    if length <= 0:
+        return failed(errno.EINVAL)
+    if inode.tracked is not None:
+        return calls_conversion.punch_hole(system, inode, operation.offset, length)
+    size = PAGE_SIZE << inode.order
+    if inode.kind == "guest_memfd" and (operation.offset % size or length % size):
+        return failed(errno.EINVAL)
+    punch(system, inode, -(-operation.offset // PAGE_SIZE), (operation.offset + length) // PAGE_SIZE)
+    return Result()
+
+
+def punch(system: System, inode: Inode, start: int, end: int) -> None:
+    """Free whole folios of pages [start, end) and take them out of every page table."""
+    if end <= start:
+        return
+    if inode.tracked is not None:
+        calls_conversion.punch_hole(system, inode, start * PAGE_SIZE, (end - start) * PAGE_SIZE)
+        return
+    system.erase(inode, start >> inode.order, end >> inode.order)
+    for mapping in inode.mappings:
+        mapping.zap(start, end)

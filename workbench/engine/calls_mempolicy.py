@@ -1,0 +1,233 @@
+"""Calls that set and read NUMA policies: of ranges, tasks, weights and cpusets.
+
+Linux: ``mm/mempolicy.c``, ``kernel/cgroup/cpuset.c``; ``fbind`` and the policy of ``create`` are of earlier generations of the
+guest_memfd series.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from workbench import policy as mp
+from workbench import scenario as sc
+from workbench.engine import migration
+from workbench.engine.filemap import no_intervals
+from workbench.engine.objects import Result, Thread, failed
+from workbench.engine.system import System
+from workbench.kernels import mempolicy
+from workbench.units import PAGE_SIZE
+
+
+def policy_of(system: System, operation: Any) -> tuple[mp.Mempolicy | None, int]:
+    """mpol_new and mpol_set_nodemask for an operation's mode and nodes: (policy, errno)."""
+    mode, flags, error = mp.sanitize_mpol_flags(operation.mode_word)
+    if error:
+        return None, error
+    nodes = mp.parse_nodes(operation.nodes)
+    error = mp.get_nodes(nodes)
+    if error:
+        return None, error
+    policy, error = mp.mpol_new(mode, flags, nodes)
+    if error:
+        return None, error
+    return mp.mpol_set_nodemask(policy, system.mems_allowed & system.n_memory)
+
+
+def mbind(system: System, operation: sc.Mbind) -> Result:
+    """mm/mempolicy.c: kernel_mbind, do_mbind."""
+    interface = system.scenario.guest.policy_interface
+    file = system.files.get(operation.file)
+    if interface != "mbind" and file is not None and file.inode.kind == "guest_memfd":
+        # Before v4 of the series the VMA of a guest_memfd had no set_policy: the call succeeds, nothing changes.
+        return Result(0, 0, {"no_effect": True})
+    mode, _, error = mp.sanitize_mpol_flags(operation.mode_word)
+    if error or mp.get_nodes(mp.parse_nodes(operation.nodes)):
+        return failed(errno.EINVAL)
+    flags = operation.raw_flags
+    if flags is None:
+        flags = sum(mp.MBIND_FLAGS[name] for name in set(operation.flags))
+    if flags & ~(mp.MF_STRICT | mp.MF_MOVE | mp.MF_MOVE_ALL) or operation.offset % PAGE_SIZE:
+        return failed(errno.EINVAL)
+    if mode == mp.DEFAULT:
+        flags &= ~mp.MF_STRICT
+    start, end = system.pages(operation, file.inode.pages if file else 0)
+    if start == end:
+        return Result()
+    policy, error = policy_of(system, operation)
+    if error:
+        return failed(error)
+    if file is None or file.mapping is None:
+        return failed(errno.EFAULT)
+    mapping = file.mapping
+    if start >= mapping.pages or (end > mapping.pages and policy is not None):
+        return failed(errno.EFAULT)
+    end = min(end, mapping.pages)
+    misplaced, parts, wrong = 0, no_intervals(), ~_zones_on(system, mp.parse_nodes(operation.nodes))
+    moving = flags & (mp.MF_MOVE | mp.MF_MOVE_ALL)
+    if flags:  # queue_pages_range: pages in the page tables on other nodes than the raw user mask
+        once = bool(moving) and not flags & mp.MF_MOVE_ALL
+        parts = migration.seen_by(file.inode, mapping, start, end, mapped_once=once)
+        misplaced = migration.count_on(system, file.inode, parts, wrong)
+    if misplaced and flags == mp.MF_STRICT:
+        return failed(errno.EIO)
+    mapping.set_policy(start, end, policy, file.inode.shared_policy.set)
+    if moving and file.inode.kind == "memfd":
+        migration.move_to_policy(system, system.task(operation), file.inode, parts, wrong)
+        misplaced = 0
+    return failed(errno.EIO) if misplaced and flags & mp.MF_STRICT else Result()
+
+
+def _zones_on(system: System, mask: int) -> np.ndarray:
+    return np.array([bool(mask >> int(system.node_ids[node]) & 1) for node in system.zone_node], bool)
+
+
+def fbind(system: System, operation: sc.Fbind) -> Result:
+    """fbind (v3 of the series): as mbind, but on the descriptor and exactly the range that was asked for."""
+    if system.scenario.guest.policy_interface != "fbind":
+        return failed(errno.ENOSYS)
+    file = system.files.get(operation.file)
+    if file is None or file.descriptor is None:
+        return failed(errno.EBADF)
+    policy, error = policy_of(system, operation)
+    start, end = system.pages(operation, file.inode.pages)
+    if error or operation.offset % PAGE_SIZE or end > file.inode.pages:
+        return failed(error or errno.EINVAL)
+    file.inode.shared_policy.set(start, end, policy)
+    return Result()
+
+
+def set_policy(system: System, operation: sc.SetPolicy) -> Result:
+    """Set a range policy through the interface that the guest has, whichever generation it is of."""
+    interface = system.scenario.guest.policy_interface
+    fields = operation.model_dump(exclude={"op"})
+    if interface == "fbind":
+        return fbind(system, sc.Fbind(**fields))
+    if interface == "mbind":
+        return mbind(system, sc.Mbind(**fields))
+    if interface == "create":
+        return failed(errno.EOPNOTSUPP, reason="the policy was fixed when the file was created")
+    return Result(0, 0, {"no_effect": True})
+
+
+def set_mempolicy(system: System, operation: sc.SetMempolicy) -> Result:
+    """mm/mempolicy.c: do_set_mempolicy."""
+    policy, error = policy_of(system, operation)
+    if error:
+        return failed(error)
+    task = system.task(operation)
+    task.policy = policy
+    if policy is not None and policy.interleaves:
+        system.rotations[task.index] = (system.nodes - 1, 0)
+    return Result()
+
+
+def reset_rotation(system: System, operation: sc.ResetRotation) -> Result:
+    task = system.task(operation)
+    task.policy = None
+    system.rotations[task.index] = (system.nodes - 1, 0)
+    return Result()
+
+
+def get_mempolicy(system: System, operation: sc.GetMempolicy) -> Result:
+    """mm/mempolicy.c: do_get_mempolicy."""
+    task = system.task(operation)
+    if operation.file is None:
+        return _get_task_policy(system, task, operation.node)
+    file = system.files.get(operation.file)
+    page = operation.offset // PAGE_SIZE
+    mapping = file.mapping if file else None
+    if file is None or mapping is None or mapping.vma_at(page) is None:
+        return failed(errno.EFAULT, **({} if operation.node else _reported(None)))
+    if not operation.node:
+        return Result(0, 0, _reported(file.inode.shared_policy.lookup(page)))
+    if file.inode.private:
+        return failed(errno.EFAULT)
+    system.touch(task, file.inode, page, page + 1)
+    mapping.map(page, page + 1)
+    zone = int(file.inode.zones_of(np.array([page]))[0])
+    return Result(0, 0, {"node": int(system.node_ids[system.zone_node[zone]])})
+
+
+def _get_task_policy(system: System, task: Thread, node: bool) -> Result:
+    if not node:
+        return Result(0, 0, _reported(task.policy))
+    if task.policy is None or not task.policy.interleaves:
+        return failed(errno.EINVAL)
+    rotation = system.rotations[task.index]
+    following = int(rotation[0])
+    if task.policy.mode == mp.INTERLEAVE or rotation[1] == 0:
+        following = int(mempolicy.next_node_in(following, system.mask(task.policy.nodes)))
+    return Result(0, 0, {"node": int(system.node_ids[following])})
+
+
+def set_mempolicy_home_node(system: System, operation: sc.SetMempolicyHomeNode) -> Result:
+    """mm/mempolicy.c: set_mempolicy_home_node: works on vm_policy, VMA by VMA."""
+    file = system.files.get(operation.file)
+    if operation.offset % PAGE_SIZE or operation.home_node not in system.index_of_node:
+        return failed(errno.EINVAL)
+    start, end = system.pages(operation, file.inode.pages if file else 0)
+    if start == end:
+        return Result()
+    if file is None or file.mapping is None:
+        return failed(errno.ENOENT)
+    error = errno.ENOENT
+    for vma in list(file.mapping.vmas):
+        if vma.end <= start or vma.start >= end or vma.policy is None:
+            continue
+        if vma.policy.mode not in (mp.BIND, mp.PREFERRED_MANY):
+            error = errno.EOPNOTSUPP
+            break
+        new = replace(vma.policy, home_node=operation.home_node)
+        low, high = max(start, vma.start), min(end, vma.end)
+        file.mapping.set_policy(low, high, new, file.inode.shared_policy.set)
+        error = 0
+    return failed(error) if error else Result()
+
+
+def set_weights(system: System, operation: sc.SetWeights) -> Result:
+    """mm/mempolicy.c: node_store; without values, the weights found at boot come back."""
+    if operation.weights is None:
+        system.weights = system.boot_weights.copy()
+        return Result(0, 0, {"errno": {}, "weights": _weights_by_node(system)})
+    errors = {}
+    for node, weight in operation.weights.items():
+        errors[str(node)] = 0
+        if node not in system.index_of_node or not system.has_memory[system.index_of_node[node]]:
+            errors[str(node)] = errno.ENOENT  # only nodes with memory have a file
+        elif not 1 <= weight <= 255:
+            errors[str(node)] = errno.EINVAL
+        else:
+            system.weights[system.index_of_node[node]] = weight
+    return Result(0, 0, {"errno": errors, "weights": _weights_by_node(system)})
+
+
+def _weights_by_node(system: System) -> dict[str, int]:
+    return {str(system.node_ids[i]): int(system.weights[i]) for i in np.flatnonzero(system.has_memory)}
+
+
+def set_mems_allowed(system: System, operation: sc.SetMemsAllowed) -> Result:
+    """kernel/cgroup/cpuset.c: task and VMA policies are rebound, shared policies of inodes never are."""
+    mems = system.n_memory if operation.mems is None else mp.parse_nodes(operation.mems) & system.n_memory
+    if not mems:
+        return failed(errno.EINVAL)
+    system.cpusets_enabled = True
+    if mems == system.mems_allowed:
+        return Result()  # cpuset_attach leaves tasks alone when neither CPUs nor mems change
+    system.mems_allowed = mems
+    for task in system.tasks.values():
+        task.policy = mp.mpol_rebind(task.policy, mems)
+    for file in system.files.values():
+        for mapping in file.inode.mappings:
+            for vma in mapping.vmas:
+                vma.policy = mp.mpol_rebind(vma.policy, mems)
+    return Result()
+
+
+def _reported(policy: mp.Mempolicy | None) -> dict[str, Any]:
+    if policy is None:
+        return {"mode": mp.DEFAULT, "nodes": ""}
+    return {"mode": policy.mode_word, "nodes": mp.format_nodes(policy.reported_nodes)}

@@ -1,0 +1,128 @@
+"""Calls and accesses that fault pages in, and advice about mapped ranges.
+
+Linux: ``virt/kvm/guest_memfd.c`` (``kvm_gmem_fault_user_mapping``, ``kvm_gmem_get_pfn``), ``mm/madvise.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from workbench import scenario as sc
+from workbench.engine import calls_conversion
+from workbench.engine.calls_files import punch
+from workbench.engine.generators import in_turns, shared_turns
+from workbench.engine.host_state import Turns
+from workbench.engine.objects import OpenFile, Result, allocated, failed
+from workbench.engine.system import System
+from workbench.units import PAGE_SIZE
+
+MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED = 4, 9, 22, 23, 24
+_MADV_MARKS_ONLY = {*range(4), *range(10, 18), 19, 20, 21}  # FREE and WIPEONFORK are refused for files
+KVM_EXIT_HLT, KVM_EXIT_MMIO = 5, 6
+
+
+def fault(system: System, operation: sc.Fault) -> Result:
+    """Touch pages through the host mapping or as the guest."""
+    file = system.files.get(operation.file)
+    pages = file.inode.pages if file else 0
+    start = operation.offset // PAGE_SIZE
+    count = max(0, pages - start) if operation.length is None else operation.length // PAGE_SIZE
+    if operation.by == "host":
+        return _host_fault(system, operation, file, start, count)
+    return _guest_fault(system, operation, file, start, count)
+
+
+def _host_fault(system: System, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:
+    """virt/kvm/guest_memfd.c: kvm_gmem_fault_user_mapping. Pages that raise a signal are counted as bad."""
+    if file is not None and file.inode.tracked is not None:
+        return calls_conversion.host_fault(system, operation, file, start, count)
+    inside = 0
+    if file is not None and file.mapping is not None and not file.inode.private:
+        inside = max(0, min(count, file.inode.pages - start))
+    first = -1
+    if inside < count:
+        order = system.touch_order(operation, count)
+        first = start + int(order[order >= inside][0])
+    if inside:
+        assert file is not None and file.mapping is not None
+        if not system.touch(system.task(operation), file.inode, start, start + inside, operation):
+            return failed(errno.ENOMEM, bad=count, first=start)
+        file.mapping.map(start, start + inside)
+    return Result(inside, 0, {"bad": count - inside, "first": first})
+
+
+def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:
+    """KVM_RUN or KVM_PRE_FAULT_MEMORY: the calling thread's CPU, policy and rotation count."""
+    if file is None or file.descriptor is None:
+        return failed(errno.EBADF)
+    inode = file.inode
+    if not system.vcpu_open:
+        system.vcpu_open = True
+        system.new_descriptor()  # KVM_CREATE_VCPU returns one too
+    inside = max(0, min(count, inode.pages - start))
+    if inode.kind == "guest_memfd":
+        reachable = not inode.private or system.scenario.guest.confidential != "none" or inode.tracked is not None
+    else:
+        reachable = file.mapping is not None
+    if not reachable:
+        return failed(errno.EFAULT, **({"left": count} if operation.by == "prefault" else {"done": 0}))
+    if inside and not system.touch(system.task(operation), inode, start, start + inside, operation):
+        return failed(errno.ENOMEM)
+    if inode.tracked is not None:
+        error = calls_conversion.guest_fault(system, inode, start, start + inside)
+        if error is not None:
+            return error
+    if inode.kind == "memfd" and file.mapping is not None:
+        file.mapping.map(start, start + inside)
+    if operation.by == "prefault":
+        # kvm_vcpu_pre_fault_memory: partial progress is success, with what is left.
+        return Result(0, 0, {"left": count - inside}) if inside or not count else failed(errno.ENOENT, left=count)
+    return Result(0, 0, {"done": inside, "exit": KVM_EXIT_HLT if inside == count else KVM_EXIT_MMIO})
+
+
+def first_touch(system: System, operation: sc.FirstTouch) -> Result:
+    """Generator: vCPUs take turns (shares one after another are expanded into faults before the run)."""
+    file = system.files.get(operation.file)
+    if file is None or file.descriptor is None:
+        return failed(errno.EBADF)
+    inode = file.inode
+    start, end = system.pages(operation, inode.pages)
+    first, last = start >> inode.order, min(-(-end >> inode.order), inode.pages >> inode.order)
+
+    def turns() -> Turns:
+        tasks = np.array([system.tasks[name].index for name in system.vcpus])
+        chunks = in_turns if not operation.shared else shared_turns
+        for folios, turn_of in chunks(first, last, len(tasks), operation.turn):
+            yield folios, tasks[turn_of]
+
+    complete = system.touch_in_turns(inode, first, last, turns)
+    if operation.by == "host" and file.mapping is not None:
+        file.mapping.map(start, end)
+    return allocated(complete)
+
+
+def madvise(system: System, operation: sc.Madvise) -> Result:
+    """mm/madvise.c for the advice that reaches the file's pages; other advice only marks the VMA."""
+    file = system.files.get(operation.file)
+    acts = {MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED}
+    if operation.offset % PAGE_SIZE or operation.advice not in acts | _MADV_MARKS_ONLY:
+        return failed(errno.EINVAL)
+    start, end = system.pages(operation, file.inode.pages if file else 0)
+    if start == end:
+        return Result()
+    if file is None or file.mapping is None or start >= file.mapping.pages:
+        return failed(errno.ENOMEM)
+    inside = min(end, file.mapping.pages)
+    if operation.advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
+        file.mapping.zap(start, inside)
+    elif operation.advice == MADV_REMOVE:
+        punch(system, file.inode, start, inside)
+    elif operation.advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        if file.inode.private:
+            return failed(errno.EFAULT)
+        if not system.touch(system.task(operation), file.inode, start, inside):
+            return failed(errno.ENOMEM)
+        file.mapping.map(start, inside)
+    return Result() if inside == end else failed(errno.ENOMEM)
