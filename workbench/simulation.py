@@ -19,7 +19,7 @@ from workbench.engine.filemap import FileMap
 from workbench.engine.generators import expand
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
-from workbench.errors import WorkbenchError
+from workbench.errors import Cancelled, WorkbenchError
 from workbench.kernels import filemap
 from workbench.tracking.struct_pages import DESIGNS
 from workbench.units import PAGE_SIZE
@@ -61,13 +61,15 @@ def simulate(
     designs : run it under each of these designs instead of its own; every variable that has the same shape under all of
         them then has a dimension ``design`` (tables of zones, whose pools differ, are left out)
     progress : called with (operations done, operations in all)
-    cancelled : asked now and then; when it returns True the run ends with KeyboardInterrupt
+    cancelled : asked now and then; when it returns True the run ends with :class:`workbench.errors.Cancelled`
 
     Raises
     ------
     WorkbenchError
         The scenario asks for something that is no operation of its host. A call that the kernel refuses is not an
         error: its event carries the errno, and the run goes on.
+    Cancelled
+        ``cancelled`` returned True.
     """
     if designs is not None:
         return _under(scenario, designs, progress, cancelled)
@@ -95,7 +97,7 @@ def simulate(
         if progress is not None:
             progress(number + 1, len(operations))
         if cancelled():
-            raise KeyboardInterrupt
+            raise Cancelled
     return _dataset(system, log)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench import results
-from workbench.errors import WorkbenchError
+from workbench.errors import Cancelled, WorkbenchError
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
 
@@ -324,8 +324,20 @@ def test_cancelling_ends_the_run():
         asked.append(1)
         return len(asked) > 1
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Cancelled):
         simulate(Scenario.from_mapping({"host": host(), "operations": [{"op": "zones"}] * 5}), cancelled=cancelled)
+
+
+def test_cancelled_is_neither_bad_input_nor_ctrl_c():
+    assert not issubclass(Cancelled, (WorkbenchError, ValueError, KeyboardInterrupt))
+
+
+def test_ctrl_c_in_a_run_is_not_taken_for_cancelled():
+    def pressed(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(Scenario.from_mapping({"host": host(), "operations": [{"op": "zones"}] * 5}), progress=pressed)
 
 
 def test_same_scenario_same_dataset():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import xarray as xr
 
-from workbench.errors import WorkbenchError
+from workbench.errors import Cancelled, WorkbenchError
 from workbench.explorer.controller import Controller, set_value, update
 from workbench.scenario import Scenario
 
@@ -33,9 +33,9 @@ class Engine:
         progress(1, 2)
         while not self.gate.wait(0.002):
             if cancelled():
-                raise KeyboardInterrupt
+                raise Cancelled
         if cancelled():
-            raise KeyboardInterrupt
+            raise Cancelled
         if self.error is not None:
             raise self.error
         self.finished.append(scenario)

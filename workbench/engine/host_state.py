@@ -18,7 +18,7 @@ from workbench.engine.filemap import FileMap, Int64s, in_intervals, intervals_ad
 from workbench.engine.objects import Inode, OpenFile, Thread
 from workbench.engine.pfns import FreePfns
 from workbench.engine.policy_request import mask_of, policy_nodemask
-from workbench.errors import WorkbenchError
+from workbench.errors import Cancelled, WorkbenchError
 from workbench.kernels import fault_order, mempolicy, placement, zonelist
 from workbench.topology.zones import LOWMEM_BYTES, default_zones
 from workbench.units import PAGE_SIZE, format_bytes
@@ -427,7 +427,7 @@ class HostState:
 
     def _check_cancelled(self) -> None:
         if self.cancelled():
-            raise KeyboardInterrupt
+            raise Cancelled
 
     def _marks(self) -> Int64s:
         return self.watermarks[1::-1] + self.reserve

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import xarray as xr
 
-from workbench.errors import WorkbenchError
+from workbench.errors import Cancelled, WorkbenchError
 from workbench.scenario import Scenario
 
 Edit = Callable[[dict[str, Any]], None]
@@ -261,9 +261,7 @@ class Controller:
         started = time.perf_counter()
         try:
             dataset = self._simulate(scenario, progress=report, cancelled=cancelled)
-        except KeyboardInterrupt:
-            if not cancelled():
-                raise
+        except Cancelled:
             return
         except WorkbenchError as error:
             self.failure = str(error)
