@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from workbench.engine.filemap import FileMap
 from workbench.engine.generators import expand
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
+from workbench.errnos import errno_name
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.kernels import filemap
 from workbench.tracking.struct_pages import DESIGNS
@@ -241,8 +241,7 @@ def _put_events(system: System, log: _Log, put: Put) -> None:
     put("event_file", np.array([getattr(operation, "file", None) or "" for operation in log.operations], dtype=str))
     put("event_ret", np.array([result.ret for result in log.results], np.int64))
     put("event_errno", np.array([result.errno for result in log.results], np.int64))
-    names = [errno.errorcode.get(result.errno, str(result.errno)) if result.errno else "" for result in log.results]
-    put("event_error", np.array(names, dtype=str))
+    put("event_error", np.array([errno_name(result.errno) for result in log.results], dtype=str))
     put("event_detail", np.array([json.dumps(result.detail) for result in log.results], dtype=str))
     placed = np.array(log.placed, np.int64).reshape(-1, len(system.free))
     huge = system.zone_page_size == PAGE_SIZE << system.order

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.engine import handover
-from workbench.engine.handover import EHWPOISON, CannotPreserve, PolicyRange, Preserved
+from workbench.engine.handover import CannotPreserve, PolicyRange, Preserved
+from workbench.errnos import EHWPOISON
 from workbench.errors import WorkbenchError
 from workbench.kernels import kho
 

@@ -14,13 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 KERNELS_MAY_IMPORT = {"numpy", "numba"}
 
-GROUND = {"errors", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs"}
+GROUND = {"errors", "errnos", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs"}
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
 SCENE = GROUND | {"topology", "scenario", "results", "kernels"}
 """A host, a guest, their operations, and the names of the answers."""
 WINGS = {
     "kernels": set(),
     "errors": set(),
+    "errnos": set(),
     "units": {"errors"},
     "files": {"errors"},
     "safe_yaml": {"errors"},

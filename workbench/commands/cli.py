@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 
 app = typer.Typer(
@@ -263,10 +264,7 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
             table.add_row(node, f"{pages:,}", format_bytes(amounts[node]), share)
         console().print(table)
     for refusal in summary["refused"][:10]:
-        import errno
-
-        name = errno.errorcode.get(refusal["errno"], str(refusal["errno"]))
-        typer.echo(f"event {refusal['event']} ({refusal['op']}) was refused: {name}")
+        typer.echo(f"event {refusal['event']} ({refusal['op']}) was refused: {errno_name(refusal['errno'])}")
 
 
 def main() -> None:

@@ -30,11 +30,11 @@ from typing import Literal
 
 import numpy as np
 
+from workbench.errnos import EHWPOISON
 from workbench.errors import WorkbenchError
 from workbench.kernels import kho
 from workbench.units import PAGE_SIZE
 
-EHWPOISON = 133  # include/uapi/asm-generic/errno.h; Python's errno has no name for it
 MAGIC = b"GMEMKHO1"
 FORMATS = ("kho", "pfn-ranges")
 Format = Literal["kho", "pfn-ranges"]

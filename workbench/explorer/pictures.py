@@ -5,7 +5,6 @@ Shares of nodes are bytes (255 = all pages of a column), so that a change costs 
 
 from __future__ import annotations
 
-import errno
 import html
 import itertools
 import json
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from workbench import results
+from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.explorer.controller import Run
 from workbench.explorer.edits import policy_nodes, policy_range
@@ -427,10 +427,6 @@ def _line(name: str, colour: str, values: list[int]) -> dict[str, Any]:
     return {"name": name, "color": colour, "values": values}
 
 
-def _errno(number: int) -> str:
-    return errno.errorcode.get(number, str(number))
-
-
 def events_table(dataset: xr.Dataset, at: int | None = None, most: int = 300) -> str:
     """The system calls with their results as an HTML table."""
     count = dataset.sizes["event"]
@@ -448,7 +444,7 @@ def events_table(dataset: xr.Dataset, at: int | None = None, most: int = 300) ->
             html.escape(str(columns["task"][i])),
             html.escape(str(columns["file"][i])),
             f"{int(columns['ret'][i]):,}",
-            f'<b class="wb-errno">{_errno(error)}</b>' if error else "ok",
+            f'<b class="wb-errno">{errno_name(error)}</b>' if error else "ok",
             format_bytes(int(placed[i])) if placed[i] else "",
             html.escape(words[:120]),
         ]

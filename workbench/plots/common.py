@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,10 +71,3 @@ def size_text(number: float) -> str:
     """A size for labels: ``31.3 GiB``."""
     unit, name = byte_unit(number)
     return f"{number / unit:.3g} {name}"
-
-
-def errno_name(number: int) -> str:
-    """The kernel's name of an errno; empty for 0. Python knows 95 by its POSIX name only."""
-    return (
-        "" if not number else "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, str(number))
-    )

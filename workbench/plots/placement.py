@@ -23,6 +23,7 @@ from matplotlib.patches import Patch
 
 from workbench import results
 from workbench.bitmap_lists import format_list
+from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.plots import common
 from workbench.plots.palette import NODE_COLOURS
@@ -385,7 +386,7 @@ def _event_ticks(axes: Axes, dataset: xr.Dataset) -> None:
     refused = dataset["event_errno"].values
     if events_ <= 40:
         labels = [
-            f"{number} {op}" + (f" {common.errno_name(int(error))}" if error else "")
+            f"{number} {op}" + (f" {errno_name(int(error))}" if error else "")
             for number, (op, error) in enumerate(zip(ops, refused, strict=True))
         ]
         axes.set_xticks(np.arange(events_), labels=labels, rotation=40, ha="right", fontsize=7.5)
@@ -509,7 +510,7 @@ def events(dataset: xr.Dataset) -> pd.DataFrame:
                 "task": str(dataset["event_task"].values[index]),
                 "file": str(dataset["event_file"].values[index]),
                 "result": int(dataset["event_ret"].values[index]),
-                "errno": common.errno_name(error),
+                "errno": errno_name(error),
                 "placed (node: folios)": _by_count(ids, counts),
                 "detail": ", ".join(f"{key}={_brief(value)}" for key, value in detail.items()),
             }
