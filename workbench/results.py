@@ -27,6 +27,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import WorkbenchError
+from workbench.units import PAGE_SIZE
 
 if TYPE_CHECKING:
     from workbench.scenario import Scenario
@@ -188,13 +189,13 @@ def provenance(scenario: Scenario, command: str = "") -> str:
 def bytes_per_node(dataset: xr.Dataset) -> np.ndarray:
     """Bytes of each file on each node, int64 (file, node), whatever the size of their folios."""
     amount = dataset["pages_per_node"].values * dataset["file_page_size"].values[:, None]
-    return amount + 4096 * dataset["small_pages_per_node"].values if "small_pages_per_node" in dataset else amount
+    return amount + PAGE_SIZE * dataset["small_pages_per_node"].values if "small_pages_per_node" in dataset else amount
 
 
 def placed_bytes(dataset: xr.Dataset) -> np.ndarray:
     """Bytes newly placed by each event on each node, int64 (event, node)."""
     amount = dataset["event_pages"].values * int(dataset["page_size"])
-    return amount + 4096 * dataset["event_small_pages"].values if "event_small_pages" in dataset else amount
+    return amount + PAGE_SIZE * dataset["event_small_pages"].values if "event_small_pages" in dataset else amount
 
 
 def free_bytes(dataset: xr.Dataset) -> np.ndarray:
@@ -260,7 +261,7 @@ def node_counts(dataset: xr.Dataset, file: str | None = None, edges: np.ndarray 
     counts = _counts(dataset, _as_tables(dataset, file), edges)
     if "small_stretch_file" not in dataset or not (dataset["small_stretch_file"].values == file).any():
         return counts
-    pages = int(dataset["file_page_size"].sel(file=file)) // 4096
+    pages = int(dataset["file_page_size"].sel(file=file)) // PAGE_SIZE
     small = _counts(dataset, _as_tables(dataset, file, "small_stretch"), np.asarray(edges) * pages)
     return counts + small / pages
 

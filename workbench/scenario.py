@@ -21,7 +21,7 @@ from workbench import policy as mempolicy
 from workbench.errors import WorkbenchError
 from workbench.safe_yaml import load as load_yaml
 from workbench.topology.host import Host
-from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, parse_bytes
 
 SCHEMA_VERSION = 1
 MAX_GUEST_BYTES = 1 << 50
@@ -34,7 +34,6 @@ ModeFlag = Literal["static", "relative", "numa_balancing"]
 MbindFlag = Literal["strict", "move", "move_all"]
 PageSize = Literal["4 KiB", "2 MiB", "1 GiB"]
 Design = Literal["filemap", "hugetlb", "hugetlb-hvo", "pfn-range"]
-PAGE_ORDER: dict[str, int] = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
 
 
 class _Model(BaseModel):
@@ -485,7 +484,7 @@ class Guest(_Model):
 
     @model_validator(mode="after")
     def _whole_huge_pages(self) -> Guest:
-        if self.memory % (PAGE_SIZE << PAGE_ORDER[self.page_size]):
+        if self.memory % (PAGE_SIZE << PAGE_ORDERS[self.page_size]):
             raise ValueError(f"memory {self.memory} is not a multiple of the page size {self.page_size}")
         if self.page_size != "4 KiB" and self.design == "filemap":
             raise ValueError(f"design 'filemap' has 4 KiB pages only, not {self.page_size}; use hugetlb or pfn-range")

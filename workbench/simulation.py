@@ -171,7 +171,7 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
         runs = [(n, _node_runs(system, i.small)) for n, i in inodes.items() if i.small is not None]
         if all(rows is not None for _, rows in runs):
             _put_runs("small_run", [(name, rows) for name, rows in runs if rows is not None], put)
-    put("page_size", np.int64(4096 << system.order))
+    put("page_size", np.int64(PAGE_SIZE << system.order))
     _put_placement(system, inodes, put)
     _put_observed(log, put)
     _put_ranges(system, inodes, put)

@@ -11,8 +11,11 @@ from workbench.errors import WorkbenchError
 if TYPE_CHECKING:
     import pint
 
-PAGE_SIZE = 4096
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
 """Bytes of a base page (x86-64)."""
+PAGE_ORDERS = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
+"""Order of each page size that page tables can map (x86-64), smallest first."""
 _BINARY = {unit: 1 << 10 * power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))}
 
 
@@ -50,10 +53,21 @@ def parse_bytes(value: int | str, field: str = "size") -> int:
     return number
 
 
+def byte_unit(largest: float) -> tuple[float, str]:
+    """The unit in which numbers up to ``largest`` bytes are read best: (bytes of one unit, name)."""
+    for unit, size in reversed(_BINARY.items()):
+        if abs(largest) >= size:
+            return float(size), unit
+    return 1.0, "B"
+
+
 def format_bytes(number: float) -> str:
     """Return a size for people: ``format_bytes(1536 * 2**20) == "1.5 GiB"``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(number) < 1024 or unit == "TiB":
-            return f"{number:.4g} {unit}"
-        number /= 1024
-    raise AssertionError("unreachable")
+    size, unit = byte_unit(number)
+    return f"{number / size:.4g} {unit}"
+
+
+def exact_bytes(number: int) -> str:
+    """A size that :func:`parse_bytes` reads back to the same number: ``"256 GiB"``, ``"4100 KiB"``, ``"1025 B"``."""
+    unit, size = next((u, size) for u, size in reversed(_BINARY.items()) if number % size == 0 and (number or u == "B"))
+    return f"{number // size} {unit}"

@@ -17,7 +17,7 @@ from workbench.errors import WorkbenchError
 from workbench.kernels.folios import run as folio
 from workbench.plots import designs as plots_designs
 from workbench.tracking.offset_maps import XarrayMap
-from workbench.tracking.struct_pages import ORDERS
+from workbench.units import PAGE_ORDERS
 
 MIB2 = 512
 GIB = 1 << 18
@@ -57,7 +57,7 @@ def random_stream(
 def test_huge_designs_answer_alike(seed: int, size: tuple[str, int], confidential: str) -> None:
     """Random operations, errors included: same errno, same offset named, same node, same state of every page."""
     page_size, pages = size
-    stream = random_stream(seed, pages, 1 << ORDERS[page_size], 60)
+    stream = random_stream(seed, pages, 1 << PAGE_ORDERS[page_size], 60)
     run = designs.Run(pages, page_size, (4 * pages, 4 * pages), stream, confidential)
     names = designs.DESIGNS if page_size == "4 KiB" else designs.DESIGNS[1:]
     dataset = designs.compare(run, names, samples=4)
@@ -74,7 +74,7 @@ def test_huge_designs_answer_alike(seed: int, size: tuple[str, int], confidentia
 def test_poison_changes_only_what_is_documented(seed: int, size: tuple[str, int]) -> None:
     """4 KiB: nothing. Huge: the folio is lost as a whole, until then and in all other answers the designs agree."""
     page_size, pages = size
-    order = ORDERS[page_size]
+    order = PAGE_ORDERS[page_size]
     stream = random_stream(seed, pages, 1 << order, 60, poison=True)
     run = designs.Run(pages, page_size, (4 * pages, 4 * pages), stream)
     if order == 0:

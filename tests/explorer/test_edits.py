@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
 from workbench.explorer import edits
-from workbench.explorer.editors import exact_size, parse_cpus
+from workbench.explorer.editors import parse_cpus
 from workbench.scenario import Scenario
 from workbench.topology.host import Host, machine_names
-from workbench.units import parse_bytes
+from workbench.units import exact_bytes, parse_bytes
 
 GIB = 1 << 30
 
@@ -141,7 +141,7 @@ def test_vcpus_are_dealt_in_groups() -> None:
 
 @given(st.integers(0, 1 << 50))
 def test_sizes_are_written_exactly(number: int) -> None:
-    assert parse_bytes(exact_size(number)) == number
+    assert parse_bytes(exact_bytes(number)) == number
 
 
 @given(st.sets(st.integers(0, 300)))

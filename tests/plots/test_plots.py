@@ -21,6 +21,7 @@ from workbench.plots import topology as plots_topology
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
 from workbench.topology.host import Host, machine_names
+from workbench.units import byte_unit, format_bytes
 
 
 def run(host: object = "epyc1-naples-2s", **fields: Any) -> xr.Dataset:
@@ -90,7 +91,7 @@ def test_pages_per_node_adds_up(two_policies: xr.Dataset) -> None:
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sorted(labels) == ["capacity", "interleave 4-7", "no policy of the file", "preferred 3"]
     assert "GiB" in axes.get_ylabel() or "MiB" in axes.get_ylabel()
-    unit, _ = plots_common.byte_unit(1 << 30)
+    unit, _ = byte_unit(1 << 30)
     bars = [bar for container in axes.containers[1:] for bar in container]
     total = sum(bar.get_height() for bar in bars) * unit
     assert total == pytest.approx(int(two_policies["pages_per_node"].sum()) * 4096)
@@ -118,7 +119,7 @@ def test_fallback_shows_the_low_watermark() -> None:
     dataset = run(guest=guest, operations=[hog, *faults])
     figure = plots.fallback(dataset)
     _, lower = figure.axes
-    unit, _ = plots_common.byte_unit(float(dataset["node_memory"].max()))
+    unit, _ = byte_unit(float(dataset["node_memory"].max()))
     low = int(dataset["zone_low"].sel(zone="1/Normal")) * 4096 / unit
     marks = [line.get_ydata()[0] for line in lower.lines if len(set(line.get_ydata())) == 1]
     assert any(mark == pytest.approx(low) for mark in marks)
@@ -191,7 +192,7 @@ def test_sixty_four_nodes_and_sixteen_tebibytes() -> None:
 def test_huge_pages(page_size: str) -> None:
     guest = {"memory": "8 GiB", "page_size": page_size, "design": "hugetlb", "vcpus": [{"node": 2}]}
     dataset = run(guest=guest)
-    assert f"node 2: {plots_common.size_text(8 << 30)}" in texts(plots.placement_map(dataset))
+    assert f"node 2: {format_bytes(8 << 30)}" in texts(plots.placement_map(dataset))
     for make in (plots.pages_per_node, plots.fallback, plots.local_remote):
         drawn(make(dataset))
 
@@ -243,8 +244,8 @@ def test_node_list() -> None:
 
 
 def test_byte_unit() -> None:
-    assert plots_common.byte_unit(3 << 30) == (float(1 << 30), "GiB")
-    assert plots_common.size_text(1536 << 20) == "1.5 GiB"
+    assert byte_unit(3 << 30) == (float(1 << 30), "GiB")
+    assert format_bytes(1536 << 20) == "1.5 GiB"
 
 
 def test_a_guest_that_was_killed() -> None:

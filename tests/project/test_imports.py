@@ -31,7 +31,7 @@ WINGS = {
     "policy": {"bitmap_lists", "errors"},
     "topology": {"bitmap_lists", "data", "errors", "kernels", "safe_yaml", "units"},
     "scenario": {"errors", "policy", "safe_yaml", "topology", "units"},
-    "results": {"errors", "kernels", "scenario"},
+    "results": {"errors", "kernels", "scenario", "units"},
     "tracking": SCENE,
     "engine": SCENE | {"tracking"},
     "cost": SCENE | {"tracking", "engine"},

@@ -98,7 +98,7 @@ def _list(as_json: bool) -> None:
     from rich.table import Table
 
     from workbench.commands.cli import console
-    from workbench.plots.common import size_text
+    from workbench.units import format_bytes
 
     table = Table("name", "machine", box=None, pad_edge=False, header_style="bold")
     for column in ("nodes", "memory", "CPUs"):
@@ -108,7 +108,7 @@ def _list(as_json: bool) -> None:
     table.add_column("assumed")
     for row in map(_row, hosts):
         cpus = "?" if "cpus" in row["assumed"] else str(row["cpus"])
-        memory = size_text(row["memory_bytes"]) + ("?" if "memory_bytes" in row["assumed"] else "")
+        memory = format_bytes(row["memory_bytes"]) + ("?" if "memory_bytes" in row["assumed"] else "")
         distances = "10" if row["farthest"] == 10 else f"10-{row['farthest']}"
         assumed = ", ".join(row["assumed"])
         table.add_row(row["name"], row["title"], str(row["nodes"]), memory, cpus, row["kinds"], distances, assumed)
@@ -136,7 +136,7 @@ def _show(host: Host) -> None:
 
     from workbench.bitmap_lists import format_list
     from workbench.commands.cli import console
-    from workbench.plots.common import size_text
+    from workbench.units import format_bytes
 
     screen = console()
     screen.print(Text(host.title or host.name, style="bold"))
@@ -151,9 +151,9 @@ def _show(host: Host) -> None:
         node = host.nodes[members[0]]
         cpus = [cpu for index in members for cpu in host.nodes[index].cpus]
         shown = "-" if not cpus else _short(format_list(cpus)) if len(members) == 1 else f"{len(node.cpus)} each"
-        free = size_text(node.free_bytes) if node.free_bytes is not None and len(members) == 1 else ""
+        free = format_bytes(node.free_bytes) if node.free_bytes is not None and len(members) == 1 else ""
         kind = node.kind + (" movable" if node.movable else "")
-        memory = size_text(node.memory_bytes) if node.memory_bytes else "none"
+        memory = format_bytes(node.memory_bytes) if node.memory_bytes else "none"
         label = format_list([host.nodes[index].id for index in members])
         nodes.add_row(label, kind, memory + (" each" if len(members) > 1 else ""), free, shown)
     screen.print(nodes)
@@ -170,9 +170,9 @@ def _short(text: str, most: int = 40) -> str:
 
 
 def _look(node: Node) -> tuple[object, ...]:
-    from workbench.plots.common import size_text
+    from workbench.units import format_bytes
 
-    return node.kind, size_text(node.memory_bytes), node.movable, len(node.cpus)
+    return node.kind, format_bytes(node.memory_bytes), node.movable, len(node.cpus)
 
 
 def _alike(host: Host) -> list[list[int]]:

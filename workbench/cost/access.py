@@ -20,6 +20,7 @@ from workbench.cost import traffic, translation
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
 from workbench.tracking.folio_file import ConversionFile
+from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 DIMENSION = "stream"
 _MODEL = traffic.MODEL
@@ -63,7 +64,7 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Co
         zones = [inode.folios_by_zone(len(system.free), int(a), int(b)) for a, b in itertools.pairwise(edges)]
         return np.array([np.bincount(system.zone_node, row, system.nodes) for row in zones])
 
-    size = 4096 << inode.order
+    size = PAGE_SIZE << inode.order
     share, reached = traffic.shares_of(count, inode.pages >> inode.order, size, operation)
     places, number = np.unique([system.tasks[name].nid for name in system.vcpus], return_counts=True)
     vcpus = {int(system.node_ids[n]): float(k) for n, k in zip(places, number, strict=True)}
@@ -73,7 +74,7 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Co
         guest = system.scenario.guest
         mapped = {guest.page_size: present}
         if conversion is not None:  # some of the huge mappings may be lost
-            mapped = dict(zip(translation.PAGE_ORDERS, conversion.mapping_share * present, strict=True))
+            mapped = dict(zip(PAGE_ORDERS, conversion.mapping_share * present, strict=True))
         cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.confidential)
         walk = float(cost["walk"])
     return Record(operation, share, reached, walk, traffic.initiators_of(operation, vcpus))

@@ -13,8 +13,8 @@ import xarray as xr
 
 from workbench import costs as cost_table
 from workbench.errors import WorkbenchError
+from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
-PAGE_ORDERS = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
 TLB_PARAMETERS = ("tlb_entries_4k", "tlb_entries_2m", "tlb_entries_1g")
 MODEL = "workbench/cost/translation.py: uniform accesses, TLB of given entries, leaf entries from memory (vMitosis)"
 CONFIDENTIAL_ORDER = {"none": 18, "snp": 9, "tdx": 0}
@@ -142,7 +142,7 @@ def split_loss(
     options : passed to :func:`walk_cost`
     Returns the Dataset of :func:`walk_cost` with a dimension ``state`` (whole, split).
     """
-    size = 4096 << _order(block)
+    size = PAGE_SIZE << _order(block)
     blocks = memory // size
     if not 0 <= split_blocks <= blocks:
         raise WorkbenchError(f"split_blocks: {split_blocks!r} of {blocks} blocks of {block}")

@@ -19,10 +19,10 @@ from workbench.kernels.maps import maple, xarray_map
 from workbench.tracking import struct_pages
 from workbench.tracking.offset_maps import MapleMap, offset_map
 from workbench.tracking.private_users import MAX_LEVELS
+from workbench.units import PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-VMEMMAP_PAGE = 4096
 EXTENT_BYTES = 24
 """Of an extent handed over: index, pages, pfn."""
 
@@ -105,12 +105,12 @@ def stage2_bytes(blocks: Bools, mapped_1g: int, mapped_2m: int) -> int:
 
 def hvo_table_bytes(present_pages: int, order: int) -> int:
     """PTE tables where the vmemmap is no longer mapped by 2 MiB: one per 128 MiB of memory, never folded back."""
-    return -(-present_pages // struct_pages.PMD_PAGES) * VMEMMAP_PAGE if order else 0
+    return -(-present_pages // struct_pages.PMD_PAGES) * PAGE_SIZE if order else 0
 
 
 def group_table_bytes(words: Bools) -> int:
     """Likewise where vmemmap exists for 256 KiB groups with a present shared page; ``words`` bool (W,) says which."""
-    return int(any_of(words, struct_pages.PMD_PAGES // 64).sum()) * VMEMMAP_PAGE
+    return int(any_of(words, struct_pages.PMD_PAGES // 64).sum()) * PAGE_SIZE
 
 
 def folio_handover_bytes(folios: Mapping[int, int]) -> int:

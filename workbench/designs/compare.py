@@ -32,9 +32,8 @@ from workbench.errors import WorkbenchError
 from workbench.kernels.maps import pagemap
 from workbench.tracking.light_file import GROUPS
 from workbench.tracking.struct_pages import DESIGNS as DESIGNS
-from workbench.tracking.struct_pages import ORDERS
 from workbench.tracking.tracked_file import choice
-from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, parse_bytes
 
 
 def guest_run(
@@ -50,7 +49,7 @@ def guest_run(
 ) -> Run:
     """A prefaulted guest that then converts memory; ``options`` go to :func:`generators_conversion.guest_conversions`."""
     size = parse_bytes(memory, "memory")
-    unit = PAGE_SIZE << choice("page_size", page_size, ORDERS)
+    unit = PAGE_SIZE << choice("page_size", page_size, PAGE_ORDERS)
     if size % unit or size == 0:
         raise WorkbenchError(f"memory: {format_bytes(size)} is not a whole number of {page_size} pages")
     pages = size // PAGE_SIZE

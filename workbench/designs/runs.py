@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench import costs
 from workbench.designs import accounting as acc
-from workbench.designs.accounting import VMEMMAP_PAGE, Bools, Int64s
+from workbench.designs.accounting import Bools, Int64s
 from workbench.errors import WorkbenchError
 from workbench.kernels import bits, light_map
 from workbench.kernels.folios import run as folio
@@ -23,9 +23,8 @@ from workbench.tracking.folio_file import CYCLE_PARAMETERS, ConversionFile, cycl
 from workbench.tracking.host_memory import HostMemory, RangeMemory, spill_order
 from workbench.tracking.light_file import LightFile
 from workbench.tracking.private_users import MAX_LEVELS
-from workbench.tracking.struct_pages import ORDERS
 from workbench.tracking.tracked_file import TrackedFile, choice
-from workbench.units import PAGE_SIZE
+from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 DRAWS = 33
 """Draws of the modelled costs over their ranges; draw 0 takes the values as given. The same for all designs."""
@@ -50,7 +49,7 @@ class Run:
     """Pages of each free range that the PFN range allocator starts with, memory in use between them; 0: one range."""
 
     def __post_init__(self) -> None:
-        choice("page_size", self.page_size, ORDERS)
+        choice("page_size", self.page_size, PAGE_ORDERS)
         choice("confidential", self.confidential, MAX_LEVELS)
         unit = 1 << self.unit_order
         if self.pages <= 0 or self.pages % unit:
@@ -64,7 +63,7 @@ class Run:
 
     @property
     def unit_order(self) -> int:
-        return ORDERS[self.page_size]
+        return PAGE_ORDERS[self.page_size]
 
 
 @dataclass
@@ -139,9 +138,7 @@ def _folios(run: Run, borders: Int64s, design: str) -> Outcome:
 
     def sample() -> tuple[int, int]:
         if hvo and run.unit_order:
-            struct_page = (
-                (file.count("present_pages") >> run.unit_order) + int(file.vmemmap_taken.sum())
-            ) * VMEMMAP_PAGE
+            struct_page = ((file.count("present_pages") >> run.unit_order) + int(file.vmemmap_taken.sum())) * PAGE_SIZE
         else:
             struct_page = file.count("present_pages") * struct_pages.STRUCT_PAGE
         return struct_page, file.count("splits_1g") + file.count("splits_2m")
@@ -255,7 +252,7 @@ def _light(run: Run, borders: Int64s, structure: str, group: str) -> Outcome:
     file = LightFile(run.pages * PAGE_SIZE, run.page_size, memory, generation="B", group=group)
 
     def sample() -> tuple[int, int]:
-        return int(file.state.counts[light_map.N_VMEMMAP]) * VMEMMAP_PAGE, 0
+        return int(file.state.counts[light_map.N_VMEMMAP]) * PAGE_SIZE, 0
 
     errors, offsets, series = _sampled(file, run.stream, borders, 0, sample)
     state = file.state
@@ -270,8 +267,8 @@ def _light(run: Run, borders: Int64s, structure: str, group: str) -> Outcome:
     maps = {name: acc.map_size(name, run.pages, extents) for name in pagemap.NAMES if name != "maple"}
     maps["maple"] = int(state.top[maple.NODES]) * maple.NODE_BYTES, int(state.top[maple.HEIGHT])
     values: dict[str, float] = {
-        "struct_page_bytes": counts["vmemmap_pages"] * VMEMMAP_PAGE,
-        "struct_page_peak_bytes": counts["vmemmap_peak"] * VMEMMAP_PAGE,
+        "struct_page_bytes": counts["vmemmap_pages"] * PAGE_SIZE,
+        "struct_page_peak_bytes": counts["vmemmap_peak"] * PAGE_SIZE,
         "vmemmap_table_bytes": acc.group_table_bytes(words) if group == "256 KiB" else 0,
         "page_cache_bytes": acc.page_cache_bytes(words, blocks & False, acc.any_of(blocks & False, folio.BLOCKS_1G)),
         "private_map_bytes": maps[structure][0],

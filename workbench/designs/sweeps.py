@@ -20,8 +20,7 @@ from workbench.designs.compare import DESIGNS, Run, compare
 from workbench.engine import conversion_streams as gen
 from workbench.kernels.folios import run as folio
 from workbench.tracking.offset_maps import OffsetMap, offset_map
-from workbench.tracking.struct_pages import ORDERS
-from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, parse_bytes
 
 GUESTS = {"4 KiB": 32 << 20, "2 MiB": 64 << 20, "1 GiB": 1 << 30}
 """Memory of the guest by page size: small, for it is run some hundred times."""
@@ -41,7 +40,7 @@ def _run(page_size: str, share: float, run: int, free: str, confidential: str, s
 
 
 def sharing(
-    page_sizes: Sequence[str] = tuple(ORDERS),
+    page_sizes: Sequence[str] = tuple(PAGE_ORDERS),
     shares: Sequence[float] = SHARES,
     runs: Sequence[int] = RUNS,
     *,

@@ -17,10 +17,9 @@ import numpy.typing as npt
 from workbench import scenario as sc
 from workbench.errors import WorkbenchError
 from workbench.kernels.folios import run as folio
-from workbench.tracking import struct_pages
 from workbench.tracking.folio_file import conversions
 from workbench.tracking.tracked_file import KINDS, OPERATIONS, choice
-from workbench.units import PAGE_SIZE, parse_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
 
 Int64s = npt.NDArray[np.int64]
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -189,7 +188,7 @@ def bounce_buffers(
 
 def prefault(memory: int, page_size: str, nodes: int) -> Int64s:
     """Guest faults that populate the whole file, an equal part of it on each node in turn."""
-    unit = PAGE_SIZE << choice("page_size", page_size, struct_pages.ORDERS)
+    unit = PAGE_SIZE << choice("page_size", page_size, PAGE_ORDERS)
     borders = [memory // unit * node // nodes * unit for node in range(nodes + 1)]
     rows = [
         (folio.GUEST_FAULT, low, high - low, 1, node, 0)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from workbench import scenario as sc
 from workbench.engine import conversion_streams as gen
-from workbench.units import PAGE_SIZE
+from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
 _CHUNK = 1 << 22  # folios of one chunk
@@ -49,7 +49,7 @@ def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Op
     elif operation.stream == "bounce_buffers":
         stream = gen.bounce_buffers(memory, operation.count, in_flight=2 * vcpus, seed=seed)
     elif operation.stream == "ballooning":
-        unit = PAGE_SIZE << sc.PAGE_ORDER[scenario.guest.page_size]
+        unit = PAGE_SIZE << PAGE_ORDERS[scenario.guest.page_size]
         stream = gen.ballooning(memory, operation.fraction, chunk=max(2 << 20, unit), seed=seed)
     elif operation.stream == "bad_guest":
         stream = gen.bad_guest(operation.count)
@@ -89,7 +89,7 @@ def _set(policy: sc.Policy) -> sc.SetPolicy:
 def _shares(scenario: sc.Scenario, operation: sc.FirstTouch) -> list[sc.Operation]:
     """One fault for each vCPU over its share of the range, in whole folios."""
     vcpus = max(1, len(scenario.guest.vcpus))
-    size = PAGE_SIZE << sc.PAGE_ORDER[scenario.guest.page_size]
+    size = PAGE_SIZE << PAGE_ORDERS[scenario.guest.page_size]
     length = scenario.guest.memory - operation.offset if operation.length is None else operation.length
     edges = [operation.offset + length // size * i // vcpus * size for i in range(vcpus)] + [operation.offset + length]
     return [

@@ -21,7 +21,7 @@ from workbench.engine.policy_request import mask_of, policy_nodemask
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.kernels import fault_order, mempolicy, placement, zonelist
 from workbench.topology.zones import LOWMEM_BYTES, default_zones
-from workbench.units import PAGE_SIZE, format_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes
 
 Turns = Iterator[tuple[Int64s, Int64s]]
 """Chunks of indices in the order they are touched, and the row of the task that touches each."""
@@ -44,7 +44,7 @@ class HostState:
             raise WorkbenchError("host.nodes: must be in ascending order of id")
         self.index_of_node = {int(node): index for index, node in enumerate(self.node_ids)}
         self.nodes = len(self.node_ids)
-        self.order = sc.PAGE_ORDER[scenario.guest.page_size]
+        self.order = PAGE_ORDERS[scenario.guest.page_size]
         self._init_zones()
         self._init_weights()
         self._init_tasks()

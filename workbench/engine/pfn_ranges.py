@@ -35,8 +35,8 @@ from workbench.errors import WorkbenchError
 from workbench.kernels import pfn_range, placement, zonelist
 from workbench.topology.host import Host
 from workbench.topology.zones import ZoneTable, default_zones
-from workbench.tracking.struct_pages import ORDERS, STRUCT_PAGE
-from workbench.units import PAGE_SIZE, parse_bytes
+from workbench.tracking.struct_pages import STRUCT_PAGE
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
 
 Int64s = npt.NDArray[np.int64]
 SECTION_PAGES = 1 << 15
@@ -245,8 +245,8 @@ class PfnRanges:
         Returns the allocation, or ENOMEM with nothing taken; like the kernel's, the task's rotation has then moved on.
         """
         self.running = True
-        if page_size not in ORDERS:
-            raise WorkbenchError(f"page_size: {page_size!r} is not one of {', '.join(ORDERS)}")
+        if page_size not in PAGE_ORDERS:
+            raise WorkbenchError(f"page_size: {page_size!r} is not one of {', '.join(PAGE_ORDERS)}")
         pages = _pages(size)
         nid = 0 if node is None else self._index(node)
         if policy is not None:
@@ -256,9 +256,9 @@ class PfnRanges:
                 raise WorkbenchError(f"policy: {policy.describe()} has no nodes")
         parts: list[Int64s] = []
         offset = 0
-        for order in sorted(ORDERS.values(), reverse=True):
+        for order in sorted(PAGE_ORDERS.values(), reverse=True):
             units = (pages - offset) >> order
-            if order > ORDERS[page_size] or units == 0:
+            if order > PAGE_ORDERS[page_size] or units == 0:
                 continue
             runs = self._place(units, order, policy, nid)
             extents = None if runs is None else self._pick(runs, order, offset)

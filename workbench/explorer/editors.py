@@ -24,7 +24,7 @@ from workbench.explorer.widgets import Matrix, NodePicker
 from workbench.plots.palette import node_colours
 from workbench.scenario import Scenario
 from workbench.topology.host import Host, machine_names
-from workbench.units import format_bytes, parse_bytes
+from workbench.units import PAGE_SIZE, exact_bytes, format_bytes, parse_bytes
 
 LABEL = {"description_width": "96px"}
 SHORT = {"description_width": "44px"}
@@ -44,14 +44,6 @@ EDITED = "edited host"
 def wide() -> w.Layout:
     """A layout of its own for each widget: one that is shared would hide them all at once."""
     return w.Layout(width="98%")
-
-
-def exact_size(number: int) -> str:
-    """A size that reads back to the same number: ``"256 GiB"``, ``"4100 KiB"``, ``"1025 B"``."""
-    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if number and number % factor == 0:
-            return f"{number // factor} {unit}"
-    return f"{number} B"
 
 
 class Editor:
@@ -283,7 +275,7 @@ class MachineEditor(Editor):
             return
         with self.loading():
             node = self.host.nodes[self._position()]
-            self.memory.value = exact_size(node.memory_bytes)
+            self.memory.value = exact_bytes(node.memory_bytes)
             self.cpus.value = format_list(node.cpus)
             self.kind.value = node.kind
             self.movable.value = node.movable
@@ -398,7 +390,7 @@ class GuestEditor(Editor):
     def load(self, scenario: Scenario) -> None:
         guest, host = scenario.guest, scenario.host
         with self.loading():
-            self.memory.value = exact_size(guest.memory)
+            self.memory.value = exact_bytes(guest.memory)
             self.page_size.value = guest.page_size
             self.design.value = guest.design
             self.fallback.value = guest.small_page_fallback
@@ -577,7 +569,7 @@ class PolicyEditor(Editor):
             self.home.value = -1 if policy.home_node is None else policy.home_node
             self.home.layout.display = "" if policy.mode in ("bind", "preferred_many") else "none"
             start, end = edits.policy_range(policy.model_dump(), scenario.guest.memory)
-            self.start.value, self.end.value = exact_size(start), exact_size(end)
+            self.start.value, self.end.value = exact_bytes(start), exact_bytes(end)
 
 
 def automatic_weights(host: Host) -> dict[int, int]:
@@ -705,7 +697,7 @@ class WorkloadEditor(Editor):
 
     def _convert(self) -> Edit:
         piece = parse_bytes(self.piece.value or "2 MiB", "pieces")
-        if piece < 4096 or piece % 4096:
+        if piece < PAGE_SIZE or piece % PAGE_SIZE:
             raise WorkbenchError(f"conversions: pieces of {format_bytes(piece)}; must be a multiple of 4 KiB")
         return self._with(
             convert_percent=float(self.percent.value),
@@ -745,8 +737,8 @@ class WorkloadEditor(Editor):
             self.stride.layout.display = "" if shown.order == "strided" else "none"
             self.shared.layout.display = "" if shown.turn else "none"
             self.hog_node.value = shown.hogs[0][0] if shown.hogs else -1
-            self.hog_free.value = exact_size(shown.hogs[0][1]) if shown.hogs else "1 GiB"
+            self.hog_free.value = exact_bytes(shown.hogs[0][1]) if shown.hogs else "1 GiB"
             self.hog_free.layout.display = "" if shown.hogs else "none"
-            self.percent.value, self.piece.value = shown.convert_percent, exact_size(shown.convert_size)
+            self.percent.value, self.piece.value = shown.convert_percent, exact_bytes(shown.convert_size)
             self.back.value, self.pins.value = shown.convert_back, shown.pinned
             self._show_conversion_fields(shown.convert_percent)

@@ -44,14 +44,6 @@ def text_colour(background: str | Sequence[float]) -> str:
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "#111111"
 
 
-def byte_unit(largest: float) -> tuple[float, str]:
-    """The unit in which numbers up to ``largest`` bytes are read best: (bytes of one unit, name)."""
-    for power, name in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if largest >= 1 << power:
-            return float(1 << power), name
-    return 1.0, "B"
-
-
 def basis_note(made: Figure, dataset: xr.Dataset, variables: Sequence[str], more: str = "") -> None:
     """Write into the lower right corner what a figure rests on: exact, counted or modelled (with its source)."""
     words: dict[str, list[str]] = {}
@@ -65,9 +57,3 @@ def basis_note(made: Figure, dataset: xr.Dataset, variables: Sequence[str], more
     scenario = str(dataset.attrs.get("scenario", ""))
     line = " · ".join(part for part in (scenario, f"basis: {text}", more) if part)
     made.supxlabel(line, x=0.995, ha="right", fontsize=7, color=MUTED)
-
-
-def size_text(number: float) -> str:
-    """A size for labels: ``31.3 GiB``."""
-    unit, name = byte_unit(number)
-    return f"{number / unit:.3g} {name}"

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from workbench.plots import common
+from workbench.units import PAGE_SIZE
 
 LEVEL_COLOURS = {"1 GiB": "#00507a", "2 MiB": "#56b4e9", "4 KiB": "#e8c58a"}
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -110,7 +111,7 @@ def vmemmap_over_time(runs: Mapping[str, xr.Dataset]) -> Figure:
         made = common.figure(8.6, 3.2)
         axes = made.subplots()
         for colour, (label, dataset) in zip(SERIES, runs.items(), strict=False):
-            held = dataset["vmemmap_pages"].sum("node") * 4096 / 2**20
+            held = dataset["vmemmap_pages"].sum("node") * PAGE_SIZE / 2**20
             axes.step(dataset["event"], held, where="post", color=colour, label=label, linewidth=1.4)
         axes.set_xlabel("operations")
         axes.set_ylabel("vmemmap restored (MiB)")

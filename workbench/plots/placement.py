@@ -28,6 +28,7 @@ from workbench.errors import WorkbenchError
 from workbench.plots import common
 from workbench.plots.palette import NODE_COLOURS
 from workbench.plots.topology import topology
+from workbench.units import PAGE_SIZE, byte_unit, format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,7 @@ def placement_map(
     colours = common.colours_of(dataset)
     picture = _map_picture(counts, np.diff(edges), list(colours.values()), rows, columns)
     mine = ranges(dataset, file)
-    pages = folio // 4096
+    pages = folio // PAGE_SIZE
     lines = [edges[min(row * columns, len(edges) - 1)] for row in range(rows + 1)]
     with common.style():
         present = counts.sum(axis=0)
@@ -94,13 +95,13 @@ def placement_map(
         axes.imshow(picture, aspect="auto", interpolation="nearest", extent=(0, 1, picture.shape[0], 0))
         for row in range(rows):
             _range_strip(axes, mine, row, lines[row] * pages, lines[row + 1] * pages)
-        unit, name = common.byte_unit((lines[-1] - lines[0]) * folio)
+        unit, name = byte_unit((lines[-1] - lines[0]) * folio)
         if (lines[1] - lines[0]) * folio % unit:
-            unit, name = common.byte_unit((lines[1] - lines[0]) * folio)
+            unit, name = byte_unit((lines[1] - lines[0]) * folio)
         middles = [row * (_STRIP + _BAR + _GAP) + _STRIP + _BAR / 2 for row in range(rows)]
         axes.set_yticks(middles, labels=[f"{lines[row] * folio / unit:.4g} {name}" for row in range(rows)])
         wide = (lines[1] - lines[0]) * folio
-        small, small_name = common.byte_unit(wide)
+        small, small_name = byte_unit(wide)
         parts = next((n for n in (8, 6, 5, 4) if wide % (n * small) == 0), 4)
         ticks = np.linspace(0, 1, parts + 1)
         axes.set_xticks(ticks, labels=[f"+{tick * wide / small:.3g}" for tick in ticks])
@@ -112,11 +113,11 @@ def placement_map(
         total = int(counts.sum())
         absent = int(edges[-1] - edges[0]) - total
         axes.set_title(
-            f"{file}: {common.size_text((high - low) * folio)} in folios of {common.size_text(folio)}; "
+            f"{file}: {format_bytes((high - low) * folio)} in folios of {format_bytes(folio)}; "
             + (
                 "one column each"
                 if len(edges) - 1 == high - low
-                else f"one column for {common.size_text((high - low) * folio / (len(edges) - 1))}"
+                else f"one column for {format_bytes((high - low) * folio / (len(edges) - 1))}"
             ),
             loc="left",
         )
@@ -128,7 +129,7 @@ def placement_map(
 
 def _lines(size: int, most: int) -> int:
     """Lines of the map: at most ``most``, and so that a line is a round number of bytes where that is possible."""
-    unit, _ = common.byte_unit(size)
+    unit, _ = byte_unit(size)
     fits = [n for n in (6, 5, 4, 8) if n <= most]
     even = next((n for n in fits if size % (n * int(unit)) == 0), 4)
     return even if fits else min(6, max(1, most))
@@ -227,7 +228,7 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
     ids = [int(node) for node in dataset["node"].values]
     memory = dataset["node_memory"].values.astype(float)
     totals = np.sum(list(amounts.values()), axis=0) if amounts else np.zeros(len(ids))
-    unit, name = common.byte_unit(float(totals.max()) or max(float(memory.max()), 1.0))
+    unit, name = byte_unit(float(totals.max()) or max(float(memory.max()), 1.0))
     with common.style():
         made = common.figure(max(6.5, min(11.5, 2.5 + 0.42 * len(ids))), 4.2)
         axes = made.subplots()
@@ -288,12 +289,12 @@ def _by_policy(dataset: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
     for file in map(str, dataset["file"].values):
         mine = ranges(dataset, file).sort_values("start")
         folios = int(dataset["file_pages"].sel(file=file))
-        cuts = np.concatenate(([0, folios], mine["start"] * 4096 // folio, mine["end"] * 4096 // folio))
+        cuts = np.concatenate(([0, folios], mine["start"] * PAGE_SIZE // folio, mine["end"] * PAGE_SIZE // folio))
         edges = np.unique(cuts.clip(0, folios).astype(np.int64))
         counts = results.node_counts(dataset, file, edges) * float(folio)
-        at = np.searchsorted(mine["start"].values * 4096 // folio, edges[:-1], side="right") - 1
+        at = np.searchsorted(mine["start"].values * PAGE_SIZE // folio, edges[:-1], side="right") - 1
         for first, row, amount in zip(edges[:-1], at, counts, strict=True):
-            covered = row >= 0 and first < mine["end"].iloc[row] * 4096 // folio
+            covered = row >= 0 and first < mine["end"].iloc[row] * PAGE_SIZE // folio
             label = str(mine["policy"].iloc[row]) if covered else "no policy of the file"
             out[label] = out.get(label, np.zeros(counts.shape[1])) + amount
     out = {label: amount for label, amount in out.items() if amount.any()}
@@ -331,7 +332,7 @@ def fallback(dataset: xr.Dataset) -> Figure:
         made = common.figure(max(8, min(15, 5 + 0.32 * events_)), 6.4)
         upper, lower = made.subplots(2, 1, sharex=True, height_ratios=[1, 1.15])
         x = np.arange(events_)
-        unit, name = common.byte_unit(max(float(placed.sum(axis=1).max(initial=0.0)), 1.0))
+        unit, name = byte_unit(max(float(placed.sum(axis=1).max(initial=0.0)), 1.0))
         floor = np.zeros(events_)
         for index in moved:
             hit = placed[:, index] > 0
@@ -344,7 +345,7 @@ def fallback(dataset: xr.Dataset) -> Figure:
         upper.set_ylabel(f"placed by the event ({name})")
         upper.set_title("What each event placed, by node", loc="left", fontsize=10)
         most = max([float(free[:, i].max()) for i in moved], default=1.0)
-        unit, name = common.byte_unit(most)
+        unit, name = byte_unit(most)
         for index in moved:
             lower.plot(x, free[:, index] / unit, drawstyle="steps-mid", color=colours[ids[index]], lw=1.8)
             if 0 < free[:, index].min() < 4 * reserve[index]:
@@ -375,7 +376,7 @@ def _free_bytes(dataset: xr.Dataset) -> tuple[npt.NDArray[np.float64], npt.NDArr
     """Free bytes (event, node) and the bytes at which a node is left (node,): low marks and reserves of its zones."""
     owner = dataset["zone_node"].values[:, None] == dataset["node"].values
     # A pool of huge pages has no marks.
-    kept = (dataset["zone_low"].values + dataset["zone_lowmem_reserve"].values) * 4096.0
+    kept = (dataset["zone_low"].values + dataset["zone_lowmem_reserve"].values) * float(PAGE_SIZE)
     usable = np.array([not str(zone).endswith("/Movable") for zone in dataset["zone"].values])
     return results.free_bytes(dataset).astype(float), (kept * usable) @ owner
 
@@ -557,10 +558,10 @@ def _node_handles(
     for (node, colour), count in zip(colours.items(), counts, strict=True):
         if count:
             kind = "" if kinds[node] == "dram" else f" {kinds[node]}"
-            label = f"node {node}{kind}: {common.size_text(int(count) * folio)}"
+            label = f"node {node}{kind}: {format_bytes(int(count) * folio)}"
             handles.append(Patch(color=colour, label=label))
     if absent:
-        handles.append(Patch(color="#e9e9e9", label=f"absent: {common.size_text(absent * folio)}"))
+        handles.append(Patch(color="#e9e9e9", label=f"absent: {format_bytes(absent * folio)}"))
     return handles
 
 

@@ -15,6 +15,7 @@ from matplotlib.patches import FancyBboxPatch
 from workbench import results
 from workbench.plots import common
 from workbench.plots.palette import groups
+from workbench.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,7 +136,7 @@ def _boxes(axes: Axes, dataset: xr.Dataset, parts: list[list[int]], columns: int
                 middle, at[1] + 0.14, str(node), ha="center", va="center", fontsize=8 if small else 10, weight="bold"
             )
             lines = [
-                common.size_text(memory[index]) if memory[index] else "no memory",
+                format_bytes(memory[index]) if memory[index] else "no memory",
                 _cpus_text(int(cpus[index]), "cpus" in assumed),
                 kind,
             ]

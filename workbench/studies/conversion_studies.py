@@ -17,7 +17,7 @@ from workbench.tracking import folio_file as cv
 from workbench.tracking import struct_pages
 from workbench.tracking.folio_file import ConversionFile
 from workbench.truth import published
-from workbench.units import PAGE_SIZE
+from workbench.units import PAGE_ORDERS, PAGE_SHIFT, PAGE_SIZE
 
 GIB = 1 << 30
 DESIGNS = ("split in one step", "split in two stages", "no struct page for private memory")
@@ -37,7 +37,7 @@ def boot_sources(guest: gen.BootGuest, backings: Sequence[str] = ("2 MiB", "1 Gi
         series = _private(guest.memory, backing).run_stream(stream, 1).series
         done = series[:, folio.N_SPLITS_1G] + series[:, folio.N_SPLITS_2M]
         np.add.at(splits[row], source, np.diff(done, prepend=0))
-    pages = [guest.memory >> (12 + struct_pages.ORDERS[backing]) for backing in backings]
+    pages = [guest.memory >> (PAGE_SHIFT + PAGE_ORDERS[backing]) for backing in backings]
     dataset = xr.Dataset(
         {"boot_splits": (("backing", "source"), splits), "boot_pages": (("backing",), pages)},
         {"backing": list(backings), "source": list(gen.SOURCES)},

@@ -11,7 +11,7 @@ import xarray as xr
 
 from workbench.cost import traffic
 from workbench.errors import WorkbenchError
-from workbench.units import parse_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
 
 if TYPE_CHECKING:
     from workbench.scenario import Access
@@ -65,7 +65,7 @@ class _Guest:
 
     def parts(self) -> dict[int, tuple[int, int]]:
         """Offset and length in bytes of each vCPU node's part, in proportion to its vCPUs."""
-        unit = {"4 KiB": 4096, "2 MiB": 2 << 20, "1 GiB": 1 << 30}[self.page_size]
+        unit = PAGE_SIZE << PAGE_ORDERS[self.page_size]
         total, done, out, begin = sum(self.vcpus.values()), 0, {}, 0
         for node, number in self.vcpus.items():
             done += number

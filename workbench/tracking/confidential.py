@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workbench.errors import WorkbenchError
-from workbench.units import PAGE_SIZE
+from workbench.units import PAGE_SHIFT, PAGE_SIZE
 
 RMP_ENTRY = 16
 RMP_BOOKKEEPING = 0x4000
@@ -65,7 +65,10 @@ def dynamic_pamt_bytes(memory: int, private_2m: int, sept_pages: int = 0, entry:
     private_2m : 2 MiB ranges held privately at 4 KiB, each of which needs a pair of pages
     sept_pages : pages of secure page tables, whose 2 MiB ranges need a pair too (counted as given, 512 at best)
     """
-    always = sum(-(-((memory >> shift) * entry) // PAGE_SIZE) * PAGE_SIZE for shift in (21, 30)) + (memory >> 12) // 8
+    always = (
+        sum(-(-((memory >> shift) * entry) // PAGE_SIZE) * PAGE_SIZE for shift in (21, 30))
+        + (memory >> PAGE_SHIFT) // 8
+    )
     ranges = private_2m + -(-sept_pages // PAGES_2M)
     return always, ranges * DPAMT_PAGES_PER_2M * PAGE_SIZE
 

@@ -23,12 +23,12 @@ import numpy as np
 
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
+from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 STRUCT_PAGE = 64
-PAGES_PER_VMEMMAP_PAGE = 4096 // STRUCT_PAGE
+PAGES_PER_VMEMMAP_PAGE = PAGE_SIZE // STRUCT_PAGE
 PMD_PAGES = 512 * PAGES_PER_VMEMMAP_PAGE
 """4 KiB pages whose struct pages one 2 MiB mapping of vmemmap holds (128 MiB of memory)."""
-ORDERS = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
 DESIGNS = ("filemap", "hugetlb", "hugetlb-hvo", "pfn-range")
 
 
@@ -86,14 +86,14 @@ def vmemmap_pages(
     """
     if design not in DESIGNS:
         raise WorkbenchError(f"design: {design!r} is not one of {', '.join(DESIGNS)}")
-    if page_size not in ORDERS:
-        raise WorkbenchError(f"page_size: {page_size!r} is not one of {', '.join(ORDERS)}")
-    pages = memory // 4096
+    if page_size not in PAGE_ORDERS:
+        raise WorkbenchError(f"page_size: {page_size!r} is not one of {', '.join(PAGE_ORDERS)}")
+    pages = memory // PAGE_SIZE
     if design in ("filemap", "hugetlb"):
         return VmemmapPages(-(-pages // PAGES_PER_VMEMMAP_PAGE), 0, 0)
     if design == "pfn-range":
         return VmemmapPages(shared_groups, 0, 0)
-    order = ORDERS[page_size]
+    order = PAGE_ORDERS[page_size]
     if order == 0:
         raise WorkbenchError("page_size: hugetlb-hvo needs 2 MiB or 1 GiB pages")
     folios = pages >> order
@@ -179,7 +179,7 @@ def _hvo_steps(document: Mapping[str, Any]) -> list[HvoStep]:
                     huge_pages=huge,
                     measured_vmemmap=vmstat["nr_memmap_pages"] + vmstat["nr_memmap_boot_pages"],
                     measured_tables=vmstat["nr_page_table_pages"] - first_tables if len(case["snaps"]) > 1 else -1,
-                    model_vmemmap=memory // 4096 // PAGES_PER_VMEMMAP_PAGE - saved,
+                    model_vmemmap=memory // PAGE_SIZE // PAGES_PER_VMEMMAP_PAGE - saved,
                 )
             )
     return steps

@@ -17,8 +17,7 @@ import numpy.typing as npt
 from workbench.errors import WorkbenchError
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
-from workbench.tracking.struct_pages import ORDERS
-from workbench.units import PAGE_SIZE
+from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
 GENERATIONS = {"B": folio.GENERATION_B, "C": folio.GENERATION_C}
@@ -64,7 +63,7 @@ class TrackedFile(ABC):
     cpus: int
 
     def __init__(self, size: int, page_size: str) -> None:
-        self.order = choice("page_size", page_size, ORDERS)
+        self.order = choice("page_size", page_size, PAGE_ORDERS)
         if size <= 0 or size % (PAGE_SIZE << self.order):
             raise WorkbenchError(f"size: {size} bytes is not a positive multiple of {page_size}")
         self.size, self.page_size = size, page_size
