@@ -21,6 +21,7 @@ from workbench.engine.system import System
 from workbench.errnos import errno_name
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.kernels import filemap
+from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.tracking.struct_pages import DESIGNS
 from workbench.units import PAGE_SIZE
 
@@ -185,7 +186,9 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
 
         variables.update(
             conversion.variables(
-                np.array(log.conversions), two_stage=scenario.guest.conversion.generation == "two-stage"
+                np.array(log.conversions),
+                two_stage=scenario.guest.conversion.generation == "two-stage",
+                largest_leaf=LARGEST_LEAF[scenario.guest.confidential],
             )
         )
     coordinates = {

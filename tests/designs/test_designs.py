@@ -208,6 +208,35 @@ def test_stage2_tables_per_kind_of_guest(confidential: str, tables: list[int]) -
     assert list(dataset["stage2_table_bytes"].values // 4096) == tables
 
 
+@pytest.mark.parametrize(("confidential", "tables"), [("none", 2 + 513), ("snp", 2 + 513 + 3), ("tdx", 2 + 4 * 513)])
+def test_a_scenario_and_a_run_agree_about_second_stage_tables(confidential: str, tables: int) -> None:
+    """4 GiB in 1 GiB pages with one 4 KiB page shared: :func:`simulate` and :func:`designs.compare` of the same stream."""
+    import workbench as wb
+
+    memory, nodes = 4 << 30, [{"id": 0, "memory_bytes": "16 GiB", "cpus": [0]}]
+    scenario = wb.Scenario.from_mapping(
+        {
+            "host": {"name": "one", "nodes": nodes, "distances": [[10]]},
+            "guest": {"memory": memory, "page_size": "1 GiB", "design": "hugetlb", "confidential": confidential},
+            "operations": [
+                {"op": "create", "flags": []},
+                {"op": "fault", "by": "guest"},
+                {"op": "convert", "offset": (GIB + 5) * 4096, "length": 4096, "to": "shared"},
+            ],
+        }
+    )
+    names = ["hugetlb", "hugetlb-hvo", "pfn-range"]
+    simulated = wb.simulate(scenario, designs=names).isel(event=-1)
+    compared = designs.compare(one_page_shared(confidential=confidential), names, samples=1)
+    assert simulated["stage2_tables"].values.tolist() == (compared["stage2_table_bytes"].values // 4096).tolist()
+    assert int(simulated["stage2_tables"].sel(design="hugetlb")) == tables
+    share = simulated["mapping_share"].sel(design="hugetlb")
+    leaves = compared["largest_leaf_bytes"].sel(design="hugetlb")
+    assert float(share.sel(level=["2 MiB", "1 GiB"]).sum()) * memory == int(leaves)
+    largest = {"none": "1 GiB", "snp": "2 MiB", "tdx": "4 KiB"}[confidential]
+    assert float(share.sel(level=largest)) == (0.75 if confidential != "tdx" else 1.0)
+
+
 def test_everything_back_to_private_costs_nothing_any_more() -> None:
     run = one_page_shared()
     back = np.array([(folio.CONVERT, (GIB + 5) * 4096, 4096, 0, 0, 0)], np.int64)

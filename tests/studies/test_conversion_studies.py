@@ -23,6 +23,13 @@ def test_one_shared_page_brings_everything_back_in_one_step():
     assert ds["added_tables"].values[:2, 0].tolist() == [513, 2]
 
 
+def test_what_was_mapped_small_before_loses_less():
+    """SNP maps the page by 512 entries of 2 MiB already, TDX by 4 KiB: their tables are there before the split."""
+    for confidential, added in (("snp", [512, 1]), ("tdx", [0, 0])):
+        ds = studies.scattered_pages((1,), confidential=confidential)
+        assert ds["added_tables"].values[:2, 0].tolist() == added
+
+
 def test_a_pin_stops_b_altogether_and_c_at_its_block():
     ds = studies.pinned_pages(16 * GIB, (0, 1), buffers=2000)
     assert ds["kept_shared"].sel(pins=0).values.tolist() == [0, 0]

@@ -13,13 +13,11 @@ import xarray as xr
 
 from workbench import costs as cost_table
 from workbench.errors import WorkbenchError
+from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 TLB_PARAMETERS = ("tlb_entries_4k", "tlb_entries_2m", "tlb_entries_1g")
 MODEL = "workbench/cost/translation.py: uniform accesses, TLB of given entries, leaf entries from memory (vMitosis)"
-CONFIDENTIAL_ORDER = {"none": 18, "snp": 9, "tdx": 0}
-"""Largest second-stage mapping of private memory: arch/x86/kvm/svm/sev.c: sev_gmem_max_mapping_level; TDX on Linux 7.3
-maps 4 KiB only (arch/x86/kvm/vmx/tdx.c: tdx_sept_map_leaf_spte)."""
 
 
 def walk_references(top_levels: int = 4) -> xr.Dataset:
@@ -73,8 +71,8 @@ def walk_cost(
     def cost(name: str) -> float:
         return cost_table.value(name, costs)
 
-    if confidential not in CONFIDENTIAL_ORDER:
-        raise WorkbenchError(f"confidential: {confidential!r} is not one of {', '.join(CONFIDENTIAL_ORDER)}")
+    if confidential not in LARGEST_LEAF:
+        raise WorkbenchError(f"confidential: {confidential!r} is not one of {', '.join(LARGEST_LEAF)}")
     if not 0.0 <= local_share <= 1.0:
         raise WorkbenchError(f"local_share: {local_share!r} is not between 0 and 1")
     guest_order = _order(guest_page)
@@ -82,7 +80,7 @@ def walk_cost(
     for page, size in mapped.items():
         if size < 0:
             raise WorkbenchError(f"mapped: {size!r} bytes of {page}; sizes are 0 or more")
-        by_order[min(_order(page), CONFIDENTIAL_ORDER[confidential])] += float(size)
+        by_order[min(_order(page), PAGE_ORDERS[LARGEST_LEAF[confidential]])] += float(size)
     orders = np.array(list(by_order), np.int64)
     covered = np.minimum(orders, guest_order)  # one TLB entry covers no more than the smaller of the two pages
     entries = np.array([cost(name) for name in TLB_PARAMETERS])

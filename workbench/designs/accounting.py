@@ -18,7 +18,6 @@ from workbench.kernels.folios import run as folio
 from workbench.kernels.maps import maple, xarray_map
 from workbench.tracking import struct_pages
 from workbench.tracking.offset_maps import MapleMap, offset_map
-from workbench.tracking.private_users import MAX_LEVELS
 from workbench.units import PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
@@ -87,16 +86,8 @@ def state_tree_bytes(shared_ranges: Int64s, pages: int) -> int:
     return tree.nodes * maple.NODE_BYTES
 
 
-def huge_mappings(confidential: str, mapped_1g: int, mapped_2m: int) -> tuple[int, int]:
-    """Leaves of 1 GiB and of 2 MiB that second-stage tables can have, capped at what the kind of guest allows."""
-    largest = MAX_LEVELS[confidential]
-    if largest < stage2.LEVEL_1G:
-        mapped_1g, mapped_2m = 0, mapped_2m + folio.BLOCKS_1G * mapped_1g
-    return (mapped_1g, mapped_2m) if largest > stage2.LEVEL_4K else (0, 0)
-
-
 def stage2_bytes(blocks: Bools, mapped_1g: int, mapped_2m: int) -> int:
-    """Bytes of second-stage tables; ``blocks`` bool (B,): 2 MiB with a page present, leaves as :func:`huge_mappings`."""
+    """Bytes of second-stage tables; ``blocks`` bool (B,): 2 MiB with a page present, leaves that the kind of guest allows."""
     gigas = any_of(blocks, folio.BLOCKS_1G)
     upper = 1 + -(-len(gigas) // 512)  # the root and the tables below it
     lower = int(gigas.sum()) - mapped_1g + int(blocks.sum()) - folio.BLOCKS_1G * mapped_1g - mapped_2m

@@ -19,10 +19,10 @@ from workbench.kernels import bits, light_map
 from workbench.kernels.folios import run as folio
 from workbench.kernels.maps import maple, pagemap
 from workbench.tracking import struct_pages
+from workbench.tracking.confidential import LARGEST_LEAF, leaves
 from workbench.tracking.folio_file import CYCLE_PARAMETERS, ConversionFile, cycles
 from workbench.tracking.host_memory import HostMemory, RangeMemory, spill_order
 from workbench.tracking.light_file import LightFile
-from workbench.tracking.private_users import MAX_LEVELS
 from workbench.tracking.tracked_file import TrackedFile, choice
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
@@ -50,7 +50,7 @@ class Run:
 
     def __post_init__(self) -> None:
         choice("page_size", self.page_size, PAGE_ORDERS)
-        choice("confidential", self.confidential, MAX_LEVELS)
+        choice("confidential", self.confidential, LARGEST_LEAF)
         unit = 1 << self.unit_order
         if self.pages <= 0 or self.pages % unit:
             raise WorkbenchError(
@@ -107,7 +107,7 @@ def _sampled(
 def _common(run: Run, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tuple[int, int]) -> dict[str, float]:
     """What is counted in the same way under every design."""
     shared = file.count("shared_pages")
-    mapped = acc.huge_mappings(run.confidential, *huge)
+    mapped = leaves(*huge, LARGEST_LEAF[run.confidential])
     return {
         "state_tree_bytes": acc.state_tree_bytes(file.shared_ranges(), run.pages),
         "stage2_table_bytes": acc.stage2_bytes(blocks, *mapped),

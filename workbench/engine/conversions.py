@@ -76,7 +76,8 @@ class Conversions:
         size, generation = inode.pages * PAGE_SIZE, "C" if settings.generation == "two-stage" else settings.generation
         file: TrackedFile
         if self.ranges is not None:
-            file = LightFile(size, guest.page_size, self.ranges, generation=generation, shared=not inode.private)
+            file = LightFile(size, guest.page_size, self.ranges, generation=generation, shared=not inode.private,
+                             confidential=guest.confidential)  # fmt: skip
         else:
             file = ConversionFile(
                 size,
@@ -90,6 +91,7 @@ class Conversions:
                 fallback=guest.small_page_fallback,
                 drain_lru=settings.drain_lru,
                 shared=not inode.private,
+                confidential=guest.confidential,
             )
         inode.tracked = file
         self.inodes.append(inode)

@@ -23,6 +23,7 @@ from workbench.explorer.controller import Run
 from workbench.explorer.edits import policy_nodes, policy_range
 from workbench.plots.palette import node_colours
 from workbench.scenario import Create
+from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
 
 COLUMNS = 400
@@ -168,7 +169,7 @@ _STATES: WeakKeyDictionary[Run, list[dict[str, Any]]] = WeakKeyDictionary()
 
 
 def states(run: Run) -> list[dict[str, Any]]:
-    """Bands under the placement: private or shared, and page size; worked out once for each run."""
+    """Bands under the placement: private or shared, and the size pages are mapped at; worked out once for each run."""
     if run not in _STATES:
         _STATES[run] = _states(run)
     return _STATES[run]
@@ -192,6 +193,8 @@ def _states(run: Run) -> list[dict[str, Any]]:
             (low * page_size, min(total, high * page_size), "4 KiB" if split[low] else guest.page_size)
             for low, high in _runs(split)
         ]
+    largest = LARGEST_LEAF[guest.confidential]  # private memory is mapped no larger; shared pages are 4 KiB anyhow
+    sizes = [(low, high, min(size, largest, key=parse_bytes)) for low, high, size in sizes]
     bands = (("private or shared", shared), ("page size", sizes))
     return [{"name": name, "parts": [_part(*part) for part in parts]} for name, parts in bands]
 

@@ -15,7 +15,9 @@ from workbench.engine import conversion_streams as gen
 from workbench.kernels.folios import run as folio
 from workbench.tracking import folio_file as cv
 from workbench.tracking import struct_pages
+from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.tracking.folio_file import ConversionFile
+from workbench.tracking.tracked_file import choice
 from workbench.truth import published
 from workbench.units import PAGE_ORDERS, PAGE_SHIFT, PAGE_SIZE
 
@@ -74,8 +76,15 @@ def boot_against_published(guest: gen.BootGuest = gen.PUBLISHED_GUEST, samples: 
     return results.annotate(dataset).assign_attrs(scenario="boot of a 16 GiB SNP guest")
 
 
-def scattered_pages(counts: Sequence[int] = (1, 2, 4, 8, 16, 64, 256, 512, 1024, 4096), seed: int = 0) -> xr.Dataset:
-    """Shared pages at random places of one 1 GiB page: ``added_vmemmap`` and ``added_tables`` (design, shared)."""
+def scattered_pages(
+    counts: Sequence[int] = (1, 2, 4, 8, 16, 64, 256, 512, 1024, 4096), seed: int = 0, confidential: str = "none"
+) -> xr.Dataset:
+    """Shared pages at random places of one 1 GiB page: ``added_vmemmap`` and ``added_tables`` (design, shared).
+
+    ``confidential``: kind of guest, which limits how large the page is mapped before and after.
+    """
+    largest = choice("confidential", confidential, LARGEST_LEAF)
+    whole = struct_pages.stage2_table_pages(folio.PAGES_1G, 1, 0, largest)
     rng = np.random.default_rng(np.random.SeedSequence([seed, 4]))
     places = rng.permutation(folio.PAGES_1G)
     vmemmap = np.zeros((len(DESIGNS), len(counts)), np.int64)
@@ -87,9 +96,8 @@ def scattered_pages(counts: Sequence[int] = (1, 2, 4, 8, 16, 64, 256, 512, 1024,
             file = _private(GIB, "1 GiB", split=split)
             file.run_stream(stream)
             vmemmap[row, column] = file.held_vmemmap.sum() if row < 2 else file.shared_groups
-            tables[row, column] = struct_pages.stage2_table_pages(
-                folio.PAGES_1G, file.count("mapped_1g"), file.count("mapped_2m")
-            )
+            mapped = file.count("mapped_1g"), file.count("mapped_2m")
+            tables[row, column] = struct_pages.stage2_table_pages(folio.PAGES_1G, *mapped, largest) - whole
     dims = ("design", "shared")
     dataset = xr.Dataset(
         {"added_vmemmap": (dims, vmemmap), "added_tables": (dims, tables)},

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SHIFT, PAGE_SIZE
 
+Counts = int | npt.NDArray[np.int64]
 RMP_ENTRY = 16
 RMP_BOOKKEEPING = 0x4000
 PAMT_ENTRY = 16
@@ -30,6 +32,18 @@ ACCEPT_CHUNK = 4 << 20
 """Memory a guest accepts at a time when it does so lazily."""
 
 SHARED, PRIVATE_4K, PRIVATE_2M = 0, 1, 2
+
+LARGEST_LEAF = {"none": "1 GiB", "snp": "2 MiB", "tdx": "4 KiB"}
+"""Largest second-stage mapping of private memory by kind of guest. SNP: the RMP has no 1 GiB state
+(``arch/x86/kvm/svm/sev.c: sev_gmem_max_mapping_level``); TDX: Linux 7.3 maps 4 KiB only
+(``arch/x86/kvm/vmx/tdx.c: tdx_sept_map_leaf_spte``)."""
+
+
+def leaves(mapped_1g: Counts, mapped_2m: Counts, largest: str) -> tuple[Counts, Counts]:
+    """Leaves of 1 GiB and of 2 MiB where so many whole private blocks could have one, and none is above ``largest``."""
+    if largest == "1 GiB":
+        return mapped_1g, mapped_2m
+    return 0 * mapped_1g, mapped_2m + PAGES_2M * mapped_1g if largest == "2 MiB" else 0 * mapped_2m
 
 
 def rmp_bytes(memory: int) -> int:

@@ -27,12 +27,12 @@ from workbench.tracking.tracked_file import (
     choice,
     mapping_share,
 )
-from workbench.units import PAGE_SIZE, parse_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
 
 SPLITS = {"one-step": folio.ONE_STEP, "two-stage": folio.TWO_STAGE, "two-stage-restored": folio.TWO_STAGE_FULL}
 SPLIT_ON = {"conversion": folio.AT_CONVERSION, "host_fault": folio.AT_HOST_FAULT}
 MERGES = {"eager": folio.EAGER, "lazy": folio.LAZY, "never": folio.NEVER}
-LEVELS = ("4 KiB", "2 MiB", "1 GiB")
+LEVELS = tuple(PAGE_ORDERS)
 
 
 class ConversionFile(TrackedFile):
@@ -52,6 +52,7 @@ class ConversionFile(TrackedFile):
     drain_lru : drain the lru_add batches before giving up (in-place conversion v5 on)
     cpus : CPUs with an lru_add batch
     shared : the whole file starts shared (INIT_SHARED)
+    confidential : kind of guest, "none", "snp" or "tdx": it limits second-stage mappings
     """
 
     def __init__(
@@ -69,8 +70,9 @@ class ConversionFile(TrackedFile):
         drain_lru: bool = True,
         cpus: int = 1,
         shared: bool = False,
+        confidential: str = "none",
     ) -> None:
-        super().__init__(size, page_size)
+        super().__init__(size, page_size, confidential)
         self.hvo = hvo
         self.host = HostMemory.make() if host is None else host
         options = np.zeros(folio.OPTIONS, np.int64)
@@ -278,8 +280,8 @@ EVENT_COUNTERS = (
     ("splits_2m", "folios", "2 MiB folios split"),
     ("merges_1g", "folios", "1 GiB folios merged"),
     ("merges_2m", "folios", "2 MiB folios merged"),
-    ("mapped_1g", "mappings", "1 GiB mappings possible now"),
-    ("mapped_2m", "mappings", "2 MiB mappings possible now"),
+    ("mapped_1g", "folios", "1 GiB folios private and whole now"),
+    ("mapped_2m", "folios", "2 MiB folios private and whole now"),
     ("lost_1g", "mappings", "1 GiB mappings lost"),
     ("lost_2m", "mappings", "2 MiB mappings lost"),
     ("regained_1g", "mappings", "1 GiB mappings regained"),
@@ -299,17 +301,20 @@ EVENT_COUNTERS = (
 
 
 def variables(
-    series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False
+    series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False, largest_leaf: str = "1 GiB"
 ) -> dict[str, tuple[tuple[str, ...], object]]:
-    """Variables of a result along ``event``, from counters and vmemmap pages by node (:class:`StreamResult`)."""
+    """Variables of a result along ``event``, from counters and vmemmap pages by node (:class:`StreamResult`).
+
+    ``largest_leaf``: largest second-stage mapping of this kind of guest.
+    """
     out: dict[str, tuple[tuple[str, ...], object]] = {}
     for counter, _units, _long_name in EVENT_COUNTERS:
         out[counter] = (("event",), series[:, folio.COUNTERS.index(counter)])
-    out["mapping_share"] = (("event", "level"), mapping_share(series))
+    out["mapping_share"] = (("event", "level"), mapping_share(series, largest_leaf))
     out["stage2_tables"] = (
         ("event",),
-        struct_pages.stage2_table_pages(
-            series[:, folio.N_PRESENT], series[:, folio.N_MAPPED_1G], series[:, folio.N_MAPPED_2M]
+        struct_pages.stage2_tables(
+            series[:, folio.N_PRESENT], series[:, folio.N_MAPPED_1G], series[:, folio.N_MAPPED_2M], largest_leaf
         ),
     )
     out["vmemmap_pages"] = (("event", "node"), series[:, len(folio.COUNTERS) :])
@@ -329,7 +334,8 @@ def run(
     the stream, ``operation_errno`` (operation).
     """
     result = file.run_stream(stream, every)
-    data = variables(result.series, samples, seed, two_stage=file.state.options[folio.SPLITTING] != folio.ONE_STEP)
+    two_stage = file.state.options[folio.SPLITTING] != folio.ONE_STEP
+    data = variables(result.series, samples, seed, two_stage=two_stage, largest_leaf=file.largest_leaf)
     data["operation_errno"] = (("operation",), result.errors)
     coordinates = {
         "event": np.arange(1, len(result.series) + 1) * every,

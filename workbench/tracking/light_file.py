@@ -31,6 +31,7 @@ class LightFile(TrackedFile):
     generation : "B" (a conversion is all or nothing) or "C" (unit by unit)
     group : pages whose struct pages come and go together: "256 KiB" (one vmemmap page) or "128 MiB"
     shared : the whole file starts shared (INIT_SHARED)
+    confidential : kind of guest, "none", "snp" or "tdx": it limits second-stage mappings
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class LightFile(TrackedFile):
         generation: str = "C",
         group: str = "256 KiB",
         shared: bool = False,
+        confidential: str = "none",
     ) -> None:
-        super().__init__(size, page_size)
+        super().__init__(size, page_size, confidential)
         self.memory = RangeMemory.make() if memory is None else memory
         self.nodes, self.cpus = len(self.memory.count), 1
         options = np.zeros(light_map.OPTIONS, np.int64)

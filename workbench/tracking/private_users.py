@@ -24,13 +24,15 @@ import numpy as np
 
 from workbench.errors import WorkbenchError
 from workbench.kernels import stage2
+from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.tracking.offset_maps import OffsetMap, offset_map
+from workbench.units import PAGE_ORDERS
 
 Steps = Generator[str, None, int]
 """Yields the name of the step just done; returns 0 or an errno."""
 
-MAX_LEVELS = {"none": stage2.LEVEL_1G, "snp": stage2.LEVEL_2M, "tdx": stage2.LEVEL_4K}
-"""Largest leaf per kind of guest: no 1 GiB RMP state; KVM 7.3 maps TDX private memory at 4 KiB only."""
+MAX_LEVELS = {kind: PAGE_ORDERS[largest] // 9 for kind, largest in LARGEST_LEAF.items()}
+"""Level of the largest leaf by kind of guest: ``stage2.LEVEL_4K``, ``LEVEL_2M`` or ``LEVEL_1G``."""
 
 
 class Operations(NamedTuple):

@@ -23,6 +23,7 @@ import numpy as np
 
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
+from workbench.tracking.confidential import Counts, leaves
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 STRUCT_PAGE = 64
@@ -101,24 +102,21 @@ def vmemmap_pages(
     return VmemmapPages(folios + extra, -(-pages // PMD_PAGES), zones)
 
 
-def stage2_table_pages(
-    present_pages: int | np.ndarray, mapped_1g: int | np.ndarray, mapped_2m: int | np.ndarray, largest: str = "1 GiB"
-) -> int | np.ndarray:
+def stage2_table_pages(present_pages: Counts, mapped_1g: Counts, mapped_2m: Counts, largest: str = "1 GiB") -> Counts:
     """Second-stage page-table pages below the 1 GiB level, all present memory mapped as large as it can be.
 
     A 1 GiB range that no 1 GiB entry maps needs one table of 2 MiB entries, and each 2 MiB in it that no 2 MiB entry
-    maps one of 4 KiB entries: 513 for a 1 GiB page split to the end. ``largest`` caps the level (SNP 2 MiB, TDX 4 KiB).
+    maps one of 4 KiB entries: 513 for a 1 GiB page split to the end. ``largest`` caps the level
+    (:data:`workbench.tracking.confidential.LARGEST_LEAF`).
     """
-    ranges_1g = -(-np.asarray(present_pages) // (1 << 18))
-    ranges_2m = -(-np.asarray(present_pages) // (1 << 9))
-    by_2m = np.asarray(mapped_2m)
-    by_1g = np.asarray(mapped_1g)
-    if largest != "1 GiB":
-        by_2m, by_1g = by_2m + 512 * by_1g, np.zeros_like(by_1g)
-    if largest == "4 KiB":
-        by_2m = np.zeros_like(by_2m)
-    tables = (ranges_1g - by_1g) + (ranges_2m - 512 * by_1g - by_2m)
-    return int(tables) if tables.ndim == 0 else tables
+    by_1g, by_2m = leaves(mapped_1g, mapped_2m, largest)
+    return -(-present_pages // (1 << 18)) - by_1g + -(-present_pages // (1 << 9)) - 512 * by_1g - by_2m
+
+
+def stage2_tables(present_pages: Counts, mapped_1g: Counts, mapped_2m: Counts, largest: str = "1 GiB") -> Counts:
+    """All second-stage page-table pages: those of :func:`stage2_table_pages`, the root, and a table for each 512 GiB."""
+    upper = np.minimum(present_pages, 1) - (-present_pages // (1 << 27))
+    return upper + stage2_table_pages(present_pages, mapped_1g, mapped_2m, largest)
 
 
 # ------------------------------------------------------------------------------------------ a real kernel's HVO

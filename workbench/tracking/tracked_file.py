@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,11 @@ import numpy.typing as npt
 from workbench.errors import WorkbenchError
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
+from workbench.tracking.confidential import LARGEST_LEAF, leaves
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
+Meaning = TypeVar("Meaning")
 GENERATIONS = {"B": folio.GENERATION_B, "C": folio.GENERATION_C}
 KINDS = {"transient": folio.TRANSIENT, "long_term": folio.LONG_TERM}
 OPERATIONS = {
@@ -62,11 +64,12 @@ class TrackedFile(ABC):
     nodes: int
     cpus: int
 
-    def __init__(self, size: int, page_size: str) -> None:
+    def __init__(self, size: int, page_size: str, confidential: str = "none") -> None:
         self.order = choice("page_size", page_size, PAGE_ORDERS)
         if size <= 0 or size % (PAGE_SIZE << self.order):
             raise WorkbenchError(f"size: {size} bytes is not a positive multiple of {page_size}")
         self.size, self.page_size = size, page_size
+        self.largest_leaf = choice("confidential", confidential, LARGEST_LEAF)
 
     @abstractmethod
     def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
@@ -183,8 +186,8 @@ class TrackedFile(ABC):
 
     @property
     def mapping_share(self) -> npt.NDArray[np.float64]:
-        """Share of the present pages that can be mapped at 4 KiB, 2 MiB and 1 GiB."""
-        return mapping_share(self.counts[None, :])[0]
+        """Share of the present pages that can be mapped at 4 KiB, 2 MiB and 1 GiB, for a guest of this kind."""
+        return mapping_share(self.counts[None, :], self.largest_leaf)[0]
 
     def is_shared(self, first: int = 0, end: int | None = None) -> npt.NDArray[np.bool_]:
         """State of pages [first, end): True = shared."""
@@ -200,16 +203,20 @@ class TrackedFile(ABC):
         return np.column_stack((first, np.flatnonzero(edges == -1) - first))
 
 
-def choice(field: str, value: str, allowed: Mapping[str, int]) -> int:
-    """The code of a value given by name; WorkbenchError naming the field and what is allowed."""
+def choice(field: str, value: str, allowed: Mapping[str, Meaning]) -> Meaning:
+    """What a value given by name means; WorkbenchError naming the field and what is allowed."""
     if value not in allowed:
         raise WorkbenchError(f"{field}: {value!r} is not one of {', '.join(allowed)}")
     return allowed[value]
 
 
-def mapping_share(series: Int64s) -> npt.NDArray[np.float64]:
-    """Shares float64 (rows, 3) of present memory by largest mapping possible, from counters int64 (rows, counters)."""
+def mapping_share(series: Int64s, largest: str = "1 GiB") -> npt.NDArray[np.float64]:
+    """Shares float64 (rows, 3) of present memory by largest mapping possible, from counters int64 (rows, counters).
+
+    ``largest``: what the kind of guest allows (:data:`workbench.tracking.confidential.LARGEST_LEAF`).
+    """
     present = np.maximum(series[:, folio.N_PRESENT], 1)
-    by_1g = series[:, folio.N_MAPPED_1G] * float(folio.PAGES_1G) / present
-    by_2m = series[:, folio.N_MAPPED_2M] * float(folio.PAGES_2M) / present
+    mapped_1g, mapped_2m = leaves(series[:, folio.N_MAPPED_1G], series[:, folio.N_MAPPED_2M], largest)
+    by_1g = mapped_1g * float(folio.PAGES_1G) / present
+    by_2m = mapped_2m * float(folio.PAGES_2M) / present
     return np.stack((np.where(series[:, folio.N_PRESENT] > 0, 1 - by_1g - by_2m, 0.0), by_2m, by_1g), axis=1)
