@@ -25,6 +25,7 @@ MESS_A64FX = "github:bsc-mem/Mess-simulator a64fx-hbm2/bwlat_100.txt (four HBM2 
 MESS_CXL = "github:bsc-mem/Mess-simulator cxl/bwlat_90.txt (device side)"
 VIRTUOSO_CXL = "github:CMU-SAFARI/Virtuoso simulator/sniper/config/cxl_configs/cxl.cfg"
 PRICE_2024 = "LKML: Gregory Price, weighted-interleave v2 cover letter (Jan 2024)"
+OPTANE_2020 = "arXiv 1908.03583 (Yang et al., FAST 2020: Optane DC modules)"
 ROTH_2025 = "LKML: Michael Roth, 12 Jul 2025 (16 GB SNP guest, hugetlb guest_memfd)"
 HYPERALLOC = "github:luhsra/hyperalloc-bench inflate/latest/*/out.csv"
 LLFREE = "github:luhsra/llfree-bench@775e549 out/module_c.dref"
@@ -69,6 +70,10 @@ _ALL = (
         "estimate: coherent GPU memory behind a link, between CXL and two hops",
     ),
     Cost("gpu_bandwidth", 300_000.0, "MB/s", 50_000.0, 400_000.0, "estimate: one NVLink-C2C or NVLink 2 bundle"),
+    Cost("nvm_latency", 305.0, "ns", 169.0, 305.0, f"{OPTANE_2020}, random reads; range: sequential reads"),
+    Cost(
+        "nvm_bandwidth", 39_400.0, "MB/s", 6_600.0, 39_400.0, f"{OPTANE_2020}, reads; range: one of six modules to all"
+    ),
     Cost(
         "remote_latency_ratio", 2.015, "1", 1.5, 3.3, f"{MESS_REMOTE}: 132.6 ns against 65.8 ns local, at distance 21"
     ),

@@ -1,9 +1,10 @@
-"""Files that are either whole or not there: written beside their place, then renamed onto it."""
+"""Files: written whole or not at all, beside their place and then renamed onto it; read only if regular and not too long."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,3 +40,26 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise WorkbenchError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_file(path: Path, most: int, field: str) -> bytes:
+    """The bytes of a regular file of at most ``most`` bytes (procfs says 0 and is read all the same).
+
+    Raises WorkbenchError, with ``field`` first, for a directory, FIFO, device or socket, for what is not there or
+    may not be read, and for a longer file.
+    """
+    shown = repr(str(path)[:200])
+    try:
+        # A FIFO without a writer would block the open; devices such as /dev/zero have no end.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise WorkbenchError(f"{field}: {shown} is not a regular file")
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, WorkbenchError):
+            raise
+        reason = getattr(error, "strerror", None) or "not a file name"
+        raise WorkbenchError(f"{field}: {shown}: {reason}") from None
+    if len(content) > most:
+        raise WorkbenchError(f"{field}: {shown} has more than {most >> 10:,} KiB; no more are read")
+    return content

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from workbench.bitmap_lists import format_list, parse_list
 from workbench.errors import WorkbenchError
+from workbench.limits import MAX_NUMNODES
 
 MODES = ("default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave")
 """Names of MPOL_* in numerical order (include/uapi/linux/mempolicy.h)."""
@@ -22,7 +23,6 @@ STATIC_NODES, RELATIVE_NODES, NUMA_BALANCING = 1 << 15, 1 << 14, 1 << 13
 MODE_FLAGS = {"static": STATIC_NODES, "relative": RELATIVE_NODES, "numa_balancing": NUMA_BALANCING}
 MBIND_FLAGS = {"strict": 1, "move": 2, "move_all": 4}
 MF_STRICT, MF_MOVE, MF_MOVE_ALL = 1, 2, 4
-MAX_NUMNODES = 1024
 
 
 def nodemask(nodes: Iterable[int]) -> int:

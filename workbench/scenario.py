@@ -536,7 +536,7 @@ class Scenario(_Model):
         if isinstance(value, Mapping) and set(value) == {"machine"}:
             return Host.from_machine(str(value["machine"]))
         if isinstance(value, Mapping) and set(value) == {"file"}:
-            return Host.from_yaml(Path(str(value["file"])))
+            return Host.from_file(Path(str(value["file"])))
         return value
 
     @model_validator(mode="after")

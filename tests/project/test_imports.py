@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 KERNELS_MAY_IMPORT = {"numpy", "numba"}
 
-GROUND = {"errors", "errnos", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs"}
+GROUND = {"errors", "errnos", "limits", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs"}
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
 SCENE = GROUND | {"topology", "scenario", "results", "kernels"}
 """A host, a guest, their operations, and the names of the answers."""
@@ -22,14 +22,15 @@ WINGS = {
     "kernels": set(),
     "errors": set(),
     "errnos": set(),
+    "limits": set(),
     "units": {"errors"},
     "files": {"errors"},
     "safe_yaml": {"errors"},
-    "bitmap_lists": {"errors"},
+    "bitmap_lists": {"errors", "limits"},
     "data": {"errors"},
     "costs": {"errors"},
-    "policy": {"bitmap_lists", "errors"},
-    "topology": {"bitmap_lists", "data", "errors", "kernels", "safe_yaml", "units"},
+    "policy": {"bitmap_lists", "errors", "limits"},
+    "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "safe_yaml", "units"},
     "scenario": {"errors", "policy", "safe_yaml", "topology", "units"},
     "results": {"errors", "kernels", "scenario", "units"},
     "tracking": SCENE,

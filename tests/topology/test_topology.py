@@ -190,10 +190,10 @@ def test_truncated_trees_are_one_line(snapshots: dict[str, Path], tmp_path: Path
 
 
 def test_no_tree_at_all(tmp_path: Path) -> None:
-    with pytest.raises(WorkbenchError, match="root is the directory that holds devices/"):
+    with pytest.raises(WorkbenchError, match="give the directory that holds devices/"):
         Host.from_sysfs(tmp_path)
     (tmp_path / "devices/system/node").mkdir(parents=True)
-    with pytest.raises(WorkbenchError, match="holds no node directory"):
+    with pytest.raises(WorkbenchError, match="no node directory, as in a kernel without CONFIG_NUMA"):
         Host.from_sysfs(tmp_path)
 
 
@@ -244,7 +244,7 @@ def test_numactl() -> None:
         (NUMACTL.replace("64215 MB", "many MB"), "node 0 size: 'many MB' is not a size in MB"),
         (NUMACTL.replace("24  14  10", "24  14"), "must be square"),
         (NUMACTL.replace("0 1 2 3\n", "0 1 2 x\n"), "node 0 cpus"),
-        ("x" * (5 << 20), "MiB of text"),
+        ("x" * (5 << 20), "5 MiB of text"),
     ],
 )
 def test_bad_numactl_is_one_line(text: str, message: str) -> None:
@@ -297,7 +297,6 @@ def test_hwloc(tmp_path: Path) -> None:
         ('<topology version="2.0"/>', "no NUMANode object"),
         (HWLOC.replace('local_memory="68719476736"', 'local_memory="-1"', 1), "local_memory='-1' is not a number"),
         (HWLOC.replace("0x000000f0", "zz"), "cpuset 'zz' is not a bitmap"),
-        (HWLOC.replace("<distances2", "<other").replace("</distances2", "</other"), "no latency matrix over its 3"),
         (
             '<!DOCTYPE t [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><topology><object type="&b;"/></topology>',
             "is not XML that can be read",

@@ -1,4 +1,7 @@
-"""``workbench machines``: the hosts that come with the workbench, and any other one, listed and drawn."""
+"""``workbench machines``: the hosts that come with the workbench, and any other one, listed and drawn.
+
+``workbench snapshot`` collects what the readers want of the machine it runs on.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,16 @@ def register(app: typer.Typer) -> None:
             str,
             typer.Argument(
                 metavar="NAME|FILE",
-                help="a machine, a YAML or hwloc XML file, a text of numactl --hardware, a directory with devices/, "
-                "or `this`",
+                help="a machine, `this`, or a file: snapshot (.tar.gz), directory with a copy of sysfs, output of "
+                "numactl --hardware, hwloc or virsh capabilities XML, kernel log, YAML",
             ),
         ],
         out: Annotated[Path | None, typer.Option("--out", help="draw into this .svg, .png or .pdf file")] = None,
     ) -> None:
         """Show nodes and distances of one machine in the terminal, or draw them into a file."""
-        host = read_host(name)
+        from workbench.topology.host import Host
+
+        host = Host.from_machine(name)
         if out is not None:
             draw(host, out)
             typer.echo(str(out))
@@ -53,26 +58,20 @@ def register(app: typer.Typer) -> None:
 
     app.add_typer(group, name="machines")
 
+    @app.command()
+    def snapshot(
+        output: Annotated[Path, typer.Option("-o", "--output", help="write this .tar.gz")] = Path("host.tar.gz"),
+    ) -> None:
+        """Collect what decides placement on this machine: nodes, distances, free memory, pools; nothing personal.
 
-def read_host(name: str) -> Host:
-    """A host by the name of a machine, from a file or snapshot, or of this computer (``this``)."""
-    from workbench.topology.host import Host, machine_names
+        Every command that takes a machine takes the file.
+        """
+        from workbench.topology.snapshot import collect
 
-    if name == "this":
-        return Host.from_sysfs()
-    path = Path(name)
-    if name in machine_names() or not path.exists():
-        return Host.from_machine(name)
-    if path.is_dir():
-        return Host.from_sysfs(path)
-    if path.suffix == ".xml":
-        return Host.from_hwloc_xml(path)
-    if path.suffix in (".yaml", ".yml"):
-        return Host.from_yaml(path)
-    try:
-        return Host.from_numactl(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"machine: {name}: {getattr(error, 'strerror', None) or 'not text'}") from None
+        paths = collect(output)
+        typer.echo(f"{output}: {len(paths)} files")
+        if "proc/pagetypeinfo" not in paths:
+            typer.echo("without /proc/pagetypeinfo, which only root can read", err=True)
 
 
 def draw(host: Host, out: Path) -> None:
@@ -143,9 +142,14 @@ def _show(host: Host) -> None:
     for label, text in (("source", host.source), ("note", host.note), ("assumed", ", ".join(host.assumed))):
         if text:
             screen.print(Text(f"{label}: {text}", style="dim"), soft_wrap=True)
+    for line in host.assumptions():
+        screen.print(Text(f"  {line}", style="dim"), soft_wrap=True)
     nodes = Table("node", "kind", box=None, pad_edge=False, header_style="bold")
     nodes.add_column("memory", justify="right")
     nodes.add_column("free", justify="right")
+    pools = any(node.hugetlb for node in host.nodes)
+    if pools:
+        nodes.add_column("huge pages free", justify="right")
     nodes.add_column("CPUs")
     for members in _alike(host):
         node = host.nodes[members[0]]
@@ -155,7 +159,8 @@ def _show(host: Host) -> None:
         kind = node.kind + (" movable" if node.movable else "")
         memory = format_bytes(node.memory_bytes) if node.memory_bytes else "none"
         label = format_list([host.nodes[index].id for index in members])
-        nodes.add_row(label, kind, memory + (" each" if len(members) > 1 else ""), free, shown)
+        row = [label, kind, memory + (" each" if len(members) > 1 else ""), free]
+        nodes.add_row(*row, *([_pools(node)] if pools else []), shown)
     screen.print(nodes)
     screen.print()
     for line in matrix_lines(host, screen.width):
@@ -165,6 +170,13 @@ def _show(host: Host) -> None:
         screen.print(_access_table(host))
 
 
+def _pools(node: Node) -> str:
+    """``0 of 16 x 1 GiB``, a pool after another; empty pools are left out."""
+    from workbench.units import format_bytes
+
+    return ", ".join(f"{p.free:,} of {p.total:,} x {format_bytes(p.page_bytes)}" for p in node.hugetlb if p.total)
+
+
 def _short(text: str, most: int = 40) -> str:
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
@@ -172,7 +184,7 @@ def _short(text: str, most: int = 40) -> str:
 def _look(node: Node) -> tuple[object, ...]:
     from workbench.units import format_bytes
 
-    return node.kind, format_bytes(node.memory_bytes), node.movable, len(node.cpus)
+    return node.kind, format_bytes(node.memory_bytes), node.movable, len(node.cpus), node.hugetlb
 
 
 def _alike(host: Host) -> list[list[int]]:

@@ -76,7 +76,7 @@ def _host(name: str | None):  # type: ignore[no-untyped-def]
 
     if name is None:
         return None
-    return Host.from_yaml(Path(name)) if Path(name).exists() else Host.from_machine(name)
+    return Host.from_machine(name)
 
 
 def _verify(path: Path) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 CURVES = ("dram", "hbm", "cxl", "link")
 """Rows of the curve tables."""
-CURVE_OF_KIND = {"dram": 0, "hbm": 1, "cxl": 2, "gpu": 1}
+CURVE_OF_KIND = {"dram": 0, "hbm": 1, "cxl": 2, "nvm": 2, "gpu": 1}
 PATTERNS = ("uniform", "zipf", "streaming", "pointer_chasing")
 LINE_BYTES = 64
 TOLERANCE = 1e-6
@@ -45,7 +45,7 @@ MODEL = "workbench/cost/traffic.py: max-min fair sharing with measured bandwidth
 SAMPLED = (
     "dram_latency", "dram_bandwidth", "hbm_latency", "hbm_bandwidth", "cxl_latency", "cxl_bandwidth", "gpu_latency",
     "gpu_bandwidth", "remote_latency_ratio", "remote_bandwidth_ratio", "link_ports", "write_weight",
-    "lines_streaming", "lines_random", "cache_bytes",
+    "lines_streaming", "lines_random", "cache_bytes", "nvm_latency", "nvm_bandwidth",
 )  # fmt: skip
 """Parameters that ``samples`` varies."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ipywidgets as w
 import numpy as np
@@ -23,7 +23,7 @@ from workbench.explorer.controller import Controller, Edit, set_value
 from workbench.explorer.widgets import Matrix, NodePicker
 from workbench.plots.palette import node_colours
 from workbench.scenario import Scenario
-from workbench.topology.host import Host, machine_names
+from workbench.topology.host import Host, Kind, machine_names
 from workbench.units import PAGE_SIZE, exact_bytes, format_bytes, parse_bytes
 
 LABEL = {"description_width": "96px"}
@@ -146,7 +146,7 @@ class MachineEditor(Editor):
         self.cpus = w.Text(
             description="CPUs", placeholder="0-7,64-71", continuous_update=False, style=LABEL, layout=wide()
         )
-        self.kind = w.Dropdown(options=["dram", "hbm", "cxl", "gpu"], description="kind", style=LABEL, layout=wide())
+        self.kind = w.Dropdown(options=list(get_args(Kind)), description="kind", style=LABEL, layout=wide())
         self.movable = w.Checkbox(description="all memory onlined as movable", indent=False)
         self.symmetric = w.Checkbox(value=True, description="edit both directions", indent=False)
         self.matrix = Matrix()

@@ -15,7 +15,7 @@ from workbench.plots.palette import node_colours
 
 ABSENT = "#ffffff"
 HEAT = "cividis_r"
-KIND_COLOURS = {"dram": "#dbe9f4", "hbm": "#fbe3c0", "cxl": "#d5ecdf", "gpu": "#f0dbe7"}
+KIND_COLOURS = {"dram": "#dbe9f4", "hbm": "#fbe3c0", "cxl": "#d5ecdf", "gpu": "#f0dbe7", "nvm": "#e4e0d0"}
 INK = "#222222"
 MUTED = "#6b6b6b"
 

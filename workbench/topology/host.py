@@ -13,17 +13,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from workbench.bitmap_lists import parse_list
+from workbench.bitmap_lists import format_list, parse_list
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
-from workbench.topology import readers as topology_readers
+from workbench.files import read_file
+from workbench.limits import MAX_CPUS, MAX_NUMNODES, XML_BYTES
+from workbench.topology import readers, trees
+from workbench.topology.common import LOCAL_DISTANCE
+from workbench.topology.sysfs import read_tree
 from workbench.units import PAGE_SIZE, parse_bytes
 
-MAX_NUMNODES = 1024
-LOCAL_DISTANCE = 10
-"""include/linux/topology.h; a SLIT entry of 255 means unreachable."""
-
-Kind = Literal["dram", "hbm", "cxl", "gpu"]
+Kind = Literal["dram", "hbm", "cxl", "nvm", "gpu"]
+MigrateType = Literal["Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate"]
+Pages = Annotated[int, Field(ge=0, le=1 << 40)]
+FreeBlocks = Annotated[tuple[Pages, ...], Field(max_length=16)]
 
 
 def _cpus(value: object) -> object:
@@ -42,11 +45,37 @@ class Zone(_Model):
     """One zone of a node, in pages, as /proc/zoneinfo prints it."""
 
     name: Literal["DMA", "DMA32", "Normal", "Movable"]
-    managed: int = Field(ge=0)
-    free: int = Field(ge=0)
-    min: int = Field(ge=0)
-    low: int = Field(ge=0)
-    high: int = Field(ge=0)
+    managed: Pages
+    free: Pages
+    min: Pages
+    low: Pages
+    high: Pages
+    free_cma: Pages = Field(0, description="of free, what unmovable allocations never get (nr_free_cma)")
+    free_blocks: FreeBlocks | None = Field(None, description="free blocks of 2^n pages, as /proc/buddyinfo counts them")
+    free_by_type: dict[MigrateType, FreeBlocks] | None = Field(None, description="the same by /proc/pagetypeinfo")
+
+    @model_validator(mode="after")
+    def _free_fits(self) -> Zone:
+        if self.free > self.managed:
+            raise ValueError(f"zone {self.name}: free {self.free} is more than managed {self.managed}")
+        if self.free_cma > self.free:
+            raise ValueError(f"zone {self.name}: free_cma {self.free_cma} is more than free {self.free}")
+        return self
+
+
+class HugetlbPool(_Model):
+    """The pool of one huge page size on a node, in pages of that size (nodeN/hugepages)."""
+
+    page_bytes: int = Field(ge=PAGE_SIZE, le=1 << 40)
+    total: Pages
+    free: Pages
+    surplus: Pages = 0
+
+    @model_validator(mode="after")
+    def _free_fits(self) -> HugetlbPool:
+        if self.free > self.total:
+            raise ValueError(f"free {self.free} is more than total {self.total}")
+        return self
 
 
 class Node(_Model):
@@ -59,6 +88,18 @@ class Node(_Model):
     movable: bool = False
     free_bytes: Annotated[int, BeforeValidator(parse_bytes)] | None = None
     zones: tuple[Zone, ...] | None = None
+    hugetlb: tuple[HugetlbPool, ...] = Field((), description="huge page pools of the host as it is")
+    assumed: tuple[Literal["kind", "movable"], ...] = Field(
+        (), description="of a node without CPUs, what its source does not say"
+    )
+
+    @field_validator("cpus")
+    @classmethod
+    def _cpu_numbers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for cpu in value:
+            if not 0 <= cpu < MAX_CPUS:
+                raise ValueError(f"CPU {cpu} is not allowed; CPUs are 0 to {MAX_CPUS - 1}")
+        return value
 
     @field_validator("memory_bytes")
     @classmethod
@@ -73,6 +114,13 @@ class Node(_Model):
     def _free_fits(self) -> Node:
         if self.free_bytes is not None and self.free_bytes > self.memory_bytes:
             raise ValueError(f"free_bytes {self.free_bytes} is more than memory_bytes {self.memory_bytes}")
+        names = [zone.name for zone in self.zones or ()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"zones: {name} is there twice")
+        managed = sum(zone.managed for zone in self.zones or ())
+        if managed * PAGE_SIZE > self.memory_bytes + (self.memory_bytes >> 6):
+            raise ValueError(f"zones: {managed} managed pages are more than memory_bytes {self.memory_bytes}")
         return self
 
 
@@ -103,8 +151,8 @@ class Host(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Host:
         ids = [node.id for node in self.nodes]
-        for node in ids:
-            if ids.count(node) > 1:
+        for before, node in zip(sorted(ids), sorted(ids)[1:], strict=False):
+            if before == node:
                 raise ValueError(f"nodes: id {node} is there twice")
         size = len(ids)
         if len(self.distances) != size or any(len(row) != size for row in self.distances):
@@ -124,14 +172,40 @@ class Host(_Model):
                 seen[cpu] = node_.id
         if not any(node_.memory_bytes for node_ in self.nodes):
             raise ValueError("nodes: none has memory")
+        known = set(ids)
         for access in self.access:
-            if access.initiator not in ids or access.target not in ids:
+            if access.initiator not in known or access.target not in known:
                 raise ValueError(f"access: nodes {access.initiator} -> {access.target} are not both on this host")
         if ids != sorted(ids):  # nodes and matrix are kept in ascending order of id, as Linux walks them
             order = sorted(range(size), key=ids.__getitem__)
             object.__setattr__(self, "nodes", tuple(self.nodes[i] for i in order))
             object.__setattr__(self, "distances", tuple(tuple(self.distances[i][j] for j in order) for i in order))
+        guessed = [field for node_ in self.nodes for field in node_.assumed]
+        object.__setattr__(self, "assumed", tuple(dict.fromkeys([*self.assumed, *guessed])))
         return self
+
+    def assumptions(self) -> list[str]:
+        """One line for each thing that the source does not say and that counts for placement or cost."""
+        lines = []
+        if "distances" in self.assumed:
+            lines.append("distances: not in the source; 10 to itself and 20 to every other node, as Linux takes them")
+        if "cpus" in self.assumed:
+            lines.append("cpus: not in the source")
+        if "memory" in self.assumed:
+            lines.append("memory: what firmware reports; the kernel's own part is not taken off")
+        alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for node in self.nodes:
+            if node.assumed:
+                alike.setdefault((node.kind, node.assumed), []).append(node.id)
+        for (kind, fields), nodes in alike.items():
+            taken = {"kind": f"taken as {kind}", "movable": "memory taken as not movable"}
+            if any(node.movable for node in self.nodes if node.id in nodes):
+                taken["movable"] = "memory taken as movable"
+            lines.append(
+                f"{' and '.join(fields)} of node{'s' * (len(nodes) > 1)} {format_list(nodes)}: memory without CPUs of "
+                f"which the source does not say it; {', '.join(taken[field] for field in fields)}"
+            )
+        return lines
 
     @property
     def node_ids(self) -> npt.NDArray[np.int64]:
@@ -177,12 +251,21 @@ class Host(_Model):
 
     @classmethod
     def from_machine(cls, name: str) -> Host:
-        """A machine of ``datasets/machines`` by name."""
-        if name not in machine_names():
-            raise WorkbenchError(
-                f"machine: {name[:60]!r} is not known; `workbench machines` lists {len(machine_names())}"
-            )
-        return cls.from_yaml(datasets_path("machines") / f"{name}.yaml")
+        """A machine of ``datasets/machines`` by name, ``this`` machine, or whatever file or directory has this name."""
+        if name in machine_names():
+            return cls.from_yaml(datasets_path("machines") / f"{name}.yaml")
+        if name == "this":
+            return cls.from_sysfs()
+        if "\x00" not in name and Path(name).exists():
+            return cls.from_file(name)
+        raise WorkbenchError(
+            f"machine: {name[:60]!r} is not known, nor is it a file; `workbench machines` lists {len(machine_names())}"
+        )
+
+    @classmethod
+    def from_file(cls, source: str | Path) -> Host:
+        """Whatever people have: see :mod:`workbench.topology.readers`."""
+        return cls.from_mapping(readers.read(Path(source)), "host")
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Host:
@@ -193,18 +276,19 @@ class Host(_Model):
 
     @classmethod
     def from_sysfs(cls, root: str | Path = "/sys") -> Host:
-        """This machine, or a snapshot: ``root`` is the directory that holds ``devices/``."""
-        return cls.from_mapping(topology_readers.read_sysfs(Path(root)), "sysfs")
+        """This machine, or a copy: ``root`` is the directory that holds ``devices/``, or its parent."""
+        return cls.from_mapping(read_tree(trees.folder_tree(Path(root))), "sysfs")
 
     @classmethod
     def from_numactl(cls, text: str) -> Host:
-        """The output of ``numactl --hardware``."""
-        return cls.from_mapping(topology_readers.read_numactl(text), "numactl")
+        """The output of ``numactl --hardware``, with that of ``lscpu`` if it is there."""
+        return cls.from_mapping(readers.read_numactl_text(text), "numactl")
 
     @classmethod
     def from_hwloc_xml(cls, source: str | Path) -> Host:
-        """A file written by ``lstopo --of xml`` (hwloc 2)."""
-        return cls.from_mapping(topology_readers.read_hwloc_xml(Path(source)), "hwloc")
+        """A file written by ``lstopo --of xml``."""
+        path = Path(source)
+        return cls.from_mapping(readers.read_xml(read_file(path, XML_BYTES, "hwloc"), path.name), "hwloc")
 
 
 def machine_names() -> list[str]:

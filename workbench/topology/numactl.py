@@ -1,0 +1,263 @@
+"""A host from the output of ``numactl --hardware``, as mails, logs and documents carry it.
+
+numactl: ``numactl.c`` (``hardware``, ``print_node_cpus``, ``print_distances``). Quotes, comment signs, prompts and the
+prefixes of logs are passed over; wrapped lines belong to the line they continue. Every line is looked at once, by its
+words: the time follows the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from workbench.bitmap_lists import is_whole, parse_list
+from workbench.errors import WorkbenchError
+from workbench.limits import MAX_CPUS, MAX_NUMNODES
+from workbench.topology.common import default_distances, lowest_node_keeps, mark_memory_only
+
+_QUOTES = set(">|#*/;:%!-+.")
+_FIELDS = ("cpus", "size", "free")
+NO_DISTANCES = "No distance information available"
+
+
+@dataclass
+class _Text:
+    """What has been read so far, and where."""
+
+    nodes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    lines: dict[tuple[int, str], int] = field(default_factory=dict)
+    columns: list[int] = field(default_factory=list)
+    rows: dict[int, list[int]] = field(default_factory=dict)
+    row_lines: dict[int, int] = field(default_factory=dict)
+    whole_rows: int = 0
+    stated: tuple[int, ...] | None = None
+    matrix_line: int = 0
+    no_distances: bool = False
+
+
+def read_numactl(text: str) -> dict[str, Any]:
+    """The mapping of a host from ``node N cpus/size/free`` lines and the matrix. Errors quote the line."""
+    read = _Text()
+    open_list: list[int] | None = None  # where a line of nothing but numbers goes on
+    prefix: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        at = _key(words)
+        if at is not None:
+            prefix = words[:at]
+            open_list = _node_line(read, number, line, words[at:])
+        elif _says(words, "node", "distances:"):
+            _refuse_second_matrix(read, number)
+            prefix, open_list = words[:-2], None
+        elif read.matrix_line and not _finished(read):
+            open_list = _matrix_line(read, number, line, words, open_list, prefix)
+        elif NO_DISTANCES in line:
+            read.no_distances, open_list = True, None
+        elif open_list is not None and not read.matrix_line:
+            if not _is_prefix(words, prefix):
+                open_list.extend(_continued(read, number, line, words, prefix))
+        elif len(words) >= 4 and "available:" in words:
+            read.stated = _available(words[words.index("available:") :])
+        elif read.nodes and not read.matrix_line and not _is_prefix(words, prefix):
+            raise WorkbenchError(
+                f"numactl: line {number}: {line.strip()[:60]!r} stands between the nodes; "
+                "'node N cpus:', 'node N size:' or 'node distances:' is expected"
+            )
+    return _host(read)
+
+
+# ----------------------------------------------------------------------------------------------------- node lines
+
+
+def _key(words: list[str]) -> int | None:
+    """Where ``node N cpus:`` starts in a line."""
+    for at in range(min(len(words) - 2, 16)):
+        if words[at] == "node" and is_whole(words[at + 1]) and words[at + 2].rstrip(":") in _FIELDS:
+            return at if words[at + 2].endswith(":") else None
+    return None
+
+
+def _says(words: list[str], *end: str) -> bool:
+    return tuple(words[-len(end) :]) == end
+
+
+def _node_line(read: _Text, number: int, line: str, words: list[str]) -> list[int] | None:
+    if read.matrix_line:
+        raise WorkbenchError(
+            f"numactl: line {number}: {line.strip()[:60]!r} comes after the distances of line {read.matrix_line}; "
+            "one machine is expected"
+        )
+    node, name, values = int(words[1]), words[2].rstrip(":"), words[3:]
+    if node >= MAX_NUMNODES:
+        raise WorkbenchError(f"numactl: line {number}: node {node}; ids are 0 to {MAX_NUMNODES - 1}")
+    if (node, name) in read.lines:
+        raise WorkbenchError(
+            f"numactl: line {read.lines[node, name]} and line {number} both give the {name} of node {node}"
+        )
+    read.lines[node, name] = number
+    entry = read.nodes.setdefault(node, {"id": node, "memory_bytes": 0})
+    if name == "cpus":
+        entry["cpus"] = _cpus(node, number, values)
+        return entry["cpus"]  # type: ignore[no-any-return]
+    if len(values) != 2 or values[1] not in ("MB", "MiB") or not is_whole(values[0]):
+        raise WorkbenchError(
+            f"numactl: line {number}: node {node} {name}: {' '.join(values)[:40]!r} is not a size in MB"
+        )
+    entry["memory_bytes" if name == "size" else "free_bytes"] = int(values[0]) << 20
+    return None
+
+
+def _cpus(node: int, number: int, values: list[str]) -> list[int]:
+    """Numbers, or the ranges and the count that ``--cpu-compress`` writes: ``0-15, 32-47 (32)``."""
+    text = " ".join(values)
+    listed, _, count = text.partition("(")
+    try:
+        cpus = list(parse_list(",".join(word.strip(",") for word in listed.split())))
+    except ValueError:
+        raise WorkbenchError(f"numactl: line {number}: node {node} cpus: {text[:40]!r} is not a list of CPUs") from None
+    if count and count.strip(") ") != str(len(cpus)):
+        raise WorkbenchError(
+            f"numactl: line {number}: node {node} cpus: {len(cpus)} are listed, ({count[:20]} is stated"
+        )
+    return cpus
+
+
+def _continued(read: _Text, number: int, line: str, words: list[str], prefix: list[str]) -> list[int]:
+    """The numbers of a line that goes on with the CPUs of the line before."""
+    numbers = _trailing_numbers(words)
+    if not numbers or not _is_prefix(words[: len(words) - len(numbers)], prefix) or len(numbers) > MAX_CPUS:
+        raise WorkbenchError(
+            f"numactl: line {number}: {line.strip()[:60]!r} stands between the nodes; more CPUs or 'node N' is expected"
+        )
+    return [int(word) for word in numbers]
+
+
+def _trailing_numbers(words: list[str]) -> list[str]:
+    start = len(words)
+    while start and is_whole(words[start - 1]):
+        start -= 1
+    return words[start:]
+
+
+def _is_prefix(words: list[str], prefix: list[str]) -> bool:
+    """Whether words are what stands before every line: quotes, comment signs, or a log's prefix but for its digits."""
+    return not words or set("".join(words)) <= _QUOTES or _shape(words) == _shape(prefix)
+
+
+def _shape(words: list[str]) -> str:
+    return re.sub("[0-9]+", "0", "".join(words))
+
+
+def _available(words: list[str]) -> tuple[int, ...] | None:
+    """The ids of ``available: 3 nodes (0-1,4)``."""
+    try:
+        return parse_list(words[3].strip("()"))
+    except ValueError:
+        return None
+
+
+# --------------------------------------------------------------------------------------------------------- matrix
+
+
+def _refuse_second_matrix(read: _Text, number: int) -> None:
+    if read.matrix_line:
+        raise WorkbenchError(f"numactl: line {read.matrix_line} and line {number} both say 'node distances:'")
+    read.matrix_line = number
+
+
+def _finished(read: _Text) -> bool:
+    return read.whole_rows == len(read.columns) == len(read.nodes)
+
+
+def _matrix_line(
+    read: _Text, number: int, line: str, words: list[str], open_list: list[int] | None, prefix: list[str]
+) -> list[int] | None:
+    """The header, a row, or the rest of a wrapped one. Anything else ends the matrix, which is then not whole."""
+    numbers = _trailing_numbers(words)
+    head = words[: len(words) - len(numbers)]
+    if not numbers and _is_prefix(words, prefix):
+        return open_list
+    values = [int(word) for word in numbers]
+    if numbers and head and head[-1] == "node":
+        read.columns.extend(values)
+        return read.columns
+    row: list[int] | None
+    label = head[-1].rstrip(":") if head and head[-1].endswith(":") else ""
+    if numbers and is_whole(label):
+        node = int(label)
+        if node in read.rows and len(read.rows[node]) >= len(read.nodes):
+            raise WorkbenchError(
+                f"numactl: line {read.row_lines[node]} and line {number} both give the distances of node {node}"
+            )
+        read.row_lines.setdefault(node, number)
+        row = read.rows.setdefault(node, [])
+    else:
+        row = open_list if numbers and _is_prefix(head, prefix) else None
+    if row is not None:
+        row.extend(values)
+        if row is not read.columns and len(row) >= len(read.columns):
+            read.whole_rows += 1
+        return row
+    raise WorkbenchError(
+        f"numactl: line {number}: {line.strip()[:60]!r} is no row of {len(read.nodes)} distances: 'N: distance ...'"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- host
+
+
+def _host(read: _Text) -> dict[str, Any]:
+    ids = sorted(read.nodes)
+    if not ids:
+        raise WorkbenchError("numactl: no 'node N size:' line; this is not the output of numactl --hardware")
+    assumed: list[str] = []
+    for node in ids:
+        if (node, "size") not in read.lines:
+            raise WorkbenchError(f"numactl: node {node} has no 'size:' line; the text is truncated")
+    with_cpus = [node for node in ids if (node, "cpus") in read.lines]
+    if not with_cpus:  # numactl before 2.0.3 did not list them
+        assumed.append("cpus")
+    elif len(with_cpus) < len(ids):
+        missing = min(set(ids) - set(with_cpus))
+        raise WorkbenchError(f"numactl: node {missing} has no 'cpus:' line; the text is truncated")
+    distances = _matrix(read, ids, assumed)
+    nodes = [read.nodes[node] for node in ids]
+    for entry in nodes:
+        entry.setdefault("cpus", [])
+        if "free_bytes" in entry:
+            entry["free_bytes"] = min(entry["free_bytes"], entry["memory_bytes"])
+    if with_cpus:
+        mark_memory_only(nodes, {}, set())
+    lowest_node_keeps(nodes)
+    return {
+        "name": "numactl",
+        "nodes": nodes,
+        "distances": distances,
+        "assumed": assumed,
+        "source": "numactl --hardware",
+    }
+
+
+def _matrix(read: _Text, ids: list[int], assumed: list[str]) -> list[list[int]]:
+    if not read.matrix_line:
+        if not read.no_distances and not (len(ids) == 1 and read.stated == tuple(ids)):
+            raise WorkbenchError("numactl: no 'node distances:'; the text is truncated")
+        if read.stated is not None and not set(read.stated) <= set(ids):
+            raise WorkbenchError(
+                f"numactl: nodes {list(read.stated)[:20]} are available, lines are there for {ids[:20]}"
+            )
+        if len(ids) > 1:
+            assumed.append("distances")
+        return default_distances(len(ids))
+    if sorted(read.columns) != ids or sorted(read.rows) != ids:
+        shown = read.columns if sorted(read.columns) != ids else sorted(read.rows)
+        raise WorkbenchError(f"numactl: distances are given for nodes {shown[:20]}, memory for {ids[:20]}")
+    for node in ids:
+        if len(read.rows[node]) != len(ids):
+            raise WorkbenchError(
+                f"numactl: line {read.row_lines[node]}: node {node} has {len(read.rows[node])} distances for "
+                f"{len(ids)} nodes; the matrix must be square"
+            )
+    position = {node: index for index, node in enumerate(read.columns)}
+    return [[read.rows[a][position[b]] for b in ids] for a in ids]
