@@ -53,7 +53,9 @@ def pins(lock: str, environment: Environment) -> dict[str, Requirement]:
     for block in blocks(lock):
         pin = pin_of(block)
         if pin.marker is None or pin.marker.evaluate(environment):
-            assert found.setdefault(canonicalize_name(pin.name), pin) is pin, f"{pin.name} is pinned twice"
+            name = canonicalize_name(pin.name)
+            assert name not in found, f"{name} is pinned twice"
+            found[name] = pin
     return found
 
 
