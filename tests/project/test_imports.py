@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 KERNELS_MAY_IMPORT = {"numpy", "numba"}
 
-GROUND = {"errors", "errnos", "limits", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs"}
+GROUND = {
+    "errors", "errnos", "limits", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs", "intervals",
+    "probe_words",
+}  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
 SCENE = GROUND | {"topology", "scenario", "results", "kernels"}
 """A host, a guest, their operations, and the names of the answers."""
@@ -23,6 +26,8 @@ WINGS = {
     "errors": set(),
     "errnos": set(),
     "limits": set(),
+    "intervals": set(),
+    "probe_words": set(),
     "units": {"errors"},
     "files": {"errors"},
     "safe_yaml": {"errors"},

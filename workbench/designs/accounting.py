@@ -76,8 +76,8 @@ def page_cache_depth(pages: int, words: Bools, huge_2m: Bools, huge_1g: Bools) -
 
 
 def state_tree_bytes(shared_ranges: Int64s, pages: int) -> int:
-    """Bytes of the maple tree of private and shared ranges; ``shared_ranges`` int64 (n, 2): first page, pages."""
-    edges = np.concatenate(([0], shared_ranges[:, 0], shared_ranges.sum(axis=1)))
+    """Bytes of the maple tree of private and shared ranges; ``shared_ranges``: intervals int64 (n, 2) of pages."""
+    edges = np.concatenate(([0], shared_ranges.ravel()))
     borders = np.unique(edges[edges < pages])
     shared = np.isin(borders, shared_ranges[:, 0]).astype(np.int64)
     tree = MapleMap(pages)

@@ -121,31 +121,3 @@ def sweep(
     out = out.assign_coords(page_size=list(page_sizes), conversions=list(conversions))
     out.attrs.update(guest_bytes=parse_bytes(memory, "memory"), confidential=confidential)
     return out
-
-
-ANSWERS = ("event_ret", "event_errno", "event_pages", "pages_per_node", "page_node")
-"""Variables of a simulated scenario that a guest or its VMM can see."""
-
-
-def simulate(scenario: Any, designs: Sequence[str] = DESIGNS[1:], *, check: bool = True) -> xr.Dataset:
-    """Simulate a scenario under several designs: what guest and VMM see, with dimension ``design``.
-
-    Raises WorkbenchError if ``check`` is set and an answer differs (operations whose answer belongs to the design,
-    ``kexec`` and ``iommu_map``, differ by intent: leave them out or pass ``check=False``).
-    """
-    from workbench.simulation import simulate as run
-
-    parts = []
-    for design in designs:
-        if design not in DESIGNS:
-            raise WorkbenchError(f"designs: {design!r} is not one of {', '.join(DESIGNS)}")
-        guest = scenario.guest.model_copy(update={"design": design})
-        dataset = run(scenario.model_copy(update={"guest": guest}))
-        parts.append(dataset[[name for name in ANSWERS if name in dataset]].drop_vars("zone", errors="ignore"))
-    out = xr.concat(parts, "design", combine_attrs="override").assign_coords(design=list(designs))
-    for name in out.data_vars if check else ():
-        values = out[name].values
-        for row, design in zip(values[1:], designs[1:], strict=True):
-            if not np.array_equal(row, values[0]):
-                raise WorkbenchError(f"designs: {name} of {design} differs from {designs[0]}")
-    return out

@@ -10,17 +10,15 @@ import errno
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from workbench import scenario as sc
 from workbench.engine.conversions import Conversions
 from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
+from workbench.intervals import Int64s, equal_intervals, no_intervals, true_intervals
 from workbench.kernels.folios import run as folio
 from workbench.tracking.tracked_file import Outcome, TrackedFile
 from workbench.units import PAGE_SIZE
-
-Int64s = npt.NDArray[np.int64]
 
 
 def tracked_inode(system: System, operation: Any, *, closed: bool = False) -> Inode | None:
@@ -55,7 +53,7 @@ def pin(system: System, operation: sc.Pin) -> Result:
     offset, length = byte_span(operation, inode)
     if operation.kind == "long_term" and length > 0:
         start, end = offset // PAGE_SIZE, min(inode.pages, -(-(offset + length) // PAGE_SIZE))
-        runs = _state_runs(file, start, end, True) if start < end else np.empty((0, 2), np.int64)
+        runs = _state_runs(file, start, end, True) if start < end else no_intervals()
         if len(runs) and runs[0, 0] == start:
             if not system.touch(system.task(operation), inode, start, int(runs[0, 1])) or not conversions.enter_all():
                 return result_of(Outcome(errno.ENOMEM, offset))
@@ -125,7 +123,7 @@ def guest_fault(system: System, inode: Inode, start: int, end: int) -> Result | 
     conversions, file = _tracking(system, inode)
     if not conversions.enter_all():
         return result_of(Outcome(errno.ENOMEM, None))
-    for low, high in zip(*_states(file, start, end), strict=True):
+    for low, high in equal_intervals(file.is_shared(start, end), start).tolist() if end > start else ():
         private = not bool(file.is_shared(low, low + 1)[0])
         outcome = file.guest_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE, private)
         if outcome.errno:
@@ -147,10 +145,8 @@ def punch_hole(system: System, inode: Inode, offset: int, length: int) -> Result
     if start < end:
         conversions.erase_small(inode, file, start, end, held)
     if first < last and shift:
-        gone = ~file.present(first, last)
-        edges = np.diff(np.concatenate(([False], gone, [False])).astype(np.int8))
-        for low, high in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
-            inode.map.erase(first + int(low), first + int(high), len(system.free))
+        for low, high in true_intervals(~file.present(first, last), first).tolist():
+            inode.map.erase(low, high, len(system.free))
         conversions.take_back(inode, file)
     if start < end:
         for mapping in inode.mappings:
@@ -165,15 +161,8 @@ def byte_span(operation: Any, inode: Inode) -> tuple[int, int]:
 
 
 def _state_runs(file: TrackedFile, start: int, end: int, shared: bool) -> Int64s:
-    """Runs int64 (n, 2) of pages of [start, end) in one state."""
-    edges = np.diff(np.concatenate(([False], file.is_shared(start, end) == shared, [False])).astype(np.int8))
-    return np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1))) + start
-
-
-def _states(file: TrackedFile, start: int, end: int) -> tuple[list[int], list[int]]:
-    bits = file.is_shared(start, end)
-    cuts = [start, *(np.flatnonzero(bits[1:] != bits[:-1]) + start + 1).tolist(), end]
-    return (cuts[:-1], cuts[1:]) if end > start else ([], [])
+    """Pages of [start, end) that are in one state, as intervals int64 (n, 2)."""
+    return true_intervals(file.is_shared(start, end) == shared, start)
 
 
 def result_of(outcome: Outcome, **detail: Any) -> Result:

@@ -17,13 +17,13 @@ from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import handover
 from workbench.engine.calls_host import unhog
-from workbench.engine.filemap import Int64s
 from workbench.engine.handover import CannotPreserve, Format, PolicyRange, Preserved
 from workbench.engine.host_state import HostState
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Result, failed
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
+from workbench.intervals import Int64s
 from workbench.kernels import kho
 from workbench.tracking.light_file import LightFile
 from workbench.tracking.tracked_file import TrackedFile

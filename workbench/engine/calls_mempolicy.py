@@ -15,9 +15,9 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import migration
-from workbench.engine.filemap import no_intervals
 from workbench.engine.objects import Result, Thread, failed
 from workbench.engine.system import System
+from workbench.intervals import no_intervals
 from workbench.kernels import mempolicy
 from workbench.units import PAGE_SIZE
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import migration
-from workbench.engine.filemap import Int64s, in_intervals
 from workbench.engine.objects import Result, failed
 from workbench.engine.system import System
+from workbench.intervals import Int64s, in_intervals
 
 UNWRITTEN = -9999
 """What a status entry of move_pages holds when the call did not write it."""

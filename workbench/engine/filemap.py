@@ -8,61 +8,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from workbench.intervals import Int64s, intervals_in, intervals_minus, no_intervals, true_intervals
 from workbench.kernels import filemap as kernels
 from workbench.kernels.placement import ALLOCATIONS, TILES
 
-Int64s = npt.NDArray[np.int64]
 Int16s = npt.NDArray[np.int16]
-
-
-def intervals_minus(start: int, end: int, intervals: Int64s) -> Int64s:
-    """The parts of ``[start, end)`` outside sorted disjoint ``intervals`` int64 (n, 2): int64 (m, 2)."""
-    first = np.searchsorted(intervals[:, 1], start, side="right")
-    last = np.searchsorted(intervals[:, 0], end, side="left")
-    inside = intervals[first:last]
-    edges = np.concatenate(([start], inside.ravel(), [end])).reshape(-1, 2)
-    edges = np.clip(edges, start, end)
-    return edges[edges[:, 0] < edges[:, 1]]
-
-
-def intervals_in(start: int, end: int, intervals: Int64s) -> Int64s:
-    """The parts of sorted disjoint ``intervals`` int64 (n, 2) inside ``[start, end)``."""
-    first = np.searchsorted(intervals[:, 1], start, side="right")
-    last = np.searchsorted(intervals[:, 0], end, side="left")
-    return np.clip(intervals[first:last], start, end)
-
-
-def intervals_add(start: int, end: int, intervals: Int64s) -> Int64s:
-    """Sorted disjoint intervals with ``[start, end)`` added; touching ones are joined."""
-    if end <= start:
-        return intervals
-    first = np.searchsorted(intervals[:, 1], start, side="left")
-    last = np.searchsorted(intervals[:, 0], end, side="right")
-    joined = intervals[first:last]
-    if len(joined):
-        start, end = min(start, int(joined[0, 0])), max(end, int(joined[-1, 1]))
-    return np.concatenate((intervals[:first], [[start, end]], intervals[last:]))
-
-
-def intervals_remove(start: int, end: int, intervals: Int64s) -> Int64s:
-    """Sorted disjoint intervals without ``[start, end)``."""
-    if end <= start or not len(intervals):
-        return intervals
-    below = intervals_in(0, start, intervals)
-    above = intervals_in(end, np.iinfo(np.int64).max, intervals)
-    return np.concatenate((below, above))
-
-
-def in_intervals(pages: Int64s, intervals: Int64s) -> npt.NDArray[np.bool_]:
-    """Whether each page lies in one of the sorted disjoint intervals: bool (n,)."""
-    position = np.searchsorted(intervals[:, 0], pages, side="right") - 1
-    ends = np.concatenate((intervals[:, 1], [np.iinfo(np.int64).min]))
-    return pages < ends[position]
-
-
-def no_intervals() -> Int64s:
-    """The empty set of intervals."""
-    return np.empty((0, 2), np.int64)
 
 
 class FileMap:
@@ -119,10 +69,7 @@ class FileMap:
     def _placed(holes: Int64s, zones: Int16s, base: int) -> Int64s:
         if (zones >= 0).all():
             return holes
-        present = np.zeros(len(zones) + 2, np.int8)
-        present[1:-1] = zones >= 0
-        edges = np.diff(present)
-        placed = np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1))) + base
+        placed = true_intervals(zones >= 0, base)
         parts = [intervals_in(int(start), int(end), placed) for start, end in holes]
         return np.concatenate(parts) if parts else no_intervals()
 

@@ -83,7 +83,7 @@ class Preserved:
     extents: np.ndarray = field(repr=False)
     policy: tuple[PolicyRange, ...] = ()
     shared: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64), repr=False)
-    """int64 (m, 2): ranges of the file (first page, pages) that are shared."""
+    """Intervals int64 (m, 2) of the file's pages that are shared."""
 
     def pfn_of(self, index: np.ndarray) -> np.ndarray:
         """Pfns of page indices, -1 where nothing is present."""

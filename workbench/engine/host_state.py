@@ -14,11 +14,12 @@ import numpy as np
 
 from workbench import policy as mp
 from workbench import scenario as sc
-from workbench.engine.filemap import FileMap, Int64s, in_intervals, intervals_add, intervals_minus, no_intervals
+from workbench.engine.filemap import FileMap
 from workbench.engine.objects import Inode, OpenFile, Thread
 from workbench.engine.pfns import FreePfns
 from workbench.engine.policy_request import mask_of, policy_nodemask
 from workbench.errors import Cancelled, WorkbenchError
+from workbench.intervals import Int64s, in_intervals, intervals_add, intervals_minus, no_intervals
 from workbench.kernels import fault_order, mempolicy, placement, zonelist
 from workbench.topology.zones import LOWMEM_BYTES, default_zones
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes

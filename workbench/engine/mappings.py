@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workbench.engine.filemap import Int64s, intervals_add, intervals_remove, no_intervals
+from workbench.intervals import Int64s, intervals_add, intervals_remove, no_intervals
 from workbench.policy import Mempolicy, mpol_equal
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from workbench import policy as mp
-from workbench.engine.filemap import Int64s, intervals_in, intervals_minus, no_intervals
 from workbench.engine.host_state import HostState
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Thread
+from workbench.intervals import Int64s, intervals_in, intervals_minus, no_intervals
 
 
 def seen_by(inode: Inode, mapping: Mapping, start: int, end: int, mapped_once: bool) -> Int64s:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from workbench import policy as mp
-from workbench.engine.filemap import FileMap, Int64s, no_intervals
+from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
 from workbench.engine.pfns import FilePfns
+from workbench.intervals import Int64s, no_intervals
 from workbench.tracking.tracked_file import TrackedFile
 
 GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_FLAG_INIT_SHARED = 1, 2

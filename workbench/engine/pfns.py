@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from workbench.engine.filemap import FileMap, Int16s, Int64s
+from workbench.engine.filemap import FileMap, Int16s
+from workbench.intervals import Int64s
 from workbench.kernels import pfns as kernels
 from workbench.kernels.placement import ALLOCATIONS
 

@@ -14,9 +14,9 @@ import numpy as np
 from workbench import scenario as sc
 from workbench.engine import conversions
 from workbench.engine.conversions import Conversions
-from workbench.engine.filemap import Int64s
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
+from workbench.intervals import Int64s
 
 _FIRST_DESCRIPTOR = 3  # after stdin, stdout and stderr
 

@@ -6,7 +6,6 @@ Shares of nodes are bytes (255 = all pages of a column), so that a change costs 
 from __future__ import annotations
 
 import html
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.explorer.controller import Run
 from workbench.explorer.edits import policy_nodes, policy_range
+from workbench.intervals import equal_intervals
 from workbench.plots.palette import node_colours
 from workbench.scenario import Create
 from workbench.tracking.confidential import LARGEST_LEAF
@@ -191,18 +191,12 @@ def _states(run: Run) -> list[dict[str, Any]]:
                 split[low // page_size : -(-high // page_size)] = True
         sizes = [
             (low * page_size, min(total, high * page_size), "4 KiB" if split[low] else guest.page_size)
-            for low, high in _runs(split)
+            for low, high in equal_intervals(split).tolist()
         ]
     largest = LARGEST_LEAF[guest.confidential]  # private memory is mapped no larger; shared pages are 4 KiB anyhow
     sizes = [(low, high, min(size, largest, key=parse_bytes)) for low, high, size in sizes]
     bands = (("private or shared", shared), ("page size", sizes))
     return [{"name": name, "parts": [_part(*part) for part in parts]} for name, parts in bands]
-
-
-def _runs(flags: npt.NDArray[Any]) -> list[tuple[int, int]]:
-    """Bounds of maximal stretches of equal values."""
-    edges = [0, *(np.flatnonzero(flags[1:] != flags[:-1]) + 1).tolist(), len(flags)]
-    return list(itertools.pairwise(edges))
 
 
 def _touched(run: Run, total: int) -> list[tuple[int, int, str]]:
@@ -229,7 +223,10 @@ def _sharing(run: Run, total: int) -> list[tuple[int, int, str]]:
     shared = np.full(len(edges) - 1, not created or "init_shared" in created[0].flags)
     for low, high, state in conversions:
         shared[np.searchsorted(edges, low) : np.searchsorted(edges, high)] = state == "shared"
-    return [(int(edges[a]), int(edges[b]), "shared" if shared[a] else "private") for a, b in _runs(shared)]
+    return [
+        (int(edges[a]), int(edges[b]), "shared" if shared[a] else "private")
+        for a, b in equal_intervals(shared).tolist()
+    ]
 
 
 def space(

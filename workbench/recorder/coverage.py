@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from workbench import probe_words
 from workbench.data import datasets_path
 from workbench.recorder.scenario_generator import MODES
 
@@ -25,7 +26,7 @@ WAYS = (
     "touch seq", "touch rev", "touch rand", "touch stride", "read seq", "read rev", "read rand", "read stride",
     "fallocate", "prefault", "guest", "populate read", "populate write", "get_mempolicy node",
 )  # fmt: skip
-ORDERS = ("seq", "rev", "rand", "stride")
+ORDERS = tuple(probe_words.ORDERS.values())
 NONE = "DEFAULT"
 FEATURES = (
     "1 node", "2 nodes", "3-4 nodes", "5-8 nodes", "more than 8 nodes", "asymmetric distances", "unequal sizes",

@@ -20,6 +20,7 @@ from workbench import policy as mempolicy
 from workbench import scenario as sc
 from workbench.engine.generators import expand, in_turns, shared_turns
 from workbench.errors import WorkbenchError
+from workbench.probe_words import ORDERS, TOUCHES
 from workbench.recorder.qemu import Emulation
 from workbench.units import PAGE_SIZE, format_bytes
 
@@ -27,7 +28,6 @@ MAX_FILES = 8
 MAX_TASKS = 8
 MAX_FILE_PAGES = 1 << 17
 MAX_LINES = 20_000
-_ORDERS = {"sequential": "seq", "reverse": "rev", "random": "rand", "strided": "stride"}
 _NOT_ON_LINUX = {
     "fbind": "v3 of the series only; Linux 7.3 has mbind",
     "convert": "in-place conversion is not merged",
@@ -209,7 +209,7 @@ class _Translator:
             self._add(task, f"{'vtouch' if op.by == 'guest' else 'prefault'} {where}")
             return
         parameter = {"random": f" {op.seed}", "strided": f" {op.stride}"}.get(op.order, "")
-        self._add(task, f"{'touch' if op.write else 'rtouch'} {where} {_ORDERS[op.order]}{parameter}")
+        self._add(task, f"{'touch' if op.write else 'rtouch'} {where} {ORDERS[op.order]}{parameter}")
 
     def _turns(self, op: sc.FirstTouch, task: int) -> None:
         """First touch in turns: one line for each turn of a vCPU."""
@@ -218,7 +218,7 @@ class _Translator:
         first, count = self._page_range(op)
         vcpus = len(self.scenario.guest.vcpus) or 1
         turns = shared_turns if op.shared else in_turns
-        verb = {"guest": "vtouch", "prefault": "prefault", "host": "touch"}[op.by]
+        verb = TOUCHES[op.by]
         for pages, owners in turns(first, first + count, vcpus, op.turn):
             breaks = np.flatnonzero((np.diff(owners) != 0) | (np.diff(pages) != 1)) + 1
             for run, owner in zip(np.split(pages, breaks), np.split(owners, breaks), strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.errors import WorkbenchError
+from workbench.intervals import true_intervals
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
 from workbench.tracking.confidential import LARGEST_LEAF, leaves
@@ -197,10 +198,8 @@ class TrackedFile(ABC):
         return np.unpackbits(words, bitorder="little")[low : low + end - first].astype(bool)
 
     def shared_ranges(self) -> Int64s:
-        """Maximal runs of shared pages, int64 (n, 2): first page, pages."""
-        edges = np.diff(np.concatenate(([False], self.is_shared(), [False])).astype(np.int8))
-        first = np.flatnonzero(edges == 1)
-        return np.column_stack((first, np.flatnonzero(edges == -1) - first))
+        """Shared pages as intervals, int64 (n, 2)."""
+        return true_intervals(self.is_shared())
 
 
 def choice(field: str, value: str, allowed: Mapping[str, Meaning]) -> Meaning:

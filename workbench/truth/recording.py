@@ -19,6 +19,7 @@ from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.data import datasets_path, shipped
 from workbench.errors import WorkbenchError
+from workbench.probe_words import ORDERS
 from workbench.topology.host import Host, Node, Zone
 from workbench.units import PAGE_SIZE
 
@@ -366,7 +367,7 @@ def _flags(word: str, names: Mapping[str, int]) -> int:
 
 
 _GMEM_FLAGS = {"mmap": 1, "shared": 2}
-_ORDERS = {"seq": "sequential", "rev": "reverse", "rand": "random", "stride": "strided"}
+_ORDERS = {word: order for order, word in ORDERS.items()}
 
 
 def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> sc.Operation:

@@ -1,0 +1,77 @@
+"""Sets of pages as intervals: int64 (n, 2), rows ``[start, end)``, sorted and disjoint.
+
+The one way in which ranges of pages are kept outside the kernels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Int64s = npt.NDArray[np.int64]
+
+
+def no_intervals() -> Int64s:
+    """The empty set of intervals."""
+    return np.empty((0, 2), np.int64)
+
+
+def equal_intervals(values: npt.NDArray[np.generic], base: int = 0) -> Int64s:
+    """Maximal stretches of equal neighbours in ``values`` (n,), whose first index is ``base``."""
+    if not len(values):
+        return no_intervals()
+    edges = np.flatnonzero(values[1:] != values[:-1]) + 1
+    return np.column_stack((np.append(0, edges), np.append(edges, len(values)))).astype(np.int64) + base
+
+
+def true_intervals(flags: npt.NDArray[np.bool_], base: int = 0) -> Int64s:
+    """Maximal stretches in which ``flags`` bool (n,) is set; its first index is ``base``."""
+    padded = np.zeros(len(flags) + 2, np.int8)
+    padded[1:-1] = flags
+    edges = np.diff(padded)
+    return np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1))) + base
+
+
+def intervals_minus(start: int, end: int, intervals: Int64s) -> Int64s:
+    """The parts of ``[start, end)`` outside sorted disjoint ``intervals`` int64 (n, 2): int64 (m, 2)."""
+    first = np.searchsorted(intervals[:, 1], start, side="right")
+    last = np.searchsorted(intervals[:, 0], end, side="left")
+    inside = intervals[first:last]
+    edges = np.concatenate(([start], inside.ravel(), [end])).reshape(-1, 2)
+    edges = np.clip(edges, start, end)
+    return edges[edges[:, 0] < edges[:, 1]]
+
+
+def intervals_in(start: int, end: int, intervals: Int64s) -> Int64s:
+    """The parts of sorted disjoint ``intervals`` int64 (n, 2) inside ``[start, end)``."""
+    first = np.searchsorted(intervals[:, 1], start, side="right")
+    last = np.searchsorted(intervals[:, 0], end, side="left")
+    return np.clip(intervals[first:last], start, end)
+
+
+def intervals_add(start: int, end: int, intervals: Int64s) -> Int64s:
+    """Sorted disjoint intervals with ``[start, end)`` added; touching ones are joined."""
+    if end <= start:
+        return intervals
+    first = np.searchsorted(intervals[:, 1], start, side="left")
+    last = np.searchsorted(intervals[:, 0], end, side="right")
+    joined = intervals[first:last]
+    if len(joined):
+        start, end = min(start, int(joined[0, 0])), max(end, int(joined[-1, 1]))
+    return np.concatenate((intervals[:first], [[start, end]], intervals[last:]))
+
+
+def intervals_remove(start: int, end: int, intervals: Int64s) -> Int64s:
+    """Sorted disjoint intervals without ``[start, end)``."""
+    if end <= start or not len(intervals):
+        return intervals
+    below = intervals_in(0, start, intervals)
+    above = intervals_in(end, np.iinfo(np.int64).max, intervals)
+    return np.concatenate((below, above))
+
+
+def in_intervals(pages: Int64s, intervals: Int64s) -> npt.NDArray[np.bool_]:
+    """Whether each page lies in one of the sorted disjoint intervals: bool (n,)."""
+    position = np.searchsorted(intervals[:, 0], pages, side="right") - 1
+    ends = np.concatenate((intervals[:, 1], [np.iinfo(np.int64).min]))
+    return pages < ends[position]
