@@ -11,7 +11,7 @@ MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: env demo test test-kernels lint lab bench lock clean
+.PHONY: env demo test quick test-kernels lint lab bench lock clean
 .DEFAULT_GOAL := env
 
 env: $(VENV)/.installed
@@ -38,11 +38,17 @@ test: env lint test-kernels
 	$(PYTEST) tests/e2e
 	$(PYTEST) -n 2 --dist loadfile tests --ignore=tests/kernels --ignore=tests/e2e
 
+# Between two commits: lint, and the tests that start no browser, no notebook, no guest and build no wheel.
+QUICK := tests/project tests/topology tests/cost tests/tracking
+quick: lint
+	$(PYTEST) -n 2 --dist loadfile -m 'not slow' $(QUICK) --ignore=tests/project/test_wheel.py
+
 test-kernels: env
 	$(PYTEST) -n 2 --dist loadfile tests/kernels
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -n 2 --dist loadfile --cov=kernels --cov-report=term-missing:skip-covered tests/kernels
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) -n 2 --dist loadfile tests/kernels
 
+# What is read without being run; types belong here too, so that `quick` and `test` both have them.
 lint: env
 	$(BIN)/ruff check .
 
