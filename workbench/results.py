@@ -1,8 +1,8 @@
-"""The schema of a result: every variable of the Dataset is declared once here, and stored without loss.
+"""Results: every Dataset is made here, says where it comes from, and is stored without loss.
 
-``SPECS`` says for each variable its dimensions, units, long name and basis: ``exact`` (checked against recordings of the
-real kernel), ``counted`` (follows from exact ones by counting) or ``modelled`` (with a source). Other modules add their
-variables with :func:`declare`. Attributes are texts and numbers only, so that Zarr and netCDF both keep them.
+:func:`make` builds a Dataset from the variables that :mod:`workbench.variables` declares: no other module does. Every
+variable has units, a long name and a basis, every coordinate units and a long name, every Dataset a provenance.
+Attributes are texts and numbers only, so that Zarr and netCDF both keep them.
 
 Where a guest is too large to list every page, placement is kept as *stretches*: the page at ``start + i`` of a stretch
 lies on ``tile_node[offset + (phase + i * step) mod period]``. :func:`page_nodes` and :func:`node_counts` read them.
@@ -10,7 +10,9 @@ lies on ``tile_node[offset + (phase + i * step) mod period]``. :func:`page_nodes
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -18,141 +20,82 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SIZE
+from workbench.variables import Schema
 
 if TYPE_CHECKING:
     from workbench.scenario import Scenario
 
 SCHEMA_VERSION = 1
-Basis = Literal["exact", "counted", "modelled"]
+
+# ------------------------------------------------------------------------------------------------------ making
 
 
-@dataclass(frozen=True)
-class Spec:
-    """One variable of the Dataset."""
+def make(
+    schema: type[Schema],
+    values: Mapping[str, object],
+    coordinates: Mapping[str, object],
+    *,
+    provenance: str,
+    source: str = "",
+    attributes: Mapping[str, str | int | float] = {},
+) -> xr.Dataset:
+    """Build the Dataset of a kind: the only place where one is built.
 
-    dims: tuple[str, ...]
-    units: str
-    long_name: str
-    basis: Basis
-    source: str = ""
-
-
-SPECS: dict[str, Spec] = {}
-
-
-def declare(name: str, dims: Sequence[str], units: str, long_name: str, basis: Basis, source: str = "") -> None:
-    """Add a variable to the schema. A modelled one needs the source of its model."""
-    if basis == "modelled" and not source:
-        raise ValueError(f"{name}: a modelled variable needs a source")
-    SPECS[name] = Spec(tuple(dims), units, long_name, basis, source)
-
-
-def _declare_all() -> None:
-    exact: Basis = "exact"
-    counted: Basis = "counted"
-    declare("node_kind", ("node",), "", "kind of memory", exact)
-    declare("node_memory", ("node",), "B", "memory of the node", exact)
-    declare("node_cpus", ("node",), "1", "CPUs of the node", exact)
-    declare("distance", ("node", "node_to"), "1", "SLIT distance (10 = local)", exact)
-    declare("fallback_order", ("node", "rank"), "1", "fallback order of nodes (-1: none)", exact)
-    declare("zone_node", ("zone",), "1", "node of the zone", exact)
-    declare("zone_managed", ("zone",), "pages", "pages managed by the zone", counted)
-    for mark in ("min", "low", "high"):
-        declare(f"zone_{mark}", ("zone",), "pages", f"{mark} watermark", counted)
-    declare("zone_lowmem_reserve", ("zone",), "pages", "pages kept from requests that could use a higher zone", counted)
-    declare("event_op", ("event",), "", "operation", exact)
-    declare("event_task", ("event",), "", "task that made the call", exact)
-    declare("event_file", ("event",), "", "file", exact)
-    declare("event_ret", ("event",), "1", "return value", exact)
-    declare("event_errno", ("event",), "1", "errno (0: success)", exact)
-    declare("event_error", ("event",), "", "errno by name (empty: success)", exact)
-    declare("event_detail", ("event",), "", "what the call wrote besides, as JSON", exact)
-    declare("event_pages", ("event", "node"), "folios", "folios placed by the event", exact)
-    declare("free_pages", ("event", "zone"), "folios", "free folios of the zone after the event", counted)
-    declare("pages_per_node", ("file", "node"), "folios", "folios of the file on the node", exact)
-    declare("file_pages", ("file",), "folios", "size of the file", exact)
-    declare("page_size", (), "B", "bytes of one folio of the guest", exact)
-    declare("file_page_size", ("file",), "B", "bytes of one folio of the file", exact)
-    declare("zone_page_size", ("zone",), "B", "bytes of one folio of the zone", exact)
-    declare("event_small_pages", ("event", "node"), "4 KiB pages", "4 KiB pages placed beside huge folios", exact)
-    declare("small_pages_per_node", ("file", "node"), "4 KiB pages", "4 KiB pages where no huge page was left", exact)
-    for table, folios in (("run", "folio"), ("observed_run", "folio"), ("small_run", "4 KiB page")):
-        declare(f"{table}_file", (table,), "", "file", exact)
-        declare(f"{table}_start", (table,), f"{folios}s", f"first {folios} of the run", exact)
-        declare(f"{table}_length", (table,), f"{folios}s", f"{folios}s in the run", exact)
-        declare(f"{table}_node", (table,), "1", "node that backs the run", exact)
-    declare("observed_run_event", ("observed_run",), "1", "event that observed the run", exact)
-    for table, folio in (("stretch", "folio"), ("small_stretch", "4 KiB page")):
-        declare(f"{table}_file", (table,), "", "file", exact)
-        for name, long_name in (
-            ("start", f"first {folio} of the stretch"),
-            ("length", f"{folio}s of the stretch"),
-            ("offset", "first entry of its tile"),
-            ("period", "entries of its tile"),
-            ("phase", f"entry of the tile for its first {folio}"),
-            ("step", "direction in which the tile is read"),
-        ):
-            declare(f"{table}_{name}", (table,), "1", long_name, exact)
-    declare("tile_node", ("tile_entry",), "1", "node", exact)
-    declare("page_node", ("file", "page"), "1", "node that backs the folio (-1: absent, or 4 KiB pages)", exact)
-    declare(
-        "page_pfn",
-        ("file", "page"),
-        "folios",
-        "pfn of the folio, counted in folios (-1: absent)",
-        "modelled",
-        "ascending from the start of each zone, freed folios last in, first out (mm/page_alloc.c); see kernels/pfns.py",
-    )
-    declare("range_file", ("range",), "", "file", exact)
-    declare("range_start", ("range",), "4 KiB pages", "first page of the shared policy range", exact)
-    declare("range_end", ("range",), "4 KiB pages", "end of the shared policy range", exact)
-    declare("range_mode", ("range",), "", "mode of the policy", exact)
-    declare("range_nodes", ("range", "node"), "1", "nodes of the policy", exact)
-    declare("vcpu_node", ("vcpu",), "1", "node that the vCPU runs on", exact)
-    declare("local_share", ("vcpu",), "1", "share of the guest's memory on the vCPU's node", counted)
-    declare("mean_distance", ("vcpu",), "1", "mean SLIT distance from the vCPU to the guest's memory", counted)
+    Parameters
+    ----------
+    schema : its kind; a name that the kind does not have is an error (ValueError), as are other dimensions
+    values : name -> array in the declared dimensions; an array with one dimension more begins with ``sample``
+    coordinates : name -> values along the dimension of that name, or (dimension, values)
+    provenance : of :func:`provenance`
+    source : said behind the source of every variable that has one
+    attributes : of the Dataset
+    """
+    arrays = {}
+    for name, given in values.items():
+        variable = schema.variables.get(name)
+        if variable is None:
+            raise ValueError(f"{name} is not a variable of {schema.__name__}")
+        array = np.asarray(given)
+        dims = variable.dims if array.ndim == len(variable.dims) else ("sample", *variable.dims)
+        if array.ndim != len(dims):
+            raise ValueError(f"{name} has {array.ndim} dimensions, declared are {variable.dims}")
+        attrs = {"units": variable.units, "long_name": variable.long_name, "basis": variable.basis}
+        if variable.source:
+            attrs["source"] = f"{variable.source}; {source}" if source else variable.source
+        arrays[name] = (dims, array, attrs)
+    dataset = xr.Dataset(arrays, {name: coordinate(schema, name, given) for name, given in coordinates.items()})
+    return dataset.assign_attrs(provenance=provenance, **attributes)
 
 
-_declare_all()
+def coordinate(schema: type[Schema], name: str, given: object) -> tuple[str, np.ndarray, dict[str, str]]:
+    """A declared coordinate as xarray takes it: dimension, values, attributes."""
+    declared = schema.coordinates.get(name)
+    if declared is None:
+        raise ValueError(f"{name} is not a coordinate of {schema.__name__}")
+    dim, values = given if isinstance(given, tuple) else (name, given)
+    return dim, np.asarray(values), {"units": declared.units, "long_name": declared.long_name}
 
 
-def annotate(dataset: xr.Dataset) -> xr.Dataset:
-    """Give every variable its attributes from ``SPECS``; an undeclared variable or wrong dimensions is an error."""
-    for name, variable in dataset.data_vars.items():
-        spec = SPECS.get(str(name))
-        if spec is None:
-            raise ValueError(f"{name} is not declared in the result schema")
-        allowed = set(spec.dims) | {"design", "sample"}
-        if not set(map(str, variable.dims)) <= allowed:
-            raise ValueError(f"{name} has dimensions {variable.dims}, declared {spec.dims}")
-        variable.attrs.update(units=spec.units, long_name=spec.long_name, basis=spec.basis)
-        if spec.source:
-            variable.attrs["source"] = spec.source
-    for name, (units, long_name) in _COORDINATES.items():
-        if name in dataset.coords:
-            dataset.coords[name].attrs.update(units=units, long_name=long_name)
-    return dataset
+def stack(
+    schema: type[Schema], parts: Sequence[xr.Dataset], name: str, values: object = None, *, provenance: str
+) -> xr.Dataset:
+    """Datasets of one kind one after another along ``name``: a new dimension with a coordinate of the kind, or theirs.
 
-
-_COORDINATES = {
-    "node": ("1", "NUMA node id"),
-    "node_to": ("1", "NUMA node id"),
-    "zone": ("", "zone (node/type)"),
-    "file": ("", "file"),
-    "event": ("1", "event number"),
-    "vcpu": ("", "vCPU"),
-    "rank": ("1", "position in the fallback order"),
-}
+    Along a new dimension everything varies, what has no dimensions too. Attributes are those of the first.
+    """
+    out = xr.concat(list(parts), name, data_vars="all", coords="minimal", compat="override", combine_attrs="override")
+    if values is not None:
+        out = out.assign_coords({name: coordinate(schema, name, values)})
+    return out.assign_attrs(provenance=provenance)
 
 
 @functools.cache
@@ -167,20 +110,47 @@ def software_versions() -> dict[str, str]:
     return versions
 
 
-def provenance(scenario: Scenario, command: str = "") -> str:
-    """JSON text: schema and software versions, the scenario and its seed; what is needed to make the result again."""
-    return json.dumps(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "software": software_versions(),
-            "python": platform.python_version(),
-            "kernel_of_record": "Linux 7.3",
-            "seed": scenario.seed,
-            "scenario": scenario.to_mapping(),
-            "command": command,
-        },
-        sort_keys=True,
-    )
+def provenance(scenario: Scenario | None = None, command: str = "", **inputs: object) -> str:
+    """JSON text: what is needed to make a result again.
+
+    Schema and software versions; of a simulation the scenario and its seed; of anything else ``command``, what was
+    called, and its ``inputs``. A Dataset among these is named by its own provenance.
+    """
+    made = {
+        "schema_version": SCHEMA_VERSION,
+        "software": software_versions(),
+        "python": platform.python_version(),
+        "kernel_of_record": "Linux 7.3",
+        "command": command,
+    }
+    if scenario is not None:
+        made |= {"seed": scenario.seed, "scenario": scenario.to_mapping()}
+    if inputs:
+        made["inputs"] = {name: _plain(value) for name, value in inputs.items()}
+    return json.dumps(made, sort_keys=True)
+
+
+_LISTED = 256
+"""Arrays of up to so many numbers stand in a provenance; of larger ones the digest does."""
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, xr.Dataset):
+        return json.loads(value.attrs.get("provenance", "{}"))
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.size <= _LISTED else f"SHA-256 {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
 
 # ----------------------------------------------------------------------------------------------------- reading

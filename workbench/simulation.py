@@ -24,6 +24,7 @@ from workbench.kernels import filemap
 from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.tracking.struct_pages import DESIGNS
 from workbench.units import PAGE_SIZE
+from workbench.variables import Simulation
 
 AUTO_PAGES = 1 << 22
 """``output: auto`` lists the node of every folio up to so many folios in all."""
@@ -120,12 +121,8 @@ def _under(
     shapes = [{name: variable.shape for name, variable in part.data_vars.items()} for part in parts]
     common = [name for name in shapes[0] if all(shape.get(name) == shapes[0][name] for shape in shapes)]
     kept = [name for name in common if "zone" not in parts[0][name].dims]
-    out = xr.concat(
-        [part[kept].drop_vars("zone", errors="ignore") for part in parts], "design", combine_attrs="override"
-    )
-    out = out.assign_coords(design=("design", list(designs), {"units": "", "long_name": "how memory is tracked"}))
-    out.attrs.update(scenario=scenario.name, provenance=results.provenance(scenario))
-    return out
+    kept_parts = [part[kept].drop_vars("zone", errors="ignore") for part in parts]
+    return results.stack(Simulation, kept_parts, "design", list(designs), provenance=results.provenance(scenario))
 
 
 def _observed_runs(system: System, inode: Inode, operation: sc.Observe) -> np.ndarray:
@@ -152,11 +149,8 @@ def _node_runs(system: System, map_: FileMap, start: int = 0, end: int = np.iinf
 
 def _dataset(system: System, log: _Log) -> xr.Dataset:
     scenario = system.scenario
-    variables: dict[str, tuple[tuple[str, ...], object]] = {}
-
-    def put(name: str, values: object) -> None:
-        variables[name] = (results.SPECS[name].dims, values)
-
+    variables: dict[str, object] = {}
+    put = variables.__setitem__
     inodes = {name: file.inode for name, file in system.files.items()}
     _put_host(system, put)
     _put_events(system, log, put)
@@ -201,11 +195,10 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     }
     if log.conversions:
         coordinates |= {"level": np.array(conversion.LEVELS), "part": np.array(conversion.PARTS)}
-    dataset = results.annotate(xr.Dataset(variables, coordinates))
-    dataset.attrs.update(scenario=scenario.name, provenance=results.provenance(scenario))
-    if scenario.comment:
-        dataset.attrs["comment"] = scenario.comment
-    return dataset
+    attributes = {"scenario": scenario.name} | ({"comment": scenario.comment} if scenario.comment else {})
+    return results.make(
+        Simulation, variables, coordinates, provenance=results.provenance(scenario), attributes=attributes
+    )
 
 
 def _file_counts(system: System, maps: list[FileMap | None]) -> np.ndarray:

@@ -149,7 +149,7 @@ def test_the_gallery_finds_sorts_and_links(folder, offline):
 
 
 def test_a_hostile_notebook_does_nothing(folder, offline, tmp_path):
-    from batch.notebooks import write
+    from reports.notebooks import write
 
     name = "<script>window.pwned=9</script><img src=x onerror=window.pwned=8>"
     made = make_report(write(tmp_path / "n.ipynb"), tmp_path / "n.html", parameters={"machine": name})

@@ -19,7 +19,7 @@ GROUND = {
     "probe_words",
 }  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
-SCENE = GROUND | {"topology", "scenario", "results", "kernels"}
+SCENE = GROUND | {"topology", "scenario", "variables", "results", "kernels"}
 """A host, a guest, their operations, and the names of the answers."""
 WINGS = {
     "kernels": set(),
@@ -37,7 +37,8 @@ WINGS = {
     "policy": {"bitmap_lists", "errors", "limits"},
     "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "safe_yaml", "units"},
     "scenario": {"errors", "policy", "safe_yaml", "topology", "units"},
-    "results": {"errors", "kernels", "scenario", "units"},
+    "variables": {"costs"},
+    "results": {"errors", "kernels", "scenario", "units", "variables"},
     "tracking": SCENE,
     "engine": SCENE | {"tracking"},
     "cost": SCENE | {"tracking", "engine"},

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from batch.notebooks import notebook
 from nbformat.v4 import new_code_cell, new_notebook
+from reports.notebooks import notebook
 
 from workbench.errors import WorkbenchError
 from workbench.reports.notebook_parameters import check_values, read_notebook, read_parameters

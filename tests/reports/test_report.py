@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from batch.notebooks import write
+from reports.notebooks import write
 
 from workbench.errors import WorkbenchError
 from workbench.reports.gallery import make_gallery

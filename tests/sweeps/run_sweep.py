@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from batch.cells import grid, run
+from sweeps.cells import grid, run
 
 from workbench.errors import WorkbenchError
 from workbench.sweeps.sweep import sweep

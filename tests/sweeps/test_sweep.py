@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batch.cells import grid, run, value
+from sweeps.cells import grid, run, value
 
 from workbench.errors import WorkbenchError
 from workbench.sweeps.grid import Grid

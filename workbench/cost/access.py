@@ -14,36 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench import results
 from workbench import scenario as sc
 from workbench.cost import traffic, translation
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
 from workbench.tracking.folio_file import ConversionFile
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
-
-DIMENSION = "stream"
-_MODEL = traffic.MODEL
-
-
-def _declare() -> None:
-    results.declare("stream_event", (DIMENSION,), "1", "access operation of the stream", "exact")
-    results.declare("stream_node", (DIMENSION,), "1", "node whose vCPUs access", "exact")
-    results.declare("stream_vcpus", (DIMENSION,), "1", "vCPUs of the stream", "exact")
-    modelled = {
-        "bandwidth": ("MB/s", "memory bandwidth of the stream"),
-        "latency": ("ns", "loaded latency of an access to memory"),
-        "idle_latency": ("ns", "latency of an access to memory on an idle host"),
-        "walk": ("ns", "part of the latency spent in page walks"),
-        "memory_fraction": ("1", "part of the accesses that the caches do not serve"),
-    }
-    for name, (units, text) in modelled.items():
-        results.declare(f"stream_{name}", (DIMENSION,), units, text, "modelled", _MODEL)
-    results.declare("stream_share", (DIMENSION, "node"), "1", "share of the accesses served by the node", "counted")
-    results.declare("access_used", ("event", "node"), "MB/s", "memory bandwidth used by accesses", "modelled", _MODEL)
-
-
-_declare()
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ import xarray as xr
 import yaml
 
 from workbench import costs as cost_table
+from workbench import results
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
+from workbench.variables import AccessCost, Weights
 
 if TYPE_CHECKING:
     from workbench.scenario import Access
@@ -41,7 +43,6 @@ TOLERANCE = 1e-6
 MAX_ITERATIONS = 500
 ZIPF_EXPONENT = 0.99
 """Exponent of the zipf pattern (that of the YCSB benchmark)."""
-MODEL = "workbench/cost/traffic.py: max-min fair sharing with measured bandwidth-latency curves (Mess, BSC)"
 SAMPLED = (
     "dram_latency", "dram_bandwidth", "hbm_latency", "hbm_bandwidth", "cxl_latency", "cxl_bandwidth", "gpu_latency",
     "gpu_bandwidth", "remote_latency_ratio", "remote_bandwidth_ratio", "link_ports", "write_weight",
@@ -508,18 +509,11 @@ def access_cost(
         reached.append(part)
         demand = streams(model, nodes, vcpus, access, costs=values, extra_latency=extra_latency)
         solutions.append(solve(model, demand))
-    return _cost_dataset(machines[0], list(vcpus), solutions, np.array(share), np.array(reached), samples)
-
-
-_VARIABLES = {
-    "bandwidth": ("MB/s", "memory bandwidth the vCPUs of the node get"),
-    "latency": ("ns", "loaded latency of a memory access from the node"),
-    "idle_latency": ("ns", "latency of a memory access on an idle host"),
-    "node_share": ("1", "share of the accesses that the node serves"),
-    "node_used": ("MB/s", "bandwidth taken from the node's memory"),
-    "node_load": ("1", "used part of the node's memory bandwidth"),
-    "memory_fraction": ("1", "part of the accesses that the caches do not serve"),
-}
+    provenance = results.provenance(
+        command="cost.traffic.access_cost", dataset=dataset, host=host, access=access, vcpus=vcpus, samples=samples,
+        seed=seed, costs=costs, extra_latency=extra_latency,
+    )  # fmt: skip
+    return _cost_dataset(machines[0], list(vcpus), solutions, np.array(share), np.array(reached), samples, provenance)
 
 
 def _cost_dataset(
@@ -529,23 +523,21 @@ def _cost_dataset(
     share: np.ndarray,
     reached: np.ndarray,
     samples: int,
+    provenance: str,
 ) -> xr.Dataset:
-    arrays = {
-        "bandwidth": (("sample", "initiator"), np.concatenate([s.bandwidth for s in solutions])),
-        "latency": (("sample", "initiator"), np.concatenate([s.latency for s in solutions])),
-        "idle_latency": (("sample", "initiator"), np.concatenate([s.idle_latency for s in solutions])),
-        "node_share": (("sample", "node"), share),
-        "node_used": (("sample", "node"), np.concatenate([s.node_used for s in solutions])),
-        "node_load": (("sample", "node"), np.concatenate([s.node_load for s in solutions])),
-        "memory_fraction": (("sample",), reached),
+    pick = slice(None) if samples > 1 else 0
+    values = {
+        name: np.concatenate([getattr(solution, name) for solution in solutions])[pick]
+        for name in ("bandwidth", "latency", "idle_latency", "node_used", "node_load")
     }
-    out = xr.Dataset(arrays, coords={"initiator": initiators, "node": model.node_ids})
-    if samples <= 1:
-        out = out.isel(sample=0)
-    for name, (units, long_name) in _VARIABLES.items():
-        out[name].attrs.update(units=units, long_name=long_name, basis="modelled", source=f"{MODEL}; {model.source}")
-    out.attrs["estimated"] = int(model.estimated)
-    return out
+    return results.make(
+        AccessCost,
+        values | {"node_share": share[pick], "memory_fraction": reached[pick]},
+        {"initiator": initiators, "node": model.node_ids},
+        provenance=provenance,
+        source=model.source,
+        attributes={"estimated": int(model.estimated)},
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- weights
@@ -683,20 +675,22 @@ def best_weights(
     weights = np.array([optimum, automatic, allowed.astype(np.int64), np.ceil(local).astype(np.int64)])
     solution = solve(model, streams(model, weights / weights.sum(axis=1, keepdims=True), vcpus, access, costs=costs))
     number = np.array(list(vcpus.values()))
-    out = xr.Dataset(
+    return results.make(
+        Weights,
         {
-            "weight": (("policy", "node"), weights),
-            "bandwidth": (("policy",), solution.bandwidth.sum(axis=1)),
-            "latency": (("policy",), solution.latency @ number / number.sum()),
+            "weight": weights,
+            "bandwidth": solution.bandwidth.sum(axis=1),
+            "latency": solution.latency @ number / number.sum(),
         },
-        coords={"policy": ["optimum", "automatic", "interleave", "local"], "node": model.node_ids},
+        {"policy": ["optimum", "automatic", "interleave", "local"], "node": model.node_ids},
+        provenance=results.provenance(
+            command="cost.traffic.best_weights", host=host, access=access, nodes=nodes, vcpus=vcpus, costs=costs
+        ),
+        source=model.source,
+        attributes={
+            "automatic_from": "estimated bandwidth; the host reports none, so its kernel keeps 1"
+            if from_estimates
+            else model.source,
+            "pattern": access.pattern,
+        },
     )
-    source = f"{MODEL}; {model.source}"
-    out["weight"].attrs.update(units="1", long_name="interleave weight", basis="modelled", source=source)
-    out["bandwidth"].attrs.update(units="MB/s", long_name="bandwidth of all vCPUs", basis="modelled", source=source)
-    out["latency"].attrs.update(units="ns", long_name="loaded latency", basis="modelled", source=source)
-    out.attrs["automatic_from"] = (
-        "estimated bandwidth; the host reports none, so its kernel keeps 1" if from_estimates else model.source
-    )
-    out.attrs["pattern"] = access.pattern
-    return out

@@ -12,12 +12,13 @@ import numpy as np
 import xarray as xr
 
 from workbench import costs as cost_table
+from workbench import results
 from workbench.errors import WorkbenchError
 from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
+from workbench.variables import WalkCost, WalkReferences
 
 TLB_PARAMETERS = ("tlb_entries_4k", "tlb_entries_2m", "tlb_entries_1g")
-MODEL = "workbench/cost/translation.py: uniform accesses, TLB of given entries, leaf entries from memory (vMitosis)"
 
 
 def walk_references(top_levels: int = 4) -> xr.Dataset:
@@ -27,12 +28,12 @@ def walk_references(top_levels: int = 4) -> xr.Dataset:
     sizes = list(PAGE_ORDERS)
     levels = [translation.page_table_levels(order, top_levels) for order in PAGE_ORDERS.values()]
     table = [[translation.nested_walk_references(g, h) for h in levels] for g in levels]
-    out = xr.Dataset(
-        {"references": (("guest_page", "host_page"), np.array(table, np.int64))},
-        coords={"guest_page": sizes, "host_page": sizes},
+    return results.make(
+        WalkReferences,
+        {"references": np.array(table, np.int64)},
+        {"guest_page": sizes, "host_page": sizes},
+        provenance=results.provenance(command="cost.translation.walk_references", top_levels=top_levels),
     )
-    out["references"].attrs.update(units="1", long_name="memory references of a walk without caches", basis="exact")
-    return out
 
 
 def _order(page: str) -> int:
@@ -104,28 +105,22 @@ def walk_cost(
         leaf += weight * per_size_miss[index] * (guest_leaf + host_leaf) * reach
     mean_latency = local_share * local + (1.0 - local_share) * remote
     walk = translation.walk_latency(2.0 * misses, leaf, mean_latency, cost("walk_cached_latency"))
-    out = xr.Dataset(
+    return results.make(
+        WalkCost,
         {
-            "miss": (("host_page",), per_size_miss),
-            "references": (("host_page",), references),
-            "misses_per_access": ((), misses),
-            "memory_references": ((), leaf),
-            "remote_references": ((), leaf * (1.0 - local_share)),
-            "walk": ((), walk),
+            "miss": per_size_miss,
+            "references": references,
+            "misses_per_access": misses,
+            "memory_references": leaf,
+            "remote_references": leaf * (1.0 - local_share),
+            "walk": walk,
         },
-        coords={"host_page": list(PAGE_ORDERS)},
-    )
-    texts = {
-        "miss": ("1", "part of the accesses that miss the TLB"),
-        "misses_per_access": ("1", "TLB misses of an access"),
-        "memory_references": ("1", "page-table references of an access that reach memory"),
-        "remote_references": ("1", "of these, to a remote node"),
-        "walk": ("ns", "time an access spends in page walks"),
-    }
-    for name, (units, long_name) in texts.items():
-        out[name].attrs.update(units=units, long_name=long_name, basis="modelled", source=MODEL)
-    out["references"].attrs.update(units="1", long_name="references of a walk without caches", basis="exact")
-    return out
+        {"host_page": list(PAGE_ORDERS)},
+        provenance=results.provenance(
+            command="cost.translation.walk_cost", mapped=mapped, guest_page=guest_page, confidential=confidential,
+            table_latency=table_latency, local_share=local_share, remote_latency=remote_latency, costs=costs,
+        ),
+    )  # fmt: skip
 
 
 def split_loss(
@@ -146,6 +141,12 @@ def split_loss(
         raise WorkbenchError(f"split_blocks: {split_blocks!r} of {blocks} blocks of {block}")
     whole = walk_cost({block: memory}, **options)  # type: ignore[arg-type]
     split = walk_cost({block: memory - split_blocks * size, into: split_blocks * size}, **options)  # type: ignore[arg-type]
-    return xr.concat([whole, split], dim="state", coords="minimal", compat="override").assign_coords(
-        state=["whole", "split"]
+    text = results.provenance(
+        command="cost.translation.split_loss",
+        memory=memory,
+        split_blocks=split_blocks,
+        block=block,
+        into=into,
+        **options,
     )
+    return results.stack(WalkCost, [whole, split], "state", ["whole", "split"], provenance=text)

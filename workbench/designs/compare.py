@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from workbench import results
 from workbench.designs import dataset as design_results
 from workbench.designs.runs import Run, carry_out
 from workbench.engine import conversion_streams as gen
@@ -34,6 +35,7 @@ from workbench.tracking.light_file import GROUPS
 from workbench.tracking.struct_pages import DESIGNS as DESIGNS
 from workbench.tracking.tracked_file import choice
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, parse_bytes
+from workbench.variables import DesignCosts
 
 
 def guest_run(
@@ -79,7 +81,11 @@ def compare(
         raise WorkbenchError(f"structure: {structure!r} is not one of {', '.join(pagemap.NAMES)}")
     borders = np.unique(np.linspace(0, len(run.stream), max(1, samples) + 1).astype(np.int64))
     outcomes = [carry_out(run, design, borders, structure, group) for design in designs]
-    return design_results.dataset(run, designs, outcomes, borders)
+    provenance = results.provenance(
+        command="designs.compare.compare", run=run, designs=designs, structure=structure, group=group,
+        samples=samples,
+    )  # fmt: skip
+    return design_results.dataset(run, designs, outcomes, borders, provenance)
 
 
 def check_same_answers(dataset: xr.Dataset) -> None:
@@ -109,6 +115,10 @@ def sweep(
 
     ``options`` go to :func:`guest_run`.
     """
+    text = results.provenance(
+        command="designs.compare.sweep", memory=memory, page_sizes=page_sizes, conversions=conversions, designs=designs,
+        confidential=confidential, seed=seed, **options,
+    )  # fmt: skip
     rows = []
     for size in page_sizes:
         column = []
@@ -116,8 +126,7 @@ def sweep(
             run = guest_run(memory, size, count, confidential=confidential, seed=seed, **options)
             dataset = compare(run, designs, samples=16)
             column.append(dataset.drop_dims(["operation", "unit", "sample", "structure"], errors="ignore"))
-        rows.append(xr.concat(column, "conversions", combine_attrs="override"))
-    out = xr.concat(rows, "page_size", combine_attrs="override")
-    out = out.assign_coords(page_size=list(page_sizes), conversions=list(conversions))
+        rows.append(results.stack(DesignCosts, column, "conversions", list(conversions), provenance=text))
+    out = results.stack(DesignCosts, rows, "page_size", list(page_sizes), provenance=text)
     out.attrs.update(guest_bytes=parse_bytes(memory, "memory"), confidential=confidential)
     return out

@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench import results
 from workbench.designs.accounting import map_size
 from workbench.designs.compare import DESIGNS, Run, compare
 from workbench.engine import conversion_streams as gen
 from workbench.kernels.folios import run as folio
 from workbench.tracking.offset_maps import OffsetMap, offset_map
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, parse_bytes
+from workbench.variables import DesignSharing, MapStructures
 
 GUESTS = {"4 KiB": 32 << 20, "2 MiB": 64 << 20, "1 GiB": 1 << 30}
 """Memory of the guest by page size: small, for it is run some hundred times."""
@@ -64,9 +66,9 @@ def sharing(
                 for name, out in values.items():
                     out[i, j, k] = result[name].values * scale
                 extents[i, j, k] = float(result["extents"]) * scale
-    dims = ("case", "run", "share", "design")
-    out = xr.Dataset(
-        {name: (dims, array, {"units": "B/GiB", "basis": "counted"}) for name, array in values.items()},
+    return results.make(
+        DesignSharing,
+        {**values, "extents": extents},
         {
             "case": [f"{size} pages, free ranges {free}" for size, free in cases],
             "run": list(runs),
@@ -74,9 +76,12 @@ def sharing(
             "design": list(DESIGNS),
             "page_size": ("case", [size for size, _ in cases]),
         },
-    )
-    out["extents"] = (dims[:3], extents, {"units": "1/GiB", "basis": "counted"})
-    return out.assign_attrs(confidential=confidential)
+        provenance=results.provenance(
+            command="designs.sweeps.sharing", page_sizes=page_sizes, shares=shares, runs=runs,
+            confidential=confidential, seed=seed,
+        ),
+        attributes={"confidential": confidential},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,15 +125,12 @@ def structures(
             size[row, column] = made.tree.bytes
             depth[row, column] = made.tree.depth(pages // 2)
             spent[row, column] = made.nanoseconds
-    dims = ("extents", "structure")
-    return xr.Dataset(
-        {
-            "map_bytes": (dims, size, {"units": "B", "basis": "counted"}),
-            "map_depth": (dims, depth, {"units": "nodes", "basis": "counted"}),
-            "lookup_time": (dims, spent, {"units": "ns", "basis": "measured here"}),
-        },
+    return results.make(
+        MapStructures,
+        {"map_bytes": size, "map_depth": depth, "lookup_time": spent},
         {"extents": list(counts), "structure": list(names)},
-        {"guest_bytes": memory},
+        provenance=results.provenance(command="designs.sweeps.structures", counts=counts, memory=memory, seed=seed),
+        attributes={"guest_bytes": memory},
     )
 
 

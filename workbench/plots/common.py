@@ -45,13 +45,13 @@ def text_colour(background: str | Sequence[float]) -> str:
 
 
 def basis_note(made: Figure, dataset: xr.Dataset, variables: Sequence[str], more: str = "") -> None:
-    """Write into the lower right corner what a figure rests on: exact, counted or modelled (with its source)."""
+    """Write into the lower right corner what a figure rests on: exact, counted, modelled (with its source) or measured."""
     words: dict[str, list[str]] = {}
     for name in variables:
         if name in dataset:
             attrs = dataset[name].attrs
             words.setdefault(str(attrs.get("basis", "?")), []).append(str(attrs.get("source", "")))
-    order = [word for word in ("exact", "counted", "modelled") if word in words]
+    order = [word for word in ("exact", "counted", "modelled", "measured") if word in words]
     sources = "; ".join(dict.fromkeys(source for source in words.get("modelled", []) if source))
     text = " and ".join(order) + (f" ({sources})" if sources else "")
     scenario = str(dataset.attrs.get("scenario", ""))

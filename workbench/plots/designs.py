@@ -267,7 +267,7 @@ def structures(dataset: xr.Dataset) -> Figure:
         for ax, (name, label) in zip(
             panels,
             (("map_bytes", "size (counted)"), ("map_depth", "nodes touched (counted)"),
-             ("lookup_time", "ns per look-up (measured here)")),
+             ("lookup_time", "ns per look-up (measured)")),
             strict=True,
         ):  # fmt: skip
             for structure, colour in colours.items():

@@ -174,9 +174,7 @@ def tornado(dataset: xr.Dataset, output: str, *, most: int = 12) -> Figure:
     ends = part["one_at_a_time"].values
     width = np.maximum(ends.max(axis=1), base) - np.minimum(ends.min(axis=1), base)
     order = [int(at) for at in np.argsort(-width, kind="stable")[:most] if width[at] > 1e-3 * max(abs(base), 1e-300)]
-    units = dict(zip(map(str, dataset["output"].values), dataset.attrs["output_units"].split(", "), strict=True))[
-        output
-    ]
+    units = str(part["output_unit"].values)
     with style():
         made = figure(8.0, 1.3 + 0.42 * max(len(order), 2))
         place, shares = made.subplots(1, 2, width_ratios=[3, 1], sharey=True)

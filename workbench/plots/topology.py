@@ -16,6 +16,7 @@ from workbench import results
 from workbench.plots import common
 from workbench.plots.palette import groups
 from workbench.units import format_bytes
+from workbench.variables import HostNodes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,18 +37,19 @@ def host_dataset(host: Host) -> xr.Dataset:
         f"{int(host.node_ids[node])}/{ZONE_NAMES[kind]}"
         for node, kind in zip(zones.zone_node, zones.zone_type, strict=True)
     ]
-    dataset = xr.Dataset(
+    return results.make(
+        HostNodes,
         {
-            "node_kind": ("node", np.array([node.kind for node in nodes], dtype=str)),
-            "node_memory": ("node", np.array([node.memory_bytes for node in nodes], np.int64)),
-            "node_cpus": ("node", np.array([len(node.cpus) for node in nodes], np.int64)),
-            "distance": (("node", "node_to"), host.distance_matrix),
-            "zone_node": ("zone", host.node_ids[zones.zone_node]),
+            "node_kind": np.array([node.kind for node in nodes], dtype=str),
+            "node_memory": np.array([node.memory_bytes for node in nodes], np.int64),
+            "node_cpus": np.array([len(node.cpus) for node in nodes], np.int64),
+            "distance": host.distance_matrix,
+            "zone_node": host.node_ids[zones.zone_node],
         },
-        coords={"node": host.node_ids, "node_to": host.node_ids, "zone": np.array(labels, dtype=str)},
-        attrs={"scenario": host.name},
+        {"node": host.node_ids, "node_to": host.node_ids, "zone": np.array(labels, dtype=str)},
+        provenance=results.provenance(command="plots.topology.host_dataset", host=host),
+        attributes={"scenario": host.name},
     )
-    return results.annotate(dataset)
 
 
 def movable_nodes(dataset: xr.Dataset) -> set[int]:

@@ -134,7 +134,7 @@ def record(data: Any) -> None:
         return
     if not isinstance(provenance, dict):
         return
-    scenario, grid = provenance.get("scenario"), provenance.get("grid")
+    scenario, grid = provenance.get("scenario"), provenance.get("inputs", {}).get("grid")
     if scenario is None and grid is None:
         return
     if isinstance(scenario, str):

@@ -20,9 +20,14 @@ from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.tracked_file import choice
 from workbench.truth import published
 from workbench.units import PAGE_ORDERS, PAGE_SHIFT, PAGE_SIZE
+from workbench.variables import BootProfile, BootSplits, PinnedPages, RecordedHvo, ScatteredPages
 
 GIB = 1 << 30
 DESIGNS = ("split in one step", "split in two stages", "no struct page for private memory")
+
+
+def _provenance(function: str, **inputs: object) -> str:
+    return results.provenance(command=f"studies.conversion_studies.{function}", **inputs)
 
 
 def _private(size: int, page_size: str, **options: str) -> ConversionFile:
@@ -40,11 +45,13 @@ def boot_sources(guest: gen.BootGuest, backings: Sequence[str] = ("2 MiB", "1 Gi
         done = series[:, folio.N_SPLITS_1G] + series[:, folio.N_SPLITS_2M]
         np.add.at(splits[row], source, np.diff(done, prepend=0))
     pages = [guest.memory >> (PAGE_SHIFT + PAGE_ORDERS[backing]) for backing in backings]
-    dataset = xr.Dataset(
-        {"boot_splits": (("backing", "source"), splits), "boot_pages": (("backing",), pages)},
+    return results.make(
+        BootSplits,
+        {"boot_splits": splits, "boot_pages": pages},
         {"backing": list(backings), "source": list(gen.SOURCES)},
+        provenance=_provenance("boot_sources", guest=guest, backings=backings),
+        attributes={"scenario": f"boot of a {guest.memory >> 30} GiB SNP guest"},
     )
-    return results.annotate(dataset).assign_attrs(scenario=f"boot of a {guest.memory >> 30} GiB SNP guest")
 
 
 def boot_against_published(guest: gen.BootGuest = gen.PUBLISHED_GUEST, samples: int = 100, seed: int = 0) -> xr.Dataset:
@@ -69,11 +76,13 @@ def boot_against_published(guest: gen.BootGuest = gen.PUBLISHED_GUEST, samples: 
         table.cell("pages split during boot", "1G backing"),
         100 * table.cell("share spent in split/merge", "2M backing"),
     ]
-    dataset = xr.Dataset(
-        {"profile_published": (("quantity",), measured), "profile_model": (("sample", "quantity"), model)},
+    return results.make(
+        BootProfile,
+        {"profile_published": measured, "profile_model": model},
         {"quantity": list(quantities)},
+        provenance=_provenance("boot_against_published", guest=guest, samples=samples, seed=seed),
+        attributes={"scenario": "boot of a 16 GiB SNP guest"},
     )
-    return results.annotate(dataset).assign_attrs(scenario="boot of a 16 GiB SNP guest")
 
 
 def scattered_pages(
@@ -98,12 +107,13 @@ def scattered_pages(
             vmemmap[row, column] = file.held_vmemmap.sum() if row < 2 else file.shared_groups
             mapped = file.count("mapped_1g"), file.count("mapped_2m")
             tables[row, column] = struct_pages.stage2_table_pages(folio.PAGES_1G, *mapped, largest) - whole
-    dims = ("design", "shared")
-    dataset = xr.Dataset(
-        {"added_vmemmap": (dims, vmemmap), "added_tables": (dims, tables)},
+    return results.make(
+        ScatteredPages,
+        {"added_vmemmap": vmemmap, "added_tables": tables},
         {"design": list(DESIGNS), "shared": list(counts)},
+        provenance=_provenance("scattered_pages", counts=counts, seed=seed, confidential=confidential),
+        attributes={"scenario": "one 1 GiB page"},
     )
-    return results.annotate(dataset).assign_attrs(scenario="one 1 GiB page")
 
 
 def pinned_pages(
@@ -146,45 +156,28 @@ def pinned_pages(
                 outcome = file.convert(start, memory - start, "private")
                 needed += 1
             calls[row, column] = needed
-    dims = ("generation", "pins")
-    dataset = xr.Dataset(
-        {"kept_shared": (dims, kept), "broken_pages": (dims, broken), "calls_needed": (dims, calls)},
+    return results.make(
+        PinnedPages,
+        {"kept_shared": kept, "broken_pages": broken, "calls_needed": calls},
         {"generation": list(generations), "pins": list(pins)},
+        provenance=_provenance(
+            "pinned_pages", memory=memory, pins=pins, buffers=buffers, generations=generations, seed=seed
+        ),
+        attributes={"scenario": f"{memory >> 30} GiB guest, {buffers} shared buffers"},
     )
-    return results.annotate(dataset).assign_attrs(scenario=f"{memory >> 30} GiB guest, {buffers} shared buffers")
 
 
 def recorded_hvo() -> xr.Dataset:
     """vmemmap pages that a real kernel counted and the model's, along ``step`` of the recorded boots."""
     steps = struct_pages.read_hvo_recording()
-    dataset = xr.Dataset(
+    return results.make(
+        RecordedHvo,
         {
-            "vmemmap_recorded": (("state",), [step.measured_vmemmap for step in steps]),
-            "vmemmap_model": (("state",), [step.model_vmemmap for step in steps]),
-            "huge_pages": (("state",), [step.huge_pages for step in steps]),
+            "vmemmap_recorded": [step.measured_vmemmap for step in steps],
+            "vmemmap_model": [step.model_vmemmap for step in steps],
+            "huge_pages": [step.huge_pages for step in steps],
         },
         {"state": [f"{'HVO' if step.optimised else 'no HVO'}, {step.huge_pages} × {step.page_size}" for step in steps]},
+        provenance=_provenance("recorded_hvo"),
+        attributes={"scenario": "Linux 7.3.4, 6 GiB host"},
     )
-    return results.annotate(dataset).assign_attrs(scenario="Linux 7.3.4, 6 GiB host")
-
-
-def _declare() -> None:
-    counted = "counted"
-    results.declare("boot_splits", ("backing", "source"), "folios", "huge pages split during boot", counted)
-    results.declare("boot_pages", ("backing",), "folios", "huge pages of the guest", counted)
-    source = "datasets/published/gmem_conversion_profile.yaml"
-    results.declare("profile_published", ("quantity",), "1", "published", "exact", source)
-    results.declare("profile_model", ("quantity",), "1", "model", "modelled", "workbench/costs.py")
-    results.declare("added_vmemmap", ("design", "shared"), "4 KiB pages", "vmemmap pages added", counted)
-    results.declare("added_tables", ("design", "shared"), "4 KiB pages", "second-stage page-table pages added", counted)
-    results.declare("kept_shared", ("generation", "pins"), "4 KiB pages", "pages still shared after one call", counted)
-    results.declare("broken_pages", ("generation", "pins"), "folios", "1 GiB pages not whole after one call", counted)
-    results.declare(
-        "calls_needed", ("generation", "pins"), "calls", "calls until all but the pinned is private", counted
-    )
-    results.declare("vmemmap_recorded", ("state",), "4 KiB pages", "vmemmap pages, recorded", "exact")
-    results.declare("vmemmap_model", ("state",), "4 KiB pages", "vmemmap pages, model", counted)
-    results.declare("huge_pages", ("state",), "folios", "huge pages in the pool", "exact")
-
-
-_declare()

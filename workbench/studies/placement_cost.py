@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from workbench import results
 from workbench.cost import traffic
 from workbench.errors import WorkbenchError
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
+from workbench.variables import PolicyCosts
 
 if TYPE_CHECKING:
     from workbench.scenario import Access
@@ -205,33 +207,30 @@ def policy_costs(
             total[row, k] = solution.bandwidth.sum()
             latency[row, k] = solution.latency[0] @ weight / weight.sum()
             load[row, k] = solution.node_load[0]
-    out = xr.Dataset(
+    pick = slice(None) if samples > 1 else 0
+    return results.make(
+        PolicyCosts,
         {
-            "bandwidth": (("policy", "sample"), total),
-            "latency": (("policy", "sample"), latency),
-            "local_share": (("policy",), local),
-            "node_share": (("policy", "node"), share),
-            "node_load": (("policy", "sample", "node"), load),
+            "bandwidth": total.T[pick],
+            "latency": latency.T[pick],
+            "local_share": local,
+            "node_share": share,
+            "node_load": load.swapaxes(0, 1)[pick],
         },
-        coords={"policy": names, "node": host.node_ids},
-    )
-    if samples == 1:
-        out = out.isel(sample=0)
-    texts = {
-        "bandwidth": ("MB/s", "bandwidth of all vCPUs"),
-        "latency": ("ns", "loaded latency of an access"),
-        "local_share": ("1", "share of the accesses on the vCPU's own node"),
-        "node_share": ("1", "share of the accesses each node serves"),
-        "node_load": ("1", "used part of the node's bandwidth"),
-    }
-    for name, (units, long_name) in texts.items():
-        modelled = name in ("bandwidth", "latency", "node_load")
-        out[name].attrs.update(units=units, long_name=long_name, basis="modelled" if modelled else "counted")
-        if modelled:
-            out[name].attrs["source"] = f"{traffic.MODEL}; {machines[0].source}"
-    out.attrs.update(host=host.name, pattern=access.pattern, sharing="own parts" if partitioned else "all of it")
-    out.attrs["estimated"] = int(machines[0].estimated)
-    return out
+        {"policy": names, "node": host.node_ids},
+        provenance=results.provenance(
+            command="studies.placement_cost.policy_costs", host=host, memory=memory, vcpus=number,
+            policies=POLICIES if policies is None else policies, access=access, partitioned=partitioned,
+            samples=samples, seed=seed, page_size=page_size, confidential=confidential, extra_latency=extra_latency,
+        ),
+        source=machines[0].source,
+        attributes={
+            "host": host.name,
+            "pattern": access.pattern,
+            "sharing": "own parts" if partitioned else "all of it",
+            "estimated": int(machines[0].estimated),
+        },
+    )  # fmt: skip
 
 
 def winners(dataset: xr.Dataset, within: float = 0.02) -> list[str]:

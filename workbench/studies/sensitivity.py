@@ -15,7 +15,9 @@ import numpy as np
 import xarray as xr
 
 from workbench import costs as cost_table
+from workbench import results
 from workbench.errors import WorkbenchError
+from workbench.variables import Sensitivity
 
 if TYPE_CHECKING:
     from workbench.scenario import Scenario
@@ -86,36 +88,33 @@ def sensitivity(
             ends[:, at, end] = evaluate(changed)
     first, total = sobol(lambda unit: evaluate(low * (high / low) ** unit), len(names), samples, seed, len(outputs))
     order = np.argsort(-np.ptp(np.concatenate((ends, base[:, None, None] + 0 * ends[..., :1]), axis=2), axis=2)[0])
-    dataset = xr.Dataset(
-        {
-            "base": ("output", base),
-            "one_at_a_time": (("output", "parameter", "end"), ends[:, order]),
-            "first_order": (("output", "parameter"), first[:, order]),
-            "total": (("output", "parameter"), total[:, order]),
-            "value": ("parameter", value[order]),
-            "low": ("parameter", low[order]),
-            "high": ("parameter", high[order]),
-        },
-        {"output": list(outputs), "parameter": [names[at] for at in order], "end": ["low", "high"]},
-    )
-    source = "cost model of the workbench; ranges: workbench.costs"
-    long_names = {
-        "base": "output with every parameter at its value",
-        "one_at_a_time": "output with one parameter at an end of its range",
-        "first_order": "share of the variance from the parameter alone",
-        "total": "share of the variance from the parameter and what it acts with",
-        "value": "value of the parameter", "low": "low end of its range", "high": "high end of its range",
+    known = cost_table.COSTS
+    chosen = [names[at] for at in order]
+    inputs = {
+        "outputs": outputs, "parameters": dict(zip(names, zip(low, high, strict=True), strict=True)), "access": access,
+        "samples": samples, "seed": seed,
     }  # fmt: skip
-    for name, long_name in long_names.items():
-        dataset[name].attrs.update(long_name=long_name, basis="modelled", source=source)
-    units = [cost_table.COSTS[name].unit if name in cost_table.COSTS else "" for name in dataset["parameter"].values]
-    dataset["unit"] = ("parameter", np.array(units, dtype=np.str_), {"long_name": "unit of the parameter"})
-    dataset.attrs.update(samples=samples, seed=seed, output_units=", ".join(OUTPUTS.get(o, ("",))[0] for o in outputs))
-    if scenario is not None:
-        from workbench.results import provenance
-
-        dataset.attrs.update(scenario=scenario.name, provenance=provenance(scenario))
-    return dataset
+    return results.make(
+        Sensitivity,
+        {
+            "base": base,
+            "one_at_a_time": ends[:, order],
+            "first_order": first[:, order],
+            "total": total[:, order],
+            "value": value[order],
+            "low": low[order],
+            "high": high[order],
+        },
+        {
+            "output": list(outputs),
+            "output_unit": ("output", np.array([OUTPUTS.get(o, ("",))[0] for o in outputs], dtype=np.str_)),
+            "parameter": chosen,
+            "unit": ("parameter", np.array([known[n].unit if n in known else "" for n in chosen], dtype=np.str_)),
+            "end": ["low", "high"],
+        },
+        provenance=results.provenance(scenario, "studies.sensitivity.sensitivity", **inputs),
+        attributes={"samples": samples, "seed": seed} | ({"scenario": scenario.name} if scenario is not None else {}),
+    )
 
 
 def _ranges(

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from workbench import results
 from workbench.errors import WorkbenchError
 from workbench.kernels import buddy, pfn_range
 from workbench.kernels import vm_churn as kernel
@@ -30,6 +31,7 @@ from workbench.kernels.zonelist import fallback_order
 from workbench.tracking.struct_pages import vmemmap_pages
 from workbench.truth.published import read_table
 from workbench.units import PAGE_SIZE, parse_bytes
+from workbench.variables import MachineChurn
 
 GIB_PAGES = 1 << 18
 ALLOCATORS = ("first-fit", "best-fit", "buddy in ranges", "kernel buddy", "hugetlb 2 MiB", "hugetlb 1 GiB")
@@ -101,24 +103,24 @@ def generate(
     return Churn(np.ascontiguousarray(np.stack((machine, wanted, node), axis=1)), hours, machines, unit_pages)
 
 
-_SAMPLED: dict[str, tuple[int, str, str]] = {
-    "free_pages": (kernel.FREE, "4 KiB pages", "free memory"),
-    "largest_free_pages": (kernel.LARGEST, "4 KiB pages", "largest block that can be handed out"),
-    "free_blocks": (kernel.FREE_BLOCKS, "1", "free ranges or blocks"),
-    "free_areas_1gib_pages": (kernel.AREAS_1G, "4 KiB pages", "memory in 1 GiB areas that are wholly free"),
-    "machines": (kernel.MACHINES, "1", "machines on the host"),
-    "extents": (kernel.EXTENTS, "1", "contiguous extents the machines hold"),
-    "held_pages": (kernel.PAGES, "4 KiB pages", "memory the machines hold"),
-    "refused_so_far": (kernel.REFUSED, "1", "machines turned away so far"),
+_SAMPLED = {
+    "free_pages": kernel.FREE,
+    "largest_free_pages": kernel.LARGEST,
+    "free_blocks": kernel.FREE_BLOCKS,
+    "free_areas_1gib_pages": kernel.AREAS_1G,
+    "machines": kernel.MACHINES,
+    "extents": kernel.EXTENTS,
+    "held_pages": kernel.PAGES,
+    "refused_so_far": kernel.REFUSED,
 }
-_RATIOS: dict[str, tuple[int, int, str]] = {
-    "usable_2mib": (kernel.USABLE_2M, kernel.FREE, ""),
-    "usable_1gib": (kernel.USABLE_1G, kernel.FREE, ""),
-    "mappable_2mib": (kernel.MAPPABLE_2M, kernel.PAGES, "machines' memory that mappings of 2 MiB or more can cover"),
-    "mappable_1gib": (kernel.MAPPABLE_1G, kernel.PAGES, "machines' memory that mappings of 1 GiB can cover"),
-    "local": (kernel.LOCAL, kernel.PAGES, "machines' memory on the node they started at"),
-    "extents_per_machine": (kernel.EXTENTS, kernel.MACHINES, "contiguous extents per machine"),
+_RATIOS = {
+    "mappable_2mib": (kernel.MAPPABLE_2M, kernel.PAGES),
+    "mappable_1gib": (kernel.MAPPABLE_1G, kernel.PAGES),
+    "local": (kernel.LOCAL, kernel.PAGES),
+    "extents_per_machine": (kernel.EXTENTS, kernel.MACHINES),
 }
+_UNUSABLE = {"unusable_2mib": kernel.USABLE_2M, "unusable_1gib": kernel.USABLE_1G}
+"""Variables and the fields of a sample that they are, are a ratio of, or are 1 less a share of free memory."""
 RANGE_BYTES, EXTENT_BYTES, BLOCK_BYTES = 16, 24, 8
 """Bytes of one free range, of one extent in its owner's table, of one free block of the power-of-two variant."""
 
@@ -160,80 +162,45 @@ def serve(
     moments = np.linspace(0, churn.hours[-1] if days is None else days * 24, samples + 1)[1:]
     sample_at = np.unique((np.searchsorted(churn.hours, moments, side="right") - 1).clip(min=0))
     first_unit = GIB_PAGES if largest_unit == "1 GiB" else 512
-    results = [_carry_out(churn, pages, nodes, name, sample_at, first_unit) for name in allocators]
-    refused_1gib = [
-        _refused_1gib(churn, pages, nodes, name, result) for name, result in zip(allocators, results, strict=True)
-    ]
-    table = np.stack([result.samples for result in results])  # (allocator, sample, field)
-    counts = np.stack([result.counts for result in results])
-    variables: dict[str, Any] = {
-        name: (("allocator", "sample"), table[:, :, field], _attrs(units, long_name))
-        for name, (field, units, long_name) in _SAMPLED.items()
-    }
-    for name, (part, whole, long_name) in _RATIOS.items():
+    outcomes = [_carry_out(churn, pages, nodes, name, sample_at, first_unit) for name in allocators]
+    table = np.stack([outcome.samples for outcome in outcomes])  # (allocator, sample, field)
+    counts = np.stack([outcome.counts for outcome in outcomes])
+    orders = np.stack([outcome.order_counts for outcome in outcomes])
+    values: dict[str, np.ndarray] = {name: table[:, :, field] for name, field in _SAMPLED.items()}
+    for name, (part, whole) in _RATIOS.items():
         below = table[:, :, whole]
-        values = np.divide(table[:, :, part], below, out=np.zeros(below.shape), where=below > 0)
-        variables[name] = (("allocator", "sample"), values, _attrs("1", long_name))
-    for size in ("2mib", "1gib"):
-        usable = variables.pop(f"usable_{size}")[1]
-        label = f"free memory that cannot serve a request for {'2 MiB' if size == '2mib' else '1 GiB'}"
-        unusable = np.where(table[:, :, kernel.FREE] > 0, 1 - usable, 0.0)
-        variables[f"unusable_{size}"] = (("allocator", "sample"), unusable, _attrs("1", label))
-    variables["allocator_bytes"] = (
-        ("allocator", "sample"),
-        np.stack([_own_bytes(name, row) for name, row in zip(allocators, table, strict=True)]),
-        _attrs("B", "bytes that free ranges and the machines' extents take beside struct pages"),
+        values[name] = np.divide(table[:, :, part], below, out=np.zeros(below.shape), where=below > 0)
+    free = table[:, :, kernel.FREE]
+    for name, field in _UNUSABLE.items():
+        usable = np.divide(table[:, :, field], free, out=np.zeros(free.shape), where=free > 0)
+        values[name] = np.where(free > 0, 1 - usable, 0.0)
+    values["allocator_bytes"] = np.stack([_own_bytes(name, row) for name, row in zip(allocators, table, strict=True)])
+    for name, field in (("arrivals", kernel.ARRIVED), ("refused", kernel.REFUSED), ("extents_given", kernel.GIVEN)):
+        values[name] = counts[:, field]
+    values["refused_1gib"] = np.array(
+        [_refused_1gib(churn, pages, nodes, name, outcome) for name, outcome in zip(allocators, outcomes, strict=True)],
+        np.int64,
     )
-    for name, field, long_name in (
-        ("arrivals", kernel.ARRIVED, "machines that came"),
-        ("refused", kernel.REFUSED, "machines turned away"),
-        ("extents_given", kernel.GIVEN, "contiguous extents handed out"),
-    ):
-        variables[name] = ("allocator", counts[:, field], _attrs("1", long_name))
-    variables["refused_1gib"] = (
-        "allocator",
-        np.array(refused_1gib, np.int64),
-        _attrs("1", "machines turned away if all their whole GiB must be 1 GiB pages"),
-    )
-    orders = np.stack([result.order_counts for result in results])
-    variables["asked_pages"] = (
-        ("allocator", "block"),
-        orders[:, 0],
-        _attrs("4 KiB pages", "memory the page allocator handed out in blocks of this size"),
-    )
-    variables["blocks_missing"] = (
-        ("allocator", "block"),
-        orders[:, 1],
-        _attrs("1", "blocks of this size that were asked for and no node had"),
-    )
+    values["asked_pages"], values["blocks_missing"] = orders[:, 0], orders[:, 1]
     for name, hvo in (("struct_page_bytes", False), ("struct_page_bytes_hvo", True)):
-        values = [_struct_page_bytes(allocator, pages * PAGE_SIZE, hvo) for allocator in allocators]
-        label = "struct pages of the host's memory" + (", huge pages optimised (HVO)" if hvo else "")
-        variables[name] = ("allocator", np.array(values, np.int64), {**_attrs("B", label), "basis": "exact"})
-    variables["seconds"] = (
-        "allocator",
-        np.array([result.seconds for result in results]),
-        {
-            "units": "s",
-            "long_name": "CPU time to carry out the stream",
-            "basis": "modelled",
-            "source": "measured on this machine, compiled code warm; says nothing of a kernel's own speed",
-        },
-    )
-    return xr.Dataset(
-        variables,
+        sizes = [_struct_page_bytes(allocator, pages * PAGE_SIZE, hvo) for allocator in allocators]
+        values[name] = np.array(sizes, np.int64)
+    values["seconds"] = np.array([outcome.seconds for outcome in outcomes])
+    return results.make(
+        MachineChurn,
+        values,
         {
             "allocator": list(allocators),
             "sample": sample_at,
             "block": list(_BLOCKS),
-            "day": ("sample", churn.hours[sample_at] / 24, {"units": "d", "long_name": "days"}),
+            "day": ("sample", churn.hours[sample_at] / 24),
         },
-        {"host_bytes": pages * PAGE_SIZE, "nodes": nodes, "events": len(churn.events)},
-    )
-
-
-def _attrs(units: str, long_name: str) -> dict[str, str]:
-    return {"units": units, "long_name": long_name, "basis": "counted"}
+        provenance=results.provenance(
+            command="studies.vm_churn.serve", churn=churn, memory=memory, nodes=nodes, allocators=allocators,
+            samples=samples, days=days, largest_unit=largest_unit,
+        ),
+        attributes={"host_bytes": pages * PAGE_SIZE, "nodes": nodes, "events": len(churn.events)},
+    )  # fmt: skip
 
 
 def _host_pages(memory: int | str, nodes: int) -> int:

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from workbench import results
 from workbench.cost import traffic
 from workbench.errors import WorkbenchError
+from workbench.variables import VirtualNodes
 
 if TYPE_CHECKING:
     from workbench.scenario import Access
@@ -143,26 +145,26 @@ def cost(
         latency.append(solution.latency[0])
         local.append(shares[np.arange(len(cells)), own])
     total = np.sum(bandwidth, axis=1)
-    out = xr.Dataset(
+    return results.make(
+        VirtualNodes,
         {
-            "bandwidth": (("view", "cell"), np.array(bandwidth)),
-            "latency": (("view", "cell"), np.array(latency)),
-            "local_share": (("view", "cell"), np.array(local)),
-            "slowdown": (("view",), total[0] / total),
+            "bandwidth": np.array(bandwidth),
+            "latency": np.array(latency),
+            "local_share": np.array(local),
+            "slowdown": total[0] / total,
         },
-        coords={"view": list(views), "cell": np.arange(len(cells))},
+        {"view": list(views), "cell": np.arange(len(cells))},
+        provenance=results.provenance(
+            command="studies.vnuma.cost",
+            host=host,
+            cells=cells,
+            backing=backing,
+            views=views,
+            access=access,
+            costs=costs,
+        ),
+        source=machine.source,
     )
-    texts = {
-        "bandwidth": ("MB/s", "bandwidth of the virtual node's vCPUs", "modelled"),
-        "latency": ("ns", "loaded latency of an access", "modelled"),
-        "local_share": ("1", "share of the accesses that stay on the vCPUs' host node", "counted"),
-        "slowdown": ("1", f"total bandwidth of view {views[0]!r} over this view's", "modelled"),
-    }
-    for name, (units, long_name, basis) in texts.items():
-        out[name].attrs.update(units=units, long_name=long_name, basis=basis)
-        if basis == "modelled":
-            out[name].attrs["source"] = f"{traffic.MODEL}; {machine.source}"
-    return out
 
 
 def backing_of(dataset: xr.Dataset, cells: Sequence[Cell], file: str = "guest") -> np.ndarray:
@@ -170,8 +172,6 @@ def backing_of(dataset: xr.Dataset, cells: Sequence[Cell], file: str = "guest") 
 
     Returns float64 (cells, nodes). Memory that is not present counts for nothing.
     """
-    from workbench import results
-
     size = int(dataset["page_size"])
     edges = np.concatenate(([0], np.cumsum([cell.memory // size for cell in cells]))).astype(np.int64)
     counts = results.node_counts(dataset, file, edges).astype(float)

@@ -18,6 +18,7 @@ import numpy as np
 
 from workbench.errors import WorkbenchError
 from workbench.units import parse_bytes
+from workbench.variables import Simulation
 
 MAX_CELLS = 10_000_000
 MAX_AXIS = 1_000_000
@@ -33,23 +34,26 @@ class Metric:
     variable: str
     reduce: str
     per_node: bool = False
-    units: str = ""
     long_name: str = ""
-    basis: str = ""
 
-
-def _builtin(name: str, variable: str, reduce: str, units: str, long_name: str, per_node: bool = False) -> Metric:
-    basis = "counted" if name in ("local_share", "mean_distance") else "exact"
-    return Metric(name, variable, reduce, per_node, units, long_name, basis)
+    def attributes(self) -> dict[str, str]:
+        """Units, long name, basis and source in a Dataset: those of the variable, if a run has it."""
+        long_name = self.long_name or f"{self.reduce} of {self.variable}"
+        found = Simulation.variables.get(self.variable)
+        if found is None:  # of a run that makes Datasets of its own
+            return {"units": "1", "long_name": long_name, "basis": "modelled", "source": "the run given to the sweep"}
+        units = "1" if self.reduce == "count" else found.units
+        source = {"source": found.source} if found.source else {}
+        return {"units": units, "long_name": long_name, "basis": found.basis, **source}
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        _builtin("pages_per_node", "pages_per_node", "sum", "folios", "folios on the node, all files", per_node=True),
-        _builtin("local_share", "local_share", "mean", "1", "share of memory on the vCPU's own node, mean of vCPUs"),
-        _builtin("mean_distance", "mean_distance", "mean", "1", "SLIT distance from vCPU to memory, mean of vCPUs"),
-        _builtin("errors", "event_errno", "count", "1", "operations that the kernel refuses"),
+        Metric("pages_per_node", "pages_per_node", "sum", True, "folios on the node, all files"),
+        Metric("local_share", "local_share", "mean", False, "share of memory on the vCPU's own node, mean of vCPUs"),
+        Metric("mean_distance", "mean_distance", "mean", False, "SLIT distance from vCPU to memory, mean of vCPUs"),
+        Metric("errors", "event_errno", "count", False, "operations that the kernel refuses"),
     )
 }
 DEFAULT_METRICS = ("pages_per_node", "local_share", "errors")

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from workbench import results
 from workbench.errors import WorkbenchError
 from workbench.sweeps.grid import Grid
+from workbench.variables import Coordinate, Sweep, Variable
 
 PENDING, DONE, FAILED = 0, 1, 2
 SCHEMA = "workbench-sweep/1"
@@ -151,13 +153,11 @@ def _create(path: Path, grid: Grid, nodes: list[int]) -> None:
 def _write_template(store: Path, grid: Grid, nodes: list[int]) -> None:
     import zarr
 
-    from workbench.reports.report import versions
-
     attributes = {
         "schema": SCHEMA,
         "name": grid.name,
         "fingerprint": fingerprint(grid),
-        "provenance": json.dumps({"versions": versions(), "grid": grid.to_mapping()}, sort_keys=True),
+        "provenance": results.provenance(command="sweeps.sweep.sweep", grid=grid.to_mapping()),
     }
     group = zarr.create_group(store, zarr_format=3, attributes=attributes)
     dims = [axis.name for axis in grid.axes]
@@ -172,13 +172,15 @@ def _write_template(store: Path, grid: Grid, nodes: list[int]) -> None:
         array[...] = values.astype(object) if dtype is str else values
 
     for axis in grid.axes:
-        put(axis.name, [axis.name], _coordinate(axis.labels), long_name=", ".join(axis.fields))
+        labels = _coordinate(axis.labels)
+        field = axis.fields[0] if len(axis.fields) == 1 else ""
+        put(axis.name, [axis.name], labels, units=_unit(field, labels), long_name=", ".join(axis.fields))
         if len(axis.fields) > 1:
             for at, field in enumerate(axis.fields):
                 column = _coordinate([row[at] for row in axis.settings])
-                put(f"{axis.name}:{field}", [axis.name], column, long_name=field)
+                put(f"{axis.name}:{field}", [axis.name], column, units=_unit(field, column), long_name=field)
     if nodes:
-        put("node", ["node"], np.array(nodes, np.int64), long_name="Linux node id")
+        put("node", ["node"], np.array(nodes, np.int64), **_attributes(Sweep.node))
     extras = " ".join(f"{axis.name}:{field}" for axis in grid.axes if len(axis.fields) > 1 for field in axis.fields)
     for metric in grid.metrics:
         group.create_array(
@@ -188,24 +190,29 @@ def _write_template(store: Path, grid: Grid, nodes: list[int]) -> None:
             dtype=np.float64,
             fill_value=np.nan,
             dimension_names=[*dims, "node"] if metric.per_node else dims,
-            attributes={
-                **({"units": metric.units} if metric.units else {}),
-                "long_name": metric.long_name or f"{metric.reduce} of {metric.variable}",
-                **({"basis": metric.basis} if metric.basis else {}),
-                **({"coordinates": extras} if extras else {}),
-            },
+            attributes={**metric.attributes(), **({"coordinates": extras} if extras else {})},
         )
     group.create_array(
         "error", shape=grid.shape, chunks=grid.chunk_shape, dtype=str, fill_value="", dimension_names=dims,
-        attributes={"long_name": "why the cell failed; empty when it did not"},
+        attributes=_attributes(Sweep.error),
     )  # fmt: skip
     group.create_array(
         "status", shape=grid.shape, chunks=grid.chunk_shape, dtype=np.int8, fill_value=PENDING, dimension_names=dims,
         attributes={
-            "long_name": "state of the cell", "flag_values": [PENDING, DONE, FAILED],
-            "flag_meanings": "pending done failed",
+            **_attributes(Sweep.status), "flag_values": [PENDING, DONE, FAILED], "flag_meanings": "pending done failed",
         },
     )  # fmt: skip
+
+
+def _attributes(declared: Variable | Coordinate) -> dict[str, str]:
+    basis = {"basis": declared.basis} if isinstance(declared, Variable) else {}
+    return {"units": declared.units, "long_name": declared.long_name, **basis}
+
+
+def _unit(field: str, values: np.ndarray) -> str:
+    """Unit of what an axis sets: numbers of sizes are bytes, other numbers have none, texts say theirs."""
+    sizes = ("memory", "memory_bytes", "offset", "length", "size")
+    return "" if values.dtype.kind == "U" else "B" if field.rpartition(".")[2] in sizes else "1"
 
 
 def _coordinate(labels: Any) -> np.ndarray:

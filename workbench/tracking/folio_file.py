@@ -28,6 +28,7 @@ from workbench.tracking.tracked_file import (
     mapping_share,
 )
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
+from workbench.variables import ConversionRun, Conversions
 
 SPLITS = {"one-step": folio.ONE_STEP, "two-stage": folio.TWO_STAGE, "two-stage-restored": folio.TWO_STAGE_FULL}
 SPLIT_ON = {"conversion": folio.AT_CONVERSION, "host_fault": folio.AT_HOST_FAULT}
@@ -275,52 +276,25 @@ def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool =
     return np.stack(parts, axis=-1)
 
 
-EVENT_COUNTERS = (
-    ("splits_1g", "folios", "1 GiB folios split"),
-    ("splits_2m", "folios", "2 MiB folios split"),
-    ("merges_1g", "folios", "1 GiB folios merged"),
-    ("merges_2m", "folios", "2 MiB folios merged"),
-    ("mapped_1g", "folios", "1 GiB folios private and whole now"),
-    ("mapped_2m", "folios", "2 MiB folios private and whole now"),
-    ("lost_1g", "mappings", "1 GiB mappings lost"),
-    ("lost_2m", "mappings", "2 MiB mappings lost"),
-    ("regained_1g", "mappings", "1 GiB mappings regained"),
-    ("regained_2m", "mappings", "2 MiB mappings regained"),
-    ("conversions", "calls", "conversions asked for"),
-    ("failed_conversions", "calls", "conversions refused"),
-    ("rollbacks", "calls", "conversions rolled back"),
-    ("converted_pages", "4 KiB pages", "pages converted"),
-    ("shared_pages", "4 KiB pages", "pages shared now"),
-    ("invalidations", "calls", "invalidations sent to KVM and the IOMMU"),
-    ("invalidated_bytes", "B", "memory named by invalidations"),
-    ("vmemmap_taken", "4 KiB pages", "vmemmap pages restored by splits"),
-    ("vmemmap_freed", "4 KiB pages", "vmemmap pages given back by merges"),
-    ("spins", "references", "transient references waited for"),
-)
-"""Counters that a Dataset keeps along ``event``: name, unit, long name. Those not "now" are sums since the start."""
+EVENT_COUNTERS = tuple(name for name in Conversions.variables if name in folio.COUNTERS)
+"""Counters that a Dataset keeps along ``event``."""
 
 
 def variables(
     series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False, largest_leaf: str = "1 GiB"
-) -> dict[str, tuple[tuple[str, ...], object]]:
-    """Variables of a result along ``event``, from counters and vmemmap pages by node (:class:`StreamResult`).
+) -> dict[str, object]:
+    """Values of :class:`workbench.variables.Conversions`, from counters and vmemmap pages by node.
 
     ``largest_leaf``: largest second-stage mapping of this kind of guest.
     """
-    out: dict[str, tuple[tuple[str, ...], object]] = {}
-    for counter, _units, _long_name in EVENT_COUNTERS:
-        out[counter] = (("event",), series[:, folio.COUNTERS.index(counter)])
-    out["mapping_share"] = (("event", "level"), mapping_share(series, largest_leaf))
-    out["stage2_tables"] = (
-        ("event",),
-        struct_pages.stage2_tables(
-            series[:, folio.N_PRESENT], series[:, folio.N_MAPPED_1G], series[:, folio.N_MAPPED_2M], largest_leaf
-        ),
+    out: dict[str, object] = {name: series[:, folio.COUNTERS.index(name)] for name in EVENT_COUNTERS}
+    out["mapping_share"] = mapping_share(series, largest_leaf)
+    out["stage2_tables"] = struct_pages.stage2_tables(
+        series[:, folio.N_PRESENT], series[:, folio.N_MAPPED_1G], series[:, folio.N_MAPPED_2M], largest_leaf
     )
-    out["vmemmap_pages"] = (("event", "node"), series[:, len(folio.COUNTERS) :])
+    out["vmemmap_pages"] = series[:, len(folio.COUNTERS) :]
     modelled = cycles(series, samples, seed, two_stage=two_stage)
-    dims = ("sample", "event", "part") if samples > 1 else ("event", "part")
-    out["conversion_cycles"] = (dims, modelled if samples > 1 else modelled[0])
+    out["conversion_cycles"] = modelled if samples > 1 else modelled[0]
     return out
 
 
@@ -336,28 +310,15 @@ def run(
     result = file.run_stream(stream, every)
     two_stage = file.state.options[folio.SPLITTING] != folio.ONE_STEP
     data = variables(result.series, samples, seed, two_stage=two_stage, largest_leaf=file.largest_leaf)
-    data["operation_errno"] = (("operation",), result.errors)
+    data["operation_errno"] = result.errors
     coordinates = {
         "event": np.arange(1, len(result.series) + 1) * every,
         "level": list(LEVELS),
         "part": list(PARTS),
         "node": np.arange(len(file.host.vmemmap)),
     }
-    dataset = results.annotate(xr.Dataset(data, coordinates))
-    dataset.attrs.update(scenario=name, page_size=file.page_size, guest_bytes=file.size)
-    return dataset
-
-
-def _declare() -> None:
-    declare, counted = results.declare, "counted"
-    for counter, units, long_name in EVENT_COUNTERS:
-        declare(counter, ("event",), units, long_name, counted)
-    declare("mapping_share", ("event", "level"), "1", "share of present memory by largest mapping possible", counted)
-    declare("stage2_tables", ("event",), "4 KiB pages", "second-stage tables, mapped as large as possible", counted)
-    declare("vmemmap_pages", ("event", "node"), "4 KiB pages", "vmemmap pages held by splits", counted)
-    declare("operation_errno", ("operation",), "1", "errno (-7: SIGBUS)", counted)
-    source = f"{costs.ROTH_2025}; invalidation and zeroing: workbench/costs.py"
-    declare("conversion_cycles", ("event", "part"), "cycles", "time spent by conversions so far", "modelled", source)
-
-
-_declare()
+    attributes = {"scenario": name, "page_size": file.page_size, "guest_bytes": file.size}
+    provenance = results.provenance(
+        command="tracking.folio_file.run", file=attributes, stream=stream, every=every, samples=samples, seed=seed
+    )
+    return results.make(ConversionRun, data, coordinates, provenance=provenance, attributes=attributes)

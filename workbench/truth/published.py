@@ -22,9 +22,10 @@ import numpy as np
 import xarray as xr
 
 from workbench import costs as cost_table
-from workbench import safe_yaml
+from workbench import results, safe_yaml
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
+from workbench.variables import Published
 
 Role = Literal["set", "exact", "predicted", "unmodelled"]
 GIB = 1 << 30
@@ -156,7 +157,7 @@ def read_table(name: str | Path) -> Table:
 
 
 def reproduce(name: str | Path) -> xr.Dataset:
-    """A published table beside the model: variables over ``row``, see :data:`VARIABLES`; attributes name the source."""
+    """A published table beside the model: :class:`workbench.variables.Published`; attributes name the source."""
     table = read_table(name)
     if table.model["kind"] == "none":
         rows = [Row(table.id, "all", "", float("nan"), float("nan"), "unmodelled", table.model["why"])]
@@ -175,20 +176,9 @@ def reproduce_all(names: Sequence[str] | None = None) -> xr.Dataset:
 
 def combine(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     """Several tables in one Dataset."""
-    return xr.concat(list(datasets), dim="row", combine_attrs="drop")
-
-
-VARIABLES = {
-    "table": "id of the table",
-    "label": "row of the table",
-    "quantity": "column of the table",
-    "unit": "unit of the values",
-    "published": "published value",
-    "modelled": "value of the model",
-    "deviation": "deviation of the model in per cent",
-    "role": "set, exact, predicted or unmodelled",
-    "note": "remark",
-}
+    tables = [name for dataset in datasets for name in results.read_provenance(dataset)["inputs"]["tables"]]
+    text = results.provenance(command="truth.published.reproduce_all", tables=tables)
+    return results.stack(Published, [dataset.drop_attrs(deep=False) for dataset in datasets], "row", provenance=text)
 
 
 def as_dataset(rows: Sequence[Row], table: Table) -> xr.Dataset:
@@ -198,13 +188,13 @@ def as_dataset(rows: Sequence[Row], table: Table) -> xr.Dataset:
         values[name] = np.array([getattr(row, name) for row in rows], dtype=str)
     for name in ("published", "modelled", "deviation"):
         values[name] = np.array([getattr(row, name) for row in rows], float)
-    out = xr.Dataset({name: (("row",), value) for name, value in values.items()})
-    for name, text in VARIABLES.items():
-        out[name].attrs["long_name"] = text
-    out["modelled"].attrs.update(basis="modelled", source=f"workbench/truth/published.py: {table.model['kind']}")
-    out["deviation"].attrs["units"] = "%"
-    out.attrs.update(table=table.id, title=table.title, source=table.source)
-    return out
+    return results.make(
+        Published,
+        values,
+        {},
+        provenance=results.provenance(command="truth.published.reproduce", tables=[table.id]),
+        attributes={"table": table.id, "title": table.title, "source": table.source},
+    )
 
 
 def summary(dataset: xr.Dataset) -> dict[str, float]:

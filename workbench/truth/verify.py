@@ -27,6 +27,7 @@ import numpy as np
 import xarray as xr
 
 from workbench import policy as mp
+from workbench import results
 from workbench import scenario as sc
 from workbench.errors import WorkbenchError
 from workbench.kernels import fault_order
@@ -42,6 +43,7 @@ from workbench.truth.recording import (
     to_scenario,
     unpack_place,
 )
+from workbench.variables import SideBySide
 
 logger = logging.getLogger(__name__)
 
@@ -214,21 +216,24 @@ def side_by_side(path: str | Path, name: str) -> xr.Dataset:
             line[: len(row)] = row
         return out
 
-    attributes = {"basis": "exact", "units": "1"}
-    dims = ("observation", "page")
-    return xr.Dataset(
+    return results.make(
+        SideBySide,
         {
-            "recorded_node": (dims, table(expected, np.int16), {**attributes, "long_name": "node, real kernel"}),
-            "simulated_node": (dims, table(simulated, np.int16), {**attributes, "long_name": "node, simulated"}),
-            "touch_order": (dims, table(orders, np.int64), {**attributes, "long_name": "order of first touch"}),
+            "recorded_node": table(expected, np.int16),
+            "simulated_node": table(simulated, np.int16),
+            "touch_order": table(orders, np.int64),
         },
         {
-            "observation": [position for position, _ in seen],
-            "text": ("observation", [entry.text for _, entry in seen]),
-            "page": ("page", np.arange(pages), {"units": "4 KiB pages", "long_name": "page of the file"}),
+            "observation": np.array([position for position, _ in seen], np.int64),
+            "text": ("observation", np.array([entry.text for _, entry in seen], dtype=str)),
+            "page": np.arange(pages),
         },
-        {"scenario": f"{recording.topology}/{name}", "kernel": recording.kernel, "recording": recording.path.name},
-    )
+        provenance=results.provenance(scenario, "truth.verify.side_by_side", recording=recording.path.name, name=name),
+        source=recording.path.name,
+        attributes={
+            "scenario": f"{recording.topology}/{name}", "kernel": recording.kernel, "recording": recording.path.name,
+        },
+    )  # fmt: skip
 
 
 def _touch_order(recorded: RecordedScenario, position: int, pages: int) -> np.ndarray:

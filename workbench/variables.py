@@ -1,0 +1,534 @@
+"""Every variable and coordinate of every Dataset, declared once.
+
+A :class:`Schema` is one kind of Dataset: what :func:`workbench.simulate` returns (:class:`Simulation`), what a study or
+a comparison returns. Its attributes are the variables as objects, so that a name can be looked up, completed and
+checked: ``Simulation.event_errno.units``. :func:`workbench.results.make` builds Datasets from them; nothing else does.
+
+Basis is what a number rests on:
+
+``exact``     checked against recordings of the real kernel
+``counted``   follows from exact ones by counting
+``modelled``  comes from a model with parameters; ``source`` names it
+``measured``  read off a clock, a counter or a publication; ``source`` says where
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from workbench.costs import ROTH_2025
+
+Basis = Literal["exact", "counted", "modelled", "measured"]
+
+
+@dataclass(eq=False)
+class Variable:
+    """One variable of a Dataset. Its name is that of the attribute which holds it.
+
+    dims : in order; any variable may have ``sample`` (draws over the ranges of parameters) in front of them
+    units : "1" for a number without unit, "" for texts
+    source : where the numbers come from; needed for what is modelled or measured
+    """
+
+    dims: tuple[str, ...]
+    units: str
+    long_name: str
+    basis: Basis
+    source: str = ""
+    name: str = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+
+@dataclass(eq=False)
+class Coordinate:
+    """One coordinate of a Dataset: its unit and what its values are."""
+
+    units: str
+    long_name: str
+    name: str = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+
+class Schema:
+    """One kind of Dataset. ``variables`` and ``coordinates`` are its own and those of the kinds that it extends."""
+
+    variables: ClassVar[dict[str, Variable]] = {}
+    coordinates: ClassVar[dict[str, Coordinate]] = {}
+
+    def __init_subclass__(cls) -> None:
+        found = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+        cls.variables = {name: value for name, value in found.items() if isinstance(value, Variable)}
+        cls.coordinates = {name: value for name, value in found.items() if isinstance(value, Coordinate)}
+
+
+def exact(dims: str, units: str, long_name: str) -> Variable:
+    """A variable that is checked against recordings; ``dims`` are separated by spaces."""
+    return Variable(tuple(dims.split()), units, long_name, "exact")
+
+
+def counted(dims: str, units: str, long_name: str) -> Variable:
+    """A variable that follows from exact ones by counting."""
+    return Variable(tuple(dims.split()), units, long_name, "counted")
+
+
+def modelled(dims: str, units: str, long_name: str, source: str) -> Variable:
+    """A variable of a model; ``source`` names the model."""
+    return Variable(tuple(dims.split()), units, long_name, "modelled", source)
+
+
+def measured(dims: str, units: str, long_name: str, source: str) -> Variable:
+    """A variable that somebody measured; ``source`` says where and how."""
+    return Variable(tuple(dims.split()), units, long_name, "measured", source)
+
+
+# ------------------------------------------------------------------------------------------------------- sources
+
+TRAFFIC = "workbench/cost/traffic.py: max-min fair sharing with measured bandwidth-latency curves (Mess, BSC)"
+TRANSLATION = (
+    "workbench/cost/translation.py: uniform accesses, TLB of given entries, leaf entries from memory (vMitosis)"
+)
+PFNS = "ascending from the start of each zone, freed folios last in, first out (mm/page_alloc.c); see kernels/pfns.py"
+CONVERSION = f"{ROTH_2025}; invalidation and zeroing: workbench/costs.py"
+DESIGN_CYCLES = "workbench/costs.py: conversion_fixed, split_merge_per_page, invalidation, struct_page_init"
+HVO_RECORDING = "datasets/recordings/hvo.json.gz: nr_memmap_boot_pages and nr_memmap_pages of Linux 7.3.4"
+REPRODUCED = "workbench/truth/published.py"
+CLOCK = "CPU time on the machine that ran it, compiled code warm; look at ratios only"
+
+
+# ---------------------------------------------------------------------------------------------------- a scenario
+
+
+class HostNodes(Schema):
+    """The nodes and zones of a host (:func:`workbench.plots.topology.host_dataset`)."""
+
+    node = Coordinate("1", "NUMA node id")
+    node_to = Coordinate("1", "NUMA node id")
+    zone = Coordinate("", "zone (node/type)")
+    node_kind = exact("node", "", "kind of memory")
+    node_memory = exact("node", "B", "memory of the node")
+    node_cpus = exact("node", "1", "CPUs of the node")
+    distance = exact("node node_to", "1", "SLIT distance (10 = local)")
+    zone_node = exact("zone", "1", "node of the zone")
+
+
+class Conversions(Schema):
+    """Conversions of huge folios along ``event``; what is not "now" is a sum since the start."""
+
+    level = Coordinate("", "size of the mapping")
+    part = Coordinate("", "part of a conversion")
+    splits_1g = counted("event", "folios", "1 GiB folios split")
+    splits_2m = counted("event", "folios", "2 MiB folios split")
+    merges_1g = counted("event", "folios", "1 GiB folios merged")
+    merges_2m = counted("event", "folios", "2 MiB folios merged")
+    mapped_1g = counted("event", "folios", "1 GiB folios private and whole now")
+    mapped_2m = counted("event", "folios", "2 MiB folios private and whole now")
+    lost_1g = counted("event", "mappings", "1 GiB mappings lost")
+    lost_2m = counted("event", "mappings", "2 MiB mappings lost")
+    regained_1g = counted("event", "mappings", "1 GiB mappings regained")
+    regained_2m = counted("event", "mappings", "2 MiB mappings regained")
+    conversions = counted("event", "calls", "conversions asked for")
+    failed_conversions = counted("event", "calls", "conversions refused")
+    rollbacks = counted("event", "calls", "conversions rolled back")
+    converted_pages = counted("event", "4 KiB pages", "pages converted")
+    shared_pages = counted("event", "4 KiB pages", "pages shared now")
+    invalidations = counted("event", "calls", "invalidations sent to KVM and the IOMMU")
+    invalidated_bytes = counted("event", "B", "memory named by invalidations")
+    vmemmap_taken = counted("event", "4 KiB pages", "vmemmap pages restored by splits")
+    vmemmap_freed = counted("event", "4 KiB pages", "vmemmap pages given back by merges")
+    spins = counted("event", "references", "transient references waited for")
+    mapping_share = counted("event level", "1", "share of present memory by largest mapping possible")
+    stage2_tables = counted("event", "4 KiB pages", "second-stage tables, mapped as large as possible")
+    vmemmap_pages = counted("event node", "4 KiB pages", "vmemmap pages held by splits")
+    conversion_cycles = modelled("event part", "cycles", "time spent by conversions so far", CONVERSION)
+
+
+class Simulation(HostNodes, Conversions):
+    """A scenario that was run (:func:`workbench.simulate`)."""
+
+    file = Coordinate("", "file")
+    event = Coordinate("1", "event number")
+    vcpu = Coordinate("", "vCPU")
+    design = Coordinate("", "how memory is tracked")
+
+    fallback_order = exact("node rank", "1", "fallback order of nodes (-1: none)")
+    zone_managed = counted("zone", "pages", "pages managed by the zone")
+    zone_min = counted("zone", "pages", "min watermark")
+    zone_low = counted("zone", "pages", "low watermark")
+    zone_high = counted("zone", "pages", "high watermark")
+    zone_lowmem_reserve = counted("zone", "pages", "pages kept from requests that could use a higher zone")
+    zone_page_size = exact("zone", "B", "bytes of one folio of the zone")
+
+    event_op = exact("event", "", "operation")
+    event_task = exact("event", "", "task that made the call")
+    event_file = exact("event", "", "file")
+    event_ret = exact("event", "1", "return value")
+    event_errno = exact("event", "1", "errno (0: success)")
+    event_error = exact("event", "", "errno by name (empty: success)")
+    event_detail = exact("event", "", "what the call wrote besides, as JSON")
+    event_pages = exact("event node", "folios", "folios placed by the event")
+    event_small_pages = exact("event node", "4 KiB pages", "4 KiB pages placed beside huge folios")
+    free_pages = counted("event zone", "folios", "free folios of the zone after the event")
+
+    pages_per_node = exact("file node", "folios", "folios of the file on the node")
+    small_pages_per_node = exact("file node", "4 KiB pages", "4 KiB pages where no huge page was left")
+    file_pages = exact("file", "folios", "size of the file")
+    file_page_size = exact("file", "B", "bytes of one folio of the file")
+    page_size = exact("", "B", "bytes of one folio of the guest")
+
+    run_file = exact("run", "", "file")
+    run_start = exact("run", "folios", "first folio of the run")
+    run_length = exact("run", "folios", "folios in the run")
+    run_node = exact("run", "1", "node that backs the run")
+    observed_run_file = exact("observed_run", "", "file")
+    observed_run_start = exact("observed_run", "folios", "first folio of the run")
+    observed_run_length = exact("observed_run", "folios", "folios in the run")
+    observed_run_node = exact("observed_run", "1", "node that backs the run")
+    observed_run_event = exact("observed_run", "1", "event that observed the run")
+    small_run_file = exact("small_run", "", "file")
+    small_run_start = exact("small_run", "4 KiB pages", "first 4 KiB page of the run")
+    small_run_length = exact("small_run", "4 KiB pages", "4 KiB pages in the run")
+    small_run_node = exact("small_run", "1", "node that backs the run")
+
+    stretch_file = exact("stretch", "", "file")
+    stretch_start = exact("stretch", "1", "first folio of the stretch")
+    stretch_length = exact("stretch", "1", "folios of the stretch")
+    stretch_offset = exact("stretch", "1", "first entry of its tile")
+    stretch_period = exact("stretch", "1", "entries of its tile")
+    stretch_phase = exact("stretch", "1", "entry of the tile for its first folio")
+    stretch_step = exact("stretch", "1", "direction in which the tile is read")
+    small_stretch_file = exact("small_stretch", "", "file")
+    small_stretch_start = exact("small_stretch", "1", "first 4 KiB page of the stretch")
+    small_stretch_length = exact("small_stretch", "1", "4 KiB pages of the stretch")
+    small_stretch_offset = exact("small_stretch", "1", "first entry of its tile")
+    small_stretch_period = exact("small_stretch", "1", "entries of its tile")
+    small_stretch_phase = exact("small_stretch", "1", "entry of the tile for its first 4 KiB page")
+    small_stretch_step = exact("small_stretch", "1", "direction in which the tile is read")
+    tile_node = exact("tile_entry", "1", "node")
+    page_node = exact("file page", "1", "node that backs the folio (-1: absent, or 4 KiB pages)")
+    page_pfn = modelled("file page", "folios", "pfn of the folio, counted in folios (-1: absent)", PFNS)
+
+    range_file = exact("range", "", "file")
+    range_start = exact("range", "4 KiB pages", "first page of the shared policy range")
+    range_end = exact("range", "4 KiB pages", "end of the shared policy range")
+    range_mode = exact("range", "", "mode of the policy")
+    range_nodes = exact("range node", "1", "nodes of the policy")
+    vcpu_node = exact("vcpu", "1", "node that the vCPU runs on")
+    local_share = counted("vcpu", "1", "share of the guest's memory on the vCPU's node")
+    mean_distance = counted("vcpu", "1", "mean SLIT distance from the vCPU to the guest's memory")
+
+    stream_event = exact("stream", "1", "access operation of the stream")
+    stream_node = exact("stream", "1", "node whose vCPUs access")
+    stream_vcpus = exact("stream", "1", "vCPUs of the stream")
+    stream_bandwidth = modelled("stream", "MB/s", "memory bandwidth of the stream", TRAFFIC)
+    stream_latency = modelled("stream", "ns", "loaded latency of an access to memory", TRAFFIC)
+    stream_idle_latency = modelled("stream", "ns", "latency of an access to memory on an idle host", TRAFFIC)
+    stream_walk = modelled("stream", "ns", "part of the latency spent in page walks", TRAFFIC)
+    stream_memory_fraction = modelled("stream", "1", "part of the accesses that the caches do not serve", TRAFFIC)
+    stream_share = counted("stream node", "1", "share of the accesses served by the node")
+    access_used = modelled("event node", "MB/s", "memory bandwidth used by accesses", TRAFFIC)
+
+
+class ConversionRun(Conversions):
+    """A stream of conversions on one file (:func:`workbench.tracking.folio_file.run`)."""
+
+    event = Coordinate("1", "operations done")
+    node = Coordinate("1", "NUMA node id")
+    operation_errno = counted("operation", "1", "errno (-7: SIGBUS)")
+
+
+class Sweep(Schema):
+    """The store of a sweep, beside its axes and metrics (:func:`workbench.sweeps.store.read_store`)."""
+
+    node = Coordinate("1", "Linux node id")
+    error = exact("", "", "why the cell failed; empty when it did not")
+    status = exact("", "1", "state of the cell")
+
+
+# --------------------------------------------------------------------------------------------------------- costs
+
+
+class AccessCost(Schema):
+    """What vCPUs get from a placement (:func:`workbench.cost.traffic.access_cost`)."""
+
+    initiator = Coordinate("1", "node whose vCPUs access")
+    node = Coordinate("1", "NUMA node id")
+    bandwidth = modelled("initiator", "MB/s", "memory bandwidth the vCPUs of the node get", TRAFFIC)
+    latency = modelled("initiator", "ns", "loaded latency of a memory access from the node", TRAFFIC)
+    idle_latency = modelled("initiator", "ns", "latency of a memory access on an idle host", TRAFFIC)
+    node_share = modelled("node", "1", "share of the accesses that the node serves", TRAFFIC)
+    node_used = modelled("node", "MB/s", "bandwidth taken from the node's memory", TRAFFIC)
+    node_load = modelled("node", "1", "used part of the node's memory bandwidth", TRAFFIC)
+    memory_fraction = modelled("", "1", "part of the accesses that the caches do not serve", TRAFFIC)
+
+
+class Weights(Schema):
+    """Interleave weights side by side (:func:`workbench.cost.traffic.best_weights`)."""
+
+    policy = Coordinate("", "where the weights come from")
+    node = Coordinate("1", "NUMA node id")
+    weight = modelled("policy node", "1", "interleave weight", TRAFFIC)
+    bandwidth = modelled("policy", "MB/s", "bandwidth of all vCPUs", TRAFFIC)
+    latency = modelled("policy", "ns", "loaded latency", TRAFFIC)
+
+
+class WalkReferences(Schema):
+    """References of a nested walk (:func:`workbench.cost.translation.walk_references`)."""
+
+    guest_page = Coordinate("", "page size of the guest's own mappings")
+    host_page = Coordinate("", "page size of the host's mappings")
+    references = exact("guest_page host_page", "1", "memory references of a walk without caches")
+
+
+class WalkCost(Schema):
+    """What page walks cost (:func:`workbench.cost.translation.walk_cost` and ``split_loss``)."""
+
+    host_page = Coordinate("", "page size of the host's mappings")
+    state = Coordinate("", "huge mappings before and after some became small ones")
+    references = exact("host_page", "1", "references of a walk without caches")
+    miss = modelled("host_page", "1", "part of the accesses that miss the TLB", TRANSLATION)
+    misses_per_access = modelled("", "1", "TLB misses of an access", TRANSLATION)
+    memory_references = modelled("", "1", "page-table references of an access that reach memory", TRANSLATION)
+    remote_references = modelled("", "1", "of these, to a remote node", TRANSLATION)
+    walk = modelled("", "ns", "time an access spends in page walks", TRANSLATION)
+
+
+# ------------------------------------------------------------------------------------------------------- designs
+
+
+class DesignCosts(Schema):
+    """One run under several designs (:func:`workbench.designs.compare.compare` and ``sweep``)."""
+
+    design = Coordinate("", "how memory is tracked")
+    draw = Coordinate("1", "draw of the modelled costs (0: the values as given)")
+    sample = Coordinate("1", "operations done")
+    structure = Coordinate("", "structure of the light map")
+    page_size = Coordinate("", "page size of the guest's memory")
+    conversions = Coordinate("1", "conversions in the run")
+
+    struct_page_bytes = counted("design", "B", "struct pages of the guest's memory at the end")
+    struct_page_peak_bytes = counted("design", "B", "most struct pages at any sample")
+    vmemmap_table_bytes = counted("design", "B", "page tables of a vmemmap not mapped by 2 MiB")
+    page_cache_bytes = counted("design", "B", "XArray nodes of the page cache")
+    private_map_bytes = counted("design", "B", "light offset -> pfn map")
+    state_tree_bytes = counted("design", "B", "maple tree of private and shared ranges")
+    stage2_table_bytes = counted("design", "B", "stage-2 page tables of the fully mapped guest")
+    splits = counted("design", "1", "huge folios split")
+    merges = counted("design", "1", "huge folios merged")
+    pages_restructured = counted("design", "4 KiB pages", "pages of the folios split and merged")
+    struct_pages_written = counted("design", "1", "struct pages initialised by conversions")
+    vmemmap_taken_pages = counted("design", "4 KiB pages", "vmemmap pages allocated by conversions")
+    vmemmap_freed_pages = counted("design", "4 KiB pages", "vmemmap pages given back")
+    invalidations = counted("design", "1", "invalidations sent to the users of the memory")
+    invalidated_bytes = counted("design", "B", "memory named in invalidations")
+    map_operations = counted("design", "1", "changes of the offset -> pfn structure")
+    failed_operations = exact("design", "1", "operations that returned an errno")
+    lookup_nodes = counted("design", "1", "nodes a look-up of a private page touches")
+    gup_reachable_bytes = counted("design", "B", "memory that get_user_pages can reach")
+    handover_bytes = counted("design", "B", "metadata of a kexec handover")
+    largest_leaf_bytes = counted("design", "B", "memory mapped by leaves of 2 MiB or more")
+    referenced_private_pages = counted("design", "4 KiB pages", "private pages with a reference count")
+    metadata_bytes = counted("design", "B", "all metadata at the end")
+    conversion_cycles = modelled("design draw", "cycles", "cycles of all conversions", DESIGN_CYCLES)
+    struct_page_bytes_over_run = counted("design sample", "B", "struct pages")
+    splits_over_run = counted("design sample", "1", "huge folios split so far")
+    event_errno = exact("design operation", "1", "errno (0: success; -7: SIGBUS)")
+    event_error_offset = exact("design operation", "B", "offset the error names (-1: none)")
+    unit_node = exact(
+        "design unit", "1", "node index of the unit (-1: absent; with 4 KiB pages 0 where a 2 MiB block has any)"
+    )
+    content_order = exact("design", "", "digest of every page's state")
+    poisoned_pages = exact("design", "", "poisoned pages")
+    map_bytes = counted("structure", "B", "light map as each structure")
+    map_depth = counted("structure", "1", "nodes a look-up of the middle extent touches")
+    extents = counted("", "1", "extents of the light map")
+
+
+class DesignSharing(Schema):
+    """Where the comparison of designs turns (:func:`workbench.designs.sweeps.sharing`)."""
+
+    case = Coordinate("", "page size and free ranges")
+    run = Coordinate("B", "length of the runs shared")
+    share = Coordinate("1", "share of the memory that is shared")
+    design = Coordinate("", "how memory is tracked")
+    page_size = Coordinate("", "page size of the guest's memory")
+    metadata_bytes = counted("case run share design", "B/GiB", "all metadata for each GiB of guest")
+    struct_page_bytes = counted("case run share design", "B/GiB", "struct pages for each GiB of guest")
+    private_map_bytes = counted("case run share design", "B/GiB", "light offset -> pfn map for each GiB of guest")
+    page_cache_bytes = counted("case run share design", "B/GiB", "XArray nodes of the page cache for each GiB of guest")
+    stage2_table_bytes = counted("case run share design", "B/GiB", "stage-2 page tables for each GiB of guest")
+    extents = counted("case run share", "1/GiB", "extents of the light map for each GiB of guest")
+
+
+class MapStructures(Schema):
+    """Structures of the light map, filled and timed (:func:`workbench.designs.sweeps.structures`)."""
+
+    extents = Coordinate("1", "extents of the map")
+    structure = Coordinate("", "structure of the map")
+    map_bytes = counted("extents structure", "B", "size of the map")
+    map_depth = counted("extents structure", "nodes", "nodes that a look-up touches")
+    lookup_time = measured("extents structure", "ns", "time of a look-up", CLOCK)
+
+
+# ------------------------------------------------------------------------------------------------------- studies
+
+
+class PolicyCosts(Schema):
+    """One guest under every policy (:func:`workbench.studies.placement_cost.policy_costs`)."""
+
+    policy = Coordinate("", "how the guest is placed")
+    node = Coordinate("1", "NUMA node id")
+    bandwidth = modelled("policy", "MB/s", "bandwidth of all vCPUs", TRAFFIC)
+    latency = modelled("policy", "ns", "loaded latency of an access", TRAFFIC)
+    local_share = counted("policy", "1", "share of the accesses on the vCPU's own node")
+    node_share = counted("policy node", "1", "share of the accesses each node serves")
+    node_load = modelled("policy node", "1", "used part of the node's bandwidth", TRAFFIC)
+
+
+class VirtualNodes(Schema):
+    """A guest under several views of NUMA (:func:`workbench.studies.vnuma.cost`)."""
+
+    view = Coordinate("", "what the guest is told")
+    cell = Coordinate("1", "virtual node")
+    bandwidth = modelled("view cell", "MB/s", "bandwidth of the virtual node's vCPUs", TRAFFIC)
+    latency = modelled("view cell", "ns", "loaded latency of an access", TRAFFIC)
+    local_share = counted("view cell", "1", "share of the accesses that stay on the vCPUs' host node")
+    slowdown = modelled("view", "1", "total bandwidth of the first view over this view's", TRAFFIC)
+
+
+_RANGES = "cost model of the workbench; ranges: workbench.costs"
+
+
+class Sensitivity(Schema):
+    """What modelled outputs depend on (:func:`workbench.studies.sensitivity.sensitivity`)."""
+
+    output = Coordinate("", "output of the model")
+    output_unit = Coordinate("", "unit of the output")
+    parameter = Coordinate("", "parameter of the model")
+    end = Coordinate("", "end of the parameter's range")
+    unit = Coordinate("", "unit of the parameter")
+    base = modelled("output", "as output_unit", "output with every parameter at its value", _RANGES)
+    one_at_a_time = modelled(
+        "output parameter end", "as output_unit", "output with one parameter at an end of its range", _RANGES
+    )
+    first_order = modelled("output parameter", "1", "share of the variance from the parameter alone", _RANGES)
+    total = modelled("output parameter", "1", "share of the variance from the parameter and what it acts with", _RANGES)
+    value = modelled("parameter", "as unit", "value of the parameter", _RANGES)
+    low = modelled("parameter", "as unit", "low end of its range", _RANGES)
+    high = modelled("parameter", "as unit", "high end of its range", _RANGES)
+
+
+class MachineChurn(Schema):
+    """Machines that come and go (:func:`workbench.studies.vm_churn.serve`)."""
+
+    allocator = Coordinate("", "who hands out memory")
+    sample = Coordinate("1", "event of the stream")
+    block = Coordinate("", "size of the block")
+    day = Coordinate("d", "days")
+    free_pages = counted("allocator sample", "4 KiB pages", "free memory")
+    largest_free_pages = counted("allocator sample", "4 KiB pages", "largest block that can be handed out")
+    free_blocks = counted("allocator sample", "1", "free ranges or blocks")
+    free_areas_1gib_pages = counted("allocator sample", "4 KiB pages", "memory in 1 GiB areas that are wholly free")
+    machines = counted("allocator sample", "1", "machines on the host")
+    extents = counted("allocator sample", "1", "contiguous extents the machines hold")
+    held_pages = counted("allocator sample", "4 KiB pages", "memory the machines hold")
+    refused_so_far = counted("allocator sample", "1", "machines turned away so far")
+    mappable_2mib = counted("allocator sample", "1", "machines' memory that mappings of 2 MiB or more can cover")
+    mappable_1gib = counted("allocator sample", "1", "machines' memory that mappings of 1 GiB can cover")
+    local = counted("allocator sample", "1", "machines' memory on the node they started at")
+    extents_per_machine = counted("allocator sample", "1", "contiguous extents per machine")
+    unusable_2mib = counted("allocator sample", "1", "free memory that cannot serve a request for 2 MiB")
+    unusable_1gib = counted("allocator sample", "1", "free memory that cannot serve a request for 1 GiB")
+    allocator_bytes = counted(
+        "allocator sample", "B", "bytes that free ranges and the machines' extents take beside struct pages"
+    )
+    arrivals = counted("allocator", "1", "machines that came")
+    refused = counted("allocator", "1", "machines turned away")
+    extents_given = counted("allocator", "1", "contiguous extents handed out")
+    refused_1gib = counted("allocator", "1", "machines turned away if all their whole GiB must be 1 GiB pages")
+    asked_pages = counted(
+        "allocator block", "4 KiB pages", "memory the page allocator handed out in blocks of this size"
+    )
+    blocks_missing = counted("allocator block", "1", "blocks of this size that were asked for and no node had")
+    struct_page_bytes = exact("allocator", "B", "struct pages of the host's memory")
+    struct_page_bytes_hvo = exact("allocator", "B", "struct pages of the host's memory, huge pages optimised (HVO)")
+    seconds = measured("allocator", "s", "CPU time to carry out the stream", CLOCK)
+
+
+class BootSplits(Schema):
+    """Who splits huge pages during boot (:func:`workbench.studies.conversion_studies.boot_sources`)."""
+
+    backing = Coordinate("", "page size of the guest's memory")
+    source = Coordinate("", "part of the boot")
+    boot_splits = counted("backing source", "folios", "huge pages split during boot")
+    boot_pages = counted("backing", "folios", "huge pages of the guest")
+
+
+class BootProfile(Schema):
+    """A published profile beside the model (:func:`workbench.studies.conversion_studies.boot_against_published`)."""
+
+    quantity = Coordinate("", "quantity with its unit")
+    profile_published = measured(
+        "quantity", "as quantity", "published", "datasets/published/gmem_conversion_profile.yaml"
+    )
+    profile_model = modelled("quantity", "as quantity", "model", "workbench/costs.py")
+
+
+class ScatteredPages(Schema):
+    """Shared pages in one huge page (:func:`workbench.studies.conversion_studies.scattered_pages`)."""
+
+    design = Coordinate("", "how memory is tracked")
+    shared = Coordinate("4 KiB pages", "shared pages at random places")
+    added_vmemmap = counted("design shared", "4 KiB pages", "vmemmap pages added")
+    added_tables = counted("design shared", "4 KiB pages", "second-stage page-table pages added")
+
+
+class PinnedPages(Schema):
+    """Pins while a guest takes memory back (:func:`workbench.studies.conversion_studies.pinned_pages`)."""
+
+    generation = Coordinate("", "B: all or nothing; C: block by block")
+    pins = Coordinate("4 KiB pages", "pages pinned")
+    kept_shared = counted("generation pins", "4 KiB pages", "pages still shared after one call")
+    broken_pages = counted("generation pins", "folios", "1 GiB pages not whole after one call")
+    calls_needed = counted("generation pins", "calls", "calls until all but the pinned is private")
+
+
+class RecordedHvo(Schema):
+    """vmemmap of recorded boots (:func:`workbench.studies.conversion_studies.recorded_hvo`)."""
+
+    state = Coordinate("", "huge pages in the pool, with or without HVO")
+    vmemmap_recorded = measured("state", "4 KiB pages", "vmemmap pages, recorded", HVO_RECORDING)
+    vmemmap_model = counted("state", "4 KiB pages", "vmemmap pages, model")
+    huge_pages = measured("state", "folios", "huge pages in the pool", HVO_RECORDING)
+
+
+# --------------------------------------------------------------------------------------------------------- truth
+
+
+class SideBySide(Schema):
+    """A recorded script beside the simulation (:func:`workbench.truth.verify.side_by_side`)."""
+
+    observation = Coordinate("1", "number of the operation")
+    text = Coordinate("", "what it was")
+    page = Coordinate("4 KiB pages", "page of the file")
+    recorded_node = measured("observation page", "1", "node, real kernel", "recording of the script on Linux 7.3.4")
+    simulated_node = exact("observation page", "1", "node, simulated")
+    touch_order = exact("observation page", "1", "order of first touch")
+
+
+class Published(Schema):
+    """Published tables beside the model (:func:`workbench.truth.published.reproduce`)."""
+
+    table = exact("row", "", "id of the table")
+    label = exact("row", "", "row of the table")
+    quantity = exact("row", "", "column of the table")
+    unit = exact("row", "", "unit of the values")
+    published = measured("row", "as unit", "published value", "the table's own source, named in datasets/published")
+    modelled = Variable(("row",), "as unit", "value of the model", "modelled", REPRODUCED)
+    deviation = Variable(("row",), "%", "deviation of the model in per cent", "modelled", REPRODUCED)
+    role = exact("row", "", "set, exact, predicted or unmodelled")
+    note = exact("row", "", "remark")
