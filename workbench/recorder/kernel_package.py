@@ -27,6 +27,8 @@ PACKAGES = (
     "a bzImage, or Debian's linux-binary-VERSION and linux-modules-VERSION (up to 6.18 linux-image-VERSION), "
     "packed or unpacked"
 )
+_LIKELY = ("irqbypass", "ccp")
+"""What those usually need; looked for at once, since a packed package takes long to read through."""
 LARGEST_IMAGE = 1 << 28
 _IMAGE = re.compile(r"(^|/)(vmlinuz(-[^/]+)?|bzImage)$")
 _MODULE = re.compile(r"(?:^|/)([^/]+)\.ko(\.xz|\.gz|\.zst)?$")
@@ -74,10 +76,10 @@ def load(paths: Sequence[str | Path]) -> Kernel:
         if path.is_file() and path.suffix != ".deb":
             _take_image(kernel, str(path), _image_of(path))
     # A module may need others, which its own text names: look again until nothing new is wanted.
-    wanted, seen = set(MODULES), set[str]()
+    wanted, seen = {*MODULES, *_LIKELY}, set[str]()
     while wanted - seen:
         for path in map(Path, paths):
-            for name, data in _members(path, wanted - seen, image=not kernel.image):
+            for name, data in _members(path, wanted - seen, image=True):
                 _take(kernel, name, data)
         seen |= wanted
         for name in list(wanted):

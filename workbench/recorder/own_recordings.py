@@ -1,46 +1,82 @@
 """Make the recordings of our own that ``datasets/recordings`` holds: ``python -m workbench.recorder.own_recordings``.
 
-One boot for each emulated host with all families of scripts, and one for the kernel's own selftest.
+Sets: ``placement`` (one boot for each emulated host with all families of scripts, one for the kernel's own selftest),
+``private`` (guests with private memory; needs a kernel of ``workbench oracle build``) and ``history`` (the same scripts on
+every version; one file for each version and host).
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from workbench.data import datasets_path
+from workbench.recorder import history_scripts, kernel_package, private_scripts
 from workbench.recorder.emulated_hosts import all_hosts
-from workbench.recorder.qemu import emulate
+from workbench.recorder.qemu import EmulatedHost, emulate
 from workbench.recorder.record import record
 from workbench.recorder.scenario_generator import generate
 from workbench.recorder.translate import to_script
 from workbench.scenario import Scenario
 
 SELFTEST = ("kernel-selftest-mbind", "kernel-selftest-mbind-private", "kernel-selftest-numa-allocation")
+Boot = tuple[str, EmulatedHost, str, str]
+"""File name without its ending, host, script, more words for the kernel's command line."""
 
 
-def make(name: str, kernel: list[Path], directory: Path, seed: int = 1) -> None:
-    """Record one host by name, or ``selftest``."""
-    out = directory / f"{name}.json.gz"
-    if name == "selftest":
-        scenarios = [Scenario.from_yaml(datasets_path("scenarios") / f"{stem}.yaml") for stem in SELFTEST]
-        emulation = emulate(scenarios[0].host)
-        record("".join(to_script(scenario, emulation) for scenario in scenarios), emulation.host, kernel, out)
-    else:
-        host = all_hosts()[name]
-        record(generate(host, seed), host, kernel, out)
+def placement(seed: int = 1) -> Iterator[Boot]:
+    """Ordinary guests on every emulated host, and the kernel's selftest."""
+    for name, host in all_hosts().items():
+        yield name, host, generate(host, seed), ""
+    scenarios = [Scenario.from_yaml(datasets_path("scenarios") / f"{stem}.yaml") for stem in SELFTEST]
+    emulation = emulate(scenarios[0].host)
+    yield "selftest", emulation.host, "".join(to_script(scenario, emulation) for scenario in scenarios), ""
+
+
+def private(seed: int = 1) -> Iterator[Boot]:
+    """Private memory on four hosts, and how much a policy gives with and without areas for kexec handover."""
+    hosts = private_scripts.hosts()
+    for name, host in hosts.items():
+        yield name, host, private_scripts.generate(host, seed), "kho=off"
+    for name in ("p2eq", "p4asym"):
+        for kho in ("off", "on"):
+            yield (
+                f"{name}-kho-{kho}",
+                hosts[name],
+                private_scripts.capacity(hosts[name], seed),
+                f"kho={kho} liveupdate={kho}",
+            )
+
+
+def history(version: str, seed: int = 7) -> Iterator[Boot]:
+    """The scripts of the history on both of its hosts, for one version."""
+    for name, host in history_scripts.hosts().items():
+        yield f"{version}-{name}", host, history_scripts.generate(host, seed), ""
+
+
+SETS: dict[str, Callable[[], Iterator[Boot]]] = {"placement": placement, "private": private}
 
 
 def main() -> None:
-    """Record all hosts, or those that are named."""
+    """Record a set, or those files of it that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernel", type=Path, action="append", required=True, help="Debian package or directory")
-    parser.add_argument("--directory", type=Path, default=datasets_path("recordings"))
-    parser.add_argument("names", nargs="*", help="host names or selftest; all if none is given")
+    parser.add_argument("--kernel", type=Path, action="append", required=True, help="as for workbench record")
+    parser.add_argument("--set", choices=[*SETS, "history"], default="placement", dest="chosen")
+    parser.add_argument("--directory", type=Path, help="where to write; the set's place in datasets if left out")
+    parser.add_argument("names", nargs="*", help="names of files without their ending; all if none is given")
     arguments = parser.parse_args()
-    for name in arguments.names or [*all_hosts(), "selftest"]:
-        make(name, arguments.kernel, arguments.directory)
-        print(name, flush=True)
+    folder = "" if arguments.chosen == "placement" else arguments.chosen
+    directory = arguments.directory or datasets_path("recordings") / folder
+    kernel = kernel_package.load(arguments.kernel)
+    boots = history(kernel.version) if arguments.chosen == "history" else SETS[arguments.chosen]()
+    for name, host, script, append in boots:
+        if arguments.names and name not in arguments.names:
+            continue
+        started = time.monotonic()
+        record(script, host, kernel, directory / f"{name}.json.gz", kernel_arguments=append)
+        print(f"{name} {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

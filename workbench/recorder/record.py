@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 def record(
     scenario: Scenario | str,
     host: Host | EmulatedHost | None = None,
-    kernel: str | Path | Sequence[str | Path] = (),
+    kernel: kernel_package.Kernel | str | Path | Sequence[str | Path] = (),
     out: str | Path | None = None,
     *,
     progress: Progress | None = None,
@@ -56,7 +56,7 @@ def record(
     host:
         What to emulate; the Scenario's own host if left out. A Host is scaled down to ``budget_mib`` MiB.
     kernel:
-        A bzImage, Debian packages, or directories with an image, modules or both.
+        A bzImage, Debian packages, or directories with an image, modules or both; or what was loaded from such.
     progress:
         Called with (scenarios finished, scenarios in all).
     timeout:
@@ -83,7 +83,9 @@ def record(
         )
     language.check(script)
     require_tools(qemu)
-    parts = kernel_package.load([kernel] if isinstance(kernel, (str, Path)) else kernel)
+    if isinstance(kernel, (str, Path)):
+        kernel = [kernel]
+    parts = kernel if isinstance(kernel, kernel_package.Kernel) else kernel_package.load(kernel)
     if out is None:
         return _run(machine, script, parts, qemu, timeout, progress, Path(tempfile.gettempdir()) / "recording")
     with whole_file(Path(out)) as temporary:

@@ -7,7 +7,7 @@ families each look at one thing (see ``FAMILIES``). Scripts use the node and CPU
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from workbench.recorder.qemu import EmulatedHost
@@ -821,11 +821,15 @@ _NEEDS_TWO_NODES = ("full", "wm", "large", "movable", "cpuset")
 
 def generate(host: EmulatedHost, seed: int = 1, families: tuple[str, ...] | None = None) -> str:
     """The scripts of all families (or those named) for one host, as one text to be run in one boot."""
+    chosen = {name: family for name, family in FAMILIES.items() if families is None or name in families}
+    return generate_families(host, chosen, seed)
+
+
+def generate_families(host: EmulatedHost, families: Mapping[str, tuple[Family, int]], seed: int) -> str:
+    """The scripts of these families, each with its own stream of random numbers."""
     place = Place.of(host)
     texts: list[str] = []
-    for family, (make, count) in FAMILIES.items():
-        if families is not None and family not in families:
-            continue
+    for family, (make, count) in families.items():
         if family.startswith(_NEEDS_TWO_NODES) and len(place.memory_nodes) < 2:
             continue
         for number in range(count):
