@@ -583,7 +583,7 @@ static long do_close(void)
 		ioctl(vm, KVM_SET_USER_MEMORY_REGION, &nothing);
 		has_slot[box->file] = false;
 	}
-	long result = file->fd < 0 ? 0 : close(file->fd);
+	long result = file->kind == FILE_ANONYMOUS ? 0 : close(file->fd);
 	*file = (struct file){ .fd = -1 };
 	return result;
 }

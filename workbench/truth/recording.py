@@ -11,7 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -317,21 +317,103 @@ class Unknown(Exception):
     """An operation that the workbench does not simulate; its text is the reason."""
 
 
-def to_scenario(recording: Recording, recorded: RecordedScenario) -> tuple[sc.Scenario, list[int | None]]:
-    """A scenario that replays a script, and for each recorded operation the number of ours (None: not simulated)."""
+@dataclass
+class _Replay:
+    """What a script has done so far that later lines depend on: sizes of files, and what is not simulated."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    unknown_files: dict[str, str] = field(default_factory=dict)
+    unknown_machine: str = ""
+
+    def require(self, entry: Recorded) -> None:
+        """Raise Unknown for a line about something that is not simulated."""
+        if self.unknown_machine and entry.words[0] not in _WITHOUT_MACHINE:
+            raise Unknown(self.unknown_machine)
+        about = entry.words[2:3] if entry.words[0] in _OPENS else entry.words[1:2]
+        for word in about:
+            if word in self.unknown_files:
+                raise Unknown(self.unknown_files[word])
+
+    def note(self, entry: Recorded) -> None:
+        """Remember what a line that is not simulated has opened."""
+        verb, words, done = entry.words[0], entry.words, entry.seen.get("errno") == 0
+        if verb in _OPENS and len(words) > 1 and done:
+            self.unknown_files[words[1]] = _NOT_SIMULATED.get(verb, f"{words[1]} is a file that is not simulated")
+        if verb == "slot" and len(words) > 2 and done:
+            # The guest's accesses go to both files from now on.
+            for word in words[1:3]:
+                self.unknown_files[word] = "memslots with a second backend are not replayed yet"
+        if verb == "vm" and len(words) > 1 and done and words[1] not in ("none", "0"):
+            self.unknown_machine = f"virtual machines of type {words[1]} are not replayed yet"
+
+
+_OPENS = ("create", "memfd", "anon", "alias")
+_WITHOUT_MACHINE = (
+    "setpol",
+    "gettask",
+    "getil",
+    "setcpu",
+    "weights",
+    "cpuset",
+    "reset",
+    "zones",
+    "eat",
+    "eatto",
+    "uneat",
+)
+_WEIGHT_FILE = re.compile(r"/sys/kernel/mm/mempolicy/weighted_interleave/node(\d+)$")
+_NOT_SIMULATED = {
+    "anon": "anonymous memory of the host is not simulated",
+    "memfd": "hugetlb files of the host are not simulated",
+    "alias": "the file is not simulated",
+    "slot": "memslots are not replayed yet",
+    "attr": "memory attributes are not replayed yet",
+    "convert": "conversions on a descriptor are not replayed yet",
+    "pin": "pins are not replayed yet",
+    "unpin": "pins are not replayed yet",
+    "fill": "where memory ends depends on the background's use",
+    "kvmcap": "the answer is the kernel's alone",
+    "pool": "changes the host behind the files",
+    "pools": "looks at the host",
+    "nodestat": "counters include the background's use",
+    "numastat": "counters include the background's use",
+    "meminfo": "free pages include the background's use",
+    "kho": "looks at the host",
+    "cat": "reads a file of the host",
+    "write": "writes a file of the host",
+    "pfns": "physical frame numbers depend on the boot",
+    "sleep": "returns nothing",
+}
+"""Verbs of the recorder's language that a replay leaves out, and why; in every other line it is the verb itself."""
+
+
+def to_scenario(
+    recording: Recording, recorded: RecordedScenario, reasons: dict[int, str] | None = None
+) -> tuple[sc.Scenario, list[int | None]]:
+    """A scenario that replays a script, and for each recorded operation the number of ours (None: not simulated).
+
+    ``reasons`` gets, by the number of a recorded operation that is not simulated, why it is not.
+    """
     operations: list[sc.Operation] = []
     numbers: list[int | None] = []
-    sizes: dict[str, int] = {}
-    for entry in recorded.operations:
+    script = _Replay()
+    for position, entry in enumerate(recorded.operations):
         try:
-            operation = _translate(entry, sizes, recording)
-        except Unknown:
+            script.require(entry)
+            operation = _translate(entry, script.sizes, recording)
+        except Unknown as unknown:
+            script.note(entry)
             numbers.append(None)
+            if reasons is not None:
+                reasons[position] = str(unknown)
             continue
         except (ValueError, IndexError) as error:
             raise WorkbenchError(f"{recording.path.name}: {recorded.name}: {entry.text!r}: {error}") from None
         numbers.append(len(operations))
         operations.append(operation)
+        if entry.words[0] == "reveal" and isinstance(operation, sc.Observe):
+            # Whoever looks in this way takes the pages out.
+            operations.append(sc.PunchHole(file=operation.file, offset=operation.offset, length=operation.length))
     first_cpu = min((cpu for node in recording.host.nodes for cpu in node.cpus), default=None)
     place = {"cpu": first_cpu} if first_cpu is not None else {"node": recording.host.nodes[0].id}
     tasks = tuple(sc.Task(name=f"t{number}", **place) for number in range(recorded.tasks))
@@ -370,6 +452,11 @@ _GMEM_FLAGS = {"mmap": 1, "shared": 2}
 _ORDERS = {word: order for order, word in ORDERS.items()}
 
 
+def created_shared(entry: Recorded) -> bool:
+    """Whether a ``create`` line asks for pages that the host may touch (GUEST_MEMFD_FLAG_INIT_SHARED)."""
+    return len(entry.words) > 3 and bool(_flags(entry.words[3], _GMEM_FLAGS) & _GMEM_FLAGS["shared"])
+
+
 def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> sc.Operation:
     verb, *rest = entry.words
     arguments = [*rest, *["0"] * 8]
@@ -378,6 +465,12 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
     if verb == "create":
         sizes[arguments[0]] = int(arguments[1])
         return sc.Create(**on, size=int(arguments[1]) * PAGE_SIZE, raw_flags=_flags(arguments[2], _GMEM_FLAGS))
+    if verb == "memfd" and len(rest) > 2:
+        raise Unknown(_NOT_SIMULATED["memfd"])
+    if verb == "vm":
+        if entry.seen.get("errno") == 0 and rest[0] in ("none", "0"):
+            raise Unknown("a virtual machine of the same type as the one before")
+        raise Unknown(f"virtual machines of type {rest[0]} are not replayed yet")
     if verb == "memfd":
         sizes[arguments[0]] = int(arguments[1])
         number = entry.seen.get("ino")
@@ -408,6 +501,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
             return sc.SetWeights(**common)
         pairs = [part.split(":") for part in arguments[0].split(",")]
         return sc.SetWeights(**common, weights={int(node): int(weight) for node, weight in pairs})
+    if verb == "write" and (weight := _WEIGHT_FILE.match(arguments[0])):
+        return sc.SetWeights(**common, weights={int(weight.group(1)): _number(arguments[1])})
     if verb == "migrate":
         return sc.MigratePages(**common, source=int(arguments[0]), target=int(arguments[1]))
     if verb in ("eat", "eatto"):
@@ -418,13 +513,30 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
     if verb == "zones":
         observed = entry.seen.get("zones")
         return sc.Zones(**common, observed=observed if isinstance(observed, dict) else None)
-    if verb in ("place", "counts"):
-        start = int(arguments[1]) if len(rest) > 1 and verb == "place" else 0
-        count = int(arguments[2]) if len(rest) > 2 and verb == "place" else sizes.get(arguments[0], 0) - start
+    if verb in ("place", "counts", "reveal"):
+        start = int(arguments[1]) if len(rest) > 1 else 0
+        count = int(arguments[2]) if len(rest) > 2 else sizes.get(arguments[0], 0) - start
         return sc.Observe(**on, offset=start * PAGE_SIZE, length=max(0, count) * PAGE_SIZE)
     if verb in ("getpol", "getnode"):
         return sc.GetMempolicy(**on, offset=int(arguments[1]) * PAGE_SIZE, node=verb == "getnode")
+    if verb in _NOT_SIMULATED:
+        raise Unknown(_NOT_SIMULATED[verb])
+    if verb not in _RANGES:
+        raise Unknown(f"{verb} is no verb that a replay knows")
     return _translate_range(verb, on, arguments, len(rest))
+
+
+_RANGES = (
+    "mbind", "home", "falloc", "punch", "touch", "rtouch", "prefault", "vtouch", "movepages", "madv",
+)  # fmt: skip
+
+
+def _number(word: str) -> int:
+    """A number as kstrtou8 reads it; -1 for a text that is none, which no weight is."""
+    try:
+        return int(word, 0)
+    except ValueError:
+        return -1
 
 
 def _translate_range(verb: str, on: dict[str, Any], arguments: list[str], given: int) -> sc.Operation:

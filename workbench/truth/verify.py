@@ -37,6 +37,7 @@ from workbench.truth.recording import (
     Recorded,
     RecordedScenario,
     Recording,
+    created_shared,
     find_recording,
     load,
     read,
@@ -49,16 +50,11 @@ logger = logging.getLogger(__name__)
 
 _NOT_JUDGED = {
     "zones": "free pages include the background's use",
-    "meminfo": "free pages include the background's use",
-    "numastat": "counters include the background's use",
     "eat": "the amount depends on the background's use",
     "eatto": "the amount depends on the background's use",
     "uneat": "returns nothing",
-    "cat": "reads a file of the host",
-    "write": "writes a file of the host",
-    "pfns": "physical frame numbers depend on the boot",
-    "sleep": "returns nothing",
 }
+"""Lines that are replayed, but whose answer is not compared. Those that are not replayed carry their reason with them."""
 
 
 @dataclass
@@ -173,9 +169,10 @@ def struct_page_report(path: Path, document: Mapping[str, Any]) -> RecordingRepo
 def verify_scenario(recording: Recording, recorded: RecordedScenario) -> ScenarioReport:
     """Replay one script and compare. A script that cannot be replayed is a mismatch; the others are still judged."""
     try:
-        scenario, numbers = to_scenario(recording, recorded)
+        reasons: dict[int, str] = {}
+        scenario, numbers = to_scenario(recording, recorded, reasons)
         scenario = _with_inferred_start(recorded, scenario, numbers)
-        return _Comparison(recording, recorded, scenario, numbers, simulate(scenario)).run()
+        return _Comparison(recording, recorded, scenario, numbers, simulate(scenario), reasons).run()
     except (WorkbenchError, ValueError, LookupError, ArithmeticError) as error:
         logger.debug("%s cannot be replayed", recorded.name, exc_info=True)
         report = ScenarioReport(recorded.name, len(recorded.operations))
@@ -379,7 +376,9 @@ class _Comparison:
         scenario: sc.Scenario,
         numbers: list[int | None],
         dataset: xr.Dataset,
+        reasons: Mapping[int, str],
     ) -> None:
+        self.reasons = reasons
         self.recording, self.recorded, self.scenario = recording, recorded, scenario
         self.numbers, self.dataset = numbers, dataset
         self.report = ScenarioReport(recorded.name, len(recorded.operations))
@@ -397,7 +396,7 @@ class _Comparison:
         for position, (entry, number) in enumerate(zip(self.recorded.operations, self.numbers, strict=True)):
             verb = entry.words[0]
             if verb == "create":
-                self.private[entry.words[1]] = "SHARED" not in entry.words[3] if len(entry.words) > 3 else True
+                self.private[entry.words[1]] = not created_shared(entry)
             killed = number is not None and bool(self.details[number].get("killed"))
             if alive and (entry.dead or killed):
                 alive = False
@@ -405,7 +404,7 @@ class _Comparison:
             elif not alive:
                 self._pass_over("the process had been killed")
             elif number is None:
-                self._pass_over(_NOT_JUDGED.get(verb, "not simulated"))
+                self._pass_over(self.reasons[position])
             elif verb in _NOT_JUDGED:
                 self._pass_over(_NOT_JUDGED[verb])
             else:
@@ -443,10 +442,13 @@ class _Comparison:
     def _judge(self, position: int, entry: Recorded, number: int) -> None:
         self.report.judged += 1
         verb, seen, detail = entry.words[0], entry.seen, self.details[number]
-        if verb == "place":
+        if verb in ("place", "reveal"):
             self._judge_place(position, entry, number)
         elif verb == "counts":
             self._judge_counts(position, entry, number)
+        elif verb == "write":
+            errors = [-int(error) for error in detail["errno"].values()]
+            self._equal(position, "result", str(seen.get("text", "")).split()[1:], [str(error) for error in errors])
         elif verb == "weights":
             self._judge_weights(position, seen, detail)
         elif verb == "cpuset":
@@ -517,14 +519,22 @@ class _Comparison:
         file = entry.words[1]
         simulated = _observed(self.dataset, number, self.scenario)
         if "place_error" in entry.seen:
-            words = dict(part.split("=") for part in entry.seen["place_error"].split() if "=" in part)
-            self._equal(position, "pages present", words.get("present"), str(int((simulated >= 0).sum())))
+            self._judge_place_error(position, entry, number, simulated)
             return
         expected = _expand(unpack_place(entry.seen["place"]))
-        if self.private.get(file):
+        if self.private.get(file) and entry.words[0] != "reveal":
             simulated = np.full_like(simulated, -1)  # the observer cannot touch private pages
         self.report.pages += len(expected)
         self._judge_pages(position, expected, simulated, file)
+
+    def _judge_place_error(self, position: int, entry: Recorded, number: int, simulated: np.ndarray) -> None:
+        """A file that nobody can map, of which the number of pages is known; or one that is not open."""
+        error = str(entry.seen["place_error"])
+        if error.startswith("place ERR getfd"):
+            self._equal(position, "errno", int(error.split()[-1]), int(self.errnos[number]))
+            return
+        words = dict(part.split("=") for part in error.split() if "=" in part)
+        self._equal(position, "pages present", words.get("present"), str(int((simulated >= 0).sum())))
 
     def _judge_pages(self, position: int, expected: np.ndarray, simulated: np.ndarray, file: str) -> None:
         if len(expected) != len(simulated) or ((expected < 0) != (simulated < 0)).any():
@@ -561,9 +571,14 @@ class _Comparison:
         return deviation <= self.report.slack and orders[0] == orders[1]
 
     def _judge_counts(self, position: int, entry: Recorded, number: int) -> None:
-        expected = {int(node): count for node, count in entry.seen["counts"].items()}
         file = entry.words[1]
         simulated = _observed(self.dataset, number, self.scenario)
+        if "place_error" in entry.seen:
+            self._judge_place_error(position, entry, number, simulated)
+            return
+        expected = {int(node): count for node, count in entry.seen["counts"].items()}
+        if self.private.get(file):
+            simulated = np.full_like(simulated, -1)  # the observer cannot touch private pages
         counts = {node: int((simulated == node).sum()) for node in expected}
         loose = self.unreproducible.get(file)
         moved = max(abs(counts[node] - expected[node]) for node in expected)

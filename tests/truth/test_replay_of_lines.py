@@ -1,0 +1,162 @@
+"""Every line of the recorder's language replays, or is said not to be; one that does not never takes its script along."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+
+import pytest
+
+from workbench.data import datasets_path
+from workbench.recorder import language
+from workbench.truth.verify import verify
+
+WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"
+CREATE = {"op": "create g0 16 MMAP|SHARED", "ret": 7, "errno": 0, "mmap": 0}
+TOUCH = {"op": "touch g0 0 16 seq", "ret": 16, "errno": 0, "bad": 0, "first": -1}
+START = [CREATE, TOUCH]
+WHERE = {"op": "place g0", "place": "0*16", "range": "0+16"}
+
+
+@pytest.fixture(scope="module")
+def boot():
+    """A recording of a host with two equal nodes, without its scripts."""
+    data = json.loads(gzip.decompress((datasets_path("recordings") / "t2eq.json.gz").read_bytes()))
+    return {**data, "scenarios": [], "scenario_text": "scenario x\n"}
+
+
+@pytest.fixture
+def replay(boot, tmp_path):
+    """The report of one script made of these operations."""
+
+    def run(operations, name="x"):
+        data = copy.deepcopy(boot)
+        data["scenarios"] = [{"header": f"{name} tasks=1", "name": name, "us": 1, "ops": operations}]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(data))
+        return verify([path])[0].scenarios[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"op": "counts g0", "counts": {"0": 16, "1": 0}},
+        {"op": "counts g0 4 8", "counts": {"0": 8, "1": 0}},
+        {"op": "counts g0", "place_error": "place UNMAPPABLE present=16 errno=19"},
+        {"op": "counts g5", "place_error": "place ERR getfd 9"},
+        {"op": "place g5", "place_error": "place ERR getfd 9"},
+        {"op": "place g0 4 8", "place": "0*8", "range": "4+8"},
+        {"op": "reveal g0", "place": "0*16", "range": "0+16"},
+        {"op": f"write {WEIGHTS}/node0 3", "text": "write 0"},
+        {"op": f"write {WEIGHTS}/node1 256", "text": "write -22"},
+        {"op": f"write {WEIGHTS}/node1 many", "text": "write -22"},
+    ],
+)
+def test_lines_that_are_compared(replay, line):
+    report = replay([*START, line])
+    assert report.judged == 3 and not report.mismatches and not report.not_judged
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ({"op": "counts g0", "counts": {"0": 15, "1": 1}}, "pages per node"),
+        ({"op": "counts g0 4 8", "counts": {"0": 16, "1": 0}}, "pages per node"),
+        ({"op": "counts g0", "place_error": "place UNMAPPABLE present=15 errno=19"}, "pages present"),
+        ({"op": "counts g0", "place_error": "place ERR getfd 9"}, "errno"),
+        ({"op": "reveal g0", "place": "1*16", "range": "0+16"}, "node of page 0"),
+        ({"op": f"write {WEIGHTS}/node1 256", "text": "write 0"}, "result"),
+    ],
+)
+def test_lines_that_disagree(replay, line, what):
+    report = replay([*START, line])
+    assert [mismatch.what.split(" (")[0] for mismatch in report.mismatches] == [what]
+
+
+def test_a_written_weight_is_in_force(replay):
+    rotation = ",".join(["0*3,1*1"] * 4)
+    bind = {"op": "mbind g0 0 16 WEIGHTED_INTERLEAVE 0,1", "ret": 0, "errno": 0}
+    write = {"op": f"write {WEIGHTS}/node0 3", "text": "write 0"}
+    where = {"op": "place g0", "place": rotation, "range": "0+16"}
+    assert not replay([CREATE, write, bind, TOUCH, where]).mismatches
+    assert replay([CREATE, bind, TOUCH, where]).mismatches
+
+
+def test_revealed_pages_are_gone(replay):
+    lines = [
+        {"op": "reveal g0 0 8", "place": "0*8", "range": "0+8"},
+        {"op": "place g0", "place": ".*8,0*8", "range": "0+16"},
+    ]
+    assert not replay([*START, *lines]).mismatches
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        {"op": "memfd g1 1024 2M", "ret": 8, "errno": 0, "ino": 7},
+        {"op": "anon g1 1024", "ret": 0, "errno": 0},
+    ],
+)
+def test_files_that_are_not_simulated_take_only_their_own_lines_along(replay, opened):
+    lines = [
+        opened,
+        {"op": "mbind g1 0 512 BIND 1", "ret": 0, "errno": 0},
+        {"op": "alias g2 g1", "ret": 0, "errno": 0},
+        {"op": "counts g2", "counts": {"0": 0}},
+        WHERE,
+    ]
+    report = replay([*START, *lines])
+    assert report.judged == 3 and not report.mismatches and sum(report.not_judged.values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"op": "vm snp", "ret": -1, "errno": 22}, "type snp"),
+        ({"op": f"write {WEIGHTS}/auto false", "text": "write 0"}, "writes a file of the host"),
+        ({"op": "write /proc/sys/vm/swappiness 10", "text": "write 0"}, "writes a file of the host"),
+        ({"op": "cat /proc/version", "file": ["Linux"]}, "reads a file of the host"),
+        ({"op": "nodestat", "counters": {}}, "background"),
+        ({"op": "kvmcap 244", "ret": 3, "errno": 0}, "kernel's alone"),
+        ({"op": "unheard g0", "text": "ERR unknown op"}, "unheard is no verb"),
+    ],
+)
+def test_lines_that_are_passed_over_say_why(replay, line, reason):
+    report = replay([*START, line, WHERE])
+    assert report.judged == 3 and not report.mismatches
+    assert reason in " ".join(report.not_judged)
+
+
+SEEN = {
+    "place": {"place": "0*16", "range": "0+16"},
+    "reveal": {"place": "0*16", "range": "0+16"},
+    "counts": {"counts": {"0": 16, "1": 0}},
+    "weights": {"text": "weights default"},
+    "cpuset": {"mems": 0, "procs": 0},
+    "zones": {"zones": {}},
+    "eat": {"node": 0, "got": 1, "free": 1},
+    "eatto": {"text": "eat skip"},
+}
+WORDS = {
+    "create": "g1 4 MMAP|SHARED", "memfd": "g1 4", "anon": "g1 4", "alias": "g1 g0", "setpol": "BIND 0",
+    "mbind": "g0 0 4 BIND 0", "home": "g0 0 4 0", "setcpu": "0", "cpuset": "off", "weights": "default", "vm": "none",
+    "kvmcap": "244", "slot": "g0", "attr": "g0 0 4 private", "convert": "g0 0 4 private", "pin": "g0 0 4 uring",
+    "migrate": "0 1", "movepages": "g0 0 4 1", "madv": "g0 0 4 23", "getpol": "g0 0", "getnode": "g0 0", "fill": "g0 4",
+    "cat": "/x", "write": "/x 1", "sleep": "1", "eat": "0 1", "eatto": "0 999999999", "pool": "2M 0 1",
+}  # fmt: skip
+RANGES = ("falloc", "punch", "touch", "rtouch", "vtouch", "prefault")
+ALONE = ("reset", "gettask", "getil", "zones", "meminfo", "nodestat", "numastat", "pools", "kho", "uneat")
+
+
+@pytest.mark.parametrize("verb", language.VERBS)
+def test_every_verb_replays_or_says_why(replay, verb):
+    words = WORDS.get(verb, "g0 0 4" if verb in RANGES else "" if verb in ALONE else "g0")
+    line = f"{verb} {words}".strip()
+    language.check(f"scenario a\n{line}\n")
+    report = replay([*START, {"op": line, "ret": 0, "errno": 0, **SEEN.get(verb, {})}])
+    assert "the script could not be replayed" not in report.not_judged
+    unknown = [reason for reason in report.not_judged if "is no verb" in reason]
+    assert not unknown and report.judged + sum(report.not_judged.values()) == 3
