@@ -508,6 +508,13 @@ static long guest_touch(int file, long page, long count)
 
 #define FILE_OF_CALL (&box->files[box->file])
 #define ARGUMENT(n) (box->argument[n])
+#define NOWHERE ((char *)0x100000000000UL)
+
+/* The file's mapping, or addresses where nothing is mapped: near NULL, a long file would reach the program itself. */
+static char *address_of_call(void)
+{
+	return FILE_OF_CALL->address ? FILE_OF_CALL->address : NOWHERE;
+}
 
 static long do_create(void)
 {
@@ -568,7 +575,7 @@ static long do_mmap(void)
 
 static long do_unmap(void)
 {
-	char *address = FILE_OF_CALL->address;
+	char *address = address_of_call();
 	FILE_OF_CALL->address = NULL;
 	return munmap(address, FILE_OF_CALL->pages * PAGE);
 }
@@ -590,7 +597,7 @@ static long do_close(void)
 
 static long do_mbind(void)
 {
-	return syscall(SYS_mbind, FILE_OF_CALL->address + ARGUMENT(0), ARGUMENT(1), ARGUMENT(2),
+	return syscall(SYS_mbind, address_of_call() + ARGUMENT(0), ARGUMENT(1), ARGUMENT(2),
 		       box->mask_bits ? box->mask : NULL, box->mask_bits, ARGUMENT(3));
 }
 
@@ -618,7 +625,7 @@ static long do_setcpu(void)
 
 static long do_home(void)
 {
-	return syscall(CALL_HOME_NODE, FILE_OF_CALL->address + ARGUMENT(0), ARGUMENT(1), ARGUMENT(2), 0);
+	return syscall(CALL_HOME_NODE, address_of_call() + ARGUMENT(0), ARGUMENT(1), ARGUMENT(2), 0);
 }
 
 static long do_fallocate(void)
@@ -633,7 +640,7 @@ static long do_touch(void)
 	box->extra[1] = -1;
 	for (long i = 0; i < ARGUMENT(1); i++) {
 		long page = ARGUMENT(0) + box->order[i];
-		if (touch_page(FILE_OF_CALL->address + page * PAGE, ARGUMENT(2)))
+		if (touch_page(address_of_call() + page * PAGE, ARGUMENT(2)))
 			reached++;
 		else if (!box->extra[0]++)
 			box->extra[1] = page;
@@ -674,7 +681,7 @@ static long do_get_mempolicy(void)
 	int mode = -1;
 	memset(box->mask_out, 0, sizeof box->mask_out);
 	long result = syscall(SYS_get_mempolicy, &mode, node ? NULL : box->mask_out, node ? 0 : MASK_BITS,
-			      at_address ? FILE_OF_CALL->address + ARGUMENT(0) * PAGE : NULL, node | at_address << 1);
+			      at_address ? address_of_call() + ARGUMENT(0) * PAGE : NULL, node | at_address << 1);
 	box->extra[0] = mode;
 	return result;
 }
@@ -683,7 +690,7 @@ static long do_movepages(void)
 {
 	long count = ARGUMENT(1), same = 0;
 	for (long i = 0; i < count; i++) {
-		box->page_address[i] = FILE_OF_CALL->address + (ARGUMENT(0) + i) * PAGE;
+		box->page_address[i] = address_of_call() + (ARGUMENT(0) + i) * PAGE;
 		box->page_node[i] = ARGUMENT(2);
 		box->page_status[i] = -9999;
 	}
@@ -706,7 +713,7 @@ static long do_migrate(void)
 
 static long do_madvise(void)
 {
-	return madvise(FILE_OF_CALL->address + ARGUMENT(0) * PAGE, ARGUMENT(1) * PAGE, ARGUMENT(2));
+	return madvise(address_of_call() + ARGUMENT(0) * PAGE, ARGUMENT(1) * PAGE, ARGUMENT(2));
 }
 
 static long do_capability(void)

@@ -108,7 +108,7 @@ static void release_pin(int number_)
 
 static long do_pin(void)
 {
-	struct iovec range = { FILE_OF_CALL->address + ARGUMENT(0) * PAGE, ARGUMENT(1) * PAGE };
+	struct iovec range = { address_of_call() + ARGUMENT(0) * PAGE, ARGUMENT(1) * PAGE };
 	if (pin_count == MAX_PINS) {
 		errno = EMFILE;
 		return -1;
