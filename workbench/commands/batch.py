@@ -141,12 +141,12 @@ def batch(
 ) -> None:
     """Make many reports, several at a time, each with a log. Exit code 1 if any of them failed."""
     from workbench.reports.gallery import make_gallery
-    from workbench.sweeps.batch import Outcome, read_jobs, run_batch
+    from workbench.sweeps.batch import JobOutcome, read_jobs, run_batch
 
     found = read_jobs(jobs, out_dir)
     done = 0
 
-    def finished(outcome: Outcome) -> None:
+    def finished(outcome: JobOutcome) -> None:
         nonlocal done
         done += 1
         typer.echo(f"{done}/{len(found)} {outcome.job.name}: {outcome.state} ({outcome.seconds:.1f} s)", err=True)

@@ -11,7 +11,7 @@ import xarray as xr
 
 from workbench import results
 from workbench.designs.accounting import Int64s
-from workbench.designs.runs import DRAWS, Outcome
+from workbench.designs.runs import DRAWS, DesignOutcome
 from workbench.kernels.maps import pagemap
 from workbench.units import PAGE_SIZE
 from workbench.variables import DesignCosts
@@ -24,10 +24,12 @@ METADATA = ("struct_page_bytes", "vmemmap_table_bytes", "page_cache_bytes", "pri
 """Parts of ``metadata_bytes``."""
 
 _OF_OUTCOMES = tuple(name for name, variable in DesignCosts.variables.items() if variable.dims == ("design",))
-"""Variables with one value for each design: those of :attr:`Outcome.values`, and a few more that follow from them."""
+"""Variables with one value for each design: those of :attr:`DesignOutcome.values`, and a few more that follow from them."""
 
 
-def dataset(run: Run, designs: Sequence[str], outcomes: list[Outcome], borders: Int64s, provenance: str) -> xr.Dataset:
+def dataset(
+    run: Run, designs: Sequence[str], outcomes: list[DesignOutcome], borders: Int64s, provenance: str
+) -> xr.Dataset:
     """What :func:`workbench.designs.compare.compare` returns."""
     values: dict[str, object] = {}
     for name in _OF_OUTCOMES:

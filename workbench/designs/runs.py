@@ -67,7 +67,7 @@ class Run:
 
 
 @dataclass
-class Outcome:
+class DesignOutcome:
     """What one design answered and what it has at the end."""
 
     errors: Int64s
@@ -83,7 +83,7 @@ class Outcome:
     """Poisoned pages."""
 
 
-def carry_out(run: Run, design: str, borders: Int64s, structure: str, group: str) -> Outcome:
+def carry_out(run: Run, design: str, borders: Int64s, structure: str, group: str) -> DesignOutcome:
     """Carry out a run under one design; the series has a value for each of ``borders[1:]``."""
     return _light(run, borders, structure, group) if design == "pfn-range" else _folios(run, borders, design)
 
@@ -124,7 +124,7 @@ def _common(run: Run, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tu
 # ---------------------------------------------------------------------------------------------------------- folios
 
 
-def _folios(run: Run, borders: Int64s, design: str) -> Outcome:
+def _folios(run: Run, borders: Int64s, design: str) -> DesignOutcome:
     small = design == "filemap"
     host = HostMemory.make(
         len(run.memory),
@@ -180,7 +180,7 @@ def _folios(run: Run, borders: Int64s, design: str) -> Outcome:
         units = np.minimum(units, 0)
     units = units[:: max(1, (1 << run.unit_order) // folio.PAGES_2M)]
     spent = cycles(file.counts[None, :], DRAWS)[:, 0].sum(axis=1)
-    return Outcome(errors, offsets, values, series, units, state.shared, spent, file.poisoned())
+    return DesignOutcome(errors, offsets, values, series, units, state.shared, spent, file.poisoned())
 
 
 def _by_unit(run: Run) -> tuple[Int64s, Int64s]:
@@ -242,7 +242,7 @@ def _ranges(run: Run, pages: int, node: int) -> list[tuple[int, int]]:
     return [(base + k * step, base + k * step + length) for k in range(-(-pages // length))]
 
 
-def _light(run: Run, borders: Int64s, structure: str, group: str) -> Outcome:
+def _light(run: Run, borders: Int64s, structure: str, group: str) -> DesignOutcome:
     nodes = len(run.memory)
     memory = RangeMemory(
         [_ranges(run, pages, node) for node, pages in enumerate(run.memory)],
@@ -293,4 +293,4 @@ def _light(run: Run, borders: Int64s, structure: str, group: str) -> Outcome:
     written = counts["vmemmap_taken"] * struct_pages.PAGES_PER_VMEMMAP_PAGE
     spent = cycles(file.counts[None, :], DRAWS)[:, 0].sum(axis=1)
     spent += draws["struct_page_init"] * draws["cpu_frequency"] * written
-    return Outcome(errors, offsets, values, series, units, shared, spent, file.poisoned())
+    return DesignOutcome(errors, offsets, values, series, units, shared, spent, file.poisoned())

@@ -48,7 +48,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """How a job ended. ``state`` is ``ok``, ``failed`` or ``not run`` (the batch was interrupted)."""
 
     job: Job
@@ -131,8 +131,8 @@ class _Stop(Exception):
 
 
 def run_batch(
-    jobs: list[Job], workers: int = 2, *, finished: Callable[[Outcome], None] = lambda outcome: None
-) -> list[Outcome]:
+    jobs: list[Job], workers: int = 2, *, finished: Callable[[JobOutcome], None] = lambda outcome: None
+) -> list[JobOutcome]:
     """Run the jobs, so many at a time, and return how each ended, in the order of the jobs.
 
     finished: called after each job. On Ctrl-C running jobs are ended, no new ones start, and KeyboardInterrupt goes on.
@@ -143,7 +143,7 @@ def run_batch(
     guard = threading.Lock()
     stopping = threading.Event()
 
-    def work(job: Job) -> Outcome:
+    def work(job: Job) -> JobOutcome:
         begun = time.perf_counter()
         try:
             message = _run_job(job, running, guard, stopping)
@@ -152,9 +152,9 @@ def run_batch(
             state, message = "not run", "interrupted"
         except OSError as error:
             state, message = "failed", f"cannot write {str(job.log)!r}: {error.strerror or error}"
-        return Outcome(job, state, time.perf_counter() - begun, message)
+        return JobOutcome(job, state, time.perf_counter() - begun, message)
 
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, JobOutcome] = {}
     with concurrent.futures.ThreadPoolExecutor(max_workers=workers) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
