@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workbench import policy as mempolicy
+from workbench import profiles
 from workbench.errors import WorkbenchError
 from workbench.safe_yaml import load as load_yaml
 from workbench.topology.host import Host
@@ -83,7 +84,9 @@ class Create(Operation, _WithPolicy):
     op: Literal["create"] = "create"
     file: str = "guest"
     size: Bytes | None = Field(None, description="bytes; the guest's memory if left out")
-    flags: tuple[Literal["mmap", "init_shared"], ...] = ("mmap", "init_shared")
+    flags: tuple[Literal["mmap", "init_shared"], ...] | None = Field(
+        None, description="what the VMM asks for if left out: private memory starts private, ordinary memory shared"
+    )
     raw_flags: int | None = Field(None, description="flags word passed as it is, instead of `flags`")
 
 
@@ -316,7 +319,7 @@ class Observe(_OnRange):
 
 
 class Convert(_OnRange):
-    """Convert a range between private and shared (proposed in-place conversion)."""
+    """Convert a range between private and shared, in place or out of place as the scenario's conversion mode has it."""
 
     op: Literal["convert"] = "convert"
     to: Literal["private", "shared"]
@@ -450,9 +453,14 @@ class Task(_Model):
 
 
 class Conversion(_Model):
-    """How in-place conversion is done (see linux-semantics section 5; none of it is merged)."""
+    """How memory changes sides between private and shared."""
 
-    generation: Literal["B", "C", "two-stage"] = "C"
+    mode: Literal["in-place", "out-of-place"] | None = Field(
+        None, description="what the kernel profile has first if left out: 7.3 has out-of-place only"
+    )
+    generation: Literal["B", "C", "two-stage"] | None = Field(
+        None, description="rules of conversion in place; those of the kernel profile if left out"
+    )
     merge: Literal["eager", "lazy", "never"] = "eager"
     split_on: Literal["conversion", "host_fault"] = "conversion"
     drain_lru: bool = Field(
@@ -467,11 +475,40 @@ class Guest(_Model):
     page_size: PageSize = "4 KiB"
     design: Design = "filemap"
     policy_interface: Literal["none", "create", "fbind", "mbind"] = "mbind"
-    confidential: Literal["none", "snp", "tdx"] = "none"
+    vm_type: Literal["none", "sw_protected", "snp", "tdx"] = Field(
+        "none", description="what KVM_CREATE_VM makes; also called confidential"
+    )
+    vmm_profile: str | None = Field(None, description="which VMM's calls are made: qemu-11, firecracker or own")
     vcpus: tuple[Vcpu, ...] = Field((), description="one on the first node with CPUs if left out")
     policies: tuple[Policy, ...] = ()
     conversion: Conversion = Conversion()
     small_page_fallback: bool = Field(False, description="use 4 KiB folios where the huge page pool is empty")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, given: Any) -> Any:
+        """``confidential`` is the former name of ``vm_type``."""
+        if isinstance(given, Mapping) and "confidential" in given:
+            if given.get("vm_type", given["confidential"]) != given["confidential"]:
+                raise ValueError(
+                    f"vm_type {given['vm_type']!r} and confidential {given['confidential']!r} differ; they are one field"
+                )
+            return {key: value for key, value in given.items() if key != "confidential"} | {
+                "vm_type": given["confidential"]
+            }
+        return given
+
+    @property
+    def private_memory(self) -> bool:
+        """Whether the VM's type has private memory (kvm_arch_has_private_mem)."""
+        return profiles.VM_TYPES[self.vm_type].private_memory
+
+    @field_validator("vmm_profile")
+    @classmethod
+    def _known_vmm(cls, value: str | None) -> str | None:
+        if value is not None:
+            _known(profiles.VMM_PROFILES, value)
+        return value
 
     @field_validator("memory")
     @classmethod
@@ -488,6 +525,9 @@ class Guest(_Model):
             raise ValueError(f"memory {self.memory} is not a multiple of the page size {self.page_size}")
         if self.page_size != "4 KiB" and self.design == "filemap":
             raise ValueError(f"design 'filemap' has 4 KiB pages only, not {self.page_size}; use hugetlb or pfn-range")
+        if self.vmm_profile is not None and self.private_memory:
+            if profiles.VMM_PROFILES[self.vmm_profile].private_flags is None:
+                raise ValueError(f"vmm_profile {self.vmm_profile!r} has no VMs of type {self.vm_type!r}")
         if self.small_page_fallback and not self.design.startswith("hugetlb"):
             raise ValueError(f"small_page_fallback needs a pool to be empty: a hugetlb design, not {self.design}")
         return self
@@ -517,6 +557,9 @@ class Scenario(_Model):
     name: str = Field("scenario", max_length=200)
     comment: str = ""
     host: Host
+    kernel_profile: str | None = Field(
+        None, description="which kernel's rules hold; the oldest that has what the scenario asks for if left out"
+    )
     boot: Boot = Boot()
     guest: Guest = Guest()
     tasks: tuple[Task, ...] = ()
@@ -527,6 +570,40 @@ class Scenario(_Model):
         False, description="also keep the pfn of every folio (modelled: what the boot left free is not known)"
     )
     strict: bool = True
+
+    @field_validator("kernel_profile", mode="before")
+    @classmethod
+    def _known_kernel(cls, value: object) -> object:
+        if value is None:
+            return None
+        return _known(profiles.KERNEL_PROFILES, str(value) if isinstance(value, (int, float)) else value)
+
+    @property
+    def kernel(self) -> profiles.KernelProfile:
+        """The kernel whose rules hold: the one named, or the oldest that has what the scenario asks for."""
+        return profiles.KERNEL_PROFILES[self.kernel_profile or self._needed_kernel()]
+
+    def _needed_kernel(self) -> str:
+        guest = self.guest
+        if guest.design == "pfn-range":
+            return "proposal-no-struct-page"
+        if guest.conversion.generation in ("B", "two-stage"):
+            return {"B": "proposal-hugetlb-rfc2", "two-stage": "proposal-two-stage"}[guest.conversion.generation]
+        if guest.page_size != "4 KiB":
+            return "proposal-hugetlb"
+        converts = any(isinstance(operation, (Convert, ConvertStream)) for operation in self.operations)
+        in_place = guest.conversion.mode == "in-place" or (guest.conversion.mode is None and converts)
+        return "7.4" if in_place else "7.3"
+
+    @property
+    def conversion_mode(self) -> profiles.ConversionMode:
+        """How this scenario's conversions are done."""
+        return self.guest.conversion.mode or self.kernel.conversion[0]
+
+    @property
+    def generation(self) -> str:
+        """Rules of conversion in place: "B", "C" or "two-stage"."""
+        return self.guest.conversion.generation or self.kernel.generation or "C"
 
     @field_validator("host", mode="before")
     @classmethod
@@ -621,10 +698,19 @@ class Scenario(_Model):
         return mapping
 
 
+def _known(records: Mapping[str, Any], name: object) -> str:
+    """A name of one of the records, or an error that lists them."""
+    try:
+        profiles.look_up(records, str(name), "name")
+    except WorkbenchError as error:
+        raise ValueError(str(error).removeprefix("name: ")) from None
+    return str(name)
+
+
 def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
     """Set ``a.b.0.c`` in nested mappings and lists; missing mappings are made. Raises WorkbenchError on a bad path."""
     target: Any = mapping
-    *parents, last = path.split(".")
+    *parents, last = path.replace("guest.confidential", "guest.vm_type").split(".")
     for number, key in enumerate(parents):
         if isinstance(target, list):
             if not key.isdecimal() or int(key) >= len(target):

@@ -181,8 +181,8 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
         variables.update(
             conversion.variables(
                 np.array(log.conversions),
-                two_stage=scenario.guest.conversion.generation == "two-stage",
-                largest_leaf=LARGEST_LEAF[scenario.guest.confidential],
+                two_stage=scenario.generation == "two-stage",
+                largest_leaf=LARGEST_LEAF[scenario.guest.vm_type],
             )
         )
     coordinates = {
@@ -195,10 +195,24 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     }
     if log.conversions:
         coordinates |= {"level": np.array(conversion.LEVELS), "part": np.array(conversion.PARTS)}
-    attributes = {"scenario": scenario.name} | ({"comment": scenario.comment} if scenario.comment else {})
+    attributes = {"scenario": scenario.name, **_rules(scenario)} | (
+        {"comment": scenario.comment} if scenario.comment else {}
+    )
     return results.make(
         Simulation, variables, coordinates, provenance=results.provenance(scenario), attributes=attributes
     )
+
+
+def _rules(scenario: sc.Scenario) -> dict[str, str]:
+    """Whose rules the answer follows, for the attributes of the Dataset."""
+    guest = scenario.guest
+    return {
+        "kernel_profile": scenario.kernel.name,
+        "kernel_profile_text": scenario.kernel.text,
+        "vm_type": guest.vm_type,
+        "vmm_profile": guest.vmm_profile or "",
+        "conversion_mode": scenario.conversion_mode,
+    }
 
 
 def _file_counts(system: System, maps: list[FileMap | None]) -> np.ndarray:

@@ -23,9 +23,12 @@ HOST = {
 
 
 def run(operations: list[dict[str, object]], pools: dict[int, int], **guest: object) -> object:
-    settings_ = {"memory": 16 << 20, "page_size": "2 MiB", "design": "hugetlb", "small_page_fallback": True}
+    settings_ = {"memory": 16 << 20, "page_size": "2 MiB", "design": "hugetlb", "small_page_fallback": True,
+                 "vm_type": "sw_protected"}  # fmt: skip
     scenario = {
         "host": HOST,
+        # 7.4 is the first that has INIT_SHARED for a VM with private memory
+        "kernel_profile": "7.4" if guest.get("design") == "filemap" else None,
         "guest": settings_ | {"vcpus": [{"node": 0}, {"node": 1}]} | guest,
         "boot": {"hugetlb_pages": pools},
         "operations": [{"op": "create", "flags": ["mmap", "init_shared"]}, *operations],
@@ -126,7 +129,7 @@ def test_4_kib_zones_beside_the_pools_give_no_more_vmemmap() -> None:
             scenario = wb.Scenario.model_validate(
                 {
                     "host": HOST,
-                    "guest": {"memory": 16 << 20, "page_size": "2 MiB", "design": design},
+                    "guest": {"memory": 16 << 20, "page_size": "2 MiB", "design": design, "vm_type": "sw_protected"},
                     "boot": {"hugetlb_pages": {0: 8, 1: 8}},
                     "operations": [{"op": "create"}, *tmpfs, *share],
                 }

@@ -261,7 +261,7 @@ def test_guest_fields(explorer: Explorer) -> None:
     assert explorer.scenario.guest.design == "hugetlb"
     assert int(explorer.result["page_size"]) == 2 << 20
     guest.interface.value = "none"
-    guest.confidential.value = "snp"
+    guest.vm_type.value = "snp"
     guest.vcpus.value = 12
     guest.vcpu_nodes.selected = [1, 2, 3]
     assert [vcpu.node for vcpu in explorer.scenario.guest.vcpus] == [1] * 4 + [2] * 4 + [3] * 4

@@ -123,7 +123,7 @@ def test_turns_become_one_call_each():
         ([{"op": "create", "task": "nobody"}], {}, "task 'nobody'"),
         ([], {"guest": {"policy_interface": "fbind"}}, "guest.policy_interface: 'fbind' cannot be recorded"),
         ([], {"guest": {"memory": "1 GiB", "page_size": "1 GiB", "design": "hugetlb"}}, "guest.page_size"),
-        ([], {"guest": {"confidential": "snp"}}, "guest.confidential"),
+        ([], {"guest": {"confidential": "snp"}}, "guest.vm_type"),
         ([{"op": "create"}], {"tasks": [{"name": "a", "node": 2, "il_prev": 3}]}, "il_prev 1023"),
         ([], {"guest": {"vcpus": [{"node": 2}] * 9}}, "at most 8"),
     ],

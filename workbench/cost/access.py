@@ -51,7 +51,7 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Co
         mapped = {guest.page_size: present}
         if conversion is not None:  # some of the huge mappings may be lost
             mapped = dict(zip(PAGE_ORDERS, conversion.mapping_share * present, strict=True))
-        cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.confidential)
+        cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.vm_type)
         walk = float(cost["walk"])
     return Record(operation, share, reached, walk, traffic.initiators_of(operation, vcpus))
 

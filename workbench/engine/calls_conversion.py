@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench import profiles
 from workbench import scenario as sc
 from workbench.engine.conversions import Conversions
 from workbench.engine.objects import Inode, OpenFile, Result, failed
@@ -36,10 +37,19 @@ def _tracking(system: System, inode: Inode) -> tuple[Conversions, TrackedFile]:
 
 
 def convert(system: System, operation: sc.Convert) -> Result:
-    """KVM_GMEM_CONVERT_* (section 4.10 of the rules): the conversion file does it all."""
+    """virt/kvm/guest_memfd.c: kvm_gmem_set_attributes (series for 7.4): the tracked file does it all.
+
+    ENOTTY where the file has no such ioctl, EINVAL for a VM whose type has no private memory.
+    """
+    scenario = system.scenario
     inode = tracked_inode(system, operation)
     if inode is None:
         return failed(errno.EBADF)
+    if "in-place" not in scenario.kernel.conversion:
+        places = profiles.having(profiles.with_in_place_conversion())
+        return failed(errno.ENOTTY, reason=f"conversion in place: not on {scenario.kernel.name}; on {places}")
+    if not scenario.guest.private_memory:
+        return failed(errno.EINVAL, reason=f"VM type {scenario.guest.vm_type} has no private memory")
     _, file = _tracking(system, inode)
     return result_of(file.convert(*byte_span(operation, inode), operation.to))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from workbench import profiles
 from workbench import scenario as sc
 from workbench.engine import calls_conversion
 from workbench.engine.calls_mempolicy import policy_of
@@ -31,14 +32,18 @@ FALLOC_FL_KEEP_SIZE = 1
 def create(system: System, operation: sc.Create) -> Result:
     """virt/kvm/guest_memfd.c: kvm_gmem_create; then mmap if the file has the flag."""
     size = system.scenario.guest.memory if operation.size is None else operation.size
-    flags = operation.raw_flags
-    if flags is None:
-        flags = sum({"mmap": GUEST_MEMFD_FLAG_MMAP, "init_shared": GUEST_MEMFD_FLAG_INIT_SHARED}[name]
-                    for name in set(operation.flags))  # fmt: skip
+    flags = _flags(system.scenario, operation)
     detail = {"mmap_errno": 0} if flags & GUEST_MEMFD_FLAG_MMAP else {}
     known = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
     if flags & ~known or size <= 0 or size % (PAGE_SIZE << system.order):
         return failed(errno.EINVAL, **detail)
+    kernel = system.scenario.kernel
+    if system.order and not kernel.huge_pages:
+        places = profiles.having(profiles.with_huge_pages())
+        return failed(errno.EINVAL, reason=f"huge pages: not on {kernel.name}; on {places}", **detail)
+    if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _init_shared_allowed(system.scenario):
+        reason = f"init_shared: not for VM type {system.scenario.guest.vm_type} on {kernel.name}"
+        return failed(errno.EINVAL, reason=reason, **detail)
     policy, error = policy_of(system, operation)
     if system.scenario.guest.policy_interface == "create" and error:
         return failed(error)
@@ -50,6 +55,25 @@ def create(system: System, operation: sc.Create) -> Result:
     if system.conversions is not None and inode.pages:
         system.conversions.add(inode)
     return _open(system, operation.file, inode, mapped=bool(flags & GUEST_MEMFD_FLAG_MMAP), **detail)
+
+
+def _flags(scenario: sc.Scenario, operation: sc.Create) -> int:
+    """The flags word: as given, or what the VMM of the scenario asks for."""
+    if operation.raw_flags is not None:
+        return operation.raw_flags
+    names = operation.flags
+    if names is None:
+        vmm = profiles.VMM_PROFILES[scenario.guest.vmm_profile or "own"]
+        names = (vmm.private_flags if scenario.guest.private_memory else vmm.ordinary_flags) or ()
+    words = {"mmap": GUEST_MEMFD_FLAG_MMAP, "init_shared": GUEST_MEMFD_FLAG_INIT_SHARED}
+    return sum(words[name] for name in set(names))
+
+
+def _init_shared_allowed(scenario: sc.Scenario) -> bool:
+    """arch/x86/kvm/x86.c: kvm_arch_supports_gmem_init_shared; with conversion in place every type has it."""
+    if not scenario.guest.private_memory:
+        return True
+    return scenario.kernel.private_init_shared and scenario.conversion_mode == "in-place"
 
 
 def memfd(system: System, operation: sc.Memfd) -> Result:

@@ -61,7 +61,7 @@ def _hand_over(system: System) -> Result:
                 pinned=tracked.pinned().tolist() if tracked is not None and not len(inode.device_areas) else (),
                 poisoned=tracked.poisoned().tolist() if tracked is not None else (),
                 mapped_by_device=inode.device_areas[:, 0].tolist(),
-                confidential=system.scenario.guest.confidential,
+                confidential=system.scenario.guest.vm_type,
                 format=format,
                 huge=inode.order > 0,
             )
@@ -74,7 +74,11 @@ def _hand_over(system: System) -> Result:
             _take_up(system, inode, state, handover.deserialise(handover.serialise(state, format)))
         else:
             detail["verified"] = False
-        detail["policy_bytes"] += handover.sizes(replace(state, extents=_NO_EXTENTS), format)["policy"]
+        if system.scenario.kernel.preserves_policy:
+            detail["policy_bytes"] += handover.sizes(replace(state, extents=_NO_EXTENTS), format)["policy"]
+        else:  # the posted series and memfd_luo.c carry none: the default policy afterwards
+            inode.shared_policy = mp.SharedPolicy()
+            detail["policy_lost"] = True
         detail["metadata_bytes"] += _metadata_bytes(system, inode, state, inode.tracked)
     return Result(0, 0, detail)
 

@@ -63,7 +63,7 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
         system.new_descriptor()  # KVM_CREATE_VCPU returns one too
     inside = max(0, min(count, inode.pages - start))
     if inode.kind == "guest_memfd":
-        reachable = not inode.private or system.scenario.guest.confidential != "none" or inode.tracked is not None
+        reachable = not inode.private or system.scenario.guest.private_memory
     else:
         reachable = file.mapping is not None
     if not reachable:

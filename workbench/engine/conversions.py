@@ -73,25 +73,26 @@ class Conversions:
         """A new guest_memfd inode."""
         guest = self.system.scenario.guest
         settings = guest.conversion
-        size, generation = inode.pages * PAGE_SIZE, "C" if settings.generation == "two-stage" else settings.generation
+        size, rules = inode.pages * PAGE_SIZE, self.system.scenario.generation
+        generation = "C" if rules == "two-stage" else rules
         file: TrackedFile
         if self.ranges is not None:
             file = LightFile(size, guest.page_size, self.ranges, generation=generation, shared=not inode.private,
-                             confidential=guest.confidential)  # fmt: skip
+                             confidential=guest.vm_type)  # fmt: skip
         else:
             file = ConversionFile(
                 size,
                 guest.page_size,
                 self.folios,
                 generation=generation,
-                split="two-stage" if settings.generation == "two-stage" else "one-step",
+                split="two-stage" if rules == "two-stage" else "one-step",
                 split_on=settings.split_on,
                 merge=settings.merge,
                 hvo=self.hvo,
                 fallback=guest.small_page_fallback,
                 drain_lru=settings.drain_lru,
                 shared=not inode.private,
-                confidential=guest.confidential,
+                confidential=guest.vm_type,
             )
         inode.tracked = file
         self.inodes.append(inode)

@@ -342,9 +342,9 @@ class GuestEditor(Editor):
             layout=wide(),
         )
         self.interface.tooltip = "How a memory policy reaches the file: the four generations of the series"
-        self.confidential = w.Dropdown(
-            options=[("no", "none"), ("SEV-SNP", "snp"), ("TDX", "tdx")],
-            description="confidential",
+        self.vm_type = w.Dropdown(
+            options=[("ordinary", "none"), ("SW protected", "sw_protected"), ("SEV-SNP", "snp"), ("TDX", "tdx")],
+            description="VM type",
             style=LABEL,
             layout=wide(),
         )
@@ -360,8 +360,8 @@ class GuestEditor(Editor):
                 self.message("guest.design"),
                 self.fallback,
                 self.message("guest.small_page_fallback"),
-                self.confidential,
-                self.message("guest.confidential"),
+                self.vm_type,
+                self.message("guest.vm_type"),
                 _heading("vCPUs, in equal groups on"),
                 self.vcpu_nodes,
                 self.vcpus,
@@ -376,7 +376,7 @@ class GuestEditor(Editor):
         for widget, name in (
             (self.design, "design"),
             (self.interface, "policy_interface"),
-            (self.confidential, "confidential"),
+            (self.vm_type, "vm_type"),
         ):
             self.on_change(widget, f"guest.{name}", lambda v, name=name: set_value(f"guest.{name}", v))
         self.on_change(self.fallback, "guest.small_page_fallback", lambda v: set_value("guest.small_page_fallback", v))
@@ -396,7 +396,7 @@ class GuestEditor(Editor):
             self.fallback.value = guest.small_page_fallback
             self.fallback.layout.display = "" if guest.page_size != "4 KiB" else "none"
             self.interface.value = guest.policy_interface
-            self.confidential.value = guest.confidential
+            self.vm_type.value = guest.vm_type
             self.vcpus.value = len(guest.vcpus)
             with self.vcpu_nodes.hold_sync():
                 self.vcpu_nodes.nodes = [

@@ -183,7 +183,7 @@ def _states(run: Run) -> list[dict[str, Any]]:
     shared = _sharing(run, total)
     page_size = parse_bytes(guest.page_size)
     sizes = [(0, total, guest.page_size)]
-    if page_size > PAGE_SIZE and guest.conversion.generation != "two-stage":
+    if page_size > PAGE_SIZE and run.scenario.generation != "two-stage":
         # A folio with a shared page in it is split to 4 KiB; with eager merging it is whole again afterwards.
         split = np.zeros(-(-total // page_size), bool)
         for low, high, state in _touched(run, total) if guest.conversion.merge != "eager" else shared:
@@ -193,7 +193,7 @@ def _states(run: Run) -> list[dict[str, Any]]:
             (low * page_size, min(total, high * page_size), "4 KiB" if split[low] else guest.page_size)
             for low, high in equal_intervals(split).tolist()
         ]
-    largest = LARGEST_LEAF[guest.confidential]  # private memory is mapped no larger; shared pages are 4 KiB anyhow
+    largest = LARGEST_LEAF[guest.vm_type]  # private memory is mapped no larger; shared pages are 4 KiB anyhow
     sizes = [(low, high, min(size, largest, key=parse_bytes)) for low, high, size in sizes]
     bands = (("private or shared", shared), ("page size", sizes))
     return [{"name": name, "parts": [_part(*part) for part in parts]} for name, parts in bands]
@@ -217,10 +217,10 @@ def _touched(run: Run, total: int) -> list[tuple[int, int, str]]:
 
 def _sharing(run: Run, total: int) -> list[tuple[int, int, str]]:
     """Private and shared stretches after all conversions."""
-    created = [o for o in run.scenario.operations if isinstance(o, Create)]
+    created = [o.flags for o in run.scenario.operations if isinstance(o, Create) and o.flags is not None]
     conversions = _touched(run, total)
     edges = np.unique([0, total, *(edge for low, high, _ in conversions for edge in (low, high))])
-    shared = np.full(len(edges) - 1, not created or "init_shared" in created[0].flags)
+    shared = np.full(len(edges) - 1, "init_shared" in created[0] if created else not run.scenario.guest.private_memory)
     for low, high, state in conversions:
         shared[np.searchsorted(edges, low) : np.searchsorted(edges, high)] = state == "shared"
     return [

@@ -187,7 +187,8 @@ class _Translator:
             raise WorkbenchError("cannot be recorded: Linux 7.3 takes no policy at creation")
         name = self._new_file(op.file, self.scenario.guest.memory if op.size is None else op.size)
         names = {"mmap": "MMAP", "init_shared": "SHARED"}
-        flags = str(op.raw_flags) if op.raw_flags is not None else "|".join(names[flag] for flag in op.flags) or "0"
+        asked = ("mmap", "init_shared") if op.flags is None else op.flags
+        flags = str(op.raw_flags) if op.raw_flags is not None else "|".join(names[flag] for flag in asked) or "0"
         self._add(task, f"create {name} {self.pages[op.file]} {flags}")
 
     def _memfd(self, op: sc.Memfd, task: int) -> None:
@@ -293,7 +294,7 @@ def _amount(value: int) -> str:
 
 
 def _refuse_guest(guest: sc.Guest) -> None:
-    allowed = {"page_size": "4 KiB", "design": "filemap", "policy_interface": "mbind", "confidential": "none"}
+    allowed = {"page_size": "4 KiB", "design": "filemap", "policy_interface": "mbind", "vm_type": "none"}
     for field, value in allowed.items():
         if getattr(guest, field) != value:
             raise WorkbenchError(

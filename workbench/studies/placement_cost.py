@@ -118,7 +118,7 @@ def scenario_of(
     vcpus = [{"node": node} for node, number in guest.vcpus.items() for _ in range(number)]
     return {
         "name": f"cost of placement on {host.name}", "host": host, "output": "runs", "operations": operations,
-        "guest": {"memory": guest.memory, "page_size": guest.page_size, "confidential": guest.confidential,
+        "guest": {"memory": guest.memory, "page_size": guest.page_size, "vm_type": guest.confidential,
                   "vcpus": vcpus, "design": "filemap" if guest.page_size == "4 KiB" else "hugetlb"},
     }  # fmt: skip
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.errors import WorkbenchError
+from workbench.profiles import VM_TYPES
 from workbench.units import PAGE_SHIFT, PAGE_SIZE
 
 Counts = int | npt.NDArray[np.int64]
@@ -33,10 +34,7 @@ ACCEPT_CHUNK = 4 << 20
 
 SHARED, PRIVATE_4K, PRIVATE_2M = 0, 1, 2
 
-LARGEST_LEAF = {"none": "1 GiB", "snp": "2 MiB", "tdx": "4 KiB"}
-"""Largest second-stage mapping of private memory by kind of guest. SNP: the RMP has no 1 GiB state
-(``arch/x86/kvm/svm/sev.c: sev_gmem_max_mapping_level``); TDX: Linux 7.3 maps 4 KiB only
-(``arch/x86/kvm/vmx/tdx.c: tdx_sept_map_leaf_spte``)."""
+LARGEST_LEAF = {name: made.largest_leaf for name, made in VM_TYPES.items()}
 
 
 def leaves(mapped_1g: Counts, mapped_2m: Counts, largest: str) -> tuple[Counts, Counts]:

@@ -1,0 +1,254 @@
+"""Which rules hold: the kernel, the type of the VM and the VMM, each rule keyed by them here with its evidence.
+
+A *kernel profile* is what one Linux (or one posted series) does, a *VM type* what KVM_CREATE_VM was given, a *VMM profile*
+what a released VMM really calls. Evidence is ``recorded`` (seen on that running kernel), ``source`` (read in its source),
+``mail`` (a posted series or its discussion) or ``assumed``. Nothing else in the project compares names of profiles: the
+engine asks the records below.
+
+Linux: ``virt/kvm/guest_memfd.c`` (``kvm_gmem_create``, ``__kvm_gmem_set_attributes``), ``arch/x86/kvm/x86.c``
+(``kvm_arch_supports_gmem_init_shared``, ``kvm_arch_has_private_mem``).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from workbench.errors import WorkbenchError
+
+Evidence = Literal["recorded", "source", "mail", "assumed"]
+ConversionMode = Literal["out-of-place", "in-place"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule in words, and how it is known."""
+
+    text: str
+    evidence: Evidence
+    source: str
+
+
+# ---------------------------------------------------------------------------------------------------- VM types
+
+
+@dataclass(frozen=True)
+class VmType:
+    """What KVM_CREATE_VM makes. ``number`` is its argument on x86; ``private_memory`` is kvm_arch_has_private_mem.
+
+    ``largest_leaf``: the largest second-stage mapping of its private memory. SNP: the RMP has no 1 GiB state
+    (``arch/x86/kvm/svm/sev.c: sev_gmem_max_mapping_level``); TDX: Linux 7.3 maps 4 KiB only
+    (``arch/x86/kvm/vmx/tdx.c: tdx_sept_map_leaf_spte``).
+    """
+
+    name: str
+    number: int
+    private_memory: bool
+    largest_leaf: str
+    text: str
+
+
+VM_TYPES = {
+    made.name: made
+    for made in (
+        VmType("none", 0, False, "1 GiB", "an ordinary VM (KVM_X86_DEFAULT_VM)"),
+        VmType(
+            "sw_protected",
+            1,
+            True,
+            "1 GiB",
+            "KVM_X86_SW_PROTECTED_VM: private memory without hardware, for development",
+        ),
+        VmType("snp", 4, True, "2 MiB", "KVM_X86_SNP_VM: AMD SEV-SNP"),
+        VmType("tdx", 5, True, "4 KiB", "KVM_X86_TDX_VM: Intel TDX"),
+    )
+}
+
+
+# ----------------------------------------------------------------------------------------------------- kernels
+
+
+@dataclass(frozen=True)
+class KernelProfile:
+    """What guest_memfd can do on one kernel.
+
+    ``conversion`` lists the modes it has, the one that people use first. ``huge_pages``: a file may be backed by 2 MiB and
+    1 GiB pages. ``generation`` names the rules of conversion in place (:mod:`workbench.tracking.folio_file`), empty where
+    the kernel has none. ``private_init_shared``: INIT_SHARED is allowed for types with private memory too.
+    ``preserves_policy``: a file handed over by kexec keeps its mempolicy.
+    """
+
+    name: str
+    text: str
+    conversion: tuple[ConversionMode, ...]
+    huge_pages: bool = False
+    generation: str = ""
+    private_init_shared: bool = False
+    preserves_policy: bool = False
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+
+
+_SECTION = "guest_memfd on 7.3.4"
+_IN_PLACE = "series 'guest_memfd in-place conversion' v13 (2026-09-10), applied for 7.4"
+_HUGE = "work in progress of 2026 on 1 GiB pages, as carried by the public trees AMDESE/linux-kvm and intel/tdx"
+_RFC = "RFC v2 'New KVM ioctl to convert guest_memfd' (May 2025)"
+
+KERNEL_PROFILES = {
+    made.name: made
+    for made in (
+        KernelProfile(
+            "7.3",
+            "Linux 7.3: policy per inode, private memory by attributes of the VM and a second backend for what is shared",
+            ("out-of-place",),
+            rules={
+                "init_shared": Rule("EINVAL for types with private memory", "recorded", _SECTION),
+                "convert": Rule(
+                    "KVM_SET_MEMORY_ATTRIBUTES on the VM; EINVAL without private memory", "recorded", _SECTION
+                ),
+                "convert_in_place": Rule("ENOTTY: the file has no such ioctl", "source", "virt/kvm/guest_memfd.c"),
+                "kexec": Rule(
+                    "posted, not merged: folios are preserved, the mempolicy is not",
+                    "mail",
+                    "series 'guest_memfd preservation' v4 (2026-07-28); mm/memfd_luo.c likewise",
+                ),
+            },
+        ),
+        KernelProfile(
+            "7.4",
+            "Linux 7.4: as 7.3, and conversion in place (module parameter kvm.gmem_in_place_conversion)",
+            ("in-place", "out-of-place"),
+            generation="C",
+            private_init_shared=True,
+            rules={
+                "init_shared": Rule("allowed for every type while conversion in place is on", "source", _IN_PLACE),
+                "convert_in_place": Rule(
+                    "EINVAL without private memory, EAGAIN with error_offset while a folio is held", "source", _IN_PLACE
+                ),
+            },
+        ),
+        KernelProfile(
+            "proposal-hugetlb",
+            "proposed: hugetlb pages split and merged block by block as memory is converted in place (generation C)",
+            ("in-place",),
+            huge_pages=True,
+            generation="C",
+            private_init_shared=True,
+            rules={
+                "convert_in_place": Rule("block by block; what lies before a refusal is converted", "recorded", _HUGE),
+                "init_shared": Rule("with huge pages: EINVAL", "recorded", _HUGE),
+            },
+        ),
+        KernelProfile(
+            "proposal-hugetlb-rfc2",
+            "proposed in May 2025: hugetlb pages, a conversion is all or nothing (generation B)",
+            ("in-place",),
+            huge_pages=True,
+            generation="B",
+            private_init_shared=True,
+            rules={"convert_in_place": Rule("all or nothing", "recorded", _RFC)},
+        ),
+        KernelProfile(
+            "proposal-two-stage",
+            "idea: as proposal-hugetlb, a 1 GiB page is split into 2 MiB pages first and only the touched one further",
+            ("in-place",),
+            huge_pages=True,
+            generation="two-stage",
+            private_init_shared=True,
+            rules={
+                "convert_in_place": Rule(
+                    "as generation C, splits in two stages", "mail", "LPC 2025 guest_memfd session"
+                )
+            },
+        ),
+        KernelProfile(
+            "proposal-no-struct-page",
+            "proposed: private memory without struct page, offset -> pfn map fed by a PFN range allocator",
+            ("in-place",),
+            preserves_policy=True,
+            huge_pages=True,
+            generation="C",
+            private_init_shared=True,
+            rules={
+                "convert_in_place": Rule("extents change maps, nothing is split", "mail", "kvm list, March 2025"),
+                "kexec": Rule("the map and the policy are handed over", "assumed", "a format of this project"),
+            },
+        ),
+    )
+}
+"""Kernels by name, oldest first."""
+
+
+# -------------------------------------------------------------------------------------------------------- VMMs
+
+
+@dataclass(frozen=True)
+class VmmProfile:
+    """What a VMM calls: ``flags`` of its guest_memfd for ordinary VMs and for those with private memory (None: it has no
+    such VM), and where it puts what is shared under conversion out of place."""
+
+    name: str
+    text: str
+    ordinary_flags: tuple[str, ...] | None
+    private_flags: tuple[str, ...] | None
+    shared_backend: Literal["memfd", "anonymous"]
+    source: str
+
+
+VMM_PROFILES = {
+    made.name: made
+    for made in (
+        VmmProfile(
+            "qemu-11",
+            "QEMU 11: a private guest_memfd is never mapped, so that mbind cannot reach it; host-nodes= and policy= bind the "
+            "shared backend only",
+            ("mmap", "init_shared"),
+            (),
+            "memfd",
+            "QEMU 11.1: system/physmem.c ram_block_add (flags 0); docs/system, backend guest-memfd (September 2026)",
+        ),
+        VmmProfile(
+            "firecracker",
+            "Firecracker: the guest_memfd of an ordinary VM is mapped, so that mbind reaches it; no confidential VMs",
+            ("mmap", "init_shared"),
+            None,
+            "anonymous",
+            "Firecracker's guest_memfd support for secret-free VMs",
+        ),
+        VmmProfile(
+            "own",
+            "a VMM that maps the guest_memfd wherever the kernel lets it",
+            ("mmap", "init_shared"),
+            ("mmap",),
+            "memfd",
+            "the kernel's own limits",
+        ),
+    )
+}
+
+_Record = TypeVar("_Record", VmType, KernelProfile, VmmProfile)
+
+
+def look_up(records: Mapping[str, _Record], name: str, what: str) -> _Record:
+    """The record of that name; else one line with the names that there are."""
+    if name in records:
+        return records[name]
+    near = difflib.get_close_matches(name, records, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise WorkbenchError(f"{what}: {name!r} is unknown; {hint}there are {', '.join(records)}")
+
+
+def having(needed: Iterable[KernelProfile]) -> str:
+    """Names for a message that says where something exists."""
+    return ", ".join(profile.name for profile in needed) or "no profile"
+
+
+def with_in_place_conversion() -> list[KernelProfile]:
+    """Kernels on which a file's pages change sides in place."""
+    return [profile for profile in KERNEL_PROFILES.values() if "in-place" in profile.conversion]
+
+
+def with_huge_pages() -> list[KernelProfile]:
+    """Kernels whose guest_memfd may be backed by huge pages."""
+    return [profile for profile in KERNEL_PROFILES.values() if profile.huge_pages]
