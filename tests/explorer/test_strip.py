@@ -10,7 +10,7 @@ from workbench.scenario import Scenario
 from workbench.simulation import simulate
 
 
-@pytest.mark.parametrize(("confidential", "largest"), [("none", "1 GiB"), ("snp", "2 MiB"), ("tdx", "4 KiB")])
+@pytest.mark.parametrize(("confidential", "largest"), [("sw_protected", "1 GiB"), ("snp", "2 MiB"), ("tdx", "4 KiB")])
 def test_mapped_sizes(confidential: str, largest: str) -> None:
     """4 GiB in 1 GiB pages, private; one 4 KiB page of the second is shared, which splits all of it."""
     scenario = Scenario.from_mapping(
