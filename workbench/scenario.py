@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workbench import policy as mempolicy
 from workbench import profiles
+from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
 from workbench.safe_yaml import load as load_yaml
 from workbench.topology.host import Host
@@ -34,7 +35,10 @@ Mode = Literal["default", "preferred", "bind", "interleave", "local", "preferred
 ModeFlag = Literal["static", "relative", "numa_balancing"]
 MbindFlag = Literal["strict", "move", "move_all"]
 PageSize = Literal["4 KiB", "2 MiB", "1 GiB"]
-Design = Literal["filemap", "hugetlb", "hugetlb-hvo", "pfn-range"]
+if TYPE_CHECKING:
+    Design = str
+else:
+    Design = Literal[tuple(DESIGNS)]
 
 
 class _Model(BaseModel):
@@ -523,12 +527,15 @@ class Guest(_Model):
     def _whole_huge_pages(self) -> Guest:
         if self.memory % (PAGE_SIZE << PAGE_ORDERS[self.page_size]):
             raise ValueError(f"memory {self.memory} is not a multiple of the page size {self.page_size}")
-        if self.page_size != "4 KiB" and self.design == "filemap":
-            raise ValueError(f"design 'filemap' has 4 KiB pages only, not {self.page_size}; use hugetlb or pfn-range")
+        if self.page_size not in DESIGNS[self.design].page_sizes:
+            raise ValueError(
+                f"design {self.design!r} has {' and '.join(DESIGNS[self.design].page_sizes)} pages only, not "
+                f"{self.page_size}; use hugetlb or pfn-range"
+            )
         if self.vmm_profile is not None and self.private_memory:
             if profiles.VMM_PROFILES[self.vmm_profile].private_flags is None:
                 raise ValueError(f"vmm_profile {self.vmm_profile!r} has no VMs of type {self.vm_type!r}")
-        if self.small_page_fallback and not self.design.startswith("hugetlb"):
+        if self.small_page_fallback and not DESIGNS[self.design].small_fallback:
             raise ValueError(f"small_page_fallback needs a pool to be empty: a hugetlb design, not {self.design}")
         return self
 

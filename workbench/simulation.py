@@ -13,6 +13,7 @@ import xarray as xr
 from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
+from workbench.design import choose
 from workbench.engine.calls import apply
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import expand
@@ -22,7 +23,6 @@ from workbench.errnos import errno_name
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.kernels import filemap
 from workbench.tracking.confidential import LARGEST_LEAF
-from workbench.tracking.struct_pages import DESIGNS
 from workbench.units import PAGE_SIZE
 from workbench.variables import Simulation
 
@@ -107,9 +107,7 @@ def _under(
     scenario: sc.Scenario, designs: Sequence[str], progress: Progress | None, cancelled: Callable[[], bool]
 ) -> xr.Dataset:
     """The same scenario under several designs, along ``design``."""
-    unknown = [design for design in designs if design not in DESIGNS]
-    if unknown or not designs or len(set(designs)) != len(designs):
-        raise WorkbenchError(f"designs: {', '.join(unknown or designs) or 'none'}; each of {', '.join(DESIGNS)} once")
+    choose(designs)
     parts: list[xr.Dataset] = []
     for number, design in enumerate(designs):
 

@@ -16,7 +16,7 @@ KERNELS_MAY_IMPORT = {"numpy", "numba"}
 
 GROUND = {
     "errors", "errnos", "limits", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs", "intervals",
-    "probe_words", "profiles",
+    "probe_words", "profiles", "design",
 }  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
 SCENE = GROUND | {"topology", "scenario", "variables", "results", "kernels"}
@@ -34,10 +34,11 @@ WINGS = {
     "bitmap_lists": {"errors", "limits"},
     "data": {"errors"},
     "costs": {"errors"},
+    "design": {"errors"},
     "policy": {"bitmap_lists", "errors", "limits"},
     "profiles": {"errors"},
     "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "safe_yaml", "units"},
-    "scenario": {"errors", "policy", "profiles", "safe_yaml", "topology", "units"},
+    "scenario": {"design", "errors", "policy", "profiles", "safe_yaml", "topology", "units"},
     "variables": {"costs"},
     "results": {"errors", "kernels", "scenario", "units", "variables"},
     "tracking": SCENE,

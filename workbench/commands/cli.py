@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.design import DESIGNS
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 
@@ -51,7 +52,7 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, e.g. guest.memory=8GiB")
     ] = None,
     designs: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="compare designs: filemap, hugetlb, hugetlb-hvo, pfn-range")
+        str | None, typer.Option(metavar="A,B,...", help=f"compare designs: {', '.join(DESIGNS)}")
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
     json_: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,

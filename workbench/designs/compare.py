@@ -26,13 +26,13 @@ import numpy as np
 import xarray as xr
 
 from workbench import results
+from workbench.design import DESIGNS, choose
 from workbench.designs import dataset as design_results
 from workbench.designs.runs import Run, carry_out
 from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
 from workbench.kernels.maps import pagemap
 from workbench.tracking.light_file import GROUPS
-from workbench.tracking.struct_pages import DESIGNS as DESIGNS
 from workbench.tracking.tracked_file import choice
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, parse_bytes
 from workbench.variables import DesignCosts
@@ -62,7 +62,12 @@ def guest_run(
 
 
 def compare(
-    run: Run, designs: Sequence[str] = DESIGNS, *, structure: str = "maple", group: str = "256 KiB", samples: int = 64
+    run: Run,
+    designs: Sequence[str] = tuple(DESIGNS),
+    *,
+    structure: str = "maple",
+    group: str = "256 KiB",
+    samples: int = 64,
 ) -> xr.Dataset:
     """Carry out a run under each design; one Dataset with dimension ``design``.
 
@@ -73,19 +78,17 @@ def compare(
     group : pages whose struct pages come and go together in ``pfn-range``: 256 KiB (one vmemmap page) or 128 MiB
     samples : points of the series over the run (dimension ``sample``)
     """
-    unknown = [design for design in designs if design not in DESIGNS]
-    if unknown or not designs or len(set(designs)) != len(designs):
-        raise WorkbenchError(f"designs: {', '.join(unknown or designs) or 'none'}; each of {', '.join(DESIGNS)} once")
+    chosen = choose(designs)
     choice("group", group, GROUPS)
     if structure not in pagemap.NAMES:
         raise WorkbenchError(f"structure: {structure!r} is not one of {', '.join(pagemap.NAMES)}")
     borders = np.unique(np.linspace(0, len(run.stream), max(1, samples) + 1).astype(np.int64))
-    outcomes = [carry_out(run, design, borders, structure, group) for design in designs]
+    outcomes = [carry_out(run, design, borders, structure, group) for design in chosen]
     provenance = results.provenance(
         command="designs.compare.compare", run=run, designs=designs, structure=structure, group=group,
         samples=samples,
     )  # fmt: skip
-    return design_results.dataset(run, designs, outcomes, borders, provenance)
+    return design_results.dataset(run, chosen, outcomes, borders, provenance)
 
 
 def check_same_answers(dataset: xr.Dataset) -> None:
@@ -106,7 +109,7 @@ def sweep(
     *,
     page_sizes: Sequence[str] = ("2 MiB", "1 GiB"),
     conversions: Sequence[int] = (10, 100, 1_000, 10_000),
-    designs: Sequence[str] = DESIGNS[1:],
+    designs: Sequence[str] = tuple(DESIGNS)[1:],
     confidential: str = "snp",
     seed: int = 0,
     **options: Any,

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from workbench import results
+from workbench.design.design import Design
 from workbench.designs.accounting import Int64s
 from workbench.designs.runs import DRAWS, DesignOutcome
 from workbench.kernels.maps import pagemap
@@ -28,7 +29,7 @@ _OF_OUTCOMES = tuple(name for name, variable in DesignCosts.variables.items() if
 
 
 def dataset(
-    run: Run, designs: Sequence[str], outcomes: list[DesignOutcome], borders: Int64s, provenance: str
+    run: Run, designs: Sequence[Design], outcomes: list[DesignOutcome], borders: Int64s, provenance: str
 ) -> xr.Dataset:
     """What :func:`workbench.designs.compare.compare` returns."""
     values: dict[str, object] = {}
@@ -47,8 +48,7 @@ def dataset(
     values["unit_node"] = np.array([outcome.units for outcome in outcomes], np.int64)
     values["content_order"] = np.array([_digest(outcome.shared, run.pages) for outcome in outcomes], str)
     values["poisoned_pages"] = np.array([_pages(outcome.poisoned) for outcome in outcomes], str)
-    if "pfn-range" in designs:
-        light = outcomes[list(designs).index("pfn-range")].values
+    for light in [o.values for design, o in zip(designs, outcomes, strict=True) if design.store == "pfn map"][:1]:
         for what in ("bytes", "depth"):
             values[f"map_{what}"] = np.array([light[f"map_{what}_{name}"] for name in pagemap.NAMES], np.int64)
         values["extents"] = np.int64(light["extents"])
@@ -56,7 +56,7 @@ def dataset(
         DesignCosts,
         values,
         {
-            "design": np.array(designs, dtype=str),
+            "design": np.array([design.name for design in designs], dtype=str),
             "draw": np.arange(DRAWS),
             "sample": borders[1:],
             "structure": np.array(pagemap.NAMES, dtype=str),

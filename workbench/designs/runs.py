@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workbench import costs
+from workbench.design.design import Design
 from workbench.designs import accounting as acc
 from workbench.designs.accounting import Bools, Int64s
 from workbench.errors import WorkbenchError
@@ -83,9 +84,11 @@ class DesignOutcome:
     """Poisoned pages."""
 
 
-def carry_out(run: Run, design: str, borders: Int64s, structure: str, group: str) -> DesignOutcome:
+def carry_out(run: Run, design: Design, borders: Int64s, structure: str, group: str) -> DesignOutcome:
     """Carry out a run under one design; the series has a value for each of ``borders[1:]``."""
-    return _light(run, borders, structure, group) if design == "pfn-range" else _folios(run, borders, design)
+    if design.store == "pfn map":
+        return _light(run, borders, structure, group)
+    return _folios(run, borders, design)
 
 
 def _sampled(
@@ -124,15 +127,15 @@ def _common(run: Run, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tu
 # ---------------------------------------------------------------------------------------------------------- folios
 
 
-def _folios(run: Run, borders: Int64s, design: str) -> DesignOutcome:
-    small = design == "filemap"
+def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
+    small = design.small_only
     host = HostMemory.make(
         len(run.memory),
         vmemmap_pages=run.vmemmap_free // len(run.memory),
         pool_2m=[pages >> folio.ORDER_2M for pages in run.memory],
         pool_1g=[pages >> folio.ORDER_1G for pages in run.memory],
     )
-    hvo = design == "hugetlb-hvo"
+    hvo = design.struct_pages == "optimised"
     size = "4 KiB" if small else run.page_size
     file = ConversionFile(run.pages * PAGE_SIZE, size, host, generation="B", hvo=hvo)
 

@@ -16,8 +16,9 @@ import pandas as pd
 import xarray as xr
 
 from workbench import results
+from workbench.design import DESIGNS
 from workbench.designs.accounting import map_size
-from workbench.designs.compare import DESIGNS, Run, compare
+from workbench.designs.compare import Run, compare
 from workbench.engine import conversion_streams as gen
 from workbench.kernels.folios import run as folio
 from workbench.tracking.offset_maps import OffsetMap, offset_map

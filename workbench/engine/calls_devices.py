@@ -32,7 +32,7 @@ def iommu_map(system: System, operation: sc.IommuMap) -> Result:
     if ((areas[:, 0] < end) & (areas[:, 1] > first)).any():
         return failed(errno.EEXIST)
     pinned = 0
-    if system.scenario.guest.design != "pfn-range":
+    if system.design.device_access == "pinned":
         pin = sc.Pin(task=operation.task, file=operation.file, **_bytes_of(first, end))
         result = calls_conversion.pin(system, pin)
         if result.errno:
@@ -59,7 +59,7 @@ def iommu_unmap(system: System, operation: sc.IommuUnmap) -> Result:
     touched = (areas[:, 0] < end) & (areas[:, 1] > first)
     if not touched.any() or (areas[touched, 0] < first).any() or (areas[touched, 1] > end).any():
         return failed(errno.ENOENT)
-    if system.scenario.guest.design != "pfn-range":
+    if system.design.device_access == "pinned":
         for low, high in areas[touched].tolist():
             calls_conversion.unpin(system, sc.Unpin(file=operation.file, **_bytes_of(low, high)))
     inode.device_areas = areas[~touched]

@@ -50,7 +50,7 @@ def _hand_over(system: System) -> Result:
     for file in system.conversions.files() if system.conversions is not None else ():
         if len(left := file.withheld()):  # whoever holds it may still write there when the frame is somebody else's
             return failed(errno.EBUSY, reason=f"kexec: page {int(left[0])} left its file and is still pinned")
-    format: Format = "pfn-ranges" if system.scenario.guest.design == "pfn-range" else "kho"
+    format: Format = system.design.handover
     states = []
     for inode in inodes:
         tracked = inode.tracked

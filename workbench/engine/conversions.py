@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench import scenario as sc
+from workbench.design import DESIGNS
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
@@ -39,7 +40,7 @@ _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "m
 
 def wanted(scenario: sc.Scenario) -> bool:
     """Whether a scenario has an operation that needs the state of single pages."""
-    needing = (*_OPERATIONS, sc.Kexec) if scenario.guest.design == "pfn-range" else _OPERATIONS
+    needing = (*_OPERATIONS, sc.Kexec) if DESIGNS[scenario.guest.design].store == "pfn map" else _OPERATIONS
     return any(isinstance(operation, needing) for operation in scenario.operations)
 
 
@@ -48,9 +49,9 @@ class Conversions:
 
     def __init__(self, system: HostState) -> None:
         self.system = system
-        guest, nodes = system.scenario.guest, system.nodes
-        self.light = guest.design == "pfn-range"
-        self.hvo = guest.design == "hugetlb-hvo" and system.order > 0
+        nodes = system.nodes
+        self.light = system.design.store == "pfn map"
+        self.hvo = system.design.struct_pages == "optimised" and system.order > 0
         mine = system.zone_page_size == PAGE_SIZE << system.order  # pools, or zones of 4 KiB pages
         free = np.bincount(system.zone_node[mine], system.free[mine], nodes).astype(np.int64)
         vmemmap = system.left_free.copy()

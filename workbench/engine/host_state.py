@@ -14,6 +14,7 @@ import numpy as np
 
 from workbench import policy as mp
 from workbench import scenario as sc
+from workbench.design import DESIGNS
 from workbench.engine.filemap import FileMap
 from workbench.engine.objects import Inode, OpenFile, Thread
 from workbench.engine.pfns import FreePfns
@@ -46,6 +47,7 @@ class HostState:
         self.index_of_node = {int(node): index for index, node in enumerate(self.node_ids)}
         self.nodes = len(self.node_ids)
         self.order = PAGE_ORDERS[scenario.guest.page_size]
+        self.design = DESIGNS[scenario.guest.design]
         self._init_zones()
         self._init_weights()
         self._init_tasks()
@@ -141,8 +143,7 @@ class HostState:
         for zone in range(len(self.zone_node) - 1, -1, -1):
             first[self.zone_node[zone]] = self.start_pfn[zone]
         new = (np.arange(self.nodes), nothing + zonelist.ZONE_NORMAL, pages, pages, nothing, -(-first >> self.order))
-        kind = "range" if self.scenario.guest.design == "pfn-range" else "hugetlb"
-        labels = [f"{node}/{kind}" for node in self.node_ids]
+        labels = [f"{node}/{self.design.pool}" for node in self.node_ids]
         shifted = {name: np.where(zones >= 0, zones + self.nodes, -1) for name, zones in self.zonelists.items()}
         self.zone_node, self.zone_type, self.managed, *_ = new
         pools = self._zonelists(zonelist.ZONE_NORMAL)

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from workbench.bitmap_lists import format_list, parse_list
+from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
 from workbench.explorer import edits
 from workbench.explorer.controller import Controller, Edit, set_value
@@ -318,12 +319,7 @@ class GuestEditor(Editor):
         self.page_size = w.ToggleButtons(options=["4 KiB", "2 MiB", "1 GiB"], description="page size", style=LABEL)
         self.page_size.style.button_width = "58px"
         self.design = w.Dropdown(
-            options=[
-                ("filemap (Linux 7.3)", "filemap"),
-                ("hugetlb", "hugetlb"),
-                ("hugetlb, vmemmap optimised", "hugetlb-hvo"),
-                ("PFN ranges, no struct page", "pfn-range"),
-            ],
+            options=[(design.title, name) for name, design in DESIGNS.items()],
             description="design",
             style=LABEL,
             layout=wide(),

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from workbench.design import DESIGNS, FILEMAP, HUGETLB
 from workbench.errors import WorkbenchError
 from workbench.policy import format_nodes, nodemask, nodes_of, parse_nodes
 from workbench.scenario import Scenario
@@ -65,8 +66,8 @@ def set_page_size(mapping: Mapping, page_size: str) -> None:
     """Huge pages need a design that has them, and whole huge pages of memory."""
     guest = mapping.setdefault("guest", {})
     guest["page_size"] = page_size
-    if page_size != "4 KiB" and guest.get("design", "filemap") == "filemap":
-        guest["design"] = "hugetlb"
+    if page_size not in DESIGNS[guest.get("design", FILEMAP.name)].page_sizes:
+        guest["design"] = HUGETLB.name
     if page_size == "4 KiB":
         guest.pop("small_page_fallback", None)
 

@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
 from workbench.plots.common import INK, MUTED, figure, style
 from workbench.units import format_bytes
 
-COLOURS = {"filemap": "#6e6e6e", "hugetlb": "#d55e00", "hugetlb-hvo": "#e69f00", "pfn-range": "#0072b2"}
-MARKERS = {"filemap": "s", "hugetlb": "^", "hugetlb-hvo": "v", "pfn-range": "o"}
+COLOURS = {name: design.colour for name, design in DESIGNS.items()}
+MARKERS = {name: design.marker for name, design in DESIGNS.items()}
 _ALLOCATOR_COLOURS = {
     "first-fit": "#0072b2",
     "best-fit": "#56b4e9",
@@ -127,7 +128,7 @@ def over_run(dataset: xr.Dataset) -> Figure:
                     continue
                 ax.plot(
                     dataset["sample"].values, np.maximum(values, 1), color=COLOURS.get(str(design), INK), lw=1.8,
-                    label=str(design), ls="--" if design == "hugetlb" else "-",
+                    label=str(design), ls=DESIGNS[str(design)].line,
                 )  # fmt: skip
             ax.set_xlabel("operations done")
             ax.set_ylabel(label)
@@ -240,7 +241,7 @@ def turning_points(dataset: xr.Dataset, cases: Sequence[str]) -> Figure:
                     values = dataset["metadata_bytes"].sel(case=case, run=length, design=design).values
                     ax.plot(
                         100 * dataset["share"].values, values, marker=MARKERS[str(design)], ms=4, lw=1.6,
-                        color=COLOURS[str(design)], label=str(design), ls="--" if design == "hugetlb" else "-",
+                        color=COLOURS[str(design)], label=str(design), ls=DESIGNS[str(design)].line,
                     )  # fmt: skip
                 ax.set_xscale("log")
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

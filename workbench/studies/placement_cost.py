@@ -11,6 +11,7 @@ import xarray as xr
 
 from workbench import results
 from workbench.cost import traffic
+from workbench.design import FILEMAP, HUGETLB
 from workbench.errors import WorkbenchError
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
 from workbench.variables import PolicyCosts
@@ -119,7 +120,7 @@ def scenario_of(
     return {
         "name": f"cost of placement on {host.name}", "host": host, "output": "runs", "operations": operations,
         "guest": {"memory": guest.memory, "page_size": guest.page_size, "vm_type": guest.confidential,
-                  "vcpus": vcpus, "design": "filemap" if guest.page_size == "4 KiB" else "hugetlb"},
+                  "vcpus": vcpus, "design": (FILEMAP if guest.page_size in FILEMAP.page_sizes else HUGETLB).name},
     }  # fmt: skip
 
 

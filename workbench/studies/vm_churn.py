@@ -24,6 +24,7 @@ import numpy as np
 import xarray as xr
 
 from workbench import results
+from workbench.design import HUGETLB, HUGETLB_HVO
 from workbench.errors import WorkbenchError
 from workbench.kernels import buddy, pfn_range
 from workbench.kernels import vm_churn as kernel
@@ -215,8 +216,8 @@ def _struct_page_bytes(allocator: str, size: int, hvo: bool) -> int:
     if allocator in RANGE_FITS:
         return 0
     if hvo and allocator in _HUGE_PAGES:
-        return vmemmap_pages("hugetlb-hvo", size, allocator.removeprefix("hugetlb ")).total * PAGE_SIZE
-    return vmemmap_pages("hugetlb", size).total * PAGE_SIZE
+        return vmemmap_pages(HUGETLB_HVO.name, size, allocator.removeprefix("hugetlb ")).total * PAGE_SIZE
+    return vmemmap_pages(HUGETLB.name, size).total * PAGE_SIZE
 
 
 def _own_bytes(allocator: str, table: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from workbench import design as designs
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.tracking.confidential import Counts, leaves
@@ -30,7 +31,6 @@ STRUCT_PAGE = 64
 PAGES_PER_VMEMMAP_PAGE = PAGE_SIZE // STRUCT_PAGE
 PMD_PAGES = 512 * PAGES_PER_VMEMMAP_PAGE
 """4 KiB pages whose struct pages one 2 MiB mapping of vmemmap holds (128 MiB of memory)."""
-DESIGNS = ("filemap", "hugetlb", "hugetlb-hvo", "pfn-range")
 
 
 class VmemmapPages(NamedTuple):
@@ -77,7 +77,7 @@ def vmemmap_pages(
 
     Parameters
     ----------
-    design : one of ``DESIGNS``
+    design : one of :data:`workbench.design.DESIGNS`
     memory : guest memory in bytes, all of it present
     page_size : huge page backing it
     split : huge pages now split to 4 KiB (hugetlb-hvo)
@@ -85,18 +85,17 @@ def vmemmap_pages(
     zones : zones the huge pages come from
     restored : vmemmap pages held beyond one for each huge page, where a simulation counted them; overrides ``split``
     """
-    if design not in DESIGNS:
-        raise WorkbenchError(f"design: {design!r} is not one of {', '.join(DESIGNS)}")
+    kept = designs.find(design).struct_pages
     if page_size not in PAGE_ORDERS:
         raise WorkbenchError(f"page_size: {page_size!r} is not one of {', '.join(PAGE_ORDERS)}")
     pages = memory // PAGE_SIZE
-    if design in ("filemap", "hugetlb"):
+    if kept == "all":
         return VmemmapPages(-(-pages // PAGES_PER_VMEMMAP_PAGE), 0, 0)
-    if design == "pfn-range":
+    if kept == "shared groups":
         return VmemmapPages(shared_groups, 0, 0)
     order = PAGE_ORDERS[page_size]
     if order == 0:
-        raise WorkbenchError("page_size: hugetlb-hvo needs 2 MiB or 1 GiB pages")
+        raise WorkbenchError(f"page_size: {design} needs 2 MiB or 1 GiB pages")
     folios = pages >> order
     extra = split * (full(order) - 1) if restored is None else restored
     return VmemmapPages(folios + extra, -(-pages // PMD_PAGES), zones)

@@ -1,0 +1,42 @@
+"""What a way to track guest memory is made of: everything in which one design differs from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Design:
+    """One way to track the memory of a guest.
+
+    name : what a scenario calls it
+    title : how people call it, in lists to choose from
+    store : where the pfn of a private page is found: the page cache, or a light offset -> pfn map
+    page_sizes : page sizes of a guest that it can back
+    struct_pages : which struct pages exist: all; one vmemmap page of a huge folio, the rest restored by a split (HVO); or
+        those of shared groups only, restored by the conversion to shared
+    small_fallback : 4 KiB pages may stand in for huge ones where the pool is empty
+    device_access : a device that maps guest memory pins its pages, or is told when they go
+    handover : format in which a file goes through kexec (:mod:`workbench.engine.handover`)
+    pool : what the pools of its huge pages are called
+    colour, marker, line : how figures draw it
+    """
+
+    name: str
+    title: str
+    store: Literal["page cache", "pfn map"]
+    page_sizes: tuple[str, ...]
+    struct_pages: Literal["all", "optimised", "shared groups"]
+    small_fallback: bool
+    device_access: Literal["pinned", "told"]
+    handover: Literal["kho", "pfn-ranges"]
+    pool: str
+    colour: str
+    marker: str
+    line: str = "-"
+
+    @property
+    def small_only(self) -> bool:
+        """Whether it has 4 KiB pages only."""
+        return self.page_sizes == ("4 KiB",)
