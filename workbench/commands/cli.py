@@ -270,7 +270,7 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
 
 def main() -> None:
     """Entry point: run the command, turn bad input into one line and exit code 2."""
-    for module in ("machines", "batch", "record", "oracle", "reproduce", "explore"):
+    for module in ("machines", "importing", "batch", "record", "oracle", "reproduce", "explore"):
         importlib.import_module(f"workbench.commands.{module}").register(app)
     try:
         app()

@@ -102,8 +102,7 @@ class HostState:
         }
         left = np.bincount(self.zone_node, np.maximum(self.free - self.watermarks[0], 0), self.nodes).astype(np.int64)
         if self.order:
-            self._init_pools()
-            left -= self.free[: self.nodes] * (1 << self.order)
+            left -= self._init_pools()
         self.left_free = np.maximum(left, 0)
         """int64 (nodes,), 4 KiB pages that pools leave above the min watermark."""
 
@@ -111,6 +110,15 @@ class HostState:
         out = np.empty((self.nodes, len(self.managed) + 1), np.int64)
         zonelist.zonelists(self.fallback, self.zone_node, self.zone_type, self.managed, highest, out)
         return out
+
+    def _host_pools(self) -> Int64s | None:
+        """Free huge pages of the guest's size in the pools that the host has now; None if it says nothing of pools."""
+        if not self.scenario.guest.design.startswith("hugetlb") or not any(node.hugetlb for node in self.host.nodes):
+            return None
+        size = PAGE_SIZE << self.order
+        return np.array(
+            [sum(pool.free for pool in node.hugetlb if pool.page_bytes == size) for node in self.host.nodes], np.int64
+        )
 
     def _pool_pages(self) -> Int64s:
         """Huge pages of the guest's size in the pool of each node (mm/hugetlb.c keeps a free list for each node).
@@ -132,11 +140,19 @@ class HostState:
                 )
         return np.array([stated.get(int(node), 0) for node in self.node_ids], np.int64)
 
-    def _init_pools(self) -> None:
-        """Pools of huge pages, one per node, become the first zones; 4 KiB zones follow only where they are wanted."""
-        pages = self._pool_pages()
+    def _init_pools(self) -> Int64s:
+        """Pools of huge pages, one per node, become the first zones; 4 KiB zones follow only where they are wanted.
+
+        Returns the 4 KiB pages that they take of each node's free memory, int64 (nodes,): none where the host says
+        what is free beside its own pools, as MemFree does.
+        """
+        found = self._host_pools() if self.scenario.boot.hugetlb_pages is None else None
+        pages = self._pool_pages() if found is None else found
+        taken = pages << self.order
+        if found is not None:
+            taken[[node.free_bytes is not None or node.zones is not None for node in self.host.nodes]] = 0
         ordinary = self._needs_zones()
-        old = (self.zone_node, self.zone_type, self.managed, _left_by(pages << self.order, self.zone_node, self.free),
+        old = (self.zone_node, self.zone_type, self.managed, _left_by(taken, self.zone_node, self.free),
                self.reserve, self.start_pfn)  # fmt: skip
         nothing = np.zeros(self.nodes, np.int64)
         first = nothing.copy()
@@ -155,6 +171,7 @@ class HostState:
         marks = np.zeros((3, self.nodes), np.int64)
         self.watermarks = np.concatenate((marks, self.watermarks[:, kept]), axis=1)
         self.zone_labels = labels + self.zone_labels[kept]
+        return taken
 
     def _needs_zones(self) -> bool:
         """Whether 4 KiB pages are wanted beside the pools: as a fallback, or for tmpfs files."""

@@ -1,0 +1,1 @@
+sudo numactl -m 1 -N 0 /usr/bin/qemu-system-x86_64 -accel kvm -m 4096 -smp 4 -machine q35,memory-backend=ram1,confidential-guest-support=sev0 -object '{"qom-type":"sev-snp-guest","id":"sev0"}' -object '{"qom-type":"memory-backend-memfd","id":"ram1","size":4294967296,"share":true}'

@@ -1,0 +1,117 @@
+"""What QEMU itself understood of a command line (QMP: query-memdev, query-cpus-fast) beside what the importer read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.errors import WorkbenchError
+from workbench.vmconfig.qemu import read_command_line
+
+QEMU = shutil.which("qemu-system-x86_64")
+pytestmark = pytest.mark.skipif(QEMU is None, reason="no qemu-system-x86_64 on this machine to ask")
+ANY_NODE = range(128)
+"""QEMU's own limit; mbind keeps those that the machine has, so lists with node 0 work anywhere."""
+
+UNDERSTOOD = [
+    "-m 256 -smp 2 -object memory-backend-memfd,id=a,size=256M,share=on,host-nodes=0,policy=bind -numa node,memdev=a",
+    "-m 256M -smp cpus=4 -object memory-backend-ram,id=a,size=128M,host-nodes=0-1,policy=interleave,prealloc=on "
+    "-object memory-backend-ram,id=b,size=134217728,host-nodes=0,host-nodes=3,policy=preferred "
+    "-numa node,nodeid=0,cpus=0-1,memdev=a -numa node,nodeid=1,cpus=2-3,memdev=b",
+    "-m 0.25G -smp 4,sockets=2,cores=2 -object memory-backend-ram,id=a,size=0.125G "
+    "-object memory-backend-ram,id=b,size=0x8000000 "
+    "-numa node,cpus=0,cpus=2,memdev=a -numa node,cpus=1,cpus=3,memdev=b",
+    '-m 256 -smp 1 -object {"qom-type":"memory-backend-ram","id":"j","size":268435456,"host-nodes":[0,2,5],"policy":"bind",'
+    '"prealloc":true} -machine q35,memory-backend=j',
+    "-m size=256M -smp 3,maxcpus=8 -object memory-backend-ram,id=with-dash,size=256M,policy=default "
+    "-machine memory-backend=with-dash",
+]
+REFUSED = [
+    "-m 128 -object memory-backend-ram,id=a,size=128M,host-nodes=0 -numa node,memdev=a",
+    "-m 128 -object memory-backend-ram,id=a,size=128M,policy=bind -numa node,memdev=a",
+    "-m 128 -object memory-backend-ram,id=a,size=128M,policy=never,host-nodes=0 -numa node,memdev=a",
+    "-m 128 -object memory-backend-ram,id=a -numa node,memdev=a",
+    "-m 128 -object memory-backend-ram,id=a,size=128M -numa node,memdev=b",
+    "-m 128 -object memory-backend-ram,id=a,size=128M -object memory-backend-ram,id=a,size=128M",
+    "-m 128 -object memory-backend-ram,size=128M",
+    "-m many",
+]
+
+
+def started(arguments: str, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    from workbench.vmconfig.words import split
+
+    assert QEMU is not None
+    path = folder / "qmp"
+    words = [QEMU, "-S", "-display", "none", "-nodefaults", "-accel", "tcg", "-qmp", f"unix:{path},server=on,wait=off"]
+    return subprocess.Popen(
+        [*words, *split(arguments, "test")], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ), path
+
+
+def asked(arguments: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    process, path = started(arguments, folder)
+    try:
+        deadline = time.monotonic() + 60
+        while not path.exists():
+            assert process.poll() is None, f"QEMU does not take {arguments}"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            lines = connection.makefile("rwb")
+            lines.readline()
+            replies = []
+            for command in ("qmp_capabilities", "query-memdev", "query-cpus-fast"):
+                lines.write(json.dumps({"execute": command}).encode() + b"\n")
+                lines.flush()
+                while "return" not in (reply := json.loads(lines.readline())):
+                    assert "event" in reply, reply
+                replies.append(reply["return"])
+        return replies[1], replies[2]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("arguments", UNDERSTOOD)
+def test_backends_and_vcpus_are_what_qemu_understood(arguments: str, tmp_path: Path) -> None:
+    devices, cpus = asked(arguments, tmp_path)
+    vm = read_command_line(f"qemu-system-x86_64 {arguments}", "test", ANY_NODE)
+    assert vm.unknown == []
+    modes = {"preferred_many": "preferred"}
+    read = {
+        backend.name: (
+            backend.size,
+            modes.get(backend.policy.mode, backend.policy.mode) if backend.policy else "default",
+            list(backend.policy.nodes) if backend.policy else [],
+            backend.preallocated,
+        )
+        for backend in vm.backends
+    }
+    understood = {d["id"]: (d["size"], d["policy"], sorted(d["host-nodes"]), d["prealloc"]) for d in devices}
+    assert read == understood
+    assert vm.vcpus == len(cpus)
+    nodes = {cpu["cpu-index"]: cpu["props"].get("node-id") for cpu in cpus}
+    if len(vm.backends) > 1:
+        assert {cpu: node for node, backend in enumerate(vm.backends) for cpu in backend.vcpus} == nodes
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_what_qemu_refuses_is_refused(arguments: str, tmp_path: Path) -> None:
+    process, path = started(arguments, tmp_path)
+    try:
+        assert process.wait(60) == 1
+        assert not path.exists() or process.returncode
+    finally:
+        process.kill()
+        process.wait()
+    with pytest.raises(WorkbenchError):
+        read_command_line(f"qemu-system-x86_64 {arguments}", "test", ANY_NODE)

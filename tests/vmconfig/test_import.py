@@ -1,0 +1,402 @@
+"""Configurations of virtual machines: what is read of them, the scenario they become, and which setting reaches what."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import workbench as wb
+from workbench.commands import importing
+from workbench.errors import WorkbenchError
+from workbench.results import bytes_per_node
+from workbench.topology.host import Host
+from workbench.vmconfig import words
+from workbench.vmconfig.machine import VirtualMachine
+from workbench.vmconfig.placement import bounce_bytes, scenario_of
+from workbench.vmconfig.reach import Reach, reach
+from workbench.vmconfig.readers import read, read_text
+
+CASES = Path(__file__).parent / "cases"
+GIB = 1 << 30
+TWO = Host.from_mapping(
+    {
+        "name": "two",
+        "nodes": [
+            {"id": 0, "memory_bytes": "64 GiB", "cpus": "0-7"},
+            {"id": 1, "memory_bytes": "64 GiB", "cpus": "8-15"},
+        ],
+        "distances": [[10, 20], [20, 10]],
+    }
+)
+
+
+def machine(text: str) -> VirtualMachine:
+    return read_text(text, "command line", [0, 1])
+
+
+def answer(vm: VirtualMachine) -> tuple[dict[str, list[int]], list[Reach]]:
+    """Bytes by file on both nodes, and the reach of each setting."""
+    result = wb.simulate(scenario_of(vm, TWO))
+    assert not result.event_errno.values.any()
+    amounts = dict(zip(map(str, result.file.values), bytes_per_node(result).tolist(), strict=True))
+    return amounts, reach(vm, result)
+
+
+def refused(text: str) -> str:
+    begun = time.perf_counter()
+    with pytest.raises(WorkbenchError) as caught:
+        scenario_of(machine(text), TWO)
+    assert time.perf_counter() - begun < 5
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ QEMU
+
+SNP = "-machine q35,confidential-guest-support=sev0 -object sev-snp-guest,id=sev0 "
+BOUND = "-object memory-backend-memfd,id=ram,size=4G,share=on,host-nodes=1,policy=bind -numa node,memdev=ram "
+
+
+def test_bind_of_a_backend_does_not_reach_private_memory() -> None:
+    """What people expect is node 1; with QEMU 11 private memory lies where the vCPUs run."""
+    amounts, lines = answer(machine(f"taskset -c 0-7 qemu-system-x86_64 -smp 4 -m 4G {SNP}{BOUND}"))
+    assert amounts["ram"] == [0, bounce_bytes(4 * GIB)]
+    assert amounts["ram-private"] == [4 * GIB - bounce_bytes(4 * GIB), 0]
+    (line,) = lines
+    assert line.warning
+    assert line.pages == "shared"
+    assert line.line().startswith(
+        "ram: policy=bind, host-nodes=1: reaches the shared backend only; "
+        "private memory (94 % of the guest) follows the vCPU threads: 100 % on node 0; to bind private memory: pin"
+    )
+
+
+def test_the_same_without_private_memory_is_bound() -> None:
+    amounts, lines = answer(machine(f"taskset -c 0-7 qemu-system-x86_64 -smp 4 -m 4G {BOUND}"))
+    assert amounts == {"ram": [0, 4 * GIB]}
+    assert [(line.pages, line.warning) for line in lines] == [("all", False)]
+
+
+@pytest.mark.parametrize(
+    ("around", "private"),
+    [
+        ("numactl --membind=1", (0, 1)),
+        ("numactl -m1 -N0", (0, 1)),
+        ("numactl --interleave=all", (0.5, 0.5)),
+        ("numactl -i !0", (0, 1)),
+        ("numactl --preferred=1", (0, 1)),
+        ("numactl --preferred-many=+1", (0, 1)),
+        ("numactl --cpunodebind=1", (0, 1)),
+        ("numactl -C 0-3", (1, 0)),
+        ("numactl --localalloc --physcpubind=8-9", (0, 1)),
+        ("taskset ff00", (0, 1)),
+        ("sudo -u vm env A=b nice -n 5 taskset -c 8", (0, 1)),
+        ("", (0.5, 0.5)),
+    ],
+)
+def test_what_stands_around_qemu_reaches_private_memory(around: str, private: tuple[float, float]) -> None:
+    vm = machine(f"{around} qemu-system-x86_64 -smp 4 -m 4G {SNP}")
+    assert vm.unknown == []
+    amounts, _ = answer(vm)
+    total = sum(amounts["ram-private"])
+    assert [amount / total for amount in amounts["ram-private"]] == pytest.approx(private, abs=1e-4)
+
+
+def test_backends_of_virtual_nodes() -> None:
+    vm = read(CASES / "snp-two-backends.sh", [0, 1])
+    assert [(b.name, b.size, b.policy and b.policy.nodes, b.preallocated, b.vcpus) for b in vm.backends] == [
+        ("ram0", 4 * GIB, (0,), False, (0, 1, 2, 3)), ("ram1", 4 * GIB, (1,), True, (4, 5, 6, 7))]  # fmt: skip
+    assert (vm.confidential, vm.vcpus, vm.cpu_nodes) == ("snp", 8, (0, 1))
+    assert vm.unknown == ["-strange-option 7"]
+    amounts, lines = answer(vm)
+    assert amounts["ram1"] == [0, 4 * GIB], "prealloc fills the whole shared backend"
+    assert sum(amounts["ram1-private"]) == 4 * GIB
+    assert [(line.setting, line.warning) for line in lines] == [
+        ("ram0: policy=bind, host-nodes=0", True),
+        ("ram1: policy=bind, host-nodes=1", True),
+        ("ram1: prealloc", True),
+    ]
+
+
+def test_qemu_asks_for_preferred_many() -> None:
+    vm = machine(
+        "qemu-system-x86_64 -m 1G -object memory-backend-ram,id=m,size=1G,policy=preferred,host-nodes=0-1 -numa node,memdev=m"
+    )
+    assert vm.backends[0].policy is not None
+    assert vm.backends[0].policy.mode == "preferred_many"
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        (
+            '-object \'{"qom-type":"memory-backend-ram","id":"m","size":1073741824,"host-nodes":[0,1],"policy":"bind"}\'',
+            None,
+        ),
+        (
+            '-object {"qom-type":"memory-backend-ram","id":"m","size":1073741824,"host-nodes":[0,1],"policy":"bind"}',
+            None,
+        ),
+        ("-object memory-backend-ram,id=m,size=1G,host-nodes=0,host-nodes=1,policy=bind", None),
+        ("-object memory-backend-ram,id=m,size=0x40000000,host-nodes=0-1,policy=bind", None),
+        ("-object \\\n 'memory-backend-ram,id=m',size=1024M,\"host-nodes=0-1\",policy=bind", None),
+        ("--object memory-backend-ram,id=m,size=1.0G,host-nodes=0-1,policy=bind", None),
+    ],
+)
+def test_ways_to_write_a_backend(written: str, plain: None) -> None:
+    vm = machine(f"/usr/bin/qemu-kvm -name guest=a,,b,debug-threads=on {written} -machine memory-backend=m")
+    (backend,) = vm.backends
+    assert (backend.name, backend.size) == ("m", GIB)
+    assert backend.policy is not None
+    assert backend.policy.nodes == (0, 1)
+    assert (vm.name, vm.unknown) == ("a,b", [])
+
+
+def test_cmdline_of_a_running_process(tmp_path: Path) -> None:
+    path = tmp_path / "cmdline"
+    path.write_text("\0".join(["qemu-system-x86_64", "-m", "2048", "-smp", "2", "-name", "with space"]) + "\0")
+    vm = read(path, [0])
+    assert (vm.memory, vm.vcpus, vm.name) == (2 * GIB, 2, "with space")
+
+
+@pytest.mark.parametrize(
+    ("option", "count"),
+    [("4", 4), ("cpus=4,maxcpus=8", 4), ("sockets=2,cores=4,threads=2", 16), ("maxcpus=6", 6), ("2,sockets=1", 2)],
+)
+def test_smp(option: str, count: int) -> None:
+    assert machine(f"qemu-system-x86_64 -smp {option}").vcpus == count
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cloud-hypervisor --memory size=4G qemu", "no qemu-system-"),
+        ("nothing", "a QEMU command line, a libvirt domain"),
+        ("qemu-system-x86_64 -m lots", "-m: 'lots' is not a size"),
+        ("qemu-system-x86_64 -m 99999999999T", "more than an exbibyte"),
+        ("qemu-system-x86_64 -m 2000T", "PiB"),
+        ("qemu-system-x86_64 -smp 0", "1 to 4096 are expected"),
+        ("qemu-system-x86_64 -smp 4097", "1 to 4096 are expected"),
+        ("qemu-system-x86_64 -smp x", "-smp cpus: 'x' is not a number"),
+        ("qemu-system-x86_64 -m", "-m needs a value"),
+        ("qemu-system-x86_64 -name 'open", "quote ' is not closed"),
+        ("qemu-system-x86_64 -object memory-backend-ram,size=1G", "has no id"),
+        ("qemu-system-x86_64 -object memory-backend-ram,id=m -machine memory-backend=m", "m: size=0"),
+        ("qemu-system-x86_64 -machine memory-backend=m", "names no memory backend"),
+        ("qemu-system-x86_64 -machine confidential-guest-support=s", "names no object"),
+        (f"qemu-system-x86_64 {BOUND}{BOUND}", "two objects have id=ram"),
+        (f"qemu-system-x86_64 {BOUND}-machine memory-backend=ram", "memory backend ram is used twice"),
+        (f"qemu-system-x86_64 {BOUND.replace('nodes=1', 'nodes=2')}", "node 2 is not on this host"),
+        (f"qemu-system-x86_64 {BOUND.replace('=bind', '=weighted')}", "policy=weighted; QEMU has"),
+        (f"qemu-system-x86_64 {BOUND.replace('nodes=1', 'nodes=x')}", "neither a number nor a range"),
+        ("qemu-system-x86_64 -object {\"qom-type\":", "is not JSON"),
+        ("numactl -m 5 qemu-system-x86_64", "node 5 is not on this host"),
+        ("numactl -m 0 -i 1 qemu-system-x86_64", "numactl takes one policy"),
+        ("numactl -p 0,1 qemu-system-x86_64", "one node is expected"),
+        ("numactl -C 99 qemu-system-x86_64", "no CPU of this host is left"),
+        ("taskset zz qemu-system-x86_64", "is not a bitmap"),
+        ("qemu-system-x86_64 " + "x " * 30_000, "one command line is expected"),
+        ("qemu-system-x86_64 -name " + "'a'" * 200_000, ""),
+    ],
+)  # fmt: skip
+def test_bad_command_lines_are_one_line(text: str, message: str) -> None:
+    if message:
+        assert message in refused(text)
+    else:
+        machine(text)
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1, max_size=12), max_size=6))
+def test_words_are_those_of_a_shell(parts: list[str]) -> None:
+    import shlex
+
+    assert words.split(shlex.join(parts), "x") == parts
+
+
+# --------------------------------------------------------------------------------------------------------- libvirt
+
+
+def domain(inner: str, memory: str = "<memory unit='GiB'>4</memory>", vcpu: str = "<vcpu>4</vcpu>") -> str:
+    return f"<domain type='kvm'><name>d</name>{memory}{vcpu}{inner}</domain>"
+
+
+SEV = "<launchSecurity type='sev-snp'/>"
+
+
+@pytest.mark.parametrize(
+    ("tune", "private", "warned"),
+    [
+        ("<numatune><memory mode='strict' nodeset='1'/></numatune>", (0, 1), True),
+        ("<numatune><memory mode='restrictive' nodeset='1'/></numatune>", (0, 1), False),
+        ("<numatune><memory mode='interleave' nodeset='1'/></numatune>", (0.5, 0.5), True),
+        ("<numatune><memory mode='preferred' nodeset='1'/></numatune>", (0.5, 0.5), True),
+        ("<numatune><memnode cellid='0' mode='strict' nodeset='1'/></numatune>"
+         "<cpu><numa><cell id='0' cpus='0-3' memory='4' unit='GiB'/></numa></cpu>", (0.5, 0.5), True),
+        ("<cputune><vcpupin vcpu='0' cpuset='8-15'/><vcpupin vcpu='1' cpuset='8-15'/><vcpupin vcpu='2' cpuset='8-15,^9'/>"
+         "<vcpupin vcpu='3' cpuset='9'/></cputune>", (0, 1), False),
+    ],
+)  # fmt: skip
+def test_numatune(tune: str, private: tuple[float, float], warned: bool) -> None:
+    vm = machine(domain(tune + SEV))
+    assert vm.unknown == []
+    amounts, lines = answer(vm)
+    found = next(amount for name, amount in amounts.items() if name.endswith("-private"))
+    assert [amount / sum(found) for amount in found] == pytest.approx(private, abs=1e-4)
+    assert any(line.warning for line in lines) == warned
+
+
+def test_domain_of_a_file() -> None:
+    vm = read(CASES / "domain-snp.xml", [0, 1])
+    assert (vm.name, vm.confidential, vm.vcpus, vm.memory) == ("db", "snp", 4, 4 * GIB)
+    assert vm.vcpu_pins == {0: (0,), 1: (1,), 2: (2, 3), 3: (2, 3)}
+    assert vm.emulator_cpus == (4, 5)
+    assert vm.unknown == ["<surprise>"]
+    scenario = scenario_of(vm, TWO)
+    assert [vcpu.cpu for vcpu in scenario.guest.vcpus] == [0, 1, None, None]
+    assert wb.Scenario.from_yaml(scenario.to_yaml()) == scenario
+
+
+def test_more_of_a_domain() -> None:
+    vm = machine(
+        domain(
+            "<memoryBacking><hugepages><page size='1' unit='GiB'/></hugepages><allocation mode='immediate'/></memoryBacking>"
+            "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-odd'/>"
+            "<qemu:arg value='thing'/></qemu:commandline>",
+            vcpu="<vcpu cpuset='8-15'>4</vcpu>",
+        )
+    )
+    assert (vm.backends[0].page_bytes, vm.backends[0].preallocated) == (GIB, True)
+    assert vm.unknown == ["qemu:commandline: -odd thing"]
+    amounts, _ = answer(vm)
+    assert amounts == {"pc.ram": [0, 4 * GIB]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<network/>", "the top element is not 'domain'"),
+        ("<domain", "is not XML that can be read"),
+        ('<!DOCTYPE d [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><domain>&b;</domain>', "is not XML that can be read"),
+        (domain("", memory=""), "the domain has no memory"),
+        (domain("", memory="<memory unit='stone'>4</memory>"), "unit 'stone'"),
+        (domain("", memory="<memory>many</memory>"), "'many' is not a number"),
+        (domain("", vcpu="<vcpu>0</vcpu>"), "1 to 4096 are expected"),
+        (domain("<numatune><memory mode='hard' nodeset='0'/></numatune>"), "mode='hard'; libvirt has strict"),
+        (domain("<numatune><memory mode='strict' nodeset='3'/></numatune>"), "node 3 is not on this host"),
+        (domain("<numatune><memory mode='strict' nodeset=''/></numatune>"), "nodeset is empty"),
+        (domain("<numatune><memnode cellid='0' nodeset='0'/></numatune>"), "memnode 0 needs a cell"),
+        (
+            domain("<cputune><vcpupin vcpu='0' cpuset='0'/><vcpupin vcpu='0' cpuset='1'/></cputune>"),
+            "two vcpupin elements",
+        ),
+        (domain("<cputune><vcpupin vcpu='0' cpuset='99'/></cputune>"), "CPU 99 is not on this host"),
+        (domain("<cputune><vcpupin vcpu='0' cpuset='a'/></cputune>"), "neither a number nor a range"),
+        (domain("<cpu><numa><cell id='0' memory='1'/><cell id='0' memory='1'/></numa></cpu>"), "two cells have id=0"),
+    ],
+)
+def test_bad_domains_are_one_line(text: str, message: str) -> None:
+    assert message in refused(text)
+
+
+# ------------------------------------------------------------------------------------------------------------ specs
+
+
+def test_firecracker() -> None:
+    vm = read(CASES / "firecracker.json", [0, 1])
+    assert (vm.vmm, vm.vcpus, vm.memory, vm.unknown) == ("firecracker", 2, GIB, ["novelty"])
+    scenario = scenario_of(vm, TWO)
+    (create,) = [operation for operation in scenario.operations if operation.op == "create"]
+    assert create.flags == ("mmap", "init_shared")
+
+
+def test_kubevirt() -> None:
+    vm = read(CASES / "kubevirt.yaml", [0, 1])
+    assert (vm.name, vm.confidential, vm.vcpus, vm.memory, vm.unknown) == ("web", "snp", 4, 2 * GIB, [])
+    assert vm.backends[0].page_bytes == 2 << 20
+    assert len(vm.notes) == 2
+
+
+def test_kata() -> None:
+    vm = read(CASES / "kata.toml", [0, 1])
+    assert (vm.confidential, vm.vcpus, vm.memory, vm.backends[0].preallocated) == ("snp", 2, 2 * GIB, True)
+    pod = read(CASES / "kata-pod.yaml", [0, 1])
+    assert (pod.confidential, pod.vcpus, pod.memory) == ("none", 3, GIB)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"machine-config": {"vcpu_count": 0}}', "1 to 4096 vCPUs"),
+        ('{"machine-config": {"vcpu_count": "x"}}', "'x' is not a number"),
+        ('{"machine-config": {"mem_size_mib": 0}}', "at least 1"),
+        ('{"machine-config": {"huge_pages": "1G"}}', "Firecracker has None and 2M"),
+        ('{"machine-config": []}', "is not a mapping"),
+        ('{"machine-config": ', "not valid JSON"),
+        ("{" * 100_000, "not valid JSON"),
+        ("apiVersion: v1\nkind: Service\n", "kind 'Service'"),
+        ("apiVersion: v1\nkind: Pod\n", "no annotation io.katacontainers"),
+        ("apiVersion: v1\nkind: VirtualMachine\nspec: {}\n", "neither domain.memory.guest"),
+        ("apiVersion: v1\nkind: VirtualMachineInstance\nspec: {domain: {memory: {guest: 1Zi}}}\n", "is not a quantity"),
+        ("apiVersion: v1\nkind: VirtualMachineInstance\nspec: {domain: {cpu: {cores: 5000}}}\n", "domain.cpu.cores"),
+        ("[hypervisor.qemu]\ndefault_memory = 0\n", "at least 1"),
+        ("[hypervisor.qemu]\ndefault_memory = \n", "not valid TOML"),
+        ("[hypervisor.qemu]\n[hypervisor.clh]\n", "one is expected"),
+    ],
+)
+def test_bad_specs_are_one_line(text: str, message: str) -> None:
+    assert message in refused(text)
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture(scope="module")
+def app() -> Any:
+    import typer
+
+    made = typer.Typer()
+    made.callback()(lambda: None)
+    importing.register(made)
+    return made
+
+
+def test_the_first_lines_are_what_people_came_for(app: Any, tmp_path: Path) -> None:
+    out = tmp_path / "scenario.yaml"
+    arguments = ["import", str(CASES / "snp-two-backends.sh"), "--host", "xeon-e5-2680-2s", "-o", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    first, *rest = result.output.splitlines()
+    assert first.startswith(
+        "warning: ram0: policy=bind, host-nodes=0: reaches the shared backend only; private memory (94 %"
+    )
+    assert "not understood: -strange-option 7" in rest
+    scenario = wb.Scenario.from_yaml(out)
+    assert scenario.guest.confidential == "snp"
+    document = json.loads(CliRunner().invoke(app, [*arguments[:4], "--json"]).output)
+    assert document["reach"][0]["pages"] == "shared"
+    assert document["not_understood"] == ["-strange-option 7"]
+
+
+def test_every_case_is_imported(app: Any) -> None:
+    for case in sorted(CASES.iterdir()):
+        result = CliRunner().invoke(app, ["import", str(case), "--host", "xeon-e5-2680-2s"])
+        assert result.exit_code == 0, (case, result.output)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "long").write_bytes(b"qemu-system-x86_64 " * 100_000)
+    for path, message in ((tmp_path / "fifo", "not a regular file"), (Path("/dev/zero"), "not a regular file"),
+                          (tmp_path / "long", "more than 1,024 KiB"), (tmp_path / "none", "No such file")):  # fmt: skip
+        with pytest.raises(WorkbenchError, match=message):
+            read(path, [0])

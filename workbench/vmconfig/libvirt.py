@@ -1,0 +1,198 @@
+"""A virtual machine from a libvirt domain (docs/formatdomain.rst; src/qemu/qemu_command.c, qemu_process.c).
+
+``numatune`` becomes two things: ``policy`` and ``host-nodes`` of the memory backends (all modes but restrictive), and,
+for strict and restrictive with a ``memory`` element, the cpuset of the VMM's threads (qemuProcessSetupPid), which
+private memory follows too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from workbench.bitmap_lists import parse_list
+from workbench.errors import WorkbenchError
+from workbench.vmconfig import words
+from workbench.vmconfig.machine import Backend, Mode, NodePolicy, VirtualMachine
+from workbench.vmconfig.qemu import read_arguments
+
+_UNITS = {"b": 1, "bytes": 1, "kb": 10**3, "k": 1 << 10, "kib": 1 << 10, "mb": 10**6, "m": 1 << 20, "mib": 1 << 20,
+          "gb": 10**9, "g": 1 << 30, "gib": 1 << 30, "tb": 10**12, "t": 1 << 40, "tib": 1 << 40}  # fmt: skip
+_MODES: dict[str, Mode | None] = {
+    "strict": "bind",
+    "interleave": "interleave",
+    "preferred": "preferred_many",
+    "restrictive": None,
+}
+_CONFIDENTIAL = {"sev-snp": "snp", "tdx": "tdx"}
+_IRRELEVANT = """
+    name uuid genid title description metadata maxMemory currentMemory iothreads iothreadids defaultiothread
+    resource os bootloader features clock on_poweroff on_reboot on_crash on_lockfailure pm perf devices seclabel
+    keywrap sysinfo blkiotune memtune throttlegroups id
+"""
+_TUNE_IRRELEVANT = """
+    shares global_period global_quota period quota emulator_period emulator_quota iothread_period iothread_quota
+    vcpusched emulatorsched iothreadsched cachetune memorytune iothreadpin
+"""
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
+
+
+def read_domain(root: Any, source: str, online: Iterable[int]) -> VirtualMachine:
+    """The machine of a ``domain`` element; ``online`` are the node ids of the host it is to run on."""
+    vm = VirtualMachine(source=source, vmm="qemu-11", name=(root.findtext("name") or "guest")[:100])
+    nodes = sorted(online)
+    if root.get("type") not in ("kvm", "qemu", None):
+        vm.notes.append(f"domain type {root.get('type')}: placed as a KVM guest is")
+    vcpu = root.find("vcpu")
+    vm.vcpus = words.whole(((vcpu.get("current") or vcpu.text) if vcpu is not None else "1") or "1", "vcpu", 4096)
+    if vm.vcpus < 1:
+        raise WorkbenchError(f"{source}: vcpu: 0; 1 to 4096 are expected")
+    if vcpu is not None and vcpu.get("cpuset"):
+        vm.cpus = _list(vcpu.get("cpuset"), "vcpu cpuset")
+    automatic = (vcpu is not None and vcpu.get("placement") == "auto") or any(
+        element.get("placement") == "auto" for element in root.findall("./numatune/memory")
+    )
+    if automatic:
+        vm.notes.append("placement='auto': numad chooses at start; not modelled")
+    memory = root.find("memory")
+    total = _memory(memory, "memory") if memory is not None else 0
+    security = root.find("launchSecurity")
+    if security is not None:
+        kind = security.get("type") or ""
+        vm.confidential = _CONFIDENTIAL.get(kind, "none")  # type: ignore[assignment]
+        if kind == "sev":
+            vm.notes.append("launchSecurity sev: SEV without SNP has no private memory of its own")
+        elif kind not in _CONFIDENTIAL:
+            vm.unknown.append(f"launchSecurity type={kind[:40]!r}")
+    _cputune(root, vm)
+    cells = root.findall("./cpu/numa/cell")
+    vm.backends = _backends(root, cells, total, vm, nodes)
+    if not vm.backends or vm.memory == 0:
+        raise WorkbenchError(f"{source}: the domain has no memory; <memory unit='GiB'>4</memory> is expected")
+    extra = root.find(_QEMU)
+    if extra is not None:
+        inner = VirtualMachine(source=f"{source}: qemu:commandline", vmm="qemu-11")
+        read_arguments([element.get("value") or "" for element in extra if element.tag.endswith("}arg")], inner, nodes)
+        vm.unknown += [f"qemu:commandline: {word}" for word in inner.unknown]
+        vm.notes += inner.notes
+        if inner.confidential != "none":
+            vm.confidential = inner.confidential
+    known = {"vcpu", "vcpus", "memory", "memoryBacking", "numatune", "cputune", "cpu", "launchSecurity", _QEMU}
+    known |= set(_IRRELEVANT.split())
+    vm.unknown += [f"<{child.tag}>"[:120] for child in root if isinstance(child.tag, str) and child.tag not in known]
+    return vm
+
+
+def _list(text: str | None, what: str) -> tuple[int, ...]:
+    """A list as libvirt has it: ``0-7,^3`` leaves 3 out."""
+    kept: list[int] = []
+    for part in (text or "").split(","):
+        try:
+            ids = parse_list(part.strip().removeprefix("^"))
+        except ValueError as error:
+            raise WorkbenchError(f"{what}: {error}") from None
+        kept = [cpu for cpu in kept if cpu not in ids] if part.strip().startswith("^") else [*kept, *ids]
+    return tuple(sorted(set(kept)))
+
+
+def _memory(element: Any, what: str) -> int:
+    unit = (element.get("unit") or "KiB").lower()
+    if unit not in _UNITS:
+        raise WorkbenchError(f"{what}: unit {unit[:20]!r} is none of {', '.join(_UNITS)}")
+    return words.whole(element.text, what, 1 << 60) * _UNITS[unit]
+
+
+def _cputune(root: Any, vm: VirtualMachine) -> None:
+    for element in root.findall("./cputune/*"):
+        if element.tag == "vcpupin":
+            number = words.whole(element.get("vcpu"), "vcpupin vcpu", 4095)
+            if number in vm.vcpu_pins:
+                raise WorkbenchError(f"{vm.source}: two vcpupin elements for vCPU {number}")
+            if number >= vm.vcpus:
+                vm.notes.append(f"vcpupin vcpu={number}: the domain has {vm.vcpus} vCPUs")
+                continue
+            vm.vcpu_pins[number] = _list(element.get("cpuset"), f"vcpupin {number} cpuset")
+        elif element.tag == "emulatorpin":
+            vm.emulator_cpus = _list(element.get("cpuset"), "emulatorpin cpuset")
+        elif element.tag not in _TUNE_IRRELEVANT.split():
+            vm.unknown.append(f"cputune/{element.tag}"[:120])
+
+
+def _nodeset(element: Any, what: str, nodes: list[int]) -> tuple[int, ...]:
+    listed = _list(element.get("nodeset"), f"{what} nodeset")
+    outside = sorted(set(listed) - set(nodes))
+    if outside:
+        raise WorkbenchError(f"{what}: nodeset: node {outside[0]} is not on this host, which has nodes {nodes}")
+    if not listed:
+        raise WorkbenchError(f"{what}: nodeset is empty; nodes {nodes} are on this host")
+    return listed
+
+
+def _tuned(element: Any, what: str, nodes: list[int]) -> tuple[str, NodePolicy | None]:
+    mode = element.get("mode") or "strict"
+    if mode not in _MODES:
+        raise WorkbenchError(f"{what}: mode={mode[:20]!r}; libvirt has {', '.join(_MODES)}")
+    listed = _nodeset(element, what, nodes)
+    setting = f"numatune {what}: mode={mode}, nodeset={element.get('nodeset')}"
+    policy = _MODES[mode]
+    return mode, None if policy is None else NodePolicy(setting, policy, listed)
+
+
+def _backends(root: Any, cells: list[Any], total: int, vm: VirtualMachine, nodes: list[int]) -> list[Backend]:
+    everywhere: NodePolicy | None = None
+    for element in root.findall("./numatune/memory"):
+        if element.get("nodeset") is None:
+            continue
+        mode, everywhere = _tuned(element, "memory", nodes)
+        if mode in ("strict", "restrictive"):
+            listed = _nodeset(element, "memory", nodes)
+            vm.cpuset_mems = NodePolicy(
+                f"numatune memory: mode={mode}, nodeset={element.get('nodeset')}", "bind", listed
+            )
+    per_cell: dict[int, NodePolicy | None] = {}
+    for element in root.findall("./numatune/memnode"):
+        cell = words.whole(element.get("cellid"), "memnode cellid", 1023)
+        if cell in per_cell:
+            raise WorkbenchError(f"{vm.source}: two memnode elements for cell {cell}")
+        per_cell[cell] = _tuned(element, f"memnode {cell}", nodes)[1]
+    immediate = any(
+        (element.get("mode") or "") == "immediate" for element in root.findall("./memoryBacking/allocation")
+    )
+    if root.find("./memoryBacking/locked") is not None:
+        vm.locked = True
+    page = _page_bytes(root, vm)
+    if not cells:
+        if per_cell:
+            raise WorkbenchError(f"{vm.source}: memnode {min(per_cell)} needs a cell of cpu/numa")
+        return [Backend("pc.ram", total, everywhere, page, immediate)]
+    out = []
+    ids: set[int] = set()
+    for position, element in enumerate(cells):
+        cell = words.whole(element.get("id") or str(position), "cell id", 1023)
+        if cell in ids:
+            raise WorkbenchError(f"{vm.source}: two cells have id={cell}")
+        ids.add(cell)
+        unit = (element.get("unit") or "KiB").lower()
+        size = words.whole(element.get("memory"), f"cell {cell} memory", 1 << 60) * _UNITS.get(unit, 1 << 10)
+        backend = Backend(f"ram-node{cell}", size, per_cell.get(cell, everywhere), page, immediate)
+        backend.vcpus = tuple(cpu for cpu in _list(element.get("cpus") or "", f"cell {cell} cpus") if cpu < vm.vcpus)
+        out.append(backend)
+    missing = sorted(set(per_cell) - ids)
+    if missing:
+        raise WorkbenchError(f"{vm.source}: memnode {missing[0]}: cpu/numa has no such cell")
+    return out
+
+
+def _page_bytes(root: Any, vm: VirtualMachine) -> int:
+    huge = root.find("./memoryBacking/hugepages")
+    if huge is None:
+        return 4096
+    pages = huge.findall("page")
+    if len(pages) > 1:
+        vm.notes.append("memoryBacking/hugepages: several page sizes; the first is taken for all cells")
+    if not pages:
+        return 2 << 20
+    unit = (pages[0].get("unit") or "KiB").lower()
+    if unit not in _UNITS:
+        raise WorkbenchError(f"hugepages: unit {unit[:20]!r} is none of {', '.join(_UNITS)}")
+    return words.whole(pages[0].get("size"), "hugepages page size", 1 << 40) * _UNITS[unit]

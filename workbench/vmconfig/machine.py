@@ -1,0 +1,62 @@
+"""A virtual machine as its configuration describes it, whatever tool it is written for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Mode = Literal["default", "bind", "interleave", "preferred", "preferred_many", "weighted_interleave", "local"]
+Confidential = Literal["none", "snp", "tdx"]
+Vmm = Literal["qemu-11", "firecracker", "own"]
+
+
+@dataclass(frozen=True)
+class NodePolicy:
+    """A memory policy and the text of the setting it comes from."""
+
+    setting: str
+    mode: Mode
+    nodes: tuple[int, ...] = ()
+
+
+@dataclass
+class Backend:
+    """Memory that the VMM maps: in a guest with private memory the shared part of it."""
+
+    name: str
+    size: int
+    policy: NodePolicy | None = None
+    page_bytes: int = 4096
+    preallocated: bool = False
+    vcpus: tuple[int, ...] = ()
+    """vCPUs of the virtual node that this memory is of; none: all."""
+
+
+@dataclass
+class VirtualMachine:
+    """What counts for placement. ``unknown`` lists what was not understood, ``notes`` what was, but is not modelled."""
+
+    source: str
+    vmm: Vmm
+    name: str = "guest"
+    confidential: Confidential = "none"
+    vcpus: int = 1
+    backends: list[Backend] = field(default_factory=list)
+    task_policy: NodePolicy | None = None
+    """Of all threads: ``numactl`` around the VMM."""
+    cpuset_mems: NodePolicy | None = None
+    """The cpuset that the threads are in; ``nodes`` are its mems."""
+    cpus: tuple[int, ...] = ()
+    """Host CPUs that any thread may use; none: all."""
+    cpu_nodes: tuple[int, ...] = ()
+    """Host nodes on whose CPUs threads may run; none: all."""
+    vcpu_pins: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    emulator_cpus: tuple[int, ...] = ()
+    locked: bool = False
+    unknown: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all backends."""
+        return sum(backend.size for backend in self.backends)

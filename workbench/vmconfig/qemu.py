@@ -1,0 +1,316 @@
+"""A virtual machine from a QEMU command line (qemu-options.hx; backends/hostmem.c, hw/core/numa.c, target/i386)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from workbench.bitmap_lists import parse_list
+from workbench.errors import WorkbenchError
+from workbench.vmconfig import words
+from workbench.vmconfig.around import read_around
+from workbench.vmconfig.machine import Backend, NodePolicy, VirtualMachine
+
+DEFAULT_MEMORY = 128 << 20
+"""What QEMU gives a PC without -m (hw/core/machine.c)."""
+_HUGEPAGE = 2 << 20
+_ON = ("on", "yes", "true", "y", True)
+# Options that take a value, and those that take none, which have nothing to do with where memory lands.
+_IRRELEVANT = """
+    name uuid accel cpu boot drive blockdev device netdev net nic display vga vnc spice monitor qmp mon chardev
+    serial parallel kernel initrd append bios pflash rtc global k L d D pidfile runas chroot usbdevice fsdev
+    virtfs smbios hda hdb hdc hdd cdrom fda fdb sandbox msg incoming trace watchdog watchdog-action audio
+    audiodev action icount add-fd debugcon gdb loadvm option-rom plugin prom-env semihosting-config set sd
+    mtdblock tpmdev rotate compat fw_cfg tb-size seed acpitable dtb iscsi preconfig-file qtest qtest-log
+"""
+_FLAGS = """
+    enable-kvm nographic daemonize no-user-config nodefaults no-reboot no-shutdown S s snapshot usb no-acpi
+    no-hpet preconfig no-fd-bootchk full-screen curses sdl only-migratable only-tcg xen-domid win2k-hack version
+"""
+_BACKENDS = ("memory-backend-ram", "memory-backend-memfd", "memory-backend-file", "memory-backend-epc",
+             "memory-backend-shm", "memory-backend-guest-memfd")  # fmt: skip
+_CONFIDENTIAL = {"sev-snp-guest": "snp", "tdx-guest": "tdx"}
+_MODES = {"default": "default", "bind": "bind", "interleave": "interleave", "preferred": "preferred_many"}
+"""QEMU asks for MPOL_PREFERRED_MANY where the kernel has it (backends/hostmem.c)."""
+_BACKEND_KEYS = {"id", "size", "host-nodes", "policy", "prealloc", "prealloc-threads", "share", "dump", "merge", "reserve",
+                 "hugetlb", "hugetlbsize", "seal", "mem-path", "align", "pmem", "discard-data", "readonly", "rom", "offset",
+                 "prealloc-context", "x-use-canonical-path-for-ramblock-id"}  # fmt: skip
+
+
+@dataclass
+class _Line:
+    """What the options say, before it is put together."""
+
+    vm: VirtualMachine
+    online: list[int]
+    objects: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    memory: int = DEFAULT_MEMORY
+    memory_backend: str | None = None
+    confidential_object: str | None = None
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    dimms: list[str] = field(default_factory=list)
+    prealloc: bool = False
+    path: str | None = None
+
+
+def read_command_line(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
+    """The machine of a command line; ``online`` are the node ids of the host it is to run on."""
+    parts = words.split(text, source)
+    start = next((n for n, word in enumerate(parts) if _is_qemu(word)), None)
+    if start is None:
+        raise WorkbenchError(f"{source}: no qemu-system-... or qemu-kvm in it; a command line of QEMU is expected")
+    vm = VirtualMachine(source=source, vmm="qemu-11")
+    read_around(parts[:start], vm, online)
+    read_arguments(parts[start + 1 :], vm, online)
+    return vm
+
+
+def _is_qemu(word: str) -> bool:
+    tool = word.rpartition("/")[2]
+    return tool.startswith(("qemu-system-", "qemu-kvm")) or tool == "kvm"
+
+
+def read_arguments(parts: list[str], vm: VirtualMachine, online: Iterable[int]) -> None:
+    """Take QEMU's own options into ``vm``."""
+    line = _Line(vm, sorted(online))
+    position = 0
+    while position < len(parts):
+        word = parts[position]
+        position += 1
+        if word in ("&", "&&", ";", "|", ">", "2>&1") or word.startswith((">", "2>")):
+            break
+        if not word.startswith("-"):
+            if len(word) < 200 and not word.endswith((".img", ".qcow2", ".iso", ".raw")):
+                vm.unknown.append(word)
+            continue
+        option = word.lstrip("-")
+        if option in _FLAGS.split() or option == "mem-prealloc":
+            line.prealloc |= option == "mem-prealloc"
+            continue
+        if position >= len(parts) and option not in _READERS:
+            vm.unknown.append(word)
+            continue
+        if position >= len(parts):
+            raise WorkbenchError(f"{vm.source}: {word} needs a value")
+        value = parts[position]
+        position += 1
+        reader = _READERS.get(option)
+        if reader is not None:
+            reader(line, value)
+        elif option not in _IRRELEVANT.split():
+            vm.unknown.append(f"{word} {value}"[:120])
+            if value.startswith("-"):
+                position -= 1
+    _finish(line)
+
+
+# --------------------------------------------------------------------------------------------------------- options
+
+
+def _pairs(line: _Line, value: str, first: str, what: str) -> list[tuple[str, Any]]:
+    """Keys and values of an option, written as ``key=value`` or as JSON."""
+    if not value.startswith("{"):
+        return list(words.key_values(value, first))
+    try:
+        decoded = json.loads(value)
+    except (ValueError, RecursionError):
+        raise WorkbenchError(f"{line.vm.source}: {what} {value[:40]!r} is not JSON that can be read") from None
+    return [(str(key), item) for key, item in decoded.items()]
+
+
+def _object(line: _Line, value: str) -> None:
+    pairs = _pairs(line, value, "qom-type", "-object")
+    kind = str(dict(pairs).get("qom-type", ""))
+    name = str(dict(pairs).get("id", ""))
+    if not name:
+        raise WorkbenchError(f"{line.vm.source}: -object {kind[:40]} has no id")
+    if name in line.objects:
+        raise WorkbenchError(f"{line.vm.source}: two objects have id={name[:40]}")
+    properties: dict[str, Any] = {}
+    for key, item in pairs:
+        if key == "host-nodes":  # may be there several times
+            properties["host-nodes"] = [*properties.get("host-nodes", []), *_ids(item, f"{name}: host-nodes={item}")]
+        else:
+            properties[key] = item
+    if kind in _BACKENDS:
+        extra = sorted(set(properties) - _BACKEND_KEYS - {"qom-type"})
+        line.vm.unknown.extend(f"-object {kind},id={name}: {key}" for key in extra)
+    elif kind == "sev-guest":
+        line.vm.notes.append(
+            "sev-guest: SEV without SNP pins its memory in the ordinary backend; taken as a guest without private memory"
+        )
+    elif kind not in _CONFIDENTIAL and kind not in (
+        "iothread", "secret", "tls-creds-x509", "rng-random", "rng-builtin", "thread-context", "input-linux", "authz-list",
+        "throttle-group", "main-loop", "cryptodev-backend-builtin", "filter-dump", "qtest"):  # fmt: skip
+        line.vm.unknown.append(f"-object {kind}"[:120])
+    line.objects[name] = kind, properties
+
+
+def _ids(item: Any, what: str) -> list[int]:
+    if isinstance(item, list):
+        return [words.whole(node, what, 1023) for node in item]
+    try:
+        return list(parse_list(str(item)))
+    except ValueError as error:
+        raise WorkbenchError(f"{what}: {error}") from None
+
+
+def _memory(line: _Line, value: str) -> None:
+    pairs = dict(_pairs(line, value, "size", "-m"))
+    if "size" in pairs:
+        line.memory = words.size(pairs["size"], "-m", "m")
+
+
+def _smp(line: _Line, value: str) -> None:
+    pairs = dict(_pairs(line, value, "cpus", "-smp"))
+    counts = {key: words.whole(item, f"-smp {key}", 1 << 16) for key, item in pairs.items()}
+    if "cpus" in counts:
+        line.vm.vcpus = counts["cpus"]
+    else:
+        line.vm.vcpus = counts.get("maxcpus", 0)
+        if not line.vm.vcpus:
+            line.vm.vcpus = 1
+            for key in ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"):
+                line.vm.vcpus *= max(1, counts.get(key, 1))
+    if not 1 <= line.vm.vcpus <= 4096:
+        raise WorkbenchError(f"{line.vm.source}: -smp {value[:40]!r}: {line.vm.vcpus} vCPUs; 1 to 4096 are expected")
+
+
+def _machine(line: _Line, value: str) -> None:
+    for key, item in _pairs(line, value, "type", "-machine"):
+        if key == "memory-backend":
+            line.memory_backend = str(item)
+        elif key in ("confidential-guest-support", "memory-encryption"):
+            line.confidential_object = str(item)
+
+
+def _numa(line: _Line, value: str) -> None:
+    pairs = _pairs(line, value, "type", "-numa")
+    kind = str(dict(pairs).get("type", "node"))
+    if kind == "node":
+        cpus = [cpu for key, item in pairs if key == "cpus" for cpu in _ids(item, f"-numa cpus={item}")]
+        line.nodes.append({**{key: item for key, item in pairs if key != "cpus"}, "cpus": cpus})
+    elif kind == "cpu":
+        line.vm.notes.append(f"-numa {value}: taken as vCPUs spread evenly over the virtual nodes"[:160])
+    elif kind not in ("dist", "hmat-lb", "hmat-cache"):
+        line.vm.unknown.append(f"-numa {value}"[:120])
+
+
+def _device(line: _Line, value: str) -> None:
+    pairs = dict(_pairs(line, value, "driver", "-device"))
+    driver = str(pairs.get("driver", ""))
+    if "memdev" in pairs:
+        line.dimms.append(str(pairs["memdev"]))
+    if driver.startswith("vfio-"):
+        line.vm.notes.append(f"{driver}: the device pins the memory that the VMM maps; not modelled")
+        line.vm.locked = True
+
+
+def _overcommit(line: _Line, value: str) -> None:
+    if dict(_pairs(line, value, "mem-lock", "-overcommit")).get("mem-lock") in ("on", "on-fault"):
+        line.vm.locked = True
+        line.vm.notes.append("-overcommit mem-lock: mlockall does not allocate private memory")
+
+
+def _mem_path(line: _Line, value: str) -> None:
+    line.path = value
+
+
+def _name(line: _Line, value: str) -> None:
+    pairs = dict(_pairs(line, value, "guest", "-name"))
+    line.vm.name = str(pairs.get("guest", "guest"))[:100]
+
+
+_READERS = {"object": _object, "m": _memory, "smp": _smp, "machine": _machine, "M": _machine, "numa": _numa, "device": _device,
+            "overcommit": _overcommit, "mem-path": _mem_path, "name": _name}  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------- together
+
+
+def _finish(line: _Line) -> None:
+    vm = line.vm
+    if line.confidential_object is not None:
+        kind = line.objects.get(line.confidential_object, ("", {}))[0]
+        if not kind:
+            raise WorkbenchError(
+                f"{vm.source}: -machine confidential-guest-support={line.confidential_object[:40]} names no object"
+            )
+        vm.confidential = _CONFIDENTIAL.get(kind, "none")  # type: ignore[assignment]
+    backends = {name: _backend(line, name, *found) for name, found in line.objects.items() if found[0] in _BACKENDS}
+    used: list[Backend] = []
+    for number, node in enumerate(line.nodes):
+        name = node.get("memdev")
+        if name is None:
+            memory = node.get("mem")
+            if memory is not None:
+                plain = Backend(f"node{number}", words.size(memory, "-numa mem", "m"), preallocated=line.prealloc)
+                used.append(plain)
+                plain.vcpus = tuple(node["cpus"])
+            continue
+        used.append(_named(backends, str(name), f"-numa memdev={name}", vm.source))
+        used[-1].vcpus = tuple(node["cpus"])
+    if line.memory_backend is not None:
+        used.append(_named(backends, line.memory_backend, f"-machine memory-backend={line.memory_backend}", vm.source))
+    if not used:
+        page = _HUGEPAGE if line.path and "huge" in line.path else 4096
+        used.append(Backend("ram", line.memory, page_bytes=page, preallocated=line.prealloc))
+    used += [_named(backends, name, f"-device memdev={name}", vm.source) for name in line.dimms]
+    if len({backend.name for backend in used}) < len(used):
+        twice = next(backend.name for backend in used if [other.name for other in used].count(backend.name) > 1)
+        raise WorkbenchError(f"{vm.source}: memory backend {twice[:40]} is used twice")
+    vm.unknown += [f"-object {kind},id={name} is used by nothing" for name, (kind, _) in line.objects.items()
+                   if kind in _BACKENDS and name not in {backend.name for backend in used}]  # fmt: skip
+    if line.nodes and any(backend.vcpus for backend in used):
+        _spread_rest(vm, used)
+    elif len(line.nodes) > 1:  # hw/core/numa.c: without cpus= they go round the nodes
+        nodes = len(line.nodes)
+        for number, backend in enumerate(used[:nodes]):
+            backend.vcpus = tuple(range(number, vm.vcpus, nodes))
+    vm.backends = used
+
+
+def _spread_rest(vm: VirtualMachine, used: list[Backend]) -> None:
+    placed = {cpu for backend in used for cpu in backend.vcpus}
+    if placed and max(placed) >= vm.vcpus:
+        raise WorkbenchError(f"{vm.source}: -numa cpus: vCPU {max(placed)} is not there; -smp has {vm.vcpus}")
+
+
+def _named(backends: dict[str, Backend], name: str, what: str, source: str) -> Backend:
+    if name not in backends:
+        raise WorkbenchError(f"{source}: {what[:60]} names no memory backend")
+    return backends[name]
+
+
+def _backend(line: _Line, name: str, kind: str, properties: dict[str, Any]) -> Backend:
+    size = words.size(properties.get("size", 0), f"{name}: size")
+    mode = str(properties.get("policy", "default"))
+    nodes = tuple(sorted(set(properties.get("host-nodes", []))))
+    if mode not in _MODES:
+        raise WorkbenchError(f"{name}: policy={mode[:20]}; QEMU has {', '.join(_MODES)}")
+    if nodes and mode == "default":
+        raise WorkbenchError(
+            f"{name}: host-nodes must be empty for policy default, or another policy be given, as QEMU says"
+        )
+    if not nodes and mode != "default":
+        raise WorkbenchError(f"{name}: host-nodes must be set for policy {mode}, as QEMU says")
+    outside = sorted(set(nodes) - set(line.online))
+    if outside:
+        raise WorkbenchError(
+            f"{name}: host-nodes: node {outside[0]} is not on this host, which has nodes {line.online}"
+        )
+    if not size:
+        raise WorkbenchError(f"{name}: size=0; a memory backend needs its size")
+    page = 4096
+    if properties.get("hugetlb") in _ON or "hugetlbsize" in properties:
+        page = words.size(properties.get("hugetlbsize", "2M"), f"{name}: hugetlbsize")
+    elif kind == "memory-backend-file" and "huge" in str(properties.get("mem-path", "")):
+        page = 1 << 30 if any(text in str(properties["mem-path"]).lower() for text in ("1g", "1048576")) else _HUGEPAGE
+    policy = None
+    if nodes:
+        listed = ",".join(map(str, nodes))
+        policy = NodePolicy(f"{name}: policy={mode}, host-nodes={listed}", _MODES[mode], nodes)  # type: ignore[arg-type]
+    prealloc = properties.get("prealloc") in _ON or (line.prealloc and "prealloc" not in properties)
+    return Backend(name, size, policy, page, prealloc)

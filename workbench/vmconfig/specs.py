@@ -1,0 +1,214 @@
+"""Virtual machines from JSON, YAML and TOML: Firecracker's machine configuration, kubevirt, kata-containers."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.vmconfig import words
+from workbench.vmconfig.machine import Backend, VirtualMachine
+
+_FIRECRACKER = {"boot-source", "drives", "network-interfaces", "balloon", "vsock", "logger", "metrics", "mmds-config", "entropy",
+                "cpu-config", "serial", "pmem", "memory-hotplug"}  # fmt: skip
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise WorkbenchError(f"{what}: {str(value)[:30]!r} is not a mapping")
+    return value
+
+
+def _vcpus(value: Any, what: str) -> int:
+    count = words.whole(value, what, 4096)
+    if count < 1:
+        raise WorkbenchError(f"{what}: {count}; 1 to 4096 vCPUs are expected")
+    return count
+
+
+# ----------------------------------------------------------------------------------------------------- Firecracker
+
+
+def read_firecracker(value: Mapping[str, Any], source: str) -> VirtualMachine:
+    """``machine-config`` of Firecracker (docs/api_requests, src/vmm/src/vmm_config/machine_config.rs).
+
+    It has no NUMA settings; its guest's memory is a guest_memfd that it maps (MMAP, INIT_SHARED), or memory of its own.
+    """
+    config = _mapping(value.get("machine-config", value), "machine-config")
+    vm = VirtualMachine(source=source, vmm="firecracker")
+    vm.vcpus = _vcpus(config.get("vcpu_count", 1), "machine-config: vcpu_count")
+    pages = config.get("huge_pages", "None")
+    if pages not in ("None", "2M"):
+        raise WorkbenchError(f"machine-config: huge_pages={str(pages)[:20]!r}; Firecracker has None and 2M")
+    mib = words.whole(config.get("mem_size_mib", 128), "machine-config: mem_size_mib", 1 << 26)
+    vm.backends = [Backend("guest", mib << 20, page_bytes=2 << 20 if pages == "2M" else 4096)]
+    if not mib:
+        raise WorkbenchError("machine-config: mem_size_mib: 0; at least 1 is expected")
+    known = {"vcpu_count", "mem_size_mib", "smt", "track_dirty_pages", "huge_pages", "cpu_template", "secret_free"}
+    vm.unknown += [f"machine-config: {key}"[:120] for key in config if key not in known]
+    if "machine-config" in value:
+        vm.unknown += [str(key)[:120] for key in value if key not in _FIRECRACKER | {"machine-config"}]
+    return vm
+
+
+# --------------------------------------------------------------------------------------------------------- kubevirt
+
+
+def read_kubevirt(value: Mapping[str, Any], source: str) -> VirtualMachine:
+    """A VirtualMachine or VirtualMachineInstance of kubevirt (staging/src/kubevirt.io/api/core/v1/schema.go).
+
+    virt-launcher makes a libvirt domain of it: memory follows the pod's cpuset and, with guestMappingPassthrough, is
+    bound by virtual node to the nodes of the pinned CPUs, which the scheduler chooses when the pod starts.
+    """
+    spec = _mapping(value.get("spec"), "spec")
+    if value.get("kind") != "VirtualMachineInstance":
+        spec = _mapping(_mapping(spec.get("template"), "spec.template").get("spec"), "spec.template.spec")
+    domain = _mapping(spec.get("domain"), "domain")
+    vm = VirtualMachine(source=source, vmm="qemu-11")
+    vm.name = str(_mapping(value.get("metadata"), "metadata").get("name", "guest"))[:100]
+    cpu = _mapping(domain.get("cpu"), "domain.cpu")
+    for key in ("sockets", "cores", "threads"):
+        vm.vcpus *= _vcpus(cpu.get(key, 1), f"domain.cpu.{key}")
+    if vm.vcpus > 4096:
+        raise WorkbenchError(f"domain.cpu: {vm.vcpus} vCPUs; 1 to 4096 are expected")
+    memory = _mapping(domain.get("memory"), "domain.memory")
+    requests = _mapping(
+        _mapping(domain.get("resources"), "domain.resources").get("requests"), "domain.resources.requests"
+    )
+    amount = memory.get("guest", requests.get("memory"))
+    if amount is None:
+        raise WorkbenchError(f"{source}: neither domain.memory.guest nor domain.resources.requests.memory is there")
+    page = 4096
+    if "hugepages" in memory:
+        page = _quantity(_mapping(memory["hugepages"], "hugepages").get("pageSize"), "domain.memory.hugepages.pageSize")
+    vm.backends = [Backend("pc.ram", _quantity(amount, "domain.memory.guest"), page_bytes=page)]
+    security = _mapping(domain.get("launchSecurity"), "domain.launchSecurity")
+    for key, kind in (("snp", "snp"), ("tdx", "tdx")):
+        if key in security:
+            vm.confidential = kind  # type: ignore[assignment]
+    vm.unknown += [f"domain.launchSecurity.{key}"[:120] for key in security if key not in ("snp", "tdx")]
+    if cpu.get("dedicatedCpuPlacement"):
+        vm.notes.append(
+            "dedicatedCpuPlacement: the CPU manager pins vCPUs when the pod starts; give the libvirt domain of the running pod"
+        )
+    if _mapping(cpu.get("numa"), "domain.cpu.numa"):
+        vm.notes.append(
+            "cpu.numa.guestMappingPassthrough: virtual nodes follow the CPUs that the pod gets; "
+            "give the libvirt domain of the running pod"
+        )
+    known_cpu = {"sockets", "cores", "threads", "maxSockets", "model", "features", "dedicatedCpuPlacement", "numa",
+                 "isolateEmulatorThread", "realtime"}  # fmt: skip
+    vm.unknown += [f"domain.cpu.{key}"[:120] for key in cpu if key not in known_cpu]
+    vm.unknown += [f"domain.memory.{key}"[:120] for key in memory if key not in ("guest", "hugepages", "maxGuest")]
+    known = {"cpu", "memory", "resources", "launchSecurity", "devices", "machine", "firmware", "features", "clock", "chassis",
+             "ioThreadsPolicy", "ioThreads"}  # fmt: skip
+    vm.unknown += [f"domain.{key}"[:120] for key in domain if key not in known]
+    return vm
+
+
+_QUANTITIES = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 1 << 10,
+    "Mi": 1 << 20,
+    "Gi": 1 << 30,
+    "Ti": 1 << 40,
+}
+
+
+def _quantity(value: Any, what: str) -> int:
+    """A Kubernetes quantity: ``4Gi``, ``512M``, ``1.5Gi``."""
+    text = str(value).strip()[:64]
+    number = text.rstrip("kKMGTi")
+    unit = text[len(number) :]
+    whole, _, part = number.partition(".")
+    valid = (
+        whole.isascii()
+        and whole.isdecimal()
+        and len(whole) < 16
+        and (not part or (part.isascii() and part.isdecimal()))
+    )
+    if not valid or unit not in _QUANTITIES:
+        raise WorkbenchError(f"{what}: {text[:30]!r} is not a quantity such as 4Gi")
+    return int(float(number) * _QUANTITIES[unit]) if part else int(whole) * _QUANTITIES[unit]
+
+
+# ------------------------------------------------------------------------------------------------------------- kata
+
+
+_KATA = "io.katacontainers.config.hypervisor."
+
+
+def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
+    """The ``[hypervisor.*]`` table of a configuration.toml, or annotations ``io.katacontainers.config.hypervisor.*``."""
+    if "hypervisor" in value:
+        tables = _mapping(value["hypervisor"], "hypervisor")
+        if len(tables) != 1:
+            raise WorkbenchError(
+                f"{source}: [hypervisor.*]: {', '.join(map(str, tables))[:60] or 'none'}; one is expected"
+            )
+        hypervisor, settings = next(iter(tables.items()))
+    else:
+        annotations = _mapping(_mapping(value.get("metadata"), "metadata").get("annotations"), "metadata.annotations")
+        hypervisor = "qemu"
+        settings = {
+            str(key).removeprefix(_KATA): item for key, item in annotations.items() if str(key).startswith(_KATA)
+        }
+        if not settings:
+            raise WorkbenchError(f"{source}: no annotation {_KATA}*; a pod without them has no settings of its VM")
+    settings = _mapping(settings, f"hypervisor.{hypervisor}")
+    vm = VirtualMachine(source=source, vmm="firecracker" if hypervisor == "firecracker" else "qemu-11", name="kata")
+    if hypervisor not in ("qemu", "firecracker"):
+        vm.vmm = "own"
+        vm.notes.append(f"hypervisor {str(hypervisor)[:40]}: taken as a VMM that maps its guest_memfd")
+    vm.vcpus = _vcpus(
+        max(1, words.whole(_plain(settings.get("default_vcpus", 1)), "default_vcpus", 4096)), "default_vcpus"
+    )
+    mib = words.whole(_plain(settings.get("default_memory", 2048)), "default_memory", 1 << 26)
+    if not mib:
+        raise WorkbenchError(f"{source}: default_memory: 0 MiB; at least 1 is expected")
+    page = 2 << 20 if _true(settings.get("enable_hugepages")) else 4096
+    vm.backends = [
+        Backend("dimm1", mib << 20, page_bytes=page, preallocated=_true(settings.get("enable_mem_prealloc")))
+    ]
+    if _true(settings.get("confidential_guest")):
+        vm.confidential = "snp" if _true(settings.get("sev_snp_guest")) else "tdx"
+        if "sev_snp_guest" not in settings:
+            vm.notes.append("confidential_guest without sev_snp_guest: taken as TDX, as kata does on such CPUs")
+    for key in ("enable_numa", "numa_mapping", "enable_vcpus_pinning"):
+        if settings.get(key) not in (None, False, [], ""):
+            vm.notes.append(f"{key}: kata places vCPUs when the sandbox starts; not modelled")
+    return vm
+
+
+def _true(value: Any) -> bool:
+    return value is True or str(value).lower() == "true"
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def from_toml(text: str, source: str) -> Mapping[str, Any]:
+    """TOML as a mapping; errors are one line."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WorkbenchError(f"{source}: not valid TOML: {str(error).splitlines()[0][:100]}") from None
+
+
+def from_json(text: str, source: str) -> Mapping[str, Any]:
+    """A JSON object as a mapping; errors are one line."""
+    try:
+        return _mapping(json.loads(text), source)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, WorkbenchError):
+            raise
+        raise WorkbenchError(f"{source}: not valid JSON: {str(error).splitlines()[0][:100]}") from None
