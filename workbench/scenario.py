@@ -592,8 +592,8 @@ class Scenario(_Model):
 
     def _needed_kernel(self) -> str:
         guest = self.guest
-        if guest.design == "pfn-range":
-            return "proposal-no-struct-page"
+        if DESIGNS[guest.design].kernel:
+            return DESIGNS[guest.design].kernel
         if guest.conversion.generation in ("B", "two-stage"):
             return {"B": "proposal-hugetlb-rfc2", "two-stage": "proposal-two-stage"}[guest.conversion.generation]
         if guest.page_size != "4 KiB":

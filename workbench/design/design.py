@@ -21,6 +21,7 @@ class Design:
     handover : format in which a file goes through kexec (:mod:`workbench.engine.handover`)
     pool : what the pools of its huge pages are called
     colour, marker, line : how figures draw it
+    kernel : the kernel that has it (:mod:`workbench.profiles`), if the page size does not say which
     """
 
     name: str
@@ -35,6 +36,7 @@ class Design:
     colour: str
     marker: str
     line: str = "-"
+    kernel: str = ""
 
     @property
     def small_only(self) -> bool:

@@ -17,4 +17,5 @@ PFN_RANGE = Design(
     pool="range",
     colour="#0072b2",
     marker="o",
+    kernel="proposal-no-struct-page",
 )
