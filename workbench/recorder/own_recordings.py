@@ -53,7 +53,7 @@ def private(seed: int = 1) -> Iterator[Boot]:
 def history(version: str, seed: int = 7) -> Iterator[Boot]:
     """The scripts of the history on both of its hosts, for one version."""
     for name, host in history_scripts.hosts().items():
-        yield f"{version}-{name}", host, history_scripts.generate(host, seed), ""
+        yield f"{version.split('+')[0]}-{name}", host, history_scripts.generate(host, seed), ""
 
 
 SETS: dict[str, Callable[[], Iterator[Boot]]] = {"placement": placement, "private": private}
