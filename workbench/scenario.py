@@ -717,7 +717,10 @@ def _known(records: Mapping[str, Any], name: object) -> str:
 def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
     """Set ``a.b.0.c`` in nested mappings and lists; missing mappings are made. Raises WorkbenchError on a bad path."""
     target: Any = mapping
-    *parents, last = path.replace("guest.confidential", "guest.vm_type").split(".")
+    if path in ("guest.confidential", "guest.vm_type") and isinstance(mapping.get("guest"), dict):
+        path = "guest.vm_type"  # the present name of the field
+        mapping["guest"].pop("confidential", None)
+    *parents, last = path.split(".")
     for number, key in enumerate(parents):
         if isinstance(target, list):
             if not key.isdecimal() or int(key) >= len(target):

@@ -14,6 +14,7 @@ from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
 from workbench.design import choose
+from workbench.engine import attributes
 from workbench.engine.calls import apply
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import expand
@@ -46,6 +47,7 @@ class _Log:
     observed: list[tuple[int, str, np.ndarray]] = field(default_factory=list)
     accesses: dict[int, Any] = field(default_factory=dict)
     conversions: list[np.ndarray] = field(default_factory=list)
+    attributes: list[list[int]] = field(default_factory=list)
 
 
 def simulate(
@@ -77,6 +79,7 @@ def simulate(
         return _under(scenario, designs, progress, cancelled)
     system = System(scenario, cancelled)
     operations = expand(scenario)
+    out_of_place = attributes.wanted(scenario)
     log = _Log()
     for number, operation in enumerate(operations):
         system.placed[:] = 0
@@ -91,6 +94,8 @@ def simulate(
             log.observed.append((number, operation.file, _observed_runs(system, file.inode, operation)))
         if system.conversions is not None:
             log.conversions.append(system.conversions.row())
+        if out_of_place:
+            log.attributes.append(_attribute_row(system))
         if isinstance(operation, sc.Access) and not result.errno:
             from workbench.cost import access
 
@@ -121,6 +126,22 @@ def _under(
     kept = [name for name in common if "zone" not in parts[0][name].dims]
     kept_parts = [part[kept].drop_vars("zone", errors="ignore") for part in parts]
     return results.stack(Simulation, kept_parts, "design", list(designs), provenance=results.provenance(scenario))
+
+
+def _attribute_row(system: System) -> list[int]:
+    """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`), of all files together."""
+    row = dict.fromkeys(attributes.COUNTERS, 0)
+    for inode in system.inodes():
+        if inode.attributes is not None and inode.backend is not None:
+            shared = inode.attributes.shared
+            now = {
+                "shared_pages": int((shared[:, 1] - shared[:, 0]).sum()),
+                "private_backend_pages": int(inode.map.counts(len(system.free)).sum()),
+                "shared_backend_pages": int(inode.backend.map.counts(len(system.free)).sum()),
+            }
+            for name, value in (inode.attributes.counts | now).items():
+                row[name] += value
+    return list(row.values())
 
 
 def _observed_runs(system: System, inode: Inode, operation: sc.Observe) -> np.ndarray:
@@ -183,6 +204,10 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
                 largest_leaf=LARGEST_LEAF[scenario.guest.vm_type],
             )
         )
+    if log.attributes:
+        for name, column in zip(attributes.COUNTERS, np.array(log.attributes, np.int64).T, strict=True):
+            put(name, column)
+        put("drifted_pages", np.array([_drifted(system, inode) for inode in inodes.values()], np.int64))
     coordinates = {
         "node": system.node_ids,
         "node_to": system.node_ids,
@@ -193,12 +218,12 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     }
     if log.conversions:
         coordinates |= {"level": np.array(conversion.LEVELS), "part": np.array(conversion.PARTS)}
-    attributes = {"scenario": scenario.name, **_rules(scenario)} | (
-        {"comment": scenario.comment} if scenario.comment else {}
-    )
-    return results.make(
-        Simulation, variables, coordinates, provenance=results.provenance(scenario), attributes=attributes
-    )
+    said = {"scenario": scenario.name, **_rules(scenario)} | ({"comment": scenario.comment} if scenario.comment else {})
+    return results.make(Simulation, variables, coordinates, provenance=results.provenance(scenario), attributes=said)
+
+
+def _drifted(system: System, inode: Inode) -> int:
+    return 0 if inode.attributes is None else inode.attributes.drifted(inode.zones_of, system.zone_node)
 
 
 def _rules(scenario: sc.Scenario) -> dict[str, str]:

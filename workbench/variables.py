@@ -147,7 +147,18 @@ class Conversions(Schema):
     conversion_cycles = modelled("event part", "cycles", "time spent by conversions so far", CONVERSION)
 
 
-class Simulation(HostNodes, Conversions):
+class OutOfPlace(Schema):
+    """Conversions between two backends along ``event`` (kernels before conversion in place); sums, or "now"."""
+
+    punched_pages = counted("event", "4 KiB pages", "private pages freed by holes")
+    discarded_pages = counted("event", "4 KiB pages", "pages of the shared backend discarded")
+    refaulted_pages = counted("event", "4 KiB pages", "private pages allocated again after a hole")
+    private_backend_pages = counted("event", "4 KiB pages", "pages of the guest_memfd now")
+    shared_backend_pages = counted("event", "4 KiB pages", "pages of the shared backend now")
+    drifted_pages = counted("file", "4 KiB pages", "pages now on another node than the first that backed them")
+
+
+class Simulation(HostNodes, Conversions, OutOfPlace):
     """A scenario that was run (:func:`workbench.simulate`)."""
 
     file = Coordinate("", "file")

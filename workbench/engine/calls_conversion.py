@@ -42,6 +42,8 @@ def convert(system: System, operation: sc.Convert) -> Result:
     ENOTTY where the file has no such ioctl, EINVAL for a VM whose type has no private memory.
     """
     scenario = system.scenario
+    if scenario.conversion_mode == "out-of-place":
+        return _convert_out_of_place(system, operation)
     inode = tracked_inode(system, operation)
     if inode is None:
         return failed(errno.EBADF)
@@ -52,6 +54,47 @@ def convert(system: System, operation: sc.Convert) -> Result:
         return failed(errno.EINVAL, reason=f"VM type {scenario.guest.vm_type} has no private memory")
     _, file = _tracking(system, inode)
     return result_of(file.convert(*byte_span(operation, inode), operation.to))
+
+
+def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
+    """What a VMM does where pages cannot change sides (:mod:`workbench.engine.attributes`); the first call is the ioctl.
+
+    virt/kvm/kvm_main.c: kvm_vm_ioctl_set_mem_attributes: EINVAL for a type without private memory, a length of 0 or what
+    is not aligned; ENOTTY where the kernel converts in place only.
+    """
+    scenario = system.scenario
+    file = system.files.get(operation.file)
+    if file is None or file.descriptor is None or file.inode.kind != "guest_memfd":
+        return failed(errno.EBADF)
+    if "out-of-place" not in scenario.kernel.conversion:
+        return failed(errno.ENOTTY, reason=f"memory attributes of the VM: not on {scenario.kernel.name}")
+    inode, attributes, backend = file.inode, file.inode.attributes, file.inode.backend
+    if attributes is None or backend is None:
+        return failed(errno.EINVAL, reason=f"VM type {scenario.guest.vm_type} has no private memory")
+    offset, length = byte_span(operation, inode)
+    attributes.counts["conversions"] += 1
+    if length <= 0 or offset % PAGE_SIZE or length % PAGE_SIZE:
+        attributes.counts["failed_conversions"] += 1
+        return failed(errno.EINVAL)
+    start, end = offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE)
+    to_shared = operation.to == "shared"
+    changing = attributes.private_parts(start, end) if to_shared else attributes.shared_parts(start, end)
+    for low, high in changing.tolist():
+        leaving, counter = (inode, "punched_pages") if to_shared else (backend, "discarded_pages")
+        attributes.counts["converted_pages"] += high - low
+        attributes.counts[counter] += leaving.pages_present(low, high)
+        attributes.counts["invalidations"] += 2 if to_shared else 1  # by the attribute, and by the hole
+        if to_shared:
+            attributes.set_shared(low, high)
+            attributes.note_hole(inode.zones_of, low, high)
+        else:
+            attributes.set_private(low, high)
+        system.erase(leaving, low, high)
+        for mapping in leaving.mappings:
+            mapping.zap(low, high)
+        if to_shared and not system.touch(system.task(operation), backend, low, high):
+            return failed(errno.ENOMEM, reason="no memory for the shared backend")
+    return Result()
 
 
 def pin(system: System, operation: sc.Pin) -> Result:

@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench import profiles
 from workbench import scenario as sc
-from workbench.engine import calls_conversion
+from workbench.engine import attributes, calls_conversion
 from workbench.engine.calls_mempolicy import policy_of
 from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
@@ -54,7 +54,13 @@ def create(system: System, operation: sc.Create) -> Result:
         inode.shared_policy.set(0, inode.pages, policy)
     if system.conversions is not None and inode.pages:
         system.conversions.add(inode)
-    return _open(system, operation.file, inode, mapped=bool(flags & GUEST_MEMFD_FLAG_MMAP), **detail)
+    opened = _open(system, operation.file, inode, mapped=bool(flags & GUEST_MEMFD_FLAG_MMAP), **detail)
+    if attributes.wanted(system.scenario):
+        inode.attributes = attributes.Attributes()
+        backend = attributes.backend_name(operation.file)
+        memfd(system, sc.Memfd(file=backend, size=size))
+        inode.backend = system.files[backend].inode
+    return opened
 
 
 def _flags(scenario: sc.Scenario, operation: sc.Create) -> int:
@@ -194,6 +200,8 @@ def punch(system: System, inode: Inode, start: int, end: int) -> None:
     """Free whole folios of pages [start, end) and take them out of every page table."""
     if end <= start:
         return
+    if inode.attributes is not None:
+        inode.attributes.note_hole(inode.zones_of, start, end)
     if inode.tracked is not None:
         calls_conversion.punch_hole(system, inode, start * PAGE_SIZE, (end - start) * PAGE_SIZE)
         return

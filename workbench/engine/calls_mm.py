@@ -14,8 +14,9 @@ from workbench.engine import calls_conversion
 from workbench.engine.calls_files import punch
 from workbench.engine.generators import in_turns, shared_turns
 from workbench.engine.host_state import Turns
-from workbench.engine.objects import OpenFile, Result, allocated, failed
+from workbench.engine.objects import Inode, OpenFile, Result, allocated, failed
 from workbench.engine.system import System
+from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SIZE
 
 MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED = 4, 9, 22, 23, 24
@@ -68,7 +69,7 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
         reachable = file.mapping is not None
     if not reachable:
         return failed(errno.EFAULT, **({"left": count} if operation.by == "prefault" else {"done": 0}))
-    if inside and not system.touch(system.task(operation), inode, start, start + inside, operation):
+    if inside and not _touch_as_guest(system, operation, inode, start, start + inside):
         return failed(errno.ENOMEM)
     if inode.tracked is not None:
         error = calls_conversion.guest_fault(system, inode, start, start + inside)
@@ -82,6 +83,26 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
     return Result(0, 0, {"done": inside, "exit": KVM_EXIT_HLT if inside == count else KVM_EXIT_MMIO})
 
 
+def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: int, end: int) -> bool:
+    """arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn: the attribute of the gfn says which backend has the page."""
+    task, attributes, backend = system.task(operation), inode.attributes, inode.backend
+    if attributes is None or backend is None:
+        return system.touch(task, inode, start, end, operation)
+    shared = attributes.shared_parts(start, end)
+    if not len(shared):
+        complete = system.touch(task, inode, start, end, operation)
+        attributes.note_fault(start, end)
+        return complete
+    parts = [(low, high, True) for low, high in shared.tolist()]
+    parts += [(low, high, False) for low, high in attributes.private_parts(start, end).tolist()]
+    for low, high, is_shared in sorted(parts):
+        if not system.touch(task, backend if is_shared else inode, low, high, operation):
+            return False
+        if not is_shared:
+            attributes.note_fault(low, high)
+    return True
+
+
 def first_touch(system: System, operation: sc.FirstTouch) -> Result:
     """Generator: vCPUs take turns (shares one after another are expanded into faults before the run)."""
     file = system.files.get(operation.file)
@@ -90,6 +111,10 @@ def first_touch(system: System, operation: sc.FirstTouch) -> Result:
     inode = file.inode
     start, end = system.pages(operation, inode.pages)
     first, last = start >> inode.order, min(-(-end >> inode.order), inode.pages >> inode.order)
+    if inode.attributes is not None and len(inode.attributes.shared_parts(start, end)):
+        raise WorkbenchError(
+            "first_touch: by turns it cannot touch memory that was converted out of place; use turn: 0"
+        )
 
     def turns() -> Turns:
         tasks = np.array([system.tasks[name].index for name in system.vcpus])

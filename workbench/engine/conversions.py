@@ -41,6 +41,8 @@ _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "m
 def wanted(scenario: sc.Scenario) -> bool:
     """Whether a scenario has an operation that needs the state of single pages."""
     needing = (*_OPERATIONS, sc.Kexec) if DESIGNS[scenario.guest.design].store == "pfn map" else _OPERATIONS
+    if scenario.conversion_mode == "out-of-place":  # conversions leave the file itself alone
+        needing = tuple(kind for kind in needing if kind not in (sc.Convert, sc.ConvertStream))
     return any(isinstance(operation, needing) for operation in scenario.operations)
 
 

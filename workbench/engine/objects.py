@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from workbench import policy as mp
+from workbench.engine.attributes import Attributes
 from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
 from workbench.engine.pfns import FilePfns
@@ -60,6 +61,7 @@ class Inode:
     ``tracked``: the state of single pages, in scenarios that need it (:mod:`workbench.engine.conversions`), with ``entered``:
     allocation rows of ``map`` and ``small`` that it has seen, and ``kept``: zones of 4 KiB pages that left the file while
     pinned, by page. ``evicted``: the file is gone, its pinned pages are not.
+    ``attributes``: which pages of its VM are shared, where conversions are out of place; ``backend``: what backs those.
     ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending.
     """
 
@@ -78,6 +80,8 @@ class Inode:
     entered: list[int] = field(default_factory=lambda: [0, 0])
     kept: dict[int, list[int]] = field(default_factory=dict)
     evicted: bool = False
+    attributes: Attributes | None = None
+    backend: Inode | None = None
     device_areas: Int64s = field(default_factory=no_intervals)
 
     @property
@@ -89,6 +93,11 @@ class Inode:
         """Zone of 4 KiB pages by index, -1 if absent."""
         zones = self.map.zone_of(pages >> self.order)
         return zones if self.small is None else np.where(zones >= 0, zones, self.small.zone_of(pages))
+
+    def pages_present(self, start: int, end: int) -> int:
+        """4 KiB pages of [start, end) that are there, of a file of 4 KiB folios."""
+        holes = self.map.absent(start, end)
+        return end - start - int((holes[:, 1] - holes[:, 0]).sum())
 
     def folios_by_zone(self, zones: int, first: int, last: int) -> np.ndarray:
         """What of folios [first, last) lies in each zone, in folios of the file (zones,); 4 KiB pages are parts of one."""

@@ -1,0 +1,174 @@
+"""Conversion between two backends, as every VMM does it on Linux 7.3: drift, peak, refaults, rotation."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import workbench as wb
+from workbench.data import datasets_path
+from workbench.units import PAGE_SIZE
+
+PAGES = 64
+HOST = {
+    "name": "h",
+    "nodes": [{"id": n, "memory_bytes": 4 << 30, "cpus": [n]} for n in range(2)],
+    "distances": [[10, 20], [20, 10]],
+}
+
+
+def run(operations: Sequence[dict[str, object]], **scenario: object) -> xr.Dataset:
+    guest = {
+        "memory": PAGES * PAGE_SIZE,
+        "vm_type": "snp",
+        "vcpus": [{"node": 1}, {"node": 0}],
+        "conversion": {"mode": "out-of-place"},
+    }
+    values = {"host": HOST, "guest": guest, "operations": [{"op": "create"}, *operations], "output": "pages"}
+    return wb.simulate(wb.Scenario.from_mapping(values | scenario))
+
+
+def pages(count: int, first: int = 0) -> dict[str, int]:
+    return {"offset": first * PAGE_SIZE, "length": count * PAGE_SIZE}
+
+
+def nodes(dataset: xr.Dataset, file: str = "guest") -> list[int]:
+    return dataset["pages_per_node"].sel(file=file).values.tolist()
+
+
+def test_a_quarter_of_the_guest_drifts_in_one_round_trip() -> None:
+    """Recorded on 7.3.4 (SW_PROTECTED_VM, two nodes, 64 MiB): 0 / 16384 pages, then 4096 / 12288."""
+    dataset = wb.simulate(wb.Scenario.from_yaml(datasets_path("scenarios", "conversion-drifts.yaml")))
+    seen = [
+        [int(length) for node, length in zip(nodes_, lengths, strict=True) if node == 0]
+        for nodes_, lengths in (
+            (group["observed_run_node"].values, group["observed_run_length"].values)
+            for _, group in dataset[["observed_run_node", "observed_run_length"]]
+            .assign_coords(event=("observed_run", dataset["observed_run_event"].values))
+            .groupby("event")
+        )
+    ]
+    assert seen == [[], [4096]]
+    assert nodes(dataset) == [4096, 12288]
+    assert int(dataset["drifted_pages"].sel(file="guest")) == 4096
+    assert dataset["shared_backend_pages"].values.tolist() == [0, 0, 0, 0, 4096, 0, 0, 0]
+    assert dataset["private_backend_pages"].values.tolist() == [0, 0, 16384, 16384, 12288, 12288, 16384, 16384]
+    assert dataset["refaulted_pages"].values[-1] == 4096
+    assert dataset.attrs["kernel_profile"] == "7.3"
+
+
+def test_in_place_nothing_moves() -> None:
+    scenario = wb.Scenario.from_yaml(datasets_path("scenarios", "conversion-drifts.yaml"))
+    kept = [o for o in scenario.operations if getattr(o, "file", "") != "guest.shared"]
+    in_place = scenario.replace(**{"kernel_profile": "7.4", "guest.conversion.mode": "in-place"}).model_copy(
+        update={"operations": tuple(kept)}
+    )
+    dataset = wb.simulate(in_place)
+    assert nodes(dataset) == [0, 16384]
+    assert not dataset["event_errno"].any()
+
+
+def test_a_policy_on_the_file_holds_where_it_can_be_set() -> None:
+    """mbind on the mapped guest_memfd itself: recorded 16384 / 0 before and after."""
+    bind = {"op": "mbind", "mode": "bind", "nodes": 0}
+    trip = [{"op": "convert", **pages(16), "to": "shared"}, {"op": "convert", **pages(16), "to": "private"}]
+    touch = {"op": "fault", "by": "guest", "task": "vcpu0"}
+    dataset = run([bind, touch, *trip, {"op": "fault", "by": "guest", "task": "vcpu0"}])
+    assert nodes(dataset) == [PAGES, 0]
+    assert int(dataset["drifted_pages"].sum()) == 0
+
+
+def test_what_is_shared_follows_the_policy_of_its_own_mapping() -> None:
+    bind = {"op": "mbind", "file": "guest.shared", "mode": "bind", "nodes": 1}
+    touch = {"op": "fault", "by": "guest", "task": "vcpu1"}
+    dataset = run([bind, touch, {"op": "convert", **pages(16), "to": "shared"}])
+    assert nodes(dataset) == [PAGES - 16, 0]
+    assert nodes(dataset, "guest.shared") == [0, 16]
+
+
+def test_the_rotation_goes_on_with_every_round_trip() -> None:
+    """Three pages there and back advance an interleave over two nodes by three, so that they change places."""
+    spread = {"op": "mbind", "mode": "interleave", "nodes": "0-1"}
+    touch = {"op": "fault", "by": "guest", "task": "vcpu0"}
+    trip = [{"op": "convert", **pages(3), "to": "shared"}, {"op": "convert", **pages(3), "to": "private"}]
+    once = run([spread, touch])["page_node"].sel(file="guest").values[:3].tolist()
+    # 64 pages end on node 1; the next three lie on 0, 1, 0 again, and after them on 1, 0, 1
+    twice = run([spread, touch, *trip, touch])["page_node"].sel(file="guest").values[:3].tolist()
+    thrice = run([spread, touch, *trip, touch, *trip, touch])["page_node"].sel(file="guest").values[:3].tolist()
+    assert (once, twice, thrice) == ([0, 1, 0], [0, 1, 0], [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [({"offset": 100, "length": 4096}, errno.EINVAL), ({"length": 0}, errno.EINVAL), ({"length": 4097}, errno.EINVAL),
+     ({"offset": 1 << 30, "length": 4096}, 0)],
+)  # fmt: skip
+def test_arguments_of_the_attributes_ioctl(where: dict[str, int], error: int) -> None:
+    """It works on gfns, so what lies past the memory is taken as well."""
+    dataset = run([{"op": "convert", **where, "to": "shared"}])
+    assert dataset["event_errno"].values.tolist() == [0, error]
+
+
+def test_a_vm_type_without_private_memory_has_no_such_attribute() -> None:
+    guest = {"memory": PAGES * PAGE_SIZE, "conversion": {"mode": "out-of-place"}}
+    for kernel in ("7.3", "7.4"):
+        dataset = run([{"op": "convert", "to": "private"}], guest=guest, kernel_profile=kernel)
+        assert dataset["event_errno"].values.tolist() == [0, errno.EINVAL]
+    with_parameter = run([{"op": "convert", "to": "private"}], kernel_profile="proposal-hugetlb")
+    assert with_parameter["event_errno"].values.tolist() == [0, errno.ENOTTY]
+
+
+def test_converting_what_is_so_already_changes_nothing() -> None:
+    touch = {"op": "fault", "by": "guest", "task": "vcpu0"}
+    dataset = run([touch, {"op": "convert", **pages(8), "to": "private"}, {"op": "convert", **pages(8), "to": "shared"},
+                   {"op": "convert", **pages(8), "to": "shared"}])  # fmt: skip
+    assert dataset["punched_pages"].values.tolist() == [0, 0, 0, 8, 8]
+    assert dataset["converted_pages"].values.tolist() == [0, 0, 0, 8, 8]
+    assert dataset["conversions"].values.tolist() == [0, 0, 1, 2, 3]
+
+
+steps = st.tuples(
+    st.sampled_from(("shared", "private", "touch", "hole")), st.integers(0, PAGES - 1), st.integers(1, PAGES)
+)
+
+
+@given(st.lists(steps, max_size=12))
+def test_no_page_is_lost_or_owned_twice_over_both_backends(taken: list[tuple[str, int, int]]) -> None:
+    """Against sets in plain Python: which file has which page after every step, and the zones' free pages."""
+    operations: list[dict[str, object]] = []
+    private: set[int] = set()
+    shared_backend: set[int] = set()
+    is_shared: set[int] = set()
+    for kind, first, count in taken:
+        span = set(range(first, min(PAGES, first + count)))
+        if kind == "touch":
+            operations.append({"op": "fault", "by": "guest", "task": "vcpu0", **pages(len(span), first)})
+            private |= span - is_shared
+            shared_backend |= span & is_shared
+        elif kind == "hole":
+            operations.append({"op": "punch_hole", **pages(len(span), first)})
+            private -= span
+        else:
+            operations.append({"op": "convert", **pages(len(span), first), "to": kind})
+            if kind == "shared":
+                private -= span - is_shared
+                shared_backend |= span - is_shared
+                is_shared |= span
+            else:
+                shared_backend -= span & is_shared
+                is_shared -= span
+    dataset = run([*operations, {"op": "convert", **pages(1), "to": "private"}])
+    shared_backend -= {0} & is_shared
+    is_shared -= {0}
+    by_file = {str(file): set(np.flatnonzero(dataset["page_node"].sel(file=file).values >= 0).tolist())
+               for file in dataset["file"].values}  # fmt: skip
+    assert by_file == {"guest": private, "guest.shared": shared_backend}
+    assert int(dataset["shared_pages"].values[-1]) == len(is_shared)
+    free = dataset["free_pages"].sum("zone").values
+    assert free[0] - free[-1] == len(private) + len(shared_backend)
