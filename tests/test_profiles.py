@@ -11,6 +11,7 @@ import xarray as xr
 
 import workbench as wb
 from workbench import profiles
+from workbench.scenario import set_path
 
 HOST = {
     "name": "h",
@@ -157,3 +158,11 @@ def test_every_rule_names_its_evidence_and_source() -> None:
         assert profile.rules
         assert all(rule.text and rule.source for rule in profile.rules.values())
         assert profile.conversion
+
+
+def test_setting_the_vm_type_replaces_what_was_written_under_either_name() -> None:
+    for written in ("confidential", "vm_type"):
+        for name in ("confidential", "vm_type"):
+            mapping: dict[str, object] = {"host": HOST, "guest": {written: "snp"}}
+            set_path(mapping, f"guest.{name}", "tdx")
+            assert wb.Scenario.from_mapping(mapping).guest.vm_type == "tdx"
