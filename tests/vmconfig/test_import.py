@@ -126,6 +126,11 @@ def test_backends_of_virtual_nodes() -> None:
     ]
 
 
+def test_bind_reaches_a_guest_memfd_that_is_mapped() -> None:
+    amounts, _ = answer(machine(f"qemu-system-x86_64 -m 4G {BOUND.replace('memfd', 'guest-memfd')}"))
+    assert amounts == {"ram": [0, 4 * GIB]}
+
+
 def test_qemu_asks_for_preferred_many() -> None:
     vm = machine(
         "qemu-system-x86_64 -m 1G -object memory-backend-ram,id=m,size=1G,policy=preferred,host-nodes=0-1 -numa node,memdev=m"
@@ -313,8 +318,8 @@ def test_firecracker() -> None:
     vm = read(CASES / "firecracker.json", [0, 1])
     assert (vm.vmm, vm.vcpus, vm.memory, vm.unknown) == ("firecracker", 2, GIB, ["novelty"])
     scenario = scenario_of(vm, TWO)
-    (create,) = [operation for operation in scenario.operations if operation.op == "create"]
-    assert create.flags == ("mmap", "init_shared")
+    assert (scenario.guest.vm_type, scenario.guest.vmm_profile) == ("none", "firecracker")
+    assert [operation.op for operation in scenario.operations] == ["create", "fault", "fault"]
 
 
 def test_kubevirt() -> None:
@@ -379,7 +384,7 @@ def test_the_first_lines_are_what_people_came_for(app: Any, tmp_path: Path) -> N
     )
     assert "not understood: -strange-option 7" in rest
     scenario = wb.Scenario.from_yaml(out)
-    assert scenario.guest.confidential == "snp"
+    assert (scenario.guest.vm_type, scenario.guest.vmm_profile) == ("snp", "qemu-11")
     document = json.loads(CliRunner().invoke(app, [*arguments[:4], "--json"]).output)
     assert document["reach"][0]["pages"] == "shared"
     assert document["not_understood"] == ["-strange-option 7"]

@@ -28,6 +28,8 @@ class Backend:
     policy: NodePolicy | None = None
     page_bytes: int = 4096
     preallocated: bool = False
+    guest_memfd: bool = False
+    """A guest_memfd of its own (QEMU: memory-backend-guest-memfd), not memory of the VMM."""
     vcpus: tuple[int, ...] = ()
     """vCPUs of the virtual node that this memory is of; none: all."""
 

@@ -1,14 +1,15 @@
 """The scenario of a virtual machine on a host: its threads, its files, the calls its VMM makes, and who touches what first.
 
-How a VMM backs its guest is its profile: QEMU 11 gives a guest with private memory a guest_memfd that nobody can map
-(flags 0) for each memory backend, beside the backend itself, which becomes the shared part; other guests have the
-backends alone. Firecracker and others map the guest_memfd of ordinary guests (MMAP, INIT_SHARED).
+How a VMM backs its guest is its profile (:mod:`workbench.profiles`): QEMU 11 gives a guest with private memory a
+guest_memfd that nobody can map for each memory backend, beside the backend itself, which becomes the shared part; other
+guests have the backends alone. Firecracker and others map the guest_memfd of ordinary guests.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from workbench import profiles
 from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
 from workbench.scenario import Scenario
@@ -39,7 +40,8 @@ def bounce_bytes(memory: int) -> int:
 
 def has_private_memory(vm: VirtualMachine) -> bool:
     """Whether pages lie in a guest_memfd that the VMM cannot map."""
-    return vm.vmm == "qemu-11" and vm.confidential != "none"
+    flags = profiles.VMM_PROFILES[vm.vmm].private_flags
+    return profiles.VM_TYPES[vm.confidential].private_memory and flags is not None and "mmap" not in flags
 
 
 def scenario_of(vm: VirtualMachine, host: Host) -> Scenario:
@@ -50,7 +52,8 @@ def scenario_of(vm: VirtualMachine, host: Host) -> Scenario:
     operations = [*_task_settings(vm), *_files(vm)]
     guest: dict[str, Any] = {
         "memory": sum(_whole_pages(backend.size) for backend in vm.backends),
-        "confidential": vm.confidential,
+        "vm_type": vm.confidential,
+        "vmm_profile": vm.vmm,
         "vcpus": vcpus,
     }
     vm.notes.append("first touch: every vCPU an equal share of the memory of its virtual node, one vCPU after another")
@@ -173,8 +176,8 @@ def _files(vm: VirtualMachine) -> list[dict[str, Any]]:
         )
     for position, backend in enumerate(vm.backends):
         name, size = file_name(backend, position), _whole_pages(backend.size)
-        if vm.vmm != "qemu-11":
-            made.append({"op": "create", "file": name, "size": size, "flags": ["mmap", "init_shared"]})
+        if vm.vmm != "qemu-11" or (backend.guest_memfd and not private):
+            made.append({"op": "create", "file": name, "size": size})
         else:
             made.append({"op": "memfd", "file": name, "size": size})
         if backend.policy is not None:
@@ -185,7 +188,7 @@ def _files(vm: VirtualMachine) -> list[dict[str, Any]]:
             made.append({"op": "fault", "file": name, "by": "host", "task": "vmm"})
         users = backend.vcpus or tuple(range(vm.vcpus))
         if private:
-            made.append({"op": "create", "file": private_file(name), "size": size, "flags": []})
+            made.append({"op": "create", "file": private_file(name), "size": size})
             shared = min(shared_left, size)
             shared_left -= shared
             if shared and not backend.preallocated:

@@ -313,4 +313,4 @@ def _backend(line: _Line, name: str, kind: str, properties: dict[str, Any]) -> B
         listed = ",".join(map(str, nodes))
         policy = NodePolicy(f"{name}: policy={mode}, host-nodes={listed}", _MODES[mode], nodes)  # type: ignore[arg-type]
     prealloc = properties.get("prealloc") in _ON or (line.prealloc and "prealloc" not in properties)
-    return Backend(name, size, policy, page, prealloc)
+    return Backend(name, size, policy, page, prealloc, kind == "memory-backend-guest-memfd")
