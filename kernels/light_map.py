@@ -18,7 +18,7 @@ import numpy as np
 
 from workbench.kernels import pfn_range
 from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount, test_bit
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import kernel, record
 from workbench.kernels.folios.run import (
     ARGUMENT,
     BLOCKS_1G,
@@ -122,6 +122,7 @@ PIN_PAGE, PIN_COUNT, PIN_PFN, PIN_NODE = range(4)
 returns to (-1: it is poisoned and never does)."""
 
 
+@record
 class State(NamedTuple):
     """Arrays of one file: W words of 64 pages, B1, B2 blocks of 1 GiB, 2 MiB, U units, G groups of struct pages, N nodes.
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from workbench.kernels.compile import record
+
 EAGAIN, EBADF, EFAULT, EINVAL = errno.EAGAIN, errno.EBADF, errno.EFAULT, errno.EINVAL
 ENOENT, ENOMEM = errno.ENOENT, errno.ENOMEM
 EHWPOISON = 133  # include/uapi/asm-generic/errno.h; Python's errno has no name for it
@@ -170,6 +172,7 @@ class _Arrays(NamedTuple):
     """int64 (COUNTERS + 2 + 2 N,), counters, then AT, RELEASED, TAKEN."""
 
 
+@record
 class State(_Arrays):
     """One file; B1, B2 = blocks of 1 GiB, of 2 MiB, W = 64-page words, N = nodes.
 

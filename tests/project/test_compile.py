@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from reference.scale import JIT_DISABLED
+from workbench.kernels import code_cache, dispatch
 from workbench.kernels import compile as compile_module
+from workbench.kernels.compile import record
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
 ROOT = Path(__file__).parents[2]
@@ -26,11 +29,17 @@ print(cache_directory(), list(weights))
 """
 
 
+@record
+class Pair(NamedTuple):
+    weights: np.ndarray
+    table: np.ndarray
+
+
 @pytest.fixture(autouse=True)
 def _forget_directory():
-    compile_module.cache_directory.cache_clear()
+    code_cache.cache_directory.cache_clear()
     yield
-    compile_module.cache_directory.cache_clear()
+    code_cache.cache_directory.cache_clear()
 
 
 def test_cache_directory_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +54,7 @@ def test_next_directory_is_taken_when_one_cannot_be_written(tmp_path: Path, monk
     # A file where the directory should be: unwritable for root too.
     blocked = tmp_path / "blocked"
     blocked.write_text("")
-    monkeypatch.setattr(compile_module, "_candidate_directories", lambda: [blocked, tmp_path / "second"])
+    monkeypatch.setattr(code_cache, "_candidate_directories", lambda: [blocked, tmp_path / "second"])
     assert compile_module.cache_directory() == tmp_path / "second" / f"kernels-{compile_module.source_digest()}"
 
 
@@ -54,7 +63,7 @@ def test_kernels_work_without_any_directory(
 ) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("")
-    monkeypatch.setattr(compile_module, "_candidate_directories", lambda: [blocked])
+    monkeypatch.setattr(code_cache, "_candidate_directories", lambda: [blocked])
     assert compile_module.cache_directory() is None
     assert "every process compiles" in caplog.text
 
@@ -84,35 +93,156 @@ def test_a_kernel_counts_no_references() -> None:
     assert compile_module.reference_count_calls(caller) == 0
 
 
-def test_a_numba_without_the_switch_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``_nrt`` is not public in Numba; should it go, kernels must not silently become slow."""
-    real = compile_module.numba.njit
-
-    def njit_of_a_numba_without_nrt(**options: object) -> object:
-        if "_nrt" in options:
-            raise KeyError("unrecognized options: '_nrt'")
-        return real(**options)
-
-    monkeypatch.setattr(compile_module.numba, "njit", njit_of_a_numba_without_nrt)
-    with pytest.raises(KeyError, match="_nrt"):
-        compile_module.kernel(lambda values: None)
-
-
 def test_numba_refuses_options_it_does_not_know() -> None:
-    """So a Numba that drops ``_nrt`` raises instead of ignoring it."""
-    import numba
-
+    """So a Numba that drops ``_nrt``, which is not public, raises: kernels must not silently become slow."""
+    assert not dispatch.Kernel(lambda values: None, _nrt=False)._flags().nrt
     with pytest.raises(KeyError, match=r"(?i)unrecognized"):
-        numba.njit(_no_such_option=True)(lambda values: None)(np.zeros(1))
+        dispatch.Kernel(lambda values: None, _no_such_option=True)(np.zeros(1))
 
 
 def test_processes_that_start_at_once_share_an_empty_cache(tmp_path: Path) -> None:
     environment = os.environ | {"WORKBENCH_CACHE_DIR": str(tmp_path)}
     started = [
         subprocess.Popen([sys.executable, "-c", FILL], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
+        for _ in range(8)
     ]
     answers = {process.communicate(timeout=120)[0] for process in started}
-    assert [process.returncode for process in started] == [0] * 4
+    assert [process.returncode for process in started] == [0] * 8
     assert len(answers) == 1
-    assert list(tmp_path.glob("kernels-*/*.nbi"))
+    assert answers.pop().endswith("[2, 1]\n")
+    assert [path.name.partition("-")[0] for path in tmp_path.glob("kernels-*/[!.]*")] == ["mempolicy.auto_weights"]
+
+
+def fill(directory: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"WORKBENCH_CACHE_DIR": str(directory)}
+    return subprocess.run([sys.executable, "-c", FILL], env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_what_is_kept_and_damaged_is_compiled_anew(tmp_path: Path) -> None:
+    def answer() -> str:
+        reply = fill(tmp_path)
+        assert reply.returncode == 0, reply.stderr
+        assert len(reply.stderr.splitlines()) <= 1
+        return reply.stdout.partition(" ")[2]
+
+    assert answer() == "[2, 1]\n"
+    (kept,) = tmp_path.glob("kernels-*/[!.]*")
+    whole = kept.read_bytes()
+    for damaged in (b"", b"garbage", whole[:-1], whole[:40], b"\0" * len(whole)):
+        kept.write_bytes(damaged)
+        assert answer() == "[2, 1]\n"
+        assert kept.read_bytes()[32:] and code_cache.read(kept) is not None
+    kept.unlink()
+    kept.mkdir()
+    (kept.parent / "stranger").write_bytes(os.urandom(100))
+    assert answer() == "[2, 1]\n"
+    assert kept.is_file()
+
+
+def test_what_is_kept_is_not_read_through_a_link_or_when_others_could_write_it(tmp_path: Path) -> None:
+    path, link = tmp_path / "code", tmp_path / "link"
+    code_cache.write(path, b"data")
+    link.symlink_to(path)
+    assert code_cache.read(path) == b"data"
+    assert code_cache.read(link) is None
+    path.chmod(0o622)
+    assert code_cache.read(path) is None
+    os.mkfifo(tmp_path / "pipe")
+    assert code_cache.read(tmp_path / "pipe") is None
+
+
+@pytest.mark.parametrize("place", ["base", "inside"])
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_directory_that_others_can_exchange_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: str
+) -> None:
+    name = f"kernels-{code_cache.source_digest()}"
+    base = tmp_path / "first"
+    bad = base if place == "base" else base / name
+    bad.parent.mkdir(exist_ok=True)
+    if kind == "open":
+        bad.mkdir()
+        bad.chmod(0o777)
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        bad.symlink_to(tmp_path / "elsewhere")
+    else:
+        bad.write_text("")
+    monkeypatch.setattr(code_cache, "_candidate_directories", lambda: [base, tmp_path / "second"])
+    assert code_cache.cache_directory() == tmp_path / "second" / name
+
+
+def test_somebody_elses_directory_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_cache, "_candidate_directories", lambda: [tmp_path / "first"])
+    monkeypatch.setattr(code_cache.os, "geteuid", lambda: 4711)
+    (tmp_path / "first").mkdir()
+    assert code_cache.cache_directory() is None
+
+
+def test_directories_are_ours_alone_whatever_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_cache, "_candidate_directories", lambda: [tmp_path / "new"])
+    before = os.umask(0)
+    try:
+        directory = code_cache.cache_directory()
+        assert directory is not None
+        code_cache.write(directory / "code", b"data")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (directory.parent, directory, directory / "code")] == [
+        0o700,
+        0o700,
+        0o600,
+    ]
+
+
+def test_directories_of_older_sources_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_cache, "_candidate_directories", lambda: [tmp_path])
+    for age in range(12):
+        old = tmp_path / f"kernels-{age:016x}"
+        old.mkdir()
+        (old / "code").write_bytes(b"")
+        os.utime(old, (1e9 - age, 1e9 - age))
+    (tmp_path / "mine").mkdir()
+    code_cache.cache_directory()
+    left = {path.name for path in tmp_path.iterdir()}
+    kept = {f"kernels-{age:016x}" for age in range(code_cache.KEPT)}
+    assert left == kept | {"mine", f"kernels-{code_cache.source_digest()}"}
+
+
+def test_a_full_disk_is_a_line_and_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(code_cache.tempfile, "mkstemp", full)
+    code_cache.write(tmp_path / "code", b"data")
+    assert "No space left" in caplog.text
+
+
+def test_a_record_is_read_as_the_tuple_that_it_is() -> None:
+    @compile_module.kernel
+    def total(pair: Pair, rows: int) -> int:
+        value = 0
+        for row in range(rows):
+            value += pair.weights[row] * np.int64(pair.table[row, 1])
+            pair.weights[row] = value
+        return value
+
+    pair = Pair(np.array([1, 2, 3]), np.array([[0, 4], [0, 5], [0, 6]], np.int8))
+    assert total(pair, 3) == 32
+    assert pair.weights.tolist() == [4, 14, 32]
+    assert total(pair._replace(table=pair.table[::-1]), 3) == 4 * 6 + 14 * 5 + 32 * 4
+    assert compile_module.reference_count_calls(total) == 0
+
+
+def test_the_names_of_types_can_be_read_back() -> None:
+    from numba import typeof
+    from numba.core import types
+
+    pair = Pair(np.zeros(3, np.int64), np.zeros((3, 2), np.int8)[::-1])
+    read_only = np.zeros(2)
+    read_only.flags.writeable = False
+    for value in (1, 1.5, True, np.zeros(2, np.bool_), np.zeros((2, 3), np.uint32).T, read_only, pair, (pair, pair)):
+        assert dispatch.type_of(dispatch.code(typeof(value))) == typeof(value)
+    assert dispatch.type_of(dispatch.code(types.Omitted(1e-6))) == types.Omitted(1e-6)

@@ -1,0 +1,262 @@
+"""From a Python function to machine code: one optimisation for everything that an entry point calls.
+
+Numba compiles every function that another one calls to machine code of its own, optimises it, and optimises it again in
+each caller. Here a function called by a compiled one is only translated to LLVM's language (its *body*, once in a
+process, without the wrapper that Python would call). An *entry*, a function that Python calls, is linked with all bodies
+below it and optimised once; its machine code is what :mod:`workbench.kernels.code_cache` keeps.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import hashlib
+import importlib
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba.core import compiler, config, serialize, sigutils, types
+from numba.core.codegen import CPUCodeLibrary, JITCodeLibrary
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.dispatcher import OmittedArg
+from numba.core.errors import NumbaError
+from numba.core.registry import CPUDispatcher
+from numba.np.numpy_support import from_dtype
+
+from workbench.kernels import code_cache
+from workbench.kernels.records import Record, mark_pointers
+
+logger = logging.getLogger(__name__)
+
+
+class _Library(JITCodeLibrary):  # type: ignore[misc]  # Numba is untyped
+    """Code of one function; bodies linked into it bring along what they call."""
+
+    def add_ir_module(self, module: Any) -> None:
+        for function in module.functions:
+            if not function.is_declaration:
+                mark_pointers(function, self._codegen.target_data)
+        super().add_ir_module(module)
+
+    def _linked(self) -> list[CPUCodeLibrary]:
+        """Every library below this one, callers before what they call: LLVM takes only what is asked for by then."""
+        order: list[CPUCodeLibrary] = []
+        seen = {self}
+
+        def visit(library: CPUCodeLibrary) -> None:
+            for below in library._linking_libraries if isinstance(library, _Library) else ():
+                if below not in seen:
+                    seen.add(below)
+                    visit(below)
+            order.append(library)
+
+        visit(self)
+        return order[-2::-1]
+
+
+class _Body(_Library):
+    """A function as LLVM's language only: neither optimised as a whole nor made executable."""
+
+    def finalize(self) -> None:
+        self._raise_if_finalized()
+        self._finalized = True
+
+
+class _Entry(_Library):
+    def finalize(self) -> None:
+        self._raise_if_finalized()
+        for library in self._linked():
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._optimize_final_module()
+        self._final_module.verify()
+        self._finalize_final_module()
+
+
+class _EntryWithoutReferences(_Entry):
+    def _optimize_final_module(self) -> None:
+        """Once: Numba's first round is there to find reference counts that cancel."""
+        manager, builder = self._codegen._module_pass_manager()
+        manager.run(self._final_module, builder)
+
+
+COMPILED = not config.DISABLE_JIT
+"""False where kernels run as plain Python."""
+
+
+def _nothing(name: str) -> None:
+    pass
+
+
+before_compiling: Callable[[str], None] = _nothing
+"""Called with the name of an entry that Python calls and that is kept nowhere (:mod:`workbench.kernels.warm` sets it)."""
+
+
+def code(argument: Any) -> str:
+    """Short text for the type of an argument: i8, f8, b1 and so on, i8:2C for an array, a record by its class."""
+    if isinstance(argument, types.Array):
+        kind = np.dtype(str(argument.dtype)).str[1:]
+        return f"{kind}:{argument.ndim}{argument.layout}{'' if argument.mutable else 'r'}"
+    if isinstance(argument, Record):
+        made = argument.tuple_type.instance_class
+        return f"{made.__module__}.{made.__qualname__}({','.join(code(field) for field in argument.tuple_type.types)})"
+    if isinstance(argument, types.UniTuple):
+        return f"{argument.count}*{code(argument.dtype)}"
+    if isinstance(argument, types.Omitted):
+        return f"={argument.value!r}"
+    return np.dtype(str(argument)).str[1:]
+
+
+def type_of(text: str) -> Any:
+    """The type that :func:`code` wrote."""
+    if text.startswith("="):
+        return types.Omitted(ast.literal_eval(text[1:]))
+    if "*" in text and text.split("*")[0].isdigit():
+        count, _, rest = text.partition("*")
+        return types.UniTuple(type_of(rest), int(count))
+    if text.endswith(")"):
+        name, _, fields = text[:-1].partition("(")
+        module, _, made = name.rpartition(".")
+        named_tuple = getattr(importlib.import_module(module), made)
+        return Record(types.NamedTuple([type_of(field) for field in fields.split(",")], named_tuple))
+    kind, _, shape = text.partition(":")
+    scalar = from_dtype(np.dtype(kind))
+    return types.Array(scalar, int(shape[0]), shape[1], readonly=shape[2:] == "r") if shape else scalar
+
+
+def path_of(kernel: str, signature: tuple[str, ...]) -> Path | None:
+    """File that keeps the machine code of a kernel, named without ``workbench.kernels``, for types given as codes."""
+    directory = code_cache.cache_directory()
+    key = repr((signature, CPUDispatcher.targetdescr.target_context.codegen().magic_tuple()))
+    return None if directory is None else directory / f"{kernel}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def compile_entry(kernel: str, signature: tuple[str, ...]) -> None:
+    """Compile a kernel of that name for these types and keep it; one that there is no more is passed over."""
+    module, _, name = f"workbench.kernels.{kernel}".rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        function.entry(tuple(type_of(text) for text in signature))
+    except (ImportError, AttributeError, NumbaError) as error:
+        logger.warning("%s was not compiled: %s", kernel, error)
+
+
+def _widened(argument: Any) -> Any:
+    argument = types.unliteral(argument)
+    if isinstance(argument, types.Integer) and argument.signed:
+        return types.int64
+    return argument
+
+
+class Kernel(CPUDispatcher):  # type: ignore[misc]
+    """A function that Python and other kernels call; :mod:`workbench.kernels.compile` makes them."""
+
+    def __init__(self, function: Callable[..., object], **options: object) -> None:
+        super().__init__(py_func=function, targetoptions={"nopython": True, "nogil": True, **options})
+        self._bodies: dict[tuple[Any, ...], Any] = {}
+
+    # What Python calls.
+
+    @global_compiler_lock  # type: ignore[misc]
+    def _compile_for_args(self, *values: Any, **names: Any) -> Any:
+        """Numba's dispatcher asks for the machine code for values of types that it sees for the first time."""
+        signature = tuple(
+            types.Omitted(value.value) if isinstance(value, OmittedArg) else self.typeof_pyval(value)
+            for value in values
+        )
+        self._types_active_call.clear()
+        return self.entry(signature)
+
+    def entry(self, signature: tuple[Any, ...]) -> Any:
+        """Machine code for arguments of these types: kept by an earlier process, or compiled now and kept."""
+        if signature not in self.overloads:
+            self.add_overload(self._load_or_compile(signature))
+        return self.overloads[signature].entry_point
+
+    @property
+    def name(self) -> str:
+        """Module below ``workbench.kernels`` and name of the function."""
+        return f"{self.py_func.__module__.removeprefix('workbench.kernels.')}.{self.py_func.__qualname__}"
+
+    def _load_or_compile(self, signature: tuple[Any, ...]) -> Any:
+        codes = tuple(code(argument) for argument in signature)
+        path = path_of(self.name, codes)
+        if path is None:
+            return self._compile_entry(signature)
+        result = self._load(path)
+        if result is None:
+            before_compiling(self.name)
+            with code_cache.only_one(path) as first:
+                result = self._load(path)  # another process was quicker
+                if result is None:
+                    result = self._compile_entry(signature)
+                    if first:
+                        code_cache.write(path, serialize.dumps((self.name, codes, result._reduce())))
+        return result
+
+    def _load(self, path: Path) -> Any:
+        data = code_cache.read(path)
+        if data is None:
+            return None
+        try:
+            return compiler.CompileResult._rebuild(self.targetctx, *pickle.loads(data)[2])
+        except Exception as error:
+            logger.warning("%s is compiled anew: what was kept cannot be loaded (%s)", self.name, error)
+            return None
+
+    def _compile_entry(self, signature: tuple[Any, ...]) -> Any:
+        self._compilation_chain_init_hook()
+        self.targetctx.refresh()
+        flags = self._flags()
+        flags.no_cfunc_wrapper = True
+        kind = _Entry if flags.nrt else _EntryWithoutReferences
+        collecting = gc.isenabled()
+        gc.disable()  # a compiler makes many objects and little garbage
+        try:
+            return self._compiled(signature, flags, kind)
+        finally:
+            if collecting:
+                gc.enable()
+
+    # What other kernels call.
+
+    def get_call_template(self, arguments: Any, names: Any) -> Any:
+        """A body serves every constant and every width: few of them, and LLVM puts constants in where it inlines."""
+        _, arguments = self._compiler.fold_argument_types(arguments, names)
+        return super().get_call_template(tuple(_widened(argument) for argument in arguments), {})
+
+    def compile(self, signature: Any) -> Any:
+        arguments, _ = sigutils.normalize_signature(signature)
+        arguments = tuple(arguments)
+        if arguments not in self._bodies:
+            flags = self._flags()
+            flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
+            result = self._compiled(arguments, flags, _Body)
+            result = result._replace(entry_point=(self, arguments))
+            self.targetctx.insert_user_function(result.entry_point, result.fndesc, [result.library])
+            self._bodies[arguments] = result
+        return self._bodies[arguments].entry_point
+
+    def get_overload(self, signature: Any) -> Any:
+        arguments, _ = sigutils.normalize_signature(signature)
+        return self._bodies[tuple(arguments)].entry_point
+
+    @property
+    def nopython_signatures(self) -> list[Any]:
+        return [result.signature for result in self._bodies.values()]
+
+    def _flags(self) -> Any:
+        flags = compiler.Flags()
+        self.targetdescr.options.parse_as_flags(flags, self.targetoptions)
+        return flags
+
+    def _compiled(self, arguments: tuple[Any, ...], flags: Any, kind: type[_Library]) -> Any:
+        library = kind(self.targetctx.codegen(), self.py_func.__qualname__)
+        library.enable_object_caching()
+        return compiler.compile_extra(
+            self.typingctx, self.targetctx, self.py_func, args=arguments, return_type=None, flags=flags, locals={},
+            library=library,
+        )  # fmt: skip
