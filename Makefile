@@ -27,6 +27,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	  cp requirements.lock $(VENV)/requirements.lock; }
 	$(INSTALL) --no-build-isolation -e .
 	$(BIN)/python -m pip check
+	$(BIN)/python -m workbench.kernels.warm
 	touch $@
 
 # The main job: where does every page of a guest land on a real host? Ends with the report's path and a table.

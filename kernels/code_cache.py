@@ -38,11 +38,17 @@ PATIENCE = 120.0
 """Seconds to wait for another process that compiles the same entry."""
 
 
+WITHOUT_CODE = ("first_use.py", "warm.py")
+"""Sources that no machine code depends on."""
+
+
 @functools.cache
 def source_digest() -> str:
     """Hexadecimal digest of all kernel sources, Numba's version and the compile-time switches."""
     digest = hashlib.sha256(f"{numba.__version__} {config.BOUNDSCHECK}".encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
+        if path.name in WITHOUT_CODE:
+            continue
         digest.update(path.relative_to(Path(__file__).parent).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -14,7 +14,7 @@ Per-CPU free lists are not modelled here: they move the page at which a zone is 
 (:mod:`workbench.kernels.pcp` models them). The same code serves hugetlb pools and PFN ranges: a pool is a zone with marks of 0,
 counted in its own page size.
 
-Requests are rows of a table, one for each pair of task and policy in use:
+Requests are rows of a table (:class:`Requests`), one for each pair of task and policy in use:
 
 =============== ============================ =====================================================================
 ``kind``        int64 (requests,)            START, INTERLEAVE or WEIGHTED
@@ -26,15 +26,15 @@ Requests are rows of a table, one for each pair of task and policy in use:
 ``index_base``  int64 (requests,)            -1: the task's rotation decides; else ilx = index_base + page (tmpfs)
 =============== ============================ =====================================================================
 
-Zones: ``free`` int64 (zones,) pages; ``marks`` int64 (2, zones), low and min watermark, each plus lowmem_reserve;
-``zone_node`` int64 (zones,); ``zonelists`` int64 (nodes, zones + 1) from :func:`workbench.kernels.zonelist.zonelists`.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import kernel, record
 from workbench.kernels.mempolicy import (
     interleave_next,
     interleave_nid,
@@ -51,48 +51,77 @@ PIECE, IN_PIECE, ALLOCATIONS, TILES = 0, 1, 2, 3
 """Fields of the ``progress`` array: current piece, pages of it done, rows and tile entries written."""
 
 
+@record
+class Requests(NamedTuple):
+    """The request table, see above."""
+
+    kind: np.ndarray
+    start: np.ndarray
+    nodes: np.ndarray
+    filters: np.ndarray
+    passes: np.ndarray
+    task: np.ndarray
+    index_base: np.ndarray
+
+
+@record
+class Zones(NamedTuple):
+    """Where pages are: zones of a kernel, pools of huge pages or PFN ranges."""
+
+    free: np.ndarray
+    """int64 (zones,), pages; reduced by what is placed."""
+    marks: np.ndarray
+    """int64 (2, zones), low and min watermark, each plus lowmem_reserve."""
+    zone_node: np.ndarray
+    """int64 (zones,)."""
+    zonelists: np.ndarray
+    """int64 (nodes, zones + 1) from :func:`workbench.kernels.zonelist.zonelists`."""
+
+
+@record
+class Interleaving(NamedTuple):
+    """What turns."""
+
+    rotations: np.ndarray
+    """int64 (tasks, 2), [il_prev, il_weight] of each task; advanced."""
+    weights: np.ndarray
+    """int64 (nodes,), interleave weights, 1..255."""
+
+
+@record
+class Output(NamedTuple):
+    """Where :func:`place_pieces` is, what it has written, and its working space."""
+
+    progress: np.ndarray
+    """int64 (4,), zero at the first call; carries on after NEEDS_ROOM."""
+    allocations: np.ndarray
+    """int64 (rows, 5), receives: first page touched, pages, step, tile offset, period."""
+    tiles: np.ndarray
+    """int16 (entries,), receives the zones of one period in the order they are touched."""
+    cycle: np.ndarray
+    """int64 (at least the sum of weights and of nodes,), working space."""
+    target: np.ndarray
+    """int64 (nodes,), working space."""
+    taken: np.ndarray
+    """int64 (zones,), working space."""
+
+
 @kernel
-def place_pieces(
-    pieces: np.ndarray,
-    kind: np.ndarray,
-    start: np.ndarray,
-    nodes: np.ndarray,
-    filters: np.ndarray,
-    passes: np.ndarray,
-    task: np.ndarray,
-    index_base: np.ndarray,
-    rotations: np.ndarray,
-    weights: np.ndarray,
-    free: np.ndarray,
-    marks: np.ndarray,
-    zone_node: np.ndarray,
-    zonelists: np.ndarray,
-    cycle: np.ndarray,
-    target: np.ndarray,
-    taken: np.ndarray,
-    progress: np.ndarray,
-    allocations: np.ndarray,
-    tiles: np.ndarray,
-) -> int:
+def place_pieces(pieces: np.ndarray, requests: Requests, turns: Interleaving, zones: Zones, output: Output) -> int:
     """Place runs of absent pages in the order they are touched.
 
     Parameters
     ----------
     pieces : int64 (pieces, 4): first page, pages, step (+1 or -1), request
-    kind ... index_base : the request table (module docstring)
-    rotations : int64 (tasks, 2), [il_prev, il_weight] of each task; advanced
-    weights : int64 (nodes,), interleave weights, 1..255
-    free, marks, zone_node, zonelists : the zones (module docstring); ``free`` is reduced
-    cycle : int64 (at least the sum of weights and of nodes,), working space
-    target, taken : int64 (nodes,), int64 (zones,), working space
-    progress : int64 (4,), zero at the first call; carries on after NEEDS_ROOM
-    allocations : int64 (rows, 5), receives: first page touched, pages, step, tile offset, period
-    tiles : int16 (entries,), receives the zones of one period in the order they are touched
+    requests, turns, zones, output : see there
 
     Returns
     -------
-    DONE, NEEDS_ROOM (grow ``allocations`` or ``tiles`` and call again) or OUT_OF_MEMORY (``progress`` says where).
+    DONE, NEEDS_ROOM (give it longer ``allocations`` or ``tiles`` and call again) or OUT_OF_MEMORY (``progress`` says where).
     """
+    progress, allocations, tiles = output.progress, output.allocations, output.tiles
+    cycle, target, taken = output.cycle, output.target, output.taken
+    free, weights = zones.free, turns.weights
     while progress[PIECE] < pieces.shape[0]:
         piece = progress[PIECE]
         request = pieces[piece, 3]
@@ -103,30 +132,31 @@ def place_pieces(
             progress[IN_PIECE] = 0
             continue
         page = pieces[piece, 0] + step * progress[IN_PIECE]
-        rotation = rotations[task[request]]
+        rotation = turns.rotations[requests.task[request]]
         leftover = (
-            kind[request] == WEIGHTED and index_base[request] < 0 and rotation[1] > 0 and nodes[request, rotation[0]]
+            requests.kind[request] == WEIGHTED
+            and requests.index_base[request] < 0
+            and rotation[1] > 0
+            and requests.nodes[request, rotation[0]]
         )
         if leftover:
             remaining = min(remaining, rotation[1])
-        period = _fill_cycle(
-            cycle, request, kind, start, nodes, index_base, rotation, weights, page, step, remaining, leftover
-        )
+        period = _fill_cycle(cycle, requests, request, rotation, weights, page, step, remaining, leftover)
         length = min(period, remaining)
         if progress[ALLOCATIONS] == allocations.shape[0] or progress[TILES] + length > tiles.shape[0]:
             return NEEDS_ROOM
 
-        level = _eligible_level(zonelists, cycle[0], filters[request], passes[request], zone_node, free, marks)
+        level = _eligible_level(zones, cycle[0], requests, request)
         if level < 0:
             return OUT_OF_MEMORY
-        allowed = filters[request, level // 2]
-        mark = marks[level % 2]
+        allowed = requests.filters[request, level // 2]
+        mark = zones.marks[level % 2]
         target[:] = -1
         taken[:] = 0
         for position in range(length):
             node = cycle[position]
             if target[node] < 0:
-                target[node] = _first_zone(zonelists, node, allowed, zone_node, free, mark)
+                target[node] = _first_zone(zones, node, allowed, mark)
             taken[target[node]] += 1
 
         cycles = remaining // period
@@ -145,7 +175,7 @@ def place_pieces(
             tiles[offset + position] = target[cycle[position]]
         for zone in range(taken.shape[0]):
             free[zone] -= taken[zone] * cycles
-        _advance(rotation, request, kind, index_base, weights, cycle, (count - 1) % period, count, leftover)
+        _advance(rotation, requests, request, weights, cycle, (count - 1) % period, count, leftover)
 
         row = progress[ALLOCATIONS]
         allocations[row, 0] = page
@@ -162,20 +192,10 @@ def place_pieces(
 @kernel
 def place_list(
     pages: np.ndarray,
-    requests: np.ndarray,
-    kind: np.ndarray,
-    start: np.ndarray,
-    nodes: np.ndarray,
-    filters: np.ndarray,
-    passes: np.ndarray,
-    task: np.ndarray,
-    index_base: np.ndarray,
-    rotations: np.ndarray,
-    weights: np.ndarray,
-    free: np.ndarray,
-    marks: np.ndarray,
-    zone_node: np.ndarray,
-    zonelists: np.ndarray,
+    asked: np.ndarray,
+    requests: Requests,
+    turns: Interleaving,
+    zones: Zones,
     cached: np.ndarray,
     out: np.ndarray,
 ) -> int:
@@ -184,26 +204,27 @@ def place_list(
     Parameters
     ----------
     pages : int64 (n,), page indices in the order they are touched
-    requests : int64 (n,), the request of each
+    asked : int64 (n,), the request of each
+    requests, turns, zones : see there
     cached : int64 (requests, nodes), working space: the zone a start node leads to, until a zone reaches a mark
     out : int16 (n,), receives the zone of each
-
-    The other parameters are those of :func:`place_pieces`.
 
     Returns
     -------
     Number of pages placed; less than ``n`` means that the next one found no memory.
     """
+    free, marks = zones.free, zones.marks
     cached[:, :] = -1
     for position in range(pages.shape[0]):
-        request = requests[position]
-        node = _choose_node(request, pages[position], kind, start, nodes, index_base, rotations[task[request]], weights)
+        request = asked[position]
+        rotation = turns.rotations[requests.task[request]]
+        node = _choose_node(requests, request, pages[position], rotation, turns.weights)
         zone = cached[request, node]
         if zone < 0:
-            level = _eligible_level(zonelists, node, filters[request], passes[request], zone_node, free, marks)
+            level = _eligible_level(zones, node, requests, request)
             if level < 0:
                 return position
-            zone = _first_zone(zonelists, node, filters[request, level // 2], zone_node, free, marks[level % 2])
+            zone = _first_zone(zones, node, requests.filters[request, level // 2], marks[level % 2])
             cached[request, node] = zone
         free[zone] -= 1
         if free[zone] == marks[0, zone] or free[zone] <= marks[1, zone]:
@@ -213,58 +234,39 @@ def place_list(
 
 
 @kernel
-def _choose_node(
-    request: int,
-    page: int,
-    kind: np.ndarray,
-    start: np.ndarray,
-    nodes: np.ndarray,
-    index_base: np.ndarray,
-    rotation: np.ndarray,
-    weights: np.ndarray,
-) -> int:
-    if kind[request] == START:
-        return start[request]
-    mask = nodes[request]
-    if index_base[request] >= 0:
-        ilx = index_base[request] + page
-        if kind[request] == INTERLEAVE:
+def _choose_node(requests: Requests, request: int, page: int, rotation: np.ndarray, weights: np.ndarray) -> int:
+    if requests.kind[request] == START:
+        return requests.start[request]
+    mask = requests.nodes[request]
+    if requests.index_base[request] >= 0:
+        ilx = requests.index_base[request] + page
+        if requests.kind[request] == INTERLEAVE:
             return interleave_nid(ilx, mask)
         return weighted_interleave_nid(ilx, mask, weights)
-    if kind[request] == INTERLEAVE:
+    if requests.kind[request] == INTERLEAVE:
         return interleave_next(rotation, mask)
     return weighted_interleave_next(rotation, mask, weights)
 
 
 @kernel
-def _eligible_level(
-    zonelists: np.ndarray,
-    node: int,
-    filters: np.ndarray,
-    passes: int,
-    zone_node: np.ndarray,
-    free: np.ndarray,
-    marks: np.ndarray,
-) -> int:
+def _eligible_level(zones: Zones, node: int, requests: Requests, request: int) -> int:
     """First of: pass 0 low, pass 0 min, pass 1 low, pass 1 min at which a zone gives a page; -1 if none.
 
     All zonelists hold the same zones in different orders, so the level does not depend on the start node.
     """
-    for level in range(2 * passes):
-        if _first_zone(zonelists, node, filters[level // 2], zone_node, free, marks[level % 2]) >= 0:
+    for level in range(2 * requests.passes[request]):
+        if _first_zone(zones, node, requests.filters[request, level // 2], zones.marks[level % 2]) >= 0:
             return level
     return -1
 
 
 @kernel
-def _first_zone(
-    zonelists: np.ndarray, node: int, allowed: np.ndarray, zone_node: np.ndarray, free: np.ndarray, mark: np.ndarray
-) -> int:
-    for position in range(zonelists.shape[1]):
-        zone = zonelists[node, position]
+def _first_zone(zones: Zones, node: int, allowed: np.ndarray, mark: np.ndarray) -> int:
+    for position in range(zones.zonelists.shape[1]):
+        zone = zones.zonelists[node, position]
         if zone < 0:
             return -1
-        if allowed[zone_node[zone]] and free[zone] > mark[zone]:
+        if allowed[zones.zone_node[zone]] and zones.free[zone] > mark[zone]:
             return zone
     return -1
 
@@ -272,11 +274,8 @@ def _first_zone(
 @kernel
 def _fill_cycle(
     cycle: np.ndarray,
+    requests: Requests,
     request: int,
-    kind: np.ndarray,
-    start: np.ndarray,
-    nodes: np.ndarray,
-    index_base: np.ndarray,
     rotation: np.ndarray,
     weights: np.ndarray,
     page: int,
@@ -289,23 +288,24 @@ def _fill_cycle(
     At most ``remaining`` entries are written. ``leftover``: the node that still has il_weight pages is served first,
     as a stretch of its own, because after a change of weights or of policy it does not belong to the period.
     """
-    if kind[request] == START:
-        cycle[0] = start[request]
+    if requests.kind[request] == START:
+        cycle[0] = requests.start[request]
         return 1
     if leftover:
         for position in range(min(rotation[1], remaining)):
             cycle[position] = rotation[0]
         return rotation[1]
-    mask = nodes[request]
+    weighted = requests.kind[request] == WEIGHTED
+    mask = requests.nodes[request]
     period = 0
     for node in range(mask.shape[0]):
         if mask[node]:
-            period += weights[node] if kind[request] == WEIGHTED else 1
+            period += weights[node] if weighted else 1
     length = min(period, remaining)
-    if index_base[request] >= 0:
-        ilx = (index_base[request] + page) % period
+    if requests.index_base[request] >= 0:
+        ilx = (requests.index_base[request] + page) % period
         for position in range(length):
-            if kind[request] == WEIGHTED:
+            if weighted:
                 cycle[position] = weighted_interleave_nid(ilx, mask, weights)
             else:
                 cycle[position] = interleave_nid(ilx, mask)
@@ -314,7 +314,7 @@ def _fill_cycle(
     node, position = rotation[0], 0
     while position < length:
         node = next_node_in(node, mask)
-        run = weights[node] if kind[request] == WEIGHTED else 1
+        run = weights[node] if weighted else 1
         for _ in range(min(run, length - position)):
             cycle[position] = node
             position += 1
@@ -338,9 +338,8 @@ def _prefix_until_mark(
 @kernel
 def _advance(
     rotation: np.ndarray,
+    requests: Requests,
     request: int,
-    kind: np.ndarray,
-    index_base: np.ndarray,
     weights: np.ndarray,
     cycle: np.ndarray,
     last: int,
@@ -348,14 +347,14 @@ def _advance(
     leftover: bool,
 ) -> None:
     """Move the task's rotation past ``count`` pages, the last of which was entry ``last`` of the cycle."""
-    if kind[request] == START or index_base[request] >= 0:
+    if requests.kind[request] == START or requests.index_base[request] >= 0:
         return
     if leftover:
         rotation[1] -= count
         return
     node = cycle[last]
     rotation[0] = node
-    if kind[request] == WEIGHTED:
+    if requests.kind[request] == WEIGHTED:
         used = 1
         while used <= last and cycle[last - used] == node:
             used += 1

@@ -15,20 +15,17 @@ Guest offsets follow the order in which it gets its memory.
 
 ``events`` is int64 (n, 3) in order of time: machine, pages it wants (0: it leaves), node it starts at.
 ``order_of_nodes`` is int64 (nodes, nodes), fallback order of each node, -1 filled.
-``sample_at`` is int64 (s,), ascending: after these events a row of ``samples``, int64 (s, :data:`FIELDS`), is written:
-the running counts, then the state of free memory.
-``vms`` is int64 (machines, :data:`VM_FIELDS`): what each machine holds; ``vms[:, VM_FIRST]`` is -1 at the start.
-``ranges`` is int64 (rows, :data:`ROW_FIELDS`), one row for each extent held; ``pool`` int64 (2,) = [0, -1] at the start:
-rows used so far, head of the list of rows given back.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 from workbench.kernels import buddy, pfn_range
 from workbench.kernels.buddy import Buddy
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_kernel, kernel, record
 from workbench.kernels.pfn_range import NEEDS_ROOM, OK, ONE
 
 ARRIVED, REFUSED, GIVEN, RETURNED = 0, 1, 2, 3
@@ -50,6 +47,43 @@ BUDDY_ORDERS = (10, 9, 0)
 """Orders in which a machine's memory is asked for."""
 BUDDIES = 8
 """The tuple of buddy systems is padded with empty ones to a multiple of this: each length is compiled anew."""
+
+
+@record
+class Held(NamedTuple):
+    """What machines hold."""
+
+    ranges: np.ndarray
+    """int64 (rows, :data:`ROW_FIELDS`), one row for each extent held."""
+    pool: np.ndarray
+    """int64 (2,) = [0, -1] at the start: rows used so far, head of the list of rows given back."""
+    vms: np.ndarray
+    """int64 (machines, :data:`VM_FIELDS`), what each machine holds; ``vms[:, VM_FIRST]`` is -1 at the start."""
+    scratch: np.ndarray
+    """int64 (rows, 2), working space."""
+
+
+@record
+class Sampling(NamedTuple):
+    """What is counted."""
+
+    at: np.ndarray
+    """int64 (s,), ascending: after these events a row of ``samples`` is written."""
+    samples: np.ndarray
+    """int64 (s, :data:`FIELDS`): the running counts, then the state of free memory."""
+    counts: np.ndarray
+    """int64 (COUNTS,), zero at the start."""
+
+
+@record
+class FreeRanges(NamedTuple):
+    """State of the PFN range allocator (:mod:`workbench.kernels.pfn_range`): ranges, or blocks for its fit BUDDY."""
+
+    start: np.ndarray
+    end: np.ndarray
+    count: np.ndarray
+    blocks: np.ndarray
+    blocks_count: np.ndarray
 
 
 @inlined_kernel
@@ -179,36 +213,29 @@ def churn_ranges(
     fit: int,
     units: np.ndarray,
     strict: bool,
-    start: np.ndarray,
-    end: np.ndarray,
-    count: np.ndarray,
-    blocks: np.ndarray,
-    blocks_count: np.ndarray,
-    ranges: np.ndarray,
-    pool: np.ndarray,
-    vms: np.ndarray,
-    scratch: np.ndarray,
-    sample_at: np.ndarray,
-    samples: np.ndarray,
-    counts: np.ndarray,
+    memory: FreeRanges,
+    held: Held,
+    sampling: Sampling,
 ) -> int:
     """Carry out ``events`` with the PFN range allocator.
 
     Parameters
     ----------
-    events, order_of_nodes, ranges, pool, vms, sample_at, samples : module docstring
+    events, order_of_nodes : module docstring
     fit : FIRST_FIT, BEST_FIT or BUDDY
     units : int64 (u,), pages, descending powers of two, the sizes of blocks (module docstring); every size in ``events``
         is a multiple of the last
     strict : turn a machine away rather than take in smaller blocks what could be in larger ones
-    start, end, count, blocks, blocks_count : the allocators' state (:mod:`workbench.kernels.pfn_range`); one of the two is used
-    scratch : int64 (rows, 2), working space
-    counts : int64 (COUNTS,), zero at the start
+    memory, held, sampling : see there
 
     Returns
     -------
     OK, NEEDS_ROOM, or NOT_ALLOCATED if the bookkeeping is broken.
     """
+    start, end, count = memory.start, memory.end, memory.count
+    blocks, blocks_count = memory.blocks, memory.blocks_count
+    ranges, pool, vms, scratch = held.ranges, held.pool, held.vms, held.scratch
+    sample_at, samples, counts = sampling.at, sampling.samples, sampling.counts
     room = counts[PAGES]
     for node in range(order_of_nodes.shape[0]):
         if fit == pfn_range.BUDDY:
@@ -255,21 +282,14 @@ def churn_ranges(
                 row = _recycle(ranges, pool, counts, row)
             _forget(vm)
         if sample < np.uint64(sample_at.shape[0]) and sample_at[sample] == number:
-            _sample_ranges(fit, start, end, count, blocks_count, counts, samples[sample])
+            _sample_ranges(fit, memory, counts, samples[sample])
             sample += ONE
     return OK
 
 
 @kernel
-def _sample_ranges(
-    fit: int,
-    start: np.ndarray,
-    end: np.ndarray,
-    count: np.ndarray,
-    blocks_count: np.ndarray,
-    counts: np.ndarray,
-    out: np.ndarray,
-) -> None:
+def _sample_ranges(fit: int, memory: FreeRanges, counts: np.ndarray, out: np.ndarray) -> None:
+    start, end, count, blocks_count = memory.start, memory.end, memory.count, memory.blocks_count
     _start_sample(counts, out)
     for node in range(count.shape[0]):
         if fit == pfn_range.BUDDY:
@@ -295,13 +315,8 @@ def churn_buddy(
     events: np.ndarray,
     order_of_nodes: np.ndarray,
     buddies: tuple[Buddy, ...],
-    ranges: np.ndarray,
-    pool: np.ndarray,
-    vms: np.ndarray,
-    scratch: np.ndarray,
-    sample_at: np.ndarray,
-    samples: np.ndarray,
-    counts: np.ndarray,
+    held: Held,
+    sampling: Sampling,
     order_counts: np.ndarray,
 ) -> int:
     """Carry out ``events`` with the kernel's buddy allocator, one per node, each with one zone.
@@ -311,11 +326,12 @@ def churn_buddy(
     Parameters
     ----------
     buddies : one for each node, padded (:data:`BUDDIES`); page numbers count from the node's start
-    scratch : int64 (rows, 2), working space
     order_counts : int64 (2, 3), receives for each of BUDDY_ORDERS: pages handed out, blocks that no node had
 
     The others are those of :func:`churn_ranges`. Returns OK or NEEDS_ROOM.
     """
+    ranges, pool, vms = held.ranges, held.pool, held.vms
+    sample_at, samples, counts = sampling.at, sampling.samples, sampling.counts
     room = counts[PAGES]
     for node in range(order_of_nodes.shape[0]):
         room += buddies[node].free_pages[0]
@@ -334,9 +350,7 @@ def churn_buddy(
                         node = fallback[np.uint64(position)]
                         if node < 0 or left >> order == 0:
                             break
-                        taken = _take_blocks(
-                            buddies[node], order, left >> order, ranges, pool, vm, scratch, counts, node, event[2]
-                        )
+                        taken = _take_blocks(buddies[node], order, left >> order, held, vm, counts, node, event[2])
                         if taken < 0:
                             return NEEDS_ROOM
                         left -= taken
@@ -364,15 +378,14 @@ def _take_blocks(
     zone: Buddy,
     order: int,
     wanted: int,
-    ranges: np.ndarray,
-    pool: np.ndarray,
+    held: Held,
     vm: np.ndarray,
-    scratch: np.ndarray,
     counts: np.ndarray,
     node: int,
     home: int,
 ) -> int:
     """Take up to ``wanted`` blocks from one node for a machine. Returns the pages it got or NEEDS_ROOM."""
+    scratch = held.scratch
     rows = scratch.shape[0] - 1
     progress = scratch[rows]
     progress[0] = 0
@@ -382,7 +395,7 @@ def _take_blocks(
         more = buddy.allocate_extents(zone, 0, order, buddy.UNMOVABLE, False, wanted, scratch[:rows], progress)
         for k in range(progress[0]):
             pfn, pages = scratch[k, 0], scratch[k, 1]
-            if not _hold(ranges, pool, vm, counts, pfn, pages, node, order, home, 1 << order):
+            if not _hold(held.ranges, held.pool, vm, counts, pfn, pages, node, order, home, 1 << order):
                 return NEEDS_ROOM
         progress[0] = 0
     return progress[1] << order
@@ -440,9 +453,7 @@ def churn_hugetlb(
     free: np.ndarray,
     area_free: np.ndarray,
     vms: np.ndarray,
-    sample_at: np.ndarray,
-    samples: np.ndarray,
-    counts: np.ndarray,
+    sampling: Sampling,
 ) -> int:
     """Carry out ``events`` with pools of huge pages of ``page_pages`` pages (a power of two, 512 or 262,144).
 
@@ -452,10 +463,12 @@ def churn_hugetlb(
     head : int64 (nodes,), first free huge page of each node
     free : int64 (nodes,), how many there are
     area_free : int64 (areas of 1 GiB,), free pages in each
+    vms : as in :class:`Held`
 
     Huge page ``k`` starts at pfn ``k * page_pages``; the nodes have equal shares. A machine that wants part of a huge
     page gets a whole one. The others are those of :func:`churn_ranges`. Returns OK.
     """
+    sample_at, samples, counts = sampling.at, sampling.samples, sampling.counts
     sample = np.uint64(0)
     per_node = following.shape[0] // head.shape[0]
     for number in range(events.shape[0]):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import pickle
@@ -170,7 +171,7 @@ def _telling(missing: Sequence[Entry]) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(1.0)
         tell()
 
 
@@ -188,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    importlib.import_module("workbench.kernels.warm").main()  # the one that the dispatcher calls, not a copy of it

@@ -27,12 +27,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from workbench import duck_arrays
 from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SIZE
 from workbench.variables import Schema
 
 if TYPE_CHECKING:
     from workbench.scenario import Scenario
+
+duck_arrays.ask_without_importing()
 
 SCHEMA_VERSION = 1
 

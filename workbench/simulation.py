@@ -13,8 +13,8 @@ import xarray as xr
 from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
-from workbench.design import choose
-from workbench.engine import attributes
+from workbench.design import DESIGNS, choose
+from workbench.engine import attributes, conversions
 from workbench.engine.calls import apply
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import expand
@@ -23,6 +23,7 @@ from workbench.engine.system import System
 from workbench.errnos import errno_name
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.kernels import filemap
+from workbench.kernels.compile import prepare
 from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.units import PAGE_SIZE
 from workbench.variables import Simulation
@@ -77,6 +78,7 @@ def simulate(
     """
     if designs is not None:
         return _under(scenario, designs, progress, cancelled)
+    prepare(kernels_needed(scenario))
     system = System(scenario, cancelled)
     operations = expand(scenario)
     out_of_place = attributes.wanted(scenario)
@@ -108,19 +110,32 @@ def simulate(
     return _dataset(system, log)
 
 
+def kernels_needed(scenario: sc.Scenario) -> list[str]:
+    """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
+    modules = ["zonelist", "placement", "filemap"]
+    if conversions.wanted(scenario):
+        if DESIGNS[scenario.guest.design].store == "pfn map":
+            modules += ["maps.maple", "pfn_range", "light_map"]
+        else:
+            modules += ["folios.run"]
+    return modules
+
+
 def _under(
     scenario: sc.Scenario, designs: Sequence[str], progress: Progress | None, cancelled: Callable[[], bool]
 ) -> xr.Dataset:
     """The same scenario under several designs, along ``design``."""
     choose(designs)
+    runs = [scenario.replace(**{"guest.design": design}) for design in designs]
+    prepare(module for run in runs for module in kernels_needed(run))
     parts: list[xr.Dataset] = []
-    for number, design in enumerate(designs):
+    for number, run in enumerate(runs):
 
         def step(done: int, total: int, before: int = number) -> None:
             if progress is not None:
                 progress(before * total + done, len(designs) * total)
 
-        parts.append(simulate(scenario.replace(**{"guest.design": design}), progress=step, cancelled=cancelled))
+        parts.append(simulate(run, progress=step, cancelled=cancelled))
     shapes = [{name: variable.shape for name, variable in part.data_vars.items()} for part in parts]
     common = [name for name in shapes[0] if all(shape.get(name) == shapes[0][name] for shape in shapes)]
     kept = [name for name in common if "zone" not in parts[0][name].dims]

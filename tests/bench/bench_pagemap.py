@@ -120,8 +120,9 @@ def churn(library: ctypes.CDLL | None) -> list[list[str]]:
 
         def ours() -> None:
             code = kernel.churn_ranges(
-                stream.events, fallback, kind, units, False, *free, ranges, pool, vms, scratch, *no_samples, counts
-            )
+                stream.events, fallback, kind, units, False, kernel.FreeRanges(*free),
+                kernel.Held(ranges, pool, vms, scratch), kernel.Sampling(*no_samples, counts),
+            )  # fmt: skip
             assert code == 0
             outcome["ours"] = counts.copy()
 

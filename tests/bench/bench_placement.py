@@ -70,10 +70,14 @@ class Case:
     def place(self) -> np.ndarray:
         """Place all pieces; the runs of the answer."""
         status = placement.place_pieces(
-            self.pieces, self.kind, self.start, self.nodes, self.filters, self.passes, self.task, self.index_base,
-            self.rotations, WEIGHTS, self.free, self.marks, self.zone_node, self.zonelists, self.cycle, self.target,
-            self.taken, self.progress, self.allocations, self.tiles,
-        )  # fmt: skip
+            self.pieces,
+            placement.Requests(
+                self.kind, self.start, self.nodes, self.filters, self.passes, self.task, self.index_base
+            ),
+            placement.Interleaving(self.rotations, WEIGHTS),
+            placement.Zones(self.free, self.marks, self.zone_node, self.zonelists),
+            placement.Output(self.progress, self.allocations, self.tiles, self.cycle, self.target, self.taken),
+        )
         assert status == placement.DONE
         rows = int(self.progress[placement.ALLOCATIONS])
         runs = self.runs[:rows]

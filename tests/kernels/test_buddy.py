@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from reference.buddy import Zone
 from reference.scale import JIT_DISABLED, examples
 from workbench.kernels import buddy as kernel
+from workbench.kernels import code_cache
 from workbench.kernels import compile as compile_module
 from workbench.kernels.buddy import MAX_BLOCK_PAGES, MOVABLE, NO_PAGE, RECLAIMABLE, UNMOVABLE, Buddy, new_buddy
 
@@ -223,7 +224,7 @@ def test_recount_notices_a_wrong_counter_and_a_wrong_link() -> None:
 
 @pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
 def test_hot_kernels_count_no_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_module, "cache_directory", lambda: None)  # code from the cache cannot be looked at
+    monkeypatch.setattr(code_cache, "cache_directory", lambda: None)  # code from the cache cannot be looked at
     allocate, free, drain = (
         compile_module.kernel(function.py_func)
         for function in (kernel.allocate_blocks, kernel.free_blocks, kernel.allocate_extents)

@@ -57,7 +57,7 @@ def arrays(nodes, weights, zones, lists, tasks, policies):
         for number, allowed in enumerate(policy.filters):
             filters[row, number, list(allowed)] = True
     kinds = {"start": placement.START, "interleave": placement.INTERLEAVE, "weighted": placement.WEIGHTED}
-    requests = (
+    requests = placement.Requests(
         np.array([kinds[p.kind] for p in policies]),
         np.array([p.start for p in policies]),
         masks,
@@ -80,15 +80,21 @@ def arrays(nodes, weights, zones, lists, tasks, policies):
     return requests, state
 
 
+def records(state):
+    return (
+        placement.Interleaving(state["rotations"], state["weights"]),
+        placement.Zones(state["free"], state["marks"], state["zone_node"], state["zonelists"]),
+    )
+
+
 def run_pieces(pieces, requests, state, room=3):
     nodes = state["zonelists"].shape[0]
     progress = np.zeros(4, np.int64)
     allocations, tiles = np.empty((room, 5), np.int64), np.empty(64, np.int16)
     scratch = (np.empty(1024, np.int64), np.empty(nodes, np.int64), np.empty(len(state["free"]), np.int64))
     while True:
-        status = placement.place_pieces(
-            np.array(pieces), *requests, *state.values(), *scratch, progress, allocations, tiles
-        )
+        output = placement.Output(progress, allocations, tiles, *scratch)
+        status = placement.place_pieces(np.array(pieces), requests, *records(state), output)
         if status != placement.NEEDS_ROOM:
             break
         allocations = np.concatenate((allocations, np.empty((room, 5), np.int64)))
@@ -129,8 +135,8 @@ def test_pieces_and_list_agree_with_reference(seed):
     done = placement.place_list(
         np.array([page for page, _ in faults]),
         np.array([policy for _, policy in faults]),
-        *requests,
-        *same_state.values(),
+        requests,
+        *records(same_state),
         cached,
         out,
     )

@@ -51,12 +51,12 @@ class Run:
         self.order_counts = np.zeros((2, 3), np.int64)
 
     @property
-    def extents(self) -> tuple[np.ndarray, ...]:
-        return self.ranges, self.pool, self.vms, self.scratch
+    def held(self) -> kernel.Held:
+        return kernel.Held(self.ranges, self.pool, self.vms, self.scratch)
 
     @property
-    def sampling(self) -> tuple[np.ndarray, ...]:
-        return self.at, self.samples, self.counts
+    def sampling(self) -> kernel.Sampling:
+        return kernel.Sampling(self.at, self.samples, self.counts)
 
 
 def run_ranges(run: Run, kind: str, units: np.ndarray = UNITS, strict: bool = False) -> int:
@@ -68,8 +68,8 @@ def run_ranges(run: Run, kind: str, units: np.ndarray = UNITS, strict: bool = Fa
             pfn_range.buddy_free(blocks, blocks_count, node, node * PER_NODE, PER_NODE)
         else:
             pfn_range.free(start, end, count, node, node * PER_NODE, PER_NODE)
-    state = (start, end, count, blocks, blocks_count)
-    return int(kernel.churn_ranges(run.events, FALLBACK, fit, units, strict, *state, *run.extents, *run.sampling))
+    state = kernel.FreeRanges(start, end, count, blocks, blocks_count)
+    return int(kernel.churn_ranges(run.events, FALLBACK, fit, units, strict, state, run.held, run.sampling))
 
 
 def boot_zones(nodes: int, pages: int) -> tuple[buddy.Buddy, ...]:
@@ -82,7 +82,7 @@ def boot_zones(nodes: int, pages: int) -> tuple[buddy.Buddy, ...]:
 
 def run_buddy(run: Run) -> int:
     zones = boot_zones(NODES, PER_NODE)
-    return int(kernel.churn_buddy(run.events, FALLBACK, zones, *run.extents, *run.sampling, run.order_counts))
+    return int(kernel.churn_buddy(run.events, FALLBACK, zones, run.held, run.sampling, run.order_counts))
 
 
 def run_hugetlb(run: Run, size: int) -> int:
@@ -91,7 +91,7 @@ def run_hugetlb(run: Run, size: int) -> int:
     following[count - 1 :: count] = -1
     head, free = np.arange(NODES) * count, np.full(NODES, count)
     areas = np.array([NODES * PER_NODE])
-    return int(kernel.churn_hugetlb(run.events, FALLBACK, size, following, head, free, areas, run.vms, *run.sampling))
+    return int(kernel.churn_hugetlb(run.events, FALLBACK, size, following, head, free, areas, run.vms, run.sampling))
 
 
 def check(run: Run, host: object, sizes_apart: bool = False, cap: int = 1 << 18) -> None:
@@ -223,9 +223,7 @@ def test_1_gib_areas() -> None:
     area = 1 << 18
     zones = boot_zones(1, 2 * area)
     run = Run(np.array([[0, 1, 0], [1, area, 0]]), 2)
-    code = kernel.churn_buddy(
-        run.events, np.zeros((1, 1), np.int64), zones, *run.extents, *run.sampling, run.order_counts
-    )
+    code = kernel.churn_buddy(run.events, np.zeros((1, 1), np.int64), zones, run.held, run.sampling, run.order_counts)
     assert code == pfn_range.OK
     assert run.samples[0, kernel.AREAS_1G] == area
     assert run.samples[1, kernel.AREAS_1G] == 0
@@ -235,9 +233,9 @@ def test_1_gib_areas() -> None:
     pfn_range.free(start, end, count, 0, 0, 2 * area)
     nothing = (np.zeros((1, 1, 1), np.int64), np.zeros((1, 1), np.int64))
     units = np.array([area, 512, 1])
-    state = (start, end, count, *nothing)
+    state = kernel.FreeRanges(start, end, count, *nothing)
     fallback = np.zeros((1, 1), np.int64)
-    code = kernel.churn_ranges(run.events, fallback, 0, units, False, *state, *run.extents, *run.sampling)
+    code = kernel.churn_ranges(run.events, fallback, 0, units, False, state, run.held, run.sampling)
     assert code == pfn_range.OK
     assert run.samples[0, kernel.AREAS_1G] == run.samples[0, kernel.USABLE_1G] == area
     assert run.samples[1, kernel.MAPPABLE_1G] == run.samples[1, kernel.MAPPABLE_2M] == area

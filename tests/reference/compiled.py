@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from workbench.kernels import code_cache
 from workbench.kernels import compile as compile_module
 
 
 def reference_count_calls(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., object], *arguments: Any) -> int:
     """Compile a ``@kernel`` with the cache off, call it once, and count its reference-count calls."""
-    monkeypatch.setattr(compile_module, "cache_directory", lambda: None)
+    monkeypatch.setattr(code_cache, "cache_directory", lambda: None)
     fresh = compile_module.kernel(kernel.py_func)  # type: ignore[attr-defined]
     fresh(*arguments)
     texts = fresh.inspect_llvm()  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ import typer
 from workbench.design import DESIGNS
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
+from workbench.kernels import first_use
 
 app = typer.Typer(
     name="workbench",
@@ -272,6 +273,7 @@ def main() -> None:
     """Entry point: run the command, turn bad input into one line and exit code 2."""
     for module in ("machines", "importing", "batch", "record", "oracle", "reproduce", "explore"):
         importlib.import_module(f"workbench.commands.{module}").register(app)
+    first_use.listeners.append(first_use.Line())
     try:
         app()
     except WorkbenchError as error:

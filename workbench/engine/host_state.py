@@ -379,11 +379,10 @@ class HostState:
         before, free = int(map_.progress[placement.ALLOCATIONS]), self.free.copy()
         map_.progress[:2] = 0
         map_.grow(len(pieces) + 8, 64)
+        turns, zones = self._turns_and_zones(inode, order)
         while True:
-            status = placement.place_pieces(
-                pieces, *requests, self.rotations, self.weights, self.free, self._marks(), self.zone_node,
-                self._zonelist(inode, order), scratch, target, taken, map_.progress, map_.allocations, map_.tiles,
-            )  # fmt: skip
+            output = placement.Output(map_.progress, map_.allocations, map_.tiles, scratch, target, taken)
+            status = placement.place_pieces(pieces, requests, turns, zones, output)
             if status != placement.NEEDS_ROOM:
                 break
             map_.grow(max(64, len(pieces)), len(scratch))
@@ -400,20 +399,18 @@ class HostState:
         ranges, policies = self._policy_ranges(inode, order)
         requests, row_of = self._requests(inode, list(self.tasks.values()), policies, order)
         base = int(holes[0, 0])
-        zones = np.full(int(holes[-1, 1]) - base, -1, np.int16)
-        cached = np.empty((len(requests[0]), self.nodes), np.int64)
-        pfns = np.empty(len(zones), np.int64) if inode.pfns is not None and not small else None
+        found = np.full(int(holes[-1, 1]) - base, -1, np.int16)
+        cached = np.empty((len(requests.kind), self.nodes), np.int64)
+        pfns = np.empty(len(found), np.int64) if inode.pfns is not None and not small else None
         free = self.free.copy()
         dry: set[int] = set()  # requests for which nothing is left
         for pages, tasks in chunks:
             asked = row_of[tasks, _covering(pages, ranges)]
             while len(pages):
                 out = np.empty(len(pages), np.int16)
-                done = placement.place_list(
-                    pages, asked, *requests, self.rotations, self.weights, self.free, self._marks(),
-                    self.zone_node, self._zonelist(inode, order), cached, out,
-                )  # fmt: skip
-                zones[pages[:done] - base] = out[:done]
+                turns, zones = self._turns_and_zones(inode, order)
+                done = placement.place_list(pages, asked, requests, turns, zones, cached, out)
+                found[pages[:done] - base] = out[:done]
                 if self.free_pfns is not None and pfns is not None:
                     self.free_pfns.hand_out_list(out[:done], pages[:done], base, pfns)
                 self._check_cancelled()
@@ -427,7 +424,7 @@ class HostState:
             if dry and inode.small is None:
                 break
         before = int(map_.progress[placement.ALLOCATIONS])
-        map_.add_list(holes, zones, base)
+        map_.add_list(holes, found, base)
         if inode.pfns is not None and pfns is not None:
             for row in range(before, int(map_.progress[placement.ALLOCATIONS])):
                 start, count = map_.allocations[row, :2] - (base, 0)
@@ -435,8 +432,13 @@ class HostState:
         self.placed += free - self.free
         return self._placed(not dry, order)
 
-    def _zonelist(self, inode: Inode, order: int) -> Int64s:
-        return self.zonelists["hugetlb" if order else inode.kind]
+    def _turns_and_zones(self, inode: Inode, order: int) -> tuple[placement.Interleaving, placement.Zones]:
+        """The host as the placement kernel sees it for pages of a file."""
+        zonelists = self.zonelists["hugetlb" if order else inode.kind]
+        return (
+            placement.Interleaving(self.rotations, self.weights),
+            placement.Zones(self.free, self._marks(), self.zone_node, zonelists),
+        )
 
     @staticmethod
     def _placed(complete: bool, order: int) -> bool:
@@ -462,7 +464,7 @@ class HostState:
 
     def _requests(
         self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None], order: int
-    ) -> tuple[tuple[np.ndarray, ...], Int64s]:
+    ) -> tuple[placement.Requests, Int64s]:
         """The request table for these tasks and policies, and int64 (tasks, policies) rows of it.
 
         Equal policies share a row, so that a thousand ranges with one policy are one request.
@@ -486,7 +488,7 @@ class HostState:
             kind[row], start[row], passes[row], nodes[row], filters[row] = self._policy_nodemask(
                 effective, task.nid, inode, order
             )
-        return (kind, start, nodes, filters, passes, task_row, base), row_of
+        return placement.Requests(kind, start, nodes, filters, passes, task_row, base), row_of
 
     def _policy_nodemask(
         self, policy: mp.Mempolicy | None, nid: int, inode: Inode, order: int

@@ -323,7 +323,7 @@ class PfnRanges:
         """Runs of units on one node, int64 (n, 2) node index and units, decided by the engine; None if they do not fit."""
         allowed = np.ones(self.nodes, bool)
         kind, start, passes, nodes, filters = policy_nodemask(policy, nid, self.node_ids, allowed, allowed)
-        request = (
+        requests = placement.Requests(
             np.array([kind]), np.array([start]), nodes[None], filters[None], np.array([passes]), np.zeros(1, np.int64),
             np.full(1, -1),
         )  # fmt: skip
@@ -333,11 +333,11 @@ class PfnRanges:
         target, taken = np.empty(self.nodes, np.int64), np.empty(self.nodes, np.int64)
         progress = np.zeros(4, np.int64)
         rows, tiles = np.empty((64, 5), np.int64), np.empty(4096, np.int16)
+        turns = placement.Interleaving(self.rotation, self.weights)
+        zones = placement.Zones(free, np.zeros((2, self.nodes), np.int64), self._zone_node, self._zonelists)
         while True:
-            status = placement.place_pieces(
-                pieces, *request, self.rotation, self.weights, free, np.zeros((2, self.nodes), np.int64),
-                self._zone_node, self._zonelists, scratch, target, taken, progress, rows, tiles,
-            )  # fmt: skip
+            output = placement.Output(progress, rows, tiles, scratch, target, taken)
+            status = placement.place_pieces(pieces, requests, turns, zones, output)
             if status != placement.NEEDS_ROOM:
                 break
             rows, tiles = np.concatenate((rows, rows)), np.concatenate((tiles, tiles))

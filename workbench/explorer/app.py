@@ -6,6 +6,7 @@ import html
 import logging
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,15 @@ from workbench.explorer import edits, pictures, static
 from workbench.explorer.controller import Controller, Event, Run, Simulate, _engine
 from workbench.explorer.editors import Editor, GuestEditor, MachineEditor, PolicyEditor, WorkloadEditor
 from workbench.explorer.widgets import STYLE, AddressSpace, Chart, Share
+from workbench.kernels import first_use
 from workbench.scenario import Scenario
 from workbench.units import format_bytes, parse_bytes
 
 logger = logging.getLogger(__name__)
 SHOW_PROGRESS_AFTER = 0.3
 """Seconds after which a run shows its progress; shorter ones would only flicker."""
+WAIT_FOR_FIRST = 1.0
+"""Seconds that the first display waits for the first result."""
 LARGEST_DOWNLOAD = 64 << 20
 """Bytes of a Dataset that go through the browser; larger ones are saved to a file by ``workbench run``."""
 VIEWS = ("Nodes", "vCPUs", "Over time", "Calls", "Compare", "Dataset", "Share")
@@ -68,8 +72,12 @@ class Explorer:
         body.add_class("wb-body")
         self.root = w.VBox([w.HTML(f"<style>{STYLE}</style>"), self.header, body])
         self.root.add_class("wb-explorer")
+        self._compiling: tuple[int, int] | None = None
+        first_use.listeners.append(self._tell_compiling)
         self._load_editors()
-        self.controller.run_now()
+        # Mostly the first result is there at once. If kernels must be compiled first, the instrument shows and says so.
+        self.controller.start()
+        self.controller.wait(WAIT_FOR_FIRST)
 
     # ------------------------------------------------------------------------------------------------ interface
 
@@ -97,6 +105,8 @@ class Explorer:
 
     def close(self) -> None:
         """End the worker threads and close every widget."""
+        if self._tell_compiling in first_use.listeners:
+            first_use.listeners.remove(self._tell_compiling)
         self.controller.close()
         self._replay.close()
         for widget in _family(self.root):
@@ -253,7 +263,17 @@ class Explorer:
         if event == "result":
             self._notify("pinned")
 
+    def _tell_compiling(self, done: int, total: int) -> None:
+        """Called by whoever compiles kernels, which may be a view that holds the lock."""
+        self._compiling = None if done == total else (done, total)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._show_running()
+            finally:
+                self._lock.release()
+
     def _load_editors(self) -> None:
+        self._mark_old()
         scenario = self.controller.scenario
         self.title.value = (
             f'<span class="wb-title" title="{html.escape(scenario.comment)}">{html.escape(scenario.name)}</span>'
@@ -280,25 +300,44 @@ class Explorer:
         for editor in self.editors:
             editor.show_errors(self.controller.errors)
 
-    def _show_running(self) -> None:
-        import time
+    def _mark_old(self) -> bool:
+        """Dim a picture that is not of the present settings; returns whether it is old."""
+        run = self.controller.run
+        old = run is not None and run.scenario is not self.controller.scenario
+        if old:
+            self.views.add_class("wb-old")
+        else:
+            self.views.remove_class("wb-old")
+        return old
 
+    def _show_running(self) -> None:
+        old = self._mark_old()
         controller = self.controller
         running = controller.running or controller.run is None
         if not running:
             self._started = 0.0
         elif not self._started:
             self._started = time.monotonic()
+            later = threading.Timer(1.1 * SHOW_PROGRESS_AFTER, lambda: self._notify("progress"))
+            later.daemon = True
+            later.start()
         slow = running and time.monotonic() - self._started > SHOW_PROGRESS_AFTER
         done, total = controller.progress
         self.bar.max, self.bar.value = max(1, total), done
         self.bar.layout.display = "" if slow else "none"
         self.cancel.layout.display = "" if slow else "none"
-        if slow:
+        if slow and self._compiling is not None:
+            compiled, wanted = self._compiling
+            text = f"compiling kernels, once for this machine and version: {compiled} of {wanted}"
+            self.status.value = f'<span class="wb-status" role="status">{text}</span>'
+        elif slow:
             self.status.value = f'<span class="wb-status" role="status">operation {done} of {total}</span>'
         elif controller.failure:
             text = f"{html.escape(controller.failure)}. The picture shows the last result that was good."
             self.status.value = f'<span class="wb-status" role="alert"><span class="wb-bad">{text}</span></span>'
+        elif old and not running:
+            text = "Stopped. The picture shows the settings of the last run that ended."
+            self.status.value = f'<span class="wb-status" role="status">{text}</span>'
         elif controller.run is not None:
             run = controller.run
             refused = int((run.dataset["event_errno"].values != 0).sum())

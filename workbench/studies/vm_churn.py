@@ -268,9 +268,9 @@ def _carry_out(
     vms[:, kernel.VM_FIRST] = -1
     counts, order_counts = np.zeros(kernel.COUNTS, np.int64), np.zeros((2, len(_BLOCKS)), np.int64)
     samples = np.zeros((len(sample_at), kernel.FIELDS), np.int64)
-    sampling = (sample_at, samples, counts)
+    sampling = kernel.Sampling(sample_at, samples, counts)
     # Rows for extents that are never used are never touched, so there may be many.
-    extents = (
+    held = kernel.Held(
         np.zeros((1 << 24, kernel.ROW_FIELDS), np.int64),
         np.array([0, -1]),
         vms,
@@ -280,15 +280,15 @@ def _carry_out(
     arguments: tuple[Any, ...]
     if allocator in _HUGE_PAGES:
         run = kernel.churn_hugetlb
-        arguments = (*_huge_page_pools(pages, nodes, _HUGE_PAGES[allocator]), vms, *sampling)
+        arguments = (*_huge_page_pools(pages, nodes, _HUGE_PAGES[allocator]), vms, sampling)
     elif allocator in RANGE_FITS:
         run = kernel.churn_ranges
         units = np.array([unit for unit in (GIB_PAGES, 512, 1) if unit <= first_unit], np.int64)
         fit = RANGE_FITS[allocator]
-        arguments = (fit, units, strict, *free_ranges(pages, nodes, fit), *extents, *sampling)
+        arguments = (fit, units, strict, kernel.FreeRanges(*free_ranges(pages, nodes, fit)), held, sampling)
     else:
         run = kernel.churn_buddy
-        arguments = (_buddies(pages, nodes), *extents, *sampling, order_counts)
+        arguments = (_buddies(pages, nodes), held, sampling, order_counts)
     order_of_nodes = fallback(nodes)
     run(churn.events[:0], order_of_nodes, *arguments)  # compiles
     begin = time.process_time()
