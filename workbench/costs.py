@@ -10,7 +10,10 @@ that counts them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -22,12 +25,15 @@ MESS_SKYLAKE = "github:bsc-mem/Mess-simulator memory_curve/skylake-ddr4/bwlat_78
 MESS_REMOTE = "github:bsc-mem/Mess-simulator Skylake-numa-ddr4/bwlat_98.txt (remote socket)"
 MESS_GRAVITON3 = "github:bsc-mem/Mess-simulator graviton3-ddr5/bwlat_100.txt (8-channel DDR5)"
 MESS_A64FX = "github:bsc-mem/Mess-simulator a64fx-hbm2/bwlat_100.txt (four HBM2 stacks)"
+MESS_RESULTS = "github:bsc-mem/Mess-Results memory_curves.csv"
 MESS_CXL = "github:bsc-mem/Mess-simulator cxl/bwlat_90.txt (device side)"
 VIRTUOSO_CXL = "github:CMU-SAFARI/Virtuoso simulator/sniper/config/cxl_configs/cxl.cfg"
 PRICE_2024 = "LKML: Gregory Price, weighted-interleave v2 cover letter (Jan 2024)"
 OPTANE_2020 = "arXiv 1908.03583 (Yang et al., FAST 2020: Optane DC modules)"
 ROTH_2025 = "LKML: Michael Roth, 12 Jul 2025 (16 GB SNP guest, hugetlb guest_memfd)"
 HYPERALLOC = "github:luhsra/hyperalloc-bench inflate/latest/*/out.csv"
+CLEARING = "LKML: Ankur Arora, multi-page clearing, v4 Jun 2025 and commit cb431accb36e (clear_pages)"
+GANG_LI = "LKML: Gang Li, hugetlb: parallelize hugetlb page init on boot, v2 Dec 2023"
 LLFREE = "github:luhsra/llfree-bench@775e549 out/module_c.dref"
 
 
@@ -48,18 +54,70 @@ class Cost(NamedTuple):
 
 
 _ALL = (
-    # Memory and links. Bandwidths are MB/s (10^6 bytes), latencies ns, as the kernel's HMAT attributes print them.
-    Cost("dram_latency", 65.8, "ns", 65.8, 125.0, f"{MESS_SKYLAKE}; range: Graviton3 98 ns, EPYC 9575F NPS1 about 130"),
+    # Memory and links. Bandwidths are MB/s (10^6 bytes), latencies ns, as the kernel's HMAT attributes print them. These
+    # are for machines of which nothing is known; datasets/profiles/classes.yaml narrows them by generation.
     Cost(
-        "dram_bandwidth", 101_007.0, "MB/s", 85_000.0, 320_000.0, f"{MESS_SKYLAKE}; range: DDR5 sockets 283 to 320 GB/s"
+        "dram_latency",
+        98.1,
+        "ns",
+        65.8,
+        176.6,
+        f"{MESS_GRAVITON3}: 98.1 ns; range: {MESS_SKYLAKE}: 65.8 ns to {MESS_RESULTS} Grace: 176.6 ns",
     ),
-    Cost("hbm_latency", 111.9, "ns", 100.0, 140.0, MESS_A64FX),
+    Cost(
+        "dram_bandwidth",
+        142_000.0,
+        "MB/s",
+        30_000.0,
+        480_000.0,
+        f"{MESS_RESULTS} CTE-AMD: 142 GB/s; range: one die of EPYC Naples 33 GB/s to {MESS_RESULTS} Grace 449 GB/s",
+    ),
+    Cost(
+        "channel_efficiency",
+        0.80,
+        "1",
+        0.62,
+        0.93,
+        f"{MESS_RESULTS}: EPYC 7742 0.70, Xeon 8460Y 0.87, {MESS_SKYLAKE} 0.79, {MESS_GRAVITON3} 0.92",
+    ),
+    Cost(
+        "mixed_bandwidth",
+        0.87,
+        "1",
+        0.66,
+        1.05,
+        f"{MESS_RESULTS}: at 50 % reads over reads alone, Xeon 8460Y 0.89, Grace 0.83, EPYC 7742 1.01; range: MLC "
+        "outputs of Xeon servers from 0.66 on",
+    ),
+    Cost("hbm_latency", 111.9, "ns", 100.0, 160.0, f"{MESS_A64FX}; range: estimate, Xeon Max above its DDR5"),
     Cost(
         "hbm_bandwidth", 942_607.0, "MB/s", 235_000.0, 950_000.0, f"{MESS_A64FX}; range: one of its four stacks to all"
     ),
-    Cost("cxl_latency", 284.0, "ns", 140.0, 410.0, f"{VIRTUOSO_CXL} (ASIC); range: SupMario, arXiv 2409.14317"),
     Cost(
-        "cxl_bandwidth", 29_496.0, "MB/s", 20_000.0, 60_000.0, f"{MESS_CXL}; range: {PRICE_2024} 22 GB/s to x16 devices"
+        "cxl_latency",
+        284.0,
+        "ns",
+        140.0,
+        410.0,
+        f"{VIRTUOSO_CXL} (ASIC); range: SupMario, arXiv 2409.14317: 140 to 410 ns",
+    ),
+    Cost(
+        "cxl_bandwidth",
+        26_500.0,
+        "MB/s",
+        17_000.0,
+        60_000.0,
+        f"{MESS_CXL}: 29.5 GB/s at 90 % reads, less for reads alone; range: MLC on EPYC 9224 17.6 GB/s, {PRICE_2024} 22 "
+        "GB/s, to x16 devices",
+    ),
+    Cost(
+        "cxl_duplex",
+        0.92,
+        "1",
+        0.3,
+        1.0,
+        f"{MESS_CXL}: 60 % reads carry 1.45 times what 90 % do, (0.9 / 0.6)^0.92; range: estimate, from devices whose "
+        "memory limits to a full duplex link",
     ),
     Cost(
         "gpu_latency",
@@ -75,44 +133,95 @@ _ALL = (
         "nvm_bandwidth", 39_400.0, "MB/s", 6_600.0, 39_400.0, f"{OPTANE_2020}, reads; range: one of six modules to all"
     ),
     Cost(
-        "remote_latency_ratio", 2.015, "1", 1.5, 3.3, f"{MESS_REMOTE}: 132.6 ns against 65.8 ns local, at distance 21"
+        "remote_latency_ratio",
+        1.75,
+        "1",
+        1.35,
+        2.3,
+        f"Intel MLC outputs on github: two-socket Xeon servers: 1.52 to 1.71; {MESS_REMOTE}: 2.015; EPYC 9224: 1.87; range: "
+        "estimate around them",
     ),
     Cost(
         "remote_bandwidth_ratio",
-        0.348,
+        0.48,
         "1",
         0.25,
-        0.7,
-        f"{MESS_REMOTE}: 35.2 GB/s against 101 GB/s local, at distance 21",
+        0.85,
+        f"{MESS_REMOTE}: 0.348; MLC outputs: Skylake 0.38, Cascade Lake 0.42 to 0.46, EPYC 9224 0.77; range: "
+        "estimate around them",
+    ),
+    Cost(
+        "curve_delay_scale",
+        1.0,
+        "1",
+        0.45,
+        1.9,
+        "estimate: delay over idle of another machine at the same part of its peak; MLC of Cascade Lake and EPYC beside Mess "
+        "of Skylake and EPYC 7742",
     ),
     Cost(
         "reference_distance",
         21.0,
         "1",
         20.0,
-        21.0,
-        "estimate: SLIT value of two-socket Skylake servers, not read with the curve",
+        32.0,
+        "estimate: SLIT value of another socket where the host has one only",
     ),
     Cost("link_ports", 2.0, "1", 1.0, 3.0, "estimate: full-rate remote streams one node's links carry at once"),
     Cost(
-        "write_weight",
+        "link_duplex",
+        0.65,
+        "1",
+        0.3,
+        1.0,
+        "estimate: Mess measured on a two-socket Xeon that 52 % reads carry 1.51 times "
+        "what 98 % do, (0.98 / 0.52)^0.65; range: estimate",
+    ),
+    Cost(
+        "queue_factor",
         1.0,
         "1",
-        1.0,
-        1.5,
-        "estimate: cost of a written byte in read bytes where HMAT gives no write bandwidth",
+        0.8,
+        2.0,
+        "estimate: requests a socket can hold over those its local memory needs at its peak; DDR loses up to 81 % beside "
+        "saturated CXL (arXiv 2503.17864), so there is little room to spare",
     ),
-    # What one vCPU keeps in flight, in 64-byte cache lines.
+    # What one vCPU keeps in flight, in 64-byte cache lines, and what a group of cores may pull together.
     Cost(
         "lines_streaming",
-        24.0,
+        32.0,
         "lines",
         12.0,
-        48.0,
-        "estimate: hardware prefetch; EPYC single-core STREAM 50 GB/s at 110 ns is 86, Skylake 12 GB/s is 12",
+        86.0,
+        "estimate: hardware prefetch; single-core STREAM of EPYC 50 GB/s at 110 ns is 86, of Skylake 12 GB/s is 12",
     ),
-    Cost("lines_random", 10.0, "lines", 6.0, 16.0, "estimate: line fill buffers of x86 cores"),
+    Cost(
+        "lines_random",
+        10.0,
+        "lines",
+        6.0,
+        24.0,
+        "estimate: line fill buffers of x86 cores, 10 to 16; up to 24 on Zen 4",
+    ),
     Cost("lines_pointer_chasing", 1.0, "lines", 1.0, 1.0, "estimate: by definition one dependent access at a time"),
+    Cost(
+        "core_group_bandwidth",
+        50_000.0,
+        "MB/s",
+        28_000.0,
+        110_000.0,
+        "estimate: reads of one core complex die; 32 bytes a fabric clock of 1.4 to 2.0 GHz, twice that where two links "
+        "lead to a die; used only by classes that have groups",
+    ),
+    Cost(
+        "core_group_duplex",
+        0.5,
+        "1",
+        0.3,
+        0.6,
+        "estimate: from MLC on EPYC 9224, where 3:1 reads and writes carry 1.35 and 2:1 1.39 times "
+        "reads alone; writes have half the width",
+    ),
     Cost(
         "cache_bytes",
         32.0 * 2**20,
@@ -152,9 +261,34 @@ _ALL = (
         "clear_page",
         657.0,
         "ns/4KiB",
+        100.0,
+        2050.0,
+        f"{HYPERALLOC}: huge-manual first minus second touch, less the fault; range: published clearing of 2 to 40 GB/s, "
+        f"{CLEARING}",
+    ),
+    Cost(
+        "clear_page_4k",
         400.0,
+        "ns/4KiB",
+        250.0,
+        2050.0,
+        f"estimate: between {CLEARING}, 13.7 GB/s on Milan in chunks of 4 KiB, and slower machines at 2 GB/s",
+    ),
+    Cost(
+        "clear_page_2m",
+        346.0,
+        "ns/4KiB",
+        220.0,
+        1100.0,
+        f"{CLEARING}: 11.8 GB/s, 16.5 with clear_pages(); range: estimate",
+    ),
+    Cost(
+        "clear_page_1g",
+        234.0,
+        "ns/4KiB",
+        92.0,
         800.0,
-        f"{HYPERALLOC}: huge-manual first minus second touch, less the fault",
+        f"{CLEARING}: 17.5 GB/s, 38 to 40 with clear_pages() on AMD; range: estimate",
     ),
     Cost("touch_page", 224.0, "ns/4KiB", 200.0, 340.0, f"{HYPERALLOC}: huge-manual second touch"),
     Cost(
@@ -175,11 +309,20 @@ _ALL = (
     ),
     Cost(
         "struct_page_init",
-        23.0,
+        21.1,
         "ns",
-        21.0,
-        25.0,
-        "LKML: 1 GiB hugetlb page initialisation, 21 to 25 ns per struct page",
+        1.8,
+        62.0,
+        f"{GANG_LI}: 65.2 s for 11,776 pages of 1 GiB (21.1 ns), 1 to 2 s for 1,800 (2.1 to 4.2 ns); range also: deferred "
+        "initialisation, LKML: Mel Gorman, Apr 2015, 17 ns on 1 TB, 45 to 52 ns on 64 GB",
+    ),
+    Cost(
+        "struct_page_bytes_moved",
+        128.0,
+        "B",
+        64.0,
+        192.0,
+        "estimate: a struct page is read for ownership and written back; caps what many threads initialise",
     ),
     # In-place conversion of guest memory.
     Cost("conversion_fixed", 320.0, "cycles", 250.0, 400.0, f"{ROTH_2025}: one normal conversion; range: estimate"),
@@ -199,16 +342,53 @@ COSTS: Mapping[str, Cost] = MappingProxyType({cost.name: cost for cost in _ALL})
 """All parameters by name."""
 
 
+_DRAWN: ContextVar[Mapping[str, float]] = ContextVar("drawn", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def drawn(values: Mapping[str, float]) -> Iterator[None]:
+    """Within the block, parameters have these values where nothing else is said: one draw of a model's inputs."""
+    check(values)
+    token = _DRAWN.set({**_DRAWN.get(), **values})
+    try:
+        yield
+    finally:
+        _DRAWN.reset(token)
+
+
+def drawn_value(name: str) -> float | None:
+    """What :func:`drawn` says of a parameter at this moment, if anything."""
+    return _DRAWN.get().get(name)
+
+
 def value(name: str, overrides: Mapping[str, float] | None = None) -> float:
     """Value of a parameter, or what ``overrides`` says instead."""
     if name not in COSTS:
         raise WorkbenchError(f"cost: {name!r} is unknown; known are {', '.join(COSTS)}")
     if overrides is not None and name in overrides:
+        check({name: overrides[name]})
         return float(overrides[name])
-    return COSTS[name].value
+    return _DRAWN.get().get(name, COSTS[name].value)
 
 
-def sample(names: tuple[str, ...], samples: int, seed: int = 0) -> dict[str, np.ndarray]:
+def check(overrides: Mapping[str, float] | None) -> None:
+    """Refuse parameters that do not exist and values that are no numbers above 0; 0 is allowed for caches."""
+    for name, number in (overrides or {}).items():
+        if name not in COSTS:
+            near = difflib.get_close_matches(str(name), COSTS, 1)
+            meant = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(COSTS)}"
+            raise WorkbenchError(f"costs: {name!r} is unknown{meant}")
+        good = isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool)
+        if not good or not np.isfinite(number) or number < 0 or (number == 0 and name not in MAY_BE_ZERO):
+            raise WorkbenchError(f"costs.{name}: {number!r} {COSTS[name].unit} is not a number above 0")
+
+
+MAY_BE_ZERO = {"cache_bytes", "table_cache_bytes", "walk_memory_fraction", "walk_cached_latency", "invalidation"}
+
+
+def sample(
+    names: tuple[str, ...], samples: int, seed: int = 0, known: Mapping[str, Cost] | None = None
+) -> dict[str, np.ndarray]:
     """Draws over the ranges of some parameters, sample 0 being the values themselves.
 
     Latin hypercube, uniform in the logarithm between ``low`` and ``high`` (all parameters are positive scales).
@@ -218,6 +398,7 @@ def sample(names: tuple[str, ...], samples: int, seed: int = 0) -> dict[str, np.
     names : parameters to vary
     samples : number of draws, at least 1
     seed : of the draws
+    known : values and ranges instead of :data:`COSTS`, for example those of a machine's class
 
     Returns
     -------
@@ -230,7 +411,7 @@ def sample(names: tuple[str, ...], samples: int, seed: int = 0) -> dict[str, np.
     for name in names:
         if name not in COSTS:
             raise WorkbenchError(f"cost: {name!r} is unknown; known are {', '.join(COSTS)}")
-        cost = COSTS[name]
+        cost = (known or COSTS)[name]
         strata = (rng.permutation(samples) + rng.random(samples)) / samples
         drawn = cost.low * (cost.high / cost.low) ** strata
         drawn[0] = cost.value

@@ -92,6 +92,7 @@ TRAFFIC = "workbench/cost/traffic.py: max-min fair sharing with measured bandwid
 TRANSLATION = (
     "workbench/cost/translation.py: uniform accesses, TLB of given entries, leaf entries from memory (vMitosis)"
 )
+KERNEL_TIMES = "workbench/cost/kernel_times.py: published times of one thread, capped by the memory's bandwidth"
 PFNS = "ascending from the start of each zone, freed folios last in, first out (mm/page_alloc.c); see kernels/pfns.py"
 CONVERSION = f"{ROTH_2025}; invalidation and zeroing: workbench/costs.py"
 DESIGN_CYCLES = "workbench/costs.py: conversion_fixed, split_merge_per_page, invalidation, struct_page_init"
@@ -239,6 +240,7 @@ class Simulation(HostNodes, Conversions, OutOfPlace):
     stream_latency = modelled("stream", "ns", "loaded latency of an access to memory", TRAFFIC)
     stream_idle_latency = modelled("stream", "ns", "latency of an access to memory on an idle host", TRAFFIC)
     stream_walk = modelled("stream", "ns", "part of the latency spent in page walks", TRAFFIC)
+    stream_walk_traffic = modelled("stream", "MB/s", "memory bandwidth taken by page-table references", TRAFFIC)
     stream_memory_fraction = modelled("stream", "1", "part of the accesses that the caches do not serve", TRAFFIC)
     stream_share = counted("stream node", "1", "share of the accesses served by the node")
     access_used = modelled("event node", "MB/s", "memory bandwidth used by accesses", TRAFFIC)
@@ -278,7 +280,7 @@ class AccessCost(Schema):
 
 
 class Weights(Schema):
-    """Interleave weights side by side (:func:`workbench.cost.traffic.best_weights`)."""
+    """Interleave weights side by side (:func:`workbench.cost.weights.best_weights`)."""
 
     policy = Coordinate("", "where the weights come from")
     node = Coordinate("1", "NUMA node id")
@@ -304,7 +306,10 @@ class WalkCost(Schema):
     miss = modelled("host_page", "1", "part of the accesses that miss the TLB", TRANSLATION)
     misses_per_access = modelled("", "1", "TLB misses of an access", TRANSLATION)
     memory_references = modelled("", "1", "page-table references of an access that reach memory", TRANSLATION)
+    guest_references = modelled("", "1", "of these, to the guest's own page table", TRANSLATION)
+    host_references = modelled("", "1", "of these, to the second-stage table", TRANSLATION)
     remote_references = modelled("", "1", "of these, to a remote node", TRANSLATION)
+    cached = modelled("", "ns", "time an access spends in page-table references that a cache serves", TRANSLATION)
     walk = modelled("", "ns", "time an access spends in page walks", TRANSLATION)
 
 
@@ -398,6 +403,27 @@ class PolicyCosts(Schema):
     local_share = counted("policy", "1", "share of the accesses on the vCPU's own node")
     node_share = counted("policy node", "1", "share of the accesses each node serves")
     node_load = modelled("policy node", "1", "used part of the node's bandwidth", TRAFFIC)
+    parameter = Coordinate("", "cost parameter")
+    draw = modelled("parameter", "as parameter", "value of the parameter in the draw", TRAFFIC)
+
+
+class Verdict(Schema):
+    """Which policy wins over the draws (:func:`workbench.studies.placement_cost.verdict`)."""
+
+    policy = Coordinate("", "how the guest is placed")
+    wins = modelled("policy", "1", "part of the draws in which the policy is the best", TRAFFIC)
+    close = modelled("policy", "1", "part of the draws in which it is nearly the best", TRAFFIC)
+    median = modelled("policy", "1", "median ratio to the best policy that is not alike", TRAFFIC)
+    decides = modelled("policy", "", "parameter whose rank correlates most with that ratio", TRAFFIC)
+    correlation = modelled("policy", "1", "rank correlation of that ratio with the parameter that decides", TRAFFIC)
+    alike = modelled("policy", "", "first of the policies that cost the same in every draw", TRAFFIC)
+
+
+class KernelTimes(Schema):
+    """Times of kernel work on memory (:func:`workbench.cost.kernel_times.kernel_times`)."""
+
+    clear = modelled("", "s", "time to clear the memory", KERNEL_TIMES)
+    struct_pages = modelled("", "s", "time to initialise its struct pages", KERNEL_TIMES)
 
 
 class VirtualNodes(Schema):
@@ -541,5 +567,7 @@ class Published(Schema):
     published = measured("row", "as unit", "published value", "the table's own source, named in datasets/published")
     modelled = Variable(("row",), "as unit", "value of the model", "modelled", REPRODUCED)
     deviation = Variable(("row",), "%", "deviation of the model in per cent", "modelled", REPRODUCED)
-    role = exact("row", "", "set, exact, predicted or unmodelled")
+    low = Variable(("row",), "as unit", "low end of the modelled range, 5 % of the draws", "modelled", REPRODUCED)
+    high = Variable(("row",), "as unit", "high end of the modelled range, 95 % of the draws", "modelled", REPRODUCED)
+    role = exact("row", "", "what agreement proves: derived, formula, predicted, calibrated, set or unmodelled")
     note = exact("row", "", "remark")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from bench.harness import Variant, duration, measure, print_table, verdict
-from workbench.cost import traffic
+from workbench.cost import curves, traffic
 from workbench.kernels import traffic as kernel
 from workbench.topology.host import Host
 
@@ -76,7 +76,9 @@ def numpy_solve(p):
 def problem(nodes, flows, lines, seed=1):
     """Flows between random nodes of a machine whose capacities differ."""
     rng = np.random.default_rng(seed)
-    loads, delays = traffic.curve_tables()
+    families = [curves.generic()[use] for use in ("dram", "link")]
+    delays = np.array([family.delays[-1] for family in families])
+    loads = np.tile(curves.LOADS, (2, 1))
     source, target = rng.integers(nodes, size=(2, flows))
     rows, numbers = [], {}
     for s, t in zip(source, target, strict=True):
@@ -87,7 +89,7 @@ def problem(nodes, flows, lines, seed=1):
     resource = np.concatenate(rows)
     return {
         "start": np.cumsum([0] + [len(r) for r in rows]), "resource": resource, "visits": np.ones(len(resource)),
-        "usage": np.ones(len(resource)), "capacity": capacity, "curve": np.where(memory, 0, 3),
+        "usage": np.ones(len(resource)), "capacity": capacity, "curve": np.where(memory, 0, 1),
         "curve_loads": loads, "curve_delays": delays, "delay_scale": np.ones(len(numbers)),
         "idle_latency": np.where(source == target, 66.0, 133.0), "window": 64.0 * lines * rng.uniform(0.5, 2, flows),
         "wanted": np.full(flows, np.inf), "weight": np.ones(flows),

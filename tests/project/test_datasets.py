@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 from workbench import results, variables
-from workbench.cost import traffic, translation
+from workbench.cost import kernel_times, traffic, translation, weights
 from workbench.data import datasets_path
 from workbench.designs import compare
 from workbench.designs import sweeps as design_sweeps
@@ -95,9 +95,14 @@ MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
     "host_dataset": lambda _: host_dataset(host()),
     "access_cost": lambda _: traffic.access_cost(simulate(small()), host()),
     "access_cost, samples": lambda _: traffic.access_cost(simulate(small()), host(), samples=3),
-    "best_weights": lambda _: traffic.best_weights(host()),
+    "best_weights": lambda _: weights.best_weights(host()),
     "walk_references": lambda _: translation.walk_references(),
     "walk_cost": lambda _: translation.walk_cost({"1 GiB": 1 << 30}),
+    "best_weights, samples": lambda _: weights.best_weights(host(), samples=2),
+    "walk_cost, samples": lambda _: translation.walk_cost({"1 GiB": 1 << 30}, samples=2),
+    "kernel_times": lambda _: kernel_times.kernel_times(host(), 1 << 30),
+    "kernel_times, one": lambda _: kernel_times.kernel_times(host(), 1 << 30, samples=1),
+    "verdict": lambda _: placement_cost.verdict(placement_cost.policy_costs(host(), memory="1 GiB", samples=3)),
     "split_loss": lambda _: translation.split_loss(1 << 30, 1),
     "compare": lambda _: compare.compare(compare.guest_run("1 GiB", conversions=10), samples=2),
     "compare.sweep": lambda _: compare.sweep("1 GiB", page_sizes=["1 GiB"], conversions=[1, 2]),

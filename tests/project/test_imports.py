@@ -57,8 +57,8 @@ WINGS = {
     "sweeps": SCENE | {"simulation", "reports"},
     "plots": SCENE | {"cost", "studies", "designs", "truth"},
     "explorer": SCENE | {"tracking", "engine", "cost", "simulation", "designs", "studies", "plots"},
-    "commands": SCENE | {"simulation", "designs", "studies", "truth", "recorder", "sweeps", "reports", "plots", "explorer",
-                         "vmconfig"},
+    "commands": SCENE | {"cost", "simulation", "designs", "studies", "truth", "recorder", "sweeps", "reports", "plots",
+                         "explorer", "vmconfig"},
 }  # fmt: skip
 """Wing (a folder of ``workbench/``, ``kernels/`` or a module at its top) -> wings that it may import, at any place."""
 

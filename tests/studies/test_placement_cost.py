@@ -10,7 +10,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import workbench as wb
-from workbench.cost import traffic, translation
+from workbench.cost import translation, weights
 from workbench.errors import WorkbenchError
 from workbench.plots import traffic as plots_traffic
 from workbench.studies import placement_cost, vnuma
@@ -41,6 +41,60 @@ def test_numa_aware_placement_wins_for_memory_intensive_guests(streaming):
     without, aware = (streaming["bandwidth"].sel(policy=p) for p in placement_cost.SEED_CLAIM)
     assert (aware > without * 1.05).all()
     assert "bind by part" in placement_cost.winners(streaming)
+
+
+def draws_of(rows, names=("a", "b"), pattern="streaming", parameters=None):
+    """A result of two policies with given bandwidths per draw; sample 0 is none of them."""
+    rows = np.array(rows, float)
+    samples = rows.shape[1]
+    drawn = np.array(parameters if parameters is not None else [range(samples)], float)
+    return xr.Dataset(
+        {
+            "bandwidth": (("policy", "sample"), rows, {"source": "test"}),
+            "latency": (("policy", "sample"), 1.0 / rows),
+            "draw": (("parameter", "sample"), drawn),
+        },
+        coords={"policy": list(names), "parameter": [f"p{k}" for k in range(len(drawn))]},
+        attrs={"pattern": pattern},
+    )
+
+
+def test_verdicts_come_from_the_draws_and_not_from_sample_0():
+    """Sample 0 favours b ten times over; in the five draws a wins three times, and p1 decides: it orders a / b."""
+    found = placement_cost.verdict(
+        draws_of(
+            [[1, 10, 11, 12, 9, 8], [10, 10.5, 10.5, 10.5, 10.5, 10.0]],
+            parameters=[[0, 1, 5, 2, 4, 3], [0, 3, 4, 5, 2, 1]],
+        )
+    )
+    assert found["policy"].values.tolist() == ["b", "a"] and found["wins"].values == pytest.approx([0.6, 0.4])
+    assert found["decides"].values.tolist() == ["p1", "p1"]
+    assert found["correlation"].sel(policy="a") == pytest.approx(1.0)
+    assert "b wins in 60 % of 5 draws, a in 40 %" in placement_cost.sentence(found)
+    assert "p1 decides" in placement_cost.sentence(found)
+
+
+def test_policies_that_cost_the_same_win_together():
+    found = placement_cost.verdict(draws_of([[1, 2, 3], [1, 2, 3], [1, 1, 4]], names="abc"))
+    assert found["wins"].sel(policy="a") == found["wins"].sel(policy="b") == 0.5
+    assert "a = b wins in 50 % of 2 draws" in placement_cost.sentence(found)
+
+
+def test_verdicts_need_draws():
+    one = draws_of([[1.0], [2.0]])
+    with pytest.raises(WorkbenchError, match="samples"):
+        placement_cost.verdict(one)
+
+
+def test_weighted_interleave_with_a_slow_node_is_no_sure_winner():
+    """Shared streaming on the CXL machine: what wins at the parameters' values wins in part of the draws only."""
+    dataset = placement_cost.policy_costs(
+        CXL, memory="1 GiB", samples=40, seed=3,
+        policies={name: placement_cost.POLICIES[name] for name in ("interleave vCPU nodes", "weighted, automatic")},
+    )  # fmt: skip
+    found = placement_cost.verdict(dataset)
+    assert 0.5 < float(found["wins"].max()) < 1.0
+    assert "wins in" in placement_cost.sentence(found)
 
 
 def test_streaming_and_chasing_want_different_policies():
@@ -84,7 +138,7 @@ def test_deviations_show_every_compared_value():
 
 
 def test_weights_and_views_and_walks_have_axes_with_units():
-    best = traffic.best_weights(CXL, "streaming")
+    best = weights.best_weights(CXL, "streaming")
     assert len(plots_traffic.weights(best).axes) == 2
     cells = [vnuma.Cell(n, 2, 1 << 30, 1 << 30) for n in (0, 4)]
     assert "ns" in plots_traffic.views(vnuma.cost(HOST, cells)).axes[1].get_ylabel()
@@ -96,7 +150,7 @@ def test_weights_and_views_and_walks_have_axes_with_units():
 def test_other_figures_are_drawn():
     lock = published.reproduce("buddy_vs_llfree_cores")
     assert len(plots_traffic.contention(lock).axes) == 2
-    assert len(plots_traffic.curves().axes[0].lines) == len(traffic.CURVES)
+    assert len(plots_traffic.generic_curves().axes[0].lines) == 4
     table = published.reproduce("wi_stream")
     assert len(plots_traffic.comparison(table).axes) == 4 == len(plots_traffic.comparison(table, log=True).axes)
     ratio = xr.DataArray(np.ones((2, 3)), dims=("case", "sample"), coords={"case": ["x", "y"]})
@@ -120,7 +174,7 @@ def command():
 def test_reproduce_prints_rows_and_a_summary(command):
     shown = command("walk_refs", "wi_stream")
     assert shown.exit_code == 0
-    assert "guest 4K, host 1G" in shown.output and "9 exact values, 0 wrong" in shown.output
+    assert "guest 4K, host 1G" in shown.output and "9 exact values (9 formula), 0 wrong" in shown.output
     assert "source: LKML: Gregory Price" in shown.output
 
 

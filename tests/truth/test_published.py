@@ -1,4 +1,4 @@
-"""Published tables: exact rows agree to the digit, predictions stay within the goal or say why, roles are honest."""
+"""Published tables: exact rows agree to the digit, predictions stay within the goal or say why, classes are honest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from workbench.errors import WorkbenchError
 from workbench.truth import published
 
-EXACT = {"accept_exits": 6, "hvo_savings": 20, "hvo_split_cost": 8, "snp_rmp": 6, "swiotlb_size": 27, "walk_refs": 9,
+EXACT = {"accept_exits": 2, "hvo_savings": 20, "hvo_split_cost": 8, "snp_rmp": 6, "swiotlb_size": 27, "walk_refs": 9,
          "wi_auto": 16, "wi_page_counts": 12, "wi_socket_aware": 4, "tdx_pamt": 2}  # fmt: skip
 
 
@@ -34,15 +34,67 @@ def test_every_table_has_source_and_model(everything):
         assert "kind" in table.model
 
 
-def test_predictions_meet_the_goal_or_say_why(everything):
-    predicted = everything.sel(row=everything["role"] == "predicted")
-    deviation = np.abs(predicted["deviation"].values)
+@pytest.mark.parametrize(("role", "least", "allowed"), [("predicted", 50, 0), ("calibrated", 120, 2)])
+def test_predictions_meet_the_goal_or_say_why(everything, role, least, allowed):
+    rows = everything.sel(row=everything["role"] == role)
+    deviation = np.abs(rows["deviation"].values)
     median_goal, worst_goal = published.PREDICTED_GOAL
-    assert len(deviation) >= 130
+    assert len(deviation) >= least
     assert np.median(deviation) <= median_goal
     beyond = deviation > worst_goal
-    assert beyond.sum() <= 2
-    assert all(predicted["note"].values[beyond] != "")
+    assert beyond.sum() <= allowed
+    assert all(rows["note"].values[beyond] != "")
+
+
+def test_predicted_values_are_free_of_their_table(everything):
+    """Loaded latencies on other machines' curves, and one boot; whatever a table's own rows set is called calibrated."""
+    rows = everything.sel(row=everything["role"] == "predicted")
+    assert set(rows["table"].values) == {
+        "mlc_cascadelake", "mlc_xeon_8269", "mlc_epyc_nps1", "mlc_epyc_nps4", "kexec_1g_boot"
+    }  # fmt: skip
+    assert np.median(np.abs(rows["deviation"].values)) <= 5.0
+
+
+def test_classes_are_counted_apart(everything):
+    counts = published.summary(everything)
+    assert sum(counts[name] for name in published.CLASSES) == everything.sizes["row"]
+    assert counts["derived"] == 12  # the page counts of the weighted rotation, which the engine places
+    assert counts["exact"] == counts["derived"] + counts["formula"]
+
+
+def test_every_modelled_value_has_a_range_that_mostly_holds_the_published_one(everything):
+    for role, least in (("predicted", 0.9), ("calibrated", 0.8)):
+        rows = everything.sel(row=everything["role"] == role)
+        low, high, modelled = (rows[name].values for name in ("low", "high", "modelled"))
+        assert (low < modelled).all() and (modelled < high).all()
+        assert published.summary(rows)[f"{role}_inside"] >= least * rows.sizes["row"]
+    others = everything.sel(row=~np.isin(everything["role"].values, published.RANGED))
+    assert np.isnan(others["low"].values).all()
+
+
+def test_streaming_over_a_slow_node_gains_what_was_measured():
+    """9:1 over DRAM and CXL: published -5 to +4 % over DRAM alone; both nodes at full speed would be +11 %."""
+    table = published.reproduce("wi_stream")
+    for kernel in ("Copy", "Scale", "Add", "Triad"):
+        rows = table.sel(row=table["label"] == kernel)
+        alone, weighted = (
+            rows.sel(row=rows["quantity"] == name)
+            for name in ("DRAM only", "weighted 9:1 (arrays only)")
+        )  # fmt: skip
+        gain = float(weighted["modelled"].item() / alone["modelled"].item())
+        assert 1.0 < gain < 1.105  # the sign of the arrays-only column, and short of the bandwidths' sum
+        for name in ("weighted 9:1 (all memory)", "weighted 9:1 (arrays only)"):
+            row = rows.sel(row=rows["quantity"] == name)
+            assert float(row["low"].item()) <= float(row["published"].item()) <= float(row["high"].item())
+
+
+def test_bounds_are_not_clipped_to_the_published_value(everything):
+    """ ">1000x" is a bound: the model's 145,237 is said, and agrees with nothing."""
+    ratio = everything.sel(
+        row=(everything["table"] == "gmem_conversion_profile") & (everything["role"] == "unmodelled")
+    )
+    notes = " ".join(ratio["note"].values)
+    assert f"{46_475_980 / 320:.0f}" in notes and ">1000x" in notes
 
 
 def test_unmodelled_rows_say_why(everything):
@@ -53,7 +105,7 @@ def test_unmodelled_rows_say_why(everything):
 def test_set_values_are_not_counted_as_predictions(everything):
     """What set a parameter agrees by construction; it must not improve the figures of the predictions."""
     only_set = everything.sel(row=everything["role"] == "set")
-    assert published.summary(only_set)["predicted"] == 0
+    assert published.summary(only_set)["predicted"] == published.summary(only_set)["calibrated"] == 0
     stream = published.reproduce("wi_stream")
     assert set(stream["quantity"].values[stream["role"] == "set"]) == {"DRAM only", "CXL only"}
 

@@ -55,6 +55,9 @@ def run(
     designs: Annotated[
         str | None, typer.Option(metavar="A,B,...", help=f"compare designs: {', '.join(DESIGNS)}")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="measured profile of the machine, for what accesses cost")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
     json_: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
@@ -63,6 +66,10 @@ def run(
     from workbench.simulation import simulate
 
     value = read_scenario(scenario, set_ or [])
+    if profile is not None:
+        from workbench.cost.profile import with_profile
+
+        value = value.model_copy(update={"host": with_profile(value.host, profile)})
     with progress_bar("operations") as progress:
         chosen = None if designs is None else [name.strip() for name in designs.split(",")]
         dataset = simulate(value, designs=chosen, progress=progress)
@@ -271,7 +278,7 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
 
 def main() -> None:
     """Entry point: run the command, turn bad input into one line and exit code 2."""
-    for module in ("machines", "importing", "batch", "record", "oracle", "reproduce", "explore"):
+    for module in ("machines", "importing", "measure", "batch", "record", "oracle", "reproduce", "explore"):
         importlib.import_module(f"workbench.commands.{module}").register(app)
     first_use.listeners.append(first_use.Line())
     try:

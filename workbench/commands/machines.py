@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.commands import measure
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def register(app: typer.Typer) -> None:
         else:
             _show(host)
 
+    measure.add_calibrate(group)
     app.add_typer(group, name="machines")
 
     @app.command()

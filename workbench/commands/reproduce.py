@@ -67,12 +67,17 @@ def _finite(summary: dict[str, float]) -> dict[str, float | None]:
 
 
 def _sentence(summary: dict[str, float]) -> str:
-    parts = [f"{int(summary['exact'])} exact values, {int(summary['exact_misses'])} wrong"]
-    if summary["predicted"]:
-        parts.append(
-            f"{int(summary['predicted'])} predicted, median {summary['median_deviation']:.1f} %, "
-            f"worst {summary['worst_deviation']:.1f} %, {int(summary['beyond_worst_goal'])} beyond 25 %"
-        )
+    parts = []
+    if summary["exact"]:
+        kinds = ", ".join(f"{int(summary[name])} {name}" for name in ("derived", "formula") if summary[name])
+        parts.append(f"{int(summary['exact'])} exact values ({kinds}), {int(summary['exact_misses'])} wrong")
+    for name in ("predicted", "calibrated"):
+        if summary[name]:
+            parts.append(
+                f"{int(summary[name])} {name}, median {summary[f'{name}_median']:.1f} %, "
+                f"worst {summary[f'{name}_worst']:.1f} %, {int(summary[f'{name}_beyond_goal'])} beyond 25 %, "
+                f"{int(summary[f'{name}_inside'])} inside their range"
+            )
     parts.append(f"{int(summary['set'])} set, {int(summary['unmodelled'])} without a model")
     return "; ".join(parts)
 

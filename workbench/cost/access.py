@@ -2,8 +2,11 @@
 
 Access operations that directly follow one another run at the same time and share nodes and links; any other operation
 between them separates them. Placement is that of the moment of the call; bandwidth and latency are modelled
-(:mod:`workbench.cost.traffic`), page walks included for patterns that jump (:mod:`workbench.cost.translation`); there the guest
-is taken to map its memory with pages as large as the host's, and conversions that split huge mappings count.
+(:mod:`workbench.cost.traffic`). Patterns that jump (all but streaming) walk page tables (:mod:`workbench.cost.translation`),
+and references of a walk that no cache holds load the node of the table: the guest's own table lies like the guest's
+memory, the second stage on the nodes of the vCPUs, which allocate it when they fault
+(arch/x86/kvm/mmu/mmu.c: kvm_mmu_topup_memory_cache). The guest is taken to map its memory with pages as large as the
+host's, and conversions that split huge mappings count.
 """
 
 from __future__ import annotations
@@ -24,12 +27,16 @@ from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 @dataclass(frozen=True)
 class Record:
-    """One access: the operation, the shares of the nodes (nodes,), what reaches memory, ns of page walks, vCPUs."""
+    """One access: the operation, the shares of the nodes (nodes,), what reaches memory, page walks, vCPUs.
+
+    walks : float64 (nodes,), page-table references in memory by node; cached : ns per access of the others
+    """
 
     operation: sc.Access
     share: np.ndarray
     reached: float
-    walk: float
+    walks: np.ndarray
+    cached: float
     vcpus: dict[int, float]
 
 
@@ -44,16 +51,31 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Co
     share, reached = traffic.shares_of(count, inode.pages >> inode.order, size, operation)
     places, number = np.unique([system.tasks[name].nid for name in system.vcpus], return_counts=True)
     vcpus = {int(system.node_ids[n]): float(k) for n, k in zip(places, number, strict=True)}
-    walk = 0.0
+    walks, cached = np.zeros(system.nodes), 0.0
+    initiators = traffic.initiators_of(operation, vcpus)
     present = float(inode.folios_by_zone(len(system.free), 0, inode.pages >> inode.order).sum()) * size
-    if operation.pattern in ("uniform", "pointer_chasing") and present > 0:
+    if operation.pattern != "streaming" and present > 0:
         guest = system.scenario.guest
         mapped = {guest.page_size: present}
         if conversion is not None:  # some of the huge mappings may be lost
             mapped = dict(zip(PAGE_ORDERS, conversion.mapping_share * present, strict=True))
-        cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.vm_type)
-        walk = float(cost["walk"])
-    return Record(operation, share, reached, walk, traffic.initiators_of(operation, vcpus))
+        exponent = traffic.ZIPF_EXPONENT if operation.pattern == "zipf" else 0.0
+        cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.vm_type, exponent=exponent)
+        walks, cached = translation.table_walks(cost, guest_table_share(system, inode), host_table_share(system))
+    return Record(operation, share, reached, walks, cached, initiators)
+
+
+def guest_table_share(system: HostState, inode: Inode) -> np.ndarray:
+    """float64 (nodes,): where the guest's own page tables lie. The guest allocates them from its memory as from any."""
+    zones = inode.folios_by_zone(len(system.free), 0, inode.pages >> inode.order)
+    pages = np.bincount(system.zone_node, zones, system.nodes)
+    return pages / pages.sum()
+
+
+def host_table_share(system: HostState) -> np.ndarray:
+    """float64 (nodes,): where second-stage tables lie: on the nodes of the vCPU threads, whichever faults first."""
+    nodes = np.bincount([system.tasks[name].nid for name in system.vcpus], minlength=system.nodes).astype(float)
+    return nodes / nodes.sum()
 
 
 def put_variables(
@@ -67,7 +89,7 @@ def put_variables(
     used = np.zeros((events, system.nodes))
     for phase in _phases(sorted(records)):
         parts = [
-            traffic.streams(machine, r.share, r.vcpus, r.operation, extra_latency=r.walk)
+            traffic.streams(machine, r.share, r.vcpus, r.operation, extra_latency=r.cached, walks=r.walks)
             for r in (records[event] for event in phase)
         ]
         solution = traffic.solve(machine, traffic.together(parts))
@@ -81,7 +103,8 @@ def put_variables(
             "bandwidth": solution.bandwidth[0],
             "latency": solution.latency[0],
             "idle_latency": solution.idle_latency[0],
-            "walk": np.repeat([r.walk for r in chosen], rows),
+            "walk": solution.walk[0],
+            "walk_traffic": solution.walk_traffic[0],
             "memory_fraction": np.repeat([r.reached for r in chosen], rows),
             "share": np.concatenate([part.shares[0] for part in parts]),
         }

@@ -1,241 +1,46 @@
 """What a placement costs the guest: achieved bandwidth and loaded latency, modelled.
 
-A :class:`Machine` holds what the model needs of a host: idle latency and link bandwidth for every pair of nodes,
-bandwidth of every node, and which measured bandwidth-latency curve each follows. Figures the host brings along (HMAT
-access class, or a benchmark written into its file) are taken as they are; all others are estimated from kinds of
-memory and distances by the parameters of :mod:`workbench.costs`, and say so.
+A :class:`~workbench.cost.machine.Machine` holds what the model needs of a host. The accesses of a guest are *streams*,
+one for each node that runs vCPUs. Where its pages lie decides in which proportions a stream visits nodes and links, and
+where its page tables lie does the same for page walks; :mod:`workbench.kernels.host_traffic` finds rates and latencies
+that agree with the curves and share capacities max-min fairly.
 
-The accesses of a guest are *streams*, one for each node that runs vCPUs. Where its pages lie decides in which
-proportions a stream visits nodes and links; :mod:`workbench.kernels.traffic` finds rates and latencies that agree with the
-curves and share capacities max-min fairly.
+Bandwidth is memory traffic as the benchmarks behind the curves count it: reads and writes, ``write_fraction`` the part
+that is written. An ordinary store makes two transfers, a read for ownership and a write-back, so a loop that only stores
+has a write fraction of 0.5. Page-table references take their part of the memory and are not in ``bandwidth``.
 
 Everything here is modelled: it carries a source, and ``samples`` runs it over the ranges of its parameters.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
-import yaml
 
 from workbench import costs as cost_table
 from workbench import results
-from workbench.data import datasets_path
+from workbench.cost import curves
+from workbench.cost.machine import LINE_BYTES, Machine, machine, sampled
 from workbench.errors import WorkbenchError
-from workbench.variables import AccessCost, Weights
+from workbench.variables import AccessCost
 
 if TYPE_CHECKING:
+    from workbench.cost.profile import Profile
     from workbench.scenario import Access
     from workbench.topology.host import Host
 
-CURVES = ("dram", "hbm", "cxl", "link")
-"""Rows of the curve tables."""
-CURVE_OF_KIND = {"dram": 0, "hbm": 1, "cxl": 2, "nvm": 2, "gpu": 1}
 PATTERNS = ("uniform", "zipf", "streaming", "pointer_chasing")
-LINE_BYTES = 64
 TOLERANCE = 1e-6
 """Greatest change of any node's or link's load, as part of its capacity, in the last step of the fixed point."""
 MAX_ITERATIONS = 500
+MAX_PASSES = 60
+"""Solutions of the fixed point until mixes of reads and writes and the waits in shared queues have settled."""
 ZIPF_EXPONENT = 0.99
 """Exponent of the zipf pattern (that of the YCSB benchmark)."""
-SAMPLED = (
-    "dram_latency", "dram_bandwidth", "hbm_latency", "hbm_bandwidth", "cxl_latency", "cxl_bandwidth", "gpu_latency",
-    "gpu_bandwidth", "remote_latency_ratio", "remote_bandwidth_ratio", "link_ports", "write_weight",
-    "lines_streaming", "lines_random", "cache_bytes", "nvm_latency", "nvm_bandwidth",
-)  # fmt: skip
-"""Parameters that ``samples`` varies."""
-
-
-@functools.cache
-def curve_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Loads (part of the highest measured bandwidth) and delays (ns over idle), float64 (curves, points) each.
-
-    The part of a measured curve beyond its highest bandwidth, where more requests only wait longer, becomes a step at
-    load 1. Shorter curves are padded with their last point.
-    """
-    document = yaml.safe_load(datasets_path("curves", "bandwidth-latency.yaml").read_text(encoding="utf-8"))
-    by_use = {entry["use"]: np.array(entry["points"], float) for entry in document["curves"].values()}
-    tables = []
-    for use in CURVES:
-        points = by_use[use]
-        rising = points[: int(points[:, 0].argmax()) + 1]
-        load = np.concatenate(([0.0], rising[:, 0] / rising[-1, 0], [1.0]))
-        delay = np.concatenate(([rising[0, 1]], rising[:, 1], [points[:, 1].max()])) - rising[0, 1]
-        tables.append((load, np.maximum.accumulate(delay)))
-    width = max(len(load) for load, _ in tables)
-    pad = [np.pad(np.stack(table), ((0, 0), (0, width - len(table[0]))), mode="edge") for table in tables]
-    return np.stack([p[0] for p in pad]), np.stack([p[1] for p in pad])
-
-
-@functools.cache
-def machine_figures() -> dict[str, dict[str, Any]]:
-    """Documented figures of machines in ``datasets/machines`` by their name; see the file."""
-    text = datasets_path("curves", "machine-figures.yaml").read_text(encoding="utf-8")
-    figures: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    return figures
-
-
-def peak_delay(kind: str) -> float:
-    """ns over the idle latency at the highest bandwidth measured on memory of this kind (or ``link``)."""
-    loads, delays = curve_tables()
-    row = CURVES.index(kind)
-    return float(delays[row, int(np.flatnonzero(loads[row] == 1.0)[0])])
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A host as the cost model sees it. Indices are positions in the host's node list.
-
-    node_ids : int64 (nodes,); kinds : kind of memory of each node
-    bandwidth : float64 (nodes,), MB/s a node's memory delivers
-    latency : float64 (nodes, nodes), idle ns from CPUs of the row to memory of the column
-    link_bandwidth : float64 (nodes, nodes), MB/s between home nodes
-    port_bandwidth : float64 (nodes,), MB/s of all links of a home node together
-    home : int64 (nodes,), node whose links lead to the memory
-    write_weight : float64 (nodes,), bandwidth a written byte takes, in read bytes
-    cpus : int64 (nodes,), CPUs of each node
-    measured : bool (nodes,), whether bandwidth and latency of a node's memory come with the host
-    source : where the figures come from
-    """
-
-    node_ids: np.ndarray
-    kinds: tuple[str, ...]
-    bandwidth: np.ndarray
-    latency: np.ndarray
-    link_bandwidth: np.ndarray
-    port_bandwidth: np.ndarray
-    home: np.ndarray
-    write_weight: np.ndarray
-    cpus: np.ndarray
-    measured: np.ndarray
-    source: str
-
-    @property
-    def nodes(self) -> int:
-        return len(self.node_ids)
-
-    @property
-    def estimated(self) -> bool:
-        """Whether any node's figures are estimates."""
-        return not bool(self.measured.all())
-
-    def index_of(self, node: int) -> int:
-        """Position of a node id."""
-        found = np.flatnonzero(self.node_ids == node)
-        if len(found) == 0:
-            raise WorkbenchError(f"node: {node} is not a node of this host ({', '.join(map(str, self.node_ids))})")
-        return int(found[0])
-
-    def capacities(self) -> np.ndarray:
-        """float64 (resources,): memory, links and ports in the order of :mod:`workbench.kernels.traffic`."""
-        return np.concatenate((self.bandwidth, self.link_bandwidth.ravel(), self.port_bandwidth))
-
-    def curves(self) -> np.ndarray:
-        """int64 (resources,): row of the curve tables; ports share the links' delay, so they have none of their own."""
-        memory = np.array([CURVE_OF_KIND[kind] for kind in self.kinds], np.int64)
-        links = np.full(self.nodes**2, CURVES.index("link"), np.int64)
-        return np.concatenate((memory, links, np.full(self.nodes, len(CURVES), np.int64)))
-
-
-def machine(host: Host, costs: Mapping[str, float] | None = None) -> Machine:
-    """The cost model's view of a host: its own figures where it has them, estimates elsewhere.
-
-    Parameters
-    ----------
-    host : the host
-    costs : values instead of those of :data:`workbench.costs.COSTS`, by name
-
-    A node's latency from the nearest CPUs is that of its kind of memory. Each unit of SLIT distance beyond the nearest
-    adds what it adds on the machine whose remote curve was measured, and link bandwidth falls with it down to the
-    measured remote bandwidth. Both are estimates.
-    """
-
-    def cost(name: str) -> float:
-        return cost_table.value(name, costs)
-
-    distance = np.asarray(host.distance_matrix, float)
-    count = len(host.nodes)
-    cpus = np.array([len(node.cpus) for node in host.nodes], np.int64)
-    kinds = tuple(node.kind for node in host.nodes)
-    with_cpus = np.flatnonzero(cpus > 0) if cpus.any() else np.arange(count)
-    home = np.arange(count)
-    for index in range(count):
-        if index not in with_cpus:
-            home[index] = with_cpus[int(distance[with_cpus, index].argmin())]
-    nearest = distance[with_cpus].min(axis=0)
-    excess = np.maximum(distance - nearest, 0.0)
-    beyond = cost("reference_distance") - 10.0
-    step = cost("dram_latency") * (cost("remote_latency_ratio") - 1.0) / beyond
-    bandwidth = np.array([cost(f"{kind}_bandwidth") for kind in kinds])
-    latency = np.array([cost(f"{kind}_latency") for kind in kinds]) + excess * step
-    write_weight = np.full(count, cost("write_weight"))
-    measured = np.zeros(count, bool)
-
-    ids = {node.id: index for index, node in enumerate(host.nodes)}
-    given = [(ids[a.initiator], ids[a.target], a) for a in host.access or ()]
-    for target in range(count):
-        mine = [(source, a) for source, where, a in given if where == target and a.read_bandwidth]
-        if not mine:
-            continue
-        source, best = max(mine, key=lambda pair: (pair[1].read_bandwidth, -distance[pair[0], target]))
-        bandwidth[target] = best.read_bandwidth
-        if best.write_bandwidth:
-            write_weight[target] = best.read_bandwidth / best.write_bandwidth
-        if best.read_latency:
-            latency[:, target] = best.read_latency + excess[:, target] * step
-            measured[target] = True
-    figures = machine_figures().get(host.name, {})
-    for index, kind in enumerate(kinds):
-        if not measured[index] and kind in figures.get("node_bandwidth", {}):
-            bandwidth[index] = figures["node_bandwidth"][kind]
-        if not measured[index] and kind in figures.get("node_latency", {}):
-            latency[:, index] = figures["node_latency"][kind] + excess[:, index] * step
-    dram = [bandwidth[i] for i in range(count) if kinds[i] == "dram"] or [cost("dram_bandwidth")]
-    reference = float(np.max(dram))
-    ratio = cost("remote_bandwidth_ratio")
-    between = distance[:, home] - 10.0
-    link = reference * ratio ** np.clip(between / beyond, 0.0, 1.0)
-    for slit, speed in figures.get("link_bandwidth", {}).items():
-        link[(distance[:, home] == float(slit)) & ~np.eye(count, dtype=bool)] = speed
-    port = np.full(count, figures.get("port_bandwidth", reference * ratio * cost("link_ports")), float)
-    for source, target, a in given:
-        if a.read_latency:
-            latency[source, target] = a.read_latency
-        if a.read_bandwidth and home[source] != home[target] and kinds[target] == "dram":
-            link[home[source], home[target]] = a.read_bandwidth
-    port = np.maximum(port, np.where(np.eye(count, dtype=bool), 0.0, link).max(axis=1, initial=0.0))
-    unknown = sorted({kinds[i] for i in range(count) if not measured[i]})
-    source = (
-        f"host {host.name}"
-        + (f" ({figures['source']})" if figures else "")
-        + (f"; estimate for {', '.join(unknown)} nodes from kind and distance (workbench.costs)" if unknown else "")
-    )
-    ids_array = np.array([node.id for node in host.nodes], np.int64)
-    return Machine(
-        ids_array, kinds, bandwidth, latency, link, port, home, write_weight, cpus, measured, source
-    )  # fmt: skip
-
-
-def with_figures(
-    base: Machine,
-    bandwidth: Mapping[int, float] | None = None,
-    latency: Mapping[int, float] | None = None,
-    source: str = "",
-) -> Machine:
-    """The machine with measured figures for some nodes: node id -> MB/s, node id -> idle ns from the nearest CPUs."""
-    speeds, delays, measured = base.bandwidth.copy(), base.latency.copy(), base.measured.copy()
-    for node, value in (bandwidth or {}).items():
-        speeds[base.index_of(node)] = value
-        measured[base.index_of(node)] = True
-    for node, value in (latency or {}).items():
-        column = delays[:, base.index_of(node)]
-        column += value - column.min()
-    return replace(base, bandwidth=speeds, latency=delays, measured=measured, source=source or base.source)
 
 
 # ------------------------------------------------------------------------------------------------- accesses
@@ -256,10 +61,12 @@ def access_pattern(access: Access | Mapping[str, object] | str | None) -> Access
         raise WorkbenchError(f"access: {str(error).splitlines()[-2].strip()}") from error
 
 
-def lines_in_flight(pattern: str, costs: Mapping[str, float] | None = None) -> float:
+def lines_in_flight(host: Machine, pattern: str, costs: Mapping[str, float] | None = None) -> float:
     """Cache lines one vCPU keeps in flight under a pattern."""
     name = {"streaming": "lines_streaming", "pointer_chasing": "lines_pointer_chasing"}.get(pattern, "lines_random")
-    return cost_table.value(name, costs)
+    if costs is not None and name in costs:
+        return cost_table.value(name, costs)
+    return {"streaming": host.lines_streaming, "pointer_chasing": 1.0}.get(pattern, host.lines_random)
 
 
 def memory_shares(
@@ -280,8 +87,6 @@ def memory_shares(
     the hottest, and the hottest pages, as many as the caches hold, do not reach memory. Uniform accesses hit the caches
     for the part of the range they hold; streaming never does, because it evicts what it will need.
     """
-    from workbench import results
-
     access = access_pattern(access)
     if access.file not in dataset["file"].values:
         raise WorkbenchError(f"access.file: {access.file!r} is not in this result")
@@ -354,11 +159,13 @@ class Streams:
     """Streams to be solved together: one row per initiator and access operation.
 
     shares : float64 (..., streams, nodes); initiator : int64 (streams,), node index; vcpus : float64 (streams,)
+    walks : float64 (..., streams, nodes), page-table references in memory that one access makes, by node
     window : float64 (streams,), bytes in flight; wanted : float64 (streams,), MB/s at most
     write_fraction, extra_latency : float64 (streams,)
     """
 
     shares: np.ndarray
+    walks: np.ndarray
     initiator: np.ndarray
     vcpus: np.ndarray
     window: np.ndarray
@@ -371,18 +178,36 @@ class Streams:
 class Solution:
     """Rates and latencies of streams, leading dimension placements.
 
-    bandwidth, latency, idle_latency : (placements, streams), MB/s and ns
-    node_used, node_load : (placements, nodes), MB/s and part of capacity
-    iterations : (placements,)
+    bandwidth, latency, idle_latency : (placements, streams), MB/s and ns; an access with its page walk
+    walk : (placements, streams), ns of the latency spent in page walks (and whatever extra latency was given)
+    walk_traffic : (placements, streams), MB/s of page-table references
+    node_used, node_load : (placements, nodes), MB/s with walks and part of capacity at the mix of reads and writes
+    link_load : (placements, nodes, nodes)
+    queue_wait : (placements, nodes), ns of every request in the queue of its home node
+    iterations : (placements,); nothing in this class is a number where they are -1
     """
 
     bandwidth: np.ndarray
     latency: np.ndarray
     idle_latency: np.ndarray
+    walk: np.ndarray
+    walk_traffic: np.ndarray
     node_used: np.ndarray
     node_load: np.ndarray
     link_load: np.ndarray
+    queue_wait: np.ndarray
     iterations: np.ndarray
+
+
+def _shares(name: str, values: np.ndarray, nodes: int) -> np.ndarray:
+    values = np.atleast_2d(np.asarray(values, float))
+    if values.shape[-1] != nodes:
+        raise WorkbenchError(f"{name}: {values.shape[-1]} values for {nodes} nodes")
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise WorkbenchError(
+            f"{name}: {values[~(np.isfinite(values) & (values >= 0))][0]!r}; numbers from 0 on are allowed"
+        )
+    return values
 
 
 def streams(
@@ -393,6 +218,7 @@ def streams(
     *,
     costs: Mapping[str, float] | None = None,
     extra_latency: float = 0.0,
+    walks: np.ndarray | None = None,
 ) -> Streams:
     """Streams of one access pattern: every vCPU node touches memory in the same proportions.
 
@@ -400,24 +226,31 @@ def streams(
     ----------
     shares : float64 (nodes,) or (placements, nodes), share of the accesses each node serves
     vcpus : node id -> number of vCPUs there
-    extra_latency : ns per access besides memory, for page walks
+    extra_latency : ns per access besides memory, such as the part of page walks that caches serve
+    walks : float64, shape of ``shares``: page-table references in memory that an access makes, by node; none if left out
     """
     access = access_pattern(access)
+    cost_table.check(costs)
     if not vcpus:
         raise WorkbenchError("vcpus: no node runs a vCPU")
     initiator = np.array([host.index_of(node) for node in vcpus], np.int64)
     number = np.array(list(vcpus.values()), float)
-    if (number <= 0).any():
-        raise WorkbenchError(f"vcpus: {min(vcpus.values())!r} vCPUs on a node; counts are above 0")
+    if not (np.isfinite(number) & (number > 0)).all():
+        bad = number[~(np.isfinite(number) & (number > 0))][0]
+        raise WorkbenchError(f"vcpus: {float(bad)!r} vCPUs on a node; counts are above 0")
+    if not np.isfinite(extra_latency) or extra_latency < 0:
+        raise WorkbenchError(f"extra_latency: {extra_latency!r} ns; numbers from 0 on are allowed")
     count = len(initiator)
-    shares = np.atleast_2d(np.asarray(shares, float))
-    if shares.shape[-1] != host.nodes:
-        raise WorkbenchError(f"shares: {shares.shape[-1]} values for {host.nodes} nodes")
+    shares = _shares("shares", shares, host.nodes)
+    walked = (
+        np.zeros_like(shares) if walks is None else np.broadcast_to(_shares("walks", walks, host.nodes), shares.shape)
+    )
     return Streams(
         np.repeat(shares[:, None, :], count, axis=1),
+        np.repeat(walked[:, None, :], count, axis=1),
         initiator,
         number,
-        number * lines_in_flight(access.pattern, costs) * LINE_BYTES,
+        number * lines_in_flight(host, access.pattern, costs) * LINE_BYTES,
         np.full(count, np.inf if access.demand_mbps is None else access.demand_mbps),
         np.full(count, access.write_fraction),
         np.full(count, extra_latency),
@@ -428,41 +261,47 @@ def together(parts: Sequence[Streams]) -> Streams:
     """Streams of several accesses that run at the same time."""
     return Streams(
         *(
-            np.concatenate([getattr(part, f.name) for part in parts], axis=1 if f.name == "shares" else 0)
+            np.concatenate([getattr(part, f.name) for part in parts], axis=1 if f.name in ("shares", "walks") else 0)
             for f in fields(Streams)
         )
     )
 
 
-def solve(host: Machine, demand: Streams) -> Solution:
-    """Rates and latencies of streams that run at the same time."""
-    from workbench.kernels import traffic
+def solve(host: Machine, demand: Streams, *, unsolved: str = "error") -> Solution:
+    """Rates and latencies of streams that run at the same time.
 
-    loads, delays = curve_tables()
-    # A last row without delay, for ports.
-    loads = np.vstack((loads, np.linspace(0.0, 1.0, loads.shape[1])))
-    delays = np.vstack((delays, np.zeros(delays.shape[1])))
-    capacity = host.capacities()
-    rate, latency, idle, used, iterations = traffic.solve_placements(
-        np.ascontiguousarray(demand.shares, float), demand.initiator, host.home, host.latency, host.write_weight,
-        demand.write_fraction, demand.extra_latency, capacity, host.curves(), loads, delays, demand.window,
-        demand.wanted, demand.vcpus, TOLERANCE, MAX_ITERATIONS,
+    unsolved : what becomes of placements for which the fixed point is not met: "error", or "nan" for numbers that are none
+    """
+    from workbench.kernels import host_traffic
+
+    busy = np.zeros(host.nodes)
+    np.add.at(busy, demand.initiator, demand.vcpus)
+    arrays = host_traffic.Machine(
+        host.home, host.latency, host.peaks(busy), host.curve_rows(), curves.LOADS, host.delays(), host.queue
+    )
+    asked = host_traffic.Demand(
+        np.ascontiguousarray(demand.shares, float), np.ascontiguousarray(demand.walks, float), demand.initiator,
+        demand.write_fraction, demand.extra_latency, demand.window, demand.wanted, demand.vcpus,
     )  # fmt: skip
+    rate, latency, idle, walk, used, capacity, wait, iterations = host_traffic.solve_placements(
+        arrays, asked, TOLERANCE, MAX_ITERATIONS, MAX_PASSES
+    )
+    failed = iterations < 0
+    if failed.any():
+        if unsolved == "error":
+            at = int(np.flatnonzero(failed)[0])
+            raise WorkbenchError(
+                f"traffic: no fixed point found for placement {at} of {len(failed)} after {MAX_ITERATIONS} steps; "
+                f"shares {np.round(demand.shares[at], 4).tolist()}"
+            )
+        for values in (rate, latency, idle, walk, used, wait):
+            values[failed] = np.nan
     n = host.nodes
-    with np.errstate(divide="ignore", invalid="ignore"):
-        load = np.where(capacity > 0, used / capacity, 0.0)
+    load = used / capacity
     return Solution(
-        rate, latency, idle, used[:, :n], load[:, :n], load[:, n : n + n * n].reshape(-1, n, n), iterations
+        rate, latency, idle, walk, rate * demand.walks.sum(axis=2), used[:, :n], load[:, :n],
+        load[:, n : n + n * n].reshape(-1, n, n), wait, iterations,
     )  # fmt: skip
-
-
-def sampled_machines(
-    host: Host, samples: int, seed: int = 0, costs: Mapping[str, float] | None = None
-) -> tuple[list[Machine], list[dict[str, float]]]:
-    """The machine under ``samples`` draws of the parameters (sample 0: their values), and the draws."""
-    draws = cost_table.sample(SAMPLED, samples, seed)
-    chosen = [{**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})} for k in range(samples)]
-    return [machine(host, values) for values in chosen], chosen
 
 
 def access_cost(
@@ -475,6 +314,8 @@ def access_cost(
     seed: int = 0,
     costs: Mapping[str, float] | None = None,
     extra_latency: float = 0.0,
+    walks: np.ndarray | None = None,
+    profile: Profile | str | None = None,
 ) -> xr.Dataset:
     """Bandwidth and latency that each vCPU node gets from the placement in a result, for one access pattern.
 
@@ -487,7 +328,9 @@ def access_cost(
     samples : draws over the ranges of the parameters; with more than 1 the variables get a ``sample`` dimension
     seed : of the draws
     costs : parameter values instead of the registry's
-    extra_latency : ns per access besides memory, for example page walks
+    extra_latency : ns per access besides memory, such as the part of page walks that caches serve
+    walks : float64 (nodes,), page-table references in memory that an access makes, by node
+    profile : of the machine, see :func:`workbench.cost.machine.machine`
 
     Returns a Dataset with ``bandwidth``, ``latency``, ``idle_latency`` (initiator), ``node_share``, ``node_used`` and
     ``node_load`` (node) and ``memory_fraction``, all ``modelled``.
@@ -498,20 +341,21 @@ def access_cost(
         vcpus = {int(node): float(n) for node, n in zip(found, number, strict=True)}
     vcpus = initiators_of(access, vcpus)
     if samples > 1:
-        machines, chosen = sampled_machines(host, samples, seed, costs)
+        machines, chosen = sampled(host, samples, seed, costs, profile)
     else:
-        machines, chosen = [machine(host, costs)], [dict(costs or {})]
+        machines, chosen = [machine(host, costs, profile)], [dict(costs or {})]
     share, reached, solutions = [], [], []
     for model, values in zip(machines, chosen, strict=True):
         if not share or access.pattern == "zipf":
             nodes, part = memory_shares(dataset, access, costs=values)
         share.append(nodes)
         reached.append(part)
-        demand = streams(model, nodes, vcpus, access, costs=values, extra_latency=extra_latency)
+        demand = streams(model, nodes, vcpus, access, costs=values, extra_latency=extra_latency, walks=walks)
         solutions.append(solve(model, demand))
     provenance = results.provenance(
         command="cost.traffic.access_cost", dataset=dataset, host=host, access=access, vcpus=vcpus, samples=samples,
-        seed=seed, costs=costs, extra_latency=extra_latency,
+        seed=seed, costs=costs, extra_latency=extra_latency, walks=None if walks is None else list(walks),
+        profile=profile if isinstance(profile, str) or profile is None else profile.name,
     )  # fmt: skip
     return _cost_dataset(machines[0], list(vcpus), solutions, np.array(share), np.array(reached), samples, provenance)
 
@@ -537,160 +381,4 @@ def _cost_dataset(
         provenance=provenance,
         source=model.source,
         attributes={"estimated": int(model.estimated)},
-    )
-
-
-# ----------------------------------------------------------------------------------------------------- weights
-
-
-def automatic_weights(host: Host | Machine) -> np.ndarray:
-    """The kernel's automatic interleave weights, int64 (nodes,), from the bandwidth of each node.
-
-    A :class:`Host` counts as the kernel sees it: only nodes with an HMAT access class have a bandwidth, and without any
-    the weights are all 1. A :class:`Machine` counts with the model's bandwidths, estimates included.
-    """
-    from workbench.kernels import mempolicy
-
-    if isinstance(host, Machine):
-        bandwidth = np.round(host.bandwidth).astype(np.int64)
-    else:
-        ids = {node.id: index for index, node in enumerate(host.nodes)}
-        bandwidth = np.zeros(len(host.nodes), np.int64)
-        for a in host.access or ():
-            best = min(a.read_bandwidth or 0, a.write_bandwidth or a.read_bandwidth or 0)
-            bandwidth[ids[a.target]] = max(bandwidth[ids[a.target]], int(best))
-    out = np.ones(len(bandwidth), np.int64)
-    if bandwidth.any():
-        mempolicy.auto_weights(bandwidth, np.ones(len(bandwidth), bool), out)
-    return out
-
-
-def _totals(
-    model: Machine, shares: np.ndarray, vcpus: Mapping[int, float], access: Access, costs: Mapping[str, float] | None
-) -> np.ndarray:
-    """What is to be large, for each row of shares: MB/s of all streams; for pointer chasing, 1 / mean latency."""
-    solution = solve(model, streams(model, shares, vcpus, access, costs=costs))
-    if access.pattern == "pointer_chasing":
-        number = np.array(list(vcpus.values()), float)
-        return np.asarray(number.sum() / (solution.latency @ number))
-    return np.asarray(solution.bandwidth.sum(axis=1))
-
-
-def _separate_shares(
-    model: Machine, allowed: np.ndarray, vcpus: Mapping[int, float], access: Access, costs: Mapping[str, float] | None
-) -> np.ndarray:
-    """Shares if every node could be used at its own speed: what one stream for each vCPU node and target takes.
-
-    Returns float64 (2, nodes): with all bytes in flight for every target, and divided among them.
-    """
-    targets = np.flatnonzero(allowed)
-    out = []
-    for part in (1.0, 1.0 / len(targets)):
-        few = {node: number * part for node, number in vcpus.items()}
-        flows = [streams(model, row, few, access, costs=costs) for row in np.eye(model.nodes)[targets]]
-        out.append(solve(model, together(flows)).node_used[0])
-    used = np.array(out)
-    return used / used.sum(axis=1, keepdims=True)
-
-
-def _best_shares(
-    model: Machine,
-    starts: np.ndarray,
-    allowed: np.ndarray,
-    vcpus: Mapping[int, float],
-    access: Access,
-    costs: Mapping[str, float] | None,
-) -> np.ndarray:
-    """Shares with the greatest total bandwidth found by changing one node's share at a time, from several starts."""
-    totals = _totals(model, starts, vcpus, access, costs)
-    best, best_total = starts[int(totals.argmax())], float(totals.max())
-    nodes = np.flatnonzero(allowed)
-    # Many nodes start from a good guess and take few rounds: a round costs four solutions for each node.
-    for factor in (4.0, 2.0, 1.3, 1.1, 1.03, 1.01):
-        for _ in range(60 if len(nodes) <= 16 else 6):
-            moves = []
-            for node in nodes:
-                for value in (best[node] * factor, best[node] / factor, 0.0, 1.0 / len(nodes)):
-                    moved = best.copy()
-                    moved[node] = value
-                    if moved.sum() > 0:
-                        moves.append(moved / moved.sum())
-            totals = _totals(model, np.array(moves), vcpus, access, costs)
-            if totals.max() <= best_total * (1 + 2e-4):
-                break
-            best, best_total = moves[int(totals.argmax())], float(totals.max())
-    return best
-
-
-def best_weights(
-    host: Host | Machine,
-    access: Access | Mapping[str, object] | str | None = None,
-    *,
-    nodes: Sequence[int] | None = None,
-    vcpus: Mapping[int, float] | None = None,
-    costs: Mapping[str, float] | None = None,
-) -> xr.Dataset:
-    """Interleave weights that give the most bandwidth, beside the kernel's automatic ones, plain interleave and local.
-
-    Parameters
-    ----------
-    host : the host, or a :class:`Machine` with measured figures
-    access : pattern of the guest; streaming if left out
-    nodes : nodes the policy may use; all if left out
-    vcpus : node id -> vCPUs; one for every CPU of the host if left out
-    costs : parameter values instead of the registry's
-
-    Returns a Dataset over ``policy`` (optimum, automatic, interleave, local) and ``node``: ``weight`` (0: not in the
-    nodemask), ``bandwidth`` in MB/s of all vCPUs together and ``latency`` in ns, averaged over vCPUs. The optimum is
-    found by search; its weights are the smallest whole numbers within 0.5 % of it. For pointer chasing, which waits
-    for every access, the least mean latency is sought instead of the most bandwidth.
-    """
-    access = access_pattern(access)
-    model = host if isinstance(host, Machine) else machine(host, costs)
-    if vcpus is None:
-        vcpus = {int(n): float(c) for n, c in zip(model.node_ids, model.cpus, strict=True) if c > 0}
-    allowed = np.zeros(model.nodes, bool)
-    allowed[[model.index_of(node) for node in (model.node_ids if nodes is None else nodes)]] = True
-    automatic = automatic_weights(host) * allowed
-    from_estimates = not isinstance(host, Machine) and not any(a.read_bandwidth for a in host.access or ())
-    if from_estimates:
-        automatic = automatic_weights(model) * allowed
-    local = np.zeros(model.nodes)
-    for node, number in vcpus.items():
-        near = np.where(allowed, model.latency[model.index_of(node)], np.inf)
-        local[int(near.argmin())] += number
-    starts = np.array([automatic, allowed, local, np.where(allowed, model.bandwidth, 0.0)], float)
-    starts /= starts.sum(axis=1, keepdims=True)
-    starts = np.vstack((starts, _separate_shares(model, allowed, vcpus, access, costs)))
-    best = _best_shares(model, starts, allowed, vcpus, access, costs)
-    candidates = []
-    for largest in range(1, 65):
-        weight = np.round(best / best.max() * largest)
-        candidates.append(np.where((weight == 0) & (best > 0.002), 1.0, weight))
-    whole = np.array(candidates)
-    totals = _totals(model, whole / whole.sum(axis=1, keepdims=True), vcpus, access, costs)
-    good = np.flatnonzero(totals >= totals.max() * 0.995)
-    optimum = whole[good[whole[good].sum(axis=1).argmin()]].astype(np.int64)
-    optimum //= np.gcd.reduce(optimum[optimum > 0])
-    weights = np.array([optimum, automatic, allowed.astype(np.int64), np.ceil(local).astype(np.int64)])
-    solution = solve(model, streams(model, weights / weights.sum(axis=1, keepdims=True), vcpus, access, costs=costs))
-    number = np.array(list(vcpus.values()))
-    return results.make(
-        Weights,
-        {
-            "weight": weights,
-            "bandwidth": solution.bandwidth.sum(axis=1),
-            "latency": solution.latency @ number / number.sum(),
-        },
-        {"policy": ["optimum", "automatic", "interleave", "local"], "node": model.node_ids},
-        provenance=results.provenance(
-            command="cost.traffic.best_weights", host=host, access=access, nodes=nodes, vcpus=vcpus, costs=costs
-        ),
-        source=model.source,
-        attributes={
-            "automatic_from": "estimated bandwidth; the host reports none, so its kernel keeps 1"
-            if from_estimates
-            else model.source,
-            "pattern": access.pattern,
-        },
     )

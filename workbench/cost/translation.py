@@ -18,6 +18,11 @@ from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 from workbench.variables import WalkCost, WalkReferences
 
+SAMPLED = (
+    "tlb_entries_4k", "tlb_entries_2m", "tlb_entries_1g", "walk_memory_fraction", "table_cache_bytes",
+    "walk_cached_latency", "dram_latency", "remote_latency_ratio",
+)  # fmt: skip
+"""Parameters that ``samples`` varies."""
 TLB_PARAMETERS = ("tlb_entries_4k", "tlb_entries_2m", "tlb_entries_1g")
 
 
@@ -50,9 +55,12 @@ def walk_cost(
     table_latency: float | None = None,
     local_share: float = 1.0,
     remote_latency: float | None = None,
+    exponent: float = 0.0,
     costs: Mapping[str, float] | None = None,
+    samples: int = 1,
+    seed: int = 0,
 ) -> xr.Dataset:
-    """Page-walk cost of uniformly random accesses to memory mapped at one or several host page sizes.
+    """Page-walk cost of random accesses to memory mapped at one or several host page sizes.
 
     Parameters
     ----------
@@ -62,16 +70,46 @@ def walk_cost(
     table_latency : ns of a page-table reference that reaches local memory; the DRAM latency if left out
     local_share : part of the leaf entries that lie on the local node
     remote_latency : ns of one on a remote node; by the registry's ratio if left out
+    samples, seed : draws over the ranges of the parameters (sample 0: their values); with more than 1 all modelled
+        variables get a ``sample`` dimension
+    exponent : of the Zipf law by which 4 KiB pages are touched, the first being the hottest; 0 is uniform
 
     Returns a Dataset over ``host_page``: ``miss`` (part of the accesses to memory of that size), ``references`` (of a
-    walk without caches), and scalars ``misses_per_access``, ``memory_references``, ``remote_references`` and ``walk``
-    (ns per access).
+    walk without caches), and scalars ``misses_per_access``, ``memory_references`` and their parts ``guest_references``
+    (to the guest's own page table) and ``host_references`` (to the second stage), ``remote_references``, ``cached`` (ns
+    per access of references that a cache serves) and ``walk`` (ns per access of all).
     """
     from workbench.kernels import translation
+
+    text = results.provenance(
+        command="cost.translation.walk_cost", mapped=mapped, guest_page=guest_page, confidential=confidential,
+        table_latency=table_latency, local_share=local_share, remote_latency=remote_latency, exponent=exponent,
+        costs=costs, samples=samples, seed=seed,
+    )  # fmt: skip
+    if samples > 1:
+        draws = cost_table.sample(SAMPLED, samples, seed)
+        each = [
+            walk_cost(
+                mapped,
+                guest_page,
+                confidential=confidential,
+                table_latency=table_latency,
+                local_share=local_share,
+                remote_latency=remote_latency,
+                exponent=exponent,
+                costs={**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})},
+            )
+            for k in range(samples)
+        ]
+        return results.stack(WalkCost, each, "sample", provenance=text).assign(references=each[0]["references"])
+    cost_table.check(costs)
 
     def cost(name: str) -> float:
         return cost_table.value(name, costs)
 
+    for name, number in (("table_latency", table_latency), ("remote_latency", remote_latency)):
+        if number is not None and not (np.isfinite(number) and number > 0):
+            raise WorkbenchError(f"{name}: {number!r} ns; numbers above 0 are allowed")
     if confidential not in LARGEST_LEAF:
         raise WorkbenchError(f"confidential: {confidential!r} is not one of {', '.join(LARGEST_LEAF)}")
     if not 0.0 <= local_share <= 1.0:
@@ -79,7 +117,7 @@ def walk_cost(
     guest_order = _order(guest_page)
     by_order = dict.fromkeys(PAGE_ORDERS.values(), 0.0)
     for page, size in mapped.items():
-        if size < 0:
+        if not (np.isfinite(size) and size >= 0):
             raise WorkbenchError(f"mapped: {size!r} bytes of {page}; sizes are 0 or more")
         by_order[min(_order(page), PAGE_ORDERS[LARGEST_LEAF[confidential]])] += float(size)
     orders = np.array(list(by_order), np.int64)
@@ -96,15 +134,22 @@ def walk_cost(
     remote = local * cost("remote_latency_ratio") if remote_latency is None else remote_latency
     total = sum(by_order.values())
     cached_tables, reach = cost("table_cache_bytes"), cost("walk_memory_fraction")
+    cold, hot = 1.0, 1.0
+    if exponent > 0.0 and total > 0.0:
+        cold, hot = _zipf_factors(total, misses, cached_tables, guest_order, exponent)
+        misses, miss = misses * cold, miss * cold
     guest_leaf = translation.leaf_memory_fraction(total, guest_order, cached_tables)
     per_size_miss = miss[np.searchsorted(orders, covered)]
-    leaf = 0.0
+    guest_references = host_references = 0.0
     for index, order in enumerate(orders):
         host_leaf = translation.leaf_memory_fraction(by_order[int(order)], int(order), cached_tables)
         weight = by_order[int(order)] / total if total > 0 else 0.0
-        leaf += weight * per_size_miss[index] * (guest_leaf + host_leaf) * reach
+        guest_references += weight * per_size_miss[index] * guest_leaf * reach * hot
+        host_references += weight * per_size_miss[index] * host_leaf * reach * hot
+    leaf = guest_references + host_references
     mean_latency = local_share * local + (1.0 - local_share) * remote
     walk = translation.walk_latency(2.0 * misses, leaf, mean_latency, cost("walk_cached_latency"))
+    cached = translation.walk_latency(2.0 * misses, leaf, 0.0, cost("walk_cached_latency"))
     return results.make(
         WalkCost,
         {
@@ -112,15 +157,55 @@ def walk_cost(
             "references": references,
             "misses_per_access": misses,
             "memory_references": leaf,
+            "guest_references": guest_references,
+            "host_references": host_references,
             "remote_references": leaf * (1.0 - local_share),
+            "cached": cached,
             "walk": walk,
         },
         {"host_page": list(PAGE_ORDERS)},
-        provenance=results.provenance(
-            command="cost.translation.walk_cost", mapped=mapped, guest_page=guest_page, confidential=confidential,
-            table_latency=table_latency, local_share=local_share, remote_latency=remote_latency, costs=costs,
-        ),
-    )  # fmt: skip
+        provenance=text,
+    )
+
+
+def _zipf_factors(
+    total: float, misses: float, cached_tables: float, guest_order: int, exponent: float
+) -> tuple[float, float]:
+    """How much less a Zipf law misses than uniform accesses: in the TLB, and then in the caches of leaf entries.
+
+    The TLB and the caches keep the hottest pages, as many as they hold. ``misses`` is that of uniform accesses, whose
+    complement is the part of all pages that the TLB covers.
+    """
+    from workbench.kernels import translation
+
+    pages = max(1.0, np.ceil(total / 4096.0))
+    everything = translation.harmonic(pages, exponent)
+
+    def beyond(part: float) -> float:
+        return 1.0 - translation.harmonic(np.floor(min(1.0, part) * pages), exponent) / everything
+
+    if misses <= 0.0:
+        return 1.0, 1.0
+    in_tlb = 1.0 - misses
+    in_cache = max(in_tlb, cached_tables / (8.0 * total / (4096.0 * 2.0**guest_order)))
+    cold = beyond(in_tlb)
+    uniform = max(0.0, 1.0 - in_cache)
+    conditional = beyond(in_cache) / cold if cold > 0.0 else 0.0
+    return cold / misses, conditional / uniform if uniform > 0.0 else 1.0
+
+
+def table_walks(cost: xr.Dataset, guest_tables: np.ndarray, host_tables: np.ndarray) -> tuple[np.ndarray, float]:
+    """What page walks load: references in memory per access by node, and the ns per access that caches serve.
+
+    Parameters
+    ----------
+    cost : of :func:`walk_cost`
+    guest_tables : float64 (nodes,), where the pages of the guest's own page table lie; sums to 1
+    host_tables : float64 (nodes,), where those of the second stage lie
+    """
+    guest, host = float(cost["guest_references"]), float(cost["host_references"])
+    walks = guest * np.asarray(guest_tables, float) + host * np.asarray(host_tables, float)
+    return walks, float(cost["cached"])
 
 
 def split_loss(

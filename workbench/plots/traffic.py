@@ -139,11 +139,10 @@ def contention(dataset: xr.Dataset, title: str = "Page allocator under contentio
     return made
 
 
-def curves() -> Figure:
+def generic_curves() -> Figure:
     """The measured bandwidth-latency curves as the model uses them."""
-    from workbench.cost import traffic
+    from workbench.cost import curves
 
-    loads, delays = traffic.curve_tables()
     names = {
         "dram": "DRAM (Skylake, 6 x DDR4)",
         "hbm": "HBM (A64FX)",
@@ -153,10 +152,9 @@ def curves() -> Figure:
     with common.style():
         made = common.figure(6.5, 3.6)
         ax = made.add_subplot()
-        for colour, style, use, load, delay in zip(
-            sns.color_palette(PALETTE), ("-", "--", "-.", ":"), traffic.CURVES, loads, delays, strict=False
-        ):
-            ax.plot(100 * load, delay, style, color=colour, label=names[use], lw=1.8)
+        families = curves.generic()
+        for colour, style, use in zip(sns.color_palette(PALETTE), ("-", "--", "-.", ":"), names, strict=False):
+            ax.plot(100 * curves.LOADS, families[use].delays[-1], style, color=colour, label=names[use], lw=1.8)
         ax.set(xlabel="used part of the highest bandwidth, %", ylabel="delay over idle latency, ns", ylim=(0, 450))
         ax.set_title("What a loaded node or link adds to every access")
         ax.legend(frameon=False)

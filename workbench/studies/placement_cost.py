@@ -10,11 +10,13 @@ import numpy as np
 import xarray as xr
 
 from workbench import results
-from workbench.cost import traffic
+from workbench.cost import traffic, translation
+from workbench.cost import weights as cost_weights
+from workbench.cost.machine import sampled
 from workbench.design import FILEMAP, HUGETLB
 from workbench.errors import WorkbenchError
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
-from workbench.variables import PolicyCosts
+from workbench.variables import PolicyCosts, Verdict
 
 if TYPE_CHECKING:
     from workbench.scenario import Access
@@ -97,12 +99,14 @@ def scenario_of(
     weights = None
     if choice.mode == "weighted_interleave":
         if choice.weights == "optimum":
-            best = traffic.best_weights(host, access, vcpus=guest.vcpus, costs=costs)["weight"].sel(policy="optimum")
+            best = cost_weights.best_weights(host, access, vcpus=guest.vcpus, costs=costs)["weight"].sel(
+                policy="optimum"
+            )
             weights = {int(n): int(w) for n, w in zip(best["node"].values, best.values, strict=True) if w > 0}
         else:
-            numbers = traffic.automatic_weights(host)
+            numbers = cost_weights.automatic_weights(host)
             if (numbers == 1).all():
-                numbers = traffic.automatic_weights(machine)  # what the kernel would compute, had firmware told it
+                numbers = cost_weights.automatic_weights(machine)  # what the kernel would compute, had firmware told it
             weights = {int(n): int(w) for n, w in zip(machine.node_ids, numbers, strict=True)}
         nodes["all"] = sorted(weights)
         operations.append({"op": "set_weights", "weights": weights})
@@ -160,7 +164,9 @@ def policy_costs(
     extra_latency : ns per access besides memory
 
     Returns a Dataset over ``policy`` and, with more than one, ``sample``: ``bandwidth`` (MB/s of all vCPUs),
-    ``latency`` (ns, averaged over vCPUs), ``local_share`` (counted), ``node_share`` (policy, node) and ``node_load``.
+    ``latency`` (ns, averaged over vCPUs), ``local_share`` (counted), ``node_share`` (policy, node) and ``node_load``; with
+    samples also ``draw`` (parameter, sample), which :func:`verdict` reads. Patterns that jump walk page tables, whose
+    references load the nodes where the tables lie (:mod:`workbench.cost.translation`).
     """
     from workbench.scenario import Scenario
     from workbench.simulation import simulate
@@ -171,7 +177,7 @@ def policy_costs(
     if unknown:
         raise WorkbenchError(f"vcpus: node {unknown[0]} is not a node of {host.name}")
     guest = _Guest(parse_bytes(memory, "memory"), number, page_size, confidential)
-    machines, chosen = traffic.sampled_machines(host, samples, seed) if samples > 1 else ([traffic.machine(host)], [{}])
+    machines, chosen = sampled(host, samples, seed) if samples > 1 else ([traffic.machine(host)], [{}])
     names = list(POLICIES if policies is None else policies)
     total = np.zeros((len(names), samples))
     latency = np.zeros((len(names), samples))
@@ -195,11 +201,29 @@ def policy_costs(
         share[row] = weight @ touched / weight.sum()
         own = [host.index_of(node) for node in number]
         local[row] = weight @ touched[np.arange(len(own)), own] / weight.sum()
+        whole = traffic.memory_shares(
+            dataset, access.model_copy(update={"pattern": "uniform", "offset": 0, "length": None})
+        )
         for k, (model, values) in enumerate(zip(machines, chosen, strict=True)):
+            walks, cached = np.zeros(model.nodes), 0.0
+            if access.pattern != "streaming":
+                exponent = traffic.ZIPF_EXPONENT if access.pattern == "zipf" else 0.0
+                cost = translation.walk_cost(
+                    {page_size: guest.memory}, page_size, confidential=confidential, exponent=exponent, costs=values
+                )
+                by_vcpu = np.zeros(model.nodes)
+                by_vcpu[own] = weight / weight.sum()
+                walks, cached = translation.table_walks(cost, whole[0], by_vcpu)
             streams = traffic.together(
                 [
                     traffic.streams(
-                        model, parts[node], {node: float(n)}, access, costs=values, extra_latency=extra_latency
+                        model,
+                        parts[node],
+                        {node: float(n)},
+                        access,
+                        costs=values,
+                        extra_latency=extra_latency + cached,
+                        walks=walks,
                     )
                     for node, n in number.items()
                 ]
@@ -209,16 +233,21 @@ def policy_costs(
             latency[row, k] = solution.latency[0] @ weight / weight.sum()
             load[row, k] = solution.node_load[0]
     pick = slice(None) if samples > 1 else 0
+    values: dict[str, np.ndarray] = {
+        "bandwidth": total.T[pick],
+        "latency": latency.T[pick],
+        "local_share": local,
+        "node_share": share,
+        "node_load": load.swapaxes(0, 1)[pick],
+    }
+    coordinates: dict[str, object] = {"policy": names, "node": host.node_ids}
+    if samples > 1:
+        coordinates["parameter"] = list(chosen[0])
+        values["draw"] = np.array([list(drawn.values()) for drawn in chosen])
     return results.make(
         PolicyCosts,
-        {
-            "bandwidth": total.T[pick],
-            "latency": latency.T[pick],
-            "local_share": local,
-            "node_share": share,
-            "node_load": load.swapaxes(0, 1)[pick],
-        },
-        {"policy": names, "node": host.node_ids},
+        values,
+        coordinates,
         provenance=results.provenance(
             command="studies.placement_cost.policy_costs", host=host, memory=memory, vcpus=number,
             policies=POLICIES if policies is None else policies, access=access, partitioned=partitioned,
@@ -234,12 +263,106 @@ def policy_costs(
     )  # fmt: skip
 
 
-def winners(dataset: xr.Dataset, within: float = 0.02) -> list[str]:
-    """Policies within ``within`` of the best (sample 0): most bandwidth, or least latency for pointer chasing."""
+def _value(dataset: xr.Dataset) -> np.ndarray:
+    """What is to be large, float64 (policies, draws): bandwidth, or 1 / latency for pointer chasing. Sample 0, which has
+    the parameters' own values, is no draw and counts only where there is nothing else."""
     if dataset.attrs["pattern"] == "pointer_chasing":
         value = 1.0 / dataset["latency"]
     else:
         value = dataset["bandwidth"]
-    if "sample" in value.dims:
-        value = value.isel(sample=0)
-    return [str(name) for name in dataset["policy"].values[(value >= value.max() * (1 - within)).values]]
+    if "sample" not in value.dims:
+        return value.values[:, None]
+    drawn = value.transpose("policy", "sample").values
+    return drawn[:, 1:] if drawn.shape[1] > 1 else drawn
+
+
+def winners(dataset: xr.Dataset, within: float = 0.02, least: float = 0.5) -> list[str]:
+    """Policies within ``within`` of the best in at least ``least`` of the draws; the one most often, if none is."""
+    value = _value(dataset)
+    close = (value >= value.max(axis=0) * (1 - within)).mean(axis=1)
+    chosen = close >= min(least, close.max())
+    return [str(name) for name in dataset["policy"].values[chosen]]
+
+
+def verdict(dataset: xr.Dataset, within: float = 0.02) -> xr.Dataset:
+    """How often each policy wins over the draws, and which parameter decides.
+
+    Parameters
+    ----------
+    dataset : of :func:`policy_costs` with ``samples`` above 1
+    within : policies so close to the best count as ``close``
+
+    Returns a Dataset over ``policy``, most wins first: ``wins`` (alone or with policies that cost the same) and ``close``
+    (parts of the draws), ``alike`` (the first of the policies that cost the same in every draw), ``median`` of the ratio
+    to the best policy that is not alike, ``decides`` (the parameter whose rank correlates most with that ratio) and
+    ``correlation`` (Spearman's, -1 to 1; positive: the policy gains as the parameter grows).
+    """
+    value = _value(dataset)
+    if value.shape[1] < 2:
+        raise WorkbenchError("verdict: needs draws; call policy_costs with samples above 1")
+    wins = (value >= value.max(axis=0) * (1 - SAME)).mean(axis=1)
+    same = (np.abs(value[:, None] / value[None] - 1.0) <= SAME).all(axis=2)
+    close = (value >= value.max(axis=0) * (1 - within)).mean(axis=1)
+    others = np.array([value[~alike].max(axis=0) if not alike.all() else value[0] for alike in same])
+    ratio = value / others
+    draws = dataset["draw"].transpose("parameter", "sample").values[:, 1:]
+    correlation = np.array([[_rank_correlation(row, parameter) for parameter in draws] for row in ratio])
+    decides = np.abs(correlation).argmax(axis=1)
+    order = np.lexsort((-close, -wins))
+    first = same.argmax(axis=1)  # of policies that are alike, the first one stands for all
+    return results.make(
+        Verdict,
+        {
+            "wins": wins[order],
+            "close": close[order],
+            "median": np.median(ratio, axis=1)[order],
+            "decides": dataset["parameter"].values.astype(str)[decides][order],
+            "correlation": correlation[np.arange(len(decides)), decides][order],
+            "alike": dataset["policy"].values.astype(str)[first][order],
+        },
+        {"policy": dataset["policy"].values[order]},
+        provenance=results.provenance(
+            command="studies.placement_cost.verdict", dataset=dataset, within=within, pattern=dataset.attrs["pattern"]
+        ),
+        attributes={**{k: v for k, v in dataset.attrs.items() if k != "provenance"}, "draws": value.shape[1]},
+    )
+
+
+def sentence(found: xr.Dataset) -> str:
+    """A verdict in words: who wins how often, and what decides."""
+    first = found.isel(policy=0)
+    groups: dict[str, list[str]] = {}
+    for name, alike in zip(found["policy"].values, found["alike"].values, strict=True):
+        groups.setdefault(str(alike), []).append(str(name))
+    parts = []
+    for names in groups.values():
+        wins = float(found["wins"].sel(policy=names[0]))
+        label = " = ".join(names)
+        if not parts:
+            parts.append(f"{label} wins in {100 * wins:.0f} % of {found.attrs['draws']} draws")
+        elif wins >= 0.05:
+            parts.append(f"{label} in {100 * wins:.0f} %")
+    text = ", ".join(parts)
+    if abs(float(first["correlation"])) >= DECIDES:
+        text += f"; {first['decides'].item()} decides (rank correlation {float(first['correlation']):+.2f})"
+    else:
+        text += "; no single parameter decides"
+    return text
+
+
+SAME = 1e-4
+"""Relative difference below which two policies cost the same."""
+DECIDES = 0.3
+"""Least rank correlation at which one parameter is said to decide."""
+
+
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation; ties keep the mean of their ranks, and what does not vary correlates with nothing."""
+    if np.ptp(one) <= 1e-12 * np.abs(one).max() or np.ptp(other) <= 0:
+        return 0.0
+    ranks = []
+    for values in (one, other):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        last = np.cumsum(counts)
+        ranks.append((last - (counts - 1) / 2.0)[inverse])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -4,17 +4,21 @@
 workbench which answers it and what that part needs to know. A table of your own works the same way:
 ``reproduce("my-table.yaml")``.
 
-Every row has a role. A value that *set* a parameter proves nothing and is shown as such. *Exact* values are counts that
-must agree to the last digit. *Predicted* values come from parameters set elsewhere, or on the rows marked as set; their
-deviation is what the model is worth. *Unmodelled* rows say why. No parameter exists for one table alone, except what
-describes the measured workload or machine itself, which is then marked as set.
+Every row has a class that says what its agreement proves (:data:`CLASSES`):
+
+*set* values gave a parameter and prove nothing; *formula* values are published as, or by, the same formula or constant
+that we use, and prove that we copied it right; *derived* values are counts that the engine works out from other inputs
+and must agree to the last digit; *calibrated* values come from parameters set on other rows of the same table or of the
+same experiment, and test the shape of the model only; *predicted* values come from parameters set by other experiments,
+and their deviation is what the model is worth. *Unmodelled* rows say why. They are counted apart. Predicted and
+calibrated values have a range, 5 to 95 % of the draws over the parameters' ranges; calibrated ones are widened by the
+table's own scatter around the model.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +31,26 @@ from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.variables import Published
 
-Role = Literal["set", "exact", "predicted", "unmodelled"]
+Role = Literal["set", "formula", "derived", "calibrated", "predicted", "unmodelled"]
+CLASSES: dict[str, str] = {
+    "derived": "worked out by the engine from other inputs; must agree to the digit",
+    "formula": "the same formula or constant as published; must agree to the digit",
+    "predicted": "from parameters set by other experiments",
+    "calibrated": "from parameters set on other rows of this table or experiment",
+    "set": "gave a parameter",
+    "unmodelled": "no model, and why",
+}
+EXACT: tuple[Role, ...] = ("derived", "formula")
+RANGED: tuple[Role, ...] = ("predicted", "calibrated")
+DRAWS = 48
+"""Draws over the ranges of the parameters behind the range of every predicted or calibrated value."""
+RANGE = (0.05, 0.95)
+SATURATED = 0.97
+"""Part of a peak from which on a published latency says more of the injecting threads than of the memory."""
+REPEATED = 0.02
+"""By how much the same measurement differs from one time to the next; every range is at least that wide to both sides."""
+NORMAL_RANGE = 1.645
+"""Standard deviations that 5 to 95 % of a normal distribution lie within."""
 GIB = 1 << 30
 PREDICTED_GOAL = (10.0, 25.0)
 """Median and greatest deviation of predicted rows, in per cent, that the model aims at."""
@@ -70,6 +93,8 @@ class Row:
     modelled: float
     role: Role
     note: str = ""
+    low: float = float("nan")
+    high: float = float("nan")
 
     @property
     def deviation(self) -> float:
@@ -163,10 +188,34 @@ def reproduce(name: str | Path) -> xr.Dataset:
         rows = [Row(table.id, "all", "", float("nan"), float("nan"), "unmodelled", table.model["why"])]
     else:
         try:
-            rows = MODELS[table.model["kind"]](table)
+            rows = _with_ranges(table, MODELS[table.model["kind"]](table))
         except (KeyError, TypeError, IndexError) as error:
             raise WorkbenchError(f"table {table.id}: model section or columns do not fit: {error!r}") from error
     return as_dataset(rows, table)
+
+
+def _with_ranges(table: Table, rows: list[Row]) -> list[Row]:
+    """Rows with the range of every predicted or calibrated value."""
+    ranged = [k for k, row in enumerate(rows) if row.role in RANGED]
+    if not ranged:
+        return rows
+    draws = cost_table.sample(tuple(cost_table.COSTS), DRAWS + 1, seed=0)
+    drawn = np.empty((DRAWS, len(rows)))
+    for k in range(DRAWS):
+        with cost_table.drawn({name: float(values[k + 1]) for name, values in draws.items()}):
+            drawn[k] = [row.modelled for row in MODELS[table.model["kind"]](table)]
+    low, high = np.nanquantile(drawn[:, ranged], RANGE, axis=0)
+    scatter = [row.deviation for row in rows if row.role == "calibrated" and np.isfinite(row.deviation)]
+    wide = NORMAL_RANGE * float(np.sqrt(np.mean(np.square(scatter)))) / 100.0 if scatter else 0.0
+    out = list(rows)
+    for at, k in enumerate(ranged):
+        row = rows[k]
+        below, above = min(low[at], row.modelled), max(high[at], row.modelled)
+        if row.role == "calibrated":
+            below, above = min(below, row.modelled * (1.0 - wide)), max(above, row.modelled * (1.0 + wide))
+        below, above = min(below, row.modelled * (1.0 - REPEATED)), max(above, row.modelled * (1.0 + REPEATED))
+        out[k] = replace(row, low=float(max(0.0, below)), high=float(above))
+    return out
 
 
 def reproduce_all(names: Sequence[str] | None = None) -> xr.Dataset:
@@ -186,7 +235,7 @@ def as_dataset(rows: Sequence[Row], table: Table) -> xr.Dataset:
     values: dict[str, Any] = {"table": np.array([table.id] * len(rows))}
     for name in ("label", "quantity", "unit", "role", "note"):
         values[name] = np.array([getattr(row, name) for row in rows], dtype=str)
-    for name in ("published", "modelled", "deviation"):
+    for name in ("published", "modelled", "deviation", "low", "high"):
         values[name] = np.array([getattr(row, name) for row in rows], float)
     return results.make(
         Published,
@@ -198,17 +247,22 @@ def as_dataset(rows: Sequence[Row], table: Table) -> xr.Dataset:
 
 
 def summary(dataset: xr.Dataset) -> dict[str, float]:
-    """How good the predictions are: counts per role, median and worst deviation of predicted rows, exact misses."""
+    """How good the model is: counts per class; median and worst deviation and how many lie in their range, for predicted
+    and calibrated rows apart; and how many derived or formula values miss (``exact`` counts both)."""
     role = dataset["role"].values
-    predicted = np.abs(dataset["deviation"].values[role == "predicted"])
-    exact = np.abs(dataset["deviation"].values[role == "exact"])
-    return {
-        **{name: int((role == name).sum()) for name in ("set", "exact", "predicted", "unmodelled")},
-        "exact_misses": int((exact > 1e-9).sum()),
-        "median_deviation": float(np.median(predicted)) if len(predicted) else float("nan"),
-        "worst_deviation": float(predicted.max()) if len(predicted) else float("nan"),
-        "beyond_worst_goal": int((predicted > PREDICTED_GOAL[1]).sum()),
-    }
+    deviation = np.abs(dataset["deviation"].values)
+    exact = deviation[np.isin(role, EXACT)]
+    published = dataset["published"].values
+    inside = (published >= dataset["low"].values * (1 - 1e-9)) & (published <= dataset["high"].values * (1 + 1e-9))
+    out: dict[str, float] = {name: int((role == name).sum()) for name in CLASSES}
+    out.update(exact=len(exact), exact_misses=int((exact > 1e-9).sum()))
+    for name in RANGED:
+        mine = (role == name) & np.isfinite(deviation)
+        out[f"{name}_median"] = float(np.median(deviation[mine])) if mine.any() else float("nan")
+        out[f"{name}_worst"] = float(deviation[mine].max()) if mine.any() else float("nan")
+        out[f"{name}_beyond_goal"] = int((deviation[mine] > PREDICTED_GOAL[1]).sum())
+        out[f"{name}_inside"] = int(inside[mine].sum())
+    return out
 
 
 # --------------------------------------------------------------------------------------------- bandwidth, weights
@@ -219,6 +273,7 @@ def _interleave_bandwidth(table: Table, out: _Rows) -> None:
     """Streaming threads over pages spread by weights. ``columns``: weights per node; ``set``: columns that give the
     bandwidth of a node alone; ``nodes``: kinds; ``threads``; ``unit``."""
     from workbench.cost import traffic
+    from workbench.cost.machine import with_figures
     from workbench.topology.host import Host, Node
 
     model = table.model
@@ -232,13 +287,48 @@ def _interleave_bandwidth(table: Table, out: _Rows) -> None:
     for row in table.rows:
         alone = {c: row[table.columns.index(c)] for c in model["set"]}
         figures = {int(np.argmax(model["columns"][c])): value for c, value in alone.items()}
-        machine = traffic.with_figures(base, figures, source=table.source)
+        machine = with_figures(base, figures, source=table.source)
         for column, weights in model["columns"].items():
             shares = np.array(weights, float) / sum(weights)
             streams = traffic.streams(machine, shares, {0: threads}, "streaming")
             value = float(traffic.solve(machine, streams).bandwidth.sum())
-            role: Role = "set" if column in model["set"] else "predicted"
+            role: Role = "set" if column in model["set"] else "calibrated"
             out.add(row[0], column, model["unit"], row[table.columns.index(column)], value, role)
+
+
+@_model("loaded_latency")
+def _loaded_latency(table: Table, out: _Rows) -> None:
+    """Latency under load. Columns: ``bandwidth`` (MB/s) and ``latency`` (ns); ``shape``: the profile whose curves give the
+    shape; ``reads``: share of reads in per cent. The row of least traffic sets the idle latency and the highest bandwidth
+    the peak; rows at 97 % of it or more have no model."""
+    from workbench.cost import profile
+
+    model = table.model
+    family = profile.read_profile(model["shape"]).memories[0].family()
+    if family is None:
+        raise WorkbenchError(f"table {table.id}: profile {model['shape']!r} has no curves")
+    share = float(model.get("reads", 100)) / 100.0
+    speeds, latencies = (np.array(table.column(model[name]), float) for name in ("bandwidth", "latency"))
+    least, peak = int(speeds.argmin()), float(speeds.max())
+    own = float(np.interp(share, curves_mixes(), family.peaks))
+    for k, (speed, latency) in enumerate(zip(speeds, latencies, strict=True)):
+        label = f"{speed / 1000:.1f} GB/s"
+        if k == least:
+            out.add(label, "latency", "ns", latency, latency, "set", "idle latency")
+        elif speed >= SATURATED * peak:
+            why = "beyond saturation the wait is what the injecting threads have in flight, which is not published"
+            out.unmodelled(label, "latency", latency, why)
+        else:
+            delay = family.latency(speed / peak * own, share) - family.idle
+            delay *= cost_table.value("curve_delay_scale")
+            out.add(label, "latency", "ns", latency, latencies[least] + delay, "predicted")
+
+
+def curves_mixes() -> np.ndarray:
+    """Shares of reads at which families are held."""
+    from workbench.cost import curves
+
+    return curves.MIXES
 
 
 @_model("page_counts")
@@ -274,7 +364,7 @@ def _page_counts(table: Table, out: _Rows) -> None:
         for k, row in enumerate(rows):
             for node, at in enumerate(counts_at):
                 value = int(placed.sel(file=f"vma{k}", node=node))
-                out.add(f"{weights}, {row[pages_at]} pages", table.columns[at], "pages", row[at], value, "exact")
+                out.add(f"{weights}, {row[pages_at]} pages", table.columns[at], "pages", row[at], value, "derived")
 
 
 @_model("automatic_weights")
@@ -288,7 +378,7 @@ def _automatic_weights(table: Table, out: _Rows) -> None:
         mempolicy.auto_weights(bandwidth, np.ones(len(bandwidth), bool), weights)
         for node, (published, weight) in enumerate(zip(case["published"], weights, strict=True)):
             note = table.model.get("assumed", "")
-            out.add(case["label"], f"weight of node {node}", "1", published, weight, "exact", note)
+            out.add(case["label"], f"weight of node {node}", "1", published, weight, "formula", note)
     if "unpublished" in table.model:
         for row in table.rows:
             if row[0] not in {case["label"] for case in table.model["cases"]}:
@@ -341,7 +431,7 @@ def _lock_contention(table: Table, out: _Rows) -> None:
     for row in table.rows:
         users = int(row[table.columns.index(table.model["users"])])
         for column, (own, locked) in parameters.items():
-            role: Role = "set" if users in table.model["set"] else "predicted"
+            role: Role = "set" if users in table.model["set"] else "calibrated"
             value = contended(users, own, locked)
             out.add(f"{users} cores", column, table.model["unit"], row[table.columns.index(column)], value, role)
 
@@ -361,7 +451,7 @@ def _lock_contention_orders(table: Table, out: _Rows) -> None:
                 continue
             own, locked = parameters[f"{allocator} {orders[row[0]]} {operation}"]
             value = contended(int(table.model["users"]), own, locked)
-            out.add(label, column, table.model["unit"], published, value, "predicted")
+            out.add(label, column, table.model["unit"], published, value, "calibrated", "same benchmark, same machine")
 
 
 # --------------------------------------------------------------------------------------------- translation
@@ -374,7 +464,7 @@ def _nested_walks(table: Table, out: _Rows) -> None:
 
     for guest, host, g, h, refs in table.rows:
         value = translation.nested_walk_references(int(g), int(h))
-        out.add(f"guest {guest}, host {host}", table.columns[4], "references", refs, value, "exact")
+        out.add(f"guest {guest}, host {host}", table.columns[4], "references", refs, value, "formula")
 
 
 @_model("page_table_placement")
@@ -383,13 +473,15 @@ def _page_table_placement(table: Table, out: _Rows) -> None:
 
     A workload's local time and the time either remote table adds describe the workload; they are read from the columns
     in ``set``. The remote node's extra latency under STREAM is that of the curves: remote minus local idle latency,
-    plus the local curve's delay at its highest bandwidth.
+    plus the local curve's delay at its highest bandwidth (Mess on a Skylake; the table is of a Cascade Lake).
     """
-    from workbench.cost import traffic
+    from workbench.cost import profile
 
-    local = cost_table.value("dram_latency")
-    extra = local * (cost_table.value("remote_latency_ratio") - 1.0)
-    busy = (extra + traffic.peak_delay("dram")) / extra
+    machine = profile.read_profile("skylake-6ch-ddr4")
+    memory, link = machine.memories[0].family(), machine.links[0].family()
+    assert memory is not None and link is not None
+    local, extra = memory.idle, link.idle - memory.idle
+    busy = (extra + memory.delays[-1, -1]) / extra
     for row in table.rows:
         cell = dict(zip(table.columns, row, strict=True))
         base, host, guest = cell["LL"], cell["LR"] - cell["LL"], cell["RL"] - cell["LL"]
@@ -408,7 +500,7 @@ def _page_table_placement(table: Table, out: _Rows) -> None:
             if column in table.model["set"]:
                 out.add(row[0], column, "s", cell[column], cell[column], "set", "describes the workload")
             elif column in values:
-                out.add(row[0], column, "s", cell[column], values[column], "predicted", notes.get(column, ""))
+                out.add(row[0], column, "s", cell[column], values[column], "calibrated", notes.get(column, ""))
             else:
                 out.unmodelled(row[0], column, cell[column], table.model["why"])
 
@@ -416,7 +508,6 @@ def _page_table_placement(table: Table, out: _Rows) -> None:
 # --------------------------------------------------------------------------------------------- resizing, faults
 
 
-@functools.cache
 def _resize_costs() -> dict[str, float]:
     """Costs in ns per 2 MiB and per 4 KiB page, from the registry."""
     cost = cost_table.value
@@ -459,13 +550,13 @@ def _resize_times(table: Table, out: _Rows) -> None:
         }
         for column, value in values.items():
             own = not vfio and ("shrink" in column or "grow" in column)
-            role: Role = "set" if own or (mode, column) in sets else "predicted"
+            role: Role = "set" if own or (mode, column) in sets else "calibrated"
             note = "the mechanism's own cost" if own else ""
             if populated and "fault" in column:
                 note = "populated at plug time; only the mapping of 2 MiB pages is left"
             if mode == "base-manual" and column == "second touch ns/page":
                 note = "4 KiB second-stage mappings miss the TLB on every page, which the cost of a touch leaves out"
-            if role == "predicted" and mode == "llfree-manual-vfio" and column == "grow ms":
+            if role == "calibrated" and mode == "llfree-manual-vfio" and column == "grow ms":
                 note = "nothing is populated at plug time"
             unit = "ms" if column.endswith("ms") else "ns"
             out.add(mode, column, unit, cell[column], value, role, note)
@@ -501,7 +592,7 @@ def _resize_rates(table: Table, out: _Rows) -> None:
             note = "the mechanism's own cost" if mechanism else ""
             if populated and column == "install (first touch)":
                 note = "populated at plug time; only the mapping of 2 MiB pages is left"
-            out.add(mode, column, "GiB/s", cell[column], value, "set" if mechanism else "predicted", note)
+            out.add(mode, column, "GiB/s", cell[column], value, "set" if mechanism else "calibrated", note)
 
 
 # --------------------------------------------------------------------------------------------- counts
@@ -522,17 +613,13 @@ def _conversion_profile(table: Table, out: _Rows) -> None:
     total = table.cell(model["total"], small)
     note = "whether splits before boot are among the 622 is not published"
     share = operations * 512 * cycles / total
-    out.add(model["share"], small, "1", table.cell(model["share"], small), share, "predicted", note)
+    out.add(model["share"], small, "1", table.cell(model["share"], small), share, "calibrated", note)
     plain = cost_table.value("conversion_fixed")
     for column, pages in ((small, 512), (large, GIB // 4096)):
         text = str(table.cell(model["ratio"], column))
-        published = float(text.strip("~>x"))
-        if text.startswith(">"):
-            ratio = min(published, pages * cycles / plain)
-            out.add(model["ratio"], column, "1", published, ratio, "exact", "a lower bound")
-        else:
-            why = "published to one digit; the mean conversion it is compared with is not"
-            out.unmodelled(model["ratio"], column, text, why)
+        ratio = pages * cycles / plain
+        why = f"published as {text}; the mean conversion it is compared with is not; over a plain one it is {ratio:.0f}"
+        out.unmodelled(model["ratio"], column, text, why)
 
 
 @_model("vmemmap")
@@ -553,7 +640,7 @@ def _vmemmap(table: Table, out: _Rows) -> None:
         for column, published, value, unit in zip(table.columns[1:], row[1:], values, units, strict=True):
             if published is not None:
                 digits = 6 if unit == "%" else 0
-                out.add(row[0], column, unit, published, round(value, digits), "exact")
+                out.add(row[0], column, unit, published, round(value, digits), "formula")
 
 
 @_model("vmemmap_split")
@@ -568,7 +655,7 @@ def _vmemmap_split(table: Table, out: _Rows) -> None:
         values = (float(1 << order), allocated, allocated * 4096)
         for column, published, value in zip(table.columns[1:], row[1:], values, strict=True):
             if published is not None:
-                out.add(row[0], column, "B" if column == "bytes" else "pages", published, value, "exact")
+                out.add(row[0], column, "B" if column == "bytes" else "pages", published, value, "formula")
 
 
 @_model("rmp")
@@ -579,8 +666,8 @@ def _rmp(table: Table, out: _Rows) -> None:
     for size, published, share in table.rows:
         ram = int(size.split()[0]) << 40
         value = rmp_bytes(ram)
-        out.add(size, table.columns[1], "B", published, value, "exact")
-        out.add(size, table.columns[2], "%", share, round(100 * value / ram, 4), "exact")
+        out.add(size, table.columns[1], "B", published, value, "formula")
+        out.add(size, table.columns[2], "%", share, round(100 * value / ram, 4), "formula")
 
 
 @_model("pamt")
@@ -593,10 +680,17 @@ def _pamt(table: Table, out: _Rows) -> None:
     for mode, share, per_tib, _ in table.rows:
         size = dynamic if mode.startswith("Dynamic") else static
         digits = 3 if mode.startswith("Dynamic") else 1
-        out.add(mode, table.columns[1], "%", share, round(100 * size / tib, digits), "exact", "rounded as published")
+        out.add(mode, table.columns[1], "%", share, round(100 * size / tib, digits), "formula", "rounded as published")
         scale, unit = (1 << 20, "MiB") if "MiB" in per_tib else (GIB, "GiB")
         published = float(per_tib.strip("~").split()[0])
-        out.add(mode, table.columns[2], unit, published, size / scale, "predicted", "published to two digits")
+        digits = 1 if unit == "GiB" else 0
+        why = f"{size / scale:.6g} rounded as published" if round(size / scale, digits) == published else (
+            f"published as {per_tib}, to two digits; the formula gives {size / scale:.4g}"
+        )  # fmt: skip
+        if round(size / scale, digits) == published:
+            out.add(mode, table.columns[2], unit, published, round(size / scale, digits), "formula", why)
+        else:
+            out.unmodelled(mode, table.columns[2], per_tib, why)
 
 
 @_model("accept_exits")
@@ -608,10 +702,11 @@ def _accept_exits(table: Table, out: _Rows) -> None:
     for row in table.rows:
         value = accept_exits(pages[str(row[0]).split()[0]], int(table.model["chunk_bytes"]))
         if isinstance(row[1], str):
-            out.add(row[0], table.columns[1], "exits", 1.0, min(1.0, np.ceil(value)), "exact", f"published: {row[1]}")
+            why = f"published as {row[1]}, a bound; one fault for each page makes {np.ceil(value):.0f} of a first chunk"
+            out.unmodelled(row[0], table.columns[1], row[1], why)
         else:
-            out.add(row[0], table.columns[1], "exits", row[1], value, "exact")
-        out.add(row[0], table.columns[2], "exits", row[2], 0, "exact", "every page is mapped before the guest runs")
+            out.add(row[0], table.columns[1], "exits", row[1], value, "formula")
+        out.unmodelled(row[0], table.columns[2], row[2], "0 by definition: every page is mapped before the guest runs")
 
 
 @_model("swiotlb")
@@ -622,9 +717,9 @@ def _swiotlb(table: Table, out: _Rows) -> None:
     for guest, mib, _, large, small in table.rows:
         size = swiotlb_request(int(guest) * GIB)
         label = f"{guest} GiB"
-        out.add(label, table.columns[1], "MiB", mib, size >> 20, "exact")
-        out.add(label, table.columns[3], "pages", large, size >> 21, "exact")
-        out.add(label, table.columns[4], "pages", small, (size >> 20) << 8, "exact", "whole MiB, as in the table")
+        out.add(label, table.columns[1], "MiB", mib, size >> 20, "formula")
+        out.add(label, table.columns[3], "pages", large, size >> 21, "formula")
+        out.add(label, table.columns[4], "pages", small, (size >> 20) << 8, "formula", "whole MiB, as in the table")
 
 
 @_model("struct_page_initialisation")
@@ -639,7 +734,15 @@ def _struct_page_initialisation(table: Table, out: _Rows) -> None:
         if variant == "skip tail init, HVO on":
             out.add(variant, "seconds", "s", seconds, seconds, "set", "boot time of the machine")
         elif variant == "old, HVO on":
-            out.add(variant, "seconds", "s", seconds, table.rows[0][1] + extra, "predicted")
+            out.add(
+                variant,
+                "seconds",
+                "s",
+                seconds,
+                table.rows[0][1] + extra,
+                "predicted",
+                "time of a struct page from another machine, the rest of the boot from the first row",
+            )
         else:
             why = "without HVO the struct pages are initialised either way, only at another time; when is not published"
             out.unmodelled(variant, "seconds", seconds, why)
@@ -660,6 +763,8 @@ def lines(dataset: xr.Dataset) -> Iterator[str]:
         role, note = str(at["role"].values), str(at["note"].values)
         published, modelled, deviation = (float(at[n]) for n in ("published", "modelled", "deviation"))
         numbers = f"{_number(published):>14} {_number(modelled):>14} {_percent(deviation):>9}"
+        low, high = float(at["low"]), float(at["high"])
+        numbers += f"  {_number(low) + ' to ' + _number(high) if np.isfinite(low) else '':<24}"
         mark = f" [{shown.setdefault(note, len(shown) + 1)}]" if note else ""
         yield f"  {at['label'].values!s:<{width}}  {at['quantity'].values!s:<{middle}} {numbers}  {role}{mark}"
     for note, number in shown.items():
@@ -676,4 +781,6 @@ def _percent(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:+.1f} %"
 
 
-HEADING = "published, modelled, deviation; set: gave a parameter; exact: must agree; predicted: tests the model"
+HEADING = "published, modelled, deviation, range of the model (5 to 95 %), and what agreement proves:\n" + "\n".join(
+    f"  {name}: {text}" for name, text in CLASSES.items()
+)

@@ -1,0 +1,394 @@
+"""Streams of accesses on a host: which memory, links and ports they load, page walks included.
+
+Resources of a host, in this order: memory of each node (``n``); links from the CPUs of home node i to the memory of
+home node h (``n * n``, row ``n + i * n + h``); ports of each home node, which all its links share (``n``); cores of
+each node, which together pull no more than the caps of their groups allow (``n``; core complexes, sub-clusters).
+
+*Page walks are traffic.* A reference to a page-table page that no cache holds loads the node where that page lies, like
+a reference to data: it takes 64 bytes of bandwidth there and on the way, and waits in the same queues.
+
+*Reads and writes.* What memory or a link delivers depends on the share of reads in its traffic; a duplex link delivers
+most when both directions are used. Capacity and delays of a resource are therefore read off at the mix that its streams
+bring, and the mix follows from their rates: the two are iterated (:func:`solve_placements`).
+
+*One queue.* Requests of a socket to all memories wait in one queue of limited length. A slow memory that is full keeps
+its requests there, and those to a fast memory wait behind them. The wait is the same for every request of the socket
+and as long as needed for what is inside to fit: ``sum(rate * (latency - wait)) <= length``, in bytes by Little's law.
+
+Bandwidths are MB/s (10^6 bytes), latencies ns, queues and windows bytes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from workbench.kernels.compile import allocating_kernel, inlined_kernel, kernel
+from workbench.kernels.traffic import MBPS_PER_BYTE_PER_NS, solve
+
+MIX_TOLERANCE = 1e-5
+"""Greatest change of a resource's share of reads that counts as settled."""
+QUEUE_TOLERANCE = 1e-4
+"""Greatest part of a queue's length by which what is inside may exceed it."""
+LONGEST_WAIT = 1e7
+"""ns; a queue that is still too short then is not solved."""
+
+
+class Machine(NamedTuple):
+    """A host in arrays.
+
+    home : int64 (nodes,), node whose links lead to the node's memory (itself where it has CPUs)
+    latency : float64 (nodes, nodes), idle ns from CPUs of the row to memory of the column
+    peaks : float64 (resources, mixes), MB/s at shares of reads 0, 1/(mixes-1), ... 1; inf where nothing limits
+    family : int64 (resources,), row of ``delays``
+    loads : float64 (points,), loads 0..1 of the points of all curves
+    delays : float64 (families, mixes, points), ns over idle
+    queue : float64 (nodes,), bytes the shared queue of a home node holds; inf for no limit
+    """
+
+    home: np.ndarray
+    latency: np.ndarray
+    peaks: np.ndarray
+    family: np.ndarray
+    loads: np.ndarray
+    delays: np.ndarray
+    queue: np.ndarray
+
+
+class Demand(NamedTuple):
+    """Streams in arrays.
+
+    shares : float64 (placements, streams, nodes), share of the data accesses; each row sums to 1, or to 0
+    walks : float64 (placements, streams, nodes), references to page tables in memory that one access makes
+    initiator : int64 (streams,), node index of the CPUs
+    write_fraction : float64 (streams,), part of the stream's data traffic that is written
+    extra_latency : float64 (streams,), ns per access besides memory
+    window, wanted, weight : float64 (streams,), bytes in flight, MB/s at most, fairness weight
+    """
+
+    shares: np.ndarray
+    walks: np.ndarray
+    initiator: np.ndarray
+    write_fraction: np.ndarray
+    extra_latency: np.ndarray
+    window: np.ndarray
+    wanted: np.ndarray
+    weight: np.ndarray
+
+
+@inlined_kernel
+def _visit(
+    row: int, share: float, reads: float, walk: float,
+    at: int, rows: np.ndarray, by: np.ndarray, read: np.ndarray, walked: np.ndarray,
+) -> int:  # fmt: skip
+    rows[at] = row
+    by[at] = share
+    read[at] = reads
+    walked[at] = walk
+    return at + 1
+
+
+@kernel
+def build_streams(
+    shares: np.ndarray,
+    walks: np.ndarray,
+    initiator: np.ndarray,
+    home: np.ndarray,
+    latency: np.ndarray,
+    write_fraction: np.ndarray,
+    extra_latency: np.ndarray,
+    start: np.ndarray,
+    resource: np.ndarray,
+    visits: np.ndarray,
+    reads: np.ndarray,
+    walked: np.ndarray,
+    idle_latency: np.ndarray,
+    idle_walk: np.ndarray,
+) -> int:
+    """Visits of every stream from the shares of its accesses and walks per node; returns the number of visits.
+
+    Parameters
+    ----------
+    shares, walks : float64 (streams, nodes), see :class:`Demand`
+    initiator, home, latency, write_fraction, extra_latency : see :class:`Demand` and :class:`Machine`
+    start, resource, visits, idle_latency, idle_walk : outputs, see :func:`workbench.kernels.traffic.solve`; room for
+        streams * (4 * nodes + 1) visits. A visit takes as much bandwidth as it counts.
+    reads, walked : float64 (visits,), outputs, parts of ``visits`` that read and that go to page tables
+    idle_walk : float64 (streams,), output, part of ``idle_latency`` that is spent in walks, ``extra_latency`` included
+    """
+    nodes = shares.shape[1]
+    at = 0
+    start[0] = 0
+    for stream in range(shares.shape[0]):
+        source = initiator[stream]
+        near = home[source]
+        idle = 0.0
+        total = 0.0
+        in_walks = 0.0
+        everything = 0.0
+        for target in range(nodes):
+            share, walk = max(0.0, shares[stream, target]), max(0.0, walks[stream, target])
+            if share + walk <= 0.0:
+                continue
+            total += share
+            everything += share + walk
+            idle += share * latency[source, target]
+            in_walks += walk * latency[source, target]
+            read = share * (1.0 - write_fraction[stream]) + walk
+            at = _visit(target, share + walk, read, walk, at, resource, visits, reads, walked)
+            far = home[target]
+            if near != far:
+                at = _visit(nodes + near * nodes + far, share + walk, read, walk, at, resource, visits, reads, walked)
+                at = _visit(nodes + nodes * nodes + near, share + walk, read, walk, at, resource, visits, reads, walked)
+                at = _visit(nodes + nodes * nodes + far, share + walk, read, walk, at, resource, visits, reads, walked)
+        if total <= 0.0:  # touches nothing, so it walks nowhere
+            at = start[stream]
+            in_walks = 0.0
+        else:
+            read = total * (1.0 - write_fraction[stream]) + everything - total
+            cores = 2 * nodes + nodes * nodes + source
+            at = _visit(cores, everything, read, everything - total, at, resource, visits, reads, walked)
+        start[stream + 1] = at
+        data = idle / total if total > 0.0 else latency[source, source]
+        idle_walk[stream] = in_walks + extra_latency[stream]
+        idle_latency[stream] = data + idle_walk[stream]
+    return at
+
+
+@kernel
+def _renumber(resource: np.ndarray, number: np.ndarray, touched: np.ndarray) -> int:
+    """Number the resources that are visited from 0 on, in place; a host of 64 nodes has 4288, one stream visits 192.
+
+    ``number`` is all -1 before; ``touched[k]`` receives the resource of number k. Returns how many there are.
+    """
+    few = 0
+    for visit in range(resource.shape[0]):
+        index = resource[visit]
+        if number[index] < 0:
+            number[index] = few
+            touched[few] = index
+            few += 1
+        resource[visit] = number[index]
+    return few
+
+
+@kernel
+def read_shares(
+    start: np.ndarray,
+    resource: np.ndarray,
+    visits: np.ndarray,
+    reads: np.ndarray,
+    rate: np.ndarray,
+    work: np.ndarray,
+    mix: np.ndarray,
+) -> float:
+    """Share of reads in the traffic of every resource at the given rates; returns the greatest change of ``mix``.
+
+    Parameters
+    ----------
+    start, resource, visits, reads : see :func:`build_streams`
+    rate : float64 (streams,)
+    work : float64 (2 * resources,), scratch
+    mix : float64 (resources,), in and out; stays as it was where nothing flows
+    """
+    resources = mix.shape[0]
+    work[:] = 0.0
+    for stream in range(rate.shape[0]):
+        for visit in range(start[stream], start[stream + 1]):
+            work[resource[visit]] += rate[stream] * reads[visit]
+            work[resources + resource[visit]] += rate[stream] * visits[visit]
+    change = 0.0
+    for index in range(resources):
+        if work[resources + index] > 0.0:
+            share = work[index] / work[resources + index]
+            change = max(change, abs(share - mix[index]))
+            mix[index] = share
+    return change
+
+
+@kernel
+def at_mix(mix: float, peaks: np.ndarray, delays: np.ndarray, curve: np.ndarray) -> float:
+    """Capacity at a share of reads, linear between the measured ones, and the curve there in ``curve``.
+
+    Parameters
+    ----------
+    mix : 0..1
+    peaks : float64 (mixes,); delays : float64 (mixes, points); curve : float64 (points,), output
+    """
+    last = peaks.shape[0] - 1
+    place = min(max(mix, 0.0), 1.0) * last
+    below = min(int(place), max(0, last - 1))
+    above = min(below + 1, last)
+    part = place - below
+    for point in range(curve.shape[0]):
+        curve[point] = (1.0 - part) * delays[below, point] + part * delays[above, point]
+    if peaks[below] == np.inf or peaks[above] == np.inf:
+        return np.inf
+    return (1.0 - part) * peaks[below] + part * peaks[above]
+
+
+@kernel
+def next_wait(
+    wait: float, gap: float, drain: float, low: np.ndarray, high: np.ndarray, last: np.ndarray, queue: int
+) -> float:
+    """Next guess of a queue's wait in ns: a secant step inside the bracket, or what drains the excess.
+
+    Parameters
+    ----------
+    wait : ns now
+    gap : bytes inside over the queue's length, negative if there is room
+    drain : MB/s of all streams that use the queue
+    low, high : float64 (queues,), waits known to be too short and too long (inf: none yet)
+    last : float64 (queues, 2), wait and gap of the guess before; a wait below 0 says there is none
+    """
+    if gap > 0.0:
+        low[queue] = max(low[queue], wait)
+    else:
+        high[queue] = min(high[queue], wait)
+    if high[queue] <= low[queue]:  # the others moved: the bracket no longer holds
+        low[queue], high[queue] = 0.0, np.inf
+    step = gap / drain * MBPS_PER_BYTE_PER_NS if drain > 0.0 else 0.0
+    if last[queue, 0] >= 0.0 and wait != last[queue, 0] and gap != last[queue, 1]:
+        slope = (gap - last[queue, 1]) / (wait - last[queue, 0])
+        if slope < 0.0:
+            step = -gap / slope
+    last[queue, 0], last[queue, 1] = wait, gap
+    moved = wait + step
+    if high[queue] == np.inf:
+        return max(0.0, min(moved, 8.0 * wait + 4.0 * max(step, 0.0) + 1.0))
+    if moved <= low[queue] or moved >= high[queue]:
+        moved = 0.5 * (low[queue] + high[queue])
+    return moved
+
+
+@allocating_kernel
+def solve_placements(
+    machine: Machine, demand: Demand, tolerance: float, max_iterations: int, max_passes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Solve many placements of the same streams on one host.
+
+    Parameters
+    ----------
+    machine, demand : see there
+    tolerance, max_iterations : of each solution, see :func:`workbench.kernels.traffic.solve`
+    max_passes : solutions of one placement until mixes and queues have settled
+
+    Returns
+    -------
+    rate, latency, idle latency, walk : float64 (placements, streams), MB/s of data, ns of an access with its walk, and
+        the part of the loaded latency that is spent in walks; a wait for one's turn counts in proportion
+    used, capacity : float64 (placements, resources), MB/s; the capacity at the mix found
+    wait : float64 (placements, nodes), ns in the queue of each home node
+    iterations : int64 (placements,), of all passes together; -1 where the tolerance was not met
+    """
+    placements, streams, nodes = demand.shares.shape
+    resources = machine.peaks.shape[0]
+    points = machine.loads.shape[0]
+    rate = np.zeros((placements, streams))
+    loaded = np.zeros((placements, streams))
+    idle = np.zeros((placements, streams))
+    walk = np.zeros((placements, streams))
+    used = np.zeros((placements, resources))
+    found = np.zeros((placements, resources))
+    wait = np.zeros((placements, nodes))
+    iterations = np.zeros(placements, np.int64)
+    start = np.zeros(streams + 1, np.int64)
+    visited = streams * (4 * nodes + 1)
+    resource = np.empty(visited, np.int64)
+    visits = np.empty(visited)
+    reads = np.empty(visited)
+    walked = np.empty(visited)
+    idle_walk = np.empty(streams)
+    most = min(visited, resources)
+    number = np.full(resources, -1, np.int64)
+    touched = np.empty(most, np.int64)
+    capacity = np.empty(most)
+    curve = np.arange(most)
+    curve_loads = np.empty((most, points))
+    curve_loads[:] = machine.loads
+    curve_delays = np.empty((most, points))
+    few_used = np.empty(most)
+    delay = np.empty(most)
+    mix = np.empty(most)
+    scale = np.ones(most)
+    residual = np.empty(1)
+    asked = np.empty(streams)
+    waiting = np.empty(streams)
+    low, high, last = np.empty(nodes), np.empty(nodes), np.empty((nodes, 2))
+    inside, drain = np.empty(nodes), np.empty(nodes)
+    float_work = np.empty(7 * most + 2 * streams)
+    int_work = np.empty(4 * most + 2 * streams + 1 + visited, np.int64)
+    for resource_index in range(resources):
+        for placement in range(placements):
+            found[placement, resource_index] = machine.peaks[resource_index, machine.peaks.shape[1] - 1]
+    for placement in range(placements):
+        count = build_streams(
+            demand.shares[placement], demand.walks[placement], demand.initiator, machine.home, machine.latency,
+            demand.write_fraction, demand.extra_latency, start, resource, visits, reads, walked,
+            idle[placement], idle_walk,
+        )  # fmt: skip
+        for stream in range(streams):
+            asked[stream] = demand.wanted[stream] if start[stream + 1] > start[stream] else 0.0
+        few = _renumber(resource[:count], number, touched)
+        mix[:few] = 1.0
+        read_shares(start, resource[:count], visits, reads, demand.weight, float_work[: 2 * few], mix[:few])
+        low[:] = 0.0
+        high[:] = np.inf
+        last[:] = -1.0
+        done = 0
+        settled = False
+        for passes in range(max_passes):
+            for index in range(few):
+                row = touched[index]
+                capacity[index] = at_mix(
+                    mix[index], machine.peaks[row], machine.delays[machine.family[row]], curve_delays[index]
+                )
+            for stream in range(streams):
+                waiting[stream] = idle[placement, stream] + wait[placement, machine.home[demand.initiator[stream]]]
+            steps = solve(
+                start, resource[:count], visits[:count], visits[:count], capacity[:few], curve[:few],
+                curve_loads, curve_delays, scale[:few], waiting, demand.window, asked, demand.weight, tolerance,
+                max_iterations, rate[placement], loaded[placement], few_used[:few], delay[:few], residual,
+                float_work, int_work,
+            )  # fmt: skip
+            if steps < 0:
+                break
+            done += steps
+            settled = True
+            for node in range(nodes):
+                inside[node], drain[node] = 0.0, 0.0
+            for stream in range(streams):
+                node = machine.home[demand.initiator[stream]]
+                held = max(0.0, loaded[placement, stream] - wait[placement, node])
+                inside[node] += rate[placement, stream] * held / MBPS_PER_BYTE_PER_NS
+                drain[node] += rate[placement, stream]
+            for node in range(nodes):
+                length = machine.queue[node]
+                if length == np.inf or drain[node] <= 0.0:
+                    continue
+                gap = inside[node] - length
+                if gap > QUEUE_TOLERANCE * length or (wait[placement, node] > 0.0 and gap < -QUEUE_TOLERANCE * length):
+                    settled = False
+                    wait[placement, node] = next_wait(wait[placement, node], gap, drain[node], low, high, last, node)
+                    if wait[placement, node] > LONGEST_WAIT:
+                        steps = -1
+            change = read_shares(
+                start, resource[:count], visits, reads, rate[placement], float_work[: 2 * few], mix[:few]
+            )
+            if change > MIX_TOLERANCE:
+                settled = False
+            if settled or steps < 0:
+                break
+        iterations[placement] = done if settled else -1
+        for stream in range(streams):
+            total, part = waiting[stream], idle_walk[stream]
+            for visit in range(start[stream], start[stream + 1]):
+                total += visits[visit] * delay[resource[visit]]
+                part += walked[visit] * delay[resource[visit]]
+            walk[placement, stream] = loaded[placement, stream] * part / total if total > 0.0 else 0.0
+        for index in range(few):
+            used[placement, touched[index]] = few_used[index]
+            found[placement, touched[index]] = capacity[index]
+            number[touched[index]] = -1
+    return rate, loaded, idle, walk, used, found, wait, iterations

@@ -1,0 +1,356 @@
+"""Profiles, classes, imports of Mess and MLC, and what the cost model refuses."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from workbench import costs
+from workbench.cost import calibrate, curves, profile, traffic, weights
+from workbench.cost.machine import machine, parameters, sampled, with_figures
+from workbench.data import datasets_path
+from workbench.errors import WorkbenchError
+from workbench.topology.host import Host, Node
+
+TWO = Host(
+    name="two", distances=((10, 21), (21, 10)),
+    nodes=tuple(Node(id=i, memory_bytes=1 << 36, cpus=tuple(range(16 * i, 16 * i + 16))) for i in range(2)),
+)  # fmt: skip
+FAMILIES = {
+    "epyc-7742": "epyc-7742-8ch-ddr4-3200-local.csv",
+    "xeon-8460y": "xeon-8460y-8ch-ddr5-local.csv",
+    "grace": "grace-lpddr5-local.csv",
+}
+
+
+def rows_of(name):
+    with datasets_path("profiles", name).open() as file:
+        return [tuple(float(v) for v in row.values()) for row in csv.DictReader(file)]
+
+
+# ------------------------------------------------------------------------------------------------- families
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_measured_families_are_met_at_their_points(name):
+    """Every measured point before the peak: latency within 3 % (grids of 5 % reads and 28 loads), peaks within 4 %."""
+    family = profile.read_profile(name).memories[0].family()
+    points = rows_of(FAMILIES[name])
+    errors = []
+    for share in sorted({row[0] for row in points}):
+        mine = [(1000 * speed, ns) for percent, speed, ns in points if percent == share]
+        peak = max(speed for speed, _ in mine)
+        assert np.interp(share / 100, curves.MIXES, family.peaks) == pytest.approx(peak, rel=0.06)
+        for speed, ns in mine:
+            if 0 < speed < 0.9 * peak:
+                errors.append(abs(family.latency(speed, share / 100) / ns - 1))
+    assert np.median(errors) < 0.02 and np.quantile(errors, 0.95) < 0.06
+    assert (np.diff(family.delays, axis=1) >= 0).all() and (family.delays[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_import_of_the_three_families_and_back(name, tmp_path):
+    """The CSV of Mess becomes a profile, the profile a file, the file the same profile, and a machine uses it."""
+    made = calibrate.calibrate(datasets_path("profiles", FAMILIES[name]), name)
+    profile.write_profile(made, tmp_path / "p.yaml")
+    again = profile.read_profile(tmp_path / "p.yaml")
+    assert again == made
+    shipped = profile.read_profile(name).memories[0].family()
+    family = again.memories[0].family()
+    assert np.array_equal(family.peaks, shipped.peaks) and np.array_equal(family.delays, shipped.delays)
+    where = machine(TWO, profile=str(tmp_path / "p.yaml"))
+    assert where.measured.all() and where.bandwidth == pytest.approx([family.peaks[-1]] * 2)
+    assert where.latency[0, 0] == pytest.approx(family.idle)
+
+
+def test_files_of_mess_with_its_own_columns(tmp_path):
+    """memory_curves.csv as the benchmark writes it: smoothed columns go before means, rows of full traffic first."""
+    path = tmp_path / "memory_curves.csv"
+    path.write_text(
+        "pause,bandwidth_mean,latency_mean,bandwidth_smooth,latency_smooth,read_pct_rounded\n"
+        "0,99,500,100,200,100\n50,49,130,50,120,100\n1000,0.9,101,1,100,100\n0,1,1,80,300,50\n1000,1,1,1,100,50\n"
+        "7,1,1,1,100,60\n"
+    )
+    made = calibrate.calibrate(path)
+    assert made.memories[0].curves[100.0] == ((1000.0, 100.0), (50_000.0, 120.0), (100_000.0, 200.0))
+    family = made.memories[0].family()
+    assert family.idle == 100 and family.peaks[-1] == 100_000 and family.peaks[10] == 80_000
+    assert made.not_measured == ("one point only at 60 % reads",)
+
+
+MLC = """Intel(R) Memory Latency Checker - v3.11
+Measuring idle latencies for random access (in ns)...
+\t\tNuma node
+Numa node\t     0\t     1\t     2\t
+       0\t  80.0\t 140.0\t 300.0
+       1\t 141.0\t  81.0\t -
+
+Measuring Peak Injection Memory Bandwidths for the system
+Bandwidths are in MB/sec (1 MB/sec = 1,000,000 Bytes/sec)
+ALL Reads        :\t200000.0
+3:1 Reads-Writes :\t180000.0
+2:1 Reads-Writes :\t176000.0
+1:1 Reads-Writes :\t160000.0
+Stream-triad like:\t150000.0
+
+Measuring Memory Bandwidths between nodes within system
+Using Read-only traffic type
+\t\tNuma node
+Numa node\t     0\t     1\t     2\t
+       0\t102000.0\t45000.0\t20000.0
+       1\t44000.0\t101000.0\t19000.0
+
+Measuring Loaded Latencies for the system
+Inject\tLatency\tBandwidth
+Delay\t(ns)\tMB/sec
+==========================
+ 00000\t250.00\t 200000.0
+ 00002\t251.00\t 200100.0
+ 00100\t160.00\t 190000.0
+ 00500\t100.00\t  90000.0
+ 20000\t 80.50\t   2000.0
+
+Measuring cache-to-cache transfer latency (in ns)...
+Local Socket L2->L2 HIT  latency\t55.5
+"""
+
+
+def test_text_of_mlc(tmp_path):
+    path = tmp_path / "mlc.txt"
+    path.write_text(MLC)
+    made = calibrate.calibrate(path)
+    by_node = {memory.nodes[0]: memory for memory in made.memories}
+    assert [by_node[n].idle_latency for n in (0, 1, 2)] == [80, 81, 300]
+    assert [by_node[n].bandwidth for n in (0, 1, 2)] == [102_000, 101_000, 20_000]
+    assert by_node[2].kind == "cxl" and not by_node[2].peaks
+    assert by_node[0].peaks[50.0] == pytest.approx(160_000 * 102 / 200)  # a node's part of both, at its own scale
+    curve = by_node[0].curves[100.0]
+    assert curve[0] == (1000.0, 80.5) and max(speed for speed, _ in curve) == 100_050.0
+    links = {(link.initiator, link.target): link for link in made.links}
+    assert links[0, 1].idle_latency == 140 and links[1, 0].bandwidth == 44_000
+    assert (1, 2) in links and links[1, 2].idle_latency is None
+    where = machine(
+        Host(
+            name="mlc", distances=((10, 21, 24), (21, 10, 34), (24, 34, 10)),
+            nodes=(*TWO.nodes, Node(id=2, memory_bytes=1 << 36, kind="cxl")),
+        ),
+        profile=made,
+    )  # fmt: skip
+    assert where.latency[0].tolist() == [80, 140, 300] and where.link_bandwidth[1, 0] == 44_000
+    assert where.bandwidth.tolist() == [102_000, 101_000, 20_000]
+    half = len(curves.MIXES) // 2
+    assert where.memory_shape[0, half] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "column for share of reads"),
+        ("read_percent,bandwidth\n1,2\n", "column for latency"),
+        ("read_percent,bandwidth,latency\n100,one,2\n", "line 2"),
+        ("read_percent,bandwidth,latency\n100,1,2\n", "two points"),
+        ("read_percent,bandwidth,latency\n100,1,nan\n100,2,3\n", "latencies above 0"),
+        ("read_percent,bandwidth,latency\n120,1,100\n120,2,101\n", "120"),
+        ("Intel(R) Memory Latency Checker - v3.11\nnothing\n", "no matrix"),
+    ],
+)
+def test_files_that_are_neither(text, match, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(WorkbenchError, match=match):
+        calibrate.calibrate(path)
+
+
+def test_calibrate_command(tmp_path):
+    import typer
+
+    from workbench.commands import machines
+
+    app = typer.Typer()
+    machines.register(app)
+    path = tmp_path / "mlc.txt"
+    path.write_text(MLC)
+    shown = CliRunner().invoke(app, ["machines", "calibrate", str(path)])
+    assert shown.exit_code == 0, shown.output
+    assert "dram of node 0: 80.0 ns idle" in shown.output and "node 0 -> 1: 140.0 ns idle; 45.0 GB/s" in shown.output
+    assert profile.read_profile(tmp_path / "mlc.profile.yaml").source.startswith("Intel Memory Latency Checker")
+    wrong = CliRunner().invoke(app, ["machines", "calibrate", str(path), "-o", str(tmp_path / "p.txt")])
+    assert isinstance(wrong.exception, WorkbenchError) and "must end in .yaml" in str(wrong.exception)
+
+
+# ------------------------------------------------------------------------------------------------- profiles
+
+
+def test_shipped_profiles_can_be_read_and_say_who_measured():
+    for name in profile.profile_names():
+        found = profile.read_profile(name)
+        assert found.name == name and len(found.source) > 10 and (found.memories or found.links)
+
+
+@pytest.mark.parametrize(
+    ("document", "match"),
+    [
+        ({"name": "x"}, "source"),
+        ({"name": "x", "source": "y", "memorys": []}, "memorys"),
+        ({"name": "x", "source": "y", "memories": [{"kind": "dram"}]}, "needs idle_latency"),
+        ({"name": "x", "source": "y", "memories": [{"idle_latency": -3}]}, "idle_latency"),
+        ({"name": "x", "source": "y", "memories": [{"bandwidth": float("nan")}]}, "bandwidth"),
+        ({"name": "x", "source": "y", "memories": [{"curves": {100: [[1, 2]]}}]}, "two points"),
+        ({"name": "x", "source": "y", "links": [{"bandwidth": 3.0}]}, "distance"),
+        ({"name": "x", "source": "y", "cores": {"group": 4}}, "group_peaks"),
+        ({"name": "x", "source": "y", "costs": {"dram_latnecy": 3.0}}, "dram_latnecy"),
+        (["x"], "no mapping"),
+    ],
+)
+def test_bad_profiles_are_one_line_that_names_the_field(document, match):
+    with pytest.raises(WorkbenchError, match=match) as error:
+        profile.from_mapping(document)
+    assert "\n" not in str(error.value)
+
+
+def test_profiles_are_found_by_name_file_and_host(tmp_path):
+    assert machine(TWO, profile="epyc-7742").latency[0, 0] == pytest.approx(120.1, abs=0.5)
+    with pytest.raises(WorkbenchError, match="neither a file"):
+        machine(TWO, profile="nonsense")
+    with pytest.raises(WorkbenchError, match="does not exist"):
+        machine(TWO, profile=str(tmp_path / "none.yaml"))
+    named = profile.with_profile(TWO, "grace")
+    assert machine(named).latency[0, 0] == pytest.approx(176.5, abs=0.5)
+    assert machine(Host.from_machine("epyc1-naples-2s")).bandwidth[0] == 42_750
+
+
+# -------------------------------------------------------------------------------------------------- classes
+
+
+def test_classes_state_ranges_that_hold_their_value_and_are_honest_about_their_source():
+    for found in profile.classes().values():
+        for cost in found.costs.values():
+            assert cost.low <= cost.value <= cost.high, cost
+            assert len(cost.source) > len(found.title) + 5
+            # 5 to 95 % of draws that are uniform in the logarithm: no wider than a factor of 2.6
+            assert (cost.high / cost.low) ** 0.9 <= 2.6, cost
+
+
+def test_what_is_known_of_a_host_narrows_its_class():
+    """Twelve channels of 4800 MT/s in a socket of one node, eight of 5600 in a socket of two."""
+    base = {"class": "genoa"}
+    whole = parameters(TWO.model_copy(update={"figures": base}))["dram_bandwidth"]
+    assert whole.value == pytest.approx(12 * 4800 * 8 * 0.79)
+    halves = Host(
+        name="snc", distances=((10, 12), (12, 10)), nodes=TWO.nodes, figures={**base, "channels": 8, "mts": 5600}
+    )
+    assert parameters(halves)["dram_bandwidth"].value == pytest.approx(8 * 5600 * 8 * 0.79 / 2)
+    with pytest.raises(WorkbenchError, match="zen9"):
+        parameters(TWO.model_copy(update={"figures": {"class": "zen9"}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "figures", "local", "remote", "gbps"),
+    [
+        # what others measured on machines of the class, none of it read into the class's values here
+        ("skylake", {}, 81.3, 131.1, 108.4),
+        ("cascadelake", {}, 77.9, 143.2, 113.1),
+        ("haswell", {"mts": 1866}, 93.5, 133.8, 49.0),
+        ("sapphire-rapids", {}, 110.7, None, 267.0),
+        ("genoa", {}, 113.0, 200.7, 354.5),
+        ("rome", {}, 120.1, None, 142.0),
+        ("graviton3", {}, 98.1, None, 283.2),
+        ("grace", {}, 176.6, None, 442.1),
+    ],
+)
+def test_class_defaults_hold_what_was_measured(name, figures, local, remote, gbps):
+    where = TWO.model_copy(update={"figures": {"class": name, **figures}})
+    machines, _ = sampled(where, 200, seed=1)
+    value = machines[0]
+    latencies = np.array([m.latency[0] for m in machines[1:]])
+    speeds = np.array([m.bandwidth[0] for m in machines[1:]]) / 1000
+    for drawn, middle, published in (
+        (latencies[:, 0], value.latency[0, 0], local), (latencies[:, 1], value.latency[0, 1], remote),
+        (speeds, value.bandwidth[0] / 1000, gbps),
+    ):  # fmt: skip
+        if published is None:
+            continue
+        low, high = np.quantile(drawn, (0.05, 0.95))
+        assert low <= published <= high, (low, published, high)
+        assert high / low <= 2.5
+        assert middle == pytest.approx(published, rel=0.25)
+
+
+# --------------------------------------------------------------------------------------------------- checks
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"dram_latnecy": 99}, "dram_latnecy.*did you mean dram_latency"),
+        ({"dram_latency": float("nan")}, "dram_latency"),
+        ({"dram_bandwidth": -1.0}, "dram_bandwidth"),
+        ({"dram_bandwidth": 0}, "dram_bandwidth"),
+        ({"cxl_latency": float("inf")}, "cxl_latency"),
+        ({"cxl_latency": "fast"}, "cxl_latency"),
+    ],
+)
+def test_wrong_parameters_are_refused_wherever_they_are_given(wrong, match):
+    where = machine(TWO)
+    for call in (
+        lambda: machine(TWO, wrong),
+        lambda: sampled(TWO, 3, costs=wrong),
+        lambda: traffic.streams(where, np.array([1.0, 0.0]), {0: 1}, costs=wrong),
+        lambda: weights.best_weights(TWO, costs=wrong),
+    ):
+        with pytest.raises(WorkbenchError, match=match):
+            call()
+
+
+def test_wrong_streams_and_figures_are_refused():
+    where = machine(TWO)
+    one = np.array([1.0, 0.0])
+    for shares, vcpus, more, match in (
+        (one, {}, {}, "no node runs"),
+        (one, {0: -1}, {}, "counts are above 0"),
+        (one, {0: float("nan")}, {}, "counts are above 0"),
+        (one, {7: 1}, {}, "node: 7"),
+        (np.array([1.0]), {0: 1}, {}, "1 values for 2 nodes"),
+        (np.array([np.nan, 1.0]), {0: 1}, {}, "shares"),
+        (np.array([-1.0, 2.0]), {0: 1}, {}, "shares"),
+        (one, {0: 1}, {"extra_latency": -1000.0}, "extra_latency"),
+        (one, {0: 1}, {"extra_latency": float("nan")}, "extra_latency"),
+        (one, {0: 1}, {"walks": np.array([-1.0, 0.0])}, "walks"),
+    ):
+        with pytest.raises(WorkbenchError, match=match):
+            traffic.streams(where, shares, vcpus, **more)
+    for figures in (
+        {"bandwidth": {0: 0.0}},
+        {"bandwidth": {0: float("nan")}},
+        {"latency": {0: 0.0}},
+        {"latency": {1: -5}},
+    ):
+        with pytest.raises(WorkbenchError, match=next(iter(figures))):
+            with_figures(where, **figures)
+    with pytest.raises(WorkbenchError, match="node: 9"):
+        weights.best_weights(TWO, nodes=[9])
+    with pytest.raises(WorkbenchError, match="nodes"):
+        weights.best_weights(TWO, nodes=[])
+
+
+def test_what_does_not_converge_is_no_number(monkeypatch):
+    where = machine(TWO)
+    demand = traffic.streams(where, np.array([0.5, 0.5]), {0: 16, 1: 16})
+    monkeypatch.setattr(traffic, "MAX_ITERATIONS", 2)
+    with pytest.raises(WorkbenchError, match="no fixed point"):
+        traffic.solve(where, demand)
+    marked = traffic.solve(where, demand, unsolved="nan")
+    assert (marked.iterations == -1).all() and np.isnan(marked.bandwidth).all() and np.isnan(marked.node_used).all()
+
+
+def test_a_draw_holds_only_within_its_block():
+    assert costs.value("dram_latency") == costs.COSTS["dram_latency"].value
+    with costs.drawn({"dram_latency": 77.0}):
+        assert costs.value("dram_latency") == 77.0 == machine(TWO).latency[0, 0]
+        assert costs.value("dram_latency", {"dram_latency": 88.0}) == 88.0
+    assert costs.value("dram_latency") != 77.0
+    with pytest.raises(WorkbenchError, match="nonsense"), costs.drawn({"nonsense": 1.0}):
+        pass

@@ -1,0 +1,232 @@
+"""Profiles from what other benchmarks print: curves of Mess (``memory_curves.csv``) and the text of Intel MLC.
+
+Mess measures one memory from one socket: its curves become those of the memory. MLC measures all nodes at once; in its
+loaded latencies every node's CPUs read their own memory, so the total bandwidth is divided evenly by the nodes with
+CPUs, and so are the peaks by mix of reads and writes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.cost.profile import Profile, from_mapping
+from workbench.errors import WorkbenchError
+
+READ_COLUMNS = ("read_percent", "read_pct_rounded", "rd_percentage", "read_pct", "read_ratio")
+BANDWIDTH_COLUMNS = ("bandwidth_gb_per_s", "bandwidth_smooth", "bandwidth_mean", "bandwidth")
+LATENCY_COLUMNS = ("latency_ns", "latency_smooth", "latency_mean", "latency")
+"""Columns of Mess's files by preference: smoothed before averaged before raw. Bandwidths are GB/s."""
+MIXES_OF_MLC = {"ALL Reads": 100.0, "3:1 Reads-Writes": 75.0, "2:1 Reads-Writes": 200.0 / 3.0, "1:1 Reads-Writes": 50.0}
+"""Share of reads in per cent, as seen by the memory controller, of MLC's kinds of traffic."""
+LEAST_STEP = 0.005
+"""Points of a curve that differ by less than this part of its peak in bandwidth say the same."""
+MAX_BYTES = 64 << 20
+
+
+def calibrate(path: Path, name: str | None = None, kind: str = "dram") -> Profile:
+    """A profile from a file: CSV of Mess or text of MLC, told apart by what is in it.
+
+    Parameters
+    ----------
+    name : of the profile; that of the file if left out
+    kind : of the memory that Mess's curves describe, or of MLC's nodes that have CPUs
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise WorkbenchError(
+                f"calibrate: {path} has {path.stat().st_size >> 20} MiB; at most {MAX_BYTES >> 20} are read"
+            )
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise WorkbenchError(f"calibrate: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise WorkbenchError(f"calibrate: {path} is not text") from None
+    name = name or path.stem
+    if re.search(r"Memory Latency Checker|Measuring (idle|loaded|peak|memory|maximum)", text, re.IGNORECASE):
+        return from_mlc(text, name, kind)
+    return from_mess(text, name, kind)
+
+
+def from_mess(text: str, name: str, kind: str = "dram") -> Profile:
+    """A profile of one memory from the curves of Mess."""
+    reader = csv.DictReader(io.StringIO(text))
+    columns = [str(column).strip() for column in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    chosen = []
+    for what, known in (
+        ("share of reads", READ_COLUMNS),
+        ("bandwidth", BANDWIDTH_COLUMNS),
+        ("latency", LATENCY_COLUMNS),
+    ):
+        found = [column for column in known if column in columns]
+        if not found:
+            raise WorkbenchError(
+                f"calibrate: {name}: neither output of MLC nor a CSV with a column for {what} ({', '.join(known)})"
+            )
+        chosen.append(found[0])
+    curves: dict[float, list[tuple[float, float]]] = {}
+    for line, row in enumerate(reader, 2):
+        try:
+            share, speed, latency = (float(row[column]) for column in chosen)
+        except (TypeError, ValueError):
+            raise WorkbenchError(f"calibrate: {name}: line {line}: {', '.join(chosen)} must be numbers") from None
+        curves.setdefault(round(share, 2), []).append((1000.0 * speed, latency))
+    few = {share: points for share, points in curves.items() if len(points) < 2}
+    for share in few:  # a single point is no curve
+        del curves[share]
+    if not curves:
+        raise WorkbenchError(f"calibrate: {name}: no share of reads has two points or more")
+    return from_mapping(
+        {
+            "name": name,
+            "source": f"Mess benchmark: {', '.join(chosen)} of {name}",
+            "memories": [{"kind": kind, "curves": {share: _ordered(points) for share, points in curves.items()}}],
+            "not_measured": [f"one point only at {share:g} % reads" for share in sorted(few)],
+        },
+        name,
+    )
+
+
+def _ordered(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points in the order of growing traffic: as they are, or turned round if they begin with the most."""
+    return list(points) if points[0][0] <= points[-1][0] else list(reversed(points))
+
+
+def from_mlc(text: str, name: str, kind: str = "dram") -> Profile:
+    """A profile of a machine from what ``mlc`` prints: latency and bandwidth matrices, peaks by mix, loaded latencies."""
+    lines = [line.strip() for line in text.splitlines()]
+    latency = _matrix(lines, r"Measuring idle latencies")
+    bandwidth = _matrix(lines, r"Measuring Memory Bandwidths between nodes")
+    peaks = _peaks(lines)
+    loaded = _loaded(lines)
+    single = re.search(r"Each iteration took [\d.]+ \w+ (?:frequency )?clocks \(\s*([\d.]+)\s*ns\)", text)
+    if not latency and single:
+        latency = {0: {0: float(single.group(1))}}
+    if not (latency or bandwidth or peaks or loaded):
+        raise WorkbenchError(f"calibrate: {name}: MLC's text has no matrix, no peaks and no loaded latencies")
+    initiators = sorted(set(latency) | set(bandwidth)) or [0]
+    targets = sorted({t for rows in (latency, bandwidth) for row in rows.values() for t in row} | set(initiators))
+    curves: dict[float, list[tuple[float, float]]] = {}
+    if loaded:
+        curves[100.0] = _thinned(
+            [(speed / len(initiators), ns) for speed, ns, _ in sorted(loaded, key=lambda p: -p[2])]
+        )
+    total = peaks.get(100.0)
+    memories: list[dict[str, Any]] = []
+    for target in targets:
+        entry: dict[str, Any] = {"kind": kind if target in initiators else "cxl", "nodes": [target]}
+        near = min((row[target] for row in latency.values() if target in row), default=None)
+        if near is not None:
+            entry["idle_latency"] = near
+        fast = max((row[target] for row in bandwidth.values() if target in row), default=None)
+        if fast is not None:
+            entry["bandwidth"] = fast
+        if target in initiators and curves:
+            entry["curves"] = curves
+        if target in initiators and peaks:
+            # Peaks are of all nodes together; a node's own figure for reads alone, where known, sets the scale.
+            scale = 1.0 / len(initiators) if fast is None or not total else fast / total
+            entry["peaks"] = {share: value * scale for share, value in peaks.items()}
+        if len(entry) > 2:
+            memories.append(entry)
+    links = []
+    for source in initiators:
+        for target in targets:
+            if source == target:
+                continue
+            link: dict[str, Any] = {"initiator": source, "target": target}
+            if target in latency.get(source, {}):
+                link["idle_latency"] = latency[source][target]
+            if target in bandwidth.get(source, {}):
+                link["bandwidth"] = bandwidth[source][target]
+            if len(link) > 2:
+                links.append(link)
+    missing = [
+        what
+        for what, found in (
+            ("latency matrix", latency), ("bandwidth matrix", bandwidth), ("peaks by mix", peaks),
+            ("loaded latencies", loaded),
+        )
+        if not found
+    ]  # fmt: skip
+    return from_mapping(
+        {
+            "name": name, "source": f"Intel Memory Latency Checker: output {name}", "memories": memories, "links": links,
+            "not_measured": [f"{what}: not in the output" for what in missing],
+        },
+        name,
+    )  # fmt: skip
+
+
+def _section(lines: Sequence[str], heading: str) -> Iterator[str]:
+    """Lines after a heading, up to the next one."""
+    inside = False
+    for line in lines:
+        if re.match(heading, line):
+            inside = True
+        elif inside and (line.startswith("Measuring ") or line.startswith("$") or line.startswith("Command line")):
+            return
+        elif inside:
+            yield line
+
+
+def _matrix(lines: Sequence[str], heading: str) -> dict[int, dict[int, float]]:
+    """A matrix by initiator and target node; a cell that is no number is left out."""
+    columns: list[int] = []
+    out: dict[int, dict[int, float]] = {}
+    for line in _section(lines, heading):
+        words = line.split()
+        if line.lower().startswith("numa node") and len(words) > 2 and all(w.isdecimal() for w in words[2:]):
+            columns = [int(w) for w in words[2:]]
+        elif columns and len(words) >= 2 and words[0].isdecimal():
+            row = {}
+            for column, word in zip(columns, words[1:], strict=False):
+                if re.fullmatch(r"\d+(\.\d+)?", word) and float(word) > 0:
+                    row[column] = float(word)
+            if row:
+                out[int(words[0])] = row
+        elif columns and out:
+            break
+    return out
+
+
+def _peaks(lines: Sequence[str]) -> dict[float, float]:
+    """Highest MB/s of all nodes together by share of reads in per cent."""
+    found: dict[float, float] = {}
+    for heading in (r"Measuring Peak Injection Memory Bandwidths", r"Measuring Maximum Memory Bandwidths"):
+        for line in _section(lines, heading):
+            for text, share in MIXES_OF_MLC.items():
+                match = re.match(re.escape(text) + r"\s*:?\s*([\d.]+)$", line)
+                if match and float(match.group(1)) > 0:
+                    found[share] = max(found.get(share, 0.0), float(match.group(1)))
+    return found
+
+
+def _loaded(lines: Sequence[str]) -> list[tuple[float, float, float]]:
+    """(MB/s of all nodes, ns, injected delay) of the loaded latencies."""
+    out = []
+    for line in _section(lines, r"Measuring Loaded Latencies"):
+        words = line.split()
+        if len(words) == 3 and re.fullmatch(r"\d{5,}", words[0]):
+            try:
+                out.append((float(words[2]), float(words[1]), float(words[0])))
+            except ValueError:
+                raise WorkbenchError(f"calibrate: loaded latencies: {line!r} is no delay, ns and MB/s") from None
+    return [point for point in out if np.isfinite(point).all() and point[0] > 0 and point[1] > 0]
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points without those that repeat the load before: MLC's first delays all saturate."""
+    peak = max(speed for speed, _ in points)
+    kept: list[tuple[float, float]] = []
+    for speed, ns in points:
+        if not kept or speed > kept[-1][0] + LEAST_STEP * peak or speed == peak:
+            kept.append((speed, ns))
+    return kept

@@ -1,0 +1,123 @@
+"""Times of kernel work on memory: clearing pages, initialising struct pages, setting up huge pages at boot.
+
+One thread's time comes from published measurements on several machines and has a range that covers them. Several threads
+divide the work until the memory they write to is as fast as it gets: clearing writes whole lines (read for ownership
+included where the instruction does not avoid it), a struct page is 64 bytes that are read and written back. On a remote
+node one thread is slower by the ratio of latencies, and many share the link.
+
+Times of SNP and TDX work (accepting pages, RMPUPDATE, PSMASH, encryption) are not here: no measurement of them was found
+that says what it was measured on. All times are modelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from workbench import costs as cost_table
+from workbench import results
+from workbench.cost.machine import Machine, machine, sampled
+from workbench.errors import WorkbenchError
+from workbench.tracking.struct_pages import STRUCT_PAGE
+from workbench.units import PAGE_ORDERS, PAGE_SIZE
+from workbench.variables import KernelTimes
+
+if TYPE_CHECKING:
+    from workbench.topology.host import Host
+
+CLEAR = {"4 KiB": "clear_page_4k", "2 MiB": "clear_page_2m", "1 GiB": "clear_page_1g"}
+KEPT_BY_HVO = 64
+"""struct pages of a huge page that are initialised where HVO leaves the rest to one shared page of vmemmap."""
+KERNEL_SAMPLED = (*CLEAR.values(), "struct_page_init", "struct_page_bytes_moved", "ept_fault")
+CLEAR_BYTES = 2.0
+"""Bytes that memory moves for each byte cleared: read for ownership, and written back."""
+
+
+def _rate_cap(host: Machine, node: int, source: int) -> float:
+    """MB/s that CPUs of ``source`` write to memory of ``node`` at most, at equal reads and writes."""
+    half = host.memory_shape.shape[1] // 2
+    memory = host.bandwidth[node] * host.memory_shape[node, half]
+    near, far = host.home[source], host.home[node]
+    if near == far:
+        return float(memory)
+    return float(min(memory, host.link_bandwidth[near, far] * host.link_shape[near, far, half]))
+
+
+def _time(one: float, units: float, threads: int, moved: float, host: Machine, node: int, source: int) -> float:
+    """Seconds of ``units`` units of ``one`` ns and ``moved`` bytes each, by ``threads`` threads."""
+    slower = host.latency[source, node] / host.latency[:, node].min()
+    alone = one * slower / threads
+    capped = 1000.0 * moved / _rate_cap(host, node, source)
+    return float(units * max(alone, capped) * 1e-9)
+
+
+def kernel_times(
+    host: Host,
+    size: int,
+    page: str = "1 GiB",
+    *,
+    threads: int = 1,
+    node: int | None = None,
+    source: int | None = None,
+    hvo: bool = False,
+    samples: int = 64,
+    seed: int = 0,
+    costs: Mapping[str, float] | None = None,
+) -> xr.Dataset:
+    """Seconds of kernel work on ``size`` bytes in pages of one size, with their spread.
+
+    Parameters
+    ----------
+    host : the host
+    size : bytes
+    page : page size, a name of :data:`workbench.units.PAGE_ORDERS`
+    threads : that share the work, on CPUs of ``source``
+    node, source : node ids of the memory and of the CPUs; the first with memory, and the nearest CPUs, if left out
+    hvo : struct pages of huge pages that HVO frees are not initialised
+    samples, seed : draws over the ranges of the parameters
+    costs : parameter values instead of the registry's
+
+    Returns a Dataset over ``sample`` (sample 0: the values themselves): ``clear``, and ``struct_pages``, which is also what
+    setting up a pool of such pages at boot takes (pages are cleared when they are given out).
+    """
+    if page not in CLEAR:
+        raise WorkbenchError(f"page: {page!r} is not one of {', '.join(CLEAR)}")
+    if size <= 0 or size % (PAGE_SIZE << PAGE_ORDERS[page]):
+        raise WorkbenchError(f"size: {size!r} bytes are not whole pages of {page}")
+    if threads < 1:
+        raise WorkbenchError(f"threads: {threads!r}; 1 or more are needed")
+    machines, draws = (
+        sampled(host, samples, seed, costs) if samples > 1 else ([machine(host, costs)], [dict(costs or {})])
+    )
+    kernel = cost_table.sample(KERNEL_SAMPLED, samples, seed + 1)
+    at = machines[0].index_of(node) if node is not None else int(np.argmax([n.memory_bytes > 0 for n in host.nodes]))
+    with_cpus = machines[0].cpus > 0 if machines[0].cpus.any() else np.ones(machines[0].nodes, bool)
+    near = np.where(with_cpus, machines[0].latency[:, at], np.inf)
+    by = machines[0].index_of(source) if source is not None else int(near.argmin())
+    small = size / PAGE_SIZE
+    order = PAGE_ORDERS[page]
+    initialised = small if not (hvo and order) else small / (1 << order) * KEPT_BY_HVO
+    times = np.empty((2, samples))
+    for k, (model, values) in enumerate(zip(machines, draws, strict=True)):
+
+        def cost(name: str, k: int = k, values: Mapping[str, float] = values) -> float:
+            return float((costs or {}).get(name, kernel[name][k]))
+
+        times[0, k] = _time(cost(CLEAR[page]), small, threads, CLEAR_BYTES * PAGE_SIZE, model, at, by)
+        moved = cost("struct_page_bytes_moved") * STRUCT_PAGE / 64.0
+        times[1, k] = _time(cost("struct_page_init"), initialised, threads, moved, model, at, by)
+    pick = slice(None) if samples > 1 else 0
+    return results.make(
+        KernelTimes,
+        {"clear": times[0][pick], "struct_pages": times[1][pick]},
+        {},
+        provenance=results.provenance(
+            command="cost.kernel_times.kernel_times", host=host, size=size, page=page, threads=threads, node=node,
+            source=source, hvo=hvo, samples=samples, seed=seed, costs=costs,
+        ),
+        source=machines[0].source,
+        attributes={"host": host.name, "page": page, "threads": threads},
+    )  # fmt: skip

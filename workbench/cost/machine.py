@@ -1,0 +1,411 @@
+"""A host as the cost model sees it: latencies, capacities by mix of reads and writes, caps of cores, shared queues.
+
+Figures come, in this order, from a *profile* (measured curves and figures of that machine, :mod:`workbench.cost.profile`),
+from the host itself (HMAT access class), and for all others from its *class* (processor generation, memory type and
+channels) or, where not even that is known, from the ranges of :mod:`workbench.costs`. What is estimated says so.
+
+SLIT distances say which nodes are alike, seldom how much slower they are: the nearest node of another socket has the
+remote latency and bandwidth of the class, whatever its distance, and the others lie on the line through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench import costs as cost_table
+from workbench.cost import curves
+from workbench.cost import profile as profiles
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.cost.profile import Profile
+    from workbench.topology.host import Access, Host
+
+USE_OF_KIND = {"dram": "dram", "hbm": "hbm", "cxl": "cxl", "nvm": "cxl", "gpu": "hbm"}
+"""Which generic family of curves stands in for a kind of memory."""
+OTHER_SOCKET = 20
+"""Least SLIT distance taken for another socket: 10 is local, 11 to 19 are parts of one socket."""
+LINE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A host as the cost model sees it. Indices are positions in the host's node list.
+
+    node_ids : int64 (nodes,); kinds : kind of memory of each node
+    bandwidth : float64 (nodes,), MB/s a node's memory delivers to reads alone
+    memory_shape : float64 (nodes, mixes), bandwidth at :data:`curves.MIXES` relative to reads alone
+    latency : float64 (nodes, nodes), idle ns from CPUs of the row to memory of the column
+    link_bandwidth : float64 (nodes, nodes), MB/s of reads from home node of the row to memory homed at the column
+    link_shape : float64 (nodes, nodes, mixes), as ``memory_shape``
+    port_bandwidth : float64 (nodes,), MB/s of all links of a home node together
+    home : int64 (nodes,), node whose links lead to the memory
+    core_groups : float64 (nodes,), groups of cores of each node; group_bandwidth : float64 (nodes, mixes), MB/s that the
+        cores of one group pull at most; inf if nothing caps them
+    queue : float64 (nodes,), bytes the requests of a home node's cores hold at most; inf if not limited
+    lines_streaming, lines_random : 64-byte lines that one vCPU keeps in flight
+    families : families of curves; memory_family, link_family : int64 (nodes,) and (nodes, nodes), rows of it
+    cpus : int64 (nodes,), CPUs of each node
+    measured : bool (nodes,), whether bandwidth and latency of a node's memory are measured on this machine
+    source : where the figures come from
+    """
+
+    node_ids: np.ndarray
+    kinds: tuple[str, ...]
+    bandwidth: np.ndarray
+    memory_shape: np.ndarray
+    latency: np.ndarray
+    link_bandwidth: np.ndarray
+    link_shape: np.ndarray
+    port_bandwidth: np.ndarray
+    home: np.ndarray
+    core_groups: np.ndarray
+    group_bandwidth: np.ndarray
+    queue: np.ndarray
+    lines_streaming: float
+    lines_random: float
+    families: tuple[curves.Family, ...]
+    memory_family: np.ndarray
+    link_family: np.ndarray
+    cpus: np.ndarray
+    measured: np.ndarray
+    source: str
+
+    def __post_init__(self) -> None:
+        _positive("bandwidth", self.bandwidth, self.node_ids)
+        _positive("port_bandwidth", self.port_bandwidth, self.node_ids)
+        _positive("latency", self.latency, self.node_ids)
+        if not (self.queue > 0).all():
+            raise WorkbenchError("queue: lengths are above 0")
+        if not (self.group_bandwidth > 0).all():
+            raise WorkbenchError("group_bandwidth: caps are above 0")
+        between = ~np.eye(self.nodes, dtype=bool)
+        if (
+            self.nodes > 1
+            and not (np.isfinite(self.link_bandwidth[between]) & (self.link_bandwidth[between] > 0)).all()
+        ):
+            raise WorkbenchError("link_bandwidth: a number above 0 MB/s for every pair of nodes")
+
+    @property
+    def nodes(self) -> int:
+        return len(self.node_ids)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether any node's figures are estimates."""
+        return not bool(self.measured.all())
+
+    def index_of(self, node: int) -> int:
+        """Position of a node id."""
+        found = np.flatnonzero(self.node_ids == node)
+        if len(found) == 0:
+            raise WorkbenchError(f"node: {node} is not a node of this host ({', '.join(map(str, self.node_ids))})")
+        return int(found[0])
+
+    def peaks(self, vcpus: np.ndarray | None = None) -> np.ndarray:
+        """float64 (resources, mixes), MB/s: memory, links, ports, cores in the order of
+        :mod:`workbench.kernels.host_traffic`.
+
+        vcpus : float64 (nodes,), busy CPUs of each node, spread over its groups; all if left out
+        """
+        mixes = len(curves.MIXES)
+        memory = self.bandwidth[:, None] * self.memory_shape
+        links = (self.link_bandwidth[:, :, None] * self.link_shape).reshape(-1, mixes)
+        # A port carries both ways as its links do; what it has for reads alone is port_bandwidth.
+        ports = self.port_bandwidth[:, None] * self.link_shape.max(axis=1)
+        groups = self.core_groups if vcpus is None else np.clip(vcpus, 1.0, self.core_groups)
+        return np.concatenate((memory, links, ports, groups[:, None] * self.group_bandwidth))
+
+    def curve_rows(self) -> np.ndarray:
+        """int64 (resources,): row of :meth:`delays`; ports and cores share the links' and memories' delay."""
+        flat = np.full(2 * self.nodes, len(self.families), np.int64)
+        return np.concatenate((self.memory_family, self.link_family.ravel(), flat))
+
+    def delays(self) -> np.ndarray:
+        """float64 (families + 1, mixes, loads), ns over idle; the last row is zero."""
+        rows = [family.delays for family in self.families]
+        return np.stack([*rows, np.zeros((len(curves.MIXES), len(curves.LOADS)))])
+
+
+def _positive(name: str, values: np.ndarray, nodes: np.ndarray) -> None:
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        where = int(np.argwhere(bad)[0][-1])
+        raise WorkbenchError(f"{name}: {float(values[bad][0])!r} at node {nodes[where]}; numbers above 0 are allowed")
+
+
+# --------------------------------------------------------------------------------------------- from a host
+
+
+def class_of(host: Host) -> profiles.MachineClass | None:
+    """Class of a host: named in its ``figures``, or listed with the class."""
+    return profiles.class_of(str(host.figures.get("class", "")), host.name)
+
+
+def parameters(host: Host) -> dict[str, cost_table.Cost]:
+    """The cost parameters as far as they are known for this host: those of its class where it has one."""
+    known = class_of(host)
+    if known is None:
+        return dict(cost_table.COSTS)
+    return known.parameters(
+        sockets=_sockets(host),
+        dram_nodes=sum(node.kind == "dram" and node.memory_bytes > 0 for node in host.nodes),
+        figures=host.figures,
+    )
+
+
+def _sockets(host: Host) -> int:
+    """Groups of CPU nodes that are nearer to each other than :data:`OTHER_SOCKET`."""
+    distance = host.distance_matrix
+    left = [index for index, node in enumerate(host.nodes) if node.cpus] or list(range(len(host.nodes)))
+    groups = 0
+    while left:
+        first = left[0]
+        left = [index for index in left if index != first and distance[first, index] >= OTHER_SOCKET]
+        groups += 1
+    return groups
+
+
+def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profile | str | None = None) -> Machine:
+    """The cost model's view of a host.
+
+    Parameters
+    ----------
+    host : the host
+    costs : values instead of those of :data:`workbench.costs.COSTS` and of the host's class, by name
+    profile : measured figures of this machine, or the name or file of a profile; if left out, the one that the host's
+        ``figures`` name, or the one in ``datasets/profiles`` that names this host
+    """
+    cost_table.check(costs)
+    known = parameters(host)
+    profile = host.figures.get("profile") if profile is None else profile
+    given = profiles.read_profile(profile) if isinstance(profile, str) else profile or profiles.profile_of(host.name)
+    on_machine = given.costs if given is not None else {}
+
+    def cost(name: str) -> float:
+        if costs is not None and name in costs:
+            return float(costs[name])
+        now = cost_table.drawn_value(name)
+        return float(on_machine.get(name, known[name].value)) if now is None else now
+
+    distance = np.asarray(host.distance_matrix, float)
+    count = len(host.nodes)
+    cpus = np.array([len(node.cpus) for node in host.nodes], np.int64)
+    kinds = tuple(node.kind for node in host.nodes)
+    with_cpus = np.flatnonzero(cpus > 0) if cpus.any() else np.arange(count)
+    home = np.arange(count)
+    for index in range(count):
+        if index not in with_cpus:
+            home[index] = with_cpus[int(distance[with_cpus, index].argmin())]
+    nearest = distance[with_cpus].min(axis=0)
+    excess = np.maximum(distance - nearest, 0.0)
+    sockets = distance[np.ix_(with_cpus, with_cpus)]
+    others = sockets[sockets >= OTHER_SOCKET]
+    beyond = (others.min() if others.size else cost("reference_distance")) - 10.0
+    step = cost("dram_latency") * (cost("remote_latency_ratio") - 1.0) / beyond
+    bandwidth = np.array([cost(f"{kind}_bandwidth") for kind in kinds])
+    latency = np.array([cost(f"{kind}_latency") for kind in kinds]) + excess * step
+    measured = np.zeros(count, bool)
+    generic = curves.generic()
+    uses = list(generic)
+    families = list(generic.values())
+    memory_family = np.array([uses.index(USE_OF_KIND[kind]) for kind in kinds], np.int64)
+    duplex = {"cxl": curves.duplex_shape(cost("cxl_duplex")), "gpu": curves.duplex_shape(cost("link_duplex"))}
+    bus = curves.bus_shape(cost("mixed_bandwidth"))
+    memory_shape = np.array([duplex.get(kind, bus) for kind in kinds])
+    known_class = class_of(host)
+    if known_class is not None and known_class.family is not None:
+        families.append(known_class.family)
+        memory_family[[kind == "dram" for kind in kinds]] = len(families) - 1
+
+    ids = {node.id: index for index, node in enumerate(host.nodes)}
+    reported = [(ids[a.initiator], ids[a.target], a) for a in host.access or ()]
+    for target in range(count):
+        mine = [(source, a) for source, where, a in reported if where == target and a.read_bandwidth]
+        if mine:
+            source, best = max(mine, key=lambda pair: (pair[1].read_bandwidth, -distance[pair[0], target]))
+            bandwidth[target] = best.read_bandwidth
+            if best.write_bandwidth and best.write_bandwidth != best.read_bandwidth:
+                ratio = best.read_bandwidth / best.write_bandwidth
+                memory_shape[target] = 1.0 / (curves.MIXES + (1.0 - curves.MIXES) * ratio)
+            if best.read_latency:
+                latency[:, target] = best.read_latency + excess[:, target] * step
+                measured[target] = True
+
+    dram = [bandwidth[i] for i in range(count) if kinds[i] == "dram"] or [cost("dram_bandwidth")]
+    reference = float(np.max(dram))
+    ratio = cost("remote_bandwidth_ratio")
+    link = reference * ratio ** np.clip((distance[:, home] - 10.0) / beyond, 0.0, 1.0)
+    link_shape = np.broadcast_to(curves.duplex_shape(cost("link_duplex")), (count, count, len(curves.MIXES)))
+    link_family = np.full((count, count), uses.index("link"), np.int64)
+    port = np.full(count, reference * ratio * cost("link_ports"))
+    groups, group = np.ones(count), np.full((count, len(curves.MIXES)), np.inf)
+    if known_class is not None and known_class.core_group:
+        groups = np.maximum(1.0, np.ceil(cpus / known_class.threads / known_class.core_group))
+        group[:] = cost("core_group_bandwidth") * curves.duplex_shape(cost("core_group_duplex"))
+    for source, target, a in reported:
+        if a.read_latency:
+            latency[source, target] = a.read_latency
+        if a.read_bandwidth and home[source] != home[target] and kinds[target] == "dram":
+            link[home[source], home[target]] = a.read_bandwidth
+    port = np.maximum(port, np.where(np.eye(count, dtype=bool), 0.0, link).max(axis=1, initial=0.0))
+    made = Machine(
+        np.array([node.id for node in host.nodes], np.int64), kinds, bandwidth, memory_shape, latency, link, link_shape,
+        port, home, groups, group, np.full(count, np.inf),
+        cost("lines_streaming"), cost("lines_random"), tuple(families), memory_family, link_family, cpus, measured,
+        f"host {host.name}",
+    )  # fmt: skip
+    if given is not None:
+        made = apply(made, given, distance, excess * step)
+    unknown = sorted({kinds[i] for i in range(count) if not made.measured[i]})
+    if unknown:
+        basis = f"class {known_class.name}" if known_class is not None else "kind and distance (workbench.costs)"
+        made = replace(made, source=f"{made.source}; estimate for {', '.join(unknown)} nodes from {basis}")
+    if np.isinf(made.queue).all():
+        made = replace(made, queue=_queues(made, cost("queue_factor")))
+    return made
+
+
+def _queues(made: Machine, factor: float) -> np.ndarray:
+    """Bytes of each home node's queue: ``factor`` times what its fastest memory needs at its peak."""
+    need = np.zeros(made.nodes)
+    for index in range(made.nodes):
+        near = made.latency[made.home[index], index]
+        at_peak = near + made.families[made.memory_family[index]].delays[-1, -1]
+        home = made.home[index]
+        need[home] = max(need[home], made.bandwidth[index] * at_peak / 1000.0)
+    return np.where(need > 0, factor * need, np.inf)
+
+
+def apply(base: Machine, given: Profile, distance: np.ndarray, farther: np.ndarray) -> Machine:
+    """The machine with the figures of a profile.
+
+    Parameters
+    ----------
+    distance : float64 (nodes, nodes), SLIT
+    farther : float64 (nodes, nodes), ns over the latency from the nearest CPUs, where the profile has no figure
+    """
+    bandwidth, latency, shape = base.bandwidth.copy(), base.latency.copy(), base.memory_shape.copy()
+    link, link_shape = base.link_bandwidth.copy(), np.array(base.link_shape)
+    memory_family, link_family = base.memory_family.copy(), base.link_family.copy()
+    measured, queue, port = base.measured.copy(), base.queue.copy(), base.port_bandwidth.copy()
+    groups, group = base.core_groups, base.group_bandwidth
+    families = list(base.families)
+    for memory in given.memories:
+        chosen = [
+            i for i in range(base.nodes)
+            if (memory.nodes is None and base.kinds[i] == memory.kind) or int(base.node_ids[i]) in (memory.nodes or ())
+        ]  # fmt: skip
+        family = memory.family()
+        if family is not None:
+            families.append(family)
+        for index in chosen:
+            if family is not None:
+                memory_family[index] = len(families) - 1
+                shape[index] = family.shape
+                bandwidth[index] = family.peaks[-1]
+            if memory.peaks:
+                bandwidth[index], shape[index] = profiles.peaks_of(memory.peaks, shape[index])
+            elif memory.bandwidth is not None:
+                bandwidth[index] = memory.bandwidth
+            idle = memory.idle_latency or (family.idle if family is not None else None)
+            if idle is not None:
+                latency[:, index] = idle + farther[:, index]
+            measured[index] |= idle is not None and (family is not None or bool(memory.peaks or memory.bandwidth))
+    for entry in given.links:
+        pairs = np.zeros((base.nodes, base.nodes), bool)
+        if entry.distance is not None:
+            pairs = (distance == entry.distance) & ~np.eye(base.nodes, dtype=bool)
+        elif entry.initiator in base.node_ids and entry.target in base.node_ids:
+            pairs[base.index_of(entry.initiator), base.index_of(entry.target)] = True
+        family = entry.family()
+        if family is not None:
+            families.append(family)
+        for source, target in np.argwhere(pairs):
+            near, far = base.home[source], base.home[target]
+            idle = entry.idle_latency or (family.idle if family is not None else None)
+            if idle is not None:
+                latency[source, target] = idle
+            if near == far or far != target:
+                continue  # memory without CPUs is reached over the links of its home, which other pairs describe
+            if family is not None:
+                link_family[near, far] = len(families) - 1
+                link[near, far], link_shape[near, far] = family.peaks[-1], family.shape
+            if entry.peaks:
+                link[near, far], link_shape[near, far] = profiles.peaks_of(entry.peaks, link_shape[near, far])
+            elif entry.bandwidth is not None:
+                link[near, far] = entry.bandwidth
+    if given.port_bandwidth is not None:
+        port[:] = given.port_bandwidth
+    port = np.maximum(port, np.where(np.eye(base.nodes, dtype=bool), 0.0, link).max(axis=1, initial=0.0))
+    if given.cores is not None and given.cores.group is not None:
+        groups = np.maximum(1.0, np.ceil(base.cpus / given.cores.threads / given.cores.group))
+        read, mixed = profiles.peaks_of(given.cores.group_peaks, np.ones(len(curves.MIXES)))
+        group = np.broadcast_to(read * mixed, group.shape)
+    if given.queue_lines is not None:
+        queue[:] = given.queue_lines * LINE_BYTES
+    streaming, random = base.lines_streaming, base.lines_random
+    if given.cores is not None:
+        streaming, random = given.cores.lines_streaming or streaming, given.cores.lines_random or random
+    return replace(
+        base, bandwidth=bandwidth, memory_shape=shape, latency=latency, link_bandwidth=link, link_shape=link_shape,
+        port_bandwidth=port, core_groups=groups, group_bandwidth=group, queue=queue,
+        lines_streaming=streaming, lines_random=random, families=tuple(families), memory_family=memory_family,
+        link_family=link_family, measured=measured, source=f"{base.source} ({given.source})",
+    )  # fmt: skip
+
+
+def with_figures(
+    base: Machine,
+    bandwidth: Mapping[int, float] | None = None,
+    latency: Mapping[int, float] | None = None,
+    source: str = "",
+) -> Machine:
+    """The machine with measured figures for some nodes: node id -> MB/s, node id -> idle ns from the nearest CPUs."""
+    speeds, delays, measured = base.bandwidth.copy(), base.latency.copy(), base.measured.copy()
+    for node, value in (bandwidth or {}).items():
+        if not np.isfinite(value) or value <= 0:
+            raise WorkbenchError(f"bandwidth: {value!r} MB/s of node {node}; numbers above 0 are allowed")
+        speeds[base.index_of(node)] = value
+        measured[base.index_of(node)] = True
+    for node, value in (latency or {}).items():
+        if not np.isfinite(value) or value <= 0:
+            raise WorkbenchError(f"latency: {value!r} ns of node {node}; numbers above 0 are allowed")
+        column = delays[:, base.index_of(node)]
+        column += value - column.min()
+    return replace(base, bandwidth=speeds, latency=delays, measured=measured, source=source or base.source)
+
+
+def sampled(
+    host: Host,
+    samples: int,
+    seed: int = 0,
+    costs: Mapping[str, float] | None = None,
+    profile: Profile | str | None = None,
+) -> tuple[list[Machine], list[dict[str, float]]]:
+    """The machine under ``samples`` draws of the parameters (sample 0: their values), and the draws.
+
+    What a profile or the host gives is drawn within its stated spread where it has one, and fixed otherwise.
+    """
+    cost_table.check(costs)
+    draws = cost_table.sample(SAMPLED, samples, seed, parameters(host))
+    chosen = [{**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})} for k in range(samples)]
+    return [machine(host, values, profile) for values in chosen], chosen
+
+
+SAMPLED = (
+    "dram_latency", "dram_bandwidth", "hbm_latency", "hbm_bandwidth", "cxl_latency", "cxl_bandwidth", "gpu_latency",
+    "gpu_bandwidth", "remote_latency_ratio", "remote_bandwidth_ratio", "link_ports", "mixed_bandwidth", "cxl_duplex",
+    "link_duplex", "core_group_bandwidth", "core_group_duplex", "queue_factor", "lines_streaming", "lines_random",
+    "cache_bytes", "nvm_latency", "nvm_bandwidth",
+)  # fmt: skip
+"""Parameters that ``samples`` varies."""
+
+
+def reported_bandwidth(access: Access) -> float:
+    """What the kernel takes for automatic weights: the lesser of read and write bandwidth, MB/s; 0 if unknown."""
+    return min(access.read_bandwidth or 0.0, access.write_bandwidth or access.read_bandwidth or 0.0)

@@ -1,0 +1,344 @@
+"""Profiles of machines: measured curves, links, cores and queues; and classes, what is known of a generation.
+
+A profile is one YAML file, written by hand from a publication, by ``workbench measure`` on the machine itself, or by
+``workbench machines calibrate`` from the output of Mess or Intel MLC. Those in ``datasets/profiles`` are found by name,
+and by the machine that they name. A class says what is known of a machine whose curves nobody has measured: values and
+ranges of cost parameters for a processor generation, each with its sources (``datasets/profiles/classes.yaml``).
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from workbench import costs as cost_table
+from workbench import safe_yaml
+from workbench.bitmap_lists import parse_list
+from workbench.cost import curves
+from workbench.data import datasets_path
+from workbench.errors import WorkbenchError
+from workbench.files import whole_file
+from workbench.topology.host import Kind
+
+if TYPE_CHECKING:
+    from workbench.topology.host import Host
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Peaks = dict[Percent, Positive]
+"""Share of reads in per cent -> MB/s."""
+CSV_COLUMNS = ("read_percent", "bandwidth_gb_per_s", "latency_ns")
+
+
+def _nodes(value: object) -> object:
+    return tuple(parse_list(value)) if isinstance(value, str) else (value,) if isinstance(value, int) else value
+
+
+Nodes = Annotated[tuple[int, ...], BeforeValidator(_nodes)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Curved(_Model):
+    """What memories and links have in common.
+
+    ``curves``: share of reads in per cent -> points (MB/s, ns) in the order of growing traffic; ``curves_file``: the same
+    as CSV beside the profile.
+    """
+
+    idle_latency: Positive | None = Field(None, description="ns of an access without load")
+    bandwidth: Positive | None = Field(None, description="MB/s of reads alone")
+    peaks: Peaks = Field({}, description="highest MB/s by share of reads in per cent")
+    curves: dict[Percent, tuple[tuple[float, float], ...]] = {}
+    curves_file: str | None = None
+    spread: Positive | None = Field(None, description="relative standard deviation of repeated measurements")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> _Curved:
+        if self.idle_latency is None and self.bandwidth is None and not self.peaks and not self.curves:
+            if self.curves_file is None:
+                raise ValueError("needs idle_latency, bandwidth, peaks, curves or curves_file")
+        return self
+
+    def family(self) -> curves.Family | None:
+        """Its curves, if it has some."""
+        return curves.family(self.curves) if self.curves else None
+
+
+class Memory(_Curved):
+    """Memory of some nodes, or of all of a kind, as the nearest CPUs see it."""
+
+    kind: Kind = "dram"
+    nodes: Nodes | None = None
+
+
+class Link(_Curved):
+    """The way from CPUs of one node to memory of another, or of all pairs at one SLIT distance."""
+
+    distance: int | None = Field(None, ge=10, le=255)
+    initiator: int | None = None
+    target: int | None = None
+
+    @model_validator(mode="after")
+    def _names_pairs(self) -> Link:
+        if (self.distance is None) == (self.initiator is None or self.target is None):
+            raise ValueError("needs either distance, or initiator and target")
+        return self
+
+
+class Cores(_Model):
+    """What the cores of a node can ask for."""
+
+    lines_streaming: Positive | None = Field(None, description="64-byte lines one core keeps in flight when it streams")
+    lines_random: Positive | None = Field(None, description="lines in flight of independent random accesses")
+    group: int | None = Field(None, ge=1, description="cores of a group with a common cap (CCD, half of a sub-cluster)")
+    threads: int = Field(1, ge=1, description="CPUs of a core")
+    group_peaks: Peaks = {}
+    by_threads: dict[int, Positive] = Field({}, description="MB/s of reads by number of threads")
+
+    @model_validator(mode="after")
+    def _group_has_cap(self) -> Cores:
+        if (self.group is None) != (not self.group_peaks):
+            raise ValueError("group and group_peaks come together")
+        return self
+
+
+class Profile(_Model):
+    """Measured figures of one machine. MB/s are 10^6 bytes per second."""
+
+    name: str = Field(min_length=1, max_length=200)
+    title: str = ""
+    source: str = Field(min_length=1)
+    note: str = ""
+    machines: tuple[str, ...] = Field((), description="machines in datasets/machines that it describes")
+    memories: tuple[Memory, ...] = ()
+    links: tuple[Link, ...] = ()
+    cores: Cores | None = None
+    port_bandwidth: Positive | None = Field(None, description="MB/s of all links of a node together")
+    queue_lines: Positive | None = Field(None, description="requests of a socket to all memories that fit in its queue")
+    first_touch: dict[str, Positive] = Field({}, description="ns per 4 KiB made present, by page size")
+    costs: dict[str, Positive] = Field({}, description="other parameters of workbench.costs measured on the machine")
+    not_measured: tuple[str, ...] = Field((), description="what could not be bound, pinned or repeated, and why")
+
+    @model_validator(mode="after")
+    def _known_costs(self) -> Profile:
+        for name in self.costs:
+            if name not in cost_table.COSTS:
+                raise ValueError(f"costs: {name!r} is unknown; known are {', '.join(cost_table.COSTS)}")
+        return self
+
+
+def peaks_of(peaks: Mapping[float, float], shape: np.ndarray) -> tuple[float, np.ndarray]:
+    """Bandwidth of reads alone and the shape over :data:`curves.MIXES` from highest MB/s by share of reads.
+
+    Parameters
+    ----------
+    shape : float64 (mixes,), what to follow beyond the measured shares
+    """
+    at = np.array(sorted(peaks)) / 100.0
+    values = np.array([peaks[share] for share in sorted(peaks)], float)
+    factor = np.interp(curves.MIXES, at, values / np.interp(at, curves.MIXES, shape))
+    out = factor * shape
+    return float(out[-1]), out / out[-1]
+
+
+def read_curves(path: Path) -> dict[float, list[tuple[float, float]]]:
+    """Curves of a CSV with columns read_percent, bandwidth_gb_per_s, latency_ns: share -> (MB/s, ns)."""
+    found: dict[float, list[tuple[float, float]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames is None or not set(CSV_COLUMNS) <= set(reader.fieldnames):
+            raise WorkbenchError(f"curves: {path}: columns must be {', '.join(CSV_COLUMNS)}")
+        for number, row in enumerate(reader, 2):
+            try:
+                share, speed, latency = (float(row[name]) for name in CSV_COLUMNS)
+            except (TypeError, ValueError):
+                raise WorkbenchError(f"curves: {path} line {number}: three numbers are needed") from None
+            found.setdefault(share, []).append((1000.0 * speed, latency))
+    return found
+
+
+def write_curves(path: Path, points: Mapping[float, Any]) -> None:
+    """Write curves as :func:`read_curves` reads them."""
+    lines = [",".join(CSV_COLUMNS)]
+    for share in sorted(points):
+        lines += [f"{share:g},{speed / 1000.0:.6g},{latency:.6g}" for speed, latency in points[share]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_profile(made: Profile, path: Path) -> None:
+    """Write a profile as YAML, whole or not at all."""
+    with whole_file(path) as temporary:
+        text = yaml.safe_dump(
+            made.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True, width=120,
+            default_flow_style=None,
+        )  # fmt: skip
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}" if where else str(first["msg"])
+
+
+def from_mapping(document: object, name: str = "profile", folder: Path | None = None) -> Profile:
+    """A profile from its fields; ``curves_file`` entries are read from ``folder``."""
+    if not isinstance(document, dict):
+        raise WorkbenchError(f"profile: {name} holds no mapping")
+    document = {**document}
+    for part in ("memories", "links"):
+        entries = []
+        for entry in document.get(part) or ():
+            if isinstance(entry, dict) and entry.get("curves_file") and folder is not None:
+                path = folder / str(entry["curves_file"])
+                if not path.is_file():
+                    raise WorkbenchError(f"profile: {name}: {part}.curves_file: {path} does not exist")
+                entry = {**entry, "curves": read_curves(path)}
+            entries.append(entry)
+        if entries:
+            document[part] = entries
+    try:
+        made = Profile.model_validate(document)
+    except ValidationError as error:
+        raise WorkbenchError(f"profile: {name}: {_first_line(error)}") from None
+    for entry in (*made.memories, *made.links):
+        entry.family()  # curves that are none are found here
+    return made
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles in ``datasets/profiles``."""
+    return sorted(path.stem for path in datasets_path("profiles").glob("*.yaml") if path.stem != "classes")
+
+
+@functools.lru_cache(maxsize=64)
+def _from_file(path: Path, _changed: int) -> Profile:
+    return from_mapping(
+        safe_yaml.load(path.read_text(encoding="utf-8"), f"profile {path.name}"), path.name, path.parent
+    )
+
+
+def read_profile(name: str | Path) -> Profile:
+    """A profile by name, or from a YAML file."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise WorkbenchError(f"profile: {path} does not exist")
+    elif str(name) in profile_names():
+        path = datasets_path("profiles", f"{name}.yaml")
+    else:
+        raise WorkbenchError(
+            f"profile: {str(name)!r} is neither a file (*.yaml) nor one of {', '.join(profile_names())}"
+        )
+    return _from_file(path, path.stat().st_mtime_ns)
+
+
+def with_profile(host: Host, name: str | Path) -> Host:
+    """The host with a profile by name or file, which the cost model then uses; it must exist."""
+    read_profile(name)
+    path = Path(name)
+    kept = str(path.resolve()) if path.suffix in (".yaml", ".yml") else str(name)
+    return host.model_copy(update={"figures": {**host.figures, "profile": kept}})
+
+
+def profile_of(machine: str) -> Profile | None:
+    """The profile that names this machine, if there is one."""
+    name = _profile_by_machine().get(machine)
+    return read_profile(name) if name else None
+
+
+@functools.cache
+def _profile_by_machine() -> dict[str, str]:
+    return {machine: name for name in profile_names() for machine in read_profile(name).machines}
+
+
+# --------------------------------------------------------------------------------------------------- classes
+
+
+@dataclass(frozen=True)
+class MachineClass:
+    """What is known of a generation of machines.
+
+    channels, mts : memory channels of a socket and MT/s; None where not known
+    core_group, threads : cores of a group with a common cap (None: no cap), CPUs of a core
+    costs : parameters with the ranges of this class
+    family : curves of a machine of this class
+    """
+
+    name: str
+    title: str
+    channels: int | None
+    mts: float | None
+    core_group: int | None
+    threads: int
+    costs: Mapping[str, cost_table.Cost]
+    family: curves.Family | None
+
+    def parameters(self, sockets: int, dram_nodes: int, figures: Mapping[str, Any]) -> dict[str, cost_table.Cost]:
+        """All cost parameters, those of the class in place of the general ones.
+
+        Parameters
+        ----------
+        sockets, dram_nodes : of the host; channels are shared evenly by the DRAM nodes of a socket
+        figures : of the host: ``channels`` (of a socket) and ``mts`` where they are known
+        """
+        out = {**cost_table.COSTS, **self.costs}
+        channels, mts = figures.get("channels", self.channels), figures.get("mts", self.mts)
+        if channels and mts:
+            nominal = 8.0 * float(mts) * float(channels) * sockets / max(1, dram_nodes)
+            use = out["channel_efficiency"]
+            source = f"{channels} channels of {mts:g} MT/s a socket; used part: {use.source}"
+            out["dram_bandwidth"] = cost_table.Cost(
+                "dram_bandwidth", nominal * use.value, "MB/s", nominal * use.low, nominal * use.high, source
+            )
+        return out
+
+
+@functools.cache
+def classes() -> dict[str, MachineClass]:
+    """Classes by name."""
+    path = datasets_path("profiles", "classes.yaml")
+    document = safe_yaml.load(path.read_text(encoding="utf-8"), "classes.yaml")
+    found = {}
+    for name, entry in document["classes"].items():
+        overlay = {}
+        for parameter, (value, low, high, source) in entry.get("costs", {}).items():
+            general = cost_table.COSTS[parameter]
+            overlay[parameter] = cost_table.Cost(
+                parameter, float(value), general.unit, float(low), float(high), f"{entry['title']}: {source}"
+            )
+        like = entry.get("curves_of")
+        family = read_profile(like).memories[0].family() if like else None
+        found[name] = MachineClass(
+            name, entry["title"], entry.get("channels"), entry.get("mts"), entry.get("core_group"),
+            int(entry.get("threads", 2)), overlay, family,
+        )  # fmt: skip
+    return found
+
+
+@functools.cache
+def _class_of_machine() -> dict[str, str]:
+    path = datasets_path("profiles", "classes.yaml")
+    document = safe_yaml.load(path.read_text(encoding="utf-8"), "classes.yaml")
+    return {machine: name for name, entry in document["classes"].items() for machine in entry.get("machines", ())}
+
+
+def class_of(name: str, machine: str = "") -> MachineClass | None:
+    """A class by name, or that of a machine in ``datasets/machines``; None if there is none."""
+    if name:
+        if name not in classes():
+            raise WorkbenchError(f"class: {name!r} is unknown; known are {', '.join(classes())}")
+        return classes()[name]
+    listed = _class_of_machine().get(machine)
+    return classes()[listed] if listed else None
