@@ -276,8 +276,10 @@ def configure(tree: Path, fragment: Path, options: dict[str, str], log: Path) ->
     known = _known_options(tree) if missing else set[str]()
     refused = tuple(f"{name}={value}" for name, value in missing.items() if name.removeprefix("CONFIG_") in known)
     for essential in ("CONFIG_64BIT", "CONFIG_NUMA", "CONFIG_KVM", "CONFIG_KVM_AMD"):
-        if f"{essential}=y" in refused:
-            raise WorkbenchError(f"--fragment {fragment}: the source does not take {essential}=y; see {log}")
+        if taken.get(essential) != "y":
+            raise WorkbenchError(
+                f"--fragment {fragment}: with it this source is built without {essential}, which a recording needs"
+            )
     return refused
 
 

@@ -37,15 +37,14 @@ def placement(seed: int = 1) -> Iterator[Boot]:
 
 def private(seed: int = 1) -> Iterator[Boot]:
     """Private memory on four hosts, and how much a policy gives with and without areas for kexec handover."""
-    hosts = private_scripts.hosts()
-    for name, host in hosts.items():
-        yield name, host, private_scripts.generate(host, seed), "kho=off"
-    for name in ("p2eq", "p4asym"):
+    for name, host in private_scripts.hosts().items():
+        yield name, host, private_scripts.generate(host, seed), ""
+    for name, host in private_scripts.handover_hosts().items():
         for kho in ("off", "on"):
             yield (
                 f"{name}-kho-{kho}",
-                hosts[name],
-                private_scripts.capacity(hosts[name], seed),
+                host,
+                private_scripts.capacity(host, seed),
                 f"kho={kho} liveupdate={kho}",
             )
 

@@ -404,18 +404,28 @@ def capacity(host: EmulatedHost, seed: int = 1) -> str:
     place = Place.of(host)
     texts = ["scenario areas\nkho\nzones\nnodestat\ncat /proc/pagetypeinfo\n"]
     for kind in ("create", "memfd"):
-        for vm_type in ("none", "sw_protected") if kind == "create" else ("none",):
-            for node in place.memory_nodes:
-                pages = place.pages[node]
-                s = Script(place, f"fill_{kind}_{vm_type}_{node}", random.Random(seed))
-                s(f"vm {vm_type}")
-                file = s.create(pages, kind, flags="MMAP")
-                s(f"mbind {file} 0 {pages} BIND {node}")
-                s("nodestat")
-                s(f"fill {file} 256")
-                s("nodestat")
-                texts.append(s.text())
+        for node in place.memory_nodes:
+            pages = place.pages[node]
+            s = Script(place, f"fill_{kind}_{node}", random.Random(seed))
+            if kind == "create":
+                s("vm sw_protected")
+            file = s.create(pages, kind, flags="MMAP")
+            s(f"mbind {file} 0 {pages} BIND {node}")
+            s("nodestat")
+            s(f"fill {file} 256")
+            s("meminfo")
+            texts.append(s.text())
     return "".join(texts)
+
+
+def handover_hosts() -> dict[str, EmulatedHost]:
+    """Hosts of the boots with kexec handover: all memory below 4 GiB, where one of the areas has to lie."""
+    two = (EmulatedNode(512, (0, 1)), EmulatedNode(512, (2, 3)))
+    three = (EmulatedNode(512, (0,)), EmulatedNode(320, (1,)), EmulatedNode(448))
+    return {
+        "k2eq": EmulatedHost("k2eq", two, ((10, 20), (20, 10))),
+        "k3uneq": EmulatedHost("k3uneq", three, ((10, 17, 28), (17, 10, 22), (28, 22, 10))),
+    }
 
 
 def hosts() -> dict[str, EmulatedHost]:
