@@ -227,6 +227,12 @@ VMM_PROFILES = {
     )
 }
 
+WAY_TO_BIND_PRIVATE_MEMORY = (
+    "to bind private memory: pin the vCPUs, numactl around the VMM, a cpuset (libvirt: numatune memory mode='strict' or "
+    "'restrictive'), or a VMM that maps the guest_memfd"
+)
+"""For people whose policy does not reach it (QEMU 11; kata-containers 12948, 12125; kubevirt VEP 135)."""
+
 _Record = TypeVar("_Record", VmType, KernelProfile, VmmProfile)
 
 

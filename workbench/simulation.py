@@ -20,6 +20,7 @@ from workbench.engine.filemap import FileMap
 from workbench.engine.generators import expand
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
+from workbench.engine.unreached import unreached
 from workbench.errnos import errno_name
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.kernels import filemap
@@ -234,6 +235,12 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     if log.conversions:
         coordinates |= {"level": np.array(conversion.LEVELS), "part": np.array(conversion.PARTS)}
     said = {"scenario": scenario.name, **_rules(scenario)} | ({"comment": scenario.comment} if scenario.comment else {})
+    for name, lines in (
+        ("warnings", unreached(system, log.operations, log.results)),
+        ("assumed", scenario.host.assumptions()),
+    ):
+        if lines:
+            said[name] = "\n".join(lines)
     return results.make(Simulation, variables, coordinates, provenance=results.provenance(scenario), attributes=said)
 
 

@@ -235,6 +235,8 @@ def summarise(dataset: Any) -> dict[str, Any]:
         },
         "local_share": {str(vcpu): float(dataset["local_share"].sel(vcpu=vcpu)) for vcpu in dataset["vcpu"].values},
         "events": dataset.sizes["event"],
+        "warnings": dataset.attrs.get("warnings", "").splitlines(),
+        "assumed": dataset.attrs.get("assumed", "").splitlines(),
         "refused": refused,
     }
 
@@ -262,6 +264,8 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
 
     from workbench.units import format_bytes
 
+    for line in summary["warnings"]:
+        typer.echo(f"warning: {line}")
     for file, nodes in summary["pages_per_node"].items():
         amounts = summary["bytes_per_node"][file]
         total = sum(amounts.values())
@@ -272,6 +276,8 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
             share = f"{amounts[node] / total:.1%}" if total else "-"
             table.add_row(node, f"{pages:,}", format_bytes(amounts[node]), share)
         console().print(table)
+    for line in summary["assumed"]:
+        typer.echo(f"assumed: {line}")
     for refusal in summary["refused"][:10]:
         typer.echo(f"event {refusal['event']} ({refusal['op']}) was refused: {errno_name(refusal['errno'])}")
 

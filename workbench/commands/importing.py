@@ -45,7 +45,6 @@ def import_(
             "reach": [vars(line) for line in found],
             "not_understood": vm.unknown,
             "notes": vm.notes,
-            "assumed": machine.assumptions(),
             **summarise(result),
         }
         typer.echo(json.dumps(answer, indent=1))
@@ -54,9 +53,9 @@ def import_(
         typer.echo(f"{'warning: ' if line.warning else ''}{line.line()}")
     for word in vm.unknown:
         typer.echo(f"not understood: {_shown(word)}")
-    for note in [*vm.notes, *(f"host: {line}" for line in machine.assumptions())]:
+    for note in vm.notes:
         typer.echo(f"note: {_shown(note)}")
-    print_summary(summarise(result))
+    print_summary(summarise(result) | {"warnings": []})  # they are among the first lines, in the configuration's words
     if output is not None:
         typer.echo(f"scenario: {output}")
 

@@ -137,6 +137,11 @@ def summary(dataset: xr.Dataset) -> str:
     return f"{format_bytes(total)} present: {shown}{f' and {more} more' if more else ''}."
 
 
+def warnings(dataset: xr.Dataset) -> list[str]:
+    """What people should know before they read the picture: policies that do not reach private memory."""
+    return str(dataset.attrs.get("warnings", "")).splitlines()
+
+
 def ranges(mapping: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The guest's policy ranges, in the order in which they are set; ``shown`` are the nodes with their colours."""
     guest = mapping.get("guest", {})

@@ -82,6 +82,7 @@ class ShownFigure:
 
 _recorded: dict[str, dict[str, Any]] = {}
 _opened: set[str] = set()
+_warned: set[str] = set()
 
 
 def figure(
@@ -111,6 +112,9 @@ def figure(
         buffer = io.BytesIO()
         fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
         png = buffer.getvalue()
+    if (warnings := str(getattr(data, "attrs", {}).get("warnings", ""))) and warnings not in _warned:
+        _warned.add(warnings)  # once in a report, under the first figure of the run
+        caption = " ".join([caption, *(f"Warning: {line}." for line in warnings.splitlines())])
     metadata: dict[str, Any] = {"caption": caption, "alt": alt}
     if data is not None:
         metadata["sha256"] = digest(data)
@@ -246,6 +250,7 @@ def _start_record() -> None:
 
     _recorded.clear()
     _opened.clear()
+    _warned.clear()
     sys.addaudithook(hook)
 
 

@@ -12,15 +12,12 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from workbench.profiles import WAY_TO_BIND_PRIVATE_MEMORY
 from workbench.results import bytes_per_node
 from workbench.vmconfig.machine import VirtualMachine
 from workbench.vmconfig.placement import file_name, has_private_memory, private_file
 
 Pages = Literal["all", "private", "shared", "none"]
-WAY_OUT = (
-    "to bind private memory: pin the vCPUs, numactl around the VMM, a cpuset (libvirt: numatune memory mode='strict' or "
-    "'restrictive'), or a VMM that maps the guest_memfd"
-)
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def reach(vm: VirtualMachine, result: xr.Dataset) -> list[Reach]:
             share = _private_share(result, names)
             text = (
                 f"reaches the shared backend only; private memory ({_percent(share)} of the guest) {follows}: "
-                f"{here}; {WAY_OUT}"
+                f"{here}; {WAY_TO_BIND_PRIVATE_MEMORY}"
             )
             out.append(Reach(backend.policy.setting, "shared", text, warning=True))
         elif backend.policy is not None:

@@ -1,0 +1,84 @@
+"""Policies that do not reach private memory are said, in the Dataset and first in every output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
+
+import workbench as wb
+from workbench.commands.cli import app
+from workbench.reports import report
+
+BIND = {"op": "mbind", "file": "ram", "mode": "bind", "nodes": "1"}
+
+
+def scenario(*policies: dict[str, Any], **guest: Any) -> wb.Scenario:
+    return wb.Scenario.from_mapping({
+        "host": "xeon-e5-2680-2s",
+        "guest": {"memory": "64 MiB", "vm_type": "snp", "vmm_profile": "qemu-11", "vcpus": [{"node": 0}], **guest},
+        "operations": [
+            {"op": "create", "file": "private"}, {"op": "memfd", "file": "ram", "size": "64 MiB"}, *policies,
+            {"op": "fault", "file": "private", "by": "guest", "task": "vcpu0", "length": "48 MiB"},
+            {"op": "fault", "file": "ram", "by": "guest", "task": "vcpu0", "length": "16 MiB"},
+        ],
+    })  # fmt: skip
+
+
+def warnings(*policies: dict[str, Any], **guest: Any) -> list[str]:
+    return wb.simulate(scenario(*policies, **guest)).attrs.get("warnings", "").splitlines()
+
+
+def test_a_policy_of_the_shared_backend() -> None:
+    (line,) = warnings(BIND)
+    assert line.startswith(
+        "policy bind 1 of ram: reaches ram only; private memory (75 % of what is allocated) follows the threads that "
+        "touch it: 100 % on node 0; to bind private memory: pin the vCPUs, numactl around the VMM"
+    )
+
+
+def test_a_policy_of_the_file_that_nobody_can_map() -> None:
+    (line,) = warnings({**BIND, "file": "private"})
+    assert line.startswith("mbind bind 1 of private: refused, its VMM cannot map it; its memory follows")
+
+
+def test_nothing_to_warn_of() -> None:
+    assert warnings() == []
+    assert warnings(BIND, vmm_profile="own") == []
+    assert warnings({**BIND, "file": "private"}, vmm_profile="own") == []
+
+
+def test_run_says_it_first(tmp_path: Any) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(scenario(BIND).to_yaml())
+    result = CliRunner().invoke(app, ["run", str(path)])
+    assert result.output.startswith("warning: policy bind 1 of ram: reaches ram only")
+
+
+def test_run_says_what_is_assumed_of_the_host(tmp_path: Any) -> None:
+    host = {
+        "name": "h", "distances": [[10, 20], [20, 10]],
+        "nodes": [{"id": 0, "memory_bytes": "1 GiB", "cpus": "0"},
+                  {"id": 1, "memory_bytes": "1 GiB", "assumed": ["kind", "movable"]}],
+    }  # fmt: skip
+    path = tmp_path / "scenario.yaml"
+    path.write_text(wb.Scenario.from_mapping({"host": host, "guest": {"memory": "1 MiB"}}).to_yaml())
+    assert (
+        "assumed: kind and movable of node 1: memory without CPUs" in CliRunner().invoke(app, ["run", str(path)]).output
+    )
+
+
+def test_a_report_says_it_once() -> None:
+    result = wb.simulate(scenario(BIND, memory="32 MiB"))
+    captions = [report.figure(Figure(), data=result, caption="Map.").caption for _ in range(2)]
+    assert captions[0].startswith("Map. Warning: policy bind 1 of ram: reaches ram only")
+    assert captions[1] == "Map."
+
+
+@pytest.mark.parametrize("policies", [(), (BIND,)])
+def test_the_explorer_shows_it(policies: tuple[dict[str, Any], ...]) -> None:
+    from workbench.explorer import pictures
+
+    assert len(pictures.warnings(wb.simulate(scenario(*policies)))) == len(policies)
