@@ -210,20 +210,21 @@ def _weights_by_node(system: System) -> dict[str, int]:
 
 
 def set_mems_allowed(system: System, operation: sc.SetMemsAllowed) -> Result:
-    """kernel/cgroup/cpuset.c: task and VMA policies are rebound, shared policies of inodes never are."""
+    """kernel/cgroup/cpuset.c: task and VMA policies are rebound, shared policies of inodes never are; tmpfs pages move."""
     mems = system.n_memory if operation.mems is None else mp.parse_nodes(operation.mems) & system.n_memory
     if not mems:
         return failed(errno.EINVAL)
     system.cpusets_enabled = True
     if mems == system.mems_allowed:
         return Result()  # cpuset_attach leaves tasks alone when neither CPUs nor mems change
-    system.mems_allowed = mems
+    before, system.mems_allowed = system.mems_allowed, mems
     for task in system.tasks.values():
         task.policy = mp.mpol_rebind(task.policy, mems)
     for file in system.files.values():
         for mapping in file.inode.mappings:
             for vma in mapping.vmas:
                 vma.policy = mp.mpol_rebind(vma.policy, mems)
+    migration.follow_mems(system, system.task(operation), before, mems)
     return Result()
 
 

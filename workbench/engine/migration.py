@@ -49,6 +49,40 @@ def move_to_node(system: HostState, task: Thread, inode: Inode, pages: Int64s, n
     return max(0, len(pages) - room)
 
 
+def follow_mems(system: HostState, task: Thread, before: int, after: int) -> None:
+    """Migrate mapped tmpfs pages of the process when its memory nodes change from one nodemask to another.
+
+    kernel/cgroup/cpuset.c: cpuset_migrate_mm, which cgroup v2 always does, also for pages that other mappings hold.
+    """
+    for source, target in migration_pairs(before, after):
+        on_source = system.zone_node == system.index_of_node[source]
+        for inode in system.inodes():
+            if inode.kind == "guest_memfd":
+                continue
+            for mapping in inode.mappings:
+                pages = pages_on(inode, mapping.mapped, on_source)
+                move_to_node(system, task, inode, pages, system.index_of_node[target])
+
+
+def migration_pairs(before: int, after: int) -> list[tuple[int, int]]:
+    """Which node's pages go to which, in order (mm/mempolicy.c: do_migrate_pages).
+
+    The n-th node of the old mask goes to the n-th of the new one, modulo their number; where the numbers differ, nodes of
+    both masks stay. A pair whose target is not itself waiting to be emptied comes first.
+    """
+    old, new = mp.nodes_of(before), mp.nodes_of(after)
+    stays = set(new) if len(old) != len(new) else set()
+    waiting = [node for node in old if node not in stays and new]
+    target = {node: new[old.index(node) % len(new)] for node in waiting}
+    emptied = set(old)
+    pairs: list[tuple[int, int]] = []
+    while moving := [node for node in waiting if node in emptied and target[node] != node]:
+        source = next((node for node in moving if target[node] not in emptied), moving[-1])
+        emptied.discard(source)
+        pairs.append((source, target[source]))
+    return pairs
+
+
 def pages_on(inode: Inode, parts: Int64s, zones: np.ndarray) -> Int64s:
     """Pages int64 (n,) of ``parts`` that lie in zones marked in ``zones`` bool (zones,)."""
     pages = np.concatenate([np.arange(a, b) for a, b in parts]) if len(parts) else np.empty(0, np.int64)
