@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from workbench import policy as mp
-from workbench import results
+from workbench import profiles, results
 from workbench import scenario as sc
 from workbench.design import DESIGNS, choose
 from workbench.engine import attributes, conversions
@@ -56,6 +56,7 @@ def simulate(
     scenario: sc.Scenario,
     *,
     designs: Sequence[str] | None = None,
+    kernel_profiles: Sequence[str] | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> xr.Dataset:
@@ -66,6 +67,8 @@ def simulate(
     scenario : the scenario
     designs : run it under each of these designs instead of its own; every variable that has the same shape under all of
         them then has a dimension ``design`` (tables of zones, whose pools differ, are left out)
+    kernel_profiles : run it under the rules of each of these kernels (:data:`workbench.profiles.KERNEL_PROFILES`), along
+        ``kernel_profile`` in the same way
     progress : called with (operations done, operations in all)
     cancelled : asked now and then; when it returns True the run ends with :class:`workbench.errors.Cancelled`
 
@@ -77,8 +80,14 @@ def simulate(
     Cancelled
         ``cancelled`` returned True.
     """
+    if designs is not None and kernel_profiles is not None:
+        raise WorkbenchError("designs and kernel profiles: one of the two can be compared in a run")
     if designs is not None:
-        return _under(scenario, designs, progress, cancelled)
+        choose(designs)
+        return _along(scenario, "design", "guest.design", designs, progress, cancelled)
+    if kernel_profiles is not None:
+        _choose_kernels(kernel_profiles)
+        return _along(scenario, "kernel_profile", "kernel_profile", kernel_profiles, progress, cancelled)
     prepare(kernels_needed(scenario))
     system = System(scenario, cancelled)
     operations = expand(scenario)
@@ -122,26 +131,49 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
     return modules
 
 
-def _under(
-    scenario: sc.Scenario, designs: Sequence[str], progress: Progress | None, cancelled: Callable[[], bool]
+def _choose_kernels(names: Sequence[str]) -> None:
+    for name in names:
+        profiles.look_up(profiles.KERNEL_PROFILES, name, "kernel_profile")
+    if not names or len(set(names)) != len(names):
+        raise WorkbenchError(f"kernel profiles: {', '.join(names) or 'none'}; each of them once")
+
+
+def _along(
+    scenario: sc.Scenario,
+    name: str,
+    field: str,
+    values: Sequence[str],
+    progress: Progress | None,
+    cancelled: Callable[[], bool],
 ) -> xr.Dataset:
-    """The same scenario under several designs, along ``design``."""
-    choose(designs)
-    runs = [scenario.replace(**{"guest.design": design}) for design in designs]
+    """The same scenario with each of ``values`` in ``field``, along the dimension ``name``."""
+    runs = [scenario.replace(**{field: value}) for value in values]
     prepare(module for run in runs for module in kernels_needed(run))
     parts: list[xr.Dataset] = []
     for number, run in enumerate(runs):
 
         def step(done: int, total: int, before: int = number) -> None:
             if progress is not None:
-                progress(before * total + done, len(designs) * total)
+                progress(before * total + done, len(values) * total)
 
         parts.append(simulate(run, progress=step, cancelled=cancelled))
+    parts = _with_all_files(parts)
     shapes = [{name: variable.shape for name, variable in part.data_vars.items()} for part in parts]
     common = [name for name in shapes[0] if all(shape.get(name) == shapes[0][name] for shape in shapes)]
     kept = [name for name in common if "zone" not in parts[0][name].dims]
     kept_parts = [part[kept].drop_vars("zone", errors="ignore") for part in parts]
-    return results.stack(Simulation, kept_parts, "design", list(designs), provenance=results.provenance(scenario))
+    return results.stack(Simulation, kept_parts, name, list(values), provenance=results.provenance(scenario))
+
+
+def _with_all_files(parts: list[xr.Dataset]) -> list[xr.Dataset]:
+    """Files that only some of the runs have (a second backend) are there with no pages in the others."""
+    names = list(dict.fromkeys(str(name) for part in parts for name in part["file"].values))
+    nothing: dict[str, object] = {"page_node": -1, "page_pfn": -1}
+    out = []
+    for part in parts:
+        fill = {str(name): nothing.get(str(name), 0) for name, made in part.data_vars.items() if "file" in made.dims}
+        out.append(part if part.sizes["file"] == len(names) else part.reindex(file=names, fill_value=fill))
+    return out
 
 
 def _attribute_row(system: System) -> list[int]:

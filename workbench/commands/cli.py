@@ -58,6 +58,10 @@ def run(
     profile: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="measured profile of the machine, for what accesses cost")
     ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option("--kernel-profile", metavar="A,B,...", help="whose rules hold, e.g. 7.3; several are compared"),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
     json_: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
@@ -72,13 +76,18 @@ def run(
         value = value.model_copy(update={"host": with_profile(value.host, profile)})
     with progress_bar("operations") as progress:
         chosen = None if designs is None else [name.strip() for name in designs.split(",")]
-        dataset = simulate(value, designs=chosen, progress=progress)
+        profiles = None if kernels is None else [name.strip() for name in kernels.split(",")]
+        if profiles is not None and len(profiles) == 1:
+            value, profiles = value.replace(kernel_profile=profiles[0]), None
+        dataset = simulate(value, designs=chosen, kernel_profiles=profiles, progress=progress)
     if output is not None:
         results.save(dataset, output)
-    if chosen is None:
-        summaries = {"": summarise(dataset)}
-    else:
+    if chosen is not None:
         summaries = {name: summarise(dataset.sel(design=name)) for name in chosen}
+    elif profiles is not None:
+        summaries = {name: summarise(dataset.sel(kernel_profile=name)) for name in profiles}
+    else:
+        summaries = {"": summarise(dataset)}
     if json_:
         typer.echo(json.dumps(summaries.get("", summaries), indent=1))
     else:
@@ -93,6 +102,8 @@ def run(
             print_summary(summary, ", ".join(names))
         if chosen is not None:
             print_design_costs(dataset)
+        elif profiles is None:
+            typer.echo(f"rules of kernel {dataset.attrs['kernel_profile']}, VM type {dataset.attrs['vm_type']}")
     if output is not None:
         typer.echo(f"result: {output}", err=json_)
 
@@ -234,6 +245,10 @@ def summarise(dataset: Any) -> dict[str, Any]:
             for file, row in zip(dataset["file"].values, amounts, strict=True)
         },
         "local_share": {str(vcpu): float(dataset["local_share"].sel(vcpu=vcpu)) for vcpu in dataset["vcpu"].values},
+        "kernel_profile": str(dataset["kernel_profile"].values)
+        if "kernel_profile" in dataset.coords
+        else dataset.attrs["kernel_profile"],
+        "vm_type": dataset.attrs["vm_type"],
         "events": dataset.sizes["event"],
         "warnings": dataset.attrs.get("warnings", "").splitlines(),
         "assumed": dataset.attrs.get("assumed", "").splitlines(),

@@ -16,6 +16,7 @@ import ipywidgets as w
 import numpy as np
 import yaml
 
+from workbench import profiles
 from workbench.bitmap_lists import format_list, parse_list
 from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
@@ -344,6 +345,27 @@ class GuestEditor(Editor):
             style=LABEL,
             layout=wide(),
         )
+        self.kernel = w.Dropdown(
+            options=[("oldest that has it", None), *((name, name) for name in profiles.KERNEL_PROFILES)],
+            description="kernel",
+            style=LABEL,
+            layout=wide(),
+        )
+        self.kernel.tooltip = "Whose rules hold; if left out, the oldest kernel that has what the scenario asks for"
+        self.mode = w.Dropdown(
+            options=[("the kernel's first", None), ("out of place", "out-of-place"), ("in place", "in-place")],
+            description="conversion",
+            style=LABEL,
+            layout=wide(),
+        )
+        self.mode.tooltip = "Out of place: attributes, a hole and a second backend (7.3). In place: pages stay (7.4)"
+        self.vmm = w.Dropdown(
+            options=[("any", None), *((name, name) for name in profiles.VMM_PROFILES)],
+            description="VMM",
+            style=LABEL,
+            layout=wide(),
+        )
+        self.vmm.tooltip = "Whose calls are made: it decides which pages a policy reaches"
         self.vcpus = w.BoundedIntText(min=1, max=1024, description="vCPUs", style=LABEL, layout=wide())
         self.vcpu_nodes = NodePicker(label="nodes that the vCPUs run on")
         self.widget = w.VBox(
@@ -358,6 +380,12 @@ class GuestEditor(Editor):
                 self.message("guest.small_page_fallback"),
                 self.vm_type,
                 self.message("guest.vm_type"),
+                self.vmm,
+                self.message("guest.vmm_profile"),
+                self.kernel,
+                self.message("kernel_profile"),
+                self.mode,
+                self.message("guest.conversion"),
                 _heading("vCPUs, in equal groups on"),
                 self.vcpu_nodes,
                 self.vcpus,
@@ -375,6 +403,9 @@ class GuestEditor(Editor):
             (self.vm_type, "vm_type"),
         ):
             self.on_change(widget, f"guest.{name}", lambda v, name=name: set_value(f"guest.{name}", v))
+        self.on_change(self.vmm, "guest.vmm_profile", lambda v: set_value("guest.vmm_profile", v))
+        self.on_change(self.kernel, "kernel_profile", lambda v: set_value("kernel_profile", v))
+        self.on_change(self.mode, "guest.conversion", lambda v: set_value("guest.conversion.mode", v))
         self.on_change(self.fallback, "guest.small_page_fallback", lambda v: set_value("guest.small_page_fallback", v))
         self.on_change(self.vcpus, "guest.vcpus", lambda _: self._spread())
         self.on_change(self.vcpu_nodes, "guest.vcpus", lambda _: self._spread(), "selected")
@@ -393,6 +424,9 @@ class GuestEditor(Editor):
             self.fallback.layout.display = "" if guest.page_size != "4 KiB" else "none"
             self.interface.value = guest.policy_interface
             self.vm_type.value = guest.vm_type
+            self.vmm.value = guest.vmm_profile
+            self.kernel.value = scenario.kernel_profile
+            self.mode.value = guest.conversion.mode
             self.vcpus.value = len(guest.vcpus)
             with self.vcpu_nodes.hold_sync():
                 self.vcpu_nodes.nodes = [
