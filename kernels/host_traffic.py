@@ -262,7 +262,6 @@ def next_wait(
     return moved
 
 
-@allocating_kernel
 def solve_placements(
     machine: Machine, demand: Demand, tolerance: float, max_iterations: int, max_passes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -282,9 +281,35 @@ def solve_placements(
     wait : float64 (placements, nodes), ns in the queue of each home node
     iterations : int64 (placements,), of all passes together; -1 where the tolerance was not met
     """
-    placements, streams, nodes = demand.shares.shape
-    resources = machine.peaks.shape[0]
-    points = machine.loads.shape[0]
+    return _solve_placements(*machine, *demand, tolerance, max_iterations, max_passes)
+
+
+# The runtime that counts references would give back arrays of a record that it does not own, so they come one by one.
+@allocating_kernel
+def _solve_placements(
+    home: np.ndarray,
+    latency: np.ndarray,
+    peaks: np.ndarray,
+    family: np.ndarray,
+    loads: np.ndarray,
+    delays: np.ndarray,
+    queue: np.ndarray,
+    shares: np.ndarray,
+    walks: np.ndarray,
+    initiator: np.ndarray,
+    write_fraction: np.ndarray,
+    extra_latency: np.ndarray,
+    window: np.ndarray,
+    wanted: np.ndarray,
+    weight: np.ndarray,
+    tolerance: float,
+    max_iterations: int,
+    max_passes: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """:func:`solve_placements`, arrays one by one."""
+    placements, streams, nodes = shares.shape
+    resources = peaks.shape[0]
+    points = loads.shape[0]
     rate = np.zeros((placements, streams))
     loaded = np.zeros((placements, streams))
     idle = np.zeros((placements, streams))
@@ -306,7 +331,7 @@ def solve_placements(
     capacity = np.empty(most)
     curve = np.arange(most)
     curve_loads = np.empty((most, points))
-    curve_loads[:] = machine.loads
+    curve_loads[:] = loads
     curve_delays = np.empty((most, points))
     few_used = np.empty(most)
     delay = np.empty(most)
@@ -321,18 +346,18 @@ def solve_placements(
     int_work = np.empty(4 * most + 2 * streams + 1 + visited, np.int64)
     for resource_index in range(resources):
         for placement in range(placements):
-            found[placement, resource_index] = machine.peaks[resource_index, machine.peaks.shape[1] - 1]
+            found[placement, resource_index] = peaks[resource_index, peaks.shape[1] - 1]
     for placement in range(placements):
         count = build_streams(
-            demand.shares[placement], demand.walks[placement], demand.initiator, machine.home, machine.latency,
-            demand.write_fraction, demand.extra_latency, start, resource, visits, reads, walked,
+            shares[placement], walks[placement], initiator, home, latency,
+            write_fraction, extra_latency, start, resource, visits, reads, walked,
             idle[placement], idle_walk,
         )  # fmt: skip
         for stream in range(streams):
-            asked[stream] = demand.wanted[stream] if start[stream + 1] > start[stream] else 0.0
+            asked[stream] = wanted[stream] if start[stream + 1] > start[stream] else 0.0
         few = _renumber(resource[:count], number, touched)
         mix[:few] = 1.0
-        read_shares(start, resource[:count], visits, reads, demand.weight, float_work[: 2 * few], mix[:few])
+        read_shares(start, resource[:count], visits, reads, weight, float_work[: 2 * few], mix[:few])
         low[:] = 0.0
         high[:] = np.inf
         last[:] = -1.0
@@ -341,14 +366,12 @@ def solve_placements(
         for passes in range(max_passes):
             for index in range(few):
                 row = touched[index]
-                capacity[index] = at_mix(
-                    mix[index], machine.peaks[row], machine.delays[machine.family[row]], curve_delays[index]
-                )
+                capacity[index] = at_mix(mix[index], peaks[row], delays[family[row]], curve_delays[index])
             for stream in range(streams):
-                waiting[stream] = idle[placement, stream] + wait[placement, machine.home[demand.initiator[stream]]]
+                waiting[stream] = idle[placement, stream] + wait[placement, home[initiator[stream]]]
             steps = solve(
                 start, resource[:count], visits[:count], visits[:count], capacity[:few], curve[:few],
-                curve_loads, curve_delays, scale[:few], waiting, demand.window, asked, demand.weight, tolerance,
+                curve_loads, curve_delays, scale[:few], waiting, window, asked, weight, tolerance,
                 max_iterations, rate[placement], loaded[placement], few_used[:few], delay[:few], residual,
                 float_work, int_work,
             )  # fmt: skip
@@ -359,12 +382,12 @@ def solve_placements(
             for node in range(nodes):
                 inside[node], drain[node] = 0.0, 0.0
             for stream in range(streams):
-                node = machine.home[demand.initiator[stream]]
+                node = home[initiator[stream]]
                 held = max(0.0, loaded[placement, stream] - wait[placement, node])
                 inside[node] += rate[placement, stream] * held / MBPS_PER_BYTE_PER_NS
                 drain[node] += rate[placement, stream]
             for node in range(nodes):
-                length = machine.queue[node]
+                length = queue[node]
                 if length == np.inf or drain[node] <= 0.0:
                     continue
                 gap = inside[node] - length
