@@ -22,6 +22,8 @@ DEFAULT, PREFERRED, BIND, INTERLEAVE, LOCAL, PREFERRED_MANY, WEIGHTED_INTERLEAVE
 STATIC_NODES, RELATIVE_NODES, NUMA_BALANCING = 1 << 15, 1 << 14, 1 << 13
 MODE_FLAGS = {"static": STATIC_NODES, "relative": RELATIVE_NODES, "numa_balancing": NUMA_BALANCING}
 MBIND_FLAGS = {"strict": 1, "move": 2, "move_all": 4}
+_BITS_PER_LONG, _MAX_BITS = 64, 8 * 4096
+"""A mask has at most as many bits as a page."""
 MF_STRICT, MF_MOVE, MF_MOVE_ALL = 1, 2, 4
 
 
@@ -127,9 +129,28 @@ def sanitize_mpol_flags(mode_word: int) -> tuple[int, int, int]:
     return mode, flags, 0
 
 
-def get_nodes(mask: int) -> int:
-    """errno of mm/mempolicy.c: get_nodes: bits at or above MAX_NUMNODES must be clear."""
-    return errno.EINVAL if mask >> MAX_NUMNODES else 0
+def get_nodes(mask: int, maxnode: int | None = None, max_numnodes: int = MAX_NUMNODES) -> tuple[int, int]:
+    """(nodemask, errno) of mm/mempolicy.c: get_nodes: what the kernel reads of a caller's mask.
+
+    ``maxnode`` is the system call's argument as it is; None means large enough for the mask. The kernel takes one off
+    it, so that ``maxnode=n`` reads n - 1 bits: the reason why masks lose their highest node. Bits at or above
+    ``max_numnodes`` must be clear, in whole words of 64; 0 wraps around and is refused.
+    """
+    if maxnode is None:
+        return mask, errno.EINVAL if mask >> max_numnodes else 0
+    left = (maxnode - 1) % (1 << _BITS_PER_LONG)
+    if left > _MAX_BITS:
+        return 0, errno.EINVAL
+    while left > max_numnodes:
+        word = mask >> (left - 1) // _BITS_PER_LONG * _BITS_PER_LONG & (1 << _BITS_PER_LONG) - 1
+        if left - _BITS_PER_LONG >= max_numnodes:
+            left -= _BITS_PER_LONG
+        else:
+            left = max_numnodes
+            word &= ~((1 << max_numnodes % _BITS_PER_LONG) - 1)
+        if word:
+            return 0, errno.EINVAL
+    return mask & (1 << left) - 1, 0
 
 
 def mpol_new(mode: int, flags: int, nodes: int) -> tuple[Mempolicy | None, int]:

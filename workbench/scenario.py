@@ -33,6 +33,14 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Nodes = Annotated[str, BeforeValidator(lambda value: mempolicy.format_nodes(mempolicy.parse_nodes(value)))]
 Mode = Literal["default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave"]
 ModeFlag = Literal["static", "relative", "numa_balancing"]
+MaxNode = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        lt=1 << 64,
+        description="the system call's argument as it is, which reads one bit less; enough if left out",
+    ),
+]
 MbindFlag = Literal["strict", "move", "move_all"]
 PageSize = Literal["4 KiB", "2 MiB", "1 GiB"]
 if TYPE_CHECKING:
@@ -111,6 +119,19 @@ class Alias(Operation):
     of: str
 
 
+class PassFd(Operation):
+    """SCM_RIGHTS: another process, such as a second VMM, gets a descriptor of a file and maps it itself.
+
+    Its threads are tasks as all others; what is done under the new name is done through its descriptor. Cpuset and OOM
+    killer remain those of the first process.
+    """
+
+    op: Literal["pass_fd"] = "pass_fd"
+    file: str
+    of: str
+    process: str = Field("vmm2", min_length=1, max_length=64)
+
+
 class Mmap(Operation):
     """mmap of the whole file."""
 
@@ -139,6 +160,7 @@ class Mbind(_OnRange, _WithPolicy):
     op: Literal["mbind"] = "mbind"
     flags: tuple[MbindFlag, ...] = ()
     raw_flags: int | None = None
+    maxnode: MaxNode = None
 
 
 class Fbind(_OnRange, _WithPolicy):
@@ -157,6 +179,7 @@ class SetMempolicy(Operation, _WithPolicy):
     """set_mempolicy: the task's own policy."""
 
     op: Literal["set_mempolicy"] = "set_mempolicy"
+    maxnode: MaxNode = None
 
 
 class ResetRotation(Operation):
@@ -392,6 +415,7 @@ AnyOperation = Annotated[
     Create
     | Memfd
     | Alias
+    | PassFd
     | Mmap
     | Munmap
     | Close

@@ -20,6 +20,7 @@ from workbench import costs as cost_table
 from workbench.cost import curves
 from workbench.cost import profile as profiles
 from workbench.errors import WorkbenchError
+from workbench.topology.common import LOCAL_DISTANCE
 
 if TYPE_CHECKING:
     from workbench.cost.profile import Profile
@@ -202,6 +203,8 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
         if index not in with_cpus:
             home[index] = with_cpus[int(distance[with_cpus, index].argmin())]
     nearest = distance[with_cpus].min(axis=0)
+    # Of memory whose kind nobody says, all that is known is how far it is: as DRAM at that distance.
+    nearest[["kind" in node.assumed for node in host.nodes]] = LOCAL_DISTANCE
     excess = np.maximum(distance - nearest, 0.0)
     sockets = distance[np.ix_(with_cpus, with_cpus)]
     others = sockets[sockets >= OTHER_SOCKET]

@@ -32,6 +32,7 @@ CALLS: dict[type[sc.Operation], Call] = {
     sc.Create: calls_files.create,
     sc.Memfd: calls_files.memfd,
     sc.Alias: calls_files.alias,
+    sc.PassFd: calls_files.pass_fd,
     sc.Mmap: calls_files.mmap,
     sc.Munmap: calls_files.munmap,
     sc.Close: calls_files.close,

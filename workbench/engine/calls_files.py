@@ -113,6 +113,16 @@ def alias(system: System, operation: sc.Alias) -> Result:
     return Result()
 
 
+def pass_fd(system: System, operation: sc.PassFd) -> Result:
+    """net/core/scm.c: scm_detach_fds: the lowest free descriptor of the receiver, and no mapping."""
+    source = system.files.get(operation.of)
+    if source is None or source.descriptor is None:
+        return failed(errno.EBADF)
+    descriptor = system.new_descriptor(operation.process)
+    system.files[operation.file] = OpenFile(source.inode, descriptor, None, operation.process)
+    return Result(descriptor)
+
+
 def mmap(system: System, operation: sc.Mmap) -> Result:
     """virt/kvm/guest_memfd.c: kvm_gmem_mmap."""
     file = system.files.get(operation.file)
@@ -144,7 +154,7 @@ def close(system: System, operation: sc.Close) -> Result:
     if file is None or file.descriptor is None:
         return failed(errno.EBADF)
     munmap(system, sc.Munmap(file=operation.file))
-    system.descriptors.discard(file.descriptor)
+    system.descriptors[file.process].discard(file.descriptor)
     file.descriptor = None
     if not file.inode.mappings and not system.is_open(file.inode):
         system.free_inode(file.inode)

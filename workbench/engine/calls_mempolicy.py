@@ -27,14 +27,18 @@ def policy_of(system: System, operation: Any) -> tuple[mp.Mempolicy | None, int]
     mode, flags, error = mp.sanitize_mpol_flags(operation.mode_word)
     if error:
         return None, error
-    nodes = mp.parse_nodes(operation.nodes)
-    error = mp.get_nodes(nodes)
+    nodes, error = _nodes(operation)
     if error:
         return None, error
     policy, error = mp.mpol_new(mode, flags, nodes)
     if error:
         return None, error
     return mp.mpol_set_nodemask(policy, system.mems_allowed & system.n_memory)
+
+
+def _nodes(operation: Any) -> tuple[int, int]:
+    """(nodemask, errno): what the kernel reads of the operation's mask."""
+    return mp.get_nodes(mp.parse_nodes(operation.nodes), getattr(operation, "maxnode", None))
 
 
 def mbind(system: System, operation: sc.Mbind) -> Result:
@@ -45,7 +49,8 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
         # Before v4 of the series the VMA of a guest_memfd had no set_policy: the call succeeds, nothing changes.
         return Result(0, 0, {"no_effect": True})
     mode, _, error = mp.sanitize_mpol_flags(operation.mode_word)
-    if error or mp.get_nodes(mp.parse_nodes(operation.nodes)):
+    nodes, unreadable = _nodes(operation)
+    if error or unreadable:
         return failed(errno.EINVAL)
     flags = operation.raw_flags
     if flags is None:
@@ -66,7 +71,7 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
     if start >= mapping.pages or (end > mapping.pages and policy is not None):
         return failed(errno.EFAULT)
     end = min(end, mapping.pages)
-    misplaced, parts, wrong = 0, no_intervals(), ~_zones_on(system, mp.parse_nodes(operation.nodes))
+    misplaced, parts, wrong = 0, no_intervals(), ~_zones_on(system, nodes)
     moving = flags & (mp.MF_MOVE | mp.MF_MOVE_ALL)
     if flags:  # queue_pages_range: pages in the page tables on other nodes than the raw user mask
         once = bool(moving) and not flags & mp.MF_MOVE_ALL

@@ -59,6 +59,11 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
     if file is None or file.descriptor is None:
         return failed(errno.EBADF)
     inode = file.inode
+    if file.process and inode.kind == "guest_memfd":
+        # virt/kvm/guest_memfd.c: kvm_gmem_bind: a memslot takes only a file of its own VM.
+        return failed(
+            errno.EINVAL, reason="a guest_memfd belongs to the VM that made it; another process can only map it"
+        )
     if not system.vcpu_open:
         system.vcpu_open = True
         system.new_descriptor()  # KVM_CREATE_VCPU returns one too

@@ -114,8 +114,12 @@ class Inode:
 
 @dataclass(eq=False)
 class OpenFile:
-    """A name of the scenario: an inode, its descriptor (None when closed) and its mapping (None when unmapped)."""
+    """A name of the scenario: an inode, its descriptor (None when closed) and its mapping (None when unmapped).
+
+    ``process``: another one that the descriptor was passed to; empty for the scenario's own.
+    """
 
     inode: Inode
     descriptor: int | None
     mapping: Mapping | None
+    process: str = ""

@@ -26,17 +26,19 @@ class System(HostState):
 
     def __init__(self, scenario: sc.Scenario, cancelled: Callable[[], bool] = lambda: False) -> None:
         super().__init__(scenario, cancelled)
-        self.descriptors: set[int] = set(range(_FIRST_DESCRIPTOR))
+        self.descriptors: dict[str, set[int]] = {}
+        """Of each process; the scenario's own is ''."""
         self.conversions = Conversions(self) if conversions.wanted(scenario) else None
         self.hogs: list[tuple[int, Int64s]] = []
         self.memfds = 0
         self.vcpu_open = False
         self.killed = False
 
-    def new_descriptor(self) -> int:
-        """The lowest free file descriptor, taken (fs/file.c: alloc_fd)."""
-        number = next(number for number in range(len(self.descriptors) + 1) if number not in self.descriptors)
-        self.descriptors.add(number)
+    def new_descriptor(self, process: str = "") -> int:
+        """The lowest free file descriptor of a process, taken (fs/file.c: alloc_fd)."""
+        taken = self.descriptors.setdefault(process, set(range(_FIRST_DESCRIPTOR)))
+        number = next(number for number in range(len(taken) + 1) if number not in taken)
+        taken.add(number)
         return number
 
     def is_open(self, inode: Inode) -> bool:

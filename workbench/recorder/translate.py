@@ -38,6 +38,7 @@ _NOT_ON_LINUX = {
     "iommu_unmap": "the emulated machine has no IOMMU user",
     "access": "accesses have no result that could be recorded",
     "kexec": "kexec hand-over is not merged",
+    "pass_fd": "the probe is one process",
 }
 
 
@@ -147,6 +148,8 @@ class _Translator:
         if isinstance(op, (sc.Mmap, sc.Munmap, sc.Close)):
             verb = {"mmap": "mmap", "munmap": "unmap", "close": "close"}[op.op]
             return f"{verb} {self._file(op.file)}" + (" private" if getattr(op, "private", False) else "")
+        if getattr(op, "maxnode", None) is not None:
+            raise WorkbenchError("cannot be recorded: maxnode, of which the probe has its own")
         if isinstance(op, (sc.Mbind, sc.SetPolicy)):
             flags = "|".join(flag.upper() for flag in getattr(op, "flags", ()))
             raw = getattr(op, "raw_flags", None)
