@@ -119,6 +119,26 @@ def test_every_kind_of_memory_has_its_cost(kind: str) -> None:
     assert {f"{kind}_latency", f"{kind}_bandwidth"} <= set(COSTS)
 
 
+HOSTILE = {
+    "redos.numactl.txt": "line 8: '0:  1111111111111111111111111111x' is no row of 2 distances",
+    "digits.numactl.txt": "is not a size in MB",
+    "dist-nan.xml": "'nan' is not a number",
+    "two-nodes-one-index.xml": "two NUMANode objects have os_index=0",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_cases(name: str) -> None:
+    assert HOSTILE[name] in refused(CASES / "hostile" / name)
+
+
+def test_a_cpuset_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "cpuset-huge.xml"
+    node = f'<object type="NUMANode" os_index="0" cpuset="0x{"f" * 200_000}" local_memory="4096"/>'
+    path.write_text(f'<topology version="2.0"><object type="Machine">{node}</object></topology>')
+    assert "has more than 65536 bits" in refused(path)
+
+
 # --------------------------------------------------------------------------------------------------------- numactl
 
 PLAIN = (CASES / "numactl/wrapped-power9.txt").read_text()
@@ -522,6 +542,26 @@ def test_directory_parent_and_node_folder(tmp_path: Path) -> None:
     assert alone.distances == hosts[0].distances
     tree(tmp_path / "up/second", two_nodes())
     assert "more than one machine: 'bonobo' and 'second'" in refused(tmp_path / "up")
+
+
+@pytest.mark.parametrize("as_archive", [True, False])
+def test_a_kernel_so_old_that_it_lists_no_cpus(as_archive: bool, tmp_path: Path) -> None:
+    files = {f"alpha/sys/devices/system/cpu/cpu{cpu}/topology/core_id": "0\n" for cpu in range(3)}
+    files["alpha/proc/meminfo"] = "MemTotal:        1030056 kB\nMemFree:          897464 kB\n"
+    path = archive(tmp_path / "alpha.tar.gz", files) if as_archive else tree(tmp_path, files) / "alpha"
+    host = Host.from_file(path)
+    assert [(node.cpus, node.memory_bytes >> 20) for node in host.nodes] == [((0, 1, 2), 1005)]
+
+
+def test_hwloc_before_1(tmp_path: Path) -> None:
+    path = tmp_path / "old.xml"
+    path.write_text(
+        '<topology><object type="Machine" os_index="0" cpuset="0x3">'
+        '<object type="Node" os_index="0" memory_kB="4096" cpuset="0x1"/>'
+        '<object type="Node" os_index="1" memory_kB="8192" cpuset="0x2"/></object></topology>'
+    )
+    host = Host.from_file(path)
+    assert [(node.memory_bytes >> 20, node.cpus) for node in host.nodes] == [(4, (0,)), (8, (1,))]
 
 
 def test_numactl_in_an_archive(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def _numa_nodes(root: Any, first: bool) -> list[Any]:
     found = [element for element in root.iter("object") if element.get("type") in ("NUMANode", "Node")]
     if not found and first:  # hwloc 1 has no NUMA object for a machine that is one node
         found = [element for element in root.iter("object") if element.get("type") in ("Machine", "System")
-                 and element.get("local_memory")][:1]  # fmt: skip
+                 and (element.get("local_memory") or element.get("memory_kB"))][:1]  # fmt: skip
     return found
 
 
@@ -83,7 +83,7 @@ def _node(number: int, element: Any) -> dict[str, Any]:
     kind = _kind(element)
     node: dict[str, Any] = {
         "id": number,
-        "memory_bytes": page_bytes(_integer(element, "local_memory", 0)),
+        "memory_bytes": page_bytes(_integer(element, "local_memory", _integer(element, "memory_kB", 0) << 10)),
         "cpus": _mask(element.get("cpuset") or "0x0"),
         "kind": kind or "dram",
         "named": kind is not None,

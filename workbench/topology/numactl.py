@@ -152,7 +152,7 @@ def _shape(words: list[str]) -> str:
 def _available(words: list[str]) -> tuple[int, ...] | None:
     """The ids of ``available: 3 nodes (0-1,4)``."""
     try:
-        return parse_list(words[3].strip("()"))
+        return parse_list(words[3].strip("()")) if len(words) > 3 else None
     except ValueError:
         return None
 

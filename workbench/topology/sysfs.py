@@ -17,6 +17,7 @@ from workbench.topology.common import default_distances, label, lowest_node_keep
 from workbench.topology.trees import Tree
 
 _NODE = re.compile(r"node([0-9]{1,6})$")
+_CPU = re.compile(r"cpu([0-9]{1,6})$")
 _FIELD = re.compile(r"(?:Node [0-9]{1,6} )?(MemTotal|MemFree):\s+([0-9]{1,18})\s")
 _FIGURES = ("read_bandwidth", "write_bandwidth", "read_latency", "write_latency")
 
@@ -55,13 +56,15 @@ def _without_numa(tree: Tree) -> dict[str, Any]:
     """A kernel without CONFIG_NUMA has no node directory: all memory and CPUs are one node."""
     meminfo, online = tree.text("proc/meminfo"), tree.text("sys/devices/system/cpu/online")
     fields = dict(_FIELD.findall((meminfo or "") + "\n"))
-    if "MemTotal" not in fields or online is None:
+    # Kernels before 2.6.26 have no list of CPUs, only their folders.
+    cpus = sorted(int(m.group(1)) for m in map(_CPU.match, tree.names("sys/devices/system/cpu")) if m)
+    if "MemTotal" not in fields or (online is None and not cpus):
         raise WorkbenchError(
             "sysfs: devices/system/node has no node directory, as in a kernel without CONFIG_NUMA; then "
-            "proc/meminfo beside sys/ and devices/system/cpu/online are needed"
+            "proc/meminfo beside sys/ and devices/system/cpu are needed"
         )
     node: dict[str, Any] = {"id": 0, "memory_bytes": page_bytes(int(fields["MemTotal"]) << 10)}
-    node["cpus"] = _listed(online, "devices/system/cpu/online")
+    node["cpus"] = cpus if online is None else _listed(online, "devices/system/cpu/online")
     _add_free(node, fields)
     _add_zones([node], free_memory.node_zones(tree, {0: node["memory_bytes"]}))
     return {"nodes": [node], "distances": [[10]], "source": "procfs of a kernel without NUMA"}

@@ -13,6 +13,7 @@ import io
 import lzma
 import os
 import posixpath
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from workbench.files import read_file
 from workbench.limits import ARCHIVE_BYTES, ARCHIVE_MEMBERS, KERNEL_FILE_BYTES, MAX_NUMNODES
 
 _LINKS_DEEP = 16
+_CPU = re.compile(r"(devices/system/cpu/cpu[0-9]{1,6})(?:/|$)")
 _NO_DEVICES = ("pci", "system", "virtual", "pnp", "tracepoint", "breakpoint", "software", "uprobe", "kprobe")
 """Folders of /sys/devices that are long and hold no dax device."""
 
@@ -159,8 +161,9 @@ class ArchiveTree:
     def _find_mounts(self) -> dict[str, str]:
         nodes = {path.rpartition("/node")[0] for path in self.files if _is_meminfo(path)}
         if not nodes:  # a kernel without NUMA
-            cpus = "devices/system/cpu/online"
-            nodes = {f"{path.removesuffix(cpus)}devices/system/node" for path in self.files if path.endswith(cpus)}
+            cpus = "devices/system/cpu"
+            folders = [path for path in self._folders if path == cpus or path.endswith(f"/{cpus}")]
+            nodes = {f"{path.removesuffix(cpus)}devices/system/node" for path in folders}
         # The initiators of access classes are links to nodes, which some archivers follow.
         nodes = {folder for folder in nodes if "/initiators" not in folder}
         if len(nodes) > 1:
@@ -285,6 +288,8 @@ def _keep(
     shown = repr(member.name[:80])
     if path.startswith(("/", "../")) or path == ".." or "\x00" in path:
         raise WorkbenchError(f"snapshot: {name}: member {shown} leads out of the archive; relative paths are expected")
+    if (cpu := _CPU.search(path)) is not None:
+        files.setdefault(f"{path[: cpu.end(1)]}/", b"")  # the folder alone says that the CPU is there
     if member.issym() or member.islnk():
         base = posixpath.dirname(path) if member.issym() else ""
         target = posixpath.normpath(posixpath.join(base, member.linkname))
