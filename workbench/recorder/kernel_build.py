@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +35,7 @@ EXPECTED_OBJECTS = 1230
 BYTES_NEEDED = 3 << 30
 """Unpacked source and objects (measured on 7.3.4: 2.0 GiB), and the packed source beside it."""
 TOOLS = {
-    "make": "make", "gcc": "gcc", "ld": "binutils", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils",
+    "make": "make", "gcc": "gcc", "ld": "binutils", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils", "tar": "tar",
 }  # fmt: skip
 HEADERS = {"libelf.h": "libelf-dev"}
 _IDENTITY = {
@@ -240,11 +239,13 @@ def unpack(source: Path, work: Path) -> Path:
         if done.returncode or not tarballs:
             raise WorkbenchError(f"--source {source}: is no package linux-source-* of Debian, or damaged")
         source = tarballs[0]
-    try:
-        with tarfile.open(source) as archive:
-            archive.extractall(work / "source", filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise WorkbenchError(f"--source {source.name}: cannot be unpacked ({error})") from None
+    (work / "source").mkdir()
+    done = subprocess.run(
+        ["tar", "-xf", source, "-C", work / "source", "--no-same-owner"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = (done.stderr.splitlines() or ["no message"])[0]
+        raise WorkbenchError(f"--source {source.name}: cannot be unpacked ({reason})")
     shutil.rmtree(work / "package", ignore_errors=True)
     trees = [path.parent for path in (work / "source").glob("*/Kbuild")]
     if not trees:
