@@ -173,10 +173,13 @@ def _show(host: Host) -> None:
 
 
 def _pools(node: Node) -> str:
-    """``0 of 16 x 1 GiB``, a pool after another; empty pools are left out."""
+    """``0 of 16 x 1 GiB``, a pool after another; empty pools are left out, none where all are."""
     from workbench.units import format_bytes
 
-    return ", ".join(f"{p.free:,} of {p.total:,} x {format_bytes(p.page_bytes)}" for p in node.hugetlb if p.total)
+    return (
+        ", ".join(f"{p.free:,} of {p.total:,} x {format_bytes(p.page_bytes)}" for p in node.hugetlb if p.total)
+        or "none"
+    )
 
 
 def _short(text: str, most: int = 40) -> str:

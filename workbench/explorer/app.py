@@ -345,7 +345,7 @@ class Explorer:
             if refused:
                 text += f' <span class="wb-bad">{refused} of {run.dataset.sizes["event"]} calls refused.</span>'
             for line in pictures.warnings(run.dataset):
-                text += f'<br><span class="wb-bad">Warning: {html.escape(line)}</span>'
+                text += f'<span class="wb-bad wb-warning">Warning: {html.escape(line)}</span>'
             self.status.value = (
                 f'<span class="wb-status" role="status" title="{1000 * run.seconds:.0f} ms">{text}</span>'
             )
