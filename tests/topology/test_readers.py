@@ -240,6 +240,18 @@ def test_ranges_and_their_count() -> None:
     assert "8 are listed, (9" in refused(text.replace("(8)", "(9)"))
 
 
+def test_a_caller_in_a_cpuset_sees_fewer_nodes_than_the_matrix() -> None:
+    """numactl.c prints lines for numa_all_nodes_ptr and the matrix for numa_nodes_ptr."""
+    text = (
+        "available: 2 nodes (0,2)\nnode 0 cpus: 0 1\nnode 0 size: 100 MB\nnode 2 cpus: 4 5\nnode 2 size: 100 MB\n"
+        "node distances:\nnode   0   1   2 \n  0:  10  20  30 \n  1:  20  10  40 \n  2:  30  40  10 \n$ "
+    )
+    host = Host.from_numactl(text)
+    assert host.distances == ((10, 30), (30, 10))
+    assert host.note == "without nodes 1: numactl's caller may not use them"
+    assert "distances are given for nodes [0, 1, 2], memory for [0, 2]" in refused(text.replace("(0,2)", "(0-2)"))
+
+
 def test_several_nodes_without_distances() -> None:
     text = PLAIN[: PLAIN.index("node distances")] + "No distance information available.\n"
     host = Host.from_numactl(text)

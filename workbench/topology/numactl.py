@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.bitmap_lists import is_whole, parse_list
+from workbench.bitmap_lists import format_list, is_whole, parse_list
 from workbench.errors import WorkbenchError
 from workbench.limits import MAX_CPUS, MAX_NUMNODES
 from workbench.topology.common import default_distances, lowest_node_keeps, mark_memory_only
@@ -167,7 +167,7 @@ def _refuse_second_matrix(read: _Text, number: int) -> None:
 
 
 def _finished(read: _Text) -> bool:
-    return read.whole_rows == len(read.columns) == len(read.nodes)
+    return read.whole_rows == len(read.columns) >= len(read.nodes)
 
 
 def _matrix_line(
@@ -186,7 +186,7 @@ def _matrix_line(
     label = head[-1].rstrip(":") if head and head[-1].endswith(":") else ""
     if numbers and is_whole(label):
         node = int(label)
-        if node in read.rows and len(read.rows[node]) >= len(read.nodes):
+        if node in read.rows and len(read.rows[node]) >= len(read.columns):
             raise WorkbenchError(
                 f"numactl: line {read.row_lines[node]} and line {number} both give the distances of node {node}"
             )
@@ -230,8 +230,10 @@ def _host(read: _Text) -> dict[str, Any]:
     if with_cpus:
         mark_memory_only(nodes, {}, set())
     lowest_node_keeps(nodes)
+    hidden = sorted(set(read.columns) - set(ids))
     return {
         "name": "numactl",
+        "note": f"without nodes {format_list(hidden)}: numactl's caller may not use them" if hidden else None,
         "nodes": nodes,
         "distances": distances,
         "assumed": assumed,
@@ -252,12 +254,16 @@ def _matrix(read: _Text, ids: list[int], assumed: list[str]) -> list[list[int]]:
         return default_distances(len(ids))
     if sorted(read.columns) != ids or sorted(read.rows) != ids:
         shown = read.columns if sorted(read.columns) != ids else sorted(read.rows)
-        raise WorkbenchError(f"numactl: distances are given for nodes {shown[:20]}, memory for {ids[:20]}")
+        # Lines are there for the nodes that the caller may allocate on, the matrix has all.
+        if not (
+            set(ids) < set(read.columns) == set(read.rows) and read.stated is not None and set(read.stated) == set(ids)
+        ):
+            raise WorkbenchError(f"numactl: distances are given for nodes {shown[:20]}, memory for {ids[:20]}")
     for node in ids:
-        if len(read.rows[node]) != len(ids):
+        if len(read.rows[node]) != len(read.columns):
             raise WorkbenchError(
                 f"numactl: line {read.row_lines[node]}: node {node} has {len(read.rows[node])} distances for "
-                f"{len(ids)} nodes; the matrix must be square"
+                f"{len(read.columns)} nodes; the matrix must be square"
             )
     position = {node: index for index, node in enumerate(read.columns)}
     return [[read.rows[a][position[b]] for b in ids] for a in ids]
