@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.kernels.compile import allocating_kernel, inlined_kernel, kernel
+from workbench.kernels.compile import inlined_kernel, kernel, record
 from workbench.kernels.traffic import MBPS_PER_BYTE_PER_NS, solve
 
 MIX_TOLERANCE = 1e-5
@@ -35,6 +35,7 @@ LONGEST_WAIT = 1e7
 """ns; a queue that is still too short then is not solved."""
 
 
+@record
 class Machine(NamedTuple):
     """A host in arrays.
 
@@ -56,6 +57,7 @@ class Machine(NamedTuple):
     queue: np.ndarray
 
 
+@record
 class Demand(NamedTuple):
     """Streams in arrays.
 
@@ -75,6 +77,42 @@ class Demand(NamedTuple):
     window: np.ndarray
     wanted: np.ndarray
     weight: np.ndarray
+
+
+@record
+class Found(NamedTuple):
+    """What :func:`solve_placements` returns, in its order."""
+
+    rate: np.ndarray
+    latency: np.ndarray
+    idle: np.ndarray
+    walk: np.ndarray
+    used: np.ndarray
+    capacity: np.ndarray
+    wait: np.ndarray
+    iterations: np.ndarray
+
+
+@record
+class Work(NamedTuple):
+    """Scratch of :func:`solve_placements`: rows of streams (compressed), of resources that are visited, of nodes."""
+
+    start: np.ndarray
+    resource: np.ndarray
+    visits: np.ndarray
+    number: np.ndarray
+    touched: np.ndarray
+    curve: np.ndarray
+    curve_loads: np.ndarray
+    curve_delays: np.ndarray
+    by_resource: np.ndarray
+    scale: np.ndarray
+    by_stream: np.ndarray
+    by_node: np.ndarray
+    last: np.ndarray
+    residual: np.ndarray
+    floats: np.ndarray
+    integers: np.ndarray
 
 
 @inlined_kernel
@@ -281,137 +319,120 @@ def solve_placements(
     wait : float64 (placements, nodes), ns in the queue of each home node
     iterations : int64 (placements,), of all passes together; -1 where the tolerance was not met
     """
-    return _solve_placements(*machine, *demand, tolerance, max_iterations, max_passes)
-
-
-# The runtime that counts references would give back arrays of a record that it does not own, so they come one by one.
-@allocating_kernel
-def _solve_placements(
-    home: np.ndarray,
-    latency: np.ndarray,
-    peaks: np.ndarray,
-    family: np.ndarray,
-    loads: np.ndarray,
-    delays: np.ndarray,
-    queue: np.ndarray,
-    shares: np.ndarray,
-    walks: np.ndarray,
-    initiator: np.ndarray,
-    write_fraction: np.ndarray,
-    extra_latency: np.ndarray,
-    window: np.ndarray,
-    wanted: np.ndarray,
-    weight: np.ndarray,
-    tolerance: float,
-    max_iterations: int,
-    max_passes: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """:func:`solve_placements`, arrays one by one."""
-    placements, streams, nodes = shares.shape
-    resources = peaks.shape[0]
-    points = loads.shape[0]
-    rate = np.zeros((placements, streams))
-    loaded = np.zeros((placements, streams))
-    idle = np.zeros((placements, streams))
-    walk = np.zeros((placements, streams))
-    used = np.zeros((placements, resources))
-    found = np.zeros((placements, resources))
-    wait = np.zeros((placements, nodes))
-    iterations = np.zeros(placements, np.int64)
-    start = np.zeros(streams + 1, np.int64)
+    placements, streams, nodes = demand.shares.shape
+    resources, points = machine.peaks.shape[0], machine.loads.shape[0]
     visited = streams * (4 * nodes + 1)
-    resource = np.empty(visited, np.int64)
-    visits = np.empty(visited)
-    reads = np.empty(visited)
-    walked = np.empty(visited)
-    idle_walk = np.empty(streams)
     most = min(visited, resources)
-    number = np.full(resources, -1, np.int64)
-    touched = np.empty(most, np.int64)
-    capacity = np.empty(most)
-    curve = np.arange(most)
-    curve_loads = np.empty((most, points))
-    curve_loads[:] = loads
-    curve_delays = np.empty((most, points))
-    few_used = np.empty(most)
-    delay = np.empty(most)
-    mix = np.empty(most)
-    scale = np.ones(most)
-    residual = np.empty(1)
-    asked = np.empty(streams)
-    waiting = np.empty(streams)
-    low, high, last = np.empty(nodes), np.empty(nodes), np.empty((nodes, 2))
-    inside, drain = np.empty(nodes), np.empty(nodes)
-    float_work = np.empty(7 * most + 2 * streams)
-    int_work = np.empty(4 * most + 2 * streams + 1 + visited, np.int64)
-    for resource_index in range(resources):
-        for placement in range(placements):
-            found[placement, resource_index] = peaks[resource_index, peaks.shape[1] - 1]
+    found = Found(
+        rate=np.zeros((placements, streams)),
+        latency=np.zeros((placements, streams)),
+        idle=np.zeros((placements, streams)),
+        walk=np.zeros((placements, streams)),
+        used=np.zeros((placements, resources)),
+        capacity=np.repeat(machine.peaks[None, :, -1], placements, axis=0),
+        wait=np.zeros((placements, nodes)),
+        iterations=np.zeros(placements, np.int64),
+    )
+    work = Work(
+        start=np.zeros(streams + 1, np.int64),
+        resource=np.empty(visited, np.int64),
+        visits=np.empty((3, visited)),
+        number=np.full(resources, -1, np.int64),
+        touched=np.empty(most, np.int64),
+        curve=np.arange(most),
+        curve_loads=np.repeat(machine.loads[None], most, axis=0),
+        curve_delays=np.empty((most, points)),
+        by_resource=np.empty((4, most)),
+        scale=np.ones(most),
+        by_stream=np.empty((3, streams)),
+        by_node=np.empty((4, nodes)),
+        last=np.empty((nodes, 2)),
+        residual=np.empty(1),
+        floats=np.empty(7 * most + 2 * streams),
+        integers=np.empty(4 * most + 2 * streams + 1 + visited, np.int64),
+    )
+    _solve_placements(machine, demand, found, work, tolerance, max_iterations, max_passes)
+    return tuple(found)  # type: ignore[return-value]
+
+
+@kernel
+def _solve_placements(
+    machine: Machine, demand: Demand, found: Found, work: Work, tolerance: float, max_iterations: int, max_passes: int
+) -> None:
+    """:func:`solve_placements` into ``found``."""
+    placements, streams, nodes = demand.shares.shape
+    home, initiator, queue = machine.home, demand.initiator, machine.queue
+    start, resource, number, touched = work.start, work.resource, work.number, work.touched
+    visits, reads, walked = work.visits[0], work.visits[1], work.visits[2]
+    capacity, few_used, delay, mix = work.by_resource[0], work.by_resource[1], work.by_resource[2], work.by_resource[3]
+    idle_walk, asked, waiting = work.by_stream[0], work.by_stream[1], work.by_stream[2]
+    low, high, inside, drain = work.by_node[0], work.by_node[1], work.by_node[2], work.by_node[3]
     for placement in range(placements):
+        rate, loaded, idle = found.rate[placement], found.latency[placement], found.idle[placement]
+        wait = found.wait[placement]
         count = build_streams(
-            shares[placement], walks[placement], initiator, home, latency,
-            write_fraction, extra_latency, start, resource, visits, reads, walked,
-            idle[placement], idle_walk,
+            demand.shares[placement], demand.walks[placement], initiator, home, machine.latency, demand.write_fraction,
+            demand.extra_latency, start, resource, visits, reads, walked, idle, idle_walk,
         )  # fmt: skip
         for stream in range(streams):
-            asked[stream] = wanted[stream] if start[stream + 1] > start[stream] else 0.0
+            asked[stream] = demand.wanted[stream] if start[stream + 1] > start[stream] else 0.0
         few = _renumber(resource[:count], number, touched)
         mix[:few] = 1.0
-        read_shares(start, resource[:count], visits, reads, weight, float_work[: 2 * few], mix[:few])
+        read_shares(start, resource[:count], visits, reads, demand.weight, work.floats[: 2 * few], mix[:few])
         low[:] = 0.0
         high[:] = np.inf
-        last[:] = -1.0
+        work.last[:] = -1.0
         done = 0
         settled = False
-        for passes in range(max_passes):
+        for _ in range(max_passes):
             for index in range(few):
                 row = touched[index]
-                capacity[index] = at_mix(mix[index], peaks[row], delays[family[row]], curve_delays[index])
+                capacity[index] = at_mix(
+                    mix[index], machine.peaks[row], machine.delays[machine.family[row]], work.curve_delays[index]
+                )
             for stream in range(streams):
-                waiting[stream] = idle[placement, stream] + wait[placement, home[initiator[stream]]]
+                waiting[stream] = idle[stream] + wait[home[initiator[stream]]]
             steps = solve(
-                start, resource[:count], visits[:count], visits[:count], capacity[:few], curve[:few],
-                curve_loads, curve_delays, scale[:few], waiting, window, asked, weight, tolerance,
-                max_iterations, rate[placement], loaded[placement], few_used[:few], delay[:few], residual,
-                float_work, int_work,
+                start, resource[:count], visits[:count], visits[:count], capacity[:few], work.curve[:few],
+                work.curve_loads, work.curve_delays, work.scale[:few], waiting, demand.window, asked, demand.weight,
+                tolerance, max_iterations, rate, loaded, few_used[:few], delay[:few], work.residual, work.floats,
+                work.integers,
             )  # fmt: skip
             if steps < 0:
                 break
             done += steps
             settled = True
-            for node in range(nodes):
-                inside[node], drain[node] = 0.0, 0.0
+            inside[:] = 0.0
+            drain[:] = 0.0
             for stream in range(streams):
                 node = home[initiator[stream]]
-                held = max(0.0, loaded[placement, stream] - wait[placement, node])
-                inside[node] += rate[placement, stream] * held / MBPS_PER_BYTE_PER_NS
-                drain[node] += rate[placement, stream]
+                inside[node] += rate[stream] * max(0.0, loaded[stream] - wait[node]) / MBPS_PER_BYTE_PER_NS
+                drain[node] += rate[stream]
             for node in range(nodes):
                 length = queue[node]
                 if length == np.inf or drain[node] <= 0.0:
                     continue
                 gap = inside[node] - length
-                if gap > QUEUE_TOLERANCE * length or (wait[placement, node] > 0.0 and gap < -QUEUE_TOLERANCE * length):
+                if gap > QUEUE_TOLERANCE * length or (wait[node] > 0.0 and gap < -QUEUE_TOLERANCE * length):
                     settled = False
-                    wait[placement, node] = next_wait(wait[placement, node], gap, drain[node], low, high, last, node)
-                    if wait[placement, node] > LONGEST_WAIT:
+                    wait[node] = next_wait(wait[node], gap, drain[node], low, high, work.last, node)
+                    if wait[node] > LONGEST_WAIT:
                         steps = -1
-            change = read_shares(
-                start, resource[:count], visits, reads, rate[placement], float_work[: 2 * few], mix[:few]
-            )
-            if change > MIX_TOLERANCE:
+            if (
+                read_shares(start, resource[:count], visits, reads, rate, work.floats[: 2 * few], mix[:few])
+                > MIX_TOLERANCE
+            ):
                 settled = False
             if settled or steps < 0:
                 break
-        iterations[placement] = done if settled else -1
+        found.iterations[placement] = done if settled else -1
         for stream in range(streams):
             total, part = waiting[stream], idle_walk[stream]
             for visit in range(start[stream], start[stream + 1]):
                 total += visits[visit] * delay[resource[visit]]
                 part += walked[visit] * delay[resource[visit]]
-            walk[placement, stream] = loaded[placement, stream] * part / total if total > 0.0 else 0.0
+            found.walk[placement, stream] = loaded[stream] * part / total if total > 0.0 else 0.0
         for index in range(few):
-            used[placement, touched[index]] = few_used[index]
-            found[placement, touched[index]] = capacity[index]
+            found.used[placement, touched[index]] = few_used[index]
+            found.capacity[placement, touched[index]] = capacity[index]
             number[touched[index]] = -1
-    return rate, loaded, idle, walk, used, found, wait, iterations

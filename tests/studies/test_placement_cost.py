@@ -125,9 +125,17 @@ def test_policy_bars_are_the_values(streaming):
     made = plots_traffic.policies({"a": streaming, "b": streaming})
     first = made.axes[0]
     assert [bar.get_width() for bar in first.patches] == pytest.approx(
-        (streaming["bandwidth"].isel(sample=0) / 1000).values
+        (streaming["bandwidth"].isel(sample=slice(1, None)).median("sample") / 1000).values
     )
     assert [text.get_text() for text in first.get_yticklabels()] == list(streaming["policy"].values)
+
+
+def test_verdicts_are_drawn_as_they_are(streaming):
+    made = plots_traffic.verdicts({"own parts": {"a": streaming, "b": streaming}})
+    found = placement_cost.verdict(streaming).sel(policy=list(streaming["policy"].values))
+    widths = [bar.get_width() for bar in made.axes[0].patches]
+    assert widths == pytest.approx([*(100 * found["close"].values), *(100 * found["wins"].values)])
+    assert made.axes[0].get_xlabel() == "part of the draws, %"
 
 
 def test_deviations_show_every_compared_value():

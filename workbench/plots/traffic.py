@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = "colorblind"
-_ROLE_COLOURS = {"set": "#8c8c8c", "exact": "#009e73", "predicted": "#0072b2"}
+_ROLE_COLOURS = {
+    "derived": "#009e73", "formula": "#8fd3bd", "predicted": "#0072b2", "calibrated": "#e69f00", "set": "#8c8c8c"
+}  # fmt: skip
 
 
 def _note(made: Figure, text: str) -> None:
@@ -124,7 +126,7 @@ def contention(dataset: xr.Dataset, title: str = "Page allocator under contentio
                 sns.color_palette(PALETTE), mine.groupby("quantity", sort=False), strict=False
             ):
                 ax.plot(rows["cores"], rows["modelled"], color=colour, label=str(name).removeprefix(f"{allocator} "))
-                for role, filled in (("set", False), ("predicted", True)):
+                for role, filled in (("set", False), ("calibrated", True)):
                     part = rows[rows["role"] == role]
                     ax.plot(
                         part["cores"], part["published"], "o", color=colour, mfc=colour if filled else "white", ms=5
@@ -177,7 +179,9 @@ def policies(results: Mapping[str, xr.Dataset], variable: str = "bandwidth") -> 
         axes = np.atleast_1d(made.subplots(1, len(results), sharey=True))
         for ax, (name, dataset) in zip(axes, results.items(), strict=True):
             values = dataset[variable] * scale
-            middle = values.isel(sample=0) if "sample" in values.dims else values
+            middle = (
+                values.isel(sample=slice(1, None)).median("sample") if values.sizes.get("sample", 1) > 1 else values
+            )
             best = set(winners(dataset))
             names = [str(policy) for policy in dataset["policy"].values]
             colours = ["#0072b2" if policy in best else "#b8cfdf" for policy in names]
@@ -195,8 +199,54 @@ def policies(results: Mapping[str, xr.Dataset], variable: str = "bandwidth") -> 
         )
         note = "dark: best within 2 %"
         if "sample" in first.dims:
-            note += "; lines: 5 to 95 % of the samples over the parameters' ranges"
+            note = (
+                "dark: within 2 % of the best in half of the draws or more; bars: median of the draws; lines: 5 to 95 %"
+            )
         _note(made, f"{note} · basis: modelled, estimates where the host reports no figures")
+    return made
+
+
+def verdicts(cases: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
+    """How often each policy wins over the draws: a row of panels for each case, a panel for each machine.
+
+    cases: name of the case -> name of the machine -> Dataset of :func:`workbench.studies.placement_cost.policy_costs`
+    with samples.
+    """
+    from workbench.studies.placement_cost import verdict
+
+    machines = list(next(iter(cases.values())))
+    count = max(dataset.sizes["policy"] for results in cases.values() for dataset in results.values())
+    with common.style():
+        made = common.figure(3.1 * len(machines) + 1.4, (0.24 * count + 0.75) * len(cases) + 0.5)
+        grid = made.subplots(len(cases), len(machines), squeeze=False, sharey=True, sharex=True)
+        for row, (case, results) in zip(grid, cases.items(), strict=True):
+            for ax, name in zip(row, machines, strict=True):
+                names = [str(policy) for policy in results[name]["policy"].values]
+                found = verdict(results[name]).sel(policy=names)
+                ax.barh(
+                    range(len(names)),
+                    100 * found["close"],
+                    color="#b8cfdf",
+                    height=0.72,
+                    label="within 2 % of the best",
+                )
+                ax.barh(range(len(names)), 100 * found["wins"], color="#0072b2", height=0.4, label="best")
+                ax.set_yticks(range(len(names)), names)
+                ax.set(title=name if row is grid[0] else "", xlim=(0, 100))
+                best = found.isel(policy=int(found["wins"].argmax()))
+                ax.text(0.98, 0.02, f"decides: {best['decides'].item()}", transform=ax.transAxes, ha="right", fontsize=6.5,
+                        color=common.MUTED)  # fmt: skip
+            row[0].set_ylabel(case)
+            row[0].set_ylim(count - 0.5, -0.5)
+        for ax in grid[-1]:
+            ax.set_xlabel("part of the draws, %")
+        handles, texts = grid[0, 0].get_legend_handles_labels()
+        made.legend(handles, texts, loc="outside upper right", ncols=2, frameon=False, fontsize=7)
+        made.suptitle("Which policy wins, over the draws", x=0.01, ha="left", fontsize=10)
+        _note(
+            made,
+            "policies that cost the same win together · decides: parameter with the greatest rank correlation · modelled",
+        )
     return made
 
 
