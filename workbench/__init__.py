@@ -20,6 +20,7 @@ _WHERE = {
     "Node": "topology.host",
     "Scenario": "scenario",
     "WorkbenchError": "errors",
+    "history": "studies.history",
     "simulate": "simulation",
     "verify": "truth.verify",
     "sweep": "sweeps.sweep",

@@ -12,6 +12,7 @@ Linux: ``virt/kvm/guest_memfd.c`` (``kvm_gmem_create``, ``__kvm_gmem_set_attribu
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -77,7 +78,11 @@ class KernelProfile:
     ``conversion`` lists the modes it has, the one that people use first. ``huge_pages``: a file may be backed by 2 MiB and
     1 GiB pages. ``generation`` names the rules of conversion in place (:mod:`workbench.tracking.folio_file`), empty where
     the kernel has none. ``private_init_shared``: INIT_SHARED is allowed for types with private memory too.
-    ``preserves_policy``: a file handed over by kexec keeps its mempolicy.
+    ``preserves_policy``: a file handed over by kexec keeps its mempolicy. ``maps``: a file may be created with MMAP and
+    INIT_SHARED, and a VM without private memory may use one. ``file_policy``: mbind through a mapping sets the policy of
+    the file; where it is False the VMA keeps it and no allocation of the file looks there. ``auto_weights``: interleave
+    weights follow the bandwidths that firmware tells. ``distributions`` are those that ship it or say that they carry its
+    rules; ``(assumed)`` where only the base version is known.
     """
 
     name: str
@@ -87,6 +92,10 @@ class KernelProfile:
     generation: str = ""
     private_init_shared: bool = False
     preserves_policy: bool = False
+    maps: bool = True
+    file_policy: bool = True
+    auto_weights: bool = True
+    distributions: tuple[str, ...] = ()
     rules: Mapping[str, Rule] = field(default_factory=dict)
 
 
@@ -95,9 +104,65 @@ _IN_PLACE = "series 'guest_memfd in-place conversion' v13 (2026-09-10), applied 
 _HUGE = "work in progress of 2026 on 1 GiB pages, as carried by the public trees AMDESE/linux-kvm and intel/tdx"
 _RFC = "RFC v2 'New KVM ioctl to convert guest_memfd' (May 2025)"
 
+_HISTORY = "datasets/linux/history.yaml"
+_NO_MAPPING = {
+    "create": Rule("flags 0 only: MMAP and INIT_SHARED are EINVAL", "recorded", _HISTORY),
+    "mbind": Rule("there is no mapping to call it on: the policy of the task decides", "recorded", _HISTORY),
+    "convert": Rule("KVM_SET_MEMORY_ATTRIBUTES on the VM; EINVAL without private memory", "recorded", _HISTORY),
+}
+_FILE_POLICY = Rule("the policy of the file decides", "recorded", _HISTORY)
+_FILE_POLICY_READ = Rule("the policy of the file decides", "source", "virt/kvm/guest_memfd.c: kvm_gmem_set_policy")
+
 KERNEL_PROFILES = {
     made.name: made
     for made in (
+        KernelProfile(
+            "6.12",
+            "Linux 6.12: private memory only, never mapped; interleave weights are 1 until somebody sets them",
+            ("out-of-place",),
+            maps=False,
+            file_policy=False,
+            auto_weights=False,
+            distributions=("Debian 13", "RHEL 10 (assumed)", "SLES 16 (assumed)"),
+            rules=_NO_MAPPING,
+        ),
+        KernelProfile(
+            "6.16",
+            "Linux 6.16: as 6.12; interleave weights follow the bandwidths that firmware tells",
+            ("out-of-place",),
+            maps=False,
+            file_policy=False,
+            rules=_NO_MAPPING,
+        ),
+        KernelProfile(
+            "6.17", "Linux 6.17: as 6.16", ("out-of-place",), maps=False, file_policy=False, rules=_NO_MAPPING
+        ),
+        KernelProfile(
+            "6.18",
+            "Linux 6.18: mapping and INIT_SHARED for ordinary VMs; mbind is accepted and has no effect on placement",
+            ("out-of-place",),
+            file_policy=False,
+            rules={
+                "mbind": Rule(
+                    "0; the VMA keeps the policy, which no allocation of the file looks at", "recorded", _HISTORY
+                )
+            },
+        ),
+        KernelProfile(
+            "6.19",
+            "Linux 6.19: the file has a policy of its own",
+            ("out-of-place",),
+            rules={"mbind": _FILE_POLICY_READ},
+        ),
+        KernelProfile(
+            "7.0",
+            "Linux 7.0: as 6.19",
+            ("out-of-place",),
+            distributions=("Ubuntu 26.04 (assumed)",),
+            rules={"mbind": _FILE_POLICY_READ},
+        ),
+        KernelProfile("7.1", "Linux 7.1: as 7.0", ("out-of-place",), rules={"mbind": _FILE_POLICY_READ}),
+        KernelProfile("7.2", "Linux 7.2: as 7.1", ("out-of-place",), rules={"mbind": _FILE_POLICY}),
         KernelProfile(
             "7.3",
             "Linux 7.3: policy per inode, private memory by attributes of the VM and a second backend for what is shared",
@@ -243,6 +308,20 @@ def look_up(records: Mapping[str, _Record], name: str, what: str) -> _Record:
     near = difflib.get_close_matches(name, records, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise WorkbenchError(f"{what}: {name!r} is unknown; {hint}there are {', '.join(records)}")
+
+
+def of_version(text: str) -> tuple[KernelProfile, bool]:
+    """The profile of a kernel by its version line, and whether it is that very version (else the nearest older one).
+
+    ``Linux version 6.13.7 (...)`` is taken as 6.12. Raises WorkbenchError where no version is named.
+    """
+    found = re.search(r"(\d+)\.(\d+)", text)
+    if found is None:
+        raise WorkbenchError(f"kernel: {text[:60]!r} names no version")
+    wanted = (int(found[1]), int(found[2]))
+    released = {tuple(int(part) for part in name.split(".")): name for name in KERNEL_PROFILES if name[0].isdecimal()}
+    nearest = max((version for version in released if version <= wanted), default=min(released))
+    return KERNEL_PROFILES[released[nearest]], nearest == wanted
 
 
 def having(needed: Iterable[KernelProfile]) -> str:

@@ -68,7 +68,7 @@ def simulate(
     designs : run it under each of these designs instead of its own; every variable that has the same shape under all of
         them then has a dimension ``design`` (tables of zones, whose pools differ, are left out)
     kernel_profiles : run it under the rules of each of these kernels (:data:`workbench.profiles.KERNEL_PROFILES`), along
-        ``kernel_profile`` in the same way
+        ``kernel`` in the same way
     progress : called with (operations done, operations in all)
     cancelled : asked now and then; when it returns True the run ends with :class:`workbench.errors.Cancelled`
 
@@ -87,7 +87,7 @@ def simulate(
         return _along(scenario, "design", "guest.design", designs, progress, cancelled)
     if kernel_profiles is not None:
         _choose_kernels(kernel_profiles)
-        return _along(scenario, "kernel_profile", "kernel_profile", kernel_profiles, progress, cancelled)
+        return _along(scenario, "kernel", "kernel_profile", kernel_profiles, progress, cancelled)
     prepare(kernels_needed(scenario))
     system = System(scenario, cancelled)
     operations = expand(scenario)

@@ -166,7 +166,7 @@ class Simulation(HostNodes, Conversions, OutOfPlace):
     event = Coordinate("1", "event number")
     vcpu = Coordinate("", "vCPU")
     design = Coordinate("", "how memory is tracked")
-    kernel_profile = Coordinate("", "kernel whose rules hold")
+    kernel = Coordinate("", "kernel whose rules hold")
 
     fallback_order = exact("node rank", "1", "fallback order of nodes (-1: none)")
     zone_managed = counted("zone", "pages", "pages managed by the zone")

@@ -177,7 +177,7 @@ def test_no_page_is_lost_or_owned_twice_over_both_backends(taken: list[tuple[str
 def test_kernels_are_an_axis_of_a_run() -> None:
     scenario = wb.Scenario.from_yaml(datasets_path("scenarios", "conversion-drifts.yaml"))
     dataset = wb.simulate(scenario, kernel_profiles=["7.3", "7.4"])
-    assert dataset["kernel_profile"].values.tolist() == ["7.3", "7.4"]
+    assert dataset["kernel"].values.tolist() == ["7.3", "7.4"]
     assert dataset["pages_per_node"].sel(file="guest").values.tolist() == [[4096, 12288], [0, 16384]]
     assert dataset["pages_per_node"].sel(file="guest.shared").values.tolist() == [[0, 0], [0, 0]]
     with pytest.raises(wb.WorkbenchError, match=r"'7.5' is unknown; did you mean '7.\d'"):

@@ -85,7 +85,7 @@ def run(
     if chosen is not None:
         summaries = {name: summarise(dataset.sel(design=name)) for name in chosen}
     elif profiles is not None:
-        summaries = {name: summarise(dataset.sel(kernel_profile=name)) for name in profiles}
+        summaries = {name: summarise(dataset.sel(kernel=name)) for name in profiles}
     else:
         summaries = {"": summarise(dataset)}
     if json_:
@@ -245,8 +245,8 @@ def summarise(dataset: Any) -> dict[str, Any]:
             for file, row in zip(dataset["file"].values, amounts, strict=True)
         },
         "local_share": {str(vcpu): float(dataset["local_share"].sel(vcpu=vcpu)) for vcpu in dataset["vcpu"].values},
-        "kernel_profile": str(dataset["kernel_profile"].values)
-        if "kernel_profile" in dataset.coords
+        "kernel_profile": str(dataset["kernel"].values)
+        if "kernel" in dataset.coords
         else dataset.attrs["kernel_profile"],
         "vm_type": dataset.attrs["vm_type"],
         "events": dataset.sizes["event"],
@@ -299,7 +299,7 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
 
 def main() -> None:
     """Entry point: run the command, turn bad input into one line and exit code 2."""
-    for module in ("machines", "importing", "measure", "batch", "record", "oracle", "reproduce", "explore"):
+    for module in ("machines", "importing", "measure", "batch", "record", "oracle", "reproduce", "explore", "history"):
         importlib.import_module(f"workbench.commands.{module}").register(app)
     first_use.listeners.append(first_use.Line())
     try:

@@ -38,6 +38,8 @@ def create(system: System, operation: sc.Create) -> Result:
     if flags & ~known or size <= 0 or size % (PAGE_SIZE << system.order):
         return failed(errno.EINVAL, **detail)
     kernel = system.scenario.kernel
+    if flags and not kernel.maps:
+        return failed(errno.EINVAL, reason=f"mapping and init_shared: not on {kernel.name}; from 6.18 on", **detail)
     if system.order and not kernel.huge_pages:
         places = profiles.having(profiles.with_huge_pages())
         return failed(errno.EINVAL, reason=f"huge pages: not on {kernel.name}; on {places}", **detail)
@@ -71,6 +73,7 @@ def _flags(scenario: sc.Scenario, operation: sc.Create) -> int:
     if names is None:
         vmm = profiles.VMM_PROFILES[scenario.guest.vmm_profile or "own"]
         names = (vmm.private_flags if scenario.guest.private_memory else vmm.ordinary_flags) or ()
+        names = names if scenario.kernel.maps else ()
     words = {"mmap": GUEST_MEMFD_FLAG_MMAP, "init_shared": GUEST_MEMFD_FLAG_INIT_SHARED}
     return sum(words[name] for name in set(names))
 

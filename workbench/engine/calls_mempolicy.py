@@ -15,7 +15,7 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import migration
-from workbench.engine.objects import Result, Thread, failed
+from workbench.engine.objects import OpenFile, Result, Thread, failed
 from workbench.engine.system import System
 from workbench.intervals import no_intervals
 from workbench.kernels import mempolicy
@@ -59,6 +59,8 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
         return failed(errno.EINVAL)
     if mode == mp.DEFAULT:
         flags &= ~mp.MF_STRICT
+    if file is None and operation.length is None:
+        return failed(errno.EFAULT)  # to the end of a mapping that there is not
     start, end = system.pages(operation, file.inode.pages if file else 0)
     if start == end:
         return Result()
@@ -79,11 +81,20 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
         misplaced = migration.count_on(system, file.inode, parts, wrong)
     if misplaced and flags == mp.MF_STRICT:
         return failed(errno.EIO)
-    mapping.set_policy(start, end, policy, file.inode.shared_policy.set)
+    mapping.set_policy(start, end, policy, file.inode.shared_policy.set if _on_file(system, file) else _nowhere)
     if moving and file.inode.kind == "memfd":
         migration.move_to_policy(system, system.task(operation), file.inode, parts, wrong)
         misplaced = 0
     return failed(errno.EIO) if misplaced and flags & mp.MF_STRICT else Result()
+
+
+def _on_file(system: System, file: OpenFile) -> bool:
+    """Whether a policy set through a mapping is the file's. Linux 6.18 kept that of a guest_memfd in the VMA."""
+    return file.inode.kind != "guest_memfd" or system.scenario.kernel.file_policy
+
+
+def _nowhere(start: int, end: int, policy: mp.Mempolicy | None) -> None:
+    """The VMA alone keeps the policy."""
 
 
 def _zones_on(system: System, mask: int) -> np.ndarray:
@@ -148,7 +159,9 @@ def get_mempolicy(system: System, operation: sc.GetMempolicy) -> Result:
     if file is None or mapping is None or mapping.vma_at(page) is None:
         return failed(errno.EFAULT, **({} if operation.node else _reported(None)))
     if not operation.node:
-        return Result(0, 0, _reported(file.inode.shared_policy.lookup(page)))
+        vma = mapping.vma_at(page)
+        kept = file.inode.shared_policy.lookup(page) if _on_file(system, file) else vma and vma.policy
+        return Result(0, 0, _reported(kept))
     if file.inode.private:
         return failed(errno.EFAULT)
     system.touch(task, file.inode, page, page + 1)
@@ -188,7 +201,7 @@ def set_mempolicy_home_node(system: System, operation: sc.SetMempolicyHomeNode) 
             break
         new = replace(vma.policy, home_node=operation.home_node)
         low, high = max(start, vma.start), min(end, vma.end)
-        file.mapping.set_policy(low, high, new, file.inode.shared_policy.set)
+        file.mapping.set_policy(low, high, new, file.inode.shared_policy.set if _on_file(system, file) else _nowhere)
         error = 0
     return failed(error) if error else Result()
 
@@ -203,6 +216,8 @@ def set_weights(system: System, operation: sc.SetWeights) -> Result:
         errors[str(node)] = 0
         if node not in system.index_of_node or not system.has_memory[system.index_of_node[node]]:
             errors[str(node)] = errno.ENOENT  # only nodes with memory have a file
+        elif weight == 0 and not system.scenario.kernel.auto_weights:
+            system.weights[system.index_of_node[node]] = 1  # 6.12: 0 stands for the default weight
         elif not 1 <= weight <= 255:
             errors[str(node)] = errno.EINVAL
         else:

@@ -20,7 +20,8 @@ from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SIZE
 
 MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED = 4, 9, 22, 23, 24
-_MADV_MARKS_ONLY = {*range(4), *range(10, 18), 19, 20, 21}  # FREE and WIPEONFORK are refused for files
+_MADV_MARKS_ONLY = {*range(4), *range(10, 18), 19, 20, 21}
+_MADV_NOT_FOR_FILES = {8, 18}  # FREE and WIPEONFORK: refused once a mapping is found
 KVM_EXIT_HLT, KVM_EXIT_MMIO = 5, 6
 
 
@@ -56,6 +57,10 @@ def _host_fault(system: System, operation: sc.Fault, file: OpenFile | None, star
 
 def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:
     """KVM_RUN or KVM_PRE_FAULT_MEMORY: the calling thread's CPU, policy and rotation count."""
+    gmem = file is None or file.inode.kind == "guest_memfd"
+    if gmem and not (system.scenario.kernel.maps or system.scenario.guest.private_memory):
+        # There is no memslot to run in: KVM_SET_USER_MEMORY_REGION2 refuses KVM_MEM_GUEST_MEMFD for such a VM.
+        return failed(errno.EINVAL, **({"left": 0} if operation.by == "prefault" else {"done": 0}))
     if file is None or file.descriptor is None:
         return failed(errno.EBADF)
     inode = file.inode
@@ -137,13 +142,16 @@ def madvise(system: System, operation: sc.Madvise) -> Result:
     """mm/madvise.c for the advice that reaches the file's pages; other advice only marks the VMA."""
     file = system.files.get(operation.file)
     acts = {MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED}
-    if operation.offset % PAGE_SIZE or operation.advice not in acts | _MADV_MARKS_ONLY:
+    known = acts | _MADV_MARKS_ONLY | _MADV_NOT_FOR_FILES
+    if operation.offset % PAGE_SIZE or operation.advice not in known:
         return failed(errno.EINVAL)
     start, end = system.pages(operation, file.inode.pages if file else 0)
     if start == end:
         return Result()
     if file is None or file.mapping is None or start >= file.mapping.pages:
         return failed(errno.ENOMEM)
+    if operation.advice in _MADV_NOT_FOR_FILES:
+        return failed(errno.EINVAL)
     inside = min(end, file.mapping.pages)
     if operation.advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
         file.mapping.zap(start, inside)

@@ -188,7 +188,7 @@ class HostState:
             best = min(access.read_bandwidth, access.write_bandwidth)
             bandwidth[target] = max(bandwidth[target], int(best))
         self.boot_weights = np.ones(self.nodes, np.int64)
-        if bandwidth.any():
+        if bandwidth.any() and self.scenario.kernel.auto_weights:
             mempolicy.auto_weights(bandwidth, self.has_memory, self.boot_weights)
         for node, weight in (self.scenario.boot.weights or {}).items():
             if node not in self.index_of_node or not 1 <= weight <= 255:

@@ -20,6 +20,7 @@ from workbench import scenario as sc
 from workbench.data import datasets_path, shipped
 from workbench.errors import WorkbenchError
 from workbench.probe_words import ORDERS
+from workbench.profiles import of_version
 from workbench.topology.host import Host, Node, Zone
 from workbench.units import PAGE_SIZE
 
@@ -420,6 +421,7 @@ def to_scenario(
     scenario = sc.Scenario(
         name=f"{recording.topology}/{recorded.name}",
         host=recording.host,
+        kernel_profile=of_version(recording.kernel)[0].name if recording.kernel else None,
         boot=sc.Boot(weights=recording.weights or None, zonelists=recording.zonelists),
         guest=sc.Guest(memory=PAGE_SIZE),
         tasks=tasks,
@@ -476,10 +478,12 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         number = entry.seen.get("ino")
         return sc.Memfd(**on, size=int(arguments[1]) * PAGE_SIZE, inode=number if isinstance(number, int) else None)
     if verb == "alias":
-        sizes[arguments[0]] = sizes.get(arguments[1], 0)
+        sizes[arguments[0]] = sizes.get(arguments[1], 0) if entry.seen.get("ret", 0) != -1 else 0
         return sc.Alias(**on, of=arguments[1])
     if verb == "mmap":
         return sc.Mmap(**on, private=arguments[1] == "private")
+    if verb == "unmap" and not sizes.get(arguments[0]):
+        raise Unknown("the probe unmaps a file that nobody ever made: a length of 0")
     if verb == "unmap":
         return sc.Munmap(**on)
     if verb == "close":

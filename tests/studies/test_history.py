@@ -1,0 +1,78 @@
+"""One scenario under one kernel after another: the answers that the recordings of each version gave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import workbench as wb
+from workbench import profiles
+from workbench.studies import history as study
+
+HOST = {
+    "name": "h",
+    "nodes": [{"id": n, "memory_bytes": 4 << 30, "cpus": [n]} for n in range(2)],
+    "distances": [[10, 20], [20, 10]],
+}
+SCENARIO = {
+    "host": HOST,
+    "guest": {"memory": "256 KiB", "vcpus": [{"node": 0}]},
+    "operations": [
+        {"op": "create", "flags": ["mmap", "init_shared"]},
+        {"op": "mbind", "mode": "interleave", "nodes": "0-1"},
+        {"op": "fault", "by": "host"},
+    ],
+}
+
+
+def test_the_table_that_people_ask_for() -> None:
+    """6.12 and 6.16 refuse the mapping, 6.18 takes a policy that does nothing, from 6.19 on it places."""
+    dataset = study.history(wb.Scenario.from_mapping(SCENARIO))
+    assert dataset["kernel"].values.tolist() == [
+        "6.12",
+        "6.16",
+        "6.17",
+        "6.18",
+        "6.19",
+        "7.0",
+        "7.1",
+        "7.2",
+        "7.3",
+        "7.4",
+    ]
+    create, mbind, fault = study.table(dataset)
+    assert [create[name] for name in ("6.12", "6.17", "6.18")] == ["EINVAL", "EINVAL", "ok"]
+    assert create["changes"] == ["6.18"]
+    assert [mbind[name] for name in ("6.12", "6.18", "7.2")] == ["EFAULT", "ok", "ok"]
+    assert [fault[name] for name in ("6.18", "6.19", "7.2", "7.3")] == ["ok: 64 on 0"] + ["ok: 32 on 0, 32 on 1"] * 3
+    assert study.first_refusal(dataset)["6.12"] == "event 0 (create): EINVAL"
+    assert "6.18" not in study.first_refusal(dataset)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "exact"),
+    [
+        ("Linux version 6.12.118+deb13-amd64 (debian-kernel@...) ", "6.12", True),
+        ("7.3.4", "7.3", True),
+        ("6.14.2", "6.12", False),
+        ("6.1.0", "6.12", False),
+        ("8.0.1", "7.4", False),
+    ],
+)
+def test_a_version_in_between_takes_the_nearest_and_says_so(text: str, name: str, exact: bool) -> None:
+    profile, same = profiles.of_version(text)
+    assert (profile.name, same) == (name, exact)
+
+
+def test_the_command_prints_it(tmp_path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(wb.Scenario.from_mapping(SCENARIO).to_yaml())
+    command = [sys.executable, "-m", "workbench.commands.cli", "history", str(path), "--kernels", "6.12,6.18,7.2"]
+    reply = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert [row["changes"] for row in json.loads(reply.stdout)["rows"]] == [["6.18"], ["6.18"], ["6.18", "7.2"]]
+    wrong = subprocess.run([*command[:-1], "5.15"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "6.12" in wrong.stderr

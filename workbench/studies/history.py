@@ -1,0 +1,72 @@
+"""Which kernel does what: one scenario under the rules of one released kernel after another.
+
+The rules of each version are in :mod:`workbench.profiles`, with the recordings or the source that show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from workbench import profiles
+from workbench.scenario import Scenario
+from workbench.simulation import simulate
+
+
+def released() -> list[str]:
+    """Names of the profiles of released kernels, oldest first."""
+    return [name for name in profiles.KERNEL_PROFILES if name[0].isdecimal()]
+
+
+def history(
+    scenario: Scenario, kernels: Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> xr.Dataset:
+    """The Dataset of :func:`workbench.simulate` with a dimension ``kernel``.
+
+    kernels : names of profiles; all released ones, oldest first, if left out
+    progress : called with (operations done, operations in all)
+    """
+    return simulate(scenario, kernel_profiles=list(kernels or released()), progress=progress)
+
+
+def table(dataset: xr.Dataset) -> list[dict[str, object]]:
+    """One row for each call: its number, what it was, each kernel's answer, and the kernels at which the answer changes.
+
+    An answer is "ok" or the errno's name, with the pages that the call placed by node.
+    """
+    names = [str(name) for name in dataset["kernel"].values]
+    rows: list[dict[str, object]] = []
+    for event in dataset["event"].values:
+        one = dataset.sel(event=event)
+        answers = [_answer(one.sel(kernel=name)) for name in names]
+        changes = [
+            name for name, answer, before in zip(names[1:], answers[1:], answers, strict=False) if answer != before
+        ]
+        text = f"{one['event_op'].values[0]} {one['event_file'].values[0]}".strip()
+        rows.append({"event": int(event), "call": text, **dict(zip(names, answers, strict=True)), "changes": changes})
+    return rows
+
+
+def first_refusal(dataset: xr.Dataset) -> dict[str, str]:
+    """For each kernel on which a call fails that others take: which one, and why."""
+    out = {}
+    errors = dataset["event_errno"].transpose("kernel", "event").values
+    for row, name in enumerate(dataset["kernel"].values):
+        own = np.flatnonzero((errors[row] != 0) & (errors == 0).any(axis=0))
+        if len(own):
+            one = dataset.isel(kernel=row, event=int(own[0]))
+            out[str(name)] = f"event {int(own[0])} ({one['event_op'].item()}): {one['event_error'].item()}"
+    return out
+
+
+def _answer(event: xr.Dataset) -> str:
+    if int(event["event_errno"]):
+        return str(event["event_error"].values)
+    placed = [
+        f"{count:,} on {int(node)}"
+        for node, count in zip(event["node"].values, event["event_pages"].values.tolist(), strict=True)
+        if count
+    ]
+    return "ok" if not placed else "ok: " + ", ".join(placed)
