@@ -332,6 +332,7 @@ def test_kubevirt() -> None:
 def test_kata() -> None:
     vm = read(CASES / "kata.toml", [0, 1])
     assert (vm.confidential, vm.vcpus, vm.memory, vm.backends[0].preallocated) == ("snp", 2, 2 * GIB, True)
+    assert vm.unknown == ["hypervisor.novelty"]
     pod = read(CASES / "kata-pod.yaml", [0, 1])
     assert (pod.confidential, pod.vcpus, pod.memory) == ("none", 3, GIB)
 

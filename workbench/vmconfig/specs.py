@@ -146,6 +146,24 @@ def _quantity(value: Any, what: str) -> int:
 _KATA = "io.katacontainers.config.hypervisor."
 
 
+_KATA_KNOWN = """
+    default_vcpus default_memory enable_hugepages enable_mem_prealloc confidential_guest sev_snp_guest enable_numa
+    numa_mapping enable_vcpus_pinning
+"""
+_KATA_IRRELEVANT = """
+    path kernel image initrd rootfs_type machine_type machine_accelerators enable_annotations valid_hypervisor_paths
+    valid_jailer_paths jailer_path kernel_params kernel_verity_params firmware firmware_volume cpu_features
+    seccompsandbox default_maxvcpus default_maxmemory default_bridges memory_slots shared_fs virtio_fs_daemon
+    valid_virtio_fs_daemon_paths virtio_fs_cache virtio_fs_cache_size virtio_fs_extra_args virtio_fs_queue_size
+    block_device_driver block_device_aio block_device_cache_set block_device_cache_direct block_device_cache_noflush
+    disable_block_device_use enable_iothreads indep_iothreads valid_entropy_sources entropy_source enable_debug
+    guest_hook_path disable_image_nvdimm hotplug_vfio cold_plug_vfio hot_plug_vfio pcie_root_port pcie_switch_port
+    disable_vhost_net rx_rate_limiter_max_rate tx_rate_limiter_max_rate enable_guest_swap guest_swap_path use_legacy_serial
+    disable_selinux disable_guest_selinux snp_guest_policy tdx_quote_generation_service_socket_port rootless
+    extra_monitor_socket msize_9p pflashes reclaim_guest_freed_memory static_sandbox_resource_mgmt disable_nesting_checks
+"""
+
+
 def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
     """The ``[hypervisor.*]`` table of a configuration.toml, or annotations ``io.katacontainers.config.hypervisor.*``."""
     if "hypervisor" in value:
@@ -182,6 +200,8 @@ def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
         vm.confidential = "snp" if _true(settings.get("sev_snp_guest")) else "tdx"
         if "sev_snp_guest" not in settings:
             vm.notes.append("confidential_guest without sev_snp_guest: taken as TDX, as kata does on such CPUs")
+    known = {*_KATA_KNOWN.split(), *_KATA_IRRELEVANT.split()}
+    vm.unknown += [f"hypervisor.{key}"[:120] for key in settings if key not in known]
     for key in ("enable_numa", "numa_mapping", "enable_vcpus_pinning"):
         if settings.get(key) not in (None, False, [], ""):
             vm.notes.append(f"{key}: kata places vCPUs when the sandbox starts; not modelled")
