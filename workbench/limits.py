@@ -23,3 +23,24 @@ ARCHIVE_MEMBERS = 200_000
 """Files of one archive; a snapshot of sysfs with a thousand CPUs has 60,000."""
 CONFIGURATION_BYTES = 1 << 20
 """The configuration of a virtual machine."""
+YAML_BYTES = 10 << 20
+"""A scenario, a host, a grid; standard input too."""
+
+WORD = 1 << 64
+"""Arguments of system calls are unsigned long at most."""
+FILE_BYTES = 1 << 50
+"""Of a guest or a file: 1 PiB is beyond any machine, and its pages fit int64 with room for arithmetic."""
+FILE_NUMBER = 1 << 62
+"""Inode numbers are below; page indices are added to them."""
+NODE_PAGES = 1 << 40
+"""4 KiB pages of a zone, a pool or a node: 4 PiB."""
+RATE = 1e9
+"""Largest bandwidth in MB/s (1 PB/s) and latency in ns (1 s) of one node."""
+MAX_VCPUS = 4096
+"""KVM_MAX_VCPUS (arch/x86/include/asm/kvm_host.h: CONFIG_KVM_MAX_NR_VCPUS)."""
+MAX_TASKS = 4096
+"""Threads of a scenario."""
+MAX_OPERATIONS = 1_000_000
+"""Operations and policy ranges of a scenario."""
+LISTED_PAGES = 1 << 28
+"""Pages that one operation may list one by one, as a random order does: 1 TiB of 4 KiB pages, some 6 GiB of arrays."""

@@ -46,6 +46,8 @@ def parse_nodes(value: str | int | Iterable[int] | None, field: str = "nodes") -
         return 0
     if isinstance(value, int):
         value = [value]
+    if not isinstance(value, (str, Iterable)):
+        raise WorkbenchError(f"{field}: {value!r} is no list of nodes; a list of nodes is written '0-3,8'")
     try:
         ids = list(value) if not isinstance(value, str) else [] if value == "none" else list(parse_list(value))
     except ValueError as error:
@@ -244,7 +246,12 @@ class SharedPolicy:
         return self._policies[position] if position >= 0 and index < self._ends[position] else None
 
     def set(self, start: int, end: int, policy: Mempolicy | None) -> None:
-        """Replace ``[start, end)`` by ``policy``; None deletes (mm/mempolicy.c: shared_policy_replace)."""
+        """Replace ``[start, end)`` by ``policy``; None deletes (mm/mempolicy.c: shared_policy_replace).
+
+        An empty range changes nothing: mbind and fbind return 0 before they get here.
+        """
+        if start >= end:
+            return
         first = bisect.bisect_right(self._ends, start)
         last = bisect.bisect_left(self._starts, end)
         pieces: list[tuple[int, int, Mempolicy]] = []

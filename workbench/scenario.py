@@ -10,6 +10,7 @@ With ``strict: true`` (the default) a nodemask outside the host or empty where n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,15 +22,33 @@ from workbench import policy as mempolicy
 from workbench import profiles
 from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
+from workbench.limits import (
+    FILE_BYTES,
+    FILE_NUMBER,
+    MAX_NUMNODES,
+    MAX_OPERATIONS,
+    MAX_TASKS,
+    MAX_VCPUS,
+    NODE_PAGES,
+    RATE,
+    WORD,
+)
 from workbench.safe_yaml import load as load_yaml
+from workbench.texts import Name, Prose
 from workbench.topology.host import Host
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, parse_bytes
 
 SCHEMA_VERSION = 1
-MAX_GUEST_BYTES = 1 << 50
-"""1 PiB: beyond any machine, and small enough for page arithmetic in int64."""
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Bytes = Annotated[int, Field(lt=WORD), BeforeValidator(parse_bytes)]
+FileBytes = Annotated[int, Field(le=FILE_BYTES), BeforeValidator(parse_bytes)]
+Word = Annotated[int, Field(ge=-WORD // 2, lt=WORD)]
+"""A system call's argument."""
+Int = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
+"""A node or CPU as a call takes it, which may be none of the host."""
+NodeId = Annotated[int, Field(ge=0, lt=MAX_NUMNODES)]
+Pages = Annotated[int, Field(ge=0, le=NODE_PAGES)]
+Count = Annotated[int, Field(ge=1, le=FILE_BYTES // PAGE_SIZE)]
+Seed = Annotated[int, Field(ge=0, lt=WORD)]
 Nodes = Annotated[str, BeforeValidator(lambda value: mempolicy.format_nodes(mempolicy.parse_nodes(value)))]
 Mode = Literal["default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave"]
 ModeFlag = Literal["static", "relative", "numa_balancing"]
@@ -59,17 +78,17 @@ class _Model(BaseModel):
 class Operation(_Model):
     """One call. ``task`` names the thread that makes it; the first task if it is left out."""
 
-    task: str | None = None
+    task: Name | None = None
 
 
 class _OnRange(Operation):
-    file: str = "guest"
+    file: Name = "guest"
     offset: Bytes = 0
     length: Bytes | None = Field(None, description="bytes; to the end of the file if left out")
 
 
 class _WithPolicy(_Model):
-    mode: Mode | int = Field("default", description="MPOL_*; an integer is passed to the kernel as it is")
+    mode: Mode | Word = Field("default", description="MPOL_*; an integer is passed to the kernel as it is")
     mode_flags: tuple[ModeFlag, ...] = ()
     nodes: Nodes = ""
 
@@ -87,36 +106,38 @@ class Policy(_WithPolicy):
 
     offset: Bytes = 0
     length: Bytes | None = None
-    home_node: int | None = None
+    home_node: Int | None = None
 
 
 class Create(Operation, _WithPolicy):
     """KVM_CREATE_GUEST_MEMFD, then mmap of the whole file if it has the flag. The policy counts for ``create`` only."""
 
     op: Literal["create"] = "create"
-    file: str = "guest"
-    size: Bytes | None = Field(None, description="bytes; the guest's memory if left out")
+    file: Name = "guest"
+    size: FileBytes | None = Field(None, description="bytes; the guest's memory if left out")
     flags: tuple[Literal["mmap", "init_shared"], ...] | None = Field(
         None, description="what the VMM asks for if left out: private memory starts private, ordinary memory shared"
     )
-    raw_flags: int | None = Field(None, description="flags word passed as it is, instead of `flags`")
+    raw_flags: Word | None = Field(None, description="flags word passed as it is, instead of `flags`")
 
 
 class Memfd(Operation):
     """memfd_create, ftruncate and mmap: tmpfs, for comparison."""
 
     op: Literal["memfd"] = "memfd"
-    file: str
-    size: Bytes
-    inode: int | None = Field(None, ge=0, description="inode number, which shifts its interleave; counted if left out")
+    file: Name
+    size: FileBytes
+    inode: int | None = Field(
+        None, ge=0, lt=FILE_NUMBER, description="inode number, which shifts its interleave; counted if left out"
+    )
 
 
 class Alias(Operation):
     """A second shared mapping (and descriptor) of a file, under its own name."""
 
     op: Literal["alias"] = "alias"
-    file: str
-    of: str
+    file: Name
+    of: Name
 
 
 class PassFd(Operation):
@@ -127,16 +148,16 @@ class PassFd(Operation):
     """
 
     op: Literal["pass_fd"] = "pass_fd"
-    file: str
-    of: str
-    process: str = Field("vmm2", min_length=1, max_length=64)
+    file: Name
+    of: Name
+    process: Name = Field("vmm2", min_length=1, max_length=64)
 
 
 class Mmap(Operation):
     """mmap of the whole file."""
 
     op: Literal["mmap"] = "mmap"
-    file: str = "guest"
+    file: Name = "guest"
     private: bool = False
 
 
@@ -144,14 +165,14 @@ class Munmap(Operation):
     """munmap of the file's mapping."""
 
     op: Literal["munmap"] = "munmap"
-    file: str = "guest"
+    file: Name = "guest"
 
 
 class Close(Operation):
     """munmap, delete the memslot and close the descriptor."""
 
     op: Literal["close"] = "close"
-    file: str = "guest"
+    file: Name = "guest"
 
 
 class Mbind(_OnRange, _WithPolicy):
@@ -159,7 +180,7 @@ class Mbind(_OnRange, _WithPolicy):
 
     op: Literal["mbind"] = "mbind"
     flags: tuple[MbindFlag, ...] = ()
-    raw_flags: int | None = None
+    raw_flags: Word | None = None
     maxnode: MaxNode = None
 
 
@@ -192,7 +213,7 @@ class GetMempolicy(Operation):
     """get_mempolicy: of an address (``file``, ``offset``) or of the task; ``node`` asks with MPOL_F_NODE."""
 
     op: Literal["get_mempolicy"] = "get_mempolicy"
-    file: str | None = None
+    file: Name | None = None
     offset: Bytes = 0
     node: bool = False
 
@@ -201,21 +222,21 @@ class SetMempolicyHomeNode(_OnRange):
     """set_mempolicy_home_node."""
 
     op: Literal["set_mempolicy_home_node"] = "set_mempolicy_home_node"
-    home_node: int
+    home_node: Int
 
 
 class SetWeights(Operation):
     """Write /sys/kernel/mm/mempolicy/weighted_interleave/nodeN; ``weights: null`` restores those found at boot."""
 
     op: Literal["set_weights"] = "set_weights"
-    weights: dict[int, int] | None = None
+    weights: dict[Int, Int] | None = None
 
 
 class SchedSetaffinity(Operation):
     """sched_setaffinity of the task to one CPU; -1 allows all."""
 
     op: Literal["sched_setaffinity"] = "sched_setaffinity"
-    cpu: int
+    cpu: Int
 
 
 class SetMemsAllowed(Operation):
@@ -229,7 +250,7 @@ class Fallocate(_OnRange):
     """fallocate; ``mode`` is FALLOC_FL_KEEP_SIZE for guest_memfd and 0 for memfd if left out."""
 
     op: Literal["fallocate"] = "fallocate"
-    mode: int | None = None
+    mode: Int | None = None
 
 
 class PunchHole(_OnRange):
@@ -248,8 +269,8 @@ class Fault(_OnRange):
     by: Literal["host", "guest", "prefault"] = "host"
     write: bool = True
     order: Literal["sequential", "reverse", "strided", "random"] = "sequential"
-    stride: int = Field(1, ge=1, description="pages, for the strided order")
-    seed: int = Field(0, ge=0, description="start of the random order; 0 means a fixed constant")
+    stride: Count = Field(1, description="pages, for the strided order")
+    seed: Seed = Field(0, description="start of the random order; 0 means a fixed constant")
 
 
 class FirstTouch(Operation):
@@ -260,13 +281,13 @@ class FirstTouch(Operation):
     """
 
     op: Literal["first_touch"] = "first_touch"
-    file: str = "guest"
+    file: Name = "guest"
     offset: Bytes = 0
     length: Bytes | None = None
     by: Literal["host", "guest", "prefault"] = "guest"
     order: Literal["sequential", "reverse", "strided", "random"] = "sequential"
-    stride: int = Field(1, ge=1)
-    turn: int = Field(0, ge=0, description="pages of a turn")
+    stride: Count = 1
+    turn: int = Field(0, ge=0, le=FILE_BYTES // PAGE_SIZE, description="pages of a turn")
     shared: bool = False
 
 
@@ -274,14 +295,14 @@ class Prefault(Operation):
     """Generator: one manager task populates the whole file by fallocate."""
 
     op: Literal["prefault"] = "prefault"
-    file: str = "guest"
+    file: Name = "guest"
 
 
 class MovePages(_OnRange):
     """move_pages of every page of a range to one node."""
 
     op: Literal["move_pages"] = "move_pages"
-    node: int
+    node: Int
     move_all: bool = False
 
 
@@ -289,22 +310,22 @@ class MigratePages(Operation):
     """migrate_pages of the process from one node to another."""
 
     op: Literal["migrate_pages"] = "migrate_pages"
-    source: int
-    target: int
+    source: Int
+    target: Int
 
 
 class Madvise(_OnRange):
     """madvise; ``advice`` is the number (4 DONTNEED, 9 REMOVE, 22 POPULATE_READ, 23 POPULATE_WRITE, ...)."""
 
     op: Literal["madvise"] = "madvise"
-    advice: int
+    advice: Int
 
 
 class Hog(Operation):
     """Other memory use on a node: take ``size`` bytes, or all but ``leave_free`` bytes."""
 
     op: Literal["hog"] = "hog"
-    node: int
+    node: NodeId
     size: Bytes | None = None
     leave_free: Bytes | None = None
     bind: bool = False
@@ -325,18 +346,18 @@ class Unhog(Operation):
 class ZoneState(_Model):
     """Pages of one zone as /proc/zoneinfo prints them."""
 
-    free: int
-    min: int
-    low: int
-    high: int
-    managed: int
+    free: Pages
+    min: Pages
+    low: Pages
+    high: Pages
+    managed: Pages
 
 
 class Zones(Operation):
     """Read the zones; with ``observed`` (label such as ``0/Normal`` to pages) take the counters of a real kernel over."""
 
     op: Literal["zones"] = "zones"
-    observed: dict[str, ZoneState] | None = None
+    observed: dict[Name, ZoneState] | None = None
 
 
 class Observe(_OnRange):
@@ -356,7 +377,7 @@ class ConvertStream(Operation):
     """Generator: what a guest converts, from a few parameters and a seed; see workbench.engine.conversion_streams."""
 
     op: Literal["convert_stream"] = "convert_stream"
-    file: str = "guest"
+    file: Name = "guest"
     stream: Literal["boot", "bounce_buffers", "ballooning", "bad_guest", "uniform_random"] = "boot"
     count: int = Field(1000, ge=1, le=100_000, description="buffers, flips or conversions; boot has its own number")
     fraction: float = Field(0.25, gt=0, le=1, description="share of memory that a balloon takes")
@@ -402,7 +423,9 @@ class Access(_OnRange):
     initiators: Nodes | None = Field(None, description="nodes whose vCPUs access; all vCPU nodes if left out")
     pattern: Literal["uniform", "zipf", "streaming", "pointer_chasing"] = "uniform"
     write_fraction: float = Field(0.0, ge=0, le=1)
-    demand_mbps: float | None = Field(None, gt=0, description="MB/s of each initiator; as much as it gets if left out")
+    demand_mbps: float | None = Field(
+        None, gt=0, le=RATE, description="MB/s of each initiator; as much as it gets if left out"
+    )
 
 
 class Kexec(Operation):
@@ -460,8 +483,8 @@ AnyOperation = Annotated[
 class Vcpu(_Model):
     """Where one vCPU thread runs: on a CPU of the host, or anywhere on a node."""
 
-    cpu: int | None = None
-    node: int | None = None
+    cpu: Int | None = None
+    node: Int | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> Vcpu:
@@ -473,9 +496,9 @@ class Vcpu(_Model):
 class Task(_Model):
     """A thread: where it runs and the rotation it starts with."""
 
-    name: str = Field(min_length=1, max_length=64)
-    cpu: int | None = None
-    node: int | None = None
+    name: Name = Field(min_length=1, max_length=64)
+    cpu: Int | None = None
+    node: Int | None = None
     il_prev: int = Field(mempolicy.MAX_NUMNODES - 1, ge=0, lt=mempolicy.MAX_NUMNODES)
     il_weight: int = Field(0, ge=0, le=255)
 
@@ -499,7 +522,7 @@ class Conversion(_Model):
 class Guest(_Model):
     """The guest and how the host backs it."""
 
-    memory: Bytes = 1 << 30
+    memory: FileBytes = 1 << 30
     page_size: PageSize = "4 KiB"
     design: Design = "filemap"
     policy_interface: Literal["none", "create", "fbind", "mbind"] = "mbind"
@@ -507,8 +530,8 @@ class Guest(_Model):
         "none", description="what KVM_CREATE_VM makes; also called confidential"
     )
     vmm_profile: str | None = Field(None, description="which VMM's calls are made: qemu-11, firecracker or own")
-    vcpus: tuple[Vcpu, ...] = Field((), description="one on the first node with CPUs if left out")
-    policies: tuple[Policy, ...] = ()
+    vcpus: tuple[Vcpu, ...] = Field((), max_length=MAX_VCPUS, description="one on the first node with CPUs if left out")
+    policies: tuple[Policy, ...] = Field((), max_length=MAX_OPERATIONS)
     conversion: Conversion = Conversion()
     small_page_fallback: bool = Field(False, description="use 4 KiB folios where the huge page pool is empty")
 
@@ -541,10 +564,8 @@ class Guest(_Model):
     @field_validator("memory")
     @classmethod
     def _whole_pages(cls, value: int) -> int:
-        if value == 0 or value % PAGE_SIZE or value > MAX_GUEST_BYTES:
-            raise ValueError(
-                f"{value} bytes; must be a multiple of 4 KiB from 4 KiB to {format_bytes(MAX_GUEST_BYTES)}"
-            )
+        if value == 0 or value % PAGE_SIZE or value > FILE_BYTES:
+            raise ValueError(f"{value} bytes; must be a multiple of 4 KiB from 4 KiB to {format_bytes(FILE_BYTES)}")
         return value
 
     @model_validator(mode="after")
@@ -574,27 +595,29 @@ class Boot(_Model):
     zonelists: Literal["boot", "hotplug"] = Field(
         "boot", description="hotplug: rebuilt since boot, CPU penalty applies"
     )
-    hugetlb_pages: dict[int, int] | None = Field(None, description="huge pages of the guest's size per node id")
-    vmemmap_pages: dict[int, int] | None = Field(
+    hugetlb_pages: dict[NodeId, Pages] | None = Field(None, description="huge pages of the guest's size per node id")
+    vmemmap_pages: dict[NodeId, Pages] | None = Field(
         None,
         description="4 KiB pages per node id that splits can restore vmemmap from; what the pools leave if left out",
     )
-    weights: dict[int, int] | None = Field(None, description="interleave weights; automatic from bandwidth if left out")
+    weights: dict[NodeId, Int] | None = Field(
+        None, description="interleave weights; automatic from bandwidth if left out"
+    )
 
 
 class Scenario(_Model):
     """Host, guest and operations; the unit that everything else takes."""
 
-    name: str = Field("scenario", max_length=200)
-    comment: str = ""
+    name: Name = Field("scenario", max_length=200)
+    comment: Prose = ""
     host: Host
     kernel_profile: str | None = Field(
         None, description="which kernel's rules hold; the oldest that has what the scenario asks for if left out"
     )
     boot: Boot = Boot()
     guest: Guest = Guest()
-    tasks: tuple[Task, ...] = ()
-    operations: tuple[AnyOperation, ...] = ()
+    tasks: tuple[Task, ...] = Field((), max_length=MAX_TASKS)
+    operations: tuple[AnyOperation, ...] = Field((), max_length=MAX_OPERATIONS)
     seed: int = Field(0, ge=0, lt=1 << 63)
     output: Literal["auto", "counts", "runs", "pages"] = "auto"
     pfns: bool = Field(
@@ -650,8 +673,8 @@ class Scenario(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
         names = [task.name for task in self.tasks]
-        for name in names:
-            if names.count(name) > 1:
+        for name, times in Counter(names).items():
+            if times > 1:
                 raise ValueError(f"tasks: {name!r} is there twice; names must differ")
         known = {node.id for node in self.host.nodes}
         cpus = {cpu for node in self.host.nodes for cpu in node.cpus}
@@ -684,11 +707,11 @@ class Scenario(_Model):
                 if not mask and holder.mode not in ("default", "local", "preferred", 0, 1, 4):
                     raise ValueError(f"{field}.nodes: empty; {holder.mode} needs at least one of {self._allowed()}")
             node = getattr(holder, "node", None)
-            if isinstance(holder, (Hog, MovePages)) and not known >> holder.node & 1:
+            if isinstance(holder, (Hog, MovePages)) and (holder.node < 0 or not known >> holder.node & 1):
                 raise ValueError(f"{field}.node: {node} is not on this host ({self._allowed()})")
             if isinstance(holder, SetWeights):
                 for weight_node, weight in (holder.weights or {}).items():
-                    if not 1 <= weight <= 255 or not known >> weight_node & 1:
+                    if not 1 <= weight <= 255 or weight_node < 0 or not known >> weight_node & 1:
                         raise ValueError(
                             f"{field}.weights: {weight_node}: {weight} is not allowed; "
                             f"weights are 1 to 255 for {self._allowed()}"
@@ -775,7 +798,9 @@ def first_line(error: ValidationError) -> str:
     message = detail["msg"].removeprefix("Value error, ").replace("\n", " ")
     given = detail.get("input")
     shown = ""
-    if isinstance(given, (str, int, float)) and not isinstance(given, bool) and repr(given)[:30] not in message:
+    if isinstance(given, int) and abs(given) >= WORD:
+        shown = f" (given: a number of {given.bit_length()} bits)"
+    elif isinstance(given, (str, int, float)) and not isinstance(given, bool) and repr(given)[:30] not in message:
         shown = f" (given: {repr(given)[:60]})"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{where}: {message}{shown}{more}" if where else f"{message}{shown}{more}"

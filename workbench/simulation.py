@@ -223,7 +223,7 @@ def _dataset(system: System, log: _Log) -> xr.Dataset:
     _put_events(system, log, put)
     counts = _file_counts(system, [inode.map for inode in inodes.values()])
     put("pages_per_node", counts)
-    put("file_pages", np.array([inode.pages >> inode.order for inode in inodes.values()], np.int64))
+    put("file_pages", np.array([inode.extent >> inode.order for inode in inodes.values()], np.int64))
     put("file_page_size", np.array([PAGE_SIZE << inode.order for inode in inodes.values()], np.int64))
     memory = counts << np.array([[inode.order] for inode in inodes.values()], np.int64).reshape(-1, 1)
     if scenario.guest.small_page_fallback:
@@ -347,7 +347,7 @@ def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
         _put_stretches("small_stretch", system, small, tiles, put)
     put("tile_node", np.concatenate(tiles))
 
-    total = sum(inode.pages >> inode.order for inode in inodes.values())
+    total = sum(inode.extent >> inode.order for inode in inodes.values())
     if scenario.output in ("auto", "runs"):
         listed = [(name, _node_runs(system, inode.map)) for name, inode in inodes.items()]
         if all(runs is not None for _, runs in listed):
@@ -395,7 +395,7 @@ def _stretches(system: System, map_: FileMap, base: int) -> tuple[np.ndarray, np
 
 def _page_node(system: System, inodes: dict[str, Inode]) -> np.ndarray:
     dtype = np.int8 if system.node_ids.max() < 128 else np.int16
-    pages = max((inode.pages >> inode.order for inode in inodes.values()), default=0)
+    pages = max((inode.extent >> inode.order for inode in inodes.values()), default=0)
     out = np.empty((len(inodes), pages), dtype)
     values = system.node_ids[system.zone_node].astype(dtype)
     for row, inode in zip(out, inodes.values(), strict=True):
@@ -406,10 +406,10 @@ def _page_node(system: System, inodes: dict[str, Inode]) -> np.ndarray:
 
 
 def _page_pfn(system: System, inodes: dict[str, Inode]) -> np.ndarray:
-    pages = max((inode.pages >> inode.order for inode in inodes.values()), default=0)
+    pages = max((inode.extent >> inode.order for inode in inodes.values()), default=0)
     out = np.full((len(inodes), pages), -1, np.int64)
     for row, inode in zip(out, inodes.values(), strict=True):
-        size = inode.pages >> inode.order
+        size = inode.extent >> inode.order
         if system.free_pfns is not None and inode.pfns is not None:
             row[:size] = system.free_pfns.of_file(inode.map, inode.pfns, size)
     return out

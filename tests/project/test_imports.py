@@ -17,7 +17,7 @@ COMPILERS = {f"workbench.kernels.{name}" for name in ("compile", "code_cache", "
 """The modules that know Numba; all other kernels know three decorators and a class decorator."""
 
 GROUND = {
-    "errors", "errnos", "limits", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs", "intervals",
+    "errors", "errnos", "limits", "texts", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs", "intervals",
     "probe_words", "profiles", "design",
 }  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
@@ -29,19 +29,20 @@ WINGS = {
     "errnos": set(),
     "limits": set(),
     "intervals": set(),
+    "texts": set(),
     "probe_words": set(),
     "duck_arrays": set(),
     "units": {"errors"},
     "files": {"errors"},
-    "safe_yaml": {"errors"},
+    "safe_yaml": {"errors", "files", "limits"},
     "bitmap_lists": {"errors", "limits"},
     "data": {"errors"},
     "costs": {"errors"},
     "design": {"errors"},
     "policy": {"bitmap_lists", "errors", "limits"},
     "profiles": {"errors"},
-    "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "safe_yaml", "units"},
-    "scenario": {"design", "errors", "policy", "profiles", "safe_yaml", "topology", "units"},
+    "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "safe_yaml", "texts", "units"},
+    "scenario": {"design", "errors", "limits", "policy", "profiles", "safe_yaml", "texts", "topology", "units"},
     "variables": {"costs"},
     "results": {"duck_arrays", "errors", "kernels", "scenario", "units", "variables"},
     "tracking": SCENE,

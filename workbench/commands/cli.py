@@ -1,10 +1,13 @@
-"""The ``workbench`` command: thin commands over the package. Exit code 0, 1 if something disagrees or failed, 2 for bad input.
+"""The ``workbench`` command: thin commands over the package.
 
-Every error of the input is one line on standard error. ``-`` stands for standard input or output where it fits.
+Exit code 0, 1 if something disagrees or failed, 2 for bad input, 70 for a fault of the workbench itself (EX_SOFTWARE of
+sysexits.h), 130 after Ctrl-C. Every error is one line on standard error; of a fault of ours it names a file with what a
+report of it needs. ``-`` stands for standard input or output where it fits.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -18,6 +21,7 @@ from workbench.design import DESIGNS
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.kernels import first_use
+from workbench.limits import YAML_BYTES
 
 app = typer.Typer(
     name="workbench",
@@ -198,6 +202,17 @@ class progress_bar:
         self._bar.close()
 
 
+def read_stdin(field: str) -> str:
+    """Standard input as text, of at most as many bytes as a file may have. Raises WorkbenchError."""
+    content = sys.stdin.buffer.read(YAML_BYTES + 1)
+    if len(content) > YAML_BYTES:
+        raise WorkbenchError(f"{field}: more than {YAML_BYTES >> 20} MiB on standard input; no more are read")
+    try:
+        return content.decode("utf-8") + "\n"
+    except UnicodeDecodeError:
+        raise WorkbenchError(f"{field}: standard input is not UTF-8 text") from None
+
+
 def read_scenario(source: str, changes: list[str]) -> Any:
     """A scenario from a file, a ready one by name, or standard input (``-``), with ``KEY=VALUE`` changes applied."""
     from workbench.data import datasets_path
@@ -206,7 +221,7 @@ def read_scenario(source: str, changes: list[str]) -> Any:
 
     text: str | Path = Path(source)
     if source == "-":
-        text = sys.stdin.read() + "\n"
+        text = read_stdin("scenario")
     elif not Path(source).exists():
         ready = datasets_path() / "scenarios" / f"{source}.yaml"
         text = ready if ready.exists() else text
@@ -297,15 +312,26 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
         typer.echo(f"event {refusal['event']} ({refusal['op']}) was refused: {errno_name(refusal['errno'])}")
 
 
-def main() -> None:
-    """Entry point: run the command, turn bad input into one line and exit code 2."""
+@functools.cache
+def _register_all() -> None:
     for module in ("machines", "importing", "measure", "batch", "record", "oracle", "reproduce", "explore", "history"):
         importlib.import_module(f"workbench.commands.{module}").register(app)
     first_use.listeners.append(first_use.Line())
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as one line that a terminal shows and takes no orders from."""
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def main() -> None:
+    """Entry point: run the command, turn bad input into one line and exit code 2, a fault of ours into one and 70."""
+    _register_all()
     try:
         app()
     except WorkbenchError as error:
-        typer.echo(f"workbench: {error}", err=True)
+        typer.echo(f"workbench: {one_line(error)}", err=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         typer.echo("workbench: interrupted; nothing was written", err=True)
@@ -313,6 +339,13 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(1) from None
+    except Exception as error:
+        from workbench.commands.fault_log import write
+
+        kept = write(error)
+        place = f"; please attach {kept} to a report of it" if kept else ""
+        typer.echo(f"workbench: a fault of the workbench ({type(error).__name__}){place}", err=True)
+        raise SystemExit(70) from None
 
 
 if __name__ == "__main__":

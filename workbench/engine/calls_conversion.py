@@ -14,12 +14,17 @@ import numpy as np
 from workbench import profiles
 from workbench import scenario as sc
 from workbench.engine.conversions import Conversions
+from workbench.engine.host_state import check_listed
 from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
 from workbench.intervals import Int64s, equal_intervals, no_intervals, true_intervals
 from workbench.kernels.folios import run as folio
+from workbench.limits import FILE_BYTES
 from workbench.tracking.tracked_file import Outcome, TrackedFile
 from workbench.units import PAGE_SIZE
+
+_FAR = 1 << 60
+"""Bytes: beyond any file."""
 
 
 def tracked_inode(system: System, operation: Any, *, closed: bool = False) -> Inode | None:
@@ -133,7 +138,11 @@ def hwpoison(system: System, operation: sc.Hwpoison) -> Result:
         return failed(errno.EBADF)
     _, file = _tracking(system, inode)
     offset, length = byte_span(operation, inode)
-    stream = np.zeros((-(-length // PAGE_SIZE), 6), np.int64)
+    pages = -(-min(length, inode.pages * PAGE_SIZE - offset) // PAGE_SIZE)
+    if pages <= 0:
+        return failed(errno.ENOENT, pages=0)
+    check_listed(pages, "hwpoison")
+    stream = np.zeros((pages, 6), np.int64)
     stream[:, folio.OP] = folio.POISON
     stream[:, folio.OFFSET] = offset + PAGE_SIZE * np.arange(len(stream))
     errors = file.run_stream(stream).errors
@@ -210,7 +219,12 @@ def punch_hole(system: System, inode: Inode, offset: int, length: int) -> Result
 def byte_span(operation: Any, inode: Inode) -> tuple[int, int]:
     """Offset and length of an operation in bytes; without a length, to the end of the file."""
     length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
-    return operation.offset, length
+    return _in_int64(operation.offset), _in_int64(max(0, length))
+
+
+def _in_int64(number: int) -> int:
+    """A number that no file reaches as another that none does, as well aligned, small enough for sums in int64."""
+    return number if number < _FAR else _FAR + number % FILE_BYTES
 
 
 def _state_runs(file: TrackedFile, start: int, end: int, shared: bool) -> Int64s:

@@ -27,6 +27,7 @@ from workbench.engine.system import System
 from workbench.units import PAGE_SIZE
 
 FALLOC_FL_KEEP_SIZE = 1
+_MAX_LFS_FILESIZE = (1 << 63) - 1
 
 
 def create(system: System, operation: sc.Create) -> Result:
@@ -89,7 +90,7 @@ def memfd(system: System, operation: sc.Memfd) -> Result:
     """memfd_create: a tmpfs inode, whose interleave index is shifted by its inode number."""
     system.memfds += 1
     number = system.memfds if operation.inode is None else operation.inode
-    inode = Inode(operation.file, operation.size // PAGE_SIZE, "memfd", ilx_base=number)
+    inode = Inode(operation.file, -(-operation.size // PAGE_SIZE), "memfd", ilx_base=number)
     return _open(system, operation.file, inode, mapped=True)
 
 
@@ -164,8 +165,18 @@ def close(system: System, operation: sc.Close) -> Result:
     return Result()
 
 
+def _outside(offset: int, length: int) -> int:
+    """fs/open.c: vfs_fallocate: errno of a range that is no range of a file; 0 if it is one."""
+    if length <= 0 or max(offset, length) > _MAX_LFS_FILESIZE:
+        return errno.EINVAL
+    return errno.EFBIG if offset + length > _MAX_LFS_FILESIZE else 0
+
+
 def fallocate(system: System, operation: sc.Fallocate) -> Result:
-    """virt/kvm/guest_memfd.c: kvm_gmem_fallocate, kvm_gmem_allocate; tmpfs grows instead of refusing."""
+    """virt/kvm/guest_memfd.c: kvm_gmem_fallocate, kvm_gmem_allocate; mm/shmem.c: shmem_fallocate.
+
+    tmpfs grows instead of refusing; with KEEP_SIZE the pages lie beyond its end.
+    """
     file = system.files.get(operation.file)
     if file is None or file.descriptor is None:
         return failed(errno.EBADF)
@@ -175,8 +186,8 @@ def fallocate(system: System, operation: sc.Fallocate) -> Result:
     if mode is None:
         mode = FALLOC_FL_KEEP_SIZE if gmem else 0
     length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
-    if length <= 0:
-        return failed(errno.EINVAL)
+    if error := _outside(operation.offset, length):
+        return failed(error)
     if gmem:
         if mode != FALLOC_FL_KEEP_SIZE:
             return failed(errno.EOPNOTSUPP)
@@ -188,7 +199,10 @@ def fallocate(system: System, operation: sc.Fallocate) -> Result:
     elif mode not in (0, FALLOC_FL_KEEP_SIZE):
         return failed(errno.EOPNOTSUPP)
     start, end = operation.offset // PAGE_SIZE, -(-(operation.offset + length) // PAGE_SIZE)
-    return allocated(system.touch(system.task(operation), inode, start, end))
+    complete = system.touch(system.task(operation), inode, start, end)
+    if not gmem and mode != FALLOC_FL_KEEP_SIZE:
+        inode.pages = max(inode.pages, end)
+    return allocated(complete)
 
 
 def punch_hole(system: System, operation: sc.PunchHole) -> Result:
@@ -198,8 +212,8 @@ def punch_hole(system: System, operation: sc.PunchHole) -> Result:
         return failed(errno.EBADF)
     inode = file.inode
     length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
-    if length <= 0:
-        return failed(errno.EINVAL)
+    if error := _outside(operation.offset, length):
+        return failed(error)
     if inode.tracked is not None:
         return calls_conversion.punch_hole(system, inode, operation.offset, length)
     size = PAGE_SIZE << inode.order

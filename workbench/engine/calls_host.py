@@ -25,7 +25,9 @@ def sched_setaffinity(system: System, operation: sc.SchedSetaffinity) -> Result:
 
 def hog(system: System, operation: sc.Hog) -> Result:
     """Anonymous memory of another process, preferred on (or bound to) one node."""
-    node = system.index_of_node[operation.node]
+    node = system.index_of_node.get(operation.node)
+    if node is None:
+        return failed(errno.EINVAL)  # the other process's mbind is refused
     zones = [zone for zone in system.zonelists["memfd"][node] if zone >= 0 and system.zone_node[zone] == node]
     unit = int(system.zone_page_size[zones[0]]) if zones else PAGE_SIZE
     if operation.leave_free is not None:

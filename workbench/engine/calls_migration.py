@@ -13,6 +13,7 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import migration
+from workbench.engine.host_state import check_listed
 from workbench.engine.objects import Result, failed
 from workbench.engine.system import System
 from workbench.intervals import Int64s, in_intervals
@@ -29,6 +30,7 @@ def move_pages(system: System, operation: sc.MovePages) -> Result:
     """
     file = system.files.get(operation.file)
     start, end = system.pages(operation, file.inode.pages if file else 0)
+    check_listed(end - start, "move_pages")
     status = np.full(end - start, UNWRITTEN, np.int64)
     target = system.index_of_node.get(operation.node)
     if target is None or not system.has_memory[target]:

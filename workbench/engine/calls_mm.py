@@ -42,17 +42,28 @@ def _host_fault(system: System, operation: sc.Fault, file: OpenFile | None, star
         return calls_conversion.host_fault(system, operation, file, start, count)
     inside = 0
     if file is not None and file.mapping is not None and not file.inode.private:
-        inside = max(0, min(count, file.inode.pages - start))
-    first = -1
-    if inside < count:
-        order = system.touch_order(operation, count)
-        first = start + int(order[order >= inside][0])
+        # What the mapping does not reach raises SIGSEGV, what is beyond the end of the file SIGBUS.
+        inside = max(0, min(count, min(file.inode.pages, file.mapping.pages) - start))
+    first = start + _first_from(system, operation, inside, count) if inside < count else -1
     if inside:
         assert file is not None and file.mapping is not None
         if not system.touch(system.task(operation), file.inode, start, start + inside, operation):
             return failed(errno.ENOMEM, bad=count, first=start)
         file.mapping.map(start, start + inside)
     return Result(inside, 0, {"bad": count - inside, "first": first})
+
+
+def _first_from(system: System, operation: sc.Fault, inside: int, count: int) -> int:
+    """Which of pages [inside, count) is touched first, when [0, count) are in the operation's order."""
+    if operation.order == "sequential":
+        return inside
+    if operation.order == "reverse":
+        return count - 1
+    if operation.order == "strided":  # the first pass reaches every multiple of the stride
+        multiple = -(-inside // operation.stride) * operation.stride
+        return multiple if multiple < count else inside
+    order = system.touch_order(operation, count)
+    return int(order[order >= inside][0])
 
 
 def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:
@@ -72,7 +83,8 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
     if not system.vcpu_open:
         system.vcpu_open = True
         system.new_descriptor()  # KVM_CREATE_VCPU returns one too
-    inside = max(0, min(count, inode.pages - start))
+    end = inode.pages if file.mapping is None or inode.kind == "guest_memfd" else min(inode.pages, file.mapping.pages)
+    inside = max(0, min(count, end - start))
     if inode.kind == "guest_memfd":
         reachable = not inode.private or system.scenario.guest.private_memory
     else:

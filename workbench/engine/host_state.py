@@ -22,11 +22,13 @@ from workbench.engine.policy_request import mask_of, policy_nodemask
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.intervals import Int64s, in_intervals, intervals_add, intervals_minus, no_intervals
 from workbench.kernels import fault_order, mempolicy, placement, zonelist
+from workbench.limits import LISTED_PAGES
 from workbench.topology.zones import LOWMEM_BYTES, default_zones
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes
 
 Turns = Iterator[tuple[Int64s, Int64s]]
 """Chunks of indices in the order they are touched, and the row of the task that touches each."""
+_LISTED_BYTES = 24  # of arrays for each page listed: its index in the order, in the chunk that is kept, its zone
 _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 
 
@@ -327,6 +329,8 @@ class HostState:
 
     def touch_order(self, operation: sc.Fault, count: int) -> Int64s:
         """The order in which an operation touches so many pages, int64 (count,)."""
+        if operation.order in ("strided", "random"):
+            check_listed(count, f"fault: {operation.order} order")
         if operation.order == "reverse":
             return np.arange(count - 1, -1, -1, dtype=np.int64)
         out = np.arange(count, dtype=np.int64)
@@ -399,6 +403,7 @@ class HostState:
         ranges, policies = self._policy_ranges(inode, order)
         requests, row_of = self._requests(inode, list(self.tasks.values()), policies, order)
         base = int(holes[0, 0])
+        check_listed(int(holes[-1, 1]) - base, "placing pages one by one")
         found = np.full(int(holes[-1, 1]) - base, -1, np.int16)
         cached = np.empty((len(requests.kind), self.nodes), np.int64)
         pfns = np.empty(len(found), np.int64) if inode.pfns is not None and not small else None
@@ -508,6 +513,15 @@ class HostState:
         if inode.small is not None:
             limit = inode.pages >> inode.order
             self.free += inode.small.erase(first << inode.order, min(last, limit) << inode.order, len(self.free))
+
+
+def check_listed(pages: int, what: str) -> None:
+    """Refuse, before memory is taken, what needs an array entry for each of too many pages. Raises WorkbenchError."""
+    if pages > LISTED_PAGES:
+        raise WorkbenchError(
+            f"{what}: {pages} pages would be listed one by one, in some {format_bytes(pages * _LISTED_BYTES)} of memory; "
+            f"at most {LISTED_PAGES} are"
+        )
 
 
 def _map_of(inode: Inode, small: bool) -> FileMap:

@@ -55,7 +55,8 @@ class Thread:
 class Inode:
     """A guest_memfd or tmpfs inode. Sizes and policy ranges are in 4 KiB pages, ``map`` in folios of ``order``.
 
-    Two inodes are equal if they are the same one.
+    Two inodes are equal if they are the same one. ``pages`` is i_size, rounded up; a tmpfs file may hold pages beyond it
+    (fallocate with KEEP_SIZE), which ``extent`` counts too.
 
     ``small``: 4 KiB pages that back a file of huge folios where the pool was empty; None where that is not allowed.
     ``tracked``: the state of single pages, in scenarios that need it (:mod:`workbench.engine.conversions`), with ``entered``:
@@ -83,6 +84,12 @@ class Inode:
     attributes: Attributes | None = None
     backend: Inode | None = None
     device_areas: Int64s = field(default_factory=no_intervals)
+
+    @property
+    def extent(self) -> int:
+        """4 KiB pages up to the end of the file, or of its last page if that lies beyond."""
+        runs = self.map.runs
+        return max(self.pages, int(runs[-1, 0] + runs[-1, 1]) << self.order) if len(runs) else self.pages
 
     @property
     def base_map(self) -> FileMap | None:

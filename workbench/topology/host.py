@@ -7,7 +7,7 @@ itself has them in ``/sys/devices/system/node``; the readers are in :mod:`workbe
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ from workbench.bitmap_lists import format_list, parse_list
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.files import read_file
-from workbench.limits import MAX_CPUS, MAX_NUMNODES, XML_BYTES
+from workbench.limits import MAX_CPUS, MAX_NUMNODES, NODE_PAGES, RATE, XML_BYTES
+from workbench.texts import Name, Prose
 from workbench.topology import readers, trees
 from workbench.topology.common import LOCAL_DISTANCE
 from workbench.topology.sysfs import read_tree
@@ -25,7 +26,10 @@ from workbench.units import PAGE_SIZE, parse_bytes
 
 Kind = Literal["dram", "hbm", "cxl", "nvm", "gpu"]
 MigrateType = Literal["Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate"]
-Pages = Annotated[int, Field(ge=0, le=1 << 40)]
+Pages = Annotated[int, Field(ge=0, le=NODE_PAGES)]
+Rate = Annotated[float, Field(ge=0, le=RATE)]
+Figure = Rate | tuple[Rate, Rate]
+"""One number, or from and to."""
 FreeBlocks = Annotated[tuple[Pages, ...], Field(max_length=16)]
 
 
@@ -129,24 +133,26 @@ class Access(_Model):
 
     initiator: int
     target: int
-    read_bandwidth: float | None = Field(None, ge=0, description="MB/s")
-    write_bandwidth: float | None = Field(None, ge=0, description="MB/s")
-    read_latency: float | None = Field(None, ge=0, description="ns")
-    write_latency: float | None = Field(None, ge=0, description="ns")
+    read_bandwidth: Rate | None = Field(None, description="MB/s")
+    write_bandwidth: Rate | None = Field(None, description="MB/s")
+    read_latency: Rate | None = Field(None, description="ns")
+    write_latency: Rate | None = Field(None, description="ns")
 
 
 class Host(_Model):
     """A machine: nodes in ascending order of id and the distances between them in that order."""
 
-    name: str = Field(max_length=200)
-    nodes: tuple[Node, ...] = Field(min_length=1)
+    name: Name = Field(max_length=200)
+    nodes: tuple[Node, ...] = Field(min_length=1, max_length=MAX_NUMNODES)
     distances: tuple[tuple[int, ...], ...]
-    title: str = ""
-    source: str | None = None
-    note: str | None = None
-    assumed: tuple[str, ...] = Field((), description="fields that the source does not give and we assume")
+    title: Name = ""
+    source: Prose | None = None
+    note: Prose | None = None
+    assumed: tuple[Name, ...] = Field((), description="fields that the source does not give and we assume")
     access: tuple[Access, ...] = ()
-    figures: dict[str, Any] = Field({}, description="published bandwidth and latency of the whole machine")
+    figures: dict[Literal["bandwidth", "latency"], dict[Name, Figure]] = Field(
+        {}, description="published bandwidth (GB/s) and latency (ns) of the whole machine; shown, not used"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Host:

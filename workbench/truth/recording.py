@@ -19,9 +19,11 @@ from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.data import datasets_path, shipped
 from workbench.errors import WorkbenchError
+from workbench.files import read_file
 from workbench.probe_words import ORDERS
 from workbench.profiles import of_version
 from workbench.topology.host import Host, Node, Zone
+from workbench.truth.document import validated
 from workbench.units import PAGE_SIZE
 
 FORMAT_VERSION = 1
@@ -89,6 +91,7 @@ def read(path: str | Path) -> Recording:
             raise WorkbenchError(f"{path.name}: no {key!r}; this is not a placement recording")
     if data.get("done") is not True:
         raise WorkbenchError(f"{path.name}: truncated: the recorder did not reach its end")
+    validated(path.name, data)
     scenarios = tuple(_scenario(path, number, entry) for number, entry in enumerate(data["scenarios"]))
     if not scenarios:
         raise WorkbenchError(f"{path.name}: holds no scenario")
@@ -114,7 +117,7 @@ def read(path: str | Path) -> Recording:
 def load(path: Path) -> dict[str, Any]:
     """The document of a ``.json`` or ``.json.gz`` file; anything that is not a whole mapping is refused with one line."""
     try:
-        raw = path.read_bytes()
+        raw = read_file(path, MAX_BYTES, path.name)
         if path.name.endswith(".gz"):
             unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
             unpacked = unpacker.decompress(raw, MAX_BYTES)
@@ -124,8 +127,6 @@ def load(path: Path) -> dict[str, Any]:
                 raise WorkbenchError(f"{path.name}: truncated: the compressed data ends early")
             raw = unpacked
         data = json.loads(raw)
-    except OSError as error:
-        raise WorkbenchError(f"{path}: {error.strerror}") from None
     except (zlib.error, gzip.BadGzipFile) as error:
         raise WorkbenchError(f"{path.name}: not a gzip file, or damaged ({error})") from None
     except (ValueError, RecursionError) as error:
