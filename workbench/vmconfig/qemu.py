@@ -47,6 +47,7 @@ class _Line:
     online: list[int]
     objects: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     memory: int = DEFAULT_MEMORY
+    most_vcpus: int = 1
     memory_backend: str | None = None
     confidential_object: str | None = None
     nodes: list[dict[str, Any]] = field(default_factory=list)
@@ -174,6 +175,7 @@ def _smp(line: _Line, value: str) -> None:
             line.vm.vcpus = 1
             for key in ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"):
                 line.vm.vcpus *= max(1, counts.get(key, 1))
+    line.most_vcpus = counts.get("maxcpus", line.vm.vcpus)
     if not 1 <= line.vm.vcpus <= 4096:
         raise WorkbenchError(f"{line.vm.source}: -smp {value[:40]!r}: {line.vm.vcpus} vCPUs; 1 to 4096 are expected")
 
@@ -264,7 +266,7 @@ def _finish(line: _Line) -> None:
     vm.unknown += [f"-object {kind},id={name} is used by nothing" for name, (kind, _) in line.objects.items()
                    if kind in _BACKENDS and name not in {backend.name for backend in used}]  # fmt: skip
     if line.nodes and any(backend.vcpus for backend in used):
-        _spread_rest(vm, used)
+        _check_vcpus(line, used)
     elif len(line.nodes) > 1:  # hw/core/numa.c: without cpus= they go round the nodes
         nodes = len(line.nodes)
         for number, backend in enumerate(used[:nodes]):
@@ -272,10 +274,14 @@ def _finish(line: _Line) -> None:
     vm.backends = used
 
 
-def _spread_rest(vm: VirtualMachine, used: list[Backend]) -> None:
-    placed = {cpu for backend in used for cpu in backend.vcpus}
-    if placed and max(placed) >= vm.vcpus:
-        raise WorkbenchError(f"{vm.source}: -numa cpus: vCPU {max(placed)} is not there; -smp has {vm.vcpus}")
+def _check_vcpus(line: _Line, used: list[Backend]) -> None:
+    """vCPUs of virtual nodes may be some that are not plugged in yet, up to maxcpus; those touch nothing."""
+    highest = max(cpu for backend in used for cpu in backend.vcpus)
+    if highest >= max(line.most_vcpus, line.vm.vcpus):
+        most = max(line.most_vcpus, line.vm.vcpus)
+        raise WorkbenchError(f"{line.vm.source}: -numa cpus: vCPU {highest} is not there; -smp has {most}")
+    for backend in used:
+        backend.vcpus = tuple(cpu for cpu in backend.vcpus if cpu < line.vm.vcpus)
 
 
 def _named(backends: dict[str, Backend], name: str, what: str, source: str) -> Backend:
