@@ -192,14 +192,16 @@ def _check(parsed: dict[str, Any], message: str, console: Path, kernel: kernel_p
         if kvm.get("present") != "1":
             loaded = [name for name, _ in kernel.ordered_modules()]
             why = "; ".join(f"module {Path(line.split()[0]).stem}: errno {line.split()[2]}" for line in refused)
-            why = why or ("modules " + ", ".join(loaded) if loaded else "no modules were given") + " did not make one"
+            why = why or (f"modules {', '.join(loaded)} did not make one" if loaded else "no modules were given")
             raise WorkbenchError(f"kernel {version} boots without KVM (no /dev/kvm): {why}")
         if kvm.get("create_vm"):
             raise WorkbenchError(f"kernel {version}: KVM cannot make a virtual machine (errno {kvm['create_vm']})")
         return
     tail = console.read_text(errors="replace").splitlines() if console.exists() else []
-    reasons = [line.strip() for line in [*message.splitlines(), *tail] if line.strip()]
-    reason = next((line for line in reasons if "Kernel panic" in line), reasons[-1] if reasons else "no message")
+    reasons = [line.strip() for line in [*message.splitlines(), *tail] if line.strip() and ": warning: " not in line]
+    reason = next(
+        (line for line in reasons if "Kernel panic" in line), reasons[-1] if reasons else "it stopped without a word"
+    )
     if "boot_us" not in parsed:
         raise WorkbenchError(f"the emulated machine did not boot (kernel {version}): {reason}")
     at = parsed["scenarios"][-1]["name"] if parsed["scenarios"] else "boot"
