@@ -217,9 +217,9 @@ def verdicts(cases: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
     machines = list(next(iter(cases.values())))
     count = max(dataset.sizes["policy"] for results in cases.values() for dataset in results.values())
     with common.style():
-        made = common.figure(3.1 * len(machines) + 1.4, (0.24 * count + 0.75) * len(cases) + 0.5)
+        made = common.figure(max(7.0, 3.1 * len(machines) + 1.4), (0.24 * count + 0.75) * len(cases) + 0.5)
         grid = made.subplots(len(cases), len(machines), squeeze=False, sharey=True, sharex=True)
-        for row, (case, results) in zip(grid, cases.items(), strict=True):
+        for number, (row, (case, results)) in enumerate(zip(grid, cases.items(), strict=True)):
             for ax, name in zip(row, machines, strict=True):
                 names = [str(policy) for policy in results[name]["policy"].values]
                 found = verdict(results[name]).sel(policy=names)
@@ -232,10 +232,10 @@ def verdicts(cases: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
                 )
                 ax.barh(range(len(names)), 100 * found["wins"], color="#0072b2", height=0.4, label="best")
                 ax.set_yticks(range(len(names)), names)
-                ax.set(title=name if row is grid[0] else "", xlim=(0, 100))
-                best = found.isel(policy=int(found["wins"].argmax()))
-                ax.text(0.98, 0.02, f"decides: {best['decides'].item()}", transform=ax.transAxes, ha="right", fontsize=6.5,
-                        color=common.MUTED)  # fmt: skip
+                ax.set(xlim=(0, 100))
+                best = found.isel(policy=int(found["wins"].values.argmax()))
+                decides = f"decides: {best['decides'].item()}"
+                ax.set_title(f"{name}\n{decides}" if number == 0 else decides, fontsize=7.5)
             row[0].set_ylabel(case)
             row[0].set_ylim(count - 0.5, -0.5)
         for ax in grid[-1]:
@@ -300,7 +300,12 @@ def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's 
         left.invert_yaxis()
         if dataset.sizes["node"] <= 8:
             left.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-        right.barh(range(len(names)), dataset["bandwidth"] / 1000, color="#0072b2", height=0.7)
+        drawn = dataset["bandwidth"] / 1000
+        if "sample" in drawn.dims:
+            low, high = (drawn.quantile(q, "sample").values for q in (0.05, 0.95))
+            drawn = drawn.median("sample")
+            right.hlines(range(len(names)), low, high, color=common.INK, lw=1.0, zorder=3)
+        right.barh(range(len(names)), drawn, color="#0072b2", height=0.7)
         right.set(xlabel="bandwidth of all vCPUs, GB/s")
         made.suptitle(f"{title} ({dataset.attrs['pattern'].replace('_', ' ')})", fontsize=10)
         _note(made, f"automatic weights from: {_short(str(dataset.attrs['automatic_from']), 110)}")
