@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel, record
+from workbench.kernels.compile import inlined_kernel, kernel
 
 MAX_PAGE_ORDER = 10
 ORDERS = 11
@@ -37,7 +37,6 @@ NO_PAGE = -1
 _FALLBACKS = ((RECLAIMABLE, MOVABLE), (RECLAIMABLE, UNMOVABLE), (UNMOVABLE, MOVABLE))
 
 
-@record
 class Buddy(NamedTuple):
     """State of all zones. ``pages`` is a multiple of 1024."""
 

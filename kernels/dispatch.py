@@ -96,13 +96,17 @@ before_compiling: Callable[[str], None] = _nothing
 
 
 def code(argument: Any) -> str:
-    """Short text for the type of an argument: i8, f8, b1 and so on, i8:2C for an array, a record by its class."""
+    """Short text for the type of an argument: i8, f8, b1 and so on, i8:2C for an array, a named tuple by its class.
+
+    Fields of a record are in round brackets, those of a named tuple that travels by value in braces.
+    """
     if isinstance(argument, types.Array):
         kind = np.dtype(str(argument.dtype)).str[1:]
         return f"{kind}:{argument.ndim}{argument.layout}{'' if argument.mutable else 'r'}"
-    if isinstance(argument, Record):
-        made = argument.tuple_type.instance_class
-        return f"{made.__module__}.{made.__qualname__}({','.join(code(field) for field in argument.tuple_type.types)})"
+    if isinstance(argument, (Record, types.BaseNamedTuple)):
+        tuple_type, brackets = (argument.tuple_type, "()") if isinstance(argument, Record) else (argument, "{}")
+        made, fields = tuple_type.instance_class, ",".join(code(field) for field in tuple_type.types)
+        return f"{made.__module__}.{made.__qualname__}{brackets[0]}{fields}{brackets[1]}"
     if isinstance(argument, types.UniTuple):
         return f"{argument.count}*{code(argument.dtype)}"
     if isinstance(argument, types.Omitted):
@@ -117,11 +121,14 @@ def type_of(text: str) -> Any:
     if "*" in text and text.split("*")[0].isdigit():
         count, _, rest = text.partition("*")
         return types.UniTuple(type_of(rest), int(count))
-    if text.endswith(")"):
-        name, _, fields = text[:-1].partition("(")
+    if text.endswith((")", "}")):
+        name, _, fields = text[:-1].partition("(" if text.endswith(")") else "{")
         module, _, made = name.rpartition(".")
+        field_types = [type_of(field) for field in fields.split(",")]
         named_tuple = getattr(importlib.import_module(module), made)
-        return Record(types.NamedTuple([type_of(field) for field in fields.split(",")], named_tuple))
+        if text.endswith(")"):
+            return Record(types.NamedTuple(field_types, named_tuple))
+        return types.BaseTuple.from_types(field_types, named_tuple)
     kind, _, shape = text.partition(":")
     scalar = from_dtype(np.dtype(kind))
     return types.Array(scalar, int(shape[0]), shape[1], readonly=shape[2:] == "r") if shape else scalar

@@ -33,7 +33,7 @@ from workbench.kernels.buddy import (
     previous_entry,
     rmqueue,
 )
-from workbench.kernels.compile import inlined_kernel, kernel, record
+from workbench.kernels.compile import inlined_kernel, kernel
 
 BATCH_SCALE_MAX = 5
 """CONFIG_PCP_BATCH_SCALE_MAX."""
@@ -41,7 +41,6 @@ COSTLY_ORDER = 3
 """PAGE_ALLOC_COSTLY_ORDER."""
 
 
-@record
 class Pcp(NamedTuple):
     """``struct per_cpu_pages`` of every zone and CPU, and the zone flag that steers them. All int64."""
 

@@ -4,6 +4,9 @@ Numba passes a named tuple by value: every array in it is seven numbers on the s
 the tuple copies all of them in the code that LLVM is given. A :func:`record` is a pointer to the fields instead, which
 nobody writes while the call lasts; LLVM is told so and keeps what it has loaded in registers.
 
+It is for tuples that pass through many functions which are not inlined: there it is faster, and quicker to compile. Where
+everything is inlined into one loop (:mod:`workbench.kernels.buddy`) a tuple by value is 15 % faster.
+
 For Python a record stays the named tuple that it is. Compiled functions read its fields by name; they neither build
 records nor return them.
 """

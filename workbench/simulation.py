@@ -122,7 +122,7 @@ def simulate(
 
 def kernels_needed(scenario: sc.Scenario) -> list[str]:
     """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
-    modules = ["zonelist", "placement", "filemap"]
+    modules = ["zonelist", "placement", "fault_order", "filemap"]
     if conversions.wanted(scenario):
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]

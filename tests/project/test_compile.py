@@ -36,6 +36,11 @@ class Pair(NamedTuple):
     table: np.ndarray
 
 
+class Plain(NamedTuple):
+    first: np.ndarray
+    second: np.ndarray
+
+
 @pytest.fixture(autouse=True)
 def _forget_directory():
     code_cache.cache_directory.cache_clear()
@@ -244,7 +249,19 @@ def test_the_names_of_types_can_be_read_back() -> None:
     pair = Pair(np.zeros(3, np.int64), np.zeros((3, 2), np.int8)[::-1])
     read_only = np.zeros(2)
     read_only.flags.writeable = False
-    for value in (1, 1.5, True, np.zeros(2, np.bool_), np.zeros((2, 3), np.uint32).T, read_only, pair, (pair, pair)):
+    by_value = Plain(np.zeros(2), np.zeros(2, np.int8))
+    assert dispatch.code(typeof(by_value)).endswith(".Plain{f8:1C,i1:1C}")
+    for value in (
+        by_value,
+        1,
+        1.5,
+        True,
+        np.zeros(2, np.bool_),
+        np.zeros((2, 3), np.uint32).T,
+        read_only,
+        pair,
+        (pair, pair),
+    ):
         assert dispatch.type_of(dispatch.code(typeof(value))) == typeof(value)
     assert dispatch.type_of(dispatch.code(types.Omitted(1e-6))) == types.Omitted(1e-6)
 

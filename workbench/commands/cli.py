@@ -8,6 +8,7 @@ report of it needs. ``-`` stands for standard input or output where it fits.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import importlib.util
 import json
@@ -328,6 +329,7 @@ def one_line(error: BaseException) -> str:
 def main() -> None:
     """Entry point: run the command, turn bad input into one line and exit code 2, a fault of ours into one and 70."""
     _register_all()
+    gc.set_threshold(200_000, 20, 100)  # importing makes a million objects and no garbage: a sixth of a short run
     try:
         app()
     except WorkbenchError as error:
