@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.core.datamodel import models
+from numba.core.imputils import impl_ret_borrowed
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import NativeValue, infer_getattr, lower_getattr_generic, register_model, typeof_impl, unbox
 
@@ -56,7 +57,8 @@ class _RecordFields(AttributeTemplate):  # type: ignore[misc]
 @lower_getattr_generic(Record)
 def _load_field(context: Any, builder: Any, record: Record, pointer: Any, name: str) -> Any:
     index = record.tuple_type.fields.index(name)
-    return _load(builder, cgutils.gep_inbounds(builder, pointer, 0, index))
+    value = _load(builder, cgutils.gep_inbounds(builder, pointer, 0, index))
+    return impl_ret_borrowed(context, builder, record.tuple_type.types[index], value)
 
 
 def _load(builder: Any, pointer: Any) -> Any:

@@ -242,6 +242,23 @@ def test_a_record_is_read_as_the_tuple_that_it_is() -> None:
     assert compile_module.reference_count_calls(total) == 0
 
 
+def test_an_allocating_kernel_gives_back_no_array_of_a_record() -> None:
+    @compile_module.allocating_kernel
+    def doubled(pair: Pair) -> np.ndarray:
+        weights = pair.weights
+        out = np.empty(weights.shape[0], np.int64)
+        for row in range(weights.shape[0]):
+            out[row] = 2 * weights[row]
+        return out
+
+    weights = np.arange(1000)
+    references = sys.getrefcount(weights)
+    for _ in range(100):
+        assert doubled(Pair(weights, np.zeros((1, 1), np.int8)))[-1] == 1998
+    assert sys.getrefcount(weights) == references
+    assert weights[-1] == 999
+
+
 def test_the_names_of_types_can_be_read_back() -> None:
     from numba import typeof
     from numba.core import types
