@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import Int, inlined_kernel, kernel
 
 ZERO = np.uint64(0)
 ONE = np.uint64(1)
@@ -18,7 +18,7 @@ _S2, _S4, _S8, _S16, _S32 = np.uint64(2), np.uint64(4), np.uint64(8), np.uint64(
 
 
 @inlined_kernel
-def popcount(x: int) -> int:
+def popcount(x: Int) -> Int:
     """Bits set in a uint64 (adds only: a product would overflow when run as plain Python)."""
     x = x - ((x >> ONE) & _M1)
     x = (x & _M2) + ((x >> _S2) & _M2)
@@ -30,7 +30,7 @@ def popcount(x: int) -> int:
 
 
 @inlined_kernel
-def mask(word: int, first: int, end: int) -> int:
+def mask(word: Int, first: Int, end: Int) -> Int:
     """Bits of word number ``word`` that lie in pages [first, end)."""
     bits = ALL
     if first > word * 64:
@@ -41,6 +41,6 @@ def mask(word: int, first: int, end: int) -> int:
 
 
 @kernel
-def test_bit(words: np.ndarray, page: int) -> bool:
+def test_bit(words: np.ndarray, page: Int) -> bool:
     """Whether the bit of a page is set in ``words``, uint64 (W,)."""
     return (words[page >> 6] >> np.uint64(page & 63)) & ONE != ZERO

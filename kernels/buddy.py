@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import Int, inlined_kernel, kernel
 
 MAX_PAGE_ORDER = 10
 ORDERS = 11
@@ -95,7 +95,7 @@ def empty_lists(buddy: Buddy) -> None:
 
 
 @kernel
-def release_range(buddy: Buddy, zone: int, start: int, end: int) -> None:
+def release_range(buddy: Buddy, zone: Int, start: Int, end: Int) -> None:
     """Give ``[start, end)`` to the allocator as boot and memory hotplug do: largest aligned blocks, at the tail.
 
     Linux: ``__free_pages_memory``, ``__free_pages_core``.
@@ -110,7 +110,7 @@ def release_range(buddy: Buddy, zone: int, start: int, end: int) -> None:
 
 
 @inlined_kernel
-def allocate_block(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool) -> int:
+def allocate_block(buddy: Buddy, zone: Int, order: Int, migratetype: Int, nofragment: bool) -> Int:
     """Take one block and return its first page, or NO_PAGE.
 
     Parameters
@@ -124,8 +124,8 @@ def allocate_block(buddy: Buddy, zone: int, order: int, migratetype: int, nofrag
 
 @kernel
 def allocate_blocks(
-    buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool, count: int, out: np.ndarray
-) -> int:
+    buddy: Buddy, zone: Int, order: Int, migratetype: Int, nofragment: bool, count: Int, out: np.ndarray
+) -> Int:
     """Take ``count`` blocks one by one; their first pages go to ``out``. Returns how many there were."""
     for position in range(count):
         page = allocate_block(buddy, zone, order, migratetype, nofragment)
@@ -136,7 +136,7 @@ def allocate_blocks(
 
 
 @inlined_kernel
-def rmqueue(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool, mode: int) -> tuple[int, int]:
+def rmqueue(buddy: Buddy, zone: Int, order: Int, migratetype: Int, nofragment: bool, mode: Int) -> tuple[Int, Int]:
     """Take one block: (first page or NO_PAGE, mode for the next block of the same refill). Linux: ``__rmqueue``."""
     if mode == RMQUEUE_NORMAL:
         page = _take_smallest(buddy, zone, order, migratetype)
@@ -154,7 +154,7 @@ def rmqueue(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: b
 
 
 @inlined_kernel
-def free_block(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) -> None:
+def free_block(buddy: Buddy, zone: Int, page: Int, order: Int, to_tail: bool) -> None:
     """Free one block of the zone and merge it with its free buddies.
 
     ``to_tail`` is FPI_TO_TAIL: memory that comes from boot or hotplug. The block must be allocated.
@@ -166,7 +166,7 @@ def free_block(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) ->
 
 
 @kernel
-def free_blocks(buddy: Buddy, zone: int, pages: np.ndarray, order: int) -> None:
+def free_blocks(buddy: Buddy, zone: Int, pages: np.ndarray, order: Int) -> None:
     """Free the blocks of one order that start at ``pages``, one by one in that order."""
     for position in range(pages.shape[0]):
         free_block(buddy, zone, pages[position], order, False)
@@ -175,13 +175,13 @@ def free_blocks(buddy: Buddy, zone: int, pages: np.ndarray, order: int) -> None:
 @kernel
 def churn(
     buddy: Buddy,
-    zone: int,
-    migratetype: int,
+    zone: Int,
+    migratetype: Int,
     slots: np.ndarray,
     orders: np.ndarray,
     held: np.ndarray,
     held_order: np.ndarray,
-) -> int:
+) -> Int:
     """A stream of frees and allocations by slot; the load that other users put on a zone.
 
     Step ``i`` frees the block held by ``slots[i]``, if there is one, then takes one of ``orders[i]`` (-1: none).
@@ -195,7 +195,7 @@ def churn(
     -------
     Number of requests that found no block.
     """
-    refused = 0
+    refused: Int = 0
     for step in range(slots.shape[0]):
         slot = np.uint32(slots[step])
         if held[slot] >= 0:
@@ -212,14 +212,14 @@ def churn(
 @kernel
 def allocate_extents(
     buddy: Buddy,
-    zone: int,
-    order: int,
-    migratetype: int,
+    zone: Int,
+    order: Int,
+    migratetype: Int,
     nofragment: bool,
-    count: int,
+    count: Int,
     extents: np.ndarray,
     progress: np.ndarray,
-) -> int:
+) -> Int:
     """Take ``count`` blocks at once: the same blocks in the same sequence as :func:`allocate_blocks`, as extents.
 
     While the lists below the smallest sufficient block are empty, that block is handed out from its first page to its
@@ -263,7 +263,7 @@ def allocate_extents(
 
 
 @inlined_kernel
-def _add_extent(extents: np.ndarray, progress: np.ndarray, page: int, pages: int) -> None:
+def _add_extent(extents: np.ndarray, progress: np.ndarray, page: Int, pages: Int) -> None:
     row = progress[0]
     if row > 0 and extents[row - 1, 0] + extents[row - 1, 1] == page:
         extents[row - 1, 1] += pages
@@ -275,8 +275,8 @@ def _add_extent(extents: np.ndarray, progress: np.ndarray, page: int, pages: int
 
 @kernel
 def _take_list(
-    buddy: Buddy, zone: int, order: int, migratetype: int, most: int, extents: np.ndarray, progress: np.ndarray
-) -> int:
+    buddy: Buddy, zone: Int, order: Int, migratetype: Int, most: Int, extents: np.ndarray, progress: np.ndarray
+) -> Int:
     """Take whole blocks from one list, first entry first, until ``most``, the end or full ``extents``."""
     head = list_head(buddy, zone, order, migratetype)
     entry, taken = next_entry(buddy, head), 0
@@ -293,8 +293,8 @@ def _take_list(
 
 @kernel
 def _claim_list(
-    buddy: Buddy, zone: int, order: int, migratetype: int, count: int, extents: np.ndarray, progress: np.ndarray
-) -> int:
+    buddy: Buddy, zone: Int, order: Int, migratetype: Int, count: Int, extents: np.ndarray, progress: np.ndarray
+) -> Int:
     """Claim and take whole blocks of order 9 or 10 from one list, as :func:`_claim` would with all own lists empty.
 
     ``count`` is in blocks of ``order``, and so is what is returned.
@@ -317,7 +317,7 @@ def _claim_list(
 
 
 @kernel
-def recount(buddy: Buddy, zone: int, counts: np.ndarray) -> int:
+def recount(buddy: Buddy, zone: Int, counts: np.ndarray) -> Int:
     """Walk all lists of a zone and count their blocks: int64 (11, 3) by order and migratetype.
 
     Returns 0, or -1 when a link, a page's state, a pageblock's type or a counter disagrees with the lists.
@@ -345,7 +345,7 @@ def recount(buddy: Buddy, zone: int, counts: np.ndarray) -> int:
 
 
 @kernel
-def list_pages(buddy: Buddy, zone: int, order: int, migratetype: int, out: np.ndarray) -> int:
+def list_pages(buddy: Buddy, zone: Int, order: Int, migratetype: Int, out: np.ndarray) -> Int:
     """Write the first pages of one free list, first entry first, to ``out`` and return how many there are."""
     head = list_head(buddy, zone, order, migratetype)
     entry, count = next_entry(buddy, head), 0
@@ -358,7 +358,7 @@ def list_pages(buddy: Buddy, zone: int, order: int, migratetype: int, out: np.nd
 
 
 @kernel
-def add_lru(buddy: Buddy, page: int, pages: int, sign: int) -> None:
+def add_lru(buddy: Buddy, page: Int, pages: Int, sign: Int) -> None:
     """Say that allocated pages were put on LRU lists (``sign`` 1), or taken off them (-1) before they are freed."""
     while pages > 0:
         here = min(pages, (1 << PAGEBLOCK_ORDER) - (page & ((1 << PAGEBLOCK_ORDER) - 1)))
@@ -371,7 +371,7 @@ def add_lru(buddy: Buddy, page: int, pages: int, sign: int) -> None:
 
 
 @inlined_kernel
-def list_head(buddy: Buddy, zone: int, order: int, migratetype: int) -> np.uint32:
+def list_head(buddy: Buddy, zone: Int, order: Int, migratetype: Int) -> np.uint32:
     return np.uint32(buddy.state.shape[0] + (zone * ORDERS + order) * TYPES + migratetype)
 
 
@@ -392,26 +392,26 @@ def link_entries(buddy: Buddy, before: np.uint32, after: np.uint32) -> None:
 
 
 @inlined_kernel
-def _entry_of(buddy: Buddy, page: int, order: int) -> np.uint32:
+def _entry_of(buddy: Buddy, page: Int, order: Int) -> np.uint32:
     if order < PAGEBLOCK_ORDER:
         return np.uint32(page)
     return np.uint32((buddy.block_type.shape[0] << PAGEBLOCK_ORDER) + (page >> PAGEBLOCK_ORDER))
 
 
 @inlined_kernel
-def _page_of(buddy: Buddy, entry: np.uint32, order: int) -> int:
+def _page_of(buddy: Buddy, entry: np.uint32, order: Int) -> Int:
     if order < PAGEBLOCK_ORDER:
         return np.int64(entry)
     return (np.int64(entry) << PAGEBLOCK_ORDER) - (buddy.block_type.shape[0] << (2 * PAGEBLOCK_ORDER))
 
 
 @inlined_kernel
-def _first_page(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+def _first_page(buddy: Buddy, zone: Int, order: Int, migratetype: Int) -> Int:
     return _page_of(buddy, next_entry(buddy, list_head(buddy, zone, order, migratetype)), order)
 
 
 @inlined_kernel
-def _insert(buddy: Buddy, zone: int, entry: np.uint32, order: int, migratetype: int, to_tail: bool) -> None:
+def _insert(buddy: Buddy, zone: Int, entry: np.uint32, order: Int, migratetype: Int, to_tail: bool) -> None:
     """``__add_to_free_list``"""
     head = list_head(buddy, zone, order, migratetype)
     buddy.state[entry] = order + 1
@@ -427,7 +427,7 @@ def _insert(buddy: Buddy, zone: int, entry: np.uint32, order: int, migratetype: 
 
 
 @inlined_kernel
-def _remove(buddy: Buddy, zone: int, entry: np.uint32, order: int) -> None:
+def _remove(buddy: Buddy, zone: Int, entry: np.uint32, order: Int) -> None:
     """``__del_page_from_free_list``; NR_FREE_PAGES is the caller's."""
     link_entries(buddy, previous_entry(buddy, entry), next_entry(buddy, entry))
     buddy.state[entry] = 0
@@ -435,7 +435,7 @@ def _remove(buddy: Buddy, zone: int, entry: np.uint32, order: int) -> None:
 
 
 @inlined_kernel
-def _smallest_order(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+def _smallest_order(buddy: Buddy, zone: Int, order: Int, migratetype: Int) -> Int:
     for current in range(order, ORDERS):
         head = list_head(buddy, zone, current, migratetype)
         if next_entry(buddy, head) != head:
@@ -444,7 +444,7 @@ def _smallest_order(buddy: Buddy, zone: int, order: int, migratetype: int) -> in
 
 
 @inlined_kernel
-def _take_smallest(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+def _take_smallest(buddy: Buddy, zone: Int, order: Int, migratetype: Int) -> Int:
     """``__rmqueue_smallest``"""
     current = _smallest_order(buddy, zone, order, migratetype)
     if current < 0:
@@ -453,7 +453,7 @@ def _take_smallest(buddy: Buddy, zone: int, order: int, migratetype: int) -> int
 
 
 @inlined_kernel
-def _remove_and_expand(buddy: Buddy, zone: int, order: int, current: int, migratetype: int) -> int:
+def _remove_and_expand(buddy: Buddy, zone: Int, order: Int, current: Int, migratetype: Int) -> Int:
     """``page_del_and_expand`` of the first block of a list: upper halves go to the heads of their lists."""
     entry = next_entry(buddy, list_head(buddy, zone, current, migratetype))
     page = _page_of(buddy, entry, current)
@@ -470,7 +470,7 @@ def _remove_and_expand(buddy: Buddy, zone: int, order: int, current: int, migrat
 
 
 @kernel
-def _insert_rest(buddy: Buddy, zone: int, page: int, order: int, taken: int, migratetype: int) -> None:
+def _insert_rest(buddy: Buddy, zone: Int, page: Int, order: Int, taken: Int, migratetype: Int) -> None:
     """Keep what is left of a block of ``order`` whose first ``taken`` pages are handed out."""
     buddy.free_pages[zone] -= taken
     rest = (1 << order) - taken
@@ -482,7 +482,7 @@ def _insert_rest(buddy: Buddy, zone: int, page: int, order: int, taken: int, mig
 
 
 @kernel
-def _fallback_type(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+def _fallback_type(buddy: Buddy, zone: Int, order: Int, migratetype: Int) -> Int:
     """First fallback migratetype that has a free block of ``order``, or -1. ``find_suitable_fallback``"""
     if buddy.free_blocks[zone, order] > 0:
         for fallback in _FALLBACKS[migratetype]:
@@ -493,7 +493,7 @@ def _fallback_type(buddy: Buddy, zone: int, order: int, migratetype: int) -> int
 
 
 @kernel
-def _claim(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bool) -> int:
+def _claim(buddy: Buddy, zone: Int, order: Int, migratetype: Int, nofragment: bool) -> Int:
     """``__rmqueue_claim``: take from the largest foreign block and let its pageblock change its type."""
     lowest = order
     if nofragment and order < PAGEBLOCK_ORDER:
@@ -515,14 +515,14 @@ def _claim(buddy: Buddy, zone: int, order: int, migratetype: int, nofragment: bo
 
 
 @kernel
-def _set_block_types(buddy: Buddy, page: int, order: int, migratetype: int) -> None:
+def _set_block_types(buddy: Buddy, page: Int, order: Int, migratetype: Int) -> None:
     """``change_pageblock_range``"""
     for block in range(page >> PAGEBLOCK_ORDER, (page + (1 << order)) >> PAGEBLOCK_ORDER):
         buddy.block_type[block] = migratetype
 
 
 @kernel
-def _claim_part(buddy: Buddy, zone: int, page: int, block_type: int, migratetype: int) -> bool:
+def _claim_part(buddy: Buddy, zone: Int, page: Int, block_type: Int, migratetype: Int) -> bool:
     """``try_to_claim_block`` for less than a pageblock: change its type if at least half of it is compatible."""
     buddy.partial_claims[zone] += 1
     block_pages = 1 << PAGEBLOCK_ORDER
@@ -530,7 +530,8 @@ def _claim_part(buddy: Buddy, zone: int, page: int, block_type: int, migratetype
     end = start + block_pages
     if start < buddy.zone_start[zone] or end > buddy.zone_end[zone]:
         return False
-    free, movable = 0, buddy.lru_pages[start >> PAGEBLOCK_ORDER]
+    free: Int = 0
+    movable: Int = buddy.lru_pages[start >> PAGEBLOCK_ORDER]
     current = start
     while current < end:
         state = np.int64(buddy.state[current])
@@ -561,7 +562,7 @@ def _claim_part(buddy: Buddy, zone: int, page: int, block_type: int, migratetype
 
 
 @kernel
-def _steal(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
+def _steal(buddy: Buddy, zone: Int, order: Int, migratetype: Int) -> Int:
     """``__rmqueue_steal``: split the smallest sufficient foreign block; its pageblock keeps its type."""
     for current in range(order, ORDERS):
         fallback = _fallback_type(buddy, zone, current, migratetype)
@@ -571,13 +572,13 @@ def _steal(buddy: Buddy, zone: int, order: int, migratetype: int) -> int:
 
 
 @inlined_kernel
-def _is_free(buddy: Buddy, page: int, order: int, start: int, end: int) -> bool:
+def _is_free(buddy: Buddy, page: Int, order: Int, start: Int, end: Int) -> bool | np.bool_:
     """``page_is_buddy``, for a zone that covers ``[start, end)``"""
     return start <= page < end and buddy.state[_entry_of(buddy, page, order)] == order + 1
 
 
 @inlined_kernel
-def _free_one_page(buddy: Buddy, zone: int, page: int, order: int, to_tail: bool) -> None:
+def _free_one_page(buddy: Buddy, zone: Int, page: Int, order: Int, to_tail: bool) -> None:
     """``__free_one_page``"""
     migratetype = np.int64(buddy.block_type[np.uint32(page >> PAGEBLOCK_ORDER)])
     start, end = buddy.zone_start[np.uint64(zone)], buddy.zone_end[np.uint64(zone)]

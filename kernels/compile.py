@@ -22,8 +22,9 @@ plain Python, ``NUMBA_BOUNDSCHECK=1`` checks every index (the two ways the tests
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
+import numpy as np
 from numba.core import config
 
 from workbench.kernels.code_cache import cache_directory as cache_directory
@@ -31,6 +32,9 @@ from workbench.kernels.code_cache import source_digest as source_digest
 from workbench.kernels.dispatch import Kernel
 from workbench.kernels.records import record as record
 from workbench.kernels.warm import prepare as prepare
+
+Int: TypeAlias = int | np.integer[Any]
+"""What kernels take and return as integers: compiled they are machine words, as plain Python NumPy's or Python's own."""
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import Int, kernel
 
 GOLDEN = 0x9E3779B97F4A7C15
 """Start of the random order when the seed is 0, which xorshift would keep at 0."""
 
 
 @kernel
-def random_order(seed: int, out: np.ndarray) -> None:
+def random_order(seed: Int, out: np.ndarray) -> None:
     """Fisher-Yates over 0..n-1 from the last index down, j = x mod (i + 1), x from xorshift64 (13, 7, 17).
 
     ``out`` int64 (n,) receives the order; ``seed`` is uint64.
@@ -32,7 +32,7 @@ def random_order(seed: int, out: np.ndarray) -> None:
 
 
 @kernel
-def strided_order(stride: int, out: np.ndarray) -> None:
+def strided_order(stride: Int, out: np.ndarray) -> None:
     """0, K, 2K, ..., then 1, K+1, ...: ``out`` int64 (n,) receives the order."""
     filled = 0
     for first in range(min(stride, out.shape[0])):

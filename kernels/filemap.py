@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import Int, kernel
 
 FIRST, COUNT, STEP, OFFSET, PERIOD = 0, 1, 2, 3, 4
 """Columns of ``allocations``."""
@@ -66,7 +66,7 @@ def render(
     allocations: np.ndarray,
     tiles: np.ndarray,
     zone_value: np.ndarray,
-    base: int,
+    base: Int,
     out: np.ndarray,
 ) -> None:
     """Write ``zone_value[zone]`` of every present page into ``out``, whose entry 0 is page ``base``.
@@ -103,13 +103,13 @@ def render(
 
 
 @kernel
-def _fill(out: np.ndarray, begin: int, end: int, value: int) -> None:
+def _fill(out: np.ndarray, begin: Int, end: Int, value: Int) -> None:
     for index in range(np.uint64(begin), np.uint64(end)):
         out[index] = value
 
 
 @kernel
-def _copy(out: np.ndarray, source: int, target: int, length: int) -> None:
+def _copy(out: np.ndarray, source: Int, target: Int, length: Int) -> None:
     start, shift = np.uint64(source), np.uint64(target - source)
     for index in range(start, start + np.uint64(length)):
         out[index + shift] = out[index]
@@ -122,7 +122,7 @@ def node_runs(
     tiles: np.ndarray,
     zone_node: np.ndarray,
     out: np.ndarray,
-) -> int:
+) -> Int:
     """Write maximal runs of one node: ``out`` int64 (rows, 3) receives first page, pages, node index.
 
     Returns the number of rows needed; if it is larger than ``out`` holds, only the first rows were written.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import Int, kernel
 
 NODE_BYTES = 4096
 LEAF_SHIFT = 15
@@ -26,7 +26,7 @@ ERANGE = 34
 
 
 @kernel
-def encode_key(pfn: int, order: int) -> int:
+def encode_key(pfn: Int, order: Int) -> Int:
     """Key of the block of ``2**order`` pages at ``pfn``: kho_encode_radix_key. -ERANGE beyond 53 bits."""
     key = (np.int64(1) << (52 - order)) | (pfn >> order)
     if pfn >> order >= np.int64(1) << (52 - order):
@@ -35,7 +35,7 @@ def encode_key(pfn: int, order: int) -> int:
 
 
 @kernel
-def decode_key(key: int, out: np.ndarray) -> None:
+def decode_key(key: Int, out: np.ndarray) -> None:
     """Split a key into ``out`` (int64 (2,)): pfn and order."""
     order = 52
     while key >> (53 - order) != 0:
@@ -45,7 +45,7 @@ def decode_key(key: int, out: np.ndarray) -> None:
 
 
 @kernel
-def preserve_pages(pfn: int, pages: int, borders: np.ndarray, out: np.ndarray) -> int:
+def preserve_pages(pfn: Int, pages: Int, borders: np.ndarray, out: np.ndarray) -> Int:
     """Blocks that ``kho_preserve_pages`` adds for a range: greedy, aligned, none across two nodes.
 
     Parameters
@@ -76,7 +76,7 @@ def preserve_pages(pfn: int, pages: int, borders: np.ndarray, out: np.ndarray) -
 
 
 @kernel
-def tree_nodes(keys: np.ndarray) -> int:
+def tree_nodes(keys: np.ndarray) -> Int:
     """Nodes of the radix tree that holds ``keys`` (int64, ascending): one per distinct prefix and level."""
     if keys.shape[0] == 0:
         return 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from workbench.kernels import pfn_range
 from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount, test_bit
-from workbench.kernels.compile import kernel, record
+from workbench.kernels.compile import Int, kernel, record
 from workbench.kernels.folios.run import (
     ARGUMENT,
     BLOCKS_1G,
@@ -232,7 +232,7 @@ def grown(state: State) -> State:
 
 
 @kernel
-def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray, first: int) -> int:
+def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray, first: Int) -> Int:
     """Carry out operations ``first`` ... of a stream (columns and results as for :func:`workbench.kernels.folios.run.run`).
 
     Returns the number of operations done; less than all if the state must grow (:func:`grown`) first.
@@ -251,7 +251,7 @@ def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarra
 
 
 @kernel
-def insert_many(state: State, units: np.ndarray, nodes: np.ndarray, first: int) -> int:
+def insert_many(state: State, units: np.ndarray, nodes: np.ndarray, first: Int) -> Int:
     """Back units, placed on their nodes by somebody else, where the file has none, from the ranges of those nodes.
 
     ``units`` int64 (n,) are indices counted in units, ``nodes`` int64 (n,) node indices; ``first`` is where to go on.
@@ -266,7 +266,7 @@ def insert_many(state: State, units: np.ndarray, nodes: np.ndarray, first: int) 
 
 
 @kernel
-def release(state: State, first: int) -> int:
+def release(state: State, first: Int) -> Int:
     """The file is gone: units from ``first`` on go back, those with a pinned page when the last pin is dropped.
 
     Returns the number of the next unit; less than all if the state must grow first.
@@ -285,7 +285,7 @@ def release(state: State, first: int) -> int:
 
 
 @kernel
-def _operate(s: State, op: int, offset: int, length: int, argument: int, node: int) -> int:
+def _operate(s: State, op: Int, offset: Int, length: Int, argument: Int, node: Int) -> Int:
     pages = s.options[PAGES]
     unit = np.int64(1) << s.options[UNIT_ORDER]
     # A conversion or a punch must not run out of room half-way: one extent (or free range) per unit, and the borders.
@@ -319,12 +319,12 @@ def _operate(s: State, op: int, offset: int, length: int, argument: int, node: i
 
 
 @kernel
-def _present(s: State, page: int) -> bool:
+def _present(s: State, page: Int) -> bool:
     return s.unit_pfn[page >> s.options[UNIT_ORDER]] >= 0
 
 
 @kernel
-def _run_end(s: State, page: int, end: int, shared: bool) -> int:
+def _run_end(s: State, page: Int, end: Int, shared: bool) -> Int:
     """End of the run of pages in one state that starts at ``page``, at most ``end``."""
     while page < end:
         word = s.shared[page >> 6]
@@ -340,13 +340,13 @@ def _run_end(s: State, page: int, end: int, shared: bool) -> int:
 
 
 @kernel
-def _next_in(s: State, page: int, end: int, shared: bool) -> int:
+def _next_in(s: State, page: Int, end: Int, shared: bool) -> Int:
     """First page of [page, end) in the given state, ``end`` if there is none."""
     return _run_end(s, page, end, not shared)
 
 
 @kernel
-def _pin_row(s: State, page: int, left_file: bool) -> int:
+def _pin_row(s: State, page: Int, left_file: bool) -> Int:
     """Row of the pins on a page of the file, or on one that has left it (of several the lowest pfn); -1: none."""
     found = -1
     for row in range(s.counts[N_PINS]):
@@ -357,7 +357,7 @@ def _pin_row(s: State, page: int, left_file: bool) -> int:
 
 
 @kernel
-def _first_referenced(s: State, first: int, end: int) -> int:
+def _first_referenced(s: State, first: Int, end: Int) -> Int:
     """First shared page of [first, end) that somebody holds, -1: private pages have nothing to hold."""
     found = end
     for row in range(s.counts[N_PINS]):
@@ -372,7 +372,7 @@ def _first_referenced(s: State, first: int, end: int) -> int:
 
 
 @kernel
-def _store(s: State, first: int, pages: int, pfn: int) -> None:
+def _store(s: State, first: Int, pages: Int, pfn: Int) -> None:
     """Store an extent into the private map, joined with neighbours that continue it; ``pfn`` -1 erases."""
     s.counts[N_STORES] += 1
     if pfn >= 0:
@@ -388,7 +388,7 @@ def _store(s: State, first: int, pages: int, pfn: int) -> None:
 
 
 @kernel
-def _can_share(s: State, first: int, end: int) -> bool:
+def _can_share(s: State, first: Int, end: Int) -> bool:
     """Whether vmemmap for the present pages of [first, end) can be taken; that of a group comes from one node."""
     shift = s.options[GROUP_SHIFT]
     needed = 0
@@ -405,7 +405,7 @@ def _can_share(s: State, first: int, end: int) -> bool:
 
 
 @kernel
-def _groups_free(s: State) -> int:
+def _groups_free(s: State) -> Int:
     """Groups whose vmemmap could be taken now."""
     groups = np.int64(0)
     for node in range(s.vmemmap.shape[0]):
@@ -414,7 +414,7 @@ def _groups_free(s: State) -> int:
 
 
 @kernel
-def _take_group(s: State, group: int, home: int) -> None:
+def _take_group(s: State, group: Int, home: Int) -> None:
     """Take the vmemmap of a group, from its node first; there is enough (:func:`_can_share`)."""
     cost = np.int64(1) << (s.options[GROUP_SHIFT] - 6)
     for position in range(s.vmemmap.shape[0]):
@@ -432,7 +432,7 @@ def _take_group(s: State, group: int, home: int) -> None:
 
 
 @kernel
-def _give_back_group(s: State, node: int) -> None:
+def _give_back_group(s: State, node: Int) -> None:
     cost = np.int64(1) << (s.options[GROUP_SHIFT] - 6)
     s.vmemmap[node] += cost
     s.freed[node] += cost
@@ -441,7 +441,7 @@ def _give_back_group(s: State, node: int) -> None:
 
 
 @kernel
-def _count_groups(s: State, first: int, end: int, sign: int) -> None:
+def _count_groups(s: State, first: Int, end: Int, sign: Int) -> None:
     """Add (or take away) the shared pages of [first, end), all of one unit, to their groups of struct pages."""
     shift = s.options[GROUP_SHIFT]
     for word in range(first >> 6, ((end - 1) >> 6) + 1):
@@ -458,7 +458,7 @@ def _count_groups(s: State, first: int, end: int, sign: int) -> None:
 
 
 @kernel
-def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
+def _set_state(s: State, first: Int, end: Int, to_shared: bool) -> None:
     """Store the new state and keep the counters and the huge mappings possible in step."""
     value = ALL if to_shared else ZERO
     sign = 1 if to_shared else -1
@@ -497,7 +497,7 @@ def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
 
 
 @kernel
-def _count_mappings(s: State, unit: int, sign: int) -> None:
+def _count_mappings(s: State, unit: Int, sign: Int) -> None:
     """Add (or take away) the huge mappings that a unit allows as it comes (or goes)."""
     order = s.options[UNIT_ORDER]
     if order == ORDER_1G and s.shared_1g[unit] == 0:
@@ -508,7 +508,7 @@ def _count_mappings(s: State, unit: int, sign: int) -> None:
 
 
 @kernel
-def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
+def _convert(s: State, offset: Int, length: Int, to_shared: bool) -> Int:
     size = s.options[PAGES] * 4096
     s.counts[N_CONVERSIONS] += 1
     if offset < 0 or length <= 0 or (offset | length) & 4095 != 0 or offset > size or length > size - offset:
@@ -535,7 +535,7 @@ def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
 
 
 @kernel
-def _convert_block(s: State, first: int, end: int, to_shared: bool) -> int:
+def _convert_block(s: State, first: Int, end: Int, to_shared: bool) -> Int:
     """All of [first, end) or nothing; some page of it is in the other state."""
     page = _next_in(s, first, end, not to_shared)
     if not to_shared:
@@ -578,7 +578,7 @@ def _convert_block(s: State, first: int, end: int, to_shared: bool) -> int:
 
 
 @kernel
-def _count_invalidations(s: State, page: int, end: int, to_shared: bool) -> None:
+def _count_invalidations(s: State, page: Int, end: Int, to_shared: bool) -> None:
     """One notification per run that changes, of exactly that run: there is no block to round out to."""
     while page < end:
         stop = _run_end(s, page, end, not to_shared)
@@ -588,7 +588,7 @@ def _count_invalidations(s: State, page: int, end: int, to_shared: bool) -> None
 
 
 @kernel
-def _populate(s: State, page: int, node: int) -> int:
+def _populate(s: State, page: Int, node: Int) -> Int:
     order = s.options[UNIT_ORDER]
     unit = page >> order
     if s.unit_pfn[unit] >= 0:
@@ -630,7 +630,7 @@ def _populate(s: State, page: int, node: int) -> int:
 
 
 @kernel
-def _poisoned(s: State, page: int) -> bool:
+def _poisoned(s: State, page: Int) -> bool:
     for row in range(s.counts[N_POISONED]):
         if s.poison[row] == page:
             return True
@@ -638,7 +638,7 @@ def _poisoned(s: State, page: int) -> bool:
 
 
 @kernel
-def _host_fault_page(s: State, page: int, node: int) -> int:
+def _host_fault_page(s: State, page: Int, node: Int) -> Int:
     if page >= s.options[PAGES] or not test_bit(s.shared, page):
         return SIGBUS
     error = _populate(s, page, node)
@@ -648,7 +648,7 @@ def _host_fault_page(s: State, page: int, node: int) -> int:
 
 
 @kernel
-def _host_fault(s: State, offset: int, length: int, node: int) -> int:
+def _host_fault(s: State, offset: Int, length: Int, node: Int) -> Int:
     if offset < 0 or length <= 0:
         return EINVAL
     page, end = offset >> 12, (offset + length + 4095) >> 12
@@ -666,7 +666,7 @@ def _host_fault(s: State, offset: int, length: int, node: int) -> int:
 
 
 @kernel
-def _guest_fault(s: State, offset: int, length: int, private: bool, node: int) -> int:
+def _guest_fault(s: State, offset: Int, length: Int, private: bool, node: Int) -> Int:
     if offset < 0 or length <= 0:
         return EINVAL
     page, end = offset >> 12, (offset + length + 4095) >> 12
@@ -688,7 +688,7 @@ def _guest_fault(s: State, offset: int, length: int, private: bool, node: int) -
 
 
 @kernel
-def _pin(s: State, offset: int, length: int, kind: int, node: int) -> int:
+def _pin(s: State, offset: Int, length: Int, kind: Int, node: Int) -> Int:
     """Long-term pins of shared pages through the host mapping. A private page has no struct page to refer to."""
     if offset < 0 or length <= 0 or (kind != 0 and kind != 1):
         return EINVAL
@@ -715,7 +715,7 @@ def _pin(s: State, offset: int, length: int, kind: int, node: int) -> int:
 
 
 @kernel
-def _unpin(s: State, offset: int, length: int, kind: int) -> int:
+def _unpin(s: State, offset: Int, length: Int, kind: Int) -> Int:
     """Drop pins, those on pages that have left the file first; EINVAL names the first page that has none."""
     first, end = offset >> 12, (offset + length + 4095) >> 12
     if offset < 0 or length <= 0 or end > s.options[PAGES] or (kind != 0 and kind != 1):
@@ -735,7 +735,7 @@ def _unpin(s: State, offset: int, length: int, kind: int) -> int:
 
 
 @kernel
-def _drop_row(s: State, row: int) -> None:
+def _drop_row(s: State, row: Int) -> None:
     """The last pin on a page is gone; if it had left the file, its struct pages and its unit may follow it."""
     page, pfn, node = s.pins[row, PIN_PAGE], s.pins[row, PIN_PFN], s.pins[row, PIN_NODE]
     s.counts[N_PINS] -= 1
@@ -757,7 +757,7 @@ def _drop_row(s: State, row: int) -> None:
 
 
 @kernel
-def _poison(s: State, offset: int) -> int:
+def _poison(s: State, offset: Int) -> Int:
     page = offset >> 12
     if offset < 0 or page >= s.options[PAGES] or not _present(s, page):
         return ENOENT
@@ -773,7 +773,7 @@ def _poison(s: State, offset: int) -> int:
 
 
 @kernel
-def _punch(s: State, offset: int, length: int) -> int:
+def _punch(s: State, offset: Int, length: Int) -> Int:
     """Whole units go back to the range allocator; part of a unit is zeroed. The private/shared state stays."""
     if offset < 0 or length <= 0 or (offset | length) & 4095 != 0:
         return EINVAL
@@ -808,7 +808,7 @@ def _punch(s: State, offset: int, length: int) -> int:
 
 
 @kernel
-def _free_unit(s: State, unit: int, first: int, end: int) -> None:
+def _free_unit(s: State, unit: Int, first: Int, end: Int) -> None:
     poisoned = False
     row = 0
     while row < s.counts[N_POISONED]:
@@ -830,7 +830,7 @@ def _free_unit(s: State, unit: int, first: int, end: int) -> None:
 
 
 @kernel
-def _withhold_pinned(s: State, first: int, end: int, pfn: int, node: int) -> bool:
+def _withhold_pinned(s: State, first: Int, end: Int, pfn: Int, node: Int) -> bool:
     """Pinned pages of a unit leave the file: unit and struct pages stay taken until the last pin is dropped."""
     withheld = False
     for row in range(s.counts[N_PINS]):

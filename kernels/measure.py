@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import Int, kernel
 
 WORDS = 8
 """64-bit words of a line."""
@@ -30,7 +30,7 @@ def link_lines(order: np.ndarray, chain: np.ndarray) -> None:
 
 
 @kernel
-def chase(chain: np.ndarray, start: int, steps: int) -> int:
+def chase(chain: np.ndarray, start: Int, steps: Int) -> Int:
     """Follow the chain ``steps`` times from ``start``, each read needing the one before; returns where it ends."""
     place = np.int64(start)
     for _ in range(steps):
@@ -39,7 +39,7 @@ def chase(chain: np.ndarray, start: int, steps: int) -> int:
 
 
 @kernel
-def stream(words: np.ndarray, first: int, last: int, stored: int, pause: int) -> int:
+def stream(words: np.ndarray, first: Int, last: Int, stored: Int, pause: Int) -> Int:
     """Read lines ``first`` to ``last - 1`` in order, storing to the first ``stored`` of every 8.
 
     Parameters
@@ -65,7 +65,7 @@ def stream(words: np.ndarray, first: int, last: int, stored: int, pause: int) ->
 
 
 @kernel
-def gather(words: np.ndarray, seed: int, steps: int) -> int:
+def gather(words: np.ndarray, seed: Int, steps: Int) -> Int:
     """Read ``steps`` lines at random places, none needing another (a linear congruence draws them)."""
     lines = words.shape[0] // WORDS
     total = np.int64(0)
@@ -77,7 +77,7 @@ def gather(words: np.ndarray, seed: int, steps: int) -> int:
 
 
 @kernel
-def touch(words: np.ndarray, step: int) -> int:
+def touch(words: np.ndarray, step: Int) -> Int:
     """Store to every ``step``-th word, one of each page; returns how many."""
     count = 0
     for at in range(0, words.shape[0], step):

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import Int, kernel
 
 WEIGHTINESS = 32
 """Scale of automatic weights before their reduction (mm/mempolicy.c: weightiness)."""
 
 
 @kernel
-def next_node_in(node: int, nodemask: np.ndarray) -> int:
+def next_node_in(node: Int, nodemask: np.ndarray) -> Int:
     """First set bit strictly after ``node``, wrapping round; -1 if the mask is empty (include/linux/nodemask.h)."""
     size = nodemask.shape[0]
     for step in range(1, size + 1):
@@ -32,7 +32,7 @@ def next_node_in(node: int, nodemask: np.ndarray) -> int:
 
 
 @kernel
-def interleave_next(rotation: np.ndarray, nodemask: np.ndarray) -> int:
+def interleave_next(rotation: np.ndarray, nodemask: np.ndarray) -> Int:
     """Node of the next page of a stateful interleave; ``rotation`` = int64 [il_prev, il_weight] is advanced.
 
     Linux: mm/mempolicy.c: interleave_nodes. ``il_weight`` is left alone, as in the kernel.
@@ -44,7 +44,7 @@ def interleave_next(rotation: np.ndarray, nodemask: np.ndarray) -> int:
 
 
 @kernel
-def weighted_interleave_next(rotation: np.ndarray, nodemask: np.ndarray, weights: np.ndarray) -> int:
+def weighted_interleave_next(rotation: np.ndarray, nodemask: np.ndarray, weights: np.ndarray) -> Int:
     """Node of the next page of a stateful weighted interleave; ``rotation`` is advanced.
 
     Linux: mm/mempolicy.c: weighted_interleave_nodes.
@@ -61,7 +61,7 @@ def weighted_interleave_next(rotation: np.ndarray, nodemask: np.ndarray, weights
 
 
 @kernel
-def interleave_nid(ilx: int, nodemask: np.ndarray) -> int:
+def interleave_nid(ilx: Int, nodemask: np.ndarray) -> Int:
     """Node of index ``ilx`` under a stateless interleave (mm/mempolicy.c: interleave_nid); -1 for an empty mask."""
     population = 0
     for node in range(nodemask.shape[0]):
@@ -78,7 +78,7 @@ def interleave_nid(ilx: int, nodemask: np.ndarray) -> int:
 
 
 @kernel
-def weighted_interleave_nid(ilx: int, nodemask: np.ndarray, weights: np.ndarray) -> int:
+def weighted_interleave_nid(ilx: Int, nodemask: np.ndarray, weights: np.ndarray) -> Int:
     """Node of index ``ilx`` under a stateless weighted interleave (mm/mempolicy.c: weighted_interleave_nid)."""
     total = 0
     for node in range(nodemask.shape[0]):
@@ -111,7 +111,7 @@ def auto_weights(bandwidth: np.ndarray, has_memory: np.ndarray, out: np.ndarray)
     for node in range(bandwidth.shape[0]):
         if has_memory[node]:
             total += bandwidth[node]
-    divisor = np.int64(0)
+    divisor: Int = np.int64(0)
     for node in range(bandwidth.shape[0]):
         out[node] = 1
         if not has_memory[node]:
@@ -128,7 +128,7 @@ def auto_weights(bandwidth: np.ndarray, has_memory: np.ndarray, out: np.ndarray)
 
 
 @kernel
-def _gcd(a: int, b: int) -> int:
+def _gcd(a: Int, b: Int) -> Int:
     while b:
         a, b = b, a % b
     return a

@@ -33,7 +33,7 @@ from workbench.kernels.buddy import (
     previous_entry,
     rmqueue,
 )
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import Int, inlined_kernel, kernel
 
 BATCH_SCALE_MAX = 5
 """CONFIG_PCP_BATCH_SCALE_MAX."""
@@ -87,7 +87,7 @@ def new_pcp(buddy: Buddy, batch: np.ndarray, high_min: np.ndarray, high_max: np.
 
 
 @kernel
-def zone_batchsize(managed: int) -> int:
+def zone_batchsize(managed: Int) -> Int:
     """Pages moved at once between a zone of ``managed`` pages and a CPU's lists."""
     batch = min(managed >> 12, 64)
     if batch <= 1:
@@ -100,7 +100,7 @@ def zone_batchsize(managed: int) -> int:
 
 
 @kernel
-def zone_highsize(pages: int, batch: int, cpus: int) -> int:
+def zone_highsize(pages: Int, batch: Int, cpus: Int) -> Int:
     """Bound of the pages that one of ``cpus`` CPUs keeps, out of ``pages``.
 
     For ``high_min`` the low watermark, for ``high_max`` managed pages / 8; with percpu_pagelist_high_fraction ``f``
@@ -113,13 +113,13 @@ def zone_highsize(pages: int, batch: int, cpus: int) -> int:
 def allocate_page(
     buddy: Buddy,
     pcp: Pcp,
-    zone: int,
-    cpu: int,
-    order: int,
-    migratetype: int,
+    zone: Int,
+    cpu: Int,
+    order: Int,
+    migratetype: Int,
     nofragment: bool,
-    mark: int,
-) -> int:
+    mark: Int,
+) -> Int:
     """Take a block as ``get_page_from_freelist`` does from one zone, if the zone passes its watermark.
 
     ``mark`` is the watermark of the attempt plus lowmem_reserve, in pages. Returns the first page, or NO_PAGE: below
@@ -137,7 +137,7 @@ def allocate_page(
 
 
 @kernel
-def watermark_ok(buddy: Buddy, zone: int, order: int, mark: int) -> bool:
+def watermark_ok(buddy: Buddy, zone: Int, order: Int, mark: Int) -> bool:
     """Whether the zone stays above ``mark`` and, for order 1 and up, has a block. Linux: ``__zone_watermark_ok``."""
     if buddy.free_pages[zone] - ((1 << order) - 1) <= mark:
         return False
@@ -150,7 +150,7 @@ def watermark_ok(buddy: Buddy, zone: int, order: int, mark: int) -> bool:
 
 
 @kernel
-def take_page(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, order: int, migratetype: int, nofragment: bool) -> int:
+def take_page(buddy: Buddy, pcp: Pcp, zone: Int, cpu: Int, order: Int, migratetype: Int, nofragment: bool) -> Int:
     """Take a block of order 0 to 3 or 9 from the CPU's list, refilling it first when it is empty, or NO_PAGE.
 
     Linux: ``rmqueue_pcplist``.
@@ -168,7 +168,7 @@ def take_page(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, order: int, migratety
 
 
 @kernel
-def free_page(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, page: int, order: int) -> None:
+def free_page(buddy: Buddy, pcp: Pcp, zone: Int, cpu: Int, page: Int, order: Int) -> None:
     """Free a block to the CPU's list, and a batch of the list to the zone when it is full.
 
     Blocks of order 4 to 8 and 10 go to the zone at once. Linux: ``__free_frozen_pages``, ``free_frozen_page_commit``.
@@ -209,7 +209,7 @@ def free_page(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, page: int, order: int
 
 
 @kernel
-def flush(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, count: int, index: int) -> None:
+def flush(buddy: Buddy, pcp: Pcp, zone: Int, cpu: Int, count: Int, index: Int) -> None:
     """Give ``count`` pages back to the zone: from the tails, list ``index`` first, then the next lists in turn.
 
     Linux: ``free_pcppages_bulk``. ``count`` may be larger than the lists: then all pages go back.
@@ -228,7 +228,7 @@ def flush(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, count: int, index: int) -
 
 
 @kernel
-def list_entries(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, index: int, out: np.ndarray) -> int:
+def list_entries(buddy: Buddy, pcp: Pcp, zone: Int, cpu: Int, index: Int, out: np.ndarray) -> Int:
     """Write the pages of one list, first entry first, to ``out`` and return how many there are."""
     head = _list(buddy, pcp, zone, cpu, index)
     entry, count = next_entry(buddy, head), 0
@@ -241,7 +241,7 @@ def list_entries(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, index: int, out: n
 
 
 @inlined_kernel
-def _index(order: int, migratetype: int) -> int:
+def _index(order: Int, migratetype: Int) -> Int:
     """``order_to_pindex``"""
     if order == PAGEBLOCK_ORDER:
         return 4 * TYPES + (1 if migratetype == MOVABLE else 0)
@@ -249,7 +249,7 @@ def _index(order: int, migratetype: int) -> int:
 
 
 @inlined_kernel
-def _list(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, index: int) -> np.uint32:
+def _list(buddy: Buddy, pcp: Pcp, zone: Int, cpu: Int, index: Int) -> np.uint32:
     zones, cpus = pcp.count.shape
     return np.uint32(buddy.state.shape[0] + zones * ORDERS * TYPES + (zone * cpus + cpu) * PCP_LISTS + index)
 
@@ -258,10 +258,10 @@ def _list(buddy: Buddy, pcp: Pcp, zone: int, cpu: int, index: int) -> np.uint32:
 def _refill(
     buddy: Buddy,
     pcp: Pcp,
-    zone: int,
-    cpu: int,
-    order: int,
-    migratetype: int,
+    zone: Int,
+    cpu: Int,
+    order: Int,
+    migratetype: Int,
     nofragment: bool,
     head: np.uint32,
 ) -> None:
@@ -278,7 +278,7 @@ def _refill(
 
 
 @kernel
-def _refill_count(pcp: Pcp, zone: int, cpu: int, order: int) -> int:
+def _refill_count(pcp: Pcp, zone: Int, cpu: Int, order: Int) -> Int:
     """``nr_pcp_alloc``"""
     base = pcp.batch[zone]
     high = min(max(pcp.high[zone, cpu], pcp.high_min[zone]), pcp.high_max[zone])
@@ -300,7 +300,7 @@ def _refill_count(pcp: Pcp, zone: int, cpu: int, order: int) -> int:
 
 
 @kernel
-def _flush_level(pcp: Pcp, zone: int, cpu: int, flush_all: bool) -> int:
+def _flush_level(pcp: Pcp, zone: Int, cpu: Int, flush_all: bool) -> Int:
     """``nr_pcp_high``"""
     batch, high_min, high_max = pcp.batch[zone], pcp.high_min[zone], pcp.high_max[zone]
     high = min(max(pcp.high[zone, cpu], high_min), high_max)
@@ -322,7 +322,7 @@ def _flush_level(pcp: Pcp, zone: int, cpu: int, flush_all: bool) -> int:
 
 
 @kernel
-def _flush_count(pcp: Pcp, zone: int, cpu: int, high: int, flush_all: bool) -> int:
+def _flush_count(pcp: Pcp, zone: Int, cpu: Int, high: Int, flush_all: bool) -> Int:
     """``nr_pcp_free``"""
     batch = pcp.batch[zone]
     if flush_all:

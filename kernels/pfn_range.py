@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import Int, inlined_kernel, kernel
 
 FIRST_FIT, BEST_FIT, BUDDY = 0, 1, 2
 NAMES = ("first-fit", "best-fit", "buddy")
@@ -57,7 +57,7 @@ def _close_gap(row: np.ndarray, at: np.uint64, count: np.uint64) -> None:
 
 
 @inlined_kernel
-def _position(row: np.ndarray, count: np.uint64, pfn: int) -> np.uint64:
+def _position(row: np.ndarray, count: np.uint64, pfn: Int) -> np.uint64:
     """Number of ranges that start at ``pfn`` or before."""
     low = np.uint64(0)
     high = count
@@ -71,7 +71,7 @@ def _position(row: np.ndarray, count: np.uint64, pfn: int) -> np.uint64:
 
 
 @inlined_kernel
-def _choose(start: np.ndarray, end: np.ndarray, count: np.uint64, fit: int, pages: int, align: int) -> int:
+def _choose(start: np.ndarray, end: np.ndarray, count: np.uint64, fit: Int, pages: Int, align: Int) -> Int:
     """Range that serves ``pages`` at ``align``, -1 if none does."""
     mask = align - 1
     k = np.uint64(0)
@@ -81,7 +81,7 @@ def _choose(start: np.ndarray, end: np.ndarray, count: np.uint64, fit: int, page
                 return np.int64(k)
             k += ONE
         return -1
-    best = -1
+    best: Int = -1
     best_size = np.int64(2**62)
     while k < count:
         size = end[k] - start[k]
@@ -93,10 +93,10 @@ def _choose(start: np.ndarray, end: np.ndarray, count: np.uint64, fit: int, page
 
 
 @inlined_kernel
-def _part(start: np.ndarray, end: np.ndarray, count: np.uint64, fit: int, unit: int) -> int:
+def _part(start: np.ndarray, end: np.ndarray, count: np.uint64, fit: Int, unit: Int) -> Int:
     """Range to take part of a request from: the first with a whole unit, or the one with most units; -1 if none."""
     mask = unit - 1
-    best = -1
+    best: Int = -1
     most = mask  # less than a unit is nothing
     k = np.uint64(0)
     while k < count:
@@ -111,7 +111,7 @@ def _part(start: np.ndarray, end: np.ndarray, count: np.uint64, fit: int, unit: 
 
 
 @inlined_kernel
-def _carve(start: np.ndarray, end: np.ndarray, count: np.uint64, at: int, first: int, last: int) -> int:
+def _carve(start: np.ndarray, end: np.ndarray, count: np.uint64, at: Int, first: Int, last: Int) -> Int:
     """Take ``[first, last)`` out of free range ``at``; returns the number of ranges now, NEEDS_ROOM if it has no room."""
     k = np.uint64(at)
     high = end[k]
@@ -135,7 +135,7 @@ def _carve(start: np.ndarray, end: np.ndarray, count: np.uint64, at: int, first:
 
 
 @kernel
-def alloc(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, fit: int, pages: int, align: int) -> int:
+def alloc(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: Int, fit: Int, pages: Int, align: Int) -> Int:
     """Allocate ``pages`` contiguous pages on ``node``. Returns the first pfn, NO_MEMORY or NEEDS_ROOM."""
     row_start, row_end, n = start[node], end[node], np.uint64(count[node])
     k = _choose(row_start, row_end, n, fit, pages, align)
@@ -150,7 +150,7 @@ def alloc(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, fit:
 
 
 @kernel
-def free(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, pfn: int, pages: int) -> int:
+def free(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: Int, pfn: Int, pages: Int) -> Int:
     """Give back a range (any part of what was allocated), joining free neighbours. Also takes over new memory.
 
     Returns OK, NEEDS_ROOM or NOT_ALLOCATED (nothing changed).
@@ -189,12 +189,12 @@ def take(
     start: np.ndarray,
     end: np.ndarray,
     count: np.ndarray,
-    node: int,
-    fit: int,
-    pages: int,
-    unit: int,
+    node: Int,
+    fit: Int,
+    pages: Int,
+    unit: Int,
     out: np.ndarray,
-) -> int:
+) -> Int:
     """Allocate up to ``pages``, whole units of ``unit`` pages, as few ranges: one that fits all, else the best there is.
 
     ``out`` (int64 (rows, 2)) receives first pfn and pages of each range. Returns the number of ranges; the caller
@@ -216,7 +216,7 @@ def take(
         left = _carve(row_start, row_end, np.uint64(n), k, first, first + given)
         if left < 0:
             break
-        n = left
+        n: Int = left
         out[rows, 0] = first
         out[rows, 1] = given
         rows += ONE
@@ -226,7 +226,7 @@ def take(
 
 
 @kernel
-def usable_pages(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, unit: int) -> int:
+def usable_pages(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: Int, unit: Int) -> Int:
     """Free pages of ``node`` in aligned blocks of ``unit`` pages."""
     total = 0
     for k in range(count[node]):
@@ -237,7 +237,7 @@ def usable_pages(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: in
 
 
 @kernel
-def largest(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int) -> int:
+def largest(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: Int) -> Int:
     """Pages of the largest free range of ``node``."""
     most = 0
     for k in range(count[node]):
@@ -246,7 +246,7 @@ def largest(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int) ->
 
 
 @kernel
-def free_pages(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int) -> int:
+def free_pages(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: Int) -> Int:
     """Free pages of ``node``."""
     total = 0
     for k in range(count[node]):
@@ -255,7 +255,7 @@ def free_pages(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int)
 
 
 @kernel
-def _block_position(blocks: np.ndarray, blocks_count: np.ndarray, node: int, order: int, pfn: int) -> int:
+def _block_position(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, order: Int, pfn: Int) -> Int:
     """Number of blocks of ``order`` that start before ``pfn``."""
     low = 0
     high = blocks_count[node, order]
@@ -269,7 +269,7 @@ def _block_position(blocks: np.ndarray, blocks_count: np.ndarray, node: int, ord
 
 
 @kernel
-def _add_block(blocks: np.ndarray, blocks_count: np.ndarray, node: int, order: int, pfn: int) -> None:
+def _add_block(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, order: Int, pfn: Int) -> None:
     at = _block_position(blocks, blocks_count, node, order, pfn)
     for k in range(blocks_count[node, order], at, -1):
         blocks[node, order, k] = blocks[node, order, k - 1]
@@ -278,14 +278,14 @@ def _add_block(blocks: np.ndarray, blocks_count: np.ndarray, node: int, order: i
 
 
 @kernel
-def _remove_block(blocks: np.ndarray, blocks_count: np.ndarray, node: int, order: int, at: int) -> None:
+def _remove_block(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, order: Int, at: Int) -> None:
     for k in range(at, blocks_count[node, order] - 1):
         blocks[node, order, k] = blocks[node, order, k + 1]
     blocks_count[node, order] -= 1
 
 
 @kernel
-def buddy_alloc(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pages: int, align: int) -> int:
+def buddy_alloc(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pages: Int, align: Int) -> Int:
     """Allocate ``pages`` pages from power-of-two blocks. Returns the first pfn, NO_MEMORY or NEEDS_ROOM."""
     orders = blocks_count.shape[1]
     order = 0
@@ -310,7 +310,7 @@ def buddy_alloc(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pages: 
 
 
 @kernel
-def buddy_free(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pfn: int, pages: int) -> int:
+def buddy_free(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pfn: Int, pages: Int) -> Int:
     """Give back a range, as aligned blocks that join their buddies. Returns OK, NEEDS_ROOM or NOT_ALLOCATED."""
     orders = blocks_count.shape[1]
     for k in range(orders):
@@ -341,7 +341,7 @@ def buddy_free(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pfn: int
 
 
 @kernel
-def buddy_take(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pages: int, unit: int, out: np.ndarray) -> int:
+def buddy_take(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pages: Int, unit: Int, out: np.ndarray) -> Int:
     """Allocate up to ``pages``, whole units of ``unit`` pages, as few power-of-two blocks, the largest first.
 
     ``out`` and the return value are those of :func:`take`.
@@ -368,7 +368,7 @@ def buddy_take(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pages: i
 
 
 @kernel
-def remove(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, pfn: int, pages: int) -> int:
+def remove(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: Int, pfn: Int, pages: Int) -> Int:
     """Take exactly ``[pfn, pfn + pages)`` out of the free ranges. Returns OK, NO_MEMORY (part of it is in use) or NEEDS_ROOM.
 
     Linux: mm/page_alloc.c: alloc_contig_range; mm/memory_hotplug.c: offline_pages.
@@ -385,7 +385,7 @@ def remove(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: int, pfn
 
 
 @kernel
-def _order_of_block(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pfn: int) -> int:
+def _order_of_block(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pfn: Int) -> Int:
     """Order of the free block that holds ``pfn``, -1 if it is not free."""
     for order in range(blocks_count.shape[1]):
         first = pfn & ~((1 << order) - 1)
@@ -396,7 +396,7 @@ def _order_of_block(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pfn
 
 
 @kernel
-def buddy_remove(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pfn: int, pages: int) -> int:
+def buddy_remove(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pfn: Int, pages: Int) -> Int:
     """:func:`remove` for power-of-two blocks; those cut at the borders leave smaller ones."""
     end = pfn + pages
     for order in range(blocks_count.shape[1]):
@@ -404,7 +404,7 @@ def buddy_remove(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pfn: i
             return NEEDS_ROOM
     at = pfn
     while at < end:
-        order = _order_of_block(blocks, blocks_count, node, at)
+        order: Int = _order_of_block(blocks, blocks_count, node, at)
         if order < 0:
             return NO_MEMORY
         at = (at | ((1 << order) - 1)) + 1
@@ -423,7 +423,7 @@ def buddy_remove(blocks: np.ndarray, blocks_count: np.ndarray, node: int, pfn: i
 
 
 @kernel
-def buddy_usable_pages(blocks_count: np.ndarray, node: int, unit: int) -> int:
+def buddy_usable_pages(blocks_count: np.ndarray, node: Int, unit: Int) -> Int:
     """Free pages of ``node`` in blocks of at least ``unit`` pages."""
     total = 0
     for order in range(blocks_count.shape[1]):

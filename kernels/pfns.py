@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import Int, kernel
 from workbench.kernels.filemap import COUNT, FIRST, OFFSET, PERIOD, STEP
 
 
 @kernel
-def push(zone: int, pfn: int, count: int, step: int, stack: np.ndarray, top: np.ndarray, unused: np.ndarray) -> int:
+def push(zone: Int, pfn: Int, count: Int, step: Int, stack: np.ndarray, top: np.ndarray, unused: np.ndarray) -> Int:
     """Free an extent: its first pfn is the next that the zone hands out. Returns 0, or -1 if no row is unused."""
     newest = top[zone]
     if newest >= 0 and stack[newest, 0] == pfn + count * step and (stack[newest, 2] == step or stack[newest, 1] == 1):
@@ -46,16 +46,16 @@ def push(zone: int, pfn: int, count: int, step: int, stack: np.ndarray, top: np.
 def hand_out(
     allocations: np.ndarray,
     tiles: np.ndarray,
-    begin: int,
-    end: int,
+    begin: Int,
+    end: Int,
     stack: np.ndarray,
     top: np.ndarray,
     unused: np.ndarray,
     counts: np.ndarray,
     first: np.ndarray,
     extents: np.ndarray,
-    used: int,
-) -> int:
+    used: Int,
+) -> Int:
     """Give the folios of allocations ``[begin, end)`` their pfns, zone by zone in the order they were placed.
 
     ``counts`` int64 (zones,) is working space; ``first`` and ``extents`` receive the answer, ``extents`` from row
@@ -89,12 +89,12 @@ def hand_out(
 def hand_out_list(
     zones: np.ndarray,
     pages: np.ndarray,
-    base: int,
+    base: Int,
     stack: np.ndarray,
     top: np.ndarray,
     unused: np.ndarray,
     out: np.ndarray,
-) -> int:
+) -> Int:
     """Give folios placed one by one their pfns: ``out[page - base]`` int64 receives the pfn of each.
 
     ``zones`` int16 (n,) and ``pages`` int64 (n,) are in the order of the touches. Returns 0, or -1 if a zone is empty.
@@ -110,7 +110,7 @@ def hand_out_list(
 
 
 @kernel
-def _shrink(zone: int, row: int, part: int, stack: np.ndarray, top: np.ndarray, unused: np.ndarray) -> None:
+def _shrink(zone: Int, row: Int, part: Int, stack: np.ndarray, top: np.ndarray, unused: np.ndarray) -> None:
     """Take ``part`` folios off the front of an extent that is on top of its zone's stack."""
     if part < stack[row, 1]:
         stack[row, 0] += part * stack[row, 2]
@@ -155,8 +155,8 @@ def pfns_of_run(
 
 @kernel
 def _seek(
-    row: int,
-    position: int,
+    row: Int,
+    position: Int,
     allocations: np.ndarray,
     tiles: np.ndarray,
     first: np.ndarray,
@@ -190,7 +190,7 @@ def release(
     stack: np.ndarray,
     top: np.ndarray,
     unused: np.ndarray,
-) -> int:
+) -> Int:
     """Free the folios of one run in ascending order of index; the last one freed is the next one handed out.
 
     Returns 0, or -1 when ``stack`` has no unused row left (the caller keeps enough).
@@ -213,16 +213,16 @@ def release(
 
 @kernel
 def _release_zone(
-    zone: int,
-    count: int,
-    step: int,
+    zone: Int,
+    count: Int,
+    step: Int,
     rank: np.ndarray,
     at: np.ndarray,
     extents: np.ndarray,
     stack: np.ndarray,
     top: np.ndarray,
     unused: np.ndarray,
-) -> int:
+) -> Int:
     """Push ``count`` folios of one zone from (``at``, ``rank``) on; parts in the order in which they are freed."""
     begin, skip, last, left = at[zone], rank[zone], at[zone], count
     while left > extents[last, 1] - (skip if last == begin else 0):
@@ -245,7 +245,7 @@ def _release_zone(
 
 
 @kernel
-def release_list(zones: np.ndarray, pfns: np.ndarray, stack: np.ndarray, top: np.ndarray, unused: np.ndarray) -> int:
+def release_list(zones: np.ndarray, pfns: np.ndarray, stack: np.ndarray, top: np.ndarray, unused: np.ndarray) -> Int:
     """Free folios one by one: ``zones`` int16 (n,) and ``pfns`` int64 (n,) in ascending order of index."""
     for position in range(pfns.shape[0]):
         zone, pfn = zones[position], pfns[position]

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.kernels.compile import kernel, record
+from workbench.kernels.compile import Int, kernel, record
 from workbench.kernels.mempolicy import (
     interleave_next,
     interleave_nid,
@@ -107,7 +107,7 @@ class Output(NamedTuple):
 
 
 @kernel
-def place_pieces(pieces: np.ndarray, requests: Requests, turns: Interleaving, zones: Zones, output: Output) -> int:
+def place_pieces(pieces: np.ndarray, requests: Requests, turns: Interleaving, zones: Zones, output: Output) -> Int:
     """Place runs of absent pages in the order they are touched.
 
     Parameters
@@ -198,7 +198,7 @@ def place_list(
     zones: Zones,
     cached: np.ndarray,
     out: np.ndarray,
-) -> int:
+) -> Int:
     """Place absent pages one by one, in any order and by any mix of tasks.
 
     Parameters
@@ -234,7 +234,7 @@ def place_list(
 
 
 @kernel
-def _choose_node(requests: Requests, request: int, page: int, rotation: np.ndarray, weights: np.ndarray) -> int:
+def _choose_node(requests: Requests, request: Int, page: Int, rotation: np.ndarray, weights: np.ndarray) -> Int:
     if requests.kind[request] == START:
         return requests.start[request]
     mask = requests.nodes[request]
@@ -249,7 +249,7 @@ def _choose_node(requests: Requests, request: int, page: int, rotation: np.ndarr
 
 
 @kernel
-def _eligible_level(zones: Zones, node: int, requests: Requests, request: int) -> int:
+def _eligible_level(zones: Zones, node: Int, requests: Requests, request: Int) -> Int:
     """First of: pass 0 low, pass 0 min, pass 1 low, pass 1 min at which a zone gives a page; -1 if none.
 
     All zonelists hold the same zones in different orders, so the level does not depend on the start node.
@@ -261,7 +261,7 @@ def _eligible_level(zones: Zones, node: int, requests: Requests, request: int) -
 
 
 @kernel
-def _first_zone(zones: Zones, node: int, allowed: np.ndarray, mark: np.ndarray) -> int:
+def _first_zone(zones: Zones, node: Int, allowed: np.ndarray, mark: np.ndarray) -> Int:
     for position in range(zones.zonelists.shape[1]):
         zone = zones.zonelists[node, position]
         if zone < 0:
@@ -275,14 +275,14 @@ def _first_zone(zones: Zones, node: int, allowed: np.ndarray, mark: np.ndarray) 
 def _fill_cycle(
     cycle: np.ndarray,
     requests: Requests,
-    request: int,
+    request: Int,
     rotation: np.ndarray,
     weights: np.ndarray,
-    page: int,
-    step: int,
-    remaining: int,
+    page: Int,
+    step: Int,
+    remaining: Int,
     leftover: bool,
-) -> int:
+) -> Int:
     """Write the start nodes of the coming pages into ``cycle`` and return their period.
 
     At most ``remaining`` entries are written. ``leftover``: the node that still has il_weight pages is served first,
@@ -313,7 +313,7 @@ def _fill_cycle(
         return period
     node, position = rotation[0], 0
     while position < length:
-        node = next_node_in(node, mask)
+        node: Int = next_node_in(node, mask)
         run = weights[node] if weighted else 1
         for _ in range(min(run, length - position)):
             cycle[position] = node
@@ -323,8 +323,8 @@ def _fill_cycle(
 
 @kernel
 def _prefix_until_mark(
-    cycle: np.ndarray, length: int, target: np.ndarray, taken: np.ndarray, free: np.ndarray, mark: np.ndarray
-) -> int:
+    cycle: np.ndarray, length: Int, target: np.ndarray, taken: np.ndarray, free: np.ndarray, mark: np.ndarray
+) -> Int:
     """Pages of ``cycle[:length]`` that fit before a zone reaches its mark; ``taken`` becomes what they take."""
     taken[:] = 0
     for position in range(length):
@@ -339,11 +339,11 @@ def _prefix_until_mark(
 def _advance(
     rotation: np.ndarray,
     requests: Requests,
-    request: int,
+    request: Int,
     weights: np.ndarray,
     cycle: np.ndarray,
-    last: int,
-    count: int,
+    last: Int,
+    count: Int,
     leftover: bool,
 ) -> None:
     """Move the task's rotation past ``count`` pages, the last of which was entry ``last`` of the cycle."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import Int, inlined_kernel, kernel
 
 TABLE_BYTES = 4096
 LEVELS = 4
@@ -42,13 +42,13 @@ def clear(tables: np.ndarray, top: np.ndarray) -> None:
 
 
 @kernel
-def room(tables: np.ndarray, top: np.ndarray) -> int:
+def room(tables: np.ndarray, top: np.ndarray) -> Int:
     """Number of tables that can still be allocated."""
     return tables.shape[0] - top[TABLES]
 
 
 @kernel
-def _new_table(tables: np.ndarray, top: np.ndarray) -> int:
+def _new_table(tables: np.ndarray, top: np.ndarray) -> Int:
     if top[FREE] >= 0:
         table = top[FREE]
         top[FREE] = tables[table, 0]
@@ -62,7 +62,7 @@ def _new_table(tables: np.ndarray, top: np.ndarray) -> int:
 
 
 @inlined_kernel
-def _walk(tables: np.ndarray, gfn: int) -> tuple[int, int]:
+def _walk(tables: np.ndarray, gfn: Int) -> tuple[Int, Int]:
     """The entry that maps ``gfn``, 0 if none does, and its level."""
     table = np.int64(0)
     level = LEVELS - 1
@@ -75,21 +75,21 @@ def _walk(tables: np.ndarray, gfn: int) -> tuple[int, int]:
 
 
 @kernel
-def translate(tables: np.ndarray, gfn: int) -> int:
+def translate(tables: np.ndarray, gfn: Int) -> Int:
     """Return the pfn that ``gfn`` is mapped to, -1 if it is not."""
     entry, level = _walk(tables, gfn)
     return (entry >> 2) + (gfn & ((1 << (ENTRY_SHIFT * level)) - 1)) if entry else -1
 
 
 @kernel
-def level_of(tables: np.ndarray, gfn: int) -> int:
+def level_of(tables: np.ndarray, gfn: Int) -> Int:
     """Level of the leaf that maps ``gfn``, -1 if there is none."""
     entry, level = _walk(tables, gfn)
     return level if entry else -1
 
 
 @kernel
-def allowed_level(gfn: int, pfn: int, low: int, high: int, max_level: int) -> int:
+def allowed_level(gfn: Int, pfn: Int, low: Int, high: Int, max_level: Int) -> Int:
     """Largest level at which ``gfn`` may map to ``pfn``.
 
     The aligned block must lie in ``[low, high)``, where memory is contiguous, private throughout and inside the
@@ -106,7 +106,7 @@ def allowed_level(gfn: int, pfn: int, low: int, high: int, max_level: int) -> in
 
 
 @kernel
-def _free_below(tables: np.ndarray, top: np.ndarray, table: int, level: int) -> None:
+def _free_below(tables: np.ndarray, top: np.ndarray, table: Int, level: Int) -> None:
     """Free ``table``, whose entries are of ``level``, and the tables below it; count the leaves it held as zapped."""
     for k in range(1 << ENTRY_SHIFT):
         entry = tables[table, k]
@@ -126,12 +126,12 @@ def _free_below(tables: np.ndarray, top: np.ndarray, table: int, level: int) -> 
 
 
 @kernel
-def install(tables: np.ndarray, top: np.ndarray, gfn: int, pfn: int, level: int) -> bool:
+def install(tables: np.ndarray, top: np.ndarray, gfn: Int, pfn: Int, level: Int) -> bool:
     """Install the leaf of ``level`` that holds ``gfn``. False if a leaf is there already (a spurious fault).
 
     ``pfn`` is that of ``gfn``. Tables below a new larger leaf are freed and their leaves flushed.
     """
-    table = np.int64(0)
+    table: Int = np.int64(0)
     at = LEVELS - 1
     while at > level:
         slot = (gfn >> (ENTRY_SHIFT * at)) & 511
@@ -160,8 +160,8 @@ def install(tables: np.ndarray, top: np.ndarray, gfn: int, pfn: int, level: int)
 
 @kernel
 def install_range(
-    tables: np.ndarray, top: np.ndarray, gfn: int, pages: int, pfn: int, low: int, high: int, max_level: int
-) -> int:
+    tables: np.ndarray, top: np.ndarray, gfn: Int, pages: Int, pfn: Int, low: Int, high: Int, max_level: Int
+) -> Int:
     """Map ``pages`` contiguous pages with the largest leaves allowed, as a prefault does.
 
     Returns the pages done; fewer than ``pages`` when tables ran out.
@@ -178,7 +178,7 @@ def install_range(
 
 
 @kernel
-def zap(tables: np.ndarray, top: np.ndarray, gfn: int, pages: int) -> int:
+def zap(tables: np.ndarray, top: np.ndarray, gfn: Int, pages: Int) -> Int:
     """Remove every leaf that touches ``[gfn, gfn + pages)``. Returns the number of leaves; one flush if any."""
     end = gfn + pages
     zapped = 0
@@ -205,7 +205,7 @@ def zap(tables: np.ndarray, top: np.ndarray, gfn: int, pages: int) -> int:
 
 
 @kernel
-def demote(tables: np.ndarray, top: np.ndarray, gfn: int) -> bool:
+def demote(tables: np.ndarray, top: np.ndarray, gfn: Int) -> bool:
     """Replace the leaf that holds ``gfn`` by a table of 512 leaves one level lower (TDH.MEM.PAGE.DEMOTE).
 
     False if there is no leaf or it is of 4 KiB. One table is added and one flush is needed.

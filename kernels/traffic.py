@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import allocating_kernel, kernel
+from workbench.kernels.compile import Int, allocating_kernel, kernel
 
 MBPS_PER_BYTE_PER_NS = 1000.0
 UNTRIED = 2.0
@@ -76,7 +76,7 @@ def transpose(start: np.ndarray, resource: np.ndarray, resource_start: np.ndarra
 
 
 @kernel
-def _sift_down(heap: np.ndarray, key: np.ndarray, size: int, position: int) -> None:
+def _sift_down(heap: np.ndarray, key: np.ndarray, size: Int, position: Int) -> None:
     item = heap[position]
     while True:
         child = 2 * position + 1
@@ -92,13 +92,13 @@ def _sift_down(heap: np.ndarray, key: np.ndarray, size: int, position: int) -> N
 
 
 @kernel
-def _heapify(heap: np.ndarray, key: np.ndarray, size: int) -> None:
+def _heapify(heap: np.ndarray, key: np.ndarray, size: Int) -> None:
     for position in range(size // 2 - 1, -1, -1):
         _sift_down(heap, key, size, position)
 
 
 @kernel
-def _pop(heap: np.ndarray, key: np.ndarray, size: int) -> int:
+def _pop(heap: np.ndarray, key: np.ndarray, size: Int) -> Int:
     heap[0] = heap[size - 1]
     _sift_down(heap, key, size - 1, 0)
     return size - 1
@@ -106,7 +106,7 @@ def _pop(heap: np.ndarray, key: np.ndarray, size: int) -> int:
 
 @kernel
 def _freeze(
-    stream: int,
+    stream: Int,
     speed: float,
     start: np.ndarray,
     resource: np.ndarray,
@@ -126,7 +126,7 @@ def _freeze(
 
 
 @kernel
-def _level(capacity: float, used: float, active: float, active_streams: int) -> float:
+def _level(capacity: float, used: float, active: float, active_streams: Int) -> float:
     """Rate per unit of weight at which a resource is full, if all its active streams rise together."""
     if active_streams == 0 or active <= 0.0:
         return np.inf
@@ -178,14 +178,14 @@ def max_min_fair(
     for stream in range(streams):
         for visit in range(start[stream], start[stream + 1]):
             used[resource[visit]] += demand[stream] * usage[visit]
-    unfilled = 0
+    unfilled: Int = 0
     for index in range(resources):
         active[index] = 0.0
         active_streams[index] = 0
         if used[index] > capacity[index]:
             resource_heap[unfilled] = index
             unfilled += 1
-    waiting = 0
+    waiting: Int = 0
     for stream in range(streams):
         frozen[stream] = 1
         for visit in range(start[stream], start[stream + 1]):
@@ -210,7 +210,7 @@ def max_min_fair(
             for visit in range(start[stream], start[stream + 1]):
                 used[resource[visit]] += rate[stream] * usage[visit]
     for position in range(unfilled):
-        index = resource_heap[position]
+        index: Int = resource_heap[position]
         resource_key[index] = _level(capacity[index], used[index], active[index], active_streams[index])
     _heapify(stream_heap, stream_key, waiting)
     _heapify(resource_heap, resource_key, unfilled)
@@ -278,7 +278,7 @@ def _cut_demands(
     demand: np.ndarray,
     rate: np.ndarray,
     used: np.ndarray,
-) -> int:
+) -> Int:
     """Rates as if every stream got its demand, loads cut at the capacities; returns how many resources are short."""
     used[:] = 0.0
     for stream in range(rate.shape[0]):
@@ -309,7 +309,7 @@ def solve(
     wanted: np.ndarray,
     weight: np.ndarray,
     tolerance: float,
-    max_iterations: int,
+    max_iterations: Int,
     rate: np.ndarray,
     latency: np.ndarray,
     used: np.ndarray,
@@ -317,7 +317,7 @@ def solve(
     residual: np.ndarray,
     float_work: np.ndarray,
     int_work: np.ndarray,
-) -> int:
+) -> Int:
     """Rates, latencies and loads that agree with each other; returns iterations, or -1 if the tolerance is not met.
 
     The unknown is the load of every resource. More load means more delay, less demand and so less load: the map is
@@ -365,7 +365,7 @@ def solve(
     last_gap[:] = 0.0
     iterations = -1
     sharing = False
-    short = 0
+    short: Int = 0
     for iteration in range(1, max_iterations + 1):
         for index in range(resources):
             row = curve[index]
@@ -441,8 +441,8 @@ def solve_streams(
     wanted: np.ndarray,
     weight: np.ndarray,
     tolerance: float = 1e-6,
-    max_iterations: int = 500,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, float]:
+    max_iterations: Int = 500,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Int, float]:
     """:func:`solve` with its outputs allocated: rate, latency, used, delay, iterations, residual."""
     streams, resources = start.shape[0] - 1, capacity.shape[0]
     rate = np.zeros(streams)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import Int, kernel
 
 EXACT_TERMS = 64
 """Terms of a generalized harmonic number that are added one by one before the Euler-Maclaurin remainder."""
 
 
 @kernel
-def page_table_levels(order: int, top_levels: int) -> int:
+def page_table_levels(order: Int, top_levels: Int) -> Int:
     """Levels a walk goes through for a page of 2**order small pages, in a table of ``top_levels`` (4 or 5) levels.
 
     order 0 is 4 KiB, 9 is 2 MiB, 18 is 1 GiB; -1 for another order.
@@ -32,25 +32,25 @@ def page_table_levels(order: int, top_levels: int) -> int:
 
 
 @kernel
-def nested_walk_references(guest_levels: int, host_levels: int) -> int:
+def nested_walk_references(guest_levels: Int, host_levels: Int) -> Int:
     """Memory references of one nested walk without caches: (g + 1)(h + 1) - 1; h = 0 means no second stage."""
     return (guest_levels + 1) * (host_levels + 1) - 1
 
 
 @kernel
-def guest_table_references(guest_levels: int) -> int:
+def guest_table_references(guest_levels: Int) -> Int:
     """How many of a walk's references go to the guest's own page table."""
     return guest_levels
 
 
 @kernel
-def host_table_references(guest_levels: int, host_levels: int) -> int:
+def host_table_references(guest_levels: Int, host_levels: Int) -> Int:
     """How many of a walk's references go to the second-stage table: h for each guest entry and for the data."""
     return (guest_levels + 1) * host_levels
 
 
 @kernel
-def tlb_reach(entries: int, order: int) -> int:
+def tlb_reach(entries: Int, order: Int) -> Int:
     """Bytes covered by ``entries`` translations of pages of 2**order small pages."""
     return entries << (12 + order)
 
@@ -106,7 +106,7 @@ def mapped_miss_fractions(
 
 
 @kernel
-def leaf_memory_fraction(mapped: float, order: int, cache_bytes: float) -> float:
+def leaf_memory_fraction(mapped: float, order: Int, cache_bytes: float) -> float:
     """Part of uniformly random references to leaf entries that miss a cache holding ``cache_bytes`` of page tables.
 
     Leaf tables take 8 bytes for each of the ``mapped`` bytes' pages: 2 MiB per GiB at 4 KiB, 8 bytes at 1 GiB, which is

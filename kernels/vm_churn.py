@@ -25,7 +25,7 @@ import numpy as np
 
 from workbench.kernels import buddy, pfn_range
 from workbench.kernels.buddy import Buddy
-from workbench.kernels.compile import inlined_kernel, kernel, record
+from workbench.kernels.compile import Int, inlined_kernel, kernel, record
 from workbench.kernels.pfn_range import NEEDS_ROOM, OK, ONE
 
 ARRIVED, REFUSED, GIVEN, RETURNED = 0, 1, 2, 3
@@ -81,13 +81,13 @@ class FreeRanges(NamedTuple):
 
     start: np.ndarray
     end: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # a tuple has a method of that name
     blocks: np.ndarray
     blocks_count: np.ndarray
 
 
 @inlined_kernel
-def _mappable(offset: int, pfn: int, pages: int, size: int) -> int:
+def _mappable(offset: Int, pfn: Int, pages: Int, size: Int) -> Int:
     """Pages of an extent that mappings of ``size`` pages can cover: guest offset and pfn must agree below ``size``."""
     if (offset ^ pfn) & (size - 1):
         return 0
@@ -100,12 +100,12 @@ def _hold(
     pool: np.ndarray,
     vm: np.ndarray,
     counts: np.ndarray,
-    pfn: int,
-    pages: int,
-    node: int,
-    order: int,
-    home: int,
-    largest: int,
+    pfn: Int,
+    pages: Int,
+    node: Int,
+    order: Int,
+    home: Int,
+    largest: Int,
 ) -> bool:
     """Give a machine an extent; False when ``ranges`` is full. One that continues its last one lengthens that."""
     row = vm[VM_FIRST]
@@ -151,7 +151,7 @@ def _hold(
 
 
 @inlined_kernel
-def _count_machine(vm: np.ndarray, counts: np.ndarray, sign: int) -> None:
+def _count_machine(vm: np.ndarray, counts: np.ndarray, sign: Int) -> None:
     """Add what a machine holds to the running counts, or take it off."""
     counts[MACHINES] += sign
     counts[EXTENTS] += sign * vm[VM_EXTENTS]
@@ -162,7 +162,7 @@ def _count_machine(vm: np.ndarray, counts: np.ndarray, sign: int) -> None:
 
 
 @inlined_kernel
-def _settle(vm: np.ndarray, counts: np.ndarray, wanted: int, left: int) -> bool:
+def _settle(vm: np.ndarray, counts: np.ndarray, wanted: Int, left: Int) -> bool:
     """Count a machine that came (it ``wanted`` pages, and ``left`` of them it did not get) or leaves.
 
     Returns whether what it holds goes back: it leaves, or it did not get all and is turned away.
@@ -180,7 +180,7 @@ def _settle(vm: np.ndarray, counts: np.ndarray, wanted: int, left: int) -> bool:
 
 
 @inlined_kernel
-def _recycle(ranges: np.ndarray, pool: np.ndarray, counts: np.ndarray, row: int) -> int:
+def _recycle(ranges: np.ndarray, pool: np.ndarray, counts: np.ndarray, row: Int) -> Int:
     """Put the row of an extent given back on the list of unused ones; returns the machine's next row."""
     k = np.uint64(row)
     following = ranges[k, ROW_NEXT]
@@ -210,13 +210,13 @@ def _start_sample(counts: np.ndarray, out: np.ndarray) -> None:
 def churn_ranges(
     events: np.ndarray,
     order_of_nodes: np.ndarray,
-    fit: int,
+    fit: Int,
     units: np.ndarray,
     strict: bool,
     memory: FreeRanges,
     held: Held,
     sampling: Sampling,
-) -> int:
+) -> Int:
     """Carry out ``events`` with the PFN range allocator.
 
     Parameters
@@ -271,7 +271,7 @@ def churn_ranges(
         if _settle(vm, counts, event[1], left):
             row = vm[VM_FIRST]
             while row >= 0:
-                k = np.uint64(row)
+                k: Int = np.uint64(row)
                 node, pfn, given = ranges[k, ROW_NODE], ranges[k, ROW_PFN], ranges[k, ROW_PAGES]
                 if fit == pfn_range.BUDDY:
                     code = pfn_range.buddy_free(blocks, blocks_count, node, pfn, given)
@@ -288,7 +288,7 @@ def churn_ranges(
 
 
 @kernel
-def _sample_ranges(fit: int, memory: FreeRanges, counts: np.ndarray, out: np.ndarray) -> None:
+def _sample_ranges(fit: Int, memory: FreeRanges, counts: np.ndarray, out: np.ndarray) -> None:
     start, end, count, blocks_count = memory.start, memory.end, memory.count, memory.blocks_count
     _start_sample(counts, out)
     for node in range(count.shape[0]):
@@ -318,7 +318,7 @@ def churn_buddy(
     held: Held,
     sampling: Sampling,
     order_counts: np.ndarray,
-) -> int:
+) -> Int:
     """Carry out ``events`` with the kernel's buddy allocator, one per node, each with one zone.
 
     Blocks are of orders 10, 9 and 0; they go back in the order of guest offsets, as truncation frees them.
@@ -376,21 +376,21 @@ def churn_buddy(
 @kernel
 def _take_blocks(
     zone: Buddy,
-    order: int,
-    wanted: int,
+    order: Int,
+    wanted: Int,
     held: Held,
     vm: np.ndarray,
     counts: np.ndarray,
-    node: int,
-    home: int,
-) -> int:
+    node: Int,
+    home: Int,
+) -> Int:
     """Take up to ``wanted`` blocks from one node for a machine. Returns the pages it got or NEEDS_ROOM."""
     scratch = held.scratch
     rows = scratch.shape[0] - 1
     progress = scratch[rows]
     progress[0] = 0
     progress[1] = 0
-    more = 1
+    more: Int = 1
     while more == 1:
         more = buddy.allocate_extents(zone, 0, order, buddy.UNMOVABLE, False, wanted, scratch[:rows], progress)
         for k in range(progress[0]):
@@ -402,9 +402,9 @@ def _take_blocks(
 
 
 @kernel
-def _in_order_of_offsets(ranges: np.ndarray, row: int) -> int:
+def _in_order_of_offsets(ranges: np.ndarray, row: Int) -> Int:
     """Turn a machine's chain of extents round; returns its new head."""
-    previous = np.int64(-1)
+    previous: Int = np.int64(-1)
     while row >= 0:
         following = ranges[row, ROW_NEXT]
         ranges[row, ROW_NEXT] = previous
@@ -414,7 +414,7 @@ def _in_order_of_offsets(ranges: np.ndarray, row: int) -> int:
 
 
 @kernel
-def _free_blocks(zone: Buddy, first: int, stop: int, order: int) -> None:
+def _free_blocks(zone: Buddy, first: Int, stop: Int, order: Int) -> None:
     for page in range(first, stop, 1 << order):
         buddy.free_block(zone, 0, page, order, False)
 
@@ -447,14 +447,14 @@ def _sample_buddy(zone: Buddy, out: np.ndarray) -> None:
 def churn_hugetlb(
     events: np.ndarray,
     order_of_nodes: np.ndarray,
-    page_pages: int,
+    page_pages: Int,
     following: np.ndarray,
     head: np.ndarray,
     free: np.ndarray,
     area_free: np.ndarray,
     vms: np.ndarray,
     sampling: Sampling,
-) -> int:
+) -> Int:
     """Carry out ``events`` with pools of huge pages of ``page_pages`` pages (a power of two, 512 or 262,144).
 
     Parameters
@@ -510,8 +510,8 @@ def churn_hugetlb(
 @kernel
 def _take_huge_pages(
     fallback: np.ndarray,
-    left: int,
-    page_pages: int,
+    left: Int,
+    page_pages: Int,
     following: np.ndarray,
     head: np.ndarray,
     free: np.ndarray,
@@ -550,7 +550,7 @@ def _take_huge_pages(
 
 @kernel
 def _sample_hugetlb(
-    page_pages: int, free: np.ndarray, area_free: np.ndarray, counts: np.ndarray, out: np.ndarray
+    page_pages: Int, free: np.ndarray, area_free: np.ndarray, counts: np.ndarray, out: np.ndarray
 ) -> None:
     _start_sample(counts, out)
     for node in range(free.shape[0]):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import Int, kernel
 
 ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE = 0, 1, 2, 3
 PENALTY_FOR_NODE_WITH_CPUS = 1
@@ -39,7 +39,7 @@ def fallback_order(
     node_load[:] = 0
     out[:, :] = -1
     for me in range(nodes):
-        previous = me
+        previous: Int = me
         for position in range(nodes):
             best = _find_next_best_node(me, position, out, distance, has_memory, penalised, node_load)
             if best < 0:
@@ -52,14 +52,14 @@ def fallback_order(
 
 @kernel
 def _find_next_best_node(
-    me: int,
-    position: int,
+    me: Int,
+    position: Int,
     order: np.ndarray,
     distance: np.ndarray,
     has_memory: np.ndarray,
     penalised: np.ndarray,
     node_load: np.ndarray,
-) -> int:
+) -> Int:
     if position == 0 and has_memory[me]:
         return me
     best, best_score = -1, 0
@@ -78,7 +78,7 @@ def _find_next_best_node(
 
 @kernel
 def zonelists(
-    order: np.ndarray, zone_node: np.ndarray, zone_type: np.ndarray, managed: np.ndarray, highest: int, out: np.ndarray
+    order: np.ndarray, zone_node: np.ndarray, zone_type: np.ndarray, managed: np.ndarray, highest: Int, out: np.ndarray
 ) -> None:
     """Fill ``out`` with the zones that a request may use, in the order they are tried.
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import Int, inlined_kernel, kernel
 
 ENTRY_BYTES = 8
 
 
 @inlined_kernel
-def load(table: np.ndarray, order: int, index: int) -> int:
+def load(table: np.ndarray, order: Int, index: Int) -> Int:
     """Return the pfn of page ``index``, -1 if there is none."""
     block = index >> order
     if block >= table.shape[0]:
@@ -25,14 +25,14 @@ def load(table: np.ndarray, order: int, index: int) -> int:
 
 
 @kernel
-def load_many(table: np.ndarray, order: int, indices: np.ndarray, out: np.ndarray) -> None:
+def load_many(table: np.ndarray, order: Int, indices: np.ndarray, out: np.ndarray) -> None:
     """:func:`load` for each of ``indices`` (int64) into ``out`` (int64)."""
     for position in range(indices.shape[0]):
         out[position] = load(table, order, indices[position])
 
 
 @kernel
-def store(table: np.ndarray, order: int, index: int, pages: int, pfn: int) -> int:
+def store(table: np.ndarray, order: Int, index: Int, pages: Int, pfn: Int) -> Int:
     """Map the blocks of ``[index, index + pages)`` to ``pfn`` on, or to nothing if ``pfn`` is -1.
 
     Both ends must be block borders. Returns the number of blocks that were mapped before.
@@ -47,7 +47,7 @@ def store(table: np.ndarray, order: int, index: int, pages: int, pfn: int) -> in
 
 
 @kernel
-def find(table: np.ndarray, order: int, index: int, found: np.ndarray) -> bool:
+def find(table: np.ndarray, order: Int, index: Int, found: np.ndarray) -> bool:
     """Find the run of contiguous blocks that holds ``index``, cut at its block, or the first run after it.
 
     ``found`` (int64 (3,)) receives: first index, pages, pfn.

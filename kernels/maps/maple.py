@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import Int, inlined_kernel, kernel
 
 NODE_BYTES = 256
 SLOTS = 16
@@ -50,19 +50,19 @@ def clear(top: np.ndarray) -> None:
 
 
 @kernel
-def room(nodes: np.ndarray, top: np.ndarray) -> int:
+def room(nodes: np.ndarray, top: np.ndarray) -> Int:
     """Number of nodes that can still be allocated."""
     return nodes.shape[0] - top[NODES]
 
 
 @kernel
-def store_nodes(top: np.ndarray) -> int:
+def store_nodes(top: np.ndarray) -> Int:
     """Nodes that one store can need: it sets at most two borders, each may split a node per level."""
     return 2 * (top[HEIGHT] + 2)
 
 
 @inlined_kernel
-def load(nodes: np.ndarray, top: np.ndarray, index: int) -> int:
+def load(nodes: np.ndarray, top: np.ndarray, index: Int) -> Int:
     """Return the pfn of page ``index``, -1 if there is none (``mas_walk``)."""
     levels = top[HEIGHT]
     if levels == 0:
@@ -93,13 +93,13 @@ def load_many(nodes: np.ndarray, top: np.ndarray, indices: np.ndarray, out: np.n
 
 
 @kernel
-def depth(top: np.ndarray) -> int:
+def depth(top: np.ndarray) -> Int:
     """Number of nodes touched by a look-up: the height, whatever the index."""
     return top[HEIGHT]
 
 
 @kernel
-def find(nodes: np.ndarray, top: np.ndarray, index: int, found: np.ndarray, path: np.ndarray) -> bool:
+def find(nodes: np.ndarray, top: np.ndarray, index: Int, found: np.ndarray, path: np.ndarray) -> bool:
     """Find the entry that holds ``index`` or the first one after it.
 
     ``found`` (int64 (3,)) receives: first index, last index, pfn of the first index.
@@ -116,7 +116,7 @@ def find(nodes: np.ndarray, top: np.ndarray, index: int, found: np.ndarray, path
 
 
 @kernel
-def _walk(nodes: np.ndarray, top: np.ndarray, index: int, found: np.ndarray, path: np.ndarray) -> None:
+def _walk(nodes: np.ndarray, top: np.ndarray, index: Int, found: np.ndarray, path: np.ndarray) -> None:
     """Walk to the range of ``index``; leave the way in ``path`` and the range in ``found`` (pfn -1 for NULL)."""
     levels = top[HEIGHT]
     node = top[ROOT]
@@ -140,7 +140,7 @@ def _walk(nodes: np.ndarray, top: np.ndarray, index: int, found: np.ndarray, pat
 
 
 @kernel
-def _new_node(nodes: np.ndarray, top: np.ndarray) -> int:
+def _new_node(nodes: np.ndarray, top: np.ndarray) -> Int:
     if top[FREE] >= 0:
         node = top[FREE]
         top[FREE] = nodes[node, 0]
@@ -153,14 +153,14 @@ def _new_node(nodes: np.ndarray, top: np.ndarray) -> int:
 
 
 @kernel
-def _free_node(nodes: np.ndarray, top: np.ndarray, node: int) -> None:
+def _free_node(nodes: np.ndarray, top: np.ndarray, node: Int) -> None:
     nodes[node, 0] = top[FREE]
     top[FREE] = node
     top[NODES] -= 1
 
 
 @kernel
-def _copy_slots(nodes: np.ndarray, target: int, at: int, source: int, first: int, count: int) -> None:
+def _copy_slots(nodes: np.ndarray, target: Int, at: Int, source: Int, first: Int, count: Int) -> None:
     """Copy ``count`` slots of one node and the pivots between them, low to high."""
     for k in range(count):
         nodes[target, FIRST_SLOT + at + k] = nodes[source, FIRST_SLOT + first + k]
@@ -169,7 +169,7 @@ def _copy_slots(nodes: np.ndarray, target: int, at: int, source: int, first: int
 
 
 @kernel
-def _move_left(nodes: np.ndarray, parent: int, slot: int, count: int) -> None:
+def _move_left(nodes: np.ndarray, parent: Int, slot: Int, count: Int) -> None:
     """Move the first ``count`` slots of child ``slot + 1`` of ``parent`` to the end of child ``slot``."""
     left = nodes[parent, FIRST_SLOT + slot]
     right = nodes[parent, FIRST_SLOT + slot + 1]
@@ -185,7 +185,7 @@ def _move_left(nodes: np.ndarray, parent: int, slot: int, count: int) -> None:
 
 
 @kernel
-def _move_right(nodes: np.ndarray, parent: int, slot: int, count: int) -> None:
+def _move_right(nodes: np.ndarray, parent: Int, slot: Int, count: Int) -> None:
     """Move the last ``count`` slots of child ``slot`` of ``parent`` to the front of child ``slot + 1``."""
     left = nodes[parent, FIRST_SLOT + slot]
     right = nodes[parent, FIRST_SLOT + slot + 1]
@@ -203,7 +203,7 @@ def _move_right(nodes: np.ndarray, parent: int, slot: int, count: int) -> None:
 
 
 @kernel
-def _add_slot(nodes: np.ndarray, node: int, slot: int, last: int, entry: int) -> None:
+def _add_slot(nodes: np.ndarray, node: Int, slot: Int, last: Int, entry: Int) -> None:
     """Cut ``slot`` after index ``last``; the part behind it becomes a slot of its own with ``entry``."""
     n = nodes[node, 0]
     for k in range(n, slot + 1, -1):
@@ -248,7 +248,7 @@ def _relieve(nodes: np.ndarray, top: np.ndarray, path: np.ndarray) -> None:
 
 
 @kernel
-def _split(nodes: np.ndarray, top: np.ndarray, parent: int, slot: int) -> None:
+def _split(nodes: np.ndarray, top: np.ndarray, parent: Int, slot: Int) -> None:
     """Split a full child of ``parent`` into two halves."""
     node = nodes[parent, FIRST_SLOT + slot]
     fresh = _new_node(nodes, top)
@@ -263,7 +263,7 @@ def _split(nodes: np.ndarray, top: np.ndarray, parent: int, slot: int) -> None:
 
 
 @kernel
-def _set_border(nodes: np.ndarray, top: np.ndarray, index: int, found: np.ndarray, path: np.ndarray) -> None:
+def _set_border(nodes: np.ndarray, top: np.ndarray, index: Int, found: np.ndarray, path: np.ndarray) -> None:
     """Make a range start at ``index``, with the same mapping as before."""
     while True:
         _walk(nodes, top, index, found, path)
@@ -281,7 +281,7 @@ def _set_border(nodes: np.ndarray, top: np.ndarray, index: int, found: np.ndarra
 
 
 @kernel
-def _drop(nodes: np.ndarray, top: np.ndarray, path: np.ndarray, level: int, low: int, high: int) -> None:
+def _drop(nodes: np.ndarray, top: np.ndarray, path: np.ndarray, level: Int, low: Int, high: Int) -> None:
     """Remove slots ``low..high`` of the node at ``level`` of ``path``; the range before them takes their indices."""
     node = path[0, level]
     n = nodes[node, 0]
@@ -309,7 +309,7 @@ def _drop(nodes: np.ndarray, top: np.ndarray, path: np.ndarray, level: int, low:
 
 
 @kernel
-def _rebalance(nodes: np.ndarray, top: np.ndarray, path: np.ndarray, level: int) -> None:
+def _rebalance(nodes: np.ndarray, top: np.ndarray, path: np.ndarray, level: Int) -> None:
     """Bring the node at ``level`` of ``path`` and those above back to at least 6 slots (``mas_rebalance``)."""
     while level > 0 and nodes[path[0, level], 0] < MIN_SLOTS:
         parent = path[0, level - 1]
@@ -347,8 +347,8 @@ def _rebalance(nodes: np.ndarray, top: np.ndarray, path: np.ndarray, level: int)
 
 @kernel
 def _drop_borders(
-    nodes: np.ndarray, top: np.ndarray, first: int, last: int, found: np.ndarray, path: np.ndarray
-) -> int:
+    nodes: np.ndarray, top: np.ndarray, first: Int, last: Int, found: np.ndarray, path: np.ndarray
+) -> Int:
     """Remove every range that starts in ``first + 1 .. last``; the range of ``first`` takes their indices."""
     dropped = 0
     while True:
@@ -374,7 +374,7 @@ def _drop_borders(
 
 
 @kernel
-def _node_start(nodes: np.ndarray, path: np.ndarray, level: int) -> int:
+def _node_start(nodes: np.ndarray, path: np.ndarray, level: Int) -> Int:
     for above in range(level - 1, -1, -1):
         if path[1, above] > 0:
             return nodes[path[0, above], path[1, above]] + 1
@@ -383,8 +383,8 @@ def _node_start(nodes: np.ndarray, path: np.ndarray, level: int) -> int:
 
 @kernel
 def store(
-    nodes: np.ndarray, top: np.ndarray, index: int, pages: int, pfn: int, found: np.ndarray, path: np.ndarray
-) -> int:
+    nodes: np.ndarray, top: np.ndarray, index: Int, pages: Int, pfn: Int, found: np.ndarray, path: np.ndarray
+) -> Int:
     """Map ``[index, index + pages)`` to ``pfn`` on, or to nothing if ``pfn`` is -1 (``mas_store``).
 
     Replaces what was there; ranges cut at a border keep their outer part. Returns the number of entries that ended
@@ -429,7 +429,7 @@ def store(
 
 
 @kernel
-def split(nodes: np.ndarray, top: np.ndarray, index: int, order: int, found: np.ndarray, path: np.ndarray) -> int:
+def split(nodes: np.ndarray, top: np.ndarray, index: Int, order: Int, found: np.ndarray, path: np.ndarray) -> Int:
     """Cut the entry that holds ``index`` into entries of ``2**order`` pages. Returns their number, 0 if not present.
 
     Stops early (and says how many) when nodes run out.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import Int, kernel
 from workbench.kernels.maps import flat_table, maple, range_table, xarray_map
 
 XARRAY, MAPLE, RANGES, FLAT = 0, 1, 2, 3
@@ -23,13 +23,13 @@ NAMES = ("xarray", "maple", "ranges", "flat")
 @kernel
 def run_xarray(
     stream: np.ndarray,
-    first: int,
-    max_order: int,
+    first: Int,
+    max_order: Int,
     slots: np.ndarray,
     header: np.ndarray,
     top: np.ndarray,
     found: np.ndarray,
-) -> int:
+) -> Int:
     """Run ``stream`` from operation ``first`` on; returns the operation that found too few nodes, or its length."""
     for k in range(first, stream.shape[0]):
         index = stream[k, 0]
@@ -46,8 +46,8 @@ def run_xarray(
 
 @kernel
 def run_maple(
-    stream: np.ndarray, first: int, nodes: np.ndarray, top: np.ndarray, found: np.ndarray, path: np.ndarray
-) -> int:
+    stream: np.ndarray, first: Int, nodes: np.ndarray, top: np.ndarray, found: np.ndarray, path: np.ndarray
+) -> Int:
     """Run ``stream`` from operation ``first`` on; returns the operation that found too few nodes, or its length."""
     for k in range(first, stream.shape[0]):
         if maple.room(nodes, top) < maple.store_nodes(top):
@@ -58,8 +58,8 @@ def run_maple(
 
 @kernel
 def run_ranges(
-    stream: np.ndarray, first: int, start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray
-) -> int:
+    stream: np.ndarray, first: Int, start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray
+) -> Int:
     """Run ``stream`` from operation ``first`` on; returns the operation that found too few records, or its length."""
     for k in range(first, stream.shape[0]):
         if start.shape[0] - top[range_table.COUNT] < range_table.STORE_ROOM:
@@ -69,7 +69,7 @@ def run_ranges(
 
 
 @kernel
-def run_flat(stream: np.ndarray, order: int, table: np.ndarray) -> int:
+def run_flat(stream: np.ndarray, order: Int, table: np.ndarray) -> Int:
     """Run ``stream``; returns its length."""
     for k in range(stream.shape[0]):
         flat_table.store(table, order, stream[k, 0], stream[k, 1], stream[k, 2])

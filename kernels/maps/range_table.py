@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import Int, inlined_kernel, kernel
 
 EXTENT_BYTES = 24
 STORE_ROOM = 2
@@ -31,7 +31,7 @@ def clear(top: np.ndarray) -> None:
 
 
 @inlined_kernel
-def _position_between(start: np.ndarray, low: np.uint32, high: np.uint32, index: int) -> np.uint32:
+def _position_between(start: np.ndarray, low: np.uint32, high: np.uint32, index: Int) -> np.uint32:
     """Number of extents that start at ``index`` or before it, known to be ``low`` to ``high``."""
     while low < high:
         middle = np.uint32((low + high) >> np.uint32(1))
@@ -43,13 +43,13 @@ def _position_between(start: np.ndarray, low: np.uint32, high: np.uint32, index:
 
 
 @kernel
-def position(start: np.ndarray, top: np.ndarray, index: int) -> int:
+def position(start: np.ndarray, top: np.ndarray, index: Int) -> Int:
     """Number of extents that start at ``index`` or before it."""
     return np.int64(_position_between(start, np.uint32(0), np.uint32(top[COUNT]), index))
 
 
 @inlined_kernel
-def load(start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray, index: int) -> int:
+def load(start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray, index: Int) -> Int:
     """Return the pfn of page ``index``, -1 if there is none."""
     extent = position(start, top, index) - 1
     if extent < 0:
@@ -68,7 +68,7 @@ def load_many(
 
 
 @kernel
-def depth(top: np.ndarray) -> int:
+def depth(top: np.ndarray) -> Int:
     """Records a binary search touches at most: ceil(log2(extents + 1))."""
     touched = 0
     while 1 << touched < top[COUNT] + 1:
@@ -78,7 +78,7 @@ def depth(top: np.ndarray) -> int:
 
 @kernel
 def find(
-    start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray, index: int, found: np.ndarray
+    start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray, index: Int, found: np.ndarray
 ) -> bool:
     """Find the extent that holds ``index`` or the first one after it: first index, pages, pfn into ``found``."""
     extent = position(start, top, index) - 1
@@ -93,7 +93,7 @@ def find(
 
 
 @kernel
-def _make_gap(start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray, at: int, change: int) -> None:
+def _make_gap(start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray, at: Int, change: Int) -> None:
     """Move the records from ``at`` on by ``change`` places (a negative change removes records before ``at``)."""
     count = top[COUNT]
     top[MOVED] += count - at
@@ -120,10 +120,10 @@ def store(
     length: np.ndarray,
     pfn: np.ndarray,
     top: np.ndarray,
-    index: int,
-    pages: int,
-    first_pfn: int,
-) -> int:
+    index: Int,
+    pages: Int,
+    first_pfn: Int,
+) -> Int:
     """Map ``[index, index + pages)`` to ``first_pfn`` on, or to nothing if it is -1; replaces what was there.
 
     Extents cut at a border keep their outer part. Returns the number of extents removed or cut.
@@ -134,9 +134,9 @@ def store(
         low += 1
     high = position(start, top, end - 1)  # extents low .. high - 1 overlap the range
     removed = high - low
-    head = 0
-    tail = 0
-    tail_pfn = 0
+    head: Int = 0
+    tail: Int = 0
+    tail_pfn: Int = 0
     if removed > 0:
         head = max(0, index - start[low])
         tail = max(0, start[high - 1] + length[high - 1] - end)
@@ -160,7 +160,7 @@ def store(
 
 
 @kernel
-def split(start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray, index: int, order: int) -> int:
+def split(start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray, index: Int, order: Int) -> Int:
     """Cut the extent that holds ``index`` at every multiple of ``2**order``.
 
     Returns the number of extents it became, 0 if there is none, or minus the room it would need.

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import Int, inlined_kernel, kernel
 
 NODE_BYTES = 576
 SLOTS = 64
@@ -51,13 +51,13 @@ def clear(top: np.ndarray) -> None:
 
 
 @kernel
-def room(header: np.ndarray, top: np.ndarray) -> int:
+def room(header: np.ndarray, top: np.ndarray) -> Int:
     """Number of nodes that can still be allocated."""
     return header.shape[0] - top[NODES]
 
 
 @inlined_kernel
-def load(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int) -> int:
+def load(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: Int) -> Int:
     """Return the pfn of page ``index``, -1 if there is none (``xas_load``)."""
     entry = top[HEAD]
     if entry & 3 != 2:
@@ -91,7 +91,7 @@ def load_many(slots: np.ndarray, header: np.ndarray, top: np.ndarray, indices: n
 
 
 @kernel
-def depth(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int) -> int:
+def depth(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: Int) -> Int:
     """Number of nodes touched by a look-up of ``index``; 0 if the head alone answers."""
     entry = top[HEAD]
     touched = 0
@@ -105,7 +105,7 @@ def depth(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int) ->
 
 
 @kernel
-def find(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int, found: np.ndarray) -> bool:
+def find(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: Int, found: np.ndarray) -> bool:
     """Find the entry that holds ``index`` or the first one after it (``xas_find``).
 
     ``found`` (int64 (6,)) receives: first index, pages, pfn of the first index, node (-1: head), slot, slots.
@@ -161,7 +161,7 @@ def find(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int, fou
 
 
 @kernel
-def _new_node(header: np.ndarray, slots: np.ndarray, top: np.ndarray, shift: int, parent: int, offset: int) -> int:
+def _new_node(header: np.ndarray, slots: np.ndarray, top: np.ndarray, shift: Int, parent: Int, offset: Int) -> Int:
     if top[FREE] >= 0:
         node = top[FREE]
         top[FREE] = header[node, PARENT]
@@ -179,14 +179,14 @@ def _new_node(header: np.ndarray, slots: np.ndarray, top: np.ndarray, shift: int
 
 
 @kernel
-def _free_node(header: np.ndarray, top: np.ndarray, node: int) -> None:
+def _free_node(header: np.ndarray, top: np.ndarray, node: Int) -> None:
     header[node, PARENT] = top[FREE]
     top[FREE] = node
     top[NODES] -= 1
 
 
 @kernel
-def _expand(slots: np.ndarray, header: np.ndarray, top: np.ndarray, highest: int) -> None:
+def _expand(slots: np.ndarray, header: np.ndarray, top: np.ndarray, highest: Int) -> None:
     """Put nodes on top until the tree can hold ``highest`` (``xas_expand``)."""
     entry = top[HEAD]
     if entry == 0:
@@ -213,7 +213,7 @@ def _expand(slots: np.ndarray, header: np.ndarray, top: np.ndarray, highest: int
 
 
 @kernel
-def store(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int, order: int, pfn: int) -> None:
+def store(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: Int, order: Int, pfn: Int) -> None:
     """Store one entry of ``2**order`` pages at ``index``, which must be aligned and empty (``xas_store``)."""
     top[ENTRIES] += 1
     if order == 0 and index == 0 and top[HEAD] == 0:
@@ -282,7 +282,7 @@ def _remove(slots: np.ndarray, header: np.ndarray, top: np.ndarray, found: np.nd
 
 
 @kernel
-def piece_order(index: int, pages: int, max_order: int) -> int:
+def piece_order(index: Int, pages: Int, max_order: Int) -> Int:
     """Order of the largest aligned entry that starts at ``index`` and takes at most ``pages`` pages."""
     order = 0
     while order < max_order and index & ((2 << order) - 1) == 0 and 2 << order <= pages:
@@ -292,8 +292,8 @@ def piece_order(index: int, pages: int, max_order: int) -> int:
 
 @kernel
 def _store_pieces(
-    slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int, pages: int, pfn: int, max_order: int
-) -> int:
+    slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: Int, pages: Int, pfn: Int, max_order: Int
+) -> Int:
     """Store an empty range as aligned entries. Returns OK, or the pages left when nodes ran out."""
     while pages > 0:
         if room(header, top) < STORE_NODES:
@@ -307,7 +307,7 @@ def _store_pieces(
 
 
 @kernel
-def erase(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int, pages: int, found: np.ndarray) -> int:
+def erase(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: Int, pages: Int, found: np.ndarray) -> Int:
     """Erase ``pages`` pages from ``index``. Entries cut by the border keep their outer part, as smaller entries.
 
     Linux splits the folio first and truncates its pieces; the pieces left are the largest aligned ones
@@ -333,7 +333,7 @@ def erase(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int, pa
 
 
 @kernel
-def insert_nodes(pages: int, max_order: int) -> int:
+def insert_nodes(pages: Int, max_order: Int) -> Int:
     """Nodes that :func:`insert` of ``pages`` pages can need at most; ``insert_nodes(0, 0)`` is enough to erase."""
     shift = max_order // CHUNK_SHIFT * CHUNK_SHIFT + CHUNK_SHIFT
     return 40 * STORE_NODES + (pages >> shift) + (pages >> (shift + 5))
@@ -344,12 +344,12 @@ def insert(
     slots: np.ndarray,
     header: np.ndarray,
     top: np.ndarray,
-    index: int,
-    pages: int,
-    pfn: int,
-    max_order: int,
+    index: Int,
+    pages: Int,
+    pfn: Int,
+    max_order: Int,
     found: np.ndarray,
-) -> int:
+) -> Int:
     """Map ``[index, index + pages)`` to ``pfn`` on, in aligned entries of at most ``max_order``.
 
     Replaces what was there. Returns OK, or the number of pages at the end of the range that found no node.
@@ -359,7 +359,7 @@ def insert(
 
 
 @kernel
-def split(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int, order: int, found: np.ndarray) -> int:
+def split(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: Int, order: Int, found: np.ndarray) -> Int:
     """Split the entry that holds ``index`` into entries of ``order`` (``xas_split_alloc``, ``xas_split``).
 
     Returns the number of entries, NOT_PRESENT, or REFUSED: Linux cannot split across two levels of nodes, so
@@ -383,7 +383,7 @@ def split(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int, or
 
 
 @kernel
-def merge(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: int, order: int, found: np.ndarray) -> int:
+def merge(slots: np.ndarray, header: np.ndarray, top: np.ndarray, index: Int, order: Int, found: np.ndarray) -> Int:
     """Make one entry of ``2**order`` pages at the aligned ``index``; all of it must be mapped contiguously.
 
     Returns the number of entries merged, NOT_PRESENT or NOT_CONTIGUOUS (nothing changed).
