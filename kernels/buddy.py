@@ -411,7 +411,7 @@ def _first_page(buddy: Buddy, zone: Int, order: Int, migratetype: Int) -> Int:
 
 
 @inlined_kernel
-def _insert(buddy: Buddy, zone: Int, entry: np.uint32, order: Int, migratetype: Int, to_tail: bool) -> None:
+def _insert(buddy: Buddy, zone: Int, entry: np.uint32, order: Int, migratetype: Int, to_tail: bool | np.bool_) -> None:
     """``__add_to_free_list``"""
     head = list_head(buddy, zone, order, migratetype)
     buddy.state[entry] = order + 1
@@ -540,7 +540,7 @@ def _claim_part(buddy: Buddy, zone: Int, page: Int, block_type: Int, migratetype
         else:
             free += 1 << (state - 1)
             current += 1 << (state - 1)
-    alike = 0
+    alike: Int = 0
     if migratetype == MOVABLE:
         alike = movable
     elif block_type == MOVABLE:
@@ -578,7 +578,7 @@ def _is_free(buddy: Buddy, page: Int, order: Int, start: Int, end: Int) -> bool 
 
 
 @inlined_kernel
-def _free_one_page(buddy: Buddy, zone: Int, page: Int, order: Int, to_tail: bool) -> None:
+def _free_one_page(buddy: Buddy, zone: Int, page: Int, order: Int, to_tail: bool | np.bool_) -> None:
     """``__free_one_page``"""
     migratetype = np.int64(buddy.block_type[np.uint32(page >> PAGEBLOCK_ORDER)])
     start, end = buddy.zone_start[np.uint64(zone)], buddy.zone_end[np.uint64(zone)]

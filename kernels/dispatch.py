@@ -33,7 +33,7 @@ from workbench.kernels.records import Record, mark_pointers
 logger = logging.getLogger(__name__)
 
 
-class _Library(JITCodeLibrary):  # type: ignore[misc]  # Numba is untyped
+class _Library(JITCodeLibrary):
     """Code of one function; bodies linked into it bring along what they call."""
 
     def add_ir_module(self, module: Any) -> None:
@@ -158,7 +158,7 @@ def _widened(argument: Any) -> Any:
     return argument
 
 
-class Kernel(CPUDispatcher):  # type: ignore[misc]
+class Kernel(CPUDispatcher):
     """A function that Python and other kernels call; :mod:`workbench.kernels.compile` makes them."""
 
     def __init__(self, function: Callable[..., object], **options: object) -> None:
@@ -167,7 +167,7 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
 
     # What Python calls.
 
-    @global_compiler_lock  # type: ignore[misc]
+    @global_compiler_lock
     def _compile_for_args(self, *values: Any, **names: Any) -> Any:
         """Numba's dispatcher asks for the machine code for values of types that it sees for the first time."""
         signature = tuple(

@@ -152,7 +152,7 @@ class State(NamedTuple):
     start: np.ndarray
     """int64 (N, r), free ranges of the host's allocator, with ``end`` and ``count``."""
     end: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # a tuple has a method of that name
     vmemmap: np.ndarray
     """int64 (N,), free pages that vmemmap can be taken from."""
     vmemmap_order: np.ndarray
@@ -388,7 +388,7 @@ def _store(s: State, first: Int, pages: Int, pfn: Int) -> None:
 
 
 @kernel
-def _can_share(s: State, first: Int, end: Int) -> bool:
+def _can_share(s: State, first: Int, end: Int) -> bool | np.bool_:
     """Whether vmemmap for the present pages of [first, end) can be taken; that of a group comes from one node."""
     shift = s.options[GROUP_SHIFT]
     needed = 0
@@ -520,7 +520,8 @@ def _convert(s: State, offset: Int, length: Int, to_shared: bool) -> Int:
     block = np.int64(1) << order
     if s.options[GENERATION] == GENERATION_B or order == 0:
         block = s.options[PAGES]
-    error, worked = 0, False
+    error: Int = 0
+    worked = False
     while first < end and error == 0:
         stop = min(end, (first // block + 1) * block)
         if _next_in(s, first, stop, not to_shared) < stop:

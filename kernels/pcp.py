@@ -54,7 +54,7 @@ class Pcp(NamedTuple):
     """(zones,), high watermark plus lowmem_reserve."""
     below_high: np.ndarray
     """(zones,), ZONE_BELOW_HIGH, 0 or 1."""
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # a tuple has a method of that name
     """(zones, cpus), pages on the lists."""
     high: np.ndarray
     """(zones, cpus), pages at which lists are flushed."""
@@ -266,7 +266,7 @@ def _refill(
     head: np.uint32,
 ) -> None:
     """``rmqueue_bulk``"""
-    mode = RMQUEUE_NORMAL
+    mode: Int = RMQUEUE_NORMAL
     for _ in range(_refill_count(pcp, zone, cpu, order)):
         page, mode = rmqueue(buddy, zone, order, migratetype, nofragment, mode)
         if page < 0:

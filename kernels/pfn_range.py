@@ -201,6 +201,7 @@ def take(
     compares the pages received with those wanted. With FIRST_FIT ranges are taken in address order, with BEST_FIT
     the largest first, so that a request is cut into as few ranges as possible.
     """
+    n: Int
     row_start, row_end, n = start[node], end[node], np.int64(count[node])
     rows = np.uint64(0)
     mask = unit - 1
@@ -216,7 +217,7 @@ def take(
         left = _carve(row_start, row_end, np.uint64(n), k, first, first + given)
         if left < 0:
             break
-        n: Int = left
+        n = left
         out[rows, 0] = first
         out[rows, 1] = given
         rows += ONE
@@ -398,13 +399,14 @@ def _order_of_block(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pfn
 @kernel
 def buddy_remove(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pfn: Int, pages: Int) -> Int:
     """:func:`remove` for power-of-two blocks; those cut at the borders leave smaller ones."""
+    order: Int
     end = pfn + pages
     for order in range(blocks_count.shape[1]):
         if blocks_count[node, order] + 2 > blocks.shape[2] - 1:
             return NEEDS_ROOM
     at = pfn
     while at < end:
-        order: Int = _order_of_block(blocks, blocks_count, node, at)
+        order = _order_of_block(blocks, blocks_count, node, at)
         if order < 0:
             return NO_MEMORY
         at = (at | ((1 << order) - 1)) + 1

@@ -288,6 +288,7 @@ def _fill_cycle(
     At most ``remaining`` entries are written. ``leftover``: the node that still has il_weight pages is served first,
     as a stretch of its own, because after a change of weights or of policy it does not belong to the period.
     """
+    node: Int
     if requests.kind[request] == START:
         cycle[0] = requests.start[request]
         return 1
@@ -313,7 +314,7 @@ def _fill_cycle(
         return period
     node, position = rotation[0], 0
     while position < length:
-        node: Int = next_node_in(node, mask)
+        node = next_node_in(node, mask)
         run = weights[node] if weighted else 1
         for _ in range(min(run, length - position)):
             cycle[position] = node

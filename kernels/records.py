@@ -26,7 +26,7 @@ from numba.extending import NativeValue, infer_getattr, lower_getattr_generic, r
 _Class = TypeVar("_Class", bound=type[tuple[Any, ...]])
 
 
-class Record(types.Type):  # type: ignore[misc]  # Numba is untyped
+class Record(types.Type):
     """Numba's type of a pointer to the fields of a named tuple of ``tuple_type``."""
 
     def __init__(self, tuple_type: Any) -> None:
@@ -40,13 +40,13 @@ class Record(types.Type):  # type: ignore[misc]  # Numba is untyped
 
 
 @register_model(Record)
-class _RecordModel(models.PrimitiveModel):  # type: ignore[misc]
+class _RecordModel(models.PrimitiveModel):
     def __init__(self, manager: Any, record: Record) -> None:
         super().__init__(manager, record, manager.lookup(record.tuple_type).get_value_type().as_pointer())
 
 
 @infer_getattr
-class _RecordFields(AttributeTemplate):  # type: ignore[misc]
+class _RecordFields(AttributeTemplate):
     key = Record
 
     def generic_resolve(self, record: Record, name: str) -> Any:

@@ -163,6 +163,7 @@ def max_min_fair(
     float_work : float64 (2 * resources + streams,), scratch
     int_work : int64 (3 * resources + 2 * streams,), scratch
     """
+    index: Int
     streams = rate.shape[0]
     resources = capacity.shape[0]
     active = float_work[:resources]
@@ -210,7 +211,7 @@ def max_min_fair(
             for visit in range(start[stream], start[stream + 1]):
                 used[resource[visit]] += rate[stream] * usage[visit]
     for position in range(unfilled):
-        index: Int = resource_heap[position]
+        index = resource_heap[position]
         resource_key[index] = _level(capacity[index], used[index], active[index], active_streams[index])
     _heapify(stream_heap, stream_key, waiting)
     _heapify(resource_heap, resource_key, unfilled)

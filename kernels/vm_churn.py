@@ -232,6 +232,7 @@ def churn_ranges(
     -------
     OK, NEEDS_ROOM, or NOT_ALLOCATED if the bookkeeping is broken.
     """
+    k: Int
     start, end, count = memory.start, memory.end, memory.count
     blocks, blocks_count = memory.blocks, memory.blocks_count
     ranges, pool, vms, scratch = held.ranges, held.pool, held.vms, held.scratch
@@ -271,7 +272,7 @@ def churn_ranges(
         if _settle(vm, counts, event[1], left):
             row = vm[VM_FIRST]
             while row >= 0:
-                k: Int = np.uint64(row)
+                k = np.uint64(row)
                 node, pfn, given = ranges[k, ROW_NODE], ranges[k, ROW_PFN], ranges[k, ROW_PAGES]
                 if fit == pfn_range.BUDDY:
                     code = pfn_range.buddy_free(blocks, blocks_count, node, pfn, given)

@@ -55,7 +55,7 @@ def load(start: np.ndarray, length: np.ndarray, pfn: np.ndarray, top: np.ndarray
     if extent < 0:
         return -1
     offset = index - start[extent]
-    return pfn[extent] + offset if offset < length[extent] else -1
+    return pfn[extent] + offset if offset < length[extent] else -1  # type: ignore[return-value]
 
 
 @kernel
@@ -138,7 +138,7 @@ def store(
     tail: Int = 0
     tail_pfn: Int = 0
     if removed > 0:
-        head = max(0, index - start[low])
+        head = max(0, index - start[low])  # type: ignore[assignment]
         tail = max(0, start[high - 1] + length[high - 1] - end)
         tail_pfn = pfn[high - 1] + length[high - 1] - tail
     added = (1 if first_pfn >= 0 else 0) + (1 if tail > 0 else 0)
