@@ -11,7 +11,7 @@ MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: env demo test quick test-kernels lint lab bench lock clean
+.PHONY: env demo test quick test-kernels lint types lab bench lock clean
 .DEFAULT_GOAL := env
 
 env: $(VENV)/.installed
@@ -52,6 +52,12 @@ test-kernels: env
 # What is read without being run; types belong here too, so that `quick` and `test` both have them.
 lint: env
 	$(BIN)/ruff check .
+
+# mypy wants packages where their names say, and some of ours lie beside workbench/.
+types: env
+	rm -rf build/types && mkdir -p build/types/workbench
+	ln -s $(CURDIR)/workbench/* $(CURDIR)/kernels build/types/workbench/
+	cd build/types && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml -p workbench.kernels
 
 lab: env
 	$(BIN)/jupyter lab --notebook-dir=notebooks
