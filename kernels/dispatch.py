@@ -25,6 +25,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import OmittedArg
 from numba.core.errors import NumbaError
 from numba.core.registry import CPUDispatcher
+from numba.core.runtime import rtsys
 from numba.np.numpy_support import from_dtype
 
 from workbench.kernels import code_cache
@@ -212,6 +213,8 @@ class Kernel(CPUDispatcher):
         data = code_cache.read(path)
         if data is None:
             return None
+        if self._flags().nrt:
+            rtsys.initialize(self.targetctx)  # the runtime whose functions the code calls
         try:
             return compiler.CompileResult._rebuild(self.targetctx, *pickle.loads(data)[2])
         except Exception as error:
