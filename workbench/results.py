@@ -20,12 +20,13 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from xarray.indexes import PandasIndex
 
 from workbench import duck_arrays
 from workbench.errors import WorkbenchError
@@ -62,7 +63,7 @@ def make(
     source : said behind the source of every variable that has one
     attributes : of the Dataset
     """
-    arrays = {}
+    made: dict[Hashable, xr.Variable] = {}
     for name, given in values.items():
         variable = schema.variables.get(name)
         if variable is None:
@@ -74,9 +75,38 @@ def make(
         attrs = {"units": variable.units, "long_name": variable.long_name, "basis": variable.basis}
         if variable.source:
             attrs["source"] = f"{variable.source}; {source}" if source else variable.source
-        arrays[name] = (dims, array, attrs)
-    dataset = xr.Dataset(arrays, {name: coordinate(schema, name, given) for name, given in coordinates.items()})
-    return dataset.assign_attrs(provenance=provenance, **attributes)
+        made[name] = xr.Variable(dims, array, attrs, fastpath=True)
+    return _assemble(
+        made,
+        {name: coordinate(schema, name, given) for name, given in coordinates.items()},
+        {"provenance": provenance, **attributes},
+    )
+
+
+def _assemble(
+    variables: dict[Hashable, xr.Variable],
+    coordinates: Mapping[str, tuple[str, np.ndarray, dict[str, str]]],
+    attributes: dict[str, Any],
+) -> xr.Dataset:
+    """``xr.Dataset(variables, coordinates, attributes)`` of parts that are known to fit, in a third of its time.
+
+    Its constructor aligns and merges what could come from anywhere. Here everything was just made: sizes are checked, and
+    the Dataset is put together as its own ``copy`` does it (a test compares the two ways).
+    """
+    indexes: dict[Hashable, xr.Index] = {}
+    for name, (dim, values, attrs) in coordinates.items():
+        if dim != name:
+            variables[name] = xr.Variable((dim,), values, attrs)
+            continue
+        along = {name: xr.Variable((dim,), values, attrs)}
+        indexes[name] = PandasIndex.from_variables(along, options={})
+        variables |= indexes[name].create_variables(along)
+    sizes: dict[Hashable, int] = {}
+    for name, variable in variables.items():
+        for dim, size in zip(variable.dims, variable.shape, strict=True):
+            if sizes.setdefault(dim, size) != size:
+                raise ValueError(f"{name} has {size} along {dim}, others have {sizes[dim]}")
+    return xr.Dataset._construct_direct(variables, set(coordinates), sizes, attributes, indexes)
 
 
 def coordinate(schema: type[Schema], name: str, given: object) -> tuple[str, np.ndarray, dict[str, str]]:

@@ -201,3 +201,24 @@ def test_make_takes_declared_names_and_dimensions_only() -> None:
         make({"value": [1]}, {"other": [1]})
     with pytest.raises(ValueError, match="value has 3 dimensions"):
         make({"value": np.zeros((1, 1, 1))}, {})
+
+
+def test_a_dataset_is_as_the_constructor_of_xarray_would_make_it() -> None:
+    """``results.make`` puts it together itself, which takes a third of the time."""
+    dataset = made("simulate, conversions")
+    public = xr.Dataset(
+        {name: (v.dims, v.values, v.attrs) for name, v in dataset.data_vars.items()},
+        {name: (v.dims, v.values, v.attrs) for name, v in dataset.coords.items()},
+        dataset.attrs,
+    )
+    xr.testing.assert_identical(dataset, public)
+    assert {name: v.dtype for name, v in dataset.variables.items()} == {n: v.dtype for n, v in public.variables.items()}
+    assert list(dataset.xindexes) == list(public.xindexes)
+    assert dataset.sel(node=1).equals(public.sel(node=1)) and dataset.copy(deep=True).equals(public)
+    with pytest.raises(ValueError, match="node_load has 1 along node, others have 2"):
+        results.make(
+            variables.PolicyCosts,
+            {"node_share": np.zeros((1, 2))} | {"node_load": np.zeros((1, 1))},
+            {"node": [0]},
+            provenance="",
+        )

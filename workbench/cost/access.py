@@ -12,7 +12,6 @@ host's, and conversions that split huge mappings count.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,12 +77,15 @@ def host_table_share(system: HostState) -> np.ndarray:
     return nodes / nodes.sum()
 
 
-def put_variables(
-    system: HostState, events: int, records: dict[int, Record], put: Callable[[str, object], None]
-) -> None:
-    """Add the variables of all accesses of a run, keyed by event number; nothing without any."""
-    if not records:
-        return
+NAMES = (
+    *(f"stream_{name}" for name in ("event", "node", "vcpus", "bandwidth", "latency", "idle_latency", "walk",
+                                    "memory_fraction", "share")), "access_used",
+)  # fmt: skip
+"""What :func:`variables` gives."""
+
+
+def variables(system: HostState, events: int, records: dict[int, Record]) -> dict[str, np.ndarray]:
+    """The variables of all accesses of a run, keyed by event number; there is at least one."""
     machine = traffic.machine(system.host)
     columns: dict[str, list[np.ndarray]] = {}
     used = np.zeros((events, system.nodes))
@@ -110,9 +112,7 @@ def put_variables(
         }
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
-    for name, pieces in columns.items():
-        put(f"stream_{name}", np.concatenate(pieces))
-    put("access_used", used)
+    return {f"stream_{name}": np.concatenate(pieces) for name, pieces in columns.items()} | {"access_used": used}
 
 
 def _phases(events: list[int]) -> list[list[int]]:

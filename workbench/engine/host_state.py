@@ -7,8 +7,9 @@ Zones come from the host's nodes (``mm/mm_init.c``, :mod:`workbench.topology.zon
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from workbench.errors import Cancelled, WorkbenchError
 from workbench.intervals import Int64s, in_intervals, intervals_add, intervals_minus, no_intervals
 from workbench.kernels import fault_order, mempolicy, placement, zonelist
 from workbench.limits import LISTED_PAGES
+from workbench.topology.host import Host
 from workbench.topology.zones import LOWMEM_BYTES, default_zones
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes
 
@@ -34,6 +36,59 @@ _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 
 class OutOfMemory(Exception):
     """No eligible zone gives a page: the OOM killer ends the process (4 KiB pages)."""
+
+
+class _Layout(NamedTuple):
+    """What a boot makes of a host: zones (zones,), marks (3, zones), nodes (nodes,), the fallback order (nodes, nodes)."""
+
+    zone_node: Int64s
+    zone_type: Int64s
+    managed: Int64s
+    free: Int64s
+    watermarks: Int64s
+    reserve: Int64s
+    start_pfn: Int64s
+    has_memory: np.ndarray
+    has_normal_memory: np.ndarray
+    fallback: Int64s
+
+
+class _Same:
+    """A host as a key: two are equal if they are the same object, for comparing all of two hosts takes longer than a run."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def __hash__(self) -> int:
+        return id(self.host)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.host is self.host
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(same: _Same, lowmem: int, transparent_hugepages: bool, hotplug: bool) -> _Layout:
+    """The same for every run on a host that boots in the same way; kept because many short runs share a host."""
+    host = same.host
+    nodes = len(host.nodes)
+    table = default_zones(host, lowmem, transparent_hugepages)
+    zone_node, zone_type = table.zone_node.astype(np.int64), table.zone_type.astype(np.int64)
+    managed = table.managed.astype(np.int64)
+    has_memory, has_normal_memory = np.zeros(nodes, bool), np.zeros(nodes, bool)
+    has_memory[zone_node[managed > 0]] = True
+    has_normal_memory[zone_node[(managed > 0) & (zone_type <= zonelist.ZONE_NORMAL)]] = True
+    if not has_normal_memory.any():
+        raise WorkbenchError("host.nodes: no node has memory that the kernel can use")
+    penalised = np.zeros(nodes, bool)
+    if hotplug:
+        penalised[:] = [bool(node.cpus) for node in host.nodes]
+    order, load = np.empty((nodes, nodes), np.int64), np.empty(nodes, np.int64)
+    zonelist.fallback_order(np.asarray(host.distance_matrix, np.int64), has_memory, penalised, load, order)
+    watermarks = np.stack((table.min, table.low, table.high)).astype(np.int64)
+    return _Layout(
+        zone_node, zone_type, managed, table.free.astype(np.int64), watermarks,
+        table.lowmem_reserve_normal.astype(np.int64), table.start_pfn, has_memory, has_normal_memory, order,
+    )  # fmt: skip
 
 
 class HostState:
@@ -66,38 +121,18 @@ class HostState:
 
     def _init_zones(self) -> None:
         boot = self.scenario.boot
-        table = default_zones(
-            self.host, LOWMEM_BYTES if boot.lowmem is None else boot.lowmem, boot.transparent_hugepages
-        )
-        self.zone_node = table.zone_node.astype(np.int64)
-        self.zone_type = table.zone_type.astype(np.int64)
-        self.managed = table.managed.astype(np.int64)
-        self.free = table.free.astype(np.int64).copy()
-        self.watermarks = np.stack((table.min, table.low, table.high)).astype(np.int64)
-        self.reserve = table.lowmem_reserve_normal.astype(np.int64)
-        self.start_pfn = table.start_pfn
+        lowmem = LOWMEM_BYTES if boot.lowmem is None else boot.lowmem
+        layout = _layout(_Same(self.host), lowmem, boot.transparent_hugepages, boot.zonelists == "hotplug")
+        self.zone_node, self.zone_type, self.managed = (a.copy() for a in layout[:3])
+        self.free, self.watermarks, self.reserve, self.start_pfn = (a.copy() for a in layout[3:7])
+        self.has_memory, self.has_normal_memory, self.fallback = (a.copy() for a in layout[7:])
         self.zone_labels = [
             f"{self.node_ids[node]}/{('DMA', 'DMA32', 'Normal', 'Movable')[kind]}"
             for node, kind in zip(self.zone_node, self.zone_type, strict=True)
         ]
-        self.has_memory = np.zeros(self.nodes, bool)
-        self.has_memory[self.zone_node[self.managed > 0]] = True
-        self.has_normal_memory = np.zeros(self.nodes, bool)
-        self.has_normal_memory[self.zone_node[(self.managed > 0) & (self.zone_type <= zonelist.ZONE_NORMAL)]] = True
-        if not self.has_normal_memory.any():
-            raise WorkbenchError("host.nodes: no node has memory that the kernel can use")
         self.n_memory = mp.nodemask(self.node_ids[self.has_memory].tolist())
         self.mems_allowed = self.n_memory
         self.cpusets_enabled = False
-
-        penalised = np.zeros(self.nodes, bool)
-        if boot.zonelists == "hotplug":
-            penalised[:] = [bool(node.cpus) for node in self.host.nodes]
-        order = np.empty((self.nodes, self.nodes), np.int64)
-        load = np.empty(self.nodes, np.int64)
-        distance = np.asarray(self.host.distance_matrix, np.int64)
-        zonelist.fallback_order(distance, self.has_memory, penalised, load, order)
-        self.fallback = order
         self.zonelists = {
             "guest_memfd": self._zonelists(zonelist.ZONE_NORMAL),
             "memfd": self._zonelists(zonelist.ZONE_MOVABLE),

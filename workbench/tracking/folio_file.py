@@ -278,6 +278,8 @@ def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool =
 
 EVENT_COUNTERS = tuple(name for name in Conversions.variables if name in folio.COUNTERS)
 """Counters that a Dataset keeps along ``event``."""
+NAMES = (*EVENT_COUNTERS, "mapping_share", "stage2_tables", "vmemmap_pages", "conversion_cycles")
+"""What :func:`variables` gives."""
 
 
 def variables(

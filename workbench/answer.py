@@ -1,0 +1,419 @@
+"""What a run found, as plain arrays: the engine's answer, of which the Dataset of a simulation is one presentation.
+
+An :class:`Answer` has the variables of :class:`workbench.variables.Simulation` by name. Each is worked out when it is first
+asked for, so that who wants two numbers of a million runs pays for those two.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from workbench import policy as mp
+from workbench import scenario as sc
+from workbench.engine import attributes
+from workbench.engine.filemap import FileMap
+from workbench.engine.objects import Inode, Result
+from workbench.engine.system import System
+from workbench.errnos import errno_name
+from workbench.errors import WorkbenchError
+from workbench.kernels import filemap
+from workbench.tracking.confidential import LARGEST_LEAF
+from workbench.units import PAGE_SIZE
+
+AUTO_PAGES = 1 << 22
+"""``output: auto`` lists the node of every folio up to so many folios in all."""
+MAX_RUNS = 1 << 16
+"""Runs of one node are listed if there can be no more than so many; stretches always are."""
+
+Put = Callable[[str, Callable[[], object]], None]
+"""Takes the name of a variable and what works it out."""
+
+
+class Log:
+    """What is kept of each event while a scenario runs."""
+
+    def __init__(self, system: System, operations: list[sc.Operation]) -> None:
+        self.operations = operations
+        self.results: list[Result] = []
+        self.placed = np.empty((len(operations), len(system.free)), np.int64)
+        self.free = np.empty_like(self.placed)
+        self.observed: list[tuple[int, str, np.ndarray]] = []
+        self.accesses: dict[int, Any] = {}
+        self.conversions: list[np.ndarray] = []
+        self.attributes: list[list[int]] | None = [] if attributes.wanted(system.scenario) else None
+
+    def keep(self, system: System, operation: sc.Operation, result: Result) -> None:
+        """Note the state after an operation."""
+        number = len(self.results)
+        self.results.append(result)
+        self.placed[number] = system.placed
+        self.free[number] = system.free
+        if system.conversions is not None:
+            self.conversions.append(system.conversions.row())
+        if self.attributes is not None:
+            self.attributes.append(_attribute_row(system))
+        if result.errno:
+            return
+        if isinstance(operation, sc.Observe):
+            inode = system.files[operation.file].inode
+            self.observed.append((number, operation.file, _observed_runs(system, inode, operation)))
+        elif isinstance(operation, sc.Access):
+            from workbench.cost import access
+
+            inode = system.files[operation.file].inode
+            self.accesses[number] = access.record(system, operation, inode, inode.tracked)
+
+
+class Answer:
+    """The variables of a run by name, each an array in its declared dimensions, and the coordinates."""
+
+    def __init__(self, system: System, log: Log) -> None:
+        self.system = system
+        self.log = log
+        self._makers: dict[str, Callable[[], object]] = {}
+        self._arrays: dict[str, np.ndarray] = {}
+        _list_variables(system, log, self._makers.__setitem__)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Variables that this run has."""
+        return tuple(self._makers)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._makers
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._arrays:
+            self._arrays[name] = np.asarray(self._makers[name]())
+        return self._arrays[name]
+
+    @property
+    def node_ids(self) -> np.ndarray:
+        """Linux ids of the nodes, int64 (nodes,): what stands along ``node``."""
+        return self.system.node_ids
+
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """What stands along the dimensions that have a coordinate."""
+        system = self.system
+        out = {
+            "node": system.node_ids,
+            "node_to": system.node_ids,
+            "zone": np.array(system.zone_labels, dtype=str),
+            "event": np.arange(len(self.log.results)),
+            "file": np.array(list(system.files), dtype=str),
+            "vcpu": np.array(system.vcpus, dtype=str),
+        }
+        if self.log.conversions:
+            from workbench.tracking import folio_file as conversion
+
+            out |= {"level": np.array(conversion.LEVELS), "part": np.array(conversion.PARTS)}
+        return out
+
+
+def _list_variables(system: System, log: Log, put: Put) -> None:
+    """Name all variables of a run, each with what works it out."""
+    inodes = {name: file.inode for name, file in system.files.items()}
+    _put_host(system, put)
+    _put_events(system, log, put)
+    memory = _put_files(system, inodes, put)
+    _put_placement(system, inodes, put)
+    _put_observed(log, put)
+    _put_ranges(system, inodes, put)
+    _put_vcpus(system, memory, put)
+    if log.accesses:
+        from workbench.cost import access
+
+        _put_group(access.NAMES, lambda: access.variables(system, len(log.results), log.accesses), put)
+    if log.conversions:
+        from workbench.tracking import folio_file as conversion
+
+        scenario = system.scenario
+        _put_group(
+            conversion.NAMES,
+            lambda: conversion.variables(
+                np.array(log.conversions),
+                two_stage=scenario.generation == "two-stage",
+                largest_leaf=LARGEST_LEAF[scenario.guest.vm_type],
+            ),
+            put,
+        )
+
+    if log.attributes:
+        table = np.array(log.attributes, np.int64)
+        for column, name in enumerate(attributes.COUNTERS):
+            put(name, functools.partial(lambda column: table[:, column], column))
+        put("drifted_pages", lambda: np.array([_drifted(system, inode) for inode in inodes.values()], np.int64))
+
+
+def _put_group(names: Iterable[str], make: Callable[[], dict[str, Any]], put: Put) -> None:
+    """Variables that are worked out together."""
+    made = functools.cache(make)
+    for name in names:
+        put(name, functools.partial(lambda name: made()[name], name))
+
+
+def _put_host(system: System, put: Put) -> None:
+    nodes = system.host.nodes
+    put("node_kind", lambda: np.array([node.kind for node in nodes], dtype=str))
+    put("node_memory", lambda: np.array([node.memory_bytes for node in nodes], np.int64))
+    put("node_cpus", lambda: np.array([len(node.cpus) for node in nodes], np.int64))
+    put("distance", lambda: np.asarray(system.host.distance_matrix, np.int64))
+    put("fallback_order", lambda: np.where(system.fallback >= 0, system.node_ids[system.fallback], -1))
+    put("zone_node", lambda: system.node_ids[system.zone_node])
+    put("zone_managed", lambda: system.managed)
+    put("zone_page_size", lambda: system.zone_page_size.astype(np.int64))
+    put("zone_min", lambda: system.watermarks[0])
+    put("zone_low", lambda: system.watermarks[1])
+    put("zone_high", lambda: system.watermarks[2])
+    put("zone_lowmem_reserve", lambda: system.reserve)
+
+
+def _put_events(system: System, log: Log, put: Put) -> None:
+    first = next(iter(system.tasks))
+    put("event_op", lambda: np.array([o.op for o in log.operations], dtype=str))  # type: ignore[attr-defined]
+    put("event_task", lambda: np.array([o.task or first for o in log.operations], dtype=str))
+    put("event_file", lambda: np.array([getattr(o, "file", None) or "" for o in log.operations], dtype=str))
+    put("event_ret", lambda: np.array([result.ret for result in log.results], np.int64))
+    put("event_errno", lambda: np.array([result.errno for result in log.results], np.int64))
+    put("event_error", lambda: np.array([errno_name(result.errno) for result in log.results], dtype=str))
+    put("event_detail", lambda: np.array([json.dumps(r.detail) if r.detail else "{}" for r in log.results], dtype=str))
+    huge = system.zone_page_size == PAGE_SIZE << system.order
+    put("event_pages", lambda: _by_node(system, log.placed * huge))
+    if not huge.all():
+        put("event_small_pages", lambda: _by_node(system, log.placed * ~huge))
+    put("free_pages", lambda: log.free)
+
+
+def _put_files(system: System, inodes: dict[str, Inode], put: Put) -> Callable[[], np.ndarray]:
+    """Sizes and places of the files; returns what counts 4 KiB pages on each node, int64 (files, nodes)."""
+    files = list(inodes.values())
+    fallback = system.scenario.guest.small_page_fallback
+    counts = functools.cache(lambda: _file_counts(system, [inode.map for inode in files]))
+    small = functools.cache(lambda: _file_counts(system, [inode.small for inode in files]))
+
+    def memory() -> np.ndarray:
+        pages = counts() << np.array([[inode.order] for inode in files], np.int64).reshape(-1, 1)
+        return pages + small() if fallback else pages
+
+    put("pages_per_node", counts)
+    put("file_pages", lambda: np.array([inode.extent >> inode.order for inode in files], np.int64))
+    put("file_page_size", lambda: np.array([PAGE_SIZE << inode.order for inode in files], np.int64))
+    if fallback:
+        put("small_pages_per_node", small)
+        _put_runs("small_run", system, {name: i.small for name, i in inodes.items() if i.small is not None}, put)
+    put("page_size", lambda: np.int64(PAGE_SIZE << system.order))
+    return memory
+
+
+def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
+    scenario = system.scenario
+    maps = {"stretch": {name: inode.map for name, inode in inodes.items()}}
+    if scenario.guest.small_page_fallback:
+        maps["small_stretch"] = {name: inode.small for name, inode in inodes.items() if inode.small is not None}
+
+    @functools.cache
+    def tables() -> tuple[dict[str, np.ndarray], np.ndarray]:
+        return _stretch_tables(system, maps)
+
+    for table in maps:
+        for column in ("file", *_STRETCH_COLUMNS):
+            put(f"{table}_{column}", functools.partial(lambda name: tables()[0][name], f"{table}_{column}"))
+    put("tile_node", lambda: tables()[1])
+    if scenario.output in ("auto", "runs"):
+        _put_runs("run", system, {name: inode.map for name, inode in inodes.items()}, put)
+    total = sum(inode.extent >> inode.order for inode in inodes.values())
+    if scenario.output == "pages" or (scenario.output == "auto" and total <= AUTO_PAGES):
+        put("page_node", lambda: _page_node(system, inodes))
+        if scenario.pfns:
+            put("page_pfn", lambda: _page_pfn(system, inodes))
+
+
+_STRETCH_COLUMNS = ("start", "length", "offset", "period", "phase", "step")
+
+
+def _stretch_tables(system: System, tables: dict[str, dict[str, FileMap]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Columns of each table of stretches by name, and the nodes of the tiles of all of them."""
+    columns: dict[str, np.ndarray] = {}
+    tiles: list[np.ndarray] = [np.empty(0, np.int16)]
+    for table, maps in tables.items():
+        files: list[str] = []
+        rows = [np.empty((0, len(_STRETCH_COLUMNS)), np.int64)]
+        for name, map_ in maps.items() if system.scenario.output != "counts" else ():
+            stretches, tile = _stretches(system, map_, sum(map(len, tiles)))
+            files += [name] * len(stretches)
+            rows.append(stretches)
+            tiles.append(tile)
+        columns[f"{table}_file"] = np.array(files, dtype=str)
+        columns |= {f"{table}_{n}": c for n, c in zip(_STRETCH_COLUMNS, np.concatenate(rows).T, strict=True)}
+    return columns, np.concatenate(tiles)
+
+
+def _stretches(system: System, map_: FileMap, base: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stretches int64 (n, 6) and the nodes of their tiles, of what is present; tiles that nothing uses are dropped."""
+    runs = map_.runs
+    used, row = np.unique(runs[:, 2], return_inverse=True)
+    allocations = map_.allocations[used]
+    periods = allocations[:, filemap.PERIOD]
+    offsets = np.concatenate(([0], np.cumsum(periods)))
+    kept = (
+        np.concatenate([map_.tiles[a[filemap.OFFSET] : a[filemap.OFFSET] + a[filemap.PERIOD]] for a in allocations])
+        if len(allocations)
+        else np.empty(0, np.int16)
+    )
+    mine = allocations[row]
+    phase = (runs[:, 0] - mine[:, filemap.FIRST]) * mine[:, filemap.STEP] % mine[:, filemap.PERIOD]
+    stretches = np.column_stack(
+        (runs[:, 0], runs[:, 1], base + offsets[row], mine[:, filemap.PERIOD], phase, mine[:, filemap.STEP])
+    ).astype(np.int64)
+    return stretches, system.node_ids[system.zone_node[kept]].astype(np.int16)
+
+
+def _page_node(system: System, inodes: dict[str, Inode]) -> np.ndarray:
+    dtype = np.int8 if system.node_ids.max() < 128 else np.int16
+    pages = max((inode.extent >> inode.order for inode in inodes.values()), default=0)
+    out = np.empty((len(inodes), pages), dtype)
+    values = system.node_ids[system.zone_node].astype(dtype)
+    for row, inode in zip(out, inodes.values(), strict=True):
+        for start, end in inode.map.absent(0, pages):
+            row[start:end] = -1
+        filemap.render(inode.map.runs, inode.map.allocations, inode.map.tiles, values, 0, row)
+    return out
+
+
+def _page_pfn(system: System, inodes: dict[str, Inode]) -> np.ndarray:
+    pages = max((inode.extent >> inode.order for inode in inodes.values()), default=0)
+    out = np.full((len(inodes), pages), -1, np.int64)
+    for row, inode in zip(out, inodes.values(), strict=True):
+        size = inode.extent >> inode.order
+        if system.free_pfns is not None and inode.pfns is not None:
+            row[:size] = system.free_pfns.of_file(inode.map, inode.pfns, size)
+    return out
+
+
+def _put_runs(table: str, system: System, maps: dict[str, FileMap], put: Put) -> None:
+    """A table of runs, if no map may have too many."""
+    if any(_most_runs(map_, map_.runs) > MAX_RUNS for map_ in maps.values()):
+        return
+
+    def listed() -> dict[str, np.ndarray]:
+        return _run_columns(
+            table, [(name, rows) for name, m in maps.items() if (rows := _node_runs(system, m)) is not None]
+        )
+
+    _put_group([f"{table}_{column}" for column in _RUN_COLUMNS], listed, put)
+
+
+_RUN_COLUMNS = ("file", "start", "length", "node")
+
+
+def _run_columns(table: str, tables: list[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Columns of a table of runs by name."""
+    rows = np.concatenate([runs for _, runs in tables]) if tables else np.empty((0, 3), np.int64)
+    names = np.array([name for name, _ in tables], dtype=str)
+    columns = (np.repeat(names, [len(runs) for _, runs in tables]), *rows.T)
+    return {f"{table}_{name}": column for name, column in zip(_RUN_COLUMNS, columns, strict=True)}
+
+
+def _put_observed(log: Log, put: Put) -> None:
+    def events() -> np.ndarray:
+        listed = [np.full(len(runs), event) for event, _, runs in log.observed]
+        return np.concatenate(listed) if listed else np.empty(0, np.int64)
+
+    def columns() -> dict[str, np.ndarray]:
+        return _run_columns("observed_run", [(name, runs) for _, name, runs in log.observed])
+
+    _put_group([f"observed_run_{column}" for column in _RUN_COLUMNS], columns, put)
+    put("observed_run_event", events)
+
+
+def _put_ranges(system: System, inodes: dict[str, Inode], put: Put) -> None:
+    ranges = [(name, *extent) for name, inode in inodes.items() for extent in inode.shared_policy]
+
+    def masks() -> np.ndarray:
+        rows = [system.mask(policy.nodes) for *_, policy in ranges]
+        return np.array(rows, bool).reshape(len(ranges), system.nodes)
+
+    put("range_file", lambda: np.array([name for name, *_ in ranges], dtype=str))
+    put("range_start", lambda: np.array([start for _, start, _, _ in ranges], np.int64))
+    put("range_end", lambda: np.array([end for _, _, end, _ in ranges], np.int64))
+    put("range_mode", lambda: np.array([mp.MODES[policy.mode] for *_, policy in ranges], dtype=str))
+    put("range_nodes", masks)
+
+
+def _put_vcpus(system: System, counts: Callable[[], np.ndarray], put: Put) -> None:
+    nids = np.array([system.tasks[name].nid for name in system.vcpus])
+
+    @functools.cache
+    def memory() -> tuple[np.ndarray, int]:
+        amount = counts().sum(axis=0)
+        return amount, max(int(amount.sum()), 1)
+
+    def distance() -> np.ndarray:
+        return np.asarray(system.host.distance_matrix, np.float64)[nids] @ memory()[0] / memory()[1]
+
+    put("vcpu_node", lambda: system.node_ids[nids])
+    put("local_share", lambda: memory()[0][nids] / memory()[1])
+    put("mean_distance", distance)
+
+
+def _file_counts(system: System, maps: list[FileMap | None]) -> np.ndarray:
+    """Folios of each map on each node, int64 (files, nodes)."""
+    zones = [np.zeros(len(system.free), np.int64) if map_ is None else map_.counts(len(system.free)) for map_ in maps]
+    return _by_node(system, np.array(zones, np.int64).reshape(-1, len(system.free)))
+
+
+def _by_node(system: System, zones: np.ndarray) -> np.ndarray:
+    """Sums over the zones of each node: int64 (n, zones) -> (n, nodes)."""
+    return zones @ (system.zone_node[:, None] == np.arange(system.nodes)).astype(np.int64)
+
+
+def _observed_runs(system: System, inode: Inode, operation: sc.Observe) -> np.ndarray:
+    start, end = system.pages(operation, inode.pages)
+    runs = _node_runs(system, inode.map, start >> inode.order, end >> inode.order)
+    if runs is None:
+        raise WorkbenchError(f"observe: {end - start} pages may be more than {MAX_RUNS} runs; observe a shorter range")
+    return runs
+
+
+def _most_runs(map_: FileMap, runs: np.ndarray) -> int:
+    """Runs of one node that these runs of a map can be at most."""
+    constant = map_.allocations[runs[:, 2], filemap.PERIOD] == 1
+    return int(np.where(constant, 1, runs[:, 1]).sum())
+
+
+def _node_runs(system: System, map_: FileMap, start: int = 0, end: int = np.iinfo(np.int64).max) -> np.ndarray | None:
+    """Maximal runs of one node, int64 (n, 3): first folio, folios, node id; None if there may be more than MAX_RUNS."""
+    runs = map_.cut(start, end)
+    most = _most_runs(map_, runs)
+    if most > MAX_RUNS:
+        return None
+    out = np.empty((most, 3), np.int64)
+    listed = filemap.node_runs(runs, map_.allocations, map_.tiles, system.zone_node, out)
+    out = out[:listed]
+    out[:, 2] = system.node_ids[out[:, 2]]
+    return out
+
+
+def _attribute_row(system: System) -> list[int]:
+    """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`), of all files together."""
+    row = dict.fromkeys(attributes.COUNTERS, 0)
+    for inode in system.inodes():
+        if inode.attributes is not None and inode.backend is not None:
+            shared = inode.attributes.shared
+            now = {
+                "shared_pages": int((shared[:, 1] - shared[:, 0]).sum()),
+                "private_backend_pages": int(inode.map.counts(len(system.free)).sum()),
+                "shared_backend_pages": int(inode.backend.map.counts(len(system.free)).sum()),
+            }
+            for name, value in (inode.attributes.counts | now).items():
+                row[name] += value
+    return list(row.values())
+
+
+def _drifted(system: System, inode: Inode) -> int:
+    return 0 if inode.attributes is None else inode.attributes.drifted(inode.zones_of, system.zone_node)
