@@ -20,7 +20,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 from workbench.sweeps.store import read_store
-from workbench.sweeps.sweep import simulate_cell, sweep
+from workbench.sweeps.sweep import run_cell, sweep
 
 ROUNDS = 5
 CELLS = 200
@@ -63,12 +63,12 @@ def scaling() -> None:
     grid = scenarios(CELLS)
     try:
         for client in clients.values():  # kernels are read from disk, imports are made
-            sweep(grid, client, run=simulate_cell, progress=False)
+            sweep(grid, client, run=run_cell, progress=False)
         seconds: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(ROUNDS):
             for count, client in clients.items():
                 begun = time.perf_counter()
-                sweep(grid, client, run=simulate_cell, progress=False)
+                sweep(grid, client, run=run_cell, progress=False)
                 seconds[count].append(time.perf_counter() - begun)
     finally:
         for client in clients.values():

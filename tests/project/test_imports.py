@@ -56,7 +56,7 @@ WINGS = {
     "studies": SCENE | {"tracking", "engine", "cost", "simulation", "designs", "truth"},
     "reports": SCENE,
     "vmconfig": SCENE,
-    "sweeps": SCENE | {"simulation", "reports"},
+    "sweeps": SCENE | {"answer", "simulation", "reports"},
     "plots": SCENE | {"cost", "studies", "designs", "truth"},
     "explorer": SCENE | {"tracking", "engine", "cost", "simulation", "designs", "studies", "plots"},
     "commands": SCENE | {"cost", "simulation", "designs", "studies", "truth", "recorder", "sweeps", "reports", "plots",

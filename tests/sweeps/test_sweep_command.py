@@ -45,7 +45,7 @@ def run(*words: str, **more) -> tuple[int, str, str]:
 
 def test_dry_run_then_the_run_then_nothing_to_do(tmp_path):
     (tmp_path / "grid.yaml").write_text(SMALL)
-    code, out, err = run("grid.yaml", "-o", "s.zarr", "--dry-run", cwd=tmp_path)
+    code, out, err = run("grid.yaml", "--dry-run", cwd=tmp_path)
     assert code == 0, err
     assert "6 cells (guest.memory 2 x nodes 3), 6 to do" in out
     for line in ("time: about ", "memory: about ", "nothing was written"):

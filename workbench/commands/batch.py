@@ -185,7 +185,9 @@ def gallery(
 
 def sweep(
     grid: Annotated[Path, typer.Argument(help="The grid (YAML): a base scenario and axes.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The Zarr store; when it is there, the rest is computed.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The Zarr store; when it is there, the rest is computed.")
+    ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, as tcp://host:8786.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes on this machine; 0 computes in this one. Default: one per processor.")
@@ -207,6 +209,8 @@ def sweep(
     if dry_run:
         _dry_run(value, out, workers)
         return
+    if out is None:
+        raise WorkbenchError("-o: a sweep needs the name of its store; only --dry-run goes without")
     try:
         dataset = run_sweep(
             value,
@@ -231,7 +235,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _dry_run(grid: Grid, out: Path, workers: int | None) -> None:
+def _dry_run(grid: Grid, out: Path | None, workers: int | None) -> None:
     import os
 
     from workbench.sweeps.sweep import estimate

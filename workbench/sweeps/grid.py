@@ -10,15 +10,19 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from workbench.errors import WorkbenchError
 from workbench.units import parse_bytes
 from workbench.variables import Simulation
+
+if TYPE_CHECKING:
+    from workbench.answer import Answer
 
 MAX_CELLS = 10_000_000
 MAX_AXIS = 1_000_000
@@ -94,11 +98,11 @@ class Grid:
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """Cells of a chunk along each axis: a run of neighbouring cells, at most 256, about 1/256 of all.
+        """Cells of a chunk along each axis: a run of neighbouring cells, at most 256, about 1/64 of all.
 
         It follows from the grid alone, so that stores made in different ways have the same files.
         """
-        wanted = self.chunk or min(max(self.cells // 256, 1), 256)
+        wanted = self.chunk or min(max(self.cells // 64, 1), 256)
         shape = [1] * len(self.axes)
         for axis in reversed(range(len(self.axes))):
             shape[axis] = min(len(self.axes[axis]), wanted)
@@ -116,6 +120,14 @@ class Grid:
             for field, value in zip(axis.fields, axis.settings[position], strict=True):
                 set_path(mapping, field, copy.deepcopy(value))
         return mapping
+
+    def part(self, place: Sequence[slice]) -> Grid:
+        """The grid of a block of its cells: what has to travel to who computes them."""
+        axes = tuple(
+            replace(axis, settings=axis.settings[cut], labels=tuple(axis.labels[cut]))
+            for axis, cut in zip(self.axes, place, strict=True)
+        )
+        return replace(self, axes=axes)
 
     def chunks(self) -> Iterator[tuple[slice, ...]]:
         """The cells as blocks that are chunks of the store, in order."""
@@ -430,31 +442,39 @@ def _metrics(given: object) -> tuple[Metric, ...]:
     return tuple(found)
 
 
-def measure(metric: Metric, dataset: Any, nodes: Sequence[int]) -> np.ndarray:
-    """One metric of a cell's Dataset: float64 (), or (len(nodes),) with NaN for nodes the cell's host lacks."""
-    if metric.variable not in dataset:
+def measure(metric: Metric, found: Answer | xr.Dataset, nodes: Sequence[int]) -> np.ndarray:
+    """One metric of what a cell found: float64 (), or (len(nodes),) with NaN for nodes the cell's host lacks."""
+    if metric.variable not in found:
+        names = found.data_vars if isinstance(found, xr.Dataset) else found.names
         raise WorkbenchError(
             f"metric {metric.name!r}: the result has no variable {metric.variable!r}; it has "
-            + ", ".join(sorted(str(name) for name in dataset.data_vars))
+            + ", ".join(sorted(str(name) for name in names))
         )
-    variable = dataset[metric.variable]
+    dims: tuple[str, ...]
+    if isinstance(found, xr.Dataset):
+        variable = found[metric.variable]
+        values, dims = variable.values, tuple(map(str, variable.dims))
+        ids = found["node"].values if "node" in dims else np.empty(0, np.int64)
+    else:
+        values, dims, ids = found[metric.variable], Simulation.variables[metric.variable].dims, found.node_ids
     if metric.reduce == "count":
-        return np.float64(np.count_nonzero(variable.values))  # type: ignore[return-value]
-    if metric.per_node:
-        kept = _reduced(variable, metric.reduce, [dim for dim in variable.dims if dim != "node"])
-        where = {int(node): at for at, node in enumerate(nodes)}
-        out = np.full(len(nodes), np.nan)
-        for node, value in zip(variable["node"].values, np.atleast_1d(kept), strict=True):
-            out[where[int(node)]] = value
-        return out
-    return np.float64(_reduced(variable, metric.reduce, list(variable.dims)))  # type: ignore[return-value]
+        return np.float64(np.count_nonzero(values))  # type: ignore[return-value]
+    gone = tuple(at for at, dim in enumerate(dims) if not (metric.per_node and dim == "node"))
+    kept = _reduced(values, metric.reduce, gone)
+    if not metric.per_node:
+        return np.float64(kept)  # type: ignore[return-value]
+    out = np.full(len(nodes), np.nan)
+    where = {int(node): at for at, node in enumerate(nodes)}
+    for node, value in zip(ids, np.atleast_1d(kept), strict=True):
+        out[where[int(node)]] = value
+    return out
 
 
-def _reduced(variable: Any, reduce: str, dims: list[Any]) -> np.ndarray:
-    values = np.asarray(variable.values, np.float64)
+def _reduced(values: np.ndarray, reduce: str, axes: tuple[int, ...]) -> np.ndarray:
     if reduce == "last":
-        return np.asarray(variable.isel(dict.fromkeys(dims, -1)).values, np.float64)
-    axes = tuple(variable.dims.index(dim) for dim in dims)
-    if not values.size:
-        return np.zeros([variable.sizes[dim] for dim in variable.dims if dim not in dims])
-    return np.asarray(getattr(np, reduce)(values, axis=axes))
+        at = tuple(-1 if axis in axes else slice(None) for axis in range(values.ndim))
+        return np.asarray(values[at], np.float64)
+    numbers = np.asarray(values, np.float64)
+    if not numbers.size:
+        return np.zeros([size for axis, size in enumerate(numbers.shape) if axis not in axes])
+    return np.asarray(getattr(np, reduce)(numbers, axis=axes))

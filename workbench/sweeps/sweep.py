@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import re
 import signal
@@ -32,7 +33,10 @@ from workbench.sweeps.store import FAILED, PENDING, SweepStore, open_store, read
 if TYPE_CHECKING:
     from distributed import Client
 
-Run = Callable[[Mapping[str, Any]], xr.Dataset]
+    from workbench.answer import Answer
+
+Run = Callable[[Mapping[str, Any]], "Answer | xr.Dataset"]
+"""What computes a cell: a scenario as plain mappings in, what it found out."""
 Block = tuple[dict[str, np.ndarray], np.ndarray]
 """Values of each metric and the errors of the cells of one chunk."""
 
@@ -42,18 +46,31 @@ SMALL_SECONDS = 4.0
 PER_WORKER = 3
 """Tasks in flight per worker thread: one at work, the others on their way."""
 
-__all__ = ["Estimate", "Grid", "estimate", "read_store", "simulate_cell", "sweep"]
+__all__ = ["Estimate", "Grid", "estimate", "read_store", "run_cell", "sweep"]
 
 
-def simulate_cell(mapping: Mapping[str, Any]) -> xr.Dataset:
-    """Run one cell: the scenario as plain mappings in, its Dataset out, without the map of single pages."""
+def run_cell(mapping: Mapping[str, Any]) -> Answer:
+    """Run one cell: what it found as plain arrays, worked out for the metrics that ask, without the map of pages."""
     from workbench.scenario import Scenario
-    from workbench.simulation import simulate
+    from workbench.simulation import run
 
     host = mapping.get("host")
     if isinstance(host, str):
         host = _machine(host)
-    return simulate(Scenario.from_mapping({"output": "counts", **mapping, "host": host}))
+    elif isinstance(host, Mapping):
+        host = _described(json.dumps(host))
+    return run(Scenario.from_mapping({"output": "counts", **mapping, "host": host}))
+
+
+@functools.lru_cache(maxsize=64)
+def _described(text: str) -> Any:
+    """A host written into the grid; validating it once per process and not once per cell."""
+    from workbench.topology.host import Host
+
+    try:
+        return Host.model_validate_json(text)
+    except ValueError:
+        return json.loads(text)  # the scenario says what is wrong with it
 
 
 @functools.lru_cache(maxsize=64)
@@ -87,7 +104,7 @@ def sweep(
     out: str | Path | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
-    run: Run = simulate_cell,
+    run: Run = run_cell,
     retry_failed: bool = False,
     progress: bool | None = None,
 ) -> xr.Dataset:
@@ -128,7 +145,7 @@ def as_grid(grid: Grid | Mapping[str, Any] | str | Path) -> Grid:
     return Grid.from_mapping(grid) if isinstance(grid, Mapping) else Grid.from_yaml(grid)
 
 
-def estimate(grid: Grid, out: Path | None = None, run: Run = simulate_cell) -> Estimate:
+def estimate(grid: Grid, out: Path | None = None, run: Run = run_cell) -> Estimate:
     """Run the first, the middle and the last cell and say what the sweep will take."""
     import resource
 
@@ -142,9 +159,9 @@ def estimate(grid: Grid, out: Path | None = None, run: Run = simulate_cell) -> E
         index = np.unravel_index(number, grid.shape)
         one = tuple(slice(int(at), int(at) + 1) for at in index)
         if not times:
-            _run_block(grid, nodes, one, run)  # compiles the kernels, or reads them from disk
+            _run_block(grid.part(one), nodes, run)  # compiles the kernels, or reads them from disk
         begun = time.perf_counter()
-        _run_block(grid, nodes, one, run)
+        _run_block(grid.part(one), nodes, run)
         times.append(time.perf_counter() - begun)
     width = sum(8 * (len(nodes) if metric.per_node else 1) for metric in grid.metrics) + 2
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -159,18 +176,13 @@ def _nodes(grid: Grid) -> list[int]:
 # ---------------------------------------------------------------------------------------------- what a worker does
 
 
-def _run_block(grid: Grid, nodes: Sequence[int], place: tuple[slice, ...], run: Run) -> Block:
+def _run_block(part: Grid, nodes: Sequence[int], run: Run) -> Block:
     """Compute the cells of one chunk, in order. A cell that raises leaves its error and NaN."""
-    shape = tuple(cut.stop - cut.start for cut in place)
-    values = {
-        metric.name: np.full((*shape, len(nodes)) if metric.per_node else shape, np.nan) for metric in grid.metrics
-    }
-    errors = np.full(shape, "", object)
-    for inside in np.ndindex(*shape):
-        index = tuple(cut.start + at for cut, at in zip(place, inside, strict=True))
+    values, errors = _empty(part, nodes, part.shape)
+    for inside in np.ndindex(*part.shape):
         try:
-            dataset = run(grid.cell(index))
-            row = {metric.name: measure(metric, dataset, nodes) for metric in grid.metrics}
+            found = run(part.cell(inside))
+            row = {metric.name: measure(metric, found, nodes) for metric in part.metrics}
         except Exception as error:
             errors[inside] = _one_line(error)
             continue
@@ -185,9 +197,9 @@ def _one_line(error: BaseException) -> str:
     return re.sub(r"\b0x[0-9a-f]{6,}", "0x...", f"{type(error).__name__}: {text}"[:500])
 
 
-def _run_task(grid: Grid, nodes: Sequence[int], places: Sequence[tuple[slice, ...]], run: Run) -> tuple[list, float]:
+def _run_task(parts: Sequence[Grid], nodes: Sequence[int], run: Run) -> tuple[list, float]:
     begun = time.perf_counter()
-    blocks = [_run_block(grid, nodes, place, run) for place in places]
+    blocks = [_run_block(part, nodes, run) for part in parts]
     return blocks, time.perf_counter() - begun
 
 
@@ -285,7 +297,7 @@ class _Driver:
         while self.left:
             place = self.left[0]
             begun = time.perf_counter()
-            block = _run_block(self.grid, self.nodes, place, self.run)
+            block = _run_block(self.grid.part(place), self.nodes, self.run)
             self._pace(time.perf_counter() - begun, _cells(place))
             self._write(place, block)
             self.left.popleft()
@@ -315,9 +327,8 @@ class _Driver:
                 threads = _wait_for_workers(client) if not flying else max(sum(client.nthreads().values()), 1)
                 while (self.left or single) and len(flying) < PER_WORKER * threads:
                     places = self._take(threads) if self.left else single.pop()
-                    future = client.submit(
-                        _run_task, self.grid, self.nodes, places, self.run, pure=False, key=_task_key()
-                    )
+                    parts = [self.grid.part(place) for place in places]  # the whole grid may be large
+                    future = client.submit(_run_task, parts, self.nodes, self.run, pure=False, key=_task_key())
                     flying[future] = places
                     finished.add(future)
                 future = next(finished)
@@ -337,8 +348,8 @@ class _Driver:
             for place, block in zip(places, blocks, strict=True):
                 self._write(place, block)
             return []
-        if future.status == "cancelled":
-            raise WorkbenchError("sweep: the scheduler went away; the same command goes on where this one stopped")
+        if future.status in ("cancelled", "lost"):
+            raise WorkbenchError(_GONE)
         error = future.exception()
         if isinstance(error, KilledWorker):
             if len(places) > 1:
@@ -359,6 +370,9 @@ def _empty(grid: Grid, nodes: Sequence[int], shape: tuple[int, ...]) -> Block:
         metric.name: np.full((*shape, len(nodes)) if metric.per_node else shape, np.nan) for metric in grid.metrics
     }
     return values, np.full(shape, "", object)
+
+
+_GONE = "sweep: the scheduler went away; the same command goes on where this one stopped"
 
 
 def _task_key() -> str:
