@@ -142,7 +142,6 @@ def _list_variables(system: System, log: Log, put: Put) -> None:
             ),
             put,
         )
-
     if log.attributes:
         table = np.array(log.attributes, np.int64)
         for column, name in enumerate(attributes.COUNTERS):
