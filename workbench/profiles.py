@@ -76,7 +76,7 @@ class KernelProfile:
     """What guest_memfd can do on one kernel.
 
     ``conversion`` lists the modes it has, the one that people use first. ``huge_pages``: a file may be backed by 2 MiB and
-    1 GiB pages. ``generation`` names the rules of conversion in place (:mod:`workbench.tracking.folio_file`), empty where
+    1 GiB pages. ``generation`` names the rules of conversion in place (:mod:`workbench.tracking.generations`), empty where
     the kernel has none. ``private_init_shared``: INIT_SHARED is allowed for types with private memory too.
     ``preserves_policy``: a file handed over by kexec keeps its mempolicy. ``maps``: a file may be created with MMAP and
     INIT_SHARED, and a VM without private memory may use one. ``file_policy``: mbind through a mapping sets the policy of
@@ -204,6 +204,15 @@ KERNEL_PROFILES = {
                 "convert_in_place": Rule("block by block; what lies before a refusal is converted", "recorded", _HUGE),
                 "init_shared": Rule("with huge pages: EINVAL", "recorded", _HUGE),
             },
+        ),
+        KernelProfile(
+            "proposal-hugetlb-stock-xarray",
+            "as proposal-hugetlb on the lib/xarray.c of 7.3: a page-cache entry of 1 GiB cannot be split (ENOMEM)",
+            ("in-place",),
+            huge_pages=True,
+            generation="C-stock-xarray",
+            private_init_shared=True,
+            rules={"convert_in_place": Rule("1 GiB to 4 KiB: ENOMEM", "recorded", "stock-xarray/S01 to S05")},
         ),
         KernelProfile(
             "proposal-hugetlb-rfc2",

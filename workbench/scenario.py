@@ -173,6 +173,7 @@ class Close(Operation):
 
     op: Literal["close"] = "close"
     file: Name = "guest"
+    unmap: bool = Field(True, description="false: the mapping stays, and with it the file until munmap")
 
 
 class Mbind(_OnRange, _WithPolicy):
@@ -509,7 +510,7 @@ class Conversion(_Model):
     mode: Literal["in-place", "out-of-place"] | None = Field(
         None, description="what the kernel profile has first if left out: 7.3 has out-of-place only"
     )
-    generation: Literal["B", "C", "two-stage"] | None = Field(
+    generation: Literal["B", "C", "C-stock-xarray", "two-stage"] | None = Field(
         None, description="rules of conversion in place; those of the kernel profile if left out"
     )
     merge: Literal["eager", "lazy", "never"] = "eager"
@@ -641,8 +642,9 @@ class Scenario(_Model):
         guest = self.guest
         if DESIGNS[guest.design].kernel:
             return DESIGNS[guest.design].kernel
-        if guest.conversion.generation in ("B", "two-stage"):
-            return {"B": "proposal-hugetlb-rfc2", "two-stage": "proposal-two-stage"}[guest.conversion.generation]
+        stated = guest.conversion.generation
+        if stated is not None and stated != "C":
+            return next(made.name for made in profiles.KERNEL_PROFILES.values() if made.generation == stated)
         if guest.page_size != "4 KiB":
             return "proposal-hugetlb"
         converts = any(isinstance(operation, (Convert, ConvertStream)) for operation in self.operations)
@@ -656,7 +658,7 @@ class Scenario(_Model):
 
     @property
     def generation(self) -> str:
-        """Rules of conversion in place: "B", "C" or "two-stage"."""
+        """Rules of conversion in place, by their name in :mod:`workbench.tracking.generations`."""
         return self.guest.conversion.generation or self.kernel.generation or "C"
 
     @field_validator("host", mode="before")

@@ -1,8 +1,9 @@
 """Faults, pins, memory failure, punched holes and the end of a file of :mod:`workbench.kernels.folios.run`.
 
 Faults follow ``virt/kvm/guest_memfd.c`` (``kvm_gmem_fault_user_mapping``, ``kvm_gmem_get_pfn``,
-``kvm_gmem_error_folio``) with the proposals' private/shared state; punching and the end of a file follow generation B's
-``guestmem_hugetlb`` (a page goes back to hugetlb when the last reference to any of its 4 KiB is gone).
+``kvm_gmem_error_folio``) with the proposals' private/shared state; the end of a file follows generation B's
+``guestmem_hugetlb`` (a page goes back to hugetlb when the last reference to any of its 4 KiB is gone). A hole is punched
+huge page by huge page in B; C looks at all of the range before it frees any.
 """
 
 # ruff: noqa: F403, F405  (the codes and columns of folio_state are the vocabulary of these modules)
@@ -13,14 +14,9 @@ import numpy as np
 
 from workbench.kernels.bits import ALL, ONE, ZERO, test_bit
 from workbench.kernels.compile import kernel
-from workbench.kernels.folios.references import (
-    any_poison,
-    first_referenced,
-    forget_poison,
-    lru_add,
-    row_of_references,
-    spin,
-)
+from workbench.kernels.folios.poison import any_poison, forget_poison, never_handed_out, room_for_poison
+from workbench.kernels.folios.references import first_referenced, lru_add, row_of_references, spin
+from workbench.kernels.folios.second_stage import has_huge_leaf, is_mapped, map_alike, map_page, unmap_range
 from workbench.kernels.folios.split import enter_pool, insert, leave_file, merge_range, split_at
 from workbench.kernels.folios.state import *
 
@@ -33,13 +29,18 @@ def is_present(s: State, page: int) -> bool:
 
 @kernel
 def _is_poisoned(s: State, page: int) -> bool:
-    """Whether the folio of the page is poisoned: all of a huge folio is, with any page of it."""
+    """Whether the folio of the page has the mark of poison: a folio in one piece on its first page only."""
     if s.numbers[N_POISONED] == 0:
         return False
+    page = _head(s, page)
+    return any_poison(s, page, page + 1)
+
+
+@kernel
+def _head(s: State, page: int) -> int:
+    """First page of the folio that a page is part of."""
     level = s.blocks[page >> 9, LEVEL]
-    pages = PAGES_1G if level == HUGE_1G else PAGES_2M if level == HUGE_2M else 1
-    first = page // pages * pages
-    return any_poison(s, first, first + pages)
+    return page & -(PAGES_1G if level == HUGE_1G else PAGES_2M if level == HUGE_2M else 1)
 
 
 @kernel
@@ -58,12 +59,12 @@ def populate(s: State, page: int, node: int, cpu: int) -> int:
         if fallback:
             for other in range(giga << 9, (giga + 1) << 9):
                 free_block = free_block and s.blocks[other, LEVEL] == NONE
-        if free_block and s.host[node, POOL + 1] > 0:
+        if free_block and s.host[node, POOL + 1] > never_handed_out(s, node, 1):
             blocks = BLOCKS_1G
         elif not fallback:
             return ENOMEM
     if blocks == 0 and s.options[BACKING] >= ORDER_2M and s.blocks[block, LEVEL] == NONE:
-        if s.host[node, POOL] > 0:
+        if s.host[node, POOL] > never_handed_out(s, node, 0):
             blocks = 1
         elif not fallback:
             return ENOMEM
@@ -121,24 +122,31 @@ def _touch(s: State, page: int, end: int, guest: bool, shared: bool, node: int, 
             error = EFAULT if guest else SIGBUS
         if error == 0:
             error = populate(s, page, node, cpu)
-        if error == 0 and _is_poisoned(s, page):
-            error = EHWPOISON if guest else SIGBUS
         block = page >> 9
+        if error == 0 and s.numbers[N_POISONED] > 0 and not (guest and is_mapped(s, page)) and _is_poisoned(s, page):
+            error = EHWPOISON if guest else SIGBUS
         if error == 0 and not guest and s.blocks[block, LEVEL] >= HUGE_2M:
-            error = split_at(s, block)
+            # A folio in one piece under a shared page: its split waits for the host, or failed when it was fresh.
+            error = split_at(s, block) if s.options[SPLIT_AT] == AT_HOST_FAULT else SIGBUS
         if error != 0:
             s.numbers[AT] = page
             return error
         if guest and s.options[MERGING] == LAZY and s.blocks[block, LEVEL] == SPLIT and s.blocks[block, SHARED] == 0:
             merge_range(s, page, page + 1)
-        if (
+        if guest:
+            map_page(s, page)
+        alike = (
             s.numbers[N_POISONED] == 0
             and s.blocks[block, LEVEL] >= SPLIT
             and s.blocks[block, SHARED] == (PAGES_2M if shared else 0)
-        ):
-            page = (block + 1) << 9
-        else:
-            page += 1
+        )
+        following = (block + 1) << 9 if alike else page + 1
+        if alike and guest and s.marks[block] & LEAF_MASK == LEAF_4K:
+            if has_huge_leaf(s, block):  # the first page without a leaf brings the huge one back
+                following = page + 1
+            else:
+                map_alike(s, page, min(end, following))
+        page = following
     return 0
 
 
@@ -191,19 +199,35 @@ def _any_pin(s: State, first_block: int, blocks: int) -> bool:
 
 @kernel
 def poison_page(s: State, offset: int) -> int:
-    """memory_failure(): the folio's range is invalidated and stays in the file; ENOENT if there is no page."""
+    """memory_failure(): ENOENT if there is no page.
+
+    The range of a 4 KiB folio is invalidated and it stays in the file; hugetlb-backed pages are only marked: EBUSY.
+    """
     page = offset >> 12
     if offset < 0 or page >= s.options[PAGES] or not is_present(s, page):
         return ENOENT
-    if any_poison(s, page, page + 1):
-        return 0
-    if s.numbers[N_POISONED] == s.poison.shape[0]:
-        return NEEDS_ROOM
-    s.poison[s.numbers[N_POISONED]] = page
-    s.numbers[N_POISONED] += 1
-    level = s.blocks[page >> 9, LEVEL]
-    s.numbers[N_INVALIDATIONS] += 1
-    s.numbers[N_INVALIDATED] += (PAGES_1G if level == HUGE_1G else PAGES_2M if level == HUGE_2M else 1) << 12
+    small = s.blocks[page >> 9, LEVEL] == BASE
+    page = _head(s, page)
+    if not any_poison(s, page, page + 1):
+        if not room_for_poison(s):
+            return NEEDS_ROOM
+        s.poison[s.numbers[N_POISONED]] = page
+        s.numbers[N_POISONED] += 1
+        if small:
+            unmap_range(s, page, page + 1)
+            s.numbers[N_INVALIDATIONS] += 1
+            s.numbers[N_INVALIDATED] += 4096
+    return 0 if small else EBUSY
+
+
+@kernel
+def unmap_slot(s: State, offset: int, length: int) -> int:
+    """The memslot of a range goes: nothing of it is mapped any more."""
+    first, end = offset >> 12, min(s.options[PAGES], (offset + length + 4095) >> 12)
+    if offset < 0 or length <= 0:
+        return EINVAL
+    if first < end:
+        unmap_range(s, first, end)
     return 0
 
 
@@ -229,6 +253,12 @@ def punch_hole(s: State, offset: int, length: int) -> int:
     page, end = offset >> 12, min(s.options[PAGES], (offset + length) >> 12)
     if page >= end:
         return 0
+    unmap_range(s, page, end)
+    if s.options[GENERATION] == GENERATION_C and s.options[BACKING] > 0:  # the whole range is checked first (recorded)
+        held = _first_held(s, page, end)
+        if held >= 0:
+            s.numbers[AT] = held
+            return EAGAIN
     s.numbers[N_INVALIDATIONS] += 1
     s.numbers[N_INVALIDATED] += (end - page) << 12
     while page < end:
@@ -242,7 +272,7 @@ def punch_hole(s: State, offset: int, length: int) -> int:
             s.numbers[N_ZEROED] += stop - page
         elif level != NONE:
             wholly_private = s.gigas[block >> 9, SHARED] == 0 if size == PAGES_1G else s.blocks[block, SHARED] == 0
-            if s.options[GENERATION] == GENERATION_C or not wholly_private:
+            if s.options[GENERATION] == GENERATION_B and not wholly_private:
                 held = first_referenced(s, page, stop, False)
                 if held >= 0:
                     s.numbers[AT] = held
@@ -253,6 +283,19 @@ def punch_hole(s: State, offset: int, length: int) -> int:
             enter_pool(s, block // blocks * blocks, blocks)
         page = stop
     return 0
+
+
+@kernel
+def _first_held(s: State, page: int, end: int) -> int:
+    """First page of [page, end) of a huge folio, whole or split, that somebody refers to; -1: none."""
+    while page < end:
+        stop = min(end, ((page >> 9) + 1) << 9)
+        if s.blocks[page >> 9, LEVEL] > BASE:
+            held = first_referenced(s, page, stop, False)
+            if held >= 0:
+                return held
+        page = stop
+    return -1
 
 
 @kernel
@@ -297,6 +340,7 @@ def release(s: State) -> int:
     s.numbers[RELEASED] = 1
     s.numbers[N_INVALIDATIONS] += 1
     s.numbers[N_INVALIDATED] += s.options[PAGES] << 12
+    unmap_range(s, 0, s.options[PAGES])
     block = 0
     while block < s.reference_row.shape[0]:
         level = s.blocks[block, LEVEL]

@@ -1,8 +1,8 @@
-"""References to folios, and poisoned pages: what stands in the way of a conversion.
+"""References to folios: what stands in the way of a conversion.
 
 The checks are those of the proposals (``kvm_gmem_has_safe_refcount`` and its kin): a folio of the range may hold only
 the page cache's reference and the checker's own. Extra references are long-term pins (``mm/gup.c:
-pin_user_pages``), transient ones, the one that ``memory_failure()`` keeps on a poisoned page, and the one of the per-CPU
+pin_user_pages``), transient ones, the one that ``memory_failure()`` keeps on a 4 KiB folio, and the one of the per-CPU
 batch a fresh small folio waits in (``mm/swap.c: folio_add_lru``, 31 entries).
 """
 
@@ -15,27 +15,6 @@ import numpy as np
 from workbench.kernels.bits import test_bit
 from workbench.kernels.compile import inlined_kernel, kernel
 from workbench.kernels.folios.state import *
-
-
-@kernel
-def any_poison(s: State, first: int, end: int) -> bool:
-    for row in range(s.numbers[N_POISONED]):
-        if first <= s.poison[row] < end:
-            return True
-    return False
-
-
-@kernel
-def forget_poison(s: State, first: int, end: int) -> bool:
-    before = s.numbers[N_POISONED]
-    row = 0
-    while row < s.numbers[N_POISONED]:
-        if first <= s.poison[row] < end:
-            s.numbers[N_POISONED] -= 1
-            s.poison[row] = s.poison[s.numbers[N_POISONED]]
-        else:
-            row += 1
-    return s.numbers[N_POISONED] < before
 
 
 @kernel
@@ -84,10 +63,14 @@ def _first_referenced_now(s: State, first: int, end: int, shared_only: bool) -> 
                 break
         if found < end:
             break
-    # A poisoned page keeps the reference memory_failure() took; a page in an lru_add batch keeps the batch's.
+    # A poisoned 4 KiB folio keeps the reference memory_failure() took; one in an lru_add batch keeps the batch's.
     for row in range(s.numbers[N_POISONED]):
         page = s.poison[row]
-        if first <= page < found and (not shared_only or test_bit(s.shared, page)):
+        if (
+            first <= page < found
+            and s.blocks[page >> 9, LEVEL] == BASE
+            and (not shared_only or test_bit(s.shared, page))
+        ):
             found = page
     if s.numbers[N_LRU] > 0:
         for cpu in range(s.batch.shape[0]):

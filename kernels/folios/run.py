@@ -9,12 +9,13 @@ None of this is in Linux 7.3. It follows the proposals in the order they were po
 * the two-stage split 1 GiB -> 2 MiB -> 4 KiB and the split on the first host fault are what-ifs: discussed, in neither.
 
 Invariant of B and C: a block (aligned huge page of the file) is one huge folio iff all of it is private; otherwise all
-of it is 4 KiB folios. A split restores the vmemmap pages that HVO had freed
+of it is 4 KiB folios (but for a fresh one that C could not split). A split restores the vmemmap pages that HVO had freed
 (``mm/hugetlb_vmemmap.c: hugetlb_vmemmap_restore_folio``: all or nothing, preferred node of the folio, may spill) and a
 merge gives them back (one page must be free to start with, otherwise the folio stays unoptimised).
 
 Here are the entry points and the conversions; the rest is in :mod:`workbench.kernels.folios.state` (codes and arrays, all of them
-names of this module too), :mod:`workbench.kernels.folios.split`, :mod:`workbench.kernels.folios.references` and
+names of this module too), :mod:`workbench.kernels.folios.split`, :mod:`workbench.kernels.folios.references`,
+:mod:`workbench.kernels.folios.poison`, :mod:`workbench.kernels.folios.second_stage` and
 :mod:`workbench.kernels.folios.access`.
 
 A whole stream of operations is one call of :func:`run`.
@@ -28,8 +29,27 @@ import numpy as np
 
 from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount
 from workbench.kernels.compile import inlined_kernel, kernel
-from workbench.kernels.folios.access import access, merge_pass, poison_page, populate, punch_hole, release, unpin
+from workbench.kernels.folios.access import (
+    access,
+    is_present,
+    merge_pass,
+    poison_page,
+    populate,
+    punch_hole,
+    release,
+    unmap_slot,
+    unpin,
+)
+from workbench.kernels.folios.poison import never_handed_out
 from workbench.kernels.folios.references import first_referenced, lru_drain
+from workbench.kernels.folios.second_stage import (
+    any_leaf,
+    forget_returned,
+    returned,
+    split_leaf,
+    unmap_differing,
+    unmap_range,
+)
 from workbench.kernels.folios.split import merge_range, split_range
 from workbench.kernels.folios.state import *
 
@@ -83,6 +103,8 @@ def run(
             error = lru_drain(state)
         elif op == RELEASE:
             error = release(state)
+        elif op == UNMAP:
+            error = unmap_slot(state, offset, length)
         if error == NEEDS_ROOM:
             return i
         errors[i] = error
@@ -106,19 +128,23 @@ def insert_many(state: State, folios: np.ndarray, nodes: np.ndarray, cpu: int) -
     """Put folios of the file's size, taken from their nodes by somebody else, where the file has none.
 
     ``folios`` int64 (n,) are indices counted in folios, ``nodes`` int64 (n,) node indices. Returns how many went in: a
-    fresh folio under a shared page has to be split at once, and the first for which that fails ends it.
+    fresh folio under a shared page has to be split at once, and the first for which that fails ends it (in generation C
+    that one is in the file nevertheless).
     """
     if state.numbers[RELEASED] == 1:
         return 0
     order = state.options[BACKING]
-    column = POOL + (1 if order == ORDER_1G else 0)
+    size = 1 if order == ORDER_1G else 0
     for i in range(folios.shape[0]):
+        page = folios[i] << order
         if order > 0:
-            state.host[nodes[i], column] += 1
-        error = populate(state, folios[i] << order, nodes[i], cpu)
-        if order > 0 and error != 0:
-            state.host[nodes[i], column] -= 1
+            state.host[nodes[i], POOL + size] += 1 + never_handed_out(state, nodes[i], size)
+        error = populate(state, page, nodes[i], cpu)
+        if order > 0:
+            state.host[nodes[i], POOL + size] -= never_handed_out(state, nodes[i], size)
         if error != 0:
+            if order > 0 and not is_present(state, page):
+                state.host[nodes[i], POOL + size] -= 1
             return i
     return folios.shape[0]
 
@@ -146,21 +172,36 @@ def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
     """All at once or nothing in generation B, and with base pages; otherwise each block in turn, up to a failure."""
     size = s.options[PAGES] * 4096
     s.numbers[N_CONVERSIONS] += 1
-    if offset < 0 or length <= 0 or (offset | length) & 4095 != 0 or offset > size or length > size - offset:
+    order = s.options[BACKING]
+    all_or_nothing = s.options[GENERATION] == GENERATION_B and order > ORDER_4K
+    smallest = 0 if all_or_nothing else 1  # B has no check for a size of 0 (recorded)
+    if offset < 0 or length < smallest or (offset | length) & 4095 != 0 or offset > size or length > size - offset:
         s.numbers[N_FAILED] += 1
         return EINVAL
-    order = s.options[BACKING]
-    at_once = s.options[GENERATION] == GENERATION_B or order == ORDER_4K
+    at_once = all_or_nothing or order == ORDER_4K
     first, pages = offset >> 12, np.int64(1) << order
     end = first + (length >> 12)
     worked = False
     error = np.int64(0)
+    start = first
     while first < end and error == 0:
         stop = end if at_once else min(end, (first // pages + 1) * pages)
         differing, runs, block_runs = _scan(s, first, stop, to_shared)
+        mapped = any_leaf(s)
+        if differing == 0 and worked and mapped:
+            unmap_range(s, first, stop)
         if differing > 0:
+            if mapped and not worked and start < first:
+                unmap_range(s, start, first)  # C zaps all of a range in which something changes, up to a failure
             worked = True
             held = -1 if to_shared else first_referenced(s, first, stop, at_once)
+            if mapped and held < 0 and all_or_nothing:
+                unmap_differing(s, first, stop, to_shared)
+            elif mapped and held < 0:
+                if to_shared:
+                    split_leaf(s, first)
+                    split_leaf(s, stop)
+                unmap_range(s, first, stop)
             if at_once:
                 s.numbers[N_INVALIDATIONS] += runs
                 s.numbers[N_INVALIDATED] += (differing if order == ORDER_4K else block_runs << order) << 12
@@ -264,14 +305,14 @@ def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
         if level == HUGE_2M:
             if before == 0:
                 counts[N_MAPPED_2M] -= 1
-                counts[N_LOST_2M] += 1
+                counts[N_LOST_2M] += not forget_returned(s, block, False)
             elif after == 0:
                 counts[N_MAPPED_2M] += 1
-                counts[N_REGAINED_2M] += 1
+                returned(s, block, False)
         elif level == HUGE_1G:
             if before_1g == 0:
                 counts[N_MAPPED_1G] -= 1
-                counts[N_LOST_1G] += 1
+                counts[N_LOST_1G] += not forget_returned(s, giga << 9, True)
             elif after_1g == 0:
                 counts[N_MAPPED_1G] += 1
-                counts[N_REGAINED_1G] += 1
+                returned(s, giga << 9, True)

@@ -14,7 +14,9 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.compile import inlined_kernel, kernel
-from workbench.kernels.folios.references import any_poison, forget_poison, lru_add, spin
+from workbench.kernels.folios.poison import from_pool, to_pool
+from workbench.kernels.folios.references import lru_add, spin
+from workbench.kernels.folios.second_stage import forget_returned, returned, unmap_range
 from workbench.kernels.folios.state import *
 
 
@@ -67,6 +69,35 @@ def _give_back(s: State, row: int) -> None:
 
 
 @kernel
+def _take_slabs(s: State, giga: int) -> bool:
+    """Memory for the xarray nodes of a 1 GiB split, by node in the order of vmemmap; all or nothing."""
+    if s.options[XARRAY] == XARRAY_TWO_LEVELS:
+        return False
+    if s.options[XARRAY] == XARRAY_FREE:
+        return True
+    if _free_vmemmap(s) < XARRAY_PAGES_1G:
+        return False
+    home, left = np.int64(s.backing[giga << 9, HOME]), np.int64(XARRAY_PAGES_1G)
+    for position in range(s.host.shape[0]):
+        node = s.host[home, ORDER + position]
+        here = max(np.int64(0), min(left, s.host[node, FREE]))
+        s.host[node, FREE] -= here
+        s.gigas[giga, SLABS + node] += here
+        left -= here
+    s.numbers[N_XARRAY_PAGES] += XARRAY_PAGES_1G
+    return True
+
+
+@kernel
+def _give_slabs_back(s: State, giga: int) -> None:
+    for node in range(s.host.shape[0]):
+        here = np.int64(s.gigas[giga, SLABS + node])
+        s.host[node, FREE] += here
+        s.gigas[giga, SLABS + node] = 0
+        s.numbers[N_XARRAY_PAGES] -= here
+
+
+@kernel
 def _leave_pool(s: State, home: int, size: int, pages: int, row: int) -> None:
     """Take a huge page; unoptimised ones go first and bring their vmemmap pages along."""
     nodes = s.host.shape[0]
@@ -112,15 +143,16 @@ def split_at(s: State, block: int) -> int:
 @kernel
 def _split_1g(s: State, giga: int) -> int:
     first_block, row = giga << 9, row_1g(s, giga)
-    if any_poison(s, first_block << 9, (first_block + BLOCKS_1G) << 9):
-        return EHWPOISON
     two_stage = s.options[SPLITTING] != ONE_STEP
+    if not two_stage and not _take_slabs(s, giga):
+        return ENOMEM
     if s.options[HVO] != 0 and s.backing[row, FULL] == 0:
         if s.options[SPLITTING] == TWO_STAGE_FULL:
             if _free_vmemmap(s) < RESTORE_1G:
                 return ENOMEM
             s.numbers[N_PEAK] = max(s.numbers[N_PEAK], RESTORE_1G)
         if not _take(s, s.backing[first_block, HOME], HEADS_1G if two_stage else RESTORE_1G, row):
+            _give_slabs_back(s, giga)
             return ENOMEM
         if not two_stage:
             s.backing[row, FULL] = 1
@@ -136,7 +168,7 @@ def _split_1g(s: State, giga: int) -> int:
         s.numbers[N_MAPPED_2M] += mapped
     if s.gigas[giga, SHARED] == 0:
         s.numbers[N_MAPPED_1G] -= 1
-        s.numbers[N_LOST_1G] += 1
+        s.numbers[N_LOST_1G] += not forget_returned(s, first_block, True)
     return 0
 
 
@@ -159,8 +191,6 @@ def _share_out(s: State, giga: int) -> None:
 
 @kernel
 def split_2m(s: State, block: int) -> int:
-    if any_poison(s, block << 9, (block + 1) << 9):
-        return EHWPOISON
     if s.options[HVO] != 0 and s.backing[block, FULL] == 0:
         if not _take(s, s.backing[block, HOME], RESTORE_2M, block):
             return ENOMEM
@@ -170,7 +200,7 @@ def split_2m(s: State, block: int) -> int:
     s.numbers[N_SPLITS_2M] += 1
     if s.blocks[block, SHARED] == 0:
         s.numbers[N_MAPPED_2M] -= 1
-        s.numbers[N_LOST_2M] += 1
+        s.numbers[N_LOST_2M] += not forget_returned(s, block, False)
     return 0
 
 
@@ -197,8 +227,6 @@ def merge_range(s: State, first: int, end: int) -> int:
 
 @kernel
 def _merge_2m(s: State, block: int) -> int:
-    if any_poison(s, block << 9, (block + 1) << 9):
-        return 0
     spin(s, block, block + 1)
     if s.backing[block, FULL] == 1:
         if _free_vmemmap(s) > 0:
@@ -209,7 +237,7 @@ def _merge_2m(s: State, block: int) -> int:
     s.blocks[block, LEVEL] = HUGE_2M
     s.numbers[N_MERGES_2M] += 1
     s.numbers[N_MAPPED_2M] += 1
-    s.numbers[N_REGAINED_2M] += 1
+    returned(s, block, False)
     return 1
 
 
@@ -220,14 +248,13 @@ def _merge_1g(s: State, giga: int) -> int:
     for block in range(first_block, first_block + BLOCKS_1G):
         if s.blocks[block, LEVEL] != expected:
             return 0
-    if any_poison(s, first_block << 9, (first_block + BLOCKS_1G) << 9):
-        return 0
     spin(s, first_block, first_block + BLOCKS_1G)
     if expected == HUGE_2M:
         # One of the 512 head pages serves the whole, so nothing has to be allocated first.
         s.numbers[N_MAPPED_2M] -= BLOCKS_1G
         _give_back(s, row)
         for block in range(first_block, first_block + BLOCKS_1G):
+            forget_returned(s, block, False)
             if s.backing[block, FULL] == 1:
                 _give_back(s, block)
                 s.backing[block, FULL] = 0
@@ -239,9 +266,10 @@ def _merge_1g(s: State, giga: int) -> int:
             s.numbers[N_UNOPTIMISED] += 1
     for block in range(first_block, first_block + BLOCKS_1G):
         s.blocks[block, LEVEL] = HUGE_1G
+    _give_slabs_back(s, giga)
     s.numbers[N_MERGES_1G] += 1
     s.numbers[N_MAPPED_1G] += 1
-    s.numbers[N_REGAINED_1G] += 1
+    returned(s, first_block, True)
     return 1
 
 
@@ -249,11 +277,13 @@ def _merge_1g(s: State, giga: int) -> int:
 def insert(s: State, first_block: int, blocks: int, node: int, cpu: int) -> int:
     """A page of the pool of a node enters the file, 2 MiB (``blocks`` 1) or 1 GiB (512).
 
-    Where the file is shared it is split at once; if that fails it is back in the pool: ENOMEM.
+    Where the file is shared it is split at once. If that fails, ENOMEM: generation B gives it back to the pool, in C it
+    stays in the file in one piece (recorded; only another conversion splits it).
     """
     giga = blocks == BLOCKS_1G
     row = row_1g(s, first_block >> 9) if giga else first_block
     _leave_pool(s, node, int(giga), RESTORE_1G if giga else RESTORE_2M, row)
+    from_pool(s, node, int(giga), first_block << 9)
     shared = np.int64(s.blocks[first_block, SHARED])
     if giga:
         s.gigas[first_block >> 9, LEVEL] = 1
@@ -272,8 +302,9 @@ def insert(s: State, first_block: int, blocks: int, node: int, cpu: int) -> int:
         if s.blocks[block, SHARED] > 0:
             error = split_at(s, block)
             if error != 0:
-                leave_file(s, first_block, blocks)
-                enter_pool(s, first_block, blocks)
+                if s.options[GENERATION] == GENERATION_B:
+                    leave_file(s, first_block, blocks)
+                    enter_pool(s, first_block, blocks)
                 return error
     return 0
 
@@ -282,11 +313,14 @@ def insert(s: State, first_block: int, blocks: int, node: int, cpu: int) -> int:
 def leave_file(s: State, first_block: int, blocks: int) -> None:
     """A huge page, 1 block or 512, leaves the file in whatever state; :func:`enter_pool` must follow at some time."""
     giga = first_block >> 9
+    unmap_range(s, first_block << 9, (first_block + blocks) << 9)
     if blocks == BLOCKS_1G and s.gigas[giga, SHARED] == 0 and s.blocks[first_block, LEVEL] == HUGE_1G:
         s.numbers[N_MAPPED_1G] -= 1
+        forget_returned(s, first_block, True)
     for block in range(first_block, first_block + blocks):
         if s.blocks[block, LEVEL] == HUGE_2M and s.blocks[block, SHARED] == 0:
             s.numbers[N_MAPPED_2M] -= 1
+            forget_returned(s, block, False)
         s.blocks[block, LEVEL] = LEFT
     s.numbers[N_PRESENT] -= blocks << 9
 
@@ -295,7 +329,7 @@ def leave_file(s: State, first_block: int, blocks: int) -> None:
 def enter_pool(s: State, first_block: int, blocks: int) -> None:
     """Merge what is left of a huge page outside the file and give it back, optimised if a vmemmap page is free.
 
-    A poisoned one is withheld (mm/hugetlb.c: free_huge_folio).
+    Poisoned pages in it go along (recorded: the pool hands them out again).
     """
     nodes = s.host.shape[0]
     home, size, row = s.backing[first_block, HOME], 0, first_block
@@ -303,6 +337,7 @@ def enter_pool(s: State, first_block: int, blocks: int) -> None:
     if blocks == BLOCKS_1G:
         size, row = 1, row_1g(s, first_block >> 9)
         s.gigas[first_block >> 9, LEVEL] = NONE
+        _give_slabs_back(s, first_block >> 9)
         for block in range(first_block, first_block + BLOCKS_1G):
             if s.backing[block, FULL] == 1:
                 _give_back(s, block)
@@ -310,12 +345,9 @@ def enter_pool(s: State, first_block: int, blocks: int) -> None:
             s.blocks[block, LEVEL] = NONE
     full = s.backing[row, FULL] == 1
     s.backing[row, FULL] = 0
-    poisoned = forget_poison(s, first_block << 9, (first_block + blocks) << 9)
-    if poisoned:
-        s.numbers[N_WITHHELD] += 1
-    else:
-        s.host[home, POOL + size] += 1
-    if poisoned or not full or _free_vmemmap(s) > 0:
+    to_pool(s, home, size, first_block << 9, (first_block + blocks) << 9)
+    s.host[home, POOL + size] += 1
+    if not full or _free_vmemmap(s) > 0:
         _give_back(s, row)
         return
     s.numbers[N_UNOPTIMISED] += 1

@@ -17,7 +17,7 @@ import numpy as np
 
 from workbench.kernels.compile import record
 
-EAGAIN, EBADF, EFAULT, EINVAL = errno.EAGAIN, errno.EBADF, errno.EFAULT, errno.EINVAL
+EAGAIN, EBADF, EBUSY, EFAULT, EINVAL = errno.EAGAIN, errno.EBADF, errno.EBUSY, errno.EFAULT, errno.EINVAL
 ENOENT, ENOMEM = errno.ENOENT, errno.ENOMEM
 EHWPOISON = 133  # include/uapi/asm-generic/errno.h; Python's errno has no name for it
 SIGBUS = -7
@@ -30,6 +30,9 @@ PAGES_2M, PAGES_1G, BLOCKS_1G = 512, 262144, 512
 ORDER_4K, ORDER_2M, ORDER_1G = 0, 9, 18
 RESTORE_2M, RESTORE_1G, HEADS_1G = 7, 4095, 511
 """vmemmap pages a split needs: 2 MiB, 1 GiB at once, and 1 GiB into 512 optimised 2 MiB folios."""
+XARRAY_NODES_1G, XARRAY_PAGES_1G = 4161, 596
+"""Nodes of the page cache's xarray that a split of 1 GiB to 4 KiB adds, and the 4 KiB pages of their 149 slabs (16 KiB
+with 28 nodes each), taken before the vmemmap (recorded)."""
 
 NONE, BASE, SPLIT, HUGE_2M, HUGE_1G = 0, 1, 2, 3, 4
 """``level`` of a 2 MiB range: no folio; 4 KiB folios allocated singly; a split huge folio; (part of) a huge folio."""
@@ -37,8 +40,28 @@ LEFT = -1
 """Likewise: (part of) a huge page that the closed file no longer has, kept from the pool by a long-term pin."""
 
 # options
-PAGES, BACKING, GENERATION, SPLITTING, SPLIT_AT, MERGING, HVO, FALLBACK, DRAIN = range(9)
-OPTIONS = 9
+(
+    PAGES,
+    BACKING,
+    GENERATION,
+    SPLITTING,
+    SPLIT_AT,
+    MERGING,
+    HVO,
+    FALLBACK,
+    DRAIN,
+    XARRAY,
+    LEAF_CAP,
+    SLOT_FIRST,
+    SLOT_END,
+) = range(13)
+OPTIONS = 13
+XARRAY_FREE, XARRAY_SLABS, XARRAY_TWO_LEVELS = 0, 1, 2
+"""Nodes for a 1 GiB split: not counted; taken from memory before the vmemmap; never to be had, because ``xas_split`` of
+stock 7.3 goes down two levels at most (ENOMEM)."""
+LEAF_ANY, LEAF_2M_AT_MOST, LEAF_4K_ONLY = 0, 1, 2
+"""Largest second-stage leaf: what the folio allows; 2 MiB (SNP); 4 KiB (TDX, slots that are not aligned). SLOT_FIRST,
+SLOT_END: pages of the file in the memslot, outside of which no leaf may reach; SLOT_END 0: all of it."""
 GENERATION_B, GENERATION_C = 0, 1
 ONE_STEP, TWO_STAGE, TWO_STAGE_FULL = 0, 1, 2
 """TWO_STAGE_FULL: the first stage passes through the fully restored state, so 4095 pages must be free for a moment."""
@@ -47,9 +70,10 @@ EAGER, LAZY, NEVER = 0, 1, 2
 """LAZY merges at the next guest fault on the block or by the MERGE operation."""
 
 # operations
-CONVERT, PIN, UNPIN, HOST_FAULT, GUEST_FAULT, PUNCH, POISON, MERGE, LRU_DRAIN, RELEASE = range(10)
+CONVERT, PIN, UNPIN, HOST_FAULT, GUEST_FAULT, PUNCH, POISON, MERGE, LRU_DRAIN, RELEASE, UNMAP = range(11)
 OP, OFFSET, LENGTH, ARGUMENT, NODE, CPU = range(6)
-"""Columns of a stream. ARGUMENT: CONVERT 1 = to shared; PIN, UNPIN kind; GUEST_FAULT 1 = as private."""
+"""Columns of a stream. ARGUMENT: CONVERT 1 = to shared; PIN, UNPIN kind; GUEST_FAULT 1 = as private. UNMAP: the memslot of
+the range is deleted."""
 TRANSIENT, LONG_TERM, ORPHAN = 0, 1, 2
 """Kinds of references; ORPHAN: a pin on a page that was punched out of a file of 4 KiB folios meanwhile."""
 
@@ -86,8 +110,15 @@ COUNTERS = (
     "lru_held",  # now
     "poisoned_pages",  # now
     "reference_rows",  # rows of ``reference_counts`` in use
-    "withheld_huge_pages",  # poisoned huge pages that left the file: not given back to the pool
+    "withheld_huge_pages",  # designs that keep poisoned units from their pool; hugetlb hands them out again
     "pinned_huge_pages",  # now; huge pages of a closed file that go back to the pool with their last pin
+    "returned_1g",  # now; whole and private again, mapped small until the guest next faults the returned page
+    "returned_2m",
+    "leaves_4k",  # now; second-stage leaves
+    "leaves_2m",
+    "leaves_1g",
+    "poisoned_to_pool",  # huge pages that went back to their pool with a poisoned page in them
+    "xarray_pages",  # now; 4 KiB pages of the slabs that xarray nodes of split 1 GiB pages take
 )
 (
     N_SHARED,
@@ -124,18 +155,32 @@ COUNTERS = (
     N_ROWS,
     N_WITHHELD,
     N_PINNED,
-) = range(34)
+    N_RETURNED_1G,
+    N_RETURNED_2M,
+    N_LEAVES_4K,
+    N_LEAVES_2M,
+    N_LEAVES_1G,
+    N_POISONED_TO_POOL,
+    N_XARRAY_PAGES,
+) = range(41)
 
 BATCH = 31
 """include/linux/folio_batch.h: FOLIO_BATCH_SIZE."""
 
 
 # columns of ``blocks`` and ``gigas``
-SHARED, LEVEL = 0, 1
-"""LEVEL of a 1 GiB block: 1 where one 1 GiB page of the pool backs it, in whatever state."""
+SHARED, LEVEL, SLABS = 0, 1, 2
+"""LEVEL of a 1 GiB block: 1 where one 1 GiB page of the pool backs it, in whatever state. SLABS, of a 1 GiB block only: the
+first of one column per node, pages that xarray nodes take while it is split."""
 # columns of ``backing``
 FULL, HOME, EXTRA = 0, 1, 2
 """EXTRA: the first of one column per node."""
+# values and flags of ``marks``
+LEAF_NONE, LEAF_4K, LEAF_2M, LEAF_1G, LEAF_MASK = 0, 1, 2, 3, 3
+RETURNED_2M, RETURNED_1G = 4, 8
+"""RETURNED_1G is set at the first 2 MiB of a 1 GiB page."""
+# columns of ``pool_poison``
+POISON_NODE, POISON_SIZE, POISON_DEPTH, POISON_PAGE = range(4)
 # columns of ``host``
 FREE, POOL, POOL_FULL, ORDER = 0, 1, 3, 5
 """POOL, POOL_FULL: 2 MiB, then 1 GiB; ORDER: the first of one column per node; after them twice as many, POOL_EXTRA."""
@@ -152,9 +197,13 @@ class _Arrays(NamedTuple):
     blocks: np.ndarray
     """int16 (B2, 2), columns SHARED and LEVEL: what every conversion looks at."""
     gigas: np.ndarray
-    """int32 (B1, 2), likewise."""
+    """int32 (B1, 2 + N), likewise, then SLABS."""
     backing: np.ndarray
     """int16 (B2 + B1, 2 + N), a row for each 2 MiB, then for each 1 GiB; columns FULL, HOME, EXTRA."""
+    marks: np.ndarray
+    """uint8 (B2,), what the second stage maps the 2 MiB with, and whether its huge mapping is still to come back."""
+    small: np.ndarray
+    """uint64 (W,), bit set = the second stage maps the page with a 4 KiB leaf; only where the mark is LEAF_4K."""
     reference_row: np.ndarray
     """int32 (B2,), row of ``reference_counts``, 0 = no reference yet."""
     reference_counts: np.ndarray
@@ -165,7 +214,10 @@ class _Arrays(NamedTuple):
     batch: np.ndarray
     """int64 (cpus, 32), pages in each CPU's lru_add batch, -1 for a page that left the file; last column: how many."""
     host: np.ndarray
-    """int64 (N, 5 + 3 N), :func:`new_host`; the only array that is not the file's own."""
+    """int64 (N, 5 + 3 N), :func:`new_host`; with ``pool_poison`` the only array that is not the file's own."""
+    pool_poison: np.ndarray
+    """int64 (rows, 4), poisoned pages inside huge pages that are in a pool: node, size, how many huge pages were given
+    back after it (pools are LIFO, ``mm/hugetlb.c: enqueue_hugetlb_folio``), page in it; node -1: row is free."""
     options: np.ndarray
     """int64 (OPTIONS,)."""
     numbers: np.ndarray
@@ -237,6 +289,11 @@ class State(_Arrays):
         return self.backing[len(self.blocks) :, EXTRA:]
 
     @property
+    def slabs_1g(self) -> np.ndarray:
+        """int32 (B1, N), pages that xarray nodes take."""
+        return self.gigas[:, SLABS:]
+
+    @property
     def node(self) -> np.ndarray:
         """int16 (B2,), node index of the folio."""
         return self.backing[: len(self.blocks), HOME]
@@ -288,7 +345,12 @@ def new_host(vmemmap: np.ndarray, order: np.ndarray, pool: np.ndarray) -> np.nda
     return host
 
 
-def new_state(options: np.ndarray, host: np.ndarray, cpus: int = 1) -> State:
+def new_pool_poison() -> np.ndarray:
+    """No poisoned page in any pool, room for 16 of them."""
+    return np.full((16, 4), -1, np.int64)
+
+
+def new_state(options: np.ndarray, host: np.ndarray, cpus: int = 1, pool_poison: np.ndarray | None = None) -> State:
     """An empty, all-private file with options int64 (OPTIONS,) on a host of :func:`new_host`.
 
     Bits past the end of the file stay 0, and arrays cover whole 1 GiB blocks.
@@ -300,22 +362,31 @@ def new_state(options: np.ndarray, host: np.ndarray, cpus: int = 1) -> State:
         shared=np.zeros(blocks_2m * 8, np.uint64),
         present=np.zeros(blocks_2m * 8, np.uint64),
         blocks=np.zeros((blocks_2m, 2), np.int16),
-        gigas=np.zeros((blocks_1g, 2), np.int32),
+        gigas=np.zeros((blocks_1g, SLABS + nodes), np.int32),
         backing=np.zeros((blocks_2m + blocks_1g, EXTRA + nodes), np.int16),
+        marks=np.zeros(blocks_2m, np.uint8),
+        small=np.zeros(blocks_2m * 8, np.uint64),
         reference_row=np.zeros(blocks_2m, np.int32),
         reference_counts=np.zeros((8, PAGES_2M + 1, 3), np.int32),
         poison=np.zeros(8, np.int64),
         batch=np.zeros((cpus, BATCH + 1), np.int64),
         host=host,
-        options=options,
+        pool_poison=new_pool_poison() if pool_poison is None else pool_poison,
+        options=np.concatenate((options, np.zeros(OPTIONS - len(options), np.int64))),
         numbers=np.zeros(TAKEN + 2 * nodes, np.int64),
     )
 
 
 def grown(state: State) -> State:
-    """The same state with twice the room for references and poisoned pages (after NEEDS_ROOM)."""
+    """The same state with twice the room for references and poisoned pages (after NEEDS_ROOM).
+
+    Files that share a host must share the new ``pool_poison`` too.
+    """
 
     def twice(array: np.ndarray) -> np.ndarray:
         return np.concatenate([array, np.zeros_like(array)])
 
-    return state._replace(reference_counts=twice(state.reference_counts), poison=twice(state.poison))
+    pool_poison = np.concatenate((state.pool_poison, np.full_like(state.pool_poison, -1)))
+    return state._replace(
+        reference_counts=twice(state.reference_counts), poison=twice(state.poison), pool_poison=pool_poison
+    )

@@ -23,7 +23,7 @@ class Folio:
     block: Block | None
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """A huge page taken from the pool, in whatever state; ``extra`` lists the node of each vmemmap page restored."""
 
@@ -32,6 +32,8 @@ class Block:
     node: int
     restored: bool = False
     extra: list[int] = field(default_factory=list)
+    poison: set[int] = field(default_factory=set)  # pages of it, while it is in the pool
+    slabs: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -67,6 +69,21 @@ class Host:
         for node in pages:
             self.vmemmap[node] += 1
 
+    def dequeue(self, node: int, pages: int) -> Block | None:
+        """The page given back last, but none whose first 4 KiB is poisoned; one that is not optimised counts as first."""
+        pool = self.pool[node, pages]
+        usable = [block for block in pool if 0 not in block.poison]
+        if not usable:
+            return None
+        block = usable[-1]
+        for other in pool:
+            if other.restored:
+                block.restored, other.restored = other.restored, block.restored
+                block.extra, other.extra = other.extra, block.extra
+                break
+        pool.remove(block)
+        return block
+
 
 class Failure(Exception):
     """An operation refused: errno and the page it names."""
@@ -89,6 +106,7 @@ class File:
     fallback: bool = False
     drain: bool = False
     cpus: int = 1
+    xarray: str = "free"  # or "slabs", "two levels"
 
     def __post_init__(self) -> None:
         self.pages = [Page() for _ in range(self.pages_total)]
@@ -98,6 +116,9 @@ class File:
         self.total: Counter[str] = Counter()
         self.released = False
         self.left: list[Block] = []  # huge pages of the closed file that wait for their pins
+        self.leaf = [0] * self.pages_total  # pages of the second-stage leaf that maps each page
+        self.awaiting: set[tuple[int, int]] = set()  # merged folios whose huge mapping is still to come back
+        self.changed: set[int] = set()  # pages whose state the conversion under way has changed
 
     # -------------------------------------------------------------- what can be counted
 
@@ -111,6 +132,9 @@ class File:
     def all_private(self, first: int, pages: int) -> bool:
         return not any(page.shared for page in self.pages[first : first + pages])
 
+    def leaves(self, pages: int) -> int:
+        return sum(1 for size in self.leaf if size == pages) // pages
+
     def mappable(self, pages: int) -> int:
         return sum(1 for folio in self.folios() if folio.pages == pages and self.all_private(folio.first, pages))
 
@@ -119,6 +143,7 @@ class File:
         held: Counter[int] = Counter()
         for block in [*blocks.values(), *self.stages.values()]:
             held.update(block.extra)
+            held.update(block.slabs)
         return held
 
     def lru_held(self) -> int:
@@ -137,16 +162,24 @@ class File:
         return 0, -1
 
     def convert(self, offset: int, length: int, to_shared: bool) -> None:
-        if offset < 0 or length <= 0 or offset % 4096 or length % 4096 or offset + length > self.pages_total * 4096:
+        smallest = 0 if self.generation == "B" and self.backing > 1 else 1
+        if offset < 0 or length < smallest or offset % 4096 or length % 4096:
+            raise Failure(errno.EINVAL)
+        if offset + length > self.pages_total * 4096:
             raise Failure(errno.EINVAL)
         first, end = offset // 4096, (offset + length) // 4096
-        if self.generation == "B" or self.backing == 1:
-            self.convert_whole(first, end, to_shared)
-        else:
+        if not self.sub_ranges(first, end, to_shared):
+            return
+        try:
+            if self.generation == "B" or self.backing == 1:
+                self.convert_whole(first, end, to_shared)
+                return
             while first < end:
                 stop = min(end, first // self.backing * self.backing + self.backing)
                 self.convert_block(first, stop, to_shared)
                 first = stop
+        finally:
+            self.changed = set()
 
     def sub_ranges(self, first: int, end: int, to_shared: bool) -> list[tuple[int, int]]:
         ranges: list[tuple[int, int]] = []
@@ -167,12 +200,17 @@ class File:
         if not to_shared:
             for low, high in ranges:
                 self.check_references(low, high, first, end, True)
+        if self.backing == 1:
+            self.zap(first, end)
+        else:
+            for index in range(first, end):
+                if self.pages[index].shared != to_shared:
+                    self.zap(index, index + 1)
         done: list[tuple[int, int]] = []
         try:
             for low, high in ranges:
                 done.append((low, high))
-                for index in range(low, high):
-                    self.pages[index].shared = to_shared
+                self.store(range(low, high), to_shared)
                 self.restructure(low, high, to_shared)
         except Failure as failure:
             for low, high in done:
@@ -187,14 +225,18 @@ class File:
     def convert_block(self, first: int, end: int, to_shared: bool) -> None:
         ranges = self.sub_ranges(first, end, to_shared)
         if not ranges:
+            self.zap(first, end)
             return
         if not to_shared:
             self.check_references(first, end, first, end, False)
+        else:
+            self.split_leaf(first)
+            self.split_leaf(end)
+        self.zap(first, end)
         self.total["invalidations"] += 1
         self.total["invalidated_bytes"] += (end - first) * 4096
         changed = [index for low, high in ranges for index in range(low, high)]
-        for index in changed:
-            self.pages[index].shared = to_shared
+        self.store(changed, to_shared)
         try:
             self.restructure(first, end, to_shared)
         except Failure as failure:
@@ -204,6 +246,27 @@ class File:
             if self.merging == "eager":
                 self.merge(first, end)
             raise Failure(failure.error, first) from None
+
+    def store(self, changed: range | list[int], to_shared: bool) -> None:
+        """Change the state; a folio that stays in one piece loses its huge mapping with that, or may have it again."""
+        self.changed = set(changed)
+        whole = {id(self.pages[i].folio): self.pages[i].folio for i in changed}
+        folios = [folio for folio in whole.values() if folio is not None and folio.pages > 1]
+        private = {id(folio): self.all_private(folio.first, folio.pages) for folio in folios}
+        for index in changed:
+            self.pages[index].shared = to_shared
+        for folio in folios:
+            if to_shared and private[id(folio)] and self.at_host_fault:
+                self.lose(folio)
+            if not to_shared and self.all_private(folio.first, folio.pages):
+                self.awaiting.add((folio.first, folio.pages))
+
+    def lose(self, folio: Folio) -> None:
+        """A huge mapping is gone, if it was there."""
+        if (folio.first, folio.pages) in self.awaiting:
+            self.awaiting.remove((folio.first, folio.pages))
+        else:
+            self.total["lost_1g" if folio.pages == PAGES_1G else "lost_2m"] += 1
 
     def restructure(self, first: int, end: int, to_shared: bool) -> None:
         if not to_shared:
@@ -223,8 +286,11 @@ class File:
         block, parts = folio.block, PAGES_2M if folio.pages == PAGES_1G and self.two_stage else 1
         assert block is not None
         members = self.pages[folio.first : folio.first + folio.pages]
-        if self.any_poisoned(folio.first, folio.pages):
-            raise Failure(EHWPOISON)
+        if folio.pages == PAGES_1G and parts == 1 and self.xarray != "free":
+            slabs = None if self.xarray == "two levels" else self.host.take(block.node, 596)
+            if slabs is None:
+                raise Failure(errno.ENOMEM)
+            block.slabs = slabs
         holder = self.stages.get((block.first, folio.first), block)
         if self.hvo and not holder.restored:
             if parts == PAGES_2M and self.through_full and sum(self.host.vmemmap) < 4095:
@@ -232,10 +298,15 @@ class File:
             count = 511 if parts == PAGES_2M else folio.pages // 64 - 1
             got = self.host.take(block.node, count)
             if got is None:
+                self.host.give_back(block.slabs)
+                block.slabs = []
                 raise Failure(errno.ENOMEM)
             holder.extra += got
             holder.restored = parts == 1
         self.wait(members)
+        span = range(folio.first, folio.first + folio.pages)
+        if not any(self.pages[i].shared and i not in self.changed for i in span):  # private before this conversion
+            self.lose(folio)
         for first in range(folio.first, folio.first + folio.pages, parts):
             part = Folio(first, parts, block)
             if parts == PAGES_2M:
@@ -280,9 +351,11 @@ class File:
 
     def merge_part(self, block: Block, first: int, pages: int) -> None:
         members = self.pages[first : first + pages]
-        if any(page.shared for page in members) or self.any_poisoned(first, pages):
+        if any(page.shared for page in members):
             return
         self.wait(members)
+        self.host.give_back(block.slabs)
+        block.slabs = []
         if pages == PAGES_1G and self.two_stage:
             for key in [key for key in self.stages if key[0] == block.first]:
                 block.extra += self.stages.pop(key).extra
@@ -299,6 +372,7 @@ class File:
         folio = Folio(first, pages, block)
         for page in members:
             page.folio = folio
+        self.awaiting = {key for key in self.awaiting if not first <= key[0] < first + pages} | {(first, pages)}
         self.total["merges_1g" if pages == PAGES_1G else "merges_2m"] += 1
 
     def merge_pass(self, offset: int, length: int) -> None:
@@ -308,7 +382,8 @@ class File:
 
     def held(self, index: int) -> bool:
         page, in_batch = self.pages[index], any(index in batch for batch in self.batches)
-        return bool(page.transient or page.pins or index in self.poisoned or in_batch)
+        poisoned = index in self.poisoned and page.folio is not None and page.folio.block is None
+        return bool(page.transient or page.pins or poisoned or in_batch)
 
     def check_references(self, low: int, high: int, first: int, end: int, shared_only: bool) -> None:
         for attempt in range(2):
@@ -373,12 +448,14 @@ class File:
             members = self.pages[first : first + pages]
             if any(page.folio is not None for page in members):
                 continue
-            if not self.host.pool[node, pages]:
+            block = self.host.dequeue(node, pages)
+            if block is None:
                 if self.fallback:
                     continue
                 raise Failure(errno.ENOMEM)
-            block = self.host.pool[node, pages].pop()
             block.first = first
+            self.poisoned |= {first + page for page in block.poison}
+            block.poison = set()
             folio = Folio(first, pages, block)
             for page in members:
                 page.folio = folio
@@ -389,7 +466,8 @@ class File:
                         if self.pages[inner].shared:
                             self.split(inner)
                 except Failure:
-                    self.free(block)
+                    if self.generation == "B":
+                        self.free(block)
                     raise
             return
         self.pages[index].folio = Folio(index, 1, None)
@@ -398,40 +476,69 @@ class File:
             self.batches[cpu] = []
 
     def free(self, block: Block) -> None:
+        self.zap(block.first, block.first + block.pages)
+        self.awaiting = {key for key in self.awaiting if not block.first <= key[0] < block.first + block.pages}
         for page in self.pages[block.first : block.first + block.pages]:
             page.folio = None
         self.enter_pool(block)
 
     def enter_pool(self, block: Block) -> None:
-        poisoned = self.any_poisoned(block.first, block.pages)
-        self.poisoned -= set(range(block.first, block.first + block.pages))
+        block.poison = {index - block.first for index in self.poisoned if 0 <= index - block.first < block.pages}
+        self.poisoned -= {block.first + page for page in block.poison}
+        self.total["poisoned_to_pool"] += bool(block.poison)
+        self.host.give_back(block.slabs)
+        block.slabs = []
         for key in [key for key in self.stages if key[0] == block.first]:
             self.host.give_back(self.stages.pop(key).extra)
-        if poisoned or not block.restored or sum(self.host.vmemmap) > 0:
+        if not block.restored or sum(self.host.vmemmap) > 0:
             self.host.give_back(block.extra)
             block.extra, block.restored = [], False
         else:
             self.total["unoptimised_merges"] += 1
-        if poisoned:
-            self.total["withheld_huge_pages"] += 1
-        elif block.restored:
-            self.host.pool[block.node, block.pages].append(block)
-        else:
-            self.host.pool[block.node, block.pages].insert(0, block)
-
-    def any_poisoned(self, first: int, pages: int) -> bool:
-        return any(first <= index < first + pages for index in self.poisoned)
+        self.host.pool[block.node, block.pages].append(block)
 
     def folio_poisoned(self, index: int) -> bool:
+        """A folio in one piece has the mark on its first page."""
+        return self.pages[index].folio.first in self.poisoned
+
+    # -------------------------------------------------------------- second stage
+
+    def zap(self, first: int, end: int) -> None:
+        for index in range(first, end):
+            size = self.leaf[index]
+            for mapped in range(index // size * size, index // size * size + size) if size else ():
+                self.leaf[mapped] = 0
+
+    def split_leaf(self, index: int) -> None:
+        if index >= self.pages_total or self.leaf[index] <= 1:
+            return
+        if self.leaf[index] == PAGES_1G:
+            giga = index // PAGES_1G * PAGES_1G
+            self.leaf[giga : giga + PAGES_1G] = [PAGES_2M] * PAGES_1G
+        block = index // PAGES_2M * PAGES_2M
+        self.leaf[block : block + PAGES_2M] = [1] * PAGES_2M
+
+    def map_page(self, index: int) -> None:
         folio = self.pages[index].folio
-        return self.any_poisoned(folio.first, folio.pages)
+        if self.leaf[index]:
+            return
+        if folio.pages == 1 or not self.all_private(folio.first, folio.pages):
+            self.leaf[index] = 1
+            return
+        if (folio.first, folio.pages) in self.awaiting:
+            self.awaiting.remove((folio.first, folio.pages))
+            self.total["regained_1g" if folio.pages == PAGES_1G else "regained_2m"] += 1
+        self.leaf[folio.first : folio.first + folio.pages] = [folio.pages] * folio.pages
+
+    def unmap_slot(self, offset: int, length: int) -> None:
+        self.zap(offset // 4096, min(self.pages_total, -(-(offset + length) // 4096)))
 
     def host_touch(self, index: int, node: int, cpu: int) -> None:
         if index >= self.pages_total or not self.pages[index].shared:
             raise Failure(SIGBUS, index)
         try:
             self.populate(index, node, cpu)
-            if self.folio_poisoned(index):
+            if self.folio_poisoned(index) or (self.pages[index].folio.pages > 1 and not self.at_host_fault):
                 raise Failure(SIGBUS)
             self.split(index)
         except Failure as failure:
@@ -449,19 +556,25 @@ class File:
                 self.populate(index, node, cpu)
             except Failure as failure:
                 raise Failure(failure.error, index) from None
-            if self.folio_poisoned(index):
+            if self.folio_poisoned(index) and not self.leaf[index]:
                 raise Failure(EHWPOISON, index)
             if self.merging == "lazy":
                 self.merge(index, index + 1)
+            self.map_page(index)
 
     def poison(self, offset: int) -> None:
         index = offset // 4096
         if index >= self.pages_total or self.pages[index].folio is None:
             raise Failure(errno.ENOENT)
-        if index not in self.poisoned:
-            self.poisoned.add(index)
-            self.total["invalidations"] += 1
-            self.total["invalidated_bytes"] += self.pages[index].folio.pages * 4096
+        folio = self.pages[index].folio
+        if folio.first not in self.poisoned:
+            self.poisoned.add(folio.first)
+            if folio.block is None:
+                self.zap(index, index + 1)
+                self.total["invalidations"] += 1
+                self.total["invalidated_bytes"] += 4096
+        if folio.block is not None:
+            raise Failure(errno.EBUSY)
 
     # -------------------------------------------------------------- punch
 
@@ -472,6 +585,12 @@ class File:
         index, end = offset // 4096, min(self.pages_total, (offset + length) // 4096)
         if index >= end:
             return
+        self.zap(index, end)
+        if self.generation == "C":
+            for page in range(index, end):
+                folio = self.pages[page].folio
+                if folio is not None and folio.block is not None:
+                    self.check_references(page, page + 1, page, page + 1, False)
         self.total["invalidations"] += 1
         self.total["invalidated_bytes"] += (end - index) * 4096
         while index < end:
@@ -487,7 +606,7 @@ class File:
                 if stop - index < block.pages:
                     self.total["zeroed_pages"] += stop - index
                 else:
-                    if self.generation == "C" or not self.all_private(block.first, block.pages):
+                    if self.generation == "B" and not self.all_private(block.first, block.pages):
                         self.check_references(index, stop, index, stop, False)
                     self.wait(self.pages[index:stop])
                     self.free(block)
@@ -505,6 +624,8 @@ class File:
 
     def release(self) -> None:
         self.released = True
+        self.zap(0, self.pages_total)
+        self.awaiting = set()
         self.total["invalidations"] += 1
         self.total["invalidated_bytes"] += self.pages_total * 4096
         for index, first_page in enumerate(self.pages):

@@ -15,9 +15,10 @@ from workbench import profiles
 from workbench import scenario as sc
 from workbench.engine.conversions import Conversions
 from workbench.engine.host_state import check_listed
+from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
-from workbench.intervals import Int64s, equal_intervals, no_intervals, true_intervals
+from workbench.intervals import Int64s, equal_intervals, intervals_in, no_intervals, true_intervals
 from workbench.kernels.folios import run as folio
 from workbench.limits import FILE_BYTES
 from workbench.tracking.tracked_file import Outcome, TrackedFile
@@ -58,7 +59,29 @@ def convert(system: System, operation: sc.Convert) -> Result:
     if not scenario.guest.private_memory:
         return failed(errno.EINVAL, reason=f"VM type {scenario.guest.vm_type} has no private memory")
     _, file = _tracking(system, inode)
-    return result_of(file.convert(*byte_span(operation, inode), operation.to))
+    offset, length = byte_span(operation, inode)
+    shared = _state_runs(file, 0, inode.pages, True) if operation.to == "private" and inode.mappings else ()
+    outcome = file.convert(offset, length, operation.to)
+    if outcome.errno in (0, errno.EAGAIN):
+        end = _unmapped_to(system, inode, offset + length, outcome, shared)
+        for low, high in shared:
+            for mapping in inode.mappings:
+                mapping.zap(max(int(low), offset // PAGE_SIZE), min(int(high), end))
+    return result_of(outcome)
+
+
+def _unmapped_to(system: System, inode: Inode, end: int, outcome: Outcome, shared: Any) -> int:
+    """First page that a conversion to private left in the host's page tables: it stops unmapping where it fails.
+
+    Block by block in generation C, run by run in B, all at once with 4 KiB folios.
+    """
+    stop = -(-end // PAGE_SIZE)
+    if outcome.offset is None or not inode.order:
+        return stop
+    page = outcome.offset // PAGE_SIZE
+    if system.rules.kernel == "C":
+        return min(stop, ((page >> inode.order) + 1) << inode.order)
+    return min(stop, next(int(high) for low, high in shared if low <= page < high))
 
 
 def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
@@ -115,6 +138,8 @@ def pin(system: System, operation: sc.Pin) -> Result:
         if len(runs) and runs[0, 0] == start:
             if not system.touch(system.task(operation), inode, start, int(runs[0, 1])) or not conversions.enter_all():
                 return result_of(Outcome(errno.ENOMEM, offset))
+            for mapping in inode.mappings:
+                mapping.map(start, int(runs[0, 1]))
     return result_of(file.pin(offset, length, operation.kind))
 
 
@@ -132,7 +157,10 @@ def unpin(system: System, operation: sc.Unpin) -> Result:
 
 
 def hwpoison(system: System, operation: sc.Hwpoison) -> Result:
-    """Memory failure on every page of the range that is there; ENOENT if none is."""
+    """Memory failure on every page of the range that is there; ENOENT if none is, EBUSY for hugetlb-backed pages.
+
+    EBUSY is no refusal: the pages are marked, and stay mapped.
+    """
     inode = tracked_inode(system, operation)
     if inode is None:
         return failed(errno.EBADF)
@@ -146,38 +174,75 @@ def hwpoison(system: System, operation: sc.Hwpoison) -> Result:
     stream[:, folio.OP] = folio.POISON
     stream[:, folio.OFFSET] = offset + PAGE_SIZE * np.arange(len(stream))
     errors = file.run_stream(stream).errors
-    hit = int((errors == 0).sum())
-    return result_of(Outcome(0 if hit else errno.ENOENT, None), pages=hit)
+    marked = np.isin(errors, (0, errno.EBUSY))
+    for page in (offset // PAGE_SIZE + np.flatnonzero(errors == 0)).tolist():
+        for mapping in inode.mappings:
+            mapping.zap(page, page + 1)
+    error = errno.ENOENT if not marked.any() else int(errors[marked].max())
+    return result_of(Outcome(error, None), pages=int(marked.sum()))
 
 
 def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, count: int) -> Result:
-    """Pages that are private, poisoned or past the end raise SIGBUS; the others are there afterwards."""
+    """Pages that are private, poisoned or past the end raise SIGBUS; the others are there afterwards.
+
+    Where a hugetlb-backed file finds no huge page on the nodes of its policy, the fault is retried for ever: ``retried``
+    names the page, and no page after it is touched.
+    """
     conversions, tracked = _tracking(system, file.inode)
     end = max(start, min(start + count, file.inode.pages))
-    good = 0
-    first = -1
+    good, retried = 0, -1
+    bad_pages: list[int] = []
     for low, high in _state_runs(tracked, start, end, True) if file.mapping is not None else ():
-        low, high = int(low), int(high)
-        if not system.touch(system.task(operation), file.inode, low, high) or not conversions.enter_all():
-            return result_of(Outcome(errno.ENOMEM, low * PAGE_SIZE), bad=count - good, first=low)
-        while low < high:
-            error, offset = tracked.host_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE)
-            stop = high if offset is None else offset // PAGE_SIZE
-            good += stop - low
-            assert file.mapping is not None
-            file.mapping.map(low, stop)
-            if error > 0:
-                return result_of(Outcome(error, offset), bad=count - good, first=stop)
-            if error:
-                first = stop if first < 0 else min(first, stop)
-            low = stop + bool(error)
+        assert file.mapping is not None
+        for first, last, mapped in _mapped_parts(file.mapping, int(low), int(high)):
+            if mapped:
+                good += last - first
+                continue
+            placed = system.touch(system.task(operation), file.inode, first, last)
+            conversions.enter_all()
+            stop = last if placed else _first_absent(file.inode, first, last)
+            page = first
+            while page < stop:
+                error, offset = tracked.host_fault(page * PAGE_SIZE, (stop - page) * PAGE_SIZE)
+                reached = stop if offset is None else offset // PAGE_SIZE
+                good += reached - page
+                file.mapping.map(page, reached)
+                if error:
+                    bad_pages.append(reached)
+                page = reached + bool(error)
+            if not placed:
+                retried = stop
+                break
+        if retried >= 0:
+            break
     bad = count - good
+    detail: dict[str, Any] = {"bad": bad, "first": -1}
+    if retried >= 0 and not (system.hugetlb and system.rules.host_fault_retries):
+        return result_of(Outcome(errno.ENOMEM, retried * PAGE_SIZE), bad=bad, first=retried)
     if bad:
         private = _state_runs(tracked, start, end, False) if file.mapping is not None else [(start, end)]
-        candidates = [first] if first >= 0 else []
-        candidates += [int(private[0][0])] if len(private) else []
-        first = min(candidates) if candidates else end
-    return Result(good, 0, {"bad": bad, "first": first if bad else -1})
+        candidates = [*bad_pages, *([int(private[0][0])] if len(private) else []), *([retried] if retried >= 0 else [])]
+        detail["first"] = min(candidates) if candidates else end
+    if retried >= 0:
+        detail["retried"] = retried
+    return Result(good, 0, detail)
+
+
+def _mapped_parts(mapping: Mapping, low: int, high: int) -> list[tuple[int, int, bool]]:
+    """Pages [low, high) cut into parts that the page tables have and parts that they have not."""
+    parts, page = [], low
+    for first, last in intervals_in(low, high, mapping.mapped).tolist():
+        parts += [(page, first, False)] if page < first else []
+        parts.append((first, last, True))
+        page = last
+    return parts + ([(page, high, False)] if page < high else [])
+
+
+def _first_absent(inode: Inode, start: int, end: int) -> int:
+    """First page of [start, end) that nothing backs."""
+    pages = np.arange(start, end, dtype=np.int64)
+    absent = inode.zones_of(pages) < 0
+    return start + int(np.argmax(absent)) if absent.any() else end
 
 
 def guest_fault(system: System, inode: Inode, start: int, end: int) -> Result | None:
@@ -185,6 +250,7 @@ def guest_fault(system: System, inode: Inode, start: int, end: int) -> Result | 
     conversions, file = _tracking(system, inode)
     if not conversions.enter_all():
         return result_of(Outcome(errno.ENOMEM, None))
+    end = _first_absent(inode, start, end)
     for low, high in equal_intervals(file.is_shared(start, end), start).tolist() if end > start else ():
         private = not bool(file.is_shared(low, low + 1)[0])
         outcome = file.guest_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE, private)
@@ -202,17 +268,23 @@ def punch_hole(system: System, inode: Inode, offset: int, length: int) -> Result
     start, end = offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE)
     held = conversions.held(inode, file)
     outcome = file.punch_hole(offset, length)
-    if outcome.errno:  # what lies before the folio that somebody holds is gone
-        end = start if outcome.offset is None else max(start, outcome.offset // PAGE_SIZE >> shift << shift)
+    if outcome.errno:  # in generation B what lies before the folio that somebody holds is gone
+        stays = outcome.offset is None or system.rules.kernel == "C"
+        end = start if stays else max(start, (outcome.offset or 0) // PAGE_SIZE >> shift << shift)
     if start < end:
         conversions.erase_small(inode, file, start, end, held)
     if first < last and shift:
         for low, high in true_intervals(~file.present(first, last), first).tolist():
             inode.map.erase(low, high, len(system.free))
         conversions.take_back(inode, file)
-    if start < end:
+    if outcome.errno in (0, errno.EAGAIN):
+        low, high = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
+        if shift and system.rules.kernel == "B":  # whole huge pages one by one, up to the one that somebody holds
+            low, high = -(-low >> shift) << shift, high >> shift << shift
+            if outcome.offset is not None:
+                high = min(high, ((outcome.offset // PAGE_SIZE >> shift) + 1) << shift)
         for mapping in inode.mappings:
-            mapping.zap(start, end)
+            mapping.zap(low, high)
     return result_of(outcome)
 
 

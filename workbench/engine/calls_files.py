@@ -47,12 +47,17 @@ def create(system: System, operation: sc.Create) -> Result:
     if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _init_shared_allowed(system.scenario):
         reason = f"init_shared: not for VM type {system.scenario.guest.vm_type} on {kernel.name}"
         return failed(errno.EINVAL, reason=reason, **detail)
+    stated = operation.flags is not None or operation.raw_flags is not None
+    if stated and system.hugetlb and flags & GUEST_MEMFD_FLAG_INIT_SHARED and not system.rules.shared_huge_files:
+        return failed(errno.EINVAL, reason=f"init_shared: not with huge pages on {kernel.name}", **detail)
     policy, error = policy_of(system, operation)
     if system.scenario.guest.policy_interface == "create" and error:
         return failed(error)
     inode = Inode(operation.file, size // PAGE_SIZE, "guest_memfd", flags, system.order)
     if system.order and system.scenario.guest.small_page_fallback:
         inode.small = FileMap()
+    elif system.hugetlb and not system.reserve_pool(inode):
+        return failed(errno.ENOMEM, **detail)
     if system.scenario.guest.policy_interface == "create" and policy is not None:
         inode.shared_policy.set(0, inode.pages, policy)
     if system.conversions is not None and inode.pages:
@@ -145,11 +150,20 @@ def mmap(system: System, operation: sc.Mmap) -> Result:
 
 
 def munmap(system: System, operation: sc.Munmap) -> Result:
+    """The file dies with its last mapping if no descriptor is left."""
     file = system.files.get(operation.file)
     if file is not None and file.mapping is not None:
         file.inode.mappings.remove(file.mapping)
         file.mapping = None
+        if file.descriptor is None:
+            _put(system, file.inode)
     return Result()
+
+
+def _put(system: System, inode: Inode) -> None:
+    """Drop a reference; without any descriptor and mapping the inode dies."""
+    if not inode.mappings and not system.is_open(inode):
+        system.free_inode(inode)
 
 
 def close(system: System, operation: sc.Close) -> Result:
@@ -157,11 +171,11 @@ def close(system: System, operation: sc.Close) -> Result:
     file = system.files.get(operation.file)
     if file is None or file.descriptor is None:
         return failed(errno.EBADF)
-    munmap(system, sc.Munmap(file=operation.file))
+    if operation.unmap:
+        munmap(system, sc.Munmap(file=operation.file))
     system.descriptors[file.process].discard(file.descriptor)
     file.descriptor = None
-    if not file.inode.mappings and not system.is_open(file.inode):
-        system.free_inode(file.inode)
+    _put(system, file.inode)
     return Result()
 
 
@@ -191,7 +205,8 @@ def fallocate(system: System, operation: sc.Fallocate) -> Result:
     if gmem:
         if mode != FALLOC_FL_KEEP_SIZE:
             return failed(errno.EOPNOTSUPP)
-        size = PAGE_SIZE << inode.order
+        rounded = inode.order > 0 and system.rules.fallocate_rounds_down
+        size = PAGE_SIZE << (0 if rounded else inode.order)
         if operation.offset % size or length % size:
             return failed(errno.EINVAL)
         if operation.offset + length > inode.pages * PAGE_SIZE:
@@ -199,6 +214,10 @@ def fallocate(system: System, operation: sc.Fallocate) -> Result:
     elif mode not in (0, FALLOC_FL_KEEP_SIZE):
         return failed(errno.EOPNOTSUPP)
     start, end = operation.offset // PAGE_SIZE, -(-(operation.offset + length) // PAGE_SIZE)
+    if gmem and rounded:
+        start, end = start >> inode.order << inode.order, end >> inode.order << inode.order
+        if start == end:
+            return Result()
     complete = system.touch(system.task(operation), inode, start, end)
     if not gmem and mode != FALLOC_FL_KEEP_SIZE:
         inode.pages = max(inode.pages, end)

@@ -91,12 +91,13 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
         reachable = file.mapping is not None
     if not reachable:
         return failed(errno.EFAULT, **({"left": count} if operation.by == "prefault" else {"done": 0}))
-    if inside and not _touch_as_guest(system, operation, inode, start, start + inside):
-        return failed(errno.ENOMEM)
+    complete = not inside or _touch_as_guest(system, operation, inode, start, start + inside)
     if inode.tracked is not None:
         error = calls_conversion.guest_fault(system, inode, start, start + inside)
         if error is not None:
             return error
+    if not complete:
+        return failed(errno.ENOMEM)
     if inode.kind == "memfd" and file.mapping is not None:
         file.mapping.map(start, start + inside)
     if operation.by == "prefault":

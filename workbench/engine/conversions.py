@@ -34,7 +34,8 @@ _CHUNK = 1 << 22  # folios entered in one call
 _OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.IommuMap, sc.IommuUnmap)
 
 _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "mapped_2m", "orphaned_pins", "lru_held",
-                                "poisoned_pages"))  # fmt: skip
+                                "poisoned_pages", "pinned_huge_pages", "returned_1g", "returned_2m", "leaves_4k",
+                                "leaves_2m", "leaves_1g", "xarray_pages"))  # fmt: skip
 """Counters of a present state; the others are sums since the start."""
 
 
@@ -71,24 +72,24 @@ class Conversions:
         self.ranges = RangeMemory(_free_ranges(system, mine), vmemmap, order) if self.light else None
         self.inodes: list[Inode] = []  # those with a tracked file, closed ones that still have pinned pages included
         self.past = np.zeros(len(folio.COUNTERS), np.int64)
+        self.unusable = np.zeros(nodes, np.int64)
 
     def add(self, inode: Inode) -> None:
         """A new guest_memfd inode."""
         guest = self.system.scenario.guest
         settings = guest.conversion
-        size, rules = inode.pages * PAGE_SIZE, self.system.scenario.generation
-        generation = "C" if rules == "two-stage" else rules
+        size, rules = inode.pages * PAGE_SIZE, self.system.rules
         file: TrackedFile
         if self.ranges is not None:
-            file = LightFile(size, guest.page_size, self.ranges, generation=generation, shared=not inode.private,
+            file = LightFile(size, guest.page_size, self.ranges, generation=rules.kernel, shared=not inode.private,
                              confidential=guest.vm_type)  # fmt: skip
         else:
             file = ConversionFile(
                 size,
                 guest.page_size,
                 self.folios,
-                generation=generation,
-                split="two-stage" if rules == "two-stage" else "one-step",
+                generation=rules.kernel,
+                split=rules.split,
                 split_on=settings.split_on,
                 merge=settings.merge,
                 hvo=self.hvo,
@@ -96,6 +97,7 @@ class Conversions:
                 drain_lru=settings.drain_lru,
                 shared=not inode.private,
                 confidential=guest.vm_type,
+                xarray=rules.xarray,
             )
         inode.tracked = file
         self.inodes.append(inode)
@@ -120,7 +122,8 @@ class Conversions:
         for folios, nodes in self._new(inode.map, seen[0]):
             done = file.insert(folios, nodes)
             for index in folios[done:]:
-                self.system.erase(inode, int(index), int(index) + 1)
+                if not file.present(int(index), int(index) + 1)[0]:  # the one that could not be split may be there
+                    self.system.erase(inode, int(index), int(index) + 1)
             complete &= done == len(folios)
         seen[0] = int(inode.map.progress[placed.ALLOCATIONS])
         if inode.small is not None and isinstance(file, ConversionFile):
@@ -194,6 +197,10 @@ class Conversions:
         system = self.system
         if inode.order:
             system.free[: system.nodes] += file.returned()
+            if self.ranges is None:  # pages that the pools have but never hand out
+                unusable = self.folios.never_handed_out(inode.order)
+                system.free[: system.nodes] += self.unusable - unusable
+                self.unusable = unusable
         kept = inode.kept
         for page in set(kept) - set(file.withheld().tolist()):
             for zone in kept.pop(page):

@@ -26,6 +26,8 @@ from workbench.kernels import fault_order, mempolicy, placement, zonelist
 from workbench.limits import LISTED_PAGES
 from workbench.topology.host import Host
 from workbench.topology.zones import LOWMEM_BYTES, default_zones
+from workbench.tracking.folio_file import ConversionFile
+from workbench.tracking.generations import GENERATIONS
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes
 
 Turns = Iterator[tuple[Int64s, Int64s]]
@@ -105,6 +107,8 @@ class HostState:
         self.nodes = len(self.node_ids)
         self.order = PAGE_ORDERS[scenario.guest.page_size]
         self.design = DESIGNS[scenario.guest.design]
+        self.rules = GENERATIONS[scenario.generation]
+        self.hugetlb = self.order > 0 and self.design.pool == "hugetlb"
         self._init_zones()
         self._init_weights()
         self._init_tasks()
@@ -302,7 +306,7 @@ class HostState:
         order = operation.order if operation is not None else "sequential"
         complete = True
         if len(holes) and order in ("sequential", "reverse"):
-            complete = self._place_all(task, inode, holes, -1 if order == "reverse" else 1)
+            complete = self._place_all(task, inode, holes, -1 if order == "reverse" else 1, (start, end))
         elif len(holes):
             assert operation is not None
             complete = self._place_list(inode, holes, self._listed(task, operation, first, last, holes))
@@ -375,10 +379,10 @@ class HostState:
             fault_order.random_order(np.uint64(operation.seed), out)
         return out
 
-    def _place_all(self, task: Thread, inode: Inode, holes: Int64s, step: int) -> bool:
+    def _place_all(self, task: Thread, inode: Inode, holes: Int64s, step: int, span: tuple[int, int]) -> bool:
         """:meth:`place`; where 4 KiB pages may stand in, a policy whose pools are empty does not end it for others."""
-        ranges, policies = self._policy_ranges(inode, inode.order)
-        while not self.place(task, inode, holes, step):
+        ranges, policies = self._policy_ranges(inode, inode.order, span, step)
+        while not self.place(task, inode, holes, step, span=span):
             if inode.small is None:
                 return False
             parts = [inode.map.absent(int(low), int(high)) for low, high in holes]
@@ -398,13 +402,17 @@ class HostState:
         step: int = 1,
         override: mp.Mempolicy | None = None,
         small: bool = False,
+        span: tuple[int, int] | None = None,
     ) -> bool:
         """Back every folio of ``holes`` int64 (n, 2), upwards or downwards, under the file's policies or ``override``.
 
-        ``small``: holes are 4 KiB pages of a file of huge folios. False: a huge page was not to be had.
+        ``small``: holes are 4 KiB pages of a file of huge folios. ``span``: the 4 KiB pages that are touched. False: a huge
+        page was not to be had.
         """
         order = 0 if small else inode.order
-        ranges, policies = self._policy_ranges(inode, order) if override is None else (no_intervals(), [override])
+        ranges, policies = no_intervals(), [override]
+        if override is None:
+            ranges, policies = self._policy_ranges(inode, order, span, step)
         low, high, which = _split_at(holes, ranges)
         requests, row_of = self._requests(inode, [task], policies, order)
         pieces = np.column_stack((low, high - low, np.full(len(low), step), row_of[0][which]))
@@ -493,14 +501,28 @@ class HostState:
     def _marks(self) -> Int64s:
         return self.watermarks[1::-1] + self.reserve
 
-    def _policy_ranges(self, inode: Inode, order: int) -> tuple[Int64s, list[mp.Mempolicy | None]]:
-        """Shared policy ranges in folios, int64 (n, 2), and their policies; the last one is None, for all the rest."""
+    def _policy_ranges(
+        self, inode: Inode, order: int, span: tuple[int, int] | None = None, step: int = 1
+    ) -> tuple[Int64s, list[mp.Mempolicy | None]]:
+        """Shared policy ranges in folios, int64 (n, 2), and their policies; the last one is None, for all the rest.
+
+        A huge folio gets the policy of the 4 KiB page of it that is touched first: its first one, or upwards the first of
+        ``span``, downwards (``step`` -1) its last one or the last of ``span``.
+        """
         extents = list(inode.shared_policy)
-        ranges = np.array([(start, end) for start, end, _ in extents], np.int64).reshape(-1, 2)
-        if order:
-            # The policy is looked up at the first 4 KiB index touched, which for a fresh folio is its first one.
-            ranges = -(-ranges >> order)
-        return ranges, [*(policy for _, _, policy in extents), None]
+        if order and not self.rules.file_policy:
+            extents = []
+        policies = [*(policy for _, _, policy in extents), None]
+        pages = np.array([(start, end) for start, end, _ in extents], np.int64).reshape(-1, 2)
+        if not order or not extents:
+            return pages, policies
+        ranges = -(-pages >> order) if step > 0 else pages >> order
+        if span is None:
+            return ranges, policies
+        touched = span[0] if step > 0 else span[1] - 1
+        if touched & ((1 << order) - 1) == (0 if step > 0 else (1 << order) - 1):
+            return ranges, policies
+        return _with_folio_of(ranges, touched >> order, _covering(np.array([touched]), pages)[0], policies)
 
     def _requests(
         self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None], order: int
@@ -539,6 +561,32 @@ class HostState:
         everywhere = inode.kind == "memfd" or order > 0
         bindable = np.ones(self.nodes, bool) if everywhere else self.has_normal_memory
         return policy_nodemask(policy, nid, self.node_ids, allowed, bindable)
+
+    def reserved_huge_pages(self) -> int:
+        """Huge pages of the pools that files were promised when they were created and that they have not taken yet.
+
+        mm/hugetlb.c: a subpool with minimum and maximum size; it lives until its last page is back.
+        """
+        return sum(self._unused_reserve(inode) for inode in self.inodes())
+
+    def _unused_reserve(self, inode: Inode) -> int:
+        if not inode.reserve:
+            return 0
+        taken = int(inode.map.runs[:, 1].sum())
+        if isinstance(inode.tracked, ConversionFile):
+            taken += inode.tracked.count("pinned_huge_pages")
+        gone = not inode.mappings and all(
+            file.descriptor is None for file in self.files.values() if file.inode is inode
+        )
+        return 0 if gone and not taken else inode.reserve - taken
+
+    def reserve_pool(self, inode: Inode) -> bool:
+        """Promise the file all huge pages it can need (mm/hugetlb.c: hugepage_new_subpool); False: not so many are left."""
+        pages = inode.pages >> inode.order
+        if pages > int(self.free[: self.nodes].sum()) - self.reserved_huge_pages():
+            return False
+        inode.reserve = pages
+        return True
 
     def erase(self, inode: Inode, first: int, last: int) -> None:
         """Free folios ``[first, last)``."""
@@ -589,6 +637,24 @@ def _left_by(pools: Int64s, zone_node: Int64s, free: Int64s) -> Int64s:
         left[zone] -= given
         wanted[node] -= given
     return left
+
+
+def _with_folio_of(
+    ranges: Int64s, index: int, row: int, policies: list[mp.Mempolicy | None]
+) -> tuple[Int64s, list[mp.Mempolicy | None]]:
+    """The same ranges and policies, but folio ``index`` under the policy of ``row`` alone (the last: none)."""
+    out, chosen = [], []
+    for position, (low, high) in enumerate(ranges.tolist()):
+        for part in ((low, min(high, index)), (max(low, index + 1), high)):
+            if part[0] < part[1]:
+                out.append(part)
+                chosen.append(policies[position])
+    if row < len(ranges):
+        out.append((index, index + 1))
+        chosen.append(policies[row])
+    order = np.argsort([low for low, _ in out], kind="stable") if out else np.empty(0, np.int64)
+    sorted_ranges = np.array([out[k] for k in order], np.int64).reshape(-1, 2)
+    return sorted_ranges, [*(chosen[k] for k in order), policies[-1]]
 
 
 def _covering(pages: Int64s, ranges: Int64s) -> Int64s:

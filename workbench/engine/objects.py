@@ -63,6 +63,7 @@ class Inode:
     allocation rows of ``map`` and ``small`` that it has seen, and ``kept``: zones of 4 KiB pages that left the file while
     pinned, by page. ``evicted``: the file is gone, its pinned pages are not.
     ``attributes``: which pages of its VM are shared, where conversions are out of place; ``backend``: what backs those.
+    ``reserve``: huge pages that the file's subpool keeps for it from its creation to its end; 0: it has none.
     ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending.
     """
 
@@ -83,6 +84,7 @@ class Inode:
     evicted: bool = False
     attributes: Attributes | None = None
     backend: Inode | None = None
+    reserve: int = 0
     device_areas: Int64s = field(default_factory=no_intervals)
 
     @property

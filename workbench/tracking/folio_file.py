@@ -22,6 +22,7 @@ from workbench.tracking.tracked_file import (
     KINDS,
     OPERATIONS,
     Int64s,
+    Outcome,
     StreamResult,
     TrackedFile,
     choice,
@@ -33,6 +34,8 @@ from workbench.variables import ConversionRun, Conversions
 SPLITS = {"one-step": folio.ONE_STEP, "two-stage": folio.TWO_STAGE, "two-stage-restored": folio.TWO_STAGE_FULL}
 SPLIT_ON = {"conversion": folio.AT_CONVERSION, "host_fault": folio.AT_HOST_FAULT}
 MERGES = {"eager": folio.EAGER, "lazy": folio.LAZY, "never": folio.NEVER}
+XARRAYS = {"not counted": folio.XARRAY_FREE, "slabs": folio.XARRAY_SLABS, "two levels": folio.XARRAY_TWO_LEVELS}
+LEAVES = {"1 GiB": folio.LEAF_ANY, "2 MiB": folio.LEAF_2M_AT_MOST, "4 KiB": folio.LEAF_4K_ONLY}
 LEVELS = tuple(PAGE_ORDERS)
 
 
@@ -54,6 +57,8 @@ class ConversionFile(TrackedFile):
     cpus : CPUs with an lru_add batch
     shared : the whole file starts shared (INIT_SHARED)
     confidential : kind of guest, "none", "snp" or "tdx": it limits second-stage mappings
+    xarray : memory for the page cache's nodes when 1 GiB splits: "not counted", "slabs" (taken before the vmemmap) or
+        "two levels" (never enough: ``xas_split`` of stock 7.3)
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class ConversionFile(TrackedFile):
         cpus: int = 1,
         shared: bool = False,
         confidential: str = "none",
+        xarray: str = "not counted",
     ) -> None:
         super().__init__(size, page_size, confidential)
         self.hvo = hvo
@@ -84,8 +90,10 @@ class ConversionFile(TrackedFile):
         options[folio.SPLIT_AT] = choice("split_on", split_on, SPLIT_ON)
         options[folio.MERGING] = choice("merge", merge, MERGES)
         options[folio.HVO], options[folio.FALLBACK], options[folio.DRAIN] = hvo, fallback, drain_lru
+        options[folio.XARRAY] = choice("xarray", xarray, XARRAYS)
+        options[folio.LEAF_CAP] = LEAVES[self.largest_leaf]
         self.nodes, self.cpus = len(self.host.vmemmap), cpus
-        self.state = folio.new_state(options, self.host.array, cpus)
+        self.state = folio.new_state(options, self.host.array, cpus, self.host.pool_poison)
         if shared:
             self.convert(0, size, "shared")
             self.state.counts[:] = np.where(np.arange(len(folio.COUNTERS)) == folio.N_SHARED, size // PAGE_SIZE, 0)
@@ -98,11 +106,13 @@ class ConversionFile(TrackedFile):
         count = len(stream)
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)
         series = np.zeros((count // every if every else 0, len(folio.COUNTERS) + self.nodes), np.int64)
+        self.state = self.state._replace(pool_poison=self.host.pool_poison)  # another file may have made it longer
         done = 0
         while done < count:
             done = int(folio.run(self.state, stream, errors, offsets, every, series, done))
             if done < count:
                 self.state = folio.grown(self.state)
+                self.host.pool_poison = self.state.pool_poison
         return StreamResult(errors, offsets, series)
 
     def release(self) -> None:
@@ -116,8 +126,9 @@ class ConversionFile(TrackedFile):
         """Put folios of the file's size, already taken from their nodes elsewhere, at these folio indices.
 
         Returns the number inserted: less than all when a fresh folio under a shared page could not be split for want
-        of vmemmap (ENOMEM); that one and the rest are not in the file.
+        of memory (ENOMEM). That one is in the file in generation C, whole, and not in B; the rest are not.
         """
+        self.state = self.state._replace(pool_poison=self.host.pool_poison)
         return int(folio.insert_many(self.state, folios, nodes, cpu))
 
     def insert_small(self, pages: Int64s, nodes: Int64s) -> None:
@@ -128,6 +139,22 @@ class ConversionFile(TrackedFile):
         stream[:, folio.ARGUMENT] = ~self.is_shared()[pages]  # faulted as what they are
         stream[:, folio.NODE] = nodes
         self.run_stream(stream)
+
+    def set_slot(self, offset: int, length: int, largest_leaf: str = "1 GiB") -> None:
+        """A memslot maps this range of the file; it can have leaves of up to this size, and none that reach out of it."""
+        options = self.state.options
+        options[folio.SLOT_FIRST], options[folio.SLOT_END] = offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
+        options[folio.LEAF_CAP] = choice("largest_leaf", largest_leaf, LEAVES)
+
+    def optimised(self, pages: Int64s) -> npt.NDArray[np.bool_]:
+        """Whether the vmemmap of the huge folio of each page is given up: bool (n,)."""
+        state = self.state
+        whole = state.whole_1g[pages >> 18] == 1
+        return self.hvo & ~np.where(whole, state.full_1g[pages >> 18], state.full_2m[pages >> 9]).astype(bool)
+
+    def unmap_guest(self, offset: int = 0, length: int | None = None) -> Outcome:
+        """The memslot of the range is deleted: the second stage maps nothing of it any more."""
+        return self._one(folio.UNMAP, offset, self.size - offset if length is None else length)
 
     def returned(self) -> Int64s:
         """What the pools got since the last call; for a caller who hands the folios out himself they are empty before."""

@@ -30,7 +30,7 @@ class HostMemory:
 
     def __init__(self, vmemmap: Int64s, order: Int64s, pool: Int64s) -> None:
         self.array = folio.new_host(vmemmap, order, pool)
-        self.reserved = np.zeros(2, np.int64)
+        self.pool_poison = folio.new_pool_poison()
 
     @classmethod
     def make(
@@ -58,13 +58,17 @@ class HostMemory:
         """int64 (nodes, 2), free 2 MiB and 1 GiB pages; a view."""
         return self.array[:, folio.POOL : folio.POOL_FULL]
 
-    def reserve(self, order: int, count: int) -> bool:
-        """Reserve huge pages for a new file (mm/hugetlb.c: hugetlb_acct_memory); False: the pool is short, ENOMEM."""
-        size = 0 if order == folio.ORDER_2M else 1
-        if self.reserved[size] + count > self.pool[:, size].sum():
-            return False
-        self.reserved[size] += count
-        return True
+    @property
+    def held_vmemmap(self) -> int:
+        """vmemmap pages of huge pages that are in their pool without being optimised."""
+        nodes = len(self.array)
+        return int(self.array[:, folio.ORDER + nodes :].sum())
+
+    def never_handed_out(self, order: int) -> Int64s:
+        """int64 (nodes,), huge pages in the pools that count as free but are passed over: their first page is poisoned."""
+        rows = self.pool_poison[(self.pool_poison[:, folio.POISON_SIZE] == (order == folio.ORDER_1G))]
+        rows = rows[(rows[:, folio.POISON_NODE] >= 0) & (rows[:, folio.POISON_PAGE] == 0)]
+        return np.bincount(rows[:, folio.POISON_NODE], minlength=len(self.array)).astype(np.int64)
 
 
 class RangeMemory:

@@ -36,6 +36,7 @@ OPERATIONS = {
     "merge": folio.MERGE,
     "lru_drain": folio.LRU_DRAIN,
     "release": folio.RELEASE,
+    "unmap_slot": folio.UNMAP,
 }
 SIGBUS = folio.SIGBUS
 
@@ -119,7 +120,7 @@ class TrackedFile(ABC):
         if stream.ndim != 2 or stream.shape[1] != 6:
             raise WorkbenchError(f"stream: shape {stream.shape}; must be (operations, 6)")
         for column, name, limit in (
-            (folio.OP, "op", folio.RELEASE + 1),
+            (folio.OP, "op", folio.UNMAP + 1),
             (folio.NODE, "node", self.nodes),
             (folio.CPU, "cpu", self.cpus),
         ):

@@ -74,6 +74,9 @@ class Recording:
 
 def find_recording(given: str | Path) -> Path:
     """A recording file, or a shipped recording by name (``t2eq``)."""
+    inside = datasets_path("recordings", "conversion") / f"{given}.json.gz"
+    if not Path(given).suffix and inside.exists():
+        return inside
     return shipped(given, datasets_path("recordings"), (".json.gz",), "recording")
 
 

@@ -11,6 +11,9 @@ was not reset, a tmpfs file's inode number. Two kinds of operations are judged o
   per-CPU parts of the counters). Both come from the recording itself.
 * A task policy of interleave kind is advanced by the task's other allocations too, at places that vary from run to run.
   Its pages must lie on its nodes; their order is not judged, and the table says so.
+
+Recordings of struct pages and of in-place conversion are compared too, each in its own way: :func:`struct_page_report`,
+:mod:`workbench.truth.conversion_replay`.
 """
 
 from __future__ import annotations
@@ -33,6 +36,13 @@ from workbench.errors import WorkbenchError
 from workbench.kernels import fault_order
 from workbench.simulation import simulate
 from workbench.tracking import struct_pages
+from workbench.truth.conversion_recording import (
+    ConversionRecording,
+    RecordedConversions,
+    is_conversion_recording,
+    parse,
+)
+from workbench.truth.conversion_replay import Replay
 from workbench.truth.recording import (
     Recorded,
     RecordedScenario,
@@ -130,24 +140,57 @@ def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | N
     total = sum(len(recording.scenarios) for recording in recordings)
     done = 0
     reports = []
-    for recording in recordings:
+    for path, recording in zip(paths, recordings, strict=True):
         if isinstance(recording, RecordingReport):
             reports.append(recording)
             continue
         scenarios = []
-        for recorded in recording.scenarios:
-            scenarios.append(verify_scenario(recording, recorded))
+        for position in range(len(recording.scenarios)):
+            if isinstance(recording, ConversionRecording):
+                scenarios.append(verify_conversions(recording, recording.scenarios[position]))
+            else:
+                scenarios.append(verify_scenario(recording, recording.scenarios[position]))
             done += 1
             if progress is not None:
                 progress(done, total)
-        reports.append(RecordingReport(str(recording.path), recording.topology, scenarios))
+        if isinstance(recording, ConversionRecording):
+            topology = f"{len(recording.topology.nodes)} nodes, generation {recording.generation}"
+            reports.append(RecordingReport(str(find_recording(path)), topology, scenarios))
+        else:
+            reports.append(RecordingReport(str(recording.path), recording.topology, scenarios))
     return reports
 
 
-def _read_either(path: Path) -> Recording | RecordingReport:
-    """A recording of placement, to be replayed; or one of struct pages, compared at once."""
+def _read_either(path: Path) -> Recording | ConversionRecording | RecordingReport:
+    """A recording of placement or of conversion, to be replayed; or one of struct pages, compared at once."""
     document = load(path)
+    if is_conversion_recording(document):
+        return parse(path, document)
     return struct_page_report(path, document) if "cases" in document else read(path)
+
+
+def verify_conversions(recording: ConversionRecording, recorded: RecordedConversions) -> ScenarioReport:
+    """Replay one scenario of conversions and compare the state after each operation."""
+    report = ScenarioReport(recorded.name, len(recorded.ops))
+    number = 0
+    try:
+        for number, (operation, differences) in enumerate(Replay(recording, recorded).run()):
+            report.judged += 1
+            report.pages += sum(file.pages for file in operation.after.files.values())
+            for difference in differences:
+                report.mismatches.append(
+                    Mismatch(
+                        recorded.name, number, operation.op, difference.what, difference.recorded, difference.simulated
+                    )
+                )
+    except (WorkbenchError, ValueError, LookupError, ArithmeticError) as error:
+        logger.debug("%s cannot be replayed", recorded.name, exc_info=True)
+        report.not_judged["the script could not be replayed"] = len(recorded.ops) - report.judged
+        line = (str(error).splitlines() or [""])[0]
+        report.mismatches.append(
+            Mismatch(recorded.name, number, recorded.name, "replay", "a result", f"{type(error).__name__}: {line}")
+        )
+    return report
 
 
 def struct_page_report(path: Path, document: Mapping[str, Any]) -> RecordingReport:

@@ -1,0 +1,103 @@
+"""Poisoned pages: those of a file, and those inside huge pages that went back to their pool and are handed out again.
+
+``mm/memory-failure.c``. Of a 4 KiB folio the failure keeps a reference, so it neither converts nor is used again. For
+hugetlb-backed pages the recorded kernel answers EBUSY and only marks the page: it stays mapped, converts, merges, goes
+back to the pool and is handed out again. The mark of a folio in one piece is its first page's; only a huge page with
+that mark is passed over (``mm/hugetlb.c: dequeue_hugetlb_folio_node_exact``), although it counts as free.
+"""
+
+# ruff: noqa: F403, F405  (the codes and columns of folio_state are the vocabulary of these modules)
+
+from __future__ import annotations
+
+import numpy as np
+
+from workbench.kernels.compile import kernel
+from workbench.kernels.folios.state import *
+
+
+@kernel
+def any_poison(s: State, first: int, end: int) -> bool:
+    for row in range(s.numbers[N_POISONED]):
+        if first <= s.poison[row] < end:
+            return True
+    return False
+
+
+@kernel
+def forget_poison(s: State, first: int, end: int) -> bool:
+    before = s.numbers[N_POISONED]
+    row = 0
+    while row < s.numbers[N_POISONED]:
+        if first <= s.poison[row] < end:
+            s.numbers[N_POISONED] -= 1
+            s.poison[row] = s.poison[s.numbers[N_POISONED]]
+        else:
+            row += 1
+    return s.numbers[N_POISONED] < before
+
+
+@kernel
+def room_for_poison(s: State) -> bool:
+    """Whether one more page can be poisoned wherever the poisoned pages of file and pools end up."""
+    in_pools = 0
+    for row in range(s.pool_poison.shape[0]):
+        in_pools += s.pool_poison[row, POISON_NODE] >= 0
+    poisoned = s.numbers[N_POISONED] + in_pools
+    return poisoned < s.poison.shape[0] and poisoned < s.pool_poison.shape[0]
+
+
+@kernel
+def never_handed_out(s: State, node: int, size: int) -> int:
+    """Huge pages of a pool that count as free but are passed over: their first page is poisoned."""
+    pages = np.int64(0)
+    for row in range(s.pool_poison.shape[0]):
+        r = s.pool_poison[row]
+        pages += r[POISON_NODE] == node and r[POISON_SIZE] == size and r[POISON_PAGE] == 0
+    return pages
+
+
+@kernel
+def to_pool(s: State, node: int, size: int, first: int, end: int) -> None:
+    """A huge page, pages [first, end) of the file, goes on top of its pool, with its poisoned pages."""
+    for row in range(s.pool_poison.shape[0]):
+        if s.pool_poison[row, POISON_NODE] == node and s.pool_poison[row, POISON_SIZE] == size:
+            s.pool_poison[row, POISON_DEPTH] += 1
+    if s.numbers[N_POISONED] == 0 or not any_poison(s, first, end):
+        return
+    s.numbers[N_POISONED_TO_POOL] += 1
+    free = 0
+    for entry in range(s.numbers[N_POISONED]):
+        if not first <= s.poison[entry] < end:
+            continue
+        while s.pool_poison[free, POISON_NODE] >= 0:
+            free += 1
+        s.pool_poison[free, POISON_NODE] = node
+        s.pool_poison[free, POISON_SIZE] = size
+        s.pool_poison[free, POISON_DEPTH] = 0
+        s.pool_poison[free, POISON_PAGE] = s.poison[entry] - first
+    forget_poison(s, first, end)
+
+
+@kernel
+def from_pool(s: State, node: int, size: int, first: int) -> None:
+    """The huge page on top of a pool comes into the file at page ``first``; those with a poisoned first page are passed over."""
+    depth = np.int64(0)
+    passed_over = True
+    while passed_over:
+        passed_over = False
+        for row in range(s.pool_poison.shape[0]):
+            r = s.pool_poison[row]
+            if r[POISON_NODE] == node and r[POISON_SIZE] == size and r[POISON_DEPTH] == depth and r[POISON_PAGE] == 0:
+                passed_over = True
+        depth += passed_over
+    for row in range(s.pool_poison.shape[0]):
+        r = s.pool_poison[row]
+        if r[POISON_NODE] != node or r[POISON_SIZE] != size or r[POISON_DEPTH] < depth:
+            continue
+        if r[POISON_DEPTH] > depth:
+            r[POISON_DEPTH] -= 1
+            continue
+        s.poison[s.numbers[N_POISONED]] = first + r[POISON_PAGE]
+        s.numbers[N_POISONED] += 1
+        r[POISON_NODE] = -1
