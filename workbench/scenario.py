@@ -597,6 +597,9 @@ class Boot(_Model):
         "boot", description="hotplug: rebuilt since boot, CPU penalty applies"
     )
     hugetlb_pages: dict[NodeId, Pages] | None = Field(None, description="huge pages of the guest's size per node id")
+    movable_gigantic_pages: bool = Field(
+        False, description="vm.movable_gigantic_pages: 1 GiB pages may come from ZONE_MOVABLE, as 2 MiB pages always may"
+    )
     vmemmap_pages: dict[NodeId, Pages] | None = Field(
         None,
         description="4 KiB pages per node id that splits can restore vmemmap from; what the pools leave if left out",

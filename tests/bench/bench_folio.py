@@ -20,7 +20,7 @@ COUNT = int(os.environ.get("BENCH_FOLIO_CONVERSIONS", "10000000"))
 LIMIT_OF_C = 1.25
 LIMIT_BYTES_PER_PAGE = 0.2
 LIMIT_MEMORY = 4 * GIB
-FIELDS = ("shared", "blocks", "gigas", "backing", "host", "options", "numbers")
+FIELDS = ("shared", "blocks", "gigas", "backing", "marks", "small", "host", "options", "numbers")
 
 
 class CState(ctypes.Structure):

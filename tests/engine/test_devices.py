@@ -12,6 +12,7 @@ import workbench as wb
 
 SCENARIO = """
 name: devices
+kernel_profile: {kernel}
 host: {{name: h, nodes: [{{id: 0, memory_bytes: 8589934592, cpus: [0, 1]}}], distances: [[10]]}}
 guest: {{memory: 64 MiB, page_size: "{page}", design: {design}, policy_interface: none, vm_type: sw_protected}}
 operations:
@@ -36,7 +37,9 @@ operations:
     ],
 )
 def test_devices_and_kexec(design: str, page: str, errors: list[int]) -> None:
-    dataset = wb.simulate(wb.Scenario.from_yaml(SCENARIO.format(design=design, page=page)))
+    # RFC v2 is the one whose files of huge pages may start shared
+    kernel = {"hugetlb": "proposal-hugetlb-rfc2", "pfn-range": "proposal-no-struct-page"}.get(design, "7.4")
+    dataset = wb.simulate(wb.Scenario.from_yaml(SCENARIO.format(design=design, page=page, kernel=kernel)))
     assert list(dataset["event_errno"].values) == errors
     last = json.loads(str(dataset["event_detail"].values[-1]))
     assert ("reason" in last) == (errors[-1] != 0)
@@ -55,7 +58,8 @@ def events(design: str, page: str, *operations: dict[str, object], **scenario: o
     host = {"name": "h", "nodes": nodes, "distances": [[10, 20], [20, 10]]}
     guest = {"memory": 64 << 20, "page_size": page, "design": design, "vcpus": [{"node": 0}], "vm_type": "sw_protected"}
     values = {"host": host, "guest": guest, "operations": [CREATE, *operations], "output": "pages"} | scenario
-    values |= {"kernel_profile": "7.4"} if design == "filemap" else {}  # the first with INIT_SHARED for such a VM
+    # those with INIT_SHARED for such a VM
+    values |= {"kernel_profile": {"filemap": "7.4", "pfn-range": "proposal-no-struct-page"}.get(design, "proposal-hugetlb-rfc2")}
     return wb.simulate(wb.Scenario.model_validate(values))
 
 

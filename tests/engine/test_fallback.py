@@ -40,11 +40,18 @@ def small(dataset: object) -> list[int]:
     return dataset["small_pages_per_node"].values[0].tolist()  # type: ignore[index]
 
 
-def test_without_the_option_an_empty_pool_is_enomem() -> None:
-    dataset = run([{"op": "fallocate"}], {0: 3}, small_page_fallback=False)
-    assert dataset["event_errno"].values.tolist() == [0, errno.ENOMEM]
-    assert dataset["pages_per_node"].values.tolist() == [[3, 0]]
+def test_without_the_option_the_pool_is_reserved_at_create() -> None:
+    """mm/hugetlb.c: hugepage_new_subpool: a file of 8 pages does not come into being beside a pool of 3."""
+    dataset = run([{"op": "fallocate"}], {0: 3}, small_page_fallback=False, vm_type="none")
+    assert dataset["event_errno"].values.tolist() == [errno.ENOMEM, errno.EBADF]
     assert "small_pages_per_node" not in dataset
+
+
+def test_without_the_option_an_empty_pool_of_the_policys_nodes_is_enomem() -> None:
+    bind = {"op": "mbind", "mode": "bind", "nodes": [0]}
+    dataset = run([bind, {"op": "fallocate"}], {0: 3, 1: 5}, small_page_fallback=False, vm_type="none")
+    assert dataset["event_errno"].values.tolist() == [0, 0, errno.ENOMEM]
+    assert dataset["pages_per_node"].values.tolist() == [[3, 0]]
 
 
 def test_what_the_pool_lacks_is_4_kib_pages_under_the_same_policy() -> None:

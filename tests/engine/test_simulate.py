@@ -197,10 +197,30 @@ def test_huge_page_pool_runs_dry_with_an_error_and_not_with_a_kill():
         [{"op": "create"}, {"op": "mbind", "mode": "bind", "nodes": "1"}, {"op": "fallocate"}, {"op": "zones"}],
         guest={"memory": "16 GiB", "page_size": "1 GiB", "design": "hugetlb"},
         host=host(memory="8 GiB"),
-        boot={"hugetlb_pages": {0: 4, 1: 3}},
+        boot={"hugetlb_pages": {0: 4, 1: 3, 2: 7, 3: 2}},
     )
     assert event(dataset, 2)[:2] == (-1, errno.ENOMEM) and event(dataset, 3)[:2] == (0, 0)
     assert dataset["pages_per_node"].sum("file").values.tolist() == [0, 3, 0, 0]
+
+
+def test_a_huge_page_pool_is_reserved_when_the_file_is_created():
+    """mm/hugetlb.c: what one file was promised is not there for another, though nothing of it is taken yet."""
+    half = {"op": "create", "size": "4 GiB"}
+    dataset = run(
+        [half, half | {"file": "b"}, half | {"file": "c"}, {"op": "close"}, half | {"file": "c"}],
+        guest={"memory": "4 GiB", "page_size": "1 GiB", "design": "hugetlb"},
+        host=host(memory="8 GiB"),
+        boot={"hugetlb_pages": {0: 5, 1: 4}},
+    )
+    assert dataset["event_errno"].values.tolist() == [0, 0, errno.ENOMEM, 0, 0]
+
+
+def test_a_closed_file_lives_on_in_its_mapping():
+    dataset = run([{"op": "create", "size": 4 * PAGE}, {"op": "close", "unmap": False}, {"op": "fault"}, {"op": "zones"},
+                   {"op": "munmap"}, {"op": "zones"}])  # fmt: skip
+    assert dataset["event_errno"].values.tolist() == [0] * 6
+    free = dataset["free_pages"].sum("zone").values
+    assert free[5] - free[3] == 4
 
 
 def test_pfns_ascend_in_a_zone_and_come_back_last_in_first_out():

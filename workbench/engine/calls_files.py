@@ -47,8 +47,7 @@ def create(system: System, operation: sc.Create) -> Result:
     if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _init_shared_allowed(system.scenario):
         reason = f"init_shared: not for VM type {system.scenario.guest.vm_type} on {kernel.name}"
         return failed(errno.EINVAL, reason=reason, **detail)
-    stated = operation.flags is not None or operation.raw_flags is not None
-    if stated and system.hugetlb and flags & GUEST_MEMFD_FLAG_INIT_SHARED and not system.rules.shared_huge_files:
+    if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _huge_pages_start_shared(system):
         return failed(errno.EINVAL, reason=f"init_shared: not with huge pages on {kernel.name}", **detail)
     policy, error = policy_of(system, operation)
     if system.scenario.guest.policy_interface == "create" and error:
@@ -89,6 +88,12 @@ def _init_shared_allowed(scenario: sc.Scenario) -> bool:
     if not scenario.guest.private_memory:
         return True
     return scenario.kernel.private_init_shared and scenario.conversion_mode == "in-place"
+
+
+def _huge_pages_start_shared(system: System) -> bool:
+    """Whether HUGETLB goes with INIT_SHARED. What no kernel has may: 4 KiB pages in place of huge ones, ordinary VMs."""
+    guest = system.scenario.guest
+    return system.rules.shared_huge_files or not system.hugetlb or guest.small_page_fallback or not guest.private_memory
 
 
 def memfd(system: System, operation: sc.Memfd) -> Result:

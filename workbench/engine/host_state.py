@@ -25,7 +25,7 @@ from workbench.intervals import Int64s, in_intervals, intervals_add, intervals_m
 from workbench.kernels import fault_order, mempolicy, placement, zonelist
 from workbench.limits import LISTED_PAGES
 from workbench.topology.host import Host
-from workbench.topology.zones import LOWMEM_BYTES, default_zones
+from workbench.topology.zones import LOWMEM_BYTES, STRUCT_PAGE_SHARE, default_zones
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.generations import GENERATIONS
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes
@@ -164,13 +164,16 @@ class HostState:
     def _pool_pages(self) -> Int64s:
         """Huge pages of the guest's size in the pool of each node (mm/hugetlb.c keeps a free list for each node).
 
-        Without a stated pool each node keeps 1/16 of its free memory for the kernel and gives the rest.
+        Without a stated pool each node keeps 1/16 of its free memory for the kernel and gives the rest. 1 GiB pages are
+        whole aligned ranges of one zone (:meth:`_gigantic_ranges`).
         """
         size = PAGE_SIZE << self.order
         free = np.bincount(self.zone_node, self.free, self.nodes).astype(np.int64)
         stated = self.scenario.boot.hugetlb_pages
+        ranges = self._gigantic_ranges() if self.hugetlb and self.order == PAGE_ORDERS["1 GiB"] else None
         if stated is None:
-            return (free - free // 16) * PAGE_SIZE // size
+            pages = (free - free // 16) * PAGE_SIZE // size
+            return pages if ranges is None else np.minimum(pages, ranges)
         for node, count in stated.items():
             if node not in self.index_of_node or count < 0:
                 raise WorkbenchError(f"boot.hugetlb_pages: {node}: {count} is not a page count of a node of this host")
@@ -179,7 +182,26 @@ class HostState:
                     f"boot.hugetlb_pages: {count} pages of {self.scenario.guest.page_size} do not fit the "
                     f"{format_bytes(int(free[self.index_of_node[node]]) * PAGE_SIZE)} free on node {node}"
                 )
+            if ranges is not None and count > ranges[self.index_of_node[node]]:
+                movable = "" if self.scenario.boot.movable_gigantic_pages else " outside of ZONE_MOVABLE"
+                raise WorkbenchError(
+                    f"boot.hugetlb_pages: {count} pages of 1 GiB on node {node}; its zones{movable} hold "
+                    f"{ranges[self.index_of_node[node]]} aligned ranges of that size"
+                )
         return np.array([stated.get(int(node), 0) for node in self.node_ids], np.int64)
+
+    def _gigantic_ranges(self) -> Int64s:
+        """Aligned 1 GiB ranges that lie in one zone of each node, int64 (nodes,).
+
+        mm/page_alloc.c: alloc_contig_frozen_pages; without vm.movable_gigantic_pages not in ZONE_MOVABLE
+        (include/linux/hugetlb.h: hugepage_movable_supported). Zones are as long as their memory with its struct pages.
+        """
+        pages = 1 << self.order
+        present = self.managed + self.managed // (STRUCT_PAGE_SHARE - 1)
+        ranges = np.maximum((self.start_pfn + present) // pages - -(-self.start_pfn // pages), 0)
+        if not self.scenario.boot.movable_gigantic_pages:
+            ranges[self.zone_type == zonelist.ZONE_MOVABLE] = 0
+        return np.bincount(self.zone_node, ranges, self.nodes).astype(np.int64)
 
     def _init_pools(self) -> Int64s:
         """Pools of huge pages, one per node, become the first zones; 4 KiB zones follow only where they are wanted.
