@@ -598,7 +598,8 @@ class Boot(_Model):
     )
     hugetlb_pages: dict[NodeId, Pages] | None = Field(None, description="huge pages of the guest's size per node id")
     movable_gigantic_pages: bool = Field(
-        False, description="vm.movable_gigantic_pages: 1 GiB pages may come from ZONE_MOVABLE, as 2 MiB pages always may"
+        False,
+        description="vm.movable_gigantic_pages: 1 GiB pages may come from ZONE_MOVABLE, as 2 MiB pages always may",
     )
     vmemmap_pages: dict[NodeId, Pages] | None = Field(
         None,

@@ -59,7 +59,11 @@ def events(design: str, page: str, *operations: dict[str, object], **scenario: o
     guest = {"memory": 64 << 20, "page_size": page, "design": design, "vcpus": [{"node": 0}], "vm_type": "sw_protected"}
     values = {"host": host, "guest": guest, "operations": [CREATE, *operations], "output": "pages"} | scenario
     # those with INIT_SHARED for such a VM
-    values |= {"kernel_profile": {"filemap": "7.4", "pfn-range": "proposal-no-struct-page"}.get(design, "proposal-hugetlb-rfc2")}
+    values |= {
+        "kernel_profile": {"filemap": "7.4", "pfn-range": "proposal-no-struct-page"}.get(
+            design, "proposal-hugetlb-rfc2"
+        )
+    }
     return wb.simulate(wb.Scenario.model_validate(values))
 
 
@@ -117,7 +121,7 @@ def test_one_scenario_under_all_designs_is_one_dataset() -> None:
     nodes = [{"id": n, "memory_bytes": 8 << 30, "cpus": [n]} for n in range(2)]
     host = {"name": "h", "nodes": nodes, "distances": [[10, 20], [20, 10]]}
     guest = {"memory": 64 << 20, "page_size": "2 MiB", "design": "hugetlb", "vcpus": [{"node": 0}],
-             "vm_type": "sw_protected"}  # fmt: skip
+             "vm_type": "sw_protected", "conversion": {"generation": "B"}}  # fmt: skip
     scenario = wb.Scenario.model_validate({"host": host, "guest": guest, "operations": operations, "output": "pages"})
     steps: list[tuple[int, int]] = []
     names = ["hugetlb", "hugetlb-hvo", "pfn-range"]

@@ -160,19 +160,15 @@ class Machine(RuleBasedStateMachine):
     def documented(self, what: str, first: int, end: int, to: str = "") -> Answers | None:
         """What each design answers where they differ on purpose, None where all must answer alike.
 
-        Poison: a huge folio is poisoned as a whole, so it can neither be faulted nor split; the light map and 4 KiB
-        folios lose the page. A hole: 4 KiB folios leave the file whoever holds them; a huge page does not while any page
-        of a part-shared unit is held, the light map knows holders of shared pages only.
+        Poison: hugetlb-backed pages are only marked and the answer is EBUSY (recorded); the light map and 4 KiB folios lose
+        the page. A hole: 4 KiB folios leave the file whoever holds them; a huge page does not while any page of a
+        part-shared unit is held, the light map knows holders of shared pages only.
         """
         if self.order == 0:
             return None
         units = range(first >> self.order, ((end - 1) >> self.order) + 1)
-        bad = [unit for unit in units if self.whole(unit) and self.poison_of(unit)]
-        if what == "guest_fault" and bad and first not in self.poison and not self.shared[first]:
-            huge = Outcome(EHWPOISON, first * 4096)
-            return {"filemap": GOOD, "hugetlb": huge, "hugetlb-hvo": huge, "pfn-range": GOOD}
-        if what == "convert" and to == "shared" and bad:
-            huge = Outcome(EHWPOISON, None)
+        if what == "hwpoison" and self.present[first >> self.order]:
+            huge = Outcome(errno.EBUSY, None)
             return {"filemap": GOOD, "hugetlb": huge, "hugetlb-hvo": huge, "pfn-range": GOOD}
         if what == "punch_hole":
             part_shared = [unit for unit in units if self.shared[unit << self.order : (unit + 1) << self.order].any()]
@@ -312,6 +308,9 @@ class Machine(RuleBasedStateMachine):
     @rule(page=pages_)
     def memory_failure(self, page: int) -> None:
         page %= self.pages
+        expected = self.documented("hwpoison", page, page + 1)
+        if expected is not None:
+            return self.differ(expected, "hwpoison", page * 4096)
         self.invalidate_begin(page, page + 1)
         answer = self.alike("hwpoison", page * 4096)
         if self.present[page >> self.order]:
@@ -538,9 +537,8 @@ class Machine(RuleBasedStateMachine):
             level = state.level[: len(self.present)]
             whole = level == folio.HUGE_2M
             assert file.count("mapped_2m") == int(whole.sum())
-            kept_split = np.array([bool(self.poison_of(unit)) for unit in range(len(level))])
-            assert (whole <= private_units).all() and (private_units & ~kept_split <= whole).all()
-            pool = int(state.pool[:, 0].sum()) + file.count("withheld_huge_pages") + int(self.present.sum())
+            assert (whole == private_units).all()
+            pool = int(state.pool[:, 0].sum()) + int(self.present.sum())
             assert pool == NODES * (PER_NODE >> 9), "a huge page was lost or is owned twice"
             held = 7 * int((level == folio.SPLIT).sum()) if file.hvo else 0
             assert int(file.vmemmap_taken.sum()) == held == NODES * (1 << 20) - int(state.vmemmap.sum())
