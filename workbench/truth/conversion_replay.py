@@ -14,7 +14,7 @@ share the task: its policy is set in each, its rotation is one array.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ from workbench.bitmap_lists import format_list
 from workbench.engine import calls
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
+from workbench.errnos import errno_name
+from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s
 from workbench.profiles import KERNEL_PROFILES
 from workbench.tracking import page_cache
@@ -137,6 +139,7 @@ class Replay:
         self.content: dict[int, dict[int, int]] = {}
         self.history: list[sc.Operation] = []  # policy, CPU and weights, for a system that is needed later
         self.guest_code = False
+        self.answer: Answer = {}
         self.base_vmemmap = recorded.start.vmemmap_pages
         self.handlers: dict[str, Callable[[list[str], RecordedOperation], Answer]] = {
             "create": self._create, "map": self._map, "unmap": self._unmap, "close": self._close, "mbind": self._mbind,
@@ -154,8 +157,19 @@ class Replay:
         for operation in self.recorded.ops:
             words = operation.words
             handler = self.handlers.get(words[0])
-            answer = handler(words[1:], operation) if handler is not None else {}
-            yield operation, [*_compare_answer(operation, answer), *self._compare_state(operation.after)]
+            self.answer = handler(words[1:], operation) if handler is not None else {}
+            yield operation, [*_compare_answer(operation, self.answer), *self._compare_state(operation.after)]
+
+    def free_huge_pages(self) -> str:
+        """Free huge pages of each size by node, for people: 2 MiB, then 1 GiB."""
+        return _free_text({key: self._free(key) for key in self.recorded.start.pools})
+
+    def _free(self, key: str) -> list[int]:
+        system = self.systems.get(POOLS[key])
+        if system is None or system.conversions is None:
+            return self.recorded.start.pools[key].free
+        free: list[int] = (system.free[: system.nodes] + system.conversions.unusable).tolist()
+        return free
 
     # ------------------------------------------------------------------------------------------------ systems
 
@@ -490,14 +504,8 @@ class Replay:
     def _compare_state(self, after: HostState) -> Iterator[Difference]:
         for key, pool in after.pools.items():
             system = self.systems.get(POOLS[key])
-            free = np.array(self.recorded.start.pools[key].free)
-            reserved = 0
-            if system is not None:
-                assert system.conversions is not None
-                free = system.free[: system.nodes] + system.conversions.unusable
-                reserved = system.reserved_huge_pages()
-            yield from _differs(f"pools.{key}.free", pool.free, free.tolist())
-            yield from _differs(f"pools.{key}.resv", pool.resv, reserved)
+            yield from _differs(f"pools.{key}.free", pool.free, self._free(key))
+            yield from _differs(f"pools.{key}.resv", pool.resv, system.reserved_huge_pages() if system else 0)
             yield from _differs(f"pools.{key}.nr", pool.nr, self.recorded.start.pools[key].nr)
         tracked = [
             file for system in self.systems.values() if system.conversions for file in system.conversions.files()
@@ -573,6 +581,40 @@ class Replay:
             if pin.inode is file.inode:
                 out += pin.weight * np.isin(first, pin.inside)
         return out
+
+
+def answers(recording: ConversionRecording, name: str) -> list[dict[str, str]]:
+    """What a scenario's operations returned, recorded beside simulated, and the huge pages that were free after each.
+
+    Keys: ``operation``, ``recorded``, ``simulated``, ``free, recorded`` and ``free, simulated``.
+    """
+    known = {recorded.name: recorded for recorded in recording.scenarios}
+    if name not in known:
+        raise WorkbenchError(f"scenario: {name!r} is not in this recording; it has {', '.join(sorted(known))}")
+    replay, rows = Replay(recording, known[name]), []
+    for operation, _ in replay.run():
+        free = {key: pool.free for key, pool in operation.after.pools.items()}
+        rows.append({
+            "operation": operation.op,
+            "recorded": _answer_text(operation.returned),
+            "simulated": _answer_text(replay.answer),
+            "free, recorded": _free_text(free),
+            "free, simulated": replay.free_huge_pages(),
+        })  # fmt: skip
+    return rows
+
+
+def _answer_text(answer: Mapping[str, Any]) -> str:
+    parts = [errno_name(int(answer["errno"]))] if answer.get("errno") else []
+    if answer.get("signal"):
+        parts.append({SIGBUS: "SIGBUS", SIGALRM: "retried for ever"}.get(int(answer["signal"]), str(answer["signal"])))
+    if answer.get("done") is not None:
+        parts.append(f"{answer['done']} pages")
+    return ", ".join(parts) or "done"
+
+
+def _free_text(free: Mapping[str, list[int]]) -> str:
+    return "; ".join(" + ".join(map(str, pages)) + f" of {int(key) >> 10} MiB" for key, pages in free.items())
 
 
 def _compare_answer(operation: RecordedOperation, answer: Answer) -> Iterator[Difference]:
