@@ -23,14 +23,19 @@ HOST = {
 }
 
 
-def run(operations: Sequence[dict[str, object]], **scenario: object) -> xr.Dataset:
+def run(operations: Sequence[dict[str, object]], *, flags: list[str] | None = None, **scenario: object) -> xr.Dataset:
     guest = {
         "memory": PAGES * PAGE_SIZE,
         "vm_type": "snp",
         "vcpus": [{"node": 1}, {"node": 0}],
         "conversion": {"mode": "out-of-place"},
     }
-    values = {"host": HOST, "guest": guest, "operations": [{"op": "create"}, *operations], "output": "pages"}
+    values = {
+        "host": HOST,
+        "guest": guest,
+        "operations": [{"op": "create", "flags": flags}, *operations],
+        "output": "pages",
+    }
     return wb.simulate(wb.Scenario.from_mapping(values | scenario))
 
 
@@ -79,7 +84,7 @@ def test_a_policy_on_the_file_holds_where_it_can_be_set() -> None:
     bind = {"op": "mbind", "mode": "bind", "nodes": 0}
     trip = [{"op": "convert", **pages(16), "to": "shared"}, {"op": "convert", **pages(16), "to": "private"}]
     touch = {"op": "fault", "by": "guest", "task": "vcpu0"}
-    dataset = run([bind, touch, *trip, {"op": "fault", "by": "guest", "task": "vcpu0"}])
+    dataset = run([bind, touch, *trip, {"op": "fault", "by": "guest", "task": "vcpu0"}], flags=["mmap"])
     assert nodes(dataset) == [PAGES, 0]
     assert int(dataset["drifted_pages"].sum()) == 0
 
@@ -94,9 +99,9 @@ def test_what_is_shared_follows_the_policy_of_its_own_mapping() -> None:
 
 def test_the_rotation_goes_on_with_every_round_trip() -> None:
     """Three pages there and back advance an interleave over two nodes by three, so that they change places."""
-    spread = {"op": "mbind", "mode": "interleave", "nodes": "0-1"}
     touch = {"op": "fault", "by": "guest", "task": "vcpu0"}
     trip = [{"op": "convert", **pages(3), "to": "shared"}, {"op": "convert", **pages(3), "to": "private"}]
+    spread = {"op": "set_mempolicy", "task": "vcpu0", "mode": "interleave", "nodes": "0-1"}
     once = run([spread, touch])["page_node"].sel(file="guest").values[:3].tolist()
     # 64 pages end on node 1; the next three lie on 0, 1, 0 again, and after them on 1, 0, 1
     twice = run([spread, touch, *trip, touch])["page_node"].sel(file="guest").values[:3].tolist()
@@ -184,3 +189,15 @@ def test_kernels_are_an_axis_of_a_run() -> None:
         wb.simulate(scenario, kernel_profiles=["7.5"])
     with pytest.raises(wb.WorkbenchError, match="each of them once"):
         wb.simulate(scenario, kernel_profiles=["7.3", "7.3"])
+
+
+def test_a_file_that_can_be_mapped_serves_its_memslot_alone() -> None:
+    """Recorded: KVM_MEMSLOT_GMEM_ONLY. The guest's shared pages come from the guest_memfd, the other backend gets none."""
+    share = {"op": "convert", **pages(16), "to": "shared"}
+    touch = {"op": "fault", "by": "guest", "task": "vcpu0"}
+    mapped = run([touch, share, {"op": "punch_hole", "file": "guest.shared"}, touch], flags=["mmap"])
+    assert nodes(mapped) == [0, PAGES]
+    assert nodes(mapped, "guest.shared") == [0, 0]
+    unmapped = run([touch, share, {"op": "punch_hole", "file": "guest.shared"}, touch])
+    assert nodes(unmapped) == [0, PAGES - 16]
+    assert nodes(unmapped, "guest.shared") == [0, 16]

@@ -7,10 +7,11 @@ to shared    KVM_SET_MEMORY_ATTRIBUTES(0), a hole in the guest_memfd, and the ho
 to private   KVM_SET_MEMORY_ATTRIBUTES(PRIVATE), the ordinary backend is discarded, and the next vCPU that touches the range
              allocates fresh pages of the guest_memfd, under its policy or, without one, under the vCPU's own.
 
-So nothing stays where it was: every round trip places pages anew. The guest's physical address is taken to be the file's
-offset. Linux: ``virt/kvm/kvm_main.c`` (``kvm_vm_set_mem_attributes``), ``virt/kvm/guest_memfd.c`` (``kvm_gmem_punch_hole``),
-``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_faultin_pfn``). The second backend is a memfd; memory of an anonymous mapping is placed
-alike but for interleave by offset.
+Two backends need a guest_memfd that cannot be mapped: one made with MMAP serves its memslot alone, shared accesses too.
+So no policy reaches private memory, and nothing stays where it was: every round trip places pages anew. The guest's
+physical address is taken to be the file's offset. Linux: ``virt/kvm/kvm_main.c`` (``kvm_vm_set_mem_attributes``),
+``virt/kvm/guest_memfd.c`` (``kvm_gmem_punch_hole``), ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_faultin_pfn``). The second
+backend is a memfd; memory of an anonymous mapping is placed alike but for interleave by offset.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def _flags(scenario: sc.Scenario, operation: sc.Create) -> int:
     if names is None:
         vmm = profiles.VMM_PROFILES[scenario.guest.vmm_profile or "own"]
         names = (vmm.private_flags if scenario.guest.private_memory else vmm.ordinary_flags) or ()
-        names = names if scenario.kernel.maps else ()
+        if not scenario.kernel.maps or attributes.wanted(scenario):
+            names = ()  # a file that can be mapped would serve shared accesses too, and the second backend none
     words = {"mmap": GUEST_MEMFD_FLAG_MMAP, "init_shared": GUEST_MEMFD_FLAG_INIT_SHARED}
     return sum(words[name] for name in set(names))
 

@@ -14,9 +14,10 @@ from workbench.engine import calls_conversion
 from workbench.engine.calls_files import punch
 from workbench.engine.generators import in_turns, shared_turns
 from workbench.engine.host_state import Turns
-from workbench.engine.objects import Inode, OpenFile, Result, allocated, failed
+from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, OpenFile, Result, allocated, failed
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
+from workbench.intervals import no_intervals
 from workbench.units import PAGE_SIZE
 
 MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED = 4, 9, 22, 23, 24
@@ -107,11 +108,16 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
 
 
 def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: int, end: int) -> bool:
-    """arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn: the attribute of the gfn says which backend has the page."""
+    """arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn: the attribute of the gfn says which backend has the page.
+
+    A memslot whose guest_memfd was made with MMAP is of guest_memfd alone (KVM_MEMSLOT_GMEM_ONLY): shared pages come from
+    there as well.
+    """
     task, attributes, backend = system.task(operation), inode.attributes, inode.backend
     if attributes is None or backend is None:
         return system.touch(task, inode, start, end, operation)
-    shared = attributes.shared_parts(start, end)
+    alone = bool(inode.flags & GUEST_MEMFD_FLAG_MMAP)
+    shared = no_intervals() if alone else attributes.shared_parts(start, end)
     if not len(shared):
         complete = system.touch(task, inode, start, end, operation)
         attributes.note_fault(start, end)
