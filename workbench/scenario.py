@@ -367,6 +367,32 @@ class Observe(_OnRange):
     op: Literal["observe"] = "observe"
 
 
+class CreateVm(Operation):
+    """KVM_CREATE_VM: a machine of the guest's type in place of the one before."""
+
+    op: Literal["create_vm"] = "create_vm"
+
+
+class Memslot(Operation):
+    """KVM_SET_USER_MEMORY_REGION2: the file backs private memory of the VM; ``backend`` what is shared, if there is one.
+
+    All gfns start shared. Without this call the VMM is taken to have made its memory private at the start.
+    """
+
+    op: Literal["memslot"] = "memslot"
+    file: str = "guest"
+    backend: str | None = Field(None, description="a memfd; left out: memory of the host that is not simulated")
+
+
+class SetMemoryAttributes(_OnRange):
+    """KVM_SET_MEMORY_ATTRIBUTES on the VM: the gfns of a range of the file become private or shared."""
+
+    op: Literal["set_memory_attributes"] = "set_memory_attributes"
+    private: bool = True
+    raw_attributes: int | None = Field(None, description="attributes word passed as it is, instead of `private`")
+    raw_flags: int = 0
+
+
 class Convert(_OnRange):
     """Convert a range between private and shared, in place or out of place as the scenario's conversion mode has it."""
 
@@ -465,6 +491,9 @@ AnyOperation = Annotated[
     | Unhog
     | Zones
     | Observe
+    | CreateVm
+    | Memslot
+    | SetMemoryAttributes
     | Convert
     | ConvertStream
     | Pin

@@ -18,6 +18,7 @@ HISTORY = datasets_path("recordings", "history")
 RECORDINGS = [
     *sorted(datasets_path("recordings").glob("*.json.gz")),
     *sorted(HISTORY.glob("*.json.gz")),
+    *sorted(datasets_path("recordings", "private").glob("*.json.gz")),
 ]
 """Each is judged by the rules of the kernel that its own version line names."""
 

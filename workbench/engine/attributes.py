@@ -47,10 +47,12 @@ Zones = Callable[[Int64s], Int64s]
 class Attributes:
     """Which gfns are shared, and what conversions did so far.
 
+    ``elsewhere``: shared pages come from memory of the host that is not simulated.
     ``shared`` int64 (n, 2): intervals of 4 KiB pages without the attribute PRIVATE. ``punched``: private pages that a hole
     freed and nobody has touched since. ``origins``: 4 KiB pages that were ever freed, with the zone that backed each first.
     """
 
+    elsewhere: bool = False
     shared: Int64s = field(default_factory=no_intervals)
     punched: Int64s = field(default_factory=no_intervals)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))

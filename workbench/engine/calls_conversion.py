@@ -13,6 +13,7 @@ import numpy as np
 
 from workbench import profiles
 from workbench import scenario as sc
+from workbench.engine.attributes import Attributes
 from workbench.engine.conversions import Conversions
 from workbench.engine.host_state import check_listed
 from workbench.engine.mappings import Mapping
@@ -26,6 +27,8 @@ from workbench.units import PAGE_SIZE
 
 _FAR = 1 << 60
 """Bytes: beyond any file."""
+
+KVM_MEMORY_ATTRIBUTE_PRIVATE = 1 << 3
 
 
 def tracked_inode(system: System, operation: Any, *, closed: bool = False) -> Inode | None:
@@ -82,6 +85,68 @@ def _unmapped_to(system: System, inode: Inode, end: int, outcome: Outcome, share
     if system.rules.kernel == "C":
         return min(stop, ((page >> inode.order) + 1) << inode.order)
     return min(stop, next(int(high) for low, high in shared if low <= page < high))
+
+
+def create_vm(system: System, operation: sc.CreateVm) -> Result:
+    """KVM_CREATE_VM: the new machine's descriptor first, then the one before is closed, which was there from the start."""
+    before = system.new_descriptor() if system.vm_descriptor is None else system.vm_descriptor
+    system.vm_descriptor, system.vcpu_open = system.new_descriptor(), False
+    system.slots.clear()
+    system.descriptors[""].discard(before)
+    return Result()
+
+
+def memslot(system: System, operation: sc.Memslot) -> Result:
+    """virt/kvm/kvm_main.c: kvm_set_memory_region, kvm_gmem_bind: all gfns of the slot are shared until somebody says else."""
+    file = system.files.get(operation.file)
+    backend = None if operation.backend is None else system.files.get(operation.backend)
+    if file is None or file.descriptor is None or (operation.backend is not None and backend is None):
+        return failed(errno.EBADF)
+    if file.inode.attributes is not None:
+        return failed(errno.EINVAL)  # a slot that is there can only be deleted
+    file.inode.attributes = _attributes_of(system, operation.file, file.inode)
+    file.inode.attributes.elsewhere = backend is None
+    file.inode.backend = None if backend is None else backend.inode
+    return Result()
+
+
+def _attributes_of(system: System, name: str, inode: Inode) -> Attributes:
+    """Attributes are the VM's, by gfn: a file that takes another's place (same name, same slot) finds those that were set."""
+    before = system.slots.get(name)
+    shared = np.array([[0, inode.pages]], np.int64) if before is None else before.shared
+    system.slots[name] = Attributes(shared=shared)
+    return system.slots[name]
+
+
+def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> Result:
+    """virt/kvm/kvm_main.c: kvm_vm_ioctl_set_mem_attributes.
+
+    EINVAL for attributes that the VM's type has not, flags, a length of 0 or what is not aligned; ENOTTY where the kernel
+    converts in place only.
+    """
+    file = system.files.get(operation.file)
+    if "out-of-place" not in system.scenario.kernel.conversion:
+        return failed(errno.ENOTTY)
+    length = operation.length
+    if length is None:
+        length = 0 if file is None else file.inode.pages * PAGE_SIZE - operation.offset
+    word = operation.raw_attributes
+    if word is None:
+        word = KVM_MEMORY_ATTRIBUTE_PRIVATE if operation.private else 0
+    known = KVM_MEMORY_ATTRIBUTE_PRIVATE if system.scenario.guest.private_memory else 0
+    if word & ~known or operation.raw_flags or length <= 0 or operation.offset % PAGE_SIZE or length % PAGE_SIZE:
+        return failed(errno.EINVAL)
+    if file is None:
+        return Result()  # gfns that nothing backs have attributes too
+    inode = file.inode
+    if inode.attributes is None:  # a slot without a mapping of the host
+        inode.attributes = _attributes_of(system, operation.file, inode)
+    start, end = operation.offset // PAGE_SIZE, min(inode.pages, (operation.offset + length) // PAGE_SIZE)
+    if word:
+        inode.attributes.set_private(start, end)
+    else:
+        inode.attributes.set_shared(start, end)
+    return Result()
 
 
 def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:

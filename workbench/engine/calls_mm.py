@@ -23,7 +23,7 @@ from workbench.units import PAGE_SIZE
 MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED = 4, 9, 22, 23, 24
 _MADV_MARKS_ONLY = {*range(4), *range(10, 18), 19, 20, 21}
 _MADV_NOT_FOR_FILES = {8, 18}  # FREE and WIPEONFORK: refused once a mapping is found
-KVM_EXIT_HLT, KVM_EXIT_MMIO = 5, 6
+KVM_EXIT_HLT, KVM_EXIT_MMIO, KVM_EXIT_MEMORY_FAULT = 5, 6, 39
 
 
 def fault(system: System, operation: sc.Fault) -> Result:
@@ -74,7 +74,7 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
         # There is no memslot to run in: KVM_SET_USER_MEMORY_REGION2 refuses KVM_MEM_GUEST_MEMFD for such a VM.
         return failed(errno.EINVAL, **({"left": 0} if operation.by == "prefault" else {"done": 0}))
     if file is None or file.descriptor is None:
-        return failed(errno.EBADF)
+        return failed(errno.EBADF, **({"left": 0} if operation.by == "prefault" else {"done": 0}))
     inode = file.inode
     if file.process and inode.kind == "guest_memfd":
         # virt/kvm/guest_memfd.c: kvm_gmem_bind: a memslot takes only a file of its own VM.
@@ -87,9 +87,20 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
     end = inode.pages if file.mapping is None or inode.kind == "guest_memfd" else min(inode.pages, file.mapping.pages)
     inside = max(0, min(count, end - start))
     if inode.kind == "guest_memfd":
-        reachable = not inode.private or system.scenario.guest.private_memory
+        # a memslot of a file made with MMAP is of guest_memfd alone; another has only private pages from it
+        reachable = bool(inode.flags & GUEST_MEMFD_FLAG_MMAP) or system.scenario.guest.private_memory
     else:
         reachable = file.mapping is not None
+    states = inode.attributes
+    if (
+        states is not None
+        and inode.kind == "guest_memfd"
+        and inode.backend is None
+        and not (states.elsewhere or inode.flags & GUEST_MEMFD_FLAG_MMAP)
+    ):
+        reachable &= not len(states.shared_parts(start, start + inside))  # nothing backs what is shared
+    if states is not None and inode.kind == "memfd" and len(states.private_parts(start, start + inside)):
+        return failed(errno.EFAULT, done=0, exit=KVM_EXIT_MEMORY_FAULT)  # a slot without a guest_memfd
     if not reachable:
         return failed(errno.EFAULT, **({"left": count} if operation.by == "prefault" else {"done": 0}))
     complete = not inside or _touch_as_guest(system, operation, inode, start, start + inside)
@@ -107,6 +118,13 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
     return Result(0, 0, {"done": inside, "exit": KVM_EXIT_HLT if inside == count else KVM_EXIT_MMIO})
 
 
+def _has_private_pages_only(inode: Inode) -> bool:
+    """A guest_memfd that cannot serve shared pages, in a slot where nothing else does."""
+    elsewhere = inode.attributes is not None and inode.attributes.elsewhere
+    alone = inode.flags & GUEST_MEMFD_FLAG_MMAP
+    return inode.kind == "guest_memfd" and inode.backend is None and not elsewhere and not alone
+
+
 def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: int, end: int) -> bool:
     """arch/x86/kvm/mmu/mmu.c: kvm_mmu_faultin_pfn: the attribute of the gfn says which backend has the page.
 
@@ -114,7 +132,7 @@ def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: in
     there as well.
     """
     task, attributes, backend = system.task(operation), inode.attributes, inode.backend
-    if attributes is None or backend is None:
+    if attributes is None or inode.kind != "guest_memfd":
         return system.touch(task, inode, start, end, operation)
     alone = bool(inode.flags & GUEST_MEMFD_FLAG_MMAP)
     shared = no_intervals() if alone else attributes.shared_parts(start, end)
@@ -125,7 +143,8 @@ def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: in
     parts = [(low, high, True) for low, high in shared.tolist()]
     parts += [(low, high, False) for low, high in attributes.private_parts(start, end).tolist()]
     for low, high, is_shared in sorted(parts):
-        if not system.touch(task, backend if is_shared else inode, low, high, operation):
+        source = backend if is_shared else inode
+        if source is not None and not system.touch(task, source, low, high, operation):
             return False
         if not is_shared:
             attributes.note_fault(low, high)

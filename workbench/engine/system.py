@@ -13,6 +13,7 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import conversions
+from workbench.engine.attributes import Attributes
 from workbench.engine.conversions import Conversions
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
@@ -32,6 +33,9 @@ class System(HostState):
         self.hogs: list[tuple[int, Int64s]] = []
         self.memfds = 0
         self.vcpu_open = False
+        self.vm_descriptor: int | None = None
+        self.slots: dict[str, Attributes] = {}
+        """Memory attributes by the name of the file in the slot."""
         self.killed = False
 
     def new_descriptor(self, process: str = "") -> int:

@@ -329,6 +329,8 @@ class _Replay:
     sizes: dict[str, int] = field(default_factory=dict)
     unknown_files: dict[str, str] = field(default_factory=dict)
     unknown_machine: str = ""
+    vm_type: str = "none"
+    created: bool = False
 
     def require(self, entry: Recorded) -> None:
         """Raise Unknown for a line about something that is not simulated."""
@@ -344,12 +346,8 @@ class _Replay:
         verb, words, done = entry.words[0], entry.words, entry.seen.get("errno") == 0
         if verb in _OPENS and len(words) > 1 and done:
             self.unknown_files[words[1]] = _NOT_SIMULATED.get(verb, f"{words[1]} is a file that is not simulated")
-        if verb == "slot" and len(words) > 2 and done:
-            # The guest's accesses go to both files from now on.
-            for word in words[1:3]:
-                self.unknown_files[word] = "memslots with a second backend are not replayed yet"
-        if verb == "vm" and len(words) > 1 and done and words[1] not in ("none", "0"):
-            self.unknown_machine = f"virtual machines of type {words[1]} are not replayed yet"
+        if verb == "vm" and len(words) > 1 and done:
+            self.unknown_machine = f"virtual machines of type {words[1]} are not replayed"
 
 
 _OPENS = ("create", "memfd", "anon", "alias")
@@ -371,9 +369,6 @@ _NOT_SIMULATED = {
     "anon": "anonymous memory of the host is not simulated",
     "memfd": "hugetlb files of the host are not simulated",
     "alias": "the file is not simulated",
-    "slot": "memslots are not replayed yet",
-    "attr": "memory attributes are not replayed yet",
-    "convert": "conversions on a descriptor are not replayed yet",
     "pin": "pins are not replayed yet",
     "unpin": "pins are not replayed yet",
     "fill": "where memory ends depends on the background's use",
@@ -414,6 +409,15 @@ def to_scenario(
             continue
         except (ValueError, IndexError) as error:
             raise WorkbenchError(f"{recording.path.name}: {recorded.name}: {entry.text!r}: {error}") from None
+        if isinstance(operation, (sc.Create, sc.CreateVm)):
+            changed = isinstance(operation, sc.CreateVm) and entry.words[1] != script.vm_type
+            if changed and script.created:
+                script.unknown_machine = "a script whose virtual machine changes its type is replayed up to there"
+            elif changed:
+                script.vm_type = entry.words[1]
+            script.created |= isinstance(operation, sc.Create)
+        if isinstance(operation, sc.Memslot) and operation.backend in script.unknown_files:
+            operation = operation.model_copy(update={"backend": None})
         numbers.append(len(operations))
         operations.append(operation)
         if entry.words[0] == "reveal" and isinstance(operation, sc.Observe):
@@ -422,12 +426,16 @@ def to_scenario(
     first_cpu = min((cpu for node in recording.host.nodes for cpu in node.cpus), default=None)
     place = {"cpu": first_cpu} if first_cpu is not None else {"node": recording.host.nodes[0].id}
     tasks = tuple(sc.Task(name=f"t{number}", **place) for number in range(recorded.tasks))
+    # The recorder's `convert` is the call on the descriptor, whatever a VMM would do on that kernel.
+    in_place = any(isinstance(operation, sc.Convert) for operation in operations)
     scenario = sc.Scenario(
         name=f"{recording.topology}/{recorded.name}",
         host=recording.host,
         kernel_profile=of_version(recording.kernel)[0].name if recording.kernel else None,
         boot=sc.Boot(weights=recording.weights or None, zonelists=recording.zonelists),
-        guest=sc.Guest(memory=PAGE_SIZE),
+        guest=sc.Guest(
+            memory=PAGE_SIZE, vm_type=script.vm_type, conversion=sc.Conversion(mode="in-place" if in_place else None)
+        ),
         tasks=tasks,
         operations=tuple(operations) or (sc.Zones(),),
         output="runs",
@@ -474,9 +482,24 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
     if verb == "memfd" and len(rest) > 2:
         raise Unknown(_NOT_SIMULATED["memfd"])
     if verb == "vm":
-        if entry.seen.get("errno") == 0 and rest[0] in ("none", "0"):
-            raise Unknown("a virtual machine of the same type as the one before")
-        raise Unknown(f"virtual machines of type {rest[0]} are not replayed yet")
+        if entry.seen.get("errno") == 0 and rest[0] in ("none", "sw_protected"):
+            return sc.CreateVm(**common)
+        raise Unknown(f"virtual machines of type {rest[0]} are not replayed")
+    if verb == "slot":
+        return sc.Memslot(**on, backend=arguments[1] if len(rest) > 1 else None)
+    if verb == "attr":
+        word = arguments[3]
+        given: dict[str, Any] = {"private": word == "private"} if word in ("private", "shared") else {}
+        raw = {} if given else {"raw_attributes": _number(word)}
+        flags = {"raw_flags": _number(arguments[4])} if len(rest) > 4 else {}
+        return sc.SetMemoryAttributes(
+            **on, offset=_bytes(arguments[1]), length=_bytes(arguments[2]), **given, **raw, **flags
+        )
+    if verb == "convert":
+        return sc.Convert(
+            **on, offset=_bytes(arguments[1]), length=_bytes(arguments[2]),
+            to="private" if arguments[3] == "private" else "shared",
+        )  # fmt: skip
     if verb == "memfd":
         sizes[arguments[0]] = int(arguments[1])
         number = entry.seen.get("ino")
