@@ -45,22 +45,27 @@ def find_reports(folder: Path) -> list[Entry]:
             continue
         facts = read_embedded(text)
         if facts and str(facts.get("schema", "")).startswith("workbench-report/"):
-            entries.append(_entry(path.relative_to(folder), text, facts))
+            entry = _entry(path.relative_to(folder), text, facts)
+            if entry is not None:
+                entries.append(entry)
     return sorted(entries, key=lambda entry: entry.made, reverse=True)
 
 
-def _entry(path: Path, text: str, facts: dict[str, Any]) -> Entry:
-    given = facts.get("parameters", {})
-    declared = facts.get("declared", {})
+def _entry(path: Path, text: str, facts: dict[str, Any]) -> Entry | None:
+    """A report's row; None if its facts are not of the types that ours have."""
+    given, declared = facts.get("parameters", {}), facts.get("declared", {})
+    book, figures = facts.get("notebook", {}), facts.get("figures", [])
+    if not all(isinstance(part, dict) for part in (given, declared, book)) or not isinstance(figures, list):
+        return None
     parameters = {str(name): str(default).strip("'\"") for name, default in declared.items()}
     parameters |= {str(name): str(value) for name, value in given.items()}
     found = _PICTURE.search(text)
     return Entry(
         link=quote(path.as_posix()),
         title=str(facts.get("title") or path.stem),
-        notebook=str(facts.get("notebook", {}).get("name", "")),
+        notebook=str(book.get("name", "")),
         made=str(facts.get("made", ""))[:16].replace("T", " "),
-        figures=len(facts.get("figures", [])),
+        figures=len(figures),
         thumbnail=_thumbnail(found.group(1)) if found else "",
         parameters=parameters,
     )
@@ -71,7 +76,12 @@ def _thumbnail(encoded: str) -> str:
 
     try:
         image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA")
-    except (OSError, ValueError):  # a picture that cannot be read is left out, not the report
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ):  # a picture that cannot be read is left out, not the report
         return ""
     image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     paper = Image.new("RGB", image.size, "white")

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import WorkbenchError
+
 if TYPE_CHECKING:
     import nbformat
 
@@ -48,8 +50,16 @@ _URL_ATTRIBUTES = _words(
     "action background cite classid codebase data dynsrc formaction href longdesc lowsrc manifest ping poster src"
     " srcdoc srcset usemap xlink:href"
 )
-_BAD_CSS = re.compile(r"(?i)@import|expression\s*\(|url\s*\(\s*['\"]?(?!#)|javascript:|behavior\s*:|-moz-binding")
-_SCHEME = re.compile(r"(?i)\b(?:https?|ftps?|wss?)://")
+_BAD_CSS = re.compile(
+    r"(?i)@import|@namespace|expression\s*\(|url\s*\(\s*['\"]?(?!#)|javascript:|behavior\s*:|-moz-binding"
+    r"|image-set\s*\(|\b(?:image|src|cross-fade|element)\s*\(|position\s*:\s*(?:fixed|sticky)"
+)
+_CSS_ESCAPE = re.compile(r"\\(?:([0-9a-fA-F]{1,6})\s?|(.))", re.DOTALL)
+_OUTER = re.compile(r":root|(?:html|body)(?:\[[^\]]*\]|\.[\w-]+)*")
+_CSS_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+# Browsers take one slash, or a backslash, for two.
+_SCHEME = re.compile(r"(?i)\b(?:https?|ftps?|wss?):[/\\]+")
+_SIGNATURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/gif": b"GIF8"}
 _FIGURE_PARAGRAPH = re.compile(r"^\s*Figure\s+(\d+)\b")
 
 
@@ -79,7 +89,10 @@ def clean(markup: str, heading: Callable[[Any], None] | None = None) -> str:
 
 def _clean_tag(tag: Any, name: str) -> None:
     if name == "style":
-        if _BAD_CSS.search(tag.get_text()) or "<" in tag.get_text():
+        rules = "" if _bad_css(tag.get_text()) or "<" in tag.get_text() else _scoped(tag.get_text())
+        if rules:
+            tag.string = rules
+        else:
             tag.decompose()
         return
     if name == "input" and tag.get("type") != "checkbox":
@@ -96,7 +109,7 @@ def _clean_tag(tag: Any, name: str) -> None:
             inside = text.startswith("#") or (name == "img" and key == "src" and _is_data_image(text))
             if not inside:
                 del tag.attrs[attribute]
-        elif _BAD_CSS.search(text) and key not in ("alt", "title"):
+        elif _bad_css(text) and key not in ("alt", "title"):
             del tag.attrs[attribute]
     if target is not None and "href" not in tag.attrs:
         # a citation: what it is called, and where it is, as text
@@ -108,8 +121,58 @@ def _clean_tag(tag: Any, name: str) -> None:
             tag.append(f" ({bare})")
 
 
+def _bad_css(text: str) -> bool:
+    """Whether CSS loads something or leaves its place; escapes such as ``\\75rl(`` are read as browsers read them."""
+
+    def character(found: re.Match[str]) -> str:
+        code = int(found[1], 16) if found[1] else 0
+        return found[2] or (chr(code) if 0 < code < 0x110000 else "\ufffd")
+
+    plain = _CSS_COMMENT.sub("", text)
+    return any(_BAD_CSS.search(form) for form in (text, plain, _CSS_ESCAPE.sub(character, plain)))
+
+
+def _scoped(text: str) -> str:
+    """A style sheet whose rules reach outputs only: every selector is put below ``.output``; other rules are dropped."""
+    import tinycss2
+
+    kept = []
+    for rule in tinycss2.parse_stylesheet(text, skip_comments=True, skip_whitespace=True):
+        if rule.type == "at-rule" and rule.lower_at_keyword in ("media", "supports") and rule.content is not None:
+            inner = _scoped(tinycss2.serialize(rule.content))
+            kept.append(f"@{rule.lower_at_keyword}{tinycss2.serialize(rule.prelude)}{{{inner}}}")
+        elif rule.type == "at-rule" and rule.lower_at_keyword == "keyframes" and rule.content is not None:
+            kept.append(f"@keyframes{tinycss2.serialize(rule.prelude)}{{{tinycss2.serialize(rule.content)}}}")
+        elif rule.type == "qualified-rule":
+            selectors: list[list[Any]] = [[]]
+            for token in rule.prelude:
+                if token.type == "literal" and token.value == ",":
+                    selectors.append([])
+                else:
+                    selectors[-1].append(token)
+            names = [tinycss2.serialize(selector).strip() for selector in selectors]
+            content = tinycss2.serialize(rule.content)
+            if any(_OUTER.fullmatch(name) for name in names):  # themes set variables there; nothing else reaches so far
+                content = ";".join(part for part in content.split(";") if part.strip().startswith("--"))
+            below = [_below_output(name) for name in names if name and name[0] not in "+~>|"]
+            if below and content.strip():
+                kept.append(f"{','.join(below)}{{{content}}}")
+    return "\n".join(kept)
+
+
+def _below_output(selector: str) -> str:
+    """``:root`` becomes the output itself, ``html[...]`` and ``body[...]`` stay above it, all others come below."""
+    if selector == ":root":
+        return ".output"
+    if _OUTER.fullmatch(selector):
+        return f"{selector} .output"
+    return f".output {selector}"
+
+
 def _is_data_image(text: str) -> bool:
-    return re.match(r"data:image/(png|jpeg|gif|webp|svg\+xml)[;,]", text) is not None
+    if re.fullmatch(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/]+={0,2}", text):
+        return True
+    return re.fullmatch(r"data:image/svg\+xml[;,][^\"'<>\s]*", text) is not None
 
 
 def without_hosts(page: str) -> str:
@@ -252,6 +315,8 @@ def _output(output: Any, page: Page, section: str, written: int | None) -> str:
         return f'<div class="output stderr"><pre>{_ansi(text)}</pre></div>'
     data = output.get("data", {})
     info = output.get("metadata", {}).get(METADATA_KEY, {})
+    if not isinstance(info, dict):
+        raise WorkbenchError(f"report: metadata {METADATA_KEY!r} of an output are {type(info).__name__}, not a mapping")
     for mime in _RAW_IMAGES:
         if mime in data and ("figure" in info or "text/html" not in data):
             return _picture(data[mime], mime, page, section, info.get("figure", {}), written)
@@ -283,15 +348,42 @@ def _last_of_carriage_returns(text: str) -> str:
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
 
 
+def _decoded(text: str, mime: str) -> bytes:
+    """The bytes of an image output. Raises WorkbenchError for what is not base64, or not such an image."""
+    try:
+        raw = base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        raw = b""
+    if not raw.startswith(_SIGNATURES[mime]):
+        raise WorkbenchError(f"report: an output says {mime} and is none: {text[:40]!a}")
+    return raw
+
+
+_INFO = {"caption": str, "alt": str, "sha256": str, "width": int, "basis": list}
+
+
+def _figure_info(info: Any) -> dict[str, Any]:
+    """What a figure's metadata say about it. Raises WorkbenchError for metadata of another type."""
+    if not isinstance(info, dict):
+        raise WorkbenchError(f"report: metadata of a figure are {type(info).__name__}, not a mapping")
+    for name, kind in _INFO.items():
+        value = info.get(name)
+        if value is not None and not (isinstance(value, kind) and not isinstance(value, bool)):
+            raise WorkbenchError(f"report: metadata of a figure: {name} is {ascii(value)[:40]}, not {kind.__name__}")
+    if not 0 <= (info.get("width") or 0) <= 1 << 14:
+        raise WorkbenchError(f"report: metadata of a figure: width {info['width']} is not 0 to {1 << 14} pixels")
+    return info
+
+
 def _picture(value: Any, mime: str, page: Page, section: str, info: dict[str, Any], written: int | None) -> str:
     text = _text(value)
     if mime == "image/svg+xml":
         raw = text.encode()
-        encoded = base64.b64encode(raw).decode()
     else:
-        encoded = "".join(text.split())
-        raw = base64.b64decode(encoded)
+        raw = _decoded(text, mime)
+    encoded = base64.b64encode(raw).decode()
     number = len(page.figures) + 1
+    info = _figure_info(info)
     caption = str(info.get("caption") or "")
     captioned_below = not caption and written is not None
     if "sha256" in info:
