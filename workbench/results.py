@@ -10,16 +10,19 @@ lies on ``tile_node[offset + (phase + i * step) mod period]``. :func:`page_nodes
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import io
 import itertools
 import json
 import os
 import platform
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 duck_arrays.ask_without_importing()
 
 SCHEMA_VERSION = 1
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 # ------------------------------------------------------------------------------------------------------ making
 
@@ -290,12 +294,72 @@ def _counts(
 # ----------------------------------------------------------------------------------------------------- storage
 
 
-def save(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write to ``*.zarr``, ``*.zarr.zip`` or ``*.nc``; a temporary name is renamed, so no half-written result is left."""
+def check_replaceable(path: str | Path, *, force: bool = False) -> None:
+    """Whether :func:`save` may write here: nothing is there, or a result that it wrote. Raises WorkbenchError if not.
+
+    force : whatever file or directory is there may be replaced, a link may not
+    """
+    target = Path(path)
+    if not target.name.endswith((".zarr", ".zarr.zip", ".nc")):
+        raise WorkbenchError(f"output: {target.name!a} must end in .zarr, .zarr.zip or .nc")
+    if target.is_symlink():
+        raise WorkbenchError(f"output: {str(target)!a} is a link; name the place itself")
+    if target.exists() and not force and not _is_result(target):
+        raise WorkbenchError(f"output: {str(target)!a} is there and no result of a run; --force replaces it")
+
+
+def _is_result(path: Path) -> bool:
+    """Whether :func:`save` wrote this; a sweep's store says another schema of itself."""
+    try:
+        if path.name.endswith(".nc"):
+            with xr.open_dataset(path, engine="h5netcdf") as dataset:
+                attributes = dict(dataset.attrs)
+        elif path.name.endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                attributes = json.loads(archive.read("zarr.json"))["attributes"]
+        else:
+            attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        return "schema" not in attributes and "software" in json.loads(attributes["provenance"])
+    except Exception:  # the storage libraries raise many kinds; whatever it is, it is not ours
+        return False
+
+
+def _exchange(made: Path, target: Path) -> None:
+    """Put ``made`` in the place of ``target`` in one step; what was there is where ``made`` was.
+
+    Whoever is killed in between leaves the old or the new. A directory cannot be renamed onto a full one, so the two
+    change names (renameat2 with RENAME_EXCHANGE); file systems without it get two renames.
+    """
+    if not target.is_dir() and not made.is_dir():
+        os.replace(made, target)
+        return
+    if not target.exists():
+        os.rename(made, target)
+        return
+    try:
+        swapped = ctypes.CDLL(None, use_errno=True).renameat2(
+            _AT_FDCWD, os.fsencode(made), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE
+        )
+    except AttributeError:  # a C library without it
+        swapped = -1
+    if swapped != 0:
+        aside = made.with_name(f"{made.name}.before")
+        os.rename(target, aside)
+        try:
+            os.rename(made, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+
+
+def save(dataset: xr.Dataset, path: str | Path, *, force: bool = False) -> Path:
+    """Write to ``*.zarr``, ``*.zarr.zip`` or ``*.nc``; a temporary name is renamed, so no half-written result is left.
+
+    Only what this function wrote before is replaced, or with ``force`` whatever is there. Raises WorkbenchError.
+    """
     target = Path(path)
     name = target.name
-    if not name.endswith((".zarr", ".zarr.zip", ".nc")):
-        raise WorkbenchError(f"output: {name!r} must end in .zarr, .zarr.zip or .nc")
+    check_replaceable(target, force=force)
     stored = dataset.copy()
     for variable in stored.variables.values():
         variable.encoding = {}
@@ -307,7 +371,10 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
         made = temporary / name
         if name.endswith(".nc"):
-            stored.to_netcdf(made, engine="h5netcdf")
+            # By way of memory: HDF5 ends the process when the disk is full.
+            content = io.BytesIO()
+            stored.to_netcdf(content, engine="h5netcdf")
+            made.write_bytes(content.getbuffer())
         elif name.endswith(".zip"):
             # Zipped afterwards: writing into an archive would keep every version of each metadata file.
             stored.to_zarr(temporary / "store", mode="w", consolidated=False)
@@ -315,9 +382,7 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
             os.replace(archive, made)
         else:
             stored.to_zarr(made, mode="w", consolidated=False)
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(made, target)
+        _exchange(made, target)
     except OSError as error:
         raise WorkbenchError(f"output: cannot write {target}: {error.strerror or error}") from error
     finally:

@@ -68,6 +68,7 @@ def report(
     source: Annotated[Path | None, typer.Option("--notebook", help="With --check: where the notebook is now.")] = None,
     show: Annotated[bool, typer.Option("--parameters", help="List the notebook's parameters and stop.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Seconds one cell may take.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let -o replace what is no report.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
     """Run a notebook and write one HTML file that opens anywhere, without a network."""
@@ -93,7 +94,13 @@ def report(
             return
         values = _read_values(parameter_file) if parameter_file else {}
         made = make_report(
-            notebook, out, parameters=values, texts=_pairs(parameter), progress=not quiet, timeout=timeout
+            notebook,
+            out,
+            parameters=values,
+            texts=_pairs(parameter),
+            progress=not quiet,
+            timeout=timeout,
+            force=force,
         )
     except NotebookFailed as error:
         typer.echo(f"workbench: {error}", err=True)

@@ -68,12 +68,15 @@ def run(
         typer.Option("--kernel-profile", metavar="A,B,...", help="whose rules hold, e.g. 7.3; several are compared"),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
+    force: Annotated[bool, typer.Option("--force", help="let -o replace what is no result of a run")] = False,
     json_: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
     """Simulate a scenario: print where its pages land, and keep the Dataset if asked to."""
     from workbench import results
     from workbench.simulation import simulate
 
+    if output is not None:
+        results.check_replaceable(output, force=force)
     value = read_scenario(scenario, set_ or [])
     if profile is not None:
         from workbench.cost.profile import with_profile
@@ -86,7 +89,7 @@ def run(
             value, profiles = value.replace(kernel_profile=profiles[0]), None
         dataset = simulate(value, designs=chosen, kernel_profiles=profiles, progress=progress)
     if output is not None:
-        results.save(dataset, output)
+        results.save(dataset, output, force=force)
     if chosen is not None:
         summaries = {name: summarise(dataset.sel(design=name)) for name in chosen}
     elif profiles is not None:

@@ -46,6 +46,8 @@ __all__ = [
 SCHEMA = "workbench-report/1"
 RECORD_MIME = "application/vnd.workbench.record+json"
 _LIBRARIES = ("numpy", "numba", "xarray", "pandas", "zarr", "dask", "matplotlib", "seaborn", "papermill", "nbconvert")
+_LARGEST_REPORT = 256 << 20
+"""Characters in which a report is looked for, before it is replaced."""
 _MAXIMUM_HASHED = 1 << 30
 """Bytes of a file or store beyond which a report names it without its hash."""
 
@@ -337,6 +339,19 @@ class Comparison:
         return all(then == now for _, _, then, now in self.rows)
 
 
+def _check_replaceable(out: Path, force: bool) -> None:
+    """Whether a report may be written here: nothing is there, or a report. Raises WorkbenchError if not."""
+    from workbench.reports.html import read_embedded
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise WorkbenchError(f"out: {out.name!a} must end in .html")
+    if out.is_file() and not force:
+        with out.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(_LARGEST_REPORT)
+        if read_embedded(text) is None:
+            raise WorkbenchError(f"out: {str(out)!a} is there and no report; --force replaces it")
+
+
 def make_report(
     notebook: str | Path,
     out: str | Path | None = None,
@@ -345,6 +360,7 @@ def make_report(
     texts: Mapping[str, str] | None = None,
     progress: bool = False,
     timeout: float | None = None,
+    force: bool = False,
 ) -> Report:
     """Run a notebook and write its report as one HTML file that needs no network.
 
@@ -352,6 +368,7 @@ def make_report(
     out: path of the report; the notebook's name with .html when None.
     parameters: values by name; texts: the same as typed on a command line, read by the parameter's type.
     timeout: seconds a cell may take; no limit when None.
+    force: replace whatever file is there; otherwise only a report is.
 
     Raises WorkbenchError before running for a wrong parameter or a place that cannot be written, and
     NotebookFailed, naming the cell, when one fails; then no file is written.
@@ -364,6 +381,7 @@ def make_report(
     declared = read_parameters(source, notebook.name)
     values = check_values(declared, parameters or {}, texts, notebook.name)
     out = Path(out) if out is not None else Path(notebook.stem + ".html")
+    _check_replaceable(out, force)
     with whole_file(out) as temporary:
         begun = time.perf_counter()
         executed = execute(source, values, notebook.name, progress=progress, timeout=timeout)
