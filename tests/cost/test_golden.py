@@ -20,14 +20,14 @@ def flat(ns, mbps):
     return {100.0: [[0.0, ns], [mbps, ns]]}
 
 
-def host(*kinds, cpus=None, remote=21, name="golden", figures=None):
+def host(*kinds, cpus=None, remote=21, name="golden", hardware=None):
     count = len(kinds)
     nodes = tuple(
         Node(id=i, memory_bytes=128 * GIB, kind=kind, cpus=tuple(range(16 * i, 16 * i + (cpus or [16] * count)[i])))
         for i, kind in enumerate(kinds)
     )
     distances = tuple(tuple(10 if i == j else remote for j in range(count)) for i in range(count))
-    return Host(name=name, nodes=nodes, distances=distances, figures=figures or {})
+    return Host(name=name, nodes=nodes, distances=distances, hardware=hardware)
 
 
 # Two sockets: 100 ns and 100 GB/s at home, 200 ns and 20 GB/s of link to the other one, 30 GB/s of all links.
@@ -172,7 +172,7 @@ def test_access_operation_charges_walks_where_tables_lie(tmp_path, vcpu_nodes, p
     """64 GiB bound to node 0, 4 KiB pages, one vCPU at random: latencies and traffic of the two nodes on paper."""
     path = tmp_path / "two.yaml"
     profile.write_profile(profile.from_mapping(TWO), path)
-    where = host("dram", "dram", figures={"profile": str(path)})
+    where = host("dram", "dram", hardware={"profile": str(path)})
     result = wb.simulate(
         wb.Scenario.model_validate(
             {
@@ -295,7 +295,7 @@ def test_kernel_times_on_paper():
 
 def test_published_kernel_times_lie_in_the_range():
     """One thread: clearing at 2 to 40 GB/s, a struct page in 2 to 52 ns."""
-    where = host("dram", figures={"class": "milan"})
+    where = host("dram", hardware={"generation": "milan"})
     drawn = kernel_times(where, GIB, samples=400)
     per_page = drawn["struct_pages"].values[1:] / 262_144 * 1e9
     assert np.quantile(per_page, 0.05) <= 2.3 and np.quantile(per_page, 0.95) >= 50

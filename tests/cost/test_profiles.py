@@ -13,7 +13,7 @@ from workbench.cost import calibrate, curves, profile, traffic, weights
 from workbench.cost.machine import machine, parameters, sampled, with_figures
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
-from workbench.topology.host import Host, Node
+from workbench.topology.host import Hardware, Host, Node
 
 TWO = Host(
     name="two", distances=((10, 21), (21, 10)),
@@ -236,15 +236,15 @@ def test_classes_state_ranges_that_hold_their_value_and_are_honest_about_their_s
 
 def test_what_is_known_of_a_host_narrows_its_class():
     """Twelve channels of 4800 MT/s in a socket of one node, eight of 5600 in a socket of two."""
-    base = {"class": "genoa"}
-    whole = parameters(TWO.model_copy(update={"figures": base}))["dram_bandwidth"]
+    base = {"generation": "genoa"}
+    whole = parameters(TWO.model_copy(update={"hardware": Hardware(**base)}))["dram_bandwidth"]
     assert whole.value == pytest.approx(12 * 4800 * 8 * 0.79)
     halves = Host(
-        name="snc", distances=((10, 12), (12, 10)), nodes=TWO.nodes, figures={**base, "channels": 8, "mts": 5600}
+        name="snc", distances=((10, 12), (12, 10)), nodes=TWO.nodes, hardware={**base, "channels": 8, "mts": 5600}
     )
     assert parameters(halves)["dram_bandwidth"].value == pytest.approx(8 * 5600 * 8 * 0.79 / 2)
     with pytest.raises(WorkbenchError, match="zen9"):
-        parameters(TWO.model_copy(update={"figures": {"class": "zen9"}}))
+        parameters(TWO.model_copy(update={"hardware": Hardware(generation="zen9")}))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_what_is_known_of_a_host_narrows_its_class():
     ],
 )
 def test_class_defaults_hold_what_was_measured(name, figures, local, remote, gbps):
-    where = TWO.model_copy(update={"figures": {"class": name, **figures}})
+    where = TWO.model_copy(update={"hardware": Hardware(generation=name, **figures)})
     machines, _ = sampled(where, 200, seed=1)
     value = machines[0]
     latencies = np.array([m.latency[0] for m in machines[1:]])

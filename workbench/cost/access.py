@@ -78,7 +78,7 @@ def host_table_share(system: HostState) -> np.ndarray:
 
 
 NAMES = (
-    *(f"stream_{name}" for name in ("event", "node", "vcpus", "bandwidth", "latency", "idle_latency", "walk",
+    *(f"stream_{name}" for name in ("event", "node", "vcpus", "bandwidth", "latency", "idle_latency", "walk", "walk_traffic",
                                     "memory_fraction", "share")), "access_used",
 )  # fmt: skip
 """What :func:`variables` gives."""

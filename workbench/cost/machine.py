@@ -143,8 +143,8 @@ def _positive(name: str, values: np.ndarray, nodes: np.ndarray) -> None:
 
 
 def class_of(host: Host) -> profiles.MachineClass | None:
-    """Class of a host: named in its ``figures``, or listed with the class."""
-    return profiles.class_of(str(host.figures.get("class", "")), host.name)
+    """Class of a host: that of its ``hardware``, or the one that lists it."""
+    return profiles.class_of((host.hardware and host.hardware.generation) or "", host.name)
 
 
 def parameters(host: Host) -> dict[str, cost_table.Cost]:
@@ -155,7 +155,8 @@ def parameters(host: Host) -> dict[str, cost_table.Cost]:
     return known.parameters(
         sockets=_sockets(host),
         dram_nodes=sum(node.kind == "dram" and node.memory_bytes > 0 for node in host.nodes),
-        figures=host.figures,
+        channels=host.hardware.channels if host.hardware else None,
+        mts=host.hardware.mts if host.hardware else None,
     )
 
 
@@ -179,11 +180,12 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     host : the host
     costs : values instead of those of :data:`workbench.costs.COSTS` and of the host's class, by name
     profile : measured figures of this machine, or the name or file of a profile; if left out, the one that the host's
-        ``figures`` name, or the one in ``datasets/profiles`` that names this host
+        ``hardware`` names, or the one in ``datasets/profiles`` that names this host
     """
     cost_table.check(costs)
     known = parameters(host)
-    profile = host.figures.get("profile") if profile is None else profile
+    if profile is None and host.hardware is not None:
+        profile = host.hardware.profile
     given = profiles.read_profile(profile) if isinstance(profile, str) else profile or profiles.profile_of(host.name)
     on_machine = given.costs if given is not None else {}
 

@@ -26,7 +26,7 @@ from workbench.cost import curves
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.files import whole_file
-from workbench.topology.host import Kind
+from workbench.topology.host import Hardware, Kind
 
 if TYPE_CHECKING:
     from workbench.topology.host import Host
@@ -249,7 +249,8 @@ def with_profile(host: Host, name: str | Path) -> Host:
     read_profile(name)
     path = Path(name)
     kept = str(path.resolve()) if path.suffix in (".yaml", ".yml") else str(name)
-    return host.model_copy(update={"figures": {**host.figures, "profile": kept}})
+    known = host.hardware or Hardware()
+    return host.model_copy(update={"hardware": known.model_copy(update={"profile": kept})})
 
 
 def profile_of(machine: str) -> Profile | None:
@@ -285,16 +286,18 @@ class MachineClass:
     costs: Mapping[str, cost_table.Cost]
     family: curves.Family | None
 
-    def parameters(self, sockets: int, dram_nodes: int, figures: Mapping[str, Any]) -> dict[str, cost_table.Cost]:
+    def parameters(
+        self, sockets: int, dram_nodes: int, channels: int | None = None, mts: float | None = None
+    ) -> dict[str, cost_table.Cost]:
         """All cost parameters, those of the class in place of the general ones.
 
         Parameters
         ----------
         sockets, dram_nodes : of the host; channels are shared evenly by the DRAM nodes of a socket
-        figures : of the host: ``channels`` (of a socket) and ``mts`` where they are known
+        channels, mts : of a socket of the host, where they are known
         """
         out = {**cost_table.COSTS, **self.costs}
-        channels, mts = figures.get("channels", self.channels), figures.get("mts", self.mts)
+        channels, mts = channels or self.channels, mts or self.mts
         if channels and mts:
             nominal = 8.0 * float(mts) * float(channels) * sockets / max(1, dram_nodes)
             use = out["channel_efficiency"]

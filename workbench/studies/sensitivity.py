@@ -121,7 +121,7 @@ def _ranges(
     parameters: Sequence[str] | Mapping[str, tuple[float, float]] | None,
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     if parameters is None:
-        from workbench.cost.traffic import SAMPLED
+        from workbench.cost.machine import SAMPLED
 
         parameters = SAMPLED
     if isinstance(parameters, str):

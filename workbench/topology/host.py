@@ -139,6 +139,18 @@ class Access(_Model):
     write_latency: Rate | None = Field(None, description="ns")
 
 
+class Hardware(_Model):
+    """What narrows the estimates of the cost model (:mod:`workbench.cost.machine`).
+
+    ``generation`` is a class of ``datasets/profiles/classes.yaml``; ``profile`` a measured profile, by name or file.
+    """
+
+    generation: str | None = Field(None, max_length=100)
+    channels: int | None = Field(None, ge=1, le=64, description="memory channels of a socket that hold memory")
+    mts: float | None = Field(None, gt=0, le=100_000, description="MT/s of the memory")
+    profile: str | None = Field(None, max_length=4096)
+
+
 class Host(_Model):
     """A machine: nodes in ascending order of id and the distances between them in that order."""
 
@@ -150,6 +162,9 @@ class Host(_Model):
     note: Prose | None = None
     assumed: tuple[Name, ...] = Field((), description="fields that the source does not give and we assume")
     access: tuple[Access, ...] = ()
+    hardware: Hardware | None = Field(
+        None, description="what is known of the processor and its memory, for the cost model"
+    )
     figures: dict[Literal["bandwidth", "latency"], dict[Name, Figure]] = Field(
         {}, description="published bandwidth (GB/s) and latency (ns) of the whole machine; shown, not used"
     )
