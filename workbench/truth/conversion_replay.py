@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,10 @@ from workbench.truth.conversion_recording import (
     HostState,
     RecordedConversions,
     RecordedOperation,
+    parse,
     size,
 )
+from workbench.truth.recording import find_recording, load
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 PAGE_SIZES = {order: name for name, order in PAGE_ORDERS.items()}
@@ -583,11 +586,15 @@ class Replay:
         return out
 
 
-def answers(recording: ConversionRecording, name: str) -> list[dict[str, str]]:
+def side_by_side(path: str | Path, name: str) -> list[dict[str, str]]:
     """What a scenario's operations returned, recorded beside simulated, and the huge pages that were free after each.
+
+    ``path``: a file or the name of a shipped recording.
 
     Keys: ``operation``, ``recorded``, ``simulated``, ``free, recorded`` and ``free, simulated``.
     """
+    found = find_recording(path)
+    recording = parse(found, load(found))
     known = {recorded.name: recorded for recorded in recording.scenarios}
     if name not in known:
         raise WorkbenchError(f"scenario: {name!r} is not in this recording; it has {', '.join(sorted(known))}")
