@@ -53,7 +53,7 @@ class Operation(_Model):
     exit: Number | None = None
     left: Number | None = None
     got: Number | None = None
-    free: Number | None = None
+    free: Number | dict[NodeKey, Pages] | None = None
     st0: Number | None = None
     stN: Number | None = None
     same: Number | None = None
