@@ -91,3 +91,26 @@ def test_the_tornado_shows_what_matters_strongest_on_top(scenario):
     assert shares.get_xlabel() == "share of the variance"
     with pytest.raises(WorkbenchError, match="no output"):
         plots_sweep.tornado(found, "bandwidth")
+
+
+@pytest.mark.parametrize("pattern", ["streaming", "zipf", "pointer_chasing"])
+def test_the_lean_model_prices_as_access_cost_does(pattern):
+    from workbench.cost.traffic import access_cost
+    from workbench.simulation import simulate
+    from workbench.studies import sensitivity as study
+
+    scenario = scenario_of_the_lean_model()
+    model, placed = study._access_model(scenario, pattern), simulate(scenario)
+    for values in ({}, {"dram_latency": 70.0, "cache_bytes": 1 << 20}):
+        priced = access_cost(placed, scenario.host, pattern, costs=values)
+        for name, value in model(values).items():
+            how = study.OUTPUTS[name][2]
+            assert value == pytest.approx(float(getattr(priced[name], how)()), rel=1e-12), name
+
+
+def scenario_of_the_lean_model():
+    from workbench.scenario import Scenario
+    from workbench.topology.host import Host
+
+    host = Host.from_machine("epyc1-naples-2s")
+    return Scenario.from_mapping({"host": host, "guest": {"memory": "64 MiB", "vcpus": [{"node": 0}, {"node": 3}]}})

@@ -313,3 +313,54 @@ def test_the_engine_in_cells(tmp_path):
     assert int(dataset["status"].sel(nodes="7")) == FAILED
     assert "7" in dataset["error"].sel(nodes="7").item()
     assert pages.attrs["basis"] == "exact"
+
+
+def test_a_cluster_object_as_batch_systems_have_it(tmp_path, undisturbed):
+    """``LocalCluster`` in place of dask-jobqueue's SLURMCluster or dask-kubernetes' KubeCluster: ``Client(cluster)``."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        sweep(grid(40), client, out=tmp_path / "cluster.zarr", run=run)
+    assert tree(tmp_path / "cluster.zarr") == tree(undisturbed)
+
+
+def test_workers_of_another_version_are_one_line(tmp_path, monkeypatch):
+    from distributed import LocalCluster
+
+    from workbench.sweeps import sweep as sweeps
+
+    here = sweeps.versions_here()
+    answers = iter([{**here, "numpy": "1.0"}])  # the driver asks first; workers of this process answer after it
+    monkeypatch.setattr(sweeps, "versions_here", lambda: next(answers, here))
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        pytest.raises(WorkbenchError, match=r"worker \S+ has numpy \S+ \(here 1\.0\); install") as caught,
+    ):
+        sweep(grid(), out=tmp_path / "s.zarr", run=run, scheduler=cluster.scheduler_address)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_chunk_is_one_line_and_computed_again_once_removed(tmp_path, undisturbed):
+    store = tmp_path / "s.zarr"
+    sweep(grid(40), out=store, run=run, workers=0)
+    chunks = sorted(path for path in store.glob("[sy]*/c/**/*") if path.is_file())
+    for number, damage in enumerate(
+        (lambda b: b[:3], lambda b: bytes([b[0] ^ 1]) + b[1:], lambda b: b"", lambda b: b * 9)
+    ):
+        for chunk in (chunks[number], chunks[-1 - number]):
+            whole = chunk.read_bytes()
+            chunk.write_bytes(damage(whole))
+            with pytest.raises(WorkbenchError, match="is damaged") as caught:
+                read_store(store)
+            assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+            chunk.write_bytes(whole)
+    status = next(path for path in chunks if "status" in path.parts)
+    status.write_bytes(b"?")
+    with pytest.raises(WorkbenchError, match="is damaged"):
+        sweep(grid(40), out=store, run=run, workers=0)
+    status.unlink()
+    sweep(grid(40), out=store, run=run, workers=0)
+    assert tree(store) == tree(undisturbed)

@@ -151,14 +151,22 @@ def _ranges(
 
 
 def _access_model(scenario: Scenario, access: Any) -> Model:
-    from workbench.cost.traffic import access_cost
+    """Prices the placement as :func:`workbench.cost.traffic.access_cost` does, without its Dataset."""
+    from workbench.cost import traffic
     from workbench.simulation import simulate
 
     placed = simulate(scenario)
+    access = traffic.access_pattern(access)
+    found, number = np.unique(placed["vcpu_node"].values, return_counts=True)
+    vcpus = traffic.initiators_of(access, {int(n): float(k) for n, k in zip(found, number, strict=True)})
+    shares = traffic.memory_shares(placed, access)[0]
 
     def model(values: Mapping[str, float]) -> Mapping[str, float]:
-        priced = access_cost(placed, scenario.host, access, costs=values)
-        return {name: float(getattr(np, how)(priced[name].values)) for name, (_, _, how) in OUTPUTS.items()}
+        # what the caches hold of a skewed pattern depends on their size
+        mine = traffic.memory_shares(placed, access, costs=values)[0] if access.pattern == "zipf" else shares
+        host = traffic.machine(scenario.host, values)
+        solution = traffic.solve(host, traffic.streams(host, mine, vcpus, access, costs=values))
+        return {name: float(getattr(np, how)(getattr(solution, name))) for name, (_, _, how) in OUTPUTS.items()}
 
     return model
 

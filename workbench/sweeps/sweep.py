@@ -113,7 +113,9 @@ def sweep(
     Parameters
     ----------
     grid : a Grid, a mapping (see :meth:`Grid.from_mapping`), or a path to YAML
-    client : a Dask client to run on; otherwise ``scheduler`` (an address), otherwise processes of this machine
+    client : a Dask client to run on; otherwise ``scheduler`` (an address), otherwise processes of this machine. Batch
+        systems come in as cluster objects: ``Client(dask_jobqueue.SLURMCluster(...))``,
+        ``Client(dask_kubernetes.operator.KubeCluster(...))``
     out : the Zarr store. When it is there, only what it lacks is computed. Without one the result is in memory only
     workers : processes on this machine; 0 runs in this process. By default this process for a short sweep and one
         process per processor for others
@@ -398,6 +400,31 @@ def _wait_for_workers(client: Client) -> int:
         time.sleep(0.5)
 
 
+def versions_here() -> dict[str, str]:
+    """Versions that must be equal in the driver and every worker: they decide the numbers, or how these travel."""
+    from importlib.metadata import version
+
+    names = ("guest-memfd-workbench", "numpy", "numba", "dask", "distributed")
+    return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", **{name: version(name) for name in names}}
+
+
+def _check_versions(client: Client) -> None:
+    """Workers that others started may be of another installation: say so in one line before any cell is computed."""
+    _wait_for_workers(client)
+    mine = versions_here()
+    try:
+        theirs = client.run(versions_here)
+    except Exception as error:  # they cannot even unpickle the function
+        raise WorkbenchError(
+            f"sweep: the workers of this scheduler cannot run guest-memfd-workbench {mine['guest-memfd-workbench']}: "
+            f"{_one_line(error)}"
+        ) from error
+    for worker, found in sorted(theirs.items()):
+        other = [f"{name} {found.get(name)} (here {mine[name]})" for name in mine if found.get(name) != mine[name]]
+        if other:
+            raise WorkbenchError(f"sweep: worker {worker} has {', '.join(other)}; install the same versions there")
+
+
 @contextlib.contextmanager
 def _connected(client: Client | None, scheduler: str | None, workers: int | None) -> Iterator[Client]:
     if client is not None:
@@ -416,6 +443,7 @@ def _connected(client: Client | None, scheduler: str | None, workers: int | None
         except (OSError, TimeoutError, ValueError) as error:
             raise WorkbenchError(f"sweep: no scheduler answers at {scheduler!r}") from error
         with contextlib.closing(connected):
+            _check_versions(connected)
             yield connected
         return
     count = workers or os.cpu_count() or 1
