@@ -98,6 +98,8 @@ def create_vm(system: System, operation: sc.CreateVm) -> Result:
 
 def memslot(system: System, operation: sc.Memslot) -> Result:
     """virt/kvm/kvm_main.c: kvm_set_memory_region, kvm_gmem_bind: all gfns of the slot are shared until somebody says else."""
+    if not (system.scenario.kernel.maps or system.scenario.guest.private_memory):
+        return failed(errno.EINVAL)  # before 6.18 KVM_MEM_GUEST_MEMFD is for VMs with private memory
     file = system.files.get(operation.file)
     backend = None if operation.backend is None else system.files.get(operation.backend)
     if file is None or file.descriptor is None or (operation.backend is not None and backend is None):

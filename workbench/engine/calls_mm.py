@@ -88,7 +88,9 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
     inside = max(0, min(count, end - start))
     if inode.kind == "guest_memfd":
         # a memslot of a file made with MMAP is of guest_memfd alone; another has only private pages from it
-        reachable = bool(inode.flags & GUEST_MEMFD_FLAG_MMAP) or system.scenario.guest.private_memory
+        shared_too = inode.attributes is not None and (inode.backend is not None or inode.attributes.elsewhere)
+        mapped = bool(inode.flags & GUEST_MEMFD_FLAG_MMAP)
+        reachable = mapped or shared_too or system.scenario.guest.private_memory
     else:
         reachable = file.mapping is not None
     states = inode.attributes

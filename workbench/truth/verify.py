@@ -466,7 +466,10 @@ class _Comparison:
             if verb == "create":
                 self.private[entry.words[1]] = not created_shared(entry)
             killed = number is not None and bool(self.details[number].get("killed"))
-            if alive and (entry.dead or killed):
+            if alive and entry.dead and number is None:  # it died of something that is not simulated
+                alive = False
+                self._pass_over(self.reasons[position])
+            elif alive and (entry.dead or killed):
                 alive = False
                 self._judge_death(position, entry, killed)
             elif not alive:
