@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,10 @@ import typer
 
 from workbench.data import root
 from workbench.errors import WorkbenchError
+
+IDLE_SECONDS = 600
+"""A kernel whose tab is gone ends when it has been idle so long."""
+_TCP_LISTEN, _PR_SET_PDEATHSIG = "0A", 1
 
 
 def explore(
@@ -37,21 +43,70 @@ def explore(
 
         text = read_scenario(scenario, []).to_yaml()
     token = secrets.token_urlsafe(24)
-    port = port or _free_port()
+    port = _port_to_use(port)
     with tempfile.TemporaryDirectory(prefix="workbench-explore-") as directory:
         notebook = write_notebook(Path(directory), text)
-        command = voila_command(notebook, port, token, browser=browser, dark=dark)
-        typer.echo(f"explorer: http://127.0.0.1:{port}/?token={token}")
-        typer.echo("Ctrl-C ends it")
-        process = subprocess.Popen(command, env=environment())
+        command = voila_command(notebook, port, browser=browser, dark=dark)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        process = subprocess.Popen(command, env=environment(token), preexec_fn=_end_with_parent)
         try:
+            while process.poll() is None and not _listens(process.pid, port):
+                time.sleep(0.1)
+            if process.returncode is None:
+                typer.echo(f"explorer: http://127.0.0.1:{port}/?token={token}")
+                typer.echo("Ctrl-C ends it")
             code = process.wait()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            process.wait(15)
             return
+        finally:
+            _end(process)
+            signal.signal(signal.SIGTERM, before)
     if code:
         raise WorkbenchError(f"explore: the server ended with code {code}; is port {port} free?")
+
+
+def _port_to_use(port: int) -> int:
+    """A port of ours: the one asked for, if nobody has it, or a free one. Raises WorkbenchError."""
+    if not 0 <= port < 1 << 16:
+        raise WorkbenchError(f"--port: {port} is not a port; ports are 1 to 65535, and 0 takes a free one")
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+            sock.listen(1)
+        except OSError as error:
+            raise WorkbenchError(f"--port: {port} cannot be had: {error.strerror}") from None
+        return int(sock.getsockname()[1])
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether this process, and no stranger, listens on 127.0.0.1:port (/proc/net/tcp and its descriptors)."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    sockets = {
+        f"socket:[{words[9]}]"
+        for words in map(str.split, lines)
+        if words[1] == f"0100007F:{port:04X}" and words[3] == _TCP_LISTEN
+    }
+    try:
+        return any(os.readlink(entry) in sockets for entry in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # it ended, or closed a descriptor meanwhile
+        return False
+
+
+def _end_with_parent() -> None:
+    """In the child: Ctrl-C when its parent dies, whatever kills that (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, which also ends the kernels; after a while without asking."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def write_notebook(directory: Path, scenario: str | None) -> Path:
@@ -70,26 +125,27 @@ def write_notebook(directory: Path, scenario: str | None) -> Path:
     return target
 
 
-def voila_command(notebook: Path, port: int, token: str, *, browser: bool = False, dark: bool = False) -> list[str]:
-    """Voila on 127.0.0.1 with a token; nobody without the address gets in."""
+def voila_command(notebook: Path, port: int, *, browser: bool = False, dark: bool = False) -> list[str]:
+    """Voila on 127.0.0.1 with the token of its environment; nobody without the address gets in.
+
+    Kernels of tabs that are gone end after :data:`IDLE_SECONDS`.
+    """
     return [
         *(sys.executable, "-m", "voila", str(notebook), "--Voila.ip=127.0.0.1", f"--port={port}", "--port_retries=0"),
-        *(f"--token={token}", "--template=explorer", "--show_tracebacks=True", "--Voila.log_level=WARN"),
+        *("--auto_token=True", "--template=explorer", "--show_tracebacks=True", "--Voila.log_level=WARN"),
+        *(f"--MappingKernelManager.cull_idle_timeout={IDLE_SECONDS}", "--MappingKernelManager.cull_interval=30"),
         *([] if browser else ["--no-browser"]),
         *(["--theme=dark"] if dark else ["--theme=light"]),
     ]
 
 
-def environment() -> dict[str, str]:
-    """Our Voila template is found by way of JUPYTER_PATH."""
+def environment(token: str) -> dict[str, str]:
+    """Our Voila template is found by way of JUPYTER_PATH; the token stands here, where other users do not see it."""
     ours = str(root("explorer") / "jupyter")
-    return os.environ | {"JUPYTER_PATH": os.pathsep.join(filter(None, [ours, os.environ.get("JUPYTER_PATH")]))}
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    return os.environ | {
+        "JUPYTER_TOKEN": token,
+        "JUPYTER_PATH": os.pathsep.join(filter(None, [ours, os.environ.get("JUPYTER_PATH")])),
+    }
 
 
 def register(app: typer.Typer) -> None:
