@@ -11,7 +11,7 @@ MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: env demo test quick test-kernels lint types lab bench lock clean
+.PHONY: env demo test quick fuzz test-kernels lint types lab bench lock clean
 .DEFAULT_GOAL := env
 
 env: $(VENV)/.installed
@@ -43,6 +43,11 @@ test: env lint test-kernels
 QUICK := tests/project tests/topology tests/cost tests/tracking
 quick: lint
 	$(PYTEST) -n 2 --dist loadfile -m 'not slow' $(QUICK) --ignore=tests/project/test_wheel.py
+
+# The fuzz targets for long: FUZZ_EXAMPLES a target, with every index of the kernels checked.
+FUZZ_EXAMPLES ?= 100000
+fuzz: env
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) NUMBA_BOUNDSCHECK=1 $(PYTEST) -n 2 tests/fuzz
 
 test-kernels: env
 	$(PYTEST) -n 2 --dist loadfile tests/kernels
