@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "workbench", "notebooks", "datasets", "kernels", "tests", "environment.yml",
-    "README.md", "LICENSE", "pyproject.toml", "Makefile", "requirements.lock",
+    "README.md", "SECURITY.md", "LICENSE", "pyproject.toml", "Makefile", "requirements.lock",
 }  # fmt: skip
 
 

@@ -40,32 +40,32 @@ class Operation(_Model):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     op: Name = Field(min_length=1, max_length=4096)
-    errno: Number | Literal["dead"] | None = None
-    ret: Number | None = None
-    mode: Number | None = None
-    nodes: Text | Annotated[int, Field(strict=True, ge=0)] | None = None
-    node: Number | None = None
-    mems: Number | None = None
-    procs: Number | None = None
-    bad: Number | None = None
-    first: Number | None = None
-    done: Number | None = None
-    exit: Number | None = None
-    left: Number | None = None
-    got: Number | None = None
-    free: Number | dict[NodeKey, Pages] | None = None
-    st0: Number | None = None
-    stN: Number | None = None
-    same: Number | None = None
-    ino: Number | None = None
-    mmap: Number | None = None
-    text: Text | None = None
-    place: Text | None = None
-    range: Text | None = None
-    place_error: Text | None = None
-    dead: Text | None = None
-    counts: dict[Annotated[str, Field(pattern=r"^-?\d{1,4}$")], Pages] | None = None
-    zones: dict[Name, Counters] | None = None
+    errno: Number | Literal["dead"] = 0
+    ret: Number = 0
+    mode: Number = 0
+    nodes: Text | Annotated[int, Field(strict=True, ge=0)] = ""
+    node: Number = 0
+    mems: Number = 0
+    procs: Number = 0
+    bad: Number = 0
+    first: Number = 0
+    done: Number = 0
+    exit: Number = 0
+    left: Number = 0
+    got: Number = 0
+    free: Number | dict[NodeKey, Pages] = {}
+    st0: Number = 0
+    stN: Number = 0
+    same: Number = 0
+    ino: Number = 0
+    mmap: Number = 0
+    text: Text = ""
+    place: Text = ""
+    range: Text = ""
+    place_error: Text = ""
+    dead: Text = ""
+    counts: dict[Annotated[str, Field(pattern=r"^-?\d{1,4}$")], Pages] = {}
+    zones: dict[Name, Counters] = {}
 
 
 class Script(_Model):
