@@ -54,9 +54,13 @@ test-kernels: env
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -n 2 --dist loadfile --cov=kernels --cov-report=term-missing:skip-covered tests/kernels
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) -n 2 --dist loadfile tests/kernels
 
-# What is read without being run; types belong here too, so that `quick` and `test` both have them.
+# What is read without being run. mypy sees the package as it is installed, with kernels/ inside workbench/.
 lint: env
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	rm -rf build/types && mkdir -p build/types/workbench
+	ln -s $(CURDIR)/workbench/* $(CURDIR)/kernels build/types/workbench
+	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/build/mypy
 
 # mypy wants packages where their names say, and some of ours lie beside workbench/.
 types: env

@@ -96,11 +96,11 @@ def _check_shape(text: str, field: str) -> None:
     aliases = depth = 0
     open_anchors: list[str | None] = []
     for event in yaml.parse(text, Loader=_Loader):
-        if getattr(event, "tag", None) not in (None, *_TAGS):
-            line = event.start_mark.line + 1
-            raise WorkbenchError(f"{field}: line {line}: tag {ascii(event.tag)[:60]} is not read; write plain values")
+        line = event.start_mark.line + 1 if event.start_mark is not None else 0
+        tag = getattr(event, "tag", None)
+        if tag not in (None, *_TAGS):
+            raise WorkbenchError(f"{field}: line {line}: tag {ascii(tag)[:60]} is not read; write plain values")
         if isinstance(event, yaml.AliasEvent) and event.anchor in open_anchors:
-            line = event.start_mark.line + 1
             raise WorkbenchError(
                 f"{field}: line {line}: alias {ascii(event.anchor)[:60]} lies inside what it stands for"
             )

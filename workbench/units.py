@@ -41,7 +41,7 @@ def parse_bytes(value: int | str, field: str = "size") -> int:
         if len(value) > 64:
             raise WorkbenchError(f"{field}: {value[:20]!r}... is not a size such as '2 MiB'")
         try:
-            quantity = _registry().Quantity(value)
+            quantity: pint.Quantity = _registry().Quantity(value)
             exact = quantity.m if quantity.unitless else quantity.to("byte").m
             number = int(exact)
         except (pint.errors.PintError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError) as error:

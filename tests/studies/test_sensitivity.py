@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
+from workbench.cost import machine
 from workbench.costs import COSTS
 from workbench.errors import WorkbenchError
 from workbench.plots import sweep as plots_sweep
@@ -114,3 +115,8 @@ def scenario_of_the_lean_model():
 
     host = Host.from_machine("epyc1-naples-2s")
     return Scenario.from_mapping({"host": host, "guest": {"memory": "64 MiB", "vcpus": [{"node": 0}, {"node": 3}]}})
+
+
+def test_every_modelled_parameter_of_a_host_is_taken_when_none_is_named(scenario):
+    found = sensitivity(scenario, ("latency",), samples=2)
+    assert set(found["parameter"].values) == set(machine.SAMPLED)

@@ -117,7 +117,14 @@ def write_notebook(directory: Path, scenario: str | None) -> Path:
         path.write_text(scenario)
         start = repr(str(path))
     source = f"import os\nos.chdir({os.getcwd()!r})\nfrom workbench.explorer import explore\nexplore({start})"
-    cell = {"cell_type": "code", "execution_count": None, "id": "app", "metadata": {}, "outputs": [], "source": source}
+    cell: dict[str, object] = {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": "app",
+        "metadata": {},
+        "outputs": [],
+        "source": source,
+    }
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     target = directory / "explorer.ipynb"

@@ -87,9 +87,12 @@ def _finish(made: Profile, output: Path, as_json: bool) -> None:
 
 def lines(made: Profile) -> list[str]:
     """A profile in words: one line for each memory, link and gap."""
+    from workbench.cost.profile import Link, Memory
+
     out = []
-    for entry in (*made.memories, *made.links):
-        if hasattr(entry, "target"):
+    entries: list[Memory | Link] = [*made.memories, *made.links]
+    for entry in entries:
+        if isinstance(entry, Link):
             between = f"{entry.initiator} -> {entry.target}"
             where = f"node {between}" if entry.distance is None else f"distance {entry.distance}"
         else:

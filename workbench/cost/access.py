@@ -20,7 +20,7 @@ from workbench import scenario as sc
 from workbench.cost import traffic, translation
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
-from workbench.tracking.folio_file import ConversionFile
+from workbench.tracking.tracked_file import TrackedFile
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 
@@ -39,7 +39,7 @@ class Record:
     vcpus: dict[int, float]
 
 
-def record(system: HostState, operation: sc.Access, inode: Inode, conversion: ConversionFile | None) -> Record:
+def record(system: HostState, operation: sc.Access, inode: Inode, conversion: TrackedFile | None) -> Record:
     """What an access finds at this moment; ``conversion`` has the huge mappings left, if there can be others."""
 
     def count(edges: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Co
     present = float(inode.folios_by_zone(len(system.free), 0, inode.pages >> inode.order).sum()) * size
     if operation.pattern != "streaming" and present > 0:
         guest = system.scenario.guest
-        mapped = {guest.page_size: present}
+        mapped: dict[str, float] = {guest.page_size: present}
         if conversion is not None:  # some of the huge mappings may be lost
             mapped = dict(zip(PAGE_ORDERS, conversion.mapping_share * present, strict=True))
         exponent = traffic.ZIPF_EXPONENT if operation.pattern == "zipf" else 0.0

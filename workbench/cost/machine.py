@@ -232,10 +232,10 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     for target in range(count):
         mine = [(source, a) for source, where, a in reported if where == target and a.read_bandwidth]
         if mine:
-            source, best = max(mine, key=lambda pair: (pair[1].read_bandwidth, -distance[pair[0], target]))
-            bandwidth[target] = best.read_bandwidth
+            source, best = max(mine, key=lambda pair: (pair[1].read_bandwidth or 0, -distance[pair[0], target]))
+            bandwidth[target] = read = best.read_bandwidth or 0
             if best.write_bandwidth and best.write_bandwidth != best.read_bandwidth:
-                ratio = best.read_bandwidth / best.write_bandwidth
+                ratio = read / best.write_bandwidth
                 memory_shape[target] = 1.0 / (curves.MIXES + (1.0 - curves.MIXES) * ratio)
             if best.read_latency:
                 latency[:, target] = best.read_latency + excess[:, target] * step
@@ -325,7 +325,11 @@ def apply(base: Machine, given: Profile, distance: np.ndarray, farther: np.ndarr
         pairs = np.zeros((base.nodes, base.nodes), bool)
         if entry.distance is not None:
             pairs = (distance == entry.distance) & ~np.eye(base.nodes, dtype=bool)
-        elif entry.initiator in base.node_ids and entry.target in base.node_ids:
+        elif (
+            entry.initiator is not None
+            and entry.target is not None
+            and {entry.initiator, entry.target} <= set(base.node_ids)
+        ):
             pairs[base.index_of(entry.initiator), base.index_of(entry.target)] = True
         family = entry.family()
         if family is not None:

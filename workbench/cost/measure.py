@@ -331,7 +331,8 @@ def measure(
     begin = time.monotonic()
     told("compiled", 0.02)
     share = 0.75 * budget / len(pairs)
-    memories, links = [], []
+    memories: list[dict[str, Any]] = []
+    links: list[dict[str, Any]] = []
     for number, (source, target) in enumerate(pairs):
         told(f"CPUs of node {source}, memory of node {target}", 0.02 + 0.75 * number / len(pairs))
         until = begin + share * (number + 1)

@@ -23,6 +23,7 @@ from workbench import costs as cost_table
 from workbench import safe_yaml
 from workbench.bitmap_lists import parse_list
 from workbench.cost import curves
+from workbench.cost.curves import Family
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.files import whole_file
@@ -70,7 +71,7 @@ class _Curved(_Model):
                 raise ValueError("needs idle_latency, bandwidth, peaks, curves or curves_file")
         return self
 
-    def family(self) -> curves.Family | None:
+    def family(self) -> Family | None:
         """Its curves, if it has some."""
         return curves.family(self.curves) if self.curves else None
 

@@ -344,7 +344,9 @@ def access_cost(
         machines, chosen = sampled(host, samples, seed, costs, profile)
     else:
         machines, chosen = [machine(host, costs, profile)], [dict(costs or {})]
-    share, reached, solutions = [], [], []
+    share: list[np.ndarray] = []
+    reached: list[float] = []
+    solutions: list[Solution] = []
     for model, values in zip(machines, chosen, strict=True):
         if not share or access.pattern == "zipf":
             nodes, part = memory_shares(dataset, access, costs=values)

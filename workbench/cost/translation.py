@@ -7,6 +7,7 @@ modelled, with the parameters of :mod:`workbench.costs`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -208,9 +209,7 @@ def table_walks(cost: xr.Dataset, guest_tables: np.ndarray, host_tables: np.ndar
     return walks, float(cost["cached"])
 
 
-def split_loss(
-    memory: int, split_blocks: int, block: str = "1 GiB", into: str = "4 KiB", **options: object
-) -> xr.Dataset:
+def split_loss(memory: int, split_blocks: int, block: str = "1 GiB", into: str = "4 KiB", **options: Any) -> xr.Dataset:
     """Walk cost before and after ``split_blocks`` huge mappings of a guest became small ones.
 
     Parameters
@@ -224,8 +223,8 @@ def split_loss(
     blocks = memory // size
     if not 0 <= split_blocks <= blocks:
         raise WorkbenchError(f"split_blocks: {split_blocks!r} of {blocks} blocks of {block}")
-    whole = walk_cost({block: memory}, **options)  # type: ignore[arg-type]
-    split = walk_cost({block: memory - split_blocks * size, into: split_blocks * size}, **options)  # type: ignore[arg-type]
+    whole = walk_cost({block: memory}, **options)
+    split = walk_cost({block: memory - split_blocks * size, into: split_blocks * size}, **options)
     text = results.provenance(
         command="cost.translation.split_loss",
         memory=memory,

@@ -163,12 +163,12 @@ def best_weights(
     else:
         machines, draws = [model], [dict(costs or {})]
     shares = weights / weights.sum(axis=1, keepdims=True)
-    number = np.array(list(vcpus.values()))
+    running = np.array(list(vcpus.values()))
     bandwidth, latency = np.empty((2, len(weights), len(machines)))
     for k, (drawn, values) in enumerate(zip(machines, draws, strict=True)):
         solution = solve(drawn, streams(drawn, shares, vcpus, access, costs=values))
         bandwidth[:, k] = solution.bandwidth.sum(axis=1)
-        latency[:, k] = solution.latency @ number / number.sum()
+        latency[:, k] = solution.latency @ running / running.sum()
     pick = slice(None) if len(machines) > 1 else 0
     return results.make(
         Weights,

@@ -29,7 +29,7 @@ EXTENT_BYTES = 24
 def any_of(flags: Bools, group: int) -> Bools:
     """Whether any of each ``group`` neighbours is set."""
     padded = np.concatenate((flags, np.zeros(-len(flags) % group, bool)))
-    return padded.reshape(-1, group).any(axis=1)
+    return np.asarray(padded.reshape(-1, group).any(axis=1))
 
 
 def page_cache_nodes(words: Bools, huge_2m: Bools, huge_1g: Bools) -> int:

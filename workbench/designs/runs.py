@@ -110,11 +110,11 @@ def _sampled(
 def _common(run: Run, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tuple[int, int]) -> dict[str, float]:
     """What is counted in the same way under every design."""
     shared = file.count("shared_pages")
-    mapped = leaves(*huge, LARGEST_LEAF[run.confidential])
+    by_1g, by_2m = (int(count) for count in leaves(*huge, LARGEST_LEAF[run.confidential]))
     return {
         "state_tree_bytes": acc.state_tree_bytes(file.shared_ranges(), run.pages),
-        "stage2_table_bytes": acc.stage2_bytes(blocks, *mapped),
-        "largest_leaf_bytes": ((mapped[0] << folio.ORDER_1G) + (mapped[1] << folio.ORDER_2M)) * PAGE_SIZE,
+        "stage2_table_bytes": acc.stage2_bytes(blocks, by_1g, by_2m),
+        "largest_leaf_bytes": ((by_1g << folio.ORDER_1G) + (by_2m << folio.ORDER_2M)) * PAGE_SIZE,
         "vmemmap_taken_pages": file.count("vmemmap_taken"),
         "vmemmap_freed_pages": file.count("vmemmap_freed"),
         "invalidations": file.count("invalidations"),

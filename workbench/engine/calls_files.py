@@ -74,14 +74,14 @@ def _flags(scenario: sc.Scenario, operation: sc.Create) -> int:
     """The flags word: as given, or what the VMM of the scenario asks for."""
     if operation.raw_flags is not None:
         return operation.raw_flags
-    names = operation.flags
+    names: tuple[str, ...] | None = operation.flags
     if names is None:
         vmm = profiles.VMM_PROFILES[scenario.guest.vmm_profile or "own"]
         names = (vmm.private_flags if scenario.guest.private_memory else vmm.ordinary_flags) or ()
         if not scenario.kernel.maps or attributes.wanted(scenario):
             names = ()  # a file that can be mapped would serve shared accesses too, and the second backend none
     words = {"mmap": GUEST_MEMFD_FLAG_MMAP, "init_shared": GUEST_MEMFD_FLAG_INIT_SHARED}
-    return sum(words[name] for name in set(names))
+    return sum(words[name] for name in dict.fromkeys(names or ()))
 
 
 def _init_shared_allowed(scenario: sc.Scenario) -> bool:

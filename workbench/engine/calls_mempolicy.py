@@ -156,11 +156,11 @@ def get_mempolicy(system: System, operation: sc.GetMempolicy) -> Result:
     file = system.files.get(operation.file)
     page = operation.offset // PAGE_SIZE
     mapping = file.mapping if file else None
-    if file is None or mapping is None or mapping.vma_at(page) is None:
+    vma = mapping.vma_at(page) if mapping else None
+    if file is None or mapping is None or vma is None:
         return failed(errno.EFAULT, **({} if operation.node else _reported(None)))
     if not operation.node:
-        vma = mapping.vma_at(page)
-        kept = file.inode.shared_policy.lookup(page) if _on_file(system, file) else vma and vma.policy
+        kept = file.inode.shared_policy.lookup(page) if _on_file(system, file) else vma.policy
         return Result(0, 0, _reported(kept))
     if file.inode.private:
         return failed(errno.EFAULT)

@@ -41,7 +41,9 @@ _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "m
 
 def wanted(scenario: sc.Scenario) -> bool:
     """Whether a scenario has an operation that needs the state of single pages."""
-    needing = (*_OPERATIONS, sc.Kexec) if DESIGNS[scenario.guest.design].store == "pfn map" else _OPERATIONS
+    needing: tuple[type[sc.Operation], ...] = (
+        (*_OPERATIONS, sc.Kexec) if DESIGNS[scenario.guest.design].store == "pfn map" else _OPERATIONS
+    )
     if scenario.conversion_mode == "out-of-place":  # conversions leave the file itself alone
         needing = tuple(kind for kind in needing if kind not in (sc.Convert, sc.ConvertStream))
     return any(isinstance(operation, needing) for operation in scenario.operations)
@@ -174,7 +176,7 @@ class Conversions:
         poisoned = file.poisoned()
         pinned = np.setdiff1d(file.pinned(), poisoned)
         pages = np.concatenate((poisoned, pinned))
-        rows = np.column_stack((pages, inode.base_map.zone_of(pages), np.arange(len(pages)) >= len(poisoned)))
+        rows: Int64s = np.column_stack((pages, inode.base_map.zone_of(pages), np.arange(len(pages)) >= len(poisoned)))
         return rows[rows[:, 1] >= 0]
 
     def erase_small(self, inode: Inode, file: TrackedFile, start: int, end: int, held: Int64s) -> None:

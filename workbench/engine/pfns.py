@@ -74,14 +74,24 @@ class FreePfns:
     def release(self, map_: FileMap, book: FilePfns, runs: Int64s) -> None:
         """Free the folios of runs int64 (n, 3), in ascending order."""
         self._keep_room(sum(int(run[1]) for run in runs if int(run[2]) in book.listed) + len(runs) * _MORE)
-        scratch = [np.empty(len(self.top), np.int64) for _ in range(3)]
+        first, second, third = np.empty((3, len(self.top)), np.int64)
         for run in runs:
             row = int(run[2])
             if row in book.listed:
                 self._release_listed(map_, book, run)
                 continue
             if kernels.release(
-                run, map_.allocations, map_.tiles, book.first, book.extents, *scratch, self.stack, self.top, self.unused
+                run,
+                map_.allocations,
+                map_.tiles,
+                book.first,
+                book.extents,
+                first,
+                second,
+                third,
+                self.stack,
+                self.top,
+                self.unused,
             ):
                 raise AssertionError("no room on the stack of free extents")
 

@@ -23,8 +23,8 @@ def unreached(system: System, operations: Sequence[sc.Operation], results: Seque
     if not private:
         return []
     amounts = {name: _nodes(system, inode) for name, inode in files.items()}
-    hidden = sum(amounts[name] for name in private)
-    total = sum(amounts.values())
+    hidden = np.sum([amounts[name] for name in private], axis=0)
+    total = np.sum(list(amounts.values()), axis=0)
     if not hidden.sum():
         return []
     where = ", ".join(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -402,7 +403,7 @@ class GuestEditor(Editor):
             (self.interface, "policy_interface"),
             (self.vm_type, "vm_type"),
         ):
-            self.on_change(widget, f"guest.{name}", lambda v, name=name: set_value(f"guest.{name}", v))
+            self.on_change(widget, f"guest.{name}", functools.partial(set_value, f"guest.{name}"))
         self.on_change(self.vmm, "guest.vmm_profile", lambda v: set_value("guest.vmm_profile", v))
         self.on_change(self.kernel, "kernel_profile", lambda v: set_value("kernel_profile", v))
         self.on_change(self.mode, "guest.conversion", lambda v: set_value("guest.conversion.mode", v))
@@ -432,8 +433,8 @@ class GuestEditor(Editor):
                 self.vcpu_nodes.nodes = [
                     data for data, node in zip(_node_data(host), host.nodes, strict=True) if node.cpus
                 ] or _node_data(host)
-                used = {vcpu.node if vcpu.node is not None else host.node_of_cpu(vcpu.cpu) for vcpu in guest.vcpus}
-                self.vcpu_nodes.selected = sorted(int(node) for node in used)
+                used = {vcpu.node if vcpu.cpu is None else host.node_of_cpu(vcpu.cpu) for vcpu in guest.vcpus}
+                self.vcpu_nodes.selected = sorted(node for node in used if node is not None)
 
 
 def _set_memory(text: str) -> Edit:
@@ -509,9 +510,11 @@ class PolicyEditor(Editor):
         host = self.scenario.host
         policy = edits.whole_policy([node.id for node in host.nodes if node.memory_bytes])
         count = len(self.scenario.guest.policies)
-        if self.try_edit(
-            "guest.policies", lambda: lambda mapping: edits.add_policy(mapping, policy, start, end) and None
-        ):
+
+        def add(mapping: dict[str, Any]) -> None:
+            edits.add_policy(mapping, policy, start, end)
+
+        if self.try_edit("guest.policies", lambda: add):
             self.select(count)
 
     def move_range(self, index: int, start: int, end: int) -> None:
@@ -699,7 +702,7 @@ class WorkloadEditor(Editor):
         )
         self.workload = edits.Workload()
         for widget, names in ((self.by, "by"), (self.order, "order"), (self.turn, "turn"), (self.stride, "stride")):
-            self.on_change(widget, "operations", lambda v, name=names: self._with(**{name: v}))
+            self.on_change(widget, "operations", functools.partial(self._with_one, names))
         self.on_change(self.shared, "operations", lambda v: self._with(shared=v))
         self.on_change(self.touch, "operations", self._touch)
         self.on_change(self.hog_node, "hog", lambda _: self._hog())
@@ -714,6 +717,9 @@ class WorkloadEditor(Editor):
     def _with(self, **changes: Any) -> Edit:
         workload = replace(self.workload, **changes)
         return lambda mapping: edits.set_workload(mapping, workload)
+
+    def _with_one(self, name: str, value: Any) -> Edit:
+        return self._with(**{name: value})
 
     def _touch(self, value: str) -> Edit:
         if value == "written":

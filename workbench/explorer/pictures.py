@@ -187,7 +187,7 @@ def _states(run: Run) -> list[dict[str, Any]]:
     total = guest_total(dataset)
     shared = _sharing(run, total)
     page_size = parse_bytes(guest.page_size)
-    sizes = [(0, total, guest.page_size)]
+    sizes: list[tuple[int, int, str]] = [(0, total, guest.page_size)]
     if page_size > PAGE_SIZE and run.scenario.generation != "two-stage":
         # A folio with a shared page in it is split to 4 KiB; with eager merging it is whole again afterwards.
         split = np.zeros(-(-total // page_size), bool)
@@ -337,7 +337,7 @@ def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
     palette = {node["id"]: node["color"] for node in nodes(dataset)}
     numbers = dataset["vcpu_node"].values
     modelled = _modelled(run, pattern)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for node in sorted({int(n) for n in numbers}):
         mine = np.flatnonzero(numbers == node)
         local = float(dataset["local_share"].values[mine[0]])

@@ -38,7 +38,7 @@ def colours_of(dataset: xr.Dataset) -> dict[int, str]:
     return dict(zip(ids, node_colours(dataset["distance"].values, dataset["node_cpus"].values), strict=True))
 
 
-def text_colour(background: str | Sequence[float]) -> str:
+def text_colour(background: str | tuple[float, float, float]) -> str:
     """Black or white, whichever is read better on a background."""
     red, green, blue = mcolors.to_rgb(background)
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "#111111"

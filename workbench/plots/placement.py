@@ -186,15 +186,15 @@ def _range_strip(axes: Axes, mine: pd.DataFrame, row: int, first: int, last: int
     inside = mine[(mine["start"] < last) & (mine["end"] > first)]
     if inside.empty:
         return
-    left = (inside["start"].values.clip(first, last) - first) / (last - first)
-    right = (inside["end"].values.clip(first, last) - first) / (last - first)
+    left = (inside["start"].to_numpy().clip(first, last) - first) / (last - first)
+    right = (inside["end"].to_numpy().clip(first, last) - first) / (last - first)
     colours = [POLICY_COLOURS.get(mode, "#999999") for mode in inside["mode"]]
     edge = {"edgecolor": "white", "linewidth": 0.6} if len(inside) < 100 else {"linewidth": 0}
     axes.broken_barh(list(zip(left, right - left, strict=True)), (top, _STRIP - 3), facecolors=colours, **edge)
-    wide = np.flatnonzero((right - left) * 140 > inside["policy"].str.len().values)
+    wide = np.flatnonzero((right - left) * 140 > inside["policy"].str.len().to_numpy())
     for index in wide:
         middle, colour = (left[index] + right[index]) / 2, common.text_colour(colours[index])
-        where = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
+        where: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
         axes.text(middle, top + _STRIP / 2 - 1, inside["policy"].iloc[index], **where)
 
 
@@ -292,7 +292,7 @@ def _by_policy(dataset: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
         cuts = np.concatenate(([0, folios], mine["start"] * PAGE_SIZE // folio, mine["end"] * PAGE_SIZE // folio))
         edges = np.unique(cuts.clip(0, folios).astype(np.int64))
         counts = results.node_counts(dataset, file, edges) * float(folio)
-        at = np.searchsorted(mine["start"].values * PAGE_SIZE // folio, edges[:-1], side="right") - 1
+        at = np.searchsorted(mine["start"].to_numpy() * PAGE_SIZE // folio, edges[:-1], side="right") - 1
         for first, row, amount in zip(edges[:-1], at, counts, strict=True):
             covered = row >= 0 and first < mine["end"].iloc[row] * PAGE_SIZE // folio
             label = str(mine["policy"].iloc[row]) if covered else "no policy of the file"
@@ -426,7 +426,7 @@ def local_remote(dataset: xr.Dataset) -> Figure:
                     axes.barh(row, share, left=left, color=colour, height=0.74, edgecolor="white", linewidth=0.5)
                     if share >= 6:
                         dark = common.text_colour(colour)
-                        where = {"ha": "center", "va": "center", "fontsize": 8, "color": dark}
+                        where: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": dark}
                         axes.text(left + share / 2, row, f"{share:.0f} %", **where)
                 left += share
             if not counts.any():
@@ -475,7 +475,7 @@ def compare(datasets: Mapping[str, xr.Dataset]) -> Figure:
                 share = 100 * count / total
                 axes.barh(row, share, left=left, color=colours[node], height=0.76, edgecolor="white", linewidth=0.4)
                 if share >= 1.45:
-                    where = {"ha": "center", "va": "center", "fontsize": 8 if share >= 4 else 6}
+                    where: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8 if share >= 4 else 6}
                     axes.text(left + share / 2, row, str(node), color=common.text_colour(colours[node]), **where)
                 left += share
             if not counts.any():

@@ -150,7 +150,7 @@ def pages_by_node(array: xr.DataArray, *, y: str) -> Figure:
             )
             left += width
         for row in np.flatnonzero(~np.isfinite(share).any(axis=1)):
-            place.text(0.01, row, "no pages: the guest was killed", va="center", color=MUTED, fontsize=8)
+            place.text(0.01, float(row), "no pages: the guest was killed", va="center", color=MUTED, fontsize=8)
         place.set_yticks(at, [str(value) for value in table[y].values])
         place.invert_yaxis()
         place.set(xlim=(0, 1), xlabel="share of the guest's pages")

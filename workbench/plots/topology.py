@@ -175,14 +175,14 @@ def _matrix(axes: Axes, dataset: xr.Dataset) -> None:
     if len(values) <= 12:
         norm: mcolors.Normalize = mcolors.BoundaryNorm(np.arange(len(values) + 1) - 0.5, len(values))
         shown = np.searchsorted(values, matrix)
-        heat = mcolors.ListedColormap(palette(np.linspace(0.02, 0.98, len(values))))
+        heat: mcolors.Colormap = mcolors.ListedColormap(palette(np.linspace(0.02, 0.98, len(values))))
     else:
         norm, shown, heat = mcolors.Normalize(values[0], values[-1]), matrix, palette
     image = axes.imshow(shown, cmap=heat, norm=norm, interpolation="nearest", aspect="equal")
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02)
     bar.set_label("SLIT distance (10 = local)", fontsize=8)
     if len(values) <= 12:
-        bar.set_ticks(np.arange(len(values)), labels=[str(value) for value in values])
+        bar.set_ticks(range(len(values)), labels=[str(value) for value in values])
     bar.ax.tick_params(labelsize=7)
     if size <= _ANNOTATED:
         font = 9 if size <= 12 else 7 if size <= 20 else 5.6

@@ -326,7 +326,8 @@ def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the
             sns.barplot(frame, x="view", y=name, hue="cell", palette=PALETTE, ax=ax, legend=bool(ax is axes[0]))
             ax.set(xlabel="what the guest is told", ylabel=label)
         handles, texts = axes[0].get_legend_handles_labels()
-        axes[0].get_legend().remove()
+        if (legend := axes[0].get_legend()) is not None:
+            legend.remove()
         labels = [f"virtual node {text}" for text in texts]
         made.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=7)
         made.suptitle(title, x=0.01, ha="left", fontsize=10)

@@ -53,8 +53,19 @@ def _append(archive: bytearray, inode: int, entry: Entry) -> None:
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     owner = group = modified = checksum = 0
     held_by = (0, 0)
-    fields = (inode, entry.mode, owner, group, links, modified, len(entry.data), *held_by, *entry.device)
-    fields += (len(name), checksum)
+    fields = (
+        inode,
+        entry.mode,
+        owner,
+        group,
+        links,
+        modified,
+        len(entry.data),
+        *held_by,
+        *entry.device,
+        len(name),
+        checksum,
+    )
     archive += b"070701" + b"".join(b"%08X" % field for field in fields)
     for part in (name, entry.data):
         archive += part

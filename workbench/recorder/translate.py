@@ -71,7 +71,8 @@ class _Translator:
             try:
                 self._operation(operation)
             except WorkbenchError as error:
-                raise WorkbenchError(f"operation {position} ({operation.op}): {error}") from None
+                name = operation.op  # type: ignore[attr-defined]  # each kind of operation has it, with its own value
+                raise WorkbenchError(f"operation {position} ({name}): {error}") from None
         self.lines += [f"place {name}" for file, name in self.files.items() if self.pages[file]]
         header = f"scenario {script_name(self.scenario.name)} tasks={len(self.tasks)}"
         return "\n".join([header, *self.lines]) + "\n"
@@ -91,10 +92,10 @@ class _Translator:
             for i, vcpu in enumerate(vcpus)
             if f"vcpu{i}" not in names
         ]
-        used = {operation.task for operation in self.operations}
+        used = {operation.task for operation in self.operations if operation.task is not None}
         if any(isinstance(operation, sc.FirstTouch) for operation in self.operations):
             used |= {f"vcpu{i}" for i in range(len(vcpus))}
-        unknown = sorted(used - {task.name for task in known} - {None})
+        unknown = sorted(used - {task.name for task in known})
         if unknown:
             raise WorkbenchError(f"task {unknown[0]!r}: is not a task of this scenario")
         tasks = [task for number, task in enumerate(known) if task.name in used or (number == 0 and None in used)]

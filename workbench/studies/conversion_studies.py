@@ -6,6 +6,7 @@ Used by notebook 03; every function runs whole streams in the kernel and takes w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -26,11 +27,11 @@ GIB = 1 << 30
 DESIGNS = ("split in one step", "split in two stages", "no struct page for private memory")
 
 
-def _provenance(function: str, **inputs: object) -> str:
+def _provenance(function: str, **inputs: Any) -> str:
     return results.provenance(command=f"studies.conversion_studies.{function}", **inputs)
 
 
-def _private(size: int, page_size: str, **options: str) -> ConversionFile:
+def _private(size: int, page_size: str, **options: Any) -> ConversionFile:
     file = ConversionFile(size, page_size, **options)
     file.run_stream(cv.populate(size))
     return file

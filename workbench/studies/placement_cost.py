@@ -204,12 +204,12 @@ def policy_costs(
         whole = traffic.memory_shares(
             dataset, access.model_copy(update={"pattern": "uniform", "offset": 0, "length": None})
         )
-        for k, (model, values) in enumerate(zip(machines, chosen, strict=True)):
+        for k, (model, drawn) in enumerate(zip(machines, chosen, strict=True)):
             walks, cached = np.zeros(model.nodes), 0.0
             if access.pattern != "streaming":
                 exponent = traffic.ZIPF_EXPONENT if access.pattern == "zipf" else 0.0
                 cost = translation.walk_cost(
-                    {page_size: guest.memory}, page_size, confidential=confidential, exponent=exponent, costs=values
+                    {page_size: guest.memory}, page_size, confidential=confidential, exponent=exponent, costs=drawn
                 )
                 by_vcpu = np.zeros(model.nodes)
                 by_vcpu[own] = weight / weight.sum()
@@ -221,7 +221,7 @@ def policy_costs(
                         parts[node],
                         {node: float(n)},
                         access,
-                        costs=values,
+                        costs=drawn,
                         extra_latency=extra_latency + cached,
                         walks=walks,
                     )
@@ -243,7 +243,7 @@ def policy_costs(
     coordinates: dict[str, object] = {"policy": names, "node": host.node_ids}
     if samples > 1:
         coordinates["parameter"] = list(chosen[0])
-        values["draw"] = np.array([list(drawn.values()) for drawn in chosen])
+        values["draw"] = np.array([list(draw.values()) for draw in chosen])
     return results.make(
         PolicyCosts,
         values,
@@ -334,7 +334,7 @@ def sentence(found: xr.Dataset) -> str:
     groups: dict[str, list[str]] = {}
     for name, alike in zip(found["policy"].values, found["alike"].values, strict=True):
         groups.setdefault(str(alike), []).append(str(name))
-    parts = []
+    parts: list[str] = []
     for names in groups.values():
         wins = float(found["wins"].sel(policy=names[0]))
         label = " = ".join(names)

@@ -21,7 +21,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -30,6 +30,9 @@ from workbench import results
 from workbench.errors import WorkbenchError
 from workbench.sweeps.grid import Grid
 from workbench.variables import Coordinate, Sweep, Variable
+
+if TYPE_CHECKING:
+    import zarr
 
 PENDING, DONE, FAILED = 0, 1, 2
 SCHEMA = "workbench-sweep/2"
@@ -248,7 +251,16 @@ def _write_template(store: Path, grid: Grid, nodes: list[int]) -> None:
     )  # fmt: skip
 
 
-def _attributes(declared: Variable | Coordinate) -> dict[str, str]:
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    import zarr
+
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        raise WorkbenchError(f"store: {name!r} is not an array in {group.store_path}")
+    return found
+
+
+def _attributes(declared: Variable | Coordinate) -> dict[str, Any]:
     basis = {"basis": declared.basis} if isinstance(declared, Variable) else {}
     return {"units": declared.units, "long_name": declared.long_name, **basis}
 

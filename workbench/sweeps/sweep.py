@@ -156,7 +156,7 @@ def estimate(grid: Grid, out: Path | None = None, run: Run = run_cell) -> Estima
     if out is not None and out.exists():
         with open_store(out, grid, nodes) as store:
             pending = int(np.count_nonzero(store.status() == PENDING))
-    times = []
+    times: list[float] = []
     for number in dict.fromkeys([0, grid.cells // 2, grid.cells - 1]):
         index = np.unravel_index(number, grid.shape)
         one = tuple(slice(int(at), int(at) + 1) for at in index)

@@ -58,8 +58,8 @@ def read_hwloc(root: Any, name: str) -> dict[str, Any]:
             known[node] = kind, sure
     # Memory for a purpose that nobody named: on released machines mostly HBM.
     known = {node: ("hbm", False) if kind == "spm" else (kind, sure) for node, (kind, sure) in known.items()}
-    for node in listed:
-        node["kind"] = known[node["id"]][0]
+    for described in listed:
+        described["kind"] = known[described["id"]][0]
     mark_memory_only(listed, known, set())
     return {
         "name": label(name.removesuffix(".xml")),

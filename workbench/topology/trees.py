@@ -18,7 +18,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, cast
 
 from workbench.errors import WorkbenchError
 from workbench.files import read_file
@@ -253,7 +253,7 @@ def archive_tree(path: Path, wanted: Callable[[str], bool]) -> ArchiveTree:
     links: dict[str, str] = {}
     try:
         stream = _Limited(_unpacked(packed), name)
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as archive:
             for member in _members(archive, name):
                 _keep(archive, member, name, wanted, files, links)
         while stream.read(1 << 20):  # to the checksum at the end
@@ -272,7 +272,7 @@ def _members(archive: tarfile.TarFile, name: str) -> Iterator[tarfile.TarInfo]:
     for count, member in enumerate(archive):
         if count >= ARCHIVE_MEMBERS:
             raise WorkbenchError(f"snapshot: {name} has more than {ARCHIVE_MEMBERS} members; no more are read")
-        archive.members = []  # tarfile keeps them all otherwise
+        vars(archive)["members"] = []  # tarfile keeps them all otherwise
         yield member
 
 

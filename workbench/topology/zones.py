@@ -79,12 +79,9 @@ def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES, thp: bool = Fals
     managed = table[:, 2] - table[:, 2] // STRUCT_PAGE_SHARE
     marks = watermarks(managed, table[:, 1], thp)
     free = _free(host, table, managed)
-    modelled = [
-        (int(table[i, 0]), int(table[i, 1]), int(managed[i]), int(free[i]), *(int(mark[i]) for mark in marks))
-        for i in range(len(table))
-    ]
+    modelled = np.column_stack((table[:, :2], managed, free, *marks)).tolist()
     stated = [
-        (index, ZONE_NAMES.index(zone.name), zone.managed, zone.free, zone.min, zone.low, zone.high)
+        [index, ZONE_NAMES.index(zone.name), zone.managed, zone.free, zone.min, zone.low, zone.high]
         for index, node in enumerate(host.nodes)
         for zone in node.zones or ()
     ]
@@ -95,7 +92,7 @@ def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES, thp: bool = Fals
         starts.get((int(node), int(kind)), int(after))
         for node, kind, after in zip(columns[0], columns[1], beyond[:-1], strict=True)
     ]
-    return ZoneTable(*columns, lowmem_reserve_normal=reserve, start_pfn=np.array(start_pfn, np.int64))
+    return ZoneTable(*[*columns, reserve, np.array(start_pfn, np.int64)])
 
 
 def _zone_at(address: int, lowmem_bytes: int) -> tuple[int, int]:

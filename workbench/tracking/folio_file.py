@@ -61,6 +61,8 @@ class ConversionFile(TrackedFile):
         "two levels" (never enough: ``xas_split`` of stock 7.3)
     """
 
+    state: folio.State
+
     def __init__(
         self,
         size: int,
@@ -266,9 +268,9 @@ def read_trace(path: str | Path) -> Int64s:
             stream[row, folio.ARGUMENT] = choice("trace.to", str(to), {"private": 1, "shared": 0})
         elif name in ("pin", "unpin"):
             stream[row, folio.ARGUMENT] = choice("trace.kind", str(kind), KINDS)
-    for column, name in ((folio.NODE, "node"), (folio.CPU, "cpu")):
-        if name in frame:
-            stream[:, column] = frame[name]
+    for place, column in ((folio.NODE, "node"), (folio.CPU, "cpu")):
+        if column in frame:
+            stream[:, place] = frame[column]
     return stream
 
 
@@ -346,7 +348,7 @@ def run(
         "part": list(PARTS),
         "node": np.arange(len(file.host.vmemmap)),
     }
-    attributes = {"scenario": name, "page_size": file.page_size, "guest_bytes": file.size}
+    attributes: dict[str, str | int | float] = {"scenario": name, "page_size": file.page_size, "guest_bytes": file.size}
     provenance = results.provenance(
         command="tracking.folio_file.run", file=attributes, stream=stream, every=every, samples=samples, seed=seed
     )

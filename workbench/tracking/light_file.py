@@ -34,6 +34,8 @@ class LightFile(TrackedFile):
     confidential : kind of guest, "none", "snp" or "tdx": it limits second-stage mappings
     """
 
+    state: light_map.State
+
     def __init__(
         self,
         size: int,

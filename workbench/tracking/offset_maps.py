@@ -284,14 +284,15 @@ class RangeMap(OffsetMap):
     def __init__(self, pages: int, max_order: int = 18) -> None:
         super().__init__(pages, max_order)
         self._top = np.zeros(range_table.TOP_FIELDS, np.int64)
-        self._columns = np.empty((3, 0), np.int64)
+        self._columns = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
 
     def _make_room(self, records: int) -> None:
-        have = self._columns.shape[1]
+        have = len(self._columns[0])
         need = int(self._top[range_table.COUNT]) + records
         if need > have:
             new = max(need, 2 * have, 256)
-            self._columns = np.concatenate([self._columns, np.empty((3, new - have), np.int64)], axis=1)
+            first, pages, pfn = (np.resize(column, new) for column in self._columns)
+            self._columns = first, pages, pfn
 
     def _run(self, stream: np.ndarray) -> None:
         at = 0

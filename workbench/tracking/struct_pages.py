@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from workbench import design as designs
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
@@ -114,7 +112,8 @@ def stage2_table_pages(present_pages: Counts, mapped_1g: Counts, mapped_2m: Coun
 
 def stage2_tables(present_pages: Counts, mapped_1g: Counts, mapped_2m: Counts, largest: str = "1 GiB") -> Counts:
     """All second-stage page-table pages: those of :func:`stage2_table_pages`, the root, and a table for each 512 GiB."""
-    upper = np.minimum(present_pages, 1) - (-present_pages // (1 << 27))
+    root = 1 * (present_pages > 0)
+    upper = root - (-present_pages // (1 << 27))
     return upper + stage2_table_pages(present_pages, mapped_1g, mapped_2m, largest)
 
 

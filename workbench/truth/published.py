@@ -378,7 +378,7 @@ def _automatic_weights(table: Table, out: _Rows) -> None:
         mempolicy.auto_weights(bandwidth, np.ones(len(bandwidth), bool), weights)
         for node, (published, weight) in enumerate(zip(case["published"], weights, strict=True)):
             note = table.model.get("assumed", "")
-            out.add(case["label"], f"weight of node {node}", "1", published, weight, "formula", note)
+            out.add(case["label"], f"weight of node {node}", "1", published, float(weight), "formula", note)
     if "unpublished" in table.model:
         for row in table.rows:
             if row[0] not in {case["label"] for case in table.model["cases"]}:

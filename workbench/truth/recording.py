@@ -219,9 +219,11 @@ def _host(path: Path, data: Mapping[str, Any]) -> tuple[Host, dict[int, int]]:
     for name, lines in files.items():
         matched = re.match(r"/sys/devices/system/node/node(\d+)/(distance|cpulist)$", name)
         if matched and lines:
-            target = distances if matched.group(2) == "distance" else cpulists
-            text = str(lines[0])
-            target.setdefault(int(matched.group(1)), [int(x) for x in text.split()] if target is distances else text)
+            node, text = int(matched.group(1)), str(lines[0])
+            if matched.group(2) == "distance":
+                distances.setdefault(node, [int(x) for x in text.split()])
+            else:
+                cpulists.setdefault(node, text)
         matched = re.match(r"/sys/kernel/mm/mempolicy/weighted_interleave/node(\d+)$", name)
         if matched and lines:
             weights.setdefault(int(matched.group(1)), int(lines[0]))

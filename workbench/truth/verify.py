@@ -254,7 +254,7 @@ def side_by_side(path: str | Path, name: str) -> xr.Dataset:
     pages = max((len(nodes) for nodes in expected), default=0)
 
     def table(rows: list[np.ndarray], dtype: type) -> np.ndarray:
-        out = np.full((len(rows), pages), -1, dtype)
+        out: np.ndarray = np.full((len(rows), pages), -1, dtype)
         for line, row in zip(out, rows, strict=True):
             line[: len(row)] = row
         return out
@@ -357,7 +357,7 @@ def _best_inode(
     recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None], position: int
 ) -> sc.Scenario:
     """Inode number modulo the least common multiple of the rotations; where that is large, as many together as can be."""
-    file = scenario.operations[position].file  # type: ignore[union-attr]
+    file = str(scenario.operations[position].file)  # type: ignore[union-attr]
     base, modulus = 0, 1
     periods = _rotation_lengths(scenario, file)
     while periods:
