@@ -11,7 +11,7 @@ MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: env demo test quick fuzz test-kernels lint types lab bench lock clean
+.PHONY: env demo test quick fuzz test-kernels lint lab bench lock clean
 .DEFAULT_GOAL := env
 
 env: $(VENV)/.installed
@@ -54,19 +54,13 @@ test-kernels: env
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -n 2 --dist loadfile --cov=kernels --cov-report=term-missing:skip-covered tests/kernels
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) -n 2 --dist loadfile tests/kernels
 
-# What is read without being run. mypy sees the package as it is installed, with kernels/ inside workbench/.
+# What is read without being run. mypy wants packages where their names say, and some of ours lie beside workbench/.
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	rm -rf build/types && mkdir -p build/types/workbench
-	ln -s $(CURDIR)/workbench/* $(CURDIR)/kernels build/types/workbench
-	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/build/mypy
-
-# mypy wants packages where their names say, and some of ours lie beside workbench/.
-types: env
-	rm -rf build/types && mkdir -p build/types/workbench
 	ln -s $(CURDIR)/workbench/* $(CURDIR)/kernels build/types/workbench/
-	cd build/types && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml -p workbench.kernels
+	cd build/types && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml --cache-dir ../mypy
 
 lab: env
 	$(BIN)/jupyter lab --notebook-dir=notebooks

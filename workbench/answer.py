@@ -174,7 +174,7 @@ def _put_host(system: System, put: Put) -> None:
 
 def _put_events(system: System, log: Log, put: Put) -> None:
     first = next(iter(system.tasks))
-    put("event_op", lambda: np.array([o.op for o in log.operations], dtype=str))  # type: ignore[attr-defined]
+    put("event_op", lambda: np.array([o.op for o in log.operations], dtype=np.str_))  # type: ignore[attr-defined]
     put("event_task", lambda: np.array([o.task or first for o in log.operations], dtype=str))
     put("event_file", lambda: np.array([getattr(o, "file", None) or "" for o in log.operations], dtype=str))
     put("event_ret", lambda: np.array([result.ret for result in log.results], np.int64))

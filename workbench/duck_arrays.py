@@ -39,7 +39,7 @@ def ask_without_importing() -> None:
     """Do so from now on in this process. An xarray that keeps its records elsewhere goes on as ever."""
     ask = getattr(utils, "is_dask_collection", None)
     if ask is not None:
-        utils.is_dask_collection = lambda value: "dask" in sys.modules and ask(value)
+        vars(utils)["is_dask_collection"] = lambda value: "dask" in sys.modules and ask(value)
     records = getattr(pycompat, "_cached_duck_array_modules", None)
     if isinstance(records, dict) and hasattr(pycompat, "DuckArrayModule"):
         for library in ARRAYS:

@@ -106,10 +106,10 @@ def _assemble(
         indexes[name] = PandasIndex.from_variables(along, options={})
         variables |= indexes[name].create_variables(along)
     sizes: dict[Hashable, int] = {}
-    for name, variable in variables.items():
-        for dim, size in zip(variable.dims, variable.shape, strict=True):
-            if sizes.setdefault(dim, size) != size:
-                raise ValueError(f"{name} has {size} along {dim}, others have {sizes[dim]}")
+    for held, variable in variables.items():
+        for along_dim, size in zip(variable.dims, variable.shape, strict=True):
+            if sizes.setdefault(along_dim, size) != size:
+                raise ValueError(f"{held} has {size} along {along_dim}, others have {sizes[along_dim]}")
     return xr.Dataset._construct_direct(variables, set(coordinates), sizes, attributes, indexes)
 
 
@@ -428,4 +428,4 @@ def load(path: str | Path) -> xr.Dataset:
 
 def read_provenance(dataset: xr.Dataset) -> dict[str, Any]:
     """The provenance: the scenario as a mapping, its seed and the versions it was simulated with."""
-    return json.loads(dataset.attrs["provenance"])  # type: ignore[no-any-return]
+    return json.loads(dataset.attrs["provenance"])

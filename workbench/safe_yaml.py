@@ -46,7 +46,7 @@ class _Loader(_Base):  # type: ignore[misc]
             raise yaml.constructor.ConstructorError(None, None, shown, node.start_mark)
         made = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
         try:
-            return made(node)  # type: ignore[no-any-return]
+            return made(node)
         except (ValueError, OverflowError, IndexError):
             shown = f"{node.value[:20]!r} is no number"
             raise yaml.constructor.ConstructorError(None, None, shown, node.start_mark) from None

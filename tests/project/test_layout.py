@@ -14,7 +14,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "workbench", "notebooks", "datasets", "kernels", "tests", "environment.yml",
-    "README.md", "SECURITY.md", "LICENSE", "pyproject.toml", "Makefile", "requirements.lock",
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "LICENSE", "pyproject.toml",
+    "Makefile", "requirements.lock",
 }  # fmt: skip
 
 

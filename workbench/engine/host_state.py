@@ -581,7 +581,7 @@ class HostState:
         allowed = self.mask(self.mems_allowed) if self.cpusets_enabled else np.ones(self.nodes, bool)
         # apply_policy_zone: BIND to nodes whose memory is all ZONE_MOVABLE is ignored for guest_memfd.
         everywhere = inode.kind == "memfd" or order > 0
-        bindable = np.ones(self.nodes, bool) if everywhere else self.has_normal_memory
+        bindable: np.ndarray = np.ones(self.nodes, bool) if everywhere else self.has_normal_memory
         return policy_nodemask(policy, nid, self.node_ids, allowed, bindable)
 
     def reserved_huge_pages(self) -> int:

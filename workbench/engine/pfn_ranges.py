@@ -410,7 +410,9 @@ class _Ranges:
 
     def take(self, node: int, pages: int, unit: int) -> Int64s:
         """Ranges (pfn, pages) of whole units, as few as possible; fewer pages than asked for if there are no more."""
-        return _take_all(lambda left, out: pfn_range.take(*self._state(), node, self.fit, left, unit, out[:1]), pages)
+        return _take_all(
+            lambda left, out: int(pfn_range.take(*self._state(), node, self.fit, left, unit, out[:1])), pages
+        )
 
     def usable(self, node: int, unit: int) -> int:
         return int(pfn_range.usable_pages(self._start, self._end, self._count, node, unit))
@@ -441,7 +443,7 @@ class _Blocks:
         return bool(pfn_range.buddy_remove(*self._state(), node, pfn, pages) == pfn_range.OK)
 
     def take(self, node: int, pages: int, unit: int) -> Int64s:
-        return _take_all(lambda left, out: pfn_range.buddy_take(*self._state(), node, left, unit, out[:1]), pages)
+        return _take_all(lambda left, out: int(pfn_range.buddy_take(*self._state(), node, left, unit, out[:1])), pages)
 
     def usable(self, node: int, unit: int) -> int:
         return int(pfn_range.buddy_usable_pages(self._count, node, unit))

@@ -57,7 +57,7 @@ class FreePfns:
         )  # fmt: skip
         if used < 0:
             raise AssertionError("a zone gave more folios than it had free")
-        book.used = used
+        book.used = int(used)
 
     @staticmethod
     def _grow_first(book: FilePfns, rows: int) -> None:

@@ -276,7 +276,7 @@ def _carry_out(
         vms,
         np.zeros((1 << 16, 2), np.int64),
     )
-    run: Callable[..., int]
+    run: Callable[..., Any]
     arguments: tuple[Any, ...]
     if allocator in _HUGE_PAGES:
         run = kernel.churn_hugetlb

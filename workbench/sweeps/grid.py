@@ -234,7 +234,7 @@ def _base(given: object, folder: Path) -> dict[str, Any]:
         raise WorkbenchError("grid.base: needs a scenario: a mapping, a path or the name of a ready one")
     if not isinstance(base, dict):
         raise WorkbenchError("grid.base: is not a scenario (a mapping)")
-    return json.loads(json.dumps(base))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(base))
 
 
 def _axis(name: str, given: object) -> Axis:

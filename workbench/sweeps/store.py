@@ -49,8 +49,8 @@ class SweepStore:
         self.nodes = nodes
         with quiet_zarr():
             group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
-            self._error = group["error"]
-            self._status = group["status"]
+            self._error = _array(group, "error")
+            self._status = _array(group, "status")
 
     def status(self) -> np.ndarray:
         """int8, one per cell: 0 pending, 1 done, 2 failed."""

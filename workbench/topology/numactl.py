@@ -99,7 +99,7 @@ def _node_line(read: _Text, number: int, line: str, words: list[str]) -> list[in
     entry = read.nodes.setdefault(node, {"id": node, "memory_bytes": 0})
     if name == "cpus":
         entry["cpus"] = _cpus(node, number, values)
-        return entry["cpus"]  # type: ignore[no-any-return]
+        return entry["cpus"]
     if len(values) != 2 or values[1] not in ("MB", "MiB") or not is_whole(values[0]):
         raise WorkbenchError(
             f"numactl: line {number}: node {node} {name}: {' '.join(values)[:40]!r} is not a size in MB"

@@ -185,10 +185,10 @@ class XarrayMap(OffsetMap):
     def _run(self, stream: np.ndarray) -> None:
         at = 0
         while True:
-            at = pagemap.run_xarray(stream, at, self.max_order, self._slots, self._header, self._top, self._found)
+            at = int(pagemap.run_xarray(stream, at, self.max_order, self._slots, self._header, self._top, self._found))
             if at == stream.shape[0]:
                 return
-            self._make_room(xarray_map.insert_nodes(int(stream[at, 1]), self.max_order))
+            self._make_room(int(xarray_map.insert_nodes(int(stream[at, 1]), self.max_order)))
 
     def _lookup(self, indices: np.ndarray, out: np.ndarray) -> None:
         xarray_map.load_many(self._slots, self._header, self._top, indices, out)
@@ -197,7 +197,7 @@ class XarrayMap(OffsetMap):
         return self._extent(xarray_map.find(self._slots, self._header, self._top, index, self._found))
 
     def _split(self, index: int, order: int) -> int:
-        self._make_room(xarray_map.insert_nodes(1 << self.max_order, order))
+        self._make_room(int(xarray_map.insert_nodes(1 << self.max_order, order)))
         made = int(xarray_map.split(self._slots, self._header, self._top, index, order, self._found))
         if made == xarray_map.REFUSED:
             raise WorkbenchError(
@@ -211,7 +211,7 @@ class XarrayMap(OffsetMap):
         if pages & (pages - 1) or start % pages:
             raise WorkbenchError(f"merge: {start}+{pages} is not an aligned power of two, as an XArray entry is")
         self._check(start, pages)
-        self._make_room(xarray_map.insert_nodes(0, 0))
+        self._make_room(int(xarray_map.insert_nodes(0, 0)))
         order = pages.bit_length() - 1
         joined = int(xarray_map.merge(self._slots, self._header, self._top, start, order, self._found))
         if joined < 0:
@@ -249,10 +249,10 @@ class MapleMap(OffsetMap):
     def _run(self, stream: np.ndarray) -> None:
         at = 0
         while True:
-            at = pagemap.run_maple(stream, at, self._nodes, self._top, self._found, self._path)
+            at = int(pagemap.run_maple(stream, at, self._nodes, self._top, self._found, self._path))
             if at == stream.shape[0]:
                 return
-            self._make_room(maple.store_nodes(self._top))
+            self._make_room(int(maple.store_nodes(self._top)))
 
     def _lookup(self, indices: np.ndarray, out: np.ndarray) -> None:
         maple.load_many(self._nodes, self._top, indices, out)
@@ -264,7 +264,7 @@ class MapleMap(OffsetMap):
         return self._extent(there)
 
     def _split(self, index: int, order: int) -> int:
-        self._make_room(maple.store_nodes(self._top) + (self.pages >> order) // 4 + 64)
+        self._make_room(int(maple.store_nodes(self._top)) + (self.pages >> order) // 4 + 64)
         return int(maple.split(self._nodes, self._top, index, order, self._found, self._path))
 
     @property
@@ -297,7 +297,7 @@ class RangeMap(OffsetMap):
     def _run(self, stream: np.ndarray) -> None:
         at = 0
         while True:
-            at = pagemap.run_ranges(stream, at, *self._columns, self._top)
+            at = int(pagemap.run_ranges(stream, at, *self._columns, self._top))
             if at == stream.shape[0]:
                 return
             self._make_room(range_table.STORE_ROOM)

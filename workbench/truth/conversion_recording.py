@@ -20,6 +20,8 @@ FORMAT = "guest_memfd conversion recording 1"
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _TERM = re.compile(r"([+-]?)(0x[0-9a-fA-F]+|\d+)([KMG]?)")
 Count = Annotated[int, Field(ge=0)]
+PoolSize = Literal["2048", "1048576"]
+"""KiB of a huge page, as /sys/kernel/mm/hugepages names its pools."""
 
 
 class _Model(BaseModel):
@@ -70,7 +72,7 @@ class FileState(_Model):
 class HostState(_Model):
     """The host after an operation."""
 
-    pools: dict[Literal["2048", "1048576"], Pool]
+    pools: dict[PoolSize, Pool]
     vmemmap_pages: Count
     kvm_pages: Annotated[list[Count], Field(min_length=3, max_length=3)]
     free_pages: list[Count]

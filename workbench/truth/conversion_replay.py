@@ -37,6 +37,7 @@ from workbench.truth.conversion_recording import (
     ConversionRecording,
     FileState,
     HostState,
+    PoolSize,
     RecordedConversions,
     RecordedOperation,
     parse,
@@ -46,7 +47,7 @@ from workbench.truth.recording import find_recording, load
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 PAGE_SIZES = {order: name for name, order in PAGE_ORDERS.items()}
-POOLS = {"2048": 9, "1048576": 18}
+POOLS: dict[PoolSize, int] = {"2048": 9, "1048576": 18}
 GIB = 1 << 30
 SIGBUS, SIGALRM = 7, 14
 KVM_EXIT_HLT, KVM_EXIT_MMIO, KVM_EXIT_MEMORY_FAULT = 5, 6, 39
@@ -167,7 +168,7 @@ class Replay:
         """Free huge pages of each size by node, for people: 2 MiB, then 1 GiB."""
         return _free_text({key: self._free(key) for key in self.recorded.start.pools})
 
-    def _free(self, key: str) -> list[int]:
+    def _free(self, key: PoolSize) -> list[int]:
         system = self.systems.get(POOLS[key])
         if system is None or system.conversions is None:
             return self.recorded.start.pools[key].free
@@ -431,7 +432,7 @@ class Replay:
                     file=file.name,
                     offset=first * PAGE_SIZE,
                     length=(last - first) * PAGE_SIZE,
-                    by=by,  # type: ignore[arg-type]
+                    by=by,
                 )
                 result = self._apply(file, touch)
                 if result.errno:
@@ -600,7 +601,7 @@ def side_by_side(path: str | Path, name: str) -> list[dict[str, str]]:
         raise WorkbenchError(f"scenario: {name!r} is not in this recording; it has {', '.join(sorted(known))}")
     replay, rows = Replay(recording, known[name]), []
     for operation, _ in replay.run():
-        free = {key: pool.free for key, pool in operation.after.pools.items()}
+        free: dict[str, list[int]] = {key: pool.free for key, pool in operation.after.pools.items()}
         rows.append({
             "operation": operation.op,
             "recorded": _answer_text(operation.returned),

@@ -464,7 +464,7 @@ def _nested_walks(table: Table, out: _Rows) -> None:
 
     for guest, host, g, h, refs in table.rows:
         value = translation.nested_walk_references(int(g), int(h))
-        out.add(f"guest {guest}, host {host}", table.columns[4], "references", refs, value, "formula")
+        out.add(f"guest {guest}, host {host}", table.columns[4], "references", refs, int(value), "formula")
 
 
 @_model("page_table_placement")
