@@ -6,6 +6,8 @@ SERVED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
   $$python -c '$(SERVED)' 2>/dev/null && command -v $$python && break; done)
 PIP ?=
+# yes: machine code of the kernels is made with the environment, so that the first answer comes fast.
+WARM ?= yes
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
@@ -27,7 +29,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	  cp requirements.lock $(VENV)/requirements.lock; }
 	$(INSTALL) --no-build-isolation -e .
 	$(BIN)/python -m pip check
-	$(BIN)/python -m workbench.kernels.warm
+	$(if $(filter yes,$(WARM)),$(BIN)/python -m workbench.kernels.warm)
 	touch $@
 
 # The main job: where does every page of a guest land on a real host? Ends with the report's path and a table.
