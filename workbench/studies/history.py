@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from workbench import profiles
+from workbench.bitmap_lists import format_list
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
 
@@ -64,9 +65,9 @@ def first_refusal(dataset: xr.Dataset) -> dict[str, str]:
 def _answer(event: xr.Dataset) -> str:
     if int(event["event_errno"]):
         return str(event["event_error"].values)
-    placed = [
-        f"{count:,} on {int(node)}"
-        for node, count in zip(event["node"].values, event["event_pages"].values.tolist(), strict=True)
-        if count
-    ]
+    nodes: dict[int, list[int]] = {}
+    for node, count in zip(event["node"].values.tolist(), event["event_pages"].values.tolist(), strict=True):
+        if count:
+            nodes.setdefault(count, []).append(node)
+    placed = [f"{count:,}{' each' if len(on) > 1 else ''} on {format_list(on)}" for count, on in nodes.items()]
     return "ok" if not placed else "ok: " + ", ".join(placed)
