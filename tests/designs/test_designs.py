@@ -203,7 +203,9 @@ def test_stage2_tables_per_kind_of_guest(confidential: str, tables: list[int]) -
     assert list(dataset["stage2_table_bytes"].values // 4096) == tables
 
 
-@pytest.mark.parametrize(("confidential", "tables"), [("none", 2 + 513), ("snp", 2 + 513 + 3), ("tdx", 2 + 4 * 513)])
+@pytest.mark.parametrize(
+    ("confidential", "tables"), [("sw_protected", 2 + 513), ("snp", 2 + 513 + 3), ("tdx", 2 + 4 * 513)]
+)
 def test_a_scenario_and_a_run_agree_about_second_stage_tables(confidential: str, tables: int) -> None:
     """4 GiB in 1 GiB pages with one 4 KiB page shared: :func:`simulate` and :func:`designs.compare` of the same stream."""
     import workbench as wb
@@ -228,7 +230,7 @@ def test_a_scenario_and_a_run_agree_about_second_stage_tables(confidential: str,
     share = simulated["mapping_share"].sel(design="hugetlb")
     leaves = compared["largest_leaf_bytes"].sel(design="hugetlb")
     assert float(share.sel(level=["2 MiB", "1 GiB"]).sum()) * memory == int(leaves)
-    largest = {"none": "1 GiB", "snp": "2 MiB", "tdx": "4 KiB"}[confidential]
+    largest = {"sw_protected": "1 GiB", "snp": "2 MiB", "tdx": "4 KiB"}[confidential]
     assert float(share.sel(level=largest)) == (0.75 if confidential != "tdx" else 1.0)
 
 
@@ -328,9 +330,12 @@ def test_a_scenario_answers_alike_under_every_design(page_size: str) -> None:
 name: designs
 host: {{name: h, nodes: [{{id: 0, memory_bytes: 4294967296, cpus: [0]}}, {{id: 1, memory_bytes: 4294967296, cpus: [1]}}],
         distances: [[10, 20], [20, 10]]}}
-guest: {{memory: 64 MiB, page_size: "{page_size}", design: pfn-range, policy_interface: mbind}}
+guest: {{memory: 64 MiB, page_size: "{page_size}", design: pfn-range, policy_interface: mbind,
+        vm_type: sw_protected, small_page_fallback: false}}
+kernel_profile: proposal-no-struct-page
 operations:
   - {{op: create}}
+  - {{op: convert, to: shared}}
   - {{op: mbind, mode: interleave, nodes: "0-1"}}
   - {{op: fault, by: host}}
   - {{op: pin, offset: 4 MiB, length: 8 KiB}}
@@ -343,7 +348,7 @@ operations:
     assert list(dataset["design"].values) == list(names)
     for answer in ("event_ret", "event_errno", "event_pages", "pages_per_node", "page_node"):  # what guest and VMM see
         assert (dataset[answer] == dataset[answer].isel(design=0)).all(), answer
-    assert list(dataset["event_errno"].values[-1]) == [0, 0, 0, 0, folio.EAGAIN, 0, 0]
+    assert list(dataset["event_errno"].values[-1]) == [0, 0, 0, 0, 0, folio.EAGAIN, 0, 0]
     assert (dataset["pages_per_node"].values > 0).all()
 
 

@@ -464,8 +464,8 @@ class Machine(RuleBasedStateMachine):
             if self.order and design.startswith("hugetlb"):
                 continue  # huge folios are refused by the format that there is for them
             file = self.files[design] = self.new_file(design)
-            for first, pages in after.shared.tolist():
-                assert file.convert(first * 4096, pages * 4096, "shared") == GOOD
+            for first, end in after.shared.tolist():
+                assert file.convert(first * 4096, (end - first) * 4096, "shared") == GOOD
             if isinstance(file, LightFile):
                 memory = file.memory
                 for unit, node in zip(units, nodes, strict=True):

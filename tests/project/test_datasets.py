@@ -87,6 +87,7 @@ GUEST = streams.BootGuest(memory=1 << 30)
 MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
     "simulate": lambda _: simulate(scenario()),
     "simulate, conversions": lambda _: simulate(scenario("snp-guest-boots")),
+    "simulate, kernels": lambda _: simulate(scenario("conversion-drifts"), kernel_profiles=["7.3", "7.2"]),
     "simulate, accesses and pfns": lambda _: simulate(accessed()),
     "simulate, designs": lambda _: simulate(
         small(page_size="2 MiB", design="hugetlb"), designs=["hugetlb", "pfn-range"]

@@ -211,7 +211,7 @@ def test_batch_runs_all_and_says_which_failed(folder):
         ("", "mapping"),
         ("jobs: []", "'jobs' needs a list"),
         ("jobs: [1]", "job 1: 1 is not a mapping"),
-        ("jobs: [{notebook: none.ipynb}]", "job 1: notebook 'none.ipynb' is not there"),
+        ("jobs: [{notebook: none.ipynb}]", "job 1: notebook 'none.ipynb': no such file"),
         ("jobs: [{parameters: {}}]", "job 1: 'notebook' is missing"),
         ("jobs: [{notebook: small.ipynb, parameters: {page: 1}}]", "job 1: small.ipynb: no parameter 'page'"),
         ("jobs: [{notebook: small.ipynb, params: {}}]", "no key 'params'"),

@@ -345,7 +345,7 @@ def test_large_yaml_is_refused_unread(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(100 << 20)  # a sparse file of 100 MiB
     begun = time.perf_counter()
-    with pytest.raises(WorkbenchError, match="100 MiB; at most 10 MiB are read"):
+    with pytest.raises(WorkbenchError, match="has more than 10,240 KiB; no more are read"):
         Host.from_yaml(path)
     assert time.perf_counter() - begun < 1
 
@@ -356,7 +356,7 @@ def test_large_yaml_is_refused_unread(tmp_path: Path) -> None:
         ("- a\n- b\n", "must be a mapping of fields, not list"),
         ("\n", "not NoneType"),
         ("a: [1\nb: 2\n", "not valid YAML in line 2"),
-        ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML in line 1"),
+        ("a: !!python/object/apply:os.system [ls]\n", "is not read; write plain values"),
         ("a: " + "[" * 200 + "]" * 200 + "\n", "nested deeper than"),
         ("1: a\n", "field names must be texts"),
         ("a: \x00\n", "not valid YAML"),

@@ -187,7 +187,7 @@ def test_smp(option: str, count: int) -> None:
         ("nothing", "a QEMU command line, a libvirt domain"),
         ("qemu-system-x86_64 -m lots", "-m: 'lots' is not a size"),
         ("qemu-system-x86_64 -m 99999999999T", "more than an exbibyte"),
-        ("qemu-system-x86_64 -m 2000T", "PiB"),
+        ("qemu-system-x86_64 -m 2000T", "guest.memory"),
         ("qemu-system-x86_64 -smp 0", "1 to 4096 are expected"),
         ("qemu-system-x86_64 -smp 4097", "1 to 4096 are expected"),
         ("qemu-system-x86_64 -smp x", "-smp cpus: 'x' is not a number"),

@@ -357,7 +357,10 @@ def punch_hole(system: System, inode: Inode, offset: int, length: int) -> Result
 
 def byte_span(operation: Any, inode: Inode) -> tuple[int, int]:
     """Offset and length of an operation in bytes; without a length, to the end of the file."""
-    length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
+    size = inode.pages * PAGE_SIZE
+    length = size - operation.offset if operation.length is None else operation.length
+    if length > size + PAGE_SIZE:  # past the end is past the end, however far: nothing is made as long as it says
+        length = size + PAGE_SIZE + length % PAGE_SIZE
     return _in_int64(operation.offset), _in_int64(max(0, length))
 
 

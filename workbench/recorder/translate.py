@@ -92,10 +92,10 @@ class _Translator:
             for i, vcpu in enumerate(vcpus)
             if f"vcpu{i}" not in names
         ]
-        used = {operation.task for operation in self.operations if operation.task is not None}
+        used: set[str | None] = {operation.task for operation in self.operations}
         if any(isinstance(operation, sc.FirstTouch) for operation in self.operations):
             used |= {f"vcpu{i}" for i in range(len(vcpus))}
-        unknown = sorted(used - {task.name for task in known})
+        unknown = sorted(name for name in used - {task.name for task in known} if name is not None)
         if unknown:
             raise WorkbenchError(f"task {unknown[0]!r}: is not a task of this scenario")
         tasks = [task for number, task in enumerate(known) if task.name in used or (number == 0 and None in used)]

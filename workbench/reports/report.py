@@ -343,6 +343,8 @@ def _check_replaceable(out: Path, force: bool) -> None:
     """Whether a report may be written here: nothing is there, or a report. Raises WorkbenchError if not."""
     from workbench.reports.html import read_embedded
 
+    if out.is_dir():
+        raise WorkbenchError(f"out: cannot write {str(out)!r}: it is a directory")
     if out.suffix.lower() not in (".html", ".htm"):
         raise WorkbenchError(f"out: {out.name!a} must end in .html")
     if out.is_file() and not force:

@@ -23,6 +23,9 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.bitmap_lists import format_list
+from workbench.design.filemap import FILEMAP
+from workbench.design.hugetlb import HUGETLB
+from workbench.design.hugetlb_hvo import HUGETLB_HVO
 from workbench.engine import calls
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
@@ -200,7 +203,7 @@ class Replay:
             guest=sc.Guest(
                 memory=PAGE_SIZE << order,
                 page_size=PAGE_SIZES[order],
-                design="filemap" if order == 0 else "hugetlb-hvo" if self.recording.hvo else "hugetlb",
+                design=(FILEMAP if order == 0 else HUGETLB_HVO if self.recording.hvo else HUGETLB).name,
                 vm_type="sw_protected",
                 conversion=sc.Conversion(mode="in-place", generation=self.rules.name if order else "C"),
             ),
