@@ -132,14 +132,21 @@ def write_notebook(directory: Path, scenario: str | None) -> Path:
     return target
 
 
+LAUNCH = (
+    "import os, sys; from voila.app import Voila; "
+    "Voila.launch_instance([*sys.argv[1:], '--token=' + os.environ.pop('WORKBENCH_TOKEN')])"
+)
+"""Voila takes its token as an argument only, and the process list shows arguments to everybody; the environment it does not."""
+
+
 def voila_command(notebook: Path, port: int, *, browser: bool = False, dark: bool = False) -> list[str]:
     """Voila on 127.0.0.1 with the token of its environment; nobody without the address gets in.
 
     Kernels of tabs that are gone end after :data:`IDLE_SECONDS`.
     """
     return [
-        *(sys.executable, "-m", "voila", str(notebook), "--Voila.ip=127.0.0.1", f"--port={port}", "--port_retries=0"),
-        *("--auto_token=True", "--template=explorer", "--show_tracebacks=True", "--Voila.log_level=WARN"),
+        *(sys.executable, "-c", LAUNCH, str(notebook), "--Voila.ip=127.0.0.1", f"--port={port}", "--port_retries=0"),
+        *("--template=explorer", "--show_tracebacks=True", "--Voila.log_level=WARN"),
         *(f"--MappingKernelManager.cull_idle_timeout={IDLE_SECONDS}", "--MappingKernelManager.cull_interval=30"),
         *([] if browser else ["--no-browser"]),
         *(["--theme=dark"] if dark else ["--theme=light"]),
@@ -150,7 +157,7 @@ def environment(token: str) -> dict[str, str]:
     """Our Voila template is found by way of JUPYTER_PATH; the token stands here, where other users do not see it."""
     ours = str(root("explorer") / "jupyter")
     return os.environ | {
-        "JUPYTER_TOKEN": token,
+        "WORKBENCH_TOKEN": token,
         "JUPYTER_PATH": os.pathsep.join(filter(None, [ours, os.environ.get("JUPYTER_PATH")])),
     }
 
