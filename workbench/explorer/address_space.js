@@ -49,7 +49,9 @@ function render({ model, el }) {
   let view = null;      // [start, stop] in bytes, fractional while moving
   let drag = null;
   let pointer = null;   // x of the mouse in the canvas
-  const frame = () => model.get("frame");
+  // Nothing to show before the first result, nor when the guest's file could not be made.
+  const EMPTY = { total: 0, page: 4096, start: 0, stop: 0, nodes: [], ranges: [], states: [] };
+  const frame = () => { const f = model.get("frame"); return f?.total ? f : EMPTY; };
   const width = () => canvas.clientWidth;
   const inner = () => width() - 2 * MARGIN;
   const toX = (offset) => MARGIN + (offset - view[0]) / (view[1] - view[0]) * inner();
@@ -72,6 +74,7 @@ function render({ model, el }) {
   let timer = null;
   function show(start, stop, quiet = false) {
     const f = frame(), least = f.page;
+    if (!f.total || !view) return;
     let size = Math.max(least, Math.min(f.total, stop - start));
     start = Math.max(0, Math.min(f.total - size, start));
     view = [start, start + size];
@@ -80,16 +83,19 @@ function render({ model, el }) {
     clearTimeout(timer);
     timer = setTimeout(() => { model.set("viewport", view.map(Math.round)); model.save_changes(); }, 25);
   }
-  function zoom(factor, centre = (view[0] + view[1]) / 2) {
+  function zoom(factor, centre = view && (view[0] + view[1]) / 2) {
+    if (!view) return;
     const size = Math.max(frame().page, (view[1] - view[0]) * factor);
     const share = (centre - view[0]) / (view[1] - view[0]);
     show(centre - share * size, centre - share * size + size);
   }
   function pan(share) {
+    if (!view) return;
     const by = share * (view[1] - view[0]);
     show(view[0] + by, view[1] + by);
   }
   function onePage() {
+    if (!view) return;
     const f = frame(), page = Math.floor((view[0] + view[1]) / 2 / f.page) * f.page;
     show(page, page + f.page);
   }
@@ -152,7 +158,13 @@ function render({ model, el }) {
 
   function draw() {
     const f = frame();
-    if (!f || !f.total || !width()) return;
+    if (!f.total) {
+      view = null;
+      canvas.width = canvas.width;  // clears what an earlier run drew
+      where.textContent = "";
+      canvas.setAttribute("aria-label", "Address space of the guest: nothing to show yet.");
+    }
+    if (!f.total || !width()) return;
     if (!view || view[1] > f.total) view = [0, f.total];
     const top = layout(), ratio = window.devicePixelRatio || 1;
     canvas.style.height = `${top.height}px`;
@@ -297,6 +309,7 @@ function render({ model, el }) {
   const snapStep = (f) => { let step = f.page; while (step * 2 <= (view[1] - view[0]) / inner() * 4) step *= 2; return step; };
 
   canvas.addEventListener("pointerdown", (event) => {
+    if (!view) return;
     const [x, y] = local(event), at = hit(x, y);
     canvas.setPointerCapture(event.pointerId);
     if (at.place === "minimap") { const half = (view[1] - view[0]) / 2, c = (x - MARGIN) / inner() * frame().total; show(c - half, c + half); return; }
@@ -305,6 +318,7 @@ function render({ model, el }) {
     if (at.place === "band") { drag.range = { index: -1 }; drag.shown = { start: snap(drag.from), end: snap(drag.from) }; }
   });
   canvas.addEventListener("pointermove", (event) => {
+    if (!view) return;
     const [x, y] = local(event);
     pointer = x;
     if (!drag) {
@@ -341,10 +355,10 @@ function render({ model, el }) {
   canvas.addEventListener("pointerup", drop);
   canvas.addEventListener("pointercancel", () => { drag = null; draw(); });
   canvas.addEventListener("pointerleave", () => { pointer = null; if (!drag) draw(); });
-  canvas.addEventListener("dblclick", (event) => zoom(0.25, toOffset(local(event)[0])));
+  canvas.addEventListener("dblclick", (event) => { if (view) zoom(0.25, toOffset(local(event)[0])); });
   canvas.addEventListener("wheel", (event) => {
     // Plain scrolling must go on scrolling the page unless the canvas has the focus.
-    if (!event.ctrlKey && document.activeElement !== canvas) return;
+    if (!view || !event.ctrlKey && document.activeElement !== canvas) return;
     event.preventDefault();
     event.stopPropagation();
     zoom(event.deltaY > 0 ? 1.35 : 1 / 1.35, toOffset(local(event)[0]));
@@ -352,7 +366,7 @@ function render({ model, el }) {
   canvas.addEventListener("keydown", (event) => {
     const action = { "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), ArrowLeft: () => pan(-0.1), ArrowRight: () => pan(0.1),
       PageUp: () => pan(-1), PageDown: () => pan(1), Home: () => show(0, frame().total) }[event.key];
-    if (!action || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (!view || !action || event.ctrlKey || event.altKey || event.metaKey) return;
     action();
     readout.textContent = describe(width() / 2);
     event.preventDefault();

@@ -21,7 +21,7 @@ from workbench.errors import WorkbenchError
 from workbench.explorer import edits, pictures, static
 from workbench.explorer.controller import Controller, Event, Run, Simulate, _engine
 from workbench.explorer.editors import Editor, GuestEditor, MachineEditor, PolicyEditor, WorkloadEditor
-from workbench.explorer.widgets import STYLE, AddressSpace, Chart, Share
+from workbench.explorer.widgets import STYLE, AddressSpace, Chart, Share, TimeSlider
 from workbench.kernels import first_use
 from workbench.scenario import Scenario
 from workbench.units import format_bytes, parse_bytes
@@ -120,6 +120,14 @@ class Explorer:
             return self._replay.run
         return run
 
+    @property
+    def _replaying(self) -> bool:
+        """Whether the views wait for the beginning of the run that the time slider asks for."""
+        beginning = self._replay.run
+        return self.time.value < self.time.max and (
+            beginning is None or beginning.scenario is not self._replay.scenario
+        )
+
     # --------------------------------------------------------------------------------------------------- layout
 
     def _build_header(self) -> None:
@@ -149,10 +157,7 @@ class Explorer:
         self.space.observe(lambda change: self._gesture(change["new"]), "gesture")
         self.space.observe(lambda change: self._range_chosen(change["new"]), "selected")
         self.policy.on_select = lambda index: setattr(self.space, "selected", index)
-        self.time = w.IntSlider(
-            min=1, max=1, value=1, description="after operation", style={"description_width": "105px"},
-            layout=w.Layout(flex="1 1 auto", min_width="180px"),
-        )  # fmt: skip
+        self.time = TimeSlider(layout=w.Layout(flex="1 1 auto", min_width="180px"))
         self.time.observe(lambda change: self._time_moved(), "value")
         self.goto = w.Text(
             placeholder="12 GiB", description="go to", continuous_update=False, style={"description_width": "40px"}
@@ -304,7 +309,7 @@ class Explorer:
         """Dim a picture that is not of the present settings; returns whether it is old."""
         run = self.controller.run
         old = run is not None and run.scenario is not self.controller.scenario
-        if old:
+        if old or self._replaying:
             self.views.add_class("wb-old")
         else:
             self.views.remove_class("wb-old")
@@ -354,17 +359,18 @@ class Explorer:
         run = self.controller.run
         if run is None:
             return
-        events = max(1, run.dataset.sizes["event"])
-        if self.time.max != events or self._replay_of is not run:
+        last = max(0, run.dataset.sizes["event"] - 1)
+        if self.time.max != last or self._replay_of is not run:
             at_end = self.time.value >= self.time.max
             self._moving = True
-            self.time.max = events
-            if at_end or self.time.value > events:
-                self.time.value = events
+            with self.time.hold_sync():  # one message: a value beyond the end would be cut in the browser
+                self.time.max = last
+                if at_end or self.time.value > last:
+                    self.time.value = last
             self._moving = False
             self._replay_of = run
-            if self.time.value < events:
-                self._time_moved()
+            if self.time.value < last:
+                self._replay_beginning(run)
         self._show_space(force=False)
         self._show_running()
         self.unpin.layout.display = "" if self.controller.pinned else "none"
@@ -409,13 +415,11 @@ class Explorer:
         elif name == "Over time":
             whole = self.controller.run
             assert whole is not None
-            self.time_chart.data = pictures.timeline(
-                whole, min(self.time.value, whole.dataset.sizes["event"]) - 1, self._serial
-            )
+            self.time_chart.data = pictures.timeline(whole, min(self.time.value, self.time.max), self._serial)
         elif name == "Calls":
             whole = self.controller.run
             assert whole is not None
-            self.calls.value = pictures.events_table(whole.dataset, self.time.value - 1)
+            self.calls.value = pictures.events_table(whole.dataset, self.time.value)
         elif name == "Compare":
             if pinned is None:
                 self.compare.value = (
@@ -481,9 +485,15 @@ class Explorer:
         if self.time.value >= self.time.max:
             self._notify("pinned")
             return
+        self._replay_beginning(run)
+        # What is read from the whole run moves at once; the rest is dimmed until the beginning has been replayed,
+        # which it has been already when the slider comes back to where it stood.
+        self._notify("pinned")
+
+    def _replay_beginning(self, run: Run) -> None:
         from workbench.engine.generators import expand
 
-        operations = expand(run.scenario)[: self.time.value]
+        operations = expand(run.scenario)[: self.time.value + 1]
         self._replay.scenario = run.scenario.model_copy(update={"operations": tuple(operations)})
 
     # ---------------------------------------------------------------------------------------------------- share

@@ -157,7 +157,7 @@ function time(data, width, height) {
   });
   const now = x(Math.min(data.at, data.events - 1));
   root.append(svg("line", { x1: now, x2: now, y1: 14, y2: height - 20, class: "wb-now" }),
-    label(left, height - 6, "first operation"), label(width - 12, height - 6, `operation ${data.events}`, { "text-anchor": "end" }),
+    label(left, height - 6, "operation 0"), label(width - 12, height - 6, `operation ${data.events - 1}`, { "text-anchor": "end" }),
     label(Math.min(Math.max(now, left + 120), width - 130), height - 6, data.now, { "text-anchor": "middle", class: "wb-text wb-strong" }));
   return root;
 }

@@ -400,13 +400,13 @@ def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
         }
     ]
     panels += _conversion_panels(dataset)
-    op, where = str(dataset["event_op"].values[at]), at + 1
+    op = str(dataset["event_op"].values[at])
     return {
         "panels": panels,
         "events": events,
         "at": at,
-        "now": f"{where}: {op}",
-        "summary": f"{events} operations; after {where} ({op}).",
+        "now": f"{at}: {op}",
+        "summary": f"{events} operations; after operation {at} ({op}).",
         "serial": serial,
     }
 
@@ -444,7 +444,7 @@ def events_table(dataset: xr.Dataset, at: int | None = None, most: int = 300) ->
         detail = json.loads(str(columns["detail"][i]) or "{}")
         words = ", ".join(f"{key} {value}" for key, value in detail.items())
         cells = [
-            str(i + 1),
+            str(i),
             html.escape(str(columns["op"][i])),
             html.escape(str(columns["task"][i])),
             html.escape(str(columns["file"][i])),
@@ -455,7 +455,9 @@ def events_table(dataset: xr.Dataset, at: int | None = None, most: int = 300) ->
         ]
         mark = ' class="wb-here" aria-current="step"' if i == at else ""
         rows.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    note = f"<p>Operations {first + 1} to {first + len(rows)} of {count}.</p>" if len(rows) < count else ""
+    note = (
+        f"<p>Operations {first} to {first + len(rows) - 1} of {count}, counted from 0.</p>" if len(rows) < count else ""
+    )
     heads = ("", "call", "task", "file", "returns", "errno", "memory placed", "detail")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return f'{note}<table class="wb-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

@@ -32,6 +32,18 @@ class Chart(anywidget.AnyWidget):
     data = traitlets.Dict().tag(sync=True)
 
 
+class TimeSlider(anywidget.AnyWidget):
+    """After which operation the views stand, counted from 0; ``max`` is the last one.
+
+    The slider of ipywidgets keeps the end it was made with for the key End, so one that is shown before the first
+    result never leaves its first operation.
+    """
+
+    _esm = _HERE / "time_slider.js"
+    value = traitlets.Int(0).tag(sync=True)
+    max = traitlets.Int(0).tag(sync=True)
+
+
 class NodePicker(anywidget.AnyWidget):
     """Nodes as toggles; with ``weighted`` also a slider for the weight of each chosen one."""
 
