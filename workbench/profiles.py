@@ -78,11 +78,11 @@ class KernelProfile:
     ``conversion`` lists the modes it has, the one that people use first. ``huge_pages``: a file may be backed by 2 MiB and
     1 GiB pages. ``generation`` names the rules of conversion in place (:mod:`workbench.tracking.generations`), empty where
     the kernel has none. ``private_init_shared``: INIT_SHARED is allowed for types with private memory too.
-    ``preserves_policy``: a file handed over by kexec keeps its mempolicy. ``maps``: a file may be created with MMAP and
-    INIT_SHARED, and a VM without private memory may use one. ``file_policy``: mbind through a mapping sets the policy of
-    the file; where it is False the VMA keeps it and no allocation of the file looks there. ``auto_weights``: interleave
-    weights follow the bandwidths that firmware tells. ``distributions`` are those that ship it or say that they carry its
-    rules; ``(assumed)`` where only the base version is known.
+    ``preserves_policy``: a file handed over by kexec keeps its mempolicy. ``maps`` (from 6.18 on): a file may be created
+    with MMAP and INIT_SHARED, and a VM without private memory may use one. ``file_policy`` (from 6.19 on): mbind through a
+    mapping sets the policy of the file; where it is False the VMA keeps it and no allocation of the file looks there.
+    ``auto_weights`` (from 6.16 on): interleave weights follow the bandwidths that firmware tells. ``distributions`` are
+    those that ship it or say that they carry its rules; ``(assumed)`` where only the base version is known.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import xarray as xr
 
@@ -130,7 +131,7 @@ def _along(
                 progress(before * total + done, len(values) * total)
 
         parts.append(simulate(one, progress=step, cancelled=cancelled))
-    parts = _with_all_files(parts)
+    parts = _with_equal_tables(_with_all_files(parts))
     shapes = [{name: variable.shape for name, variable in part.data_vars.items()} for part in parts]
     common = [name for name in shapes[0] if all(shape.get(name) == shapes[0][name] for shape in shapes)]
     kept = [name for name in common if "zone" not in parts[0][name].dims]
@@ -145,8 +146,35 @@ def _with_all_files(parts: list[xr.Dataset]) -> list[xr.Dataset]:
     out = []
     for part in parts:
         fill = {str(name): nothing.get(str(name), 0) for name, made in part.data_vars.items() if "file" in made.dims}
-        out.append(part if part.sizes["file"] == len(names) else part.reindex(file=names, fill_value=fill))
+        if part.sizes["file"] != len(names):
+            kinds = {name: made.dtype for name, made in part.data_vars.items() if name in fill}
+            part = part.reindex(file=names, fill_value=fill)
+            part = part.assign({name: part[name].astype(kind) for name, kind in kinds.items()})
+        out.append(part)
     return out
+
+
+_TABLES = ("run", "observed_run", "small_run", "stretch", "small_stretch", "tile_entry", "page", "range")
+"""Dimensions of tables whose rows a run has as many of as it needs."""
+
+
+def _with_equal_tables(parts: list[xr.Dataset]) -> list[xr.Dataset]:
+    """Tables of runs, stretches and ranges are as long as the longest: rows that are no rows name no file and no node."""
+    longest = {dim: max(part.sizes.get(dim, 0) for part in parts) for dim in _TABLES}
+    out = []
+    for part in parts:
+        more = {dim: (0, most - part.sizes[dim]) for dim, most in longest.items() if part.sizes.get(dim, most) < most}
+        empty: Any = {
+            name: "" if made.dtype.kind == "U" else False if made.dtype.kind == "b" else _NOBODY.get(str(name), 0)
+            for name, made in part.data_vars.items()
+        }
+        out.append(part.pad(more, constant_values=empty) if more else part)
+    return out
+
+
+_NOBODY = dict.fromkeys(
+    ("run_node", "observed_run_node", "observed_run_event", "small_run_node", "tile_node", "page_node", "page_pfn"), -1
+)
 
 
 def _rules(scenario: sc.Scenario) -> dict[str, str]:

@@ -72,6 +72,21 @@ def test_lab_is_the_version_we_mean(page: Page) -> None:
     assert int(page.evaluate("() => window.jupyterapp.version").split(".")[0]) >= 4
 
 
+def test_choose_another_kernel(page: Page) -> None:
+    """6.18 takes the policy and places by the vCPUs; 6.12 has no mapping, and says so; from 6.19 on the policy decides."""
+    status(page, "25 % on node 0")
+    editor(page, "Guest")
+    kernel = field(page, "kernel")
+    assert kernel.locator("option").all_text_contents()[1:6] == ["6.12", "6.16", "6.17", "6.18", "6.19"]
+    kernel.select_option("6.18")
+    status(page, "12.5 % on node 0")
+    kernel.select_option("6.12")
+    status(page, "None of 64 GiB is present: EFAULT, a guest_memfd has no mapping on 6.12; from 6.18 on.")
+    kernel.select_option("7.2")
+    status(page, "25 % on node 0")
+    kernel.select_option("oldest that has it")
+
+
 def test_choose_another_machine(page: Page) -> None:
     status(page, "25 % on node 0")
     editor(page, "Machine")

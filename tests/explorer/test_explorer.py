@@ -13,7 +13,7 @@ import ipywidgets
 import numpy as np
 import pytest
 
-from workbench import results
+from workbench import profiles, results
 from workbench.errors import WorkbenchError
 from workbench.explorer import Explorer, explore, pictures
 from workbench.scenario import Scenario
@@ -55,6 +55,19 @@ def test_the_engine_runs_what_the_editors_say(explorer: Explorer) -> None:
     explorer.guest.memory.value = "2 GiB"
     assert on_nodes(explorer) == {5: 2.0}
     assert simulate(explorer.scenario).identical(explorer.result)
+
+
+def test_the_kernel_decides_what_a_policy_does(explorer: Explorer) -> None:
+    """6.18 takes the policy and places by the vCPUs; on 6.12 nothing can be placed, and the status says why."""
+    kernel = explorer.guest.kernel
+    assert [value for _, value in kernel.options][1:] == list(profiles.KERNEL_PROFILES)
+    kernel.value = "6.18"
+    assert on_nodes(explorer) == {0: 0.5, 4: 0.5}
+    kernel.value = "6.12"
+    refused = "None of 1 GiB is present: EFAULT, a guest_memfd has no mapping on 6.12; from 6.18 on."
+    assert pictures.summary(explorer.result) == refused
+    kernel.value = "6.19"
+    assert on_nodes(explorer) == {0: 0.25, 1: 0.25, 2: 0.25, 3: 0.25}
 
 
 def test_another_machine_takes_the_guest_along(explorer: Explorer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from workbench.plots import placement as plots
 from workbench.plots import topology as plots_topology
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
+from workbench.studies.history import history
 from workbench.topology.host import Host, machine_names
 from workbench.units import byte_unit, format_bytes
 
@@ -261,3 +263,43 @@ def test_a_guest_that_was_killed() -> None:
     drawn(bars)
     drawn(plots.fallback(dataset))
     assert plots.events(dataset)["errno"].iloc[-1] == "ENOMEM"
+
+
+def test_placement_by_kernel() -> None:
+    """One line for each kernel: colours where its pages lie, and the refused call where there are none."""
+    scenario = Scenario.from_mapping(
+        {
+            "name": "test",
+            "host": "epyc1-naples-2s",
+            "guest": {"memory": "1 GiB", "vcpus": [{"node": 0}, {"node": 4}]},
+            "operations": [
+                {"op": "create", "flags": ["mmap", "init_shared"]},
+                {"op": "mbind", "mode": "bind", "nodes": "2"},
+                {"op": "fault", "by": "guest", "task": "vcpu0", "length": 1 << 29},
+                {"op": "fault", "by": "guest", "task": "vcpu1", "offset": 1 << 29, "length": 1 << 29},
+            ],
+        }
+    )
+    kernels = ["6.12", "6.18", "7.3"]
+    dataset = history(scenario, kernels)
+    whole, half = (1 << 30) // 4096, (1 << 29) // 4096
+    for kernel, expected in zip(kernels, ([], [(0, 0), (1, 4)], [(0, 2), (1, 2)]), strict=True):
+        counts = results.node_counts(dataset.sel(kernel=kernel), "guest", [0, half, whole])
+        assert [(part, node) for part, node in np.argwhere(counts == half)] == expected
+    (axes,) = plots.placement_maps(dataset).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == kernels
+    texts = [text.get_text() for text in axes.texts]
+    assert "create: EINVAL (mapping and init_shared: not on 6.12; from 6.18 on)" in texts
+    assert [text for text in texts if text.isdecimal()] == ["0", "4", "2"]
+    with pytest.raises(WorkbenchError, match="no dimension 'design'"):
+        plots.placement_maps(dataset, "design")
+
+
+def test_a_result_by_kernel_survives_a_file(tmp_path: Path) -> None:
+    dataset = history(Scenario.from_mapping({"host": "epyc1-naples-2s", "guest": {"memory": "1 MiB"}}), ["6.12", "7.3"])
+    for name in ("h.nc", "h.zarr"):
+        results.save(dataset, tmp_path / name)
+        back = results.load(tmp_path / name)
+        assert back["page_node"].dtype == np.int8
+        assert results.node_counts(back.sel(kernel="7.3"), "guest").sum() == 256
+        assert results.node_counts(back.sel(kernel="6.12"), "guest").sum() == 0

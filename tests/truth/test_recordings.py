@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from workbench.commands.cli import app
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.truth.recording import read, unpack_place
@@ -60,6 +62,28 @@ def recording(tmp_path):
 def test_unaltered_part_agrees(recording):
     data, check = recording
     assert check(data).agrees
+
+
+@pytest.mark.parametrize(
+    ("line", "profile", "note"),
+    [
+        ("Linux version 7.3.4-amd64 (debian-kernel@lists.debian.org)", "7.3", ""),
+        ("Linux version 7.5.1 (x)", "7.4", "recorded on Linux 7.5.1, which has no profile: judged by 7.4, the nearest"),
+        ("", "", ""),
+    ],
+)
+def test_whose_rules_a_recording_is_held_against(recording, line, profile, note):
+    data, check = recording
+    report = check(data | {"kernel": line, "scenarios": data["scenarios"][:1]})
+    assert (report.profile, report.note) == (profile, note)
+    assert report.as_mapping()["note"] == note
+
+
+def test_a_version_in_between_says_so_on_the_command_line(recording, tmp_path):
+    data, _ = recording
+    path = write(tmp_path, data | {"kernel": "Linux version 7.9.0", "scenarios": data["scenarios"][:1]})
+    reply = CliRunner().invoke(app, ["verify", str(path)])
+    assert "r.json: recorded on Linux 7.9.0, which has no profile: judged by 7.4, the nearest" in reply.stdout
 
 
 def test_a_kernel_that_keeps_other_struct_pages_is_found(tmp_path):

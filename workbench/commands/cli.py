@@ -145,6 +145,9 @@ def _print_reports(reports: list[Any], most: int) -> None:
         totals = [str(value) for value in report.totals().values()]
         table.add_row(Path(report.path).name, report.topology, *totals)
     console().print(table)
+    for report in reports:
+        if report.note:
+            typer.echo(f"{Path(report.path).name}: {report.note}")
     reasons: dict[str, int] = {}
     for report in reports:
         for scenario in report.scenarios:

@@ -48,7 +48,7 @@ def _tracking(system: System, inode: Inode) -> tuple[Conversions, TrackedFile]:
 def convert(system: System, operation: sc.Convert) -> Result:
     """virt/kvm/guest_memfd.c: kvm_gmem_set_attributes (series for 7.4): the tracked file does it all.
 
-    ENOTTY where the file has no such ioctl, EINVAL for a VM whose type has no private memory.
+    From 7.4 on. Before: ENOTTY, the file has no such ioctl. EINVAL for a VM whose type has no private memory.
     """
     scenario = system.scenario
     if scenario.conversion_mode == "out-of-place":
@@ -97,9 +97,12 @@ def create_vm(system: System, operation: sc.CreateVm) -> Result:
 
 
 def memslot(system: System, operation: sc.Memslot) -> Result:
-    """virt/kvm/kvm_main.c: kvm_set_memory_region, kvm_gmem_bind: all gfns of the slot are shared until somebody says else."""
+    """virt/kvm/kvm_main.c: kvm_set_memory_region, kvm_gmem_bind: all gfns of the slot are shared until somebody says else.
+
+    Up to 6.17 KVM_MEM_GUEST_MEMFD is for VMs with private memory (EINVAL for others), from 6.18 on for every VM.
+    """
     if not (system.scenario.kernel.maps or system.scenario.guest.private_memory):
-        return failed(errno.EINVAL)  # before 6.18 KVM_MEM_GUEST_MEMFD is for VMs with private memory
+        return failed(errno.EINVAL, reason=without_slot(system))
     file = system.files.get(operation.file)
     backend = None if operation.backend is None else system.files.get(operation.backend)
     if file is None or file.descriptor is None or (operation.backend is not None and backend is None):
@@ -110,6 +113,12 @@ def memslot(system: System, operation: sc.Memslot) -> Result:
     file.inode.attributes.elsewhere = backend is None
     file.inode.backend = None if backend is None else backend.inode
     return Result()
+
+
+def without_slot(system: System) -> str:
+    """Why there is no memslot of a guest_memfd on this kernel."""
+    guest, kernel = system.scenario.guest, system.scenario.kernel
+    return f"memslot of a guest_memfd: not for VM type {guest.vm_type} on {kernel.name}; from 6.18 on"
 
 
 def _attributes_of(system: System, name: str, inode: Inode) -> Attributes:
@@ -123,12 +132,12 @@ def _attributes_of(system: System, name: str, inode: Inode) -> Attributes:
 def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> Result:
     """virt/kvm/kvm_main.c: kvm_vm_ioctl_set_mem_attributes.
 
-    EINVAL for attributes that the VM's type has not, flags, a length of 0 or what is not aligned; ENOTTY where the kernel
-    converts in place only.
+    Every released kernel that has guest_memfd (6.8 on; recorded from 6.12 on). EINVAL for attributes that the VM's type
+    has not, flags, a length of 0 or what is not aligned; ENOTTY where the kernel converts in place only (posted series).
     """
     file = system.files.get(operation.file)
     if "out-of-place" not in system.scenario.kernel.conversion:
-        return failed(errno.ENOTTY)
+        return failed(errno.ENOTTY, reason=_without_attributes(system))
     length = operation.length
     if length is None:
         length = 0 if file is None else file.inode.pages * PAGE_SIZE - operation.offset
@@ -151,6 +160,10 @@ def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> 
     return Result()
 
 
+def _without_attributes(system: System) -> str:
+    return f"memory attributes of the VM: not on {system.scenario.kernel.name}"
+
+
 def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
     """What a VMM does where pages cannot change sides (:mod:`workbench.engine.attributes`); the first call is the ioctl.
 
@@ -162,7 +175,7 @@ def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
     if file is None or file.descriptor is None or file.inode.kind != "guest_memfd":
         return failed(errno.EBADF)
     if "out-of-place" not in scenario.kernel.conversion:
-        return failed(errno.ENOTTY, reason=f"memory attributes of the VM: not on {scenario.kernel.name}")
+        return failed(errno.ENOTTY, reason=_without_attributes(system))
     inode, attributes, backend = file.inode, file.inode.attributes, file.inode.backend
     if attributes is None or backend is None:
         return failed(errno.EINVAL, reason=f"VM type {scenario.guest.vm_type} has no private memory")

@@ -31,7 +31,11 @@ _MAX_LFS_FILESIZE = (1 << 63) - 1
 
 
 def create(system: System, operation: sc.Create) -> Result:
-    """virt/kvm/guest_memfd.c: kvm_gmem_create; then mmap if the file has the flag."""
+    """virt/kvm/guest_memfd.c: kvm_gmem_create; then mmap if the file has the flag.
+
+    Up to 6.17: flags 0 only (EINVAL). From 6.18 on: MMAP, and INIT_SHARED for types without private memory. From 7.4 on:
+    INIT_SHARED for every type while pages convert in place. Huge pages: in no released kernel (posted series).
+    """
     size = system.scenario.guest.memory if operation.size is None else operation.size
     flags = _flags(system.scenario, operation)
     detail = {"mmap_errno": 0} if flags & GUEST_MEMFD_FLAG_MMAP else {}
@@ -85,7 +89,8 @@ def _flags(scenario: sc.Scenario, operation: sc.Create) -> int:
 
 
 def _init_shared_allowed(scenario: sc.Scenario) -> bool:
-    """arch/x86/kvm/x86.c: kvm_arch_supports_gmem_init_shared; with conversion in place every type has it."""
+    """arch/x86/kvm/x86.c: kvm_arch_supports_gmem_init_shared: 6.18 to 7.3 types without private memory, from 7.4 on every
+    type while pages convert in place."""
     if not scenario.guest.private_memory:
         return True
     return scenario.kernel.private_init_shared and scenario.conversion_mode == "in-place"

@@ -42,7 +42,11 @@ def _nodes(operation: Any) -> tuple[int, int]:
 
 
 def mbind(system: System, operation: sc.Mbind) -> Result:
-    """mm/mempolicy.c: kernel_mbind, do_mbind."""
+    """mm/mempolicy.c: kernel_mbind, do_mbind.
+
+    On a guest_memfd: up to 6.17 there is no mapping (EFAULT); 6.18 takes the call and places by the task's policy all the
+    same; from 6.19 on the policy is the file's and decides.
+    """
     interface = system.scenario.guest.policy_interface
     file = system.files.get(operation.file)
     if interface != "mbind" and file is not None and file.inode.kind == "guest_memfd":
@@ -68,7 +72,7 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
     if error:
         return failed(error)
     if file is None or file.mapping is None:
-        return failed(errno.EFAULT)
+        return failed(errno.EFAULT, **_why_unmapped(system, file))
     mapping = file.mapping
     if start >= mapping.pages or (end > mapping.pages and policy is not None):
         return failed(errno.EFAULT)
@@ -88,8 +92,18 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
     return failed(errno.EIO) if misplaced and flags & mp.MF_STRICT else Result()
 
 
+def _why_unmapped(system: System, file: OpenFile | None) -> dict[str, str]:
+    kernel = system.scenario.kernel
+    if file is None or file.inode.kind != "guest_memfd" or kernel.maps:
+        return {}
+    return {"reason": f"a guest_memfd has no mapping on {kernel.name}; from 6.18 on"}
+
+
 def _on_file(system: System, file: OpenFile) -> bool:
-    """Whether a policy set through a mapping is the file's. Linux 6.18 kept that of a guest_memfd in the VMA."""
+    """Whether a policy set through a mapping is the file's (virt/kvm/guest_memfd.c: kvm_gmem_set_policy, from 6.19 on).
+
+    Linux 6.18 kept that of a guest_memfd in the VMA. tmpfs has had policies of files in every version.
+    """
     return file.inode.kind != "guest_memfd" or system.scenario.kernel.file_policy
 
 
@@ -102,9 +116,12 @@ def _zones_on(system: System, mask: int) -> np.ndarray:
 
 
 def fbind(system: System, operation: sc.Fbind) -> Result:
-    """fbind (v3 of the series): as mbind, but on the descriptor and exactly the range that was asked for."""
+    """fbind (v3 of the series): as mbind, but on the descriptor and exactly the range that was asked for.
+
+    In no released kernel.
+    """
     if system.scenario.guest.policy_interface != "fbind":
-        return failed(errno.ENOSYS)
+        return failed(errno.ENOSYS, reason="fbind: in version 3 of the series only (policy_interface: fbind)")
     file = system.files.get(operation.file)
     if file is None or file.descriptor is None:
         return failed(errno.EBADF)
@@ -207,7 +224,10 @@ def set_mempolicy_home_node(system: System, operation: sc.SetMempolicyHomeNode) 
 
 
 def set_weights(system: System, operation: sc.SetWeights) -> Result:
-    """mm/mempolicy.c: node_store; without values, the weights found at boot come back."""
+    """mm/mempolicy.c: node_store; without values, the weights found at boot come back.
+
+    From 6.16 on a weight of 0 is EINVAL; 6.12 takes it for the default weight.
+    """
     if operation.weights is None:
         system.weights = system.boot_weights.copy()
         return Result(0, 0, {"errno": {}, "weights": _weights_by_node(system)})
@@ -230,7 +250,10 @@ def _weights_by_node(system: System) -> dict[str, int]:
 
 
 def set_mems_allowed(system: System, operation: sc.SetMemsAllowed) -> Result:
-    """kernel/cgroup/cpuset.c: task and VMA policies are rebound, shared policies of inodes never are; tmpfs pages move."""
+    """kernel/cgroup/cpuset.c: task and VMA policies are rebound, shared policies of inodes never are; tmpfs pages move.
+
+    So a policy that was set on a guest_memfd is rebound on 6.18, where the VMA keeps it, and not from 6.19 on.
+    """
     mems = system.n_memory if operation.mems is None else mp.parse_nodes(operation.mems) & system.n_memory
     if not mems:
         return failed(errno.EINVAL)

@@ -68,11 +68,15 @@ def _first_from(system: System, operation: sc.Fault, inside: int, count: int) ->
 
 
 def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:
-    """KVM_RUN or KVM_PRE_FAULT_MEMORY: the calling thread's CPU, policy and rotation count."""
+    """KVM_RUN or KVM_PRE_FAULT_MEMORY: the calling thread's CPU, policy and rotation count.
+
+    Up to 6.17 only VMs with private memory have a memslot to run in; from 6.18 on every VM may.
+    """
     gmem = file is None or file.inode.kind == "guest_memfd"
     if gmem and not (system.scenario.kernel.maps or system.scenario.guest.private_memory):
         # There is no memslot to run in: KVM_SET_USER_MEMORY_REGION2 refuses KVM_MEM_GUEST_MEMFD for such a VM.
-        return failed(errno.EINVAL, **({"left": 0} if operation.by == "prefault" else {"done": 0}))
+        left = {"left": 0} if operation.by == "prefault" else {"done": 0}
+        return failed(errno.EINVAL, reason=calls_conversion.without_slot(system), **left)
     if file is None or file.descriptor is None:
         return failed(errno.EBADF, **({"left": 0} if operation.by == "prefault" else {"done": 0}))
     inode = file.inode

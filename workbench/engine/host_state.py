@@ -243,6 +243,10 @@ class HostState:
         )
 
     def _init_weights(self) -> None:
+        """Interleave weights at boot: up to 6.15 all 1, from 6.16 on by the bandwidths that firmware tells.
+
+        mm/mempolicy.c: mempolicy_set_node_perf, reduce_interleave_weights.
+        """
         bandwidth = np.zeros(self.nodes, np.int64)
         for access in self.host.access:
             if access.read_bandwidth is None or access.write_bandwidth is None:

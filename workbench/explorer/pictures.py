@@ -125,16 +125,25 @@ def summary(dataset: xr.Dataset) -> str:
     """One sentence: how much of the guest lies where."""
     file = guest_file(dataset)
     if file is None:
-        return "No file was created."
+        return f"No file was created{_first_refusal(dataset)}."
     amount = guest_bytes(dataset)
     total = sum(amount.values())
     whole = int(dataset["file_pages"].sel(file=file)) * int(dataset["page_size"])
     if not total:
-        return f"None of {format_bytes(whole)} is present."
+        return f"None of {format_bytes(whole)} is present{_first_refusal(dataset)}."
     largest = sorted(amount.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{100 * value / total:.3g} % on node {node}" for node, value in largest[:4] if value)
     more = sum(value > 0 for _, value in largest[4:])
     return f"{format_bytes(total)} present: {shown}{f' and {more} more' if more else ''}."
+
+
+def _first_refusal(dataset: xr.Dataset) -> str:
+    """The first refused call that says why; nothing where none does."""
+    for error, detail in zip(dataset["event_error"].values, dataset["event_detail"].values, strict=True):
+        reason = json.loads(str(detail) or "{}").get("reason") if error else None
+        if reason:
+            return f": {error}, {reason}"
+    return ""
 
 
 def warnings(dataset: xr.Dataset) -> list[str]:

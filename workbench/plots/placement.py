@@ -34,7 +34,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["compare", "events", "fallback", "local_remote", "pages_per_node", "placement_map", "ranges", "topology"]
+__all__ = [
+    "compare",
+    "events",
+    "fallback",
+    "local_remote",
+    "pages_per_node",
+    "placement_map",
+    "placement_maps",
+    "ranges",
+    "topology",
+]
 
 POLICY_COLOURS = {
     "default": "#d9d9d9",
@@ -125,6 +135,85 @@ def placement_map(
         _legend(made, handles + _mode_handles(mine))
         common.basis_note(made, dataset, ["pages_per_node", "range_mode"])
     return made
+
+
+def placement_maps(
+    dataset: xr.Dataset, along: str = "kernel", file: str | None = None, *, columns: int = 256
+) -> Figure:
+    """Which node backs each part of a file, one line for each kernel (or design) that a run was made under.
+
+    Lines are whole files from left to right; columns are filled as in :func:`placement_map`, and the strip above a line
+    is the policy that the file has there.
+
+    Parameters
+    ----------
+    dataset : with a dimension ``along`` (``workbench.simulate`` with ``kernel_profiles`` or ``designs``, ``wb.history``)
+    along : ``kernel`` or ``design``
+    file : name of a file; the first one if left out
+    columns : columns of a line
+    """
+    if along not in dataset.dims:
+        raise WorkbenchError(
+            f"along: the result has no dimension {along!r}; it has {', '.join(map(str, dataset.dims))}"
+        )
+    file = _file(dataset, file)
+    parts = [dataset.sel({along: value}) for value in dataset[along].values]
+    folio = max(int(part["page_size"]) for part in parts)
+    folios = max(int(part["file_pages"].sel(file=file)) for part in parts)
+    if not folios:
+        raise WorkbenchError(f"file: {file!r} has no memory under any {along} of the result")
+    edges = np.unique(np.linspace(0, folios, min(columns, folios) + 1).round().astype(np.int64))
+    sizes, columns, rows = np.diff(edges), len(edges) - 1, len(parts)
+    counts = [results.node_counts(part, file, edges) for part in parts]
+    colours = common.colours_of(parts[0])
+    picture = _map_picture(np.concatenate(counts), np.tile(sizes, rows), list(colours.values()), rows, columns)
+    with common.style():
+        made = common.figure(9, 1.35 + 0.6 * rows)
+        axes = made.subplots()
+        axes.imshow(picture, aspect="auto", interpolation="nearest", extent=(0, 1, picture.shape[0], 0))
+        named: list[pd.DataFrame] = []
+        for row, part in enumerate(parts):
+            named.append(ranges(part, file))
+            _range_strip(axes, named[-1], row, 0, folios * folio // PAGE_SIZE)
+            if not counts[row].any():
+                middle = row * (_STRIP + _BAR + _GAP) + _STRIP + _BAR / 2
+                axes.text(0.5, middle, _why_nothing(part), ha="center", va="center", fontsize=7.5, color=common.INK)
+        _name_nodes(axes, np.concatenate(counts), np.tile(sizes, rows), colours, rows, columns)
+        middles = [row * (_STRIP + _BAR + _GAP) + _STRIP + _BAR / 2 for row in range(rows)]
+        axes.set_yticks(middles, labels=[str(value) for value in dataset[along].values])
+        unit, name = byte_unit(folios * folio)
+        ticks = np.linspace(0, 1, 5)
+        axes.set_xticks(ticks, labels=[f"{tick * folios * folio / unit:.3g}" for tick in ticks])
+        axes.set_xlabel(f"offset in the file ({name})")
+        axes.set_ylabel(along)
+        for side in ("top", "right", "left", "bottom"):
+            axes.spines[side].set_visible(False)
+        axes.set_title(f"{file}: {format_bytes(folios * folio)}, by {along}", loc="left")
+        present = np.max([count.sum(axis=0) for count in counts], axis=0)
+        kinds = dict(zip(colours, (str(kind) for kind in parts[0]["node_kind"].values), strict=True))
+        handles = [
+            Patch(color=colour, label=f"node {node}" + ("" if kinds[node] == "dram" else f" {kinds[node]}"))
+            for (node, colour), count in zip(colours.items(), present, strict=True)
+            if count
+        ]
+        if any(int(count.sum()) < folios for count in counts):
+            handles.append(Patch(color="#e9e9e9", label="absent"))
+        modes = dict.fromkeys(mode for table in named for mode in table["mode"])
+        handles += [Patch(color=POLICY_COLOURS.get(mode, "#999999"), label=f"policy {mode}") for mode in modes]
+        _legend(made, handles)
+        common.basis_note(made, dataset, ["pages_per_node", "range_mode"])
+    return made
+
+
+def _why_nothing(part: xr.Dataset) -> str:
+    """The first call that was refused, for a line without memory."""
+    refused = np.flatnonzero(part["event_errno"].values)
+    if not len(refused):
+        return "nothing present"
+    first = int(refused[0])
+    reason = json.loads(str(part["event_detail"].values[first])).get("reason")
+    error = f"{part['event_op'].values[first]}: {errno_name(int(part['event_errno'].values[first]))}"
+    return _brief(error + (f" ({reason})" if reason else ""), 100)
 
 
 def _lines(size: int, most: int) -> int:

@@ -5,6 +5,7 @@ The rules of each version are in :mod:`workbench.profiles`, with the recordings 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -51,14 +52,16 @@ def table(dataset: xr.Dataset) -> list[dict[str, object]]:
 
 
 def first_refusal(dataset: xr.Dataset) -> dict[str, str]:
-    """For each kernel on which a call fails that others take: which one, and why."""
+    """For each kernel on which a call fails that others take: which one, its errno, and the reason if it has one."""
     out = {}
     errors = dataset["event_errno"].transpose("kernel", "event").values
     for row, name in enumerate(dataset["kernel"].values):
         own = np.flatnonzero((errors[row] != 0) & (errors == 0).any(axis=0))
         if len(own):
             one = dataset.isel(kernel=row, event=int(own[0]))
-            out[str(name)] = f"event {int(own[0])} ({one['event_op'].item()}): {one['event_error'].item()}"
+            reason = json.loads(str(one["event_detail"].item())).get("reason")
+            answer = str(one["event_error"].item()) + (f": {reason}" if reason else "")
+            out[str(name)] = f"event {int(own[0])} ({one['event_op'].item()}): {answer}"
     return out
 
 

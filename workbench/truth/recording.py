@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 MAX_BYTES = 1 << 28
 """An unpacked recording larger than this is refused."""
 _TASK = re.compile(r"^t(\d)$")
+_VERSION = re.compile(r"\d+\.\d+(\.\d+)?")
 _LABEL = re.compile(r"^(\d+)/(DMA|DMA32|Normal|Movable)$")
 
 
@@ -70,6 +71,23 @@ class Recording:
     scenarios: tuple[RecordedScenario, ...]
     default_pcp: bool
     zonelists: str = "boot"
+
+    def rules(self) -> tuple[str, str]:
+        """The kernel profile by whose rules the recording is judged, and a line if it is not that very version's.
+
+        Empty where the recording names no kernel: then a replay takes the oldest profile that has what it uses.
+        """
+        if not self.kernel:
+            return "", ""
+        profile, exact = of_version(self.kernel)
+        if exact:
+            return profile.name, ""
+        version = _VERSION.search(self.kernel)
+        recorded = version.group() if version else self.kernel
+        return (
+            profile.name,
+            f"recorded on Linux {recorded}, which has no profile: judged by {profile.name}, the nearest",
+        )
 
 
 def find_recording(given: str | Path) -> Path:
@@ -433,7 +451,7 @@ def to_scenario(
     scenario = sc.Scenario(
         name=f"{recording.topology}/{recorded.name}",
         host=recording.host,
-        kernel_profile=of_version(recording.kernel)[0].name if recording.kernel else None,
+        kernel_profile=recording.rules()[0] or None,
         boot=sc.Boot(weights=recording.weights or None, zonelists=recording.zonelists),
         guest=sc.Guest(
             memory=PAGE_SIZE, vm_type=script.vm_type, conversion=sc.Conversion(mode="in-place" if in_place else None)

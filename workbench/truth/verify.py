@@ -103,6 +103,10 @@ class RecordingReport:
     path: str
     topology: str
     scenarios: list[ScenarioReport]
+    profile: str = ""
+    """Whose rules the recording was held against; empty for recordings of struct pages and of posted series."""
+    note: str = ""
+    """Says that the recorded version has no profile of its own, and which one was taken."""
 
     @property
     def agrees(self) -> bool:
@@ -128,7 +132,14 @@ class RecordingReport:
         scenarios = [
             asdict(replace(one, not_judged=Counter())) | {"not_judged": dict(one.not_judged)} for one in self.scenarios
         ]
-        return {"path": self.path, "topology": self.topology, "totals": self.totals(), "scenarios": scenarios}
+        return {
+            "path": self.path,
+            "topology": self.topology,
+            "profile": self.profile,
+            "note": self.note,
+            "totals": self.totals(),
+            "scenarios": scenarios,
+        }
 
 
 def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | None = None) -> list[RecordingReport]:
@@ -157,7 +168,8 @@ def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | N
             topology = f"{len(recording.topology.nodes)} nodes, generation {recording.generation}"
             reports.append(RecordingReport(str(find_recording(path)), topology, scenarios))
         else:
-            reports.append(RecordingReport(str(recording.path), recording.topology, scenarios))
+            profile, note = recording.rules()
+            reports.append(RecordingReport(str(recording.path), recording.topology, scenarios, profile, note))
     return reports
 
 
