@@ -11,7 +11,6 @@ that counts them.
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.errors import WorkbenchError
+from workbench.names import unknown
 
 MESS_SKYLAKE = "github:bsc-mem/Mess-simulator memory_curve/skylake-ddr4/bwlat_78.txt (6-channel DDR4, local)"
 MESS_REMOTE = "github:bsc-mem/Mess-simulator Skylake-numa-ddr4/bwlat_98.txt (remote socket)"
@@ -364,7 +364,7 @@ def drawn_value(name: str) -> float | None:
 def value(name: str, overrides: Mapping[str, float] | None = None) -> float:
     """Value of a parameter, or what ``overrides`` says instead."""
     if name not in COSTS:
-        raise WorkbenchError(f"cost: {name!r} is unknown; known are {', '.join(COSTS)}")
+        raise WorkbenchError(f"cost: {unknown(name, COSTS)}")
     if overrides is not None and name in overrides:
         check({name: overrides[name]})
         return float(overrides[name])
@@ -375,9 +375,7 @@ def check(overrides: Mapping[str, float] | None) -> None:
     """Refuse parameters that do not exist and values that are no numbers above 0; 0 is allowed for caches."""
     for name, number in (overrides or {}).items():
         if name not in COSTS:
-            near = difflib.get_close_matches(str(name), COSTS, 1)
-            meant = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(COSTS)}"
-            raise WorkbenchError(f"costs: {name!r} is unknown{meant}")
+            raise WorkbenchError(f"costs: {unknown(str(name), COSTS)}")
         good = isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool)
         if not good or not np.isfinite(number) or number < 0 or (number == 0 and name not in MAY_BE_ZERO):
             raise WorkbenchError(f"costs.{name}: {number!r} {COSTS[name].unit} is not a number above 0")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 from importlib import resources
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
+from workbench.names import near
 
 
 def datasets_path(*parts: str) -> Path:
@@ -28,16 +29,16 @@ def shipped(given: str | Path, folder: Path, endings: tuple[str, ...], what: str
     Raises WorkbenchError with near names when neither is there; any other fault of the file is its reader's to tell.
     """
     path = Path(given)
-    if path.exists() or path.name != str(given):
+    if os.path.exists(path) or path.name != str(given):  # which, unlike Path.exists, takes names that are too long
         return path
     names = sorted(file.name for ending in endings for file in folder.glob(f"*{ending}"))
     for name in names:
         if name == path.name or any(name == path.name + ending for ending in endings):
             return folder / name
     stems = sorted({name.removesuffix(ending) for name in names for ending in endings if name.endswith(ending)})
-    near = difflib.get_close_matches(path.name, stems, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"ready ones: {', '.join(stems)}"
-    raise WorkbenchError(f"{what} {str(given)!r}: no such file; {hint}")
+    raise WorkbenchError(
+        f"{what} {str(given)[:60]!r}: no such file; {near(path.name, stems)}ready ones: {', '.join(stems)}"
+    )
 
 
 def root(package: str) -> Path:

@@ -11,13 +11,13 @@ Linux: ``virt/kvm/guest_memfd.c`` (``kvm_gmem_create``, ``__kvm_gmem_set_attribu
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from workbench.errors import WorkbenchError
+from workbench.names import unknown
 
 Evidence = Literal["recorded", "source", "mail", "assumed"]
 ConversionMode = Literal["out-of-place", "in-place"]
@@ -314,9 +314,7 @@ def look_up(records: Mapping[str, _Record], name: str, what: str) -> _Record:
     """The record of that name; else one line with the names that there are."""
     if name in records:
         return records[name]
-    near = difflib.get_close_matches(name, records, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise WorkbenchError(f"{what}: {name!r} is unknown; {hint}there are {', '.join(records)}")
+    raise WorkbenchError(f"{what}: {unknown(name, records)}")
 
 
 def of_version(text: str) -> tuple[KernelProfile, bool]:

@@ -11,7 +11,7 @@ With ``strict: true`` (the default) a nodemask outside the host or empty where n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,7 +36,8 @@ from workbench.limits import (
 from workbench.safe_yaml import load as load_yaml
 from workbench.texts import Name, Prose
 from workbench.topology.host import Host
-from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, parse_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, page_size_name, parse_bytes
+from workbench.validation import first_line
 
 SCHEMA_VERSION = 1
 Bytes = Annotated[int, Field(lt=WORD), BeforeValidator(parse_bytes)]
@@ -61,7 +62,7 @@ MaxNode = Annotated[
     ),
 ]
 MbindFlag = Literal["strict", "move", "move_all"]
-PageSize = Literal["4 KiB", "2 MiB", "1 GiB"]
+PageSize = Annotated[Literal["4 KiB", "2 MiB", "1 GiB"], BeforeValidator(page_size_name)]
 if TYPE_CHECKING:
     Design = str
 else:
@@ -763,7 +764,7 @@ class Scenario(_Model):
         try:
             return cls.model_validate(mapping)
         except ValidationError as error:
-            raise WorkbenchError(first_line(error)) from None
+            raise WorkbenchError(first_line(error, cls)) from None
 
     def replace(self, **changes: Any) -> Scenario:
         """A validated copy. Keys are field names or dotted paths: ``replace(**{"guest.memory": "4 GiB"})``."""
@@ -823,19 +824,3 @@ def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
         target[last] = value
     else:
         raise WorkbenchError(f"{path}: {'.'.join(parents)} is {target!r} and has no fields")
-
-
-def first_line(error: ValidationError) -> str:
-    """One line for a validation error: where, what was given, what is allowed."""
-    details: Sequence[Any] = error.errors(include_url=False)
-    detail = details[0]
-    where = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ").replace("\n", " ")
-    given = detail.get("input")
-    shown = ""
-    if isinstance(given, int) and abs(given) >= WORD:
-        shown = f" (given: a number of {given.bit_length()} bits)"
-    elif isinstance(given, (str, int, float)) and not isinstance(given, bool) and repr(given)[:30] not in message:
-        shown = f" (given: {repr(given)[:60]})"
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{where}: {message}{shown}{more}" if where else f"{message}{shown}{more}"

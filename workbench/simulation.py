@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -18,13 +19,14 @@ from workbench.engine.system import System
 from workbench.engine.unreached import unreached
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.kernels.compile import prepare
+from workbench.ready import scenario as read_ready
 from workbench.variables import Simulation
 
 Progress = Callable[[int, int], None]
 
 
 def simulate(
-    scenario: sc.Scenario,
+    scenario: sc.Scenario | str | Path,
     *,
     designs: Sequence[str] | None = None,
     kernel_profiles: Sequence[str] | None = None,
@@ -35,7 +37,7 @@ def simulate(
 
     Parameters
     ----------
-    scenario : the scenario
+    scenario : the scenario, the name of a ready one (``"weighted-interleave-cxl"``) or a file with one
     designs : run it under each of these designs instead of its own; every variable that has the same shape under all of
         them then has a dimension ``design`` (tables of zones, whose pools differ, are left out)
     kernel_profiles : run it under the rules of each of these kernels (:data:`workbench.profiles.KERNEL_PROFILES`), along
@@ -51,6 +53,8 @@ def simulate(
     Cancelled
         ``cancelled`` returned True.
     """
+    if not isinstance(scenario, sc.Scenario):
+        scenario = read_ready(scenario)
     if designs is not None and kernel_profiles is not None:
         raise WorkbenchError("designs and kernel profiles: one of the two can be compared in a run")
     if designs is not None:

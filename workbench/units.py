@@ -53,6 +53,17 @@ def parse_bytes(value: int | str, field: str = "size") -> int:
     return number
 
 
+def page_size_name(value: object) -> object:
+    """A page size by its name here, however it is written (``"2MiB"``, ``2097152``); anything else as it is."""
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            size = parse_bytes(value)
+        except WorkbenchError:
+            return value
+        return next((name for name, order in PAGE_ORDERS.items() if PAGE_SIZE << order == size), value)
+    return value
+
+
 def byte_unit(largest: float) -> tuple[float, str]:
     """The unit in which numbers up to ``largest`` bytes are read best: (bytes of one unit, name)."""
     for unit, size in reversed(_BINARY.items()):

@@ -285,7 +285,7 @@ def test_class_defaults_hold_what_was_measured(name, figures, local, remote, gbp
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"dram_latnecy": 99}, "dram_latnecy.*did you mean dram_latency"),
+        ({"dram_latnecy": 99}, "dram_latnecy.*did you mean 'dram_latency'"),
         ({"dram_latency": float("nan")}, "dram_latency"),
         ({"dram_bandwidth": -1.0}, "dram_bandwidth"),
         ({"dram_bandwidth": 0}, "dram_bandwidth"),

@@ -18,16 +18,17 @@ COMPILERS = {f"workbench.kernels.{name}" for name in ("compile", "code_cache", "
 
 GROUND = {
     "errors", "errnos", "limits", "texts", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs", "intervals",
-    "probe_words", "profiles", "design",
+    "probe_words", "profiles", "design", "names", "validation",
 }  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
-SCENE = GROUND | {"topology", "scenario", "variables", "results", "kernels"}
+SCENE = GROUND | {"topology", "scenario", "ready", "variables", "results", "kernels"}
 """A host, a guest, their operations, and the names of the answers."""
 WINGS = {
     "kernels": set(),
     "errors": set(),
     "errnos": set(),
     "limits": set(),
+    "names": set(),
     "intervals": set(),
     "texts": set(),
     "probe_words": set(),
@@ -36,13 +37,17 @@ WINGS = {
     "files": {"errors"},
     "safe_yaml": {"errors", "files", "limits"},
     "bitmap_lists": {"errors", "limits"},
-    "data": {"errors"},
-    "costs": {"errors"},
-    "design": {"errors"},
+    "validation": {"limits", "names"},
+    "data": {"errors", "names"},
+    "costs": {"errors", "names"},
+    "design": {"errors", "names"},
     "policy": {"bitmap_lists", "errors", "limits"},
-    "profiles": {"errors"},
-    "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "safe_yaml", "texts", "units"},
-    "scenario": {"design", "errors", "limits", "policy", "profiles", "safe_yaml", "texts", "topology", "units"},
+    "profiles": {"errors", "names"},
+    "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "names", "safe_yaml", "texts", "units",
+                 "validation"},
+    "scenario": {"design", "errors", "limits", "policy", "profiles", "safe_yaml", "texts", "topology", "units",
+                 "validation"},
+    "ready": {"data", "errors", "scenario"},
     "variables": {"costs"},
     "results": {"duck_arrays", "errors", "kernels", "scenario", "units", "variables"},
     "tracking": SCENE,

@@ -222,16 +222,11 @@ def read_stdin(field: str) -> str:
 
 def read_scenario(source: str, changes: list[str]) -> Any:
     """A scenario from a file, a ready one by name, or standard input (``-``), with ``KEY=VALUE`` changes applied."""
-    from workbench.data import datasets_path
+    from workbench.ready import find_scenario
     from workbench.safe_yaml import load
     from workbench.scenario import Scenario, set_path
 
-    text: str | Path = Path(source)
-    if source == "-":
-        text = read_stdin("scenario")
-    elif not Path(source).exists():
-        ready = datasets_path() / "scenarios" / f"{source}.yaml"
-        text = ready if ready.exists() else text
+    text = read_stdin("scenario") if source == "-" else find_scenario(source)
     mapping = dict(load(text, "scenario"))
     for change in changes:
         key, equals, value = change.partition("=")

@@ -27,7 +27,9 @@ from workbench.cost.curves import Family
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.files import whole_file
+from workbench.names import near
 from workbench.topology.host import Hardware, Kind
+from workbench.validation import first_line
 
 if TYPE_CHECKING:
     from workbench.topology.host import Host
@@ -187,12 +189,6 @@ def write_profile(made: Profile, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _first_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}" if where else str(first["msg"])
-
-
 def from_mapping(document: object, name: str = "profile", folder: Path | None = None) -> Profile:
     """A profile from its fields; ``curves_file`` entries are read from ``folder``."""
     if not isinstance(document, dict):
@@ -212,7 +208,7 @@ def from_mapping(document: object, name: str = "profile", folder: Path | None = 
     try:
         made = Profile.model_validate(document)
     except ValidationError as error:
-        raise WorkbenchError(f"profile: {name}: {_first_line(error)}") from None
+        raise WorkbenchError(f"profile: {name}: {first_line(error, Profile)}") from None
     for entry in (*made.memories, *made.links):
         entry.family()  # curves that are none are found here
     return made
@@ -240,7 +236,8 @@ def read_profile(name: str | Path) -> Profile:
         path = datasets_path("profiles", f"{name}.yaml")
     else:
         raise WorkbenchError(
-            f"profile: {str(name)!r} is neither a file (*.yaml) nor one of {', '.join(profile_names())}"
+            f"profile: {str(name)[:60]!r} is not known, nor is it a file (*.yaml); {near(str(name), profile_names())}"
+            f"there are {', '.join(profile_names())}"
         )
     return _from_file(path, path.stat().st_mtime_ns)
 

@@ -10,6 +10,7 @@ from workbench.design.hugetlb import HUGETLB
 from workbench.design.hugetlb_hvo import HUGETLB_HVO
 from workbench.design.pfn_range import PFN_RANGE
 from workbench.errors import WorkbenchError
+from workbench.names import unknown
 
 DESIGNS: dict[str, Design] = {
     design.name: design
@@ -32,7 +33,9 @@ def find(name: str) -> Design:
 
 def choose(names: Sequence[str]) -> list[Design]:
     """Designs to compare, in this order: at least one, each once."""
-    unknown = [name for name in names if name not in DESIGNS]
-    if unknown or not names or len(set(names)) != len(names):
-        raise WorkbenchError(f"designs: {', '.join(unknown or names) or 'none'}; each of {', '.join(DESIGNS)} once")
+    for name in names:
+        if name not in DESIGNS:
+            raise WorkbenchError(f"designs: {unknown(name, DESIGNS)}")
+    if not names or len(set(names)) != len(names):
+        raise WorkbenchError(f"designs: {', '.join(names) or 'none'}; each of {', '.join(DESIGNS)} once")
     return [DESIGNS[name] for name in names]

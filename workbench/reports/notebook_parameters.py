@@ -7,7 +7,6 @@ are refused with one line that says what the notebook takes.
 from __future__ import annotations
 
 import ast
-import difflib
 import io
 import json
 import tokenize
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from workbench.data import notebooks_path, shipped
 from workbench.errors import WorkbenchError
+from workbench.names import near
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,8 +145,8 @@ def check_values(
     checked: dict[str, Any] = {}
     for name in [*values, *(texts or {})]:
         if name not in parameters:
-            near = difflib.get_close_matches(str(name), parameters, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            meant = near(str(name), parameters).strip()
+            hint = f" ({meant})" if meant else ""
             raise WorkbenchError(f"{where}: no parameter {_short(name)}{hint}; it takes {listing(parameters)}")
     for name, value in values.items():
         checked[name] = _checked(parameters[name], value, parameters, where)

@@ -18,11 +18,13 @@ from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.files import read_file
 from workbench.limits import MAX_CPUS, MAX_NUMNODES, NODE_PAGES, RATE, XML_BYTES
+from workbench.names import near
 from workbench.texts import Name, Prose
 from workbench.topology import readers, trees
 from workbench.topology.common import LOCAL_DISTANCE
 from workbench.topology.sysfs import read_tree
 from workbench.units import PAGE_SIZE, parse_bytes
+from workbench.validation import first_line
 
 Kind = Literal["dram", "hbm", "cxl", "nvm", "gpu"]
 MigrateType = Literal["Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate"]
@@ -263,12 +265,7 @@ class Host(_Model):
         try:
             return cls.model_validate(mapping)
         except ValidationError as error:
-            detail = error.errors(include_url=False)[0]
-            where = ".".join([field, *(str(part) for part in detail["loc"])])
-            given = detail.get("input")
-            shown = f" (given: {str(given)[:60]!r})" if isinstance(given, (str, int, float)) else ""
-            message = detail["msg"].removeprefix("Value error, ")
-            raise WorkbenchError(f"{where}: {message}{shown}") from None
+            raise WorkbenchError(first_line(error, cls, field)) from None
 
     @classmethod
     def from_machine(cls, name: str) -> Host:
@@ -279,8 +276,10 @@ class Host(_Model):
             return cls.from_sysfs()
         if "\x00" not in name and Path(name).exists():
             return cls.from_file(name)
+        names = machine_names()
         raise WorkbenchError(
-            f"machine: {name[:60]!r} is not known, nor is it a file; `workbench machines` lists {len(machine_names())}"
+            f"machine: {name[:60]!r} is not known, nor is it a file; {near(name, names)}`workbench machines` lists "
+            f"{len(names)}"
         )
 
     @classmethod

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from workbench.bitmap_lists import parse_list
 from workbench.errors import WorkbenchError
 from workbench.topology.host import Host, Node
+from workbench.validation import first_line
 
 FORMAT = "guest_memfd conversion recording 1"
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -176,9 +177,7 @@ def parse(path: Path, document: Mapping[str, Any]) -> ConversionRecording:
     try:
         return ConversionRecording.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise WorkbenchError(f"{path.name}: {where + ': ' if where else ''}{first['msg'].splitlines()[0]}") from None
+        raise WorkbenchError(f"{path.name}: {first_line(error, ConversionRecording)}") from None
 
 
 def size(word: str) -> int:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from workbench.errors import WorkbenchError
 from workbench.limits import MAX_CPUS, MAX_NUMNODES, MAX_OPERATIONS, NODE_PAGES, WORD
 from workbench.texts import Name, Prose
+from workbench.validation import first_line
 
 Number = Annotated[int, Field(strict=True, ge=-WORD // 2, lt=WORD)]
 Pages = Annotated[int, Field(strict=True, ge=0, le=NODE_PAGES)]
@@ -118,11 +119,5 @@ def validated(name: str, data: dict[str, Any]) -> dict[str, Any]:
     try:
         Document.model_validate(data)
     except ValidationError as error:
-        detail = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(ascii(str(part))[1:-1][:60] for part in detail["loc"])
-        given = (
-            ascii(detail["input"])[:60] if isinstance(detail["input"], (str, float)) else type(detail["input"]).__name__
-        )
-        message = detail["msg"].removeprefix("Value error, ")
-        raise WorkbenchError(f"{name}: {where}: {message} (given: {given})") from None
+        raise WorkbenchError(f"{name}: {first_line(error, Document)}") from None
     return data
