@@ -17,6 +17,7 @@ from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import attributes
 from workbench.engine.filemap import FileMap
+from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
 from workbench.errnos import errno_name
@@ -45,6 +46,8 @@ class Log:
         self.observed: list[tuple[int, str, np.ndarray]] = []
         self.accesses: dict[int, Any] = {}
         self.conversions: list[np.ndarray] = []
+        metadata = system.metadata
+        self.metadata = None if metadata is None else np.empty((len(operations), *metadata.held.shape), np.int64)
         self.attributes: list[list[int]] | None = [] if attributes.wanted(system.scenario) else None
 
     def keep(self, system: System, operation: sc.Operation, result: Result) -> None:
@@ -57,6 +60,10 @@ class Log:
             self.conversions.append(system.conversions.row())
         if self.attributes is not None:
             self.attributes.append(_attribute_row(system))
+        if self.metadata is not None and system.metadata is not None:
+            vmemmap = self.conversions[-1][-system.nodes :] if self.conversions else None
+            system.metadata.settle(system.task(operation), vmemmap)
+            self.metadata[number] = system.metadata.held
         if result.errno:
             return
         if isinstance(operation, sc.Observe):
@@ -108,6 +115,8 @@ class Answer:
             "file": np.array(list(system.files), dtype=str),
             "vcpu": np.array(system.vcpus, dtype=str),
         }
+        if self.log.metadata is not None:
+            out["kind"] = np.array(KINDS)
         if self.log.conversions:
             from workbench.tracking import folio_file as conversion
 
@@ -186,6 +195,8 @@ def _put_events(system: System, log: Log, put: Put) -> None:
     if not huge.all():
         put("event_small_pages", lambda: _by_node(system, log.placed * ~huge))
     put("free_pages", lambda: log.free)
+    if log.metadata is not None:
+        put("metadata_pages", lambda: log.metadata)
 
 
 def _put_files(system: System, inodes: dict[str, Inode], put: Put) -> Callable[[], np.ndarray]:

@@ -81,8 +81,10 @@ class KernelProfile:
     ``preserves_policy``: a file handed over by kexec keeps its mempolicy. ``maps`` (from 6.18 on): a file may be created
     with MMAP and INIT_SHARED, and a VM without private memory may use one. ``file_policy`` (from 6.19 on): mbind through a
     mapping sets the policy of the file; where it is False the VMA keeps it and no allocation of the file looks there.
-    ``auto_weights`` (from 6.16 on): interleave weights follow the bandwidths that firmware tells. ``distributions`` are
-    those that ship it or say that they carry its rules; ``(assumed)`` where only the base version is known.
+    ``auto_weights`` (from 6.16 on): interleave weights follow the bandwidths that firmware tells.
+    ``slabs_by_policy`` (until 6.19): a new slab comes from where the task's policy says, not from the CPU's node
+    (``mm/slub.c`` before all caches had sheaves). ``reclaims_tables`` (from 6.14 on): MADV_DONTNEED frees PTE tables that it
+    empties (``mm/pt_reclaim.c``). ``distributions`` are those that ship it or say that they carry its rules; ``(assumed)`` where only the base version is known.
     """
 
     name: str
@@ -95,6 +97,8 @@ class KernelProfile:
     maps: bool = True
     file_policy: bool = True
     auto_weights: bool = True
+    slabs_by_policy: bool = False
+    reclaims_tables: bool = True
     distributions: tuple[str, ...] = ()
     rules: Mapping[str, Rule] = field(default_factory=dict)
 
@@ -124,6 +128,8 @@ KERNEL_PROFILES = {
             file_policy=False,
             auto_weights=False,
             distributions=("Debian 13", "RHEL 10 (assumed)", "SLES 16 (assumed)"),
+            slabs_by_policy=True,
+            reclaims_tables=False,
             rules=_NO_MAPPING,
         ),
         KernelProfile(
@@ -132,16 +138,24 @@ KERNEL_PROFILES = {
             ("out-of-place",),
             maps=False,
             file_policy=False,
+            slabs_by_policy=True,
             rules=_NO_MAPPING,
         ),
         KernelProfile(
-            "6.17", "Linux 6.17: as 6.16", ("out-of-place",), maps=False, file_policy=False, rules=_NO_MAPPING
+            "6.17",
+            "Linux 6.17: as 6.16",
+            ("out-of-place",),
+            maps=False,
+            file_policy=False,
+            slabs_by_policy=True,
+            rules=_NO_MAPPING,
         ),
         KernelProfile(
             "6.18",
             "Linux 6.18: mapping and INIT_SHARED for ordinary VMs; mbind is accepted and has no effect on placement",
             ("out-of-place",),
             file_policy=False,
+            slabs_by_policy=True,
             rules={
                 "mbind": Rule(
                     "0; the VMA keeps the policy, which no allocation of the file looks at", "recorded", _HISTORY
@@ -152,6 +166,7 @@ KERNEL_PROFILES = {
             "6.19",
             "Linux 6.19: the file has a policy of its own",
             ("out-of-place",),
+            slabs_by_policy=True,
             rules={"mbind": _FILE_POLICY_READ},
         ),
         KernelProfile(

@@ -205,6 +205,14 @@ def placed_bytes(dataset: xr.Dataset) -> np.ndarray:
     return amount + PAGE_SIZE * dataset["event_small_pages"].values if "event_small_pages" in dataset else amount
 
 
+def metadata_bytes(dataset: xr.Dataset) -> np.ndarray:
+    """Bytes of the metadata of each kind on each node after the last event, int64 (kind, node); no kind if not counted."""
+    if "metadata_pages" not in dataset or not dataset.sizes["event"]:
+        return np.zeros((0, dataset.sizes["node"]), np.int64)
+    pages: np.ndarray = dataset["metadata_pages"].values[-1]
+    return pages * PAGE_SIZE
+
+
 def free_bytes(dataset: xr.Dataset) -> np.ndarray:
     """Free bytes of each node after each event, int64 (event, node)."""
     owner = dataset["zone_node"].values[:, None] == dataset["node"].values

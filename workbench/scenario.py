@@ -658,6 +658,10 @@ class Scenario(_Model):
     pfns: bool = Field(
         False, description="also keep the pfn of every folio (modelled: what the boot left free is not known)"
     )
+    metadata: Literal["off", "counted", "taken"] = Field(
+        "counted",
+        description="page tables, tables of KVM, page-cache nodes: counted by node, or also taken from the zones",
+    )
     strict: bool = True
 
     @field_validator("kernel_profile", mode="before")

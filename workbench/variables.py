@@ -188,6 +188,8 @@ class Simulation(HostNodes, Conversions, OutOfPlace):
     event_pages = exact("event node", "folios", "folios placed by the event")
     event_small_pages = exact("event node", "4 KiB pages", "4 KiB pages placed beside huge folios")
     free_pages = counted("event zone", "folios", "free folios of the zone after the event")
+    kind = Coordinate("", "kind of metadata")
+    metadata_pages = counted("event kind node", "4 KiB pages", "metadata of the guest now")
 
     pages_per_node = exact("file node", "folios", "folios of the file on the node")
     small_pages_per_node = exact("file node", "4 KiB pages", "4 KiB pages where no huge page was left")

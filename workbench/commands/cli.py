@@ -238,7 +238,7 @@ def read_scenario(source: str, changes: list[str]) -> Any:
 
 def summarise(dataset: Any) -> dict[str, Any]:
     """The main figures of a result as plain numbers."""
-    from workbench.results import bytes_per_node
+    from workbench.results import bytes_per_node, metadata_bytes
 
     pages = dataset["pages_per_node"]
     nodes = [str(int(node)) for node in dataset["node"].values]
@@ -261,6 +261,12 @@ def summarise(dataset: Any) -> dict[str, Any]:
             str(file): dict(zip(nodes, row, strict=True))
             for file, row in zip(dataset["file"].values, amounts, strict=True)
         },
+        "metadata_bytes_per_node": {
+            str(kind): dict(zip(nodes, row, strict=True))
+            for kind, row in zip(dataset["kind"].values, metadata_bytes(dataset).tolist(), strict=True)
+        }
+        if "metadata_pages" in dataset
+        else {},
         "local_share": {str(vcpu): float(dataset["local_share"].sel(vcpu=vcpu)) for vcpu in dataset["vcpu"].values},
         "kernel_profile": str(dataset["kernel"].values)
         if "kernel" in dataset.coords
@@ -307,6 +313,21 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
         for node, pages in nodes.items():
             share = f"{amounts[node] / total:.1%}" if total else "-"
             table.add_row(node, f"{pages:,}", format_bytes(amounts[node]), share)
+        console().print(table)
+    kinds = {kind: row for kind, row in summary["metadata_bytes_per_node"].items() if any(row.values())}
+    if kinds:
+        all_pages = sum(sum(amounts.values()) for amounts in summary["bytes_per_node"].values())
+        table = Table(
+            "node",
+            *(kind.replace("_", " ") for kind in kinds),
+            "all",
+            "beside the pages",
+            title=f"{summary['scenario']}: what the kernel needs for it",
+        )
+        for node in summary["bytes_per_node"][next(iter(summary["bytes_per_node"]))]:
+            total = sum(row[node] for row in kinds.values())
+            share = f"{total / all_pages:.2%}" if all_pages else "-"
+            table.add_row(node, *(format_bytes(row[node]) for row in kinds.values()), format_bytes(total), share)
         console().print(table)
     for line in summary["assumed"]:
         typer.echo(f"assumed: {line}")

@@ -92,6 +92,8 @@ def create_vm(system: System, operation: sc.CreateVm) -> Result:
     before = system.new_descriptor() if system.vm_descriptor is None else system.vm_descriptor
     system.vm_descriptor, system.vcpu_open = system.new_descriptor(), False
     system.slots.clear()
+    if system.metadata is not None:
+        system.metadata.new_machine()
     system.descriptors[""].discard(before)
     return Result()
 

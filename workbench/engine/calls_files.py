@@ -165,6 +165,8 @@ def munmap(system: System, operation: sc.Munmap) -> Result:
     file = system.files.get(operation.file)
     if file is not None and file.mapping is not None:
         file.inode.mappings.remove(file.mapping)
+        if system.metadata is not None:
+            system.metadata.unmapped(file.mapping)
         file.mapping = None
         if file.descriptor is None:
             _put(system, file.inode)

@@ -92,6 +92,8 @@ def _start_again(system: System) -> None:
         task.policy = None
         system.rotations[task.index] = (system.nodes - 1, 0)
     kept = {file.inode for file in system.files.values() if file.descriptor and file.inode.kind == "guest_memfd"}
+    if system.metadata is not None:
+        system.metadata.processes_end()
     for inode in system.inodes():
         inode.mappings = []
         if inode not in kept:

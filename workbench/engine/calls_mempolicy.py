@@ -181,7 +181,7 @@ def get_mempolicy(system: System, operation: sc.GetMempolicy) -> Result:
         return Result(0, 0, _reported(kept))
     if file.inode.private:
         return failed(errno.EFAULT)
-    system.touch(task, file.inode, page, page + 1)
+    system.touch(task, file.inode, page, page + 1, walk=system.host_walk(mapping))
     mapping.map(page, page + 1)
     zone = int(file.inode.zones_of(np.array([page]))[0])
     return Result(0, 0, {"node": int(system.node_ids[system.zone_node[zone]])})

@@ -48,7 +48,8 @@ def _host_fault(system: System, operation: sc.Fault, file: OpenFile | None, star
     first = start + _first_from(system, operation, inside, count) if inside < count else -1
     if inside:
         assert file is not None and file.mapping is not None
-        if not system.touch(system.task(operation), file.inode, start, start + inside, operation):
+        walk = system.host_walk(file.mapping)
+        if not system.touch(system.task(operation), file.inode, start, start + inside, operation, walk):
             return failed(errno.ENOMEM, bad=count, first=start)
         file.mapping.map(start, start + inside)
     return Result(inside, 0, {"bad": count - inside, "first": first})
@@ -138,19 +139,20 @@ def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: in
     there as well.
     """
     task, attributes, backend = system.task(operation), inode.attributes, inode.backend
+    walk = system.guest_walk(inode)
     if attributes is None or inode.kind != "guest_memfd":
-        return system.touch(task, inode, start, end, operation)
+        return system.touch(task, inode, start, end, operation, walk)
     alone = bool(inode.flags & GUEST_MEMFD_FLAG_MMAP)
     shared = no_intervals() if alone else attributes.shared_parts(start, end)
     if not len(shared):
-        complete = system.touch(task, inode, start, end, operation)
+        complete = system.touch(task, inode, start, end, operation, walk)
         attributes.note_fault(start, end)
         return complete
     parts = [(low, high, True) for low, high in shared.tolist()]
     parts += [(low, high, False) for low, high in attributes.private_parts(start, end).tolist()]
     for low, high, is_shared in sorted(parts):
         source = backend if is_shared else inode
-        if source is not None and not system.touch(task, source, low, high, operation):
+        if source is not None and not system.touch(task, source, low, high, operation, walk):
             return False
         if not is_shared:
             attributes.note_fault(low, high)
@@ -176,7 +178,8 @@ def first_touch(system: System, operation: sc.FirstTouch) -> Result:
         for folios, turn_of in chunks(first, last, len(tasks), operation.turn):
             yield folios, tasks[turn_of]
 
-    complete = system.touch_in_turns(inode, first, last, turns)
+    walk = system.host_walk(file.mapping) if operation.by == "host" else system.guest_walk(inode)
+    complete = system.touch_in_turns(inode, first, last, turns, walk)
     if operation.by == "host" and file.mapping is not None:
         file.mapping.map(start, end)
     return allocated(complete)
@@ -199,12 +202,15 @@ def madvise(system: System, operation: sc.Madvise) -> Result:
     inside = min(end, file.mapping.pages)
     if operation.advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
         file.mapping.zap(start, inside)
+        if system.metadata is not None:
+            system.metadata.advised_away(file.mapping, start, inside)
     elif operation.advice == MADV_REMOVE:
         punch(system, file.inode, start, inside)
     elif operation.advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
         if file.inode.private:
             return failed(errno.EFAULT)
-        if not system.touch(system.task(operation), file.inode, start, inside):
+        walk = system.host_walk(file.mapping)
+        if not system.touch(system.task(operation), file.inode, start, inside, walk=walk):
             return failed(errno.ENOMEM)
         file.mapping.map(start, inside)
     return Result() if inside == end else failed(errno.ENOMEM)

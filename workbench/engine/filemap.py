@@ -65,6 +65,27 @@ class FileMap:
             self.progress[TILES] += end - start
             self._merge(np.array([[start, end - start, row]]))
 
+    def add_run(self, start: int, end: int, zone: int) -> None:
+        """Enter folios ``[start, end)``, which were absent, all of one zone."""
+        if end <= start:
+            return
+        self.grow(1, 1)
+        row, offset = int(self.progress[ALLOCATIONS]), int(self.progress[TILES])
+        self.allocations[row] = (start, end - start, 1, offset, 1)
+        self.tiles[offset] = zone
+        self.progress[ALLOCATIONS] += 1
+        self.progress[TILES] += 1
+        self._merge(np.array([[start, end - start, row]]))
+
+    def tiled(self) -> Int64s:
+        """The zone of every folio of all allocation rows, in the order in which they were placed."""
+        rows = self.allocations[: int(self.progress[ALLOCATIONS])]
+        parts = [
+            np.tile(self.tiles[offset : offset + period], -(-count // period))[:count]
+            for _, count, _, offset, period in rows.tolist()
+        ]
+        return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+
     @staticmethod
     def _placed(holes: Int64s, zones: Int16s, base: int) -> Int64s:
         if (zones >= 0).all():

@@ -17,6 +17,8 @@ from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.design import DESIGNS
 from workbench.engine.filemap import FileMap
+from workbench.engine.mappings import Mapping
+from workbench.engine.metadata import Metadata, Walk
 from workbench.engine.objects import Inode, OpenFile, Thread
 from workbench.engine.pfns import FreePfns
 from workbench.engine.policy_request import mask_of, policy_nodemask
@@ -34,6 +36,11 @@ Turns = Iterator[tuple[Int64s, Int64s]]
 """Chunks of indices in the order they are touched, and the row of the task that touches each."""
 _LISTED_BYTES = 24  # of arrays for each page listed: its index in the order, in the chunk that is kept, its zone
 _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
+_TOGETHER = 64  # pages placed before the slabs they need, where a zone reaches a mark
+
+
+Row = tuple[int, int, int, np.ndarray, np.ndarray]
+"""What a request asks: kind, start node, passes, nodes, filters (:class:`workbench.kernels.placement.Requests`)."""
 
 
 class OutOfMemory(Exception):
@@ -120,6 +127,7 @@ class HostState:
         if scenario.pfns and self.order and self._needs_zones():
             raise WorkbenchError("pfns: true cannot be used with huge pages beside 4 KiB pages (fallback, tmpfs files)")
         self.free_pfns = FreePfns(self.start_pfn, self.free) if scenario.pfns or kexec else None
+        self.metadata = Metadata(self) if scenario.metadata != "off" else None
 
     # ------------------------------------------------------------------------------------------------- set-up
 
@@ -321,12 +329,46 @@ class HostState:
 
     # ---------------------------------------------------------------------------------------------- placement
 
-    def touch(self, task: Thread, inode: Inode, start: int, end: int, operation: sc.Fault | None = None) -> bool:
+    def touch(
+        self,
+        task: Thread,
+        inode: Inode,
+        start: int,
+        end: int,
+        operation: sc.Fault | None = None,
+        walk: Walk | None = None,
+    ) -> bool:
         """Make pages ``[start, end)`` present, as ``task``, in the operation's order. False: no huge page is left.
 
         virt/kvm/guest_memfd.c: kvm_gmem_get_folio: a present folio is found and nothing else happens; for an absent one
-        the shared policy at its index, or the task's, decides.
+        the shared policy at its index, or the task's, decides. ``walk``: the page tables through which they are reached.
         """
+        metadata = self.metadata
+        if metadata is None or end <= start:
+            return self._touch(task, inode, start, end, operation)
+        if metadata.taking and inode.order == 0 and inode.tracked is None:
+            self._touch_taking(metadata, task, inode, start, end, operation, walk)
+            return True
+        metadata.before = self.free.copy()
+        complete = self._touch(task, inode, start, end, operation)
+        step = -1 if operation is not None and operation.order == "reverse" else 1
+        parts = [(start, end)] if complete else self._present(inode, start, end)
+        for low, high in parts:
+            if not metadata.enter_tables(task, walk, low, high, step) or not metadata.enter_nodes(
+                task, inode, low, high
+            ):
+                raise OutOfMemory
+        metadata.before = None
+        return complete
+
+    @staticmethod
+    def _present(inode: Inode, start: int, end: int) -> list[tuple[int, int]]:
+        """4 KiB pages of [start, end) that huge folios back."""
+        order = inode.order
+        cut = inode.map.cut(start >> order, -(-end >> order)).tolist()
+        return [(max(start, low << order), min(end, (low + count) << order)) for low, count, _ in cut]
+
+    def _touch(self, task: Thread, inode: Inode, start: int, end: int, operation: sc.Fault | None) -> bool:
         first, last = start >> inode.order, -(-end >> inode.order) if inode.order else end
         holes = self._holes(inode, first, last)
         order = operation.order if operation is not None else "sequential"
@@ -338,8 +380,154 @@ class HostState:
             complete = self._place_list(inode, holes, self._listed(task, operation, first, last, holes))
         return complete if inode.small is None else self._touch_small(task, inode, start, end, operation)
 
-    def touch_in_turns(self, inode: Inode, first: int, last: int, turns: Callable[[], Turns]) -> bool:
+    # ..................................................................................... pages and their metadata
+
+    def _touch_taking(
+        self,
+        metadata: Metadata,
+        task: Thread,
+        inode: Inode,
+        start: int,
+        end: int,
+        operation: sc.Fault | None,
+        walk: Walk | None,
+    ) -> None:
+        """:meth:`touch` of 4 KiB pages where their metadata come from the same zones, in the kernel's order.
+
+        Tables come before the page, nodes after it. As long as no zone reaches a mark and no table moves the rotation,
+        the order makes no difference and all of a kind are taken at once; else the range is halved until it is so.
+        """
+        order = operation.order if operation is not None else "sequential"
+        step = -1 if order == "reverse" else 1
+        if order not in ("sequential", "reverse"):
+            assert operation is not None
+            self._touch_listed(metadata, task, inode, start, end, operation, walk)
+            return
+        if walk is not None and metadata.steps_between_pages(task, walk, start, end):
+            pages = np.arange(start, end) if step > 0 else np.arange(end - 1, start - 1, -1)
+            self._place_between(metadata, task, inode, walk, pages, step)
+            self._need(metadata.enter_nodes(task, inode, start, end))
+            return
+        spans = [(start, end)]
+        while spans:
+            low, high = spans.pop()
+            if high - low > _TOGETHER and not self._undisturbed(metadata, task, inode, low, high, step, walk):
+                middle = (low + high) // 2
+                spans += [(middle, high), (low, middle)][::step]
+                continue
+            self._need(metadata.enter_tables(task, walk, low, high, step))
+            holes = self._holes(inode, low, high)
+            if len(holes):
+                self._place_all(task, inode, holes, step, (low, high))
+            self._need(metadata.enter_nodes(task, inode, low, high))
+
+    @staticmethod
+    def _need(found: bool) -> None:
+        if not found:
+            raise OutOfMemory
+
+    def _undisturbed(
+        self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
+    ) -> bool:
+        """Whether no zone reaches a mark while pages [start, end) and their metadata are placed, whatever comes first."""
+        tables, slabs = metadata.need(task, inode, walk, start, end)
+        if not tables + slabs:
+            return True
+        marks = self.marks()
+        above = self.free > marks
+        most = end - start + tables + slabs
+        if ((self.free - most > marks) == above)[:, above[1]].all():
+            return True
+        free = self.free.copy()
+        holes = self._holes(inode, start, end)
+        if len(holes):
+            ranges, policies = self._policy_ranges(inode, 0, (start, end), step)
+            pieces, requests = self._pieces(task, inode, holes, step, ranges, policies, 0)
+            turns, zones = self._turns_and_zones(inode, 0)
+            turns = turns._replace(rotations=turns.rotations.copy())
+            if not self.run_pieces(FileMap(), pieces, requests, turns, zones._replace(free=free)):
+                return False
+        # Free memory only falls: marks that are not reached at the end were reached at no time before.
+        return metadata.fits(task, tables, slabs, free) and bool(((free > marks) == above).all())
+
+    def _touch_listed(
+        self,
+        metadata: Metadata,
+        task: Thread,
+        inode: Inode,
+        start: int,
+        end: int,
+        operation: sc.Fault,
+        walk: Walk | None,
+    ) -> None:
+        """Pages in an order of their own: their tables come before them, their nodes when all are there."""
+        holes = self._holes(inode, start, end)
+        if walk is not None and metadata.steps_between_pages(task, walk, start, end):
+            pages = start + self.touch_order(operation, end - start)
+            self._place_between(metadata, task, inode, walk, pages, 0)
+        else:
+            self._need(metadata.enter_tables(task, walk, start, end))
+            if len(holes):
+                self._place_list(inode, holes, self._listed(task, operation, start, end, holes))
+        self._need(metadata.enter_nodes(task, inode, start, end))
+
+    def _place_between(
+        self, metadata: Metadata, task: Thread, inode: Inode, walk: Walk, pages: Int64s, step: int
+    ) -> None:
+        """Pages in the order of their touches with the tables they need between them, one rotation for both.
+
+        ``step``: 1 or -1 if the pages follow one another so, else 0.
+        """
+        check_listed(len(pages), "placing pages and page tables of a task that interleaves")
+        holes = self._holes(inode, int(pages.min()), int(pages.max()) + 1)
+        ranges, policies = self._policy_ranges(inode, 0)
+        rows, row_of = self._request_rows(inode, [task], policies, 0)
+        rows.append((task.index, -1, metadata.request(task)))
+        requests = self.request_table(rows)
+        positions, counts = metadata.inserts(task, walk, pages)
+        absent = in_intervals(pages, holes) if len(holes) else np.zeros(len(pages), bool)
+        kept = np.flatnonzero(absent)
+        at = np.concatenate((np.repeat(positions, counts), kept))
+        asked = np.concatenate((np.full(int(counts.sum()), len(rows) - 1), row_of[0][_covering(pages[kept], ranges)]))
+        listed = np.concatenate((np.full(int(counts.sum()), -1), pages[kept]))
+        order = np.argsort(at, kind="stable")
+        listed, asked = np.ascontiguousarray(listed[order]), np.ascontiguousarray(asked[order])
+        out = np.full(len(listed), -1, np.int16)
+        free = self.free.copy()
+        turns, zones = self._turns_and_zones(inode, 0)
+        cached = np.empty((len(rows), self.nodes), np.int64)
+        done = placement.place_list(listed, asked, requests, turns, zones, cached, out)
+        self._need(done == len(listed))
+        tables = listed < 0
+        base = int(pages.min())
+        found = np.full(int(pages.max()) + 1 - base, -1, np.int16)
+        found[listed[~tables] - base] = out[~tables]
+        if len(kept):
+            inode.map.add_list(holes, found, base)
+        metadata.enter_inserted(task, walk, pages, out[tables].astype(np.int64))
+        self.placed += np.bincount(out[~tables], minlength=len(self.free))
+        assert int((free - self.free).sum()) == len(listed)
+
+    def host_walk(self, mapping: Mapping | None) -> Walk | None:
+        """The page tables of a mapping, where they are kept."""
+        return None if self.metadata is None else self.metadata.of_host(mapping)
+
+    def guest_walk(self, inode: Inode) -> Walk | None:
+        """The second-stage tables of a file, where they are kept."""
+        return None if self.metadata is None else self.metadata.of_guest(inode)
+
+    def touch_in_turns(
+        self, inode: Inode, first: int, last: int, turns: Callable[[], Turns], walk: Walk | None = None
+    ) -> bool:
         """Make folios [first, last) present in the order of ``turns``: chunks of folio indices and rows of tasks."""
+        complete = self._touch_in_turns(inode, first, last, turns)
+        if self.metadata is not None and complete:
+            tasks = list(self.tasks.values())
+            for folios, rows in turns():
+                self._need(self.metadata.enter_turns(tasks, inode, walk, folios, rows))
+        return complete
+
+    def _touch_in_turns(self, inode: Inode, first: int, last: int, turns: Callable[[], Turns]) -> bool:
         holes = self._holes(inode, first, last)
         complete = not len(holes) or self._place_list(inode, holes, _within(turns(), holes))
         if inode.small is None:
@@ -439,32 +627,55 @@ class HostState:
         ranges, policies = no_intervals(), [override]
         if override is None:
             ranges, policies = self._policy_ranges(inode, order, span, step)
+        pieces, requests = self._pieces(task, inode, holes, step, ranges, policies, order)
+        map_ = _map_of(inode, small)
+        before, free = int(map_.progress[placement.ALLOCATIONS]), self.free.copy()
+        complete = self.run_pieces(map_, pieces, requests, *self._turns_and_zones(inode, order))
+        map_.add_new_allocations(before)
+        if self.free_pfns is not None and inode.pfns is not None and not small:
+            self.free_pfns.hand_out(map_, inode.pfns, before)
+        self.placed += free - self.free
+        return self._placed(complete, order)
+
+    def _pieces(
+        self,
+        task: Thread,
+        inode: Inode,
+        holes: Int64s,
+        step: int,
+        ranges: Int64s,
+        policies: list[mp.Mempolicy | None],
+        order: int,
+    ) -> tuple[Int64s, placement.Requests]:
+        """Runs of absent folios as :func:`workbench.kernels.placement.place_pieces` takes them, and their requests."""
         low, high, which = _split_at(holes, ranges)
         requests, row_of = self._requests(inode, [task], policies, order)
         pieces = np.column_stack((low, high - low, np.full(len(low), step), row_of[0][which]))
         if step < 0:
             pieces[:, 0] = high - 1
             pieces = pieces[::-1]
-        pieces = np.ascontiguousarray(pieces)
+        return np.ascontiguousarray(pieces), requests
+
+    def run_pieces(
+        self,
+        map_: FileMap,
+        pieces: Int64s,
+        requests: placement.Requests,
+        turns: placement.Interleaving,
+        zones: placement.Zones,
+    ) -> bool:
+        """Place pieces into the allocation rows of a map, which grows as it must. False: out of memory."""
         scratch = np.empty(max(int(self.weights.sum()), self.nodes, 256) + 1, np.int64)
-        target, taken = np.empty(self.nodes, np.int64), np.empty(len(self.free), np.int64)
-        map_ = _map_of(inode, small)
-        before, free = int(map_.progress[placement.ALLOCATIONS]), self.free.copy()
+        target, taken = np.empty(self.nodes, np.int64), np.empty(len(zones.free), np.int64)
         map_.progress[:2] = 0
         map_.grow(len(pieces) + 8, 64)
-        turns, zones = self._turns_and_zones(inode, order)
         while True:
             output = placement.Output(map_.progress, map_.allocations, map_.tiles, scratch, target, taken)
             status = placement.place_pieces(pieces, requests, turns, zones, output)
             if status != placement.NEEDS_ROOM:
-                break
+                return bool(status == placement.DONE)
             map_.grow(max(64, len(pieces)), len(scratch))
             self._check_cancelled()
-        map_.add_new_allocations(before)
-        if self.free_pfns is not None and inode.pfns is not None and not small:
-            self.free_pfns.hand_out(map_, inode.pfns, before)
-        self.placed += free - self.free
-        return self._placed(status == placement.DONE, order)
 
     def _place_list(self, inode: Inode, holes: Int64s, chunks: Turns, small: bool = False) -> bool:
         """Place folios one by one; each chunk holds indices and the row of the task that touches each."""
@@ -511,7 +722,7 @@ class HostState:
         zonelists = self.zonelists["hugetlb" if order else inode.kind]
         return (
             placement.Interleaving(self.rotations, self.weights),
-            placement.Zones(self.free, self._marks(), self.zone_node, zonelists),
+            placement.Zones(self.free, self.marks(), self.zone_node, zonelists),
         )
 
     @staticmethod
@@ -524,7 +735,8 @@ class HostState:
         if self.cancelled():
             raise Cancelled
 
-    def _marks(self) -> Int64s:
+    def marks(self) -> Int64s:
+        """Low and min watermark of each zone, each plus lowmem_reserve: int64 (2, zones), pages."""
         return self.watermarks[1::-1] + self.reserve
 
     def _policy_ranges(
@@ -557,26 +769,44 @@ class HostState:
 
         Equal policies share a row, so that a thousand ranges with one policy are one request.
         """
+        rows, row_of = self._request_rows(inode, tasks, policies, order)
+        return self.request_table(rows), row_of
+
+    def _request_rows(
+        self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None], order: int
+    ) -> tuple[list[tuple[int, int, Row]], Int64s]:
+        """Rows for :meth:`request_table`, and int64 (tasks, policies) which of them each pair has."""
         distinct: dict[tuple[int, mp.Mempolicy | None], int] = {}
         row_of = np.empty((len(tasks), len(policies)), np.int64)
-        rows: list[tuple[Thread, mp.Mempolicy | None]] = []
+        rows: list[tuple[int, int, Row]] = []
+        base = inode.ilx_base if inode.kind == "memfd" else -1
         for t, task in enumerate(tasks):
             for p, policy in enumerate(policies):
                 key = (task.index, policy)
                 if key not in distinct:
                     distinct[key] = len(rows)
-                    rows.append((task, policy))
+                    effective = policy if policy is not None else task.policy
+                    rows.append((task.index, base, self._policy_nodemask(effective, task.nid, inode, order)))
                 row_of[t, p] = distinct[key]
+        return rows, row_of
+
+    def request_table(self, rows: list[tuple[int, int, Row]]) -> placement.Requests:
+        """The request table of rows: row of the rotation, base of the interleave index (-1: the rotation), what is asked."""
         kind, start, passes, task_row, base = (np.zeros(len(rows), np.int64) for _ in range(5))
         nodes, filters = np.zeros((len(rows), self.nodes), bool), np.zeros((len(rows), 2, self.nodes), bool)
-        for row, (task, policy) in enumerate(rows):
-            effective = policy if policy is not None else task.policy
-            task_row[row] = task.index
-            base[row] = inode.ilx_base if inode.kind == "memfd" else -1
-            kind[row], start[row], passes[row], nodes[row], filters[row] = self._policy_nodemask(
-                effective, task.nid, inode, order
-            )
-        return placement.Requests(kind, start, nodes, filters, passes, task_row, base), row_of
+        for row, (task, index_base, asked) in enumerate(rows):
+            task_row[row], base[row] = task, index_base
+            kind[row], start[row], passes[row], nodes[row], filters[row] = asked
+        return placement.Requests(kind, start, nodes, filters, passes, task_row, base)
+
+    def kernel_request(self, task: Thread, by_policy: bool) -> Row:
+        """What pages ask that the kernel allocates for itself in a call of ``task``: by its policy, or on its own node.
+
+        mm/mempolicy.c: alloc_pages_noprof; with a node given (mm/slub.c: new_slab) no policy counts.
+        """
+        allowed = self.mask(self.mems_allowed) if self.cpusets_enabled and by_policy else np.ones(self.nodes, bool)
+        policy = task.policy if by_policy else None
+        return policy_nodemask(policy, task.nid, self.node_ids, allowed, self.has_normal_memory.astype(bool))
 
     def _policy_nodemask(
         self, policy: mp.Mempolicy | None, nid: int, inode: Inode, order: int
@@ -614,14 +844,16 @@ class HostState:
         inode.reserve = pages
         return True
 
-    def erase(self, inode: Inode, first: int, last: int) -> None:
-        """Free folios ``[first, last)``."""
+    def erase(self, inode: Inode, first: int, last: int, moving: bool = False) -> None:
+        """Free folios ``[first, last)``; ``moving``: others take their places at once, so that the tree keeps its nodes."""
         if self.free_pfns is not None and inode.pfns is not None:
             self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
         self.free += inode.map.erase(first, last, len(self.free))
         if inode.small is not None:
             limit = inode.pages >> inode.order
             self.free += inode.small.erase(first << inode.order, min(last, limit) << inode.order, len(self.free))
+        if self.metadata is not None and not moving:
+            self.metadata.erased(inode, first, min(last, 1 << 52))
 
 
 def check_listed(pages: int, what: str) -> None:

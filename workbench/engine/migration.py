@@ -98,5 +98,5 @@ def _relocate(system: HostState, task: Thread, inode: Inode, pages: Int64s, poli
     last = np.concatenate((edges, [len(pages)])) - 1
     holes = np.column_stack((pages[first], pages[last] + 1)) if len(pages) else no_intervals()
     for start, end in holes:
-        system.erase(inode, int(start), int(end))
+        system.erase(inode, int(start), int(end), moving=True)
     system.place(task, inode, holes, override=policy)

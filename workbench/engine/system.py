@@ -55,9 +55,13 @@ class System(HostState):
             self.conversions.forget(inode)
         else:
             self.erase(inode, 0, np.iinfo(np.int64).max)
+        if self.metadata is not None:
+            self.metadata.forget(inode)
 
     def oom_kill(self) -> None:
         """mm/oom_kill.c: the process ends, and with it all its files."""
         self.killed = True
         for inode in self.inodes():
             self.free_inode(inode)
+        if self.metadata is not None:
+            self.metadata.processes_end()

@@ -1,0 +1,676 @@
+"""Pages that the kernel allocates beside a guest's memory: how many, of which kind, and on which node.
+
+=================== ================================================================== ==============================
+kind                what                                                               where
+=================== ================================================================== ==============================
+``page_tables``     PTE tables, one for each 2 MiB that a mapping of the host has      policy and CPU of the task that
+                    touched, and the levels above (``pte_alloc_one``, ``__pmd_alloc``) touches, its rotation included
+``second_stage``    tables of KVM, one for each 2 MiB that the guest has touched, and  policy and CPU of the vCPU's
+                    the levels above (``tdp_mmu_map_handle_target_level``)             thread
+``second_stage_ready`` pages that a vCPU keeps for tables to come, 40 at a time, and   as above
+                    the root (``kvm_mmu_topup_memory_cache``)
+``page_cache``      xarray nodes of the file's pages, one for each 64, in slabs        CPU of the task that allocates
+                    (``xas_alloc``, ``mm/slub.c: refill_objects``)
+``attributes``      xarray nodes of ``kvm->mem_attr_array``, one for each 64 private   CPU of the task that sets them
+                    gfns, in the same slabs (``kvm_vm_set_mem_attributes``)
+``vmemmap``         struct pages that splits of huge pages brought back                node of the huge page
+                    (``hugetlb_vmemmap_restore_folio``)
+=================== ================================================================== ==============================
+
+``Scenario.metadata`` says what becomes of them. ``counted``: they are placed beside the run and change nothing in it.
+``taken``: they come out of the zones, in the order in which the kernel asks for them, move the task's rotation on and go
+back when the kernel gives them back: page tables with their mapping, second-stage tables with the process, nodes with
+the pages they hold.
+
+What cannot be known: how much of a slab was free before (the model starts with none), at which address a file is mapped
+(the model aligns it to 2 MiB and gives it a PMD table of its own). Slabs are given back as a CPU's and a node's lists
+allow: of those that become empty a node keeps five (``mm/slub.c: set_min_partial``). Tables are those of x86-64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.engine.filemap import FileMap
+from workbench.engine.mappings import Mapping
+from workbench.engine.objects import Inode, Thread
+from workbench.intervals import Int64s, no_intervals
+from workbench.kernels import placement
+
+if TYPE_CHECKING:
+    from workbench.engine.host_state import HostState
+
+KINDS = ("page_tables", "second_stage", "second_stage_ready", "page_cache", "attributes", "vmemmap")
+PAGE_TABLES, SECOND_STAGE, READY, PAGE_CACHE, ATTRIBUTES, VMEMMAP = range(len(KINDS))
+LEVELS = (27, 18, 9)
+"""log2 of the 4 KiB pages below one table, the highest level first: 512 GiB, 1 GiB and 2 MiB."""
+XA_CHUNK_SHIFT = 6
+NODES_IN_SLAB, SLAB_PAGES = 28, 4
+"""``struct xa_node`` has 576 bytes; a slab of its cache has 16 KiB."""
+MIN_PARTIAL = 5
+CACHE_OBJECTS, CACHE_LEAST = 40, 5
+"""KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE, PT64_ROOT_MAX_LEVEL."""
+_INSERTED = 1 << 60  # "page" of what is placed between two pages of a file
+
+
+@dataclass(eq=False)
+class Tables:
+    """A tree of page tables over 4 KiB pages: for each of ``shifts`` which tables are there, and the zone of each."""
+
+    shifts: tuple[int, ...]
+    first_free: bool = False
+    """Whether the process has the first table of the highest level anyway, as it has around its other mappings."""
+    maps: list[FileMap] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.maps = [FileMap() for _ in self.shifts]
+
+    def missing(self, start: int, end: int) -> list[Int64s]:
+        """Tables that pages [start, end) need and that are not there: intervals int64 (n, 2) of each level."""
+        out = []
+        for shift, map_ in zip(self.shifts, self.maps, strict=True):
+            low = start >> shift
+            if self.first_free and shift == LEVELS[0]:
+                low = max(low, 1)
+            high = ((end - 1) >> shift) + 1
+            out.append(map_.absent(low, high) if low < high else no_intervals())
+        return out
+
+
+@dataclass(eq=False)
+class Walk:
+    """Through what pages are reached: the host's page tables of one mapping, or the guest's second stage."""
+
+    tables: Tables
+    kind: int
+    base: int = 0
+    """4 KiB page of the tables at which the file begins."""
+
+
+class Metadata:
+    """What one host holds beside the pages of files."""
+
+    def __init__(self, system: HostState) -> None:
+        self.system = system
+        self.taking = system.scenario.metadata == "taken"
+        nodes = system.nodes
+        self.held = np.zeros((len(KINDS), nodes), np.int64)
+        """4 KiB pages now, by kind and node."""
+        self.mapped: dict[Mapping, Tables] = {}
+        self.bases: dict[Inode, int] = {}
+        self.next_base = 0
+        self.caches: dict[Inode, list[FileMap]] = {}
+        self.attribute_nodes: dict[Inode, list[FileMap]] = {}
+        self.private: dict[Inode, Int64s] = {}
+        self.second: list[Tables] = []
+        self.ready: dict[str, list[int]] = {}
+        self.roots: list[int] = []
+        self.before: Int64s | None = None
+        """Free pages of each zone when the call began that is being counted."""
+        self.new_machine()
+        # Pools of huge pages have no 4 KiB pages: what they leave free on each node stands in.
+        pools = system.order > 0 and len(system.free) == nodes
+        self.zones = _left_zones(system) if pools else None
+        count = nodes if pools else len(system.free)
+        self.live = np.zeros(nodes, np.int64)
+        """Objects in use of the slabs of each node."""
+        self.slab_zones = np.zeros((nodes, count), np.int64)
+        """Pages of the slabs of each node, by zone."""
+        self.node_parts = np.zeros((2, nodes), np.int64)
+
+    # ------------------------------------------------------------------------------------------------ who walks
+
+    def new_machine(self) -> None:
+        """KVM_CREATE_VM: tables of its own; those of a machine before live on with its files."""
+        shifts: tuple[int, ...] = LEVELS
+        order = self.system.order
+        if order and self.system.design.pool == "hugetlb":
+            shifts = tuple(shift for shift in LEVELS if shift > order)
+        self.second.append(Tables(shifts))
+        self.bases.clear()
+        self.next_base = 0
+        self.ready = {}
+
+    def of_host(self, mapping: Mapping | None) -> Walk | None:
+        """The walk through a mapping of the host."""
+        if mapping is None:
+            return None
+        return Walk(self.mapped.setdefault(mapping, Tables(LEVELS, first_free=True)), PAGE_TABLES)
+
+    def of_guest(self, inode: Inode) -> Walk:
+        """The walk of the guest; files lie one after another in its address space, each on a 2 MiB boundary."""
+        if inode not in self.bases:
+            self.bases[inode] = self.next_base
+            self.next_base += -(-inode.pages >> 9) << 9
+        return Walk(self.second[-1], SECOND_STAGE, self.bases[inode])
+
+    # ------------------------------------------------------------------------------------------- what is wanted
+
+    def need(self, task: Thread, inode: Inode, walk: Walk | None, start: int, end: int) -> tuple[int, int]:
+        """No more than so many pages are taken for tables, and for slabs, when pages [start, end) are touched."""
+        tables = 0
+        if walk is not None:
+            tables = _length(walk.tables.missing(walk.base + start, walk.base + end))
+            if walk.kind == SECOND_STAGE and tables + CACHE_LEAST > len(self.ready.get(task.name, ())):
+                tables += CACHE_OBJECTS + 1
+        objects = _length(self._missing_nodes(inode, start, end))
+        return tables, (-(-objects // NODES_IN_SLAB) + 1) * SLAB_PAGES * (objects > 0)
+
+    def fits(self, task: Thread, tables: int, slabs: int, free: Int64s) -> bool:
+        """Take what :meth:`need` says from ``free`` int64 (zones,), and from nothing else. False: it is not there."""
+        zones = self._zones()._replace(free=free)
+        rotations = self.system.rotations.copy()
+        for count, by_policy in ((tables, True), (slabs, self.system.scenario.kernel.slabs_by_policy)):
+            pages = np.array([[0, count]], np.int64)
+            if count and not self._run(task, FileMap(), pages, 1, zones, by_policy, rotations):
+                return False
+        return True
+
+    def _missing_nodes(self, inode: Inode, start: int, end: int) -> list[Int64s]:
+        """Nodes that pages [start, end) need in the tree of the page cache, level by level, the lowest first.
+
+        A guest_memfd of pfn ranges has none: its pages are not in the page cache.
+        """
+        if self.system.design.store == "pfn map" and inode.kind == "guest_memfd":
+            return []
+        first, last = start >> inode.order, -(-end >> inode.order)
+        maps = self.caches.setdefault(inode, [])
+        return _missing_nodes(maps, _lowest(inode.order), first, last)
+
+    # --------------------------------------------------------------------------------------------- what is taken
+
+    def enter_tables(self, task: Thread, walk: Walk | None, start: int, end: int, step: int = 1) -> bool:
+        """The tables that pages [start, end) need are allocated. False: no memory."""
+        if walk is None or end <= start:
+            return True
+        missing = walk.tables.missing(walk.base + start, walk.base + end)
+        if walk.kind == SECOND_STAGE:
+            return self._enter_second_stage(task, walk, missing, step)
+        for map_, intervals in zip(walk.tables.maps, missing, strict=True):
+            if len(intervals) and not self._place(task, map_, intervals, step, walk.kind):
+                return False
+        return True
+
+    def _enter_second_stage(self, task: Thread, walk: Walk, missing: list[Int64s], step: int) -> bool:
+        if task.name not in self.ready:
+            first = self._allocate(task, CACHE_OBJECTS)
+            if len(first) < CACHE_OBJECTS:
+                return False
+            self.ready[task.name] = first[:-1].tolist()
+            self.roots.append(int(first[-1]))
+            self._hold(READY, first)
+        ready = self.ready[task.name]
+        batch = CACHE_OBJECTS - CACHE_LEAST + 1
+        whole = (_length(missing) - (len(ready) - CACHE_LEAST + 1)) // batch - 1
+        if whole > 0 and not _rotates(task):
+            # Pages that all come in one order need no list: whole batches go to their tables as they are handed out.
+            direct = whole * batch
+            for level in range(len(missing) - 1, -1, -1):
+                count = _length([missing[level]])
+                missing[level], others = _split(missing[level], max(0, count - direct), step)
+                direct -= _length([others])
+                if len(others) and not self._place(task, walk.tables.maps[level], others, step, SECOND_STAGE):
+                    return False
+        wanted = _length(missing)
+        if not wanted:
+            return True
+        popped = np.empty(wanted, np.int64)
+        done = 0
+        while done < wanted:
+            some = min(wanted - done, max(1, len(ready) - CACHE_LEAST + 1))
+            popped[done : done + some] = ready[-1 : -some - 1 : -1]
+            del ready[-some:]
+            done += some
+            if len(ready) < CACHE_LEAST:
+                new = self._allocate(task, CACHE_OBJECTS - len(ready))
+                self._hold(READY, new)
+                ready += new.tolist()
+                if len(ready) < CACHE_OBJECTS:
+                    return False
+        self._hold(READY, popped, -1)
+        self._hold(SECOND_STAGE, popped)
+        at = 0
+        for map_, intervals in zip(walk.tables.maps, missing, strict=True):
+            count = _length([intervals])
+            _enter(map_, intervals, popped[at : at + count], step)
+            at += count
+        return True
+
+    def enter_turns(self, tasks: list[Thread], inode: Inode, walk: Walk | None, folios: Int64s, rows: Int64s) -> bool:
+        """Tables and nodes of ``folios`` (n,), each by the task of ``rows`` that touches the first folio of it."""
+        pages = folios << inode.order
+        base = 0 if walk is None else walk.base
+        units = [(base + pages) >> LEVELS[-1]] if walk is not None else []
+        units.append(pages >> XA_CHUNK_SHIFT)
+        for number, unit in enumerate(units):
+            index, first = np.unique(unit, return_index=True)
+            edges = np.flatnonzero((np.diff(rows[first]) != 0) | (np.diff(index) != 1)) + 1
+            for low, high in zip(np.append(0, edges).tolist(), np.append(edges, len(index)).tolist(), strict=True):
+                task = tasks[int(rows[first[low]])]
+                begin, end = int(index[low]), int(index[high - 1]) + 1
+                if walk is not None and number == 0:
+                    # A walk begins at its file's own page 0.
+                    done = self.enter_tables(task, walk, (begin << LEVELS[-1]) - base, (end << LEVELS[-1]) - base)
+                else:
+                    last = min(end << XA_CHUNK_SHIFT, inode.pages)
+                    done = self.enter_nodes(task, inode, begin << XA_CHUNK_SHIFT, last)
+                if not done:
+                    return False
+        return True
+
+    def enter_nodes(self, task: Thread, inode: Inode, start: int, end: int) -> bool:
+        """Pages [start, end) of the file are there: the nodes that hold them too. False: no memory for a slab."""
+        if end <= start:
+            return True
+        missing = self._missing_nodes(inode, start, end)
+        return self._enter_nodes(task, PAGE_CACHE, self.caches.get(inode, []), missing)
+
+    def _enter_nodes(self, task: Thread, kind: int, maps: list[FileMap], missing: list[Int64s]) -> bool:
+        nid = task.nid
+        objects = _length(missing)
+        if not objects:
+            return True
+        for map_, intervals in zip(maps, missing, strict=True):
+            for low, high in intervals.tolist():
+                map_.add_run(low, high, nid)
+        wanted = -(-int(self.live[nid] + objects) // NODES_IN_SLAB) - int(self.slab_zones[nid].sum()) // SLAB_PAGES
+        if wanted > 0:
+            by_policy = self.system.scenario.kernel.slabs_by_policy
+            # By policy a slab is one step of the rotation; its other pages follow the first.
+            pages = self._allocate_anywhere(task, wanted if by_policy else wanted * SLAB_PAGES, by_policy)
+            if by_policy and self.taking:
+                self._zones().free[:] -= pages * (SLAB_PAGES - 1)
+            pages *= SLAB_PAGES if by_policy else 1
+            self.slab_zones[nid] += pages
+            if pages.sum() < wanted * SLAB_PAGES:
+                return False
+        self.live[nid] += objects
+        self.node_parts[kind - PAGE_CACHE, nid] += objects
+        self._count_slabs()
+        return True
+
+    def _count_slabs(self) -> None:
+        """Pages of slabs by node and by what their nodes are for: each kind has its share, the page cache what is over."""
+        zone_node = self._zones().zone_node
+        pages = np.bincount(zone_node, self.slab_zones.sum(axis=0), self.system.nodes).astype(np.int64)
+        objects = self.node_parts.sum(axis=0)
+        share = np.where(objects > 0, pages * self.node_parts[1] // np.maximum(objects, 1), 0)
+        self.held[ATTRIBUTES], self.held[PAGE_CACHE] = share, pages - share
+
+    # ----------------------------------------------------------------------------------------- what is given back
+
+    def erased(self, inode: Inode, first: int, last: int) -> None:
+        """Folios [first, last) left the file: nodes that hold none any more are freed."""
+        maps = self.caches.get(inode)
+        if maps:
+            self._free_nodes(PAGE_CACHE, maps, _lowest(inode.order), first, last, inode.map)
+
+    def _free_nodes(
+        self, kind: int, maps: list[FileMap], lowest: int, first: int, last: int, present: FileMap | None
+    ) -> None:
+        freed = np.zeros(self.system.nodes, np.int64)
+        for level, map_ in enumerate(maps):
+            shift = lowest + XA_CHUNK_SHIFT * level
+            low, high = first >> shift, ((last - 1) >> shift) + 1
+            if present is not None and low < high:
+                low += _holds(present, low << shift, (low + 1) << shift)
+                high -= low < high and _holds(present, (high - 1) << shift, high << shift)
+            if low < high:
+                freed += map_.erase(low, high, self.system.nodes)
+        if not freed.any():
+            return
+        self.live -= freed
+        self.node_parts[kind - PAGE_CACHE] -= freed
+        for nid in np.flatnonzero(freed):
+            slabs = int(self.slab_zones[nid].sum()) // SLAB_PAGES
+            empty = slabs - -(-int(self.live[nid]) // NODES_IN_SLAB)
+            pages = max(0, empty - MIN_PARTIAL) * SLAB_PAGES
+            back = _last_of(self.slab_zones[nid], pages)
+            self.slab_zones[nid] -= back
+            self._give_back(back)
+        self._count_slabs()
+
+    def unmapped(self, mapping: Mapping) -> None:
+        """free_pgtables: the tables go with their mapping."""
+        tables = self.mapped.pop(mapping, None)
+        if tables is not None:
+            self._clear(tables, PAGE_TABLES)
+
+    def advised_away(self, mapping: Mapping, start: int, end: int) -> None:
+        """MADV_DONTNEED over 2 MiB and more frees PTE tables that it empties (mm/pt_reclaim.c), from 6.14 on."""
+        tables = self.mapped.get(mapping)
+        shift = LEVELS[-1]
+        low, high = -(-start >> shift), end >> shift
+        if tables is not None and low < high and self.system.scenario.kernel.reclaims_tables:
+            self._release(PAGE_TABLES, tables.maps[-1].erase(low, high, self._count()))
+
+    def forget(self, inode: Inode) -> None:
+        """The inode died."""
+        for kind, trees in ((PAGE_CACHE, self.caches), (ATTRIBUTES, self.attribute_nodes)):
+            maps = trees.pop(inode, None)
+            if maps:
+                self._free_nodes(kind, maps, _lowest(inode.order), 0, 1 << 52, None)
+        self.private.pop(inode, None)
+
+    def processes_end(self) -> None:
+        """exit_mm, kvm_destroy_vm: mappings, machines and what their vCPUs keep."""
+        for mapping in list(self.mapped):
+            self.unmapped(mapping)
+        for tables in self.second:
+            self._clear(tables, SECOND_STAGE)
+        kept = [zone for zones in self.ready.values() for zone in zones] + self.roots
+        self._release(READY, np.bincount(np.array(kept, np.int64), minlength=self._count()))
+        self.second, self.roots = [], []
+        self.new_machine()
+
+    def _clear(self, tables: Tables, kind: int) -> None:
+        for map_ in tables.maps:
+            self._release(kind, map_.erase(0, 1 << 60, self._count()))
+
+    # ------------------------------------------------------------------------------------------- after each call
+
+    def settle(self, task: Thread, vmemmap: Int64s | None) -> bool:
+        """What follows from the state after a call: attributes of the VM, struct pages that splits brought back."""
+        complete = True
+        for inode in self.system.inodes():
+            states = inode.attributes
+            if states is None or not self.system.scenario.guest.private_memory:
+                continue
+            before = self.private.get(inode, no_intervals())
+            now = states.private_parts(0, inode.pages)
+            if len(before) == len(now) and (before == now).all():
+                continue
+            self.private[inode] = now
+            complete &= self._settle_attributes(task, inode, now)
+        if vmemmap is not None:
+            self.held[VMEMMAP] = vmemmap
+        return complete
+
+    def _settle_attributes(self, task: Thread, inode: Inode, private: Int64s) -> bool:
+        """An entry of the xarray for each private gfn, none for a shared one."""
+        maps = self.attribute_nodes.setdefault(inode, [])
+        present = FileMap()
+        for low, high in private.tolist():
+            present.add_run(low, high, 0)
+        for low, high in _outside(private, inode.pages).tolist():
+            self._free_nodes(ATTRIBUTES, maps, XA_CHUNK_SHIFT, low, high, present)
+        return all(
+            self._enter_nodes(task, ATTRIBUTES, maps, _missing_nodes(maps, XA_CHUNK_SHIFT, low, high))
+            for low, high in private.tolist()
+        )
+
+    # --------------------------------------------------------------------------------------- between two pages
+
+    def steps_between_pages(self, task: Thread, walk: Walk | None, start: int, end: int) -> bool:
+        """Whether tables move the rotation that places the pages: the task's own, of an interleave policy."""
+        return (
+            walk is not None and _rotates(task) and _length(walk.tables.missing(walk.base + start, walk.base + end)) > 0
+        )
+
+    def inserts(self, task: Thread, walk: Walk, pages: Int64s) -> tuple[Int64s, Int64s]:
+        """What ``pages`` (n,), in the order of their touches, need before which of them: positions, and tables there.
+
+        Positions int64 (m,) ascend. The second stage takes them from what its vCPU keeps ready, filled up before a fault.
+        """
+        where: list[Int64s] = []
+        for shift, map_ in zip(walk.tables.shifts, walk.tables.maps, strict=True):
+            table, first = np.unique((walk.base + pages) >> shift, return_index=True)
+            absent = map_.zone_of(table) < 0
+            if walk.tables.first_free and shift == LEVELS[0]:
+                absent &= table > 0
+            where.append(first[absent])
+        positions, counts = np.unique(np.concatenate(where), return_counts=True)
+        if walk.kind != SECOND_STAGE:
+            return positions.astype(np.int64), counts.astype(np.int64)
+        ready = len(self.ready.get(task.name, ()))
+        out: list[tuple[int, int]] = []
+        if task.name not in self.ready and len(pages):
+            out.append((0, CACHE_OBJECTS))
+            ready = CACHE_OBJECTS - 1
+        for position, count in zip(positions.tolist(), counts.tolist(), strict=True):
+            ready -= count
+            if ready < CACHE_LEAST and position + 1 < len(pages):  # before the fault after this one
+                out.append((position + 1, CACHE_OBJECTS - ready))
+                ready = CACHE_OBJECTS
+        table_ = np.array(out, np.int64).reshape(-1, 2)
+        return table_[:, 0], table_[:, 1]
+
+    def enter_inserted(self, task: Thread, walk: Walk, pages: Int64s, zones: Int64s) -> None:
+        """Tables whose pages were placed between those of a file: ``zones`` int64 (m,) in the order of :meth:`inserts`."""
+        at = 0
+        if walk.kind == SECOND_STAGE:
+            self._hold(READY, zones)
+            self.roots += zones[CACHE_OBJECTS - 1 : CACHE_OBJECTS].tolist() if task.name not in self.ready else []
+            if task.name not in self.ready:
+                self.ready[task.name] = zones[: CACHE_OBJECTS - 1].tolist()
+                at = CACHE_OBJECTS
+        ready = self.ready.get(task.name, [])
+        order: list[tuple[int, int, int]] = []
+        for level, (shift, map_) in enumerate(zip(walk.tables.shifts, walk.tables.maps, strict=True)):
+            table, first = np.unique((walk.base + pages) >> shift, return_index=True)
+            absent = map_.zone_of(table) < 0
+            if walk.tables.first_free and shift == LEVELS[0]:
+                absent &= table > 0
+            order += [(int(f), level, int(t)) for f, t in zip(first[absent], table[absent], strict=True)]
+        order.sort()
+        found: list[list[tuple[int, int]]] = [[] for _ in walk.tables.maps]
+        for _, level, table_ in order:
+            if walk.kind != SECOND_STAGE:
+                zone, at = int(zones[at]), at + 1
+            else:
+                if len(ready) < CACHE_LEAST:
+                    batch = CACHE_OBJECTS - len(ready)
+                    ready += zones[at : at + batch].tolist()
+                    at += batch
+                zone = ready.pop()
+            found[level].append((table_, zone))
+        for map_, entries in zip(walk.tables.maps, found, strict=True):
+            entries.sort()
+            for table_, zone in entries:
+                map_.add_run(table_, table_ + 1, zone)
+        if walk.kind == SECOND_STAGE:
+            if len(ready) < CACHE_LEAST and at < len(zones):
+                ready += zones[at:].tolist()
+            taken = np.array([zone for entries in found for _, zone in entries], np.int64)
+            self._hold(READY, taken, -1)
+            self._hold(SECOND_STAGE, taken)
+        else:
+            self._hold(PAGE_TABLES, zones)
+
+    # ------------------------------------------------------------------------------------------------- the zones
+
+    def request(self, task: Thread, by_policy: bool = True) -> tuple[int, int, int, np.ndarray, np.ndarray]:
+        """One row of the request table for pages of the kernel's own: (kind, start, passes, nodes, filters)."""
+        return self.system.kernel_request(task, by_policy)
+
+    def _zones(self) -> placement.Zones:
+        if self.zones is not None:
+            return self.zones
+        system = self.system
+        return placement.Zones(system.free, system.marks(), system.zone_node, system.zonelists["guest_memfd"])
+
+    def _zones_now(self) -> placement.Zones:
+        """The zones to take from; where metadata are only counted, as they were before the pages they belong to."""
+        zones = self._zones()
+        if self.taking or self.zones is not None:
+            return zones
+        return zones._replace(free=self.system.free.copy() if self.before is None else self.before.copy())
+
+    def _count(self) -> int:
+        return int(self.slab_zones.shape[1])
+
+    def _place(
+        self, task: Thread, map_: FileMap, intervals: Int64s, step: int, kind: int, by_policy: bool = True
+    ) -> bool:
+        """Place one page for each index of ``intervals`` and enter it in ``map_``."""
+        before = int(map_.progress[placement.ALLOCATIONS])
+        zones = self._zones_now()
+        free = zones.free.copy()
+        count = _length([intervals])
+        complete = self._run(task, map_, intervals, step, zones, by_policy)
+        map_.add_new_allocations(before)
+        used = free - zones.free
+        self.held[kind] += np.bincount(zones.zone_node, used, self.system.nodes).astype(np.int64)
+        if not complete and not self.taking:  # nothing is left: counted where the task runs
+            self._overflow(task, map_, intervals, kind, count - int(used.sum()))
+            return True
+        return complete
+
+    def _overflow(self, task: Thread, map_: FileMap, intervals: Int64s, kind: int, count: int) -> None:
+        zone = self._own_zone(task)
+        for low, high in intervals.tolist():
+            for first, last in map_.absent(low, high).tolist():
+                map_.add_run(first, last, zone)
+        self.held[kind, self._zones().zone_node[zone]] += count
+
+    def _own_zone(self, task: Thread) -> int:
+        zones = self._zones()
+        return int(zones.zonelists[task.nid, 0])
+
+    def _run(
+        self,
+        task: Thread,
+        map_: FileMap,
+        intervals: Int64s,
+        step: int,
+        zones: placement.Zones,
+        by_policy: bool,
+        rotations: Int64s | None = None,
+    ) -> bool:
+        system = self.system
+        pieces = np.zeros((len(intervals), 4), np.int64)
+        pieces[:, 0], pieces[:, 1] = intervals[:, 0], intervals[:, 1] - intervals[:, 0]
+        pieces[:, 2] = step
+        if step < 0:
+            pieces[:, 0] = intervals[:, 1] - 1
+            pieces = np.ascontiguousarray(pieces[::-1])
+        requests = system.request_table([(task.index, -1, self.request(task, by_policy))])
+        if rotations is None:
+            rotations = system.rotations if self.taking else system.rotations.copy()
+        turns = placement.Interleaving(rotations, system.weights)
+        return system.run_pieces(map_, pieces, requests, turns, zones)
+
+    def _allocate(self, task: Thread, count: int, by_policy: bool = True) -> Int64s:
+        """Zones of so many pages in the order in which they are handed out; fewer: no memory."""
+        if count <= 0:
+            return np.empty(0, np.int64)
+        scratch = FileMap()
+        complete = self._run(task, scratch, np.array([[0, count]], np.int64), 1, self._zones_now(), by_policy)
+        found = scratch.tiled()
+        if not complete and not self.taking:
+            found = np.append(found, np.full(count - len(found), self._own_zone(task), np.int64))
+        return found
+
+    def _allocate_anywhere(self, task: Thread, count: int, by_policy: bool) -> Int64s:
+        """:meth:`_allocate`, but how many come from each zone, int64 (zones,)."""
+        zones = self._zones_now()
+        free = zones.free.copy()
+        complete = self._run(task, FileMap(), np.array([[0, count]], np.int64), 1, zones, by_policy)
+        found = free - zones.free
+        if not complete and not self.taking:
+            found[self._own_zone(task)] += count - int(found.sum())
+        return found
+
+    def _hold(self, kind: int, zones: Int64s, sign: int = 1) -> None:
+        node = self._zones().zone_node[zones]
+        self.held[kind] += sign * np.bincount(node, minlength=self.system.nodes)
+
+    def _release(self, kind: int, pages: Int64s) -> None:
+        self.held[kind] -= np.bincount(self._zones().zone_node, pages, self.system.nodes).astype(np.int64)
+        self._give_back(pages)
+
+    def _give_back(self, pages: Int64s) -> None:
+        if self.taking or self.zones is not None:
+            self._zones().free[:] += pages
+
+
+def _left_zones(system: HostState) -> placement.Zones:
+    """What pools leave of each node, as one zone a node."""
+    nodes = np.arange(system.nodes)
+    lists = np.full((system.nodes, system.nodes + 1), -1, np.int64)
+    lists[:, :-1] = np.where(system.fallback >= 0, system.fallback, -1)
+    return placement.Zones(system.left_free.copy(), np.zeros((2, system.nodes), np.int64), nodes, lists)
+
+
+def _lowest(order: int) -> int:
+    """log2 of the folios below the lowest node of a page cache of such folios."""
+    return XA_CHUNK_SHIFT * (order // XA_CHUNK_SHIFT + 1) - order
+
+
+def _missing_nodes(maps: list[FileMap], lowest: int, first: int, last: int) -> list[Int64s]:
+    """Nodes that entries [first, last) need and that are not there, level by level; ``maps`` grows as the tree does."""
+    if last <= first:
+        return [no_intervals() for _ in maps]
+    while not maps or (last - 1) >> (lowest + XA_CHUNK_SHIFT * (len(maps) - 1)):
+        maps.append(FileMap())
+    if len(maps) == 1 and last == 1 and lowest == XA_CHUNK_SHIFT:  # a single entry needs no node
+        return [no_intervals()]
+    out = []
+    for level, map_ in enumerate(maps):
+        shift = lowest + XA_CHUNK_SHIFT * level
+        missing = map_.absent(first >> shift, ((last - 1) >> shift) + 1)
+        if (
+            level and not len(map_.runs) and (not len(missing) or missing[0, 0] > 0)
+        ):  # the tree grows above what is there
+            missing = np.concatenate((np.array([[0, 1]], np.int64), missing))
+        out.append(missing)
+    return out
+
+
+def _holds(present: FileMap, low: int, high: int) -> bool:
+    """Whether anything of [low, high) is there."""
+    return len(present.cut(low, high)) > 0
+
+
+def _outside(intervals: Int64s, end: int) -> Int64s:
+    edges = np.concatenate(([0], intervals.ravel(), [end])).reshape(-1, 2)
+    return edges[edges[:, 0] < edges[:, 1]]
+
+
+def _last_of(by_zone: Int64s, pages: int) -> Int64s:
+    """``pages`` of what lies in each zone, int64 (zones,), of the fullest first."""
+    out = np.zeros_like(by_zone)
+    for zone in np.argsort(-by_zone, kind="stable"):
+        out[zone] = min(int(by_zone[zone]), pages - int(out.sum()))
+    return out
+
+
+def _rotates(task: Thread) -> bool:
+    return task.policy is not None and task.policy.interleaves
+
+
+def _split(intervals: Int64s, count: int, step: int) -> tuple[Int64s, Int64s]:
+    """The first ``count`` members of sorted intervals in the order of ``step``, and the others."""
+    ends = np.cumsum(intervals[:, 1] - intervals[:, 0])
+    total = int(ends[-1]) if len(ends) else 0
+    cut = count if step > 0 else total - count
+    row = int(np.searchsorted(ends, cut, side="left")) if cut else -1
+    below = intervals[: row + 1].copy()
+    above = intervals[max(row, 0) :].copy()
+    if row >= 0:
+        at = int(intervals[row, 1]) - int(ends[row]) + cut
+        below[-1, 1] = above[0, 0] = at
+    above = above[above[:, 0] < above[:, 1]]
+    return (below, above) if step > 0 else (above, below)
+
+
+def _length(intervals: list[Int64s]) -> int:
+    return sum(int((one[:, 1] - one[:, 0]).sum()) for one in intervals)
+
+
+def _enter(map_: FileMap, intervals: Int64s, zones: Int64s, step: int) -> None:
+    """Enter tables of ``intervals`` with their zones in the order of the touches."""
+    if not len(zones):
+        return
+    if (zones == zones[0]).all():
+        for low, high in intervals.tolist():
+            map_.add_run(low, high, int(zones[0]))
+        return
+    at = 0
+    for low, high in (intervals if step > 0 else intervals[::-1]).tolist():
+        part = zones[at : at + high - low]
+        map_.add_list(np.array([[low, high]], np.int64), (part if step > 0 else part[::-1]).astype(np.int16), low)
+        at += high - low
