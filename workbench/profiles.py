@@ -84,7 +84,8 @@ class KernelProfile:
     ``auto_weights`` (from 6.16 on): interleave weights follow the bandwidths that firmware tells.
     ``slabs_by_policy`` (until 6.19): a new slab comes from where the task's policy says, not from the CPU's node
     (``mm/slub.c`` before all caches had sheaves). ``reclaims_tables`` (from 6.14 on): MADV_DONTNEED frees PTE tables that it
-    empties (``mm/pt_reclaim.c``). ``distributions`` are those that ship it or say that they carry its rules; ``(assumed)`` where only the base version is known.
+    empties (``mm/pt_reclaim.c``). ``distributions`` are those that ship it or say that they carry its rules; ``(assumed)``
+    where only the base version is known.
     """
 
     name: str
