@@ -9,6 +9,7 @@ below it and optimised once; its machine code is what :mod:`workbench.kernels.co
 from __future__ import annotations
 
 import ast
+import functools
 import gc
 import hashlib
 import importlib
@@ -26,6 +27,7 @@ from numba.core.dispatcher import OmittedArg
 from numba.core.errors import NumbaError
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
+from numba.core.targetconfig import ConfigStack
 from numba.np.numpy_support import from_dtype
 
 from workbench.kernels import code_cache
@@ -82,6 +84,43 @@ class _EntryWithoutReferences(_Entry):
         """Once: Numba's first round is there to find reference counts that cancel."""
         manager, builder = self._codegen._module_pass_manager()
         manager.run(self._final_module, builder)
+
+
+class _Flags(compiler.Flags):
+    """Flags of a kind of kernel, one object that is not changed any more: Numba looks up by them at every call it types,
+    and comparing them value by value is a tenth of compiling."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def copy(self) -> _Flags:
+        return self
+
+
+class _Typing:
+    """Numba's typing context, which remembers what an operator or a built-in function is for given types.
+
+    Numba asks the same for every place where it stands, and tries each of some dozens of implementations.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._found: dict[tuple[Any, ...], Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def resolve_function_type(self, function: Any, arguments: Any, names: Any) -> Any:
+        """Signature of a call."""
+        if not isinstance(function, types.Function) or names:
+            return self._context.resolve_function_type(function, arguments, names)
+        key = function, tuple(arguments)
+        if key not in self._found:
+            self._found[key] = self._context.resolve_function_type(function, arguments, names)
+        return self._found[key]
 
 
 COMPILED = not config.DISABLE_JIT
@@ -150,6 +189,23 @@ def compile_entry(kernel: str, signature: tuple[str, ...]) -> None:
         function.entry(tuple(type_of(text) for text in signature))
     except (ImportError, AttributeError, NumbaError) as error:
         logger.warning("%s was not compiled: %s", kernel, error)
+
+
+@functools.cache
+def _flags_of(options: tuple[tuple[str, object], ...], names: tuple[str, ...]) -> _Flags:
+    flags, outside = _Flags(), compiler.Flags()
+    outside.nrt = True
+    with ConfigStack().enter(outside):  # nothing is inherited from the caller that is being compiled
+        CPUDispatcher.targetdescr.options.parse_as_flags(flags, dict(options))
+    for name in names:
+        setattr(flags, name, True)
+    return flags
+
+
+@functools.cache
+def _typing(flags: _Flags) -> _Typing:
+    """By flags: what implements a function is compiled with those of its caller."""
+    return _Typing(CPUDispatcher.targetdescr.typing_context)
 
 
 def _widened(argument: Any) -> Any:
@@ -224,8 +280,7 @@ class Kernel(CPUDispatcher):
     def _compile_entry(self, signature: tuple[Any, ...]) -> Any:
         self._compilation_chain_init_hook()
         self.targetctx.refresh()
-        flags = self._flags()
-        flags.no_cfunc_wrapper = True
+        flags = self._flags("no_cfunc_wrapper")
         kind = _Entry if flags.nrt else _EntryWithoutReferences
         collecting = gc.isenabled()
         gc.disable()  # a compiler makes many objects and little garbage
@@ -246,8 +301,7 @@ class Kernel(CPUDispatcher):
         arguments, _ = sigutils.normalize_signature(signature)
         arguments = tuple(arguments)
         if arguments not in self._bodies:
-            flags = self._flags()
-            flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
+            flags = self._flags("no_cpython_wrapper", "no_cfunc_wrapper", "no_compile")
             result = self._compiled(arguments, flags, _Body)
             result = result._replace(entry_point=(self, arguments))
             self.targetctx.insert_user_function(result.entry_point, result.fndesc, [result.library])
@@ -262,15 +316,14 @@ class Kernel(CPUDispatcher):
     def nopython_signatures(self) -> list[Any]:
         return [result.signature for result in self._bodies.values()]
 
-    def _flags(self) -> Any:
-        flags = compiler.Flags()
-        self.targetdescr.options.parse_as_flags(flags, self.targetoptions)
-        return flags
+    def _flags(self, *names: str) -> _Flags:
+        """Flags of the kernel's options, with ``names`` set."""
+        return _flags_of(tuple(sorted(self.targetoptions.items())), names)
 
-    def _compiled(self, arguments: tuple[Any, ...], flags: Any, kind: type[_Library]) -> Any:
+    def _compiled(self, arguments: tuple[Any, ...], flags: _Flags, kind: type[_Library]) -> Any:
         library = kind(self.targetctx.codegen(), self.py_func.__qualname__)
         library.enable_object_caching()
         return compiler.compile_extra(
-            self.typingctx, self.targetctx, self.py_func, args=arguments, return_type=None, flags=flags, locals={},
+            _typing(flags), self.targetctx, self.py_func, args=arguments, return_type=None, flags=flags, locals={},
             library=library,
         )  # fmt: skip

@@ -32,9 +32,11 @@ from workbench.kernels.folios.run import (
     GENERATION_B,
     GUEST_FAULT,
     HOST_FAULT,
+    INSERT,
     LENGTH,
     LRU_DRAIN,
     MERGE,
+    NEEDS_ROOM,
     NODE,
     OFFSET,
     OP,
@@ -45,12 +47,11 @@ from workbench.kernels.folios.run import (
     PIN,
     POISON,
     PUNCH,
+    RELEASE,
     SIGBUS,
     UNPIN,
 )
 from workbench.kernels.maps import maple
-
-NEEDS_ROOM = -1000
 
 # options
 PAGES, UNIT_ORDER, GROUP_SHIFT, GENERATION = 0, 1, 2, 3
@@ -235,15 +236,16 @@ def grown(state: State) -> State:
 def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray, first: Int) -> Int:
     """Carry out operations ``first`` ... of a stream (columns and results as for :func:`workbench.kernels.folios.run.run`).
 
-    Returns the number of operations done; less than all if the state must grow (:func:`grown`) first.
+    INSERT backs a unit from the ranges of its node. Returns the number of operations done; less than all if the state must
+    grow (:func:`grown`) first (the error there is NEEDS_ROOM), or if an INSERT finds no memory for struct pages.
     """
     for i in range(first, stream.shape[0]):
         state.scratch[3] = -1
         row = stream[i]
         error = _operate(state, row[OP], row[OFFSET], row[LENGTH], row[ARGUMENT], row[NODE])
-        if error == NEEDS_ROOM:
-            return i
         errors[i] = error
+        if error == NEEDS_ROOM or (row[OP] == INSERT and error != 0):
+            return i
         offsets[i] = state.scratch[3] * 4096 if error != 0 and state.scratch[3] >= 0 else -1
         if state.top[maple.NODES] > state.counts[N_TRACKER_PEAK]:
             state.counts[N_TRACKER_PEAK] = state.top[maple.NODES]
@@ -251,37 +253,19 @@ def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarra
 
 
 @kernel
-def insert_many(state: State, units: np.ndarray, nodes: np.ndarray, first: Int) -> Int:
-    """Back units, placed on their nodes by somebody else, where the file has none, from the ranges of those nodes.
-
-    ``units`` int64 (n,) are indices counted in units, ``nodes`` int64 (n,) node indices; ``first`` is where to go on.
-    Returns how many went in; fewer if the state must grow (``scratch[4]`` is then NEEDS_ROOM) or if struct pages for
-    shared pages of a unit find no memory (``scratch[4]`` is ENOMEM).
-    """
-    for i in range(first, units.shape[0]):
-        state.scratch[4] = _populate(state, units[i] << state.options[UNIT_ORDER], nodes[i])
-        if state.scratch[4] != 0:
-            return i
-    return units.shape[0]
-
-
-@kernel
-def release(state: State, first: Int) -> Int:
-    """The file is gone: units from ``first`` on go back, those with a pinned page when the last pin is dropped.
-
-    Returns the number of the next unit; less than all if the state must grow first.
-    """
+def _release(state: State) -> Int:
+    """The file is gone: its units go back, those with a pinned page when the last pin is dropped."""
     order = state.options[UNIT_ORDER]
-    for unit in range(first, state.unit_pfn.shape[0]):
+    for unit in range(state.unit_pfn.shape[0]):
         if state.unit_pfn[unit] < 0:
             continue
         if maple.room(state.nodes, state.top) < 64 * maple.store_nodes(state.top):
-            return unit
+            return NEEDS_ROOM
         if state.count[state.unit_node[unit]] + 2 > state.start.shape[1]:
-            return unit
+            return NEEDS_ROOM
         low = unit << order
         _free_unit(state, unit, low, min(low + (np.int64(1) << order), state.options[PAGES]))
-    return state.unit_pfn.shape[0]
+    return 0
 
 
 @kernel
@@ -313,6 +297,10 @@ def _operate(s: State, op: Int, offset: Int, length: Int, argument: Int, node: I
         return _punch(s, offset, length)
     if op == POISON:
         return _poison(s, offset)
+    if op == INSERT:
+        return _populate(s, offset >> 12, node)
+    if op == RELEASE:
+        return _release(s)
     if op == MERGE or op == LRU_DRAIN:
         return 0  # nothing is split, and private pages are on no list
     return EINVAL

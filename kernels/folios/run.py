@@ -78,7 +78,8 @@ def run(
 
     Returns
     -------
-    Number of operations done; less than n if the room for references or poisoned pages must grow first.
+    Number of operations done; less than n if the room for references or poisoned pages must grow first (the error there
+    is NEEDS_ROOM), or where an INSERT failed.
     """
     for i in range(start, stream.shape[0]):
         state.numbers[AT] = -1
@@ -105,9 +106,11 @@ def run(
             error = release(state)
         elif op == UNMAP:
             error = unmap_slot(state, offset, length)
-        if error == NEEDS_ROOM:
-            return i
+        elif op == INSERT:
+            error = _insert(state, offset >> 12, row[NODE], row[CPU])
         errors[i] = error
+        if error == NEEDS_ROOM or (op == INSERT and error != 0):
+            return i
         offsets[i] = state.numbers[AT] * 4096 if error != 0 and state.numbers[AT] >= 0 else -1
         if every > 0 and (i + 1) % every == 0:
             _sample(state, series[i // every])
@@ -124,47 +127,22 @@ def _sample(state: State, row: np.ndarray) -> None:
 
 
 @kernel
-def insert_many(state: State, folios: np.ndarray, nodes: np.ndarray, cpu: int) -> int:
-    """Put folios of the file's size, taken from their nodes by somebody else, where the file has none.
+def _insert(state: State, page: int, node: int, cpu: int) -> int:
+    """Put a folio of the file's size, taken from its node by somebody else, where the file has none.
 
-    ``folios`` int64 (n,) are indices counted in folios, ``nodes`` int64 (n,) node indices. Returns how many went in: a
-    fresh folio under a shared page has to be split at once, and the first for which that fails ends it (in generation C
-    that one is in the file nevertheless).
+    A fresh folio under a shared page has to be split at once; where that fails it is in the file all the same in
+    generation C, and not in B.
     """
-    if state.numbers[RELEASED] == 1:
-        return 0
     order = state.options[BACKING]
+    if order == 0:
+        return populate(state, page, node, cpu)
     size = 1 if order == ORDER_1G else 0
-    for i in range(folios.shape[0]):
-        page = folios[i] << order
-        if order > 0:
-            state.host[nodes[i], POOL + size] += 1 + never_handed_out(state, nodes[i], size)
-        error = populate(state, page, nodes[i], cpu)
-        if order > 0:
-            state.host[nodes[i], POOL + size] -= never_handed_out(state, nodes[i], size)
-        if error != 0:
-            if order > 0 and not is_present(state, page):
-                state.host[nodes[i], POOL + size] -= 1
-            return i
-    return folios.shape[0]
-
-
-@kernel
-def convert_many(
-    state: State, offset: np.ndarray, length: np.ndarray, to_shared: np.ndarray, errors: np.ndarray, offsets: np.ndarray
-) -> int:
-    """Carry out conversions only: ``offset``, ``length`` int64 (n,) bytes, ``to_shared`` int8 (n,).
-
-    ``errors`` int32 (n,) and ``offsets`` int64 (n,) as for :func:`run`. Returns the number that failed.
-    """
-    failed = 0
-    for i in range(offset.shape[0]):
-        state.numbers[AT] = -1
-        error = _convert(state, offset[i], length[i], to_shared[i] != 0)
-        errors[i] = error
-        offsets[i] = state.numbers[AT] * 4096 if error != 0 and state.numbers[AT] >= 0 else -1
-        failed += error != 0
-    return failed
+    state.host[node, POOL + size] += 1 + never_handed_out(state, node, size)
+    error = populate(state, page, node, cpu)
+    state.host[node, POOL + size] -= never_handed_out(state, node, size)
+    if error != 0 and not is_present(state, page):
+        state.host[node, POOL + size] -= 1
+    return error
 
 
 @inlined_kernel

@@ -143,7 +143,7 @@ def split_leaf(s: State, page: int) -> None:
         s.small[word] = ALL
 
 
-@kernel
+@inlined_kernel
 def unmap_differing(s: State, first: int, end: int, to_shared: bool) -> None:
     """Generation B zaps only what a conversion of [first, end) changes; of a huge leaf that has such a page, all."""
     if not any_leaf(s):

@@ -115,7 +115,7 @@ def _leave_pool(s: State, home: int, size: int, pages: int, row: int) -> None:
         left -= here
 
 
-@kernel
+@inlined_kernel
 def split_range(s: State, first: int, end: int) -> int:
     """Split the huge folios of the blocks touched, unless that waits for the first host fault."""
     if s.options[SPLIT_AT] == AT_HOST_FAULT:
@@ -204,7 +204,7 @@ def split_2m(s: State, block: int) -> int:
     return 0
 
 
-@kernel
+@inlined_kernel
 def merge_range(s: State, first: int, end: int) -> int:
     """Merge every block touched that is wholly private again; returns the number of merges."""
     merges = 0

@@ -23,7 +23,7 @@ EHWPOISON = 133  # include/uapi/asm-generic/errno.h; Python's errno has no name 
 SIGBUS = -7
 """A host fault that raises the signal instead of returning: minus its number."""
 NEEDS_ROOM = -1000
-"""The room for references or poisoned pages is full; nothing was done for this operation: grow it and go on."""
+"""The room for references or poisoned pages is full; nothing was done for this operation: grow it and go on from there."""
 
 PAGES_2M, PAGES_1G, BLOCKS_1G = 512, 262144, 512
 """4 KiB pages per 2 MiB and per 1 GiB; 2 MiB blocks per 1 GiB."""
@@ -70,10 +70,10 @@ EAGER, LAZY, NEVER = 0, 1, 2
 """LAZY merges at the next guest fault on the block or by the MERGE operation."""
 
 # operations
-CONVERT, PIN, UNPIN, HOST_FAULT, GUEST_FAULT, PUNCH, POISON, MERGE, LRU_DRAIN, RELEASE, UNMAP = range(11)
+CONVERT, PIN, UNPIN, HOST_FAULT, GUEST_FAULT, PUNCH, POISON, MERGE, LRU_DRAIN, RELEASE, UNMAP, INSERT = range(12)
 OP, OFFSET, LENGTH, ARGUMENT, NODE, CPU = range(6)
 """Columns of a stream. ARGUMENT: CONVERT 1 = to shared; PIN, UNPIN kind; GUEST_FAULT 1 = as private. UNMAP: the memslot of
-the range is deleted."""
+the range is deleted. INSERT: a folio of the file's size, taken from its node by somebody else, is put in."""
 TRANSIENT, LONG_TERM, ORPHAN = 0, 1, 2
 """Kinds of references; ORPHAN: a pin on a page that was punched out of a file of 4 KiB folios meanwhile."""
 

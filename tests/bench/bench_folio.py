@@ -20,6 +20,7 @@ COUNT = int(os.environ.get("BENCH_FOLIO_CONVERSIONS", "10000000"))
 LIMIT_OF_C = 1.25
 LIMIT_BYTES_PER_PAGE = 0.2
 LIMIT_MEMORY = 4 * GIB
+NO_SERIES = np.zeros((0, len(folio.COUNTERS) + 2), np.int64)
 FIELDS = ("shared", "blocks", "gigas", "backing", "marks", "small", "host", "options", "numbers")
 
 
@@ -37,8 +38,7 @@ def new_guest(size: int, order: int, generation: int) -> folio.State:
     host = folio.new_host(np.full(2, 1 << 40), np.array([[0, 1], [1, 0]]), np.full((2, 2), 1 << 40))
     state = folio.new_state(options, host)
     stream = np.array([[folio.GUEST_FAULT, 0, size, 1, 0, 0]])
-    none = np.zeros((0, len(folio.COUNTERS) + 2), np.int64)
-    assert folio.run(state, stream, np.zeros(1, np.int32), np.zeros(1, np.int64), 0, none, 0) == 1
+    run(state, stream, np.zeros(1, np.int32), np.zeros(1, np.int64))
     return state
 
 
@@ -47,12 +47,25 @@ def copied(state: folio.State) -> folio.State:
     return folio.State(*(array.copy() for array in state))
 
 
-def random_stream(size: int, count: int, largest: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Offsets, lengths (4 KiB to 2 MiB, log-uniform) and directions."""
+def random_stream(size: int, count: int, largest: int = 512) -> np.ndarray:
+    """Conversions of 4 KiB to 2 MiB, log-uniform, in both directions."""
     rng = np.random.default_rng(1)
     pages = np.minimum(np.exp(rng.uniform(0, np.log(largest + 1), count)).astype(np.int64), largest)
     first = (rng.random(count) * ((size >> 12) - pages + 1)).astype(np.int64)
-    return first << 12, pages << 12, rng.integers(0, 2, count).astype(np.int8)
+    return conversions(first << 12, pages << 12, rng.integers(0, 2, count))
+
+
+def conversions(offset: np.ndarray, length: np.ndarray, to_shared: np.ndarray) -> np.ndarray:
+    """A stream of them, int64 (n, 6)."""
+    stream = np.zeros((len(offset), 6), np.int64)
+    stream[:, folio.OP] = folio.CONVERT
+    stream[:, folio.OFFSET], stream[:, folio.LENGTH], stream[:, folio.ARGUMENT] = offset, length, to_shared
+    return stream
+
+
+def run(state: folio.State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray) -> None:
+    """All of a stream of conversions, which need no more room."""
+    assert folio.run(state, stream, errors, offsets, 0, NO_SERIES, 0) == len(stream)
 
 
 def state_bytes(state: folio.State) -> int:
@@ -67,7 +80,7 @@ def large_guest() -> None:
     begin = time.perf_counter()
     state = new_guest(size, folio.ORDER_1G, folio.GENERATION_C)
     errors, offsets = np.zeros(1_000_000, np.int32), np.zeros(1_000_000, np.int64)
-    folio.convert_many(state, *stream, errors, offsets)
+    run(state, stream, errors, offsets)
     print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
@@ -78,8 +91,8 @@ def main() -> None:
     if library is None:
         print(NO_COMPILER)
     else:
-        library.convert_many.restype = ctypes.c_int64
-        offset, length, to_shared = random_stream(TIB, COUNT)
+        library.run.restype = ctypes.c_int64
+        stream = random_stream(TIB, COUNT)
         errors, offsets = np.zeros(COUNT, np.int32), np.zeros(COUNT, np.int64)
         c_errors, c_offsets = errors.copy(), offsets.copy()
         for name, order, generation in (
@@ -100,15 +113,14 @@ def main() -> None:
                     array[...] = content
 
             def run_c(port: CState = port) -> None:
-                library.convert_many(
-                    ctypes.byref(port), pointer(offset), pointer(length), pointer(to_shared), ctypes.c_int64(COUNT),
-                    pointer(c_errors), pointer(c_offsets),
-                )  # fmt: skip
+                library.run(
+                    ctypes.byref(port), pointer(stream), ctypes.c_int64(COUNT), pointer(c_errors), pointer(c_offsets)
+                )
 
             variants = {
                 "C": Variant(run_c, lambda state=theirs: reset(state)),
                 "Numba": Variant(
-                    lambda state=mine: folio.convert_many(state, offset, length, to_shared, errors, offsets),
+                    lambda state=mine: run(state, stream, errors, offsets),
                     lambda state=mine: reset(state),
                 ),
             }

@@ -346,18 +346,21 @@ static int convert_blocks(struct state *s, int64_t first, int64_t end, int to_sh
     return 0;
 }
 
-int64_t convert_many(struct state *s, const int64_t *offset, const int64_t *length, const int8_t *to_shared, int64_t n,
-                     int32_t *errors, int64_t *offsets) {
+enum { CONVERT, OP = 0, OFFSET, LENGTH, ARGUMENT, COLUMNS = 6 };
+
+int64_t run(struct state *s, const int64_t *stream, int64_t n, int32_t *errors, int64_t *offsets) {
     int64_t failed = 0, size = s->options[PAGES] * 4096;
     for (int64_t i = 0; i < n; i++) {
-        int64_t from = offset[i], bytes = length[i];
+        const int64_t *row = stream + i * COLUMNS;
+        int64_t from = row[OFFSET], bytes = row[LENGTH];
         int error;
+        if (row[OP] != CONVERT) return -1;
         s->numbers[AT] = -1;
         s->numbers[N_CONVERSIONS]++;
         if (from < 0 || bytes <= 0 || (from | bytes) & 4095 || from > size || bytes > size - from) error = EINVAL;
         else if (s->options[GENERATION] == 0 || s->options[BACKING] == 0)
-            error = convert_range(s, from >> 12, (from + bytes) >> 12, to_shared[i]);
-        else error = convert_blocks(s, from >> 12, (from + bytes) >> 12, to_shared[i]);
+            error = convert_range(s, from >> 12, (from + bytes) >> 12, row[ARGUMENT] == 1);
+        else error = convert_blocks(s, from >> 12, (from + bytes) >> 12, row[ARGUMENT] == 1);
         s->numbers[N_FAILED] += error != 0;
         failed += error != 0;
         errors[i] = error;

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from bench.bench_folio import new_guest
+from bench.bench_folio import conversions, new_guest, run
 from workbench.kernels.folios import run as folio
 
 PART = 2_000_000
@@ -83,7 +83,8 @@ def main(total: int) -> None:
         turn = done // PART % len(guests)
         state = guests[turn]
         first, pages, to_shared = returning_blocks(rng) if SETTINGS[turn][3] else hot_part(rng)
-        failed += folio.convert_many(state, first << 12, pages << 12, to_shared, errors, offsets)
+        run(state, conversions(first << 12, pages << 12, to_shared), errors, offsets)
+        failed += np.count_nonzero(errors)
         recount(state, SETTINGS[turn][4])
         done += PART
         if done % (PART * 50) == 0:

@@ -145,9 +145,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def release(self) -> None:
-        unit = 0
-        while (unit := light_map.release(self.state, unit)) < len(self.state.unit_pfn):
-            self.state = light_map.grown(self.state)
+        self.both(folio.RELEASE, 0, 0, 0, 0, (0, -1))
         self.slow.release()
 
     @invariant()

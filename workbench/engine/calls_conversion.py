@@ -63,17 +63,18 @@ def convert(system: System, operation: sc.Convert) -> Result:
         return failed(errno.EINVAL, reason=f"VM type {scenario.guest.vm_type} has no private memory")
     _, file = _tracking(system, inode)
     offset, length = byte_span(operation, inode)
-    shared = _state_runs(file, 0, inode.pages, True) if operation.to == "private" and inode.mappings else ()
+    first, last = (min(page, inode.pages) for page in (offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)))
+    shared = _state_runs(file, first, last, True) if operation.to == "private" and inode.mappings else no_intervals()
     outcome = file.convert(offset, length, operation.to)
     if outcome.errno in (0, errno.EAGAIN):
         end = _unmapped_to(system, inode, offset + length, outcome, shared)
-        for low, high in shared:
+        for low, high in shared.tolist():
             for mapping in inode.mappings:
-                mapping.zap(max(int(low), offset // PAGE_SIZE), min(int(high), end))
+                mapping.zap(low, min(high, end))
     return result_of(outcome)
 
 
-def _unmapped_to(system: System, inode: Inode, end: int, outcome: Outcome, shared: Any) -> int:
+def _unmapped_to(system: System, inode: Inode, end: int, outcome: Outcome, shared: Int64s) -> int:
     """First page that a conversion to private left in the host's page tables: it stops unmapping where it fails.
 
     Block by block in generation C, run by run in B, all at once with 4 KiB folios.
@@ -84,7 +85,7 @@ def _unmapped_to(system: System, inode: Inode, end: int, outcome: Outcome, share
     page = outcome.offset // PAGE_SIZE
     if system.rules.kernel == "C":
         return min(stop, ((page >> inode.order) + 1) << inode.order)
-    return min(stop, next(int(high) for low, high in shared if low <= page < high))
+    return min(stop, next(high for low, high in shared.tolist() if low <= page < high))
 
 
 def create_vm(system: System, operation: sc.CreateVm) -> Result:

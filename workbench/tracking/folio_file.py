@@ -113,6 +113,8 @@ class ConversionFile(TrackedFile):
         while done < count:
             done = int(folio.run(self.state, stream, errors, offsets, every, series, done))
             if done < count:
+                if errors[done] != folio.NEEDS_ROOM:
+                    break
                 self.state = folio.grown(self.state)
                 self.host.pool_poison = self.state.pool_poison
         return StreamResult(errors, offsets, series)
@@ -130,15 +132,18 @@ class ConversionFile(TrackedFile):
         Returns the number inserted: less than all when a fresh folio under a shared page could not be split for want
         of memory (ENOMEM). That one is in the file in generation C, whole, and not in B; the rest are not.
         """
-        self.state = self.state._replace(pool_poison=self.host.pool_poison)
-        return int(folio.insert_many(self.state, folios, nodes, cpu))
+        stream = np.zeros((len(folios), 6), np.int64)
+        stream[:, folio.OP], stream[:, folio.CPU] = folio.INSERT, cpu
+        stream[:, folio.OFFSET], stream[:, folio.NODE] = folios * (PAGE_SIZE << self.order), nodes
+        errors = self.run_stream(stream).errors
+        return int(np.argmax(errors != 0)) if errors.any() else len(folios)
 
     def insert_small(self, pages: Int64s, nodes: Int64s) -> None:
         """Put 4 KiB folios, already taken elsewhere, where no huge page was to be had; needs ``fallback``."""
         stream = np.zeros((len(pages), 6), np.int64)
         stream[:, folio.OP] = folio.GUEST_FAULT
         stream[:, folio.OFFSET], stream[:, folio.LENGTH] = pages * PAGE_SIZE, PAGE_SIZE
-        stream[:, folio.ARGUMENT] = ~self.is_shared()[pages]  # faulted as what they are
+        stream[:, folio.ARGUMENT] = ~self.pages_shared(pages)  # faulted as what they are
         stream[:, folio.NODE] = nodes
         self.run_stream(stream)
 

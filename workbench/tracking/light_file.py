@@ -85,6 +85,8 @@ class LightFile(TrackedFile):
             end = min(count, (done // every + 1) * every) if every else count
             done = int(light_map.run(self.state, stream[:end], errors[:end], offsets[:end], done))
             if done < end:
+                if errors[done] != folio.NEEDS_ROOM:
+                    break
                 self._grow()
             elif every and done % every == 0:
                 series[done // every - 1] = [*self.counts, *self.vmemmap_taken]
@@ -92,23 +94,16 @@ class LightFile(TrackedFile):
 
     def insert(self, folios: Int64s, nodes: Int64s) -> int:
         """Back units on their nodes from the ranges there; ENOMEM, for want of struct pages, ends it."""
-        self._refresh()
-        done = 0
-        while done < len(folios):
-            done = int(light_map.insert_many(self.state, folios, nodes, done))
-            if done < len(folios):
-                if self.state.scratch[4] != light_map.NEEDS_ROOM:
-                    break
-                self._grow()
+        stream = np.zeros((len(folios), 6), np.int64)
+        stream[:, folio.OP], stream[:, folio.OFFSET] = folio.INSERT, folios * (PAGE_SIZE << self.order)
+        stream[:, folio.NODE] = nodes
+        errors = self.run_stream(stream).errors
         self._seen = self.memory.free_pages
-        return done
+        return int(np.argmax(errors != 0)) if errors.any() else len(folios)
 
     def release(self) -> None:
         """Units go back to their ranges, those with a pinned page when the last pin is dropped."""
-        self._refresh()
-        unit = 0
-        while (unit := int(light_map.release(self.state, unit))) < len(self.state.unit_pfn):
-            self._grow()
+        self._one(folio.RELEASE, 0, 0)
 
     def returned(self) -> Int64s:
         """Units by node that the ranges got since the last call."""

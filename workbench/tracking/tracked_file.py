@@ -120,7 +120,7 @@ class TrackedFile(ABC):
         if stream.ndim != 2 or stream.shape[1] != 6:
             raise WorkbenchError(f"stream: shape {stream.shape}; must be (operations, 6)")
         for column, name, limit in (
-            (folio.OP, "op", folio.UNMAP + 1),
+            (folio.OP, "op", folio.INSERT + 1),
             (folio.NODE, "node", self.nodes),
             (folio.CPU, "cpu", self.cpus),
         ):
@@ -197,6 +197,10 @@ class TrackedFile(ABC):
         words = self.state.shared[first >> 6 : -(-end >> 6)].astype("<u8").view(np.uint8)
         low = first & 63
         return np.unpackbits(words, bitorder="little")[low : low + end - first].astype(bool)
+
+    def pages_shared(self, pages: Int64s) -> npt.NDArray[np.bool_]:
+        """State of single pages (n,): True = shared."""
+        return (self.state.shared[pages >> 6] >> (pages & 63).astype(np.uint64) & np.uint64(1)).astype(bool)
 
     def shared_ranges(self) -> Int64s:
         """Shared pages as intervals, int64 (n, 2)."""
