@@ -202,7 +202,7 @@ def _put_events(system: System, log: Log, put: Put) -> None:
 def _put_files(system: System, inodes: dict[str, Inode], put: Put) -> Callable[[], np.ndarray]:
     """Sizes and places of the files; returns what counts 4 KiB pages on each node, int64 (files, nodes)."""
     files = list(inodes.values())
-    fallback = system.scenario.guest.small_page_fallback
+    fallback = system.scenario.guest.small_pages
     counts = functools.cache(lambda: _file_counts(system, [inode.map for inode in files]))
     small = functools.cache(lambda: _file_counts(system, [inode.small for inode in files]))
 
@@ -223,7 +223,7 @@ def _put_files(system: System, inodes: dict[str, Inode], put: Put) -> Callable[[
 def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
     scenario = system.scenario
     maps = {"stretch": {name: inode.map for name, inode in inodes.items()}}
-    if scenario.guest.small_page_fallback:
+    if scenario.guest.small_pages:
         maps["small_stretch"] = {name: inode.small for name, inode in inodes.items() if inode.small is not None}
 
     @functools.cache

@@ -265,6 +265,30 @@ KERNEL_PROFILES = {
                 "kexec": Rule("the map and the policy are handed over", "assumed", "a format of this project"),
             },
         ),
+        KernelProfile(
+            "proposal-contiguous",
+            "idea: 4 KiB folios in contiguous ranges, mapped as large as a range is in one state; nothing is restructured",
+            ("in-place",),
+            huge_pages=True,
+            generation="C",
+            private_init_shared=True,
+            rules={
+                "convert_in_place": Rule("as 4 KiB folios: all of the range or nothing", "assumed", _IN_PLACE),
+                "punch_hole": Rule("whole ranges only, so that they stay whole", "assumed", _HUGE),
+            },
+        ),
+        KernelProfile(
+            "proposal-thp",
+            "idea: 2 MiB folios of the buddy allocator without a pool, split and re-formed as memory is converted in place",
+            ("in-place",),
+            huge_pages=True,
+            generation="C",
+            private_init_shared=True,
+            rules={
+                "convert_in_place": Rule("block by block, as generation C", "assumed", _HUGE),
+                "punch_hole": Rule("whole 2 MiB only", "assumed", _HUGE),
+            },
+        ),
     )
 }
 """Kernels by name, oldest first."""

@@ -581,6 +581,11 @@ class Guest(_Model):
         return given
 
     @property
+    def small_pages(self) -> bool:
+        """Whether 4 KiB pages stand in where no huge one is left: as said, and always where there is no pool to run dry."""
+        return self.small_page_fallback or (self.page_size != "4 KiB" and DESIGNS[self.design].folios == "buddy")
+
+    @property
     def private_memory(self) -> bool:
         """Whether the VM's type has private memory (kvm_arch_has_private_mem)."""
         return profiles.VM_TYPES[self.vm_type].private_memory
@@ -606,7 +611,7 @@ class Guest(_Model):
         if self.page_size not in DESIGNS[self.design].page_sizes:
             raise ValueError(
                 f"design {self.design!r} has {' and '.join(DESIGNS[self.design].page_sizes)} pages only, not "
-                f"{self.page_size}; use hugetlb or pfn-range"
+                f"{self.page_size}; use {' or '.join(n for n, d in DESIGNS.items() if self.page_size in d.page_sizes)}"
             )
         if self.vmm_profile is not None and self.private_memory:
             if profiles.VMM_PROFILES[self.vmm_profile].private_flags is None:
@@ -626,7 +631,10 @@ class Boot(_Model):
     zonelists: Literal["boot", "hotplug"] = Field(
         "boot", description="hotplug: rebuilt since boot, CPU penalty applies"
     )
-    hugetlb_pages: dict[NodeId, Pages] | None = Field(None, description="huge pages of the guest's size per node id")
+    hugetlb_pages: dict[NodeId, Pages] | None = Field(
+        None,
+        description="huge pages of the guest's size per node id; designs that take them from the zones have no pool",
+    )
     movable_gigantic_pages: bool = Field(
         False,
         description="vm.movable_gigantic_pages: 1 GiB pages may come from ZONE_MOVABLE, as 2 MiB pages always may",
@@ -678,7 +686,7 @@ class Scenario(_Model):
 
     def _needed_kernel(self) -> str:
         guest = self.guest
-        if DESIGNS[guest.design].kernel:
+        if DESIGNS[guest.design].kernel and (guest.page_size != "4 KiB" or DESIGNS[guest.design].store == "pfn map"):
             return DESIGNS[guest.design].kernel
         stated = guest.conversion.generation
         if stated is not None and stated != "C":

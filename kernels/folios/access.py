@@ -17,7 +17,7 @@ from workbench.kernels.compile import kernel
 from workbench.kernels.folios.poison import any_poison, forget_poison, never_handed_out, room_for_poison
 from workbench.kernels.folios.references import first_referenced, lru_add, row_of_references, spin
 from workbench.kernels.folios.second_stage import has_huge_leaf, is_mapped, map_alike, map_page, unmap_range
-from workbench.kernels.folios.split import enter_pool, insert, leave_file, merge_range, split_at
+from workbench.kernels.folios.split import enter_pool, insert, leave_file, merge_range, split_2m, split_at
 from workbench.kernels.folios.state import *
 
 
@@ -201,12 +201,15 @@ def _any_pin(s: State, first_block: int, blocks: int) -> bool:
 def poison_page(s: State, offset: int) -> int:
     """memory_failure(): ENOENT if there is no page.
 
-    The range of a 4 KiB folio is invalidated and it stays in the file; hugetlb-backed pages are only marked: EBUSY.
+    The range of a 4 KiB folio is invalidated and it stays in the file; a huge folio of the page allocator is split first;
+    hugetlb-backed pages are only marked: EBUSY.
     """
     page = offset >> 12
     if offset < 0 or page >= s.options[PAGES] or not is_present(s, page):
         return ENOENT
-    small = s.blocks[page >> 9, LEVEL] == BASE
+    small = s.blocks[page >> 9, LEVEL] == BASE or s.options[FOLIOS] != HUGETLB_FOLIOS
+    if s.options[FOLIOS] == BUDDY_FOLIOS and s.blocks[page >> 9, LEVEL] == HUGE_2M:
+        split_2m(s, page >> 9)
     page = _head(s, page)
     if not any_poison(s, page, page + 1):
         if not room_for_poison(s):
@@ -273,7 +276,7 @@ def punch_hole(s: State, offset: int, length: int) -> int:
         elif level != NONE:
             wholly_private = s.gigas[block >> 9, SHARED] == 0 if size == PAGES_1G else s.blocks[block, SHARED] == 0
             if s.options[GENERATION] == GENERATION_B and not wholly_private:
-                held = first_referenced(s, page, stop, False)
+                held = first_referenced(s, page, stop, s.options[FOLIOS] != HUGETLB_FOLIOS)
                 if held >= 0:
                     s.numbers[AT] = held
                     return EAGAIN
@@ -291,7 +294,7 @@ def _first_held(s: State, page: int, end: int) -> int:
     while page < end:
         stop = min(end, ((page >> 9) + 1) << 9)
         if s.blocks[page >> 9, LEVEL] > BASE:
-            held = first_referenced(s, page, stop, False)
+            held = first_referenced(s, page, stop, s.options[FOLIOS] != HUGETLB_FOLIOS)
             if held >= 0:
                 return held
         page = stop

@@ -68,7 +68,7 @@ def _first_referenced_now(s: State, first: int, end: int, shared_only: bool) -> 
         page = s.poison[row]
         if (
             first <= page < found
-            and s.blocks[page >> 9, LEVEL] == BASE
+            and (s.blocks[page >> 9, LEVEL] == BASE or s.options[FOLIOS] != HUGETLB_FOLIOS)
             and (not shared_only or test_bit(s.shared, page))
         ):
             found = page
@@ -110,3 +110,15 @@ def lru_add(s: State, page: int, cpu: int) -> None:
         for slot in range(s.batch[cpu, BATCH]):
             s.numbers[N_LRU] -= s.batch[cpu, slot] >= 0
         s.batch[cpu, BATCH] = 0
+
+
+@kernel
+def lru_add_many(s: State, first: int, pages: int, cpu: int) -> None:
+    """So many small folios one after the other: those that fill a batch have left it, the rest wait in it."""
+    room = BATCH - s.batch[cpu, BATCH]
+    if pages >= room:
+        lru_add(s, -1, cpu)
+        first += pages - (pages - room) % BATCH
+        pages = (pages - room) % BATCH
+    for page in range(first, first + pages):
+        lru_add(s, page, cpu)

@@ -6,6 +6,8 @@ None of this is in Linux 7.3. It follows the proposals in the order they were po
   nothing, a failure in the middle is rolled back;
 * generation C, the in-place conversion series v4 to v7 and the 1 GiB rebase on it (2026; ``kvm_gmem_set_attributes``):
   block by block, the blocks before a failure stay converted;
+* 4 KiB folios that lie together (``SMALL_FOLIOS``) and huge folios of the page allocator (``BUDDY_FOLIOS``) are designs
+  under discussion: the first convert as 4 KiB folios do and are never restructured, the second as 2 MiB pages;
 * the two-stage split 1 GiB -> 2 MiB -> 4 KiB and the split on the first host fault are what-ifs: discussed, in neither.
 
 Invariant of B and C: a block (aligned huge page of the file) is one huge folio iff all of it is private; otherwise all
@@ -45,8 +47,12 @@ from workbench.kernels.folios.references import first_referenced, lru_drain
 from workbench.kernels.folios.second_stage import (
     any_leaf,
     forget_returned,
+    forget_returned_blocks,
+    note_change,
     returned,
     split_leaf,
+    uniform_1g,
+    uniform_2m,
     unmap_differing,
     unmap_range,
 )
@@ -147,16 +153,17 @@ def _insert(state: State, page: int, node: int, cpu: int) -> int:
 
 @inlined_kernel
 def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
-    """All at once or nothing in generation B, and with base pages; otherwise each block in turn, up to a failure."""
+    """All at once or nothing in generation B, and with 4 KiB folios; otherwise each block in turn, up to a failure."""
     size = s.options[PAGES] * 4096
     s.numbers[N_CONVERSIONS] += 1
     order = s.options[BACKING]
-    all_or_nothing = s.options[GENERATION] == GENERATION_B and order > ORDER_4K
+    small = order == ORDER_4K or s.options[FOLIOS] == SMALL_FOLIOS
+    all_or_nothing = s.options[GENERATION] == GENERATION_B and not small
     smallest = 0 if all_or_nothing else 1  # B has no check for a size of 0 (recorded)
     if offset < 0 or length < smallest or (offset | length) & 4095 != 0 or offset > size or length > size - offset:
         s.numbers[N_FAILED] += 1
         return EINVAL
-    at_once = all_or_nothing or order == ORDER_4K
+    at_once = all_or_nothing or small
     first, pages = offset >> 12, np.int64(1) << order
     end = first + (length >> 12)
     worked = False
@@ -182,7 +189,7 @@ def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
                 unmap_range(s, first, stop)
             if at_once:
                 s.numbers[N_INVALIDATIONS] += runs
-                s.numbers[N_INVALIDATED] += (differing if order == ORDER_4K else block_runs << order) << 12
+                s.numbers[N_INVALIDATED] += (differing if small else block_runs << order) << 12
             elif held < 0:
                 s.numbers[N_INVALIDATIONS] += 1
                 s.numbers[N_INVALIDATED] += (stop - first) << 12
@@ -197,7 +204,10 @@ def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
                     s.numbers[N_ROLLBACKS] += at_once
                     s.numbers[AT] = -1 if at_once else first
             if error == 0:
-                _set_state(s, first, stop, to_shared)
+                if s.options[FOLIOS] == SMALL_FOLIOS:
+                    _set_state_together(s, first, stop, to_shared)
+                else:
+                    _set_state(s, first, stop, to_shared)
             if s.options[MERGING] == EAGER and held < 0 and to_shared == (error != 0):
                 merge_range(s, first, stop)
         first = stop
@@ -294,3 +304,24 @@ def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
             elif after_1g == 0:
                 counts[N_MAPPED_1G] += 1
                 returned(s, giga << 9, True)
+
+
+@kernel
+def _set_state_together(s: State, first: int, end: int, to_shared: bool) -> None:
+    """:func:`_set_state` of 4 KiB folios that lie together: what is in one state can be mapped huge, private or shared."""
+    while first < end:
+        block = first >> 9
+        was_2m, was_1g = uniform_2m(s, block), uniform_1g(s, block >> 9)
+        whole = first & (PAGES_1G - 1) == 0 and end - first >= PAGES_1G and s.gigas[block >> 9, LEVEL] == 1
+        stop = first + PAGES_1G if whole else min(end, (block + 1) << 9)
+        if whole and not was_1g:
+            for other in range(block, block + BLOCKS_1G):
+                s.numbers[N_MAPPED_2M] -= uniform_2m(s, other)
+            s.numbers[N_MAPPED_1G] += 1
+            forget_returned_blocks(s, block, BLOCKS_1G)
+            returned(s, block, True)
+        before = s.blocks[block, SHARED]
+        _set_state(s, first, stop, to_shared)
+        if not whole and s.blocks[block, SHARED] != before and s.blocks[block, LEVEL] == SPLIT:
+            note_change(s, block, was_2m, was_1g)
+        first = stop

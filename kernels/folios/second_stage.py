@@ -17,6 +17,7 @@ import numpy as np
 
 from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount, test_bit
 from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.folios.poison import any_poison
 from workbench.kernels.folios.state import *
 
 _NO_LEAF = np.uint8(0xFF ^ LEAF_MASK)
@@ -39,13 +40,36 @@ def _in_slot(s: State, first: int, end: int) -> bool:
     return s.options[SLOT_END] == 0 or (s.options[SLOT_FIRST] <= first and end <= s.options[SLOT_END])
 
 
+@inlined_kernel
+def uniform_1g(s: State, giga: int) -> bool:
+    """Whether 4 KiB folios that lie together fill 1 GiB, all private or all shared."""
+    return s.gigas[giga, LEVEL] == 1 and (s.gigas[giga, SHARED] == 0 or s.gigas[giga, SHARED] == PAGES_1G)
+
+
+@inlined_kernel
+def uniform_2m(s: State, block: int) -> bool:
+    """Whether the pages of 2 MiB are all private or all shared."""
+    return s.blocks[block, SHARED] == 0 or s.blocks[block, SHARED] == PAGES_2M
+
+
+@inlined_kernel
+def _poisoned_in(s: State, first: int, pages: int) -> bool:
+    """Whether a huge leaf would reach over a 4 KiB folio that is poisoned."""
+    return s.numbers[N_POISONED] > 0 and any_poison(s, first, first + pages)
+
+
 @kernel
 def _whole_1g(s: State, block: int) -> bool:
+    if s.options[FOLIOS] == SMALL_FOLIOS:
+        giga = block >> 9
+        return s.blocks[block, LEVEL] == SPLIT and uniform_1g(s, giga) and not _poisoned_in(s, giga << 18, PAGES_1G)
     return s.blocks[block, LEVEL] == HUGE_1G and s.gigas[block >> 9, SHARED] == 0
 
 
 @kernel
 def _whole_2m(s: State, block: int) -> bool:
+    if s.options[FOLIOS] == SMALL_FOLIOS:
+        return s.blocks[block, LEVEL] == SPLIT and uniform_2m(s, block) and not _poisoned_in(s, block << 9, PAGES_2M)
     return _whole_1g(s, block) or (s.blocks[block, LEVEL] == HUGE_2M and s.blocks[block, SHARED] == 0)
 
 
@@ -163,6 +187,52 @@ def unmap_differing(s: State, first: int, end: int, to_shared: bool) -> None:
                 bits = bits & s.small[word]
                 s.numbers[N_LEAVES_4K] -= popcount(bits)
                 s.small[word] ^= bits
+
+
+@kernel
+def count_uniform(s: State, first_block: int, blocks: int, sign: int) -> None:
+    """4 KiB folios that lie together come (``sign`` 1) or go (-1), and the huge mappings that they allow with them."""
+    if sign < 0:
+        if blocks == BLOCKS_1G:
+            forget_returned(s, first_block, True)
+        forget_returned_blocks(s, first_block, blocks)
+    if blocks == BLOCKS_1G and uniform_1g(s, first_block >> 9):
+        s.numbers[N_MAPPED_1G] += sign
+        return
+    for block in range(first_block, first_block + blocks):
+        s.numbers[N_MAPPED_2M] += sign * uniform_2m(s, block)
+
+
+@kernel
+def note_change(s: State, block: int, was_2m: bool, was_1g: bool) -> None:
+    """Pages of a 2 MiB of such folios have changed sides; what it and its 1 GiB could be mapped with before is given."""
+    giga = block >> 9
+    is_2m, is_1g = uniform_2m(s, block), uniform_1g(s, giga)
+    if is_1g:
+        s.numbers[N_MAPPED_1G] += 1
+        s.numbers[N_MAPPED_2M] -= BLOCKS_1G - 1 + was_2m
+        forget_returned_blocks(s, giga << 9, BLOCKS_1G)
+        returned(s, giga << 9, True)
+        return
+    if was_1g:
+        s.numbers[N_MAPPED_1G] -= 1
+        s.numbers[N_LOST_1G] += not forget_returned(s, giga << 9, True)
+        s.numbers[N_MAPPED_2M] += BLOCKS_1G
+        was_2m = True
+    if was_2m and not is_2m:
+        s.numbers[N_MAPPED_2M] -= 1
+        s.numbers[N_LOST_2M] += not forget_returned(s, block, False)
+    elif is_2m and not was_2m:
+        s.numbers[N_MAPPED_2M] += 1
+        returned(s, block, False)
+
+
+@kernel
+def forget_returned_blocks(s: State, first_block: int, blocks: int) -> None:
+    """None of these 2 MiB waits for a huge mapping of its own any more."""
+    if s.numbers[N_RETURNED_2M] > 0:
+        for block in range(first_block, first_block + blocks):
+            forget_returned(s, block, False)
 
 
 @kernel

@@ -14,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.compile import inlined_kernel, kernel
-from workbench.kernels.folios.poison import from_pool, to_pool
-from workbench.kernels.folios.references import lru_add, spin
-from workbench.kernels.folios.second_stage import forget_returned, returned, unmap_range
+from workbench.kernels.folios.poison import any_poison, forget_poison, from_pool, to_pool
+from workbench.kernels.folios.references import lru_add, lru_add_many, spin
+from workbench.kernels.folios.second_stage import count_uniform, forget_returned, returned, unmap_range
 from workbench.kernels.folios.state import *
 
 
@@ -206,8 +206,13 @@ def split_2m(s: State, block: int) -> int:
 
 @inlined_kernel
 def merge_range(s: State, first: int, end: int) -> int:
-    """Merge every block touched that is wholly private again; returns the number of merges."""
+    """Merge every block touched that is wholly private again; returns the number of merges.
+
+    A split folio of the page allocator with a poisoned page stays split; folios that were never huge stay small.
+    """
     merges = 0
+    if s.options[FOLIOS] == SMALL_FOLIOS:
+        return 0
     two_stage = s.options[SPLITTING] != ONE_STEP
     last = (end - 1) >> 9
     block = first >> 9
@@ -217,12 +222,20 @@ def merge_range(s: State, first: int, end: int) -> int:
         following = block + 1
         if whole and not two_stage:
             following = (giga + 1) << 9
-        elif s.blocks[block, SHARED] == 0 and s.blocks[block, LEVEL] == SPLIT:
+        elif s.blocks[block, SHARED] == 0 and s.blocks[block, LEVEL] == SPLIT and not _keeps_poison(s, block, 1):
             merges += _merge_2m(s, block)
         if whole and s.gigas[giga, SHARED] == 0 and (following > last or (following & 511) == 0):
             merges += _merge_1g(s, giga)
         block = following
     return merges
+
+
+@inlined_kernel
+def _keeps_poison(s: State, first_block: int, blocks: int) -> bool:
+    """Whether memory of the page allocator has a poisoned page, which no larger folio and no other user gets."""
+    if s.options[FOLIOS] == HUGETLB_FOLIOS or s.numbers[N_POISONED] == 0:
+        return False
+    return any_poison(s, first_block << 9, (first_block + blocks) << 9)
 
 
 @kernel
@@ -288,10 +301,15 @@ def insert(s: State, first_block: int, blocks: int, node: int, cpu: int) -> int:
     if giga:
         s.gigas[first_block >> 9, LEVEL] = 1
         shared = np.int64(s.gigas[first_block >> 9, SHARED])
+    small = s.options[FOLIOS] == SMALL_FOLIOS
     for block in range(first_block, first_block + blocks):
-        s.blocks[block, LEVEL] = HUGE_1G if giga else HUGE_2M
+        s.blocks[block, LEVEL] = SPLIT if small else HUGE_1G if giga else HUGE_2M
         s.backing[block, HOME] = node
     s.numbers[N_PRESENT] += blocks << 9
+    if small:
+        count_uniform(s, first_block, blocks, 1)
+        lru_add_many(s, first_block << 9, blocks << 9, cpu)
+        return 0
     lru_add(s, -1, cpu)
     if shared == 0:
         s.numbers[N_MAPPED_1G if giga else N_MAPPED_2M] += 1
@@ -314,6 +332,8 @@ def leave_file(s: State, first_block: int, blocks: int) -> None:
     """A huge page, 1 block or 512, leaves the file in whatever state; :func:`enter_pool` must follow at some time."""
     giga = first_block >> 9
     unmap_range(s, first_block << 9, (first_block + blocks) << 9)
+    if s.options[FOLIOS] == SMALL_FOLIOS:
+        count_uniform(s, first_block, blocks, -1)
     if blocks == BLOCKS_1G and s.gigas[giga, SHARED] == 0 and s.blocks[first_block, LEVEL] == HUGE_1G:
         s.numbers[N_MAPPED_1G] -= 1
         forget_returned(s, first_block, True)
@@ -329,7 +349,8 @@ def leave_file(s: State, first_block: int, blocks: int) -> None:
 def enter_pool(s: State, first_block: int, blocks: int) -> None:
     """Merge what is left of a huge page outside the file and give it back, optimised if a vmemmap page is free.
 
-    Poisoned pages in it go along (recorded: the pool hands them out again).
+    Poisoned pages in it go along (recorded: the pool hands them out again). Memory of the page allocator with a poisoned
+    page is not given to anybody in one piece again: it is withheld.
     """
     nodes = s.host.shape[0]
     home, size, row = s.backing[first_block, HOME], 0, first_block
@@ -345,6 +366,10 @@ def enter_pool(s: State, first_block: int, blocks: int) -> None:
             s.blocks[block, LEVEL] = NONE
     full = s.backing[row, FULL] == 1
     s.backing[row, FULL] = 0
+    if _keeps_poison(s, first_block, blocks):
+        forget_poison(s, first_block << 9, (first_block + blocks) << 9)
+        s.numbers[N_WITHHELD] += 1
+        return
     to_pool(s, home, size, first_block << 9, (first_block + blocks) << 9)
     s.host[home, POOL + size] += 1
     if not full or _free_vmemmap(s) > 0:

@@ -35,7 +35,8 @@ XARRAY_NODES_1G, XARRAY_PAGES_1G = 4161, 596
 with 28 nodes each), taken before the vmemmap (recorded)."""
 
 NONE, BASE, SPLIT, HUGE_2M, HUGE_1G = 0, 1, 2, 3, 4
-"""``level`` of a 2 MiB range: no folio; 4 KiB folios allocated singly; a split huge folio; (part of) a huge folio."""
+"""``level`` of a 2 MiB range: no folio; 4 KiB folios allocated singly; a split huge folio, or 4 KiB folios that lie together;
+(part of) a huge folio."""
 LEFT = -1
 """Likewise: (part of) a huge page that the closed file no longer has, kept from the pool by a long-term pin."""
 
@@ -54,8 +55,12 @@ LEFT = -1
     LEAF_CAP,
     SLOT_FIRST,
     SLOT_END,
-) = range(13)
-OPTIONS = 13
+    FOLIOS,
+) = range(14)
+OPTIONS = 14
+HUGETLB_FOLIOS, BUDDY_FOLIOS, SMALL_FOLIOS = 0, 1, 2
+"""What the file's memory is: pages of hugetlb; huge folios of the page allocator, whose poisoned page is split off; 4 KiB
+folios that lie together in units of the file's size and are never anything else."""
 XARRAY_FREE, XARRAY_SLABS, XARRAY_TWO_LEVELS = 0, 1, 2
 """Nodes for a 1 GiB split: not counted; taken from memory before the vmemmap; never to be had, because ``xas_split`` of
 stock 7.3 goes down two levels at most (ENOMEM)."""
@@ -80,7 +85,7 @@ TRANSIENT, LONG_TERM, ORPHAN = 0, 1, 2
 COUNTERS = (
     "shared_pages",  # now
     "present_pages",
-    "mapped_1g",  # huge mappings possible now: folio whole and all private
+    "mapped_1g",  # huge mappings possible now: folio whole and all private, or 4 KiB folios together and all in one state
     "mapped_2m",
     "lost_1g",  # so far
     "lost_2m",

@@ -1,4 +1,4 @@
-"""Four designs on the same run: the guest sees the same, only costs differ, and the costs are Linux's sizes."""
+"""Six designs on the same run: the guest sees the same, only costs differ, and the costs are Linux's sizes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ from workbench.units import PAGE_ORDERS
 
 MIB2 = 512
 GIB = 1 << 18
+
+
+def with_pages(page_size: str) -> tuple[str, ...]:
+    """Designs that have pages of that size."""
+    return tuple(name for name, design in DESIGNS.items() if page_size in design.page_sizes)
 
 
 def random_stream(
@@ -63,8 +68,7 @@ def test_huge_designs_answer_alike(seed: int, size: tuple[str, int], confidentia
     page_size, pages = size
     stream = random_stream(seed, pages, 1 << PAGE_ORDERS[page_size], 60)
     run = designs.Run(pages, page_size, (4 * pages, 4 * pages), stream, confidential)
-    names = tuple(DESIGNS) if page_size == "4 KiB" else tuple(DESIGNS)[1:]
-    dataset = designs.compare(run, names, samples=4)
+    dataset = designs.compare(run, with_pages(page_size), samples=4)
     designs.check_same_answers(dataset)
     errors = dataset["event_errno"].values[0]
     assert (errors == 0).any()
@@ -83,8 +87,9 @@ def test_poison_changes_only_what_is_documented(seed: int, size: tuple[str, int]
     run = designs.Run(pages, page_size, (4 * pages, 4 * pages), stream)
     if order == 0:
         return designs.check_same_answers(designs.compare(run, samples=1))
-    dataset = designs.compare(run, tuple(DESIGNS)[1:], samples=1)
+    dataset = designs.compare(run, [name for name in with_pages(page_size) if name != "filemap"], samples=1)
     designs.check_same_answers(dataset.isel(design=[0, 1]))
+    designs.check_same_answers(dataset.isel(design=slice(2, None)))
     errors, offsets = dataset["event_errno"].values[[0, 2]], dataset["event_error_offset"].values[[0, 2]]
     differs = np.flatnonzero((errors[0] != errors[1]) | (offsets[0] != offsets[1]))
     if len(differs) == 0:
@@ -114,16 +119,16 @@ def test_a_poisoned_huge_page_is_only_marked_a_light_map_loses_4_kib() -> None:
     dataset = designs.compare(run, samples=1)
     lost, fault = folio.EHWPOISON, folio.SIGBUS
     huge, small = [0, folio.EBUSY, *[0] * 6, fault, 0, 0, 0], [0, 0, lost, 0, 0, 0, 0, 0, fault, 0, 0, 0]
-    assert dataset["event_errno"].values.tolist() == [small, huge, huge, small]
+    assert dataset["event_errno"].values.tolist() == [small, huge, huge, small, small, small]
     with pytest.raises(WorkbenchError, match="event_errno of hugetlb differs from filemap at 1"):
         designs.check_same_answers(dataset)
-    np.testing.assert_array_equal(dataset["event_error_offset"].values[[0, 3], 2], 700 * page)
+    np.testing.assert_array_equal(dataset["event_error_offset"].values[[0, 3, 4, 5], 2], 700 * page)
     assert len(set(dataset["content_order"].values.tolist())) == 1
     assert set(dataset["poisoned_pages"].values.tolist()) == {""}
 
 
 @pytest.mark.parametrize("page_size", ["4 KiB", "2 MiB", "1 GiB"])
-def test_all_four_designs_answer_alike_on_a_populated_guest(page_size: str) -> None:
+def test_all_designs_answer_alike_on_a_populated_guest(page_size: str) -> None:
     """With the file populated and pins in the way, 4 KiB folios answer as huge ones do."""
     base = designs.guest_run("2 GiB", page_size, 200, nodes=2, seed=5)
     pins = np.array(
@@ -139,11 +144,47 @@ def test_all_four_designs_answer_alike_on_a_populated_guest(page_size: str) -> N
     )
     dataset = designs.compare(replace(base, stream=np.concatenate((base.stream, pins))), samples=8)
     designs.check_same_answers(dataset)
-    assert dataset.sizes["design"] == 4
+    assert dataset.sizes["design"] == 6
     errors = dataset["event_errno"].values[:, -6:]
-    np.testing.assert_array_equal(errors, [[0, 0, folio.EAGAIN, 0, 0, folio.EINVAL]] * 4)
+    np.testing.assert_array_equal(errors, [[0, 0, folio.EAGAIN, 0, 0, folio.EINVAL]] * 6)
     assert (dataset["event_error_offset"].values[:, -4] == 42 * 4096).all()
     assert len(np.unique(dataset["unit_node"].values)) == (1 if page_size == "4 KiB" else 2)
+
+
+@given(seed=st.integers(0, 2**32 - 1), page_size=st.sampled_from(["2 MiB", "1 GiB"]))
+@settings(max_examples=10)
+def test_contiguous_folios_cost_what_filemap_does_and_map_what_is_uniform(seed: int, page_size: str) -> None:
+    """Placement, metadata and conversions of ``filemap``; mappings counted here page by page from the states."""
+    run = designs.guest_run("2 GiB", page_size, 60, seed=seed, nodes=2)
+    dataset = designs.compare(run, ["filemap", "contiguous-4k"], samples=1)
+    designs.check_same_answers(dataset)
+    alike = ("struct_page_bytes", "page_cache_bytes", "state_tree_bytes", "invalidations", "invalidated_bytes", "splits",
+             "handover_bytes", "vmemmap_taken_pages", "failed_operations", "pages_restructured")  # fmt: skip
+    for name in alike:
+        assert cost(dataset, name, "contiguous-4k") == cost(dataset, name, "filemap"), name
+    shared = np.zeros(run.pages, bool)
+    for op, offset, length, argument, *_ in run.stream.tolist():
+        if op == folio.CONVERT:
+            shared[offset // 4096 : (offset + length) // 4096] = argument == 1
+    left, mapped = np.ones(run.pages // MIB2, bool), 0
+    for order in [18] * (page_size == "1 GiB") + [9]:
+        parts = shared.reshape(-1, 1 << order)
+        uniform = (parts.all(axis=1) | ~parts.any(axis=1)) & left.reshape(-1, 1 << (order - 9)).all(axis=1)
+        mapped += int(uniform.sum()) << order
+        left &= ~np.repeat(uniform, 1 << (order - 9))
+    assert cost(dataset, "largest_leaf_bytes", "contiguous-4k") == mapped * 4096
+    assert cost(dataset, "largest_leaf_bytes", "filemap") == 0
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=10)
+def test_thp_that_never_runs_dry_is_hugetlb_of_2_mib(seed: int) -> None:
+    """Every cost of pages without vmemmap optimisation, on the same stream; only where the memory comes from differs."""
+    stream = random_stream(seed, 8 * MIB2, MIB2, 80)
+    run = designs.Run(8 * MIB2, "2 MiB", (32 * MIB2, 32 * MIB2), stream)
+    dataset = designs.compare(run, ["hugetlb", "thp"], samples=4)
+    designs.check_same_answers(dataset)
+    xr.testing.assert_equal(dataset.sel(design="thp", drop=True), dataset.sel(design="hugetlb", drop=True))
 
 
 def test_a_difference_is_found_and_named() -> None:
@@ -184,12 +225,18 @@ def test_cost_of_one_shared_page_in_a_guest_of_1_gib_pages() -> None:
     assert cost(dataset, "page_cache_bytes", "pfn-range") == 576 * 4
     assert cost(dataset, "private_map_bytes", "pfn-range") == 256
     assert int(dataset["extents"]) == 2
-    for design, pages in (("hugetlb", GIB), ("hugetlb-hvo", GIB), ("pfn-range", 1), ("filemap", 1)):
+    small = dict.fromkeys(("pfn-range", "filemap", "contiguous-4k"), 1)
+    for design, pages in ({"hugetlb": GIB, "hugetlb-hvo": GIB, "thp": MIB2} | small).items():
         assert cost(dataset, "invalidated_bytes", design) == pages * 4096
     # Root, the table below it, and: 513 per GiB at 4 KiB; 513 for the split GiB; one PMD and one PTE table.
     assert cost(dataset, "stage2_table_bytes", "filemap") == (2 + 4 * 513) * 4096
     assert cost(dataset, "stage2_table_bytes", "hugetlb") == (2 + 513) * 4096
     assert cost(dataset, "stage2_table_bytes", "pfn-range") == (2 + 2) * 4096
+    assert cost(dataset, "stage2_table_bytes", "contiguous-4k") == (2 + 2) * 4096
+    assert cost(dataset, "stage2_table_bytes", "thp") == (2 + 4 + 1) * 4096
+    assert cost(dataset, "splits", "thp") == 1 and cost(dataset, "splits", "contiguous-4k") == 0
+    for name in ("struct_page_bytes", "page_cache_bytes", "handover_bytes", "referenced_private_pages"):
+        assert cost(dataset, name, "contiguous-4k") == cost(dataset, name, "filemap")
     assert cost(dataset, "referenced_private_pages", "pfn-range") == 0
     assert (dataset["gup_reachable_bytes"] == 4096).all()
 
@@ -249,7 +296,7 @@ def test_without_memory_for_struct_pages_only_hvo_cannot_split() -> None:
     """100 free pages: a split of 1 GiB needs 4095 and fails with ENOMEM, the light map needs one."""
     run = replace(one_page_shared(), vmemmap_free=100)
     dataset = designs.compare(run, samples=1)
-    assert list(dataset["event_errno"].values[:, -1]) == [0, 0, folio.ENOMEM, 0]
+    assert list(dataset["event_errno"].values[:, -1]) == [0, 0, folio.ENOMEM, 0, 0, 0]
     with pytest.raises(WorkbenchError, match="hugetlb-hvo differs"):
         designs.check_same_answers(dataset)
 
@@ -343,7 +390,7 @@ operations:
   - {{op: unpin, offset: 4 MiB, length: 8 KiB}}
   - {{op: convert, offset: 4 MiB, length: 2 MiB, to: private}}
 """)
-    names = ["filemap", "pfn-range"] if page_size == "4 KiB" else tuple(DESIGNS)[1:]
+    names = ["filemap", "pfn-range", "contiguous-4k"] if page_size == "4 KiB" else with_pages(page_size)
     dataset = wb.simulate(scenario, designs=names)
     assert list(dataset["design"].values) == list(names)
     for answer in ("event_ret", "event_errno", "event_pages", "pages_per_node", "page_node"):  # what guest and VMM see

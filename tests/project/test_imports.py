@@ -40,7 +40,7 @@ WINGS = {
     "validation": {"limits", "names"},
     "data": {"errors", "names"},
     "costs": {"errors", "names"},
-    "design": {"errors", "names"},
+    "design": {"errors", "names", "units"},
     "policy": {"bitmap_lists", "errors", "limits"},
     "profiles": {"errors", "names"},
     "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "names", "safe_yaml", "texts", "units",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from workbench.design.contiguous_4k import CONTIGUOUS_4K
 from workbench.design.design import Design
 from workbench.design.filemap import FILEMAP
 from workbench.design.hugetlb import HUGETLB
 from workbench.design.hugetlb_hvo import HUGETLB_HVO
 from workbench.design.pfn_range import PFN_RANGE
+from workbench.design.thp import THP
 from workbench.errors import WorkbenchError
 from workbench.names import unknown
 
@@ -19,6 +21,8 @@ DESIGNS: dict[str, Design] = {
         HUGETLB,
         HUGETLB_HVO,
         PFN_RANGE,
+        CONTIGUOUS_4K,
+        THP,
     )
 }
 """By name, in the order in which tables and figures show them."""

@@ -1,12 +1,14 @@
-"""Four ways to track the memory of a guest, compared on the same run.
+"""Six ways to track the memory of a guest, compared on the same run.
 
-=============== =====================================================================================================
-``filemap``     today: 4 KiB folios in the page cache, a struct page for every page
-``hugetlb``     huge folios of the hugetlb series, every struct page kept (HVO off)
-``hugetlb-hvo`` the same with the vmemmap optimisation: one vmemmap page per huge folio, the rest restored by a split
-``pfn-range``   the seed mail's way out: private ranges in a light offset -> pfn map fed by a PFN range allocator, no
-                struct page for them; shared ranges in the page cache as before
-=============== =====================================================================================================
+================= =====================================================================================================
+``filemap``       today: 4 KiB folios in the page cache, a struct page for every page
+``hugetlb``       huge folios of the hugetlb series, every struct page kept (HVO off)
+``hugetlb-hvo``   the same with the vmemmap optimisation: one vmemmap page per huge folio, the rest restored by a split
+``pfn-range``     the seed mail's way out: private ranges in a light offset -> pfn map fed by a PFN range allocator, no
+                  struct page for them; shared ranges in the page cache as before
+``contiguous-4k`` 4 KiB folios in contiguous ranges, mapped as large as a range is in one state, never restructured
+``thp``           2 MiB folios of the buddy allocator, split and re-formed; every struct page kept
+================= =====================================================================================================
 
 The run is the same for all: a stream of conversions, faults, pins and punches, on memory handed out in units of the
 guest's page size, so that every page lies on the same node whatever the design. What the guest sees must be equal

@@ -128,7 +128,6 @@ def _common(run: Run, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tu
 
 
 def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
-    small = design.small_only
     host = HostMemory.make(
         len(run.memory),
         vmemmap_pages=run.vmemmap_free // len(run.memory),
@@ -136,8 +135,8 @@ def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
         pool_1g=[pages >> folio.ORDER_1G for pages in run.memory],
     )
     hvo = design.struct_pages == "optimised"
-    size = "4 KiB" if small else run.page_size
-    file = ConversionFile(run.pages * PAGE_SIZE, size, host, generation="B", hvo=hvo)
+    size = design.backing(run.page_size)
+    file = ConversionFile(run.pages * PAGE_SIZE, size, host, generation="B", hvo=hvo, folios=design.folios)
 
     def sample() -> tuple[int, int]:
         if hvo and run.unit_order:
@@ -146,7 +145,7 @@ def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
             struct_page = file.count("present_pages") * struct_pages.STRUCT_PAGE
         return struct_page, file.count("splits_1g") + file.count("splits_2m")
 
-    by_unit = small and run.unit_order > 0
+    by_unit = size != run.page_size
     stream, rows = _by_unit(run) if by_unit else (run.stream, np.arange(len(run.stream)))
     done = _populated(run, file.state, stream) if by_unit else 0
     errors, offsets, series = _sampled(file, stream, np.append(rows, len(stream))[borders], done, sample)
@@ -187,7 +186,7 @@ def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
 
 
 def _by_unit(run: Run) -> tuple[Int64s, Int64s]:
-    """4 KiB folios under a run made for larger units: what a huge page would have brought in one fault.
+    """Smaller folios under a run made for larger units: what a huge page would have brought in one fault.
 
     Before a fault on part of a unit comes one on all of it on the same node, whose answer nobody sees, so that memory is
     placed alike in all designs. Returns the stream and where in it each operation of the run is.
@@ -209,9 +208,10 @@ def _by_unit(run: Run) -> tuple[Int64s, Int64s]:
 def _populated(run: Run, state: folio.State, stream: Int64s) -> int:
     """Carry out the guest faults of whole, absent units at the start of a stream at once; returns how many.
 
-    What page by page would leave: every page present as a 4 KiB folio on its node, the per-CPU batch drained.
+    What folio by folio would leave: every page present in a folio of the file's size on its node, the per-CPU batch drained.
     """
     done = 0
+    huge = state.options[folio.BACKING] == folio.ORDER_2M
     unit = PAGE_SIZE << run.unit_order
     for op, offset, length, private, node, _ in stream.tolist():
         if (
@@ -227,9 +227,13 @@ def _populated(run: Run, state: folio.State, stream: Int64s) -> int:
         low, high = offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
         if state.level[low // 512 : high // 512].any():
             break
-        state.level[low // 512 : high // 512] = folio.BASE
+        state.level[low // 512 : high // 512] = folio.HUGE_2M if huge else folio.BASE
         state.node[low // 512 : high // 512] = node
-        state.present[low // 64 : high // 64] = bits.ALL
+        if huge:
+            state.counts[folio.N_MAPPED_2M] += (high - low) // 512
+            state.pool[node, 0] -= (high - low) // 512
+        else:
+            state.present[low // 64 : high // 64] = bits.ALL
         state.counts[folio.N_PRESENT] += high - low
         done += 1
     return done

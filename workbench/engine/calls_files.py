@@ -57,7 +57,7 @@ def create(system: System, operation: sc.Create) -> Result:
     if system.scenario.guest.policy_interface == "create" and error:
         return failed(error)
     inode = Inode(operation.file, size // PAGE_SIZE, "guest_memfd", flags, system.order)
-    if system.order and system.scenario.guest.small_page_fallback:
+    if system.order and system.scenario.guest.small_pages:
         inode.small = FileMap()
     elif system.hugetlb and not system.reserve_pool(inode):
         return failed(errno.ENOMEM, **detail)
@@ -99,7 +99,7 @@ def _init_shared_allowed(scenario: sc.Scenario) -> bool:
 def _huge_pages_start_shared(system: System) -> bool:
     """Whether HUGETLB goes with INIT_SHARED. What no kernel has may: 4 KiB pages in place of huge ones, ordinary VMs."""
     guest = system.scenario.guest
-    return system.rules.shared_huge_files or not system.hugetlb or guest.small_page_fallback or not guest.private_memory
+    return system.rules.shared_huge_files or not system.hugetlb or guest.small_pages or not guest.private_memory
 
 
 def memfd(system: System, operation: sc.Memfd) -> Result:

@@ -28,6 +28,7 @@ def hog(system: System, operation: sc.Hog) -> Result:
     node = system.index_of_node.get(operation.node)
     if node is None:
         return failed(errno.EINVAL)  # the other process's mbind is refused
+    system.settle_blocks(broken_up=True)
     zones = [zone for zone in system.zonelists["memfd"][node] if zone >= 0 and system.zone_node[zone] == node]
     unit = int(system.zone_page_size[zones[0]]) if zones else PAGE_SIZE
     if operation.leave_free is not None:
@@ -40,6 +41,7 @@ def hog(system: System, operation: sc.Hog) -> Result:
         taken[zone] = max(0, min(wanted - int(taken.sum()), int(system.free[zone] - mark[zone])))
     system.free -= taken
     system.hogs.append((node, taken))
+    system.settle_blocks()
     return Result(0, 0, {"pages": int(taken.sum())})
 
 
@@ -48,6 +50,7 @@ def unhog(system: System, operation: sc.Unhog) -> Result:
     for _, taken in system.hogs:
         system.free += taken
     system.hogs.clear()
+    system.settle_blocks()
     return Result()
 
 
@@ -55,11 +58,13 @@ def zones(system: System, operation: sc.Zones) -> Result:
     """Read the counters, or take those of a real kernel over (its background use is not in the scenario)."""
     if operation.observed and system.free_pfns is not None:
         raise WorkbenchError("zones.observed: cannot be taken over together with pfns: true or kexec")
+    system.settle_blocks(broken_up=bool(operation.observed))
     for label, state in (operation.observed or {}).items():
         if label in system.zone_labels:
             zone = system.zone_labels.index(label)
             system.free[zone] = state.free
             system.watermarks[:, zone] = (state.min, state.low, state.high)
+    system.settle_blocks()
     return Result(0, 0, {"free": dict(zip(system.zone_labels, system.free.tolist(), strict=True))})
 
 

@@ -63,7 +63,7 @@ def _hand_over(system: System) -> Result:
                 mapped_by_device=inode.device_areas[:, 0].tolist(),
                 confidential=system.scenario.guest.vm_type,
                 format=format,
-                huge=inode.order > 0,
+                huge=inode.order > 0 and system.design.folios != "small",
             )
         except CannotPreserve as error:
             return failed(error.errno, reason=str(error))
@@ -178,7 +178,8 @@ def _metadata_bytes(system: HostState, inode: Inode, state: Preserved, file: Tra
     if len(state.extents):
         parts = handover.sizes(state, "kho")
         return sum(parts[name] for name in ("records", "chunks", "tree"))
-    return _folio_scheme(int(inode.map.counts(len(system.free)).sum()))
+    pieces = inode.order if system.design.folios == "small" else 0
+    return _folio_scheme(int(inode.map.counts(len(system.free)).sum()) << pieces)
 
 
 def _folio_scheme(folios: int) -> int:

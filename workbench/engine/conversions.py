@@ -95,11 +95,12 @@ class Conversions:
                 split_on=settings.split_on,
                 merge=settings.merge,
                 hvo=self.hvo,
-                fallback=guest.small_page_fallback,
+                fallback=guest.small_pages,
                 drain_lru=settings.drain_lru,
                 shared=not inode.private,
                 confidential=guest.vm_type,
                 xarray=rules.xarray,
+                folios=self.system.design.folios,
             )
         inode.tracked = file
         self.inodes.append(inode)
@@ -207,6 +208,7 @@ class Conversions:
         for page in set(kept) - set(file.withheld().tolist()):
             for zone in kept.pop(page):
                 system.free[zone] += 1
+        system.settle_blocks()
 
     # -------------------------------------------------------------------------------------------- counting
 

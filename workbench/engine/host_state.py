@@ -22,6 +22,7 @@ from workbench.engine.metadata import Metadata, Walk
 from workbench.engine.objects import Inode, OpenFile, Thread
 from workbench.engine.pfns import FreePfns
 from workbench.engine.policy_request import mask_of, policy_nodemask
+from workbench.engine.zone_blocks import ZoneBlocks
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.intervals import Int64s, in_intervals, intervals_add, intervals_minus, no_intervals
 from workbench.kernels import fault_order, mempolicy, placement, zonelist
@@ -116,6 +117,7 @@ class HostState:
         self.design = DESIGNS[scenario.guest.design]
         self.rules = GENERATIONS[scenario.generation]
         self.hugetlb = self.order > 0 and self.design.pool == "hugetlb"
+        self.blocks: ZoneBlocks | None = None
         self._init_zones()
         self._init_weights()
         self._init_tasks()
@@ -150,7 +152,9 @@ class HostState:
             "memfd": self._zonelists(zonelist.ZONE_MOVABLE),
         }
         left = np.bincount(self.zone_node, np.maximum(self.free - self.watermarks[0], 0), self.nodes).astype(np.int64)
-        if self.order:
+        if self.order and self.design.from_zones:
+            self._init_blocks()
+        elif self.order:
             left -= self._init_pools()
         self.left_free = np.maximum(left, 0)
         """int64 (nodes,), 4 KiB pages that pools leave above the min watermark."""
@@ -162,7 +166,7 @@ class HostState:
 
     def _host_pools(self) -> Int64s | None:
         """Free huge pages of the guest's size in the pools that the host has now; None if it says nothing of pools."""
-        if not self.scenario.guest.design.startswith("hugetlb") or not any(node.hugetlb for node in self.host.nodes):
+        if not self.hugetlb or not any(node.hugetlb for node in self.host.nodes):
             return None
         size = PAGE_SIZE << self.order
         return np.array(
@@ -204,12 +208,28 @@ class HostState:
         mm/page_alloc.c: alloc_contig_frozen_pages; without vm.movable_gigantic_pages not in ZONE_MOVABLE
         (include/linux/hugetlb.h: hugepage_movable_supported). Zones are as long as their memory with its struct pages.
         """
-        pages = 1 << self.order
-        present = self.managed + self.managed // (STRUCT_PAGE_SHARE - 1)
-        ranges = np.maximum((self.start_pfn + present) // pages - -(-self.start_pfn // pages), 0)
+        ranges = self._aligned_ranges()
         if not self.scenario.boot.movable_gigantic_pages:
             ranges[self.zone_type == zonelist.ZONE_MOVABLE] = 0
         return np.bincount(self.zone_node, ranges, self.nodes).astype(np.int64)
+
+    def _aligned_ranges(self) -> Int64s:
+        """Ranges of the guest's page size that lie in each zone, int64 (zones,), free or not."""
+        pages = 1 << self.order
+        present = self.managed + self.managed // (STRUCT_PAGE_SHARE - 1)
+        ranges: Int64s = np.maximum((self.start_pfn + present) // pages - -(-self.start_pfn // pages), 0)
+        return ranges
+
+    def _init_blocks(self) -> None:
+        """Huge memory without a pool: what the zones can give in blocks of the guest's size stands where pools do."""
+        ranges = self._aligned_ranges()
+        self.blocks = ZoneBlocks.of(self.host, self.zone_node, self.zone_type, self.marks(), ranges, self.order)
+        low, lowest = self.blocks.within(self.free)
+        pages, above = (np.bincount(self.zone_node, n, self.nodes).astype(np.int64) for n in (lowest, lowest - low))
+        self._put_pools_first(pages, self.free, keep=True)
+        self.free[: self.nodes] = 0
+        self.watermarks[1:, : self.nodes] = above
+        self.blocks.settle(self.free)
 
     def _init_pools(self) -> Int64s:
         """Pools of huge pages, one per node, become the first zones; 4 KiB zones follow only where they are wanted.
@@ -222,9 +242,12 @@ class HostState:
         taken = pages << self.order
         if found is not None:
             taken[[node.free_bytes is not None or node.zones is not None for node in self.host.nodes]] = 0
-        ordinary = self._needs_zones()
-        old = (self.zone_node, self.zone_type, self.managed, _left_by(taken, self.zone_node, self.free),
-               self.reserve, self.start_pfn)  # fmt: skip
+        self._put_pools_first(pages, _left_by(taken, self.zone_node, self.free), keep=self._needs_zones())
+        return taken
+
+    def _put_pools_first(self, pages: Int64s, left: Int64s, keep: bool) -> None:
+        """Pools of so many huge pages, one per node, before the zones, of which ``left`` is free and which stay if wanted."""
+        old = (self.zone_node, self.zone_type, self.managed, left, self.reserve, self.start_pfn)
         nothing = np.zeros(self.nodes, np.int64)
         first = nothing.copy()
         for zone in range(len(self.zone_node) - 1, -1, -1):
@@ -234,19 +257,18 @@ class HostState:
         shifted = {name: np.where(zones >= 0, zones + self.nodes, -1) for name, zones in self.zonelists.items()}
         self.zone_node, self.zone_type, self.managed, *_ = new
         pools = self._zonelists(zonelist.ZONE_NORMAL)
-        self.zonelists = (shifted if ordinary else dict.fromkeys(shifted, pools)) | {"hugetlb": pools}
-        kept = slice(None) if ordinary else slice(0)
+        self.zonelists = (shifted if keep else dict.fromkeys(shifted, pools)) | {"hugetlb": pools}
+        kept = slice(None) if keep else slice(0)
         self.zone_node, self.zone_type, self.managed, self.free, self.reserve, self.start_pfn = (
             np.concatenate((a, b[kept])).astype(np.int64) for a, b in zip(new, old, strict=True)
         )
         marks = np.zeros((3, self.nodes), np.int64)
         self.watermarks = np.concatenate((marks, self.watermarks[:, kept]), axis=1)
         self.zone_labels = labels + self.zone_labels[kept]
-        return taken
 
     def _needs_zones(self) -> bool:
         """Whether 4 KiB pages are wanted beside the pools: as a fallback, or for tmpfs files."""
-        return self.scenario.guest.small_page_fallback or any(
+        return self.scenario.guest.small_pages or any(
             isinstance(operation, sc.Memfd) for operation in self.scenario.operations
         )
 
@@ -624,6 +646,7 @@ class HostState:
         page was not to be had.
         """
         order = 0 if small else inode.order
+        self.settle_blocks(broken_up=order == 0)
         ranges, policies = no_intervals(), [override]
         if override is None:
             ranges, policies = self._policy_ranges(inode, order, span, step)
@@ -635,6 +658,7 @@ class HostState:
         if self.free_pfns is not None and inode.pfns is not None and not small:
             self.free_pfns.hand_out(map_, inode.pfns, before)
         self.placed += free - self.free
+        self.settle_blocks()
         return self._placed(complete, order)
 
     def _pieces(
@@ -680,6 +704,7 @@ class HostState:
     def _place_list(self, inode: Inode, holes: Int64s, chunks: Turns, small: bool = False) -> bool:
         """Place folios one by one; each chunk holds indices and the row of the task that touches each."""
         order, map_ = 0 if small else inode.order, _map_of(inode, small)
+        self.settle_blocks(broken_up=order == 0)
         ranges, policies = self._policy_ranges(inode, order)
         requests, row_of = self._requests(inode, list(self.tasks.values()), policies, order)
         base = int(holes[0, 0])
@@ -715,6 +740,7 @@ class HostState:
                 start, count = map_.allocations[row, :2] - (base, 0)
                 inode.pfns.listed[row] = pfns[start : start + count]
         self.placed += free - self.free
+        self.settle_blocks()
         return self._placed(not dry, order)
 
     def _turns_and_zones(self, inode: Inode, order: int) -> tuple[placement.Interleaving, placement.Zones]:
@@ -814,7 +840,7 @@ class HostState:
         """What a policy asks of the engine for a folio of this inode: (kind, start, passes, nodes, filters)."""
         allowed = self.mask(self.mems_allowed) if self.cpusets_enabled else np.ones(self.nodes, bool)
         # apply_policy_zone: BIND to nodes whose memory is all ZONE_MOVABLE is ignored for guest_memfd.
-        everywhere = inode.kind == "memfd" or order > 0
+        everywhere = inode.kind == "memfd" or (order > 0 and not self.design.from_zones)
         bindable: np.ndarray = np.ones(self.nodes, bool) if everywhere else self.has_normal_memory
         return policy_nodemask(policy, nid, self.node_ids, allowed, bindable)
 
@@ -844,6 +870,14 @@ class HostState:
         inode.reserve = pages
         return True
 
+    def settle_blocks(self, broken_up: bool = False) -> None:
+        """4 KiB pages have come or gone (or, ``broken_up``, will): which of the zones' blocks are whole now.
+
+        Of designs that take huge memory from the zones (:mod:`workbench.engine.zone_blocks`).
+        """
+        if self.blocks is not None:
+            self.blocks.settle(self.free, broken_up)
+
     def erase(self, inode: Inode, first: int, last: int, moving: bool = False) -> None:
         """Free folios ``[first, last)``; ``moving``: others take their places at once, so that the tree keeps its nodes."""
         if self.free_pfns is not None and inode.pfns is not None:
@@ -854,6 +888,7 @@ class HostState:
             self.free += inode.small.erase(first << inode.order, min(last, limit) << inode.order, len(self.free))
         if self.metadata is not None and not moving:
             self.metadata.erased(inode, first, min(last, 1 << 52))
+        self.settle_blocks()
 
 
 def check_listed(pages: int, what: str) -> None:

@@ -36,6 +36,7 @@ SPLIT_ON = {"conversion": folio.AT_CONVERSION, "host_fault": folio.AT_HOST_FAULT
 MERGES = {"eager": folio.EAGER, "lazy": folio.LAZY, "never": folio.NEVER}
 XARRAYS = {"not counted": folio.XARRAY_FREE, "slabs": folio.XARRAY_SLABS, "two levels": folio.XARRAY_TWO_LEVELS}
 LEAVES = {"1 GiB": folio.LEAF_ANY, "2 MiB": folio.LEAF_2M_AT_MOST, "4 KiB": folio.LEAF_4K_ONLY}
+FOLIOS = {"hugetlb": folio.HUGETLB_FOLIOS, "buddy": folio.BUDDY_FOLIOS, "small": folio.SMALL_FOLIOS}
 LEVELS = tuple(PAGE_ORDERS)
 
 
@@ -59,6 +60,8 @@ class ConversionFile(TrackedFile):
     confidential : kind of guest, "none", "snp" or "tdx": it limits second-stage mappings
     xarray : memory for the page cache's nodes when 1 GiB splits: "not counted", "slabs" (taken before the vmemmap) or
         "two levels" (never enough: ``xas_split`` of stock 7.3)
+    folios : what the memory is: "hugetlb"; "buddy", huge folios of the page allocator; "small", 4 KiB folios that lie together
+        in units of ``page_size``
     """
 
     state: folio.State
@@ -80,6 +83,7 @@ class ConversionFile(TrackedFile):
         shared: bool = False,
         confidential: str = "none",
         xarray: str = "not counted",
+        folios: str = "hugetlb",
     ) -> None:
         super().__init__(size, page_size, confidential)
         self.hvo = hvo
@@ -94,6 +98,7 @@ class ConversionFile(TrackedFile):
         options[folio.HVO], options[folio.FALLBACK], options[folio.DRAIN] = hvo, fallback, drain_lru
         options[folio.XARRAY] = choice("xarray", xarray, XARRAYS)
         options[folio.LEAF_CAP] = LEAVES[self.largest_leaf]
+        options[folio.FOLIOS] = choice("folios", folios, FOLIOS)
         self.nodes, self.cpus = len(self.host.vmemmap), cpus
         self.state = folio.new_state(options, self.host.array, cpus, self.host.pool_poison)
         if shared:

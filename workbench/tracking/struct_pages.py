@@ -8,6 +8,8 @@ x86-64: a struct page is 64 bytes, so one 4 KiB page of vmemmap holds those of 6
 ``hugetlb-hvo`` huge pages with HVO (``mm/hugetlb_vmemmap.c``): one vmemmap page for each, all again once split
 ``pfn-range``   no struct page for private memory: vmemmap only for 256 KiB groups with a shared page
 =============== ======================================================================================================
+
+``contiguous-4k`` and ``thp`` are as ``hugetlb``: every struct page exists.
 """
 
 from __future__ import annotations

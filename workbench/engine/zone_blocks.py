@@ -1,0 +1,85 @@
+"""Huge memory that comes from the zones themselves: how many free blocks of its order each zone can give.
+
+``mm/page_alloc.c: __zone_watermark_ok``: a request of order n is served while the zone keeps its mark, its lowmem reserve and
+a free block of that order. Guest memory is unmovable: it never comes from ZONE_MOVABLE, nor from CMA. Blocks stand in the
+table of zones where pools of hugetlb do, one row per node, and the pages that they leave in the rows of the zones; 4 KiB
+requests take those first and then break blocks up (``rmqueue_smallest``: the smallest block that is large enough). 4 KiB pages
+that are freed are taken to lie together again: where each one lay is not kept (modelled).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.intervals import Int64s
+from workbench.kernels import zonelist
+from workbench.topology.host import Host
+
+_NAMES = ("DMA", "DMA32", "Normal", "Movable")
+
+
+@dataclass
+class ZoneBlocks:
+    """Blocks of ``order`` in each zone, arrays int64 (zones,) without the rows of pools.
+
+    ``most``: free blocks that the zone has when nothing is taken; ``used``: how many of them files have; ``held``: how many
+    stand in the rows of pools; ``kept`` int64 (2, zones): pages that it keeps, at its low and at its min mark.
+    """
+
+    order: int
+    zone_node: Int64s
+    kept: Int64s
+    most: Int64s
+    used: Int64s
+    held: Int64s
+
+    @classmethod
+    def of(
+        cls, host: Host, zone_node: Int64s, zone_type: Int64s, kept: Int64s, ranges: Int64s, order: int
+    ) -> ZoneBlocks:
+        """The zones of a host: with the blocks that it states (/proc/buddyinfo), else as if free memory lay together.
+
+        ``ranges``: aligned ranges of that size in each zone.
+        """
+        most = ranges.copy()
+        for zone, (node, kind) in enumerate(zip(zone_node.tolist(), zone_type.tolist(), strict=True)):
+            if kind > zonelist.ZONE_NORMAL:
+                most[zone] = 0
+                continue
+            for stated in host.nodes[node].zones or ():
+                if stated.name == _NAMES[kind] and stated.free_blocks is not None:
+                    pages = sum(count << n for n, count in enumerate(stated.free_blocks) if n >= min(order, 10))
+                    most[zone] = min(most[zone], max(0, pages - stated.free_cma) >> order)
+        nothing = np.zeros(len(zone_node), np.int64)
+        return cls(order, zone_node, kept, most, nothing, nothing.copy())
+
+    def within(self, free: Int64s) -> Int64s:
+        """Blocks, int64 (2, zones), that zones with so many free pages can give: down to their low mark, to their min mark."""
+        can: Int64s = np.clip((free - self.kept) >> self.order, 0, self.most - self.used)
+        return can
+
+    def settle(self, free: Int64s, broken_up: bool = False) -> None:
+        """Bring the rows of ``free`` (blocks by node, then pages by zone) in step with each other, in place.
+
+        ``broken_up``: leave all pages with the zones, for 4 KiB requests; the next call takes the whole blocks out again.
+        """
+        nodes = len(free) - len(self.zone_node)
+        pools, pages = free[:nodes], free[nodes:]
+        self._note_taken(np.bincount(self.zone_node, self.held, nodes).astype(np.int64) - pools)
+        pages += self.held << self.order
+        self.held = self.held * 0 if broken_up else self.within(pages)[1]
+        pages -= self.held << self.order
+        pools[:] = np.bincount(self.zone_node, self.held, nodes).astype(np.int64)
+
+    def _note_taken(self, taken: Int64s) -> None:
+        """So many blocks of each node were taken (or, below 0, given back) since the last look, the highest zone's first."""
+        for zone in range(len(self.zone_node) - 1, -1, -1):
+            node = self.zone_node[zone]
+            here = (
+                min(int(taken[node]), int(self.held[zone])) if taken[node] > 0 else max(taken[node], -self.used[zone])
+            )
+            taken[node] -= here
+            self.held[zone] -= here
+            self.used[zone] += here
