@@ -134,7 +134,7 @@ def test_one_scenario_under_all_designs_is_one_dataset() -> None:
     assert dataset["splits_2m"].attrs["basis"] == "counted"
     small = scenario.replace(**{"guest.page_size": "4 KiB"})
     assert wb.simulate(small, designs=["filemap", *names]).sizes["design"] == 4
-    with pytest.raises(wb.WorkbenchError, match="designs: paper; each of filemap"):
+    with pytest.raises(wb.WorkbenchError, match="designs: 'paper' is unknown; there are filemap"):
         wb.simulate(scenario, designs=["hugetlb", "paper"])
     with pytest.raises(wb.WorkbenchError, match="4 KiB pages only"):
         wb.simulate(scenario, designs=["filemap"])
