@@ -26,9 +26,16 @@ _WHERE = {
     "sweep": "sweeps.sweep",
     "sensitivity": "studies.sensitivity",
     "explore": "explorer",
-    "best_weights": "cost.traffic",
+    "best_weights": "cost.weights",
+    "ready_scenarios": "ready",
 }
 """Public names and the module that each lives in."""
+
+_MODULES = (
+    "answer", "cost", "costs", "data", "design", "designs", "plots", "policy", "profiles", "ready", "recorder", "reports",
+    "results", "scenario", "studies", "sweeps", "topology", "truth", "units", "variables", "vmconfig",
+)  # fmt: skip
+"""What else of the workbench a user has a use for, as ``wb.plots``."""
 
 __all__ = sorted(_WHERE)
 
@@ -44,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_MODULES, "__version__", "__doc__", "__name__", "__file__", "__path__"})

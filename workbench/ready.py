@@ -13,7 +13,7 @@ from workbench.data import datasets_path, shipped
 from workbench.errors import WorkbenchError
 from workbench.scenario import Scenario
 
-_PART = re.compile(r"^(Question|Look at): ")
+_PART = re.compile(r"^(Question|Look at|Interface here): ")
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Ready:
 
 def ready_scenarios() -> list[Ready]:
     """The ready scenarios, by name."""
-    return [_of(path) for path in sorted(datasets_path("scenarios").glob("*.yaml"))]
+    return sorted(map(_of, datasets_path("scenarios").glob("*.yaml")), key=lambda one: one.name)
 
 
 def _of(path: Path) -> Ready:
     """What the comment at the top of a file says, one line for each of its parts."""
-    parts: dict[str, list[str]] = {"Question": [], "Look at": []}
+    parts: dict[str, list[str]] = {"Question": [], "Look at": [], "Interface here": []}
     part = None
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

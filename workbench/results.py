@@ -31,7 +31,7 @@ import numpy as np
 import xarray as xr
 from xarray.indexes import PandasIndex
 
-from workbench import duck_arrays
+from workbench import duck_arrays, shown
 from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SIZE
 from workbench.variables import Schema
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from workbench.scenario import Scenario
 
 duck_arrays.ask_without_importing()
+shown.in_notebooks()
 
 SCHEMA_VERSION = 1
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workbench import policy as mempolicy
-from workbench import profiles
+from workbench import profiles, shown
 from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
 from workbench.limits import (
@@ -671,6 +671,9 @@ class Scenario(_Model):
         description="page tables, tables of KVM, page-cache nodes: counted by node, or also taken from the zones",
     )
     strict: bool = True
+
+    def _repr_html_(self) -> str:
+        return shown.scenario(self)
 
     @field_validator("kernel_profile", mode="before")
     @classmethod

@@ -18,7 +18,7 @@ COMPILERS = {f"workbench.kernels.{name}" for name in ("compile", "code_cache", "
 
 GROUND = {
     "errors", "errnos", "limits", "texts", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs", "intervals",
-    "probe_words", "profiles", "design", "names", "validation",
+    "probe_words", "profiles", "design", "names", "validation", "shown",
 }  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
 SCENE = GROUND | {"topology", "scenario", "ready", "variables", "results", "kernels"}
@@ -38,18 +38,19 @@ WINGS = {
     "safe_yaml": {"errors", "files", "limits"},
     "bitmap_lists": {"errors", "limits"},
     "validation": {"limits", "names"},
+    "shown": {"bitmap_lists", "errnos", "units"},
     "data": {"errors", "names"},
     "costs": {"errors", "names"},
     "design": {"errors", "names", "units"},
     "policy": {"bitmap_lists", "errors", "limits"},
     "profiles": {"errors", "names"},
-    "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "names", "safe_yaml", "texts", "units",
+    "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "names", "safe_yaml", "shown", "texts", "units",
                  "validation"},
-    "scenario": {"design", "errors", "limits", "policy", "profiles", "safe_yaml", "texts", "topology", "units",
+    "scenario": {"design", "errors", "limits", "policy", "profiles", "safe_yaml", "shown", "texts", "topology", "units",
                  "validation"},
     "ready": {"data", "errors", "scenario"},
     "variables": {"costs"},
-    "results": {"duck_arrays", "errors", "kernels", "scenario", "units", "variables"},
+    "results": {"duck_arrays", "errors", "kernels", "scenario", "shown", "units", "variables"},
     "tracking": SCENE,
     "engine": SCENE | {"tracking"},
     "cost": SCENE | {"tracking", "engine"},

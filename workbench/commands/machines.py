@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
                 "numactl --hardware, hwloc or virsh capabilities XML, kernel log, YAML",
             ),
         ],
-        out: Annotated[Path | None, typer.Option("--out", help="draw into this .svg, .png or .pdf file")] = None,
+        out: Annotated[Path | None, typer.Option("-o", "--out", help="draw into this .svg, .png or .pdf file")] = None,
     ) -> None:
         """Show nodes and distances of one machine in the terminal, or draw them into a file."""
         from workbench.topology.host import Host
@@ -83,7 +83,7 @@ def draw(host: Host, out: Path) -> None:
 
     kind = out.suffix.removeprefix(".").lower()
     if kind not in ("svg", "png", "pdf"):
-        raise WorkbenchError(f"--out: {out.name!r} must end in .svg, .png or .pdf")
+        raise WorkbenchError(f"-o: {out.name!r} must end in .svg, .png or .pdf")
     figure = topology(host_dataset(host), title=host.title or host.name, assumed=", ".join(host.assumed))
     with whole_file(out) as temporary:
         figure.savefig(temporary, format=kind)

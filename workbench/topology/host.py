@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from workbench import shown
 from workbench.bitmap_lists import format_list, parse_list
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
@@ -229,6 +230,9 @@ class Host(_Model):
                 f"which the source does not say it; {', '.join(taken[field] for field in fields)}"
             )
         return lines
+
+    def _repr_html_(self) -> str:
+        return shown.host(self)
 
     @property
     def node_ids(self) -> npt.NDArray[np.int64]:
