@@ -20,6 +20,7 @@ from workbench.engine.filemap import FileMap
 from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
+from workbench.engine.unreached import unreached
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.kernels import filemap
@@ -77,7 +78,7 @@ class Log:
 
 
 class Answer:
-    """The variables of a run by name, each an array in its declared dimensions, and the coordinates."""
+    """The variables of a run by name, each an array in its declared dimensions, and the coordinates likewise."""
 
     def __init__(self, system: System, log: Log) -> None:
         self.system = system
@@ -95,16 +96,40 @@ class Answer:
         return name in self._makers
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name in self.coords:
+            return self.coords[name]
         if name not in self._arrays:
             self._arrays[name] = np.asarray(self._makers[name]())
         return self._arrays[name]
+
+    @functools.cached_property
+    def attrs(self) -> dict[str, str]:
+        """What there is to say of the run: its scenario, whose rules it follows, warnings and what was assumed."""
+        scenario = self.system.scenario
+        said = {
+            "scenario": scenario.name,
+            "kernel_profile": scenario.kernel.name,
+            "kernel_profile_text": scenario.kernel.text,
+            "vm_type": scenario.guest.vm_type,
+            "vmm_profile": scenario.guest.vmm_profile or "",
+            "conversion_mode": scenario.conversion_mode,
+        }
+        for name, lines in (
+            ("comment", [scenario.comment] if scenario.comment else []),
+            ("warnings", unreached(self.system, self.log.operations, self.log.results)),
+            ("assumed", scenario.host.assumptions()),
+        ):
+            if lines:
+                said[name] = "\n".join(lines)
+        return said
 
     @property
     def node_ids(self) -> np.ndarray:
         """Linux ids of the nodes, int64 (nodes,): what stands along ``node``."""
         return self.system.node_ids
 
-    def coordinates(self) -> dict[str, np.ndarray]:
+    @functools.cached_property
+    def coords(self) -> dict[str, np.ndarray]:
         """What stands along the dimensions that have a coordinate."""
         system = self.system
         out = {

@@ -194,32 +194,6 @@ def _plain(value: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def bytes_per_node(dataset: xr.Dataset) -> np.ndarray:
-    """Bytes of each file on each node, int64 (file, node), whatever the size of their folios."""
-    amount = dataset["pages_per_node"].values * dataset["file_page_size"].values[:, None]
-    return amount + PAGE_SIZE * dataset["small_pages_per_node"].values if "small_pages_per_node" in dataset else amount
-
-
-def placed_bytes(dataset: xr.Dataset) -> np.ndarray:
-    """Bytes newly placed by each event on each node, int64 (event, node)."""
-    amount = dataset["event_pages"].values * int(dataset["page_size"])
-    return amount + PAGE_SIZE * dataset["event_small_pages"].values if "event_small_pages" in dataset else amount
-
-
-def metadata_bytes(dataset: xr.Dataset) -> np.ndarray:
-    """Bytes of the metadata of each kind on each node after the last event, int64 (kind, node); no kind if not counted."""
-    if "metadata_pages" not in dataset or not dataset.sizes["event"]:
-        return np.zeros((0, dataset.sizes["node"]), np.int64)
-    pages: np.ndarray = dataset["metadata_pages"].values[-1]
-    return pages * PAGE_SIZE
-
-
-def free_bytes(dataset: xr.Dataset) -> np.ndarray:
-    """Free bytes of each node after each event, int64 (event, node)."""
-    owner = dataset["zone_node"].values[:, None] == dataset["node"].values
-    return (dataset["free_pages"].values * dataset["zone_page_size"].values) @ owner.astype(np.int64)
-
-
 def _stretches(dataset: xr.Dataset, file: str, table: str) -> np.ndarray:
     """int64 (n, 6) rows of one file: start, length, offset, period, phase, step."""
     mine = dataset[f"{table}_file"].values == file

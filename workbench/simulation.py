@@ -1,4 +1,4 @@
-"""Run a scenario: operations on a :class:`workbench.engine.system.System`, then one Dataset."""
+"""Simulate a scenario: the Dataset of a run (:mod:`workbench.running`), or of several along a dimension."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ import xarray as xr
 
 from workbench import profiles, results
 from workbench import scenario as sc
-from workbench.answer import Answer, Log
-from workbench.design import DESIGNS, choose
-from workbench.engine import conversions
-from workbench.engine.calls import apply
-from workbench.engine.generators import expand
-from workbench.engine.system import System
-from workbench.engine.unreached import unreached
-from workbench.errors import Cancelled, WorkbenchError
+from workbench.design import choose
+from workbench.errors import WorkbenchError
 from workbench.kernels.compile import prepare
 from workbench.ready import scenario as read_ready
+from workbench.running import Progress, kernels_needed, run
 from workbench.variables import Simulation
-
-Progress = Callable[[int, int], None]
 
 
 def simulate(
@@ -64,49 +57,13 @@ def simulate(
         _choose_kernels(kernel_profiles)
         return _along(scenario, "kernel", "kernel_profile", kernel_profiles, progress, cancelled)
     answer = run(scenario, progress=progress, cancelled=cancelled)
-    said = {"scenario": scenario.name, **_rules(scenario)} | ({"comment": scenario.comment} if scenario.comment else {})
-    for name, lines in (
-        ("warnings", unreached(answer.system, answer.log.operations, answer.log.results)),
-        ("assumed", scenario.host.assumptions()),
-    ):
-        if lines:
-            said[name] = "\n".join(lines)
     return results.make(
         Simulation,
         {name: answer[name] for name in answer.names},
-        answer.coordinates(),
+        answer.coords,
         provenance=results.provenance(scenario),
-        attributes=said,
+        attributes=answer.attrs,
     )
-
-
-def run(
-    scenario: sc.Scenario, *, progress: Progress | None = None, cancelled: Callable[[], bool] = lambda: False
-) -> Answer:
-    """Run a scenario and return what it found as plain arrays; parameters and errors are those of :func:`simulate`."""
-    prepare(kernels_needed(scenario))
-    system = System(scenario, cancelled)
-    operations = list(expand(scenario))
-    log = Log(system, operations)
-    for number, operation in enumerate(operations):
-        system.placed[:] = 0
-        log.keep(system, operation, apply(system, operation))
-        if progress is not None:
-            progress(number + 1, len(operations))
-        if cancelled():
-            raise Cancelled
-    return Answer(system, log)
-
-
-def kernels_needed(scenario: sc.Scenario) -> list[str]:
-    """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
-    modules = ["zonelist", "placement", "fault_order", "filemap"]
-    if conversions.wanted(scenario):
-        if DESIGNS[scenario.guest.design].store == "pfn map":
-            modules += ["maps.maple", "pfn_range", "light_map"]
-        else:
-            modules += ["folios.run"]
-    return modules
 
 
 def _choose_kernels(names: Sequence[str]) -> None:
@@ -179,15 +136,3 @@ def _with_equal_tables(parts: list[xr.Dataset]) -> list[xr.Dataset]:
 _NOBODY = dict.fromkeys(
     ("run_node", "observed_run_node", "observed_run_event", "small_run_node", "tile_node", "page_node", "page_pfn"), -1
 )
-
-
-def _rules(scenario: sc.Scenario) -> dict[str, str]:
-    """Whose rules the answer follows, for the attributes of the Dataset."""
-    guest = scenario.guest
-    return {
-        "kernel_profile": scenario.kernel.name,
-        "kernel_profile_text": scenario.kernel.text,
-        "vm_type": guest.vm_type,
-        "vmm_profile": guest.vmm_profile or "",
-        "conversion_mode": scenario.conversion_mode,
-    }

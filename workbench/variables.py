@@ -252,7 +252,7 @@ class Simulation(HostNodes, Conversions, OutOfPlace):
 
 
 class ConversionRun(Conversions):
-    """A stream of conversions on one file (:func:`workbench.tracking.folio_file.run`)."""
+    """A stream of conversions on one file (:func:`workbench.studies.conversion_studies.run`)."""
 
     event = Coordinate("1", "operations done")
     node = Coordinate("1", "NUMA node id")

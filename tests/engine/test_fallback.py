@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench as wb
-from workbench import results
+from workbench import amounts, results
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
 
@@ -75,7 +75,7 @@ def test_pictures_and_costs_count_what_stands_in() -> None:
     counts = results.node_counts(dataset, "guest", [0, 3, 6, 8])
     assert counts[0].tolist() == [1, 2]
     assert counts[1:].sum(axis=0).tolist() == [2.5, 2.5]
-    assert results.bytes_per_node(dataset).sum() == 16 << 20
+    assert amounts.bytes_per_node(dataset).sum() == 16 << 20
 
 
 def test_a_policy_with_an_empty_pool_does_not_end_it_for_another() -> None:

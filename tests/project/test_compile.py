@@ -321,7 +321,8 @@ import sys
 from pathlib import Path
 from workbench.kernels import dispatch, warm
 from workbench.scenario import Scenario
-from workbench.simulation import kernels_needed, simulate
+from workbench.running import kernels_needed
+from workbench.simulation import simulate
 for path in sorted(Path("datasets/scenarios").glob("*.yaml")):
     scenario = Scenario.from_yaml(path)
     listed = {entry for module in kernels_needed(scenario) for entry in warm.listed()[module]}

@@ -68,7 +68,7 @@ def swept(tmp_path: Path) -> xr.Dataset:
 
 def converted() -> xr.Dataset:
     file = folio_file.ConversionFile(1 << 30, "1 GiB")
-    return folio_file.run(file, folio_file.populate(1 << 30), samples=3)
+    return conversion_studies.run(file, folio_file.populate(1 << 30), samples=3)
 
 
 def recording() -> Path:
@@ -92,7 +92,7 @@ MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
     "simulate, designs": lambda _: simulate(
         small(page_size="2 MiB", design="hugetlb"), designs=["hugetlb", "pfn-range"]
     ),
-    "folio_file.run": lambda _: converted(),
+    "conversion_studies.run": lambda _: converted(),
     "host_dataset": lambda _: host_dataset(host()),
     "access_cost": lambda _: traffic.access_cost(simulate(small()), host()),
     "access_cost, samples": lambda _: traffic.access_cost(simulate(small()), host(), samples=3),

@@ -60,7 +60,7 @@ def test_figures():
     for backing in ("2 MiB", "1 GiB"):
         file = cv.ConversionFile(SMALL.memory, backing)
         file.run_stream(cv.populate(SMALL.memory))
-        runs[backing] = cv.run(file, stream, samples=3)
+        runs[backing] = studies.run(file, stream, samples=3)
     made = plots.mapping_share(runs)
     assert _labels(made) == ["operations", "operations"]
     assert plots.vmemmap_over_time(runs).axes[0].get_ylabel() == "vmemmap restored (MiB)"

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.data import datasets_path
+from workbench.running import run
 from workbench.scenario import Scenario
-from workbench.simulation import run, simulate
+from workbench.simulation import simulate
 from workbench.sweeps.grid import Metric, measure
 from workbench.sweeps.sweep import run_cell, sweep
 

@@ -12,6 +12,7 @@ import pytest
 import workbench as wb
 from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
+from workbench.studies.conversion_studies import run
 from workbench.tracking import folio_file as cv
 from workbench.tracking.folio_file import ConversionFile, HostMemory
 from workbench.truth import published
@@ -123,7 +124,7 @@ def test_bad_options_are_named(options, match):
 
 def test_dataset_along_a_stream():
     file = private(4 * GIB)
-    ds = cv.run(file, gen.bad_guest(100), every=10, samples=8, seed=1)
+    ds = run(file, gen.bad_guest(100), every=10, samples=8, seed=1)
     assert ds.sizes["event"] == 10 and ds["event"].values[-1] == 100
     assert ds["splits_1g"].values.tolist() == list(range(5, 51, 5))
     assert ds["splits_1g"].attrs["basis"] == "counted" and ds["conversion_cycles"].attrs["basis"] == "modelled"

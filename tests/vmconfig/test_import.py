@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import workbench as wb
+from workbench.amounts import bytes_per_node
 from workbench.commands import importing
 from workbench.errors import WorkbenchError
-from workbench.results import bytes_per_node
 from workbench.topology.host import Host
 from workbench.vmconfig import words
 from workbench.vmconfig.machine import VirtualMachine

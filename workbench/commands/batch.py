@@ -120,7 +120,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from workbench.commands.cli import console
+    from workbench.commands.terminal import console
 
     if title:
         typer.echo(title)

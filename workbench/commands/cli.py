@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import typer
 
 from workbench.design import DESIGNS
-from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.kernels import first_use
 from workbench.limits import YAML_BYTES
@@ -73,10 +72,11 @@ def run(
     json_: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
     """Simulate a scenario: print where its pages land, and keep the Dataset if asked to."""
-    from workbench import results
-    from workbench.simulation import simulate
+    from workbench.commands.summary import comparison, list_calls, print_comparison, print_summary, summarise
 
     if output is not None:
+        from workbench import results
+
         results.check_replaceable(output, force=force)
     value = read_scenario(scenario, set_ or [])
     if profile is not None:
@@ -88,21 +88,28 @@ def run(
         profiles = None if kernels is None else [name.strip() for name in kernels.split(",")]
         if profiles is not None and len(profiles) == 1:
             value, profiles = value.replace(kernel_profile=profiles[0]), None
-        dataset = simulate(value, designs=chosen, kernel_profiles=profiles, progress=progress)
+        if output is None and chosen is None and profiles is None:  # who neither keeps nor compares needs no Dataset
+            from workbench.running import run as run_alone
+
+            found: Any = run_alone(value, progress=progress)
+        else:
+            from workbench.simulation import simulate
+
+            found = simulate(value, designs=chosen, kernel_profiles=profiles, progress=progress)
     if output is not None:
-        results.save(dataset, output, force=force)
+        results.save(found, output, force=force)
     if chosen is not None:
-        summaries = {name: summarise(dataset.sel(design=name)) for name in chosen}
+        summaries = {name: summarise(found.sel(design=name)) for name in chosen}
     elif profiles is not None:
-        summaries = {name: summarise(dataset.sel(kernel=name)) for name in profiles}
+        summaries = {name: summarise(found.sel(kernel=name)) for name in profiles}
     else:
-        summaries = {"": summarise(dataset)}
+        summaries = {"": summarise(found)}
     along = "design" if chosen is not None else "kernel" if profiles is not None else ""
     if calls:
         for name, summary in summaries.items():
-            summary["calls"] = list_calls(dataset.sel({along: name}) if along else dataset)
+            summary["calls"] = list_calls(found.sel({along: name}) if along else found)
     if json_:
-        compared = {"comparison": comparison(dataset, along)} if along else {}
+        compared = {"comparison": comparison(found, along)} if along else {}
         typer.echo(json.dumps(summaries.get("", summaries | compared), indent=1))
     else:
         distinct: list[tuple[list[str], dict[str, Any]]] = []
@@ -115,9 +122,9 @@ def run(
         for names, summary in distinct:
             print_summary(summary, ", ".join(names))
         if along:
-            print_comparison(dataset, along)
+            print_comparison(found, along)
         else:
-            typer.echo(f"rules of kernel {dataset.attrs['kernel_profile']}, VM type {dataset.attrs['vm_type']}")
+            typer.echo(f"rules of kernel {found.attrs['kernel_profile']}, VM type {found.attrs['vm_type']}")
     if output is not None:
         typer.echo(f"result: {output}", err=json_)
 
@@ -144,6 +151,8 @@ def verify(
 
 def _print_reports(reports: list[Any], most: int) -> None:
     from rich.table import Table
+
+    from workbench.commands.terminal import console
 
     columns = (
         "scripts",
@@ -201,13 +210,6 @@ def _print_reports(reports: list[Any], most: int) -> None:
 # ------------------------------------------------------------------------------------------------------- shared
 
 
-def console() -> Any:
-    """A console on standard output that neither colours nor cuts lines in a pipe."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160)
-
-
 class progress_bar:
     """A bar on standard error while work is done, nothing in a pipe."""
 
@@ -255,153 +257,6 @@ def read_scenario(source: str, changes: list[str]) -> Any:
             raise WorkbenchError(f"--set: {change!r} is not KEY=VALUE")
         set_path(mapping, key, load(f"value: {value}\n", "--set")["value"])
     return Scenario.from_mapping(mapping)
-
-
-def summarise(dataset: Any) -> dict[str, Any]:
-    """The main figures of a result as plain numbers."""
-    from workbench.results import bytes_per_node, metadata_bytes
-
-    pages = dataset["pages_per_node"]
-    nodes = [str(int(node)) for node in dataset["node"].values]
-    amounts = bytes_per_node(dataset).tolist()
-    refused = [
-        {"event": int(event), "op": str(op), "errno": int(error)}
-        for event, op, error in zip(
-            dataset["event"].values, dataset["event_op"].values, dataset["event_errno"].values, strict=True
-        )
-        if error
-    ]
-    return {
-        "scenario": dataset.attrs["scenario"],
-        "page_size": int(dataset["page_size"]),
-        "pages_per_node": {
-            str(file): {str(int(node)): int(pages.sel(file=file, node=node)) for node in dataset["node"].values}
-            for file in dataset["file"].values
-        },
-        "bytes_per_node": {
-            str(file): dict(zip(nodes, row, strict=True))
-            for file, row in zip(dataset["file"].values, amounts, strict=True)
-        },
-        "metadata_bytes_per_node": {
-            str(kind): dict(zip(nodes, row, strict=True))
-            for kind, row in zip(dataset["kind"].values, metadata_bytes(dataset).tolist(), strict=True)
-        }
-        if "metadata_pages" in dataset
-        else {},
-        "local_share": {str(vcpu): float(dataset["local_share"].sel(vcpu=vcpu)) for vcpu in dataset["vcpu"].values},
-        "kernel_profile": str(dataset["kernel"].values)
-        if "kernel" in dataset.coords
-        else dataset.attrs["kernel_profile"],
-        "vm_type": dataset.attrs["vm_type"],
-        "events": dataset.sizes["event"],
-        "warnings": dataset.attrs.get("warnings", "").splitlines(),
-        "assumed": dataset.attrs.get("assumed", "").splitlines(),
-        "refused": refused,
-    }
-
-
-_CONVERTED = ("splits_1g", "splits_2m", "merges_1g", "merges_2m", "invalidations", "failed_conversions", "stage2_tables",
-              "vmemmap_pages")  # fmt: skip
-
-
-def comparison(dataset: Any, along: str) -> dict[str, dict[str, int]]:
-    """What conversions cost under each design (or kernel) by the end of a run: variable -> name -> count.
-
-    Empty when the run had no conversions.
-    """
-    if not dataset.sizes["event"] or any(name not in dataset for name in _CONVERTED):
-        return {}
-    last = dataset.isel(event=-1)
-    names = [str(name) for name in dataset[along].values]
-    return {one: {name: int(last[one].sel({along: name}).sum()) for name in names} for one in _CONVERTED}
-
-
-def print_comparison(dataset: Any, along: str) -> None:
-    """What the conversions of a run cost under each design or kernel, as far as the run had any."""
-    from rich.table import Table
-
-    found = comparison(dataset, along)
-    if not found:
-        if along == "design":
-            typer.echo("no conversions: the designs differ in nothing that this run shows")
-        return
-    table = Table(along, *(dataset[name].attrs["long_name"] for name in found))
-    for name in map(str, dataset[along].values):
-        table.add_row(name, *(f"{counts[name]:,}" for counts in found.values()))
-    console().print(table)
-
-
-def list_calls(dataset: Any) -> list[dict[str, Any]]:
-    """Every call of a run in order: its number from 0, who made it, on which file, and what Linux returned."""
-    columns = {
-        name: dataset[f"event_{name}"].values.tolist() for name in ("op", "task", "file", "ret", "error", "detail")
-    }
-    placed = dataset["event_pages"].values.tolist()
-    nodes = dataset["node"].values.tolist()
-    return [
-        {
-            "event": int(event),
-            **{name: values[at] for name, values in columns.items() if name != "detail"},
-            "pages": {str(node): count for node, count in zip(nodes, placed[at], strict=True) if count},
-            "detail": json.loads(columns["detail"][at] or "{}"),
-        }
-        for at, event in enumerate(dataset["event"].values.tolist())
-    ]
-
-
-def print_calls(calls: list[dict[str, Any]]) -> None:
-    """The calls of a run as a table."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("", "task", "call", "file", "returns", "pages placed", "besides", title="calls")
-    for one in calls:
-        returned = one["error"] or f"{one['ret']:,}"
-        placed = ", ".join(f"{count:,} on {node}" for node, count in one["pages"].items())
-        besides = ", ".join(f"{key} {value}" for key, value in one["detail"].items())
-        table.add_row(str(one["event"]), *map(Text, (one["task"], one["op"], one["file"], returned, placed, besides)))
-    console().print(table)
-
-
-def print_summary(summary: dict[str, Any], design: str = "") -> None:
-    """Tables for people."""
-    from rich.table import Table
-
-    from workbench.units import format_bytes
-
-    for line in summary["warnings"]:
-        typer.echo(f"warning: {line}")
-    for file, nodes in summary["pages_per_node"].items():
-        amounts = summary["bytes_per_node"][file]
-        total = sum(amounts.values())
-        table = Table(
-            "node", "pages", "memory", "share", title=f"{summary['scenario']}: {file}{design and ', ' + design}"
-        )
-        for node, pages in nodes.items():
-            share = f"{amounts[node] / total:.1%}" if total else "-"
-            table.add_row(node, f"{pages:,}", format_bytes(amounts[node]), share)
-        console().print(table)
-    kinds = {kind: row for kind, row in summary["metadata_bytes_per_node"].items() if any(row.values())}
-    if kinds:
-        all_pages = sum(sum(amounts.values()) for amounts in summary["bytes_per_node"].values())
-        table = Table(
-            "node",
-            *(kind.replace("_", " ") for kind in kinds),
-            "all",
-            "beside the pages",
-            title=f"{summary['scenario']}: what the kernel needs for it",
-        )
-        for node in summary["bytes_per_node"][next(iter(summary["bytes_per_node"]))]:
-            total = sum(row[node] for row in kinds.values())
-            share = f"{total / all_pages:.2%}" if all_pages else "-"
-            table.add_row(node, *(format_bytes(row[node]) for row in kinds.values()), format_bytes(total), share)
-        console().print(table)
-    for line in summary["assumed"]:
-        typer.echo(f"assumed: {line}")
-    if "calls" in summary:
-        print_calls(summary["calls"])
-    for refusal in summary["refused"][:10]:
-        typer.echo(f"event {refusal['event']} ({refusal['op']}) was refused: {errno_name(refusal['errno'])}")
 
 
 @functools.cache

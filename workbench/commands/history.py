@@ -25,7 +25,8 @@ def history(
     from rich.text import Text
 
     from workbench import profiles, results
-    from workbench.commands.cli import console, progress_bar, read_scenario
+    from workbench.commands.cli import progress_bar, read_scenario
+    from workbench.commands.terminal import console
     from workbench.studies import history as study
 
     chosen = None if kernels is None else [name.strip() for name in kernels.split(",")]

@@ -24,7 +24,7 @@ def import_(
     json_: Annotated[bool, typer.Option("--json", help="print the answer as JSON")] = False,
 ) -> None:
     """Make a scenario of a virtual machine's configuration, run it, and say which setting reaches which pages."""
-    from workbench.commands.cli import print_summary, summarise
+    from workbench.commands.summary import print_summary, summarise
     from workbench.files import whole_file
     from workbench.simulation import simulate
     from workbench.topology.host import Host

@@ -98,7 +98,7 @@ def _list(as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from workbench.commands.cli import console
+    from workbench.commands.terminal import console
     from workbench.units import format_bytes
 
     table = Table("name", "machine", box=None, pad_edge=False, header_style="bold")
@@ -136,7 +136,7 @@ def _show(host: Host) -> None:
     from rich.text import Text
 
     from workbench.bitmap_lists import format_list
-    from workbench.commands.cli import console
+    from workbench.commands.terminal import console
     from workbench.units import format_bytes
 
     screen = console()

@@ -19,7 +19,7 @@ def scenarios(json_: Annotated[bool, typer.Option("--json", help="print the list
     from rich.table import Table
     from rich.text import Text
 
-    from workbench.commands.cli import console
+    from workbench.commands.terminal import console
     from workbench.ready import ready_scenarios
 
     found = ready_scenarios()
@@ -50,14 +50,16 @@ def compare(
     from rich.table import Table
     from rich.text import Text
 
-    from workbench.commands.cli import console, progress_bar, summarise
-    from workbench.simulation import simulate
+    from workbench.commands.cli import progress_bar
+    from workbench.commands.summary import summarise
+    from workbench.commands.terminal import console
+    from workbench.running import run
 
     chosen = _variants(scenarios, interfaces, set_ or [])
     summaries: dict[str, dict[str, Any]] = {}
     with progress_bar("scenarios") as progress:
         for number, (name, value) in enumerate(chosen.items()):
-            summaries[name] = summarise(simulate(value))
+            summaries[name] = summarise(run(value))
             progress(number + 1, len(chosen))
     if json_:
         typer.echo(json.dumps(summaries, indent=1))

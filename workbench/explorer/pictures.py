@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from workbench import results
+from workbench import amounts, results
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.explorer.controller import Run
@@ -109,7 +109,7 @@ def nodes(dataset: xr.Dataset, *others: xr.Dataset) -> list[dict[str, Any]]:
 
 def guest_bytes(dataset: xr.Dataset) -> dict[int, int]:
     """Bytes of all files on each node."""
-    amount = results.bytes_per_node(dataset).sum(axis=0)
+    amount = amounts.bytes_per_node(dataset).sum(axis=0)
     return {int(node): int(value) for node, value in zip(dataset["node"].values, amount, strict=True)}
 
 
@@ -118,7 +118,7 @@ def free_bytes(dataset: xr.Dataset, event: int = -1) -> dict[int, int]:
     nodes = [int(node) for node in dataset["node"].values]
     if not dataset.sizes["event"]:
         return dict.fromkeys(nodes, 0)
-    return dict(zip(nodes, results.free_bytes(dataset)[event].tolist(), strict=True))
+    return dict(zip(nodes, amounts.free_bytes(dataset)[event].tolist(), strict=True))
 
 
 def summary(dataset: xr.Dataset) -> str:
@@ -396,7 +396,7 @@ def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
     if not events:
         return {"summary": "Nothing happened.", "panels": [], "events": 0, "at": 0, "now": "", "serial": serial}
     ids = [int(n) for n in dataset["node"].values]
-    free = results.free_bytes(dataset).astype(float)
+    free = amounts.free_bytes(dataset).astype(float)
     palette = colours(ids, dataset)
     panels = [
         {
@@ -446,7 +446,7 @@ def events_table(dataset: xr.Dataset, at: int | None = None, most: int = 300) ->
     count = dataset.sizes["event"]
     first = max(0, min((at if at is not None else count) - most // 2, count - most))
     columns = {name: dataset[f"event_{name}"].values for name in ("op", "task", "file", "ret", "errno", "detail")}
-    placed = results.placed_bytes(dataset).sum(axis=1)
+    placed = amounts.placed_bytes(dataset).sum(axis=1)
     rows = []
     for i in range(first, min(count, first + most)):
         error = int(columns["errno"][i])

@@ -21,7 +21,7 @@ from matplotlib import colors as mcolors
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from workbench import results
+from workbench import amounts, results
 from workbench.bitmap_lists import format_list
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
@@ -367,8 +367,8 @@ def _percent(share: float) -> str:
 
 
 def _by_file(dataset: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
-    amounts = results.bytes_per_node(dataset).astype(float)
-    return dict(zip(map(str, dataset["file"].values), amounts, strict=True))
+    rows = amounts.bytes_per_node(dataset).astype(float)
+    return dict(zip(map(str, dataset["file"].values), rows, strict=True))
 
 
 def _by_policy(dataset: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
@@ -411,7 +411,7 @@ def _cycle(labels: list[str]) -> list[str]:
 
 def fallback(dataset: xr.Dataset) -> Figure:
     """What each event placed on which node, and the free memory of the nodes with their watermarks, event by event."""
-    placed = results.placed_bytes(dataset).astype(float)
+    placed = amounts.placed_bytes(dataset).astype(float)
     events_ = dataset.sizes["event"]
     ids = [int(node) for node in dataset["node"].values]
     colours = common.colours_of(dataset)
@@ -467,7 +467,7 @@ def _free_bytes(dataset: xr.Dataset) -> tuple[npt.NDArray[np.float64], npt.NDArr
     # A pool of huge pages has no marks.
     kept = (dataset["zone_low"].values + dataset["zone_lowmem_reserve"].values) * float(PAGE_SIZE)
     usable = np.array([not str(zone).endswith("/Movable") for zone in dataset["zone"].values])
-    return results.free_bytes(dataset).astype(float), (kept * usable) @ owner
+    return amounts.free_bytes(dataset).astype(float), (kept * usable) @ owner
 
 
 def _event_ticks(axes: Axes, dataset: xr.Dataset) -> None:
@@ -491,7 +491,7 @@ def _event_ticks(axes: Axes, dataset: xr.Dataset) -> None:
 
 def local_remote(dataset: xr.Dataset) -> Figure:
     """How far the guest's memory is from each node that runs its vCPUs: shares by SLIT distance."""
-    counts = results.bytes_per_node(dataset).sum(axis=0).astype(float)
+    counts = amounts.bytes_per_node(dataset).sum(axis=0).astype(float)
     matrix = dataset["distance"].values
     ids = [int(node) for node in dataset["node"].values]
     vcpu_nodes, vcpus = np.unique(dataset["vcpu_node"].values, return_counts=True)
@@ -556,7 +556,7 @@ def compare(datasets: Mapping[str, xr.Dataset]) -> Figure:
         for row, dataset in enumerate(datasets.values()):
             if [int(node) for node in dataset["node"].values] != ids:
                 raise WorkbenchError("compare: the results are of hosts with different nodes")
-            counts = results.bytes_per_node(dataset).sum(axis=0).astype(float)
+            counts = amounts.bytes_per_node(dataset).sum(axis=0).astype(float)
             present += counts
             total = max(counts.sum(), 1.0)
             left = 0.0

@@ -18,10 +18,10 @@ from workbench.tracking import folio_file as cv
 from workbench.tracking import struct_pages
 from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.tracking.folio_file import ConversionFile
-from workbench.tracking.tracked_file import choice
+from workbench.tracking.tracked_file import Int64s, choice
 from workbench.truth import published
 from workbench.units import PAGE_ORDERS, PAGE_SHIFT, PAGE_SIZE
-from workbench.variables import BootProfile, BootSplits, PinnedPages, RecordedHvo, ScatteredPages
+from workbench.variables import BootProfile, BootSplits, ConversionRun, PinnedPages, RecordedHvo, ScatteredPages
 
 GIB = 1 << 30
 DESIGNS = ("split in one step", "split in two stages", "no struct page for private memory")
@@ -35,6 +35,30 @@ def _private(size: int, page_size: str, **options: Any) -> ConversionFile:
     file = ConversionFile(size, page_size, **options)
     file.run_stream(cv.populate(size))
     return file
+
+
+def run(
+    file: ConversionFile, stream: Int64s, every: int = 1, *, samples: int = 1, seed: int = 0, name: str = "stream"
+) -> xr.Dataset:
+    """Carry out a stream and return a Dataset along ``event``, one row after each ``every`` operations.
+
+    Variables: the counters of :data:`workbench.tracking.folio_file.EVENT_COUNTERS`, ``mapping_share`` (event, level),
+    ``stage2_tables`` (event), ``vmemmap_pages`` (event, node), modelled ``conversion_cycles`` ([sample,] event, part)
+    and, for each operation of the stream, ``operation_errno`` (operation).
+    """
+    result = file.run_stream(stream, every)
+    two_stage = file.state.options[folio.SPLITTING] != folio.ONE_STEP
+    data = cv.variables(result.series, samples, seed, two_stage=two_stage, largest_leaf=file.largest_leaf)
+    data["operation_errno"] = result.errors
+    coordinates = {
+        "event": np.arange(1, len(result.series) + 1) * every,
+        "level": list(cv.LEVELS),
+        "part": list(cv.PARTS),
+        "node": np.arange(len(file.host.vmemmap)),
+    }
+    attributes: dict[str, str | int | float] = {"scenario": name, "page_size": file.page_size, "guest_bytes": file.size}
+    provenance = _provenance("run", file=attributes, stream=stream, every=every, samples=samples, seed=seed)
+    return results.make(ConversionRun, data, coordinates, provenance=provenance, attributes=attributes)
 
 
 def boot_sources(guest: gen.BootGuest, backings: Sequence[str] = ("2 MiB", "1 GiB")) -> xr.Dataset:

@@ -51,8 +51,8 @@ __all__ = ["Estimate", "Grid", "estimate", "read_store", "run_cell", "sweep"]
 
 def run_cell(mapping: Mapping[str, Any]) -> Answer:
     """Run one cell: what it found as plain arrays, worked out for the metrics that ask, without the map of pages."""
+    from workbench.running import run
     from workbench.scenario import Scenario
-    from workbench.simulation import run
 
     host = mapping.get("host")
     if isinstance(host, str):

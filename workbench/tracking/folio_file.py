@@ -1,7 +1,7 @@
 """Huge folios of a guest_memfd file that split and merge as memory is converted in place (proposals, not in Linux 7.3).
 
-:class:`ConversionFile` wraps :mod:`workbench.kernels.folios.run` for one file. :func:`run` carries out a whole stream
-in one kernel call and returns a Dataset along its steps. Nothing here depends on the engine.
+:class:`ConversionFile` wraps :mod:`workbench.kernels.folios.run` for one file. :meth:`ConversionFile.run_stream`
+carries out a whole stream in one kernel call; :func:`variables` names what it counted. Nothing here depends on the engine.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
-from workbench import costs, results
+from workbench import costs
 from workbench.errors import WorkbenchError
 from workbench.kernels.folios import run as folio
 from workbench.tracking import struct_pages
@@ -29,7 +28,7 @@ from workbench.tracking.tracked_file import (
     mapping_share,
 )
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
-from workbench.variables import ConversionRun, Conversions
+from workbench.variables import Conversions
 
 SPLITS = {"one-step": folio.ONE_STEP, "two-stage": folio.TWO_STAGE, "two-stage-restored": folio.TWO_STAGE_FULL}
 SPLIT_ON = {"conversion": folio.AT_CONVERSION, "host_fault": folio.AT_HOST_FAULT}
@@ -337,29 +336,3 @@ def variables(
     modelled = cycles(series, samples, seed, two_stage=two_stage)
     out["conversion_cycles"] = modelled if samples > 1 else modelled[0]
     return out
-
-
-def run(
-    file: ConversionFile, stream: Int64s, every: int = 1, *, samples: int = 1, seed: int = 0, name: str = "stream"
-) -> xr.Dataset:
-    """Carry out a stream and return a Dataset along ``event``, one row after each ``every`` operations.
-
-    Variables: the counters of :data:`EVENT_COUNTERS`, ``mapping_share`` (event, level), ``stage2_tables`` (event),
-    ``vmemmap_pages`` (event, node), modelled ``conversion_cycles`` ([sample,] event, part) and, for each operation of
-    the stream, ``operation_errno`` (operation).
-    """
-    result = file.run_stream(stream, every)
-    two_stage = file.state.options[folio.SPLITTING] != folio.ONE_STEP
-    data = variables(result.series, samples, seed, two_stage=two_stage, largest_leaf=file.largest_leaf)
-    data["operation_errno"] = result.errors
-    coordinates = {
-        "event": np.arange(1, len(result.series) + 1) * every,
-        "level": list(LEVELS),
-        "part": list(PARTS),
-        "node": np.arange(len(file.host.vmemmap)),
-    }
-    attributes: dict[str, str | int | float] = {"scenario": name, "page_size": file.page_size, "guest_bytes": file.size}
-    provenance = results.provenance(
-        command="tracking.folio_file.run", file=attributes, stream=stream, every=every, samples=samples, seed=seed
-    )
-    return results.make(ConversionRun, data, coordinates, provenance=provenance, attributes=attributes)

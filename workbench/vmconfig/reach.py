@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from workbench.amounts import bytes_per_node
 from workbench.profiles import WAY_TO_BIND_PRIVATE_MEMORY
-from workbench.results import bytes_per_node
 from workbench.vmconfig.machine import VirtualMachine
 from workbench.vmconfig.placement import file_name, has_private_memory, private_file
 

@@ -1,0 +1,47 @@
+"""Bytes of a run by file, event, kind and node, whatever the size of its folios.
+
+``run`` is a Dataset of a simulation or the :class:`workbench.answer.Answer` behind it: both give their variables by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any, Protocol
+
+import numpy as np
+
+from workbench.units import PAGE_SIZE
+
+
+class Run(Container[str], Protocol):
+    """Variables by name."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+def bytes_per_node(run: Run) -> np.ndarray:
+    """Bytes of each file on each node, int64 (file, node)."""
+    amount: np.ndarray = np.asarray(run["pages_per_node"]) * np.asarray(run["file_page_size"])[:, None]
+    return amount + PAGE_SIZE * np.asarray(run["small_pages_per_node"]) if "small_pages_per_node" in run else amount
+
+
+def placed_bytes(run: Run) -> np.ndarray:
+    """Bytes newly placed by each event on each node, int64 (event, node)."""
+    amount: np.ndarray = np.asarray(run["event_pages"]) * int(run["page_size"])
+    return amount + PAGE_SIZE * np.asarray(run["event_small_pages"]) if "event_small_pages" in run else amount
+
+
+def metadata_bytes(run: Run) -> np.ndarray:
+    """Bytes of the metadata of each kind on each node after the last event, int64 (kind, node); no kind if not counted."""
+    pages = np.asarray(run["metadata_pages"]) if "metadata_pages" in run else np.zeros((0, 0, 0), np.int64)
+    amount: np.ndarray = (
+        pages[-1] * PAGE_SIZE if len(pages) else np.zeros((0, len(np.asarray(run["node_kind"]))), np.int64)
+    )
+    return amount
+
+
+def free_bytes(run: Run) -> np.ndarray:
+    """Free bytes of each node after each event, int64 (event, node)."""
+    owner = np.asarray(run["zone_node"])[:, None] == np.asarray(run["node"])
+    amount: np.ndarray = (np.asarray(run["free_pages"]) * np.asarray(run["zone_page_size"])) @ owner.astype(np.int64)
+    return amount

@@ -1,0 +1,141 @@
+"""What a run found, in the words and tables of the command line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from workbench.amounts import bytes_per_node, metadata_bytes
+from workbench.commands.terminal import console
+from workbench.errnos import errno_name
+from workbench.units import format_bytes
+
+
+def summarise(run: Any) -> dict[str, Any]:
+    """The main figures of a run, an :class:`workbench.answer.Answer` or its Dataset, as plain numbers."""
+    nodes, files, vcpus = ([str(label) for label in np.asarray(run[name])] for name in ("node", "file", "vcpu"))
+    refused = [
+        {"event": event, "op": str(op), "errno": int(error)}
+        for event, (op, error) in enumerate(
+            zip(np.asarray(run["event_op"]), np.asarray(run["event_errno"]), strict=True)
+        )
+        if error
+    ]
+
+    def table(rows: list[str], values: np.ndarray) -> dict[str, dict[str, int]]:
+        return {row: dict(zip(nodes, amounts, strict=True)) for row, amounts in zip(rows, values.tolist(), strict=True)}
+
+    kinds = [str(kind) for kind in np.asarray(run["kind"])] if "metadata_pages" in run else []
+    return {
+        "scenario": run.attrs["scenario"],
+        "page_size": int(run["page_size"]),
+        "pages_per_node": table(files, np.asarray(run["pages_per_node"])),
+        "bytes_per_node": table(files, bytes_per_node(run)),
+        "metadata_bytes_per_node": table(kinds, metadata_bytes(run)),
+        "local_share": dict(zip(vcpus, np.asarray(run["local_share"]).tolist(), strict=True)),
+        "kernel_profile": str(np.asarray(run["kernel"])) if "kernel" in run.coords else run.attrs["kernel_profile"],
+        "vm_type": run.attrs["vm_type"],
+        "events": len(np.asarray(run["event"])),
+        "warnings": run.attrs.get("warnings", "").splitlines(),
+        "assumed": run.attrs.get("assumed", "").splitlines(),
+        "refused": refused,
+    }
+
+
+_CONVERTED = ("splits_1g", "splits_2m", "merges_1g", "merges_2m", "invalidations", "failed_conversions", "stage2_tables",
+              "vmemmap_pages")  # fmt: skip
+
+
+def comparison(dataset: Any, along: str) -> dict[str, dict[str, int]]:
+    """What conversions cost under each design (or kernel) by the end of a run: variable -> name -> count.
+
+    Empty when the run had no conversions.
+    """
+    if not dataset.sizes["event"] or any(name not in dataset for name in _CONVERTED):
+        return {}
+    last = dataset.isel(event=-1)
+    names = [str(name) for name in dataset[along].values]
+    return {one: {name: int(last[one].sel({along: name}).sum()) for name in names} for one in _CONVERTED}
+
+
+def print_comparison(dataset: Any, along: str) -> None:
+    """What the conversions of a run cost under each design or kernel, as far as the run had any."""
+    found = comparison(dataset, along)
+    if not found:
+        if along == "design":
+            typer.echo("no conversions: the designs differ in nothing that this run shows")
+        return
+    table = Table(along, *(dataset[name].attrs["long_name"] for name in found))
+    for name in map(str, dataset[along].values):
+        table.add_row(name, *(f"{counts[name]:,}" for counts in found.values()))
+    console().print(table)
+
+
+def list_calls(run: Any) -> list[dict[str, Any]]:
+    """Every call of a run in order: its number from 0, who made it, on which file, and what Linux returned."""
+    columns = {
+        name: np.asarray(run[f"event_{name}"]).tolist() for name in ("op", "task", "file", "ret", "error", "detail")
+    }
+    nodes, placed = np.asarray(run["node"]).tolist(), np.asarray(run["event_pages"]).tolist()
+    return [
+        {
+            "event": event,
+            **{name: values[event] for name, values in columns.items() if name != "detail"},
+            "pages": {str(node): count for node, count in zip(nodes, placed[event], strict=True) if count},
+            "detail": json.loads(columns["detail"][event] or "{}"),
+        }
+        for event in range(len(placed))
+    ]
+
+
+def print_calls(calls: list[dict[str, Any]]) -> None:
+    """The calls of a run as a table."""
+    table = Table("", "task", "call", "file", "returns", "pages placed", "besides", title="calls")
+    for one in calls:
+        returned = one["error"] or f"{one['ret']:,}"
+        placed = ", ".join(f"{count:,} on {node}" for node, count in one["pages"].items())
+        besides = ", ".join(f"{key} {value}" for key, value in one["detail"].items())
+        table.add_row(str(one["event"]), *map(Text, (one["task"], one["op"], one["file"], returned, placed, besides)))
+    console().print(table)
+
+
+def print_summary(summary: dict[str, Any], design: str = "") -> None:
+    """Tables for people."""
+    for line in summary["warnings"]:
+        typer.echo(f"warning: {line}")
+    for file, nodes in summary["pages_per_node"].items():
+        amounts = summary["bytes_per_node"][file]
+        total = sum(amounts.values())
+        table = Table(
+            "node", "pages", "memory", "share", title=f"{summary['scenario']}: {file}{design and ', ' + design}"
+        )
+        for node, pages in nodes.items():
+            share = f"{amounts[node] / total:.1%}" if total else "-"
+            table.add_row(node, f"{pages:,}", format_bytes(amounts[node]), share)
+        console().print(table)
+    kinds = {kind: row for kind, row in summary["metadata_bytes_per_node"].items() if any(row.values())}
+    if kinds:
+        all_pages = sum(sum(amounts.values()) for amounts in summary["bytes_per_node"].values())
+        table = Table(
+            "node",
+            *(kind.replace("_", " ") for kind in kinds),
+            "all",
+            "beside the pages",
+            title=f"{summary['scenario']}: what the kernel needs for it",
+        )
+        for node in summary["bytes_per_node"][next(iter(summary["bytes_per_node"]))]:
+            total = sum(row[node] for row in kinds.values())
+            share = f"{total / all_pages:.2%}" if all_pages else "-"
+            table.add_row(node, *(format_bytes(row[node]) for row in kinds.values()), format_bytes(total), share)
+        console().print(table)
+    for line in summary["assumed"]:
+        typer.echo(f"assumed: {line}")
+    if "calls" in summary:
+        print_calls(summary["calls"])
+    for refusal in summary["refused"][:10]:
+        typer.echo(f"event {refusal['event']} ({refusal['op']}) was refused: {errno_name(refusal['errno'])}")

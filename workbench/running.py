@@ -1,0 +1,46 @@
+"""Run a scenario: operations on a :class:`workbench.engine.system.System`, and what they found as plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from workbench import scenario as sc
+from workbench.answer import Answer, Log
+from workbench.design import DESIGNS
+from workbench.engine import conversions
+from workbench.engine.calls import apply
+from workbench.engine.generators import expand
+from workbench.engine.system import System
+from workbench.errors import Cancelled
+from workbench.kernels.compile import prepare
+
+Progress = Callable[[int, int], None]
+
+
+def run(
+    scenario: sc.Scenario, *, progress: Progress | None = None, cancelled: Callable[[], bool] = lambda: False
+) -> Answer:
+    """Run a scenario; parameters and errors are those of :func:`workbench.simulation.simulate`."""
+    prepare(kernels_needed(scenario))
+    system = System(scenario, cancelled)
+    operations = list(expand(scenario))
+    log = Log(system, operations)
+    for number, operation in enumerate(operations):
+        system.placed[:] = 0
+        log.keep(system, operation, apply(system, operation))
+        if progress is not None:
+            progress(number + 1, len(operations))
+        if cancelled():
+            raise Cancelled
+    return Answer(system, log)
+
+
+def kernels_needed(scenario: sc.Scenario) -> list[str]:
+    """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
+    modules = ["zonelist", "placement", "fault_order", "filemap"]
+    if conversions.wanted(scenario):
+        if DESIGNS[scenario.guest.design].store == "pfn map":
+            modules += ["maps.maple", "pfn_range", "light_map"]
+        else:
+            modules += ["folios.run"]
+    return modules
