@@ -25,6 +25,7 @@ from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.kernels import filemap
 from workbench.tracking.confidential import LARGEST_LEAF
+from workbench.tracking.whole import Whole
 from workbench.units import PAGE_SIZE
 
 AUTO_PAGES = 1 << 22
@@ -47,6 +48,8 @@ class Log:
         self.observed: list[tuple[int, str, np.ndarray]] = []
         self.accesses: dict[int, Any] = {}
         self.conversions: list[np.ndarray] = []
+        self.whole: list[np.ndarray] = []
+        self._whole: dict[int, Whole] = {}
         metadata = system.metadata
         self.metadata = None if metadata is None else np.empty((len(operations), *metadata.held.shape), np.int64)
         self.attributes: list[list[int]] | None = [] if attributes.wanted(system.scenario) else None
@@ -59,6 +62,7 @@ class Log:
         self.free[number] = system.free
         if system.conversions is not None:
             self.conversions.append(system.conversions.row())
+            self.whole.append(self._whole_row(system, operation))
         if self.attributes is not None:
             self.attributes.append(_attribute_row(system))
         if self.metadata is not None and system.metadata is not None:
@@ -75,6 +79,28 @@ class Log:
 
             inode = system.files[operation.file].inode
             self.accesses[number] = access.record(system, operation, inode, inode.tracked)
+
+    def _whole_row(self, system: System, operation: sc.Operation) -> np.ndarray:
+        """What stays whole after an operation: sums of all files, then by node, then leaves of devices."""
+        sums, regions, pairs, leaves = (
+            np.zeros(4, np.int64),
+            *np.zeros((2, system.nodes), np.int64),
+            np.zeros(3, np.int64),
+        )
+        changed = len(self.conversions) < 2 or not np.array_equal(self.conversions[-1], self.conversions[-2])
+        for inode in system.conversions.inodes if system.conversions is not None else ():
+            if inode.tracked is None or inode.evicted:
+                continue
+            whole = self._whole.setdefault(id(inode), Whole(inode.tracked, system.nodes))
+            if changed:
+                one = isinstance(operation, sc.Convert) and system.files[operation.file].inode is inode
+                whole.look(*(system.pages(operation, inode.pages) if one else (0, inode.pages)))
+            sums += (whole.updates, whole.smashes, whole.large.sum(), whole.direct_split.sum())
+            regions += whole.regions()
+            pairs += whole.pamt_bytes()
+            if len(inode.device_areas):
+                leaves += whole.device_leaves(inode.device_areas)
+        return np.concatenate((sums, regions, pairs, leaves))
 
 
 class Answer:
@@ -176,11 +202,26 @@ def _list_variables(system: System, log: Log, put: Put) -> None:
             ),
             put,
         )
+        _put_whole(system, np.array(log.whole, np.int64), put)
     if log.attributes:
         table = np.array(log.attributes, np.int64)
         for column, name in enumerate(attributes.COUNTERS):
             put(name, functools.partial(lambda column: table[:, column], column))
         put("drifted_pages", lambda: np.array([_drifted(system, inode) for inode in inodes.values()], np.int64))
+
+
+def _put_whole(system: System, table: np.ndarray, put: Put) -> None:
+    """What stays whole along events; what only one type of VM has is there for that type alone."""
+    nodes = system.nodes
+    by_node = table[:, 4 : 4 + nodes]
+    if system.scenario.guest.vm_type == "snp":
+        for column, name in enumerate(("rmp_updates", "rmp_smashes", "rmp_entries_2m", "direct_map_splits")):
+            put(name, functools.partial(lambda column: table[:, column], column))
+        there = np.array([node.memory_bytes >> 30 for node in system.host.nodes], np.int64)
+        put("rmpopt_regions", lambda: np.maximum(there - by_node, 0))
+    elif system.scenario.guest.vm_type == "tdx":
+        put("dynamic_pamt_bytes", lambda: table[:, 4 + nodes : 4 + 2 * nodes])
+    put("device_leaves", lambda: table[:, 4 + 2 * nodes :])
 
 
 def _put_group(names: Iterable[str], make: Callable[[], dict[str, Any]], put: Put) -> None:

@@ -335,6 +335,22 @@ _ALL = (
         f"{ROTH_2025}: one 1 GiB split or merge, 46475980 cycles; range: 7 % of all cycles in 652 of 2 MiB",
     ),
     Cost("invalidation", 3000.0, "cycles", 1000.0, 15_000.0, "estimate: zap and remote TLB flush of one range"),
+    Cost("reference_check", 8.0, "ns/folio", 1.0, 60.0, "estimate: one struct page read, from a cache or from memory"),
+    Cost(
+        "lru_drain",
+        50_000.0,
+        "ns",
+        5_000.0,
+        1_000_000.0,
+        "estimate: lru_add_drain_all() queues work on every CPU with a batch and waits for all of it",
+    ),
+    Cost(
+        "map_store", 250.0, "ns", 80.0, 1_000.0, "estimate: an extent stored in a maple tree of some thousand entries"
+    ),
+    Cost("rmp_update", 1_000.0, "cycles", 300.0, 5_000.0, "estimate: RMPUPDATE of one entry; no figure is published"),
+    Cost(
+        "rmp_smash", 2_000.0, "cycles", 500.0, 10_000.0, "estimate: PSMASH writes 512 entries; no figure is published"
+    ),
     Cost("cpu_frequency", 2.7, "GHz", 2.0, 4.0, "estimate: server cores under load; turns ns into cycles"),
 )
 

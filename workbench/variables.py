@@ -96,6 +96,10 @@ KERNEL_TIMES = "workbench/cost/kernel_times.py: published times of one thread, c
 PFNS = "ascending from the start of each zone, freed folios last in, first out (mm/page_alloc.c); see kernels/pfns.py"
 CONVERSION = f"{ROTH_2025}; invalidation and zeroing: workbench/costs.py"
 DESIGN_CYCLES = "workbench/costs.py: conversion_fixed, split_merge_per_page, invalidation, struct_page_init"
+REGIONS = (
+    "exact for 1 GiB pages; others as if they filled regions in the order of the file: workbench/tracking/whole.py"
+)
+STALL = f"{ROTH_2025} for split and merge; all other steps: estimates with ranges in workbench/costs.py"
 HVO_RECORDING = "datasets/recordings/hvo.json.gz: nr_memmap_boot_pages and nr_memmap_pages of Linux 7.3.4"
 REPRODUCED = "workbench/truth/published.py"
 CLOCK = "CPU time on the machine that ran it, compiled code warm; look at ratios only"
@@ -147,7 +151,29 @@ class Conversions(Schema):
     mapping_share = counted("event level", "1", "share of present memory by largest mapping possible")
     stage2_tables = counted("event", "4 KiB pages", "second-stage tables, mapped as large as possible")
     vmemmap_pages = counted("event node", "4 KiB pages", "vmemmap pages held by splits")
+    rmp_updates = counted("event", "entries", "RMPUPDATE of the guest's memory")
+    rmp_smashes = counted("event", "entries", "2 MiB RMP entries smashed (PSMASH)")
+    rmp_entries_2m = counted("event", "entries", "2 MiB RMP entries now")
+    direct_map_splits = counted("event", "2 MiB", "2 MiB of the direct map split for entries of 4 KiB")
+    rmpopt_regions = modelled("event node", "GiB", "1 GiB regions of the node without SNP guest memory", REGIONS)
+    dynamic_pamt_bytes = counted("event node", "B", "pairs of PAMT pages for private memory on the node")
+    device_leaves = counted("event level", "mappings", "IOMMU mappings of what is mapped for devices, by size")
     conversion_cycles = modelled("event part", "cycles", "time spent by conversions so far", CONVERSION)
+
+
+class Stalls(Schema):
+    """How long conversions hold their file under each design (:func:`workbench.designs.stalls.stalls`)."""
+
+    design = Coordinate("", "how memory is tracked")
+    draw = Coordinate("1", "draw of the parameters (0: as given)")
+    conversion = Coordinate("1", "conversion, in order")
+    step = Coordinate("", "step of a conversion")
+    node = Coordinate("1", "NUMA node")
+    steps = counted("design conversion step", "1", "how often a conversion takes the step")
+    to_shared = exact("conversion", "1", "1: to shared, 0: to private")
+    stall = modelled("draw design conversion", "ns", "time for which a conversion holds its file", STALL)
+    boot_stall = modelled("draw design", "ns", "time for which all conversions of a boot hold the file", STALL)
+    headroom = counted("design node", "4 KiB pages", "free memory that restored struct pages need at their peak")
 
 
 class OutOfPlace(Schema):

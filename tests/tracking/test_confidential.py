@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reference import confidential as slow
 from workbench.errors import WorkbenchError
+from workbench.kernels.folios import run as folio
 from workbench.tracking import confidential as c
+from workbench.tracking.folio_file import ConversionFile
+from workbench.tracking.host_memory import HostMemory
+from workbench.tracking.whole import Whole
 
 TIB = 1 << 40
 GIB = 1 << 30
@@ -57,7 +62,7 @@ def test_requests_hold_253_entries() -> None:
 
 def test_cost_of_converting_part_of_a_2m_entry() -> None:
     """One PSMASH the first time and an update per page; a whole entry is one update."""
-    rmp = c.Rmp(1024)
+    rmp = slow.Rmp(1024)
     rmp.make_private(0, 1024)
     assert (rmp.counts.rmpupdate, rmp.entries_2m) == (2, 2)
     rmp.make_shared(5, 3)
@@ -70,7 +75,7 @@ def test_cost_of_converting_part_of_a_2m_entry() -> None:
 
 
 def test_a_smashed_entry_comes_back_only_through_all_shared() -> None:
-    rmp = c.Rmp(512)
+    rmp = slow.Rmp(512)
     rmp.make_private(0, 512)
     rmp.make_shared(0, 1)
     rmp.make_private(0, 1)
@@ -85,13 +90,13 @@ def test_a_smashed_entry_comes_back_only_through_all_shared() -> None:
 
 def test_small_folios_never_get_a_2m_entry() -> None:
     """Linux 7.3 always passes one page."""
-    rmp = c.Rmp(512)
+    rmp = slow.Rmp(512)
     rmp.make_private(0, 512, folio_pages=1)
     assert (rmp.entries_2m, rmp.counts.rmpupdate) == (0, 512)
 
 
 def test_an_rmp_fault_smashes() -> None:
-    rmp = c.Rmp(512)
+    rmp = slow.Rmp(512)
     rmp.make_private(0, 512)
     rmp.guest_access(3, mapped_2m=True)
     assert rmp.counts.faults == 0
@@ -102,7 +107,7 @@ def test_an_rmp_fault_smashes() -> None:
 
 
 def test_direct_map_tables_of_a_gigabyte_at_worst() -> None:
-    rmp = c.Rmp(1 << 18)
+    rmp = slow.Rmp(1 << 18)
     rmp.make_private(0, 1 << 18, folio_pages=1)
     assert rmp.direct_map_tables == 513
 
@@ -114,7 +119,7 @@ OPERATIONS = st.lists(
 
 @given(operations=OPERATIONS)
 def test_rmp_is_a_page_by_page_model(operations: list[tuple[bool, int, int]]) -> None:
-    rmp = c.Rmp(2048)
+    rmp = slow.Rmp(2048)
     size = [0] * 2048  # pages of the entry that covers each page: 0, 1 or 512
     updates = smashes = 0
     for private, start, pages in operations:
@@ -150,7 +155,7 @@ def test_rmp_is_a_page_by_page_model(operations: list[tuple[bool, int, int]]) ->
 
 
 def test_secure_ept_of_7_3_maps_everything_at_4k() -> None:
-    tables = c.SecureEpt(1024)
+    tables = slow.SecureEpt(1024)
     tables.add(0, 1024)
     assert (tables.sept_pages, tables.demotes, tables.accepted_pages) == (2, 0, 1024)
     tables.remove(0, 512)
@@ -158,7 +163,7 @@ def test_secure_ept_of_7_3_maps_everything_at_4k() -> None:
 
 
 def test_demote_takes_a_table_and_under_dynamic_pamt_a_pair_of_pages() -> None:
-    tables = c.SecureEpt(1024, huge=True, dynamic_pamt=True)
+    tables = slow.SecureEpt(1024, huge=True, dynamic_pamt=True)
     tables.add(0, 1024)
     assert (tables.sept_pages, tables.pamt_pages, tables.demotes) == (0, 0, 0)
     tables.remove(600, 1)
@@ -172,7 +177,7 @@ def test_demote_takes_a_table_and_under_dynamic_pamt_a_pair_of_pages() -> None:
     assert (tables.sept_pages, tables.pamt_pages) == (0, 0)
 
 
-@pytest.mark.parametrize("cls", [c.Rmp, c.SecureEpt])
+@pytest.mark.parametrize("cls", [slow.Rmp, slow.SecureEpt])
 def test_sizes_are_whole_blocks(cls: type) -> None:
     with pytest.raises(WorkbenchError, match="2 MiB"):
         cls(100)
@@ -180,4 +185,56 @@ def test_sizes_are_whole_blocks(cls: type) -> None:
 
 def test_ranges_outside_are_refused() -> None:
     with pytest.raises(WorkbenchError, match="not inside"):
-        c.Rmp(512).make_private(500, 20)
+        slow.Rmp(512).make_private(500, 20)
+
+
+@given(operations=OPERATIONS, size=st.sampled_from(["4 KiB", "2 MiB", "1 GiB"]), small=st.booleans())
+def test_a_file_along_events_is_the_page_by_page_model(
+    operations: list[tuple[bool, int, int]], size: str, small: bool
+) -> None:
+    """Entries of the RMP, updates, smashes, tables of the direct map, and pairs of dynamic PAMT pages, after each call."""
+    pages = 2048 if size != "1 GiB" else 1 << 18
+    file = ConversionFile(pages * 4096, size, generation="B", hvo=False, folios="small" if small else "hugetlb")
+    whole = Whole(file, 1)
+    file.guest_fault(0, pages * 4096)
+    whole.look(0, pages)
+    rmp, tables = slow.Rmp(pages), slow.SecureEpt(pages, dynamic_pamt=True)
+    rmp.make_private(0, pages, folio_pages=1 if size == "4 KiB" else 512)
+    tables.add(0, pages)
+    for private, start, count in operations:
+        count = min(count, 2048 - start)
+        assert file.convert(start * 4096, count * 4096, "private" if private else "shared").errno == 0
+        together = small and size != "4 KiB"
+        if private:
+            tables.add(start, count)
+        else:
+            tables.remove(start, count)
+        for low in range(start, start + count):
+            low = low if low == start or low % 512 == 0 else -1
+            if low >= 0:
+                high = min(start + count, low // 512 * 512 + 512)
+                huge = together or file.state.level[low // 512] >= folio.HUGE_2M
+                if private:
+                    rmp.make_private(low, high - low, folio_pages=512 if huge else 1)
+                else:
+                    rmp.make_shared(low, high - low)
+        whole.look(start, start + count)
+        assert (whole.updates, whole.smashes) == (rmp.counts.rmpupdate, rmp.counts.psmash)
+        assert int(whole.large.sum()) == rmp.entries_2m and int(whole.direct_split.sum()) == len(rmp.direct_map_split)
+        assert whole.pamt_bytes().tolist() == [4096 * tables.pamt_pages]
+
+
+def test_regions_without_private_memory() -> None:
+    """4 GiB in 2 MiB pages on two nodes, in turns: the first 2 GiB of the file fill region 0 of both."""
+    file = ConversionFile(4 << 30, "2 MiB", HostMemory.make(2), hvo=False)
+    for block in range(2048):
+        file.guest_fault(block << 21, 2 << 20, node=block % 2)
+    whole = Whole(file, 2)
+    whole.look(0, 1 << 20)
+    assert whole.regions().tolist() == [2, 2]
+    file.convert(0, 2 << 30, "shared")
+    whole.look(0, 1 << 19)
+    assert whole.regions().tolist() == [1, 1]
+    file.convert(5 << 21, 4096, "private")  # block 5 lies on node 1
+    whole.look(5 * 512, 5 * 512 + 1)
+    assert whole.regions().tolist() == [1, 2]

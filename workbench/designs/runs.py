@@ -127,16 +127,30 @@ def _common(run: Run, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tu
 # ---------------------------------------------------------------------------------------------------------- folios
 
 
-def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
+def folio_file(run: Run, design: Design) -> tuple[ConversionFile, Int64s, Int64s, int]:
+    """The file of a run under a design with a page cache, before anything has happened to it but what can be done at once.
+
+    Returns the file, the stream as it has to be carried out, where in it each operation of the run is, and how many of its
+    operations are done.
+    """
     host = HostMemory.make(
         len(run.memory),
         vmemmap_pages=run.vmemmap_free // len(run.memory),
         pool_2m=[pages >> folio.ORDER_2M for pages in run.memory],
         pool_1g=[pages >> folio.ORDER_1G for pages in run.memory],
     )
-    hvo = design.struct_pages == "optimised"
     size = design.backing(run.page_size)
-    file = ConversionFile(run.pages * PAGE_SIZE, size, host, generation="B", hvo=hvo, folios=design.folios)
+    file = ConversionFile(
+        run.pages * PAGE_SIZE, size, host, generation="B", hvo=design.struct_pages == "optimised", folios=design.folios
+    )
+    by_unit = size != run.page_size
+    stream, rows = _by_unit(run) if by_unit else (run.stream, np.arange(len(run.stream)))
+    return file, stream, rows, _populated(run, file.state, stream) if by_unit else 0
+
+
+def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
+    hvo = design.struct_pages == "optimised"
+    file, stream, rows, done = folio_file(run, design)
 
     def sample() -> tuple[int, int]:
         if hvo and run.unit_order:
@@ -145,9 +159,6 @@ def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
             struct_page = file.count("present_pages") * struct_pages.STRUCT_PAGE
         return struct_page, file.count("splits_1g") + file.count("splits_2m")
 
-    by_unit = size != run.page_size
-    stream, rows = _by_unit(run) if by_unit else (run.stream, np.arange(len(run.stream)))
-    done = _populated(run, file.state, stream) if by_unit else 0
     errors, offsets, series = _sampled(file, stream, np.append(rows, len(stream))[borders], done, sample)
     errors, offsets = errors[rows], offsets[rows]
     state, counts = file.state, file.counters()
@@ -249,14 +260,19 @@ def _ranges(run: Run, pages: int, node: int) -> list[tuple[int, int]]:
     return [(base + k * step, base + k * step + length) for k in range(-(-pages // length))]
 
 
-def _light(run: Run, borders: Int64s, structure: str, group: str) -> DesignOutcome:
+def light_file(run: Run, group: str = "256 KiB") -> LightFile:
+    """The file of a run without struct pages for private memory, before anything has happened to it."""
     nodes = len(run.memory)
     memory = RangeMemory(
         [_ranges(run, pages, node) for node, pages in enumerate(run.memory)],
         np.full(nodes, run.vmemmap_free // nodes, np.int64),
         spill_order(nodes),
     )
-    file = LightFile(run.pages * PAGE_SIZE, run.page_size, memory, generation="B", group=group)
+    return LightFile(run.pages * PAGE_SIZE, run.page_size, memory, generation="B", group=group)
+
+
+def _light(run: Run, borders: Int64s, structure: str, group: str) -> DesignOutcome:
+    file = light_file(run, group)
 
     def sample() -> tuple[int, int]:
         return int(file.state.counts[light_map.N_VMEMMAP]) * PAGE_SIZE, 0

@@ -86,7 +86,7 @@ def _title(dataset: xr.Dataset) -> str:
     )
 
 
-def _legend(made: Figure, ax: Axes, columns: int = 4) -> None:
+def _legend(made: Figure, ax: Axes, columns: int = 3) -> None:
     handles, labels = ax.get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
@@ -94,13 +94,13 @@ def _legend(made: Figure, ax: Axes, columns: int = 4) -> None:
 def memory(dataset: xr.Dataset) -> Figure:
     """Metadata of each design by part, on a log axis; open marks at the left edge are 0."""
     axis = "bytes (log scale; open mark: none). Counted from node sizes."
-    return _dot_figure(dataset, MEMORY_PARTS, True, 4.6, axis, "What each design keeps beside the guest's memory")
+    return _dot_figure(dataset, MEMORY_PARTS, True, 5.8, axis, "What each design keeps beside the guest's memory")
 
 
 def work(dataset: xr.Dataset) -> Figure:
     """Operations each design carries out for the same run, on a log axis."""
     axis = "count over the run (log scale; open mark: none). Counted."
-    return _dot_figure(dataset, WORK, False, 3.9, axis, "What each design does for the same conversions")
+    return _dot_figure(dataset, WORK, False, 4.8, axis, "What each design does for the same conversions")
 
 
 def _dot_figure(dataset: xr.Dataset, parts: dict[str, str], size: bool, height: float, axis: str, title: str) -> Figure:
@@ -141,6 +141,71 @@ def over_run(dataset: xr.Dataset) -> Figure:
                 ax.set_ylim(bottom=0)
         made.suptitle(f"Over the run: {_title(dataset)}", fontsize=9.5, x=0.01, ha="left")
         _legend(made, first)
+    return made
+
+
+WHOLE = {
+    "large_share": "memory under 2 MiB and 1 GiB mappings",
+    "rmp_entries_2m": "2 MiB entries of the RMP",
+    "direct_map_splits": "2 MiB of the direct map split",
+    "rmpopt_regions": "1 GiB regions without SNP memory",
+}
+
+
+def whole(dataset: xr.Dataset) -> Figure:
+    """What stays whole while an SNP guest converts, of a simulation under several designs: four counts along its calls."""
+    if "rmpopt_regions" not in dataset or "design" not in dataset.dims:
+        raise WorkbenchError("whole: a simulation of an SNP guest that converts, with designs, has what is drawn")
+    made = figure(9, 5.6)
+    lines = {name: dataset[name] for name in WHOLE if name in dataset}
+    lines["rmpopt_regions"] = dataset["rmpopt_regions"].sum("node")
+    lines["large_share"] = dataset["mapping_share"].sel(level=["2 MiB", "1 GiB"]).sum("level")
+    with style():
+        for place, (name, label) in enumerate(WHOLE.items()):
+            ax = made.add_subplot(2, 2, place + 1)
+            for k, design in enumerate(dataset["design"].values):
+                values = lines[name].sel(design=design).values
+                every = slice(k * len(values) // 40, None, max(1, len(values) // 6))
+                ax.plot(
+                    dataset["event"].values, values, color=COLOURS.get(str(design), INK), lw=1.6, label=str(design),
+                    ls=DESIGNS[str(design)].line, marker=MARKERS[str(design)], ms=4.5, markevery=every,
+                )  # fmt: skip
+            ax.set_title(f"{label} ({dataset[name].basis})" if name in dataset else label, loc="left", fontsize=9)
+            ax.set_xlabel("calls")
+            ax.set_ylabel("share of memory" if name == "large_share" else "count")
+            ax.set_ylim(bottom=0)
+            ax.spines[["top", "right"]].set_visible(False)
+        _legend(made, ax)
+    return made
+
+
+def stalls(dataset: xr.Dataset) -> Figure:
+    """How long a conversion holds its file: share of conversions that take no longer, and all of a boot; bands are draws."""
+    made = figure(9, 3.8)
+    with style():
+        ax, boot = made.add_subplot(1, 2, 1), made.add_subplot(1, 2, 2)
+        share = (np.arange(dataset.sizes["conversion"]) + 1) / dataset.sizes["conversion"]
+        for row, design in enumerate(dataset["design"].values):
+            colour, one = COLOURS.get(str(design), INK), dataset.sel(design=design)
+            times = np.sort(one["stall"].values, axis=1) / 1e3
+            ax.fill_betweenx(share, times.min(axis=0), times.max(axis=0), color=colour, alpha=0.12, lw=0)
+            ax.plot(times[0], share, color=colour, lw=1.7, ls=DESIGNS[str(design)].line, label=str(design))
+            total = one["boot_stall"].values / 1e6
+            boot.plot([total.min(), total.max()], [row, row], color=colour, lw=5, alpha=0.3, solid_capstyle="butt")
+            boot.plot(total[0], row, MARKERS.get(str(design), "o"), color=colour, ms=7)
+        ax.set_xlabel("one conversion, µs (log scale). Modelled.")
+        ax.set_ylabel("share of conversions")
+        boot.set_xlabel("all conversions of the boot, ms (log scale). Modelled.")
+        boot.set_yticks(range(dataset.sizes["design"]), [str(design) for design in dataset["design"].values])
+        boot.invert_yaxis()
+        for each in (ax, boot):
+            each.set_xscale("log")
+            each.spines[["top", "right"]].set_visible(False)
+        made.suptitle(
+            f"Stalls of a {format_bytes(dataset.attrs['guest_bytes'])} guest on {dataset.attrs['page_size']} pages "
+            f"({dataset.attrs['confidential']}); bands: all draws of the unit costs", fontsize=9.5, x=0.01, ha="left",
+        )  # fmt: skip
+        _legend(made, ax)
     return made
 
 

@@ -20,6 +20,7 @@ from workbench.tracking.tracked_file import (
     GENERATIONS,
     KINDS,
     OPERATIONS,
+    Blocks,
     Int64s,
     Outcome,
     StreamResult,
@@ -185,6 +186,20 @@ class ConversionFile(TrackedFile):
         """Huge folios [first, last) that are in the file, whole or split."""
         step = 1 << (self.order - folio.ORDER_2M)
         return self.state.level[first * step : last * step : step] > folio.NONE
+
+    def blocks(self, first: int, end: int) -> Blocks:
+        """A split folio lies together, and small entries stand for it."""
+        state = self.state
+        level, words = state.level[first:end], slice(first * 8, end * 8)
+        single = np.bitwise_count(state.present[words]).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+        kept = np.bitwise_count(state.present[words] & ~state.shared[words]).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+        base = level == folio.BASE
+        present = np.where(base, single, np.where(level > folio.BASE, folio.PAGES_2M, 0))
+        private = np.where(base, kept, np.where(level > folio.BASE, folio.PAGES_2M - state.shared_2m[first:end], 0))
+        node = np.where(present > 0, state.node[first:end], -1).astype(np.int64)
+        small = state.options[folio.FOLIOS] == folio.SMALL_FOLIOS
+        whole = (level >= folio.HUGE_2M) | ((level == folio.SPLIT) & bool(small))
+        return Blocks(present.astype(np.int64), private.astype(np.int64), node, level > folio.BASE, whole)
 
     def pinned(self) -> Int64s:
         """Pages with references of either kind."""

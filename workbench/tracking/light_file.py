@@ -13,7 +13,7 @@ from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
 from workbench.kernels.maps import maple
 from workbench.tracking.host_memory import RangeMemory
-from workbench.tracking.tracked_file import GENERATIONS, Int64s, StreamResult, TrackedFile, choice
+from workbench.tracking.tracked_file import GENERATIONS, Blocks, Int64s, StreamResult, TrackedFile, choice
 from workbench.units import PAGE_SIZE
 
 GROUPS = {"256 KiB": light_map.GROUP_256K, "128 MiB": light_map.GROUP_128M}
@@ -125,6 +125,28 @@ class LightFile(TrackedFile):
     def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
         """Units [first, last) that are in the file."""
         return self.state.unit_pfn[first:last] >= 0
+
+    def blocks(self, first: int, end: int) -> Blocks:
+        """Units of 2 MiB and 1 GiB lie together."""
+        state, blocks = self.state, end - first
+        if self.order:
+            unit = np.arange(first, end) >> (self.order - folio.ORDER_2M)
+            there = state.unit_pfn[unit] >= 0
+            present = np.where(there, folio.PAGES_2M, 0).astype(np.int64)
+            private = np.where(there, folio.PAGES_2M - state.shared_2m[first:end], 0).astype(np.int64)
+            node = np.where(there, state.unit_node[unit], -1).astype(np.int64)
+            return Blocks(present, private, node, there, there)
+        pages = np.zeros((2, blocks * folio.PAGES_2M), bool)
+        last = min(end * folio.PAGES_2M, len(state.unit_pfn))
+        pages[0, : last - first * folio.PAGES_2M] = state.unit_pfn[first * folio.PAGES_2M : last] >= 0
+        pages[1, : last - first * folio.PAGES_2M] = ~self.is_shared(first * folio.PAGES_2M, last)
+        present, private = (part.reshape(blocks, -1).sum(axis=1) for part in (pages[0], pages[0] & pages[1]))
+        node = np.full(blocks, -1, np.int64)
+        for block in np.flatnonzero(present).tolist():
+            at = (first + block) * folio.PAGES_2M + int(np.argmax(pages[0].reshape(blocks, -1)[block]))
+            node[block] = state.unit_node[at]
+        nowhere = np.zeros(blocks, bool)
+        return Blocks(present.astype(np.int64), private.astype(np.int64), node, nowhere, nowhere)
 
     def _pins(self, left_file: bool) -> Int64s:
         rows = self.state.pins[: int(self.state.counts[light_map.N_PINS])]

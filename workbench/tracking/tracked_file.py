@@ -48,6 +48,19 @@ class Outcome(NamedTuple):
     offset: int | None
 
 
+class Blocks(NamedTuple):
+    """Blocks of 2 MiB, int64 (n,) and bool (n,)."""
+
+    present: Int64s
+    private: Int64s
+    node: Int64s
+    """Node index, -1: nothing is there."""
+    together: npt.NDArray[np.bool_]
+    """Its memory lies together physically."""
+    whole: npt.NDArray[np.bool_]
+    """And one entry can stand for it: it is in a folio (or a range that needs none) of at least that size."""
+
+
 class StreamResult(NamedTuple):
     """Errors int32 (n,); byte offsets they name int64 (n,), -1 = none; int64 (rows, counters + nodes).
 
@@ -88,6 +101,10 @@ class TrackedFile(ABC):
     @abstractmethod
     def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
         """Whether each of the folio indices [first, last) is in the file in whatever state."""
+
+    @abstractmethod
+    def blocks(self, first: int, end: int) -> Blocks:
+        """What 2 MiB blocks [first, end) of the file hold."""
 
     @abstractmethod
     def returned(self) -> Int64s:

@@ -1,0 +1,66 @@
+"""Stalls: steps of each conversion are those of the run as a whole, and times are steps at the prices given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench import costs
+from workbench.design import DESIGNS
+from workbench.designs import compare as designs
+from workbench.designs import stalls
+from workbench.engine import conversion_streams as gen
+from workbench.errors import WorkbenchError
+from workbench.kernels.folios import run as folio
+from workbench.plots import designs as plots_designs
+
+GIB = 1 << 18
+
+
+@given(seed=st.integers(0, 1000), page_size=st.sampled_from(["2 MiB", "1 GiB"]))
+@settings(max_examples=4)
+def test_steps_add_up_to_what_the_comparison_counts(seed: int, page_size: str) -> None:
+    run = designs.guest_run("2 GiB", page_size, 40, seed=seed)
+    priced, compared = stalls.stalls(run), designs.compare(run, samples=1)
+    steps = priced["steps"].sum("conversion")
+    for step, name in (("invalidation", "invalidations"), ("page split or merged", "pages_restructured")):
+        np.testing.assert_array_equal(steps.sel(step=step).values, compared[name].values)
+    to_private = run.stream[(run.stream[:, folio.OP] == folio.CONVERT) & (run.stream[:, folio.ARGUMENT] == 0)]
+    assert (steps.sel(step="folio checked") <= to_private[:, folio.LENGTH].sum() // 4096).all()
+    assert (steps.sel(step="call") == (run.stream[:, folio.OP] == folio.CONVERT).sum()).all()
+    assert (priced["headroom"].sum("node") <= compared["vmemmap_taken_pages"]).all()
+
+
+def one_page(page_size: str = "1 GiB") -> designs.Run:
+    """4 GiB on one node; page 5 of the second GiB is shared and taken back."""
+    rows = [(folio.CONVERT, (GIB + 5) * 4096, 4096, to, 0, 0) for to in (1, 0)]
+    stream = np.concatenate((gen.prefault(4 * GIB * 4096, page_size, 1), np.array(rows, np.int64)))
+    return designs.Run(4 * GIB, page_size, (8 * GIB,), stream, "snp")
+
+
+def test_one_page_shared_and_taken_back() -> None:
+    """Step by step, for every design; PSMASH once, then 4 KiB entries."""
+    priced = stalls.stalls(one_page())
+    table = {str(name): priced["steps"].sel(design=name).values.tolist() for name in priced["design"].values}
+    zeros = [0, 0, 0]
+    assert table["filemap"] == [[1, 1, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0, 0, 1, 0]]
+    assert table["hugetlb"] == [[1, 1, 0, GIB, *zeros, 1, 1], [1, 1, 1, GIB, *zeros, 1, 0]] == table["hugetlb-hvo"]
+    assert table["thp"] == [[1, 1, 0, 512, *zeros, 1, 1], [1, 1, 1, 512, *zeros, 1, 0]]
+    assert [row[:4] for row in table["contiguous-4k"]] == [[1, 1, 0, 0], [1, 1, 1, 0]]
+    assert table["pfn-range"] == [[1, 1, 0, 0, 64, 1, 0, 1, 1], [1, 1, 1, 0, 0, 1, 0, 1, 0]]
+    assert priced["headroom"].values.ravel().tolist() == [0, 0, 4095, 1, 0, 0]
+    ghz = costs.value("cpu_frequency")
+    split = (costs.value("conversion_fixed") + costs.value("invalidation") + costs.value("rmp_update")) / ghz
+    split += costs.value("rmp_smash") / ghz + GIB * costs.value("split_merge_per_page") / ghz
+    assert float(priced["stall"].sel(design="hugetlb", draw=0, conversion=0)) == pytest.approx(split)
+    assert float(priced["boot_stall"].sel(design="thp").min()) > 0
+    assert len(plots_designs.stalls(priced).axes) == 2
+
+
+def test_without_conversions_there_is_nothing_to_price() -> None:
+    with pytest.raises(WorkbenchError, match="0 conversions; from 1 to"):
+        stalls.stalls(designs.Run(GIB, "1 GiB", (4 * GIB,), gen.prefault(GIB * 4096, "1 GiB", 1)))
+    with pytest.raises(WorkbenchError, match=f"there are {', '.join(DESIGNS)}"):
+        stalls.stalls(one_page(), ["paper"])

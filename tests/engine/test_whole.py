@@ -1,0 +1,59 @@
+"""What stays whole along the calls of a scenario: RMP, regions, PAMT pairs, mappings of devices."""
+
+from __future__ import annotations
+
+import pytest
+
+import workbench as wb
+from workbench.errors import WorkbenchError
+from workbench.plots import designs as plots_designs
+
+
+def simulated(
+    vm_type: str, page_size: str = "2 MiB", designs: tuple[str, ...] = ("hugetlb", "pfn-range", "contiguous-4k"), **more
+):
+    nodes = [{"id": i, "memory_bytes": "8 GiB", "cpus": [i]} for i in range(2)]
+    operations = [
+        {"op": "create", "flags": ["mmap"]},
+        {"op": "mbind", "mode": "interleave", "nodes": "0-1"},
+        {"op": "fault", "by": "guest"},
+        {"op": "convert", "offset": "2 MiB", "length": "4 KiB", "to": "shared"},
+        {"op": "convert", "offset": "2 MiB", "length": "4 KiB", "to": "private"},
+        {"op": "convert", "offset": "4 MiB", "length": "4 MiB", "to": "shared"},
+        {"op": "iommu_map", "offset": "4 MiB", "length": "3 MiB"},
+    ]
+    guest = {"memory": "4 GiB", "page_size": page_size, "design": "hugetlb", "vm_type": vm_type} | more
+    host = {"name": "two", "nodes": nodes, "distances": [[10, 20], [20, 10]]}
+    scenario = wb.Scenario.from_mapping({"host": host, "guest": guest, "operations": operations})
+    return wb.simulate(scenario, designs=designs)
+
+
+def test_an_snp_guest() -> None:
+    """2048 entries of 2 MiB; one is smashed for good, two are shared whole; regions only ever hold more."""
+    found = simulated("snp")
+    assert not found["event_errno"].values.any()
+    for row in range(3):
+        one = found.isel(design=row)
+        assert one["rmp_updates"].values.tolist() == [0, 0, 2048, 2049, 2050, 2052, 2052]
+        assert one["rmp_smashes"].values.tolist() == [0, 0, 0, 1, 1, 1, 1]
+        assert one["rmp_entries_2m"].values.tolist() == [0, 0, 2048, 2047, 2047, 2045, 2045]
+        assert one["direct_map_splits"].values.tolist() == [0, 0, 0, 1, 1, 1, 1]
+        assert one["rmpopt_regions"].values.tolist() == [[8, 8], [8, 8], *[[6, 6]] * 5]
+    assert "dynamic_pamt_bytes" not in found
+    assert found["device_leaves"].values[:, -1].tolist() == [[256, 1, 0]] * 3
+    assert len(plots_designs.whole(found).axes) == 4
+
+
+def test_regions_of_1_gib_pages_are_free_once_all_of_one_is_shared() -> None:
+    found = simulated("snp", "1 GiB", ("hugetlb-hvo", "pfn-range"))
+    assert found["rmpopt_regions"].values[:, -1].tolist() == [[6, 6]] * 2
+    assert found["rmp_smashes"].values[:, -1].tolist() == [1, 1]
+
+
+def test_a_td_needs_a_pair_of_pages_for_each_2_mib() -> None:
+    found = simulated("tdx", designs=("hugetlb", "thp"))
+    assert (found["dynamic_pamt_bytes"].values[:, 2] == 1024 * 8192).all()
+    assert found["dynamic_pamt_bytes"].values[:, -1].tolist() == [[1023 * 8192] * 2] * 2
+    assert "rmp_updates" not in found and "rmpopt_regions" not in found
+    with pytest.raises(WorkbenchError, match="SNP guest"):
+        plots_designs.whole(found)

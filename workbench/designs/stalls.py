@@ -1,0 +1,156 @@
+"""How long a conversion holds its file, step by step, under each design.
+
+A conversion holds the invalidate lock of its file (``virt/kvm/guest_memfd.c: filemap_invalidate_lock``): a vCPU that faults
+meanwhile waits. Steps are counted, conversion by conversion, from the counters of the run; what a step takes is modelled
+(:mod:`workbench.costs`). Only split and merge have a published figure, which holds all they do: struct pages allocated and
+written, xarray nodes, references frozen. All else is an estimate with a wide range: look at orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from workbench import costs, results
+from workbench.design import DESIGNS, choose
+from workbench.design.design import Design
+from workbench.designs.accounting import Int64s
+from workbench.designs.compare import guest_run
+from workbench.designs.runs import DRAWS, Run, folio_file, light_file
+from workbench.errors import WorkbenchError
+from workbench.kernels import light_map
+from workbench.kernels.folios import run as folio
+from workbench.tracking import struct_pages
+from workbench.tracking.tracked_file import TrackedFile
+from workbench.tracking.whole import Whole
+from workbench.units import PAGE_SIZE
+from workbench.variables import Stalls
+
+STEPS = (
+    "call", "invalidation", "folio checked", "page split or merged", "struct page written", "map store", "LRU drain",
+    "RMPUPDATE", "PSMASH",
+)  # fmt: skip
+_RESTRUCTURED = {
+    folio.N_SPLITS_1G: folio.PAGES_1G, folio.N_MERGES_1G: folio.PAGES_1G, folio.N_SPLITS_2M: folio.PAGES_2M,
+    folio.N_MERGES_2M: folio.PAGES_2M,
+}  # fmt: skip
+MOST_CONVERSIONS = 100_000
+
+
+def stalls(run: Run, designs: Sequence[str] = tuple(DESIGNS), *, boot: int | None = None) -> xr.Dataset:
+    """Carry out a run under each design and price every conversion of it.
+
+    Parameters
+    ----------
+    run : the guest (:func:`workbench.designs.compare.guest_run`); at most :data:`MOST_CONVERSIONS` conversions
+    designs : of :data:`workbench.design.DESIGNS`
+    boot : how many of the conversions are the boot's; all if left out
+
+    Returns
+    -------
+    Dataset over ``design``, ``conversion``, ``step``, ``draw`` and ``node``
+    """
+    chosen = choose(designs)
+    conversions = run.stream[:, folio.OP] == folio.CONVERT
+    count = int(conversions.sum())
+    if not 0 < count <= MOST_CONVERSIONS:
+        raise WorkbenchError(f"run: {count} conversions; from 1 to {MOST_CONVERSIONS} are priced one by one")
+    first = int(np.argmax(conversions))
+    tables, headroom = zip(*(_carry_out(run, design, first) for design in chosen), strict=True)
+    counted = np.stack(tables)  # (design, conversion, step)
+    unit = _prices(DRAWS)
+    time = np.einsum("ks,dcs->kdc", unit, counted.astype(float))
+    return results.make(
+        Stalls,
+        {
+            "steps": counted,
+            "to_shared": run.stream[conversions, folio.ARGUMENT],
+            "stall": time,
+            "boot_stall": time[..., :boot].sum(axis=2),
+            "headroom": np.stack(headroom),
+        },
+        {
+            "design": np.array([design.name for design in chosen], dtype=str),
+            "draw": np.arange(DRAWS),
+            "conversion": np.arange(count),
+            "step": np.array(STEPS, dtype=str),
+            "node": np.arange(len(run.memory)),
+        },
+        provenance=results.provenance(command="designs.stalls.stalls", run=run, designs=designs, boot=boot),
+        attributes={"guest_bytes": run.pages * PAGE_SIZE, "page_size": run.page_size, "confidential": run.confidential},
+    )
+
+
+def boot_run(memory: int | str, page_size: str = "1 GiB", *, confidential: str = "snp", seed: int = 0) -> Run:
+    """A prefaulted guest that boots: what it shares for its virtqueues and bounce buffers, and nothing after that."""
+    return guest_run(memory, page_size, 0, confidential=confidential, seed=seed)
+
+
+def _prices(draws: int) -> np.ndarray:
+    """Nanoseconds of one of each step, float64 (draws, steps); row 0 takes the parameters as given."""
+    names = ("conversion_fixed", "invalidation", "reference_check", "split_merge_per_page", "struct_page_init", "map_store",
+             "lru_drain", "rmp_update", "rmp_smash", "cpu_frequency")  # fmt: skip
+    drawn = costs.sample(names, draws)
+    in_cycles = [costs.COSTS[name].unit.startswith("cycles") for name in names[:-1]]
+    rows = [
+        drawn[name] / (drawn["cpu_frequency"] if cycles else 1) for name, cycles in zip(names, in_cycles, strict=False)
+    ]
+    return np.stack(rows, axis=1)
+
+
+def _carry_out(run: Run, design: Design, first: int) -> tuple[Int64s, Int64s]:
+    """Steps of every conversion, int64 (conversions, steps), and the peak of restored vmemmap by node, int64 (nodes,)."""
+    file: TrackedFile
+    if design.store == "pfn map":
+        file, stream, rows, done = light_file(run), run.stream, np.arange(len(run.stream)), 0
+    else:
+        file, stream, rows, done = folio_file(run, design)
+    begin = int(rows[first])
+    if begin > done:
+        file.run_stream(stream[done:begin])
+    whole = Whole(file, len(run.memory)) if run.confidential == "snp" else None
+    if whole is not None:
+        whole.look(0, run.pages)
+    out, peak = [], np.zeros(len(run.memory), np.int64)
+    before = _counters(file)
+    for operation in stream[begin:]:
+        entries = (0, 0) if whole is None else (whole.updates, whole.smashes)
+        file.run_stream(operation[None])
+        start, end = (
+            operation[folio.OFFSET] // PAGE_SIZE,
+            -(-(operation[folio.OFFSET] + operation[folio.LENGTH]) // PAGE_SIZE),
+        )
+        if whole is not None:
+            whole.look(int(start), int(end))
+        now = _counters(file)
+        peak = np.maximum(peak, file.vmemmap_taken)
+        if operation[folio.OP] == folio.CONVERT:
+            steps = _steps(now - before, to_private=operation[folio.ARGUMENT] == 0, light=design.store == "pfn map")
+            after = entries if whole is None else (whole.updates, whole.smashes)
+            out.append([*steps, after[0] - entries[0], after[1] - entries[1]])
+        before = now
+    return np.array(out, np.int64), peak
+
+
+def _counters(file: TrackedFile) -> Int64s:
+    """Counters of the file, and the stores into its map behind them."""
+    stores = file.state.counts[light_map.N_STORES] if isinstance(file.state, light_map.State) else 0
+    return np.append(file.counts, stores).astype(np.int64)
+
+
+def _steps(change: Int64s, to_private: bool, light: bool) -> list[int]:
+    """The first seven of :data:`STEPS`, from what one conversion added to the counters."""
+    restructured = sum(int(change[counter]) * pages for counter, pages in _RESTRUCTURED.items())
+    written = int(change[folio.N_TAKEN]) * struct_pages.PAGES_PER_VMEMMAP_PAGE if light else 0
+    checked = int(change[folio.N_CONVERTED]) if to_private else 0
+    return [
+        1,
+        int(change[folio.N_INVALIDATIONS]),
+        checked,
+        restructured,
+        written,
+        int(change[-1]),
+        int(change[folio.N_DRAINS]),
+    ]

@@ -1,0 +1,110 @@
+"""What of a guest's memory stays whole as it converts: RMP entries, 1 GiB regions without SNP memory, pairs of PAMT pages.
+
+One row per 2 MiB of a file, looked at again after each call; what a call does within a row is taken as one step.
+
+* The reverse map table has entries of 4 KiB and 2 MiB (``arch/x86/kvm/svm/sev.c: sev_gmem_prepare``): a 2 MiB entry where all
+  512 pages become private at once in memory that lies together; PSMASH where part of one is shared, with no way back but to share
+  all of it; an RMPUPDATE for each entry that changes hands. A 2 MiB of the direct map is split where it has entries of 4 KiB
+  (``arch/x86/virt/svm/sev.c: adjust_direct_map``).
+* RMPOPT (7.4): the check of the table is skipped for 1 GiB regions that hold no SNP guest memory. Which pages share a region is
+  known of 1 GiB pages; others are taken to lie in the order of the file on their node, from the start of a region on.
+* Dynamic PAMT (TDX): a pair of pages for each 2 MiB with private memory, which is mapped at 4 KiB.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.kernels.folios import run as folio
+from workbench.tracking.confidential import DPAMT_PAGES_PER_2M
+from workbench.tracking.tracked_file import Int64s, TrackedFile
+from workbench.units import PAGE_SIZE
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Whole:
+    """One file: arrays over its 2 MiB blocks, and what has been done to the RMP so far."""
+
+    def __init__(self, file: TrackedFile, nodes: int) -> None:
+        blocks = -(-(file.size // PAGE_SIZE) // folio.PAGES_2M)
+        self.file, self.nodes = file, nodes
+        self.present, self.private = np.zeros(blocks, np.int64), np.zeros(blocks, np.int64)
+        self.node = np.full(blocks, -1, np.int64)
+        self.large: Bools = np.zeros(blocks, bool)
+        """The block has a 2 MiB entry."""
+        self.direct_split: Bools = np.zeros(blocks, bool)
+        """The direct map of the block is split."""
+        self.updates = self.smashes = 0
+        self._region = np.full(blocks, -1, np.int64)
+        self._most = -(-blocks // folio.BLOCKS_1G) + 1
+        self._held = np.zeros(nodes * self._most, np.int64)
+
+    def look(self, first: int, end: int) -> None:
+        """Pages [first, end) of the file may have changed."""
+        low, high = first // folio.PAGES_2M, min(len(self.private), -(-end // folio.PAGES_2M))
+        if low >= high:
+            return
+        blocks = slice(low, high)
+        present, private, node, _, whole = self.file.blocks(low, high)
+        before, large = self.private[blocks], self.large[blocks]
+        if np.array_equal(present, self.present[blocks]) and np.array_equal(private, before):
+            return
+        made = (before == 0) & (private == folio.PAGES_2M) & whole
+        gone, smashed = large & (private == 0), large & (private > 0) & (private < folio.PAGES_2M)
+        single = np.where(made | gone, 0, np.abs(private - before))
+        self.updates += int(made.sum() + gone.sum() + single.sum())
+        self.smashes += int(smashed.sum())
+        self.large[blocks] = (large & ~gone & ~smashed) | made
+        self.direct_split[blocks] |= smashed | ((private > before) & ~made)
+        moved = not np.array_equal(present, self.present[blocks]) or not np.array_equal(node, self.node[blocks])
+        if not moved:
+            self._count(blocks, before > 0, -1)
+            self._count(blocks, private > 0, 1)
+        self.present[blocks], self.private[blocks], self.node[blocks] = present, private, node
+        if moved:
+            self._lay_out()
+
+    def regions(self) -> Int64s:
+        """1 GiB regions of each node that hold private memory, int64 (nodes,)."""
+        return np.asarray((self._held.reshape(self.nodes, -1) > 0).sum(axis=1), np.int64)
+
+    def pamt_bytes(self) -> Int64s:
+        """Bytes of pairs of PAMT pages for private memory on each node, int64 (nodes,)."""
+        used = np.bincount(self.node[(self.private > 0) & (self.node >= 0)], minlength=self.nodes)
+        return used.astype(np.int64) * DPAMT_PAGES_PER_2M * PAGE_SIZE
+
+    def device_leaves(self, areas: Int64s) -> Int64s:
+        """Leaves of 4 KiB, 2 MiB, 1 GiB that map areas int64 (n, 2) of pages for a device, as large as memory
+        lies together: page tables of devices batch pages, not folios (``drivers/iommu/iommufd/pages.c``)."""
+        pages, blocks_2m, blocks_1g = 0, 0, 0
+        for first, end in areas.tolist():
+            low, high = -(-first // folio.PAGES_2M), end // folio.PAGES_2M
+            pages += end - first
+            if low >= high or self.file.order == 0:
+                continue
+            present, private, _, together, _ = self.file.blocks(low, high)
+            whole = together & (present == folio.PAGES_2M) & ((private == 0) | (private == folio.PAGES_2M))
+            blocks_2m += int(whole.sum())
+            for giga in (
+                range(-(-low // folio.BLOCKS_1G), high // folio.BLOCKS_1G) if self.file.order == folio.ORDER_1G else ()
+            ):
+                at = slice(giga * folio.BLOCKS_1G - low, (giga + 1) * folio.BLOCKS_1G - low)
+                blocks_1g += bool(whole[at].all() and len(np.unique(private[at])) == 1)
+        small = pages - blocks_2m * folio.PAGES_2M
+        return np.array([small, blocks_2m - blocks_1g * folio.BLOCKS_1G, blocks_1g], np.int64)
+
+    def _count(self, blocks: slice, holds: Bools, sign: int) -> None:
+        region = self._region[blocks]
+        np.add.at(self._held, region[holds & (region >= 0)], sign)
+
+    def _lay_out(self) -> None:
+        """Give every block the region that its first page lies in, and count those that hold private memory."""
+        for node in range(self.nodes):
+            mine = np.flatnonzero(self.node == node)
+            start = np.cumsum(self.present[mine]) - self.present[mine]
+            self._region[mine] = node * self._most + start // folio.PAGES_1G
+        self._region[self.node < 0] = -1
+        self._held[:] = 0
+        self._count(slice(None), self.private > 0, 1)
