@@ -188,7 +188,7 @@ def stalls(dataset: xr.Dataset) -> Figure:
         for row, design in enumerate(dataset["design"].values):
             colour, one = COLOURS.get(str(design), INK), dataset.sel(design=design)
             times = np.sort(one["stall"].values, axis=1) / 1e3
-            ax.fill_betweenx(share, times.min(axis=0), times.max(axis=0), color=colour, alpha=0.12, lw=0)
+            ax.fill_betweenx(share, times.min(axis=0), times.max(axis=0), color=colour, alpha=0.07, lw=0)
             ax.plot(times[0], share, color=colour, lw=1.7, ls=DESIGNS[str(design)].line, label=str(design))
             total = one["boot_stall"].values / 1e6
             boot.plot([total.min(), total.max()], [row, row], color=colour, lw=5, alpha=0.3, solid_capstyle="butt")
