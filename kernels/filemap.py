@@ -46,18 +46,25 @@ def zone_of_pages(
 def count_zones(runs: np.ndarray, allocations: np.ndarray, tiles: np.ndarray, counts: np.ndarray) -> None:
     """Add the pages of ``runs`` to ``counts`` int64 (zones,), in closed form: the cost follows tiles, not pages."""
     for run in range(runs.shape[0]):
-        row = runs[run, 2]
-        offset = allocations[row, OFFSET]
-        period = allocations[row, PERIOD]
-        first = (runs[run, 0] - allocations[row, FIRST]) * allocations[row, STEP]
-        if allocations[row, STEP] < 0:
-            first -= runs[run, 1] - 1
-        whole = runs[run, 1] // period
-        if whole > 0:
-            for position in range(period):
-                counts[tiles[offset + position]] += whole
-        for place in range(first, first + runs[run, 1] - whole * period):
-            counts[tiles[offset + place % period]] += 1
+        add_run(runs[run, 0], runs[run, 1], runs[run, 2], allocations, tiles, counts)
+
+
+@kernel
+def add_run(
+    first_page: Int, pages: Int, row: Int, allocations: np.ndarray, tiles: np.ndarray, counts: np.ndarray
+) -> None:
+    """Add the pages of one run to ``counts`` int64 (zones,)."""
+    offset = allocations[row, OFFSET]
+    period = allocations[row, PERIOD]
+    first = (first_page - allocations[row, FIRST]) * allocations[row, STEP]
+    if allocations[row, STEP] < 0:
+        first -= pages - 1
+    whole = pages // period
+    if whole > 0:
+        for position in range(period):
+            counts[tiles[offset + position]] += whole
+    for place in range(first, first + pages - whole * period):
+        counts[tiles[offset + place % period]] += 1
 
 
 @kernel

@@ -261,7 +261,7 @@ def _put_events(system: System, log: Log, put: Put) -> None:
     if not huge.all():
         put("event_small_pages", lambda: _by_node(system, log.placed * ~huge))
     put("free_pages", lambda: log.free)
-    if log.metadata is not None:
+    if log.metadata is not None and system.metadata is not None:
         put("metadata_pages", lambda: log.metadata)
 
 
@@ -336,11 +336,8 @@ def _stretches(system: System, map_: FileMap, base: int) -> tuple[np.ndarray, np
     allocations = map_.allocations[used]
     periods = allocations[:, filemap.PERIOD]
     offsets = np.concatenate(([0], np.cumsum(periods)))
-    kept = (
-        np.concatenate([map_.tiles[a[filemap.OFFSET] : a[filemap.OFFSET] + a[filemap.PERIOD]] for a in allocations])
-        if len(allocations)
-        else np.empty(0, np.int16)
-    )
+    entries = np.repeat(allocations[:, filemap.OFFSET] - offsets[:-1], periods) + np.arange(offsets[-1])
+    kept = map_.tiles[entries]
     mine = allocations[row]
     phase = (runs[:, 0] - mine[:, filemap.FIRST]) * mine[:, filemap.STEP] % mine[:, filemap.PERIOD]
     stretches = np.column_stack(
@@ -479,7 +476,10 @@ def _attribute_row(system: System) -> list[int]:
     """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`), of all files together."""
     row = dict.fromkeys(attributes.COUNTERS, 0)
     for inode in system.inodes():
-        if inode.attributes is not None and inode.backend is not None:
+        if system.bulk is not None and system.bulk.inode is inode:
+            for name, value in system.bulk.row().items():
+                row[name] += value
+        elif inode.attributes is not None and inode.backend is not None:
             shared = inode.attributes.shared
             now = {
                 "shared_pages": int((shared[:, 1] - shared[:, 0]).sum()),
@@ -492,4 +492,4 @@ def _attribute_row(system: System) -> list[int]:
 
 
 def _drifted(system: System, inode: Inode) -> int:
-    return 0 if inode.attributes is None else inode.attributes.drifted(inode.zones_of, system.zone_node)
+    return 0 if inode.attributes is None else inode.attributes.drifted(inode.map, system.zone_node) << inode.order

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from workbench import scenario as sc
 from workbench.answer import Answer, Log
 from workbench.design import DESIGNS
-from workbench.engine import conversions
+from workbench.engine import attributes, conversions
 from workbench.engine.calls import apply
 from workbench.engine.generators import expand
 from workbench.engine.system import System
@@ -32,12 +32,15 @@ def run(
             progress(number + 1, len(operations))
         if cancelled():
             raise Cancelled
+    system.settle()
     return Answer(system, log)
 
 
 def kernels_needed(scenario: sc.Scenario) -> list[str]:
     """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
     modules = ["zonelist", "placement", "fault_order", "filemap"]
+    if attributes.wanted(scenario):
+        modules.append("two_backends")
     if conversions.wanted(scenario):
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]

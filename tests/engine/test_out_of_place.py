@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench.data import datasets_path
+from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SIZE
 
 PAGES = 64
@@ -201,3 +202,99 @@ def test_a_file_that_can_be_mapped_serves_its_memslot_alone() -> None:
     unmapped = run([touch, share, {"op": "punch_hole", "file": "guest.shared"}, touch])
     assert nodes(unmapped) == [0, PAGES - 16]
     assert nodes(unmapped, "guest.shared") == [0, 16]
+
+
+def stream_run(stream: str, count: int, every: int | None, seed: int, policy: str) -> xr.Dataset:
+    """Two streams with a touch of everything between and after them, `every` conversions an event."""
+    many = {"op": "convert_stream", "stream": stream, "count": count, "every": every}
+    set_up: list[dict[str, object]] = []
+    if policy == "task":
+        set_up = [{"op": "set_mempolicy", "mode": "weighted_interleave", "nodes": "0-1", "task": "vcpu0"}]
+    elif policy == "shared backend":
+        set_up = [{"op": "mbind", "file": "guest.shared", "length": 8 << 20, "mode": "interleave", "nodes": "0-1"}]
+    guest = {
+        "memory": "32 MiB",
+        "vm_type": "snp",
+        "vcpus": [{"node": 1}, {"node": 0}],
+        "conversion": {"mode": "out-of-place"},
+    }
+    operations = [
+        {"op": "create"},
+        *set_up,
+        {"op": "fault", "by": "guest", "length": 20 << 20},
+        {**many, "seed": seed},
+        {"op": "fault", "by": "guest", "task": "vcpu1"},
+        {**many, "seed": seed + 1},
+        {"op": "convert", "offset": 1, "length": PAGE_SIZE, "to": "shared"},
+        {"op": "fault", "by": "guest", "task": "vcpu0", "order": "reverse"},
+    ]
+    weights = {"weights": {0: 3, 1: 2}}
+    scenario = {"host": HOST, "boot": weights, "guest": guest, "operations": operations, "output": "pages"}
+    return wb.simulate(wb.Scenario.from_mapping(scenario))
+
+
+COUNTED = (
+    "conversions", "failed_conversions", "converted_pages", "shared_pages", "invalidations", "punched_pages",
+    "discarded_pages", "refaulted_pages", "private_backend_pages", "shared_backend_pages", "free_pages",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", ["none", "task", "shared backend"])
+@pytest.mark.parametrize("stream", ["uniform_random", "bounce_buffers", "bad_guest"])
+def test_many_at_once_are_what_they_are_one_by_one(stream: str, policy: str) -> None:
+    """Counters, every page's node, drift, free memory and what was placed: the stream in the kernel and call by call."""
+    for seed in (0, 7):
+        single, many = (stream_run(stream, 150, every, seed, policy) for every in (1, 40))
+        assert single.sizes["event"] > 3 * many.sizes["event"]
+        for name in COUNTED:
+            np.testing.assert_array_equal(single[name].values[-1], many[name].values[-1], name)
+        np.testing.assert_array_equal(single["page_node"].values, many["page_node"].values)
+        np.testing.assert_array_equal(single["drifted_pages"].values, many["drifted_pages"].values)
+        np.testing.assert_array_equal(
+            single["event_pages"].sum("event").values, many["event_pages"].sum("event").values
+        )
+
+
+def test_a_million_conversions_are_events_of_many() -> None:
+    """The speed is measured in the benches; here, that a long stream is neither a million events nor refused."""
+    guest = {"memory": "64 GiB", "vm_type": "snp", "conversion": {"mode": "out-of-place"}}
+    host = {**HOST, "nodes": [{"id": n, "memory_bytes": 64 << 30, "cpus": [n]} for n in range(2)]}
+    stream = {"op": "convert_stream", "stream": "uniform_random", "count": 20_000}
+    operations = [{"op": "create"}, {"op": "fault", "by": "guest"}, stream, {"op": "fault", "by": "guest"}]
+    values = {"host": host, "guest": guest, "operations": operations}
+    dataset = wb.simulate(wb.Scenario.from_mapping(values))
+    assert dataset.sizes["event"] == 253
+    assert int(dataset["conversions"].values[-1]) == 20_000
+    shared, private = dataset["shared_pages"].values[-1], dataset["private_backend_pages"].values[-1]
+    assert shared + private == (64 << 30) // PAGE_SIZE
+    assert dataset["shared_backend_pages"].values[-1] == shared
+    in_place = {**values, "guest": {**guest, "conversion": {"mode": "in-place"}}}
+    in_place["operations"] = [{"op": "create"}, {**stream, "count": 200_000}]
+    with pytest.raises(WorkbenchError, match=r"convert_stream\.count: 200000 conversions; in place"):
+        wb.simulate(wb.Scenario.from_mapping(in_place))
+
+
+def test_a_stream_that_finds_no_memory_ends_the_guest() -> None:
+    """The shared backend has no room: the guest dies at the same conversion, with the same pages placed before."""
+    host = {
+        "name": "h",
+        "nodes": [{"id": 0, "memory_bytes": 300 << 20, "cpus": [0]}],
+        "distances": [[10]],
+    }
+    both = []
+    for every in (1, 64):
+        guest = {"memory": "256 MiB", "vm_type": "snp", "conversion": {"mode": "out-of-place"}}
+        operations = [
+            {"op": "create"},
+            {"op": "fault", "by": "guest", "length": 128 << 20},
+            {"op": "hog", "node": 0, "leave_free": 24 << 20},
+            {"op": "convert_stream", "stream": "uniform_random", "count": 2000, "every": every, "seed": 3},
+        ]
+        both.append(wb.simulate(wb.Scenario.from_mapping({"host": host, "guest": guest, "operations": operations})))
+    single, many = both
+    assert (
+        (single["event_errno"].values == errno.ENOMEM).sum() == (many["event_errno"].values == errno.ENOMEM).sum() == 1
+    )
+    died = int(np.flatnonzero(single["event_errno"].values == errno.ENOMEM)[0])
+    assert int(single["conversions"].values[died]) == int(many["conversions"].values.max())
+    assert int(single["event_pages"].sum()) == int(many["event_pages"].sum())

@@ -16,31 +16,17 @@ backend is a memfd; memory of an anonymous mapping is placed alike but for inter
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from workbench import scenario as sc
+from workbench.engine.filemap import FileMap
 from workbench.intervals import Int64s, intervals_add, intervals_in, intervals_minus, intervals_remove, no_intervals
+from workbench.kernels import two_backends
 
-COUNTERS = (
-    "conversions",
-    "failed_conversions",
-    "converted_pages",
-    "shared_pages",
-    "invalidations",
-    "punched_pages",
-    "discarded_pages",
-    "refaulted_pages",
-    "private_backend_pages",
-    "shared_backend_pages",
-)
+COUNTERS = two_backends.COUNTERS
 """Variables along ``event``; shared_pages and the pages of the backends are those of the moment, the rest sums."""
-
-
-Zones = Callable[[Int64s], Int64s]
-"""The zone of each page of a file, -1 where there is none (:meth:`workbench.engine.objects.Inode.zones_of`)."""
 
 
 @dataclass(eq=False)
@@ -49,15 +35,16 @@ class Attributes:
 
     ``elsewhere``: shared pages come from memory of the host that is not simulated.
     ``shared`` int64 (n, 2): intervals of 4 KiB pages without the attribute PRIVATE. ``punched``: private pages that a hole
-    freed and nobody has touched since. ``origins``: 4 KiB pages that were ever freed, with the zone that backed each first.
+    freed and nobody has touched since. ``known``: folios that were ever freed, and ``origins`` int64 (n, 3) what backed each
+    first: first folio, folios, allocation row of the file's map (rows of a map stay what they are).
     """
 
     elsewhere: bool = False
     shared: Int64s = field(default_factory=no_intervals)
     punched: Int64s = field(default_factory=no_intervals)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
-    origins: list[tuple[Int64s, Int64s]] = field(default_factory=list)
     known: Int64s = field(default_factory=no_intervals)
+    origins: list[Int64s] = field(default_factory=list)
 
     def private_parts(self, start: int, end: int) -> Int64s:
         """Intervals of [start, end) with the attribute PRIVATE."""
@@ -75,14 +62,33 @@ class Attributes:
         """kvm_vm_set_mem_attributes: the attribute is set."""
         self.shared = intervals_remove(start, end, self.shared)
 
-    def note_hole(self, zones_of: Zones, start: int, end: int) -> None:
-        """Before private pages [start, end) are freed: remember where they lay, the first time."""
-        for low, high in intervals_minus(start, end, self.known).tolist():
-            pages = np.arange(low, high, dtype=np.int64)
-            zones = zones_of(pages)
-            self.origins.append((pages[zones >= 0], zones[zones >= 0]))
-        self.known = intervals_add(start, end, self.known)
+    def note_hole(self, map_: FileMap, order: int, start: int, end: int) -> None:
+        """Before private pages [start, end) are freed: remember what backed them, the first time."""
+        first, last = start >> order, end >> order
+        self.origins += [map_.cut(low, high) for low, high in intervals_minus(first, last, self.known).tolist()]
+        self.known = intervals_add(first, last, self.known)
         self.punched = intervals_add(start, end, self.punched)
+
+    def known_runs(self, nothing: int) -> Int64s:
+        """Folios that were ever freed as runs int64 (n, 3), with row ``nothing`` where nothing backed them."""
+        backed = self.origin_runs()
+        parts = np.column_stack((backed[:, 0], backed[:, 0] + backed[:, 1]))
+        bare = [intervals_minus(int(low), int(high), parts) for low, high in self.known]
+        rows = [np.column_stack((gap[:, 0], gap[:, 1] - gap[:, 0], np.full(len(gap), nothing))) for gap in bare]
+        runs = np.concatenate((backed, *rows))
+        return runs[np.argsort(runs[:, 0], kind="stable")]
+
+    def keep_known(self, runs: Int64s, nothing: int) -> None:
+        """Take over what :meth:`known_runs` gives."""
+        self.origins = [runs[runs[:, 2] != nothing]]
+        known = np.column_stack((runs[:, 0], runs[:, 0] + runs[:, 1]))
+        begins = np.append(True, known[1:, 0] != known[:-1, 1])[: len(known)]
+        self.known = np.column_stack((known[begins, 0], known[np.append(begins[1:], True)[: len(known)], 1]))
+
+    def origin_runs(self) -> Int64s:
+        """What backed freed folios first, ascending: int64 (n, 3)."""
+        runs = np.concatenate((np.empty((0, 3), np.int64), *self.origins))
+        return runs[np.argsort(runs[:, 0], kind="stable")]
 
     def note_fault(self, start: int, end: int) -> None:
         """Private pages [start, end) are there now; those that a hole had freed were allocated again."""
@@ -90,13 +96,12 @@ class Attributes:
         self.counts["refaulted_pages"] += int((again[:, 1] - again[:, 0]).sum())
         self.punched = intervals_remove(start, end, self.punched)
 
-    def drifted(self, zones_of: Zones, zone_node: Int64s) -> int:
-        """Pages present now on another node than the one that backed them first."""
-        moved = 0
-        for pages, zones in self.origins:
-            now = zones_of(pages)
-            moved += int((zone_node[now[now >= 0]] != zone_node[zones[now >= 0]]).sum())
-        return moved
+    def drifted(self, map_: FileMap, zone_node: Int64s) -> int:
+        """Folios present now on another node than the one that backed them first."""
+        before = self.origin_runs()
+        if not len(before):
+            return 0
+        return int(two_backends.drifted(before, map_.runs, map_.allocations, map_.tiles, zone_node))
 
 
 def wanted(scenario: sc.Scenario) -> bool:

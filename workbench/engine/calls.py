@@ -12,8 +12,11 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from workbench import scenario as sc
 from workbench.engine import (
+    bulk_conversions,
     calls_conversion,
     calls_devices,
     calls_files,
@@ -22,7 +25,9 @@ from workbench.engine import (
     calls_mempolicy,
     calls_migration,
     calls_mm,
+    conversion_streams,
 )
+from workbench.engine.generators import ConvertMany
 from workbench.engine.host_state import OutOfMemory
 from workbench.engine.objects import Result, failed
 from workbench.engine.system import System
@@ -71,13 +76,39 @@ CALLS: dict[type[sc.Operation], Call] = {
 }
 
 
+def convert_many(system: System, operation: ConvertMany) -> Result:
+    """Conversions and guest faults one after another: in the kernel where that can be, else one by one.
+
+    Returns how many were carried out; the errno is that of the first that was refused.
+    """
+    file = system.files.get(operation.file)
+    if file is not None and bulk_conversions.possible(system, file.inode, operation.rows):
+        if system.bulk is None or system.bulk.inode is not file.inode:
+            system.settle()
+            system.bulk = bulk_conversions.BulkConversions(system, file.inode)
+        errors = system.bulk.run(operation.rows)
+    else:
+        system.settle()
+        ones = conversion_streams.operations(operation.rows, operation.file)
+        errors = np.array([CALLS[type(one)](system, one).errno for one in ones], np.int64)
+    refused = int(np.count_nonzero(errors))
+    first = int(errors[np.flatnonzero(errors)[0]]) if refused else 0
+    return Result(len(errors) - refused, first, {"conversions": len(errors), "refused": refused})
+
+
+CALLS[ConvertMany] = convert_many
+
+
 def apply(system: System, operation: sc.Operation) -> Result:
     """Carry out one operation on the system."""
     if system.killed:
         return failed(errno.ESRCH, killed=True)
+    if system.bulk is not None and not isinstance(operation, ConvertMany):
+        system.settle()
     try:
         result = CALLS[type(operation)](system, operation)
     except OutOfMemory:
+        system.settle()
         system.oom_kill()
         return failed(errno.ENOMEM, killed=True)
     if system.conversions is not None and not system.conversions.enter_all() and not result.errno:

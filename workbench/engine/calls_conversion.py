@@ -197,7 +197,7 @@ def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
         attributes.counts["invalidations"] += 2 if to_shared else 1  # by the attribute, and by the hole
         if to_shared:
             attributes.set_shared(low, high)
-            attributes.note_hole(inode.zones_of, low, high)
+            attributes.note_hole(inode.map, inode.order, low, high)
         else:
             attributes.set_private(low, high)
         system.erase(leaving, low, high)

@@ -260,7 +260,7 @@ def punch(system: System, inode: Inode, start: int, end: int) -> None:
     if end <= start:
         return
     if inode.attributes is not None:
-        inode.attributes.note_hole(inode.zones_of, start, end)
+        inode.attributes.note_hole(inode.map, inode.order, start, end)
     if inode.tracked is not None:
         calls_conversion.punch_hole(system, inode, start * PAGE_SIZE, (end - start) * PAGE_SIZE)
         return

@@ -10,7 +10,7 @@ import errno
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine import calls_conversion
+from workbench.engine import bulk_conversions, calls_conversion
 from workbench.engine.calls_files import punch
 from workbench.engine.generators import in_turns, shared_turns
 from workbench.engine.host_state import Turns
@@ -18,6 +18,7 @@ from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, OpenFile, Res
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
 from workbench.intervals import no_intervals
+from workbench.kernels.folios import run as folio
 from workbench.units import PAGE_SIZE
 
 MADV_DONTNEED, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED = 4, 9, 22, 23, 24
@@ -148,6 +149,15 @@ def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: in
         complete = system.touch(task, inode, start, end, operation, walk)
         attributes.note_fault(start, end)
         return complete
+    row = np.array([[folio.GUEST_FAULT, start * PAGE_SIZE, (end - start) * PAGE_SIZE, 0, 0, 0]], np.int64)
+    if operation.order == "sequential" and bulk_conversions.possible(system, inode, row):
+        row[0, folio.CPU] = list(system.tasks.values()).index(task)
+        together = bulk_conversions.BulkConversions(system, inode)
+        try:
+            together.run(row)
+        finally:
+            together.settle()
+        return True
     parts = [(low, high, True) for low, high in shared.tolist()]
     parts += [(low, high, False) for low, high in attributes.private_parts(start, end).tolist()]
     for low, high, is_shared in sorted(parts):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict
 
 from workbench import scenario as sc
 from workbench.engine import conversion_streams as gen
+from workbench.errors import WorkbenchError
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
@@ -40,8 +43,42 @@ def expand(scenario: sc.Scenario) -> list[sc.Operation]:
     return expanded
 
 
+class ConvertMany(sc.Operation):
+    """A part of a stream: rows int64 (n, 6) as :mod:`workbench.kernels.folios.run` has them, one event all together."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    op: Literal["convert_stream"] = "convert_stream"
+    file: str = "guest"
+    rows: Int64s
+
+
+MOST_EVENTS = 4096
+"""A longer stream of conversions out of place is about :data:`EVENTS` events, if the scenario does not say otherwise."""
+EVENTS = 250
+MOST_IN_PLACE = 100_000
+"""Conversions in place are events of their own."""
+
+
 def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Operation]:
-    """The conversions of a stream, each an operation of its own."""
+    """The conversions of a stream, each an operation of its own, or many together."""
+    stream = _stream(scenario, operation)
+    every = operation.every or (1 if len(stream) <= MOST_EVENTS else -(-len(stream) // EVENTS))
+    if scenario.conversion_mode == "in-place":
+        if len(stream) > MOST_IN_PLACE:
+            raise WorkbenchError(
+                f"convert_stream.count: {len(stream)} conversions; in place each is an event, at most {MOST_IN_PLACE} are"
+            )
+        every = 1
+    if every == 1:
+        return gen.operations(stream, operation.file)
+    return [
+        ConvertMany(task=operation.task, file=operation.file, rows=stream[low : low + every])
+        for low in range(0, len(stream), every)
+    ]
+
+
+def _stream(scenario: sc.Scenario, operation: sc.ConvertStream) -> Int64s:
     memory, seed = scenario.guest.memory, scenario.seed if operation.seed is None else operation.seed
     vcpus = max(1, len(scenario.guest.vcpus))
     if operation.stream == "boot":
@@ -55,7 +92,7 @@ def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Op
         stream = gen.bad_guest(operation.count)
     else:
         stream = gen.uniform_random(memory, operation.count, largest=min(2 << 20, memory), seed=seed)
-    return gen.operations(stream, operation.file)
+    return stream
 
 
 def _set_up(scenario: sc.Scenario) -> list[sc.Operation]:

@@ -463,9 +463,9 @@ class HostState:
         free = self.free.copy()
         holes = self._holes(inode, start, end)
         if len(holes):
-            ranges, policies = self._policy_ranges(inode, 0, (start, end), step)
+            ranges, policies = self.policy_ranges(inode, 0, (start, end), step)
             pieces, requests = self._pieces(task, inode, holes, step, ranges, policies, 0)
-            turns, zones = self._turns_and_zones(inode, 0)
+            turns, zones = self.turns_and_zones(inode, 0)
             turns = turns._replace(rotations=turns.rotations.copy())
             if not self.run_pieces(FileMap(), pieces, requests, turns, zones._replace(free=free)):
                 return False
@@ -502,7 +502,7 @@ class HostState:
         """
         check_listed(len(pages), "placing pages and page tables of a task that interleaves")
         holes = self._holes(inode, int(pages.min()), int(pages.max()) + 1)
-        ranges, policies = self._policy_ranges(inode, 0)
+        ranges, policies = self.policy_ranges(inode, 0)
         rows, row_of = self._request_rows(inode, [task], policies, 0)
         rows.append((task.index, -1, metadata.request(task)))
         requests = self.request_table(rows)
@@ -516,7 +516,7 @@ class HostState:
         listed, asked = np.ascontiguousarray(listed[order]), np.ascontiguousarray(asked[order])
         out = np.full(len(listed), -1, np.int16)
         free = self.free.copy()
-        turns, zones = self._turns_and_zones(inode, 0)
+        turns, zones = self.turns_and_zones(inode, 0)
         cached = np.empty((len(rows), self.nodes), np.int64)
         done = placement.place_list(listed, asked, requests, turns, zones, cached, out)
         self._need(done == len(listed))
@@ -617,7 +617,7 @@ class HostState:
 
     def _place_all(self, task: Thread, inode: Inode, holes: Int64s, step: int, span: tuple[int, int]) -> bool:
         """:meth:`place`; where 4 KiB pages may stand in, a policy whose pools are empty does not end it for others."""
-        ranges, policies = self._policy_ranges(inode, inode.order, span, step)
+        ranges, policies = self.policy_ranges(inode, inode.order, span, step)
         while not self.place(task, inode, holes, step, span=span):
             if inode.small is None:
                 return False
@@ -649,11 +649,11 @@ class HostState:
         self.settle_blocks(broken_up=order == 0)
         ranges, policies = no_intervals(), [override]
         if override is None:
-            ranges, policies = self._policy_ranges(inode, order, span, step)
+            ranges, policies = self.policy_ranges(inode, order, span, step)
         pieces, requests = self._pieces(task, inode, holes, step, ranges, policies, order)
         map_ = _map_of(inode, small)
         before, free = int(map_.progress[placement.ALLOCATIONS]), self.free.copy()
-        complete = self.run_pieces(map_, pieces, requests, *self._turns_and_zones(inode, order))
+        complete = self.run_pieces(map_, pieces, requests, *self.turns_and_zones(inode, order))
         map_.add_new_allocations(before)
         if self.free_pfns is not None and inode.pfns is not None and not small:
             self.free_pfns.hand_out(map_, inode.pfns, before)
@@ -673,7 +673,7 @@ class HostState:
     ) -> tuple[Int64s, placement.Requests]:
         """Runs of absent folios as :func:`workbench.kernels.placement.place_pieces` takes them, and their requests."""
         low, high, which = _split_at(holes, ranges)
-        requests, row_of = self._requests(inode, [task], policies, order)
+        requests, row_of = self.requests(inode, [task], policies, order)
         pieces = np.column_stack((low, high - low, np.full(len(low), step), row_of[0][which]))
         if step < 0:
             pieces[:, 0] = high - 1
@@ -705,8 +705,8 @@ class HostState:
         """Place folios one by one; each chunk holds indices and the row of the task that touches each."""
         order, map_ = 0 if small else inode.order, _map_of(inode, small)
         self.settle_blocks(broken_up=order == 0)
-        ranges, policies = self._policy_ranges(inode, order)
-        requests, row_of = self._requests(inode, list(self.tasks.values()), policies, order)
+        ranges, policies = self.policy_ranges(inode, order)
+        requests, row_of = self.requests(inode, list(self.tasks.values()), policies, order)
         base = int(holes[0, 0])
         check_listed(int(holes[-1, 1]) - base, "placing pages one by one")
         found = np.full(int(holes[-1, 1]) - base, -1, np.int16)
@@ -718,7 +718,7 @@ class HostState:
             asked = row_of[tasks, _covering(pages, ranges)]
             while len(pages):
                 out = np.empty(len(pages), np.int16)
-                turns, zones = self._turns_and_zones(inode, order)
+                turns, zones = self.turns_and_zones(inode, order)
                 done = placement.place_list(pages, asked, requests, turns, zones, cached, out)
                 found[pages[:done] - base] = out[:done]
                 if self.free_pfns is not None and pfns is not None:
@@ -743,7 +743,7 @@ class HostState:
         self.settle_blocks()
         return self._placed(not dry, order)
 
-    def _turns_and_zones(self, inode: Inode, order: int) -> tuple[placement.Interleaving, placement.Zones]:
+    def turns_and_zones(self, inode: Inode, order: int) -> tuple[placement.Interleaving, placement.Zones]:
         """The host as the placement kernel sees it for pages of a file."""
         zonelists = self.zonelists["hugetlb" if order else inode.kind]
         return (
@@ -765,7 +765,7 @@ class HostState:
         """Low and min watermark of each zone, each plus lowmem_reserve: int64 (2, zones), pages."""
         return self.watermarks[1::-1] + self.reserve
 
-    def _policy_ranges(
+    def policy_ranges(
         self, inode: Inode, order: int, span: tuple[int, int] | None = None, step: int = 1
     ) -> tuple[Int64s, list[mp.Mempolicy | None]]:
         """Shared policy ranges in folios, int64 (n, 2), and their policies; the last one is None, for all the rest.
@@ -788,7 +788,7 @@ class HostState:
             return ranges, policies
         return _with_folio_of(ranges, touched >> order, _covering(np.array([touched]), pages)[0], policies)
 
-    def _requests(
+    def requests(
         self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None], order: int
     ) -> tuple[placement.Requests, Int64s]:
         """The request table for these tasks and policies, and int64 (tasks, policies) rows of it.

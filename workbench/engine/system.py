@@ -14,6 +14,7 @@ import numpy as np
 from workbench import scenario as sc
 from workbench.engine import conversions
 from workbench.engine.attributes import Attributes
+from workbench.engine.bulk_conversions import BulkConversions
 from workbench.engine.conversions import Conversions
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
@@ -37,6 +38,14 @@ class System(HostState):
         self.slots: dict[str, Attributes] = {}
         """Memory attributes by the name of the file in the slot."""
         self.killed = False
+        self.bulk: BulkConversions | None = None
+        """A stream of conversions that the kernel holds the files of, until something else looks at them."""
+
+    def settle(self) -> None:
+        """Have the files of a stream back."""
+        if self.bulk is not None:
+            self.bulk.settle()
+            self.bulk = None
 
     def new_descriptor(self, process: str = "") -> int:
         """The lowest free file descriptor of a process, taken (fs/file.c: alloc_fd)."""

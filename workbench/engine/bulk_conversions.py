@@ -1,0 +1,155 @@
+"""Many conversions out of place at once: the engine's files as :mod:`workbench.kernels.two_backends` has them, and back.
+
+One conversion costs the engine some milliseconds; a stream of a million runs in the kernel. While a stream lasts, what
+backs the two files and what their gfns are is in the kernel's maps; :meth:`BulkConversions.settle` writes it back before
+anything else looks. Free pages and rotations are the system's own all the time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from workbench.engine.filemap import FileMap
+from workbench.engine.host_state import HostState, OutOfMemory
+from workbench.engine.objects import Inode
+from workbench.errors import Cancelled
+from workbench.intervals import Int64s
+from workbench.kernels import placement
+from workbench.kernels import two_backends as kernel
+from workbench.kernels.folios import run as folio
+from workbench.kernels.maps import maple
+
+ROWS_AT_ONCE = 1 << 16
+"""Rows of a stream in one call of the kernel; between calls a run can be cancelled."""
+
+
+def possible(system: HostState, inode: Inode, stream: Int64s) -> bool:
+    """Whether a stream can run in the kernel: two backends of 4 KiB pages that no page table of the host has entries of."""
+    if inode.attributes is None or inode.backend is None or inode.order or system.free_pfns is not None:
+        return False
+    if (
+        inode.flags
+        or system.blocks is not None
+        or not np.isin(stream[:, folio.OP], (folio.CONVERT, folio.GUEST_FAULT)).all()
+    ):
+        return False
+    return not any(len(mapping.mapped) for one in (inode, inode.backend) for mapping in one.mappings)
+
+
+class BulkConversions:
+    """One guest's two files in the kernel's maps, from its construction to :meth:`settle`."""
+
+    def __init__(self, system: HostState, inode: Inode) -> None:
+        assert inode.attributes is not None and inode.backend is not None
+        self.system, self.inode, self.backend, self.attributes = system, inode, inode.backend, inode.attributes
+        given = [
+            inode.map.runs,
+            self.backend.map.runs,
+            _as_runs(self.attributes.shared),
+            _as_runs(self.attributes.punched),
+            self.attributes.known_runs(kernel.NO_ROW),
+        ]
+        zones, size = len(system.free), 4096 + max(map(len, given)) // 4
+        self.state = kernel.Backends(
+            nodes=np.zeros((kernel.MAPS, size, maple.NODE_WORDS), np.int64),
+            tops=np.zeros((kernel.MAPS, maple.TOP_FIELDS), np.int64),
+            found=np.zeros(3, np.int64),
+            path=np.zeros((2, maple.MAX_HEIGHT + 1), np.int64),
+            counts=np.array([self.attributes.counts[name] for name in kernel.COUNTERS], np.int64),
+            where=np.zeros(5, np.int64),
+            placed=np.zeros(zones, np.int64),
+            piece=np.zeros((1, 4), np.int64),
+        )
+        for which, runs in enumerate(given):
+            maple.clear(self.state.tops[which])
+            kernel.load(self.state, which, np.ascontiguousarray(runs))
+        shared = self.attributes.shared
+        self.state.counts[kernel.SHARED_NOW] = int((shared[:, 1] - shared[:, 0]).sum())
+        self.state.counts[kernel.PRIVATE_NOW] = int(inode.map.runs[:, 1].sum())
+        self.state.counts[kernel.SHARED_BACKEND_NOW] = int(self.backend.map.runs[:, 1].sum())
+        self.state.where[kernel.ENTERED_PRIVATE] = inode.map.progress[placement.ALLOCATIONS]
+        self.state.where[kernel.ENTERED_SHARED] = self.backend.map.progress[placement.ALLOCATIONS]
+        asked = [self._ask(one) for one in (inode, self.backend)]
+        self._asking, self._requests = [one[0] for one in asked], [one[1] for one in asked]
+
+    def _ask(self, inode: Inode) -> tuple[kernel.Asking, placement.Requests]:
+        """Policies of a file's pages, and what the tasks ask for under each."""
+        ranges, policies = self.system.policy_ranges(inode, 0)
+        requests, row_of = self.system.requests(inode, list(self.system.tasks.values()), policies, 0)
+        return kernel.Asking(np.ascontiguousarray(ranges), row_of), requests
+
+    def run(self, stream: Int64s) -> Int64s:
+        """Carry out a stream int64 (n, 6) and return the errno of each row. Raises OutOfMemory where the host has none."""
+        errors = np.zeros(len(stream), np.int32)
+        stream = np.ascontiguousarray(stream, np.int64).copy()
+        stream[:, folio.CPU] %= len(self.system.tasks)
+        for low in range(0, len(stream), ROWS_AT_ONCE):
+            self._run(stream[low : low + ROWS_AT_ONCE], errors[low : low + ROWS_AT_ONCE])
+        return errors.astype(np.int64)
+
+    def _run(self, stream: Int64s, errors: np.ndarray) -> None:
+        system, state = self.system, self.state
+        state.where[kernel.AT] = 0
+        scratch = np.empty(max(int(system.weights.sum()), system.nodes, 256) + 1, np.int64)
+        target, taken = np.empty(system.nodes, np.int64), np.empty(len(system.free), np.int64)
+        turns, private = system.turns_and_zones(self.inode, 0)
+        _, shared = system.turns_and_zones(self.backend, 0)  # the same zones in an order of their own
+        while True:
+            mine, other = (
+                placement.Output(one.progress, one.allocations, one.tiles, scratch, target, taken)
+                for one in (self.inode.map, self.backend.map)
+            )
+            status = kernel.run(
+                stream, errors, self.inode.pages, self.state, mine, other, self._asking[0], self._asking[1],
+                self._requests[0], self._requests[1], private, shared, turns,
+            )  # fmt: skip
+            if system.cancelled():
+                raise Cancelled
+            if status != placement.NEEDS_ROOM:
+                break
+            self._grow(len(scratch))
+        system.placed += self.state.placed
+        self.state.placed[:] = 0
+        if status == placement.OUT_OF_MEMORY:
+            raise OutOfMemory
+
+    def _grow(self, cycle: int) -> None:
+        """Longer arrays for whatever is nearly full."""
+        for map_ in (self.inode.map, self.backend.map):
+            map_.grow(1024, 1024 + 2 * cycle)
+        nodes = self.state.nodes
+        if (self.state.tops[:, maple.NODES] > nodes.shape[1] // 2).any():
+            longer = np.zeros((kernel.MAPS, 2 * nodes.shape[1], maple.NODE_WORDS), np.int64)
+            longer[:, : nodes.shape[1]] = nodes
+            self.state = self.state._replace(nodes=longer)
+
+    def row(self) -> dict[str, int]:
+        """The counters as they are now (:data:`workbench.engine.attributes.COUNTERS`)."""
+        return dict(zip(kernel.COUNTERS, self.state.counts.tolist(), strict=True))
+
+    def settle(self) -> None:
+        """Write everything back to the files."""
+        _replace_runs(self.inode.map, self._listed(kernel.PRIVATE))
+        _replace_runs(self.backend.map, self._listed(kernel.SHARED))
+        self.attributes.shared = _as_intervals(self._listed(kernel.ATTRIBUTES))
+        self.attributes.punched = _as_intervals(self._listed(kernel.PUNCHED))
+        self.attributes.keep_known(self._listed(kernel.ORIGINS), kernel.NO_ROW)
+        self.attributes.counts |= self.row()
+
+    def _listed(self, which: int) -> Int64s:
+        out = np.empty((int(self.state.tops[which, maple.ENTRIES]), 3), np.int64)
+        return out[: kernel.list_runs(self.state, which, out)]
+
+
+def _replace_runs(map_: FileMap, runs: Int64s) -> None:
+    map_.runs = runs.copy()
+
+
+def _as_runs(intervals: Int64s) -> Int64s:
+    return np.column_stack(
+        (intervals[:, 0], intervals[:, 1] - intervals[:, 0], np.zeros(len(intervals), np.int64))
+    ).astype(np.int64)
+
+
+def _as_intervals(runs: Int64s) -> Int64s:
+    return np.column_stack((runs[:, 0], runs[:, 0] + runs[:, 1])).astype(np.int64)
