@@ -142,7 +142,7 @@ class Answer:
         }
         for name, lines in (
             ("comment", [scenario.comment] if scenario.comment else []),
-            ("warnings", unreached(self.system, self.log.operations, self.log.results)),
+            ("warnings", [*unreached(self.system, self.log.operations, self.log.results), *self.system.notes]),
             ("assumed", scenario.host.assumptions()),
         ):
             if lines:
@@ -166,7 +166,7 @@ class Answer:
             "file": np.array(list(system.files), dtype=str),
             "vcpu": np.array(system.vcpus, dtype=str),
         }
-        if self.log.metadata is not None:
+        if self.log.metadata is not None and system.metadata is not None:
             out["kind"] = np.array(KINDS)
         if self.log.conversions:
             from workbench.tracking import folio_file as conversion

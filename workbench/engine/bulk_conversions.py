@@ -25,13 +25,13 @@ ROWS_AT_ONCE = 1 << 16
 
 def possible(system: HostState, inode: Inode, stream: Int64s) -> bool:
     """Whether a stream can run in the kernel: two backends of 4 KiB pages that no page table of the host has entries of."""
-    if inode.attributes is None or inode.backend is None or inode.order or system.free_pfns is not None:
+    if inode.attributes is None or inode.backend is None or inode.order or inode.flags:
         return False
-    if (
-        inode.flags
-        or system.blocks is not None
-        or not np.isin(stream[:, folio.OP], (folio.CONVERT, folio.GUEST_FAULT)).all()
-    ):
+    if system.free_pfns is not None or system.blocks is not None:
+        return False
+    if system.metadata is not None and system.metadata.taking:
+        return False
+    if not np.isin(stream[:, folio.OP], (folio.CONVERT, folio.GUEST_FAULT)).all():
         return False
     return not any(len(mapping.mapped) for one in (inode, inode.backend) for mapping in one.mappings)
 

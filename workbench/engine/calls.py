@@ -85,6 +85,7 @@ def convert_many(system: System, operation: ConvertMany) -> Result:
     if file is not None and bulk_conversions.possible(system, file.inode, operation.rows):
         if system.bulk is None or system.bulk.inode is not file.inode:
             system.settle()
+            system.leave_metadata()
             system.bulk = bulk_conversions.BulkConversions(system, file.inode)
         errors = system.bulk.run(operation.rows)
     else:

@@ -150,7 +150,7 @@ def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: in
         attributes.note_fault(start, end)
         return complete
     row = np.array([[folio.GUEST_FAULT, start * PAGE_SIZE, (end - start) * PAGE_SIZE, 0, 0, 0]], np.int64)
-    if operation.order == "sequential" and bulk_conversions.possible(system, inode, row):
+    if system.metadata is None and operation.order == "sequential" and bulk_conversions.possible(system, inode, row):
         row[0, folio.CPU] = list(system.tasks.values()).index(task)
         together = bulk_conversions.BulkConversions(system, inode)
         try:
