@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from reference import folio as slow
+from reference.folio_kinds import BuddyFile, SmallFile
 from workbench.kernels.folios import run as fast
 
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
@@ -70,8 +71,13 @@ def check_counters(file: Fast):
     np.testing.assert_array_equal(state.shared_2m, by_2m)
     np.testing.assert_array_equal(state.shared_1g, by_1g)
     assert file.count("shared_pages") == bits.sum()
-    assert file.count("mapped_2m") == np.sum((state.level == fast.HUGE_2M) & (by_2m == 0))
-    assert file.count("mapped_1g") == np.sum((state.level[::512] == fast.HUGE_1G) & (by_1g == 0))
+    if state.options[fast.FOLIOS] == fast.SMALL_FOLIOS:
+        whole_1g = (state.whole_1g == 1) & (state.level[::512] == fast.SPLIT) & np.isin(by_1g, (0, 512 * 512))
+        uniform = (state.level == fast.SPLIT) & np.isin(by_2m, (0, 512)) & ~np.repeat(whole_1g, 512)
+        assert (file.count("mapped_2m"), file.count("mapped_1g")) == (np.sum(uniform), np.sum(whole_1g))
+    else:
+        assert file.count("mapped_2m") == np.sum((state.level == fast.HUGE_2M) & (by_2m == 0))
+        assert file.count("mapped_1g") == np.sum((state.level[::512] == fast.HUGE_1G) & (by_1g == 0))
     base = sum(int(word).bit_count() for word in state.present[np.repeat(state.level == fast.BASE, 8)])
     assert file.count("present_pages") == 512 * np.sum(state.level >= fast.SPLIT) + base
     assert file.count("vmemmap_taken") == state.taken.sum() and file.count("vmemmap_freed") == state.freed.sum()
@@ -82,7 +88,8 @@ def check_counters(file: Fast):
     huge_2m = (state.level != fast.NONE) & (state.level != fast.BASE) & ~np.repeat(whole, 512)
     waiting = np.sum(huge_2m & (state.level == fast.LEFT)) + np.sum(whole & (state.level[::512] == fast.LEFT))
     assert file.count("pinned_huge_pages") == waiting
-    assert state.pool.sum() + huge_2m.sum() + whole.sum() == file.huge_pages
+    withheld = file.count("withheld_huge_pages")
+    assert state.pool.sum() + huge_2m.sum() + whole.sum() + withheld == file.huge_pages
     leaf = state.marks & fast.LEAF_MASK
     small = np.bitwise_count(state.small).reshape(-1, 8).sum(axis=1)
     assert not small[leaf != fast.LEAF_4K].any() and file.count("leaves_4k") == small.sum()
@@ -106,6 +113,8 @@ class Conversion(RuleBasedStateMachine):
     backing = 9
     pages = 4 * 512
     unit = 64  # ranges start and end near multiples of this many pages
+    kind = slow.File
+    folios = fast.HUGETLB_FOLIOS
 
     @initialize(
         generation=st.sampled_from("BC"),
@@ -120,6 +129,8 @@ class Conversion(RuleBasedStateMachine):
         xarray=st.sampled_from(["free", "slabs", "slabs", "two levels"]),
     )
     def create(self, generation, stages, at_host_fault, merging, hvo, fallback, drain, vmemmap, pool, xarray):
+        if self.kind is not slow.File:
+            hvo, stages, at_host_fault, xarray = False, "one", False, "free"
         vmemmap = self.scaled(vmemmap)
         self.vmemmap = list(vmemmap)
         pools = np.array([[count, 0] for count in pool]) if self.backing == 9 else np.array([[2, c] for c in pool])
@@ -131,12 +142,13 @@ class Conversion(RuleBasedStateMachine):
                 drain=int(drain), xarray=["free", "slabs", "two levels"].index(xarray),
             )
         )  # fmt: skip
+        self.fast.state.options[fast.FOLIOS] = self.folios
         pool_blocks = {}
         for node in range(NODES):
             for size, column in ((512, 0), (512 * 512, 1)):
                 pool_blocks[node, size] = [slow.Block(-1, size, node) for _ in range(pools[node, column])]
         host = slow.Host(list(vmemmap), [[0, 1], [1, 0]], pool_blocks)
-        self.slow = slow.File(
+        self.slow = self.kind(
             self.pages, 1 << self.backing, generation, host, stages != "one", stages == "through", at_host_fault,
             merging, hvo, fallback, drain, 2, xarray,
         )  # fmt: skip
@@ -267,6 +279,24 @@ class Conversion1G(Conversion):
             Conversion.same(self)
 
 
+class ConversionBuddy(Conversion):
+    """2 MiB folios of the page allocator."""
+
+    kind, folios = BuddyFile, fast.BUDDY_FOLIOS
+
+
+class ConversionSmall(Conversion):
+    """4 KiB folios that lie together in 2 MiB."""
+
+    kind, folios = SmallFile, fast.SMALL_FOLIOS
+
+
+class ConversionSmall1G(Conversion1G):
+    """And in 1 GiB."""
+
+    kind, folios = SmallFile, fast.SMALL_FOLIOS
+
+
 class ConversionBase(Conversion):
     """4 KiB folios: no splits, but lru_add batches and orphaned pins."""
 
@@ -277,11 +307,18 @@ class ConversionBase(Conversion):
 
 @pytest.mark.parametrize(
     ("machine", "examples", "steps"),
-    [(Conversion, 60, 30), (ConversionBase, 40, 30), (Conversion1G, 3, 10)],
-    ids=["2M", "4K", "1G"],
+    [
+        (Conversion, 60, 30),
+        (ConversionBase, 40, 30),
+        (ConversionBuddy, 40, 30),
+        (ConversionSmall, 40, 30),
+        (Conversion1G, 3, 10),
+        (ConversionSmall1G, 2, 10),
+    ],
+    ids=["2M", "4K", "2M of the buddy allocator", "4K together in 2M", "1G", "4K together in 1G"],
 )
 def test_agrees_with_reference(machine, examples, steps):
-    if INTERPRETED and machine is Conversion1G:
+    if INTERPRETED and issubclass(machine, Conversion1G):
         pytest.skip("minutes as plain Python; the exhaustion tests below run the 1 GiB code in this mode")
     chosen = settings.get_profile(settings._current_profile)
     if chosen.max_examples > 100:

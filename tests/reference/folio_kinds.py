@@ -1,0 +1,156 @@
+"""Folios that are not hugetlb's, the slow way: huge folios of the page allocator, and 4 KiB folios that lie together."""
+
+from __future__ import annotations
+
+import errno
+
+from reference.folio import PAGES_1G, PAGES_2M, Block, Failure, File, Folio
+
+
+class BuddyFile(File):
+    """A poisoned page is split off and belongs to nobody any more; only what somebody holds of the shared pages counts."""
+
+    withheld = 0
+
+    def held(self, index: int) -> bool:
+        page = self.pages[index]
+        return super().held(index) or (index in self.poisoned and page.folio is not None)
+
+    def check_references(self, low: int, high: int, first: int, end: int, shared_only: bool) -> None:
+        punching = (low, high) == (first, end)
+        super().check_references(low, high, first, end, shared_only or (punching and self.punching))
+
+    punching = False
+
+    def punch(self, offset: int, length: int) -> None:
+        self.punching = True
+        try:
+            super().punch(offset, length)
+        finally:
+            self.punching = False
+
+    def poison(self, offset: int) -> None:
+        index = offset // 4096
+        if index >= self.pages_total or self.pages[index].folio is None:
+            raise Failure(errno.ENOENT)
+        self.split(index)
+        if index not in self.poisoned:
+            self.poisoned.add(index)
+            self.zap(index, index + 1)
+            self.total["invalidations"] += 1
+            self.total["invalidated_bytes"] += 4096
+
+    def merge_part(self, block: Block, first: int, pages: int) -> None:
+        if not any(first <= index < first + pages for index in self.poisoned):
+            super().merge_part(block, first, pages)
+
+    def enter_pool(self, block: Block) -> None:
+        lost = {index for index in self.poisoned if block.first <= index < block.first + block.pages}
+        self.poisoned -= lost
+        if lost:
+            self.withheld += 1
+        else:
+            super().enter_pool(block)
+
+
+class SmallFile(BuddyFile):
+    """4 KiB folios in ranges of the pool: what is in one state is mapped as one, nothing is split or merged."""
+
+    def split(self, index: int) -> None: ...
+
+    def merge(self, first: int, end: int) -> None: ...
+
+    def populate(self, index: int, node: int, cpu: int) -> None:
+        if self.pages[index].folio is not None:
+            return
+        for pages in (PAGES_1G, PAGES_2M):
+            first = index // pages * pages
+            members = self.pages[first : first + pages]
+            if pages > self.backing or any(page.folio is not None for page in members):
+                continue
+            block = self.host.dequeue(node, pages)
+            if block is None:
+                if self.fallback:
+                    continue
+                raise Failure(errno.ENOMEM)
+            block.first = first
+            for inner, page in enumerate(members, first):
+                page.folio = Folio(inner, 1, block)
+                self.add_to_batch(inner, cpu)
+            return
+        self.pages[index].folio = Folio(index, 1, None)
+        self.add_to_batch(index, cpu)
+
+    def add_to_batch(self, index: int, cpu: int) -> None:
+        self.batches[cpu].append(index)
+        if len(self.batches[cpu]) == 31:
+            self.batches[cpu] = []
+
+    def uniform(self, first: int, pages: int) -> bool:
+        members = self.pages[first : first + pages]
+        together = all(p.folio is not None and p.folio.block is not None for p in members) and len(members) == pages
+        return together and members[0].folio.block.pages >= pages and len({page.shared for page in members}) == 1
+
+    def mappable(self, pages: int) -> int:
+        firsts = range(0, self.pages_total, pages)
+        giga = [first for first in range(0, self.pages_total, PAGES_1G) if self.uniform(first, PAGES_1G)]
+        if pages == PAGES_1G:
+            return len(giga)
+        return sum(self.uniform(first, pages) and first // PAGES_1G * PAGES_1G not in giga for first in firsts)
+
+    def convert(self, offset: int, length: int, to_shared: bool) -> None:
+        backing, self.backing = self.backing, 1  # as 4 KiB folios do
+        try:
+            super().convert(offset, length, to_shared)
+        finally:
+            self.backing = backing
+
+    def convert_whole(self, first: int, end: int, to_shared: bool) -> None:
+        ranges = self.sub_ranges(first, end, to_shared)
+        for low, high in ranges:
+            self.total["invalidations"] += 1
+            self.total["invalidated_bytes"] += (high - low) * 4096
+        if to_shared:
+            self.split_leaf(first)
+            self.split_leaf(end)
+        else:
+            for low, high in ranges:
+                self.check_references(low, high, first, end, True)
+        self.zap(first, end)
+        gigas = range(first // PAGES_1G * PAGES_1G, end, PAGES_1G)
+        blocks = range(first // PAGES_2M * PAGES_2M, end, PAGES_2M)
+        keys = [(at, PAGES_1G) for at in gigas] + [(at, PAGES_2M) for at in blocks]
+        before = {key: self.uniform(*key) for key in keys}
+        for low, high in ranges:
+            for page in self.pages[low:high]:
+                page.shared = to_shared
+        for key in keys:
+            at, pages = key
+            after, giga = self.uniform(*key), (at // PAGES_1G * PAGES_1G, PAGES_1G)
+            if before[key] and not after:
+                self.lose_key(key)
+            elif after and not before[key]:
+                if pages == PAGES_1G:
+                    self.awaiting = {k for k in self.awaiting if not at <= k[0] < at + PAGES_1G}
+                    self.awaiting.add(key)
+                elif not self.uniform(*giga):
+                    self.awaiting.add(key)
+
+    def lose_key(self, key: tuple[int, int]) -> None:
+        if key in self.awaiting:
+            self.awaiting.remove(key)
+        else:
+            self.total["lost_1g" if key[1] == PAGES_1G else "lost_2m"] += 1
+
+    def map_page(self, index: int) -> None:
+        if self.leaf[index]:
+            return
+        for pages in (PAGES_1G, PAGES_2M, 1):
+            key = index // pages * pages, pages
+            clean = not any(key[0] <= bad < key[0] + pages for bad in self.poisoned)
+            if pages == 1 or (self.uniform(*key) and clean):
+                if key in self.awaiting:
+                    self.awaiting.remove(key)
+                    self.total["regained_1g" if pages == PAGES_1G else "regained_2m"] += 1
+                self.leaf[key[0] : key[0] + pages] = [pages] * pages
+                return
