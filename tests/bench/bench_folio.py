@@ -30,15 +30,15 @@ class CState(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in FIELDS] + [("nodes", ctypes.c_int64), ("blocks_2m", ctypes.c_int64)]
 
 
-def new_guest(size: int, order: int, generation: int) -> folio.State:
-    """All private and populated, on two nodes with memory enough."""
+def new_guest(size: int, order: int, generation: int, folios: int = folio.HUGETLB_FOLIOS) -> folio.State:
+    """All private and populated, on two nodes with memory enough; no small folio waits in a batch."""
     options = np.zeros(folio.OPTIONS, np.int64)
     options[:3] = size >> 12, order, generation
-    options[folio.HVO] = 1
+    options[folio.HVO], options[folio.FOLIOS] = folios == folio.HUGETLB_FOLIOS, folios
     host = folio.new_host(np.full(2, 1 << 40), np.array([[0, 1], [1, 0]]), np.full((2, 2), 1 << 40))
     state = folio.new_state(options, host)
-    stream = np.array([[folio.GUEST_FAULT, 0, size, 1, 0, 0]])
-    run(state, stream, np.zeros(1, np.int32), np.zeros(1, np.int64))
+    stream = np.array([[folio.GUEST_FAULT, 0, size, 1, 0, 0], [folio.LRU_DRAIN, *[0] * 5]])
+    run(state, stream, np.zeros(2, np.int32), np.zeros(2, np.int64))
     return state
 
 
@@ -95,12 +95,15 @@ def main() -> None:
         stream = random_stream(TIB, COUNT)
         errors, offsets = np.zeros(COUNT, np.int32), np.zeros(COUNT, np.int64)
         c_errors, c_offsets = errors.copy(), offsets.copy()
-        for name, order, generation in (
-            ("1 GiB folios, generation C", 18, folio.GENERATION_C),
-            ("1 GiB folios, generation B", 18, folio.GENERATION_B),
-            ("2 MiB folios, generation C", 9, folio.GENERATION_C),
+        for name, order, generation, folios in (
+            ("1 GiB folios, generation C", 18, folio.GENERATION_C, folio.HUGETLB_FOLIOS),
+            ("1 GiB folios, generation B", 18, folio.GENERATION_B, folio.HUGETLB_FOLIOS),
+            ("2 MiB folios, generation C", 9, folio.GENERATION_C, folio.HUGETLB_FOLIOS),
+            ("4 KiB folios together in 1 GiB", 18, folio.GENERATION_C, folio.SMALL_FOLIOS),
+            ("4 KiB folios together in 2 MiB", 9, folio.GENERATION_C, folio.SMALL_FOLIOS),
+            ("2 MiB folios of the page allocator", 9, folio.GENERATION_C, folio.BUDDY_FOLIOS),
         ):
-            fresh = new_guest(TIB, order, generation)
+            fresh = new_guest(TIB, order, generation, folios)
             mine, theirs = copied(fresh), copied(fresh)
             port = CState(
                 **{field: pointer(getattr(theirs, field)) for field in FIELDS},

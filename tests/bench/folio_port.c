@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 enum { NONE, BASE, SPLIT, HUGE_2M, HUGE_1G };
-enum { PAGES, BACKING, GENERATION, SPLITTING, SPLIT_AT, MERGING, HVO };
+enum { PAGES, BACKING, GENERATION, SPLITTING, SPLIT_AT, MERGING, HVO, FOLIOS = 13, SMALL_FOLIOS = 2 };
 enum { N_SHARED, N_PRESENT, N_MAPPED_1G, N_MAPPED_2M, N_LOST_1G, N_LOST_2M, N_REGAINED_1G, N_REGAINED_2M,
        N_SPLITS_1G, N_SPLITS_2M, N_MERGES_1G, N_MERGES_2M, N_UNOPTIMISED, N_CONVERSIONS, N_CONVERTED, N_WITHOUT_WORK,
        N_FAILED, N_ROLLBACKS, N_INVALIDATIONS, N_INVALIDATED, N_LOST_PRIVATE, N_SPINS, N_DRAINS, N_ZEROED, N_TAKEN,
@@ -285,15 +285,79 @@ static void merge_range(struct state *s, int64_t first, int64_t end) {
     }
 }
 
+static int uniform_1g(struct state *s, int64_t giga) {
+    int32_t *row = giga_of(s, giga);
+    return row[LEVEL] == 1 && (row[SHARED] == 0 || row[SHARED] == 262144);
+}
+
+static int uniform_2m(struct state *s, int64_t block) {
+    int16_t here = s->blocks[2 * block + SHARED];
+    return here == 0 || here == 512;
+}
+
+static void forget_blocks(struct state *s, int64_t first) {
+    if (s->numbers[N_RETURNED_2M] > 0)
+        for (int64_t block = first; block < first + 512; block++) forget_returned(s, block, 0);
+}
+
+static void note_change(struct state *s, int64_t block, int was_2m, int was_1g) {
+    int64_t giga = block >> 9;
+    int is_2m = uniform_2m(s, block);
+    if (uniform_1g(s, giga)) {
+        s->numbers[N_MAPPED_1G]++;
+        s->numbers[N_MAPPED_2M] -= 511 + was_2m;
+        forget_blocks(s, giga << 9);
+        returned(s, giga << 9, 1);
+        return;
+    }
+    if (was_1g) {
+        s->numbers[N_MAPPED_1G]--;
+        s->numbers[N_LOST_1G] += !forget_returned(s, giga << 9, 1);
+        s->numbers[N_MAPPED_2M] += 512;
+        was_2m = 1;
+    }
+    if (was_2m && !is_2m) {
+        s->numbers[N_MAPPED_2M]--;
+        s->numbers[N_LOST_2M] += !forget_returned(s, block, 0);
+    } else if (is_2m && !was_2m) {
+        s->numbers[N_MAPPED_2M]++;
+        returned(s, block, 0);
+    }
+}
+
+static void set_state_together(struct state *s, int64_t first, int64_t end, int to_shared) {
+    while (first < end) {
+        int64_t block = first >> 9;
+        int was_2m = uniform_2m(s, block), was_1g = uniform_1g(s, block >> 9);
+        int whole = (first & 262143) == 0 && end - first >= 262144 && giga_of(s, block >> 9)[LEVEL] == 1;
+        int64_t stop = whole ? first + 262144 : end < (block + 1) << 9 ? end : (block + 1) << 9;
+        if (whole && !was_1g) {
+            for (int64_t other = block; other < block + 512; other++) s->numbers[N_MAPPED_2M] -= uniform_2m(s, other);
+            s->numbers[N_MAPPED_1G]++;
+            forget_blocks(s, block);
+            returned(s, block, 1);
+        }
+        int16_t before = s->blocks[2 * block + SHARED];
+        set_state(s, first, stop, to_shared);
+        if (!whole && s->blocks[2 * block + SHARED] != before && s->blocks[2 * block + LEVEL] == SPLIT)
+            note_change(s, block, was_2m, was_1g);
+        first = stop;
+    }
+}
+
 static int convert_range(struct state *s, int64_t first, int64_t end, int to_shared) {
     int64_t differing, runs, block_runs, order = s->options[BACKING];
+    int small = s->options[FOLIOS] == SMALL_FOLIOS;
     scan(s, first, end, to_shared, &differing, &runs, &block_runs);
     if (!differing) { s->numbers[N_WITHOUT_WORK]++; return 0; }
     s->numbers[N_INVALIDATIONS] += runs;
-    s->numbers[N_INVALIDATED] += (order == 0 ? differing : block_runs << order) << 12;
+    s->numbers[N_INVALIDATED] += (order == 0 || small ? differing : block_runs << order) << 12;
     if (any_leaf(s)) {
-        if (order) unmap_differing(s, first, end, to_shared);
-        else unmap_range(s, first, end);
+        if (order && !small) unmap_differing(s, first, end, to_shared);
+        else {
+            if (to_shared) { split_leaf(s, first); split_leaf(s, end); }
+            unmap_range(s, first, end);
+        }
     }
     if (to_shared) {
         int error = split_range(s, first, end);
@@ -304,6 +368,7 @@ static int convert_range(struct state *s, int64_t first, int64_t end, int to_sha
             return error;
         }
     } else if (s->numbers[N_ROWS] || s->numbers[N_LRU] || s->numbers[N_POISONED]) return -1;
+    if (small) { set_state_together(s, first, end, to_shared); return 0; }
     set_state(s, first, end, to_shared);
     if (!to_shared && s->options[MERGING] == 0) merge_range(s, first, end);
     return 0;
@@ -358,7 +423,7 @@ int64_t run(struct state *s, const int64_t *stream, int64_t n, int32_t *errors, 
         s->numbers[AT] = -1;
         s->numbers[N_CONVERSIONS]++;
         if (from < 0 || bytes <= 0 || (from | bytes) & 4095 || from > size || bytes > size - from) error = EINVAL;
-        else if (s->options[GENERATION] == 0 || s->options[BACKING] == 0)
+        else if (s->options[GENERATION] == 0 || s->options[BACKING] == 0 || s->options[FOLIOS] == SMALL_FOLIOS)
             error = convert_range(s, from >> 12, (from + bytes) >> 12, row[ARGUMENT] == 1);
         else error = convert_blocks(s, from >> 12, (from + bytes) >> 12, row[ARGUMENT] == 1);
         s->numbers[N_FAILED] += error != 0;
