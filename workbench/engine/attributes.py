@@ -72,10 +72,12 @@ class Attributes:
     def known_runs(self, nothing: int) -> Int64s:
         """Folios that were ever freed as runs int64 (n, 3), with row ``nothing`` where nothing backed them."""
         backed = self.origin_runs()
-        parts = np.column_stack((backed[:, 0], backed[:, 0] + backed[:, 1]))
-        bare = [intervals_minus(int(low), int(high), parts) for low, high in self.known]
-        rows = [np.column_stack((gap[:, 0], gap[:, 1] - gap[:, 0], np.full(len(gap), nothing))) for gap in bare]
-        runs = np.concatenate((backed, *rows))
+        # What is backed lies inside what is known: each gap begins where one of the two does, and ends likewise.
+        starts = np.sort(np.concatenate((self.known[:, 0], backed[:, 0] + backed[:, 1])))
+        ends = np.sort(np.concatenate((backed[:, 0], self.known[:, 1])))
+        gaps = starts < ends
+        bare = np.column_stack((starts, ends - starts, np.full(len(starts), nothing)))[gaps]
+        runs = np.concatenate((backed, bare))
         return runs[np.argsort(runs[:, 0], kind="stable")]
 
     def keep_known(self, runs: Int64s, nothing: int) -> None:
