@@ -642,6 +642,9 @@ class Boot(_Model):
         False,
         description="vm.movable_gigantic_pages: 1 GiB pages may come from ZONE_MOVABLE, as 2 MiB pages always may",
     )
+    kho: bool = Field(
+        False, description="kexec handover: scratch areas are set aside, which pages that cannot move never get"
+    )
     vmemmap_pages: dict[NodeId, Pages] | None = Field(
         None,
         description="4 KiB pages per node id that splits can restore vmemmap from; what the pools leave if left out",

@@ -450,6 +450,19 @@ class Verdict(Schema):
     alike = modelled("policy", "", "first of the policies that cost the same in every draw", TRAFFIC)
 
 
+class Capacity(Schema):
+    """The largest guest of a host under each policy (:func:`workbench.studies.capacity.capacity`)."""
+
+    policy = Coordinate("", "how the guest is placed")
+    node = Coordinate("1", "NUMA node id")
+    loss = Coordinate("", "what free memory went to instead")
+    capacity = counted("policy", "B", "largest guest that can be created and populated")
+    capacity_per_node = counted("policy node", "B", "its memory on each node")
+    free_at_start = counted("policy node", "B", "free memory before")
+    lost = counted("policy loss", "B", "free memory that the guest does not get")
+    ends_with = exact("policy", "", "what meets a guest that is larger")
+
+
 class KernelTimes(Schema):
     """Times of kernel work on memory (:func:`workbench.cost.kernel_times.kernel_times`)."""
 

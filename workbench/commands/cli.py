@@ -272,6 +272,7 @@ def _register_all() -> None:
         "explore",
         "history",
         "scenarios",
+        "capacity",
     ):
         importlib.import_module(f"workbench.commands.{module}").register(app)
     first_use.listeners.append(first_use.Line())

@@ -39,7 +39,9 @@ def hog(system: System, operation: sc.Hog) -> Result:
     taken = np.zeros(len(system.free), np.int64)
     for zone in zones:
         taken[zone] = max(0, min(wanted - int(taken.sum()), int(system.free[zone] - mark[zone])))
+    before = system.free.copy()
     system.free -= taken
+    system.settle_cma(before)
     system.hogs.append((node, taken))
     system.settle_blocks()
     return Result(0, 0, {"pages": int(taken.sum())})
@@ -48,7 +50,9 @@ def hog(system: System, operation: sc.Hog) -> Result:
 def unhog(system: System, operation: sc.Unhog) -> Result:
     """Give back what was taken."""
     for _, taken in system.hogs:
+        before = system.free.copy()
         system.free += taken
+        system.settle_cma(before)
     system.hogs.clear()
     system.settle_blocks()
     return Result()

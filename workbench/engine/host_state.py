@@ -28,6 +28,7 @@ from workbench.intervals import Int64s, in_intervals, intervals_add, intervals_m
 from workbench.kernels import fault_order, mempolicy, placement, zonelist
 from workbench.limits import LISTED_PAGES
 from workbench.topology.host import Host
+from workbench.topology.kho_scratch import scratch_pages
 from workbench.topology.zones import LOWMEM_BYTES, STRUCT_PAGE_SHARE, default_zones
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.generations import GENERATIONS
@@ -37,6 +38,8 @@ Turns = Iterator[tuple[Int64s, Int64s]]
 """Chunks of indices in the order they are touched, and the row of the task that touches each."""
 _LISTED_BYTES = 24  # of arrays for each page listed: its index in the order, in the chunk that is kept, its zone
 _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
+_FEW = 4096  # pages that show how fast zones fall
+_BEFORE = 0.995  # of the way to a mark that is gone in one step
 _TOGETHER = 64  # pages placed before the slabs they need, where a zone reaches a mark
 
 
@@ -58,6 +61,7 @@ class _Layout(NamedTuple):
     watermarks: Int64s
     reserve: Int64s
     start_pfn: Int64s
+    cma: Int64s
     has_memory: np.ndarray
     has_normal_memory: np.ndarray
     fallback: Int64s
@@ -77,7 +81,7 @@ class _Same:
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(same: _Same, lowmem: int, transparent_hugepages: bool, hotplug: bool) -> _Layout:
+def _layout(same: _Same, lowmem: int, transparent_hugepages: bool, hotplug: bool, kho: bool) -> _Layout:
     """The same for every run on a host that boots in the same way; kept because many short runs share a host."""
     host = same.host
     nodes = len(host.nodes)
@@ -94,10 +98,13 @@ def _layout(same: _Same, lowmem: int, transparent_hugepages: bool, hotplug: bool
         penalised[:] = [bool(node.cpus) for node in host.nodes]
     order, load = np.empty((nodes, nodes), np.int64), np.empty(nodes, np.int64)
     zonelist.fallback_order(np.asarray(host.distance_matrix, np.int64), has_memory, penalised, load, order)
+    cma = table.free_cma.astype(np.int64)
+    if kho and not cma.any():
+        cma = np.minimum(scratch_pages(zone_node, table.start_pfn, managed, nodes), table.free)
     watermarks = np.stack((table.min, table.low, table.high)).astype(np.int64)
     return _Layout(
         zone_node, zone_type, managed, table.free.astype(np.int64), watermarks,
-        table.lowmem_reserve_normal.astype(np.int64), table.start_pfn, has_memory, has_normal_memory, order,
+        table.lowmem_reserve_normal.astype(np.int64), table.start_pfn, cma, has_memory, has_normal_memory, order,
     )  # fmt: skip
 
 
@@ -136,10 +143,12 @@ class HostState:
     def _init_zones(self) -> None:
         boot = self.scenario.boot
         lowmem = LOWMEM_BYTES if boot.lowmem is None else boot.lowmem
-        layout = _layout(_Same(self.host), lowmem, boot.transparent_hugepages, boot.zonelists == "hotplug")
+        layout = _layout(_Same(self.host), lowmem, boot.transparent_hugepages, boot.zonelists == "hotplug", boot.kho)
         self.zone_node, self.zone_type, self.managed = (a.copy() for a in layout[:3])
-        self.free, self.watermarks, self.reserve, self.start_pfn = (a.copy() for a in layout[3:7])
-        self.has_memory, self.has_normal_memory, self.fallback = (a.copy() for a in layout[7:])
+        self.free, self.watermarks, self.reserve, self.start_pfn, self.cma = (a.copy() for a in layout[3:8])
+        self.has_memory, self.has_normal_memory, self.fallback = (a.copy() for a in layout[8:])
+        self.all_cma = self.cma.copy()
+        """CMA pages of each zone when none is in use; ``cma`` are those free now."""
         self.zone_labels = [
             f"{self.node_ids[node]}/{('DMA', 'DMA32', 'Normal', 'Movable')[kind]}"
             for node, kind in zip(self.zone_node, self.zone_type, strict=True)
@@ -247,21 +256,23 @@ class HostState:
 
     def _put_pools_first(self, pages: Int64s, left: Int64s, keep: bool) -> None:
         """Pools of so many huge pages, one per node, before the zones, of which ``left`` is free and which stay if wanted."""
-        old = (self.zone_node, self.zone_type, self.managed, left, self.reserve, self.start_pfn)
+        old = (self.zone_node, self.zone_type, self.managed, left, self.reserve, self.start_pfn, self.cma)
         nothing = np.zeros(self.nodes, np.int64)
         first = nothing.copy()
         for zone in range(len(self.zone_node) - 1, -1, -1):
             first[self.zone_node[zone]] = self.start_pfn[zone]
-        new = (np.arange(self.nodes), nothing + zonelist.ZONE_NORMAL, pages, pages, nothing, -(-first >> self.order))
+        new = (np.arange(self.nodes), nothing + zonelist.ZONE_NORMAL, pages, pages, nothing, -(-first >> self.order),
+               nothing)  # fmt: skip
         labels = [f"{node}/{self.design.pool}" for node in self.node_ids]
         shifted = {name: np.where(zones >= 0, zones + self.nodes, -1) for name, zones in self.zonelists.items()}
         self.zone_node, self.zone_type, self.managed, *_ = new
         pools = self._zonelists(zonelist.ZONE_NORMAL)
         self.zonelists = (shifted if keep else dict.fromkeys(shifted, pools)) | {"hugetlb": pools}
         kept = slice(None) if keep else slice(0)
-        self.zone_node, self.zone_type, self.managed, self.free, self.reserve, self.start_pfn = (
+        self.zone_node, self.zone_type, self.managed, self.free, self.reserve, self.start_pfn, self.cma = (
             np.concatenate((a, b[kept])).astype(np.int64) for a, b in zip(new, old, strict=True)
         )
+        self.all_cma = self.cma.copy()
         marks = np.zeros((3, self.nodes), np.int64)
         self.watermarks = np.concatenate((marks, self.watermarks[:, kept]), axis=1)
         self.zone_labels = labels + self.zone_labels[kept]
@@ -369,6 +380,7 @@ class HostState:
         if metadata is None or end <= start:
             return self._touch(task, inode, start, end, operation)
         if metadata.taking and inode.order == 0 and inode.tracked is None:
+            # Page tables of a tmpfs file keep to other marks and zones than its pages; these come in halves as well.
             self._touch_taking(metadata, task, inode, start, end, operation, walk)
             return True
         metadata.before = self.free.copy()
@@ -417,7 +429,7 @@ class HostState:
         """:meth:`touch` of 4 KiB pages where their metadata come from the same zones, in the kernel's order.
 
         Tables come before the page, nodes after it. As long as no zone reaches a mark and no table moves the rotation,
-        the order makes no difference and all of a kind are taken at once; else the range is halved until it is so.
+        the order makes no difference and all of a kind are taken at once; else the range is cut before the mark.
         """
         order = operation.order if operation is not None else "sequential"
         step = -1 if order == "reverse" else 1
@@ -434,7 +446,8 @@ class HostState:
         while spans:
             low, high = spans.pop()
             if high - low > _TOGETHER and not self._undisturbed(metadata, task, inode, low, high, step, walk):
-                middle = (low + high) // 2
+                first = self._until_a_mark(metadata, task, inode, low, high, step, walk)
+                middle = low + first if step > 0 else high - first
                 spans += [(middle, high), (low, middle)][::step]
                 continue
             self._need(metadata.enter_tables(task, walk, low, high, step))
@@ -460,6 +473,14 @@ class HostState:
         most = end - start + tables + slabs
         if ((self.free - most > marks) == above)[:, above[1]].all():
             return True
+        free = self._free_after(metadata, task, inode, start, end, step, walk)
+        # Free memory only falls: marks that are not reached at the end were reached at no time before.
+        return free is not None and bool(((free > marks) == above).all())
+
+    def _free_after(
+        self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
+    ) -> Int64s | None:
+        """Free pages of each zone once pages [start, end) and their metadata were placed; None if they cannot be."""
         free = self.free.copy()
         holes = self._holes(inode, start, end)
         if len(holes):
@@ -468,9 +489,28 @@ class HostState:
             turns, zones = self.turns_and_zones(inode, 0)
             turns = turns._replace(rotations=turns.rotations.copy())
             if not self.run_pieces(FileMap(), pieces, requests, turns, zones._replace(free=free)):
-                return False
-        # Free memory only falls: marks that are not reached at the end were reached at no time before.
-        return metadata.fits(task, tables, slabs, free) and bool(((free > marks) == above).all())
+                return None
+        tables, slabs = metadata.need(task, inode, walk, start, end)
+        return free if metadata.fits(task, tables, slabs, free) else None
+
+    def _until_a_mark(
+        self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
+    ) -> int:
+        """Pages of [start, end), from where it begins, that probably come before a zone reaches its next mark.
+
+        What a few pages take says how fast each zone falls. 1 to all pages but one.
+        """
+        pages = end - start
+        few = min(_FEW, pages // 2)
+        low, high = (start, start + few) if step > 0 else (end - few, end)
+        free = self._free_after(metadata, task, inode, low, high, step, walk)
+        if free is None or few < _FEW:
+            return pages // 2
+        used = self.free - free
+        marks = np.where(self.free > self.marks(), self.marks(), np.iinfo(np.int64).min >> 1).max(axis=0)
+        falls = used > 0
+        distance = ((self.free - marks)[falls] / used[falls]).min() * few * _BEFORE if falls.any() else pages
+        return int(min(max(distance, _TOGETHER), pages // 2 if distance >= pages else pages - 1))
 
     def _touch_listed(
         self,
@@ -659,6 +699,8 @@ class HostState:
             self.free_pfns.hand_out(map_, inode.pfns, before)
         self.placed += free - self.free
         self.settle_blocks()
+        if inode.kind == "memfd":
+            self.settle_cma(free)
         return self._placed(complete, order)
 
     def _pieces(
@@ -741,6 +783,8 @@ class HostState:
                 inode.pfns.listed[row] = pfns[start : start + count]
         self.placed += free - self.free
         self.settle_blocks()
+        if inode.kind == "memfd":
+            self.settle_cma(free)
         return self._placed(not dry, order)
 
     def turns_and_zones(self, inode: Inode, order: int) -> tuple[placement.Interleaving, placement.Zones]:
@@ -748,7 +792,7 @@ class HostState:
         zonelists = self.zonelists["hugetlb" if order else inode.kind]
         return (
             placement.Interleaving(self.rotations, self.weights),
-            placement.Zones(self.free, self.marks(), self.zone_node, zonelists),
+            placement.Zones(self.free, self.marks(inode.kind == "memfd"), self.zone_node, zonelists),
         )
 
     @staticmethod
@@ -761,9 +805,25 @@ class HostState:
         if self.cancelled():
             raise Cancelled
 
-    def marks(self) -> Int64s:
-        """Low and min watermark of each zone, each plus lowmem_reserve: int64 (2, zones), pages."""
-        return self.watermarks[1::-1] + self.reserve
+    def marks(self, movable: bool = False) -> Int64s:
+        """Low and min watermark of each zone, each plus lowmem_reserve: int64 (2, zones), pages.
+
+        What cannot move never gets CMA pages: they count as used (mm/page_alloc.c: __zone_watermark_unusable_free).
+        """
+        marks = self.watermarks[1::-1] + self.reserve
+        return marks if movable else marks + self.cma
+
+    def settle_cma(self, before: Int64s) -> None:
+        """Pages that can move were taken, or given back: how many of the free pages are CMA, from what was free ``before``.
+
+        mm/page_alloc.c: __rmqueue: CMA pages go first as long as they are more than half of what is free. What comes back
+        is taken to come back in the same proportion.
+        """
+        if self.all_cma.any():
+            half = -(-self.free // 2)
+            less = self.free < before
+            more = np.minimum(self.all_cma, np.maximum(self.cma, half))
+            self.cma = np.where(less, np.minimum(self.cma, half), np.where(self.free > before, more, self.cma))
 
     def policy_ranges(
         self, inode: Inode, order: int, span: tuple[int, int] | None = None, step: int = 1
@@ -882,7 +942,10 @@ class HostState:
         """Free folios ``[first, last)``; ``moving``: others take their places at once, so that the tree keeps its nodes."""
         if self.free_pfns is not None and inode.pfns is not None:
             self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
+        before = self.free.copy() if inode.kind == "memfd" else self.free
         self.free += inode.map.erase(first, last, len(self.free))
+        if inode.kind == "memfd":
+            self.settle_cma(before)
         if inode.small is not None:
             limit = inode.pages >> inode.order
             self.free += inode.small.erase(first << inode.order, min(last, limit) << inode.order, len(self.free))

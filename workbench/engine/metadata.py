@@ -295,10 +295,13 @@ class Metadata:
     def _count_slabs(self) -> None:
         """Pages of slabs by node and by what their nodes are for: each kind has its share, the page cache what is over."""
         zone_node = self._zones().zone_node
-        pages = np.bincount(zone_node, self.slab_zones.sum(axis=0), self.system.nodes).astype(np.int64)
-        objects = self.node_parts.sum(axis=0)
-        share = np.where(objects > 0, pages * self.node_parts[1] // np.maximum(objects, 1), 0)
-        self.held[ATTRIBUTES], self.held[PAGE_CACHE] = share, pages - share
+        self.held[PAGE_CACHE] = self.held[ATTRIBUTES] = 0
+        for nid in np.flatnonzero(self.slab_zones.any(axis=1)):
+            pages = np.bincount(zone_node, self.slab_zones[nid], self.system.nodes).astype(np.int64)
+            objects = self.node_parts[:, nid]
+            share = pages * objects[1] // max(int(objects.sum()), 1)
+            self.held[ATTRIBUTES] += share
+            self.held[PAGE_CACHE] += pages - share
 
     # ----------------------------------------------------------------------------------------- what is given back
 

@@ -10,6 +10,7 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -312,12 +313,34 @@ def _first_zones(data: Mapping[str, Any]) -> dict[int, list[Zone]]:
                     if label not in counters or state["free"] > counters[label]["free"]:
                         counters[label] = state
     by_node: dict[int, list[Zone]] = {}
+    scratch = _scratch(data)
     for label, state in counters.items():
         matched = _LABEL.match(label)
         if matched and state.get("managed"):
             values = {key: int(state[key]) for key in ("managed", "free", "min", "low", "high")}
+            cma = int(state.get("cma", scratch.get(label, 0)))
+            values["free_cma"] = min(cma, values["free"])
             by_node.setdefault(int(matched.group(1)), []).append(Zone(name=matched.group(2), **values))
     return by_node
+
+
+def _scratch(data: Mapping[str, Any]) -> dict[str, int]:
+    """Pages of the areas for kexec handover that a ``kho`` line saw, by zone: CMA, whatever zoneinfo was kept."""
+    areas: list[Any] = []
+    for scenario in data["scenarios"]:
+        for entry in scenario.get("ops", ()):
+            seen = entry.get("kho") if isinstance(entry, dict) else None
+            if not areas and isinstance(seen, dict) and isinstance(seen.get("scratch"), list):
+                areas = seen["scratch"]
+    found: Counter[str] = Counter()
+    for area in areas:
+        if isinstance(area, list) and len(area) == 3 and all(isinstance(value, int) for value in area):
+            first, pages, node = area
+            found[f"{node}/{'DMA32' if first + pages <= _FOUR_GIB_PFN else 'Normal'}"] += pages
+    return found
+
+
+_FOUR_GIB_PFN = (4 << 30) // PAGE_SIZE
 
 
 def parse_zoneinfo(lines: list[str]) -> dict[str, dict[str, int]]:
@@ -329,10 +352,10 @@ def parse_zoneinfo(lines: list[str]) -> dict[str, dict[str, int]]:
         if matched:
             current = zones.setdefault(f"{matched.group(1)}/{matched.group(2)}", {})
             continue
-        matched = re.match(r"\s+(?:pages )?(free|min|low|high|managed)\s+(\d+)$", line)
+        matched = re.match(r"\s+(?:pages |nr_free_)?(free|min|low|high|managed|cma)\s+(\d+)$", line)
         if matched:
             current.setdefault(matched.group(1), int(matched.group(2)))
-    return {label: state for label, state in zones.items() if state.get("managed") and len(state) == 5}
+    return {label: state for label, state in zones.items() if state.get("managed") and len(state) >= 5}
 
 
 # ----------------------------------------------------------------------------------------------------- translation
@@ -371,6 +394,7 @@ class _Replay:
 
 
 _OPENS = ("create", "memfd", "anon", "alias")
+NODE_MEMINFO = re.compile(r"/sys/devices/system/node/node(\d+)/meminfo$")
 _WITHOUT_MACHINE = (
     "setpol",
     "gettask",
@@ -395,7 +419,6 @@ _NOT_SIMULATED = {
     "kvmcap": "the answer is the kernel's alone",
     "pool": "changes the host behind the files",
     "pools": "looks at the host",
-    "nodestat": "counters include the background's use",
     "numastat": "counters include the background's use",
     "meminfo": "free pages include the background's use",
     "kho": "looks at the host",
@@ -459,6 +482,7 @@ def to_scenario(
         tasks=tasks,
         operations=tuple(operations) or (sc.Zones(),),
         output="runs",
+        metadata="taken",
         strict=False,
     )
     return scenario, numbers
@@ -484,6 +508,23 @@ def _flags(word: str, names: Mapping[str, int]) -> int:
 
 _GMEM_FLAGS = {"mmap": 1, "shared": 2}
 _ORDERS = {word: order for order, word in ORDERS.items()}
+
+
+_COUNTERS = ("PageTables", "SecPageTables", "SReclaimable", "SUnreclaim")
+
+
+def counters_of(entry: Recorded) -> dict[int, dict[str, int]]:
+    """Pages by use that a ``nodestat``, or a ``cat`` of a node's meminfo, saw: by node, then by the kernel's name."""
+    listed = entry.seen.get("counters")
+    if isinstance(listed, dict):
+        return {int(node): {name: int(values.get(name, 0)) for name in _COUNTERS} for node, values in listed.items()}
+    matched = NODE_MEMINFO.match(entry.words[1]) if len(entry.words) > 1 else None
+    found: dict[str, int] = {}
+    for line in entry.seen.get("file") or ():
+        words = str(line).split()
+        if len(words) >= 4 and words[2].rstrip(":") in _COUNTERS and words[3].isdecimal():
+            found[words[2].rstrip(":")] = int(words[3]) * 1024 // PAGE_SIZE
+    return {int(matched.group(1)): found} if matched and len(found) == len(_COUNTERS) else {}
 
 
 def created_shared(entry: Recorded) -> bool:
@@ -564,6 +605,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
     if verb == "zones":
         observed = entry.seen.get("zones")
         return sc.Zones(**common, observed=observed if isinstance(observed, dict) else None)
+    if verb == "nodestat" or (verb == "cat" and NODE_MEMINFO.match(arguments[0])):
+        return sc.Zones(**common)  # looks at counters, which are compared
     if verb in ("place", "counts", "reveal"):
         start = int(arguments[1]) if len(rest) > 1 else 0
         count = int(arguments[2]) if len(rest) > 2 else sizes.get(arguments[0], 0) - start

@@ -32,6 +32,7 @@ import xarray as xr
 from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
+from workbench.engine.metadata import SLAB_PAGES
 from workbench.errors import WorkbenchError
 from workbench.kernels import fault_order
 from workbench.simulation import simulate
@@ -47,6 +48,7 @@ from workbench.truth.recording import (
     Recorded,
     RecordedScenario,
     Recording,
+    counters_of,
     created_shared,
     find_recording,
     load,
@@ -445,6 +447,8 @@ class _Comparison:
         self.fills = self._fills()
         self.report.slack = self._slack() if self.fills else 0
         self.unreproducible = self._own_rotation_pages()
+        self.looks: dict[int, tuple[int, dict[str, int]]] = {}
+        """Of each node: the operation that looked at its counters last, and what it saw."""
 
     def run(self) -> ScenarioReport:
         alive = True
@@ -504,6 +508,8 @@ class _Comparison:
             self._judge_place(position, entry, number)
         elif verb == "counts":
             self._judge_counts(position, entry, number)
+        elif verb in ("nodestat", "cat"):
+            self._judge_counters(position, entry, number)
         elif verb == "write":
             errors = [-int(error) for error in detail["errno"].values()]
             self._equal(position, "result", str(seen.get("text", "")).split()[1:], [str(error) for error in errors])
@@ -630,6 +636,69 @@ class _Comparison:
         firm = {int(node) for node, (a, b) in zip(nodes, counts, strict=True) if min(a, b) > self.report.slack}
         orders = [[node for node in _order(side) if node in firm] for side in (expected, simulated)]
         return deviation <= self.report.slack and orders[0] == orders[1]
+
+    def _judge_counters(self, position: int, entry: Recorded, number: int) -> None:
+        """Page tables of both kinds and slabs that came since the last look at a node's counters.
+
+        Tables are exact but for what the script does not decide: the address of a mapping (one table more or less for each
+        file), tables of other processes (one), tables of the second stage for the probe's own code and where a file's
+        place among the guest's addresses meets another table. Slabs: one for each CPU, and the part of the counter that a
+        CPU keeps to itself.
+        """
+        found = counters_of(entry)
+        compared = False
+        for node, now in found.items():
+            before = self.looks.get(node)
+            self.looks[node] = (position, now)
+            if before is None:
+                continue
+            first, then = before
+            between = list(range(first + 1, position))
+            if any(self.numbers[p] is None and not self._only_looks(p) for p in between):
+                continue
+            start = self.numbers[first]
+            assert start is not None
+            compared = True
+            pages = self.dataset["metadata_pages"].sel(node=node)
+            came = {str(k): int(pages.sel(kind=k)[number] - pages.sel(kind=k)[start]) for k in pages["kind"].values}
+            seen = {name: now[name] - then[name] for name in now}
+            verbs = [self.recorded.operations[p].words[:2] for p in between]
+            files = len({words[1] for words in verbs if words[0] in _TOUCHES and len(words) > 1})
+            loose = {"PageTables": (files + 1, files + 1), "SecPageTables": (0, 0)}
+            guest = {words[1] for words in verbs if words[0] in ("vtouch", "prefault") and len(words) > 1}
+            if guest:
+                loose["SecPageTables"] = (len(guest) - 1, len(guest) + any(words[0] == "vtouch" for words in verbs))
+            for name, kind in (("PageTables", "page_tables"), ("SecPageTables", "second_stage")):
+                less, more = loose[name]
+                if not came[kind] - less <= seen[name] <= came[kind] + more:
+                    self._miss(position, f"{name} of node {node}", seen[name], came[kind])
+            if now["SReclaimable"]:  # with SLUB_TINY the slabs of all caches are counted together
+                slabs, slack = came["page_cache"] + came["attributes"], self._slab_slack()
+                if abs(seen["SReclaimable"] - slabs) > slack:
+                    what = f"SReclaimable of node {node}, within {slack}"
+                    self._miss(position, what, seen["SReclaimable"], slabs)
+        if not compared:
+            self.report.judged -= 1
+            self._pass_over("the first look at a node's counters, or one after something that is not simulated")
+
+    def _only_looks(self, position: int) -> bool:
+        return self.recorded.operations[position].words[0] in (
+            "cat",
+            "meminfo",
+            "numastat",
+            "pools",
+            "kho",
+            "sleep",
+            "pfns",
+        )
+
+    def _slab_slack(self) -> int:
+        """One slab for each CPU, and what of a node's counter one CPU has not added yet (mm/vmstat.c)."""
+        cpus = sum(len(node.cpus) for node in self.recording.host.nodes) or 1
+        managed = max((zone.managed for node in self.recording.host.nodes for zone in node.zones or ()), default=0)
+        if not managed:
+            managed = max(node.memory_bytes for node in self.recording.host.nodes) >> 12
+        return SLAB_PAGES * cpus + min(125, 2 * cpus.bit_length() * (1 + (managed >> 15).bit_length()))
 
     def _judge_counts(self, position: int, entry: Recorded, number: int) -> None:
         file = entry.words[1]
@@ -788,6 +857,8 @@ class _Comparison:
         return out
 
 
+_TOUCHES = ("touch", "rtouch", "madv", "getnode", "place", "counts")
+"""Verbs that reach pages of a file through a mapping of the script or of the observer."""
 _MOST_CANDIDATES = 1024
 """Starts that are tried one by one."""
 _PCP_BATCH_SCALE_MAX = 5

@@ -1,0 +1,61 @@
+"""Counters of a real kernel's nodes against the metadata that the engine takes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from workbench.data import datasets_path
+from workbench.truth import recording
+from workbench.truth.verify import verify, verify_scenario
+
+LOOKS = [
+    ("meta2", "meta_local", 4),
+    ("private/p4asym", "tables", 7),
+    ("private/m6memfirst", "drift_bound", 3),
+    ("history/7.3.4-h3cxl", "fact_counters", 3),
+]
+
+
+def script(name, which):
+    read = recording.read(datasets_path("recordings") / f"{name}.json.gz")
+    return read, next(one for one in read.scenarios if one.name == which)
+
+
+@pytest.mark.parametrize(("name", "which", "looks"), LOOKS)
+def test_tables_and_slabs_are_on_the_nodes_where_linux_has_them(name, which, looks):
+    read, recorded = script(name, which)
+    report = verify_scenario(read, recorded)
+    assert not report.mismatches
+    seen = [entry for entry in recorded.operations if recording.counters_of(entry)]
+    nodes = max(len(recording.counters_of(entry)) for entry in seen)
+    assert len(seen) - report.not_judged["the first look at a node's counters, or one after something that is not simulated"] >= (
+        looks - 1 if nodes > 1 else looks
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("counter", "pages"), [("PageTables", 40), ("SecPageTables", 40), ("SReclaimable", 200)])
+def test_a_counter_that_is_wrong_is_a_mismatch(counter, pages):
+    read, recorded = script("history/7.3.4-h3cxl", "fact_counters")
+    operations = list(recorded.operations)
+    last = max(position for position, entry in enumerate(operations) if "counters" in entry.seen)
+    seen = copy.deepcopy(dict(operations[last].seen))
+    seen["counters"]["1"][counter] += pages
+    operations[last] = type(operations[last])(
+        operations[last].text, operations[last].task, operations[last].words, seen
+    )
+    changed = type(recorded)(recorded.name, recorded.tasks, recorded.reset, tuple(operations))
+    report = verify_scenario(read, changed)
+    assert [miss.what.split()[0] for miss in report.mismatches] == [counter]
+
+
+def test_the_measured_guest_agrees_whole():
+    (report,) = verify(["meta2"])
+    assert report.agrees
+    assert report.totals()["judged"] == 12
+
+
+def test_areas_of_a_handover_kernel_are_the_hosts_cma():
+    read = recording.read(datasets_path("recordings", "private") / "k2eq-kho-on.json.gz")
+    assert [sum(zone.free_cma for zone in node.zones) for node in read.host.nodes] == [10240, 20480]

@@ -1,0 +1,91 @@
+"""``workbench capacity``: the largest guest that a host can hold, under each policy, and what the rest went to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.errors import WorkbenchError
+
+
+def capacity(
+    host: Annotated[
+        str,
+        typer.Argument(metavar="HOST|FILE|all", help="a machine, `this`, a snapshot or other file, or `all` machines"),
+    ],
+    page_size: Annotated[str, typer.Option(metavar="SIZE", help="4KiB, 2MiB or 1GiB")] = "4KiB",
+    policy: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="e.g. bind,interleave; every mode if left out")
+    ] = None,
+    kho: Annotated[str, typer.Option(metavar="on|off", help="scratch areas for kexec handover")] = "off",
+    confidential: Annotated[bool, typer.Option("--confidential", help="an SNP guest with private memory")] = False,
+    by: Annotated[str, typer.Option(metavar="guest|host", help="who populates the memory")] = "guest",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
+) -> None:
+    """The largest guest under each policy before ENOMEM or the OOM killer, by node, with what is lost to what."""
+    from workbench import results
+    from workbench.commands.cli import progress_bar
+    from workbench.studies import capacity as study
+    from workbench.topology.host import Host, machine_names
+
+    sizes = {"4KiB": "4 KiB", "2MiB": "2 MiB", "1GiB": "1 GiB"}
+    chosen = sizes.get(page_size.replace(" ", ""))
+    if chosen is None:
+        raise WorkbenchError(f"--page-size: {page_size!r}; one of {', '.join(sizes)}")
+    for option, given, allowed in (("--kho", kho, ("on", "off")), ("--by", by, ("guest", "host"))):
+        if given not in allowed:
+            raise WorkbenchError(f"{option}: {given!r}; one of {', '.join(allowed)}")
+    if host == "all" and output is not None:
+        raise WorkbenchError("--output: of one host, not of all")
+    names = machine_names() if host == "all" else [host]
+    policies = None if policy is None else [name.strip() for name in policy.split(",")]
+    found = []
+    with progress_bar("policies") as progress:
+        for name in names:
+            found.append(
+                study.capacity(
+                    Host.from_machine(name), page_size=chosen, policies=policies, kho=kho == "on",
+                    confidential=confidential, by=by, progress=progress,
+                )
+            )  # fmt: skip
+    if output is not None:
+        results.save(found[0], output)
+    if json_:
+        rows = {str(dataset.attrs["scenario"]): study.table(dataset) for dataset in found}
+        typer.echo(json.dumps(rows if host == "all" else next(iter(rows.values())), indent=1))
+        return
+    for dataset in found:
+        _print(dataset)
+
+
+def _print(dataset: object) -> None:
+    from rich.table import Table
+
+    from workbench.commands.terminal import console
+    from workbench.studies import capacity as study
+    from workbench.units import format_bytes
+
+    rows = study.table(dataset)  # type: ignore[arg-type]
+    attributes = dataset.attrs  # type: ignore[attr-defined]
+    lost = [name for name in study.LOSSES if any(row["lost"][name] for row in rows)]
+    title = f"{attributes['scenario']}: largest guest of {attributes['page_size']} pages"
+    shown = Table("policy", "largest guest", *(f"node {node}" for node in rows[0]["per_node"]), *lost, "ends with",
+                  title=title)  # fmt: skip
+    for row in rows:
+        shown.add_row(
+            row["policy"],
+            format_bytes(row["capacity"]),
+            *(format_bytes(amount) for amount in row["per_node"].values()),
+            *(format_bytes(row["lost"][name]) for name in lost),
+            row["ends_with"],
+        )
+    console().print(shown)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module to the application."""
+    app.command()(capacity)
