@@ -180,3 +180,14 @@ def test_huge_pages_need_tables_of_their_own_size():
     found = held(dataset)
     assert sum(found["second_stage"]) == 3  # two tables of 2 MiB entries and the one above
     assert sum(found["page_cache"]) == 20  # an entry of 2 MiB has 8 of the 64 slots of a node: 128, 2 and 1 nodes
+
+
+@pytest.mark.parametrize(
+    ("vm_type", "page_size", "tables"), [("snp", "1 GiB", 3), ("tdx", "2 MiB", 1027), ("none", "1 GiB", 1)]
+)
+def test_a_leaf_is_no_larger_than_its_vm_can_map(vm_type, page_size, tables):
+    """2 GiB: SNP maps 2 MiB at most (no 1 GiB state in the RMP), TDX 4 KiB."""
+    guest = {"page_size": page_size, "design": "hugetlb", "vm_type": vm_type}
+    operations = [{"op": "create", "file": "g"}, {"op": "fault", "file": "g", "by": "guest"}]
+    found = held(wb.simulate(scenario(operations, memory="2GiB", guest=guest, node_gib=(8, 8))))
+    assert sum(found["second_stage"]) == tables

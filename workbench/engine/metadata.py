@@ -34,11 +34,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workbench import profiles
 from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Thread
 from workbench.intervals import Int64s, no_intervals
 from workbench.kernels import placement
+from workbench.units import PAGE_ORDERS
 
 if TYPE_CHECKING:
     from workbench.engine.host_state import HostState
@@ -125,11 +127,10 @@ class Metadata:
 
     def new_machine(self) -> None:
         """KVM_CREATE_VM: tables of its own; those of a machine before live on with its files."""
-        shifts: tuple[int, ...] = LEVELS
-        order = self.system.order
-        if order and self.system.design.pool == "hugetlb":
-            shifts = tuple(shift for shift in LEVELS if shift > order)
-        self.second.append(Tables(shifts))
+        # A leaf is as large as the guest's pages, where its kind of VM can map them so.
+        largest = profiles.VM_TYPES[self.system.scenario.guest.vm_type].largest_leaf
+        leaf = min(self.system.order, PAGE_ORDERS[largest])
+        self.second.append(Tables(tuple(shift for shift in LEVELS if shift > leaf)))
         self.bases.clear()
         self.next_base = 0
         self.ready = {}
