@@ -13,7 +13,7 @@ MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: env demo test quick fuzz test-kernels lint lab bench lock clean
+.PHONY: env demo test quick fuzz mutants test-kernels lint lab bench lock clean
 .DEFAULT_GOAL := env
 
 env: $(VENV)/.installed
@@ -50,6 +50,11 @@ quick: lint
 FUZZ_EXAMPLES ?= 100000
 fuzz: env
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) NUMBA_BOUNDSCHECK=1 $(PYTEST) -n 2 tests/fuzz
+
+# Faults put into the code one by one, each of which a test must find; CI tries another part each day.
+MUTANTS ?= 1/1
+mutants: env
+	$(BIN)/python tests/mutants/run.py --part $(MUTANTS)
 
 test-kernels: env
 	$(PYTEST) -n 2 --dist loadfile tests/kernels

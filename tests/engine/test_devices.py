@@ -208,6 +208,38 @@ def test_kexec_ends_the_processes_and_what_was_not_handed_over() -> None:
     assert details(dataset)[6]["metadata_bytes"] > 0
 
 
+def test_weights_of_interleaving_are_those_of_boot_after_kexec() -> None:
+    """A host without HMAT boots with 1:1; 3:1, written to sysfs before, is gone with the kernel that it was written to."""
+    dataset = events(
+        "filemap",
+        "4 KiB",
+        {"op": "set_weights", "weights": {0: 3, 1: 1}},
+        {"op": "mbind", "length": 32 * 4096, "mode": "weighted_interleave", "nodes": [0, 1]},
+        {"op": "fault", "by": "host", "length": 16 * 4096},
+        {"op": "kexec"},
+        {"op": "mbind", "length": 32 * 4096, "mode": "weighted_interleave", "nodes": [0, 1]},
+        {"op": "fault", "by": "host", "offset": 16 * 4096, "length": 16 * 4096},
+    )
+    assert dataset["event_errno"].values.tolist() == [0] * 7
+    nodes = dataset["page_node"].values[0]
+    assert [int((nodes[:16] == n).sum()) for n in (0, 1)] == [12, 4]
+    assert [int((nodes[16:32] == n).sum()) for n in (0, 1)] == [8, 8]
+
+
+def test_a_hog_leaves_the_watermark_and_the_reserve_of_each_zone() -> None:
+    """mm/page_alloc.c: zone_watermark_ok: free - pages > mark + lowmem_reserve[highest zone that the request may use]."""
+    zones = {"name": "h", "distances": [[10]], "nodes": [{"id": 0, "memory_bytes": 8 << 30, "cpus": [0]}]}
+    dataset = events("filemap", "4 KiB", {"op": "hog", "node": 0, "size": 8 << 30}, {"op": "zones"}, host=zones)
+    labels = dataset["zone"].values.tolist()
+    kept = (dataset["zone_low"] + dataset["zone_lowmem_reserve"]).values
+    before, free = dataset["free_pages"].values[:2]
+    reserve = dict(zip(labels, dataset["zone_lowmem_reserve"].values.tolist(), strict=True))
+    low = next(label for label in labels if "DMA32" in label)
+    assert reserve[low] > 0  # otherwise nothing is tested
+    assert before[labels.index(low)] > kept[labels.index(low)]
+    assert free.tolist() == np.minimum(before, kept).tolist()
+
+
 def test_kexec_waits_for_pages_that_left_a_file_while_pinned() -> None:
     operations: list[dict[str, object]] = [
         {"op": "fault", "by": "host"},

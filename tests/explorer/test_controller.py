@@ -71,6 +71,27 @@ def test_an_edit_that_changes_nothing_is_not_run(controller: Controller, engine:
     assert not controller.can_undo
 
 
+def test_a_result_that_nobody_wants_any_more_is_not_shown(controller: Controller, engine: Engine) -> None:
+    """An engine that looks at ``cancelled`` for the last time before the edit hands in its answer nevertheless."""
+    before, entered, go_on = controller.run, threading.Event(), threading.Event()
+
+    def late(scenario: Scenario, *, progress: object, cancelled: object) -> xr.Dataset:
+        entered.set()
+        assert go_on.wait(5)
+        return xr.Dataset(attrs={"memory": scenario.guest.memory})
+
+    controller._simulate = late
+    controller.edit("guest.memory", set_value("guest.memory", "2 GiB"))
+    assert entered.wait(5)
+    controller.cancel()
+    go_on.set()
+    assert controller.wait(5)
+    deadline = time.monotonic() + 5
+    while controller._done != controller._wanted and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert controller.run is before
+
+
 def test_quick_edits_run_only_the_newest(controller: Controller, engine: Engine) -> None:
     for size in range(1, 40):
         controller.edit("guest.memory", set_value("guest.memory", f"{size} MiB"))

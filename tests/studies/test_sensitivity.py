@@ -69,6 +69,21 @@ def test_a_model_and_ranges_of_ones_own(scenario):
     assert float(found["total"].sel(parameter="b").item()) == 0.0
 
 
+def test_parameters_vary_uniformly_in_the_logarithm(scenario):
+    """Of ln a + 2 ln b over equal ratios, a quarter of b's variance comes from a: indices 1/5 and 4/5."""
+
+    def model(values):
+        return {"sum": np.log(values["a"]) + 2 * np.log(values["b"])}
+
+    found = sensitivity(scenario, ["sum"], {"a": (1.0, 1e6), "b": (1.0, 1e6)}, samples=4096, model=model)
+    first = found["first_order"].sel(output="sum")
+    assert float(first.sel(parameter="a")) == pytest.approx(0.2, abs=0.02)
+    assert float(first.sel(parameter="b")) == pytest.approx(0.8, abs=0.04)
+    skew = sensitivity(scenario, ["a"], {"a": (1.0, 1e6), "b": (1.0, 10.0)}, samples=1024,
+                       model=lambda values: {"a": float(values["a"] < 1e3)})  # fmt: skip
+    assert float(skew["first_order"].sel(parameter="a", output="a")) == pytest.approx(1.0, abs=0.1)
+
+
 def test_refusals(scenario):
     for arguments, says in [
         ({"outputs": ["speed"]}, "'speed' is unknown; known are latency"),

@@ -43,6 +43,12 @@ def test_right_view_is_local_and_wrong_views_cost_bandwidth():
     assert (cost["latency"].sel(view="permuted") > cost["latency"].sel(view="distances")).all()
 
 
+def test_permuted_memory_lies_one_virtual_node_further():
+    """Cells on host nodes 0, 1, 1: cell 0's memory is where cell 1's should be, cell 1's with cell 2, cell 2's with cell 0."""
+    cost = vnuma.cost(HOST, cells(nodes=(0, 1, 1)), access="pointer_chasing")
+    assert cost["local_share"].sel(view="permuted").values.tolist() == [0, 1, 0]
+
+
 def test_backing_comes_from_a_placement():
     scenario = wb.Scenario.model_validate(
         {

@@ -86,3 +86,9 @@ def test_second_stage_tables(mapped_1g, mapped_2m, largest, tables):
 def test_unknown_names_are_refused(design, page_size):
     with pytest.raises(WorkbenchError):
         vmemmap_pages(design, GIB, page_size)
+
+
+def test_a_begun_2_mib_of_vmemmap_needs_a_whole_page_table() -> None:
+    """One table of 512 entries maps the vmemmap of 32,768 pages (128 MiB); the guest of 129 MiB needs a second."""
+    tables = [vmemmap_pages("hugetlb-hvo", size << 20, "2 MiB").tables for size in (2, 128, 130, 256, 258)]
+    assert tables == [1, 1, 2, 2, 3]
