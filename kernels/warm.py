@@ -28,6 +28,8 @@ from workbench.kernels import code_cache, dispatch, first_use
 
 LIST = Path(__file__).with_name("entries.json")
 _state = threading.local()
+_prepared: set[tuple[Path, str]] = set()
+"""Modules that this process has looked at: what goes missing later is compiled when it is called."""
 
 
 class Entry(NamedTuple):
@@ -61,9 +63,14 @@ def kept() -> list[Entry]:
 
 def prepare(modules: Iterable[str]) -> None:
     """Compile what is not kept yet of some modules, in as many processes as there are CPUs."""
-    if not dispatch.COMPILED or code_cache.cache_directory() is None or getattr(_state, "preparing", False):
+    directory = code_cache.cache_directory()
+    if not dispatch.COMPILED or directory is None or getattr(_state, "preparing", False):
         return
-    entries = [entry for module in modules for entry in listed().get(module, ())]
+    unprepared = [module for module in modules if (directory, module) not in _prepared]
+    if not unprepared:
+        return
+    _prepared.update((directory, module) for module in unprepared)
+    entries = [entry for module in unprepared for entry in listed().get(module, ())]
     missing = [entry for entry in dict.fromkeys(entries) if not _path(entry).exists()]
     if not missing:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,6 +12,7 @@ from workbench.limits import MAX_CPUS, MAX_DIGITS
 LARGEST = MAX_CPUS - 1
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_list(text: str) -> tuple[int, ...]:
     """``"0-3,8"`` to (0, 1, 2, 3, 8), in the order written; empty parts count for nothing.
 

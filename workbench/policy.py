@@ -183,7 +183,7 @@ def mpol_set_nodemask(policy: Mempolicy | None, allowed: int) -> tuple[Mempolicy
         return None, errno.EINVAL
     if policy.mode == PREFERRED:
         nodes &= -nodes  # only the lowest-numbered node is kept
-    return replace(policy, nodes=nodes, mems=allowed), 0
+    return Mempolicy(policy.mode, policy.flags, nodes, policy.user_nodes, allowed, policy.home_node), 0
 
 
 def mpol_rebind(policy: Mempolicy | None, allowed: int) -> Mempolicy | None:
@@ -239,6 +239,11 @@ class SharedPolicy:
 
     def __iter__(self) -> Iterator[tuple[int, int, Mempolicy]]:
         return iter(zip(self._starts, self._ends, self._policies, strict=True))
+
+    def between(self, start: int, end: int) -> list[tuple[int, int, Mempolicy]]:
+        """Ranges that reach into ``[start, end)``."""
+        near = slice(bisect.bisect_right(self._ends, start), bisect.bisect_left(self._starts, end))
+        return list(zip(self._starts[near], self._ends[near], self._policies[near], strict=True))
 
     def lookup(self, index: int) -> Mempolicy | None:
         """Policy at page offset ``index``, or None."""

@@ -103,8 +103,9 @@ def _assemble(
         if dim != name:
             variables[name] = xr.Variable((dim,), values, attrs)
             continue
-        along = {name: xr.Variable((dim,), values, attrs)}
-        indexes[name] = PandasIndex.from_variables(along, options={})
+        index = _index(name, values.dtype.str, values.shape, values.tobytes()) if values.size <= _LISTED else None
+        along = {name: xr.Variable((dim,), values, attrs, fastpath=True)}
+        indexes[name] = index or PandasIndex.from_variables(along, options={})
         variables |= indexes[name].create_variables(along)
     sizes: dict[Hashable, int] = {}
     for held, variable in variables.items():
@@ -112,6 +113,13 @@ def _assemble(
             if sizes.setdefault(along_dim, size) != size:
                 raise ValueError(f"{held} has {size} along {along_dim}, others have {sizes[along_dim]}")
     return xr.Dataset._construct_direct(variables, set(coordinates), sizes, attributes, indexes)
+
+
+@functools.lru_cache(maxsize=256)
+def _index(name: str, dtype: str, shape: tuple[int, ...], content: bytes) -> xr.Index:
+    """An index, which nobody changes, made once: to make one takes longer than a variable, and runs are mostly alike."""
+    values = np.frombuffer(content, dtype).reshape(shape)
+    return PandasIndex.from_variables({name: xr.Variable((name,), values)}, options={})
 
 
 def coordinate(schema: type[Schema], name: str, given: object) -> tuple[str, np.ndarray, dict[str, str]]:

@@ -38,7 +38,7 @@ def run(
 
 def kernels_needed(scenario: sc.Scenario) -> list[str]:
     """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
-    modules = ["zonelist", "placement", "fault_order", "filemap"]
+    modules = ["zonelist", "placement", "fault_order", "filemap", "runs"]
     if attributes.wanted(scenario):
         modules.append("two_backends")
     if conversions.wanted(scenario):

@@ -10,8 +10,11 @@ With ``strict: true`` (the default) a nodemask outside the host or empty where n
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -688,7 +691,7 @@ class Scenario(_Model):
             return None
         return _known(profiles.KERNEL_PROFILES, str(value) if isinstance(value, (int, float)) else value)
 
-    @property
+    @functools.cached_property
     def kernel(self) -> profiles.KernelProfile:
         """The kernel whose rules hold: the one named, or the oldest that has what the scenario asks for."""
         return profiles.KERNEL_PROFILES[self.kernel_profile or self._needed_kernel()]
@@ -783,7 +786,8 @@ class Scenario(_Model):
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Scenario:
         """Validate a mapping; errors are one line that names the field."""
         try:
-            return cls.model_validate(mapping)
+            with _no_collection():
+                return cls.model_validate(mapping)
         except ValidationError as error:
             raise WorkbenchError(first_line(error, cls)) from None
 
@@ -807,6 +811,18 @@ class Scenario(_Model):
                 for operation, dumped in zip(self.operations, mapping["operations"], strict=True)
             ]
         return mapping
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for garbage while many objects are made that all stay."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _known(records: Mapping[str, Any], name: object) -> str:

@@ -14,6 +14,8 @@ _TURNS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 
 def without_controls(text: str, allowed: str = "") -> str:
     """The text as it is. Raises ValueError that names the first character that may not stand in it."""
+    if text.isascii() and text.isprintable():
+        return text
     for position, character in enumerate(text):
         what = "turn of direction" if character in _TURNS else _OTHER.get(unicodedata.category(character))
         if what and character not in allowed:

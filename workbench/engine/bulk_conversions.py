@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState, OutOfMemory
 from workbench.engine.objects import Inode
 from workbench.errors import Cancelled
@@ -33,7 +32,7 @@ def possible(system: HostState, inode: Inode, stream: Int64s) -> bool:
         return False
     if not np.isin(stream[:, folio.OP], (folio.CONVERT, folio.GUEST_FAULT)).all():
         return False
-    return not any(len(mapping.mapped) for one in (inode, inode.backend) for mapping in one.mappings)
+    return not any(len(mapping.mapped()) for one in (inode, inode.backend) for mapping in one.mappings)
 
 
 class BulkConversions:
@@ -74,7 +73,7 @@ class BulkConversions:
 
     def _ask(self, inode: Inode) -> tuple[kernel.Asking, placement.Requests]:
         """Policies of a file's pages, and what the tasks ask for under each."""
-        ranges, policies = self.system.policy_ranges(inode, 0)
+        ranges, policies = self.system.policy_ranges(inode, 0, np.array([[0, max(1, inode.extent)]]))
         requests, row_of = self.system.requests(inode, list(self.system.tasks.values()), policies, 0)
         return kernel.Asking(np.ascontiguousarray(ranges), row_of), requests
 
@@ -129,8 +128,8 @@ class BulkConversions:
 
     def settle(self) -> None:
         """Write everything back to the files."""
-        _replace_runs(self.inode.map, self._listed(kernel.PRIVATE))
-        _replace_runs(self.backend.map, self._listed(kernel.SHARED))
+        self.inode.map.replace(self._listed(kernel.PRIVATE))
+        self.backend.map.replace(self._listed(kernel.SHARED))
         self.attributes.shared = _as_intervals(self._listed(kernel.ATTRIBUTES))
         self.attributes.punched = _as_intervals(self._listed(kernel.PUNCHED))
         self.attributes.keep_known(self._listed(kernel.ORIGINS), kernel.NO_ROW)
@@ -139,10 +138,6 @@ class BulkConversions:
     def _listed(self, which: int) -> Int64s:
         out = np.empty((int(self.state.tops[which, maple.ENTRIES]), 3), np.int64)
         return out[: kernel.list_runs(self.state, which, out)]
-
-
-def _replace_runs(map_: FileMap, runs: Int64s) -> None:
-    map_.runs = runs.copy()
 
 
 def _as_runs(intervals: Int64s) -> Int64s:

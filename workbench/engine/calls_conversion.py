@@ -19,7 +19,7 @@ from workbench.engine.host_state import check_listed
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
-from workbench.intervals import Int64s, equal_intervals, intervals_in, no_intervals, true_intervals
+from workbench.intervals import Int64s, equal_intervals, no_intervals, true_intervals
 from workbench.kernels.folios import run as folio
 from workbench.limits import FILE_BYTES
 from workbench.tracking.tracked_file import Outcome, TrackedFile
@@ -95,7 +95,7 @@ def create_vm(system: System, operation: sc.CreateVm) -> Result:
     system.slots.clear()
     if system.metadata is not None:
         system.metadata.new_machine()
-    system.descriptors[""].discard(before)
+    system.descriptors[""].give_back(before)
     return Result()
 
 
@@ -314,7 +314,7 @@ def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, 
 def _mapped_parts(mapping: Mapping, low: int, high: int) -> list[tuple[int, int, bool]]:
     """Pages [low, high) cut into parts that the page tables have and parts that they have not."""
     parts, page = [], low
-    for first, last in intervals_in(low, high, mapping.mapped).tolist():
+    for first, last in mapping.mapped(low, high).tolist():
         parts += [(page, first, False)] if page < first else []
         parts.append((first, last, True))
         page = last

@@ -117,7 +117,7 @@ def _open(system: System, name: str, inode: Inode, mapped: bool, **detail: Any) 
     if mapping is not None:
         inode.mappings.append(mapping)
     descriptor = system.new_descriptor()
-    system.files[name] = OpenFile(inode, descriptor, mapping)
+    system.open_as(name, OpenFile(inode, descriptor, mapping))
     return Result(descriptor, 0, detail)
 
 
@@ -129,7 +129,7 @@ def alias(system: System, operation: sc.Alias) -> Result:
         return failed(errno.ENODEV)
     mapping = Mapping(source.inode.pages)
     source.inode.mappings.append(mapping)
-    system.files[operation.file] = OpenFile(source.inode, system.new_descriptor(), mapping)
+    system.open_as(operation.file, OpenFile(source.inode, system.new_descriptor(), mapping))
     return Result()
 
 
@@ -139,7 +139,7 @@ def pass_fd(system: System, operation: sc.PassFd) -> Result:
     if source is None or source.descriptor is None:
         return failed(errno.EBADF)
     descriptor = system.new_descriptor(operation.process)
-    system.files[operation.file] = OpenFile(source.inode, descriptor, None, operation.process)
+    system.open_as(operation.file, OpenFile(source.inode, descriptor, None, operation.process))
     return Result(descriptor)
 
 
@@ -175,7 +175,7 @@ def munmap(system: System, operation: sc.Munmap) -> Result:
 
 def _put(system: System, inode: Inode) -> None:
     """Drop a reference; without any descriptor and mapping the inode dies."""
-    if not inode.mappings and not system.is_open(inode):
+    if not inode.mappings and not inode.descriptors:
         system.free_inode(inode)
 
 
@@ -186,8 +186,7 @@ def close(system: System, operation: sc.Close) -> Result:
         return failed(errno.EBADF)
     if operation.unmap:
         munmap(system, sc.Munmap(file=operation.file))
-    system.descriptors[file.process].discard(file.descriptor)
-    file.descriptor = None
+    system.close_descriptor(file)
     _put(system, file.inode)
     return Result()
 

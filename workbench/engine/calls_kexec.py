@@ -100,8 +100,7 @@ def _start_again(system: System) -> None:
             system.free_inode(inode)
     for name, file in list(system.files.items()):
         if file.inode not in kept or file.descriptor is None:
-            system.files.pop(name)
-            system.descriptors[file.process].discard(file.descriptor or 0)
+            system.close_descriptor(system.files.pop(name))
         elif file.mapping is not None:
             file.mapping = Mapping(file.inode.pages)
             file.inode.mappings.append(file.mapping)

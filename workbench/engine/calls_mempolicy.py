@@ -47,6 +47,11 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
     On a guest_memfd: up to 6.17 there is no mapping (EFAULT); 6.18 takes the call and places by the task's policy all the
     same; from 6.19 on the policy is the file's and decides.
     """
+    flags = operation.raw_flags
+    return _mbind(system, operation, sum(mp.MBIND_FLAGS[f] for f in set(operation.flags)) if flags is None else flags)
+
+
+def _mbind(system: System, operation: sc.Mbind | sc.SetPolicy, flags: int) -> Result:
     interface = system.scenario.guest.policy_interface
     file = system.files.get(operation.file)
     if interface != "mbind" and file is not None and file.inode.kind == "guest_memfd":
@@ -56,9 +61,6 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
     nodes, unreadable = _nodes(operation)
     if error or unreadable:
         return failed(errno.EINVAL)
-    flags = operation.raw_flags
-    if flags is None:
-        flags = sum(mp.MBIND_FLAGS[name] for name in set(operation.flags))
     if flags & ~(mp.MF_STRICT | mp.MF_MOVE | mp.MF_MOVE_ALL) or operation.offset % PAGE_SIZE:
         return failed(errno.EINVAL)
     if mode == mp.DEFAULT:
@@ -77,9 +79,10 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
     if start >= mapping.pages or (end > mapping.pages and policy is not None):
         return failed(errno.EFAULT)
     end = min(end, mapping.pages)
-    misplaced, parts, wrong = 0, no_intervals(), ~_zones_on(system, nodes)
+    misplaced, parts, wrong = 0, no_intervals(), np.empty(0, bool)
     moving = flags & (mp.MF_MOVE | mp.MF_MOVE_ALL)
     if flags:  # queue_pages_range: pages in the page tables on other nodes than the raw user mask
+        wrong = ~_zones_on(system, nodes)
         once = bool(moving) and not flags & mp.MF_MOVE_ALL
         parts = migration.seen_by(file.inode, mapping, start, end, mapped_once=once)
         misplaced = migration.count_on(system, file.inode, parts, wrong)
@@ -115,7 +118,7 @@ def _zones_on(system: System, mask: int) -> np.ndarray:
     return np.array([bool(mask >> int(system.node_ids[node]) & 1) for node in system.zone_node], bool)
 
 
-def fbind(system: System, operation: sc.Fbind) -> Result:
+def fbind(system: System, operation: sc.Fbind | sc.SetPolicy) -> Result:
     """fbind (v3 of the series): as mbind, but on the descriptor and exactly the range that was asked for.
 
     In no released kernel.
@@ -136,11 +139,10 @@ def fbind(system: System, operation: sc.Fbind) -> Result:
 def set_policy(system: System, operation: sc.SetPolicy) -> Result:
     """Set a range policy through the interface that the guest has, whichever generation it is of."""
     interface = system.scenario.guest.policy_interface
-    fields = operation.model_dump(exclude={"op"})
     if interface == "fbind":
-        return fbind(system, sc.Fbind(**fields))
+        return fbind(system, operation)
     if interface == "mbind":
-        return mbind(system, sc.Mbind(**fields))
+        return _mbind(system, operation, 0)
     if interface == "create":
         return failed(errno.EOPNOTSUPP, reason="the policy was fixed when the file was created")
     return Result(0, 0, {"no_effect": True})

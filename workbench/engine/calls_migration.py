@@ -61,12 +61,12 @@ def _kinds(system: System, file: Any, start: int, end: int, target: int, move_al
     kind = np.full(end - start, errno.ENOENT, np.int64)
     pages = np.arange(start, end)
     zones = file.inode.zones_of(pages)
-    here = in_intervals(pages, file.mapping.mapped) & (zones >= 0)
+    here = in_intervals(pages, file.mapping.mapped(start, end)) & (zones >= 0)
     kind[here] = np.where(system.zone_node[zones[here]] == target, 0, 1)
     if not move_all:
         for other in file.inode.mappings:
             if other is not file.mapping:
-                kind[here & in_intervals(pages, other.mapped) & (kind == 1)] = errno.EACCES
+                kind[here & in_intervals(pages, other.mapped(start, end)) & (kind == 1)] = errno.EACCES
     kind[pages >= file.mapping.pages] = errno.EFAULT
     return kind
 
@@ -82,9 +82,9 @@ def migrate_pages(system: System, operation: sc.MigratePages) -> Result:
         for inode in system.inodes():
             for mapping in inode.mappings:
                 if inode.kind == "guest_memfd":
-                    stuck += migration.count_on(system, inode, mapping.mapped, on_source)
+                    stuck += migration.count_on(system, inode, mapping.mapped(), on_source)
                 else:
-                    pages = migration.pages_on(inode, mapping.mapped, on_source)
+                    pages = migration.pages_on(inode, mapping.mapped(), on_source)
                     stuck += migration.move_to_node(system, system.task(operation), inode, pages, target)
     return Result(stuck)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from workbench.intervals import Int64s, intervals_in, intervals_minus, no_intervals, true_intervals
+from workbench.engine.runs import Runs
+from workbench.intervals import Int64s, intervals_in, no_intervals, true_intervals
 from workbench.kernels import filemap as kernels
 from workbench.kernels.placement import ALLOCATIONS, TILES
 
@@ -23,7 +24,7 @@ class FileMap:
     """
 
     def __init__(self) -> None:
-        self.runs: Int64s = np.empty((0, 3), np.int64)
+        self._runs = Runs()
         self.allocations: Int64s = np.empty((16, 5), np.int64)
         self.tiles: Int16s = np.empty(256, np.int16)
         self.progress: Int64s = np.zeros(4, np.int64)
@@ -42,13 +43,11 @@ class FileMap:
 
     def add_new_allocations(self, first_row: int) -> None:
         """Enter the allocation rows written since ``first_row`` as present runs."""
-        rows = np.arange(first_row, int(self.progress[ALLOCATIONS]))
-        if not len(rows):
-            return
-        added = self.allocations[rows]
-        starts = np.where(added[:, kernels.STEP] > 0, added[:, 0], added[:, 0] - added[:, kernels.COUNT] + 1)
-        new = np.column_stack((starts, added[:, kernels.COUNT], rows))
-        self._merge(new)
+        self._runs.enter(self.allocations, first_row, int(self.progress[ALLOCATIONS]))
+
+    def replace(self, runs: Int64s) -> None:
+        """These runs int64 (n, 3) are what is present, of allocation rows that are there."""
+        self._runs.replace(runs)
 
     def add_list(self, holes: Int64s, zones: Int16s, base: int) -> None:
         """Enter folios whose zones were found one by one.
@@ -56,6 +55,7 @@ class FileMap:
         ``holes`` int64 (n, 2) are the intervals that were absent, ``zones`` int16 holds the zone of each folio from
         ``base`` on, -1 where none was placed.
         """
+        first_row = int(self.progress[ALLOCATIONS])
         for start, end in self._placed(holes, zones, base):
             self.grow(1, int(end - start))
             row, offset = int(self.progress[ALLOCATIONS]), int(self.progress[TILES])
@@ -63,7 +63,7 @@ class FileMap:
             self.tiles[offset : offset + end - start] = zones[start - base : end - base]
             self.progress[ALLOCATIONS] += 1
             self.progress[TILES] += end - start
-            self._merge(np.array([[start, end - start, row]]))
+        self.add_new_allocations(first_row)
 
     def add_run(self, start: int, end: int, zone: int) -> None:
         """Enter folios ``[start, end)``, which were absent, all of one zone."""
@@ -75,7 +75,7 @@ class FileMap:
         self.tiles[offset] = zone
         self.progress[ALLOCATIONS] += 1
         self.progress[TILES] += 1
-        self._merge(np.array([[start, end - start, row]]))
+        self.add_new_allocations(row)
 
     def tiled(self) -> Int64s:
         """The zone of every folio of all allocation rows, in the order in which they were placed."""
@@ -94,26 +94,29 @@ class FileMap:
         parts = [intervals_in(int(start), int(end), placed) for start, end in holes]
         return np.concatenate(parts) if parts else no_intervals()
 
-    def _merge(self, new: Int64s) -> None:
-        runs = np.concatenate((self.runs, new))
-        self.runs = runs[np.argsort(runs[:, 0], kind="stable")]
+    @property
+    def runs(self) -> Int64s:
+        """What is present, for readers: the whole table, made when it is asked for."""
+        return self._runs.all()
+
+    @property
+    def end(self) -> int:
+        """End of the last folio that is present."""
+        return self._runs.end()
 
     @property
     def present(self) -> Int64s:
         """Present intervals int64 (n, 2), sorted; neighbours may touch."""
-        return np.column_stack((self.runs[:, 0], self.runs[:, 0] + self.runs[:, 1]))
+        runs = self.runs
+        return np.column_stack((runs[:, 0], runs[:, 0] + runs[:, 1]))
 
     def absent(self, start: int, end: int) -> Int64s:
         """Holes in ``[start, end)`` as int64 (n, 2)."""
-        return intervals_minus(start, end, self.present)
+        return self._runs.gaps(start, end)
 
     def cut(self, start: int, end: int) -> Int64s:
         """Runs int64 (n, 3) clipped to ``[start, end)``."""
-        clipped = intervals_in(start, end, self.present)
-        first = np.searchsorted(self.runs[:, 0] + self.runs[:, 1], start, side="right")
-        return np.column_stack(
-            (clipped[:, 0], clipped[:, 1] - clipped[:, 0], self.runs[first : first + len(clipped), 2])
-        )
+        return self._runs.cut(start, end)
 
     def counts(self, zones: int, start: int = 0, end: int = np.iinfo(np.int64).max) -> Int64s:
         """Folios of ``[start, end)`` in each zone, int64 (zones,)."""
@@ -124,12 +127,13 @@ class FileMap:
     def erase(self, start: int, end: int, zones: int) -> Int64s:
         """Remove ``[start, end)``; return what was freed in each zone, int64 (zones,)."""
         freed = self.counts(zones, start, end)
-        below, above = self.cut(0, start), self.cut(end, np.iinfo(np.int64).max)
-        self.runs = np.concatenate((below, above))
+        self._runs.erase(start, end)
         return freed
 
     def zone_of(self, pages: Int64s) -> Int64s:
         """Zone of each folio index, -1 if absent."""
         out = np.empty(len(pages), np.int64)
-        kernels.zone_of_pages(np.asarray(pages, np.int64), self.runs, self.allocations, self.tiles, out)
+        if len(pages):
+            runs = self.cut(int(pages.min()), int(pages.max()) + 1)
+            kernels.zone_of_pages(np.asarray(pages, np.int64), runs, self.allocations, self.tiles, out)
         return out

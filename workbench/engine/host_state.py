@@ -41,6 +41,8 @@ _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 _FEW = 4096  # pages that show how fast zones fall
 _BEFORE = 0.995  # of the way to a mark that is gone in one step
 _TOGETHER = 64  # pages placed before the slabs they need, where a zone reaches a mark
+_LARGEST_WEIGHT = 255
+_SMALL, _REMEMBERED = 16, 256  # rows of request tables that are remembered, and how many tables are
 
 
 Row = tuple[int, int, int, np.ndarray, np.ndarray]
@@ -65,6 +67,9 @@ class _Layout(NamedTuple):
     has_memory: np.ndarray
     has_normal_memory: np.ndarray
     fallback: Int64s
+    labels: list[str]
+    n_memory: int
+    zonelists: dict[str, Int64s]
 
 
 class _Same:
@@ -102,10 +107,26 @@ def _layout(same: _Same, lowmem: int, transparent_hugepages: bool, hotplug: bool
     if kho and not cma.any():
         cma = np.minimum(scratch_pages(zone_node, table.start_pfn, managed, nodes), table.free)
     watermarks = np.stack((table.min, table.low, table.high)).astype(np.int64)
+    labels = [
+        f"{host.nodes[node].id}/{('DMA', 'DMA32', 'Normal', 'Movable')[kind]}"
+        for node, kind in zip(zone_node, zone_type, strict=True)
+    ]
+    lists = {
+        "guest_memfd": _zonelists(order, zone_node, zone_type, managed, zonelist.ZONE_NORMAL),
+        "memfd": _zonelists(order, zone_node, zone_type, managed, zonelist.ZONE_MOVABLE),
+    }
+    n_memory = mp.nodemask(host.nodes[node].id for node in np.flatnonzero(has_memory))
     return _Layout(
         zone_node, zone_type, managed, table.free.astype(np.int64), watermarks,
         table.lowmem_reserve_normal.astype(np.int64), table.start_pfn, cma, has_memory, has_normal_memory, order,
+        labels, n_memory, lists,
     )  # fmt: skip
+
+
+def _zonelists(fallback: Int64s, zone_node: Int64s, zone_type: Int64s, managed: Int64s, highest: int) -> Int64s:
+    out = np.empty((len(fallback), len(managed) + 1), np.int64)
+    zonelist.zonelists(fallback, zone_node, zone_type, managed, highest, out)
+    return out
 
 
 class HostState:
@@ -128,6 +149,11 @@ class HostState:
         self._init_zones()
         self._init_weights()
         self._init_tasks()
+        self._asked: dict[tuple[Any, ...], tuple[placement.Requests, Int64s]] = {}
+        self._scratch = (
+            np.empty(_LARGEST_WEIGHT * self.nodes + 256, np.int64), np.empty(self.nodes, np.int64),
+            np.empty(len(self.free), np.int64),
+        )  # fmt: skip
         self.files: dict[str, OpenFile] = {}
         self.placed = np.zeros(len(self.free), np.int64)
         pools = self.nodes if self.order else 0
@@ -144,22 +170,15 @@ class HostState:
         boot = self.scenario.boot
         lowmem = LOWMEM_BYTES if boot.lowmem is None else boot.lowmem
         layout = _layout(_Same(self.host), lowmem, boot.transparent_hugepages, boot.zonelists == "hotplug", boot.kho)
-        self.zone_node, self.zone_type, self.managed = (a.copy() for a in layout[:3])
+        # What a run changes is its own; the rest is shared with other runs on this host.
+        self.zone_node, self.zone_type, self.managed = layout[:3]
         self.free, self.watermarks, self.reserve, self.start_pfn, self.cma = (a.copy() for a in layout[3:8])
-        self.has_memory, self.has_normal_memory, self.fallback = (a.copy() for a in layout[8:])
+        self.has_memory, self.has_normal_memory, self.fallback = layout[8:11]
+        self.zone_labels, self.n_memory, self.zonelists = layout[11:]
         self.all_cma = self.cma.copy()
         """CMA pages of each zone when none is in use; ``cma`` are those free now."""
-        self.zone_labels = [
-            f"{self.node_ids[node]}/{('DMA', 'DMA32', 'Normal', 'Movable')[kind]}"
-            for node, kind in zip(self.zone_node, self.zone_type, strict=True)
-        ]
-        self.n_memory = mp.nodemask(self.node_ids[self.has_memory].tolist())
         self.mems_allowed = self.n_memory
         self.cpusets_enabled = False
-        self.zonelists = {
-            "guest_memfd": self._zonelists(zonelist.ZONE_NORMAL),
-            "memfd": self._zonelists(zonelist.ZONE_MOVABLE),
-        }
         left = np.bincount(self.zone_node, np.maximum(self.free - self.watermarks[0], 0), self.nodes).astype(np.int64)
         if self.order and self.design.from_zones:
             self._init_blocks()
@@ -167,11 +186,6 @@ class HostState:
             left -= self._init_pools()
         self.left_free = np.maximum(left, 0)
         """int64 (nodes,), 4 KiB pages that pools leave above the min watermark."""
-
-    def _zonelists(self, highest: int) -> Int64s:
-        out = np.empty((self.nodes, len(self.managed) + 1), np.int64)
-        zonelist.zonelists(self.fallback, self.zone_node, self.zone_type, self.managed, highest, out)
-        return out
 
     def _host_pools(self) -> Int64s | None:
         """Free huge pages of the guest's size in the pools that the host has now; None if it says nothing of pools."""
@@ -266,7 +280,7 @@ class HostState:
         labels = [f"{node}/{self.design.pool}" for node in self.node_ids]
         shifted = {name: np.where(zones >= 0, zones + self.nodes, -1) for name, zones in self.zonelists.items()}
         self.zone_node, self.zone_type, self.managed, *_ = new
-        pools = self._zonelists(zonelist.ZONE_NORMAL)
+        pools = _zonelists(self.fallback, self.zone_node, self.zone_type, self.managed, zonelist.ZONE_NORMAL)
         self.zonelists = (shifted if keep else dict.fromkeys(shifted, pools)) | {"hugetlb": pools}
         kept = slice(None) if keep else slice(0)
         self.zone_node, self.zone_type, self.managed, self.free, self.reserve, self.start_pfn, self.cma = (
@@ -484,7 +498,7 @@ class HostState:
         free = self.free.copy()
         holes = self._holes(inode, start, end)
         if len(holes):
-            ranges, policies = self.policy_ranges(inode, 0, (start, end), step)
+            ranges, policies = self.policy_ranges(inode, 0, holes, (start, end), step)
             pieces, requests = self._pieces(task, inode, holes, step, ranges, policies, 0)
             turns, zones = self.turns_and_zones(inode, 0)
             turns = turns._replace(rotations=turns.rotations.copy())
@@ -542,7 +556,7 @@ class HostState:
         """
         check_listed(len(pages), "placing pages and page tables of a task that interleaves")
         holes = self._holes(inode, int(pages.min()), int(pages.max()) + 1)
-        ranges, policies = self.policy_ranges(inode, 0)
+        ranges, policies = self.policy_ranges(inode, 0, np.array([[pages.min(), pages.max() + 1]]))
         rows, row_of = self._request_rows(inode, [task], policies, 0)
         rows.append((task.index, -1, metadata.request(task)))
         requests = self.request_table(rows)
@@ -657,10 +671,10 @@ class HostState:
 
     def _place_all(self, task: Thread, inode: Inode, holes: Int64s, step: int, span: tuple[int, int]) -> bool:
         """:meth:`place`; where 4 KiB pages may stand in, a policy whose pools are empty does not end it for others."""
-        ranges, policies = self.policy_ranges(inode, inode.order, span, step)
         while not self.place(task, inode, holes, step, span=span):
             if inode.small is None:
                 return False
+            ranges, policies = self.policy_ranges(inode, inode.order, holes, span, step)
             parts = [inode.map.absent(int(low), int(high)) for low, high in holes]
             low, high, which = _split_at(np.concatenate(parts), ranges)
             dry = policies[which[0 if step > 0 else -1]]
@@ -689,7 +703,7 @@ class HostState:
         self.settle_blocks(broken_up=order == 0)
         ranges, policies = no_intervals(), [override]
         if override is None:
-            ranges, policies = self.policy_ranges(inode, order, span, step)
+            ranges, policies = self.policy_ranges(inode, order, holes, span, step)
         pieces, requests = self._pieces(task, inode, holes, step, ranges, policies, order)
         map_ = _map_of(inode, small)
         before, free = int(map_.progress[placement.ALLOCATIONS]), self.free.copy()
@@ -716,11 +730,12 @@ class HostState:
         """Runs of absent folios as :func:`workbench.kernels.placement.place_pieces` takes them, and their requests."""
         low, high, which = _split_at(holes, ranges)
         requests, row_of = self.requests(inode, [task], policies, order)
-        pieces = np.column_stack((low, high - low, np.full(len(low), step), row_of[0][which]))
+        pieces = np.empty((len(low), 4), np.int64)
+        pieces[:, 0] = low if step > 0 else high - 1
+        pieces[:, 1], pieces[:, 2], pieces[:, 3] = high - low, step, row_of[0][which]
         if step < 0:
-            pieces[:, 0] = high - 1
-            pieces = pieces[::-1]
-        return np.ascontiguousarray(pieces), requests
+            pieces = np.ascontiguousarray(pieces[::-1])
+        return pieces, requests
 
     def run_pieces(
         self,
@@ -731,8 +746,7 @@ class HostState:
         zones: placement.Zones,
     ) -> bool:
         """Place pieces into the allocation rows of a map, which grows as it must. False: out of memory."""
-        scratch = np.empty(max(int(self.weights.sum()), self.nodes, 256) + 1, np.int64)
-        target, taken = np.empty(self.nodes, np.int64), np.empty(len(zones.free), np.int64)
+        scratch, target, taken = self._scratch
         map_.progress[:2] = 0
         map_.grow(len(pieces) + 8, 64)
         while True:
@@ -747,7 +761,7 @@ class HostState:
         """Place folios one by one; each chunk holds indices and the row of the task that touches each."""
         order, map_ = 0 if small else inode.order, _map_of(inode, small)
         self.settle_blocks(broken_up=order == 0)
-        ranges, policies = self.policy_ranges(inode, order)
+        ranges, policies = self.policy_ranges(inode, order, holes)
         requests, row_of = self.requests(inode, list(self.tasks.values()), policies, order)
         base = int(holes[0, 0])
         check_listed(int(holes[-1, 1]) - base, "placing pages one by one")
@@ -826,16 +840,16 @@ class HostState:
             self.cma = np.where(less, np.minimum(self.cma, half), np.where(self.free > before, more, self.cma))
 
     def policy_ranges(
-        self, inode: Inode, order: int, span: tuple[int, int] | None = None, step: int = 1
+        self, inode: Inode, order: int, holes: Int64s, span: tuple[int, int] | None = None, step: int = 1
     ) -> tuple[Int64s, list[mp.Mempolicy | None]]:
-        """Shared policy ranges in folios, int64 (n, 2), and their policies; the last one is None, for all the rest.
+        """Shared policy ranges near ``holes`` in folios, int64 (n, 2), and their policies; the last one is None, for the rest.
 
         A huge folio gets the policy of the 4 KiB page of it that is touched first: its first one, or upwards the first of
         ``span``, downwards (``step`` -1) its last one or the last of ``span``.
         """
-        extents = list(inode.shared_policy)
-        if order and not self.rules.file_policy:
-            extents = []
+        if not inode.shared_policy or (order and not self.rules.file_policy):
+            return no_intervals(), [None]
+        extents = inode.shared_policy.between(int(holes[0, 0]) << order, int(holes[-1, 1]) << order)
         policies = [*(policy for _, _, policy in extents), None]
         pages = np.array([(start, end) for start, end, _ in extents], np.int64).reshape(-1, 2)
         if not order or not extents:
@@ -853,15 +867,33 @@ class HostState:
     ) -> tuple[placement.Requests, Int64s]:
         """The request table for these tasks and policies, and int64 (tasks, policies) rows of it.
 
-        Equal policies share a row, so that a thousand ranges with one policy are one request.
+        Remembered: faults one after another mostly ask for the same.
         """
+        if len(tasks) * len(policies) > _SMALL:
+            return self._new_requests(inode, tasks, policies, order)
+        key = (
+            inode.ilx_base if inode.kind == "memfd" else -1, order > 0, self.cpusets_enabled, self.mems_allowed,
+            *policies, *((task.index, task.nid, task.policy) for task in tasks),
+        )  # fmt: skip
+        if key not in self._asked:
+            if len(self._asked) > _REMEMBERED:
+                self._asked.clear()
+            self._asked[key] = self._new_requests(inode, tasks, policies, order)
+        return self._asked[key]
+
+    def _new_requests(
+        self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None], order: int
+    ) -> tuple[placement.Requests, Int64s]:
         rows, row_of = self._request_rows(inode, tasks, policies, order)
         return self.request_table(rows), row_of
 
     def _request_rows(
         self, inode: Inode, tasks: list[Thread], policies: list[mp.Mempolicy | None], order: int
     ) -> tuple[list[tuple[int, int, Row]], Int64s]:
-        """Rows for :meth:`request_table`, and int64 (tasks, policies) which of them each pair has."""
+        """Rows for :meth:`request_table`, and int64 (tasks, policies) which of them each pair has.
+
+        Equal policies share a row, so that a thousand ranges with one policy are one request.
+        """
         distinct: dict[tuple[int, mp.Mempolicy | None], int] = {}
         row_of = np.empty((len(tasks), len(policies)), np.int64)
         rows: list[tuple[int, int, Row]] = []
@@ -1022,6 +1054,10 @@ def _covering(pages: Int64s, ranges: Int64s) -> Int64s:
 
 def _split_at(holes: Int64s, ranges: Int64s) -> tuple[Int64s, Int64s, Int64s]:
     """Cut holes where policy ranges begin and end: (start, end, index of the covering range), ascending."""
+    if not len(ranges):
+        return holes[:, 0], holes[:, 1], np.zeros(len(holes), np.int64)
+    if len(ranges) == 1 and ranges[0, 0] <= holes[0, 0] and holes[-1, 1] <= ranges[0, 1]:
+        return holes[:, 0], holes[:, 1], np.zeros(len(holes), np.int64)
     near = ranges[(ranges[:, 1] > holes[0, 0]) & (ranges[:, 0] < holes[-1, 1])]
     edges = np.unique(np.concatenate((holes.ravel(), near.ravel())))
     low, high = edges[:-1], edges[1:]

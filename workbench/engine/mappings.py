@@ -11,7 +11,8 @@ import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workbench.intervals import Int64s, intervals_add, intervals_remove, no_intervals
+from workbench.engine.runs import Runs
+from workbench.intervals import Int64s
 from workbench.policy import Mempolicy, mpol_equal
 
 
@@ -24,17 +25,20 @@ class Vma:
     policy: Mempolicy | None = None
 
 
+_FAR = 1 << 62
+
+
 def _end(vma: Vma) -> int:
     return vma.end
 
 
 @dataclass(eq=False)
 class Mapping:
-    """One mapping of a whole file, equal to itself only. ``mapped`` int64 (n, 2): pages that have an entry in the page tables."""
+    """One mapping of a whole file, equal to itself only."""
 
     pages: int
     vmas: list[Vma] = field(default_factory=list)
-    mapped: Int64s = field(default_factory=no_intervals)
+    _page_tables: Runs = field(default_factory=Runs)
 
     def __post_init__(self) -> None:
         if not self.vmas:
@@ -47,11 +51,17 @@ class Mapping:
 
     def map(self, start: int, end: int) -> None:
         """Enter pages into the page tables."""
-        self.mapped = intervals_add(start, min(end, self.pages), self.mapped)
+        self._page_tables.join(start, min(end, self.pages))
 
     def zap(self, start: int, end: int) -> None:
         """Remove pages from the page tables."""
-        self.mapped = intervals_remove(start, end, self.mapped)
+        self._page_tables.erase(start, end)
+
+    def mapped(self, start: int = 0, end: int = _FAR) -> Int64s:
+        """Pages of ``[start, end)`` that have an entry in the page tables, as intervals int64 (n, 2)."""
+        runs = self._page_tables.cut(start, end)[:, :2]
+        runs[:, 1] += runs[:, 0]
+        return runs
 
     def set_policy(
         self, start: int, end: int, policy: Mempolicy | None, set_shared: Callable[[int, int, Mempolicy | None], None]

@@ -14,17 +14,18 @@ from workbench import policy as mp
 from workbench.engine.host_state import HostState
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Thread
-from workbench.intervals import Int64s, intervals_in, intervals_minus, no_intervals
+from workbench.intervals import Int64s, intervals_minus, no_intervals
 
 
 def seen_by(inode: Inode, mapping: Mapping, start: int, end: int, mapped_once: bool) -> Int64s:
     """Intervals int64 (n, 2) of ``[start, end)`` that a walk of this mapping's page tables considers."""
-    parts = intervals_in(start, end, mapping.mapped)
+    parts = mapping.mapped(start, end)
     if not mapped_once:
         return parts
     for other in inode.mappings:
         if other is not mapping and len(parts):
-            parts = np.concatenate([intervals_minus(int(a), int(b), other.mapped) for a, b in parts])
+            theirs = other.mapped(start, end)
+            parts = np.concatenate([intervals_minus(int(a), int(b), theirs) for a, b in parts])
     return parts
 
 
@@ -60,7 +61,7 @@ def follow_mems(system: HostState, task: Thread, before: int, after: int) -> Non
             if inode.kind == "guest_memfd":
                 continue
             for mapping in inode.mappings:
-                pages = pages_on(inode, mapping.mapped, on_source)
+                pages = pages_on(inode, mapping.mapped(), on_source)
                 move_to_node(system, task, inode, pages, system.index_of_node[target])
 
 

@@ -64,6 +64,7 @@ class Inode:
     pinned, by page. ``evicted``: the file is gone, its pinned pages are not.
     ``attributes``: which pages of its VM are shared, where conversions are out of place; ``backend``: what backs those.
     ``reserve``: huge pages that the file's subpool keeps for it from its creation to its end; 0: it has none.
+    ``descriptors``: how many refer to the inode.
     ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending.
     """
 
@@ -78,6 +79,7 @@ class Inode:
     small: FileMap | None = None
     pfns: FilePfns | None = None
     mappings: list[Mapping] = field(default_factory=list)
+    descriptors: int = 0
     tracked: TrackedFile | None = None
     entered: list[int] = field(default_factory=lambda: [0, 0])
     kept: dict[int, list[int]] = field(default_factory=dict)
@@ -90,8 +92,7 @@ class Inode:
     @property
     def extent(self) -> int:
         """4 KiB pages up to the end of the file, or of its last page if that lies beyond."""
-        runs = self.map.runs
-        return max(self.pages, int(runs[-1, 0] + runs[-1, 1]) << self.order) if len(runs) else self.pages
+        return max(self.pages, self.map.end << self.order)
 
     @property
     def base_map(self) -> FileMap | None:

@@ -7,6 +7,8 @@ What each operation does with it is a function in one of the modules that :mod:`
 
 from __future__ import annotations
 
+import heapq
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -17,10 +19,29 @@ from workbench.engine.attributes import Attributes
 from workbench.engine.bulk_conversions import BulkConversions
 from workbench.engine.conversions import Conversions
 from workbench.engine.host_state import HostState
-from workbench.engine.objects import Inode
+from workbench.engine.objects import Inode, OpenFile
 from workbench.intervals import Int64s
 
 _FIRST_DESCRIPTOR = 3  # after stdin, stdout and stderr
+
+
+class Descriptors:
+    """The file descriptors of a process (fs/file.c: alloc_fd): the lowest free one is taken."""
+
+    def __init__(self) -> None:
+        self._next = _FIRST_DESCRIPTOR
+        self._given_back: list[int] = []
+
+    def take(self) -> int:
+        """The lowest free descriptor."""
+        if self._given_back:
+            return heapq.heappop(self._given_back)
+        self._next += 1
+        return self._next - 1
+
+    def give_back(self, number: int) -> None:
+        """Close one that was taken."""
+        heapq.heappush(self._given_back, number)
 
 
 class System(HostState):
@@ -28,7 +49,7 @@ class System(HostState):
 
     def __init__(self, scenario: sc.Scenario, cancelled: Callable[[], bool] = lambda: False) -> None:
         super().__init__(scenario, cancelled)
-        self.descriptors: dict[str, set[int]] = {}
+        self.descriptors: dict[str, Descriptors] = defaultdict(Descriptors)
         """Of each process; the scenario's own is ''."""
         self.conversions = Conversions(self) if conversions.wanted(scenario) else None
         self.hogs: list[tuple[int, Int64s]] = []
@@ -59,14 +80,22 @@ class System(HostState):
 
     def new_descriptor(self, process: str = "") -> int:
         """The lowest free file descriptor of a process, taken (fs/file.c: alloc_fd)."""
-        taken = self.descriptors.setdefault(process, set(range(_FIRST_DESCRIPTOR)))
-        number = next(number for number in range(len(taken) + 1) if number not in taken)
-        taken.add(number)
-        return number
+        return self.descriptors[process].take()
 
-    def is_open(self, inode: Inode) -> bool:
-        """Whether some descriptor refers to the inode."""
-        return any(file.inode is inode and file.descriptor is not None for file in self.files.values())
+    def open_as(self, name: str, file: OpenFile) -> None:
+        """A name of the scenario means this file from now on; whatever it meant before cannot be reached any more."""
+        before = self.files.get(name)
+        if before is not None and before.descriptor is not None:
+            before.inode.descriptors -= 1
+        file.inode.descriptors += 1
+        self.files[name] = file
+
+    def close_descriptor(self, file: OpenFile) -> None:
+        """fs/open.c: filp_close."""
+        if file.descriptor is not None:
+            self.descriptors[file.process].give_back(file.descriptor)
+            file.descriptor = None
+            file.inode.descriptors -= 1
 
     def free_inode(self, inode: Inode) -> None:
         """The inode dies and its pages are freed."""

@@ -577,7 +577,7 @@ class Replay:
         """Mappings of the host that have the first page of each folio in their page tables."""
         out = np.zeros(len(first), np.int64)
         for mapping in file.inode.mappings:
-            for low, high in mapping.mapped.tolist():
+            for low, high in mapping.mapped().tolist():
                 out += (first >= low) & (first < high) & (order == 0)
         return out
 

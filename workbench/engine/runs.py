@@ -1,0 +1,115 @@
+"""Sorted disjoint runs of pages that operations change: memory around :mod:`workbench.kernels.runs`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from workbench.intervals import Int64s
+from workbench.kernels import runs as kernels
+
+_LOWEST, _HIGHEST = -(1 << 62), 1 << 62
+_FOUND = 64  # rows that an answer has room for at first
+
+
+class Runs:
+    """Runs int64 (n, 3): first page, pages and a value, ascending.
+
+    A change costs the logarithm of the runs; :meth:`all` costs the runs and is remembered until the next change.
+    """
+
+    def __init__(self) -> None:
+        self._table = _NOTHING
+        self._all: Int64s | None = None
+
+    def __len__(self) -> int:
+        return int(self._table.head[kernels.COUNT])
+
+    def enter(self, allocations: Int64s, begin: int, end: int) -> None:
+        """Add rows ``[begin, end)`` of an allocation table, each with its index as the value."""
+        self._all = None
+        while True:
+            begin = int(kernels.enter(self._table, allocations, begin, end))
+            if begin == end:
+                return
+            self._grow()
+
+    def replace(self, runs: Int64s) -> None:
+        """These sorted disjoint runs int64 (n, 3) in place of all that there were."""
+        self._all = None
+        blocks = -(-len(runs) // kernels.BLOCK)
+        self._table = _table(blocks + 1)
+        self._table.rows[: len(runs)] = runs
+        self._table.fill[:blocks] = kernels.BLOCK
+        self._table.fill[blocks - 1 : blocks] -= blocks * kernels.BLOCK - len(runs)
+        self._table.head[:] = blocks, len(runs)
+
+    def join(self, start: int, end: int) -> None:
+        """Add pages ``[start, end)`` without a value; what touches becomes one run."""
+        self._before_change()
+        kernels.join(self._table, start, end)
+
+    def erase(self, start: int, end: int) -> None:
+        """Remove pages ``[start, end)``."""
+        self._before_change()
+        kernels.erase(self._table, start, end)
+
+    def cut(self, start: int, end: int) -> Int64s:
+        """Runs int64 (n, 3) clipped to ``[start, end)``."""
+        out = np.empty((_FOUND, 3), np.int64)
+        count = kernels.cut(self._table, start, end, out)
+        if count > _FOUND:
+            out = np.empty((count, 3), np.int64)
+            kernels.cut(self._table, start, end, out)
+        return out[:count]
+
+    def gaps(self, start: int, end: int) -> Int64s:
+        """What of ``[start, end)`` no run holds, as intervals int64 (n, 2)."""
+        out = np.empty((_FOUND, 2), np.int64)
+        count = kernels.gaps(self._table, start, end, out)
+        if count > _FOUND:
+            out = np.empty((count, 2), np.int64)
+            kernels.gaps(self._table, start, end, out)
+        return out[:count]
+
+    def all(self) -> Int64s:
+        """All runs, not to be written to."""
+        if self._all is None:
+            self._all = self.cut(_LOWEST, _HIGHEST)
+        return self._all
+
+    def end(self) -> int:
+        """End of the last run; 0 if there is none."""
+        table = self._table
+        used = int(table.head[kernels.USED])
+        if not used:
+            return 0
+        block = int(table.order[used - 1])
+        first, length, _ = table.rows[block * kernels.BLOCK + int(table.fill[block]) - 1].tolist()
+        return int(first + length)
+
+    def _before_change(self) -> None:
+        self._all = None
+        if self._table.head[kernels.USED] == len(self._table.order):
+            self._grow()
+
+    def _grow(self) -> None:
+        """Twice the blocks, or the first one."""
+        old = self._table
+        new = _table(max(1, 2 * len(old.order)))
+        new.rows[: len(old.rows)] = old.rows
+        new.fill[: len(old.fill)] = old.fill
+        new.order[: len(old.order)] = old.order
+        new.head[:] = old.head
+        self._table = new
+
+
+def _table(blocks: int) -> kernels.Runs:
+    return kernels.Runs(
+        np.empty((blocks * kernels.BLOCK, 3), np.int64),
+        np.zeros(blocks, np.int64),
+        np.arange(blocks, dtype=np.int64),
+        np.zeros(2, np.int64),
+    )
+
+
+_NOTHING = _table(0)
