@@ -147,6 +147,57 @@ def test_zoom_to_a_page(page: Page) -> None:
     assert _span(page) == 64 << 30
 
 
+def test_the_map_comes_back_after_go_to(page: Page) -> None:
+    """The whole guest is shown again, though it was the view asked for last: nothing stays as if it were absent."""
+    space, error = page.locator(".wb-space"), page.locator(".wb-error", has_text="beyond the guest")
+    whole = page.locator("[data-tool=whole]")
+    whole.click()
+    expect(space).to_have_attribute("data-exact", "true")
+    goto = page.get_by_placeholder("12 GiB")
+    goto.fill("99 GiB")
+    goto.press("Enter")
+    expect(error).to_be_visible()
+    goto.fill("33 GiB")
+    goto.press("Enter")
+    expect(error).to_be_hidden()
+    expect(page.locator(".wb-where")).to_contain_text("64 KiB of")
+    before = space.get_attribute("data-serial")
+    whole.click()
+    # Until the columns are there, the map says that it is loading them.
+    expect(space).to_have_attribute("data-loaded", "true")
+    expect(space).to_have_attribute("data-exact", "true")
+    assert space.get_attribute("data-serial") != before
+    assert _span(page) == 64 << 30
+
+
+def test_what_is_under_the_pointer_follows_the_time(page: Page) -> None:
+    box = page.get_by_test_id("address-space").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 70)
+    expect(page.locator(".wb-readout")).to_contain_text("node")
+    slider = page.locator(".wb-time input[type=range]")
+    slider.press("Home")
+    expect(page.locator(".wb-readout")).to_contain_text("not present")
+    slider.press("End")
+    expect(page.locator(".wb-readout")).not_to_contain_text("not present")
+    page.mouse.move(5, 5)
+    expect(page.locator(".wb-readout")).to_have_text("")
+
+
+def test_drag_in_a_range_of_the_whole_guest(page: Page) -> None:
+    editor(page, "Policy")
+    expect(page.locator(".wb-space")).to_have_attribute("data-ranges", f"0-{64 << 30}")
+    box = page.get_by_test_id("address-space").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 24)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 24, steps=5)
+    page.mouse.up()
+    expect(field(page, "range").locator("option")).to_have_count(2)
+    page.get_by_role("button", name="undo").click()
+    expect(page.locator(".wb-space")).to_have_attribute("data-ranges", f"0-{64 << 30}")
+
+
 def _span(page: Page) -> int:
     return page.evaluate("() => { const d = document.querySelector('.wb-space').dataset; return d.stop - d.start; }")
 
@@ -195,6 +246,13 @@ def test_compare(page: Page) -> None:
     field(page, "mode").select_option("local")
     expect(page.locator(".wb-views table").first).to_contain_text("B − A")
     expect(page.locator(".wb-views")).to_contain_text("guest.policies.0.mode")
+    expect(page.locator(".wb-views")).to_contain_text("latency of the vCPUs on node 0 (streaming, modelled)")
+    editor(page, "Guest")
+    field(page, "memory", "input").fill("16 GiB")
+    field(page, "memory", "input").press("Enter")
+    row = page.locator("tr", has=page.locator("th:text-is('guest.memory')"))
+    expect(row.locator("td")).to_have_text(["32 GiB", "16 GiB"])
+    page.get_by_role("button", name="undo").click()
     view(page, "Nodes")
     expect(page.locator("[data-kind=bars] rect[stroke-dasharray]").first).to_be_attached()
 
@@ -235,6 +293,19 @@ def _move_through_time(page: Page) -> None:
     expect(page.locator(".wb-views.wb-old")).to_have_count(0)
 
 
+@pytest.mark.parametrize("number", ["0", "100000"])
+def test_a_number_of_vcpus_is_refused_not_changed(page: Page, number: str) -> None:
+    editor(page, "Guest")
+    vcpus = field(page, "vCPUs", "input")
+    vcpus.fill(number)
+    vcpus.press("Enter")
+    expect(page.locator(".wb-error [role=alert]").first).to_contain_text(f"{number} vCPUs; must be 1 to 1024")
+    expect(vcpus).to_have_value(number)
+    vcpus.fill("8")
+    vcpus.press("Enter")
+    expect(page.locator(".wb-error [role=alert]")).to_have_count(0)
+
+
 def test_export(page: Page, tmp_path: Path) -> None:
     view(page, "Share")
     expect(page.locator(".wb-share textarea")).to_have_value(re.compile("import workbench as wb"))
@@ -246,6 +317,31 @@ def test_export(page: Page, tmp_path: Path) -> None:
     assert any(name.startswith("pages_per_node/") for name in zipfile.ZipFile(target).namelist())
     view(page, "Dataset")
     expect(page.locator(".xr-wrap, .xr-header").first).to_be_attached()
+
+
+def test_the_figure_and_its_table_are_exported(page: Page, tmp_path: Path) -> None:
+    view(page, "vCPUs")
+    view(page, "Share")
+    for tool, name, start in (
+        ("figure svg", "explorer-vcpus.svg", b"<?xml"),
+        ("figure pdf", "explorer-vcpus.pdf", b"%PDF"),
+        ("figure png", "explorer-vcpus.png", b"\x89PNG"),
+        ("table csv", "explorer-vcpus.csv", b"vcpu,node"),
+    ):
+        with page.expect_download() as info:
+            page.locator(f"[data-tool='{tool}']").click()
+        target = tmp_path / info.value.suggested_filename
+        info.value.save_as(target)
+        assert target.name == name
+        assert target.read_bytes().startswith(start)
+
+
+def test_the_policies_are_ranked(page: Page) -> None:
+    view(page, "Best policy")
+    page.get_by_role("button", name="rank the policies").click()
+    expect(page.locator(".wb-ranking tbody tr")).to_have_count(11, timeout=90_000)
+    expect(page.locator(".wb-ranking tbody th").first).to_contain_text("1. ")
+    expect(page.locator(".wb-views")).to_contain_text("hypothetical")
 
 
 def test_a_report_is_made(page: Page, watch_and_page: tuple[servers.Watch, Page]) -> None:
@@ -271,6 +367,64 @@ def test_setting_the_scenario_from_the_next_cell_moves_the_widgets(page: Page) -
     )
     status(page, "8 GiB present")
     expect(field(page, "memory", "input")).to_have_value("8 GiB")
+
+
+def _execute(page: Page, code: str) -> None:
+    page.evaluate(
+        """(code) => { void window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code}); }""",
+        code,
+    )
+
+
+def test_an_old_picture_is_marked_while_a_run_goes_on(page: Page) -> None:
+    _execute(page, "waits.append(3.0)")
+    editor(page, "Guest")
+    field(page, "memory", "input").fill("4 GiB")
+    field(page, "memory", "input").press("Enter")
+    expect(page.locator(".wb-busy")).to_be_visible()
+    expect(page.locator(".wb-views.wb-old")).to_have_count(1)
+    status(page, "4 GiB present")
+    expect(page.locator(".wb-busy")).to_be_hidden()
+    expect(page.locator(".wb-views.wb-old")).to_have_count(0)
+
+
+def test_many_operations_are_said_to_be_locked(page: Page) -> None:
+    editor(page, "Workload")
+    _execute(
+        page,
+        "touch = [{'op': 'fault', 'offset': 4096 * i, 'length': 4096} for i in range(500)]\n"
+        "explorer.scenario = explorer.scenario.replace(operations=[{'op': 'create'}, {'op': 'mmap'}, *touch])",
+    )
+    expect(page.locator(".wb-editors")).to_contain_text(
+        "502 operations: the first 400 are shown and cannot be edited here"
+    )
+    expect(page.locator(".wb-code textarea")).to_be_disabled()
+    expect(page.locator(".wb-time input[type=number]")).to_have_value("501")
+    page.get_by_role("button", name="undo").click()
+    expect(page.locator(".wb-code textarea")).to_be_enabled()
+
+
+def test_nothing_is_cut_in_a_narrow_window(page: Page) -> None:
+    """520 pixels: names of tabs and the status are whole."""
+    page.evaluate("document.querySelector('.wb-explorer').style.maxWidth = '520px'")
+    try:
+        page.wait_for_timeout(300)  # observers of sizes
+        cut = page.evaluate(
+            """() => [...document.querySelectorAll('.wb-explorer .lm-TabBar-tabLabel, .wb-explorer .wb-status')]
+                 .filter((e) => e.offsetParent && (e.scrollWidth > e.clientWidth + 1 || outside(e)))
+                 .map((e) => e.textContent);
+               function outside(e) {
+                 const box = e.getBoundingClientRect();
+                 for (let up = e.parentElement; up && !up.matches('.wb-explorer'); up = up.parentElement) {
+                   const it = up.getBoundingClientRect(), hidden = getComputedStyle(up).overflowX !== 'visible';
+                   if (hidden && (box.right > it.right + 1 || box.bottom > it.bottom + 1)) return true;
+                 }
+                 return false;
+               }"""
+        )
+        assert cut == []
+    finally:
+        page.evaluate("document.querySelector('.wb-explorer').style.maxWidth = ''")
 
 
 def test_keyboard_reaches_every_control(page: Page) -> None:

@@ -392,6 +392,60 @@ def test_downloads_hold_the_scenario_and_the_result(explorer: Explorer, tmp_path
         explorer.file("exe")
 
 
+def test_figures_and_tables_can_be_taken_along(explorer: Explorer) -> None:
+    starts = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}
+    for view in explorer.figure.options:
+        explorer.figure.value = view
+        for kind, start in starts.items():
+            name, content = explorer.file(f"figure {kind}")
+            assert name.endswith(f"{view.lower().replace(' ', '-')}.{kind}")
+            assert content.startswith(start)
+            if kind == "pdf":
+                assert b"/Type3" not in content
+    explorer.figure.value = "Nodes"
+    rows = explorer.file("table csv")[1].decode().splitlines()
+    assert rows[0].startswith("node,kind,memory (B),guest (B),free (B)")
+    assert rows[1].split(",")[3] == str(GIB // 4)
+    calls = explorer.file("calls csv")[1].decode().splitlines()
+    assert calls[1].startswith("0,create")
+    assert len(calls) == 1 + explorer.result.sizes["event"]
+
+
+def test_sizes_are_written_with_units_and_read_back(explorer: Explorer) -> None:
+    explorer.guest.memory.value = "3 GiB"
+    explorer.policy.end.value = "512 MiB"
+    text = explorer.file("yaml")[1].decode()
+    assert "memory: 3 GiB" in text
+    assert "length: 512 MiB" in text
+    assert Scenario.from_yaml(text) == explorer.scenario
+
+
+def test_the_policies_are_ranked(explorer: Explorer) -> None:
+    from workbench.explorer import ranking
+
+    found = ranking.rank(explorer.scenario, "streaming", partitioned=False)
+    text = ranking.table(found, explorer.scenario)
+    best = found["policy"].values[found["bandwidth"].values[1:].mean(axis=0).argmax()]
+    assert text.count("<tr>") == 1 + found.sizes["policy"]
+    assert "5 to 95 %" in text and "hypothetical" in text  # this machine has no HMAT
+    assert str(best) in text.split("</b>")[0]
+    nobody = explorer.scenario.replace(**{"guest.vcpus": []})
+    with pytest.raises(WorkbenchError, match="no vCPUs"):
+        ranking.rank(nobody, "streaming", partitioned=False)
+
+
+def test_nothing_present_is_not_a_distance_of_nothing(explorer: Explorer) -> None:
+    explorer.pin.click()
+    explorer.workload.touch.value = "nothing"
+    explorer.tabs.selected_index = 4
+    assert not explorer.result["pages_per_node"].any()
+    assert explorer.workload.touch.value == "nothing"
+    explorer.controller.wait()
+    assert "0.000" not in explorer.compare.value
+    assert pictures.NOTHING in explorer.compare.value
+    assert "latency of the vCPUs on node 0 (streaming, modelled)" in explorer.compare.value
+
+
 def test_python_and_commands_to_copy(explorer: Explorer) -> None:
     explorer.tabs.selected_index = 6
     for kind in explorer.share_kind.options:
@@ -411,7 +465,9 @@ def test_the_static_twin_shows_the_result_without_script(explorer: Explorer) -> 
     assert data["text/html"].count("<rect") > 8
 
 
-def test_500_edits_leave_nothing_behind(explorer: Explorer) -> None:
+def test_500_edits_leave_nothing_behind(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.explorer.controller.ONE_STEP", 600.0)  # a busy machine may pause between two edits
+
     def live() -> int:
         return len(ipywidgets.widgets.widget._instances)
 

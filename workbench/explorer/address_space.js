@@ -71,7 +71,7 @@ function render({ model, el }) {
     return top;
   }
 
-  let timer = null;
+  let timer = null, requests = 0;
   function show(start, stop, quiet = false) {
     const f = frame(), least = f.page;
     if (!f.total || !view) return;
@@ -79,9 +79,11 @@ function render({ model, el }) {
     start = Math.max(0, Math.min(f.total - size, start));
     view = [start, start + size];
     draw();
+    say();
     if (quiet) return;
     clearTimeout(timer);
-    timer = setTimeout(() => { model.set("viewport", view.map(Math.round)); model.save_changes(); }, 25);
+    // With a number of its own: asking again for a view that Python has left meanwhile is a change too.
+    timer = setTimeout(() => { model.set("viewport", [...view.map(Math.round), ++requests]); model.save_changes(); }, 25);
   }
   function zoom(factor, centre = view && (view[0] + view[1]) / 2) {
     if (!view) return;
@@ -112,8 +114,12 @@ function render({ model, el }) {
     context.beginPath();
     context.rect(MARGIN, top, inner(), height);
     context.clip();
-    context.fillStyle = style("--wb-empty", "#e8e8e8");
+    // Hatched where the columns are still to come: what is not loaded must not look like what is not present.
+    context.fillStyle = hatch(context);
     context.fillRect(MARGIN, top, inner(), height);
+    const left = Math.max(MARGIN, toX(f.start));
+    context.fillStyle = style("--wb-empty", "#e8e8e8");
+    context.fillRect(left, top, Math.min(width() - MARGIN, toX(f.stop)) - left, height);
     for (let c = 0; c < count; c++) {
       // Whole pixels: edges in between would shine through as stripes.
       const x = Math.floor(toX(f.start + c * span)), right = Math.ceil(toX(f.start + (c + 1) * span));
@@ -141,6 +147,19 @@ function render({ model, el }) {
       context.stroke();
     }
     context.restore();
+  }
+
+  function hatch(context) {
+    const tile = document.createElement("canvas");
+    tile.width = tile.height = 8;
+    const pen = tile.getContext("2d");
+    pen.fillStyle = style("--wb-surface", "#fff");
+    pen.fillRect(0, 0, 8, 8);
+    pen.strokeStyle = style("--wb-soft", "#777");
+    pen.beginPath();
+    for (const at of [-4, 4, 12]) { pen.moveTo(at - 4, 8); pen.lineTo(at + 4, 0); }
+    pen.stroke();
+    return context.createPattern(tile, "repeat");
   }
 
   function text(context, words, x, y, room, color, align = "left") {
@@ -225,7 +244,9 @@ function render({ model, el }) {
         if (right <= x) continue;
         context.fillStyle = part.color;
         context.fillRect(x, bandTop, Math.max(1, right - x), STATE);
-        text(context, part.label, x + 4, bandTop + STATE / 2 + 0.5, right - x - 8, part.ink || "#fff");
+        // The first part says what the strip is about.
+        const words = x <= MARGIN ? `${band.name}: ${part.label}` : part.label;
+        text(context, words, x + 4, bandTop + STATE / 2 + 0.5, right - x - 8, part.ink || "#fff");
       }
     });
 
@@ -247,6 +268,7 @@ function render({ model, el }) {
     el.dataset.start = Math.round(view[0]);
     el.dataset.stop = Math.round(view[1]);
     el.dataset.exact = String(f.start === Math.round(view[0]) && f.stop === Math.round(view[1]));
+    el.dataset.loaded = String(f.start <= view[0] && view[1] <= f.stop);
     el.dataset.serial = f.serial;
     el.dataset.ranges = f.ranges.map((range) => `${range.start}-${range.end}`).join(" ");
     el.dataset.painted = performance.timeOrigin + performance.now();
@@ -278,7 +300,8 @@ function render({ model, el }) {
     const f = frame(), data = columns("shares");
     if (!data) return "";
     const offset = Math.max(0, Math.min(f.total - 1, toOffset(x)));
-    const page = Math.floor(offset / f.page);
+    const page = Math.floor(offset / f.page), place = `${exact(page * f.page)}, page ${page.toLocaleString("en-US")}`;
+    if (offset < f.start || offset >= f.stop) return `${place}: loading`;
     const parts = f.nodes.length + 1, count = data.length / parts;
     const column = Math.floor((offset - f.start) / (f.stop - f.start) * count);
     const row = data.subarray(column * parts, (column + 1) * parts);
@@ -286,11 +309,17 @@ function render({ model, el }) {
       .filter(([share]) => share > 0).sort((a, b) => b[0] - a[0]);
     const shown = shares.slice(0, 4).map(([share, name]) => shares.length === 1 ? name : `${name} ${Math.round(share / 2.55)} %`);
     if (shares.length > 4) shown.push(`${shares.length - 4} more`);
-    const states = (f.states || []).map((band) => band.parts.find((p) => p.start <= offset && offset < p.end)?.label).filter(Boolean);
+    const states = (f.states || []).map((band) => {
+      const part = band.parts.find((p) => p.start <= offset && offset < p.end);
+      return part && `${band.name}: ${part.label}`;
+    });
     const range = f.ranges.filter((r) => r.start <= offset && offset < r.end).pop();
-    return [`${exact(page * f.page)}, page ${page.toLocaleString("en-US")}: ${shown.join(", ")}`, range?.label, ...states]
+    return [`${place}: ${shown.join(", ")}`, range?.label, ...states]
       .filter(Boolean).join(" · ");
   }
+
+  let described = null;  // x of which the line below the map speaks
+  function say() { if (!drag) readout.textContent = described === null || !view ? "" : describe(described); }
 
   function hit(x, y) {
     const top = layout();
@@ -299,7 +328,8 @@ function render({ model, el }) {
       const left = toX(range.start), right = toX(range.end);
       if (Math.abs(x - left) < 6) return { place: "edge", range, edge: "start" };
       if (Math.abs(x - right) < 6) return { place: "edge", range, edge: "end" };
-      if (left < x && x < right) return { place: "range", range };
+      // A range of the whole guest has nowhere to go: dragging in it draws a new one on top.
+      if (left < x && x < right) return range.start === 0 && range.end >= frame().total ? { place: "band", under: range } : { place: "range", range };
     }
     return { place: "band" };
   }
@@ -313,7 +343,8 @@ function render({ model, el }) {
     const [x, y] = local(event), at = hit(x, y);
     canvas.setPointerCapture(event.pointerId);
     if (at.place === "minimap") { const half = (view[1] - view[0]) / 2, c = (x - MARGIN) / inner() * frame().total; show(c - half, c + half); return; }
-    if (at.range) { model.set("selected", at.range.index); model.save_changes(); }
+    const chosen = at.range || at.under;
+    if (chosen) { model.set("selected", chosen.index); model.save_changes(); }
     drag = { ...at, from: toOffset(x), x, view: [...view], shown: at.range && { start: at.range.start, end: at.range.end } };
     if (at.place === "band") { drag.range = { index: -1 }; drag.shown = { start: snap(drag.from), end: snap(drag.from) }; }
   });
@@ -324,7 +355,8 @@ function render({ model, el }) {
     if (!drag) {
       const at = hit(x, y);
       canvas.style.cursor = { edge: "ew-resize", range: "move", band: "crosshair", strip: "grab", minimap: "pointer" }[at.place];
-      readout.textContent = describe(x);
+      described = x;
+      say();
       draw();
       return;
     }
@@ -351,10 +383,11 @@ function render({ model, el }) {
     }
     drag = null;
     draw();
+    say();
   };
   canvas.addEventListener("pointerup", drop);
   canvas.addEventListener("pointercancel", () => { drag = null; draw(); });
-  canvas.addEventListener("pointerleave", () => { pointer = null; if (!drag) draw(); });
+  canvas.addEventListener("pointerleave", () => { pointer = null; if (!drag) { described = null; say(); draw(); } });
   canvas.addEventListener("dblclick", (event) => { if (view) zoom(0.25, toOffset(local(event)[0])); });
   canvas.addEventListener("wheel", (event) => {
     // Plain scrolling must go on scrolling the page unless the canvas has the focus.
@@ -368,7 +401,8 @@ function render({ model, el }) {
       PageUp: () => pan(-1), PageDown: () => pan(1), Home: () => show(0, frame().total) }[event.key];
     if (!view || !action || event.ctrlKey || event.altKey || event.metaKey) return;
     action();
-    readout.textContent = describe(width() / 2);
+    described = width() / 2;
+    say();
     event.preventDefault();
     event.stopPropagation();
   });
@@ -377,14 +411,17 @@ function render({ model, el }) {
     const f = frame();
     legend.replaceChildren(...f.nodes.slice(0, 64).map((node) =>
       element("span", { class: "wb-key" }, element("i", { style: `background:${node.color}` }), `${node.id}${node.kind === "dram" ? "" : " " + node.kind}`)),
-      element("span", { class: "wb-key" }, element("i", { class: "wb-absent" }), "not present"));
+      element("span", { class: "wb-key" }, element("i", { class: "wb-absent" }), "not present"),
+      element("span", { class: "wb-key" }, element("i", { class: "wb-loading" }), "still loading"));
   }
+  let forced = -1;
   const fresh = () => {
     // Python may have moved the view (another guest, a typed offset).
     const f = frame();
-    if (f.force) view = [f.start, f.stop];
+    if (f.force && f.serial !== forced) { view = [f.start, f.stop]; forced = f.serial; }
     drawLegend();
     draw();
+    say();  // what lies under the pointer may have changed
   };
   let asked = 0;
   model.on("change:frame change:shares change:shares_a", () => { asked ||= requestAnimationFrame(() => { asked = 0; fresh(); }); });

@@ -18,7 +18,7 @@ import xarray as xr
 from workbench import results
 from workbench.data import notebooks_path
 from workbench.errors import WorkbenchError
-from workbench.explorer import edits, pictures, static
+from workbench.explorer import edits, export, pictures, ranking, static
 from workbench.explorer.controller import Controller, Event, Run, Simulate, _engine
 from workbench.explorer.editors import Editor, GuestEditor, MachineEditor, PolicyEditor, WorkloadEditor
 from workbench.explorer.widgets import STYLE, AddressSpace, Chart, Share, TimeSlider
@@ -33,7 +33,7 @@ WAIT_FOR_FIRST = 1.0
 """Seconds that the first display waits for the first result."""
 LARGEST_DOWNLOAD = 64 << 20
 """Bytes of a Dataset that go through the browser; larger ones are saved to a file by ``workbench run``."""
-VIEWS = ("Nodes", "vCPUs", "Over time", "Calls", "Compare", "Dataset", "Share")
+VIEWS = ("Nodes", "vCPUs", "Over time", "Calls", "Compare", "Dataset", "Share", "Best policy")
 
 
 def _aid(text: str) -> w.HTML:
@@ -56,6 +56,7 @@ class Explorer:
         self._viewport: tuple[int, int] | None = None
         self._started = 0.0
         self._stale: set[int] = set()
+        self._painted: Run | None = None
         self._handles: list[Any] = []
         self.machine = MachineEditor(self.controller)
         self.guest = GuestEditor(self.controller)
@@ -141,8 +142,10 @@ class Explorer:
         self.bar = w.IntProgress(min=0, max=1, layout=w.Layout(width="90px", display="none"))
         self.title.layout = w.Layout(flex="0 1 auto", min_width="60px", overflow="hidden")
         self.status.layout = w.Layout(flex="1 1 0", min_width="60px", overflow="hidden")
+        # Its style decides when it shows: at once would flicker, and Python may be at work when it should.
+        self.busy = w.HTML('<span class="wb-busy">computing …</span>')
         self.header = w.HBox(
-            [self.title, self.status, self.bar, self.cancel, self.undo, self.redo, self.pin, self.unpin]
+            [self.title, self.status, self.busy, self.bar, self.cancel, self.undo, self.redo, self.pin, self.unpin]
         )
         self.header.add_class("wb-header")
 
@@ -176,7 +179,7 @@ class Explorer:
             style={"description_width": "60px"},
             layout=w.Layout(width="220px"),
         )
-        self.pattern.observe(lambda _: self._again("vCPUs"), "value")
+        self.pattern.observe(lambda _: self._again("vCPUs", "Compare"), "value")
         self.calls = w.HTML()
         self.compare = w.HTML()
         self.dataset = w.HTML()
@@ -197,6 +200,33 @@ class Explorer:
             "make a report", "Run notebooks/00_explorer.ipynb on this scenario", self._make_report
         )
         self.report_note = w.HTML()
+        self.figure = w.Dropdown(
+            options=list(export.FIGURES), description="figure", style={"description_width": "44px"},
+            layout=w.Layout(width="200px"),
+        )  # fmt: skip
+        self.figure_files = Share(
+            plain=True,
+            downloads=[
+                *({"name": f"figure {kind}", "label": kind.upper()} for kind in ("svg", "pdf")),
+                {"name": "figure png", "label": "PNG, 300 dpi"},
+                {"name": "table csv", "label": "its numbers (CSV)"},
+                {"name": "calls csv", "label": "calls (CSV)"},
+            ],
+        )
+        self.figure_files.on_msg(lambda widget, message, _buffers: self._download(message, widget))
+        self.rank_pattern = w.Dropdown(
+            options=self.pattern.options, description="accesses", style={"description_width": "60px"},
+            layout=w.Layout(width="220px"),
+        )  # fmt: skip
+        self.rank_parts = w.Checkbox(
+            description="each node's vCPUs use their own part", indent=False, layout=w.Layout(width="auto")
+        )
+        self.rank_button = self._button(
+            "rank the policies", "Simulate this guest under every policy and compare what its vCPUs get", self._rank
+        )
+        self.ranking = w.HTML()
+        self.ranking.add_class("wb-scroll")
+        self._ranked: Scenario | None = None
         half = w.Layout(width="50%", min_width="0")
         for chart in (self.host_chart, self.bars_chart):
             chart.layout = half
@@ -226,15 +256,36 @@ class Explorer:
                 w.VBox([_aid("A is the pinned run, B the present one."), self.compare]),
                 w.VBox([_aid("The whole result as an xarray.Dataset: <code>explorer.result</code>."), self.dataset]),
                 w.VBox(
-                    [self.share_kind, self.share, w.HBox([self.report, self.report_note])],
+                    [
+                        self.share_kind,
+                        self.share,
+                        w.HBox([self.figure, self.figure_files]),
+                        w.HBox([self.report, self.report_note]),
+                    ],
+                ),
+                w.VBox(
+                    [
+                        _aid(
+                            "This guest on this host under every policy, ranked by what its vCPUs get; the workload "
+                            "is the access pattern chosen here."
+                        ),
+                        w.HBox(
+                            [self.rank_pattern, self.rank_parts, self.rank_button],
+                            layout=w.Layout(flex_flow="row wrap"),
+                        ),
+                        self.ranking,
+                    ]
                 ),
             ],
             titles=list(VIEWS),
         )
-        self.tabs.observe(lambda change: self._tab_opened(), "selected_index")
+        self.tabs.observe(lambda change: self._view_chosen(), "selected_index")
         self.views = w.VBox(
             [
-                _aid("Columns show the nodes behind the pages; drag in the band above them to set policies."),
+                _aid(
+                    "Columns show the nodes behind the pages. Drag in the band above them to draw a policy range; drag a "
+                    "range to move it, its edges to resize it."
+                ),
                 self.space,
                 w.HBox([self.goto, self.time]),
                 self.goto_error,
@@ -279,6 +330,7 @@ class Explorer:
 
     def _load_editors(self) -> None:
         self._mark_old()
+        self.goto_error.layout.display = "none"
         scenario = self.controller.scenario
         self.title.value = (
             f'<span class="wb-title" title="{html.escape(scenario.comment)}">{html.escape(scenario.name)}</span>'
@@ -306,14 +358,18 @@ class Explorer:
             editor.show_errors(self.controller.errors)
 
     def _mark_old(self) -> bool:
-        """Dim a picture that is not of the present settings; returns whether it is old."""
-        run = self.controller.run
-        old = run is not None and run.scenario is not self.controller.scenario
-        if old or self._replaying:
-            self.views.add_class("wb-old")
-        else:
-            self.views.remove_class("wb-old")
-        return old
+        """Dim a picture that is not of the present settings; returns whether the last run is not of them either.
+
+        A picture is of the run that was painted last, which is older than the last run while views are being worked out.
+        """
+        run, painted, scenario = self.controller.run, self._painted, self.controller.scenario
+        waiting = painted is not None and painted.scenario is not scenario
+        for part in (self.views, self.header):
+            if waiting or self._replaying:
+                part.add_class("wb-old")
+            else:
+                part.remove_class("wb-old")
+        return run is not None and run.scenario is not scenario
 
     def _show_running(self) -> None:
         old = self._mark_old()
@@ -372,10 +428,11 @@ class Explorer:
             if self.time.value < last:
                 self._replay_beginning(run)
         self._show_space(force=False)
-        self._show_running()
         self.unpin.layout.display = "" if self.controller.pinned else "none"
         self._stale = set(range(len(VIEWS)))
         self._tab_opened()
+        self._painted = run
+        self._show_running()
 
     _replay_of: Run | None = None
     _moving = False
@@ -397,6 +454,12 @@ class Explorer:
             self.space.shares = data["shares"]
             self.space.shares_a = data["shares_a"]
             self.space.selected = self.policy.selected
+
+    def _view_chosen(self) -> None:
+        name = VIEWS[self.tabs.selected_index or 0]
+        if name in export.FIGURES:  # what was looked at last is what is exported first
+            self.figure.value = name
+        self._tab_opened()
 
     def _tab_opened(self) -> None:
         index = self.tabs.selected_index or 0
@@ -426,14 +489,19 @@ class Explorer:
                     "Press “pin as A” above, then change something: A and B are shown beside each other."
                 )
             else:
-                self.compare.value = pictures.nodes_table(run, pinned) + pictures.differences(run, pinned)
+                self.compare.value = pictures.nodes_table(run, pinned) + pictures.differences(
+                    run, pinned, str(self.pattern.value)
+                )
         elif name == "Dataset":
             self.dataset.value = run.dataset._repr_html_()
         elif name == "Share":
             self._show_share()
+        elif name == "Best policy" and self._ranked is not None and self._ranked is not self.controller.scenario:
+            self._ranked = None
+            self.ranking.value = "The settings have changed since: rank the policies again."
 
-    def _again(self, name: str) -> None:
-        self._stale.add(VIEWS.index(name))
+    def _again(self, *names: str) -> None:
+        self._stale.update(VIEWS.index(name) for name in names)
         self._tab_opened()
 
     # ------------------------------------------------------------------------------------------------- gestures
@@ -443,13 +511,15 @@ class Explorer:
 
     def _zoomed(self, viewport: list[float]) -> None:
         with self._lock:
-            if len(viewport) == 2 and viewport[1] > viewport[0] >= 0:
+            if len(viewport) >= 2 and viewport[1] > viewport[0] >= 0:
+                self.goto_error.layout.display = "none"  # it spoke of a place that is no longer asked for
                 self._viewport = (int(viewport[0]), int(viewport[1]))
                 self._show_space(force=False)
 
     def _go_to(self, text: str) -> None:
         run = self.shown
         if not text.strip() or run is None:
+            self.goto_error.layout.display = "none"
             return
         try:
             offset, total = parse_bytes(text.strip(), "go to"), pictures.guest_total(run.dataset)
@@ -513,21 +583,35 @@ class Explorer:
             )
         self.share.text = text
 
-    def _download(self, message: dict[str, Any]) -> None:
+    def _download(self, message: dict[str, Any], widget: Share | None = None) -> None:
+        widget = widget or self.share
         try:
             name, content = self.file(str(message.get("download")))
         except (WorkbenchError, OSError) as error:
-            self.share.send({"error": str(error)})
+            widget.send({"error": str(error)})
             return
-        self.share.send({"name": name}, buffers=[content])
+        widget.send({"name": name}, buffers=[content])
 
     def file(self, kind: str) -> tuple[str, bytes]:
-        """Name and content of a file to download: ``yaml``, ``zip`` (Zarr), ``nc`` or ``html``."""
+        """Name and content of a file to download: ``yaml``, ``zip`` (Zarr), ``nc``, ``html``; ``figure svg``,
+        ``figure pdf``, ``figure png`` and ``table csv`` of the chosen figure, or ``calls csv``."""
         stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.scenario.name) or "scenario"
         if kind == "yaml":
             return f"{stem}.yaml", edits.short_yaml(self.scenario).encode()
         if kind == "html":
             return f"{stem}.html", static.page(self.controller.run, self.controller.pinned).encode()
+        what, _, suffix_ = kind.partition(" ")
+        if suffix_ in (*export.FORMATS, "csv") and what in ("figure", "table", "calls"):
+            run = self.shown
+            if run is None:
+                raise WorkbenchError("download: there is no result yet")
+            view = "Calls" if what == "calls" else str(self.figure.value)
+            content = (
+                export.figure(run, view, suffix_)
+                if what == "figure"
+                else export.table(run, view, self.controller.pinned, str(self.pattern.value))
+            )
+            return f"{stem}-{view.lower().replace(' ', '-')}.{suffix_}", content
         suffix = {"zip": ".zarr.zip", "nc": ".nc"}.get(kind)
         if suffix is None:
             raise WorkbenchError(f"download: {kind!r} is not one of yaml, zip, nc, html")
@@ -540,6 +624,24 @@ class Explorer:
         with tempfile.TemporaryDirectory() as directory:
             path = results.save(dataset, Path(directory) / (stem + suffix))
             return path.name, path.read_bytes()
+
+    def _rank(self) -> None:
+        self.rank_button.disabled = True
+        self.ranking.value = '<span class="wb-note" role="status">simulating every policy …</span>'
+        arguments = (self.scenario, str(self.rank_pattern.value), bool(self.rank_parts.value))
+        threading.Thread(target=self._run_ranking, args=arguments, daemon=True).start()
+
+    def _run_ranking(self, scenario: Scenario, pattern: str, partitioned: bool) -> None:
+        try:
+            text = ranking.table(ranking.rank(scenario, pattern, partitioned=partitioned), scenario)
+        except WorkbenchError as error:
+            text = f'<span class="wb-bad" role="alert">{html.escape(str(error))}</span>'
+        except Exception as error:  # a fault must show here, not vanish in a thread
+            logger.exception("explorer: ranking")
+            text = f'<span class="wb-bad" role="alert">{html.escape(f"{type(error).__name__}: {error}")}</span>'
+        self._ranked = scenario
+        self.ranking.value = text
+        self.rank_button.disabled = False
 
     def _make_report(self) -> None:
         self.report.disabled = True

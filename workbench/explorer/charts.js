@@ -66,12 +66,15 @@ function host(data, width, height) {
       group.append(svg("rect", { x: x + 1, y: bottom, width: boxW - 2, height: h, fill, "data-part": name }));
     }
     group.append(svg("rect", { x, y, width: boxW, height: boxH, rx: 4, fill: "none", stroke: node.color, "stroke-width": 2 }));
+    // Words stand on a plate: the edge of the fill must not run through them.
     const lines = [`${node.id}${node.kind === "dram" ? "" : " " + node.kind.toUpperCase()}`];
-    if (boxH > 44 && boxW > 54) lines.push(node.memory ? gib(node.memory) : "no memory", node.cpus ? `${node.cpus} CPUs` : "no CPU");
+    if (boxH > 44 && boxW > 54) lines.push(node.memory ? gib(node.memory) + (node.assumed ? "?" : "") : "no memory", node.cpus ? `${node.cpus} CPUs` : "no CPU");
+    const plate = { w: Math.min(boxW - 6, 7 * Math.max(...lines.map((words) => words.length)) + 8), h: 14 * lines.length + 4 };
+    group.append(svg("rect", { x: x + (boxW - plate.w) / 2, y: y + (boxH - plate.h) / 2, width: plate.w, height: plate.h, rx: 3, class: "wb-plate" }));
     lines.forEach((words, l) => {
       const centre = y + boxH / 2 + (l - (lines.length - 1) / 2) * 14;
       group.append(label(x + boxW / 2, centre, words, { "text-anchor": "middle", "dominant-baseline": "central",
-        class: `wb-text wb-on${l === 0 ? " wb-strong" : ""}` }));
+        class: `wb-text${l === 0 ? " wb-strong" : ""}` }));
     });
     root.append(group);
   });

@@ -22,6 +22,8 @@ from workbench.scenario import Scenario
 Edit = Callable[[dict[str, Any]], None]
 """Changes a scenario's mapping in place; raises WorkbenchError for a value that has no place in it."""
 Event = Literal["scenario", "errors", "running", "progress", "result", "failed", "pinned"]
+ONE_STEP = 0.8
+"""Seconds within which edits of one field are one step of undo, as those of a drag are."""
 HISTORY = 200
 """Steps that undo can take back."""
 
@@ -144,7 +146,7 @@ class Controller:
             return
         # Steps of one drag are one step of undo.
         now = time.monotonic()
-        same = field and self._merge_key[0] == field and now - self._merge_key[1] < 0.8
+        same = field and self._merge_key[0] == field and now - self._merge_key[1] < ONE_STEP
         if not same:
             self._undo = [*self._undo[-(HISTORY - 1) :], self._scenario]
         self._redo.clear()

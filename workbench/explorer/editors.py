@@ -42,6 +42,8 @@ MODES = {
     "weighted interleave": "weighted_interleave",
 }
 EDITED = "edited host"
+MOST_WRITTEN = 400
+"""Operations that the text field holds; more would be slow in the browser."""
 
 
 def wide() -> w.Layout:
@@ -305,8 +307,10 @@ class MachineEditor(Editor):
             cpus = sum(len(node.cpus) for node in host.nodes)
             memory = format_bytes(sum(node.memory_bytes for node in host.nodes))
             source = f" Source: {html.escape(host.source)}." if host.source else ""
+            assumed = "".join(f"<br>Assumed (?): {html.escape(line)}." for line in host.assumptions())
             self.note.value = (
-                f'<div class="wb-note">{html.escape(host.name)}: {len(ids)} nodes, {memory}, {cpus} CPUs.{source}</div>'
+                f'<div class="wb-note">{html.escape(host.name)}: {len(ids)} nodes, {memory}, {cpus} CPUs.{source}'
+                f"{assumed}</div>"
             )
 
 
@@ -367,7 +371,7 @@ class GuestEditor(Editor):
             layout=wide(),
         )
         self.vmm.tooltip = "Whose calls are made: it decides which pages a policy reaches"
-        self.vcpus = w.BoundedIntText(min=1, max=1024, description="vCPUs", style=LABEL, layout=wide())
+        self.vcpus = w.IntText(continuous_update=False, description="vCPUs", style=LABEL, layout=wide())
         self.vcpu_nodes = NodePicker(label="nodes that the vCPUs run on")
         self.widget = w.VBox(
             [
@@ -640,8 +644,8 @@ class WorkloadEditor(Editor):
         self.order = w.Dropdown(
             options=["sequential", "reverse", "strided", "random"], description="order", style=LABEL, layout=wide()
         )
-        self.stride = w.BoundedIntText(min=1, max=1 << 30, description="stride, pages", style=LABEL, layout=wide())
-        self.turn = w.BoundedIntText(min=0, max=1 << 20, description="turn, pages", style=LABEL, layout=wide())
+        self.stride = w.IntText(continuous_update=False, description="stride, pages", style=LABEL, layout=wide())
+        self.turn = w.IntText(continuous_update=False, description="turn, pages", style=LABEL, layout=wide())
         self.turn.tooltip = "0: each vCPU finishes its share; otherwise vCPUs take turns of so many pages"
         self.shared = w.Checkbox(description="turns walk one range together", indent=False)
         self.hog_node = w.Dropdown(options=[("none", -1)], description="other use on", style=LABEL, layout=wide())
@@ -657,12 +661,12 @@ class WorkloadEditor(Editor):
             layout=wide(),
         )
         self.back = w.Checkbox(value=True, description="and back to private", indent=False)
-        self.pins = w.BoundedIntText(
-            min=0, max=edits.MAX_CONVERSIONS, description="pinned pieces", style=LABEL, layout=wide()
-        )
-        self.seed = w.BoundedIntText(min=0, max=2**53, description="seed", style=LABEL, layout=wide())
+        # No bounds here: a number that is not allowed is refused beside its field, not changed to one that is.
+        self.pins = w.IntText(continuous_update=False, description="pinned pieces", style=LABEL, layout=wide())
+        self.seed = w.IntText(continuous_update=False, description="seed", style=LABEL, layout=wide())
         self.text = w.Textarea(continuous_update=False, layout=w.Layout(width="98%", height="180px"))
         self.text.add_class("wb-code")
+        self.locked = w.HTML()
         self.text.tooltip = "Operations as YAML"
         self.simple = w.VBox(
             [
@@ -696,6 +700,7 @@ class WorkloadEditor(Editor):
                 self.seed,
                 self.message("seed"),
                 _heading("Operations (YAML)"),
+                self.locked,
                 self.text,
                 self.message("operations.text"),
             ]
@@ -735,6 +740,8 @@ class WorkloadEditor(Editor):
         piece = parse_bytes(self.piece.value or "2 MiB", "pieces")
         if piece < PAGE_SIZE or piece % PAGE_SIZE:
             raise WorkbenchError(f"conversions: pieces of {format_bytes(piece)}; must be a multiple of 4 KiB")
+        if not 0 <= self.pins.value <= edits.MAX_CONVERSIONS:
+            raise WorkbenchError(f"conversions: {self.pins.value} pinned pieces; must be 0 to {edits.MAX_CONVERSIONS}")
         return self._with(
             convert_percent=float(self.percent.value),
             convert_size=piece,
@@ -760,8 +767,14 @@ class WorkloadEditor(Editor):
         with self.loading():
             self.seed.value = min(scenario.seed, 2**53)
             operations = mapping.get("operations", [])
-            self.text.value = yaml.safe_dump(operations[:400], sort_keys=False, width=60) if operations else ""
-            self.text.disabled = len(operations) > 400
+            self.text.value = yaml.safe_dump(operations[:MOST_WRITTEN], sort_keys=False, width=60) if operations else ""
+            self.text.disabled = len(operations) > MOST_WRITTEN
+            self.locked.value = (
+                f'<div class="wb-note" role="note">{len(operations):,} operations: the first {MOST_WRITTEN} are shown '
+                "and cannot be edited here. Take all of them from Share, as YAML, and edit that file.</div>"
+                if len(operations) > MOST_WRITTEN
+                else ""
+            )
             self.touch.value = workload.touch if workload else "written"
             self.simple.layout.display = "" if workload and workload.touch == "first_touch" else "none"
             self.extra.layout.display = "" if workload else "none"

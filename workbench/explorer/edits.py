@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.policy import format_nodes, nodemask, nodes_of, parse_nodes
 from workbench.scenario import Scenario
 from workbench.topology.host import Host, machine_names
-from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
+from workbench.units import PAGE_SIZE, exact_bytes, format_bytes, parse_bytes
 
 Mapping = dict[str, Any]
 MAX_CONVERSIONS = 512
@@ -166,6 +166,8 @@ class Workload:
                 if value != default:
                     touch[key] = value
             operations.append(touch)
+        else:
+            operations.append({"op": "mmap"})  # no operations at all would be a first touch
         operations += [_on(place, self.convert_size, "convert", to="shared") for place in places]
         # A pinned page makes the conversion of its range back to private fail, with its offset.
         operations += [_on(place, PAGE_SIZE, "pin", kind="long_term") for place in places[: self.pinned]]
@@ -215,6 +217,8 @@ def workload_of(mapping: Mapping) -> Workload | None:
         touch = {key: value for key, value in rest.pop(0).items() if value is not None}
         parameters["touch"] = touch.pop("op")
         parameters.update(touch)
+    elif rest and rest[0]["op"] == "mmap":
+        rest.pop(0)
     converted = [operation for operation in rest if operation["op"] == "convert" and operation.get("to") == "shared"]
     if converted:
         size = parse_bytes(converted[0].get("length") or memory)
@@ -284,10 +288,24 @@ def set_seed(mapping: Mapping, seed: int) -> None:
         set_workload(mapping, workload)
 
 
+SIZES = ("memory", "offset", "length", "leave_free", "memory_bytes", "free_bytes")
+"""Fields of a scenario that hold bytes."""
+
+
+def with_units(part: Any) -> None:
+    """Write the sizes of a scenario's mapping as people do, in place: ``64 GiB`` instead of 68719476736; exact."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+        if isinstance(value, (dict, list)):
+            with_units(value)
+        elif key in SIZES and isinstance(value, int) and value >= PAGE_SIZE:
+            part[key] = exact_bytes(value)
+
+
 def short_yaml(scenario: Scenario) -> str:
     """The scenario as YAML, with the machine's name instead of its whole description where it is one we have."""
     mapping = scenario.to_mapping()
     host = scenario.host
     if host.name in machine_names() and Host.from_machine(host.name) == host:
         mapping["host"] = host.name
+    with_units(mapping)
     return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=100)

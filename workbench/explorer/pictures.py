@@ -19,12 +19,12 @@ from workbench import amounts, results
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.explorer.controller import Run
-from workbench.explorer.edits import policy_nodes, policy_range
+from workbench.explorer.edits import SIZES, policy_nodes, policy_range
 from workbench.intervals import equal_intervals
 from workbench.plots.palette import node_colours
 from workbench.scenario import Create
 from workbench.tracking.confidential import LARGEST_LEAF
-from workbench.units import PAGE_SIZE, format_bytes, parse_bytes
+from workbench.units import PAGE_SIZE, exact_bytes, format_bytes, parse_bytes
 
 COLUMNS = 400
 """Columns of the address space at most."""
@@ -306,6 +306,7 @@ def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
     before = guest_bytes(pinned.dataset) if pinned else {}
     palette = {node["id"]: node["color"] for node in nodes(dataset, *([pinned.dataset] if pinned else []))}
     shown = []
+    assumed = {node.id: "memory" in run.scenario.host.assumed for node in run.scenario.host.nodes}
     for i, node in enumerate(int(n) for n in dataset["node"].values):
         memory, mine = int(dataset["node_memory"].values[i]), amount[node]
         other = max(0, memory - free[node] - mine) if dataset.sizes["event"] else 0
@@ -321,6 +322,7 @@ def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
                 "id": node,
                 "kind": kind,
                 "memory": memory,
+                "assumed": assumed.get(node, False),
                 "cpus": int(dataset["node_cpus"].values[i]),
                 "guest": mine,
                 "guest_a": before.get(node, 0),
@@ -345,7 +347,10 @@ def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
     total = sum(amount.values()) or 1
     palette = {node["id"]: node["color"] for node in nodes(dataset)}
     numbers = dataset["vcpu_node"].values
-    modelled = _modelled(run, pattern)
+    modelled = {
+        node: f"{latency:.0f} ns, {bandwidth / 1000:.3g} GB/s (modelled)"
+        for node, (latency, bandwidth) in costs(run, pattern).items()
+    }
     rows: list[dict[str, Any]] = []
     for node in sorted({int(n) for n in numbers}):
         mine = np.flatnonzero(numbers == node)
@@ -357,7 +362,8 @@ def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
             for n in order
             if amount[n]
         ]
-        note = f"distance {distance:.1f}" + (f"; {modelled[node]}" if node in modelled else "")
+        note = f"distance {distance:.1f}" if any(amount.values()) else "nothing present"
+        note += f"; {modelled[node]}" if node in modelled else ""
         rows.append(
             {
                 "node": node,
@@ -373,8 +379,8 @@ def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
     return {"rows": rows, "summary": spoken or "This guest has no vCPUs.", "serial": serial}
 
 
-def _modelled(run: Run, pattern: str) -> dict[int, str]:
-    """Loaded latency and bandwidth of the vCPUs of each node, from the cost model; empty where it cannot tell."""
+def costs(run: Run, pattern: str) -> dict[int, tuple[float, float]]:
+    """Modelled latency (ns) and bandwidth (MB/s) of the vCPUs of each node; empty where the model cannot tell."""
     from workbench.cost import traffic
 
     try:
@@ -385,7 +391,7 @@ def _modelled(run: Run, pattern: str) -> dict[int, str]:
     for node in cost["initiator"].values:
         latency, bandwidth = (float(cost[name].sel(initiator=node)) for name in ("latency", "bandwidth"))
         if np.isfinite(latency) and np.isfinite(bandwidth):
-            found[int(node)] = f"{latency:.0f} ns, {bandwidth / 1000:.3g} GB/s (modelled)"
+            found[int(node)] = (latency, bandwidth)
     return found
 
 
@@ -496,20 +502,56 @@ def nodes_table(run: Run, pinned: Run | None = None) -> str:
     return f'<table class="wb-table wb-numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def differences(run: Run, pinned: Run) -> str:
-    """What else differs between A and B: changed fields of the scenario and the share of local memory."""
+def differences(run: Run, pinned: Run, pattern: str = "streaming") -> str:
+    """What else differs between A and B: changed fields, the share of local memory, latency and bandwidth."""
     rows = []
-    for path, old, new in changed_fields(pinned.scenario.to_mapping(), run.scenario.to_mapping()):
-        rows.append((path, _short(old), _short(new)))
+    for path, old, new in changed_fields(_named_host(pinned), _named_host(run)):
+        rows.append((path, _short(old, path), _short(new, path)))
     for name, heading in (("local_share", "local share, mean over vCPUs"), ("mean_distance", "mean distance")):
-        old_mean, new_mean = (float(r.dataset[name].mean()) if r.dataset[name].size else 0.0 for r in (pinned, run))
-        rows.append((heading, f"{old_mean:.3f}", f"{new_mean:.3f}"))
+        old_mean, new_mean = (_mean(each, name) for each in (pinned, run))
+        rows.append((heading, old_mean, new_mean))
+    rows += _cost_rows(pinned, run, pattern)
     body = "".join(
         f'<tr><th scope="row">{html.escape(a)}</th><td>{html.escape(b)}</td><td>{html.escape(c)}</td></tr>'
         for a, b, c in rows
     )
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("", "A", "B"))
     return f'<table class="wb-table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+
+
+NOTHING = "– (nothing present)"
+
+
+def _mean(run: Run, name: str) -> str:
+    values = run.dataset[name]
+    return f"{float(values.mean()):.3f}" if values.size and sum(guest_bytes(run.dataset).values()) else NOTHING
+
+
+def _cost_rows(pinned: Run, run: Run, pattern: str, most: int = 8) -> list[tuple[str, str, str]]:
+    """Modelled latency and bandwidth of A and B, by node of the vCPUs or, of many, from the least to the most."""
+    present = [costs(each, pattern) if sum(guest_bytes(each.dataset).values()) else {} for each in (pinned, run)]
+    places = sorted({*present[0], *present[1]})
+    rows: list[tuple[str, str, str]] = []
+    for part, what, scale, unit in ((0, "latency", 1, "ns"), (1, "bandwidth", 1000, "GB/s")):
+        heading = f"{what} of the vCPUs on node {{}} ({pattern.replace('_', ' ')}, modelled)"
+        if len(places) <= most:
+            for node in places:
+                cells = [f"{each[node][part] / scale:.3g} {unit}" if node in each else NOTHING for each in present]
+                rows.append((heading.format(node), *cells))
+        else:
+            cells = []
+            for each in present:
+                values = [pair[part] / scale for pair in each.values()]
+                cells.append(f"{min(values):.3g} to {max(values):.3g} {unit}" if values else NOTHING)
+            rows.append((heading.format(f"{places[0]} to {places[-1]}"), *cells))
+    return rows
+
+
+def _named_host(run: Run) -> dict[str, Any]:
+    """The scenario's mapping with the host by its name: two machines differ in more than a table can hold."""
+    mapping = run.scenario.to_mapping()
+    mapping["host"] = run.scenario.host.name
+    return mapping
 
 
 def changed_fields(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -524,9 +566,11 @@ def changed_fields(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, A
     return [] if old == new else [(path, old, new)]
 
 
-def _short(value: object) -> str:
+def _short(value: object, path: str = "") -> str:
     if value is None:
         return "default"
+    if isinstance(value, int) and path.rpartition(".")[2] in SIZES:
+        return exact_bytes(value)
     if isinstance(value, (list, dict)) and len(str(value)) > 60:
         return f"{len(value)} entries"
     return str(value)

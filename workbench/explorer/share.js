@@ -18,7 +18,7 @@ function render({ model, el }) {
     made.addEventListener("click", action);
     bar.append(made);
   }
-  button("copy", async () => {
+  if (!model.get("plain")) button("copy", async () => {
     try {
       await navigator.clipboard.writeText(area.value);
     } catch {
@@ -30,7 +30,7 @@ function render({ model, el }) {
   for (const { name, label } of model.get("downloads"))
     button(label, () => { note.textContent = `preparing ${label}`; model.send({ download: name }); }, name);
   bar.append(note);
-  el.replaceChildren(bar, area);
+  el.replaceChildren(bar, ...(model.get("plain") ? [] : [area]));
   const draw = () => { area.value = model.get("text"); };
   model.on("change:text", draw);
   model.on("msg:custom", (message, buffers) => {

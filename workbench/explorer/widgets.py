@@ -71,4 +71,5 @@ class Share(anywidget.AnyWidget):
 
     _esm = _HERE / "share.js"
     text = traitlets.Unicode().tag(sync=True)
+    plain = traitlets.Bool(False, help="only buttons, no text").tag(sync=True)
     downloads = traitlets.List(traitlets.Dict()).tag(sync=True)

@@ -29,7 +29,9 @@ def figure(width: float, height: float) -> Figure:
 
 def style() -> Any:
     """Context in which axes are made: seaborn's white style, with text that stays text in SVG."""
-    return matplotlib.rc_context({**seaborn.axes_style("ticks"), "svg.fonttype": "none", "font.size": 9})
+    return matplotlib.rc_context(
+        {**seaborn.axes_style("ticks"), "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9}
+    )
 
 
 def colours_of(dataset: xr.Dataset) -> dict[int, str]:

@@ -1,0 +1,95 @@
+"""Which policy is best for this guest on this host: every policy simulated, its cost modelled over the parameters' ranges."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import WorkbenchError
+from workbench.scenario import Scenario
+
+SAMPLES = 40
+"""Draws over the ranges of the cost parameters."""
+
+
+def rank(scenario: Scenario, pattern: str, *, partitioned: bool) -> xr.Dataset:
+    """Costs of all policies (:func:`workbench.studies.placement_cost.policy_costs`) for the guest of a scenario.
+
+    pattern : of the accesses; partitioned : each vCPU node uses its own part of the memory. Raises WorkbenchError.
+    """
+    from workbench.studies import placement_cost
+
+    host, guest = scenario.host, scenario.guest
+    nodes = Counter(
+        host.node_of_cpu(vcpu.cpu) if vcpu.cpu is not None else vcpu.node if vcpu.node is not None else host.nodes[0].id
+        for vcpu in guest.vcpus
+    )
+    if not nodes:
+        raise WorkbenchError("ranking: the guest has no vCPUs, so no policy is better than another")
+    return placement_cost.policy_costs(
+        host,
+        memory=guest.memory,
+        vcpus=dict(sorted(nodes.items())),
+        access=pattern,
+        partitioned=partitioned,
+        samples=SAMPLES,
+        page_size=guest.page_size,
+        confidential="none" if guest.vm_type == "sw_protected" else guest.vm_type,
+    )
+
+
+def table(found: xr.Dataset, scenario: Scenario) -> str:
+    """The ranking as an HTML table, best first, with the sentence that sums it up."""
+    from workbench.studies import placement_cost
+
+    latency = found.attrs["pattern"] == "pointer_chasing"
+    values = found["latency"] if latency else found["bandwidth"] / 1000
+    unit = "ns, less is better" if latency else "GB/s of all vCPUs"
+    draws = values.transpose("policy", "sample").values[:, 1:]
+    low, median, high = np.percentile(draws, (5, 50, 95), axis=1)
+    verdict = placement_cost.verdict(found)
+    names = found["policy"].values.astype(str)
+    order = np.argsort(median if latency else -median, kind="stable")
+    most = float(high.max()) or 1.0
+    rows: list[str] = []
+    places: dict[str, int] = {}  # of the policies that place the guest the same way, one place
+    for i in order:
+        chosen = verdict.sel(policy=names[i])
+        place = places.setdefault(str(chosen["alike"].item()), len(rows) + 1)
+        bar = (
+            f'<span class="wb-range" aria-hidden="true"><i style="left:{100 * low[i] / most:.1f}%;'
+            f'width:{100 * (high[i] - low[i]) / most:.1f}%"></i><b style="left:{100 * median[i] / most:.1f}%"></b></span>'
+        )
+        cells = (
+            f"{median[i]:.3g}",
+            f"{low[i]:.3g} to {high[i]:.3g}",
+            bar,
+            f"{100 * float(chosen['wins']):.0f} %",
+            f"{100 * float(found['local_share'].sel(policy=names[i])):.0f} %",
+        )
+        rows.append(
+            f'<tr><th scope="row">{place}. {html.escape(names[i])}</th>'
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + "</tr>"
+        )
+    heads = ("policy", f"median ({unit})", "5 to 95 % of draws", "range", "best in", "local")
+    source = html.escape(str(found["bandwidth"].attrs.get("source", "")))
+    notes = [
+        f"{placement_cost.sentence(verdict)}.",
+        f"Modelled, {SAMPLES - 1} draws over the ranges of the cost parameters ({source}).",
+        "Policies that place the guest the same way share their place.",
+    ]
+    if not scenario.host.access:
+        notes.append(
+            "This machine's firmware tells no bandwidths (HMAT): “weighted, automatic” is hypothetical, what the kernel "
+            "would choose had it told those of the model; the kernel itself weighs all nodes alike."
+        )
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (
+        f'<p role="status"><b>{html.escape(notes[0])}</b></p><div class="wb-ranking-in">'
+        f'<table class="wb-table wb-numbers wb-ranking"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{"".join(rows)}</tbody></table></div><p class="wb-aid">{" ".join(notes[1:])}</p>'
+    )
