@@ -13,6 +13,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from e2e import servers
 
+expect.set_options(timeout=20_000)  # of a machine that is busy with other tests
 # As on a slow machine, or with kernels still to compile: the page shows the explorer before there is a result.
 CELL = """
 import time

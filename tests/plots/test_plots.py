@@ -240,6 +240,39 @@ def test_neighbouring_colours_differ_in_lightness_or_hue() -> None:
         assert apart.min() > 0.12
 
 
+@pytest.mark.parametrize("name", machine_names())
+def test_marks_stand_out_and_words_can_be_read(name: str) -> None:
+    """WCAG: 3:1 for marks against the paper, 4.5:1 for the words on them."""
+    colours = plots_common.colours_of(plots_topology.host_dataset(Host.from_machine(name))).values()
+    for colour in (*colours, *plots.POLICY_COLOURS.values()):
+        mark = palette.luminance(mcolors.to_rgb(colour))
+        assert palette.contrast(mark, 1.0) >= 3
+        assert palette.contrast(mark, palette.luminance(mcolors.to_rgb(plots_common.text_colour(colour)))) >= 4.5
+    for words in (plots_common.INK, plots_common.MUTED):
+        assert palette.contrast(palette.luminance(mcolors.to_rgb(words)), 1.0) >= 4.5
+
+
+def test_contrast_is_that_of_the_standard() -> None:
+    assert palette.contrast(palette.luminance((0, 0, 0)), palette.luminance((1, 1, 1))) == pytest.approx(21)
+    assert palette.contrast(palette.luminance(mcolors.to_rgb("#767676")), 1.0) == pytest.approx(4.54, abs=0.01)
+
+
+def test_the_reserve_of_a_small_zone_is_no_more_than_the_zone() -> None:
+    """A node that can be emptied ends at its dashed line, not below it."""
+    host = Host.from_machine("epyc1-naples-2s")
+    hog = {"op": "hog", "node": 0, "leave_free": "64 MiB"}
+    fault = {"op": "fault", "task": "vcpu0", "length": "128 MiB"}
+    dataset = run(host.name, guest={"memory": "128 MiB", "vcpus": [{"node": 0}]}, operations=[hog, fault])
+    free, reserve = plots._free_bytes(dataset)
+    mine = dataset["zone_node"].values == 0
+    whole = float(dataset["zone_managed"].values[mine].sum() * 4096)
+    kept = (dataset["zone_low"] + dataset["zone_lowmem_reserve"]).values[mine]
+    assert (kept > dataset["zone_managed"].values[mine]).any()  # DMA is smaller than what it keeps
+    assert reserve[0] < whole
+    # Batches of the per-CPU lists are all that lies between.
+    assert 0 <= free[-1, 0] - reserve[0] < 1 << 20
+
+
 def test_node_list() -> None:
     assert format_list([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
     assert format_list([]) == ""

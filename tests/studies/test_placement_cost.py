@@ -70,14 +70,14 @@ def test_verdicts_come_from_the_draws_and_not_from_sample_0():
     assert found["policy"].values.tolist() == ["b", "a"] and found["wins"].values == pytest.approx([0.6, 0.4])
     assert found["decides"].values.tolist() == ["p1", "p1"]
     assert found["correlation"].sel(policy="a") == pytest.approx(1.0)
-    assert "b wins in 60 % of 5 draws, a in 40 %" in placement_cost.sentence(found)
+    assert "“b” wins in 60 % of 5 draws; “a” in 40 %" in placement_cost.sentence(found)
     assert "p1 decides" in placement_cost.sentence(found)
 
 
 def test_policies_that_cost_the_same_win_together():
     found = placement_cost.verdict(draws_of([[1, 2, 3], [1, 2, 3], [1, 1, 4]], names="abc"))
     assert found["wins"].sel(policy="a") == found["wins"].sel(policy="b") == 0.5
-    assert "a = b wins in 50 % of 2 draws" in placement_cost.sentence(found)
+    assert "“a” = “b” wins in 50 % of 2 draws" in placement_cost.sentence(found)
 
 
 def test_verdicts_need_draws():

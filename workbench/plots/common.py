@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 import seaborn
 import xarray as xr
 from matplotlib import colors as mcolors
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullLocator
 
-from workbench.plots.palette import node_colours
+from workbench.plots.palette import contrast, luminance, node_colours
+from workbench.units import format_bytes
 
 ABSENT = "#ffffff"
 HEAT = "cividis_r"
@@ -34,6 +39,41 @@ def style() -> Any:
     )
 
 
+class LogTicks(LogLocator):
+    """Ticks of a logarithmic axis, as wide apart as still gives three of them: by decades, or by powers of 2 for bytes."""
+
+    def __init__(self, *, binary: bool = False) -> None:
+        super().__init__(base=32 if binary else 10)
+        steps = (
+            [(32, 1), (8, 1), (4, 1), (2, 1)]
+            if binary
+            else [(10, 1), (10, (1, 3)), (10, (1, 2, 5)), (10, range(1, 10))]
+        )
+        self._finer = [
+            LogLocator(base=base, subs=np.atleast_1d(list(np.ravel(subs))), numticks=40) for base, subs in steps
+        ]
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        ticks: Any = ()
+        for locator in self._finer:
+            ticks = np.asarray(locator.tick_values(vmin, vmax))
+            if ((ticks >= min(vmin, vmax)) & (ticks <= max(vmin, vmax))).sum() >= 3:
+                return ticks
+        return MaxNLocator(5).tick_values(vmin, vmax)  # within a small part of a decade it is as good as linear
+
+
+def log_scale(axes: Axes, which: Literal["x", "y"], *, binary: bool = False) -> None:
+    """A logarithmic axis with at least three ticks; of ``binary`` sizes the labels are bytes with their unit."""
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogTicks(binary=binary))
+    if binary:
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value) if value >= 1 else "0"))
+    else:
+        axis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(4, 1.5)))
+
+
 def colours_of(dataset: xr.Dataset) -> dict[int, str]:
     """Colour by node id."""
     ids = [int(node) for node in dataset["node"].values]
@@ -42,8 +82,8 @@ def colours_of(dataset: xr.Dataset) -> dict[int, str]:
 
 def text_colour(background: str | tuple[float, float, float]) -> str:
     """Black or white, whichever is read better on a background."""
-    red, green, blue = mcolors.to_rgb(background)
-    return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "#111111"
+    behind = luminance(mcolors.to_rgb(background))
+    return max(("#ffffff", "#000000"), key=lambda ink: contrast(luminance(mcolors.to_rgb(ink)), behind))
 
 
 def basis_note(made: Figure, dataset: xr.Dataset, variables: Sequence[str], more: str = "") -> None:
@@ -58,4 +98,10 @@ def basis_note(made: Figure, dataset: xr.Dataset, variables: Sequence[str], more
     text = " and ".join(order) + (f" ({sources})" if sources else "")
     scenario = str(dataset.attrs.get("scenario", ""))
     line = " · ".join(part for part in (scenario, f"basis: {text}", more) if part)
-    made.supxlabel(line, x=0.995, ha="right", fontsize=7, color=MUTED)
+    corner_note(made, line)
+
+
+def corner_note(made: Figure, text: str) -> None:
+    """Write into the lower right corner, in as many lines as the figure is too narrow for one."""
+    lines = textwrap.wrap(text, max(20, int(17 * made.get_size_inches()[0])))  # letters of 7 points an inch
+    made.supxlabel("\n".join(lines), x=0.995, ha="right", fontsize=7, color=MUTED)

@@ -12,8 +12,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from workbench.plots import common
 from workbench.units import PAGE_SIZE
 
-LEVEL_COLOURS = {"1 GiB": "#00507a", "2 MiB": "#56b4e9", "4 KiB": "#e8c58a"}
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+LEVEL_COLOURS = {"1 GiB": "#00507a", "2 MiB": "#4a97c9", "4 KiB": "#c98500"}
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#d376a0")
 MARKERS = "osD^"
 
 
@@ -179,7 +179,7 @@ def recorded_hvo(dataset: xr.Dataset) -> Figure:
         made = common.figure(8.6, 1.0 + 0.2 * dataset.sizes["state"])
         axes = made.subplots()
         rows = np.arange(dataset.sizes["state"])
-        axes.barh(rows, dataset["vmemmap_recorded"], color="#bcd6e8", label="recorded")
+        axes.barh(rows, dataset["vmemmap_recorded"], color="#7898b2", label="recorded")
         axes.plot(dataset["vmemmap_model"], rows, "x", color=SERIES[1], markersize=5, label="model")
         axes.set_yticks(rows, [str(name) for name in dataset["state"].values], fontsize=7)
         axes.invert_yaxis()

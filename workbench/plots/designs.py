@@ -8,10 +8,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
+from workbench.plots import common
 from workbench.plots.common import INK, MUTED, figure, style
 from workbench.units import format_bytes
 
@@ -19,11 +20,11 @@ COLOURS = {name: design.colour for name, design in DESIGNS.items()}
 MARKERS = {name: design.marker for name, design in DESIGNS.items()}
 _ALLOCATOR_COLOURS = {
     "first-fit": "#0072b2",
-    "best-fit": "#56b4e9",
+    "best-fit": "#4a97c9",
     "buddy in ranges": "#009e73",
     "kernel buddy": "#000000",
     "hugetlb 2 MiB": "#d55e00",
-    "hugetlb 1 GiB": "#e69f00",
+    "hugetlb 1 GiB": "#c98500",
 }
 _ALLOCATOR_LINES = {"best-fit": "--", "kernel buddy": "-", "hugetlb 2 MiB": (0, (4, 2)), "hugetlb 1 GiB": "-."}
 
@@ -47,12 +48,6 @@ WORK = {
 }
 
 
-def _bytes_axis(axis: object) -> None:
-    axis.set_major_locator(LogLocator(base=32))  # type: ignore[attr-defined]
-    axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
-    axis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value) if value >= 1 else "0"))  # type: ignore[attr-defined]
-
-
 def _dots(ax: Axes, dataset: xr.Dataset, rows: dict[str, str], size: bool) -> None:
     """One row per variable, one mark per design; a log axis that keeps 0 at its left edge."""
     designs = [str(design) for design in dataset["design"].values]
@@ -67,14 +62,12 @@ def _dots(ax: Axes, dataset: xr.Dataset, rows: dict[str, str], size: bool) -> No
             )  # fmt: skip
     for design in designs:
         ax.plot([], [], MARKERS.get(design, "o"), color=COLOURS.get(design, INK), ms=6.5, label=design)
-    ax.set_xscale("log")
+    common.log_scale(ax, "x", binary=size)
     ax.set_yticks(range(len(rows)), list(rows.values()))
     ax.invert_yaxis()
     ax.grid(axis="x", color="#eeeeee")
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    if size:
-        _bytes_axis(ax.xaxis)
     largest = max(float(dataset[name].max()) for name in rows)
     ax.set_xlim(0.2, max(10.0, largest) * 3)
 
@@ -134,8 +127,7 @@ def over_run(dataset: xr.Dataset) -> Figure:
             ax.set_ylabel(label)
             ax.spines[["top", "right"]].set_visible(False)
             if place == 0:
-                ax.set_yscale("log")
-                _bytes_axis(ax.yaxis)
+                common.log_scale(ax, "y", binary=True)
                 first = ax
             else:
                 ax.set_ylim(bottom=0)
@@ -224,9 +216,8 @@ def maps(dataset: xr.Dataset) -> Figure:
                 text = format_bytes(value) if place == 0 else f"{value:.0f}"
                 ax.text(value, row, f" {text}", va="center", color=INK)
             if place == 0:
-                ax.set_xscale("log")
+                common.log_scale(ax, "x", binary=True)
                 ax.set_xlim(100, values.max() * 60)
-                _bytes_axis(ax.xaxis)
             else:
                 ax.set_xlim(0, values.max() * 1.2)
             ax.set_xlabel(label)
@@ -271,10 +262,8 @@ def sensitivity(
                             dataset["conversions"].values, np.maximum(low, 1), np.maximum(high, 1), alpha=0.15,
                             color=COLOURS.get(str(design), INK), lw=0,
                         )  # fmt: skip
-                ax.set_xscale("log")
-                ax.set_yscale("log")
-                if name.endswith("bytes"):
-                    _bytes_axis(ax.yaxis)
+                common.log_scale(ax, "x")
+                common.log_scale(ax, "y", binary=name.endswith("bytes"))
                 if row == 0:
                     ax.set_title(f"{size} pages", loc="left")
                 if row == len(variables) - 1:
@@ -308,10 +297,9 @@ def turning_points(dataset: xr.Dataset, cases: Sequence[str]) -> Figure:
                         100 * dataset["share"].values, values, marker=MARKERS[str(design)], ms=4, lw=1.6,
                         color=COLOURS[str(design)], label=str(design), ls=DESIGNS[str(design)].line,
                     )  # fmt: skip
-                ax.set_xscale("log")
+                common.log_scale(ax, "x")
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                ax.set_yscale("log")
-                _bytes_axis(ax.yaxis)
+                common.log_scale(ax, "y", binary=True)
                 ax.grid(color="#eeeeee")
                 ax.spines[["top", "right"]].set_visible(False)
                 if row == 0:
@@ -326,7 +314,7 @@ def turning_points(dataset: xr.Dataset, cases: Sequence[str]) -> Figure:
 
 def structures(dataset: xr.Dataset) -> Figure:
     """Bytes, nodes touched and time of a look-up over the number of extents (:func:`design_sweeps.structures`)."""
-    colours = {"maple": "#0072b2", "ranges": "#009e73", "flat": "#cc79a7", "page cache": COLOURS["filemap"]}
+    colours = {"maple": "#0072b2", "ranges": "#009e73", "flat": "#d376a0", "page cache": COLOURS["filemap"]}
     made = figure(9.5, 3.2)
     with style():
         panels = made.subplots(1, 3)
@@ -339,12 +327,10 @@ def structures(dataset: xr.Dataset) -> Figure:
             for structure, colour in colours.items():
                 line = dataset[name].sel(structure=structure)
                 ax.plot(dataset["extents"].values, line.values, marker="o", ms=4, color=colour, label=structure)
-            ax.set_xscale("log")
+            common.log_scale(ax, "x")
             if name != "map_depth":
-                ax.set_yscale("log")
-            if name == "map_bytes":
-                _bytes_axis(ax.yaxis)
-            else:
+                common.log_scale(ax, "y", binary=name == "map_bytes")
+            if name != "map_bytes":
                 ax.set_ylim(bottom=0.5)
             ax.set_xlabel("extents of the map")
             ax.set_ylabel(label)
@@ -379,9 +365,7 @@ def churn(dataset: xr.Dataset) -> Figure:
             if scale == 100.0:
                 ax.set_ylim(-4, 104)
             else:
-                ax.set_yscale("log")
-            if name == "largest_free_pages":
-                _bytes_axis(ax.yaxis)
+                common.log_scale(ax, "y", binary=name == "largest_free_pages")
             ax.set_xlim(0, days[-1])
             if place >= 2:
                 ax.set_xlabel("days")

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-NODE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#4d4d4d")
-"""Told apart with every form of colour blindness (Okabe and Ito 2008)."""
-_HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#6a51a3", "#6e6e6e")
+NODE_COLOURS = ("#0072b2", "#c98500", "#009e73", "#d376a0", "#4a97c9", "#9e3500", "#8a7214", "#4d4d4d")
+"""The hues of Okabe and Ito (2008), told apart with every form of colour blindness, as dark as marks on white must be."""
+_HUES = ("#0072b2", "#d55e00", "#009e73", "#d376a0", "#8c6d00", "#4a97c9", "#6a51a3", "#6e6e6e")
 """Hues of groups of nodes; their shades say which node of the group."""
+LEAST_CONTRAST = 3.0
+"""Of a mark with the white that it lies on (WCAG 2.2, 1.4.11)."""
+
+
+def luminance(rgb: Sequence[float] | npt.NDArray[np.float64]) -> float:
+    """Relative luminance of sRGB values 0 to 1 (WCAG 2.2)."""
+    values = np.asarray(rgb, float)[:3]
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def contrast(one: float, other: float) -> float:
+    """Contrast ratio of two luminances, 1 to 21 (WCAG 2.2)."""
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+def _lightest(base: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The lightest shade of a hue that still stands out from white."""
+    low, high = -1.0, 1.0  # -1 black, 0 the hue itself, 1 white
+    for _ in range(20):
+        middle = (low + high) / 2
+        shade = base * (1 + middle) if middle < 0 else base + (1 - base) * middle
+        low, high = (middle, high) if contrast(luminance(shade), 1.0) >= LEAST_CONTRAST + 0.05 else (low, middle)
+    return base * (1 + low) if low < 0 else base + (1 - base) * low
 
 
 def groups(
@@ -60,6 +86,6 @@ def node_colours(distance: npt.NDArray[np.int64], cpus: npt.NDArray[np.int64] | 
         base = np.array([int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         for step, member in enumerate(members):
             at = step / max(1, len(members) - 1)  # 0 dark .. 1 light
-            colour = base * (0.55 + 0.45 * min(1, 2 * at)) if at < 0.5 else base + (1 - base) * (at - 0.5) * 1.3
+            colour = 0.4 * base + at * (_lightest(base) - 0.4 * base)
             out[member] = "#{:02x}{:02x}{:02x}".format(*np.round(255 * colour.clip(0, 1)).astype(int))
     return out

@@ -47,12 +47,12 @@ __all__ = [
 ]
 
 POLICY_COLOURS = {
-    "default": "#d9d9d9",
-    "local": "#b3cde3",
-    "preferred": "#8c96c6",
+    "default": "#8f8f8f",
+    "local": "#5f93bd",
+    "preferred": "#7d88bd",
     "preferred_many": "#6f7bb5",
     "bind": "#4d004b",
-    "interleave": "#bd8f00",
+    "interleave": "#b88b00",
     "weighted_interleave": "#7a5c00",
 }
 """Colours of policy modes; the nodes that a policy names are written beside it."""
@@ -441,7 +441,7 @@ def fallback(dataset: xr.Dataset) -> Figure:
                 lower.axhline(reserve[index] / unit, color=colours[ids[index]], lw=0.9, ls=(0, (4, 3)), alpha=0.8)
         least = min([float(free[:, i].min()) for i in moved], default=most)
         if 0 < least < most / 20:
-            lower.set_yscale("log")
+            common.log_scale(lower, "y")
         else:
             lower.set_ylim(0, None)
         lower.set_ylabel(f"free memory of the node ({name})")
@@ -465,7 +465,9 @@ def _free_bytes(dataset: xr.Dataset) -> tuple[npt.NDArray[np.float64], npt.NDArr
     """Free bytes (event, node) and the bytes at which a node is left (node,): low marks and reserves of its zones."""
     owner = dataset["zone_node"].values[:, None] == dataset["node"].values
     # A pool of huge pages has no marks.
-    kept = (dataset["zone_low"].values + dataset["zone_lowmem_reserve"].values) * float(PAGE_SIZE)
+    kept = dataset["zone_low"].values + dataset["zone_lowmem_reserve"].values
+    # The reserve against a higher zone may be more than a small zone has: then all of it is kept, and no more.
+    kept = np.minimum(kept, dataset["zone_managed"].values) * float(PAGE_SIZE)
     usable = np.array([not str(zone).endswith("/Movable") for zone in dataset["zone"].values])
     return amounts.free_bytes(dataset).astype(float), (kept * usable) @ owner
 

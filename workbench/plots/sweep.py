@@ -100,7 +100,7 @@ def ranking(
     array = array.transpose(of, per)
     rank = ranks(array, of, smallest_first=smallest_first)
     with style():
-        made = figure(2.6 + 1.15 * array.sizes[per], 1.0 + 0.42 * array.sizes[of])
+        made = figure(max(5.0, 2.6 + 1.15 * array.sizes[per]), 1.0 + 0.42 * array.sizes[of])
         place = made.subplots()
         shown = np.where(np.isfinite(rank.values), rank.values, np.nan)
         seaborn.heatmap(
@@ -194,7 +194,7 @@ def tornado(dataset: xr.Dataset, output: str, *, most: int = 12) -> Figure:
         place.set_yticks(rows, [str(part["parameter"].values[at]) for at in order])
         place.set_xlabel(f"{output} [{units}]" if units else output)
         place.legend(loc="lower right", frameon=False, fontsize=7)
-        for name, colour, height in (("total", "#b8c4cf", 0.62), ("first_order", "#4c5a67", 0.3)):
+        for name, colour, height in (("total", "#82909d", 0.62), ("first_order", "#4c5a67", 0.3)):
             values = np.clip(np.nan_to_num(part[name].values[order]), 0, None)
             shares.barh(rows, values, color=colour, height=height, label=name.replace("_", " "))
         shares.set_xlabel("share of the variance")

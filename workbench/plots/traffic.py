@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 PALETTE = "colorblind"
 _ROLE_COLOURS = {
-    "derived": "#009e73", "formula": "#8fd3bd", "predicted": "#0072b2", "calibrated": "#e69f00", "set": "#8c8c8c"
+    "derived": "#009e73", "formula": "#4a97c9", "predicted": "#0072b2", "calibrated": "#c98500", "set": "#8c8c8c"
 }  # fmt: skip
 
 
 def _note(made: Figure, text: str) -> None:
-    made.supxlabel(text, x=0.995, ha="right", fontsize=7, color=common.MUTED)
+    common.corner_note(made, text)
 
 
 def _short(text: str, most: int = 100) -> str:
@@ -86,7 +86,7 @@ def comparison(
                 "ax": ax, "legend": bool(ax is grid.flat[0]),
             }  # fmt: skip
             if log:
-                ax.set_xscale("log")
+                common.log_scale(ax, "x")
                 sns.stripplot(long, dodge=True, jitter=False, size=6, **options)
                 ax.grid(color="#eeeeee")
             else:
@@ -175,7 +175,7 @@ def policies(results: Mapping[str, xr.Dataset], variable: str = "bandwidth") -> 
     scale, unit = (1e-3, "GB/s") if variable == "bandwidth" else (1.0, "ns")
     count = max(dataset.sizes["policy"] for dataset in results.values())
     with common.style():
-        made = common.figure(3.1 * len(results) + 1.4, 0.28 * count + 1.5)
+        made = common.figure(max(6.0, 3.1 * len(results) + 1.4), 0.28 * count + 1.5)
         axes = np.atleast_1d(made.subplots(1, len(results), sharey=True))
         for ax, (name, dataset) in zip(axes, results.items(), strict=True):
             values = dataset[variable] * scale
@@ -184,7 +184,7 @@ def policies(results: Mapping[str, xr.Dataset], variable: str = "bandwidth") -> 
             )
             best = set(winners(dataset))
             names = [str(policy) for policy in dataset["policy"].values]
-            colours = ["#0072b2" if policy in best else "#b8cfdf" for policy in names]
+            colours = ["#0072b2" if policy in best else "#7898b2" for policy in names]
             ax.barh(range(len(names)), middle.values, color=colours, height=0.72)
             if "sample" in values.dims:
                 low, high = (values.quantile(q, "sample").values for q in (0.05, 0.95))
@@ -226,7 +226,7 @@ def verdicts(cases: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
                 ax.barh(
                     range(len(names)),
                     100 * found["close"],
-                    color="#b8cfdf",
+                    color="#7898b2",
                     height=0.72,
                     label="within 2 % of the best",
                 )
@@ -263,7 +263,7 @@ def speedups(dataset: xr.DataArray, title: str, xlabel: str) -> Figure:
             whis=(5, 95), widths=0.55, showfliers=False, patch_artist=True, medianprops={"color": common.INK},
         )  # fmt: skip
         for box in drawn["boxes"]:
-            box.set(facecolor="#b8cfdf", edgecolor=common.MUTED)
+            box.set(facecolor="#7898b2", edgecolor=common.MUTED)
         ax.set_yticks(list(rows), [str(name) for name in dataset[position].values])
         ax.invert_yaxis()
         ax.plot(

@@ -14,7 +14,9 @@ from workbench.errors import WorkbenchError
 
 THUMBNAIL = (360, 240)
 """Pixels of the largest thumbnail."""
-_PICTURE = re.compile(r'<figure id="wb-figure-\d+"><img src="data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=]+)"')
+_PICTURE = re.compile(
+    r'<figure id="wb-figure-\d+"><img (?:src="data:image/(?:png|jpeg);base64,|[^>]*? data-preview=")([A-Za-z0-9+/=]+)"'
+)
 
 
 @dataclass(frozen=True)

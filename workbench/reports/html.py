@@ -317,9 +317,10 @@ def _output(output: Any, page: Page, section: str, written: int | None) -> str:
     info = output.get("metadata", {}).get(METADATA_KEY, {})
     if not isinstance(info, dict):
         raise WorkbenchError(f"report: metadata {METADATA_KEY!r} of an output are {type(info).__name__}, not a mapping")
-    for mime in _RAW_IMAGES:
+    for mime in ("image/svg+xml", *_RAW_IMAGES) if "figure" in info else _RAW_IMAGES:
         if mime in data and ("figure" in info or "text/html" not in data):
-            return _picture(data[mime], mime, page, section, info.get("figure", {}), written)
+            preview = data.get("image/png") if mime == "image/svg+xml" and not page.figures else None
+            return _picture(data[mime], mime, page, section, info.get("figure", {}), written, preview)
     if "text/html" in data:
         return f'<div class="output">{clean(_text(data["text/html"]))}</div>'
     if "text/markdown" in data:
@@ -359,7 +360,7 @@ def _decoded(text: str, mime: str) -> bytes:
     return raw
 
 
-_INFO = {"caption": str, "alt": str, "sha256": str, "width": int, "basis": list}
+_INFO = {"caption": str, "alt": str, "sha256": str, "width": int, "basis": list, "csv": str}
 
 
 def _figure_info(info: Any) -> dict[str, Any]:
@@ -375,7 +376,9 @@ def _figure_info(info: Any) -> dict[str, Any]:
     return info
 
 
-def _picture(value: Any, mime: str, page: Page, section: str, info: dict[str, Any], written: int | None) -> str:
+def _picture(
+    value: Any, mime: str, page: Page, section: str, info: dict[str, Any], written: int | None, preview: Any = None
+) -> str:
     text = _text(value)
     if mime == "image/svg+xml":
         raw = text.encode()
@@ -403,10 +406,18 @@ def _picture(value: Any, mime: str, page: Page, section: str, info: dict[str, An
         inside = html.escape(section)
         if caption:
             inside = _markdown(caption, None, {}, literal=True).strip().removeprefix("<p>").removesuffix("</p>")
-        below = f"<figcaption><b>Figure {number}.</b> {inside} {digest}</figcaption>"
-    return (
-        f'<figure id="wb-figure-{number}"><img src="data:{mime};base64,{encoded}" alt="{alt}"{width}>{below}</figure>'
-    )
+        below = f"<figcaption><b>Figure {number}.</b> {inside} {_csv_link(info, number)}{digest}</figcaption>"
+    # The gallery shows the first figure small, and cannot draw SVG.
+    small = f' data-preview="{base64.b64encode(_decoded(_text(preview), "image/png")).decode()}"' if preview else ""
+    return f'<figure id="wb-figure-{number}"><img src="data:{mime};base64,{encoded}" alt="{alt}"{width}{small}>{below}</figure>'
+
+
+def _csv_link(info: dict[str, Any], number: int) -> str:
+    """A link to the figure's data, which are in the file itself."""
+    if not info.get("csv"):
+        return ""
+    encoded = base64.b64encode(str(info["csv"]).encode()).decode()
+    return f'<a class="data" download="figure-{number}.csv" href="data:text/csv;base64,{encoded}">data (CSV)</a> '
 
 
 def embedded_json(value: object) -> str:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.data import notebooks_path, root
 from workbench.errors import WorkbenchError
 from workbench.reports.html import HIDDEN_TAG, METADATA_KEY, Figure
+from workbench.variables import CLOCK
 
 if TYPE_CHECKING:
     import nbformat
@@ -48,6 +49,10 @@ RECORD_MIME = "application/vnd.workbench.record+json"
 _LIBRARIES = ("numpy", "numba", "xarray", "pandas", "zarr", "dask", "matplotlib", "seaborn", "papermill", "nbconvert")
 _LARGEST_REPORT = 256 << 20
 """Characters in which a report is looked for, before it is replaced."""
+_LARGEST_SVG = 250_000
+"""Characters of a figure as SVG beyond which a report shows it as PNG."""
+_LARGEST_TABLE = 4096
+"""Values of a variable beyond which it is not in the CSV beside its figure."""
 _MAXIMUM_HASHED = 1 << 30
 """Bytes of a file or store beyond which a report names it without its hash."""
 
@@ -64,8 +69,9 @@ class NotebookFailed(WorkbenchError):
 class ShownFigure:
     """A figure with a caption, as the last expression of a cell; carries the digest of its data to the report."""
 
-    def __init__(self, png: bytes, caption: str, metadata: dict[str, Any]) -> None:
+    def __init__(self, png: bytes, caption: str, metadata: dict[str, Any], svg: str = "") -> None:
         self._png = png
+        self._svg = svg
         self.caption = caption
         self.metadata = metadata
 
@@ -79,6 +85,8 @@ class ShownFigure:
             f"<figcaption>{caption}</figcaption></figure>"
         )
         data = {"image/png": encoded, "text/html": page, "text/plain": f"Figure: {self.caption}"}
+        if self._svg:
+            data["image/svg+xml"] = self._svg
         return data, {METADATA_KEY: {"figure": self.metadata}}
 
 
@@ -107,22 +115,79 @@ def figure(
 
     Numbers are the report's: the n-th figure of the page is Figure n.
     """
+    metadata: dict[str, Any] = {"alt": alt}
+    svg = ""
     if isinstance(fig, bytes):
         png = fig
     else:
         fig = getattr(fig, "figure", fig)
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-        png = buffer.getvalue()
+        svg = _svg(fig)
+        # Where SVG would be large, twice the dots, shown in the same size.
+        png = _png(fig, dpi if svg else 2 * dpi)
+        if not svg:
+            metadata["width"] = int.from_bytes(png[16:20], "big") // 2  # of the IHDR chunk
     if (warnings := str(getattr(data, "attrs", {}).get("warnings", ""))) and warnings not in _warned:
         _warned.add(warnings)  # once in a report, under the first figure of the run
         caption = " ".join([caption, *(f"Warning: {line}." for line in warnings.splitlines())])
-    metadata: dict[str, Any] = {"caption": caption, "alt": alt}
+    metadata["caption"] = caption
     if data is not None:
+        metadata["csv"] = csv_text(data)
         metadata["sha256"] = digest(data)
         metadata["basis"] = _basis(data)
         record(data)
-    return ShownFigure(png, caption, metadata)
+    return ShownFigure(png, caption, metadata, svg)
+
+
+def _svg(fig: Any) -> str:
+    """A figure as SVG with its letters as paths, the same on every machine; empty where it would be large."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "workbench"}):
+        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text if len(text) <= _LARGEST_SVG else ""
+
+
+def _png(fig: Any, dpi: int) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def csv_text(data: Any) -> str:
+    """The data of a figure as CSV: a table for each set of dimensions; a line says what is too large for it."""
+    parts: list[str] = []
+    for item in data if isinstance(data, (list, tuple)) else [data]:
+        parts += _tables(item)
+    return "\n".join(parts)
+
+
+def _tables(data: Any) -> Iterator[str]:
+    import numpy as np
+    import xarray as xr
+
+    if isinstance(data, xr.DataArray):
+        data = data.to_dataset(name=str(data.name or "value"))
+    if isinstance(data, xr.Dataset):
+        by_dims: dict[tuple[str, ...], list[str]] = {}
+        for name, variable in data.data_vars.items():
+            if variable.size <= _LARGEST_TABLE:
+                by_dims.setdefault(tuple(map(str, variable.dims)), []).append(str(name))
+            else:
+                yield f"# {name}: {variable.size} values, left out here\n"
+        for dims, names in by_dims.items():
+            units = "; ".join(f"{name} in {data[name].attrs.get('units', '?')}" for name in names)
+            heading = f"# over {', '.join(dims) or 'nothing'}: {units}\n"
+            if dims:
+                frame = data[names].reset_coords(drop=True).to_dataframe()
+                yield heading + frame.to_csv()
+            else:
+                yield heading + "".join(f"{name},{data[name].item()}\n" for name in names)
+    elif hasattr(data, "to_csv"):
+        yield str(data.to_csv())
+    elif isinstance(data, np.ndarray):
+        yield "\n".join(",".join(map(str, np.atleast_1d(row).ravel())) for row in data[:_LARGEST_TABLE]) + "\n"
 
 
 def record(data: Any) -> None:
@@ -181,7 +246,8 @@ def summary(table: Any, title: str = "") -> Summary:
 def digest(data: Any) -> str:
     """Return the SHA-256 of the values of a Dataset, DataArray, DataFrame, array or plain value, as hex.
 
-    Names, dimensions, types and values count; attributes do not, since they hold dates and versions.
+    Names, dimensions, types and values count; attributes do not, since they hold dates and versions. Times taken on the
+    machine itself do not count either: no two runs have the same.
     """
     state = hashlib.sha256()
     _feed(state, data)
@@ -198,6 +264,8 @@ def _feed(state: Any, data: Any) -> None:
     if isinstance(data, xr.Dataset):
         for name in sorted(data.variables, key=str):
             variable = data.variables[name]
+            if variable.attrs.get("source") == CLOCK:
+                continue
             label("variable", name, *variable.dims)
             _feed(state, variable.values)
     elif isinstance(data, xr.DataArray):

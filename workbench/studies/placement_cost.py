@@ -337,12 +337,12 @@ def sentence(found: xr.Dataset) -> str:
     parts: list[str] = []
     for names in groups.values():
         wins = float(found["wins"].sel(policy=names[0]))
-        label = " = ".join(names)
+        label = " = ".join(f"“{name}”" for name in names)  # names have commas of their own
         if not parts:
             parts.append(f"{label} wins in {100 * wins:.0f} % of {found.attrs['draws']} draws")
         elif wins >= 0.05:
             parts.append(f"{label} in {100 * wins:.0f} %")
-    text = ", ".join(parts)
+    text = "; ".join(parts)
     if abs(float(first["correlation"])) >= DECIDES:
         text += f"; {first['decides'].item()} decides (rank correlation {float(first['correlation']):+.2f})"
     else:

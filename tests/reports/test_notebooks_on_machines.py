@@ -1,0 +1,119 @@
+"""Notebooks that take a machine run on every machine we ship, with small guests, and no figure is empty or cut.
+
+Cells run in this process, as nothing of a kernel or a report is looked at. A few machines are taken each week, others
+the next; ``NOTEBOOK_MACHINES=all`` takes all of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from workbench.plots.common import log_scale
+from workbench.reports import report
+from workbench.topology.host import machine_names
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL: dict[str, dict[str, Any]] = {
+    "01_placement": {"memory": "48 MiB"},
+    "05_policy_sweep": {"memory": ["8 MiB", "16 MiB"]},
+    "06_report_template": {"memory": "32 MiB"},
+    "08_cost_of_placement": {"memory": "64 MiB", "vcpus": 8, "samples": 4},
+}
+"""Parameters of a quick run; the machine is added."""
+SHARE = {"01_placement": 2, "05_policy_sweep": 2, "06_report_template": 4, "08_cost_of_placement": 1}
+"""Machines in a week."""
+
+
+def cases() -> list[Any]:
+    names, week = machine_names(), datetime.date.today().isocalendar().week
+    found = []
+    for number, notebook in enumerate(SMALL):
+        count = SHARE[notebook]
+        chosen = [names[(week * count + 7 * number + k) % len(names)] for k in range(count)]
+        if os.environ.get("NOTEBOOK_MACHINES") == "all":
+            chosen = names
+        found += [pytest.param(notebook, machine, id=f"{notebook[:2]}-{machine}") for machine in chosen]
+    return found
+
+
+def run(notebook: str, parameters: dict[str, Any]) -> None:
+    """Carry out the code cells with other parameters."""
+    space: dict[str, Any] = {"display": lambda *shown: None, "__name__": "__main__"}
+    for cell in nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{notebook}.ipynb", "exec"), space)
+            if "parameters" in cell.metadata.get("tags", []):
+                assert set(parameters) <= set(space)
+                space.update(parameters)
+
+
+def faults(figure: Figure) -> list[str]:
+    """What is cut at the figure's edge, and axes without anything in them."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box, width, height = figure.get_tightbbox(canvas.get_renderer()), *figure.get_size_inches()  # type: ignore[attr-defined]
+    slack = 0.02  # inches: a pixel or two of letters' edges
+    found = []
+    if min(box.x0, box.y0) < -slack or box.x1 > width + slack or box.y1 > height + slack:
+        found.append(
+            f"drawn {box.x0:.2f} to {box.x1:.2f} and {box.y0:.2f} to {box.y1:.2f} of {width} x {height} inches"
+        )
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log" and axes.get_visible() and axis.get_visible():
+                low, high = sorted(axis.get_view_interval())
+                ticks = [place for place in axis.get_majorticklocs() if low <= place <= high]
+                if len(ticks) < 3:
+                    found.append(f"a logarithmic axis has {len(ticks)} ticks: {ticks} of {low} to {high}")
+        shown = axes.get_visible() and (axes.axison or axes.has_data())
+        if shown and not (axes.has_data() or axes.texts or axes.tables or axes.artists):
+            found.append(f"axes {axes.get_title(loc='left') or axes.get_title()!r} are empty")
+    return found
+
+
+@pytest.mark.parametrize(("notebook", "machine"), cases())
+def test_it_runs_and_no_figure_is_empty_or_cut(notebook: str, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: list[str] = []
+    shown: list[str] = []
+
+    def figure(fig: Any, *, data: Any = None, caption: str = "", **more: Any) -> str:
+        fig = getattr(fig, "figure", fig)
+        shown.append(caption)
+        wrong.extend(f"{caption}: {fault}" for fault in faults(fig))
+        return caption
+
+    monkeypatch.setattr(report, "figure", figure)
+    where = {"machine": machine} if notebook[:2] in ("01", "06") else {"machines": [machine]}
+    if notebook == "05_policy_sweep":
+        where["shown"] = machine
+    run(notebook, SMALL[notebook] | where)
+    assert shown
+    assert not wrong
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 9e6), (3, 40), (20, 29), (1e3, 1.1e3)])
+@pytest.mark.parametrize("binary", [False, True])
+def test_log_axes_have_three_ticks(low: float, high: float, binary: bool) -> None:
+    axes = Figure(figsize=(4, 3), layout="constrained").add_subplot()
+    axes.plot([low, high * (16 if binary else 1)], [1, 2])
+    log_scale(axes, "x", binary=binary)
+    left, right = axes.get_xlim()
+    assert sum(left <= tick <= right for tick in axes.get_xticks()) >= 3
+
+
+def test_a_cut_figure_and_an_empty_one_are_found() -> None:
+    made = Figure(figsize=(3, 2), layout="constrained")
+    axes = made.add_subplot()
+    assert faults(made) == ["axes '' are empty"]
+    axes.plot([0, 1], [0, 1])
+    assert faults(made) == []
+    axes.set_ylabel("a label that is far too long for a figure of this height, by a lot")
+    assert len(faults(made)) == 1
