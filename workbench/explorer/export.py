@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from workbench import results
+from workbench import amounts
 from workbench.errors import WorkbenchError
 from workbench.explorer import pictures
 from workbench.explorer.controller import Run
@@ -129,6 +129,6 @@ def _time_frame(dataset: xr.Dataset) -> pd.DataFrame:
     import pandas as pd
 
     columns = [f"free on node {int(node)} (B)" for node in dataset["node"].values]
-    frame = pd.DataFrame(results.free_bytes(dataset), columns=columns).rename_axis("operation")
+    frame = pd.DataFrame(amounts.free_bytes(dataset), columns=columns).rename_axis("operation")
     frame.insert(0, "call", dataset["event_op"].values.astype(str))
     return frame

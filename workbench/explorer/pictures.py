@@ -537,13 +537,13 @@ def _cost_rows(pinned: Run, run: Run, pattern: str, most: int = 8) -> list[tuple
         if len(places) <= most:
             for node in places:
                 cells = [f"{each[node][part] / scale:.3g} {unit}" if node in each else NOTHING for each in present]
-                rows.append((heading.format(node), *cells))
+                rows.append((heading.format(node), cells[0], cells[1]))
         else:
             cells = []
             for each in present:
                 values = [pair[part] / scale for pair in each.values()]
                 cells.append(f"{min(values):.3g} to {max(values):.3g} {unit}" if values else NOTHING)
-            rows.append((heading.format(f"{places[0]} to {places[-1]}"), *cells))
+            rows.append((heading.format(f"{places[0]} to {places[-1]}"), cells[0], cells[1]))
     return rows
 
 

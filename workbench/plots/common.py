@@ -44,14 +44,12 @@ class LogTicks(LogLocator):
 
     def __init__(self, *, binary: bool = False) -> None:
         super().__init__(base=32 if binary else 10)
-        steps = (
-            [(32, 1), (8, 1), (4, 1), (2, 1)]
+        steps: list[tuple[int, list[float]]] = (
+            [(32, [1]), (8, [1]), (4, [1]), (2, [1])]
             if binary
-            else [(10, 1), (10, (1, 3)), (10, (1, 2, 5)), (10, range(1, 10))]
+            else [(10, [1]), (10, [1, 3]), (10, [1, 2, 5]), (10, [1, 2, 3, 4, 5, 6, 7, 8, 9])]
         )
-        self._finer = [
-            LogLocator(base=base, subs=np.atleast_1d(list(np.ravel(subs))), numticks=40) for base, subs in steps
-        ]
+        self._finer = [LogLocator(base=base, subs=subs, numticks=40) for base, subs in steps]
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
         ticks: Any = ()
