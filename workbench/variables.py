@@ -568,6 +568,23 @@ class ScatteredPages(Schema):
     added_tables = counted("design shared", "4 KiB pages", "second-stage page-table pages added")
 
 
+class ConversionModes(Schema):
+    """One guest that converts in both modes (:func:`workbench.studies.conversion_studies.conversion_modes`)."""
+
+    mode = Coordinate("", "how memory is converted")
+    node = Coordinate("1", "NUMA node id")
+    node_to = Coordinate("1", "NUMA node id")
+    node_cpus = exact("node", "1", "CPUs of the node")
+    distance = exact("node node_to", "1", "SLIT distance (10 = local)")
+    before = counted("mode node", "4 KiB pages", "the guest's pages before the conversions")
+    after = counted("mode node", "4 KiB pages", "the guest's pages after the last touch")
+    drifted_pages = counted("mode", "4 KiB pages", "pages now on another node than before")
+    peak_bytes = counted("mode", "B", "most memory of both backends at one time")
+    allocated_pages = counted("mode", "4 KiB pages", "pages allocated while converting and touched again")
+    invalidations = counted("mode", "calls", "ranges that KVM zaps")
+    modelled_time = modelled("draw mode", "ns", "time in conversions and in clearing pages", "workbench/costs.py")
+
+
 class PinnedPages(Schema):
     """Pins while a guest takes memory back (:func:`workbench.studies.conversion_studies.pinned_pages`)."""
 

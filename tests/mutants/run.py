@@ -72,7 +72,11 @@ def judge(mutant: Mutant, directory: Path) -> str:
     original = path.read_text(encoding="utf-8")
     if original.count(mutant.old) != 1:
         return f"what it replaces stands {original.count(mutant.old)} times in {mutant.file}"
-    environment = os.environ | {"PYTHONPATH": str(directory), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "ci"}
+    environment = os.environ | {
+        "PYTHONPATH": str(directory),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HYPOTHESIS_PROFILE": "ci",
+    }
     if mutant.plain:
         environment["NUMBA_DISABLE_JIT"] = "1"
     path.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")

@@ -93,6 +93,9 @@ MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
         small(page_size="2 MiB", design="hugetlb"), designs=["hugetlb", "pfn-range"]
     ),
     "conversion_studies.run": lambda _: converted(),
+    "conversion_modes": lambda _: conversion_studies.conversion_modes(
+        Host.from_machine("xeon-e5-2680-2s"), 8 << 20, 10, samples=3
+    ),
     "host_dataset": lambda _: host_dataset(host()),
     "access_cost": lambda _: traffic.access_cost(simulate(small()), host()),
     "access_cost, samples": lambda _: traffic.access_cost(simulate(small()), host(), samples=3),

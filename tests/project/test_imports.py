@@ -61,7 +61,7 @@ WINGS = {
     "recorder": SCENE | {"tracking", "engine"},
     "designs": SCENE | {"tracking", "engine", "cost", "simulation"},
     "truth": SCENE | {"tracking", "engine", "cost", "simulation"},
-    "studies": SCENE | {"tracking", "engine", "cost", "simulation", "designs", "truth"},
+    "studies": SCENE | {"answer", "running", "tracking", "engine", "cost", "simulation", "designs", "truth"},
     "reports": SCENE,
     "vmconfig": SCENE | {"amounts"},
     "sweeps": SCENE | {"answer", "running", "simulation", "reports"},

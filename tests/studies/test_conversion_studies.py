@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import workbench as wb
 from workbench.engine import conversion_streams as gen
+from workbench.errors import WorkbenchError
 from workbench.plots import conversion as plots
 from workbench.studies import conversion_studies as studies
 from workbench.tracking import folio_file as cv
@@ -76,3 +78,25 @@ def test_figures():
     assert len(plots.pinned_pages(studies.pinned_pages(GIB, (0, 1), buffers=20)).axes) == 3
     assert len(plots.recorded_hvo(studies.recorded_hvo()).axes[0].patches) == 21
     assert len(plots.profile(studies.boot_against_published(samples=2)).axes) == 3
+
+
+def test_the_same_conversions_out_of_place_and_in_place():
+    """In place nothing moves and nothing is allocated; out of place what was shared is where the last touch came from."""
+    found = studies.conversion_modes(wb.Host.from_machine("xeon-e5-2680-2s"), 16 << 20, 20, samples=5)
+    away, here = found.isel(mode=0), found.isel(mode=1)
+    assert found["before"].values.tolist() == [[0, 4096]] * 2 and here["after"].values.tolist() == [0, 4096]
+    assert int(here["drifted_pages"]) == int(here["allocated_pages"]) == 0
+    drifted = int(away["drifted_pages"])
+    assert 0 < drifted <= int(away["allocated_pages"])
+    assert away["after"].values.tolist() == [drifted, 4096 - drifted]
+    assert int(away["invalidations"]) > int(here["invalidations"]) > 0  # each hole zaps too
+    assert (away["modelled_time"] > here["modelled_time"]).all()
+    assert plots.conversion_modes(found).axes
+
+
+def test_one_node_has_no_other_to_drift_to():
+    host = wb.Host.model_validate(
+        {"name": "one", "nodes": [{"id": 0, "memory_bytes": 8 << 30, "cpus": [0]}], "distances": [[10]]}
+    )
+    with pytest.raises(WorkbenchError, match="'one' has 1 nodes with CPUs and memory; two are needed"):
+        studies.conversion_modes(host)

@@ -105,6 +105,58 @@ def scattered_pages(dataset: xr.Dataset) -> Figure:
     return made
 
 
+def conversion_modes(dataset: xr.Dataset) -> Figure:
+    """The same conversions in both modes: where the pages are before and after, what it took, and the modelled time."""
+    modes = [str(mode) for mode in dataset["mode"].values]
+    used = [
+        n
+        for n in dataset["node"].values
+        if int(dataset["before"].sel(node=n).sum() + dataset["after"].sel(node=n).sum())
+    ]
+    colours = common.colours_of(dataset)
+    with common.style():
+        made = common.figure(9.4, 3.4)
+        places, work, time = made.subplots(1, 3, width_ratios=(1.3, 1, 1))
+        labels = []
+        for row, (mode, moment) in enumerate((mode, moment) for mode in modes for moment in ("before", "after")):
+            left = 0.0
+            for node in used:
+                amount = float(dataset[moment].sel(mode=mode, node=node)) * PAGE_SIZE / 2**20
+                places.barh(row, amount, left=left, color=colours[int(node)], label=f"node {node}" if not row else None)
+                left += amount
+            labels.append(f"{mode.split(' (')[0]},\n{moment}")
+        places.set_yticks(range(len(labels)), labels, fontsize=8)
+        places.invert_yaxis()
+        places.set_xlabel("memory of the guest (MiB)")
+        places.legend(frameon=False, fontsize=8, loc="lower center", ncols=4, bbox_to_anchor=(0.5, 1.0))
+        names = {"drifted_pages": "drifted", "allocated_pages": "allocated", "invalidations": "ranges zapped"}
+        for column, (mode, colour) in enumerate(zip(modes, SERIES, strict=False)):
+            at = np.arange(len(names)) + 0.4 * column - 0.2
+            bars = work.bar(at, [int(dataset[name].sel(mode=mode)) for name in names], 0.38, color=colour, label=mode)
+            work.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=1)
+            draws = dataset["modelled_time"].sel(mode=mode).values / 1e6
+            low, middle, high = np.quantile(draws, (0.05, 0.5, 0.95))
+            time.bar(
+                column,
+                middle,
+                0.6,
+                color=colour,
+                yerr=[[middle - low], [high - middle]],
+                ecolor=common.MUTED,
+                capsize=3,
+            )
+        work.set_xticks(range(len(names)), list(names.values()), fontsize=8)
+        work.set_ylabel("4 KiB pages, calls")
+        work.set_ylim(0, 1.25 * max(int(dataset[name].max()) for name in names) or 1)
+        work.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        time.set_xticks(range(len(modes)), [mode.split(" (")[0] for mode in modes], fontsize=8)
+        time.set_ylabel("modelled time (ms), 5 to 95 % of draws")
+        for axes in (places, work, time):
+            axes.spines[["top", "right"]].set_visible(False)
+        common.basis_note(made, dataset, ["before", "invalidations", "modelled_time"])
+    return made
+
+
 def vmemmap_over_time(runs: Mapping[str, xr.Dataset]) -> Figure:
     """vmemmap pages held by splits along the operations, one line for each run."""
     with common.style():

@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from workbench import results
+from workbench import costs, results
+from workbench.answer import Answer
 from workbench.engine import conversion_streams as gen
+from workbench.errors import WorkbenchError
 from workbench.kernels.folios import run as folio
+from workbench.running import run as run_scenario
+from workbench.scenario import Scenario
+from workbench.topology.host import Host
 from workbench.tracking import folio_file as cv
 from workbench.tracking import struct_pages
 from workbench.tracking.confidential import LARGEST_LEAF
@@ -21,7 +26,15 @@ from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.tracked_file import Int64s, choice
 from workbench.truth import published
 from workbench.units import PAGE_ORDERS, PAGE_SHIFT, PAGE_SIZE
-from workbench.variables import BootProfile, BootSplits, ConversionRun, PinnedPages, RecordedHvo, ScatteredPages
+from workbench.variables import (
+    BootProfile,
+    BootSplits,
+    ConversionModes,
+    ConversionRun,
+    PinnedPages,
+    RecordedHvo,
+    ScatteredPages,
+)
 
 GIB = 1 << 30
 DESIGNS = ("split in one step", "split in two stages", "no struct page for private memory")
@@ -189,6 +202,70 @@ def pinned_pages(
             "pinned_pages", memory=memory, pins=pins, buffers=buffers, generations=generations, seed=seed
         ),
         attributes={"scenario": f"{memory >> 30} GiB guest, {buffers} shared buffers"},
+    )
+
+
+MODES = {"out of place (7.3)": "7.3", "in place (7.4)": "7.4"}
+"""The two ways of converting, and the first kernel profile or the last one that has each."""
+
+
+def conversion_modes(
+    host: Host, memory: int = 256 << 20, buffers: int = 500, *, samples: int = 100, seed: int = 0
+) -> xr.Dataset:
+    """One guest, the same conversions in both modes: what moves, what is allocated, what is zapped, and the time of it.
+
+    A guest with private memory is touched from its last node; bounce buffers (4 KiB to 2 MiB, at random places) become
+    shared and private again, and a vCPU of its first node touches all of it. Placement is that of the engine, so the
+    drift is what the kernel's rules give; time is modelled: ``conversion_fixed`` for each conversion, ``invalidation`` for
+    each range zapped, ``clear_page`` for each page allocated (in place nothing is allocated, and what a page held is kept).
+
+    Parameters
+    ----------
+    host : at least two nodes with CPUs and memory
+    memory : bytes of the guest
+    buffers : how many are shared and taken back
+    samples, seed : draws over the ranges of the costs
+    """
+    ids = [node.id for node in host.nodes if node.cpus and node.memory_bytes]
+    if len(ids) < 2:
+        raise WorkbenchError(f"host: {host.name!r} has {len(ids)} nodes with CPUs and memory; two are needed")
+    setup = [{"op": "create"}, {"op": "fault", "by": "guest", "task": "vcpu0"}]
+    stream = [{"op": "convert_stream", "stream": "bounce_buffers", "count": buffers, "seed": seed}]
+    touch = [{"op": "convert", "to": "private"}, {"op": "fault", "by": "guest", "task": "vcpu1"}]
+    guest = {"memory": memory, "vm_type": "sw_protected", "vcpus": [{"node": ids[-1]}, {"node": ids[0]}]}
+
+    def answer(kernel: str, operations: list[dict[str, Any]]) -> Answer:
+        values = {"host": host, "guest": guest, "operations": operations, "kernel_profile": kernel, "output": "pages"}
+        return run_scenario(Scenario.model_validate(values))
+
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("before", "after", "drifted_pages", "peak_bytes", "allocated_pages")
+    }
+    conversions, invalidations = [], []
+    for kernel in MODES.values():
+        begun, whole = answer(kernel, setup), answer(kernel, setup + stream + touch)
+        first, last = begun["page_node"][0], whole["page_node"][0]
+        used = whole["free_pages"][0].sum() - whole["free_pages"].sum(axis=1)
+        rows["before"].append(begun["pages_per_node"][0])
+        rows["after"].append(whole["pages_per_node"][0])
+        rows["drifted_pages"].append(np.count_nonzero(first != last))
+        rows["peak_bytes"].append(int(used.max()) * PAGE_SIZE)
+        rows["allocated_pages"].append(int(whole["event_pages"][len(setup) :].sum()))
+        invalidations.append(int(whole["invalidations"][-1] - whole["invalidations"][len(setup) - 1]))
+        conversions.append(np.count_nonzero(np.char.startswith(whole["event_op"], "convert")))
+    draws = costs.sample(("conversion_fixed", "invalidation", "clear_page", "cpu_frequency"), samples, seed)
+    cycles = np.outer(draws["conversion_fixed"], conversions) + np.outer(draws["invalidation"], invalidations)
+    time = cycles / draws["cpu_frequency"][:, None] + np.outer(draws["clear_page"], rows["allocated_pages"])
+    return results.make(
+        ConversionModes,
+        rows
+        | {"invalidations": invalidations, "modelled_time": time}
+        | {name: begun[name] for name in ("node_cpus", "distance")},
+        {"mode": list(MODES), "node": begun.node_ids, "node_to": begun.node_ids},
+        provenance=_provenance(
+            "conversion_modes", host=host, memory=memory, buffers=buffers, samples=samples, seed=seed
+        ),
+        attributes={"scenario": f"{memory >> 20} MiB guest on {host.name}, {buffers} bounce buffers"},
     )
 
 
