@@ -13,7 +13,7 @@ MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: env demo test quick fuzz mutants test-kernels lint lab bench lock clean
+.PHONY: env demo test quick fuzz mutants test-kernels lint docs lab bench lock clean
 .DEFAULT_GOAL := env
 
 env: $(VENV)/.installed
@@ -37,9 +37,13 @@ demo: env
 	$(BIN)/workbench report notebooks/01_placement.ipynb -p machine $(MACHINE) -o $(REPORT)
 
 # Kernels are tested compiled, as plain Python (which also shows their coverage) and with every index checked.
-test: env lint test-kernels
+test: env lint test-kernels docs
 	$(PYTEST) tests/e2e
 	$(PYTEST) -n 2 --dist loadfile tests --ignore=tests/kernels --ignore=tests/e2e
+
+# The documentation with the outputs of its notebooks; a warning is an error. `workbench docs` shows it without them.
+docs: env
+	$(BIN)/workbench docs --notebooks --no-browser --force -o out/docs
 
 # Between two commits: lint, and the tests that start no browser, no notebook, no guest and build no wheel.
 QUICK := tests/project tests/topology tests/cost tests/tracking

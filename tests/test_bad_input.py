@@ -63,6 +63,7 @@ def test_page_sizes_are_written_like_every_other_size() -> None:
 def test_names_that_are_nearly_right() -> None:
     assert near("hugtlb", DESIGNS) == "did you mean 'hugetlb'? "
     assert near("naples", ["epyc1-naples-2s", "power7-8n"]) == "did you mean 'epyc1-naples-2s'? "  # a part of it
+    assert near("weigthed", ["local", "weighted_interleave"]) == "did you mean 'weighted_interleave'? "
     assert near("FAULT", ["fault"]) == "did you mean 'fault'? "
     assert near("quite-different", DESIGNS) == ""
     assert unknown("y" * 500, ["a", "b"]) == f"'{'y' * 60}' is unknown; there are a, b"

@@ -62,7 +62,11 @@ def is_whole(word: str) -> bool:
 
 
 def format_list(ids: Iterable[int]) -> str:
-    """The inverse, in ascending order: ``[5, 0, 1, 2]`` to ``"0-2,5"``."""
+    """The inverse, in ascending order.
+
+    >>> format_list([5, 0, 1, 2])
+    '0-2,5'
+    """
     runs: list[list[int]] = []
     for number in sorted(ids):
         if runs and runs[-1][1] + 1 == number:

@@ -41,7 +41,11 @@ def nodes_of(mask: int) -> list[int]:
 
 
 def parse_nodes(value: str | int | Iterable[int] | None, field: str = "nodes") -> int:
-    """Bitmask from ``"0-3,8"``, a node id, a list of ids, or None / ``""`` / ``"none"`` for the empty mask."""
+    """Bitmask from ``"0-3,8"``, a node id, a list of ids, or None / ``""`` / ``"none"`` for the empty mask.
+
+    >>> bin(parse_nodes("0-3,8")), parse_nodes([1, 2]), parse_nodes(None)
+    ('0b100001111', 6, 0)
+    """
     if value is None:
         return 0
     if isinstance(value, int):

@@ -360,7 +360,11 @@ def look_up(records: Mapping[str, _Record], name: str, what: str) -> _Record:
 def of_version(text: str) -> tuple[KernelProfile, bool]:
     """The profile of a kernel by its version line, and whether it is that very version (else the nearest older one).
 
-    ``Linux version 6.13.7 (...)`` is taken as 6.12. Raises WorkbenchError where no version is named.
+    Raises WorkbenchError where no version is named.
+
+    >>> profile, same = of_version("Linux version 6.13.7 (builder@host)")
+    >>> profile.name, same
+    ('6.12', False)
     """
     found = re.search(r"(\d+)\.(\d+)", text)
     if found is None:

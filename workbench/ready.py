@@ -53,7 +53,11 @@ def find_scenario(given: str | Path) -> Path:
 
 
 def scenario(given: str | Path) -> Scenario:
-    """The scenario in a file, or the ready one of that name. Raises WorkbenchError."""
+    """The scenario in a file, or the ready one of that name. Raises WorkbenchError.
+
+    >>> scenario("weighted-interleave-cxl").replace(**{"guest.memory": "4 GiB"}).guest.memory >> 30
+    4
+    """
     if not isinstance(given, (str, Path)):
         raise WorkbenchError(f"scenario: {type(given).__name__} is none; a Scenario, a ready one's name or a file is")
     return Scenario.from_yaml(find_scenario(given))

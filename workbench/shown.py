@@ -32,7 +32,7 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], al
         + "</tr>"
         for first, *rest in rows
     )
-    title = f'<caption style="text-align:left;caption-side:top"><b>{caption}</b></caption>'
+    title = f'<caption style="text-align:left;caption-side:top;white-space:nowrap"><b>{caption}</b></caption>'
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -28,6 +28,10 @@ def simulate(
 ) -> xr.Dataset:
     """Simulate a scenario and return its Dataset (see :mod:`workbench.results` for the variables).
 
+    >>> result = simulate("weighted-interleave-cxl")
+    >>> result.pages_per_node.sel(file="guest").values.tolist()
+    [1048580, 838858, 209714, 0]
+
     Parameters
     ----------
     scenario : the scenario, the name of a ready one (``"weighted-interleave-cxl"``) or a file with one

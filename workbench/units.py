@@ -27,7 +27,11 @@ def _registry() -> pint.UnitRegistry:
 
 
 def parse_bytes(value: int | str, field: str = "size") -> int:
-    """Return a size in bytes from an integer (bytes) or a text such as ``"512 MiB"`` or ``"1.5 GiB"``."""
+    """Return a size in bytes from an integer (bytes) or a text such as ``"512 MiB"`` or ``"1.5 GiB"``.
+
+    >>> parse_bytes("1.5 GiB"), parse_bytes("2MiB"), parse_bytes(4096)
+    (1610612736, 2097152, 4096)
+    """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise WorkbenchError(f"{field}: {value!r} is not a size; write bytes or a text such as '2 MiB'")
     if isinstance(value, int):
@@ -73,12 +77,20 @@ def byte_unit(largest: float) -> tuple[float, str]:
 
 
 def format_bytes(number: float) -> str:
-    """Return a size for people: ``format_bytes(1536 * 2**20) == "1.5 GiB"``."""
+    """Return a size for people.
+
+    >>> format_bytes(1536 * 2**20)
+    '1.5 GiB'
+    """
     size, unit = byte_unit(number)
     return f"{number / size:.4g} {unit}"
 
 
 def exact_bytes(number: int) -> str:
-    """A size that :func:`parse_bytes` reads back to the same number: ``"256 GiB"``, ``"4100 KiB"``, ``"1025 B"``."""
+    """A size that :func:`parse_bytes` reads back to the same number.
+
+    >>> exact_bytes(256 << 30), exact_bytes(4100 << 10), exact_bytes(1025)
+    ('256 GiB', '4100 KiB', '1025 B')
+    """
     unit, size = next((u, size) for u, size in reversed(_BINARY.items()) if number % size == 0 and (number or u == "B"))
     return f"{number // size} {unit}"

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -81,7 +82,7 @@ def started(command: list[str], ready: str, directory: Path) -> Iterator[None]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+def wait(url: str, process: subprocess.Popen[Any], log: Path, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:
@@ -114,6 +115,26 @@ def lab(directory: Path, name: str) -> Iterator[str]:
     base = f"http://127.0.0.1:{port}"
     with started(command, f"{base}/api?token={token}", directory):
         yield f"{base}/lab/tree/{name}?token={token}&reset"
+
+
+@contextlib.contextmanager
+def explorer_app(directory: Path) -> Iterator[str]:
+    """``workbench explore``; yields the address with its token. Ctrl-C must end it with 0."""
+    command = [sys.executable, "-m", "workbench.commands.cli", "explore", "--no-browser"]
+    with (directory / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=directory, env=environment(directory), stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        try:
+            assert process.stdout is not None
+            found = process.stdout.readline().removeprefix("explorer: ").strip()
+            wait(found.split("?")[0], process, directory / "server.log")
+            yield found
+        finally:
+            process.send_signal(signal.SIGINT)
+            code = process.wait(30)
+            process.stdout.close()
+        assert code == 0
 
 
 @contextlib.contextmanager

@@ -67,8 +67,9 @@ WINGS = {
     "sweeps": SCENE | {"answer", "running", "simulation", "reports"},
     "plots": SCENE | {"amounts", "cost", "studies", "designs", "truth"},
     "explorer": SCENE | {"amounts", "tracking", "engine", "cost", "simulation", "designs", "studies", "plots"},
+    "docs": SCENE | {"cost", "simulation", "designs", "studies", "truth", "recorder", "sweeps", "reports", "plots", "vmconfig"},
     "commands": SCENE | {"amounts", "cost", "running", "simulation", "designs", "studies", "truth", "recorder", "sweeps",
-                         "reports", "plots", "explorer", "vmconfig"},
+                         "reports", "plots", "explorer", "vmconfig", "docs"},
 }  # fmt: skip
 """Wing (a folder of ``workbench/``, ``kernels/`` or a module at its top) -> wings that it may import, at any place."""
 

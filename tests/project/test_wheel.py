@@ -98,6 +98,14 @@ def test_commands_work_from_any_directory(installed: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_the_documentation_is_made_of_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
+    reply = run(installed, tmp_path, "docs", "--no-browser", "-o", "site")
+    assert reply.strip() == "site/index.html"
+    assert "Ten minutes from a question" in (tmp_path / "site/index.html").read_text()
+    assert "policy-after-allocation" in (tmp_path / "site/reference/ready.html").read_text()
+
+
+@pytest.mark.slow
 def test_a_ready_notebook_becomes_a_report(installed: Path, tmp_path: Path) -> None:
     run(installed, tmp_path, "report", "01_placement", "-o", "x.html")
     assert "datasets/machines/epyc1-naples-2s.yaml" in (tmp_path / "x.html").read_text()

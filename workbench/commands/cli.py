@@ -273,6 +273,7 @@ def _register_all() -> None:
         "history",
         "scenarios",
         "capacity",
+        "docs",
     ):
         importlib.import_module(f"workbench.commands.{module}").register(app)
     first_use.listeners.append(first_use.Line())
