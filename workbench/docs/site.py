@@ -105,10 +105,11 @@ def check_replaceable(target: Path, force: bool) -> None:
 def sphinx(source: Path, target: Path, doctrees: Path) -> None:
     """Run Sphinx. Raises WorkbenchError with its first warnings, and for a page that would fetch something."""
     from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
 
     said = io.StringIO()
     settings = SETTINGS | {"release": metadata.version("guest-memfd-workbench")}
-    with _unchanged_environment():
+    with _unchanged_environment(), patch_docutils(source), docutils_namespace():
         # As a file and not as overrides, which come before the theme has said what it takes.
         (source / "conf.py").write_text("".join(f"{name} = {value!r}\n" for name, value in settings.items()))
         application = Sphinx(source, source, target, doctrees, "html", status=None, warning=said, freshenv=True)
