@@ -370,3 +370,24 @@ def test_same_scenario_same_dataset():
         }
     )
     xr.testing.assert_identical(simulate(scenario), simulate(scenario))
+
+
+def test_mean_distance_and_local_share_on_paper():
+    """48 of 64 MiB on node 0 and 16 on node 1, SLIT 10 and 20: 12.5 from node 0 and 17.5 from node 1."""
+    nodes = [{"id": n, "memory_bytes": 8 << 30, "cpus": [n]} for n in range(2)]
+    found = simulate(
+        Scenario.from_mapping(
+            {
+                "host": {"name": "two", "nodes": nodes, "distances": [[10, 20], [20, 10]]},
+                "guest": {"memory": "64 MiB", "vcpus": [{"node": 0}, {"node": 1}]},
+                "operations": [
+                    {"op": "create"},
+                    {"op": "mbind", "mode": "bind", "nodes": "0", "length": "48 MiB"},
+                    {"op": "mbind", "mode": "bind", "nodes": "1", "offset": "48 MiB"},
+                    {"op": "fallocate"},
+                ],
+            }
+        )
+    )
+    assert found["mean_distance"].values.tolist() == [12.5, 17.5]
+    assert found["local_share"].values.tolist() == [0.75, 0.25]

@@ -39,7 +39,6 @@ SETTINGS: dict[str, Any] = {
     "nb_execution_mode": "off",
     "nb_ipywidgets_js": {},  # would be fetched from elsewhere
     "nb_merge_streams": True,
-    "python_maximum_signature_line_length": 100,
     "toc_object_entries": False,
 }
 _NETWORK = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=["'](?:https?:)?//""")
@@ -89,6 +88,10 @@ def build(
     return target / "index.html"
 
 
+_HEADING = 'class="caption" role="heading"'
+"""Captions of tables of contents, to which Sphinx gives no level: readers of the screen want one."""
+
+
 def check_replaceable(target: Path, force: bool) -> None:
     """Refuse what is there and is no site of ours. Raises WorkbenchError."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
@@ -119,7 +122,10 @@ def sphinx(source: Path, target: Path, doctrees: Path) -> None:
         first = lines[0].replace(f"{source}/", "")
         raise WorkbenchError(f"documentation: {first}" + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""))
     for page in target.rglob("*.html"):
-        found = _NETWORK.search(page.read_text(encoding="utf-8"))
+        text = page.read_text(encoding="utf-8").replace(_HEADING, f'{_HEADING} aria-level="2"')
+        text = text.replace("<pre>", '<pre tabindex="0">')  # what is wide scrolls, by keys too
+        page.write_text(text, encoding="utf-8")
+        found = _NETWORK.search(text)
         if found is not None:
             raise WorkbenchError(f"documentation: {page.name} would fetch {found[0][:80]}")
 
