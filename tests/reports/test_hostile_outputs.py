@@ -120,3 +120,18 @@ def test_a_hostile_report_does_not_stop_a_gallery(tmp_path: Path) -> None:
         report(f"bad{number}.html", **facts)
     made, count = make_gallery(tmp_path)
     assert count == 2 and "good" in made.read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("data:image/png;base64,iVBORw0KGgo=", True),
+        ("data:image/svg+xml;utf8,%3Csvg%3E", True),
+        ("data:text/html;base64,PHNjcmlwdD4=", False),
+        ("data:application/javascript,alert(1)", False),
+        ("data:,", False),
+    ],
+)
+def test_a_picture_is_a_picture(source: str, kept: bool) -> None:
+    found = bs4.BeautifulSoup(clean(f'<img src="{source}">'), "html.parser").find("img")
+    assert (found is not None and found.get("src") == source) == kept

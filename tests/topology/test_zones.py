@@ -12,7 +12,7 @@ import pytest
 from workbench.data import datasets_path
 from workbench.kernels.zonelist import ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL
 from workbench.topology.host import Host
-from workbench.topology.zones import ZONE_NAMES, default_zones, lowmem_reserve, watermarks
+from workbench.topology.zones import ZONE_NAMES, default_zones, lowmem_reserve, min_free_kbytes, watermarks
 
 BOOTS = sorted(datasets_path("recordings", "boot").glob("*.txt.gz"))
 PAGES_PER_GIB = 1 << 18
@@ -149,3 +149,12 @@ def test_transparent_hugepages_raise_the_watermarks() -> None:
     assert small.min.sum() <= small.managed.sum() // 20
     huge = host({"memory_bytes": "64 TiB"})
     assert np.array_equal(default_zones(huge, thp=True).min, default_zones(huge).min), "262144 kB is more already"
+
+
+@pytest.mark.parametrize(
+    ("pages", "kbytes"),
+    [(64, 128), (256, 128), (260, 128), (1 << 20, 8192), (1 << 30, 262144), (1 << 31, 262144)],
+)
+def test_min_free_kbytes_has_a_floor_and_a_ceiling(pages: int, kbytes: int) -> None:
+    """mm/page_alloc.c: calculate_min_free_kbytes: the root of 16 times the kilobytes, 128 to 262,144."""
+    assert min_free_kbytes(np.array([pages]), np.array([0])) == kbytes

@@ -332,3 +332,13 @@ def test_boot_stream_in_a_scenario():
     file = private(4 * GIB)
     series = file.run_stream(stream[:40], 1).series
     np.testing.assert_array_equal(ds["splits_1g"][2:], series[:, cv.folio.N_SPLITS_1G])
+
+
+def test_a_hole_in_a_part_of_a_huge_page_zeroes_it():
+    """16 of 512 pages: the folio stays, and what the hole names is cleared; a whole folio leaves the file instead."""
+    file = private(4 * MIB, "2 MiB", generation="B")
+    file.convert(0, 2 * MIB, "shared")
+    assert file.punch_hole(64 * KIB, 64 * KIB).errno == 0
+    assert (file.count("zeroed_pages"), file.count("present_pages")) == (16, 1024)
+    assert file.punch_hole(2 * MIB, 2 * MIB).errno == 0
+    assert (file.count("zeroed_pages"), file.count("present_pages")) == (16, 512)

@@ -7,12 +7,14 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from workbench.commands.cli import app
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
+from workbench.truth import verify as verify_module
 from workbench.truth.recording import read, unpack_place
 from workbench.truth.verify import verify
 
@@ -192,3 +194,23 @@ def test_a_report_can_be_written_as_json() -> None:
     (written,) = json.loads(json.dumps([report.as_mapping()]))
     assert [one["not_judged"] for one in written["scenarios"]] == [dict(one.not_judged) for one in report.scenarios]
     assert any(one["not_judged"] for one in written["scenarios"])
+
+
+@pytest.mark.parametrize(
+    ("simulated", "agrees", "deviation"),
+    [
+        ([90, 110], True, 10),  # pages on nodes 0 and 1 where the kernel has 100 and 100
+        ([89, 111], False, 11),
+        ([111, 89], False, 11),
+        ([0, 200], False, 100),
+    ],
+)
+def test_where_a_node_fills_pages_may_differ_by_the_slack_and_no_more(
+    simulated: list[int], agrees: bool, deviation: int
+) -> None:
+    comparison = object.__new__(verify_module._Comparison)
+    comparison.report = verify_module.ScenarioReport("fills", slack=10)
+    expected = np.repeat([0, 1], [100, 100])
+    assert comparison._within_slack(expected, np.repeat([0, 1], simulated)) == agrees
+    assert comparison.report.deviation == deviation
+    assert not comparison._within_slack(expected, np.repeat([1, 0], [100, 100]))  # in the other order
