@@ -213,7 +213,7 @@ def test_bad_profiles_are_one_line_that_names_the_field(document, match):
 
 def test_profiles_are_found_by_name_file_and_host(tmp_path):
     assert machine(TWO, profile="epyc-7742").latency[0, 0] == pytest.approx(120.1, abs=0.5)
-    with pytest.raises(WorkbenchError, match="neither a file"):
+    with pytest.raises(WorkbenchError, match="is not known, nor is it a file"):
         machine(TWO, profile="nonsense")
     with pytest.raises(WorkbenchError, match="does not exist"):
         machine(TWO, profile=str(tmp_path / "none.yaml"))

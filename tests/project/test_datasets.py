@@ -16,13 +16,13 @@ import xarray as xr
 from workbench import results, variables
 from workbench.cost import kernel_times, traffic, translation, weights
 from workbench.data import datasets_path
-from workbench.designs import compare
+from workbench.designs import compare, stalls
 from workbench.designs import sweeps as design_sweeps
 from workbench.engine import conversion_streams as streams
 from workbench.plots.topology import host_dataset
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
-from workbench.studies import conversion_studies, placement_cost, sensitivity, vm_churn, vnuma
+from workbench.studies import capacity, conversion_studies, placement_cost, sensitivity, vm_churn, vnuma
 from workbench.sweeps.store import read_store
 from workbench.sweeps.sweep import sweep
 from workbench.topology.host import Host
@@ -87,6 +87,9 @@ GUEST = streams.BootGuest(memory=1 << 30)
 MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
     "simulate": lambda _: simulate(scenario()),
     "simulate, conversions": lambda _: simulate(scenario("snp-guest-boots")),
+    "simulate, TDX": lambda _: simulate(
+        scenario("snp-guest-boots").replace(**{"guest.vm_type": "tdx", "guest.memory": "4 GiB"})
+    ),
     "simulate, kernels": lambda _: simulate(scenario("conversion-drifts"), kernel_profiles=["7.3", "7.2"]),
     "simulate, accesses and pfns": lambda _: simulate(accessed()),
     "simulate, designs": lambda _: simulate(
@@ -108,6 +111,8 @@ MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
     "kernel_times, one": lambda _: kernel_times.kernel_times(host(), 1 << 30, samples=1),
     "verdict": lambda _: placement_cost.verdict(placement_cost.policy_costs(host(), memory="1 GiB", samples=3)),
     "split_loss": lambda _: translation.split_loss(1 << 30, 1),
+    "stalls": lambda _: stalls.stalls(compare.guest_run("1 GiB", conversions=10)),
+    "capacity": lambda _: capacity.capacity(host(), policies=["bind"]),
     "compare": lambda _: compare.compare(compare.guest_run("1 GiB", conversions=10), samples=2),
     "compare.sweep": lambda _: compare.sweep("1 GiB", page_sizes=["1 GiB"], conversions=[1, 2]),
     "designs.sharing": lambda _: design_sweeps.sharing(["2 MiB"], [1 / 4], [4096]),

@@ -119,7 +119,7 @@ def test_files_that_are_not_simulated_take_only_their_own_lines_along(replay, op
         ({"op": f"write {WEIGHTS}/auto false", "text": "write 0"}, "writes a file of the host"),
         ({"op": "write /proc/sys/vm/swappiness 10", "text": "write 0"}, "writes a file of the host"),
         ({"op": "cat /proc/version", "file": ["Linux"]}, "reads a file of the host"),
-        ({"op": "nodestat", "counters": {}}, "background"),
+        ({"op": "nodestat", "counters": {}}, "the first look at a node's counters"),
         ({"op": "kvmcap 244", "ret": 3, "errno": 0}, "kernel's alone"),
         ({"op": "unheard g0", "text": "ERR unknown op"}, "unheard is no verb"),
     ],

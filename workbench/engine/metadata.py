@@ -379,9 +379,9 @@ class Metadata:
     def settle(self, task: Thread, vmemmap: Int64s | None) -> bool:
         """What follows from the state after a call: attributes of the VM, struct pages that splits brought back."""
         complete = True
-        for inode in self.system.inodes():
+        for inode in self.system.inodes() if self.system.scenario.guest.private_memory else ():
             states = inode.attributes
-            if states is None or not self.system.scenario.guest.private_memory:
+            if states is None:
                 continue
             before = self.private.get(inode, no_intervals())
             now = states.private_parts(0, inode.pages)
