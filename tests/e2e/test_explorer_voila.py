@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,22 +15,8 @@ from e2e import servers
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory = tmp_path_factory.mktemp("voila")
-    command = [sys.executable, "-m", "workbench.commands.cli", "explore", "--no-browser"]
-    with (directory / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=directory, env=servers.environment(directory), stdout=subprocess.PIPE, stderr=log, text=True
-        )
-        try:
-            assert process.stdout is not None
-            found = process.stdout.readline().removeprefix("explorer: ").strip()
-            servers.wait(found.split("?")[0], process, directory / "server.log")
-            yield found
-        finally:
-            process.send_signal(signal.SIGINT)
-            code = process.wait(30)
-            process.stdout.close()
-        assert code == 0
+    with servers.explorer_app(tmp_path_factory.mktemp("voila")) as found:
+        yield found
 
 
 def test_nobody_gets_in_without_the_token(address: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import workbench as wb
 from workbench import profiles
+from workbench.ready import scenario as ready_scenario
 from workbench.studies import history as study
 
 HOST = {
@@ -77,3 +78,11 @@ def test_the_command_prints_it(tmp_path) -> None:
     wrong = subprocess.run([*command[:-1], "5.15"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "6.12" in wrong.stderr
+
+
+def test_a_policy_of_a_backend_that_a_kernel_has_not_says_why() -> None:
+    """7.4 converts in place: there is no second file to bind."""
+    scenario = ready_scenario("conversion-drifts")
+    said = study.first_refusal(wb.simulate(scenario, kernel_profiles=["7.3", "7.4"]))
+    assert list(said) == ["7.4"]
+    assert "guest.shared is not mapped: converted in place" in said["7.4"]

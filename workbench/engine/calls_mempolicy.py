@@ -66,7 +66,7 @@ def _mbind(system: System, operation: sc.Mbind | sc.SetPolicy, flags: int) -> Re
     if mode == mp.DEFAULT:
         flags &= ~mp.MF_STRICT
     if file is None and operation.length is None:
-        return failed(errno.EFAULT)  # to the end of a mapping that there is not
+        return failed(errno.EFAULT, **_why_unmapped(system, operation.file, file))  # to the end of what is not there
     start, end = system.pages(operation, file.inode.pages if file else 0)
     if start == end:
         return Result()
@@ -74,7 +74,7 @@ def _mbind(system: System, operation: sc.Mbind | sc.SetPolicy, flags: int) -> Re
     if error:
         return failed(error)
     if file is None or file.mapping is None:
-        return failed(errno.EFAULT, **_why_unmapped(system, file))
+        return failed(errno.EFAULT, **_why_unmapped(system, operation.file, file))
     mapping = file.mapping
     if start >= mapping.pages or (end > mapping.pages and policy is not None):
         return failed(errno.EFAULT)
@@ -95,11 +95,13 @@ def _mbind(system: System, operation: sc.Mbind | sc.SetPolicy, flags: int) -> Re
     return failed(errno.EIO) if misplaced and flags & mp.MF_STRICT else Result()
 
 
-def _why_unmapped(system: System, file: OpenFile | None) -> dict[str, str]:
+def _why_unmapped(system: System, name: str, file: OpenFile | None) -> dict[str, str]:
     kernel = system.scenario.kernel
-    if file is None or file.inode.kind != "guest_memfd" or kernel.maps:
-        return {}
-    return {"reason": f"a guest_memfd has no mapping on {kernel.name}; from 6.18 on"}
+    if file is not None and file.inode.kind == "guest_memfd" and not kernel.maps:
+        return {"reason": f"a guest_memfd has no mapping on {kernel.name}; from 6.18 on"}
+    if file is None and system.scenario.conversion_mode == "in-place":
+        return {"reason": f"{name} is not mapped: converted in place, shared pages stay in the guest_memfd"}
+    return {"reason": f"{name} is not mapped"}
 
 
 def _on_file(system: System, file: OpenFile) -> bool:
