@@ -14,11 +14,12 @@ BASE = {"name": "base", "host": "two", "guest": {"memory": 64}}
 
 
 def grid(count: int = 12, **more: Any) -> dict[str, Any]:
-    """A grid of count x 3 cells whose value everybody can compute."""
+    """A grid of count x 3 cells whose value everybody can compute, each written on its own."""
     return {
         "base": BASE,
         "axes": {"seed": {"range": [0, count]}, "guest.memory": [64, 128, 256]},
         "metrics": {"y": {"variable": "y", "reduce": "sum"}},
+        "chunk": 1,
         **more,
     }
 

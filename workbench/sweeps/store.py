@@ -1,9 +1,10 @@
 """The Zarr store of a sweep: dimensions are the axes, and it is whole and readable at every moment.
 
 One process writes: the one that holds the lock on the store's directory. Every array has the same chunks over the axes;
-a chunk file is renamed into place when it is complete, and the chunk of ``status`` is written last. So a chunk of
-cells is either finished, and never computed again, or not there; being killed between two files costs that chunk only.
-Nothing in the store depends on when, where or by how many processes it was computed.
+a chunk file is renamed into place when it is complete, and the chunk of ``status`` is written last. A chunk whose cells
+take long is written again and again as they come in, and its ``status`` says which of them are there: those are never
+computed again. Being killed between two files costs the cells that were being written. Nothing in a finished store
+depends on when, where or by how many processes it was computed.
 
 Chunks of numbers are their bytes and a checksum (Zarr's codecs ``bytes`` and ``crc32c``). They are written here and not by
 Zarr, which takes some milliseconds for each array of a chunk, more than many cells take; all else goes through Zarr.
@@ -19,7 +20,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,28 @@ PENDING, DONE, FAILED = 0, 1, 2
 SCHEMA = "workbench-sweep/2"
 
 
-class SweepStore:
-    """A store opened for writing by :func:`open_store`."""
+class Chunk:
+    """The cells of one chunk in memory: values of each metric, errors ('' for none) and status."""
 
-    def __init__(self, path: Path, grid: Grid, nodes: list[int]) -> None:
+    def __init__(self, values: dict[str, np.ndarray], errors: np.ndarray, status: np.ndarray) -> None:
+        self.values, self.errors, self.status = values, errors, status
+
+    def put(self, cells: np.ndarray, values: Mapping[str, np.ndarray], errors: Mapping[int, str]) -> None:
+        """Enter cells, int64 (cells,) in the order of the chunk; ``errors`` by their place in ``cells``."""
+        for name, block in values.items():
+            rows = self.values[name].reshape(self.status.size, *block.shape[1:])  # a view
+            rows[cells] = block
+        self.errors.ravel()[cells] = ""
+        self.status.ravel()[cells] = DONE
+        for at, text in errors.items():
+            self.errors.ravel()[cells[at]] = text
+            self.status.ravel()[cells[at]] = FAILED
+
+
+class SweepStore:
+    """A store opened for writing by :func:`open_store`. Holds the chunks that are begun and not finished."""
+
+    def __init__(self, path: Path, grid: Grid, nodes: Sequence[int]) -> None:
         import zarr
 
         self.path = path
@@ -49,55 +68,86 @@ class SweepStore:
         self.nodes = nodes
         with quiet_zarr():
             group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
-            self._error = _array(group, "error")
-            self._status = _array(group, "status")
-
-    def status(self) -> np.ndarray:
+            self._arrays = {name: _array(group, name) for name in (*(m.name for m in grid.metrics), "error", "status")}
+        self.chunk_shape = tuple(map(int, self._arrays["status"].chunks))
+        """That of the grid, or of the version that made the store."""
+        self.status = self._read("status", ()) if (path / "status" / "c").exists() else np.zeros(grid.shape, np.int8)
         """int8, one per cell: 0 pending, 1 done, 2 failed."""
+        self._begun: dict[tuple[int, ...], Chunk] = {}
+
+    def _read(self, name: str, place: tuple[slice, ...]) -> np.ndarray:
         try:
-            return np.asarray(self._status[...])
+            with quiet_zarr():
+                return np.array(self._arrays[name][place or ...])
         except (OSError, ValueError, RuntimeError) as error:
             raise WorkbenchError(_damaged(self.path, error)) from error
 
-    def write(self, place: tuple[slice, ...], values: Mapping[str, np.ndarray], errors: np.ndarray) -> None:
-        """Write one chunk: a block of each metric and the error of each cell ('' when it went well)."""
+    def write(
+        self, place: tuple[slice, ...], cells: np.ndarray, values: Mapping[str, np.ndarray], errors: Mapping[int, str]
+    ) -> None:
+        """Write cells of the chunk at ``place``: arguments are those of :meth:`Chunk.put`."""
+        at = tuple(cut.start // step for cut, step in zip(place, self.chunk_shape, strict=True))
+        chunk = self._begun.get(at) or self._chunk(place)
+        chunk.put(cells, values, errors)
+        self._write(at, place, chunk)
+        self.status[place] = chunk.status
+        self._begun[at] = chunk
+        if (chunk.status != PENDING).all():
+            del self._begun[at]
+
+    def _chunk(self, place: tuple[slice, ...]) -> Chunk:
+        """A chunk as it is in the store."""
+        status = self.status[place].copy()
+        if status.any():
+            values = {metric.name: self._read(metric.name, place) for metric in self.grid.metrics}
+            return Chunk(values, self._read("error", place).astype(object), status)
+        return Chunk(
+            {
+                metric.name: np.full((*status.shape, len(self.nodes)) if metric.per_node else status.shape, np.nan)
+                for metric in self.grid.metrics
+            },
+            np.full(status.shape, "", object),
+            status,
+        )
+
+    def _write(self, at: tuple[int, ...], place: tuple[slice, ...], chunk: Chunk) -> None:
+        """Write a chunk: metrics, then errors, then the status that says which of its cells are there."""
         try:
-            for name, block in values.items():
-                self._put(name, place, np.asarray(block, np.float64), np.nan)
-            if (errors != "").any() or self._chunk("error", place, 0).exists():
+            for name, block in chunk.values.items():
+                self._put(name, at, block, np.nan)
+            if (chunk.status == FAILED).any() or os.path.exists(self._file("error", at, 0)):
                 with quiet_zarr():
-                    self._error[place] = errors
-            self._put("status", place, np.where(errors == "", DONE, FAILED).astype(np.int8), PENDING)
+                    self._arrays["error"][place] = chunk.errors
+            self._put("status", at, chunk.status, PENDING)
         except OSError as error:
             raise WorkbenchError(
                 f"sweep: cannot write {str(self.path)!r}: {error.strerror or error}; what is there stays good"
             ) from error
 
-    def _chunk(self, name: str, place: tuple[slice, ...], more: int) -> Path:
+    def _file(self, name: str, at: tuple[int, ...], more: int) -> str:
         """The file of a chunk (Zarr's default key encoding); ``more`` dimensions follow the axes, in one chunk."""
-        at = [cut.start // step for cut, step in zip(place, self.grid.chunk_shape, strict=True)]
-        return self.path.joinpath(name, "c", *map(str, at), *("0" for _ in range(more)))
+        return os.path.join(self.path, name, "c", *map(str, at), *("0" for _ in range(more)))
 
-    def _put(self, name: str, place: tuple[slice, ...], block: np.ndarray, fill: float) -> None:
+    def _put(self, name: str, at: tuple[int, ...], block: np.ndarray, fill: float) -> None:
         """Write a chunk of numbers under a temporary name and rename it; at the end of an axis it is filled up."""
         import google_crc32c
 
-        more = block.ndim - len(place)
-        whole = np.full((*self.grid.chunk_shape, *block.shape[len(place) :]), fill, block.dtype.newbyteorder("<"))
+        more = block.ndim - len(at)
+        whole = np.full((*self.chunk_shape, *block.shape[len(at) :]), fill, block.dtype.newbyteorder("<"))
         whole[tuple(slice(0, size) for size in block.shape)] = block
         data = whole.tobytes()
-        target = self._chunk(name, place, more)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        target = self._file(name, at, more)
+        partial = f"{target}.{os.getpid()}.partial"
         data += google_crc32c.value(data).to_bytes(4, "little")
         try:
             write_bytes(partial, data)
         except FileNotFoundError:  # the first chunk of its row
-            target.parent.mkdir(parents=True, exist_ok=True)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
             write_bytes(partial, data)
         os.replace(partial, target)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: str, data: bytes) -> None:
     """Where the chunks of a store meet the disk."""
     with open(path, "wb", buffering=0) as file:
         if file.write(data) != len(data):
@@ -124,7 +174,7 @@ def fingerprint(grid: Grid) -> str:
 
 
 @contextlib.contextmanager
-def open_store(path: Path, grid: Grid, nodes: list[int]) -> Iterator[SweepStore]:
+def open_store(path: Path, grid: Grid, nodes: Sequence[int]) -> Iterator[SweepStore]:
     """Open the store of a grid, made first when it is not there, and keep others from writing to it.
 
     Raises WorkbenchError when the path holds something else, another sweep, or is being written by another process.
@@ -171,7 +221,7 @@ def _check_same(path: Path, grid: Grid) -> None:
         raise WorkbenchError(f"sweep: {str(path)!r} holds another sweep; name another store (or remove it)")
 
 
-def _create(path: Path, grid: Grid, nodes: list[int]) -> None:
+def _create(path: Path, grid: Grid, nodes: Sequence[int]) -> None:
     """Make the store beside its place and rename it: two that start at once end with one of them."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +244,7 @@ def _create(path: Path, grid: Grid, nodes: list[int]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_template(store: Path, grid: Grid, nodes: list[int]) -> None:
+def _write_template(store: Path, grid: Grid, nodes: Sequence[int]) -> None:
     import zarr
     from zarr.codecs import Crc32cCodec
 

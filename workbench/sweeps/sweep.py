@@ -1,8 +1,8 @@
 """Grids of scenarios: every cell simulated, on this machine or on any Dask scheduler, into one Zarr store.
 
 Cells go to the workers in tasks of about a second, a few tasks per worker at a time, so that neither the scheduler nor
-memory fills up however many cells there are. What comes back is written by this process alone
-(:mod:`workbench.sweeps.store`); killed at any moment, the same call does what is left.
+memory fills up however many cells there are. What comes back is written by this process alone, in blocks of many quick
+cells or few slow ones (:mod:`workbench.sweeps.store`); killed at any moment, the same call does what is left.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from workbench.errors import WorkbenchError
-from workbench.sweeps.grid import Grid, measure
+from workbench.sweeps.grid import MAX_CHUNK, Grid, measure
 from workbench.sweeps.store import FAILED, PENDING, SweepStore, open_store, read_store
 
 if TYPE_CHECKING:
@@ -37,10 +36,12 @@ if TYPE_CHECKING:
 
 Run = Callable[[Mapping[str, Any]], "Answer | xr.Dataset"]
 """What computes a cell: a scenario as plain mappings in, what it found out."""
-Block = tuple[dict[str, np.ndarray], np.ndarray]
-"""Values of each metric and the errors of the cells of one chunk."""
+Found = tuple[dict[str, np.ndarray], dict[int, str]]
+"""Values of each metric, cells first, and the errors of the cells that failed, by their place among those."""
 
 TASK_SECONDS = 1.0
+WRITE_SECONDS = 0.5
+"""Cells that this process computes are written when they took so long, or are a whole chunk."""
 SMALL_SECONDS = 4.0
 """A sweep shorter than this is run in this process: starting workers would take longer."""
 PER_WORKER = 3
@@ -155,15 +156,15 @@ def estimate(grid: Grid, out: Path | None = None, run: Run = run_cell) -> Estima
     pending = grid.cells
     if out is not None and out.exists():
         with open_store(out, grid, nodes) as store:
-            pending = int(np.count_nonzero(store.status() == PENDING))
+            pending = int(np.count_nonzero(store.status == PENDING))
     times: list[float] = []
     for number in dict.fromkeys([0, grid.cells // 2, grid.cells - 1]):
         index = np.unravel_index(number, grid.shape)
         one = tuple(slice(int(at), int(at) + 1) for at in index)
         if not times:
-            _run_block(grid.part(one), nodes, run)  # compiles the kernels, or reads them from disk
+            _run_cells(grid.part(one), np.zeros(1, np.int64), nodes, run)  # compiles the kernels, or reads them
         begun = time.perf_counter()
-        _run_block(grid.part(one), nodes, run)
+        _run_cells(grid.part(one), np.zeros(1, np.int64), nodes, run)
         times.append(time.perf_counter() - begun)
     width = sum(8 * (len(nodes) if metric.per_node else 1) for metric in grid.metrics) + 2
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -171,30 +172,34 @@ def estimate(grid: Grid, out: Path | None = None, run: Run = run_cell) -> Estima
     return Estimate(grid.cells, pending, chunks, float(np.mean(times)), grid.cells * width, peak)
 
 
-def _nodes(grid: Grid) -> list[int]:
-    return grid.node_ids() if any(metric.per_node for metric in grid.metrics) else []
+def _nodes(grid: Grid) -> tuple[int, ...]:
+    return tuple(grid.node_ids()) if any(metric.per_node for metric in grid.metrics) else ()
 
 
 # ---------------------------------------------------------------------------------------------- what a worker does
 
 
-def _run_block(part: Grid, nodes: Sequence[int], run: Run) -> Block:
-    """Compute the cells of one chunk, in order. A cell that raises leaves its error and NaN."""
-    values, errors = _empty(part, nodes, part.shape)
+def _run_cells(part: Grid, cells: np.ndarray, nodes: Sequence[int], run: Run) -> Found:
+    """Compute cells of a block, int64 (cells,) in its order. A cell that raises leaves its error and NaN."""
+    values, errors = _nothing(part, len(cells), nodes), {}
     uncounted = run is run_cell and all(metric.variable != "metadata_pages" for metric in part.metrics)
-    for inside in np.ndindex(*part.shape):
+    for at, inside in enumerate(zip(*np.unravel_index(cells, part.shape), strict=True)):
         try:
             cell = part.cell(inside)
             if uncounted:
                 cell.setdefault("metadata", "off")  # what nobody asks for is not counted: most of a small cell's time
             found = run(cell)
-            row = {metric.name: measure(metric, found, nodes) for metric in part.metrics}
+            row = [measure(metric, found, nodes) for metric in part.metrics]
         except Exception as error:
-            errors[inside] = _one_line(error)
+            errors[at] = _one_line(error)
             continue
-        for name, value in row.items():
-            values[name][inside] = value
+        for metric, value in zip(part.metrics, row, strict=True):
+            values[metric.name][at] = value
     return values, errors
+
+
+def _nothing(grid: Grid, cells: int, nodes: Sequence[int]) -> dict[str, np.ndarray]:
+    return {metric.name: np.full((cells, len(nodes)) if metric.per_node else cells, np.nan) for metric in grid.metrics}
 
 
 def _one_line(error: BaseException) -> str:
@@ -203,10 +208,10 @@ def _one_line(error: BaseException) -> str:
     return re.sub(r"\b0x[0-9a-f]{6,}", "0x...", f"{type(error).__name__}: {text}"[:500])
 
 
-def _run_task(parts: Sequence[Grid], nodes: Sequence[int], run: Run) -> tuple[list, float]:
+def _run_task(pieces: Sequence[tuple[Grid, np.ndarray]], nodes: Sequence[int], run: Run) -> tuple[list[Found], float]:
     begun = time.perf_counter()
-    blocks = [_run_block(part, nodes, run) for part in parts]
-    return blocks, time.perf_counter() - begun
+    found = [_run_cells(part, cells, nodes, run) for part, cells in pieces]
+    return found, time.perf_counter() - begun
 
 
 # ---------------------------------------------------------------------------------------------- what drives it
@@ -228,17 +233,14 @@ def _fill(
         raise WorkbenchError(f"sweep.workers: {workers} is not 0 or more")
     nodes = _nodes(grid)
     with open_store(out, grid, nodes) as store:
-        status = store.status()
-        again = (PENDING, FAILED) if retry_failed else (PENDING,)
-        left = deque(place for place in grid.chunks() if np.isin(status[place], again).any())
-        todo = sum(_cells(place) for place in left)
-        with _bar(grid, grid.cells - todo, progress) as bar:
+        left = _Left(store, (PENDING, FAILED) if retry_failed else (PENDING,))
+        with _bar(grid, grid.cells - left.cells, progress) as bar:
             driver = _Driver(grid, nodes, store, run, left, bar)
             local = client is None and scheduler is None
-            if local and workers != 1 and left:
+            if local and workers != 1 and left.cells:
                 # the first cells here: they compile the kernels before many processes want them, and show the pace
-                driver.alone(for_seconds=0.0 if workers else None)
-            if not driver.left:
+                driver.alone(cells=min(MAX_CHUNK, left.cells) if workers else None)
+            if not left.cells:
                 return
             if local and (workers == 0 or (workers is None and driver.seconds_left() < SMALL_SECONDS)):
                 driver.alone()
@@ -247,8 +249,31 @@ def _fill(
                     driver.spread(connected)
 
 
-def _cells(place: tuple[slice, ...]) -> int:
-    return int(np.prod([cut.stop - cut.start for cut in place]))
+class Piece(NamedTuple):
+    """Cells of one chunk: where the chunk is, and which of its cells, int64 (cells,) in its order."""
+
+    place: tuple[slice, ...]
+    cells: np.ndarray
+
+
+class _Left:
+    """The cells that are still to be handed out, in order; which they are is looked up chunk by chunk."""
+
+    def __init__(self, store: SweepStore, states: Sequence[int]) -> None:
+        self._store, self._states = store, states
+        self._places = store.grid.chunks(store.chunk_shape)
+        self._piece: Piece | None = None
+        self.cells = int(np.isin(store.status, states).sum())
+
+    def take(self, most: int) -> Piece:
+        """The next cells of one chunk, so many at most; there must be some left."""
+        while self._piece is None or not len(self._piece.cells):
+            place = next(self._places)
+            self._piece = Piece(place, np.flatnonzero(np.isin(self._store.status[place], self._states)))
+        place, cells = self._piece
+        self._piece = Piece(place, cells[most:])
+        self.cells -= len(cells[:most])
+        return Piece(place, cells[:most])
 
 
 @contextlib.contextmanager
@@ -272,70 +297,69 @@ def _bar(grid: Grid, done: int, progress: bool | None) -> Iterator[Any]:
 
 
 class _Driver:
-    """Hands out chunks and writes what comes back."""
+    """Hands out cells and writes what comes back."""
 
-    def __init__(
-        self, grid: Grid, nodes: list[int], store: SweepStore, run: Run, left: deque[tuple[slice, ...]], bar: Any
-    ) -> None:
+    def __init__(self, grid: Grid, nodes: Sequence[int], store: SweepStore, run: Run, left: _Left, bar: Any) -> None:
         self.grid, self.nodes, self.store, self.run, self.left, self.bar = grid, nodes, store, run, left, bar
         self._cell_seconds: float | None = None
         self._failed = 0
 
-    def _write(self, place: tuple[slice, ...], block: Block) -> None:
-        self.store.write(place, *block)
-        failed = int(np.count_nonzero(block[1] != ""))
-        if failed:
-            self._failed += failed
+    def _write(self, piece: Piece, found: Found) -> None:
+        self.store.write(*piece, *found)
+        if found[1]:
+            self._failed += len(found[1])
             self.bar.set_postfix(failed=self._failed, refresh=False)
-        self.bar.update(_cells(place))
+        self.bar.update(len(piece.cells))
 
     def _pace(self, seconds: float, cells: int) -> None:
-        new = seconds / cells
-        self._cell_seconds = new if self._cell_seconds is None else 0.7 * self._cell_seconds + 0.3 * new
+        """Learn what a cell takes: at once when it is less than thought, for the first ones load and compile kernels."""
+        new, known = seconds / cells, self._cell_seconds
+        self._cell_seconds = new if known is None or new < known else 0.7 * known + 0.3 * new
 
     def seconds_left(self) -> float:
         """Seconds that one process needs for what is left."""
-        return (self._cell_seconds or 0.0) * sum(map(_cells, self.left))
+        return (self._cell_seconds or 0.0) * self.left.cells
 
-    def alone(self, for_seconds: float | None = None) -> None:
-        """Compute chunks in this process: all of them, or at least one and then for so many seconds."""
-        end = None if for_seconds is None else time.perf_counter() + for_seconds
-        while self.left:
-            place = self.left[0]
+    def alone(self, cells: int | None = None) -> None:
+        """Compute cells in this process: all of them, or at least one and until so many are done or it took long."""
+        end = self.left.cells - cells if cells is not None else 0
+        size, started = 1, time.perf_counter()
+        while self.left.cells > end:
+            piece = self.left.take(size)
             begun = time.perf_counter()
-            block = _run_block(self.grid.part(place), self.nodes, self.run)
-            self._pace(time.perf_counter() - begun, _cells(place))
-            self._write(place, block)
-            self.left.popleft()
-            if end is not None and time.perf_counter() >= end:
+            found = _run_cells(self.grid.part(piece.place), piece.cells, self.nodes, self.run)
+            now = time.perf_counter()
+            self._pace(now - begun, len(piece.cells))
+            self._write(piece, found)
+            if cells is not None and now - started >= WRITE_SECONDS:
                 return
+            size = max(min(int(WRITE_SECONDS / (self._cell_seconds or 1e-6)), 16 * size), 1)
 
-    def _take(self, workers: int) -> list[tuple[slice, ...]]:
-        """The next task: chunks worth about TASK_SECONDS, fewer near the end so that all workers finish together."""
-        cells = sum(map(_cells, self.left)) if len(self.left) < 64 else None
-        wanted = TASK_SECONDS / self._cell_seconds if self._cell_seconds else 1.0
-        if cells is not None:
-            wanted = min(wanted, cells / (2 * workers))
-        places = [self.left.popleft()]
-        while self.left and sum(map(_cells, places)) + _cells(self.left[0]) <= wanted:
-            places.append(self.left.popleft())
-        return places
+    def _take(self, workers: int) -> list[Piece]:
+        """The next task: cells worth about TASK_SECONDS, fewer near the end so that all workers finish together."""
+        wanted = TASK_SECONDS / self._cell_seconds if self._cell_seconds else 1
+        wanted = max(int(min(wanted, self.left.cells / (2 * workers))), 1)
+        pieces: list[Piece] = []
+        while wanted > 0 and self.left.cells:
+            pieces.append(self.left.take(wanted))
+            wanted -= len(pieces[-1].cells)
+        return pieces
 
     def spread(self, client: Client) -> None:
         """Compute what is left on the workers of a Dask cluster."""
         from distributed import as_completed
 
-        flying: dict[Any, list[tuple[slice, ...]]] = {}
-        single: list[list[tuple[slice, ...]]] = []  # chunks of tasks whose workers died, tried one by one
+        flying: dict[Any, list[Piece]] = {}
+        single: list[list[Piece]] = []  # cells of tasks whose workers died, tried one by one
         finished = as_completed(loop=client.loop)
         try:
-            while self.left or single or flying:
+            while self.left.cells or single or flying:
                 threads = _wait_for_workers(client) if not flying else max(sum(client.nthreads().values()), 1)
-                while (self.left or single) and len(flying) < PER_WORKER * threads:
-                    places = self._take(threads) if self.left else single.pop()
-                    parts = [self.grid.part(place) for place in places]  # the whole grid may be large
+                while (self.left.cells or single) and len(flying) < PER_WORKER * threads:
+                    pieces = self._take(threads) if self.left.cells else single.pop()
+                    parts = [(self.grid.part(place), cells) for place, cells in pieces]  # the whole grid may be large
                     future = client.submit(_run_task, parts, self.nodes, self.run, pure=False, key=_task_key())
-                    flying[future] = places
+                    flying[future] = pieces
                     finished.add(future)
                 future = next(finished)
                 single += self._landed(future, flying.pop(future))
@@ -344,38 +368,30 @@ class _Driver:
             with contextlib.suppress(Exception):
                 client.cancel(list(flying), force=True)
 
-    def _landed(self, future: Any, places: list[tuple[slice, ...]]) -> list[list[tuple[slice, ...]]]:
+    def _landed(self, future: Any, pieces: list[Piece]) -> list[list[Piece]]:
         """Write a task that came back; return what of it has to be tried again."""
         from distributed.scheduler import KilledWorker
 
         if future.status == "finished":
-            blocks, seconds = future.result()
-            self._pace(seconds, sum(map(_cells, places)))
-            for place, block in zip(places, blocks, strict=True):
-                self._write(place, block)
+            found, seconds = future.result()
+            self._pace(seconds, sum(len(piece.cells) for piece in pieces))
+            for piece, one in zip(pieces, found, strict=True):
+                self._write(piece, one)
             return []
         if future.status in ("cancelled", "lost"):
             raise WorkbenchError(_GONE)
         error = future.exception()
         if isinstance(error, KilledWorker):
-            if len(places) > 1:
-                return [[place] for place in places]
+            alone = [Piece(place, cells[at : at + 1]) for place, cells in pieces for at in range(len(cells))]
+            if len(alone) > 1:
+                return [[piece] for piece in alone]
             error = RuntimeError("its worker died again and again (out of memory?)")
-        elif error is None or _cells(places[0]) == 0:
+        elif error is None:
             raise WorkbenchError("sweep: a task ended without result or error")
-        for place in places:
-            shape = tuple(cut.stop - cut.start for cut in place)
-            values, errors = _empty(self.grid, self.nodes, shape)
-            errors[...] = _one_line(error)
-            self._write(place, (values, errors))
+        for piece in pieces:
+            count = len(piece.cells)
+            self._write(piece, (_nothing(self.grid, count, self.nodes), dict.fromkeys(range(count), _one_line(error))))
         return []
-
-
-def _empty(grid: Grid, nodes: Sequence[int], shape: tuple[int, ...]) -> Block:
-    values = {
-        metric.name: np.full((*shape, len(nodes)) if metric.per_node else shape, np.nan) for metric in grid.metrics
-    }
-    return values, np.full(shape, "", object)
 
 
 _GONE = "sweep: the scheduler went away; the same command goes on where this one stopped"
