@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from sweeps.cells import grid, run
@@ -13,7 +14,7 @@ if __name__ == "__main__":
     store, count, workers, *scheduler = sys.argv[1:]
     try:
         sweep(
-            grid(int(count)),
+            grid(int(count), chunk=int(os.environ.get("CELL_CHUNK", "1"))),
             out=store,
             run=run,
             workers=None if scheduler else int(workers),

@@ -115,6 +115,56 @@ def test_killed_again_and_again_it_ends_with_the_same_store(tmp_path, undisturbe
     assert sum(Counter(log.read_text().splitlines()).values()) == sum(counts.values())
 
 
+def test_forty_kills_in_full_write_traffic_end_with_the_same_store(tmp_path):
+    """10^4 cells, half of the runs writing whole chunks and half parts of chunks, each killed within 40 ms of writing."""
+    count, kills = 3_334, 40
+    undisturbed, store = tmp_path / "undisturbed.zarr", tmp_path / "killed.zarr"
+    sweep(grid(count, chunk=16), out=undisturbed, run=run, workers=0)
+    script = Path(__file__).with_name("kill_sweeps.py")
+    seed = int.from_bytes(os.urandom(4))
+    done = subprocess.run(
+        [sys.executable, str(script), str(store), str(count), str(kills), str(seed)],
+        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    seen = [int(line) for line in done.stdout.split()]
+    assert len(seen) == kills // 10 and seen == sorted(set(seen)) and seen[0] > 0 and seen[-1] < 3 * count, seen
+    assert tree(store) == tree(undisturbed), f"seed {seed}"
+
+
+def test_slow_cells_of_one_chunk_are_not_computed_twice(tmp_path):
+    """What takes long is written as it comes in: a kill costs the cells at work, not the chunk that they are in."""
+    store, log, undisturbed = tmp_path / "killed.zarr", tmp_path / "log", tmp_path / "undisturbed.zarr"
+    sweep(grid(20, chunk=None), out=undisturbed, run=run, workers=0)
+    assert Grid.from_mapping(grid(20, chunk=None)).chunk_shape == (20, 3)
+    log.touch()
+    for goal in (10, 30):
+        process = start(store, 20, 0, CELL_LOG=str(log), CELL_SECONDS="0.1", CELL_CHUNK="60")
+        wait_for(lambda goal=goal, p=process: len(log.read_text().splitlines()) > goal or p.poll() is not None)
+        process.kill()
+        process.wait()
+    process = start(store, 20, 0, CELL_LOG=str(log), CELL_CHUNK="60")
+    assert process.wait(60) == 0, process.stderr.read()
+    counts = Counter(log.read_text().splitlines())
+    assert len(counts) == 60 and sum(counts.values()) - 60 <= 2 * (1 + 5 * 2)
+    assert read_store(store).drop_attrs().identical(read_store(undisturbed).drop_attrs())
+
+
+def test_only_failed_cells_of_a_chunk_are_tried_again(tmp_path):
+    store, tried = tmp_path / "s.zarr", []
+    whole = grid(12, chunk=36)
+    sweep(whole, out=store, run=run, workers=0)
+
+    def mended(mapping):
+        tried.append(mapping["seed"])
+        return run({**mapping, "seed": 4})
+
+    dataset = sweep(whole, out=store, run=mended, workers=0, retry_failed=True)
+    assert tried == [5, 5, 5]
+    assert (dataset["status"].values == DONE).all() and (dataset["error"].values == "").all()
+    assert float(dataset["y"].sel({"seed": 3, "guest.memory": 64})) == value(3, 64)
+
+
 def test_a_killed_worker_costs_nothing_but_time(tmp_path, undisturbed):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

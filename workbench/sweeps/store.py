@@ -6,7 +6,7 @@ take long is written again and again as they come in, and its ``status`` says wh
 computed again. Being killed between two files costs the cells that were being written. Nothing in a finished store
 depends on when, where or by how many processes it was computed.
 
-Chunks of numbers are their bytes and a checksum (Zarr's codecs ``bytes`` and ``crc32c``). They are written here and not by
+Chunks of numbers are their bytes and a checksum (Zarr's codecs ``bytes`` and ``crc32c``). They are written and read here, not by
 Zarr, which takes some milliseconds for each array of a chunk, more than many cells take; all else goes through Zarr.
 """
 
@@ -68,25 +68,44 @@ class SweepStore:
         self.nodes = nodes
         with quiet_zarr():
             group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
-            self._arrays = {name: _array(group, name) for name in (*(m.name for m in grid.metrics), "error", "status")}
-        self.chunk_shape = tuple(map(int, self._arrays["status"].chunks))
+            self._error = _array(group, "error")
+        self.chunk_shape = tuple(map(int, self._error.chunks))
         """That of the grid, or of the version that made the store."""
-        self.status = self._read("status", ()) if (path / "status" / "c").exists() else np.zeros(grid.shape, np.int8)
-        """int8, one per cell: 0 pending, 1 done, 2 failed."""
+        self.status = np.full(grid.shape, PENDING, np.int8)
+        """One per cell: 0 pending, 1 done, 2 failed."""
+        if (path / "status" / "c").exists():
+            for place in grid.chunks(self.chunk_shape):
+                self.status[place] = self._number("status", place, self.status[place], PENDING)
         self._begun: dict[tuple[int, ...], Chunk] = {}
 
-    def _read(self, name: str, place: tuple[slice, ...]) -> np.ndarray:
+    def _number(self, name: str, place: tuple[slice, ...], like: np.ndarray, fill: float) -> np.ndarray:
+        """A chunk of numbers, of the shape and dtype of ``like``; ``fill`` where none was written."""
+        import google_crc32c
+
+        at = self._at(place)
         try:
-            with quiet_zarr():
-                return np.array(self._arrays[name][place or ...])
-        except (OSError, ValueError, RuntimeError) as error:
+            with open(self._file(name, at, like.ndim - len(at)), "rb", buffering=0) as file:
+                data = file.read()
+        except FileNotFoundError:
+            return np.full_like(like, fill)
+        except OSError as error:
             raise WorkbenchError(_damaged(self.path, error)) from error
+        whole = (*self.chunk_shape, *like.shape[len(at) :])
+        if len(data) != int(np.prod(whole)) * like.itemsize + 4:
+            raise WorkbenchError(_damaged(self.path, ValueError(f"{name} chunk {at}: {len(data)} bytes")))
+        if google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise WorkbenchError(_damaged(self.path, ValueError(f"{name} chunk {at}: its checksum is another")))
+        block = np.frombuffer(data[:-4], like.dtype.newbyteorder("<")).reshape(whole)
+        return block[tuple(slice(0, size) for size in like.shape)].astype(like.dtype)
+
+    def _at(self, place: tuple[slice, ...]) -> tuple[int, ...]:
+        return tuple(cut.start // step for cut, step in zip(place, self.chunk_shape, strict=True))
 
     def write(
         self, place: tuple[slice, ...], cells: np.ndarray, values: Mapping[str, np.ndarray], errors: Mapping[int, str]
     ) -> None:
         """Write cells of the chunk at ``place``: arguments are those of :meth:`Chunk.put`."""
-        at = tuple(cut.start // step for cut, step in zip(place, self.chunk_shape, strict=True))
+        at = self._at(place)
         chunk = self._begun.get(at) or self._chunk(place)
         chunk.put(cells, values, errors)
         self._write(at, place, chunk)
@@ -98,17 +117,23 @@ class SweepStore:
     def _chunk(self, place: tuple[slice, ...]) -> Chunk:
         """A chunk as it is in the store."""
         status = self.status[place].copy()
+        errors = np.full(status.shape, "", object)
+        values = {
+            metric.name: np.full((*status.shape, len(self.nodes)) if metric.per_node else status.shape, np.nan)
+            for metric in self.grid.metrics
+        }
         if status.any():
-            values = {metric.name: self._read(metric.name, place) for metric in self.grid.metrics}
-            return Chunk(values, self._read("error", place).astype(object), status)
-        return Chunk(
-            {
-                metric.name: np.full((*status.shape, len(self.nodes)) if metric.per_node else status.shape, np.nan)
-                for metric in self.grid.metrics
-            },
-            np.full(status.shape, "", object),
-            status,
-        )
+            values = {name: self._number(name, place, block, np.nan) for name, block in values.items()}
+            if (status == FAILED).any():
+                errors = self._errors(place)
+        return Chunk(values, errors, status)
+
+    def _errors(self, place: tuple[slice, ...]) -> np.ndarray:
+        try:
+            with quiet_zarr():
+                return np.asarray(self._error[place]).astype(object)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise WorkbenchError(_damaged(self.path, error)) from error
 
     def _write(self, at: tuple[int, ...], place: tuple[slice, ...], chunk: Chunk) -> None:
         """Write a chunk: metrics, then errors, then the status that says which of its cells are there."""
@@ -117,7 +142,7 @@ class SweepStore:
                 self._put(name, at, block, np.nan)
             if (chunk.status == FAILED).any() or os.path.exists(self._file("error", at, 0)):
                 with quiet_zarr():
-                    self._arrays["error"][place] = chunk.errors
+                    self._error[place] = chunk.errors
             self._put("status", at, chunk.status, PENDING)
         except OSError as error:
             raise WorkbenchError(
