@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ AUTO_PAGES = 1 << 22
 MAX_RUNS = 1 << 16
 """Runs of one node are listed if there can be no more than so many; stretches always are."""
 
+Made = TypeVar("Made")
 Put = Callable[[str, Callable[[], object]], None]
 """Takes the name of a variable and what works it out."""
 
@@ -91,7 +92,9 @@ class Log:
         for inode in system.conversions.inodes if system.conversions is not None else ():
             if inode.tracked is None or inode.evicted:
                 continue
-            whole = self._whole.setdefault(id(inode), Whole(inode.tracked, system.nodes))
+            whole = self._whole.get(id(inode))
+            if whole is None:
+                whole = self._whole[id(inode)] = Whole(inode.tracked, system.nodes)
             if changed:
                 one = isinstance(operation, sc.Convert) and system.files[operation.file].inode is inode
                 whole.look(*(system.pages(operation, inode.pages) if one else (0, inode.pages)))
@@ -175,6 +178,18 @@ class Answer:
         return out
 
 
+def _once(make: Callable[[], Made]) -> Callable[[], Made]:
+    """What is worked out when it is first asked for (``functools.cache`` takes as long to set up as some answers)."""
+    kept: list[Made] = []
+
+    def made() -> Made:
+        if not kept:
+            kept.append(make())
+        return kept[0]
+
+    return made
+
+
 def _list_variables(system: System, log: Log, put: Put) -> None:
     """Name all variables of a run, each with what works it out."""
     inodes = {name: file.inode for name, file in system.files.items()}
@@ -226,7 +241,7 @@ def _put_whole(system: System, table: np.ndarray, put: Put) -> None:
 
 def _put_group(names: Iterable[str], make: Callable[[], dict[str, Any]], put: Put) -> None:
     """Variables that are worked out together."""
-    made = functools.cache(make)
+    made = _once(make)
     for name in names:
         put(name, functools.partial(lambda name: made()[name], name))
 
@@ -269,8 +284,8 @@ def _put_files(system: System, inodes: dict[str, Inode], put: Put) -> Callable[[
     """Sizes and places of the files; returns what counts 4 KiB pages on each node, int64 (files, nodes)."""
     files = list(inodes.values())
     fallback = system.scenario.guest.small_pages
-    counts = functools.cache(lambda: _file_counts(system, [inode.map for inode in files]))
-    small = functools.cache(lambda: _file_counts(system, [inode.small for inode in files]))
+    counts = _once(lambda: _file_counts(system, [inode.map for inode in files]))
+    small = _once(lambda: _file_counts(system, [inode.small for inode in files]))
 
     def memory() -> np.ndarray:
         pages = counts() << np.array([[inode.order] for inode in files], np.int64).reshape(-1, 1)
@@ -292,7 +307,7 @@ def _put_placement(system: System, inodes: dict[str, Inode], put: Put) -> None:
     if scenario.guest.small_pages:
         maps["small_stretch"] = {name: inode.small for name, inode in inodes.items() if inode.small is not None}
 
-    @functools.cache
+    @_once
     def tables() -> tuple[dict[str, np.ndarray], np.ndarray]:
         return _stretch_tables(system, maps)
 
@@ -421,7 +436,7 @@ def _put_ranges(system: System, inodes: dict[str, Inode], put: Put) -> None:
 def _put_vcpus(system: System, counts: Callable[[], np.ndarray], put: Put) -> None:
     nids = np.array([system.tasks[name].nid for name in system.vcpus])
 
-    @functools.cache
+    @_once
     def memory() -> tuple[np.ndarray, int]:
         amount = counts().sum(axis=0)
         return amount, max(int(amount.sum()), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from workbench import garbage
 from workbench import scenario as sc
 from workbench.answer import Answer, Log
 from workbench.design import DESIGNS
@@ -22,18 +23,19 @@ def run(
 ) -> Answer:
     """Run a scenario; parameters and errors are those of :func:`workbench.simulation.simulate`."""
     prepare(kernels_needed(scenario))
-    system = System(scenario, cancelled)
-    operations = list(expand(scenario))
-    log = Log(system, operations)
-    for number, operation in enumerate(operations):
-        system.placed[:] = 0
-        log.keep(system, operation, apply(system, operation))
-        if progress is not None:
-            progress(number + 1, len(operations))
-        if cancelled():
-            raise Cancelled
-    system.settle()
-    return Answer(system, log)
+    with garbage.seldom():
+        system = System(scenario, cancelled)
+        operations = list(expand(scenario))
+        log = Log(system, operations)
+        for number, operation in enumerate(operations):
+            system.placed[:] = 0
+            log.keep(system, operation, apply(system, operation))
+            if progress is not None:
+                progress(number + 1, len(operations))
+            if cancelled():
+                raise Cancelled
+        system.settle()
+        return Answer(system, log)
 
 
 def kernels_needed(scenario: sc.Scenario) -> list[str]:

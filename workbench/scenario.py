@@ -10,19 +10,17 @@ With ``strict: true`` (the default) a nodemask outside the host or empty where n
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from workbench import garbage, profiles, shown
 from workbench import policy as mempolicy
-from workbench import profiles, shown
 from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
 from workbench.limits import (
@@ -786,7 +784,7 @@ class Scenario(_Model):
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Scenario:
         """Validate a mapping; errors are one line that names the field."""
         try:
-            with _no_collection():
+            with garbage.seldom():
                 return cls.model_validate(mapping)
         except ValidationError as error:
             raise WorkbenchError(first_line(error, cls)) from None
@@ -811,18 +809,6 @@ class Scenario(_Model):
                 for operation, dumped in zip(self.operations, mapping["operations"], strict=True)
             ]
         return mapping
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """No search for garbage while many objects are made that all stay."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _known(records: Mapping[str, Any], name: object) -> str:

@@ -18,7 +18,7 @@ COMPILERS = {f"workbench.kernels.{name}" for name in ("compile", "code_cache", "
 
 GROUND = {
     "errors", "errnos", "limits", "texts", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs", "intervals",
-    "probe_words", "profiles", "design", "names", "validation", "shown",
+    "probe_words", "profiles", "design", "names", "validation", "shown", "garbage",
 }  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
 SCENE = GROUND | {"topology", "scenario", "ready", "variables", "results", "kernels"}
@@ -30,6 +30,7 @@ WINGS = {
     "limits": set(),
     "names": set(),
     "intervals": set(),
+    "garbage": set(),
     "texts": set(),
     "probe_words": set(),
     "duck_arrays": set(),
@@ -46,7 +47,7 @@ WINGS = {
     "profiles": {"errors", "names"},
     "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "names", "safe_yaml", "shown", "texts", "units",
                  "validation"},
-    "scenario": {"design", "errors", "limits", "policy", "profiles", "safe_yaml", "shown", "texts", "topology", "units",
+    "scenario": {"design", "errors", "garbage", "limits", "policy", "profiles", "safe_yaml", "shown", "texts", "topology", "units",
                  "validation"},
     "ready": {"data", "errors", "scenario"},
     "variables": {"costs"},

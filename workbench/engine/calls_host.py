@@ -63,11 +63,13 @@ def zones(system: System, operation: sc.Zones) -> Result:
     if operation.observed and system.free_pfns is not None:
         raise WorkbenchError("zones.observed: cannot be taken over together with pfns: true or kexec")
     system.settle_blocks(broken_up=bool(operation.observed))
+    marks = system.watermarks.copy()
     for label, state in (operation.observed or {}).items():
         if label in system.zone_labels:
             zone = system.zone_labels.index(label)
             system.free[zone] = state.free
-            system.watermarks[:, zone] = (state.min, state.low, state.high)
+            marks[:, zone] = (state.min, state.low, state.high)
+    system.watermarks = marks
     system.settle_blocks()
     return Result(0, 0, {"free": dict(zip(system.zone_labels, system.free.tolist(), strict=True))})
 

@@ -28,6 +28,8 @@ class FileMap:
         self.allocations: Int64s = np.empty((16, 5), np.int64)
         self.tiles: Int16s = np.empty(256, np.int16)
         self.progress: Int64s = np.zeros(4, np.int64)
+        self._whole = (0, 0)
+        """An interval without holes, the last one found: what comes next is often in it, as with tables of pages."""
 
     def grow(self, rows: int = 0, entries: int = 0) -> None:
         """Make room for at least so many more allocation rows and tile entries, doubling what is there."""
@@ -47,6 +49,7 @@ class FileMap:
 
     def replace(self, runs: Int64s) -> None:
         """These runs int64 (n, 3) are what is present, of allocation rows that are there."""
+        self._whole = (0, 0)
         self._runs.replace(runs)
 
     def add_list(self, holes: Int64s, zones: Int16s, base: int) -> None:
@@ -112,7 +115,12 @@ class FileMap:
 
     def absent(self, start: int, end: int) -> Int64s:
         """Holes in ``[start, end)`` as int64 (n, 2)."""
-        return self._runs.gaps(start, end)
+        if self._whole[0] <= start and end <= self._whole[1]:
+            return no_intervals()
+        holes = self._runs.gaps(start, end)
+        if not len(holes):
+            self._whole = (start, end)
+        return holes
 
     def cut(self, start: int, end: int) -> Int64s:
         """Runs int64 (n, 3) clipped to ``[start, end)``."""
@@ -127,6 +135,7 @@ class FileMap:
     def erase(self, start: int, end: int, zones: int) -> Int64s:
         """Remove ``[start, end)``; return what was freed in each zone, int64 (zones,)."""
         freed = self.counts(zones, start, end)
+        self._whole = (0, 0)
         self._runs.erase(start, end)
         return freed
 

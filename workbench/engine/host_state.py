@@ -146,6 +146,7 @@ class HostState:
         self.rules = GENERATIONS[scenario.generation]
         self.hugetlb = self.order > 0 and self.design.pool == "hugetlb"
         self.blocks: ZoneBlocks | None = None
+        self._marks: tuple[Int64s, Int64s, Int64s, Int64s] | None = None
         self._init_zones()
         self._init_weights()
         self._init_tasks()
@@ -251,7 +252,9 @@ class HostState:
         pages, above = (np.bincount(self.zone_node, n, self.nodes).astype(np.int64) for n in (lowest, lowest - low))
         self._put_pools_first(pages, self.free, keep=True)
         self.free[: self.nodes] = 0
-        self.watermarks[1:, : self.nodes] = above
+        marks = self.watermarks.copy()
+        marks[1:, : self.nodes] = above
+        self.watermarks = marks
         self.blocks.settle(self.free)
 
     def _init_pools(self) -> Int64s:
@@ -728,8 +731,12 @@ class HostState:
         order: int,
     ) -> tuple[Int64s, placement.Requests]:
         """Runs of absent folios as :func:`workbench.kernels.placement.place_pieces` takes them, and their requests."""
-        low, high, which = _split_at(holes, ranges)
         requests, row_of = self.requests(inode, [task], policies, order)
+        if len(holes) == 1 and not len(ranges):
+            first, end = holes[0].tolist()
+            start = first if step > 0 else end - 1
+            return np.array([[start, end - first, step, row_of[0, 0]]], np.int64), requests
+        low, high, which = _split_at(holes, ranges)
         pieces = np.empty((len(low), 4), np.int64)
         pieces[:, 0] = low if step > 0 else high - 1
         pieces[:, 1], pieces[:, 2], pieces[:, 3] = high - low, step, row_of[0][which]
@@ -820,12 +827,17 @@ class HostState:
             raise Cancelled
 
     def marks(self, movable: bool = False) -> Int64s:
-        """Low and min watermark of each zone, each plus lowmem_reserve: int64 (2, zones), pages.
+        """Low and min watermark of each zone, each plus lowmem_reserve: int64 (2, zones), pages, not to be written to.
 
         What cannot move never gets CMA pages: they count as used (mm/page_alloc.c: __zone_watermark_unusable_free).
         """
-        marks = self.watermarks[1::-1] + self.reserve
-        return marks if movable else marks + self.cma
+        known = self._marks
+        if (
+            known is None or known[0] is not self.watermarks or known[1] is not self.cma
+        ):  # both are replaced, not changed
+            marks = self.watermarks[1::-1] + self.reserve
+            known = self._marks = (self.watermarks, self.cma, marks + self.cma, marks)
+        return known[3] if movable else known[2]
 
     def settle_cma(self, before: Int64s) -> None:
         """Pages that can move were taken, or given back: how many of the free pages are CMA, from what was free ``before``.
@@ -910,6 +922,12 @@ class HostState:
 
     def request_table(self, rows: list[tuple[int, int, Row]]) -> placement.Requests:
         """The request table of rows: row of the rotation, base of the interleave index (-1: the rotation), what is asked."""
+        if len(rows) == 1:
+            ((task, index_base, one),) = rows
+            ints = np.array([*one[:3], task, index_base], np.int64).reshape(5, 1)
+            return placement.Requests(
+                ints[0], ints[1], one[3][None].copy(), one[4][None].copy(), ints[2], ints[3], ints[4]
+            )
         kind, start, passes, task_row, base = (np.zeros(len(rows), np.int64) for _ in range(5))
         nodes, filters = np.zeros((len(rows), self.nodes), bool), np.zeros((len(rows), 2, self.nodes), bool)
         for row, (task, index_base, asked) in enumerate(rows):

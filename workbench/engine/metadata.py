@@ -139,7 +139,10 @@ class Metadata:
         """The walk through a mapping of the host."""
         if mapping is None:
             return None
-        return Walk(self.mapped.setdefault(mapping, Tables(LEVELS, first_free=True)), PAGE_TABLES)
+        tables = self.mapped.get(mapping)
+        if tables is None:
+            tables = self.mapped[mapping] = Tables(LEVELS, first_free=True)
+        return Walk(tables, PAGE_TABLES)
 
     def of_guest(self, inode: Inode) -> Walk:
         """The walk of the guest; files lie one after another in its address space, each on a 2 MiB boundary."""
@@ -662,7 +665,13 @@ def _split(intervals: Int64s, count: int, step: int) -> tuple[Int64s, Int64s]:
 
 
 def _length(intervals: list[Int64s]) -> int:
-    return sum(int((one[:, 1] - one[:, 0]).sum()) for one in intervals)
+    length = 0
+    for one in intervals:
+        if len(one) == 1:  # most often, and without a reduction
+            length += int(one[0, 1] - one[0, 0])
+        elif len(one):
+            length += int((one[:, 1] - one[:, 0]).sum())
+    return length
 
 
 def _enter(map_: FileMap, intervals: Int64s, zones: Int64s, step: int) -> None:

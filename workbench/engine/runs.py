@@ -26,7 +26,7 @@ class Runs:
 
     def enter(self, allocations: Int64s, begin: int, end: int) -> None:
         """Add rows ``[begin, end)`` of an allocation table, each with its index as the value."""
-        self._all = None
+        self._before_change()
         while True:
             begin = int(kernels.enter(self._table, allocations, begin, end))
             if begin == end:
@@ -95,7 +95,10 @@ class Runs:
     def _grow(self) -> None:
         """Twice the blocks, or the first one."""
         old = self._table
-        new = _table(max(1, 2 * len(old.order)))
+        if old is _NOTHING:
+            self._table = _table(1)
+            return
+        new = _table(2 * len(old.order))
         new.rows[: len(old.rows)] = old.rows
         new.fill[: len(old.fill)] = old.fill
         new.order[: len(old.order)] = old.order

@@ -141,7 +141,11 @@ class TrackedFile(ABC):
             (folio.NODE, "node", self.nodes),
             (folio.CPU, "cpu", self.cpus),
         ):
-            if len(stream) and not (stream[:, column].min() >= 0 and stream[:, column].max() < limit):
+            if len(stream) == 1:  # one call, as most are: no reduction
+                good = 0 <= stream[0, column] < limit
+            else:
+                good = not len(stream) or (stream[:, column].min() >= 0 and stream[:, column].max() < limit)
+            if not good:
                 raise WorkbenchError(f"stream: a value of column {name} is outside 0 to {limit - 1}")
 
     def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
