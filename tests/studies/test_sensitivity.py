@@ -135,3 +135,21 @@ def scenario_of_the_lean_model():
 def test_every_modelled_parameter_of_a_host_is_taken_when_none_is_named(scenario):
     found = sensitivity(scenario, ("latency",), samples=2)
     assert set(found["parameter"].values) == set(machine.SAMPLED)
+
+
+def test_parameters_that_nobody_reads_are_not_tried_and_the_indices_are_the_same(scenario):
+    from workbench.studies import sensitivity as studies
+
+    model, asked = studies._access_model(scenario, None), []
+
+    def counted(values):
+        asked.append(values)
+        return model(values)
+
+    plain = sensitivity(scenario, samples=16, model=counted)
+    quick = sensitivity(scenario, samples=16)
+    assert plain.drop_attrs().equals(quick.drop_attrs())
+    unread = [name for name in plain["parameter"].values if name.startswith(("hbm", "gpu"))]
+    assert unread and not plain["total"].sel(parameter=unread).values.any()
+    names = len(plain["parameter"])
+    assert len(asked) == 1 + 2 * names + 16 * (names + 2)  # what a model of somebody else may read is not known

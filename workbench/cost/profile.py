@@ -254,7 +254,10 @@ def with_profile(host: Host, name: str | Path) -> Host:
 def profile_of(machine: str) -> Profile | None:
     """The profile that names this machine, if there is one."""
     name = _profile_by_machine().get(machine)
-    return read_profile(name) if name else None
+    if not name:
+        return None
+    path = datasets_path("profiles", f"{name}.yaml")
+    return _from_file(path, path.stat().st_mtime_ns)
 
 
 @functools.cache

@@ -66,14 +66,18 @@ def sensitivity(
     names, low, high, value = _ranges(parameters)
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
         raise WorkbenchError(f"sensitivity.samples: {samples!r} is not an integer from 0 on")
+    own = model is not None
     if model is None:
         for output in outputs:
             if output not in OUTPUTS:
                 raise WorkbenchError(f"sensitivity.outputs: {output!r} is unknown; known are {', '.join(OUTPUTS)}")
         model = _access_model(scenario, access)
 
+    read: set[str] = set(names) if own else set()
+
     def evaluate(values: np.ndarray) -> np.ndarray:
-        found = model(dict(zip(names, map(float, values), strict=True)))
+        given = dict(zip(names, map(float, values), strict=True))
+        found = model(given if own else _Noted(given, read))
         missing = [output for output in outputs if output not in found]
         if missing:
             raise WorkbenchError(f"sensitivity.outputs: the model has no {missing[0]!r}; it has {', '.join(found)}")
@@ -86,7 +90,10 @@ def sensitivity(
             changed = value.copy()
             changed[at] = bound[at]
             ends[:, at, end] = evaluate(changed)
-    first, total = sobol(lambda unit: evaluate(low * (high / low) ** unit), len(names), samples, seed, len(outputs))
+    first, total = sobol(
+        lambda unit: evaluate(low * (high / low) ** unit), len(names), samples, seed, len(outputs),
+        read=lambda at: names[at] in read,
+    )  # fmt: skip
     order = np.argsort(-np.ptp(np.concatenate((ends, base[:, None, None] + 0 * ends[..., :1]), axis=2), axis=2)[0])
     known = cost_table.COSTS
     chosen = [names[at] for at in order]
@@ -171,12 +178,38 @@ def _access_model(scenario: Scenario, access: Any) -> Model:
     return model
 
 
+class _Noted(dict[str, float]):
+    """Parameter values that note which of them the cost model looks at; to check them all is no look."""
+
+    def __init__(self, values: Mapping[str, float], read: set[str]) -> None:
+        super().__init__(values)
+        self._read = read
+
+    def __contains__(self, name: object) -> bool:
+        self._read.add(str(name))
+        return super().__contains__(name)
+
+    def __getitem__(self, name: str) -> float:
+        self._read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return super().get(name, default)
+
+
 def sobol(
-    function: Callable[[np.ndarray], np.ndarray], parameters: int, samples: int, seed: int = 0, outputs: int = 1
+    function: Callable[[np.ndarray], np.ndarray],
+    parameters: int,
+    samples: int,
+    seed: int = 0,
+    outputs: int = 1,
+    read: Callable[[int], bool] = lambda at: True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sobol indices of a function of the unit cube: first order and total, float64 (outputs, parameters).
 
-    NaN where the function does not vary or ``samples`` is 0. Takes samples x (parameters + 2) evaluations.
+    NaN where the function does not vary or ``samples`` is 0. Takes samples x (parameters + 2) evaluations, less those for
+    parameters that ``read`` says nobody has looked at: to change them changes nothing.
     """
     if not samples:
         nothing = np.full((outputs, parameters), np.nan)
@@ -194,7 +227,7 @@ def sobol(
     for at in range(parameters):
         mixed = a.copy()
         mixed[:, at] = b[:, at]
-        of_mixed = np.array([function(row) for row in mixed]).reshape(samples, -1)
+        of_mixed = np.array([function(row) for row in mixed]).reshape(samples, -1) if read(at) else of_a
         with np.errstate(divide="ignore", invalid="ignore"):
             first[:, at] = ((of_b - of_b.mean(axis=0)) * (of_mixed - of_a)).mean(axis=0) / spread
             total[:, at] = 0.5 * ((of_a - of_mixed) ** 2).mean(axis=0) / spread
