@@ -416,8 +416,11 @@ def _in_order_of_offsets(ranges: np.ndarray, row: Int) -> Int:
 
 @kernel
 def _free_blocks(zone: Buddy, first: Int, stop: Int, order: Int) -> None:
-    for page in range(first, stop, 1 << order):
-        buddy.free_block(zone, 0, page, order, False)
+    if order == buddy.MAX_PAGE_ORDER:
+        buddy.free_largest(zone, 0, first, stop)
+    else:
+        for page in range(first, stop, 1 << order):
+            buddy.free_block(zone, 0, page, order, False)
 
 
 @kernel

@@ -16,6 +16,7 @@ from workbench.intervals import (
     intervals_minus,
     intervals_remove,
     no_intervals,
+    set_intervals,
     true_intervals,
 )
 
@@ -33,6 +34,15 @@ def test_true_intervals_are_the_pages_that_are_set_and_maximal(flags: list[bool]
     assert found.dtype == np.int64 and found.shape == (len(found), 2)
     assert pages(found) == {base + i for i, flag in enumerate(flags) if flag}
     assert (found[:, 0] < found[:, 1]).all() and (found[1:, 0] > found[:-1, 1]).all()
+
+
+@given(st.lists(st.sampled_from([0, 1, 5, 1 << 63, (1 << 64) - 1, 0xF0F0F0F0F0F0F0F0]), max_size=6), st.integers(0, 63))
+def test_set_intervals_are_the_true_intervals_of_the_bits(words: list[int], cut: int) -> None:
+    end = max(0, 64 * len(words) - cut)
+    bits = [bool(word >> bit & 1) for word in words for bit in range(64)]
+    found = set_intervals(np.array(words, np.uint64), end)
+    assert found.dtype == np.int64
+    assert found.tolist() == true_intervals(np.array(bits[:end], bool)).tolist()
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(0, 100))

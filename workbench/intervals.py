@@ -32,6 +32,26 @@ def true_intervals(flags: npt.NDArray[np.bool_], base: int = 0) -> Int64s:
     return np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1))) + base
 
 
+def set_intervals(words: npt.NDArray[np.uint64], end: int) -> Int64s:
+    """Maximal stretches of set bits below ``end`` in a bitmap of 64-bit words, lowest bit first.
+
+    Only words in which a stretch begins or ends are looked at bit by bit.
+    """
+    words = words[: -(-end >> 6)]
+    before = np.zeros_like(words)
+    before[1:] = words[:-1] >> np.uint64(63)
+    edges = words ^ (words << np.uint64(1) | before)  # a bit that is not as the one below it
+    at = np.flatnonzero(edges)
+    row, bit = np.nonzero(
+        np.unpackbits(edges[at].astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
+    )
+    places = (at[row] << 6) + bit
+    places = places[places < end]
+    if len(places) % 2:
+        places = np.append(places, end)
+    return places.astype(np.int64).reshape(-1, 2)
+
+
 def intervals_minus(start: int, end: int, intervals: Int64s) -> Int64s:
     """The parts of ``[start, end)`` outside sorted disjoint ``intervals`` int64 (n, 2): int64 (m, 2)."""
     first = np.searchsorted(intervals[:, 1], start, side="right")

@@ -102,7 +102,10 @@ def test_random_load_agrees_with_the_reference(seed: int) -> None:
             number, page, order = used.pop(rng.randrange(len(used)))
             if page in zones[number].lru:
                 kernel.add_lru(buddy, page, 1 << order, -1)
-            kernel.free_block(buddy, number, page, order, False)
+            if order == 10 and step % 2:
+                kernel.free_largest(buddy, number, page, page + MAX_BLOCK_PAGES)
+            else:
+                kernel.free_block(buddy, number, page, order, False)
             zones[number].free(page, order)
         else:
             number, order, kind = rng.randrange(len(zones)), rng.choice(ORDERS), rng.choice(kinds)

@@ -1,18 +1,21 @@
 """Notebooks that take a machine run on every machine we ship, with small guests, and no figure is empty or cut.
 
-Cells run in this process, as nothing of a kernel or a report is looked at. A few machines are taken each week, others
-the next; ``NOTEBOOK_MACHINES=all`` takes all of them.
+Those without a machine run once. Cells run in this process, as nothing of a kernel or a report is looked at. A few
+machines and one of the others are taken each week, others the next; ``NOTEBOOK_MACHINES=all`` takes all of them.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+import yaml
+from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -22,26 +25,49 @@ from workbench.topology.host import machine_names
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL: dict[str, dict[str, Any]] = {
+    "00_explorer": {},
     "01_placement": {"memory": "48 MiB"},
     "05_policy_sweep": {"memory": ["8 MiB", "16 MiB"]},
     "06_report_template": {"memory": "32 MiB"},
     "08_cost_of_placement": {"memory": "64 MiB", "vcpus": 8, "samples": 4},
 }
-"""Parameters of a quick run; the machine is added."""
-SHARE = {"01_placement": 2, "05_policy_sweep": 2, "06_report_template": 4, "08_cost_of_placement": 1}
+"""Parameters of a quick run of the notebooks that take a machine, which is added."""
+SHARE = {"00_explorer": 1, "01_placement": 2, "05_policy_sweep": 2, "06_report_template": 3, "08_cost_of_placement": 1}
 """Machines in a week."""
+ALONE: dict[str, dict[str, Any]] = {
+    "02_real_kernel": {},
+    "03_conversion": {"memory": "2 GiB", "buffers": 100, "samples": 4},
+    "04_without_struct_page": {
+        "memory": "16 GiB",
+        "conversions": 200,
+        "churn_memory": "128 GiB",
+        "churn_machines": 300,
+    },
+    "07_published": {},
+    "10_struct_page_question": {
+        "memory": "8 GiB",
+        "conversions": 200,
+        "boot_memory": "4 GiB",
+        "churn_memory": "128 GiB",
+        "churn_machines": 300,
+    },
+}
+"""Likewise, of those that take none."""
+ALL = os.environ.get("NOTEBOOK_MACHINES") == "all"
+WEEK = datetime.date.today().isocalendar().week
 
 
-def cases() -> list[Any]:
-    names, week = machine_names(), datetime.date.today().isocalendar().week
+def on_machines() -> list[Any]:
+    names = machine_names()
     found = []
-    for number, notebook in enumerate(SMALL):
-        count = SHARE[notebook]
-        chosen = [names[(week * count + 7 * number + k) % len(names)] for k in range(count)]
-        if os.environ.get("NOTEBOOK_MACHINES") == "all":
-            chosen = names
+    for number, (notebook, count) in enumerate(SHARE.items()):
+        chosen = names if ALL else [names[(WEEK * count + 7 * number + k) % len(names)] for k in range(count)]
         found += [pytest.param(notebook, machine, id=f"{notebook[:2]}-{machine}") for machine in chosen]
     return found
+
+
+def alone() -> list[str]:
+    return list(ALONE) if ALL else [list(ALONE)[WEEK % len(ALONE)]]
 
 
 def run(notebook: str, parameters: dict[str, Any]) -> None:
@@ -79,8 +105,9 @@ def faults(figure: Figure) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("notebook", "machine"), cases())
-def test_it_runs_and_no_figure_is_empty_or_cut(notebook: str, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Captions of the figures that are shown; in the end each must be whole."""
     wrong: list[str] = []
     shown: list[str] = []
 
@@ -91,12 +118,34 @@ def test_it_runs_and_no_figure_is_empty_or_cut(notebook: str, machine: str, monk
         return caption
 
     monkeypatch.setattr(report, "figure", figure)
-    where = {"machine": machine} if notebook[:2] in ("01", "06") else {"machines": [machine]}
-    if notebook == "05_policy_sweep":
-        where["shown"] = machine
-    run(notebook, SMALL[notebook] | where)
-    assert shown
+    yield shown
+    pyplot.close("all")
     assert not wrong
+
+
+def test_every_notebook_is_run() -> None:
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == {*SMALL, *ALONE}
+    assert set(SHARE) == set(SMALL)
+
+
+@pytest.mark.parametrize(("notebook", "machine"), on_machines())
+def test_it_runs_and_no_figure_is_empty_or_cut(notebook: str, machine: str, seen: list[str], tmp_path: Path) -> None:
+    small = {"host": machine, "guest": {"memory": "32 MiB"}}
+    touched = {"operations": [{"op": "create"}, {"op": "fault"}]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small | touched))
+    where: dict[str, Any] = {
+        "00_explorer": {"scenario": str(tmp_path / "small.yaml")},
+        "05_policy_sweep": {"machines": [machine], "shown": machine},
+        "08_cost_of_placement": {"machines": [machine]},
+    }.get(notebook, {"machine": machine})
+    run(notebook, SMALL[notebook] | where)
+    assert seen
+
+
+@pytest.mark.parametrize("notebook", alone())
+def test_those_without_a_machine_show_whole_figures(notebook: str, seen: list[str]) -> None:
+    run(notebook, ALONE[notebook])
+    assert seen
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 9e6), (3, 40), (20, 29), (1e3, 1.1e3)])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
@@ -279,7 +280,7 @@ def _register_all() -> None:
     first_use.listeners.append(first_use.Line())
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """What an error says, as one line that a terminal shows and takes no orders from."""
     text = " ".join(str(error).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -290,7 +291,14 @@ def main() -> None:
     _register_all()
     gc.set_threshold(200_000, 20, 100)  # importing makes a million objects and no garbage: a sixth of a short run
     try:
-        app()
+        code = app(standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else 0)
+    except TyperException as error:
+        from workbench.commands.usage import usage_line
+
+        line = usage_line(error)
+        typer.echo(error.format_message() if line is None else one_line(line), err=True)
+        raise SystemExit(2) from None
     except WorkbenchError as error:
         typer.echo(f"workbench: {one_line(error)}", err=True)
         raise SystemExit(2) from None

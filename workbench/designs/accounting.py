@@ -77,9 +77,10 @@ def page_cache_depth(pages: int, words: Bools, huge_2m: Bools, huge_1g: Bools) -
 
 def state_tree_bytes(shared_ranges: Int64s, pages: int) -> int:
     """Bytes of the maple tree of private and shared ranges; ``shared_ranges``: intervals int64 (n, 2) of pages."""
-    edges = np.concatenate(([0], shared_ranges.ravel()))
-    borders = np.unique(edges[edges < pages])
-    shared = np.isin(borders, shared_ranges[:, 0]).astype(np.int64)
+    edges = shared_ranges.ravel()
+    starts_shared = len(edges) > 0 and edges[0] == 0
+    borders = edges[edges < pages] if starts_shared else np.append(0, edges[edges < pages])
+    shared = (np.arange(len(borders)) + starts_shared) % 2
     tree = MapleMap(pages)
     # Two values that never continue each other: private 0, shared 1, at pfns far apart.
     tree.run(np.stack((borders, np.diff(np.append(borders, pages)), shared << 40), axis=1))

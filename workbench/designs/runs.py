@@ -224,7 +224,8 @@ def _populated(run: Run, state: folio.State, stream: Int64s) -> int:
     done = 0
     huge = state.options[folio.BACKING] == folio.ORDER_2M
     unit = PAGE_SIZE << run.unit_order
-    for op, offset, length, private, node, _ in stream.tolist():
+    for row in stream:
+        op, offset, length, private, node, _ = row.tolist()
         if (
             op != folio.GUEST_FAULT
             or private != 1

@@ -121,9 +121,7 @@ def figure(
         png = fig
     else:
         fig = getattr(fig, "figure", fig)
-        svg = _svg(fig)
-        # Where SVG would be large, twice the dots, shown in the same size.
-        png = _png(fig, dpi if svg else 2 * dpi)
+        svg, png = _drawn(fig, dpi)
         if not svg:
             metadata["width"] = int.from_bytes(png[16:20], "big") // 2  # of the IHDR chunk
     if (warnings := str(getattr(data, "attrs", {}).get("warnings", ""))) and warnings not in _warned:
@@ -138,21 +136,54 @@ def figure(
     return ShownFigure(png, caption, metadata, svg)
 
 
+def _drawn(fig: Any, dpi: int) -> tuple[str, bytes]:
+    """A figure as SVG, empty where that would be large, and as PNG, then with twice the dots shown in the same size.
+
+    Where everything goes is found once and kept for both, as that takes longer than drawing.
+    """
+    layout = fig.get_layout_engine()
+    if layout is not None:
+        layout.execute(fig)
+        fig.set_layout_engine("none")
+    try:
+        svg = _svg(fig)
+        return svg, _png(fig, dpi if svg else 2 * dpi)
+    finally:
+        if layout is not None:
+            fig.set_layout_engine(layout)
+
+
 def _svg(fig: Any) -> str:
     """A figure as SVG with its letters as paths, the same on every machine; empty where it would be large."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "workbench"}):
-        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "workbench"}), _canvas_of(fig):
+        FigureCanvasSVG(fig).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text if len(text) <= _LARGEST_SVG else ""
 
 
 def _png(fig: Any, dpi: int) -> bytes:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer, before = io.BytesIO(), fig.dpi
+    with _canvas_of(fig):
+        fig.dpi = dpi
+        FigureCanvasAgg(fig).print_png(buffer, metadata={"Software": None})
+        fig.dpi = before
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _canvas_of(fig: Any) -> Iterator[None]:
+    """The figure keeps its canvas. (``savefig`` would draw everything twice for each picture.)"""
+    canvas = fig.canvas
+    try:
+        yield
+    finally:
+        fig.set_canvas(canvas)
 
 
 def csv_text(data: Any) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.errors import WorkbenchError
-from workbench.intervals import true_intervals
+from workbench.intervals import set_intervals
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
 from workbench.tracking.confidential import LARGEST_LEAF, leaves
@@ -225,7 +225,7 @@ class TrackedFile(ABC):
 
     def shared_ranges(self) -> Int64s:
         """Shared pages as intervals, int64 (n, 2)."""
-        return true_intervals(self.is_shared())
+        return set_intervals(self.state.shared, self.size // PAGE_SIZE)
 
 
 def choice(field: str, value: str, allowed: Mapping[str, Meaning]) -> Meaning:
