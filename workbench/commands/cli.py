@@ -291,7 +291,7 @@ def main() -> None:
     _register_all()
     gc.set_threshold(200_000, 20, 100)  # importing makes a million objects and no garbage: a sixth of a short run
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="workbench")
         raise SystemExit(code if isinstance(code, int) else 0)
     except TyperException as error:
         from workbench.commands.usage import usage_line
