@@ -24,6 +24,7 @@ from workbench.engine.unreached import unreached
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.kernels import filemap
+from workbench.limits import LISTED_PAGES, OBSERVED_RUNS
 from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.tracking.whole import Whole
 from workbench.units import PAGE_SIZE
@@ -73,13 +74,27 @@ class Log:
         if result.errno:
             return
         if isinstance(operation, sc.Observe):
-            inode = system.files[operation.file].inode
-            self.observed.append((number, operation.file, _observed_runs(system, inode, operation)))
+            self._observe(system, operation, result)
         elif isinstance(operation, sc.Access):
             from workbench.cost import access
 
             inode = system.files[operation.file].inode
             self.accesses[number] = access.record(system, operation, inode, inode.tracked)
+
+    def _observe(self, system: System, operation: sc.Observe, result: Result) -> None:
+        """List the runs of a range. Too many of them are refused, or in a replay named as not listed."""
+        inode = system.files[operation.file].inode
+        runs = _observed_runs(system, inode, operation, OBSERVED_RUNS - sum(len(rows) for _, _, rows in self.observed))
+        if runs is not None:
+            self.observed.append((len(self.results) - 1, operation.file, runs))
+        elif system.scenario.strict:
+            pages = np.diff(system.pages(operation, inode.pages))[0]
+            raise WorkbenchError(
+                f"observe: {pages} pages may be more runs than the {OBSERVED_RUNS} that a scenario lists in all; "
+                f"observe a shorter range"
+            )
+        else:
+            result.detail["not_listed"] = True
 
     def _whole_row(self, system: System, operation: sc.Operation) -> np.ndarray:
         """What stays whole after an operation: sums of all files, then by node, then leaves of devices."""
@@ -460,12 +475,22 @@ def _by_node(system: System, zones: np.ndarray) -> np.ndarray:
     return zones @ (system.zone_node[:, None] == np.arange(system.nodes)).astype(np.int64)
 
 
-def _observed_runs(system: System, inode: Inode, operation: sc.Observe) -> np.ndarray:
+def _observed_runs(system: System, inode: Inode, operation: sc.Observe, room: int) -> np.ndarray | None:
+    """Maximal runs of a range as :func:`_node_runs` has them; None if they are more than ``room`` or too many to count."""
     start, end = system.pages(operation, inode.pages)
-    runs = _node_runs(system, inode.map, start >> inode.order, end >> inode.order)
-    if runs is None:
-        raise WorkbenchError(f"observe: {end - start} pages may be more than {MAX_RUNS} runs; observe a shorter range")
-    return runs
+    cut = inode.map.cut(start >> inode.order, end >> inode.order)
+    if _most_runs(inode.map, cut) > LISTED_PAGES:
+        return None
+    out = np.empty((min(_most_runs(inode.map, cut), MAX_RUNS), 3), np.int64)
+    while True:
+        wanted = filemap.node_runs(cut, inode.map.allocations, inode.map.tiles, system.zone_node, out)
+        if wanted > room:
+            return None
+        if wanted <= len(out):
+            out = out[:wanted]
+            out[:, 2] = system.node_ids[out[:, 2]]
+            return out
+        out = np.empty((wanted, 3), np.int64)
 
 
 def _most_runs(map_: FileMap, runs: np.ndarray) -> int:

@@ -42,5 +42,7 @@ MAX_TASKS = 4096
 """Threads of a scenario."""
 MAX_OPERATIONS = 1_000_000
 """Operations and policy ranges of a scenario."""
+OBSERVED_RUNS = 1 << 24
+"""Runs of one node that the observations of a scenario list in all: some 400 MB."""
 LISTED_PAGES = 1 << 28
 """Pages that one operation may list one by one, as a random order does: 1 TiB of 4 KiB pages, some 6 GiB of arrays."""

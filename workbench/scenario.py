@@ -235,6 +235,13 @@ class SetWeights(Operation):
     weights: dict[Int, Int] | None = None
 
 
+class SetAutoWeights(Operation):
+    """Write ``value`` to /sys/kernel/mm/mempolicy/weighted_interleave/auto: whether weights follow the bandwidths (6.16)."""
+
+    op: Literal["set_auto_weights"] = "set_auto_weights"
+    value: str = Field("1", max_length=64)
+
+
 class SchedSetaffinity(Operation):
     """sched_setaffinity of the task to one CPU; -1 allows all."""
 
@@ -482,6 +489,7 @@ AnyOperation = Annotated[
     | GetMempolicy
     | SetMempolicyHomeNode
     | SetWeights
+    | SetAutoWeights
     | SchedSetaffinity
     | SetMemsAllowed
     | Fallocate

@@ -53,6 +53,9 @@ def replay(boot, tmp_path):
         {"op": f"write {WEIGHTS}/node0 3", "text": "write 0"},
         {"op": f"write {WEIGHTS}/node1 256", "text": "write -22"},
         {"op": f"write {WEIGHTS}/node1 many", "text": "write -22"},
+        {"op": f"write {WEIGHTS}/auto off", "text": "write 0"},
+        {"op": f"write {WEIGHTS}/auto Y", "text": "write -19"},  # no HMAT: nobody tells bandwidths
+        {"op": f"write {WEIGHTS}/auto maybe", "text": "write -22"},
     ],
 )
 def test_lines_that_are_compared(replay, line):
@@ -83,6 +86,42 @@ def test_a_written_weight_is_in_force(replay):
     where = {"op": "place g0", "place": rotation, "range": "0+16"}
     assert not replay([CREATE, write, bind, TOUCH, where]).mismatches
     assert replay([CREATE, bind, TOUCH, where]).mismatches
+
+
+def test_automatic_weights_come_back_and_stay_when_they_are_turned_off(replay, boot):
+    boot["topology"]["hmat"], boot["derived"]["wi_weights"] = ["told"], {"0": 2, "1": 1}
+    bind = {"op": "mbind g0 0 16 WEIGHTED_INTERLEAVE 0,1", "ret": 0, "errno": 0}
+    by_hand = {"op": f"write {WEIGHTS}/node0 3", "text": "write 0"}
+    on, off = ({"op": f"write {WEIGHTS}/auto {word}", "text": "write 0"} for word in ("on", "0"))
+    for lines, place in (([on], "0*2,1*1"), ([on, off], "0*2,1*1"), ([off], "0*3,1*1")):
+        where = {"op": "place g0 0 12", "place": ",".join([place] * (4 if lines[0] is on else 3)), "range": "0+12"}
+        report = replay([CREATE, by_hand, *lines, bind, TOUCH, where])
+        assert not report.mismatches and report.judged == 5 + len(lines)
+    del boot["topology"]["hmat"], boot["derived"]["wi_weights"]
+
+
+def test_places_of_many_runs_are_compared(replay):
+    """More runs than a Dataset lists of a file that is still there."""
+    pages = 140_000
+    lines = [
+        {"op": f"create g0 {pages} MMAP|SHARED", "ret": 7, "errno": 0, "mmap": 0},
+        {"op": f"mbind g0 0 {pages} INTERLEAVE 0,1", "ret": 0, "errno": 0},
+        {"op": f"touch g0 0 {pages} seq", "ret": pages, "errno": 0, "bad": 0, "first": -1},
+    ]
+    nodes = ["0", "1"] * (pages // 2)
+    right = replay([*lines, {"op": "place g0", "place": ",".join(nodes), "range": f"0+{pages}"}])
+    assert not right.mismatches and right.judged == 4 and right.pages == pages
+    nodes[99_999] = "0"
+    wrong = replay([*lines, {"op": "place g0", "place": ",".join(nodes), "range": f"0+{pages}"}])
+    assert [one.what for one in wrong.mismatches] == ["node of page 99999 (1 pages differ)"]
+
+
+def test_more_runs_than_are_listed_are_passed_over_and_the_rest_is_judged(replay, monkeypatch):
+    monkeypatch.setattr("workbench.answer.OBSERVED_RUNS", 20)
+    bind = {"op": "mbind g0 0 16 INTERLEAVE 0,1", "ret": 0, "errno": 0}
+    where = {"op": "place g0", "place": ",".join(["0,1"] * 8), "range": "0+16"}
+    report = replay([CREATE, bind, TOUCH, where, where])
+    assert report.judged == 4 and not report.mismatches and "runs that are listed" in " ".join(report.not_judged)
 
 
 def test_revealed_pages_are_gone(replay):
@@ -116,8 +155,7 @@ def test_files_that_are_not_simulated_take_only_their_own_lines_along(replay, op
     ("line", "reason"),
     [
         ({"op": "vm snp", "ret": -1, "errno": 22}, "type snp"),
-        ({"op": f"write {WEIGHTS}/auto false", "text": "write 0"}, "writes a file of the host"),
-        ({"op": "write /proc/sys/vm/swappiness 10", "text": "write 0"}, "writes a file of the host"),
+        ({"op": "write /proc/sys/vm/swappiness 10", "text": "write 0"}, "swappiness is a file of the host that is not"),
         ({"op": "cat /proc/version", "file": ["Linux"]}, "reads a file of the host"),
         ({"op": "nodestat", "counters": {}}, "the first look at a node's counters"),
         ({"op": "kvmcap 244", "ret": 3, "errno": 0}, "kernel's alone"),

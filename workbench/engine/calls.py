@@ -51,6 +51,7 @@ CALLS: dict[type[sc.Operation], Call] = {
     sc.GetMempolicy: calls_mempolicy.get_mempolicy,
     sc.SetMempolicyHomeNode: calls_mempolicy.set_mempolicy_home_node,
     sc.SetWeights: calls_mempolicy.set_weights,
+    sc.SetAutoWeights: calls_mempolicy.set_auto_weights,
     sc.SetMemsAllowed: calls_mempolicy.set_mems_allowed,
     sc.Fault: calls_mm.fault,
     sc.FirstTouch: calls_mm.first_touch,

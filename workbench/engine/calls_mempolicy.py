@@ -249,6 +249,29 @@ def set_weights(system: System, operation: sc.SetWeights) -> Result:
     return Result(0, 0, {"errno": errors, "weights": _weights_by_node(system)})
 
 
+_TRUE, _FALSE = ("y", "Y", "t", "T", "1"), ("n", "N", "f", "F", "0")
+
+
+def set_auto_weights(system: System, operation: sc.SetAutoWeights) -> Result:
+    """mm/mempolicy.c: weighted_interleave_auto_store, lib/kstrtox.c: kstrtobool.
+
+    Turned on, the weights are what the bandwidths say, and ENODEV if firmware told none; turned off they stay as they are.
+    """
+    word = operation.value[:1]
+    switch = operation.value[:2].lower() if word in ("o", "O") else word
+    error = 0
+    if not system.scenario.kernel.auto_weights:
+        error = errno.ENOENT
+    elif switch in _TRUE or switch == "on":
+        if system.firmware_weights is None:
+            error = errno.ENODEV
+        else:
+            system.weights = system.firmware_weights.copy()
+    elif switch not in _FALSE and switch != "of":
+        error = errno.EINVAL
+    return Result(0, 0, {"errno": {"auto": error}, "weights": _weights_by_node(system)})
+
+
 def _weights_by_node(system: System) -> dict[str, int]:
     return {str(system.node_ids[i]): int(system.weights[i]) for i in np.flatnonzero(system.has_memory)}
 

@@ -320,6 +320,8 @@ class HostState:
                 raise WorkbenchError(f"boot.weights: {node}: {weight}; weights are 1 to 255 for nodes of the host")
             self.boot_weights[self.index_of_node[node]] = weight
         self.weights = self.boot_weights.copy()
+        self.firmware_weights = self.boot_weights if bandwidth.any() or self.scenario.boot.weights else None
+        """What the bandwidths say (those stated for the boot are taken to come from them); None: nobody tells them."""
 
     def _init_tasks(self) -> None:
         tasks = list(self.scenario.tasks)

@@ -167,6 +167,8 @@ class _Translator:
                 return "weights default"
             pairs = (f"{self.emulation.of_node(node)}:{weight}" for node, weight in op.weights.items())
             return "weights " + ",".join(pairs)
+        if isinstance(op, sc.SetAutoWeights):
+            return f"write /sys/kernel/mm/mempolicy/weighted_interleave/auto {op.value or 0}"
         if isinstance(op, sc.SchedSetaffinity):
             return f"setcpu {op.cpu if op.cpu < 0 else self.emulation.of_cpu(op.cpu)}"
         if isinstance(op, sc.SetMemsAllowed):

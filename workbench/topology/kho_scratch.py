@@ -5,9 +5,11 @@ area below 4 GiB, one anywhere, one on each node, each twice (``kho_scratch``: 2
 in whole page blocks. The first two come from the top of the memory they may lie in.
 
 What a kernel reserves is modelled: the struct pages of each node and :data:`PER_NODE_BYTES`, and :data:`IMAGE_BYTES` on the
-node where memory begins. With these two, seven of the areas that Linux 7.3.4 made on two hosts (datasets/recordings/private,
-kernel of 14 MiB) come out, four of them exactly and the others within 2 MiB; a distribution's kernel and initramfs take
-more. A host that states ``free_cma`` of its zones is taken by its word.
+node where memory begins. The two constants were set on the two hosts of ``datasets/recordings/private`` (k2eq and k3uneq: 2
+and 3 nodes of 320 to 512 MiB, all below 4 GiB, one build of Linux 7.3.4 with a kernel of 14 MiB): of the seven areas that
+were made there four come out and three are one page block (2 MiB) off. That is a fit; no other host was compared. What it
+does not cover: memory above 4 GiB, other kernels and initramfs (a distribution's reserve more, so that areas are larger),
+``crashkernel=`` and hugetlb pages reserved at boot. A host that states ``free_cma`` of its zones is taken by its word.
 """
 
 from __future__ import annotations

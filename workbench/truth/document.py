@@ -61,7 +61,7 @@ class Operation(_Model):
     ino: Number = 0
     mmap: Number = 0
     text: Text = ""
-    place: Text = ""
+    place: Annotated[str, Field(strict=True, max_length=1 << 26)] = ""
     range: Text = ""
     place_error: Text = ""
     dead: Text = ""

@@ -229,7 +229,7 @@ def _check_nodes(path: Path, host: Host, scenarios: tuple[RecordedScenario, ...]
 
 
 def _host(path: Path, data: Mapping[str, Any]) -> tuple[Host, dict[int, int]]:
-    """The host as Linux numbered it, and the interleave weights found at boot."""
+    """The host as Linux numbered it, and the interleave weights that firmware's bandwidths gave it at boot."""
     derived = data.get("derived") or {}
     files = data.get("files") or {}
     distances = {int(node): list(row) for node, row in (derived.get("distance") or {}).items()}
@@ -274,7 +274,9 @@ def _host(path: Path, data: Mapping[str, Any]) -> tuple[Host, dict[int, int]]:
     except (ValueError, TypeError) as error:
         line = str(error).splitlines()[-1].strip()
         raise WorkbenchError(f"{path.name}: topology: {line}") from None
-    return host, {node: weight for node, weight in weights.items() if 1 <= weight <= 255}
+    weights = {node: weight for node, weight in weights.items() if 1 <= weight <= 255}
+    told = bool(data["topology"].get("hmat")) or any(weight > 1 for weight in weights.values())
+    return host, weights if told else {}
 
 
 def _memory(path: Path, ids: list[int], declared: list[Any], derived: Mapping[str, Any]) -> dict[int, int]:
@@ -409,6 +411,7 @@ _WITHOUT_MACHINE = (
     "uneat",
 )
 _WEIGHT_FILE = re.compile(r"/sys/kernel/mm/mempolicy/weighted_interleave/node(\d+)$")
+_AUTO_WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave/auto"
 _NOT_SIMULATED = {
     "anon": "anonymous memory of the host is not simulated",
     "memfd": "hugetlb files of the host are not simulated",
@@ -423,7 +426,6 @@ _NOT_SIMULATED = {
     "meminfo": "free pages include the background's use",
     "kho": "looks at the host",
     "cat": "reads a file of the host",
-    "write": "writes a file of the host",
     "pfns": "physical frame numbers depend on the boot",
     "sleep": "returns nothing",
 }
@@ -595,6 +597,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         return sc.SetWeights(**common, weights={int(node): int(weight) for node, weight in pairs})
     if verb == "write" and (weight := _WEIGHT_FILE.match(arguments[0])):
         return sc.SetWeights(**common, weights={int(weight.group(1)): _number(arguments[1])})
+    if verb == "write" and arguments[0] == _AUTO_WEIGHTS:
+        return sc.SetAutoWeights(**common, value=arguments[1][:64])
     if verb == "migrate":
         return sc.MigratePages(**common, source=int(arguments[0]), target=int(arguments[1]))
     if verb in ("eat", "eatto"):
@@ -613,6 +617,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         return sc.Observe(**on, offset=start * PAGE_SIZE, length=max(0, count) * PAGE_SIZE)
     if verb in ("getpol", "getnode"):
         return sc.GetMempolicy(**on, offset=int(arguments[1]) * PAGE_SIZE, node=verb == "getnode")
+    if verb == "write":
+        raise Unknown(f"{arguments[0]} is a file of the host that is not simulated")
     if verb in _NOT_SIMULATED:
         raise Unknown(_NOT_SIMULATED[verb])
     if verb not in _RANGES:
