@@ -28,8 +28,6 @@ MAX_BLOCK_PAGES = 1024
 UNMOVABLE, MOVABLE, RECLAIMABLE = 0, 1, 2
 """enum migratetype, include/linux/mmzone.h."""
 TYPES = 3
-PCP_LISTS = 14
-"""Lists per CPU and zone (:mod:`workbench.kernels.pcp`): orders 0 to 3 of each migratetype, and two of order 9."""
 RMQUEUE_NORMAL, RMQUEUE_CLAIM, RMQUEUE_STEAL = 0, 2, 3
 """enum rmqueue_mode: where the next page of one refill is looked for first."""
 NO_PAGE = -1
@@ -41,8 +39,7 @@ class Buddy(NamedTuple):
     """State of all zones. ``pages`` is a multiple of 1024."""
 
     links: np.ndarray
-    """uint32 (2 * entries,): previous and next of each entry: pages, pageblocks, 33 heads per zone, and the heads of
-    :mod:`workbench.kernels.pcp`."""
+    """uint32 (2 * entries,): previous and next of each entry: pages, pageblocks, and 33 heads per zone."""
     state: np.ndarray
     """uint8 (pages + pageblocks,): order + 1 in the entry of a free block, 0 elsewhere."""
     block_type: np.ndarray
@@ -62,17 +59,16 @@ class Buddy(NamedTuple):
     """int64 (zones,): attempts to claim a pageblock that was not wholly free; each boosts the watermark in Linux."""
 
 
-def new_buddy(zone_start: np.ndarray, zone_end: np.ndarray, block_type: int = MOVABLE, cpus: int = 0) -> Buddy:
+def new_buddy(zone_start: np.ndarray, zone_end: np.ndarray, block_type: int = MOVABLE) -> Buddy:
     """Arrays for zones that cover ``[zone_start, zone_end)`` (int64 (zones,), pages), with empty free lists.
 
-    ``block_type`` is that of every pageblock, MOVABLE after boot. ``cpus`` makes room for the per-CPU lists of
-    :mod:`workbench.kernels.pcp`.
+    ``block_type`` is that of every pageblock, MOVABLE after boot.
     """
     zones = len(zone_start)
     pages = -(-int(max(zone_end, default=0)) // MAX_BLOCK_PAGES) * MAX_BLOCK_PAGES
     entries = pages + (pages >> PAGEBLOCK_ORDER)
     buddy = Buddy(
-        links=np.empty(2 * (entries + zones * (ORDERS * TYPES + cpus * PCP_LISTS)), np.uint32),
+        links=np.empty(2 * (entries + zones * ORDERS * TYPES), np.uint32),
         state=np.zeros(entries, np.uint8),
         block_type=np.full(pages >> PAGEBLOCK_ORDER, block_type, np.uint8),
         lru_pages=np.zeros(pages >> PAGEBLOCK_ORDER, np.int64),
