@@ -11,8 +11,8 @@ stretch: the zones of one period (a *tile*) and how many pages it covers. :func:
 for fault orders that are not runs; both give the same answer.
 
 Per-CPU free lists are not modelled: they move the page at which a zone is left by at most the pages they hold, and what they
-hold when a task begins no file of a host tells (``workbench/docs/explanation/exact.md`` has the figures). The same code serves hugetlb pools and PFN ranges: a pool is a zone with marks of 0,
-counted in its own page size.
+hold when a task begins no file of a host tells (``workbench/docs/explanation/exact.md`` has the figures). The same code
+serves hugetlb pools and PFN ranges: a pool is a zone with marks of 0, counted in its own page size.
 
 Requests are rows of a table (:class:`Requests`), one for each pair of task and policy in use:
 
