@@ -39,7 +39,7 @@ Turns = Iterator[tuple[Int64s, Int64s]]
 _LISTED_BYTES = 24  # of arrays for each page listed: its index in the order, in the chunk that is kept, its zone
 _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 _FEW = 4096  # pages that show how fast zones fall
-_BEFORE = 0.995  # of the way to a mark that is gone in one step
+_NEARBY = 0.9  # of the way to a mark, from where its distance is seen exactly
 _TOGETHER = 64  # pages placed before the slabs they need, where a zone reaches a mark
 _LARGEST_WEIGHT = 255
 _SMALL, _REMEMBERED = 16, 256  # rows of request tables that are remembered, and how many tables are
@@ -461,14 +461,13 @@ class HostState:
             self._place_between(metadata, task, inode, walk, pages, step)
             self._need(metadata.enter_nodes(task, inode, start, end))
             return
-        spans = [(start, end)]
-        while spans:
-            low, high = spans.pop()
-            if high - low > _TOGETHER and not self._undisturbed(metadata, task, inode, low, high, step, walk):
-                first = self._until_a_mark(metadata, task, inode, low, high, step, walk)
-                middle = low + first if step > 0 else high - first
-                spans += [(middle, high), (low, middle)][::step]
-                continue
+        at_mark = False
+        while start < end:
+            # A part that is less than all ends shortly before a mark: the next few pages reach it.
+            pages, at_mark = end - start, not at_mark
+            first = self._together(metadata, task, inode, start, end, step, walk) if at_mark else min(pages, _TOGETHER)
+            low, high = (start, start + first) if step > 0 else (end - first, end)
+            start, end = (high, end) if step > 0 else (start, low)
             self._need(metadata.enter_tables(task, walk, low, high, step))
             holes = self._holes(inode, low, high)
             if len(holes):
@@ -512,24 +511,48 @@ class HostState:
         tables, slabs = metadata.need(task, inode, walk, start, end)
         return free if metadata.fits(task, tables, slabs, free) else None
 
+    def _together(
+        self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
+    ) -> int:
+        """Pages of [start, end), from where it begins, that are placed at once: up to shortly before a zone's next mark.
+
+        What some pages take says how fast each zone falls; where it falls otherwise further on, the part is halved.
+        """
+        pages = end - start
+        if pages <= _TOGETHER or self._undisturbed(metadata, task, inode, start, end, step, walk):
+            return pages
+        first = self._until_a_mark(metadata, task, inode, start, end, step, walk)
+        while first > _TOGETHER:
+            low, high = (start, start + first) if step > 0 else (end - first, end)
+            if self._undisturbed(metadata, task, inode, low, high, step, walk):
+                return first
+            first >>= 1
+        return _TOGETHER
+
     def _until_a_mark(
         self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
     ) -> int:
-        """Pages of [start, end), from where it begins, that probably come before a zone reaches its next mark.
-
-        What a few pages take says how fast each zone falls. 1 to all pages but one.
-        """
-        pages = end - start
-        few = min(_FEW, pages // 2)
-        low, high = (start, start + few) if step > 0 else (end - few, end)
-        free = self._free_after(metadata, task, inode, low, high, step, walk)
-        if free is None or few < _FEW:
-            return pages // 2
-        used = self.free - free
-        marks = np.where(self.free > self.marks(), self.marks(), np.iinfo(np.int64).min >> 1).max(axis=0)
-        falls = used > 0
-        distance = ((self.free - marks)[falls] / used[falls]).min() * few * _BEFORE if falls.any() else pages
-        return int(min(max(distance, _TOGETHER), pages // 2 if distance >= pages else pages - 1))
+        """So many pages of [start, end), from where it begins, probably come before a zone reaches its next mark."""
+        marks, pages = self.marks(), end - start
+        above = self.free > marks
+        reached = np.where(above, marks, np.iinfo(np.int64).min >> 1).max(axis=0)
+        few, best = min(_FEW, pages >> 1), 0
+        while few > best:
+            low, high = (start, start + few) if step > 0 else (end - few, end)
+            free = self._free_after(metadata, task, inode, low, high, step, walk)
+            if free is None or ((free > marks) != above).any():  # too many
+                if best:
+                    break
+                few >>= 3
+                continue
+            falls = free < self.free
+            left = ((free - reached)[falls] / (self.free - free)[falls]).min() * few if falls.any() else pages
+            # Far from the mark few pages do not say it exactly: the second look is from nearby.
+            near = left < few >> 3
+            best, few = few, int(min(few + (left - _TOGETHER / 2 if near else left * _NEARBY), pages - 1))
+            if near:
+                return few
+        return best
 
     def _touch_listed(
         self,
@@ -936,6 +959,21 @@ class HostState:
             task_row[row], base[row] = task, index_base
             kind[row], start[row], passes[row], nodes[row], filters[row] = asked
         return placement.Requests(kind, start, nodes, filters, passes, task_row, base)
+
+    def kernel_requests(self, task: Thread, by_policy: bool) -> placement.Requests:
+        """The request table of :meth:`kernel_request` alone, remembered."""
+        key = (
+            task.index,
+            task.nid,
+            task.policy if by_policy else None,
+            by_policy,
+            self.cpusets_enabled,
+            self.mems_allowed,
+        )
+        if key not in self._asked:
+            requests = self.request_table([(task.index, -1, self.kernel_request(task, by_policy))])
+            self._asked[key] = requests, np.zeros((1, 1), np.int64)
+        return self._asked[key][0]
 
     def kernel_request(self, task: Thread, by_policy: bool) -> Row:
         """What pages ask that the kernel allocates for itself in a call of ``task``: by its policy, or on its own node.

@@ -554,7 +554,7 @@ class Metadata:
         if step < 0:
             pieces[:, 0] = intervals[:, 1] - 1
             pieces = np.ascontiguousarray(pieces[::-1])
-        requests = system.request_table([(task.index, -1, self.request(task, by_policy))])
+        requests = system.kernel_requests(task, by_policy)
         if rotations is None:
             rotations = system.rotations if self.taking else system.rotations.copy()
         turns = placement.Interleaving(rotations, system.weights)

@@ -64,6 +64,8 @@ class Runs:
 
     def gaps(self, start: int, end: int) -> Int64s:
         """What of ``[start, end)`` no run holds, as intervals int64 (n, 2)."""
+        if self._table is _NOTHING and start < end:
+            return np.array([[start, end]], np.int64)
         out = np.empty((_FOUND, 2), np.int64)
         count = kernels.gaps(self._table, start, end, out)
         if count > _FOUND:
