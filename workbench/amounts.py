@@ -40,6 +40,12 @@ def metadata_bytes(run: Run) -> np.ndarray:
     return amount
 
 
+def metadata_of_nodes(run: Run) -> np.ndarray:
+    """Bytes of all metadata on each node after the last event, int64 (node,)."""
+    amount: np.ndarray = metadata_bytes(run).sum(axis=0)
+    return amount
+
+
 def free_bytes(run: Run) -> np.ndarray:
     """Free bytes of each node after each event, int64 (event, node)."""
     owner = np.asarray(run["zone_node"])[:, None] == np.asarray(run["node"])

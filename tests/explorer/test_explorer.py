@@ -16,8 +16,10 @@ import pytest
 from workbench import profiles, results
 from workbench.errors import WorkbenchError
 from workbench.explorer import Explorer, explore, pictures
+from workbench.plots.palette import METADATA_COLOUR
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
+from workbench.units import format_bytes
 
 GIB = 1 << 30
 
@@ -455,6 +457,18 @@ def test_python_and_commands_to_copy(explorer: Explorer) -> None:
     space: dict[str, object] = {}
     exec(explorer.share.text, space)
     assert space["scenario"] == explorer.scenario
+
+
+def test_nodes_show_what_the_kernel_allocates_beside_the_guest(explorer: Explorer) -> None:
+    run = explorer.shown
+    assert run is not None
+    shown = pictures.host(run, None, 1)["nodes"]
+    counted = np.asarray(run.dataset["metadata_pages"].isel(event=-1).sum("kind")) * 4096
+    assert [node["metadata"] for node in shown] == counted.tolist() and counted.sum() > 3 << 20
+    assert f"other metadata {format_bytes(int(counted[0]))}" in shown[0]["title"]
+    table = pictures.nodes_table(run)
+    assert "in all" in table and format_bytes(int(counted[0]) + GIB // 4) in table
+    assert explorer._repr_mimebundle_()[0]["text/html"].count(METADATA_COLOUR) == int((counted > 0).sum())
 
 
 def test_the_static_twin_shows_the_result_without_script(explorer: Explorer) -> None:

@@ -12,6 +12,7 @@ import xarray as xr
 from matplotlib import colors as mcolors
 from matplotlib.figure import Figure
 
+from workbench import amounts as amounts_of
 from workbench import results
 from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
@@ -91,10 +92,15 @@ def test_pages_per_node_adds_up(two_policies: xr.Dataset) -> None:
     figure = plots.pages_per_node(two_policies)
     axes = figure.axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert sorted(labels) == ["capacity", "interleave 4-7", "no policy of the file", "preferred 3"]
+    beside = amounts_of.metadata_of_nodes(two_policies)
+    named = f"page tables and other metadata ({format_bytes(int(beside.sum()))})"
+    assert sorted(labels) == ["capacity", "interleave 4-7", "no policy of the file", named, "preferred 3"]
     assert "GiB" in axes.get_ylabel() or "MiB" in axes.get_ylabel()
     unit, _ = byte_unit(1 << 30)
-    bars = [bar for container in axes.containers[1:] for bar in container]
+    *stacks, metadata = axes.containers[1:]
+    assert [bar.get_height() > 0 for bar in metadata] == (beside > 0).tolist() and (beside > 0).any()
+    assert {tuple(bar.get_facecolor()) for bar in metadata} == {mcolors.to_rgba(palette.METADATA_COLOUR)}
+    bars = [bar for container in stacks for bar in container]
     total = sum(bar.get_height() for bar in bars) * unit
     assert total == pytest.approx(int(two_policies["pages_per_node"].sum()) * 4096)
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from workbench.amounts import bytes_per_node, metadata_bytes
+from workbench.amounts import bytes_per_node, metadata_bytes, metadata_of_nodes
 from workbench.commands.terminal import console
 from workbench.errnos import errno_name
 from workbench.units import format_bytes
@@ -37,6 +37,9 @@ def summarise(run: Any) -> dict[str, Any]:
         "pages_per_node": table(files, np.asarray(run["pages_per_node"])),
         "bytes_per_node": table(files, bytes_per_node(run)),
         "metadata_bytes_per_node": table(kinds, metadata_bytes(run)),
+        "bytes_in_all_per_node": dict(
+            zip(nodes, (bytes_per_node(run).sum(axis=0) + metadata_of_nodes(run)).tolist(), strict=True)
+        ),
         "local_share": dict(zip(vcpus, np.asarray(run["local_share"]).tolist(), strict=True)),
         "kernel_profile": str(np.asarray(run["kernel"])) if "kernel" in run.coords else run.attrs["kernel_profile"],
         "vm_type": run.attrs["vm_type"],
@@ -45,6 +48,11 @@ def summarise(run: Any) -> dict[str, Any]:
         "assumed": run.attrs.get("assumed", "").splitlines(),
         "refused": refused,
     }
+
+
+def metadata_of(kinds: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Bytes of all metadata by kind."""
+    return {kind: sum(row.values()) for kind, row in kinds.items()}
 
 
 _CONVERTED = ("splits_1g", "splits_2m", "merges_1g", "merges_2m", "invalidations", "failed_conversions", "stage2_tables",
@@ -124,15 +132,20 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
         table = Table(
             "node",
             *(kind.replace("_", " ") for kind in kinds),
-            "all",
-            "beside the pages",
-            title=f"{summary['scenario']}: what the kernel needs for it",
+            "all of it",
+            "to the pages",
+            "the guest in all",
+            title=f"{summary['scenario']}: what the kernel needs beside the pages",
         )
+        in_all = summary["bytes_in_all_per_node"]
         for node in summary["bytes_per_node"][next(iter(summary["bytes_per_node"]))]:
             total = sum(row[node] for row in kinds.values())
             share = f"{total / all_pages:.2%}" if all_pages else "-"
-            table.add_row(node, *(format_bytes(row[node]) for row in kinds.values()), format_bytes(total), share)
+            amounts = [*(row[node] for row in kinds.values()), total]
+            table.add_row(node, *map(format_bytes, amounts), share, format_bytes(in_all[node]))
+        total, all_of_it = (sum(values.values()) for values in (metadata_of(kinds), in_all))
         console().print(table)
+        typer.echo(f"what the guest costs in all: {format_bytes(all_of_it)}, {format_bytes(total)} of it metadata")
     for line in summary["assumed"]:
         typer.echo(f"assumed: {line}")
     if "calls" in summary:

@@ -483,7 +483,8 @@ class HostState:
         self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
     ) -> bool:
         """Whether no zone reaches a mark while pages [start, end) and their metadata are placed, whatever comes first."""
-        tables, slabs = metadata.need(task, inode, walk, start, end)
+        wanted = metadata.need(task, inode, walk, start, end)
+        tables, slabs = wanted
         if not tables + slabs:
             return True
         marks = self.marks()
@@ -491,12 +492,20 @@ class HostState:
         most = end - start + tables + slabs
         if ((self.free - most > marks) == above)[:, above[1]].all():
             return True
-        free = self._free_after(metadata, task, inode, start, end, step, walk)
+        free = self._free_after(metadata, task, inode, start, end, step, walk, wanted)
         # Free memory only falls: marks that are not reached at the end were reached at no time before.
         return free is not None and bool(((free > marks) == above).all())
 
     def _free_after(
-        self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
+        self,
+        metadata: Metadata,
+        task: Thread,
+        inode: Inode,
+        start: int,
+        end: int,
+        step: int,
+        walk: Walk | None,
+        wanted: tuple[int, int] | None = None,
     ) -> Int64s | None:
         """Free pages of each zone once pages [start, end) and their metadata were placed; None if they cannot be."""
         free = self.free.copy()
@@ -508,7 +517,7 @@ class HostState:
             turns = turns._replace(rotations=turns.rotations.copy())
             if not self.run_pieces(FileMap(), pieces, requests, turns, zones._replace(free=free)):
                 return None
-        tables, slabs = metadata.need(task, inode, walk, start, end)
+        tables, slabs = wanted or metadata.need(task, inode, walk, start, end)
         return free if metadata.fits(task, tables, slabs, free) else None
 
     def _together(
@@ -541,7 +550,7 @@ class HostState:
             low, high = (start, start + few) if step > 0 else (end - few, end)
             free = self._free_after(metadata, task, inode, low, high, step, walk)
             if free is None or ((free > marks) != above).any():  # too many
-                if best:
+                if best or few <= _TOGETHER:
                     break
                 few >>= 3
                 continue

@@ -18,6 +18,21 @@ function gib(value, digits = 3) {
   return `${Number(value.toPrecision(digits))} ${units[unit]}`;
 }
 
+// What is a few thousandths of a guest still shows as a line.
+const thin = (height) => Math.max(2, height);
+
+// Squares and what they mean, line by line within the width; returns the height they take.
+function legend(root, left, width, entries) {
+  let x = left, y = 10;
+  for (const [fill, words] of entries) {
+    const wide = 20 + 6.6 * words.length;
+    if (x > left && x + wide > width) [x, y] = [left, y + 16];
+    root.append(svg("rect", { x, y: y - 5, width: 10, height: 10, fill }), label(x + 14, y, words, { "dominant-baseline": "central" }));
+    x += wide;
+  }
+  return y + 14;
+}
+
 // The host: boxes filled as far as the node is used, joined by lines that are thicker the nearer two nodes are.
 function host(data, width, height) {
   const n = data.nodes.length, root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
@@ -59,9 +74,10 @@ function host(data, width, height) {
     group.append(svg("rect", { x, y, width: boxW, height: boxH, rx: 4, class: "wb-box" }));
     const total = node.memory || 1;
     let bottom = y + boxH - 1;
-    for (const [amount, fill, name] of [[node.other, "var(--wb-other)", "other"], [node.guest, node.color, "guest"]]) {
-      const h = amount / total * (boxH - 2);
-      if (h <= 0) continue;
+    for (const [amount, fill, name] of [[node.other, "var(--wb-other)", "other"], [node.guest, node.color, "guest"],
+      [node.metadata, "var(--wb-metadata)", "metadata"]]) {
+      if (amount <= 0) continue;
+      const h = name === "metadata" ? thin(amount / total * (boxH - 2)) : amount / total * (boxH - 2);
       bottom -= h;
       group.append(svg("rect", { x: x + 1, y: bottom, width: boxW - 2, height: h, fill, "data-part": name }));
     }
@@ -84,8 +100,11 @@ function host(data, width, height) {
 // The guest's memory on each node against the node's capacity; A is drawn as an outline beside B.
 function bars(data, width, height) {
   const root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
-  const left = 52, bottom = 34, top = 8, n = data.nodes.length, step = (width - left - 6) / n;
-  const largest = Math.max(1, ...data.nodes.map((node) => Math.max(node.memory, node.guest, node.guest_a || 0)));
+  const left = 52, bottom = 34, n = data.nodes.length, step = (width - left - 6) / n;
+  const entries = [["var(--wb-other)", "other use and reserves"], [(data.nodes.find((node) => node.guest) || data.nodes[0]).color, "guest, by node"]];
+  if (data.nodes.some((node) => node.metadata)) entries.push(["var(--wb-metadata)", "page tables, other metadata"]);
+  const top = legend(root, left, width, entries) + 4;
+  const largest = Math.max(1, ...data.nodes.map((node) => Math.max(node.memory, node.guest + node.metadata, node.guest_a || 0)));
   const y = (value) => top + (height - bottom - top) * (1 - value / largest);
   let tick = 1;
   while (largest / tick > 5) tick *= 2; // a round number of KiB, MiB, GiB ...
@@ -103,7 +122,10 @@ function bars(data, width, height) {
     if (data.compare) group.append(svg("rect", { x, y: y(base + node.guest_a), width: half, height: Math.max(0, y(base) - y(base + node.guest_a)),
       fill: node.color, "fill-opacity": 0.35, stroke: node.color, "stroke-dasharray": "3 2" }));
     group.append(svg("rect", { x: x + w - half, y: y(base + node.guest), width: half, height: Math.max(0, y(base) - y(base + node.guest)), fill: node.color }));
-    if (step > 40 && node.guest) group.append(label(x + w - half / 2, Math.max(12, y(base + node.guest) - 7), gib(node.guest), { "text-anchor": "middle" }));
+    const beside = node.metadata ? thin(y(base) - y(base + node.metadata)) : 0;
+    if (beside) group.append(svg("rect", { x: x + w - half, y: y(base + node.guest) - beside, width: half, height: beside,
+      fill: "var(--wb-metadata)", "data-part": "metadata" }, title(`metadata: ${gib(node.metadata)}`)));
+    if (step > 40 && node.guest) group.append(label(x + w - half / 2, Math.max(top + 4, y(base + node.guest) - beside - 7), gib(node.guest), { "text-anchor": "middle" }));
     if (i % every === 0) group.append(label(x + w / 2, height - bottom + 13, node.id, { "text-anchor": "middle" }));
     root.append(group);
   });

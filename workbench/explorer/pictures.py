@@ -306,14 +306,17 @@ def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
     before = guest_bytes(pinned.dataset) if pinned else {}
     palette = {node["id"]: node["color"] for node in nodes(dataset, *([pinned.dataset] if pinned else []))}
     shown = []
+    metadata, taken = amounts.metadata_of_nodes(dataset).tolist(), run.scenario.metadata == "taken"
     assumed = {node.id: "memory" in run.scenario.host.assumed for node in run.scenario.host.nodes}
     for i, node in enumerate(int(n) for n in dataset["node"].values):
         memory, mine = int(dataset["node_memory"].values[i]), amount[node]
-        other = max(0, memory - free[node] - mine) if dataset.sizes["event"] else 0
+        beside = metadata[i] if taken else 0  # what was only counted is still free
+        other = max(0, memory - free[node] - mine - beside) if dataset.sizes["event"] else 0
         kind = str(dataset["node_kind"].values[i])
         text = (
             f"node {node} ({kind}), {int(dataset['node_cpus'].values[i])} CPUs: {format_bytes(memory)}, "
-            f"guest {format_bytes(mine)}, other use and reserves {format_bytes(other)}, free {format_bytes(free[node])}"
+            f"guest {format_bytes(mine)}, its page tables and other metadata {format_bytes(metadata[i])}, "
+            f"other use and reserves {format_bytes(other)}, free {format_bytes(free[node])}"
         )
         if pinned:
             text += f"; A had {format_bytes(before.get(node, 0))}"
@@ -326,6 +329,7 @@ def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
                 "cpus": int(dataset["node_cpus"].values[i]),
                 "guest": mine,
                 "guest_a": before.get(node, 0),
+                "metadata": metadata[i],
                 "other": other,
                 "color": palette[node],
                 "title": text,
@@ -483,7 +487,9 @@ def nodes_table(run: Run, pinned: Run | None = None) -> str:
     now, before = guest_bytes(run.dataset), guest_bytes(pinned.dataset) if pinned else {}
     total, total_before = sum(now.values()) or 1, sum(before.values()) or 1
     free = free_bytes(run.dataset)
-    heads = ["node", *(["A", "B", "B − A"] if pinned else ["guest", "share", "free"])]
+    ids = [int(node) for node in run.dataset["node"].values]
+    beside = dict(zip(ids, amounts.metadata_of_nodes(run.dataset).tolist(), strict=True))
+    heads = ["node", *(["A", "B", "B − A"] if pinned else ["guest", "share", "metadata", "in all", "free"])]
     rows = []
     for node in sorted({*now, *before}):
         mine, old = now.get(node, 0), before.get(node, 0)
@@ -496,7 +502,9 @@ def nodes_table(run: Run, pinned: Run | None = None) -> str:
                 f"{sign}{format_bytes(abs(difference))}" if difference else "0",
             ]
         else:
-            cells = [format_bytes(mine), f"{100 * mine / total:.1f} %", format_bytes(free.get(node, 0))]
+            metadata = beside.get(node, 0)
+            cells = [format_bytes(mine), f"{100 * mine / total:.1f} %"]
+            cells += [format_bytes(amount) for amount in (metadata, mine + metadata, free.get(node, 0))]
         rows.append(f'<tr><th scope="row">{node}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return f'<table class="wb-table wb-numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

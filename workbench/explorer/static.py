@@ -11,6 +11,7 @@ from typing import Any
 
 from workbench.explorer import pictures
 from workbench.explorer.controller import Run
+from workbench.plots.palette import METADATA_COLOUR
 from workbench.units import format_bytes
 
 _STYLE = (
@@ -81,7 +82,11 @@ def _bars(nodes: Sequence[dict[str, Any]], y: float, compare: bool) -> list[str]
     largest = max(1, *(node["memory"] for node in nodes))
     step = (_WIDTH - _LEFT - 10) / len(nodes)
     parts = [
-        _text(_LEFT, y - 6, "memory on each node; outline: capacity, grey: other use and reserves, colour: the guest")
+        _text(
+            _LEFT,
+            y - 6,
+            "memory on each node; outline: capacity, grey: other use and reserves, colour: the guest, red: its metadata",
+        )
     ]
     parts += [_text(_LEFT - 6, y + _BARS * (1 - i / 2) + 4, format_bytes(largest * i / 2), "end") for i in range(3)]
     every = max(1, len(nodes) // 32)
@@ -99,6 +104,9 @@ def _bars(nodes: Sequence[dict[str, Any]], y: float, compare: bool) -> list[str]
             parts.append(bar(x, width / 2, other, node["guest_a"], node["color"], ' opacity="0.45"'))
         half = width / 2 if compare else 0
         parts.append(bar(x + half, width - half, other, node["guest"], node["color"]))
+        if node["metadata"]:
+            beside = max(node["metadata"], 2 * largest // _BARS)  # two points at least
+            parts.append(bar(x + half, width - half, other + node["guest"], beside, METADATA_COLOUR))
         if i % every == 0:
             parts.append(_text(x + width / 2, y + _BARS + 14, str(node["id"]), "middle"))
     parts.append(_text(_LEFT + (_WIDTH - _LEFT) / 2, y + _BARS + 30, "NUMA node", "middle"))

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 NODE_COLOURS = ("#0072b2", "#c98500", "#009e73", "#d376a0", "#4a97c9", "#9e3500", "#8a7214", "#4d4d4d")
 """The hues of Okabe and Ito (2008), told apart with every form of colour blindness, as dark as marks on white must be."""
+METADATA_COLOUR = "#c8102e"
+"""Of what the kernel allocates beside the pages of a guest: the hue of no node."""
 _HUES = ("#0072b2", "#d55e00", "#009e73", "#d376a0", "#8c6d00", "#4a97c9", "#6a51a3", "#6e6e6e")
 """Hues of groups of nodes; their shades say which node of the group."""
 LEAST_CONTRAST = 3.0
