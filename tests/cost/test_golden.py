@@ -197,6 +197,29 @@ def test_access_operation_charges_walks_where_tables_lie(tmp_path, vcpu_nodes, p
     assert result["access_used"].values[-1] == pytest.approx(rate * (np.array([1.0, 0.0]) + references), rel=1e-5)
 
 
+def test_walks_load_the_nodes_that_the_run_put_the_tables_on(tmp_path):
+    """The vCPU's thread was bound to the far node when it faulted: its tables are there, and each walk goes there."""
+    path = tmp_path / "two.yaml"
+    profile.write_profile(profile.from_mapping(TWO), path)
+    where = host("dram", "dram", hardware={"profile": str(path)})
+    operations = [
+        {"op": "create"}, {"op": "mbind", "mode": "bind", "nodes": "0"},
+        {"op": "set_mempolicy", "task": "vcpu0", "mode": "bind", "nodes": "1"},
+        {"op": "fault", "by": "guest", "task": "vcpu0"}, {"op": "access", "pattern": "uniform"},
+    ]  # fmt: skip
+    given = {"host": where, "output": "runs", "guest": {"memory": 64 * GIB, "vcpus": [{"node": 0}]}}
+    result = wb.simulate(wb.Scenario.model_validate({**given, "operations": operations}))
+    second = result["metadata_pages"].isel(event=-1).sel(kind="second_stage").values
+    assert second[0] == 0 and second[1] == 64 * 512 + 64 + 1
+    references = MISS * LEAF * np.array([1.0, 1.0])  # the guest's table in its memory, the second stage on node 1
+    latency = 100.0 + references @ np.array([100.0, 200.0]) + 2 * MISS * (1 - LEAF) * 15.0
+    assert result["stream_latency"].values == pytest.approx([latency], rel=1e-5)
+    used = 640e3 / latency * (np.array([1.0, 0.0]) + references)
+    assert result["access_used"].values[-1] == pytest.approx(used, rel=1e-5)
+    uncounted = wb.simulate(wb.Scenario.model_validate({**given, "operations": operations, "metadata": "off"}))
+    assert uncounted["stream_latency"].values < result["stream_latency"].values
+
+
 def test_many_random_vcpus_get_what_walks_leave():
     """64 vCPUs over 64 GiB of 4 KiB pages: 100 GB/s serve 1 + 1.97 references an access, so 33.7 GB/s of data."""
     where = made(TWO, host("dram", "dram"))

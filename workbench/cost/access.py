@@ -4,9 +4,9 @@ Access operations that directly follow one another run at the same time and shar
 between them separates them. Placement is that of the moment of the call; bandwidth and latency are modelled
 (:mod:`workbench.cost.traffic`). Patterns that jump (all but streaming) walk page tables (:mod:`workbench.cost.translation`),
 and references of a walk that no cache holds load the node of the table: the guest's own table lies like the guest's
-memory, the second stage on the nodes of the vCPUs, which allocate it when they fault
-(arch/x86/kvm/mmu/mmu.c: kvm_mmu_topup_memory_cache). The guest is taken to map its memory with pages as large as the
-host's, and conversions that split huge mappings count.
+memory, the second stage where the run's metadata says: by policy and CPU of the vCPUs that faulted
+(arch/x86/kvm/mmu/mmu.c: kvm_mmu_topup_memory_cache, :mod:`workbench.engine.metadata`). The guest is taken to map its
+memory with pages as large as the host's, and conversions that split huge mappings count.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from workbench import scenario as sc
 from workbench.cost import traffic, translation
 from workbench.engine.host_state import HostState
+from workbench.engine.metadata import SECOND_STAGE
 from workbench.engine.objects import Inode
 from workbench.tracking.tracked_file import TrackedFile
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
@@ -72,7 +73,15 @@ def guest_table_share(system: HostState, inode: Inode) -> np.ndarray:
 
 
 def host_table_share(system: HostState) -> np.ndarray:
-    """float64 (nodes,): where second-stage tables lie: on the nodes of the vCPU threads, whichever faults first."""
+    """float64 (nodes,): where second-stage tables lie: where the run put them, or where vCPU threads will put them.
+
+    A run that counts no metadata, or whose guest has touched nothing yet, has them on the nodes of its vCPUs.
+    """
+    if system.metadata is not None:
+        tables = system.metadata.held[SECOND_STAGE]
+        if tables.any():
+            share: np.ndarray = tables / tables.sum()
+            return share
     nodes = np.bincount([system.tasks[name].nid for name in system.vcpus], minlength=system.nodes).astype(float)
     return nodes / nodes.sum()
 

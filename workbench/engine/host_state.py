@@ -461,12 +461,12 @@ class HostState:
             self._place_between(metadata, task, inode, walk, pages, step)
             self._need(metadata.enter_nodes(task, inode, start, end))
             return
-        at_mark = False
+        look = False
         while start < end:
             # A part that is less than all ends shortly before a mark: the next few pages reach it.
-            pages, at_mark = end - start, not at_mark
-            first = self._together(metadata, task, inode, start, end, step, walk) if at_mark else min(pages, _TOGETHER)
-            low, high = (start, start + first) if step > 0 else (end - first, end)
+            pages, look = end - start, not look
+            few = self._together(metadata, task, inode, start, end, step, walk) if look else min(pages, _TOGETHER)
+            low, high = (start, start + few) if step > 0 else (end - few, end)
             start, end = (high, end) if step > 0 else (start, low)
             self._need(metadata.enter_tables(task, walk, low, high, step))
             holes = self._holes(inode, low, high)

@@ -211,9 +211,7 @@ def policy_costs(
                 cost = translation.walk_cost(
                     {page_size: guest.memory}, page_size, confidential=confidential, exponent=exponent, costs=drawn
                 )
-                by_vcpu = np.zeros(model.nodes)
-                by_vcpu[own] = weight / weight.sum()
-                walks, cached = translation.table_walks(cost, whole[0], by_vcpu)
+                walks, cached = translation.table_walks(cost, whole[0], _second_stage(dataset, own, weight))
             streams = traffic.together(
                 [
                     traffic.streams(
@@ -261,6 +259,18 @@ def policy_costs(
             "estimated": int(machines[0].estimated),
         },
     )  # fmt: skip
+
+
+def _second_stage(dataset: xr.Dataset, own: list[int], weight: np.ndarray) -> np.ndarray:
+    """float64 (nodes,): where the second-stage tables of a run lie; on the nodes of the vCPUs if they were not counted."""
+    if "metadata_pages" in dataset and dataset.sizes["event"]:
+        tables = dataset["metadata_pages"].isel(event=-1).sel(kind="second_stage").values.astype(float)
+        if tables.any():
+            share: np.ndarray = tables / tables.sum()
+            return share
+    by_vcpu = np.zeros(dataset.sizes["node"])
+    by_vcpu[own] = weight / weight.sum()
+    return by_vcpu
 
 
 def _value(dataset: xr.Dataset) -> np.ndarray:
