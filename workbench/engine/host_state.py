@@ -464,8 +464,10 @@ class HostState:
         look = False
         while start < end:
             # A part that is less than all ends shortly before a mark: the next few pages reach it.
-            pages, look = end - start, not look
-            few = self._together(metadata, task, inode, start, end, step, walk) if look else min(pages, _TOGETHER)
+            look = not look
+            few = min(end - start, _TOGETHER)
+            if look:
+                few = self._together(metadata, task, inode, start, end, step, walk)
             low, high = (start, start + few) if step > 0 else (end - few, end)
             start, end = (high, end) if step > 0 else (start, low)
             self._need(metadata.enter_tables(task, walk, low, high, step))
