@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.kernels.compile import inlined_kernel, kernel, record
-from workbench.kernels.traffic import MBPS_PER_BYTE_PER_NS, solve
+from workbench.kernels.traffic import MBPS_PER_BYTE_PER_NS, Resources, Scratch, Solution, Streams, room, scratch, solve
 
 MIX_TOLERANCE = 1e-5
 """Greatest change of a resource's share of reads that counts as settled."""
@@ -95,24 +95,28 @@ class Found(NamedTuple):
 
 @record
 class Work(NamedTuple):
-    """Scratch of :func:`solve_placements`: rows of streams (compressed), of resources that are visited, of nodes."""
+    """Scratch of :func:`solve_placements`, besides that of one solution.
 
-    start: np.ndarray
-    resource: np.ndarray
-    visits: np.ndarray
+    reads, walked : float64 (visits,), parts of a visit that read and that go to page tables
+    number, touched : int64 (resources,), int64 (visited resources,), see :func:`_renumber`
+    mix, flows : float64 (visited resources,), float64 (2 * visited resources,), see :func:`read_shares`
+    idle_walk : float64 (streams,)
+    low, high, inside, drain : float64 (nodes,), of each queue
+    last : float64 (nodes, 2), see :func:`next_wait`
+    """
+
+    reads: np.ndarray
+    walked: np.ndarray
     number: np.ndarray
     touched: np.ndarray
-    curve: np.ndarray
-    curve_loads: np.ndarray
-    curve_delays: np.ndarray
-    by_resource: np.ndarray
-    scale: np.ndarray
-    by_stream: np.ndarray
-    by_node: np.ndarray
+    mix: np.ndarray
+    flows: np.ndarray
+    idle_walk: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    inside: np.ndarray
+    drain: np.ndarray
     last: np.ndarray
-    residual: np.ndarray
-    floats: np.ndarray
-    integers: np.ndarray
 
 
 @inlined_kernel
@@ -129,39 +133,29 @@ def _visit(
 
 @kernel
 def build_streams(
-    shares: np.ndarray,
-    walks: np.ndarray,
-    initiator: np.ndarray,
-    home: np.ndarray,
-    latency: np.ndarray,
-    write_fraction: np.ndarray,
-    extra_latency: np.ndarray,
-    start: np.ndarray,
-    resource: np.ndarray,
-    visits: np.ndarray,
-    reads: np.ndarray,
-    walked: np.ndarray,
-    idle_latency: np.ndarray,
-    idle_walk: np.ndarray,
+    machine: Machine, demand: Demand, placement: int, streams: Streams, work: Work, idle: np.ndarray
 ) -> int:
     """Visits of every stream from the shares of its accesses and walks per node; returns the number of visits.
 
     Parameters
     ----------
-    shares, walks : float64 (streams, nodes), see :class:`Demand`
-    initiator, home, latency, write_fraction, extra_latency : see :class:`Demand` and :class:`Machine`
-    start, resource, visits, idle_latency, idle_walk : outputs, see :func:`workbench.kernels.traffic.solve`; room for
-        streams * (4 * nodes + 1) visits. A visit takes as much bandwidth as it counts.
-    reads, walked : float64 (visits,), outputs, parts of ``visits`` that read and that go to page tables
-    idle_walk : float64 (streams,), output, part of ``idle_latency`` that is spent in walks, ``extra_latency`` included
+    streams : its ``start``, ``resource`` and ``visits`` are written; room for streams * (4 * nodes + 1) visits. A visit
+        takes as much bandwidth as it counts.
+    work : ``reads``, ``walked`` and ``idle_walk`` are written; that is the part of ``idle`` that is spent in walks,
+        ``extra_latency`` included
+    idle : float64 (streams,), output, ns
     """
+    home, latency, write_fraction = machine.home, machine.latency, demand.write_fraction
+    shares, walks = demand.shares[placement], demand.walks[placement]
+    start, resource, visits = streams.start, streams.resource, streams.visits
+    reads, walked = work.reads, work.walked
     nodes = shares.shape[1]
     at = 0
     start[0] = 0
     for stream in range(shares.shape[0]):
-        source = initiator[stream]
+        source = demand.initiator[stream]
         near = home[source]
-        idle = 0.0
+        nearness = 0.0
         total = 0.0
         in_walks = 0.0
         everything = 0.0
@@ -171,7 +165,7 @@ def build_streams(
                 continue
             total += share
             everything += share + walk
-            idle += share * latency[source, target]
+            nearness += share * latency[source, target]
             in_walks += walk * latency[source, target]
             read = share * (1.0 - write_fraction[stream]) + walk
             at = _visit(target, share + walk, read, walk, at, resource, visits, reads, walked)
@@ -188,20 +182,20 @@ def build_streams(
             cores = 2 * nodes + nodes * nodes + source
             at = _visit(cores, everything, read, everything - total, at, resource, visits, reads, walked)
         start[stream + 1] = at
-        data = idle / total if total > 0.0 else latency[source, source]
-        idle_walk[stream] = in_walks + extra_latency[stream]
-        idle_latency[stream] = data + idle_walk[stream]
+        data = nearness / total if total > 0.0 else latency[source, source]
+        work.idle_walk[stream] = in_walks + demand.extra_latency[stream]
+        idle[stream] = data + work.idle_walk[stream]
     return at
 
 
 @kernel
-def _renumber(resource: np.ndarray, number: np.ndarray, touched: np.ndarray) -> int:
+def _renumber(resource: np.ndarray, count: int, number: np.ndarray, touched: np.ndarray) -> int:
     """Number the resources that are visited from 0 on, in place; a host of 64 nodes has 4288, one stream visits 192.
 
     ``number`` is all -1 before; ``touched[k]`` receives the resource of number k. Returns how many there are.
     """
     few = 0
-    for visit in range(resource.shape[0]):
+    for visit in range(count):
         index = resource[visit]
         if number[index] < 0:
             number[index] = few
@@ -213,33 +207,29 @@ def _renumber(resource: np.ndarray, number: np.ndarray, touched: np.ndarray) -> 
 
 @kernel
 def read_shares(
-    start: np.ndarray,
-    resource: np.ndarray,
-    visits: np.ndarray,
-    reads: np.ndarray,
-    rate: np.ndarray,
-    work: np.ndarray,
-    mix: np.ndarray,
+    streams: Streams, reads: np.ndarray, rate: np.ndarray, few: int, flows: np.ndarray, mix: np.ndarray
 ) -> float:
     """Share of reads in the traffic of every resource at the given rates; returns the greatest change of ``mix``.
 
     Parameters
     ----------
-    start, resource, visits, reads : see :func:`build_streams`
+    reads : float64 (visits,), part of each visit that reads
     rate : float64 (streams,)
-    work : float64 (2 * resources,), scratch
+    few : how many resources there are
+    flows : float64 (2 * resources,), scratch
     mix : float64 (resources,), in and out; stays as it was where nothing flows
     """
-    resources = mix.shape[0]
-    work[:] = 0.0
+    start, resource = streams.start, streams.resource
+    for index in range(2 * few):
+        flows[index] = 0.0
     for stream in range(rate.shape[0]):
         for visit in range(start[stream], start[stream + 1]):
-            work[resource[visit]] += rate[stream] * reads[visit]
-            work[resources + resource[visit]] += rate[stream] * visits[visit]
+            flows[resource[visit]] += rate[stream] * reads[visit]
+            flows[few + resource[visit]] += rate[stream] * streams.visits[visit]
     change = 0.0
-    for index in range(resources):
-        if work[resources + index] > 0.0:
-            share = work[index] / work[resources + index]
+    for index in range(few):
+        if flows[few + index] > 0.0:
+            share = flows[index] / flows[few + index]
             change = max(change, abs(share - mix[index]))
             mix[index] = share
     return change
@@ -334,51 +324,71 @@ def solve_placements(
         iterations=np.zeros(placements, np.int64),
     )
     work = Work(
-        start=np.zeros(streams + 1, np.int64),
-        resource=np.empty(visited, np.int64),
-        visits=np.empty((3, visited)),
+        reads=np.empty(visited),
+        walked=np.empty(visited),
         number=np.full(resources, -1, np.int64),
         touched=np.empty(most, np.int64),
+        mix=np.empty(most),
+        flows=np.empty(2 * most),
+        idle_walk=np.empty(streams),
+        low=np.empty(nodes),
+        high=np.empty(nodes),
+        inside=np.empty(nodes),
+        drain=np.empty(nodes),
+        last=np.empty((nodes, 2)),
+    )
+    visits = np.empty(visited)
+    asked = Streams(
+        start=np.zeros(streams + 1, np.int64),
+        resource=np.empty(visited, np.int64),
+        visits=visits,
+        usage=visits,
+        idle_latency=np.empty(streams),
+        window=demand.window,
+        wanted=np.empty(streams),
+        weight=demand.weight,
+    )
+    there = Resources(
+        capacity=np.empty(most),
         curve=np.arange(most),
         curve_loads=np.repeat(machine.loads[None], most, axis=0),
         curve_delays=np.empty((most, points)),
-        by_resource=np.empty((4, most)),
-        scale=np.ones(most),
-        by_stream=np.empty((3, streams)),
-        by_node=np.empty((4, nodes)),
-        last=np.empty((nodes, 2)),
-        residual=np.empty(1),
-        floats=np.empty(7 * most + 2 * streams),
-        integers=np.empty(4 * most + 2 * streams + 1 + visited, np.int64),
+        delay_scale=np.ones(most),
     )
-    _solve_placements(machine, demand, found, work, tolerance, max_iterations, max_passes)
+    _solve_placements(
+        machine, demand, found, work, asked, there, room(streams, most), scratch(streams, most, visited),
+        tolerance, max_iterations, max_passes,
+    )  # fmt: skip
     return tuple(found)  # type: ignore[return-value]
 
 
 @kernel
 def _solve_placements(
-    machine: Machine, demand: Demand, found: Found, work: Work, tolerance: float, max_iterations: int, max_passes: int
+    machine: Machine,
+    demand: Demand,
+    found: Found,
+    work: Work,
+    streams: Streams,
+    resources: Resources,
+    solution: Solution,
+    scratch: Scratch,
+    tolerance: float,
+    max_iterations: int,
+    max_passes: int,
 ) -> None:
     """:func:`solve_placements` into ``found``."""
-    placements, streams, nodes = demand.shares.shape
-    home, initiator, queue = machine.home, demand.initiator, machine.queue
-    start, resource, number, touched = work.start, work.resource, work.number, work.touched
-    visits, reads, walked = work.visits[0], work.visits[1], work.visits[2]
-    capacity, few_used, delay, mix = work.by_resource[0], work.by_resource[1], work.by_resource[2], work.by_resource[3]
-    idle_walk, asked, waiting = work.by_stream[0], work.by_stream[1], work.by_stream[2]
-    low, high, inside, drain = work.by_node[0], work.by_node[1], work.by_node[2], work.by_node[3]
-    for placement in range(placements):
-        rate, loaded, idle = found.rate[placement], found.latency[placement], found.idle[placement]
-        wait = found.wait[placement]
-        count = build_streams(
-            demand.shares[placement], demand.walks[placement], initiator, home, machine.latency, demand.write_fraction,
-            demand.extra_latency, start, resource, visits, reads, walked, idle, idle_walk,
-        )  # fmt: skip
-        for stream in range(streams):
-            asked[stream] = demand.wanted[stream] if start[stream + 1] > start[stream] else 0.0
-        few = _renumber(resource[:count], number, touched)
+    home, queue = machine.home, machine.queue
+    mix, low, high, inside, drain = work.mix, work.low, work.high, work.inside, work.drain
+    rate, loaded, delay = solution.rate, solution.latency, solution.delay
+    for placement in range(demand.shares.shape[0]):
+        idle, wait = found.idle[placement], found.wait[placement]
+        count = build_streams(machine, demand, placement, streams, work, idle)
+        for stream in range(rate.shape[0]):
+            visited = streams.start[stream + 1] > streams.start[stream]
+            streams.wanted[stream] = demand.wanted[stream] if visited else 0.0
+        few = _renumber(streams.resource, count, work.number, work.touched)
         mix[:few] = 1.0
-        read_shares(start, resource[:count], visits, reads, demand.weight, work.floats[: 2 * few], mix[:few])
+        read_shares(streams, work.reads, demand.weight, few, work.flows, mix)
         low[:] = 0.0
         high[:] = np.inf
         work.last[:] = -1.0
@@ -386,29 +396,24 @@ def _solve_placements(
         settled = False
         for _ in range(max_passes):
             for index in range(few):
-                row = touched[index]
-                capacity[index] = at_mix(
-                    mix[index], machine.peaks[row], machine.delays[machine.family[row]], work.curve_delays[index]
+                row = work.touched[index]
+                resources.capacity[index] = at_mix(
+                    mix[index], machine.peaks[row], machine.delays[machine.family[row]], resources.curve_delays[index]
                 )
-            for stream in range(streams):
-                waiting[stream] = idle[stream] + wait[home[initiator[stream]]]
-            steps = solve(
-                start, resource[:count], visits[:count], visits[:count], capacity[:few], work.curve[:few],
-                work.curve_loads, work.curve_delays, work.scale[:few], waiting, demand.window, asked, demand.weight,
-                tolerance, max_iterations, rate, loaded, few_used[:few], delay[:few], work.residual, work.floats,
-                work.integers,
-            )  # fmt: skip
+            for stream in range(rate.shape[0]):
+                streams.idle_latency[stream] = idle[stream] + wait[home[demand.initiator[stream]]]
+            steps = solve(streams, resources, few, solution, scratch, tolerance, max_iterations)
             if steps < 0:
                 break
             done += steps
             settled = True
             inside[:] = 0.0
             drain[:] = 0.0
-            for stream in range(streams):
-                node = home[initiator[stream]]
+            for stream in range(rate.shape[0]):
+                node = home[demand.initiator[stream]]
                 inside[node] += rate[stream] * max(0.0, loaded[stream] - wait[node]) / MBPS_PER_BYTE_PER_NS
                 drain[node] += rate[stream]
-            for node in range(nodes):
+            for node in range(queue.shape[0]):
                 length = queue[node]
                 if length == np.inf or drain[node] <= 0.0:
                     continue
@@ -418,21 +423,19 @@ def _solve_placements(
                     wait[node] = next_wait(wait[node], gap, drain[node], low, high, work.last, node)
                     if wait[node] > LONGEST_WAIT:
                         steps = -1
-            if (
-                read_shares(start, resource[:count], visits, reads, rate, work.floats[: 2 * few], mix[:few])
-                > MIX_TOLERANCE
-            ):
+            if read_shares(streams, work.reads, rate, few, work.flows, mix) > MIX_TOLERANCE:
                 settled = False
             if settled or steps < 0:
                 break
         found.iterations[placement] = done if settled else -1
-        for stream in range(streams):
-            total, part = waiting[stream], idle_walk[stream]
-            for visit in range(start[stream], start[stream + 1]):
-                total += visits[visit] * delay[resource[visit]]
-                part += walked[visit] * delay[resource[visit]]
+        for stream in range(rate.shape[0]):
+            total, part = streams.idle_latency[stream], work.idle_walk[stream]
+            for visit in range(streams.start[stream], streams.start[stream + 1]):
+                total += streams.visits[visit] * delay[streams.resource[visit]]
+                part += work.walked[visit] * delay[streams.resource[visit]]
+            found.rate[placement, stream], found.latency[placement, stream] = rate[stream], loaded[stream]
             found.walk[placement, stream] = loaded[stream] * part / total if total > 0.0 else 0.0
         for index in range(few):
-            found.used[placement, touched[index]] = few_used[index]
-            found.capacity[placement, touched[index]] = capacity[index]
-            number[touched[index]] = -1
+            found.used[placement, work.touched[index]] = solution.used[index]
+            found.capacity[placement, work.touched[index]] = resources.capacity[index]
+            work.number[work.touched[index]] = -1

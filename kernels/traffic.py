@@ -24,13 +24,112 @@ MB/s (10^6 bytes), latencies and delays ns, windows bytes; 1 B/ns = 1000 MB/s.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from workbench.kernels.compile import Int, allocating_kernel, kernel
+from workbench.kernels.compile import Int, kernel, record
 
 MBPS_PER_BYTE_PER_NS = 1000.0
 UNTRIED = 2.0
 """Upper bracket of a load before any load has been found too high."""
+
+
+@record
+class Streams(NamedTuple):
+    """What every stream asks of which resources, as compressed rows; there may be room behind the last visit.
+
+    start, resource : int64 (streams + 1,), int64 (visits,)
+    visits : float64 (visits,), part of the stream's accesses that pass the resource; delays count so often
+    usage : float64 (visits,), bandwidth taken from the resource per unit of the stream's own rate, > 0
+    idle_latency : float64 (streams,), ns
+    window : float64 (streams,), bytes in flight; 0 if only ``wanted`` limits the stream
+    wanted : float64 (streams,), MB/s at most; inf for as much as it gets
+    weight : float64 (streams,), fairness weight > 0, for example the number of vCPUs
+    """
+
+    start: np.ndarray
+    resource: np.ndarray
+    visits: np.ndarray
+    usage: np.ndarray
+    idle_latency: np.ndarray
+    window: np.ndarray
+    wanted: np.ndarray
+    weight: np.ndarray
+
+
+@record
+class Resources(NamedTuple):
+    """What there is; there may be room behind the last.
+
+    capacity : float64 (resources,), MB/s
+    curve : int64 (resources,), row of the curve tables
+    curve_loads, curve_delays : float64 (curves, points), load 0..1 and ns over idle
+    delay_scale : float64 (resources,), factor on the curve's delays
+    """
+
+    capacity: np.ndarray
+    curve: np.ndarray
+    curve_loads: np.ndarray
+    curve_delays: np.ndarray
+    delay_scale: np.ndarray
+
+
+@record
+class Solution(NamedTuple):
+    """Outputs.
+
+    rate, latency : float64 (streams,), MB/s and ns (loaded)
+    used, delay : float64 (resources,), MB/s taken from every resource, and ns
+    residual : float64 (1,), the greatest change of a load in the last iteration
+    """
+
+    rate: np.ndarray
+    latency: np.ndarray
+    used: np.ndarray
+    delay: np.ndarray
+    residual: np.ndarray
+
+
+@record
+class Scratch(NamedTuple):
+    """Working space.
+
+    load, low, high, last_load, last_gap, active, level : float64 (resources,)
+    demand, turn : float64 (streams,), what a stream asks for, and its key in the queue of those that wait
+    resource_start, resource_stream : int64 (resources + 1,), int64 (visits,), streams of every resource
+    active_streams, unfilled : int64 (resources,)
+    waiting, frozen : int64 (streams,)
+    """
+
+    load: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    last_load: np.ndarray
+    last_gap: np.ndarray
+    active: np.ndarray
+    level: np.ndarray
+    demand: np.ndarray
+    turn: np.ndarray
+    resource_start: np.ndarray
+    resource_stream: np.ndarray
+    active_streams: np.ndarray
+    unfilled: np.ndarray
+    waiting: np.ndarray
+    frozen: np.ndarray
+
+
+def room(streams: int, resources: int) -> Solution:
+    """Room for the solution of so many of each, all zero."""
+    return Solution(np.zeros(streams), np.zeros(streams), np.zeros(resources), np.zeros(resources), np.zeros(1))
+
+
+def scratch(streams: int, resources: int, visits: int) -> Scratch:
+    """Room for so many of each."""
+    floats = [np.empty(resources) for _ in range(7)] + [np.empty(streams) for _ in range(2)]
+    rows = [np.empty(resources + 1, np.int64), np.empty(visits, np.int64)]
+    integers = [np.empty(count, np.int64) for count in (resources, resources, streams, streams)]
+    return Scratch(*floats, *rows, *integers)
 
 
 @kernel
@@ -52,23 +151,25 @@ def curve_delay(load: float, loads: np.ndarray, delays: np.ndarray) -> float:
 
 
 @kernel
-def transpose(start: np.ndarray, resource: np.ndarray, resource_start: np.ndarray, resource_stream: np.ndarray) -> None:
+def transpose(streams: Streams, resources: Int, resource_start: np.ndarray, resource_stream: np.ndarray) -> None:
     """Streams of every resource, from resources of every stream, both as compressed rows.
 
     Parameters
     ----------
-    start, resource : int64 (streams + 1,), int64 (visits,)
+    resources : how many there are
     resource_start, resource_stream : int64 (resources + 1,), int64 (visits,), outputs
     """
-    resources = resource_start.shape[0] - 1
-    resource_start[:] = 0
-    for visit in range(resource.shape[0]):
+    start, resource = streams.start, streams.resource
+    last = start.shape[0] - 1
+    for index in range(resources + 1):
+        resource_start[index] = 0
+    for visit in range(start[last]):
         resource_start[resource[visit]] += 1
     total = np.int64(0)
     for index in range(resources + 1):
         total += resource_start[index]
         resource_start[index] = total
-    for stream in range(start.shape[0] - 2, -1, -1):
+    for stream in range(last - 1, -1, -1):
         for visit in range(start[stream], start[stream + 1]):
             index = resource[visit]
             resource_start[index] -= 1
@@ -105,24 +206,13 @@ def _pop(heap: np.ndarray, key: np.ndarray, size: Int) -> Int:
 
 
 @kernel
-def _freeze(
-    stream: Int,
-    speed: float,
-    start: np.ndarray,
-    resource: np.ndarray,
-    usage: np.ndarray,
-    weight: np.ndarray,
-    rate: np.ndarray,
-    used: np.ndarray,
-    active: np.ndarray,
-    active_streams: np.ndarray,
-) -> None:
-    rate[stream] = speed
-    for visit in range(start[stream], start[stream + 1]):
-        index = resource[visit]
-        used[index] += speed * usage[visit]
-        active[index] -= weight[stream] * usage[visit]
-        active_streams[index] -= 1
+def _freeze(stream: Int, speed: float, streams: Streams, solution: Solution, work: Scratch) -> None:
+    solution.rate[stream] = speed
+    for visit in range(streams.start[stream], streams.start[stream + 1]):
+        index, usage = streams.resource[visit], streams.usage[visit]
+        solution.used[index] += speed * usage
+        work.active[index] -= streams.weight[stream] * usage
+        work.active_streams[index] -= 1
 
 
 @kernel
@@ -134,60 +224,40 @@ def _level(capacity: float, used: float, active: float, active_streams: Int) -> 
 
 
 @kernel
-def max_min_fair(
-    start: np.ndarray,
-    resource: np.ndarray,
-    usage: np.ndarray,
-    resource_start: np.ndarray,
-    resource_stream: np.ndarray,
-    capacity: np.ndarray,
-    weight: np.ndarray,
-    demand: np.ndarray,
-    rate: np.ndarray,
-    used: np.ndarray,
-    float_work: np.ndarray,
-    int_work: np.ndarray,
-) -> None:
+def max_min_fair(streams: Streams, resources: Resources, count: Int, solution: Solution, work: Scratch) -> None:
     """Weighted max-min fair rates by progressive filling, in O((visits + streams) log streams).
 
     Parameters
     ----------
-    start, resource, usage : int64 (streams + 1,), int64 (visits,), float64 (visits,): bandwidth a stream takes from a
-        resource per unit of its own rate, > 0
-    resource_start, resource_stream : the transposed rows (:func:`transpose`)
-    capacity : float64 (resources,), MB/s
-    weight : float64 (streams,), > 0
-    demand : float64 (streams,), MB/s the stream asks for at most; may be inf
-    rate : float64 (streams,), output, MB/s
-    used : float64 (resources,), output, MB/s taken from every resource
-    float_work : float64 (2 * resources + streams,), scratch
-    int_work : int64 (3 * resources + 2 * streams,), scratch
+    count : how many resources there are
+    solution : receives ``rate`` and ``used``
+    work : ``demand`` is what the streams ask for at most, in MB/s, and may be inf; ``resource_start`` and
+        ``resource_stream`` are those of :func:`transpose`
     """
     index: Int
-    streams = rate.shape[0]
-    resources = capacity.shape[0]
-    active = float_work[:resources]
-    resource_key = float_work[resources : 2 * resources]
-    stream_key = float_work[2 * resources : 2 * resources + streams]
-    active_streams = int_work[:resources]
-    resource_heap = int_work[resources : 2 * resources]
-    stream_heap = int_work[3 * resources : 3 * resources + streams]
-    frozen = int_work[3 * resources + streams : 3 * resources + 2 * streams]
+    start, resource, usage, weight = streams.start, streams.resource, streams.usage, streams.weight
+    capacity, rate, used = resources.capacity, solution.rate, solution.used
+    demand, active, active_streams, frozen = work.demand, work.active, work.active_streams, work.frozen
+    resource_start, resource_stream = work.resource_start, work.resource_stream
+    resource_heap, resource_key = work.unfilled, work.level
+    stream_heap, stream_key = work.waiting, work.turn
+    everyone = start.shape[0] - 1
 
     # A resource that could serve all demands never fills; streams that visit only such resources get their demand.
-    used[:] = 0.0
-    for stream in range(streams):
+    for index in range(count):
+        used[index] = 0.0
+    for stream in range(everyone):
         for visit in range(start[stream], start[stream + 1]):
             used[resource[visit]] += demand[stream] * usage[visit]
     unfilled: Int = 0
-    for index in range(resources):
+    for index in range(count):
         active[index] = 0.0
         active_streams[index] = 0
         if used[index] > capacity[index]:
             resource_heap[unfilled] = index
             unfilled += 1
     waiting: Int = 0
-    for stream in range(streams):
+    for stream in range(everyone):
         frozen[stream] = 1
         for visit in range(start[stream], start[stream + 1]):
             if used[resource[visit]] > capacity[resource[visit]]:
@@ -204,9 +274,9 @@ def max_min_fair(
             active_streams[resource[visit]] += 1
     if unfilled == 0:
         return
-    for index in range(resources):
+    for index in range(count):
         used[index] = 0.0
-    for stream in range(streams):
+    for stream in range(everyone):
         if frozen[stream]:
             for visit in range(start[stream], start[stream + 1]):
                 used[resource[visit]] += rate[stream] * usage[visit]
@@ -236,7 +306,7 @@ def max_min_fair(
         if stream_key[stream] <= full_at:
             frozen[stream] = 1
             waiting = _pop(stream_heap, stream_key, waiting)
-            _freeze(stream, demand[stream], start, resource, usage, weight, rate, used, active, active_streams)
+            _freeze(stream, demand[stream], streams, solution, work)
             continue
         unfilled = _pop(resource_heap, resource_key, unfilled)
         for position in range(resource_start[index], resource_start[index + 1]):
@@ -244,50 +314,35 @@ def max_min_fair(
             if not frozen[sharing]:
                 frozen[sharing] = 1
                 speed = full_at * weight[sharing]
-                _freeze(sharing, speed, start, resource, usage, weight, rate, used, active, active_streams)
+                _freeze(sharing, speed, streams, solution, work)
 
 
 @kernel
-def _demands(
-    start: np.ndarray,
-    resource: np.ndarray,
-    visits: np.ndarray,
-    idle_latency: np.ndarray,
-    window: np.ndarray,
-    wanted: np.ndarray,
-    delay: np.ndarray,
-    latency: np.ndarray,
-    demand: np.ndarray,
-) -> None:
+def _demands(streams: Streams, solution: Solution, work: Scratch) -> None:
     """Latency of every stream from the delays, and what it asks for: the lesser of window / latency and its wish."""
-    for stream in range(latency.shape[0]):
-        total = idle_latency[stream]
+    start, window, wanted = streams.start, streams.window, streams.wanted
+    for stream in range(start.shape[0] - 1):
+        total = streams.idle_latency[stream]
         for visit in range(start[stream], start[stream + 1]):
-            total += visits[visit] * delay[resource[visit]]
-        latency[stream] = total
-        demand[stream] = wanted[stream]
+            total += streams.visits[visit] * solution.delay[streams.resource[visit]]
+        solution.latency[stream] = total
+        work.demand[stream] = wanted[stream]
         if window[stream] > 0.0:
-            demand[stream] = min(wanted[stream], window[stream] / total * MBPS_PER_BYTE_PER_NS)
+            work.demand[stream] = min(wanted[stream], window[stream] / total * MBPS_PER_BYTE_PER_NS)
 
 
 @kernel
-def _cut_demands(
-    start: np.ndarray,
-    resource: np.ndarray,
-    usage: np.ndarray,
-    capacity: np.ndarray,
-    demand: np.ndarray,
-    rate: np.ndarray,
-    used: np.ndarray,
-) -> Int:
+def _cut_demands(streams: Streams, resources: Resources, count: Int, solution: Solution, work: Scratch) -> Int:
     """Rates as if every stream got its demand, loads cut at the capacities; returns how many resources are short."""
-    used[:] = 0.0
-    for stream in range(rate.shape[0]):
-        rate[stream] = demand[stream] if demand[stream] < np.inf else 0.0
+    start, demand, used, capacity = streams.start, work.demand, solution.used, resources.capacity
+    for index in range(count):
+        used[index] = 0.0
+    for stream in range(start.shape[0] - 1):
+        solution.rate[stream] = demand[stream] if demand[stream] < np.inf else 0.0
         for visit in range(start[stream], start[stream + 1]):
-            used[resource[visit]] += demand[stream] * usage[visit]
+            used[streams.resource[visit]] += demand[stream] * streams.usage[visit]
     short = 0
-    for index in range(capacity.shape[0]):
+    for index in range(count):
         if used[index] > capacity[index]:
             used[index] = capacity[index]
             short += 1
@@ -296,28 +351,13 @@ def _cut_demands(
 
 @kernel
 def solve(
-    start: np.ndarray,
-    resource: np.ndarray,
-    visits: np.ndarray,
-    usage: np.ndarray,
-    capacity: np.ndarray,
-    curve: np.ndarray,
-    curve_loads: np.ndarray,
-    curve_delays: np.ndarray,
-    delay_scale: np.ndarray,
-    idle_latency: np.ndarray,
-    window: np.ndarray,
-    wanted: np.ndarray,
-    weight: np.ndarray,
+    streams: Streams,
+    resources: Resources,
+    count: Int,
+    solution: Solution,
+    work: Scratch,
     tolerance: float,
     max_iterations: Int,
-    rate: np.ndarray,
-    latency: np.ndarray,
-    used: np.ndarray,
-    delay: np.ndarray,
-    residual: np.ndarray,
-    float_work: np.ndarray,
-    int_work: np.ndarray,
 ) -> Int:
     """Rates, latencies and loads that agree with each other; returns iterations, or -1 if the tolerance is not met.
 
@@ -328,73 +368,46 @@ def solve(
 
     Parameters
     ----------
-    start, resource : int64 (streams + 1,), int64 (visits,)
-    visits : float64 (visits,), part of the stream's accesses that pass the resource; delays count so often
-    usage : float64 (visits,), bandwidth taken from the resource per unit of the stream's rate
-    capacity : float64 (resources,), MB/s
-    curve : int64 (resources,), row of the curve tables
-    curve_loads, curve_delays : float64 (curves, points), load 0..1 and ns over idle
-    delay_scale : float64 (resources,), factor on the curve's delays
-    idle_latency : float64 (streams,), ns
-    window : float64 (streams,), bytes in flight; 0 if only ``wanted`` limits the stream
-    wanted : float64 (streams,), MB/s at most; inf for as much as it gets
-    weight : float64 (streams,), fairness weight, for example the number of vCPUs
+    streams, resources, solution, work : see there
+    count : how many resources there are
     tolerance : greatest change of any resource's load (as part of its capacity) that counts as converged
-    rate, latency : float64 (streams,), outputs, MB/s and ns (loaded)
-    used, delay : float64 (resources,), outputs, MB/s and ns
-    residual : float64 (1,), output, the greatest change of a load in the last iteration
-    float_work : float64 (7 * resources + 2 * streams,), scratch
-    int_work : int64 (4 * resources + 2 * streams + 1 + visits,), scratch
     """
-    streams = rate.shape[0]
-    resources = capacity.shape[0]
-    load = float_work[:resources]
-    low = float_work[resources : 2 * resources]
-    high = float_work[2 * resources : 3 * resources]
-    last_load = float_work[3 * resources : 4 * resources]
-    last_gap = float_work[4 * resources : 5 * resources]
-    demand = float_work[5 * resources : 5 * resources + streams]
-    fill_floats = float_work[5 * resources + streams :]
-    resource_start = int_work[: resources + 1]
-    resource_stream = int_work[resources + 1 : resources + 1 + resource.shape[0]]
-    fill_ints = int_work[resources + 1 + resource.shape[0] :]
+    capacity, curve, used, delay = resources.capacity, resources.curve, solution.used, solution.delay
+    load, low, high, residual = work.load, work.low, work.high, solution.residual
+    last_load, last_gap = work.last_load, work.last_gap
 
-    transpose(start, resource, resource_start, resource_stream)
-    load[:] = 0.0
-    low[:] = 0.0
-    high[:] = UNTRIED
-    last_gap[:] = 0.0
+    transpose(streams, count, work.resource_start, work.resource_stream)
+    for index in range(count):
+        load[index], low[index], high[index], last_gap[index] = 0.0, 0.0, UNTRIED, 0.0
     iterations = -1
     sharing = False
     short: Int = 0
     for iteration in range(1, max_iterations + 1):
-        for index in range(resources):
+        for index in range(count):
             row = curve[index]
-            delay[index] = delay_scale[index] * curve_delay(load[index], curve_loads[row], curve_delays[row])
-        _demands(start, resource, visits, idle_latency, window, wanted, delay, latency, demand)
+            delay[index] = resources.delay_scale[index] * curve_delay(
+                load[index], resources.curve_loads[row], resources.curve_delays[row]
+            )
+        _demands(streams, solution, work)
         if sharing:
-            max_min_fair(
-                start, resource, usage, resource_start, resource_stream, capacity, weight, demand, rate, used,
-                fill_floats, fill_ints,
-            )  # fmt: skip
+            max_min_fair(streams, resources, count, solution, work)
         else:
-            short = _cut_demands(start, resource, usage, capacity, demand, rate, used)
+            short = _cut_demands(streams, resources, count, solution, work)
         residual[0] = 0.0
-        for index in range(resources):
+        for index in range(count):
             gap = (used[index] / capacity[index] if capacity[index] > 0.0 else 0.0) - load[index]
             residual[0] = max(residual[0], abs(gap))
         near = residual[0] <= tolerance or iteration == max_iterations // 2
         if near and not sharing and short > 0:
             # Near enough to share fairly what is short; brackets were those of another map.
             sharing = True
-            low[:] = 0.0
-            high[:] = UNTRIED
-            last_gap[:] = 0.0
+            for index in range(count):
+                low[index], high[index], last_gap[index] = 0.0, UNTRIED, 0.0
             continue
         if residual[0] <= tolerance:
             iterations = iteration
             break
-        for index in range(resources):
+        for index in range(count):
             gap = (used[index] / capacity[index] if capacity[index] > 0.0 else 0.0) - load[index]
             load_now = load[index]
             if abs(gap) <= 0.25 * tolerance:
@@ -419,42 +432,20 @@ def solve(
             elif moved <= low[index] or moved >= high[index]:
                 moved = 0.5 * (low[index] + min(1.0, high[index]))
             load[index] = moved
-    for stream in range(streams):
+    rate, window, wanted = solution.rate, streams.window, streams.wanted
+    for stream in range(streams.start.shape[0] - 1):
         if window[stream] > 0.0 and rate[stream] > 0.0 and rate[stream] < wanted[stream]:
             # Where sharing, not the curves, sets the rate, the bytes in flight wait for their turn.
-            latency[stream] = max(latency[stream], window[stream] / rate[stream] * MBPS_PER_BYTE_PER_NS)
+            waits = window[stream] / rate[stream] * MBPS_PER_BYTE_PER_NS
+            solution.latency[stream] = max(solution.latency[stream], waits)
     return iterations
 
 
-@allocating_kernel
 def solve_streams(
-    start: np.ndarray,
-    resource: np.ndarray,
-    visits: np.ndarray,
-    usage: np.ndarray,
-    capacity: np.ndarray,
-    curve: np.ndarray,
-    curve_loads: np.ndarray,
-    curve_delays: np.ndarray,
-    delay_scale: np.ndarray,
-    idle_latency: np.ndarray,
-    window: np.ndarray,
-    wanted: np.ndarray,
-    weight: np.ndarray,
-    tolerance: float = 1e-6,
-    max_iterations: Int = 500,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Int, float]:
-    """:func:`solve` with its outputs allocated: rate, latency, used, delay, iterations, residual."""
-    streams, resources = start.shape[0] - 1, capacity.shape[0]
-    rate = np.zeros(streams)
-    latency = np.zeros(streams)
-    used = np.zeros(resources)
-    delay = np.zeros(resources)
-    residual = np.zeros(1)
-    float_work = np.empty(7 * resources + 2 * streams)
-    int_work = np.empty(4 * resources + 2 * streams + 1 + resource.shape[0], np.int64)
-    iterations = solve(
-        start, resource, visits, usage, capacity, curve, curve_loads, curve_delays, delay_scale, idle_latency,
-        window, wanted, weight, tolerance, max_iterations, rate, latency, used, delay, residual, float_work, int_work,
-    )  # fmt: skip
-    return rate, latency, used, delay, iterations, residual[0]
+    streams: Streams, resources: Resources, tolerance: float = 1e-6, max_iterations: int = 500
+) -> tuple[Solution, int]:
+    """:func:`solve` with its outputs allocated: they, and the iterations."""
+    count = len(resources.capacity)
+    solution = room(len(streams.start) - 1, count)
+    work = scratch(len(streams.start) - 1, count, len(streams.resource))
+    return solution, int(solve(streams, resources, count, solution, work, tolerance, max_iterations))

@@ -38,19 +38,19 @@ def numpy_fair(row, resource, usage, capacity, demand):
     return rate, used
 
 
-def numpy_solve(p):
+def numpy_solve(streams, resources):
     """The same fixed point on arrays: one bracketed secant step for all resources at once."""
-    row = np.repeat(np.arange(len(p["window"])), np.diff(p["start"]))
-    resource, visits, capacity = p["resource"], p["visits"], p["capacity"]
+    row = np.repeat(np.arange(len(streams.window)), np.diff(streams.start))
+    resource, visits, capacity = streams.resource, streams.visits, resources.capacity
     load, low, high = np.zeros(len(capacity)), np.zeros(len(capacity)), np.full(len(capacity), 2.0)
     last_load, last_gap = np.zeros(len(capacity)), np.zeros(len(capacity))
     for iteration in range(1, 501):
         delay = np.empty(len(capacity))
-        for curve in range(len(p["curve_loads"])):
-            mine = p["curve"] == curve
-            delay[mine] = np.interp(load[mine], p["curve_loads"][curve], p["curve_delays"][curve])
-        latency = p["idle_latency"] + np.bincount(row, visits * delay[resource], len(p["window"]))
-        rate, used = numpy_fair(row, resource, p["usage"], capacity, p["window"] / latency * 1000.0)
+        for curve in range(len(resources.curve_loads)):
+            mine = resources.curve == curve
+            delay[mine] = np.interp(load[mine], resources.curve_loads[curve], resources.curve_delays[curve])
+        latency = streams.idle_latency + np.bincount(row, visits * delay[resource], len(streams.window))
+        rate, used = numpy_fair(row, resource, streams.usage, capacity, streams.window / latency * 1000.0)
         gap = used / capacity - load
         if np.abs(gap).max() <= TOLERANCE:
             return rate
@@ -87,13 +87,12 @@ def problem(nodes, flows, lines, seed=1):
     memory = np.array([name[0] == "memory" for name in numbers])
     capacity = np.where(memory, rng.uniform(5e4, 3e5, len(numbers)), rng.uniform(2e4, 7e4, len(numbers)))
     resource = np.concatenate(rows)
-    return {
-        "start": np.cumsum([0] + [len(r) for r in rows]), "resource": resource, "visits": np.ones(len(resource)),
-        "usage": np.ones(len(resource)), "capacity": capacity, "curve": np.where(memory, 0, 1),
-        "curve_loads": loads, "curve_delays": delays, "delay_scale": np.ones(len(numbers)),
-        "idle_latency": np.where(source == target, 66.0, 133.0), "window": 64.0 * lines * rng.uniform(0.5, 2, flows),
-        "wanted": np.full(flows, np.inf), "weight": np.ones(flows),
-    }  # fmt: skip
+    streams = kernel.Streams(
+        start=np.cumsum([0] + [len(r) for r in rows]), resource=resource, visits=np.ones(len(resource)),
+        usage=np.ones(len(resource)), idle_latency=np.where(source == target, 66.0, 133.0),
+        window=64.0 * lines * rng.uniform(0.5, 2, flows), wanted=np.full(flows, np.inf), weight=np.ones(flows),
+    )  # fmt: skip
+    return streams, kernel.Resources(capacity, np.where(memory, 0, 1), loads, delays, np.ones(len(numbers)))
 
 
 def main() -> int:
@@ -108,20 +107,20 @@ def main() -> int:
     rows, missed = [], False
     for name, (nodes, flows, lines) in cases.items():
         p = problem(nodes, flows, lines)
-        rate = kernel.solve_streams(**p)
-        assert rate[4] > 0, f"{name}: no convergence"
-        assert np.allclose(rate[0], numpy_solve(p), rtol=1e-3), name
+        solution, iterations = kernel.solve_streams(*p)
+        assert iterations > 0, f"{name}: no convergence"
+        assert np.allclose(solution.rate, numpy_solve(*p), rtol=1e-3), name
         times = measure(
             {
-                "numba": Variant(lambda p=p: kernel.solve_streams(**p)),
-                "numpy": Variant(lambda p=p: numpy_solve(p)),
+                "numba": Variant(lambda p=p: kernel.solve_streams(*p)),
+                "numpy": Variant(lambda p=p: numpy_solve(*p)),
             }
         )
         goal = 0.05 if flows == 10_000 else None
         missed |= goal is not None and times["numba"] > goal
         rows.append(
             (name, duration(times["numba"]), duration(times["numpy"]), f"{times['numpy'] / times['numba']:.0f} x",
-             str(rate[4]), verdict(times["numba"], goal))
+             str(iterations), verdict(times["numba"], goal))
         )  # fmt: skip
     header = ("network", "kernel", "plain NumPy", "NumPy / kernel", "iterations", "goal 50 ms")
     print_table("Bandwidth and latency of flows, to 1e-6 of a load", header, rows)

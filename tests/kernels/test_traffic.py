@@ -22,30 +22,33 @@ def rows(streams):
     return start, resource, usage
 
 
-def fair(streams, capacity, weight=None, demand=None):
+def problem(streams, capacity, *, idle=0.0, window=0.0, wanted=INF, weight=1.0, curves=FLAT, scale=1.0):
+    """Streams and resources of the kernel; a visit counts as much as it takes."""
     start, resource, usage = rows(streams)
+    full = lambda value, count: np.full(count, value, float) if np.isscalar(value) else np.array(value, float)  # noqa: E731
+    asked = traffic.Streams(
+        start, resource, usage, usage, *(full(value, len(streams)) for value in (idle, window, wanted, weight))
+    )
+    resources = len(capacity)
+    there = traffic.Resources(np.array(capacity, float), np.zeros(resources, np.int64), *curves, full(scale, resources))
+    return asked, there
+
+
+def fair(streams, capacity, weight=1.0, demand=INF):
+    asked, there = problem(streams, capacity, weight=weight)
     count, resources = len(streams), len(capacity)
-    resource_start, resource_stream = np.empty(resources + 1, np.int64), np.empty(len(resource), np.int64)
-    traffic.transpose(start, resource, resource_start, resource_stream)
-    rate, used = np.zeros(count), np.zeros(resources)
-    traffic.max_min_fair(
-        start, resource, usage, resource_start, resource_stream, np.array(capacity, np.float64),
-        np.array(weight or [1.0] * count), np.array(demand or [INF] * count), rate, used,
-        np.empty(2 * resources + count), np.empty(3 * resources + 2 * count, np.int64),
-    )  # fmt: skip
-    return rate, used
+    solution, work = traffic.room(count, resources), traffic.scratch(count, resources, len(asked.resource))
+    work.demand[:] = demand
+    traffic.transpose(asked, resources, work.resource_start, work.resource_stream)
+    traffic.max_min_fair(asked, there, resources, solution, work)
+    return solution.rate, solution.used
 
 
 def solved(streams, capacity, window, idle=100.0, curves=FLAT, wanted=INF, weight=1.0, tolerance=1e-8, scale=1.0):
-    start, resource, usage = rows(streams)
-    count = len(streams)
-    full = lambda value: np.full(count, value, np.float64) if np.isscalar(value) else np.array(value, np.float64)  # noqa: E731
-    rate, latency, used, delay, iterations, residual = traffic.solve_streams(
-        start, resource, usage, usage, np.array(capacity, np.float64), np.zeros(len(capacity), np.int64), *curves,
-        np.full(len(capacity), scale), full(idle), full(window), full(wanted), full(weight), tolerance,
-    )  # fmt: skip
-    assert iterations > 0 and residual <= tolerance
-    return rate, latency, used, delay
+    given = {"idle": idle, "window": window, "wanted": wanted, "weight": weight, "curves": curves, "scale": scale}
+    solution, iterations = traffic.solve_streams(*problem(streams, capacity, **given), tolerance)
+    assert iterations > 0 and solution.residual[0] <= tolerance
+    return solution.rate, solution.latency, solution.used, solution.delay
 
 
 networks = st.integers(1, 6).flatmap(
