@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import assume, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -207,7 +207,8 @@ class Conversion(RuleBasedStateMachine):
 
     @rule(chosen=ranges, really=st.integers(0, 4))
     def poison(self, chosen, really):
-        assume(really == 0)
+        if really:  # seldom; an assume() here would end the run, and most runs had ended so
+            return
         offset, _length = self.span(chosen)
         self.both("poison", fast.POISON, offset, 0, o=offset)
 
@@ -221,9 +222,10 @@ class Conversion(RuleBasedStateMachine):
         offset, length = self.span(chosen)
         self.both("merge_pass", fast.MERGE, offset, length, o=offset, n=length)
 
-    @rule(really=st.integers(0, 5))
+    @rule(really=st.integers(0, 12))
     def release(self, really):
-        assume(really == 0)
+        if really:
+            return
         self.both("release", fast.RELEASE, 0, 0)
 
     @rule()
