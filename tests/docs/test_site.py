@@ -5,9 +5,13 @@ from __future__ import annotations
 import html
 import re
 import shlex
+import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import distributed
 import pytest
 import typer
 
@@ -16,6 +20,7 @@ from workbench.commands import cli
 from workbench.docs import markup, notebooks, site
 from workbench.errors import WorkbenchError
 from workbench.ready import ready_scenarios
+from workbench.sweeps.store import DONE, read_store
 from workbench.topology.host import machine_names
 from workbench.variables import Simulation
 
@@ -165,9 +170,55 @@ def test_python_that_is_shown_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "datasets").symlink_to(ROOT / "datasets")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"(?s)```python\n(.*?)```", page.read_text())
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "__main__"}
+    if page.stem == "cluster":
+        stand_in_for_clusters(monkeypatch)
+        Path("grid.yaml").write_text("{base: {host: epyc1-naples-2s}, axes: {guest.memory: [1 MiB, 2 MiB, 3 MiB]}}")
+        for block in blocks:
+            exec(compile(block, page.name, "exec"), names)
+            store = read_store("results.zarr")
+            assert (store["status"].values == DONE).all()
+            assert store["pages_per_node"].sum("node").values.tolist() == [256, 512, 768]
+            shutil.rmtree("results.zarr")
+        assert STARTED == ["SLURMCluster", "KubeCluster", "LocalCluster"]
+        return
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+STARTED: list[str] = []
+
+
+def stand_in_for_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``LocalCluster``, in threads, where batch systems have theirs; each takes the arguments that its page shows."""
+
+    class LocalCluster(distributed.LocalCluster):
+        def __init__(self, n_workers: int = 1, threads_per_worker: int = 1) -> None:
+            STARTED.append(type(self).__name__)
+            super().__init__(
+                n_workers=n_workers, threads_per_worker=threads_per_worker, processes=False, dashboard_address=None
+            )
+
+    class SLURMCluster(LocalCluster):
+        def __init__(
+            self, *, queue: str, cores: int, processes: int, memory: str, walltime: str, job_script_prologue: list[str]
+        ) -> None:
+            super().__init__(0)
+
+        def adapt(self, maximum_jobs: int) -> None:  # type: ignore[override]
+            self.scale(min(2, maximum_jobs))
+
+    class KubeCluster(LocalCluster):
+        def __init__(self, *, name: str, image: str, n_workers: int, resources: Any, worker_command: list[str]) -> None:
+            super().__init__(min(2, n_workers))
+
+    jobqueue, kubernetes, operator = map(
+        types.ModuleType, ("dask_jobqueue", "dask_kubernetes", "dask_kubernetes.operator")
+    )
+    jobqueue.SLURMCluster, operator.KubeCluster = SLURMCluster, KubeCluster  # type: ignore[attr-defined]
+    for module in (jobqueue, kubernetes, operator):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(distributed, "LocalCluster", LocalCluster)
 
 
 def test_the_tutorial_says_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -131,3 +132,57 @@ def test_the_explorer_is_served(installed: Path, tmp_path: Path) -> None:
         finally:
             server.send_signal(signal.SIGINT)
     assert "wb-" in page
+
+
+GRID = """\
+base: {name: small, host: epyc1-naples-2s, guest: {memory: 1 MiB}}
+axes: {guest.memory: [1 MiB, 2 MiB, 3 MiB], guest.design: [filemap]}
+"""
+
+
+def test_a_sweep_on_a_scheduler_and_workers_that_others_started(installed: Path, tmp_path: Path) -> None:
+    """``dask scheduler`` and ``dask worker`` of the wheel's environment; one of another version is named in one line."""
+    (tmp_path / "grid.yaml").write_text(GRID)
+    run(installed, tmp_path, "sweep", "grid.yaml", "-o", "here.zarr", "--workers", "0")
+    other = tmp_path / "other" / "guest_memfd_workbench-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: guest-memfd-workbench\nVersion: 0.0.1\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    dask = [str(installed / "python"), "-m", "dask"]
+    worker = [*dask, "worker", address, "--no-dashboard", "--no-nanny", "--nthreads", "1", "--death-timeout", "60"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    command = [str(installed / "workbench"), "sweep", "grid.yaml", "--scheduler", address, "-q"]
+    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    processes = [subprocess.Popen(scheduler, env=environment(), **quiet)]
+    try:
+        processes.append(subprocess.Popen([*worker, "--name", "same"], env=environment(), **quiet))
+        run(installed, tmp_path, *command[1:], "-o", "there.zarr")
+        files = {path.relative_to(tmp_path / "here.zarr") for path in (tmp_path / "here.zarr").rglob("*")}
+        chunks = [path for path in files if "c" in path.parts and (tmp_path / "here.zarr" / path).is_file()]
+        assert chunks
+        for path in chunks:
+            assert (tmp_path / "here.zarr" / path).read_bytes() == (tmp_path / "there.zarr" / path).read_bytes()
+        processes.append(subprocess.Popen(worker, env=environment() | {"PYTHONPATH": str(other.parent)}, **quiet))
+        for number in range(40):  # until it has joined
+            reply = subprocess.run(
+                [*command, "-o", f"{number}.zarr"],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                env=environment(),
+                check=False,
+            )
+            if reply.returncode:
+                break
+        assert reply.returncode == 2, reply.stderr
+        assert re.fullmatch(
+            r"workbench: sweep: worker \S+ has guest-memfd-workbench 0\.0\.1 \(here \S+\); install the same versions there\n",
+            reply.stderr,
+        ), reply.stderr
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

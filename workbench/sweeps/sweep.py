@@ -208,7 +208,16 @@ def _one_line(error: BaseException) -> str:
     return re.sub(r"\b0x[0-9a-f]{6,}", "0x...", f"{type(error).__name__}: {text}"[:500])
 
 
-def _run_task(pieces: Sequence[tuple[Grid, np.ndarray]], nodes: Sequence[int], run: Run) -> tuple[list[Found], float]:
+class OtherVersions(Exception):
+    """This worker is of another installation than the driver: what it computes may differ."""
+
+
+def _run_task(
+    pieces: Sequence[tuple[Grid, np.ndarray]], nodes: Sequence[int], run: Run, versions: Mapping[str, str]
+) -> tuple[list[Found], float]:
+    """What a worker does; ``versions`` are the driver's, for workers may join at any time."""
+    if differs := _differences(versions, versions_here()):
+        raise OtherVersions(differs)
     begun = time.perf_counter()
     found = [_run_cells(part, cells, nodes, run) for part, cells in pieces]
     return found, time.perf_counter() - begun
@@ -349,6 +358,7 @@ class _Driver:
         """Compute what is left on the workers of a Dask cluster."""
         from distributed import as_completed
 
+        versions = versions_here()
         flying: dict[Any, list[Piece]] = {}
         single: list[list[Piece]] = []  # cells of tasks whose workers died, tried one by one
         finished = as_completed(loop=client.loop)
@@ -358,7 +368,9 @@ class _Driver:
                 while (self.left.cells or single) and len(flying) < PER_WORKER * threads:
                     pieces = self._take(threads) if self.left.cells else single.pop()
                     parts = [(self.grid.part(place), cells) for place, cells in pieces]  # the whole grid may be large
-                    future = client.submit(_run_task, parts, self.nodes, self.run, pure=False, key=_task_key())
+                    future = client.submit(
+                        _run_task, parts, self.nodes, self.run, versions, pure=False, key=_task_key()
+                    )
                     flying[future] = pieces
                     finished.add(future)
                 future = next(finished)
@@ -386,6 +398,8 @@ class _Driver:
             if len(alone) > 1:
                 return [[piece] for piece in alone]
             error = RuntimeError("its worker died again and again (out of memory?)")
+        elif isinstance(error, OtherVersions):
+            raise WorkbenchError(f"sweep: a worker that joined has {error}; install the same versions there")
         elif error is None:
             raise WorkbenchError("sweep: a task ended without result or error")
         for piece in pieces:
@@ -420,18 +434,37 @@ def _wait_for_workers(client: Client) -> int:
         time.sleep(0.5)
 
 
+_SPOKEN = ("python", "dask", "distributed")
+"""Versions that a scheduler must have as well; it computes nothing, and needs no workbench."""
+
+
 def versions_here() -> dict[str, str]:
     """Versions that must be equal in the driver and every worker: they decide the numbers, or how these travel."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     names = ("guest-memfd-workbench", "numpy", "numba", "dask", "distributed")
     return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", **{name: version(name) for name in names}}
 
 
+def _differences(mine: Mapping[str, str], theirs: Mapping[str, str | None]) -> str:
+    return ", ".join(
+        f"{name} {theirs.get(name)} (here {mine[name]})" for name in mine if theirs.get(name) != mine[name]
+    )
+
+
 def _check_versions(client: Client) -> None:
-    """Workers that others started may be of another installation: say so in one line before any cell is computed."""
-    _wait_for_workers(client)
+    """A scheduler and workers of another installation: say so in one line before any cell is computed."""
     mine = versions_here()
+    told = client.get_versions()["scheduler"]
+    scheduler = {**told["packages"], "python": ".".join(str(told["packages"]["python"]).split(".")[:2])}
+    if differs := _differences({name: mine[name] for name in _SPOKEN}, scheduler):
+        raise WorkbenchError(f"sweep: the scheduler has {differs}; install the same versions there")
+    _wait_for_workers(client)
     try:
         theirs = client.run(versions_here)
     except Exception as error:  # they cannot even unpickle the function
@@ -440,17 +473,18 @@ def _check_versions(client: Client) -> None:
             f"{_one_line(error)}"
         ) from error
     for worker, found in sorted(theirs.items()):
-        other = [f"{name} {found.get(name)} (here {mine[name]})" for name in mine if found.get(name) != mine[name]]
-        if other:
-            raise WorkbenchError(f"sweep: worker {worker} has {', '.join(other)}; install the same versions there")
+        if differs := _differences(mine, found):
+            raise WorkbenchError(f"sweep: worker {worker} has {differs}; install the same versions there")
 
 
 @contextlib.contextmanager
 def _connected(client: Client | None, scheduler: str | None, workers: int | None) -> Iterator[Client]:
     if client is not None:
+        _check_versions(client)
         yield client
         return
     import logging
+    import warnings
 
     from distributed import Client as DaskClient
     from distributed import LocalCluster
@@ -459,7 +493,9 @@ def _connected(client: Client | None, scheduler: str | None, workers: int | None
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is not None:
         try:
-            connected = DaskClient(scheduler, timeout="10s")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of other versions, as a table; they are compared here
+                connected = DaskClient(scheduler, timeout="10s")
         except (OSError, TimeoutError, ValueError) as error:
             raise WorkbenchError(f"sweep: no scheduler answers at {scheduler!r}") from error
         with contextlib.closing(connected):
