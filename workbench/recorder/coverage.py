@@ -21,6 +21,7 @@ import numpy.typing as npt
 from workbench import probe_words
 from workbench.data import datasets_path
 from workbench.recorder.scenario_generator import MODES
+from workbench.units import PAGE_SIZE
 
 WAYS = (
     "touch seq", "touch rev", "touch rand", "touch stride", "read seq", "read rev", "read rand", "read stride",
@@ -146,7 +147,7 @@ def _follow(coverage: Coverage, recording: str, scenario: Mapping[str, Any]) -> 
 
 
 def _pages(word: str) -> int:
-    return -(-int(word[:-1], 0) // 4096) if word.endswith("b") else int(word, 0)
+    return -(-int(word[:-1], 0) // PAGE_SIZE) if word.endswith("b") else int(word, 0)
 
 
 def _faults(words: Sequence[str]) -> tuple[str | None, int, int]:
@@ -191,7 +192,7 @@ def _apply(
         files.pop(words[1], None)
     elif len(words) > 3 and words[1] in files:
         inode = files[words[1]]
-        start = int(words[2][:-1], 0) // 4096 if words[2].endswith("b") else int(words[2], 0)
+        start = int(words[2][:-1], 0) // PAGE_SIZE if words[2].endswith("b") else int(words[2], 0)
         part = slice(start, start + _pages(words[3]))
         if verb == "mbind" and (done or (entry.get("errno") == 5 and "MOVE" in words[-1])):
             mode = words[4].split("|")[0]

@@ -29,6 +29,7 @@ from workbench import costs as cost_table
 from workbench import results, safe_yaml
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
+from workbench.units import PAGE_SIZE
 from workbench.variables import Published
 
 Role = Literal["set", "formula", "derived", "calibrated", "predicted", "unmodelled"]
@@ -351,14 +352,14 @@ def _page_counts(table: Table, out: _Rows) -> None:
             {"op": "set_mempolicy", "mode": "weighted_interleave", "nodes": f"0-{len(number) - 1}"},
         ]
         for k, row in enumerate(rows):
-            operations.append({"op": "create", "file": f"vma{k}", "size": int(row[pages_at]) * 4096})
+            operations.append({"op": "create", "file": f"vma{k}", "size": int(row[pages_at]) * PAGE_SIZE})
             operations.append({"op": "fault", "file": f"vma{k}"})
-        memory = 4096 * sum(int(row[pages_at]) for row in rows)
+        memory = PAGE_SIZE * sum(int(row[pages_at]) for row in rows)
         nodes = [{"id": i, "memory_bytes": 4 * memory + GIB, "cpus": [i]} for i in range(len(number))]
         distances = [[10 if i == j else 20 for j in range(len(number))] for i in range(len(number))]
         scenario = Scenario.model_validate(
             {"name": table.id, "host": {"name": table.id, "nodes": nodes, "distances": distances},
-             "guest": {"memory": 4096}, "operations": operations}
+             "guest": {"memory": PAGE_SIZE}, "operations": operations}
         )  # fmt: skip
         placed = simulate(scenario)["pages_per_node"]
         for k, row in enumerate(rows):
@@ -568,7 +569,7 @@ def _resize_rates(table: Table, out: _Rows) -> None:
     costs = _resize_costs()
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     per_2m = (2 << 20) / GIB * 1e9  # ns per 2 MiB at 1 GiB/s
-    per_4k = 4096 / GIB * 1e9
+    per_4k = PAGE_SIZE / GIB * 1e9
     for mode, cell in rows.items():
         own = rows[mode.removesuffix("+VFIO")]
         vfio = mode.endswith("+VFIO")
@@ -608,14 +609,14 @@ def _conversion_profile(table: Table, out: _Rows) -> None:
     model = table.model
     large, small = "1G backing", "2M backing"
     cycles = cost_table.value("split_merge_per_page")
-    out.add(model["one"], large, "cycles", table.cell(model["one"], large), cycles * (GIB // 4096), "set")
+    out.add(model["one"], large, "cycles", table.cell(model["one"], large), cycles * (GIB // PAGE_SIZE), "set")
     operations = table.cell(model["splits"], small) + table.cell(model["merges"], small)
     total = table.cell(model["total"], small)
     note = "whether splits before boot are among the 622 is not published"
     share = operations * 512 * cycles / total
     out.add(model["share"], small, "1", table.cell(model["share"], small), share, "calibrated", note)
     plain = cost_table.value("conversion_fixed")
-    for column, pages in ((small, 512), (large, GIB // 4096)):
+    for column, pages in ((small, 512), (large, GIB // PAGE_SIZE)):
         text = str(table.cell(model["ratio"], column))
         ratio = pages * cycles / plain
         why = f"published as {text}; the mean conversion it is compared with is not; over a plain one it is {ratio:.0f}"
@@ -633,9 +634,9 @@ def _vmemmap(table: Table, out: _Rows) -> None:
         pages = 1 << order
         size = pages * struct_pages.STRUCT_PAGE
         full = struct_pages.full(order) if order else 0
-        kept = size - 4096 * struct_pages.restored_by_split(order) if order else size
-        values = (pages, size, full or float("nan"), kept, (size - kept) // 4096, 100 * size / (pages * 4096),
-                  100 * kept / (pages * 4096))  # fmt: skip
+        kept = size - PAGE_SIZE * struct_pages.restored_by_split(order) if order else size
+        values = (pages, size, full or float("nan"), kept, (size - kept) // PAGE_SIZE, 100 * size / (pages * PAGE_SIZE),
+                  100 * kept / (pages * PAGE_SIZE))  # fmt: skip
         units = ("pages", "B", "pages", "B", "pages", "%", "%")
         for column, published, value, unit in zip(table.columns[1:], row[1:], values, units, strict=True):
             if published is not None:
@@ -652,7 +653,7 @@ def _vmemmap_split(table: Table, out: _Rows) -> None:
     for row in table.rows:
         order, into = splits[row[0]]
         allocated = struct_pages.restored_by_split(order, into)
-        values = (float(1 << order), allocated, allocated * 4096)
+        values = (float(1 << order), allocated, allocated * PAGE_SIZE)
         for column, published, value in zip(table.columns[1:], row[1:], values, strict=True):
             if published is not None:
                 out.add(row[0], column, "B" if column == "bytes" else "pages", published, value, "formula")
@@ -698,7 +699,7 @@ def _accept_exits(table: Table, out: _Rows) -> None:
     """Exits for accepting a chunk: one fault per backing page. ``chunk_bytes``."""
     from workbench.tracking.confidential import accept_exits
 
-    pages = {"4K": 4096, "2M": 2 << 20, "1G": 1 << 30}
+    pages = {"4K": PAGE_SIZE, "2M": 2 << 20, "1G": 1 << 30}
     for row in table.rows:
         value = accept_exits(pages[str(row[0]).split()[0]], int(table.model["chunk_bytes"]))
         if isinstance(row[1], str):
@@ -728,7 +729,8 @@ def _struct_page_initialisation(table: Table, out: _Rows) -> None:
 
     The time that has nothing to do with it is read from the first row.
     """
-    tails = int(table.model["pages"]) * (GIB // 4096 - 63)  # one vmemmap page, 64 struct pages, is initialised anyhow
+    # one vmemmap page, 64 struct pages, is initialised anyhow
+    tails = int(table.model["pages"]) * (GIB // PAGE_SIZE - 63)
     extra = tails * cost_table.value("struct_page_init") / 1e9
     for variant, seconds in table.rows:
         if variant == "skip tail init, HVO on":

@@ -12,6 +12,8 @@ from typing import Any
 
 from workbench.bitmap_lists import parse_list
 from workbench.errors import WorkbenchError
+from workbench.limits import MAX_VCPUS
+from workbench.units import PAGE_SIZE
 from workbench.vmconfig import words
 from workbench.vmconfig.machine import Backend, Mode, NodePolicy, VirtualMachine
 from workbench.vmconfig.qemu import read_arguments
@@ -44,9 +46,9 @@ def read_domain(root: Any, source: str, online: Iterable[int]) -> VirtualMachine
     if root.get("type") not in ("kvm", "qemu", None):
         vm.notes.append(f"domain type {root.get('type')}: placed as a KVM guest is")
     vcpu = root.find("vcpu")
-    vm.vcpus = words.whole(((vcpu.get("current") or vcpu.text) if vcpu is not None else "1") or "1", "vcpu", 4096)
+    vm.vcpus = words.whole(((vcpu.get("current") or vcpu.text) if vcpu is not None else "1") or "1", "vcpu", MAX_VCPUS)
     if vm.vcpus < 1:
-        raise WorkbenchError(f"{source}: vcpu: 0; 1 to 4096 are expected")
+        raise WorkbenchError(f"{source}: vcpu: 0; 1 to {MAX_VCPUS} are expected")
     if vcpu is not None and vcpu.get("cpuset"):
         vm.cpus = _list(vcpu.get("cpuset"), "vcpu cpuset")
     automatic = (vcpu is not None and vcpu.get("placement") == "auto") or any(
@@ -186,7 +188,7 @@ def _backends(root: Any, cells: list[Any], total: int, vm: VirtualMachine, nodes
 def _page_bytes(root: Any, vm: VirtualMachine) -> int:
     huge = root.find("./memoryBacking/hugepages")
     if huge is None:
-        return 4096
+        return PAGE_SIZE
     pages = huge.findall("page")
     if len(pages) > 1:
         vm.notes.append("memoryBacking/hugepages: several page sizes; the first is taken for all cells")

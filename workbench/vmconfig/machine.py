@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from workbench.units import PAGE_SIZE
+
 Mode = Literal["default", "bind", "interleave", "preferred", "preferred_many", "weighted_interleave", "local"]
 Confidential = Literal["none", "snp", "tdx"]
 Vmm = Literal["qemu-11", "firecracker", "own"]
@@ -26,7 +28,7 @@ class Backend:
     name: str
     size: int
     policy: NodePolicy | None = None
-    page_bytes: int = 4096
+    page_bytes: int = PAGE_SIZE
     preallocated: bool = False
     guest_memfd: bool = False
     """A guest_memfd of its own (QEMU: memory-backend-guest-memfd), not memory of the VMM."""

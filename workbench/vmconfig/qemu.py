@@ -9,6 +9,8 @@ from typing import Any
 
 from workbench.bitmap_lists import parse_list
 from workbench.errors import WorkbenchError
+from workbench.limits import MAX_VCPUS
+from workbench.units import PAGE_SIZE
 from workbench.vmconfig import words
 from workbench.vmconfig.around import read_around
 from workbench.vmconfig.machine import Backend, NodePolicy, VirtualMachine
@@ -176,8 +178,10 @@ def _smp(line: _Line, value: str) -> None:
             for key in ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"):
                 line.vm.vcpus *= max(1, counts.get(key, 1))
     line.most_vcpus = counts.get("maxcpus", line.vm.vcpus)
-    if not 1 <= line.vm.vcpus <= 4096:
-        raise WorkbenchError(f"{line.vm.source}: -smp {value[:40]!r}: {line.vm.vcpus} vCPUs; 1 to 4096 are expected")
+    if not 1 <= line.vm.vcpus <= MAX_VCPUS:
+        raise WorkbenchError(
+            f"{line.vm.source}: -smp {value[:40]!r}: {line.vm.vcpus} vCPUs; 1 to {MAX_VCPUS} are expected"
+        )
 
 
 def _machine(line: _Line, value: str) -> None:
@@ -257,7 +261,7 @@ def _finish(line: _Line) -> None:
     if line.memory_backend is not None:
         used.append(_named(backends, line.memory_backend, f"-machine memory-backend={line.memory_backend}", vm.source))
     if not used:
-        page = _HUGEPAGE if line.path and "huge" in line.path else 4096
+        page = _HUGEPAGE if line.path and "huge" in line.path else PAGE_SIZE
         used.append(Backend("ram", line.memory, page_bytes=page, preallocated=line.prealloc))
     used += [_named(backends, name, f"-device memdev={name}", vm.source) for name in line.dimms]
     if len({backend.name for backend in used}) < len(used):
@@ -309,7 +313,7 @@ def _backend(line: _Line, name: str, kind: str, properties: dict[str, Any]) -> B
         )
     if not size:
         raise WorkbenchError(f"{name}: size=0; a memory backend needs its size")
-    page = 4096
+    page = PAGE_SIZE
     if properties.get("hugetlb") in _ON or "hugetlbsize" in properties:
         page = words.size(properties.get("hugetlbsize", "2M"), f"{name}: hugetlbsize")
     elif kind == "memory-backend-file" and "huge" in str(properties.get("mem-path", "")):

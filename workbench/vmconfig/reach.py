@@ -14,6 +14,7 @@ import xarray as xr
 
 from workbench.amounts import bytes_per_node
 from workbench.profiles import WAY_TO_BIND_PRIVATE_MEMORY
+from workbench.units import PAGE_SIZE
 from workbench.vmconfig.machine import VirtualMachine
 from workbench.vmconfig.placement import file_name, has_private_memory, private_file
 
@@ -71,7 +72,7 @@ def reach(vm: VirtualMachine, result: xr.Dataset) -> list[Reach]:
         if backend.preallocated and private:
             text = "allocates the whole shared backend beside private memory, which is allocated when a vCPU touches it"
             out.append(Reach(f"{name}: prealloc", "shared", text, warning=True))
-        if backend.page_bytes > 4096 and private:
+        if backend.page_bytes > PAGE_SIZE and private:
             text = "reaches the shared backend only; private memory has pages of 4 KiB"
             out.append(Reach(f"{name}: huge pages", "shared", text, warning=True))
     if vm.vcpu_pins:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.limits import MAX_VCPUS
+from workbench.units import PAGE_SIZE
 from workbench.vmconfig import words
 from workbench.vmconfig.machine import Backend, VirtualMachine
 
@@ -24,9 +26,9 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 
 def _vcpus(value: Any, what: str) -> int:
-    count = words.whole(value, what, 4096)
+    count = words.whole(value, what, MAX_VCPUS)
     if count < 1:
-        raise WorkbenchError(f"{what}: {count}; 1 to 4096 vCPUs are expected")
+        raise WorkbenchError(f"{what}: {count}; 1 to {MAX_VCPUS} vCPUs are expected")
     return count
 
 
@@ -45,7 +47,7 @@ def read_firecracker(value: Mapping[str, Any], source: str) -> VirtualMachine:
     if pages not in ("None", "2M"):
         raise WorkbenchError(f"machine-config: huge_pages={str(pages)[:20]!r}; Firecracker has None and 2M")
     mib = words.whole(config.get("mem_size_mib", 128), "machine-config: mem_size_mib", 1 << 26)
-    vm.backends = [Backend("guest", mib << 20, page_bytes=2 << 20 if pages == "2M" else 4096)]
+    vm.backends = [Backend("guest", mib << 20, page_bytes=2 << 20 if pages == "2M" else PAGE_SIZE)]
     if not mib:
         raise WorkbenchError("machine-config: mem_size_mib: 0; at least 1 is expected")
     known = {"vcpu_count", "mem_size_mib", "smt", "track_dirty_pages", "huge_pages", "cpu_template", "secret_free"}
@@ -73,7 +75,7 @@ def read_kubevirt(value: Mapping[str, Any], source: str) -> VirtualMachine:
     cpu = _mapping(domain.get("cpu"), "domain.cpu")
     for key in ("sockets", "cores", "threads"):
         vm.vcpus *= _vcpus(cpu.get(key, 1), f"domain.cpu.{key}")
-    if vm.vcpus > 4096:
+    if vm.vcpus > MAX_VCPUS:
         raise WorkbenchError(f"domain.cpu: {vm.vcpus} vCPUs; 1 to 4096 are expected")
     memory = _mapping(domain.get("memory"), "domain.memory")
     requests = _mapping(
@@ -82,7 +84,7 @@ def read_kubevirt(value: Mapping[str, Any], source: str) -> VirtualMachine:
     amount = memory.get("guest", requests.get("memory"))
     if amount is None:
         raise WorkbenchError(f"{source}: neither domain.memory.guest nor domain.resources.requests.memory is there")
-    page = 4096
+    page = PAGE_SIZE
     if "hugepages" in memory:
         page = _quantity(_mapping(memory["hugepages"], "hugepages").get("pageSize"), "domain.memory.hugepages.pageSize")
     vm.backends = [Backend("pc.ram", _quantity(amount, "domain.memory.guest"), page_bytes=page)]
@@ -187,12 +189,12 @@ def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
         vm.vmm = "own"
         vm.notes.append(f"hypervisor {str(hypervisor)[:40]}: taken as a VMM that maps its guest_memfd")
     vm.vcpus = _vcpus(
-        max(1, words.whole(_plain(settings.get("default_vcpus", 1)), "default_vcpus", 4096)), "default_vcpus"
+        max(1, words.whole(_plain(settings.get("default_vcpus", 1)), "default_vcpus", MAX_VCPUS)), "default_vcpus"
     )
     mib = words.whole(_plain(settings.get("default_memory", 2048)), "default_memory", 1 << 26)
     if not mib:
         raise WorkbenchError(f"{source}: default_memory: 0 MiB; at least 1 is expected")
-    page = 2 << 20 if _true(settings.get("enable_hugepages")) else 4096
+    page = 2 << 20 if _true(settings.get("enable_hugepages")) else PAGE_SIZE
     vm.backends = [
         Backend("dimm1", mib << 20, page_bytes=page, preallocated=_true(settings.get("enable_mem_prealloc")))
     ]
