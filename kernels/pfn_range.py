@@ -369,62 +369,6 @@ def buddy_take(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pages: I
 
 
 @kernel
-def remove(start: np.ndarray, end: np.ndarray, count: np.ndarray, node: Int, pfn: Int, pages: Int) -> Int:
-    """Take exactly ``[pfn, pfn + pages)`` out of the free ranges. Returns OK, NO_MEMORY (part of it is in use) or NEEDS_ROOM.
-
-    Linux: mm/page_alloc.c: alloc_contig_range; mm/memory_hotplug.c: offline_pages.
-    """
-    row_start, row_end, n = start[node], end[node], np.uint64(count[node])
-    k = np.int64(_position(row_start, n, pfn)) - 1
-    if k < 0 or row_end[k] < pfn + pages:
-        return NO_MEMORY
-    left = _carve(row_start, row_end, n, k, pfn, pfn + pages)
-    if left < 0:
-        return NEEDS_ROOM
-    count[node] = left
-    return OK
-
-
-@kernel
-def _order_of_block(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pfn: Int) -> Int:
-    """Order of the free block that holds ``pfn``, -1 if it is not free."""
-    for order in range(blocks_count.shape[1]):
-        first = pfn & ~((1 << order) - 1)
-        at = _block_position(blocks, blocks_count, node, order, first)
-        if at < blocks_count[node, order] and blocks[node, order, at] == first:
-            return order
-    return -1
-
-
-@kernel
-def buddy_remove(blocks: np.ndarray, blocks_count: np.ndarray, node: Int, pfn: Int, pages: Int) -> Int:
-    """:func:`remove` for power-of-two blocks; those cut at the borders leave smaller ones."""
-    order: Int
-    end = pfn + pages
-    for order in range(blocks_count.shape[1]):
-        if blocks_count[node, order] + 2 > blocks.shape[2] - 1:
-            return NEEDS_ROOM
-    at = pfn
-    while at < end:
-        order = _order_of_block(blocks, blocks_count, node, at)
-        if order < 0:
-            return NO_MEMORY
-        at = (at | ((1 << order) - 1)) + 1
-    at = pfn
-    while at < end:
-        order = _order_of_block(blocks, blocks_count, node, at)
-        first = at & ~((1 << order) - 1)
-        stop = first + (1 << order)
-        _remove_block(blocks, blocks_count, node, order, _block_position(blocks, blocks_count, node, order, first))
-        if first < at:
-            buddy_free(blocks, blocks_count, node, first, at - first)
-        if stop > end:
-            buddy_free(blocks, blocks_count, node, end, stop - end)
-        at = stop
-    return OK
-
-
-@kernel
 def buddy_usable_pages(blocks_count: np.ndarray, node: Int, unit: Int) -> Int:
     """Free pages of ``node`` in blocks of at least ``unit`` pages."""
     total = 0

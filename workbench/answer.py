@@ -21,6 +21,8 @@ from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
 from workbench.engine.unreached import unreached
+from workbench.engine.users import IOMMU
+from workbench.engine.users import NAMES as USERS
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.kernels import filemap
@@ -51,6 +53,7 @@ class Log:
         self.accesses: dict[int, Any] = {}
         self.conversions: list[np.ndarray] = []
         self.whole: list[np.ndarray] = []
+        self.users: list[np.ndarray] = []
         self._whole: dict[int, Whole] = {}
         metadata = system.metadata
         self.metadata = None if metadata is None else np.empty((len(operations), *metadata.held.shape), np.int64)
@@ -65,6 +68,7 @@ class Log:
         if system.conversions is not None:
             self.conversions.append(system.conversions.row())
             self.whole.append(self._whole_row(system, operation))
+            self.users.append(system.conversions.users_row())
         if self.attributes is not None:
             self.attributes.append(_attribute_row(system))
         if self.metadata is not None and system.metadata is not None:
@@ -116,8 +120,8 @@ class Log:
             sums += (whole.updates, whole.smashes, whole.large.sum(), whole.direct_split.sum())
             regions += whole.regions()
             pairs += whole.pamt_bytes()
-            if len(inode.device_areas):
-                leaves += whole.device_leaves(inode.device_areas)
+            if inode.users is not None and inode.users.iommu.pages:
+                leaves += whole.device_leaves(inode.users.iommu.intervals())
         return np.concatenate((sums, regions, pairs, leaves))
 
 
@@ -189,7 +193,7 @@ class Answer:
         if self.log.conversions:
             from workbench.tracking import folio_file as conversion
 
-            out |= {"level": np.array(conversion.LEVELS), "part": np.array(conversion.PARTS)}
+            out |= {"level": np.array(conversion.LEVELS), "part": np.array(conversion.PARTS), "user": np.array(USERS)}
         return out
 
 
@@ -233,6 +237,10 @@ def _list_variables(system: System, log: Log, put: Put) -> None:
             put,
         )
         _put_whole(system, np.array(log.whole, np.int64), put)
+        users = np.array(log.users, np.int64).reshape(-1, 3, len(USERS))
+        put("user_invalidations", lambda: users[:, 0])
+        put("user_mapped_pages", lambda: users[:, 1])
+        put("iommu_lost_pages", lambda: users[:, 2, IOMMU])
     if log.attributes:
         table = np.array(log.attributes, np.int64)
         for column, name in enumerate(attributes.COUNTERS):

@@ -347,6 +347,14 @@ _ALL = (
     Cost(
         "map_store", 250.0, "ns", 80.0, 1_000.0, "estimate: an extent stored in a maple tree of some thousand entries"
     ),
+    Cost(
+        "fault_interval",
+        100_000.0,
+        "ns",
+        2_000.0,
+        10_000_000.0,
+        "estimate: between two faults of one vCPU, from one that populates memory as fast as faults go to a settled guest",
+    ),
     Cost("rmp_update", 1_000.0, "cycles", 300.0, 5_000.0, "estimate: RMPUPDATE of one entry; no figure is published"),
     Cost(
         "rmp_smash", 2_000.0, "cycles", 500.0, 10_000.0, "estimate: PSMASH writes 512 entries; no figure is published"

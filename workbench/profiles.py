@@ -84,8 +84,9 @@ class KernelProfile:
     ``auto_weights`` (from 6.16 on): interleave weights follow the bandwidths that firmware tells.
     ``slabs_by_policy`` (until 6.19): a new slab comes from where the task's policy says, not from the CPU's node
     (``mm/slub.c`` before all caches had sheaves). ``reclaims_tables`` (from 6.14 on): MADV_DONTNEED frees PTE tables that it
-    empties (``mm/pt_reclaim.c``). ``distributions`` are those that ship it or say that they carry its rules; ``(assumed)``
-    where only the base version is known.
+    empties (``mm/pt_reclaim.c``). ``migratable``: pages of a file of a VM without private memory move when asked to
+    (MPOL_MF_MOVE, migrate_pages, cpusets, compaction) and may lie in ZONE_MOVABLE and CMA. ``distributions`` are those that
+    ship it or say that they carry its rules; ``(assumed)`` where only the base version is known.
     """
 
     name: str
@@ -100,6 +101,7 @@ class KernelProfile:
     auto_weights: bool = True
     slabs_by_policy: bool = False
     reclaims_tables: bool = True
+    migratable: bool = False
     distributions: tuple[str, ...] = ()
     rules: Mapping[str, Rule] = field(default_factory=dict)
 
@@ -108,6 +110,8 @@ _SECTION = "guest_memfd on 7.3.4"
 _IN_PLACE = "series 'guest_memfd in-place conversion' v13 (2026-09-10), applied for 7.4"
 _HUGE = "work in progress of 2026 on 1 GiB pages, as carried by the public trees AMDESE/linux-kvm and intel/tdx"
 _RFC = "RFC v2 'New KVM ioctl to convert guest_memfd' (May 2025)"
+
+_MIGRATABLE = "series 'migratable guest_memfd' of 2026-06-11, 3 patches"
 
 _HISTORY = "datasets/linux/history.yaml"
 _NO_MAPPING = {
@@ -207,6 +211,18 @@ KERNEL_PROFILES = {
                 "convert_in_place": Rule(
                     "EINVAL without private memory, EAGAIN with error_offset while a folio is held", "source", _IN_PLACE
                 ),
+            },
+        ),
+        KernelProfile(
+            "proposal-migratable",
+            "proposed: as 7.4, and pages of VMs without private memory move (MPOL_MF_MOVE, migrate_pages, cpusets, compaction)",
+            ("in-place", "out-of-place"),
+            generation="C",
+            private_init_shared=True,
+            migratable=True,
+            rules={
+                "mbind": Rule("MPOL_MF_MOVE moves pages, but for pinned ones", "mail", _MIGRATABLE),
+                "migrate_pages": Rule("moves pages, as those of tmpfs", "mail", _MIGRATABLE),
             },
         ),
         KernelProfile(

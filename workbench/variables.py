@@ -126,6 +126,7 @@ class Conversions(Schema):
 
     level = Coordinate("", "size of the mapping")
     part = Coordinate("", "part of a conversion")
+    user = Coordinate("", "who maps pages and is told of invalidations")
     splits_1g = counted("event", "folios", "1 GiB folios split")
     splits_2m = counted("event", "folios", "2 MiB folios split")
     merges_1g = counted("event", "folios", "1 GiB folios merged")
@@ -143,7 +144,10 @@ class Conversions(Schema):
     rollbacks = counted("event", "calls", "conversions rolled back")
     converted_pages = counted("event", "4 KiB pages", "pages converted")
     shared_pages = counted("event", "4 KiB pages", "pages shared now")
-    invalidations = counted("event", "calls", "invalidations sent to KVM and the IOMMU")
+    invalidations = counted("event", "calls", "invalidations sent by the file")
+    user_invalidations = counted("event user", "calls", "invalidations that the user was told of")
+    user_mapped_pages = counted("event user", "4 KiB pages", "pages that the user maps now")
+    iommu_lost_pages = counted("event", "4 KiB pages", "pages that a device lost because they went away")
     invalidated_bytes = counted("event", "B", "memory named by invalidations")
     vmemmap_taken = counted("event", "4 KiB pages", "vmemmap pages restored by splits")
     vmemmap_freed = counted("event", "4 KiB pages", "vmemmap pages given back by merges")
@@ -174,6 +178,10 @@ class Stalls(Schema):
     stall = modelled("draw design conversion", "ns", "time for which a conversion holds its file", STALL)
     boot_stall = modelled("draw design", "ns", "time for which all conversions of a boot hold the file", STALL)
     headroom = counted("design node", "4 KiB pages", "free memory that restored struct pages need at their peak")
+    part = Coordinate("", "what a split holds besides pages")
+    inside = counted("design conversion part", "1", "what splits and merges of a conversion make and free")
+    waiting = modelled("draw design conversion", "vCPUs", "vCPUs that fault while a conversion holds the file", STALL)
+    boot_wait = modelled("draw design", "ns", "time that vCPUs wait in all conversions of a boot, summed", STALL)
 
 
 class OutOfPlace(Schema):
@@ -538,6 +546,44 @@ class MachineChurn(Schema):
     struct_page_bytes = exact("allocator", "B", "struct pages of the host's memory")
     struct_page_bytes_hvo = exact("allocator", "B", "struct pages of the host's memory, huge pages optimised (HVO)")
     seconds = measured("allocator", "s", "CPU time to carry out the stream", CLOCK)
+
+
+class DeviceUsers(Schema):
+    """A device that maps guest memory under each design (:func:`workbench.studies.device_users.device_users`)."""
+
+    design = Coordinate("", "how memory is tracked")
+    way = Coordinate("", "what the device maps")
+    user = Coordinate("", "who maps pages and is told of invalidations")
+    conversions = counted("design way", "calls", "conversions asked for")
+    refused = counted("design way", "calls", "conversions refused")
+    device_mapped_pages = counted("design way", "4 KiB pages", "most pages that the device had mapped")
+    device_lost_pages = counted("design way", "4 KiB pages", "pages that the device lost because they went away")
+    device_calls = counted("design way", "calls", "calls that map and unmap memory for the device")
+    told = counted("design way user", "calls", "invalidations that the user was told of")
+
+
+class Migration(Schema):
+    """Pages that are asked to move (:func:`workbench.studies.migratable.migration`)."""
+
+    backing = Coordinate("", "what the memory is")
+    touched = Coordinate("", "who touched it first")
+    call = Coordinate("", "what asks for the pages")
+    local_before = exact("backing touched call", "1", "memory on the guest's own node before")
+    local_share = exact("backing touched call", "1", "memory on the guest's own node after the call")
+    returned = exact("backing touched call", "1", "what the call returned")
+
+
+class SnpRegions(Schema):
+    """SNP and other machines on one host (:func:`workbench.studies.snp_regions.snp_regions`)."""
+
+    allocator = Coordinate("", "who hands out memory")
+    way = Coordinate("", "where SNP machines start")
+    sample = Coordinate("1", "event of the stream")
+    node = Coordinate("1", "NUMA node")
+    day = Coordinate("d", "days")
+    regions_without_snp = counted("allocator way sample node", "GiB", "1 GiB regions without SNP guest memory")
+    regions_needed = counted("allocator way sample node", "GiB", "1 GiB regions that SNP memory would take if packed")
+    refused = counted("allocator way", "1", "machines turned away")
 
 
 class BootSplits(Schema):

@@ -6,7 +6,7 @@ A huge leaf that the edge of the range cuts goes away whole, but generation C sp
 (``kvm_split_cross_boundary_leafs``), the leaf that starts where the range ends too (recorded). After a merge the small
 leaves stay: the huge one comes back when the guest next faults a page that has none, the one that was converted (recorded).
 
-One VM maps the file at aligned addresses in one memslot. Tables above the leaves are :mod:`workbench.kernels.stage2`.
+One VM maps the file at aligned addresses in one memslot. Tables above the leaves are counted elsewhere.
 """
 
 # ruff: noqa: F403, F405  (the codes and columns of folio_state are the vocabulary of these modules)

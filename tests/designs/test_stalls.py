@@ -45,18 +45,34 @@ def test_one_page_shared_and_taken_back() -> None:
     priced = stalls.stalls(one_page())
     table = {str(name): priced["steps"].sel(design=name).values.tolist() for name in priced["design"].values}
     zeros = [0, 0, 0]
-    assert table["filemap"] == [[1, 1, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0, 0, 1, 0]]
-    assert table["hugetlb"] == [[1, 1, 0, GIB, *zeros, 1, 1], [1, 1, 1, GIB, *zeros, 1, 0]] == table["hugetlb-hvo"]
-    assert table["thp"] == [[1, 1, 0, 512, *zeros, 1, 1], [1, 1, 1, 512, *zeros, 1, 0]]
+    assert table["filemap"] == [[1, 1, 0, 0, 0, 0, 0, 1, 0, 0], [1, 1, 1, 0, 0, 0, 0, 1, 0, 0]]
+    assert (
+        table["hugetlb"] == [[1, 1, 0, GIB, *zeros, 1, 1, 0], [1, 1, 1, GIB, *zeros, 1, 0, 0]] == table["hugetlb-hvo"]
+    )
+    assert table["thp"] == [[1, 1, 0, 512, *zeros, 1, 1, 0], [1, 1, 1, 512, *zeros, 1, 0, 0]]
     assert [row[:4] for row in table["contiguous-4k"]] == [[1, 1, 0, 0], [1, 1, 1, 0]]
-    assert table["pfn-range"] == [[1, 1, 0, 0, 64, 1, 0, 1, 1], [1, 1, 1, 0, 0, 1, 0, 1, 0]]
+    assert table["pfn-range"] == [[1, 1, 0, 0, 64, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 1, 0, 1, 0, 0]]
+    inside = {str(name): priced["inside"].sel(design=name).values.tolist() for name in priced["design"].values}
+    nothing = [[0, 0, 0], [0, 0, 0]]
+    assert inside["filemap"] == nothing == inside["contiguous-4k"]
+    assert inside["hugetlb"] == [[4161, 0, 0], [0, 0, 0]]
+    assert inside["hugetlb-hvo"] == [[4161, 4095, 0], [0, 0, 4095]]
+    assert inside["thp"] == [[8, 0, 0], [0, 0, 0]]
+    assert inside["pfn-range"] == [[0, 1, 0], [0, 0, 1]]
     assert priced["headroom"].values.ravel().tolist() == [0, 0, 4095, 1, 0, 0]
     ghz = costs.value("cpu_frequency")
     split = (costs.value("conversion_fixed") + costs.value("invalidation") + costs.value("rmp_update")) / ghz
     split += costs.value("rmp_smash") / ghz + GIB * costs.value("split_merge_per_page") / ghz
     assert float(priced["stall"].sel(design="hugetlb", draw=0, conversion=0)) == pytest.approx(split)
     assert float(priced["boot_stall"].sel(design="thp").min()) > 0
-    assert len(plots_designs.stalls(priced).axes) == 2
+    # 16 vCPUs that fault every 100 us: a stall of `split` cycles keeps 16 * (1 - exp(-split / 100 us)) of them waiting.
+    kept = 16 * (1 - np.exp(-split / costs.value("fault_interval")))
+    waiting = priced["waiting"].sel(draw=0, conversion=0)
+    assert float(waiting.sel(design="hugetlb")) == pytest.approx(kept)
+    assert float(waiting.sel(design="filemap")) < 1 < kept
+    both = (priced["waiting"] * priced["stall"] / 2).sum("conversion")
+    np.testing.assert_allclose(priced["boot_wait"].values, both.values)
+    assert len(plots_designs.stalls(priced).axes) == 3
 
 
 def test_without_conversions_there_is_nothing_to_price() -> None:

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from reference.private_users import MAX_LEVELS, PageTable, PinningIommu, User
 from workbench.engine import handover
 from workbench.engine.handover import CannotPreserve, PolicyRange, Preserved
 from workbench.kernels import light_map
@@ -34,7 +35,6 @@ from workbench.kernels.folios.run import EHWPOISON
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.host_memory import HostMemory, RangeMemory, spill_order
 from workbench.tracking.light_file import LightFile
-from workbench.tracking.private_users import MAX_LEVELS, PageTable, PinningIommu, User
 from workbench.tracking.tracked_file import Outcome, TrackedFile
 
 NODES, PER_NODE, SMALL_PAGES, UNITS = 2, 1 << 13, 160, 4

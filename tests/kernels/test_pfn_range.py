@@ -38,11 +38,6 @@ class Allocator:
             return int(pfn_range.buddy_free(self.blocks, self.blocks_count, 0, pfn, pages))
         return int(pfn_range.free(self.start, self.end, self.count, 0, pfn, pages))
 
-    def remove(self, pfn: int, pages: int) -> int:
-        if self.kind == pfn_range.BUDDY:
-            return int(pfn_range.buddy_remove(self.blocks, self.blocks_count, 0, pfn, pages))
-        return int(pfn_range.remove(self.start, self.end, self.count, 0, pfn, pages))
-
     def take(self, pages: int, unit: int) -> list[tuple[int, int]]:
         out = np.zeros((64, 2), np.int64)
         if self.kind == pfn_range.BUDDY:
@@ -105,15 +100,6 @@ class AllocatorMachine(RuleBasedStateMachine):
             assert set(range(pfn, pfn + pages)) <= self.free_set
             self.free_set -= set(range(pfn, pfn + pages))
             self.taken.append((pfn, pages))
-
-    @rule(first=st.integers(0, PAGES - 1), pages=st.integers(1, 40))
-    def remove(self, first: int, pages: int) -> None:
-        wanted = set(range(first, first + pages))
-        code = self.allocator.remove(first, pages)
-        assert code == (pfn_range.OK if wanted <= self.free_set else pfn_range.NO_MEMORY)
-        if code == pfn_range.OK:
-            self.free_set -= wanted
-            self.taken.append((first, pages))
 
     @invariant()
     def state_is_the_free_set(self) -> None:

@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from workbench.kernels import stage2
-from workbench.tracking.private_users import MAX_LEVELS, PageTable, PinningIommu, PrivateMemory, Steps, User, run
+from reference import stage2
+from reference.private_users import MAX_LEVELS, PageTable, PinningIommu, PrivateMemory, Steps, User, run
 
 GIB = 1 << 18
 

@@ -22,7 +22,17 @@ from workbench.engine import conversion_streams as streams
 from workbench.plots.topology import host_dataset
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
-from workbench.studies import capacity, conversion_studies, placement_cost, sensitivity, vm_churn, vnuma
+from workbench.studies import (
+    capacity,
+    conversion_studies,
+    device_users,
+    migratable,
+    placement_cost,
+    sensitivity,
+    snp_regions,
+    vm_churn,
+    vnuma,
+)
 from workbench.sweeps.store import read_store
 from workbench.sweeps.sweep import sweep
 from workbench.topology.host import Host
@@ -124,6 +134,11 @@ MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
     "vm_churn.serve": lambda _: vm_churn.serve(
         vm_churn.generate("64 GiB", 50, nodes=2), "64 GiB", 2, ("first-fit", "hugetlb 2 MiB"), samples=3
     ),
+    "snp_regions": lambda _: snp_regions.snp_regions(
+        vm_churn.generate("64 GiB", 50, nodes=2), "64 GiB", 2, ("first-fit", "hugetlb 2 MiB"), samples=3
+    ),
+    "migration": lambda _: migratable.migration("1 MiB"),
+    "device_users": lambda _: device_users.device_users("8 MiB", 2, designs=["hugetlb", "pfn-range"]),
     "boot_sources": lambda _: conversion_studies.boot_sources(GUEST),
     "boot_against_published": lambda _: conversion_studies.boot_against_published(samples=2),
     "scattered_pages": lambda _: conversion_studies.scattered_pages((1, 2)),

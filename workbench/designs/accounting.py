@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from workbench.kernels import kho, stage2
+from workbench.kernels import kho
 from workbench.kernels.folios import run as folio
 from workbench.kernels.maps import maple, xarray_map
 from workbench.tracking import struct_pages
@@ -92,7 +92,7 @@ def stage2_bytes(blocks: Bools, mapped_1g: int, mapped_2m: int) -> int:
     gigas = any_of(blocks, folio.BLOCKS_1G)
     upper = 1 + -(-len(gigas) // 512)  # the root and the tables below it
     lower = int(gigas.sum()) - mapped_1g + int(blocks.sum()) - folio.BLOCKS_1G * mapped_1g - mapped_2m
-    return (upper + lower) * stage2.TABLE_BYTES
+    return (upper + lower) * PAGE_SIZE
 
 
 def hvo_table_bytes(present_pages: int, order: int) -> int:

@@ -1,9 +1,11 @@
 """How long a conversion holds its file, step by step, under each design.
 
 A conversion holds the invalidate lock of its file (``virt/kvm/guest_memfd.c: filemap_invalidate_lock``): a vCPU that faults
-meanwhile waits. Steps are counted, conversion by conversion, from the counters of the run; what a step takes is modelled
-(:mod:`workbench.costs`). Only split and merge have a published figure, which holds all they do: struct pages allocated and
-written, xarray nodes, references frozen. All else is an estimate with a wide range: look at orders of magnitude.
+meanwhile waits. How many do follows from how often a vCPU faults, of which there is only an estimate. Steps are counted,
+conversion by conversion, from the counters of the run; what a step takes is modelled (:mod:`workbench.costs`). Only split and
+merge have a published figure, which holds all they do: struct pages allocated and written, xarray nodes, references frozen;
+what of these can be counted is in ``inside``. No conversion in place zeroes a page, which the count shows. All else is an
+estimate with a wide range: look at orders of magnitude.
 """
 
 from __future__ import annotations
@@ -30,16 +32,22 @@ from workbench.variables import Stalls
 
 STEPS = (
     "call", "invalidation", "folio checked", "page split or merged", "struct page written", "map store", "LRU drain",
-    "RMPUPDATE", "PSMASH",
+    "RMPUPDATE", "PSMASH", "page zeroed",
 )  # fmt: skip
+INSIDE = ("xarray nodes", "vmemmap pages allocated", "vmemmap pages freed")
+"""What steps above do besides; its time is in theirs."""
 _RESTRUCTURED = {
     folio.N_SPLITS_1G: folio.PAGES_1G, folio.N_MERGES_1G: folio.PAGES_1G, folio.N_SPLITS_2M: folio.PAGES_2M,
     folio.N_MERGES_2M: folio.PAGES_2M,
 }  # fmt: skip
+XARRAY_NODES_2M = 8
+"""Nodes of the page cache that a split of 2 MiB into 4 KiB adds (recorded: ``datasets/recordings/conversion``)."""
 MOST_CONVERSIONS = 100_000
 
 
-def stalls(run: Run, designs: Sequence[str] = tuple(DESIGNS), *, boot: int | None = None) -> xr.Dataset:
+def stalls(
+    run: Run, designs: Sequence[str] = tuple(DESIGNS), *, boot: int | None = None, vcpus: int = 16
+) -> xr.Dataset:
     """Carry out a run under each design and price every conversion of it.
 
     Parameters
@@ -47,10 +55,11 @@ def stalls(run: Run, designs: Sequence[str] = tuple(DESIGNS), *, boot: int | Non
     run : the guest (:func:`workbench.designs.compare.guest_run`); at most :data:`MOST_CONVERSIONS` conversions
     designs : of :data:`workbench.design.DESIGNS`
     boot : how many of the conversions are the boot's; all if left out
+    vcpus : other vCPUs, each of which faults now and then (``fault_interval``) and waits if the file is held
 
     Returns
     -------
-    Dataset over ``design``, ``conversion``, ``step``, ``draw`` and ``node``
+    Dataset over ``design``, ``conversion``, ``step``, ``inside``, ``draw`` and ``node``
     """
     chosen = choose(designs)
     conversions = run.stream[:, folio.OP] == folio.CONVERT
@@ -58,10 +67,14 @@ def stalls(run: Run, designs: Sequence[str] = tuple(DESIGNS), *, boot: int | Non
     if not 0 < count <= MOST_CONVERSIONS:
         raise WorkbenchError(f"run: {count} conversions; from 1 to {MOST_CONVERSIONS} are priced one by one")
     first = int(np.argmax(conversions))
-    tables, headroom = zip(*(_carry_out(run, design, first) for design in chosen), strict=True)
+    if vcpus < 0:
+        raise WorkbenchError(f"vcpus: {vcpus}; 0 or more")
+    tables, inside, headroom = zip(*(_carry_out(run, design, first) for design in chosen), strict=True)
     counted = np.stack(tables)  # (design, conversion, step)
     unit = _prices(DRAWS)
     time = np.einsum("ks,dcs->kdc", unit, counted.astype(float))
+    interval = costs.sample(("fault_interval",), DRAWS)["fault_interval"][:, None, None]
+    waiting = vcpus * -np.expm1(-time / interval)
     return results.make(
         Stalls,
         {
@@ -69,6 +82,9 @@ def stalls(run: Run, designs: Sequence[str] = tuple(DESIGNS), *, boot: int | Non
             "to_shared": run.stream[conversions, folio.ARGUMENT],
             "stall": time,
             "boot_stall": time[..., :boot].sum(axis=2),
+            "inside": np.stack(inside),
+            "waiting": waiting,
+            "boot_wait": (waiting * time / 2)[..., :boot].sum(axis=2),
             "headroom": np.stack(headroom),
         },
         {
@@ -76,10 +92,18 @@ def stalls(run: Run, designs: Sequence[str] = tuple(DESIGNS), *, boot: int | Non
             "draw": np.arange(DRAWS),
             "conversion": np.arange(count),
             "step": np.array(STEPS, dtype=str),
+            "part": np.array(INSIDE, dtype=str),
             "node": np.arange(len(run.memory)),
         },
-        provenance=results.provenance(command="designs.stalls.stalls", run=run, designs=designs, boot=boot),
-        attributes={"guest_bytes": run.pages * PAGE_SIZE, "page_size": run.page_size, "confidential": run.confidential},
+        provenance=results.provenance(
+            command="designs.stalls.stalls", run=run, designs=designs, boot=boot, vcpus=vcpus
+        ),
+        attributes={
+            "guest_bytes": run.pages * PAGE_SIZE,
+            "vcpus": vcpus,
+            "page_size": run.page_size,
+            "confidential": run.confidential,
+        },
     )
 
 
@@ -91,7 +115,7 @@ def boot_run(memory: int | str, page_size: str = "1 GiB", *, confidential: str =
 def _prices(draws: int) -> np.ndarray:
     """Nanoseconds of one of each step, float64 (draws, steps); row 0 takes the parameters as given."""
     names = ("conversion_fixed", "invalidation", "reference_check", "split_merge_per_page", "struct_page_init", "map_store",
-             "lru_drain", "rmp_update", "rmp_smash", "cpu_frequency")  # fmt: skip
+             "lru_drain", "rmp_update", "rmp_smash", "clear_page", "cpu_frequency")  # fmt: skip
     drawn = costs.sample(names, draws)
     in_cycles = [costs.COSTS[name].unit.startswith("cycles") for name in names[:-1]]
     rows = [
@@ -100,8 +124,8 @@ def _prices(draws: int) -> np.ndarray:
     return np.stack(rows, axis=1)
 
 
-def _carry_out(run: Run, design: Design, first: int) -> tuple[Int64s, Int64s]:
-    """Steps of every conversion, int64 (conversions, steps), and the peak of restored vmemmap by node, int64 (nodes,)."""
+def _carry_out(run: Run, design: Design, first: int) -> tuple[Int64s, Int64s, Int64s]:
+    """Of every conversion the steps int64 (conversions, steps) and what is inside them; the peak of restored vmemmap by node."""
     file: TrackedFile
     if design.store == "pfn map":
         file, stream, rows, done = light_file(run), run.stream, np.arange(len(run.stream)), 0
@@ -113,7 +137,7 @@ def _carry_out(run: Run, design: Design, first: int) -> tuple[Int64s, Int64s]:
     whole = Whole(file, len(run.memory)) if run.confidential == "snp" else None
     if whole is not None:
         whole.look(0, run.pages)
-    out, peak = [], np.zeros(len(run.memory), np.int64)
+    out, inside, peak = [], [], np.zeros(len(run.memory), np.int64)
     before = _counters(file)
     for operation in stream[begin:]:
         entries = (0, 0) if whole is None else (whole.updates, whole.smashes)
@@ -129,9 +153,17 @@ def _carry_out(run: Run, design: Design, first: int) -> tuple[Int64s, Int64s]:
         if operation[folio.OP] == folio.CONVERT:
             steps = _steps(now - before, to_private=operation[folio.ARGUMENT] == 0, light=design.store == "pfn map")
             after = entries if whole is None else (whole.updates, whole.smashes)
-            out.append([*steps, after[0] - entries[0], after[1] - entries[1]])
+            zeroed = int(now[folio.N_ZEROED] - before[folio.N_ZEROED])
+            out.append([*steps, after[0] - entries[0], after[1] - entries[1], zeroed])
+            inside.append(_inside(now - before))
         before = now
-    return np.array(out, np.int64), peak
+    return np.array(out, np.int64), np.array(inside, np.int64), peak
+
+
+def _inside(change: Int64s) -> list[int]:
+    """:data:`INSIDE` of one conversion: nodes that splits make (recorded), and vmemmap pages that came and went."""
+    nodes = int(change[folio.N_SPLITS_1G]) * folio.XARRAY_NODES_1G + int(change[folio.N_SPLITS_2M]) * XARRAY_NODES_2M
+    return [nodes, int(change[folio.N_TAKEN]), int(change[folio.N_FREED])]
 
 
 def _counters(file: TrackedFile) -> Int64s:

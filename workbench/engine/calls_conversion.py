@@ -65,7 +65,11 @@ def convert(system: System, operation: sc.Convert) -> Result:
     offset, length = byte_span(operation, inode)
     first, last = (min(page, inode.pages) for page in (offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)))
     shared = _state_runs(file, first, last, True) if operation.to == "private" and inode.mappings else no_intervals()
+    users, to_shared = inode.users, operation.to == "shared"
+    losing = no_intervals() if users is None else users.differing(first, last, to_shared)
     outcome = file.convert(offset, length, operation.to)
+    if users is not None and outcome.errno != errno.EINVAL:
+        users.converted(losing, outcome)
     if outcome.errno in (0, errno.EAGAIN):
         end = _unmapped_to(system, inode, offset + length, outcome, shared)
         for low, high in shared.tolist():
@@ -93,6 +97,9 @@ def create_vm(system: System, operation: sc.CreateVm) -> Result:
     before = system.new_descriptor() if system.vm_descriptor is None else system.vm_descriptor
     system.vm_descriptor, system.vcpu_open = system.new_descriptor(), False
     system.slots.clear()
+    for inode in system.conversions.inodes if system.conversions is not None else ():
+        if inode.users is not None:
+            inode.users.machine_gone()
     if system.metadata is not None:
         system.metadata.new_machine()
     system.descriptors[""].give_back(before)
@@ -261,6 +268,8 @@ def hwpoison(system: System, operation: sc.Hwpoison) -> Result:
     for page in (offset // PAGE_SIZE + np.flatnonzero(errors == 0)).tolist():
         for mapping in inode.mappings:
             mapping.zap(page, page + 1)
+        if inode.users is not None:
+            inode.users.invalidate(page, page + 1)
     error = errno.ENOENT if not marked.any() else int(errors[marked].max())
     return result_of(Outcome(error, None), pages=int(marked.sum()))
 
@@ -337,6 +346,9 @@ def guest_fault(system: System, inode: Inode, start: int, end: int) -> Result | 
     for low, high in equal_intervals(file.is_shared(start, end), start).tolist() if end > start else ():
         private = not bool(file.is_shared(low, low + 1)[0])
         outcome = file.guest_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE, private)
+        if inode.users is not None:
+            reached = high if outcome.offset is None else outcome.offset // PAGE_SIZE
+            inode.users.guest_fault(low, reached, private)
         if outcome.errno:
             return result_of(outcome)
     return None
@@ -361,6 +373,8 @@ def punch_hole(system: System, inode: Inode, offset: int, length: int) -> Result
             inode.map.erase(low, high, len(system.free))
         conversions.take_back(inode, file)
     if outcome.errno in (0, errno.EAGAIN):
+        if inode.users is not None:  # told of the whole range before anything leaves
+            inode.users.invalidate(offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE))
         low, high = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
         if shift and system.rules.kernel == "B":  # whole huge pages one by one, up to the one that somebody holds
             low, high = -(-low >> shift) << shift, high >> shift << shift

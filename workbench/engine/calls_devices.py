@@ -3,7 +3,7 @@
 Today (every design but ``pfn-range``) a device reaches guest memory through the host mapping and pins it for as long as
 it is mapped (``drivers/iommu/iommufd/io_pagetable.c``, ``mm/gup.c``): private pages give EFAULT, and converting a mapped
 page to private gives EAGAIN. Under ``pfn-range`` the IOMMU asks for pfns, takes no reference and is told when they go
-away, so nothing blocks. :mod:`workbench.tracking.private_users` has the page tables and the protocol.
+away, so nothing blocks (:mod:`workbench.engine.users`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ def iommu_map(system: System, operation: sc.IommuMap) -> Result:
             return result
         pinned = end - first
     else:
-        holes = inode.map.absent(first >> inode.order, -(-end >> inode.order))
-        if len(holes):
-            return failed(errno.EFAULT, error_offset=max(first, int(holes[0, 0]) << inode.order) * PAGE_SIZE)
+        missing = _first_without_pfn(inode, first, end)
+        if missing < end:
+            return failed(errno.EFAULT, error_offset=missing * PAGE_SIZE)
     areas = np.concatenate((areas, [[first, end]]))
     inode.device_areas = areas[np.argsort(areas[:, 0])]
+    if inode.users is not None:
+        inode.users.iommu_map(first, end)
     return Result(0, 0, {"pinned_pages": pinned})
 
 
@@ -59,8 +61,10 @@ def iommu_unmap(system: System, operation: sc.IommuUnmap) -> Result:
     touched = (areas[:, 0] < end) & (areas[:, 1] > first)
     if not touched.any() or (areas[touched, 0] < first).any() or (areas[touched, 1] > end).any():
         return failed(errno.ENOENT)
-    if system.design.device_access == "pinned":
-        for low, high in areas[touched].tolist():
+    for low, high in areas[touched].tolist():
+        if inode.users is not None:
+            inode.users.iommu_unmap(low, high)
+        if system.design.device_access == "pinned":
             calls_conversion.unpin(system, sc.Unpin(file=operation.file, **_bytes_of(low, high)))
     inode.device_areas = areas[~touched]
     return Result()
@@ -76,3 +80,12 @@ def _pages_of(operation: sc.IommuMap | sc.IommuUnmap, inode: Inode) -> tuple[int
 
 def _bytes_of(first: int, end: int) -> dict[str, int]:
     return {"offset": first * PAGE_SIZE, "length": (end - first) * PAGE_SIZE}
+
+
+def _first_without_pfn(inode: Inode, first: int, end: int) -> int:
+    """First page of [first, end) that is absent or poisoned, whose pfn nobody is given; ``end``: there is none."""
+    holes = inode.map.absent(first >> inode.order, -(-end >> inode.order))
+    missing = max(first, int(holes[0, 0]) << inode.order) if len(holes) else end
+    bad = inode.tracked.poisoned() if inode.tracked is not None else np.empty(0, np.int64)
+    bad = bad[(bad >= first) & (bad < missing)]
+    return int(bad[0]) if len(bad) else missing

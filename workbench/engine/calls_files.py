@@ -57,6 +57,7 @@ def create(system: System, operation: sc.Create) -> Result:
     if system.scenario.guest.policy_interface == "create" and error:
         return failed(error)
     inode = Inode(operation.file, size // PAGE_SIZE, "guest_memfd", flags, system.order)
+    inode.migratable = kernel.migratable and not system.scenario.guest.private_memory and not system.order
     if system.order and system.scenario.guest.small_pages:
         inode.small = FileMap()
     elif system.hugetlb and not system.reserve_pool(inode):

@@ -98,6 +98,8 @@ def _start_again(system: System) -> None:
         inode.mappings = []
         if inode not in kept:
             system.free_inode(inode)
+        elif inode.users is not None:
+            inode.users.machine_gone()
     for name, file in list(system.files.items()):
         if file.inode not in kept or file.descriptor is None:
             system.close_descriptor(system.files.pop(name))

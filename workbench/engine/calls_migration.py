@@ -40,7 +40,7 @@ def move_pages(system: System, operation: sc.MovePages) -> Result:
     kind = _kinds(system, file, start, end, target, operation.move_all)
     queued, settled = np.flatnonzero(kind == 1), np.flatnonzero(kind != 1)
     ret = 0
-    if len(queued) and file is not None and file.inode.kind == "memfd":
+    if len(queued) and file is not None and file.inode.movable:
         migration.move_to_node(system, system.task(operation), file.inode, start + queued, target)
         status[queued] = operation.node
     elif len(queued):
@@ -81,7 +81,7 @@ def migrate_pages(system: System, operation: sc.MigratePages) -> Result:
         on_source = system.zone_node == source
         for inode in system.inodes():
             for mapping in inode.mappings:
-                if inode.kind == "guest_memfd":
+                if not inode.movable:
                     stuck += migration.count_on(system, inode, mapping.mapped(), on_source)
                 else:
                     pages = migration.pages_on(inode, mapping.mapped(), on_source)

@@ -19,6 +19,7 @@ from workbench.design import DESIGNS
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
+from workbench.engine.users import IOMMU, KVM, NAMES, Users
 from workbench.errors import WorkbenchError
 from workbench.kernels import placement as placed
 from workbench.kernels.folios import run as folio
@@ -74,6 +75,7 @@ class Conversions:
         self.ranges = RangeMemory(_free_ranges(system, mine), vmemmap, order) if self.light else None
         self.inodes: list[Inode] = []  # those with a tracked file, closed ones that still have pinned pages included
         self.past = np.zeros(len(folio.COUNTERS), np.int64)
+        self.past_users = np.zeros(3, np.int64)
         self.unusable = np.zeros(nodes, np.int64)
 
     def add(self, inode: Inode) -> None:
@@ -103,6 +105,7 @@ class Conversions:
                 folios=self.system.design.folios,
             )
         inode.tracked = file
+        inode.users = Users(inode, file, told=self.system.design.device_access == "told")
         self.inodes.append(inode)
 
     def files(self) -> list[TrackedFile]:
@@ -155,6 +158,8 @@ class Conversions:
         inode.evicted = True
         held = self.held(inode, file)
         file.release()
+        if inode.users is not None:
+            inode.users.invalidate(0, inode.pages)
         self.erase_small(inode, file, 0, inode.pages, held)
         if inode.order:
             inode.map.erase(0, inode.pages >> inode.order, len(self.system.free))
@@ -168,6 +173,9 @@ class Conversions:
         inode.tracked = None
         inode.kept.clear()
         self.past += np.where(_NOW, 0, file.counts)
+        if inode.users is not None:
+            self.past_users += inode.users.iommu_row() * (1, 0, 1)
+            inode.users = None
 
     @staticmethod
     def held(inode: Inode, file: TrackedFile) -> Int64s:
@@ -211,6 +219,20 @@ class Conversions:
         system.settle_blocks()
 
     # -------------------------------------------------------------------------------------------- counting
+
+    def users_row(self) -> Int64s:
+        """KVM and the IOMMU, int64 (3, 2): invalidations they were told of, pages they map now, pages they lost to a notice.
+
+        What KVM loses is not counted: the guest faults it in again.
+        """
+        out = np.zeros((3, len(NAMES)), np.int64)
+        out[:, IOMMU] = self.past_users
+        out[0, KVM] = self.row()[folio.N_INVALIDATIONS]
+        for inode in self.inodes:
+            if inode.users is not None:
+                out[1, KVM] += inode.users.kvm_pages
+                out[:, IOMMU] += inode.users.iommu_row()
+        return out
 
     def row(self) -> Int64s:
         """Counters of all files together and vmemmap pages by node, int64 (counters + nodes,)."""

@@ -752,7 +752,7 @@ class HostState:
             self.free_pfns.hand_out(map_, inode.pfns, before)
         self.placed += free - self.free
         self.settle_blocks()
-        if inode.kind == "memfd":
+        if inode.movable:
             self.settle_cma(free)
         return self._placed(complete, order)
 
@@ -840,16 +840,16 @@ class HostState:
                 inode.pfns.listed[row] = pfns[start : start + count]
         self.placed += free - self.free
         self.settle_blocks()
-        if inode.kind == "memfd":
+        if inode.movable:
             self.settle_cma(free)
         return self._placed(not dry, order)
 
     def turns_and_zones(self, inode: Inode, order: int) -> tuple[placement.Interleaving, placement.Zones]:
         """The host as the placement kernel sees it for pages of a file."""
-        zonelists = self.zonelists["hugetlb" if order else inode.kind]
+        zonelists = self.zonelists["hugetlb" if order else "memfd" if inode.movable else inode.kind]
         return (
             placement.Interleaving(self.rotations, self.weights),
-            placement.Zones(self.free, self.marks(inode.kind == "memfd"), self.zone_node, zonelists),
+            placement.Zones(self.free, self.marks(inode.movable), self.zone_node, zonelists),
         )
 
     @staticmethod
@@ -920,7 +920,7 @@ class HostState:
         if len(tasks) * len(policies) > _SMALL:
             return self._new_requests(inode, tasks, policies, order)
         key = (
-            inode.ilx_base if inode.kind == "memfd" else -1, order > 0, self.cpusets_enabled, self.mems_allowed,
+            inode.ilx_base if inode.kind == "memfd" else -1, inode.movable, order > 0, self.cpusets_enabled, self.mems_allowed,
             *policies, *((task.index, task.nid, task.policy) for task in tasks),
         )  # fmt: skip
         if key not in self._asked:
@@ -1001,7 +1001,7 @@ class HostState:
         """What a policy asks of the engine for a folio of this inode: (kind, start, passes, nodes, filters)."""
         allowed = self.mask(self.mems_allowed) if self.cpusets_enabled else np.ones(self.nodes, bool)
         # apply_policy_zone: BIND to nodes whose memory is all ZONE_MOVABLE is ignored for guest_memfd.
-        everywhere = inode.kind == "memfd" or (order > 0 and not self.design.from_zones)
+        everywhere = inode.movable or (order > 0 and not self.design.from_zones)
         bindable: np.ndarray = np.ones(self.nodes, bool) if everywhere else self.has_normal_memory
         return policy_nodemask(policy, nid, self.node_ids, allowed, bindable)
 
@@ -1043,9 +1043,9 @@ class HostState:
         """Free folios ``[first, last)``; ``moving``: others take their places at once, so that the tree keeps its nodes."""
         if self.free_pfns is not None and inode.pfns is not None:
             self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
-        before = self.free.copy() if inode.kind == "memfd" else self.free
+        before = self.free.copy() if inode.movable else self.free
         self.free += inode.map.erase(first, last, len(self.free))
-        if inode.kind == "memfd":
+        if inode.movable:
             self.settle_cma(before)
         if inode.small is not None:
             limit = inode.pages >> inode.order

@@ -2,8 +2,9 @@
 
 Linux: ``mm/mempolicy.c`` (``queue_pages_range``, ``do_migrate_pages``), ``mm/migrate.c`` (``do_pages_move``,
 ``move_to_new_folio``). guest_memfd pages never move: they are queued and isolated, and then their mapping is
-inaccessible. tmpfs pages do. Only pages in the page tables of the calling process are seen, and without MOVE_ALL a page
-that another mapping holds too is passed over.
+inaccessible. tmpfs pages do, and those of a guest_memfd without private memory under the series of June 2026
+(``Inode.migratable``), but for pinned ones. Only pages in the page tables of the calling process are seen, and without
+MOVE_ALL a page that another mapping holds too is passed over.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def follow_mems(system: HostState, task: Thread, before: int, after: int) -> Non
     for source, target in migration_pairs(before, after):
         on_source = system.zone_node == system.index_of_node[source]
         for inode in system.inodes():
-            if inode.kind == "guest_memfd":
+            if not inode.movable:
                 continue
             for mapping in inode.mappings:
                 pages = pages_on(inode, mapping.mapped(), on_source)
@@ -92,8 +93,12 @@ def pages_on(inode: Inode, parts: Int64s, zones: np.ndarray) -> Int64s:
 
 
 def _relocate(system: HostState, task: Thread, inode: Inode, pages: Int64s, policy: mp.Mempolicy | None) -> None:
+    if inode.tracked is not None:  # folio_expected_ref_count: pinned pages stay
+        pages = np.setdiff1d(pages, inode.tracked.pinned())
     if not len(pages):
         return
+    if inode.users is not None:
+        inode.users.moved(int(pages[0]), int(pages[-1]) + 1)
     edges = np.flatnonzero(np.diff(pages) != 1) + 1
     first = np.concatenate(([0], edges))
     last = np.concatenate((edges, [len(pages)])) - 1

@@ -16,6 +16,7 @@ from workbench.engine.attributes import Attributes
 from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
 from workbench.engine.pfns import FilePfns
+from workbench.engine.users import Users
 from workbench.intervals import Int64s, no_intervals
 from workbench.tracking.tracked_file import TrackedFile
 
@@ -64,8 +65,9 @@ class Inode:
     pinned, by page. ``evicted``: the file is gone, its pinned pages are not.
     ``attributes``: which pages of its VM are shared, where conversions are out of place; ``backend``: what backs those.
     ``reserve``: huge pages that the file's subpool keeps for it from its creation to its end; 0: it has none.
-    ``descriptors``: how many refer to the inode.
-    ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending.
+    ``descriptors``: how many refer to the inode. ``migratable``: a guest_memfd whose pages can move (a posted series).
+    ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending. ``users``: KVM and the IOMMU,
+    of a tracked file.
     """
 
     name: str
@@ -87,7 +89,9 @@ class Inode:
     attributes: Attributes | None = None
     backend: Inode | None = None
     reserve: int = 0
+    migratable: bool = False
     device_areas: Int64s = field(default_factory=no_intervals)
+    users: Users | None = None
 
     @property
     def extent(self) -> int:
@@ -115,6 +119,11 @@ class Inode:
         if self.small is None:
             return counts
         return counts + self.small.counts(zones, first << self.order, last << self.order) / (1 << self.order)
+
+    @property
+    def movable(self) -> bool:
+        """Its pages may lie in ZONE_MOVABLE and CMA and can be migrated, as those of tmpfs."""
+        return self.kind == "memfd" or self.migratable
 
     @property
     def private(self) -> bool:

@@ -172,25 +172,29 @@ def whole(dataset: xr.Dataset) -> Figure:
 
 
 def stalls(dataset: xr.Dataset) -> Figure:
-    """How long a conversion holds its file: share of conversions that take no longer, and all of a boot; bands are draws."""
-    made = figure(9, 3.8)
+    """How long a conversion holds its file, all of a boot, and what vCPUs lose by it that fault meanwhile; bands are draws."""
+    made = figure(11, 3.8)
     with style():
-        ax, boot = made.add_subplot(1, 2, 1), made.add_subplot(1, 2, 2)
+        ax, boot, wait = (made.add_subplot(1, 3, place) for place in (1, 2, 3))
         share = (np.arange(dataset.sizes["conversion"]) + 1) / dataset.sizes["conversion"]
         for row, design in enumerate(dataset["design"].values):
             colour, one = COLOURS.get(str(design), INK), dataset.sel(design=design)
             times = np.sort(one["stall"].values, axis=1) / 1e3
             ax.fill_betweenx(share, times.min(axis=0), times.max(axis=0), color=colour, alpha=0.07, lw=0)
             ax.plot(times[0], share, color=colour, lw=1.7, ls=DESIGNS[str(design)].line, label=str(design))
-            total = one["boot_stall"].values / 1e6
-            boot.plot([total.min(), total.max()], [row, row], color=colour, lw=5, alpha=0.3, solid_capstyle="butt")
-            boot.plot(total[0], row, MARKERS.get(str(design), "o"), color=colour, ms=7)
+            for panel, name in ((boot, "boot_stall"), (wait, "boot_wait")):
+                total = one[name].values / 1e6
+                panel.plot([total.min(), total.max()], [row, row], color=colour, lw=5, alpha=0.3, solid_capstyle="butt")
+                panel.plot(total[0], row, MARKERS.get(str(design), "o"), color=colour, ms=7)
         ax.set_xlabel("one conversion, µs (log scale). Modelled.")
         ax.set_ylabel("share of conversions")
         boot.set_xlabel("all conversions of the boot, ms (log scale). Modelled.")
-        boot.set_yticks(range(dataset.sizes["design"]), [str(design) for design in dataset["design"].values])
-        boot.invert_yaxis()
-        for each in (ax, boot):
+        wait.set_xlabel(f"{dataset.attrs['vcpus']} vCPUs wait, ms together (log scale). Modelled.")
+        for panel in (boot, wait):
+            named = [str(design) if panel is boot else "" for design in dataset["design"].values]
+            panel.set_yticks(range(dataset.sizes["design"]), named)
+            panel.invert_yaxis()
+        for each in (ax, boot, wait):
             each.set_xscale("log")
             each.spines[["top", "right"]].set_visible(False)
         made.suptitle(
@@ -376,5 +380,104 @@ def churn(dataset: xr.Dataset) -> Figure:
             f"{dataset.attrs['nodes']} nodes and leave: how each way of handing out memory fares",
             fontsize=9.5, x=0.01, ha="left", color=MUTED,
         )  # fmt: skip
+        _legend(made, ax, 3)
+    return made
+
+
+def snp_regions(dataset: xr.Dataset) -> Figure:
+    """Regions free of SNP memory on hosts that mix SNP and other machines: over days, and node by node late in the run."""
+    made = figure(9.5, 6.4)
+    total = dataset.attrs["host_bytes"] >> 30
+    late = dataset.isel(sample=slice(dataset.sizes["sample"] // 2, None)).mean("sample")
+    with style():
+        for column, way in enumerate(dataset["way"].values):
+            over, nodes = made.add_subplot(2, 2, column + 1), made.add_subplot(2, 2, column + 3)
+            for k, allocator in enumerate(dataset["allocator"].values):
+                one = dataset.sel(allocator=allocator, way=way)
+                colour = _ALLOCATOR_COLOURS.get(str(allocator), INK)
+                line = _ALLOCATOR_LINES.get(str(allocator), "-")
+                over.plot(
+                    dataset["day"].values, 100 / total * one["regions_without_snp"].sum("node").values, lw=1.6, color=colour,
+                    ls=line, label=str(allocator), zorder=3 + k,
+                )  # fmt: skip
+                nodes.plot(
+                    dataset["node"].values, late["regions_without_snp"].sel(allocator=allocator, way=way).values,
+                    marker="o", ms=4, lw=1, color=colour, ls=line, zorder=3 + k,
+                )  # fmt: skip
+            packed = total - dataset["regions_needed"].sel(way=way).isel(allocator=0).sum("node").values
+            over.plot(dataset["day"].values, 100 / total * packed, lw=1, color=MUTED, ls=":", label="if packed")
+            over.set_title(f"SNP machines start: {way}", loc="left")
+            over.set_ylabel("regions without SNP memory (%)" if column == 0 else "")
+            over.set_ylim(0, 104)
+            over.set_xlabel("days")
+            nodes.set_xlabel("NUMA node")
+            nodes.set_ylabel("of them on the node (GiB), second half" if column == 0 else "")
+            nodes.set_xticks(dataset["node"].values)
+            nodes.set_ylim(0, 1.04 * total / dataset.sizes["node"])
+            for ax in (over, nodes):
+                ax.grid(axis="y", color="#eeeeee")
+                ax.spines[["top", "right"]].set_visible(False)
+        made.suptitle(
+            f"{format_bytes(dataset.attrs['host_bytes'])} on {dataset.attrs['nodes']} nodes, "
+            f"{dataset.attrs['snp_share']:.0%} of the machines are SNP guests: 1 GiB regions whose RMP checks can be skipped. "
+            "Counted.",
+            fontsize=9.5, x=0.01, ha="left", color=MUTED,
+        )  # fmt: skip
+        _legend(made, over, 4)
+    return made
+
+
+def device_users(dataset: xr.Dataset) -> Figure:
+    """What a device that maps guest memory costs: conversions refused, and notices to KVM and the IOMMU, by design."""
+    made = figure(9.5, 3.6)
+    rows = np.arange(dataset.sizes["design"])
+    designs = [str(name) for name in dataset["design"].values]
+    with style():
+        for place, way in enumerate(dataset["way"].values):
+            ax, one = made.add_subplot(1, dataset.sizes["way"], place + 1), dataset.sel(way=way)
+            bars = (
+                ("conversions refused", one["refused"].values, "#d55e00"),
+                ("KVM told", one["told"].sel(user="kvm").values, MUTED),
+                ("IOMMU told", one["told"].sel(user="iommu").values, "#0072b2"),
+            )
+            for k, (label, values, colour) in enumerate(bars):
+                ax.barh(rows + 0.27 * (k - 1), values, 0.25, color=colour, label=label)
+            ax.set_yticks(rows, designs if place == 0 else [""] * len(designs))
+            for row, pages in enumerate(one["device_mapped_pages"].values.tolist()):
+                if not pages:
+                    ax.annotate("device: EFAULT", (0, row - 0.42), xytext=(3, 0), textcoords="offset points", fontsize=7,
+                                color=MUTED, va="center")  # fmt: skip
+            ax.invert_yaxis()
+            ax.set_title(str(way), loc="left", fontsize=9)
+            ax.set_xlabel("calls. Counted.")
+            ax.spines[["top", "right"]].set_visible(False)
+        made.suptitle(
+            f"What the device maps of {format_bytes(dataset.attrs['guest_bytes'])}, and what that does to conversions of 64 KiB",
+            fontsize=9.5, x=0.01, ha="left", color=MUTED,
+        )  # fmt: skip
+        _legend(made, ax, 3)
+    return made
+
+
+def migration(dataset: xr.Dataset) -> Figure:
+    """Where a guest's memory lies after it was asked to come to the guest's node: guest_memfd of two kernels beside tmpfs."""
+    made = figure(9, 2.9)
+    rows = np.arange(dataset.sizes["call"])
+    colours = dict(zip(dataset["backing"].values, ("#6e6e6e", "#0072b2", "#e69f00"), strict=True))
+    with style():
+        for place, touched in enumerate(dataset["touched"].values):
+            ax, one = made.add_subplot(1, 2, place + 1), dataset.sel(touched=touched)
+            for k, (backing, colour) in enumerate(colours.items()):
+                values = 100 * one["local_share"].sel(backing=backing).values
+                ax.barh(rows + 0.27 * (k - 1), values, 0.25, color=colour, label=str(backing))
+                for row, value in zip(rows, values, strict=True):
+                    ax.annotate(f"{value:.0f}", (value, row + 0.27 * (k - 1)), xytext=(3, 0), textcoords="offset points",
+                                fontsize=7, va="center")  # fmt: skip
+            ax.set_yticks(rows, [str(call) for call in dataset["call"].values] if place == 0 else [""] * len(rows))
+            ax.invert_yaxis()
+            ax.set_xlim(0, 110)
+            ax.set_title(f"first touched by the {touched}", loc="left")
+            ax.set_xlabel("memory on the guest's own node afterwards (%). Exact.")
+            ax.spines[["top", "right"]].set_visible(False)
         _legend(made, ax, 3)
     return made

@@ -155,13 +155,9 @@ def serve(
     Left out everywhere: watermarks, per-CPU lists, other users of the host's memory.
     """
     pages = _host_pages(memory, nodes)
-    for name in allocators:
-        if name not in ALLOCATORS:
-            raise WorkbenchError(f"allocators: {name!r} is not one of {', '.join(ALLOCATORS)}")
-    if samples <= 0 or largest_unit not in ("1 GiB", "2 MiB"):
-        raise WorkbenchError(f"samples: {samples}, largest_unit: {largest_unit!r}; at least 1, and 1 GiB or 2 MiB")
-    moments = np.linspace(0, churn.hours[-1] if days is None else days * 24, samples + 1)[1:]
-    sample_at = np.unique((np.searchsorted(churn.hours, moments, side="right") - 1).clip(min=0))
+    if largest_unit not in ("1 GiB", "2 MiB"):
+        raise WorkbenchError(f"largest_unit: {largest_unit!r} is not 1 GiB or 2 MiB")
+    sample_at = moments(churn, samples, days)
     first_unit = GIB_PAGES if largest_unit == "1 GiB" else 512
     outcomes = [_carry_out(churn, pages, nodes, name, sample_at, first_unit) for name in allocators]
     table = np.stack([outcome.samples for outcome in outcomes])  # (allocator, sample, field)
@@ -202,6 +198,14 @@ def serve(
         ),
         attributes={"host_bytes": pages * PAGE_SIZE, "nodes": nodes, "events": len(churn.events)},
     )  # fmt: skip
+
+
+def moments(churn: Churn, samples: int, days: float | None) -> np.ndarray:
+    """Numbers of the events after which samples are taken, evenly spread over ``days`` (None: over the whole stream)."""
+    if samples <= 0:
+        raise WorkbenchError(f"samples: {samples}; at least 1")
+    hours = np.linspace(0, churn.hours[-1] if days is None else days * 24, samples + 1)[1:]
+    return np.unique((np.searchsorted(churn.hours, hours, side="right") - 1).clip(min=0))
 
 
 def _host_pages(memory: int | str, nodes: int) -> int:
@@ -255,6 +259,76 @@ def _refused_1gib(churn: Churn, pages: int, nodes: int, allocator: str, usual: _
     return int((churn.events[:, 1] >= GIB_PAGES).sum())
 
 
+class Allocating:
+    """A host that one allocator serves: what is free, what each machine holds, and the running counts.
+
+    Parameters
+    ----------
+    machines : how many a stream names
+    memory, nodes, allocator : as for :func:`serve`
+    first_unit : pages of the largest block that the range allocators are asked for
+    strict : turn machines away rather than take smaller blocks (:func:`workbench.kernels.vm_churn.churn_ranges`)
+    """
+
+    def __init__(
+        self,
+        machines: int,
+        memory: int | str,
+        nodes: int,
+        allocator: str,
+        first_unit: int = GIB_PAGES,
+        strict: bool = False,
+    ) -> None:
+        if allocator not in ALLOCATORS:
+            raise WorkbenchError(f"allocators: {allocator!r} is not one of {', '.join(ALLOCATORS)}")
+        self.allocator, self.nodes, self.pages = allocator, nodes, _host_pages(memory, nodes)
+        self.page_pages = _HUGE_PAGES.get(allocator, 0)
+        """Pages of each huge page of a pool, 0 where there is none; they are on lists (``following``)."""
+        self.counted_by_node = allocator == "kernel buddy"
+        """Pfns count from the start of their node."""
+        self.vms = np.zeros((machines, kernel.VM_FIELDS), np.int64)
+        self.vms[:, kernel.VM_FIRST] = -1
+        self.counts = np.zeros(kernel.COUNTS, np.int64)
+        self.order_counts = np.zeros((2, len(_BLOCKS)), np.int64)
+        # Rows for extents that are never used are never touched, so there may be many.
+        rows = 0 if self.page_pages else 1 << 24
+        self.held = kernel.Held(
+            np.zeros((rows, kernel.ROW_FIELDS), np.int64),
+            np.array([0, -1]),
+            self.vms,
+            np.zeros((1 << 16, 2), np.int64),
+        )
+        self._order_of_nodes = fallback(nodes)
+        self._kernel: Callable[..., Any]
+        self._before: tuple[Any, ...]
+        self._after: tuple[Any, ...] = ()
+        if self.page_pages:
+            self._kernel = kernel.churn_hugetlb
+            pools = _huge_page_pools(self.pages, nodes, self.page_pages)
+            self.following = pools[1]
+            self._before = (*pools, self.vms)
+        elif allocator in RANGE_FITS:
+            self._kernel = kernel.churn_ranges
+            units = np.array([unit for unit in (GIB_PAGES, 512, 1) if unit <= first_unit], np.int64)
+            fit = RANGE_FITS[allocator]
+            free = kernel.FreeRanges(*free_ranges(self.pages, nodes, fit))
+            self._before = (fit, units, strict, free, self.held)
+        else:
+            self._kernel = kernel.churn_buddy
+            self._before, self._after = (_buddies(self.pages, nodes), self.held), (self.order_counts,)
+
+    def run(self, events: np.ndarray, sample_at: np.ndarray | None = None, samples: np.ndarray | None = None) -> None:
+        """Carry out events that follow those before; ``samples`` (s, fields) receives the state after ``sample_at`` (s,)."""
+        if sample_at is None or samples is None:
+            sample_at, samples = np.zeros(0, np.int64), np.zeros((0, kernel.FIELDS), np.int64)
+        sampling = kernel.Sampling(sample_at, samples, self.counts)
+        code = self._kernel(events, self._order_of_nodes, *self._before, sampling, *self._after)
+        if code != pfn_range.OK:
+            raise WorkbenchError(
+                f"churn: {self.allocator} ended with code {code}: it needs more free ranges or extents than fit"
+            )
+
+
 def _carry_out(
     churn: Churn,
     pages: int,
@@ -264,41 +338,12 @@ def _carry_out(
     first_unit: int,
     strict: bool = False,
 ) -> _Result:
-    vms = np.zeros((churn.machines, kernel.VM_FIELDS), np.int64)
-    vms[:, kernel.VM_FIRST] = -1
-    counts, order_counts = np.zeros(kernel.COUNTS, np.int64), np.zeros((2, len(_BLOCKS)), np.int64)
+    host = Allocating(churn.machines, pages * PAGE_SIZE, nodes, allocator, first_unit, strict)
     samples = np.zeros((len(sample_at), kernel.FIELDS), np.int64)
-    sampling = kernel.Sampling(sample_at, samples, counts)
-    # Rows for extents that are never used are never touched, so there may be many.
-    held = kernel.Held(
-        np.zeros((1 << 24, kernel.ROW_FIELDS), np.int64),
-        np.array([0, -1]),
-        vms,
-        np.zeros((1 << 16, 2), np.int64),
-    )
-    run: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    if allocator in _HUGE_PAGES:
-        run = kernel.churn_hugetlb
-        arguments = (*_huge_page_pools(pages, nodes, _HUGE_PAGES[allocator]), vms, sampling)
-    elif allocator in RANGE_FITS:
-        run = kernel.churn_ranges
-        units = np.array([unit for unit in (GIB_PAGES, 512, 1) if unit <= first_unit], np.int64)
-        fit = RANGE_FITS[allocator]
-        arguments = (fit, units, strict, kernel.FreeRanges(*free_ranges(pages, nodes, fit)), held, sampling)
-    else:
-        run = kernel.churn_buddy
-        arguments = (_buddies(pages, nodes), held, sampling, order_counts)
-    order_of_nodes = fallback(nodes)
-    run(churn.events[:0], order_of_nodes, *arguments)  # compiles
+    host.run(churn.events[:0], sample_at, samples)  # compiles
     begin = time.process_time()
-    code = run(churn.events, order_of_nodes, *arguments)
-    seconds = time.process_time() - begin
-    if code != pfn_range.OK:
-        raise WorkbenchError(
-            f"churn: {allocator} ended with code {code}: it needs more free ranges or extents than fit"
-        )
-    return _Result(samples, counts, order_counts, seconds)
+    host.run(churn.events, sample_at, samples)
+    return _Result(samples, host.counts, host.order_counts, time.process_time() - begin)
 
 
 def _huge_page_pools(pages: int, nodes: int, page_pages: int) -> tuple[Any, ...]:

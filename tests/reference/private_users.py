@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reference import stage2
 from workbench.errors import WorkbenchError
-from workbench.kernels import stage2
 from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.tracking.offset_maps import OffsetMap, offset_map
 from workbench.units import PAGE_ORDERS

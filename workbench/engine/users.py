@@ -1,0 +1,238 @@
+"""Who uses a guest_memfd's pages besides the host: KVM's second stage and the IOMMU, what each maps and what each is told.
+
+KVM is told of every invalidation, whatever the design (``virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin``).
+Where folios are in the page cache, the tracked file has the leaves of the second stage itself
+(:mod:`workbench.kernels.folios.second_stage`); of a light map they are kept here. The IOMMU pins what it maps and is told of
+nothing (``drivers/iommu/iommufd/pages.c``), or, as the seed mail proposes, takes no reference and is told too: what went away
+is not mapped any more, and its area stays until somebody unmaps it.
+
+A frame is known by the allocation that made it, not by its number: a page that is freed and faulted again has another.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.engine.runs import Runs
+from workbench.intervals import Int64s, equal_intervals
+from workbench.kernels import light_map
+from workbench.kernels.folios import run as folio
+from workbench.tracking.folio_file import ConversionFile
+from workbench.tracking.light_file import LightFile
+from workbench.tracking.tracked_file import Outcome, TrackedFile
+from workbench.units import PAGE_ORDERS
+
+if TYPE_CHECKING:
+    from workbench.engine.objects import Inode
+
+KVM, IOMMU = 0, 1
+NAMES = ("kvm", "iommu")
+_ORDERS = (0, folio.ORDER_2M, folio.ORDER_1G)
+_FRAME, _LEVEL = 3, 4
+_LEAST_ROWS = 64
+
+
+class Mapped:
+    """Pages that one user has in its page tables, by runs, with the frame and the size of the leaf behind each."""
+
+    def __init__(self) -> None:
+        self.pages = 0
+        self._runs = Runs()
+        self._rows = np.zeros((_LEAST_ROWS, 5), np.int64)
+        self._used = 0
+
+    def add(self, frames: Int64s, level: int = 0) -> None:
+        """Map frames int64 (n, 3) (first page, pages, frame), in place of what was there; ``level``: 4 KiB, 2 MiB, 1 GiB."""
+        if not len(frames):
+            return
+        for first, pages, _ in frames.tolist():
+            self._erase(first, first + pages)
+        self._make_room(len(frames))
+        begin, end = self._used, self._used + len(frames)
+        self._rows[begin:end] = np.column_stack(
+            (frames[:, :2], np.ones(len(frames), np.int64), frames[:, 2], np.full(len(frames), level))
+        )
+        self._used = end
+        self._runs.enter(self._rows, begin, end)
+        self.pages += int(frames[:, 1].sum())
+
+    def zap(self, start: int, end: int) -> int:
+        """Take away the leaves that pages [start, end) touch, huge ones whole. Returns how many pages went."""
+        if end <= start or not self.pages:
+            return 0
+        for border in (start, end - 1):
+            for _, _, row in self._runs.cut(border, border + 1).tolist():
+                order = _ORDERS[int(self._rows[row, _LEVEL])]
+                start, end = min(start, border >> order << order), max(end, ((border >> order) + 1) << order)
+        return self._erase(start, end)
+
+    def gaps(self, start: int, end: int) -> Int64s:
+        """What of pages [start, end) is not mapped, int64 (n, 2)."""
+        return self._runs.gaps(start, end)
+
+    def runs(self) -> Int64s:
+        """All of it, int64 (n, 4): first page, pages, frame, level of the leaves."""
+        runs = self._runs.all()
+        rows = self._rows[runs[:, 2]]
+        return np.column_stack((runs[:, :2], rows[:, _FRAME], rows[:, _LEVEL]))
+
+    def intervals(self) -> Int64s:
+        """What is mapped, as intervals int64 (n, 2), neighbours joined."""
+        runs = self._runs.all()
+        ends = runs[:, 0] + runs[:, 1]
+        first = np.append(True, runs[1:, 0] != ends[:-1])[: len(runs)]
+        return np.column_stack((runs[first, 0], ends[np.append(first[1:], True)[: len(runs)]]))
+
+    def _erase(self, start: int, end: int) -> int:
+        gone = int(self._runs.cut(start, end)[:, 1].sum())
+        if gone:
+            self._runs.erase(start, end)
+            self.pages -= gone
+        return gone
+
+    def _make_room(self, rows: int) -> None:
+        """Rows that no run names any more go first."""
+        if self._used + rows <= len(self._rows):
+            return
+        runs = self._runs.all().copy()
+        kept, runs[:, 2] = np.unique(runs[:, 2], return_inverse=True)
+        longer = np.zeros((max(_LEAST_ROWS, 2 * (len(kept) + rows)), 5), np.int64)
+        longer[: len(kept)] = self._rows[kept]
+        self._rows, self._used = longer, len(kept)
+        self._runs.replace(runs)
+
+
+class Users:
+    """The users of one file. ``told`` says whether its IOMMU is told of invalidations, or pins."""
+
+    def __init__(self, inode: Inode, file: TrackedFile, told: bool) -> None:
+        self.inode, self.file, self.told = inode, file, told
+        self.light = file if isinstance(file, LightFile) else None
+        self.iommu = Mapped()
+        self.kvm = Mapped()
+        """Empty where the tracked file has the leaves itself."""
+        self.calls = self.lost = 0
+        """Invalidations that the IOMMU was told of, and pages that it lost by them."""
+
+    # -------------------------------------------------------------------------------------------------- mapping
+
+    def guest_fault(self, start: int, end: int, private: bool) -> None:
+        """The guest has faulted on pages that are there and in one state: what it had not mapped gets leaves.
+
+        ``arch/x86/kvm/mmu/mmu.c: kvm_mmu_max_mapping_level``: as large as the unit, its state and the kind of guest allow.
+        """
+        if self.light is None:
+            return
+        for low, high in self.kvm.gaps(start, end).tolist():
+            levels = self._levels(low, high) if private else np.zeros(((high - 1) >> 9) + 1 - (low >> 9), np.int64)
+            for first, last in equal_intervals(levels, low >> folio.ORDER_2M).tolist():
+                level = int(levels[first - (low >> folio.ORDER_2M)])
+                order = _ORDERS[level]
+                page, stop = max(low, first << folio.ORDER_2M), min(high, last << folio.ORDER_2M)
+                self.kvm.add(self.frames(page >> order << order, -(-stop >> order) << order), level)
+
+    def iommu_map(self, start: int, end: int) -> None:
+        """A device maps pages that are all there."""
+        self.iommu.add(self.frames(start, end))
+
+    def iommu_unmap(self, start: int, end: int) -> None:
+        """An area is unmapped."""
+        self.iommu.zap(start, end)
+
+    def frames(self, start: int, end: int) -> Int64s:
+        """What backs pages [start, end) now, int64 (n, 3): first page, pages, frame."""
+        inode, order = self.inode, self.inode.order
+        runs = inode.map.cut(start >> order, -(-end >> order))
+        out = np.column_stack((runs[:, :2] << order, 2 * runs[:, 2]))
+        low, high = np.maximum(out[:, 0], start), np.minimum(out[:, 0] + out[:, 1], end)
+        out[:, 0], out[:, 1] = low, high - low
+        if inode.small is not None:
+            small = inode.small.cut(start, end)
+            small[:, 2] = 2 * small[:, 2] + 1
+            out = np.concatenate((out, small))
+            out = out[np.argsort(out[:, 0])]
+        return out
+
+    def _levels(self, low: int, high: int) -> Int64s:
+        """Level of the leaf that a fault on private pages installs in each 2 MiB of [low, high)."""
+        file = self.light
+        assert file is not None
+        blocks = np.arange(low >> folio.ORDER_2M, ((high - 1) >> folio.ORDER_2M) + 1)
+        largest = PAGE_ORDERS[file.largest_leaf]
+        if file.order == 0 or largest == 0:
+            return np.zeros(len(blocks), np.int64)
+        bad = np.unique(file.poisoned() >> folio.ORDER_2M)
+        levels = ((file.state.shared_2m[blocks] == 0) & ~np.isin(blocks, bad)).astype(np.int64)
+        if file.order == folio.ORDER_1G == largest:
+            giga = blocks >> (folio.ORDER_1G - folio.ORDER_2M)
+            bad = np.unique(file.poisoned() >> folio.ORDER_1G)
+            levels[(file.state.shared_1g[giga] == 0) & ~np.isin(giga, bad)] = 2
+        return levels
+
+    # ---------------------------------------------------------------------------------------------- invalidations
+
+    def differing(self, start: int, end: int, to_shared: bool) -> Int64s:
+        """Pages of [start, end) that a conversion would change, as intervals, as far as anybody here could lose them."""
+        if self.light is None or not (self.kvm.pages or self.iommu.pages) or end <= start:
+            return np.empty((0, 2), np.int64)
+        flags = self.file.is_shared(start, end) != to_shared
+        parts = equal_intervals(flags, start)
+        return parts[flags[parts[:, 0] - start]]
+
+    def converted(self, parts: Int64s, outcome: Outcome) -> None:
+        """A conversion that was to change these pages is over: what it announced is not mapped any more.
+
+        All of them, also where it failed then, if it is all or nothing (generation B, 4 KiB units); in generation C unit by
+        unit, up to the one that failed.
+        """
+        if not len(parts):
+            return
+        stop = int(parts[-1, 1])
+        if outcome.errno:
+            assert self.light is not None
+            at_once = self.light.state.options[light_map.GENERATION] == folio.GENERATION_B or not self.file.order
+            if at_once:
+                stop = stop if outcome.offset is not None else 0
+            elif outcome.offset is not None:
+                stop = outcome.offset >> 12 >> self.file.order << self.file.order
+        for low, high in parts.tolist():
+            self.invalidate(low, min(high, stop))
+
+    def invalidate(self, start: int, end: int) -> None:
+        """Pages [start, end) go away, or change sides."""
+        if end <= start:
+            return
+        self.kvm.zap(start, end)
+        areas = self.inode.device_areas
+        if self.told and ((areas[:, 0] < end) & (areas[:, 1] > start)).any():
+            self.calls += 1
+            self.lost += self.iommu.zap(start, end)
+
+    def moved(self, start: int, end: int) -> None:
+        """Pages of [start, end) get other frames (``kvm_gmem_migrate_folio``): KVM drops what maps any of them."""
+        self.invalidate(start, end)
+        if isinstance(self.file, ConversionFile):
+            self.file.unmap_guest(start << 12, (end - start) << 12)
+
+    def machine_gone(self) -> None:
+        """The VM is closed: its second stage goes with it, and nobody is told."""
+        self.kvm.zap(0, self.inode.pages)
+        if isinstance(self.file, ConversionFile):
+            self.file.unmap_guest()
+
+    # --------------------------------------------------------------------------------------------------- counting
+
+    @property
+    def kvm_pages(self) -> int:
+        """4 KiB pages under leaves of the second stage."""
+        if self.light is not None:
+            return self.kvm.pages
+        counts = self.file.counts
+        leaves = (folio.N_LEAVES_4K, folio.N_LEAVES_2M, folio.N_LEAVES_1G)
+        return sum(int(counts[leaf]) << order for leaf, order in zip(leaves, _ORDERS, strict=True))
+
+    def iommu_row(self) -> Int64s:
+        """Of the IOMMU, int64 (3,): invalidations it was told of, pages it maps now, pages it lost."""
+        return np.array([self.calls, self.iommu.pages, self.lost], np.int64)
