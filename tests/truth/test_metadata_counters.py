@@ -59,3 +59,52 @@ def test_the_measured_guest_agrees_whole():
 def test_areas_of_a_handover_kernel_are_the_hosts_cma():
     read = recording.read(datasets_path("recordings", "private") / "k2eq-kho-on.json.gz")
     assert [sum(zone.free_cma for zone in node.zones) for node in read.host.nodes] == [10240, 20480]
+
+
+def test_threads_that_run_one_vcpu_share_what_it_keeps_ready():
+    """Linux 7.3.4, two nodes: a thread of node 1 runs the vCPU after one of node 0 had filled its pages for tables."""
+    read, recorded = script("meta2", "meta_local")
+    lines = [
+        ("create g0 16384 MMAP|SHARED", {"ret": 7, "errno": 0, "mmap": 0}),
+        ("t0 setcpu 0", {"ret": 0, "errno": 0}), ("t1 setcpu 1", {"ret": 0, "errno": 0}),
+        ("nodestat", {"counters": {"0": counters(0, 0), "1": counters(0, 0)}}),
+        ("t0 vtouch g0 12288 4096", {"ret": 0, "errno": 0, "done": 4096, "exit": 5}),
+        ("nodestat", {"counters": {"0": counters(1, 11), "1": counters(0, 0)}}),
+        ("t1 vtouch g0 4096 4096", {"ret": 0, "errno": 0, "done": 4096, "exit": 5}),
+        ("nodestat", {"counters": {"0": counters(1, 19), "1": counters(0, 0)}}),
+    ]  # fmt: skip
+    operations = tuple(
+        recording._operation(read.path, "x", n, {"op": op, **seen}) for n, (op, seen) in enumerate(lines)
+    )
+    report = verify_scenario(read, type(recorded)("vtouch", 2, True, operations))
+    assert not report.mismatches and report.judged == len(lines) - 1
+    lines[-1] = ("nodestat", {"counters": {"0": counters(1, 11), "1": counters(0, 8)}})
+    operations = tuple(
+        recording._operation(read.path, "x", n, {"op": op, **seen}) for n, (op, seen) in enumerate(lines)
+    )
+    report = verify_scenario(read, type(recorded)("vtouch", 2, True, operations))
+    assert [miss.what for miss in report.mismatches] == ["SecPageTables of node 0", "SecPageTables of node 1"]
+
+
+def counters(tables, second_stage):
+    """Slabs are not looked at: with SLUB_TINY the counter is 0."""
+    return {"PageTables": tables, "SecPageTables": second_stage, "SReclaimable": 0, "SUnreclaim": 0}
+
+
+def test_tables_of_a_task_that_interleaves_are_judged_by_their_sum_and_within_one_turn():
+    read, recorded = script("meta2", "meta_local")
+
+    def replay(first, second):
+        lines = [
+            ("create g0 8192 MMAP|SHARED", {"ret": 7, "errno": 0, "mmap": 0}),
+            ("t0 setpol INTERLEAVE 0,1", {"ret": 0, "errno": 0}),
+            ("nodestat", {"counters": {"0": counters(0, 0), "1": counters(0, 0)}}),
+            ("t0 prefault g0 0 8192", {"ret": 0, "errno": 0, "left": 0}),
+            ("nodestat", {"counters": {"0": counters(0, first), "1": counters(0, second)}}),
+        ]
+        entries = [recording._operation(read.path, "x", n, {"op": op, **seen}) for n, (op, seen) in enumerate(lines)]
+        return verify_scenario(read, type(recorded)("x", 1, True, tuple(entries)))
+
+    assert not replay(9, 9).mismatches and not replay(10, 8).mismatches
+    assert [miss.what for miss in replay(11, 10).mismatches] == ["SecPageTables of all nodes"]
+    assert replay(15, 3).mismatches and replay(0, 18).mismatches

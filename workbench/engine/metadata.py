@@ -7,8 +7,8 @@ kind                what                                                        
                     touched, and the levels above (``pte_alloc_one``, ``__pmd_alloc``) touches, its rotation included
 ``second_stage``    tables of KVM, one for each 2 MiB that the guest has touched, and  policy and CPU of the vCPU's
                     the levels above (``tdp_mmu_map_handle_target_level``)             thread
-``second_stage_ready`` pages that a vCPU keeps for tables to come, 40 at a time, and   as above
-                    the root (``kvm_mmu_topup_memory_cache``)
+``second_stage_ready`` pages that a vCPU keeps for tables to come, 40 at a time, and   as above, whoever runs
+                    the root (``kvm_mmu_topup_memory_cache``)                          the vCPU then
 ``page_cache``      xarray nodes of the file's pages, one for each 64, in slabs        CPU of the task that allocates
                     (``xas_alloc``, ``mm/slub.c: refill_objects``)
 ``attributes``      xarray nodes of ``kvm->mem_attr_array``, one for each 64 private   CPU of the task that sets them
@@ -109,6 +109,7 @@ class Metadata:
         self.private: dict[Inode, Int64s] = {}
         self.second: list[Tables] = []
         self.ready: dict[str, list[int]] = {}
+        """Zones of the pages that each vCPU keeps for tables to come, the next one last."""
         self.roots: list[int] = []
         self.before: Int64s | None = None
         """Free pages of each zone when the call began that is being counted."""
@@ -135,6 +136,13 @@ class Metadata:
         self.next_base = 0
         self.ready = {}
 
+    def _vcpu(self, task: Thread) -> str:
+        """Whose pages for tables a task takes: a vCPU's own thread that vCPU's, any other (one that runs it in turn) the first's.
+
+        arch/x86/include/asm/kvm_host.h: mmu_shadow_page_cache is part of the vCPU, whichever thread entered it.
+        """
+        return task.name if task.name in self.system.vcpus else self.system.vcpus[0]
+
     def of_host(self, mapping: Mapping | None) -> Walk | None:
         """The walk through a mapping of the host."""
         if mapping is None:
@@ -158,7 +166,7 @@ class Metadata:
         tables = 0
         if walk is not None:
             tables = _length(walk.tables.missing(walk.base + start, walk.base + end))
-            if walk.kind == SECOND_STAGE and tables + CACHE_LEAST > len(self.ready.get(task.name, ())):
+            if walk.kind == SECOND_STAGE and tables + CACHE_LEAST > len(self.ready.get(self._vcpu(task), ())):
                 tables += CACHE_OBJECTS + 1
         objects = _length(self._missing_nodes(inode, start, end))
         return tables, (-(-objects // NODES_IN_SLAB) + 1) * SLAB_PAGES * (objects > 0)
@@ -199,14 +207,14 @@ class Metadata:
         return True
 
     def _enter_second_stage(self, task: Thread, walk: Walk, missing: list[Int64s], step: int) -> bool:
-        if task.name not in self.ready:
+        if self._vcpu(task) not in self.ready:
             first = self._allocate(task, CACHE_OBJECTS)
             if len(first) < CACHE_OBJECTS:
                 return False
-            self.ready[task.name] = first[:-1].tolist()
+            self.ready[self._vcpu(task)] = first[:-1].tolist()
             self.roots.append(int(first[-1]))
             self._hold(READY, first)
-        ready = self.ready[task.name]
+        ready = self.ready[self._vcpu(task)]
         batch = CACHE_OBJECTS - CACHE_LEAST + 1
         whole = (_length(missing) - (len(ready) - CACHE_LEAST + 1)) // batch - 1
         if whole > 0 and not _rotates(task):
@@ -432,9 +440,9 @@ class Metadata:
         positions, counts = np.unique(np.concatenate(where), return_counts=True)
         if walk.kind != SECOND_STAGE:
             return positions.astype(np.int64), counts.astype(np.int64)
-        ready = len(self.ready.get(task.name, ()))
+        ready = len(self.ready.get(self._vcpu(task), ()))
         out: list[tuple[int, int]] = []
-        if task.name not in self.ready and len(pages):
+        if self._vcpu(task) not in self.ready and len(pages):
             out.append((0, CACHE_OBJECTS))
             ready = CACHE_OBJECTS - 1
         for position, count in zip(positions.tolist(), counts.tolist(), strict=True):
@@ -450,11 +458,13 @@ class Metadata:
         at = 0
         if walk.kind == SECOND_STAGE:
             self._hold(READY, zones)
-            self.roots += zones[CACHE_OBJECTS - 1 : CACHE_OBJECTS].tolist() if task.name not in self.ready else []
-            if task.name not in self.ready:
-                self.ready[task.name] = zones[: CACHE_OBJECTS - 1].tolist()
+            self.roots += (
+                zones[CACHE_OBJECTS - 1 : CACHE_OBJECTS].tolist() if self._vcpu(task) not in self.ready else []
+            )
+            if self._vcpu(task) not in self.ready:
+                self.ready[self._vcpu(task)] = zones[: CACHE_OBJECTS - 1].tolist()
                 at = CACHE_OBJECTS
-        ready = self.ready.get(task.name, [])
+        ready = self.ready.get(self._vcpu(task), [])
         order: list[tuple[int, int, int]] = []
         for level, (shift, map_) in enumerate(zip(walk.tables.shifts, walk.tables.maps, strict=True)):
             table, first = np.unique((walk.base + pages) >> shift, return_index=True)

@@ -32,7 +32,7 @@ import xarray as xr
 from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
-from workbench.engine.metadata import SLAB_PAGES
+from workbench.engine.metadata import CACHE_LEAST, CACHE_OBJECTS, SLAB_PAGES
 from workbench.errors import WorkbenchError
 from workbench.kernels import fault_order
 from workbench.limits import OBSERVED_RUNS
@@ -650,11 +650,13 @@ class _Comparison:
 
         Tables are exact but for what the script does not decide: the address of a mapping (one table more or less for each
         file), tables of other processes (one), tables of the second stage for the probe's own code and where a file's
-        place among the guest's addresses meets another table. Slabs: one for each CPU, and the part of the counter that a
-        CPU keeps to itself.
+        place among the guest's addresses meets another table. Where tables follow a rotation that other allocations move on
+        too, their sum over the nodes is judged so, and each node within one turn of the rotation for every batch. Slabs: one
+        for each CPU, and the part of the counter that a CPU keeps to itself.
         """
         found = counters_of(entry)
         compared = False
+        sums: dict[str, list[int]] = {}
         for node, now in found.items():
             before = self.looks.get(node)
             self.looks[node] = (position, now)
@@ -678,6 +680,13 @@ class _Comparison:
                 loose["SecPageTables"] = (len(guest) - 1, len(guest) + any(words[0] == "vtouch" for words in verbs))
             for name, kind in (("PageTables", "page_tables"), ("SecPageTables", "second_stage")):
                 less, more = loose[name]
+                total = sums.setdefault(name, [0, 0, less, more])
+                total[0] += seen[name]
+                total[1] += came[kind]
+                turn = self._turn(node, number)
+                if turn and max(abs(seen[name]), came[kind]):
+                    batches = 1 + max(seen[name], came[kind]) // (CACHE_OBJECTS - CACHE_LEAST)
+                    less, more = less + turn * batches, more + turn * batches
                 if not came[kind] - less <= seen[name] <= came[kind] + more:
                     self._miss(position, f"{name} of node {node}", seen[name], came[kind])
             if now["SReclaimable"]:  # with SLUB_TINY the slabs of all caches are counted together
@@ -685,9 +694,23 @@ class _Comparison:
                 if abs(seen["SReclaimable"] - slabs) > slack:
                     what = f"SReclaimable of node {node}, within {slack}"
                     self._miss(position, what, seen["SReclaimable"], slabs)
+        for name, (were, should, less, more) in sums.items():
+            told = any(one.operation == position and one.what.startswith(name) for one in self.report.mismatches)
+            if len(found) > 1 and not told and not should - less <= were <= should + more:
+                self._miss(position, f"{name} of all nodes", were, should)
         if not compared:
             self.report.judged -= 1
             self._pass_over("the first look at a node's counters, or one after something that is not simulated")
+
+    def _turn(self, node: int, number: int) -> int:
+        """Pages that one turn of a task's own interleave policy gives to a node; 0 if no task has had one up to an event."""
+        turn, weight = 0, (self.scenario.boot.weights or {}).get(node, 1)
+        for operation, error in zip(self.scenario.operations[:number], self.errnos[:number], strict=False):
+            if isinstance(operation, sc.SetWeights) and operation.weights and not error:
+                weight = max(weight, operation.weights.get(node, 1))
+            elif isinstance(operation, sc.SetMempolicy) and not error and "interleave" in str(operation.mode):
+                turn = max(turn, weight if operation.mode == "weighted_interleave" else 1)
+        return turn
 
     def _only_looks(self, position: int) -> bool:
         return self.recorded.operations[position].words[0] in (
