@@ -124,7 +124,7 @@ class Create(Operation, _WithPolicy):
 
 
 class Memfd(Operation):
-    """memfd_create, ftruncate and mmap: tmpfs, for comparison."""
+    """memfd_create, ftruncate and mmap: tmpfs, or with ``hugetlb`` a file of the pools of ``guest.page_size``."""
 
     op: Literal["memfd"] = "memfd"
     file: Name
@@ -132,6 +132,7 @@ class Memfd(Operation):
     inode: int | None = Field(
         None, ge=0, lt=FILE_NUMBER, description="inode number, which shifts its interleave; counted if left out"
     )
+    hugetlb: bool = Field(False, description="MFD_HUGETLB: pages of guest.page_size out of the pools of hugetlb")
 
 
 class Alias(Operation):
@@ -704,6 +705,10 @@ class Scenario(_Model):
 
     def _needed_kernel(self) -> str:
         guest = self.guest
+        if any(isinstance(operation, Memfd) and operation.hugetlb for operation in self.operations) and not any(
+            isinstance(operation, Create) for operation in self.operations
+        ):
+            return "7.3"  # huge pages of ordinary files need no proposal
         if DESIGNS[guest.design].kernel and (guest.page_size != "4 KiB" or DESIGNS[guest.design].store == "pfn map"):
             return DESIGNS[guest.design].kernel
         stated = guest.conversion.generation

@@ -284,6 +284,29 @@ def test_more_of_a_domain() -> None:
     assert amounts == {"pc.ram": [0, 4 * GIB]}
 
 
+def test_huge_pages_of_ordinary_backends_come_from_the_hosts_pools() -> None:
+    vm = machine(
+        "qemu-system-x86_64 -m 4G -smp 2 -object memory-backend-memfd,id=ram,size=4G,hugetlb=on,hugetlbsize=2M,"
+        "host-nodes=0-1,policy=interleave -machine memory-backend=ram"
+    )
+    scenario = scenario_of(vm, TWO)
+    assert (scenario.guest.page_size, scenario.kernel.name) == ("2 MiB", "7.3")
+    assert not any("placed as pages of 4 KiB" in note for note in vm.notes)
+    result = wb.simulate(scenario)
+    assert int(result["page_size"]) == 2 << 20 and result["pages_per_node"].values.tolist() == [[1024, 1024]]
+    dry = wb.simulate(scenario.replace(**{"boot.hugetlb_pages": {0: 2000, 1: 4}}))
+    assert int(dry["event_errno"].values[0]) == 12, "the pools cannot promise so many"
+
+
+def test_huge_pages_beside_others_are_placed_as_small_ones_and_said_to_be() -> None:
+    vm = machine(
+        "qemu-system-x86_64 -m 4G -smp 2 -object memory-backend-memfd,id=a,size=2G,hugetlb=on "
+        "-object memory-backend-memfd,id=b,size=2G -numa node,memdev=a -numa node,memdev=b"
+    )
+    assert scenario_of(vm, TWO).guest.page_size == "4 KiB"
+    assert any("a: pages of 2 MiB are placed as pages of 4 KiB" in note for note in vm.notes)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

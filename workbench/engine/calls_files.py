@@ -24,6 +24,7 @@ from workbench.engine.objects import (
     failed,
 )
 from workbench.engine.system import System
+from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SIZE
 
 FALLOC_FL_KEEP_SIZE = 1
@@ -104,17 +105,33 @@ def _huge_pages_start_shared(system: System) -> bool:
 
 
 def memfd(system: System, operation: sc.Memfd) -> Result:
-    """memfd_create: a tmpfs inode, whose interleave index is shifted by its inode number."""
+    """memfd_create: a tmpfs inode, whose interleave index is shifted by its inode number.
+
+    With MFD_HUGETLB (fs/hugetlbfs/inode.c) a file of the pools: whole huge pages, all promised when it is mapped, and an
+    interleave index that counts huge pages from the start of its mapping (mm/hugetlb.c: dequeue_hugetlb_folio_vma).
+    """
     system.memfds += 1
     number = system.memfds if operation.inode is None else operation.inode
     inode = Inode(operation.file, -(-operation.size // PAGE_SIZE), "memfd", ilx_base=number)
+    if operation.hugetlb:
+        if not system.hugetlb:
+            raise WorkbenchError(
+                f"operations.memfd.hugetlb: {operation.file!r} has pages of guest.page_size out of a pool; "
+                f"guest.page_size is {system.scenario.guest.page_size}, guest.design {system.scenario.guest.design!r}"
+            )
+        if inode.pages % (1 << system.order):
+            return failed(errno.EINVAL)
+        inode = Inode(operation.file, inode.pages, "memfd", order=system.order)
+        if not system.reserve_pool(inode):
+            return failed(errno.ENOMEM)
     return _open(system, operation.file, inode, mapped=True)
 
 
 def _open(system: System, name: str, inode: Inode, mapped: bool, **detail: Any) -> Result:
     if system.free_pfns is not None:
         inode.pfns = system.free_pfns.new_file()
-    mapping = Mapping(inode.pages) if mapped and inode.pages else None
+    leaf = inode.order if inode.kind == "memfd" else 0
+    mapping = Mapping(inode.pages, leaf=leaf) if mapped and inode.pages else None
     if mapping is not None:
         inode.mappings.append(mapping)
     descriptor = system.new_descriptor()
@@ -128,7 +145,7 @@ def alias(system: System, operation: sc.Alias) -> Result:
         return failed(errno.EBADF)
     if source.inode.kind == "guest_memfd" and not source.inode.flags & GUEST_MEMFD_FLAG_MMAP:
         return failed(errno.ENODEV)
-    mapping = Mapping(source.inode.pages)
+    mapping = Mapping(source.inode.pages, leaf=source.inode.order if source.inode.kind == "memfd" else 0)
     source.inode.mappings.append(mapping)
     system.open_as(operation.file, OpenFile(source.inode, system.new_descriptor(), mapping))
     return Result()

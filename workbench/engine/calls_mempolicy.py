@@ -90,6 +90,7 @@ def _mbind(system: System, operation: sc.Mbind | sc.SetPolicy, flags: int) -> Re
         return failed(errno.EIO)
     mapping.set_policy(start, end, policy, file.inode.shared_policy.set if _on_file(system, file) else _nowhere)
     if moving and file.inode.movable:
+        migration.refuse_huge(file.inode, parts)
         migration.move_to_policy(system, system.task(operation), file.inode, parts, wrong)
         misplaced = 0
     return failed(errno.EIO) if misplaced and flags & mp.MF_STRICT else Result()

@@ -41,6 +41,7 @@ def move_pages(system: System, operation: sc.MovePages) -> Result:
     queued, settled = np.flatnonzero(kind == 1), np.flatnonzero(kind != 1)
     ret = 0
     if len(queued) and file is not None and file.inode.movable:
+        migration.refuse_huge(file.inode, queued)
         migration.move_to_node(system, system.task(operation), file.inode, start + queued, target)
         status[queued] = operation.node
     elif len(queued):

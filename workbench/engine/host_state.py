@@ -297,7 +297,7 @@ class HostState:
     def _needs_zones(self) -> bool:
         """Whether 4 KiB pages are wanted beside the pools: as a fallback, or for tmpfs files."""
         return self.scenario.guest.small_pages or any(
-            isinstance(operation, sc.Memfd) for operation in self.scenario.operations
+            isinstance(operation, sc.Memfd) and not operation.hugetlb for operation in self.scenario.operations
         )
 
     def _init_weights(self) -> None:
@@ -895,7 +895,7 @@ class HostState:
         A huge folio gets the policy of the 4 KiB page of it that is touched first: its first one, or upwards the first of
         ``span``, downwards (``step`` -1) its last one or the last of ``span``.
         """
-        if not inode.shared_policy or (order and not self.rules.file_policy):
+        if not inode.shared_policy or (order and inode.kind != "memfd" and not self.rules.file_policy):
             return no_intervals(), [None]
         extents = inode.shared_policy.between(int(holes[0, 0]) << order, int(holes[-1, 1]) << order)
         policies = [*(policy for _, _, policy in extents), None]

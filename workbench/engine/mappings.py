@@ -38,6 +38,8 @@ class Mapping:
 
     pages: int
     vmas: list[Vma] = field(default_factory=list)
+    leaf: int = 0
+    """Order of the largest page that its page tables map at once: those of hugetlb files (hugetlb_fault)."""
     _page_tables: Runs = field(default_factory=Runs)
 
     def __post_init__(self) -> None:

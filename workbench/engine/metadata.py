@@ -149,7 +149,9 @@ class Metadata:
             return None
         tables = self.mapped.get(mapping)
         if tables is None:
-            tables = self.mapped[mapping] = Tables(LEVELS, first_free=True)
+            tables = self.mapped[mapping] = Tables(
+                tuple(shift for shift in LEVELS if shift > mapping.leaf), first_free=True
+            )
         return Walk(tables, PAGE_TABLES)
 
     def of_guest(self, inode: Inode) -> Walk:

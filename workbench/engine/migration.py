@@ -15,7 +15,14 @@ from workbench import policy as mp
 from workbench.engine.host_state import HostState
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Thread
+from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s, intervals_minus, no_intervals
+
+
+def refuse_huge(inode: Inode, pages: Int64s) -> None:
+    """Pages of hugetlb files are not moved here. Raises WorkbenchError if there are any to move."""
+    if inode.order and len(pages):
+        raise WorkbenchError(f"{inode.name}: moving pages of a hugetlb file is not simulated")
 
 
 def seen_by(inode: Inode, mapping: Mapping, start: int, end: int, mapped_once: bool) -> Int64s:

@@ -200,7 +200,8 @@ class _Translator:
     def _memfd(self, op: sc.Memfd, task: int) -> None:
         # An inode number that is asked for is not handed on: the kernel chooses, and verify infers what it chose.
         name = self._new_file(op.file, op.size)
-        self._add(task, f"memfd {name} {self.pages[op.file]}")
+        huge = f" {self.scenario.guest.page_size[:3].replace(' ', '')}" if op.hugetlb else ""
+        self._add(task, f"memfd {name} {self.pages[op.file]}{huge}")
 
     def _alias(self, op: sc.Alias, task: int) -> None:
         of = self._file(op.of)

@@ -49,13 +49,16 @@ def scenario_of(vm: VirtualMachine, host: Host) -> Scenario:
     if not vm.backends:
         raise WorkbenchError(f"{vm.source}: no memory")
     vcpus = _places(vm, host)
-    operations = [*_task_settings(vm), *_files(vm)]
+    huge = _huge_pages(vm)
+    operations = [*_task_settings(vm), *_files(vm, huge)]
     guest: dict[str, Any] = {
         "memory": sum(_whole_pages(backend.size) for backend in vm.backends),
         "vm_type": vm.confidential,
         "vmm_profile": vm.vmm,
         "vcpus": vcpus,
     }
+    if huge:
+        guest |= {"page_size": _HUGE[huge], "design": "hugetlb"}
     vm.notes.append("first touch: every vCPU an equal share of the memory of its virtual node, one vCPU after another")
     return Scenario.from_mapping(
         {
@@ -164,7 +167,22 @@ def _policy(policy: NodePolicy) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-def _files(vm: VirtualMachine) -> list[dict[str, Any]]:
+_HUGE = {2 << 20: "2 MiB", 1 << 30: "1 GiB"}
+
+
+def _huge_pages(vm: VirtualMachine) -> int:
+    """Size of the huge pages that all of the guest's memory has, out of the pools of the host; 0 if it has not."""
+    sizes = {backend.page_bytes for backend in vm.backends}
+    size = next(iter(sizes))
+    whole = all(backend.size % size == 0 and not backend.guest_memfd for backend in vm.backends)
+    return (
+        size
+        if len(sizes) == 1 and size in _HUGE and whole and vm.vmm == "qemu-11" and not has_private_memory(vm)
+        else 0
+    )
+
+
+def _files(vm: VirtualMachine, huge: int) -> list[dict[str, Any]]:
     private = has_private_memory(vm)
     shared_left = bounce_bytes(vm.memory) if private else 0
     made: list[dict[str, Any]] = []
@@ -179,10 +197,10 @@ def _files(vm: VirtualMachine) -> list[dict[str, Any]]:
         if vm.vmm != "qemu-11" or (backend.guest_memfd and not private):
             made.append({"op": "create", "file": name, "size": size})
         else:
-            made.append({"op": "memfd", "file": name, "size": size})
+            made.append({"op": "memfd", "file": name, "size": size} | ({"hugetlb": True} if huge else {}))
         if backend.policy is not None:
             made.append({"op": "mbind", "file": name, **_policy(backend.policy), "flags": ["strict", "move"]})
-        if backend.page_bytes != PAGE_SIZE:
+        if backend.page_bytes != PAGE_SIZE and not huge:
             vm.notes.append(f"{name}: pages of {format_bytes(backend.page_bytes)} are placed as pages of 4 KiB")
         if backend.preallocated:
             made.append({"op": "fault", "file": name, "by": "host", "task": "vmm"})
@@ -195,13 +213,15 @@ def _files(vm: VirtualMachine) -> list[dict[str, Any]]:
                 touched.append({"op": "fault", "file": name, "by": "guest", "task": "vcpu0", "length": shared})
             touched += _first_touch(private_file(name), shared, size, users)
         elif not backend.preallocated:
-            touched += _first_touch(name, 0, size, users)
+            touched += _first_touch(name, 0, size, users, huge or PAGE_SIZE)
     return made + touched
 
 
-def _first_touch(name: str, start: int, size: int, users: tuple[int, ...]) -> list[dict[str, Any]]:
-    pages = (size - start) // PAGE_SIZE
-    bounds = [start + pages * number // len(users) * PAGE_SIZE for number in range(len(users) + 1)]
+def _first_touch(
+    name: str, start: int, size: int, users: tuple[int, ...], unit: int = PAGE_SIZE
+) -> list[dict[str, Any]]:
+    pages = (size - start) // unit
+    bounds = [start + pages * number // len(users) * unit for number in range(len(users) + 1)]
     return [
         {"op": "fault", "file": name, "by": "guest", "task": f"vcpu{vcpu}", "offset": low, "length": high - low}
         for vcpu, low, high in zip(users, bounds, bounds[1:], strict=False)
