@@ -21,7 +21,7 @@ from workbench.intervals import Int64s, intervals_minus, no_intervals
 
 def refuse_huge(inode: Inode, pages: Int64s) -> None:
     """Pages of hugetlb files are not moved here. Raises WorkbenchError if there are any to move."""
-    if inode.order and len(pages):
+    if inode.kind == "memfd" and inode.order and len(pages):
         raise WorkbenchError(f"{inode.name}: moving pages of a hugetlb file is not simulated")
 
 
