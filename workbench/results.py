@@ -272,12 +272,16 @@ def _counts(
     runs, allocations, tiles = tables
     ends = runs[:, 0] + runs[:, 1]
     out = np.zeros((len(edges) - 1, dataset.sizes["node"]), np.int64)
-    for row, (low, high) in enumerate(itertools.pairwise(edges)):
-        first, last = np.searchsorted(ends, low, side="right"), np.searchsorted(runs[:, 0], high, side="left")
-        part = runs[first:last].copy()
-        begin = np.maximum(part[:, 0], low)
-        part[:, 1] = np.minimum(part[:, 0] + part[:, 1], high) - begin
-        part[:, 0] = begin
+    firsts = np.searchsorted(ends, np.asarray(edges)[:-1], side="right").tolist()
+    lasts = np.searchsorted(runs[:, 0], np.asarray(edges)[1:], side="left").tolist()
+    for row, (low, high) in enumerate(itertools.pairwise(np.asarray(edges).tolist())):
+        if firsts[row] >= lasts[row]:
+            continue
+        part = runs[firsts[row] : lasts[row]].copy()
+        if part[0, 0] < low:  # the first begins before, the last ends after
+            part[0, 1] -= low - part[0, 0]
+            part[0, 0] = low
+        part[-1, 1] = min(part[-1, 1], high - part[-1, 0])
         filemap.count_zones(part, allocations, tiles, out[row])
     return out
 

@@ -101,6 +101,25 @@ def test_quick_edits_run_only_the_newest(controller: Controller, engine: Engine)
     assert len(engine.asked) < 10
 
 
+def test_an_edit_by_itself_waits_for_nothing_and_a_drag_runs_few_of_its_steps(engine: Engine) -> None:
+    controller = Controller(SCENARIO, simulate=engine, pause=5.0)
+    controller.run_now()
+    try:
+        controller.edit("seed", set_value("seed", 1))
+        assert controller.wait(4)
+        assert [scenario.seed for scenario in engine.finished][-1] == 1
+        controller._pause = 0.3
+        ran = len(engine.asked)
+        for seed in range(2, 30):
+            controller.edit("seed", set_value("seed", seed))
+            time.sleep(0.005)
+        assert controller.wait(5)
+        assert [scenario.seed for scenario in engine.finished][-1] == 29
+        assert len(engine.asked) - ran <= 6
+    finally:
+        controller.close()
+
+
 def test_a_newer_edit_cancels_a_run_under_way(controller: Controller, engine: Engine) -> None:
     engine.gate.clear()
     controller.edit("guest.memory", set_value("guest.memory", "2 GiB"))

@@ -402,7 +402,9 @@ class Explorer:
         elif controller.run is not None:
             run = controller.run
             refused = int((run.dataset["event_errno"].values != 0).sum())
-            text = pictures.summary(run.dataset)
+            if self._summary[0] is not run:
+                self._summary = (run, pictures.summary(run.dataset))
+            text = self._summary[1]
             if refused:
                 text += f' <span class="wb-bad">{refused} of {run.dataset.sizes["event"]} calls refused.</span>'
             for line in pictures.warnings(run.dataset):
@@ -435,6 +437,7 @@ class Explorer:
         self._show_running()
 
     _replay_of: Run | None = None
+    _summary: tuple[Run | None, str] = (None, "")
     _moving = False
 
     def _show_space(self, *, force: bool) -> None:

@@ -8,6 +8,7 @@ invalid edit is kept as *pending* with its message beside the field, and the las
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ Edit = Callable[[dict[str, Any]], None]
 Event = Literal["scenario", "errors", "running", "progress", "result", "failed", "pinned"]
 ONE_STEP = 0.8
 """Seconds within which edits of one field are one step of undo, as those of a drag are."""
+DRAG = 0.1
+"""Seconds between two edits of a drag, at most: a browser sends some twenty a second."""
 HISTORY = 200
 """Steps that undo can take back."""
 
@@ -58,7 +61,8 @@ class Controller:
     ----------
     scenario : what to start with
     simulate : the engine
-    pause : seconds that an edit waits for a newer one before it is run
+    pause : seconds that an edit waits for a newer one before it is run, if it came as soon after the one before: a drag.
+        An edit by itself is run at once
     notify : called with the name of what changed. Calls come from the thread that edits and, for ``running``,
         ``progress``, ``result`` and ``failed``, from the worker thread.
     """
@@ -90,6 +94,8 @@ class Controller:
         self._condition = threading.Condition()
         self._wanted = 0
         self._done = 0
+        self._asked = (-math.inf, -math.inf)
+        """When the last two requests came."""
         self._request: Scenario | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -201,6 +207,7 @@ class Controller:
                 return
             self._wanted += 1
             self._request = self._scenario
+            self._asked = (self._asked[1], time.monotonic())
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="workbench explorer", daemon=True)
                 self._thread.start()
@@ -241,8 +248,10 @@ class Controller:
                 if self._closed:
                     return
                 number, request = self._wanted, self._request
-                # A newer edit within the pause takes the place of this one.
-                if request is not None and self._condition.wait_for(lambda: self._wanted != number, self._pause):  # noqa: B023
+                # In a drag, a newer edit within the pause takes the place of this one.
+                drag = self._asked[1] - self._asked[0] < DRAG
+                patient = request is not None and drag
+                if patient and self._condition.wait_for(lambda: self._wanted != number, self._pause):  # noqa: B023
                     continue
             if request is not None:
                 self._execute(request, lambda: self._wanted != number)  # noqa: B023

@@ -460,7 +460,8 @@ def _differences(mine: Mapping[str, str], theirs: Mapping[str, str | None]) -> s
 def _check_versions(client: Client) -> None:
     """A scheduler and workers of another installation: say so in one line before any cell is computed."""
     mine = versions_here()
-    told = client.get_versions()["scheduler"]
+    versions: Any = client.get_versions()
+    told = versions["scheduler"]
     scheduler = {**told["packages"], "python": ".".join(str(told["packages"]["python"]).split(".")[:2])}
     if differs := _differences({name: mine[name] for name in _SPOKEN}, scheduler):
         raise WorkbenchError(f"sweep: the scheduler has {differs}; install the same versions there")
