@@ -73,7 +73,9 @@ class Log:
             self.attributes.append(_attribute_row(system))
         if self.metadata is not None and system.metadata is not None:
             vmemmap = self.conversions[-1][-system.nodes :] if self.conversions else None
-            system.metadata.settle(system.task(operation), vmemmap)
+            pairs = slice(4 + system.nodes, 4 + 2 * system.nodes)
+            pamt = self.whole[-1][pairs] // PAGE_SIZE if self.whole else None
+            system.metadata.settle(system.task(operation), vmemmap, pamt)
             self.metadata[number] = system.metadata.held
         if result.errno:
             return

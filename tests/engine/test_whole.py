@@ -40,6 +40,7 @@ def test_an_snp_guest() -> None:
         assert one["direct_map_splits"].values.tolist() == [0, 0, 0, 1, 1, 1, 1]
         assert one["rmpopt_regions"].values.tolist() == [[8, 8], [8, 8], *[[6, 6]] * 5]
     assert "dynamic_pamt_bytes" not in found
+    assert not found["metadata_pages"].sel(kind="pamt").values.any(), "an RMP is made at boot"
     assert found["device_leaves"].values[:, -1].tolist() == [[256, 1, 0]] * 3
     assert len(plots_designs.whole(found).axes) == 4
 
@@ -54,6 +55,8 @@ def test_a_td_needs_a_pair_of_pages_for_each_2_mib() -> None:
     found = simulated("tdx", designs=("hugetlb", "thp"))
     assert (found["dynamic_pamt_bytes"].values[:, 2] == 1024 * 8192).all()
     assert found["dynamic_pamt_bytes"].values[:, -1].tolist() == [[1023 * 8192] * 2] * 2
+    counted = found["metadata_pages"].sel(kind="pamt").values * 4096
+    assert (counted == found["dynamic_pamt_bytes"].values).all(), "a kind of what the guest costs"
     assert "rmp_updates" not in found and "rmpopt_regions" not in found
     with pytest.raises(WorkbenchError, match="SNP guest"):
         plots_designs.whole(found)

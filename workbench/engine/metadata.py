@@ -15,6 +15,8 @@ kind                what                                                        
                     gfns, in the same slabs (``kvm_vm_set_mem_attributes``)
 ``vmemmap``         struct pages that splits of huge pages brought back                node of the huge page
                     (``hugetlb_vmemmap_restore_folio``)
+``pamt``            pairs of PAMT pages of a TDX guest, one pair for each 2 MiB with   node of the memory (modelled)
+                    private memory (dynamic PAMT); an RMP is made at boot
 =================== ================================================================== ==============================
 
 ``Scenario.metadata`` says what becomes of them. ``counted``: they are placed beside the run and change nothing in it.
@@ -45,8 +47,8 @@ from workbench.units import PAGE_ORDERS
 if TYPE_CHECKING:
     from workbench.engine.host_state import HostState
 
-KINDS = ("page_tables", "second_stage", "second_stage_ready", "page_cache", "attributes", "vmemmap")
-PAGE_TABLES, SECOND_STAGE, READY, PAGE_CACHE, ATTRIBUTES, VMEMMAP = range(len(KINDS))
+KINDS = ("page_tables", "second_stage", "second_stage_ready", "page_cache", "attributes", "vmemmap", "pamt")
+PAGE_TABLES, SECOND_STAGE, READY, PAGE_CACHE, ATTRIBUTES, VMEMMAP, PAMT = range(len(KINDS))
 LEVELS = (27, 18, 9)
 """log2 of the 4 KiB pages below one table, the highest level first: 512 GiB, 1 GiB and 2 MiB."""
 XA_CHUNK_SHIFT = 6
@@ -389,7 +391,7 @@ class Metadata:
 
     # ------------------------------------------------------------------------------------------- after each call
 
-    def settle(self, task: Thread, vmemmap: Int64s | None) -> bool:
+    def settle(self, task: Thread, vmemmap: Int64s | None, pamt: Int64s | None = None) -> bool:
         """What follows from the state after a call: attributes of the VM, struct pages that splits brought back."""
         complete = True
         for inode in self.system.inodes() if self.system.scenario.guest.private_memory else ():
@@ -404,6 +406,8 @@ class Metadata:
             complete &= self._settle_attributes(task, inode, now)
         if vmemmap is not None:
             self.held[VMEMMAP] = vmemmap
+        if pamt is not None and self.system.scenario.guest.vm_type == "tdx":
+            self.held[PAMT] = pamt
         return complete
 
     def _settle_attributes(self, task: Thread, inode: Inode, private: Int64s) -> bool:
