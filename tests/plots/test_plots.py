@@ -342,3 +342,11 @@ def test_a_result_by_kernel_survives_a_file(tmp_path: Path) -> None:
         assert back["page_node"].dtype == np.int8
         assert results.node_counts(back.sel(kernel="7.3"), "guest").sum() == 256
         assert results.node_counts(back.sel(kernel="6.12"), "guest").sum() == 0
+
+
+def test_a_pdf_has_truetype_fonts_and_none_of_type_3() -> None:
+    """As the how-to of a figure for a paper saves it: outside of any style."""
+    host = Host.from_machine("epyc1-naples-2s")
+    made = plots_topology.topology(plots_topology.host_dataset(host), title=host.title)
+    made.savefig(buffer := io.BytesIO(), format="pdf")
+    assert b"/Type3" not in buffer.getvalue() and b"/FontFile2" in buffer.getvalue()

@@ -17,7 +17,7 @@ import xarray as xr
 from reports.notebooks import write
 
 from workbench.errors import WorkbenchError
-from workbench.reports.gallery import make_gallery
+from workbench.reports.gallery import Entry, columns_of, make_gallery
 from workbench.reports.html import clean, embedded_json, without_hosts
 from workbench.reports.report import NotebookFailed, check_report, digest, make_report, read_report
 from workbench.sweeps.batch import read_jobs, run_batch
@@ -231,6 +231,20 @@ def test_jobs_are_checked_before_any_runs(folder, text, says):
 def test_a_batch_needs_a_worker():
     with pytest.raises(WorkbenchError, match="workers"):
         run_batch([], 0)
+
+
+def test_columns_of_a_gallery_are_what_most_reports_have():
+    def entry(**parameters):
+        return Entry("a.html", "A", "n.ipynb", "", 1, "", parameters)
+
+    mixed = [
+        entry(machine="a", seed="0", memory="1"),
+        entry(machine="b", seed="0", memory="2"),
+        entry(seed="0", tables="x"),
+    ]
+    assert columns_of(mixed) == ({"seed": "0"}, ["machine", "memory"])
+    assert columns_of(mixed[:1]) == ({}, ["machine", "seed", "memory"])
+    assert columns_of([entry(a="1"), entry(b="1"), entry(c="1")]) == ({}, [])
 
 
 def test_a_gallery_of_nothing(tmp_path):

@@ -136,18 +136,21 @@ def pages_by_node(array: xr.DataArray, *, y: str) -> Figure:
     nodes = [int(node) for node in table["node"].values]
     if len(nodes) <= len(NODE_COLOURS):
         colours = list(NODE_COLOURS[: len(nodes)])
-    else:
-        colours = [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["cividis"](np.linspace(0, 1, len(nodes)))]
+    else:  # not to the light end of the map, which is lost on white
+        colours = [
+            matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["cividis"](np.linspace(0, 0.75, len(nodes)))
+        ]
+    named = [node for column, node in enumerate(nodes) if len(nodes) <= 12 or np.nansum(share[:, column]) > 0]
+    columns = min(len(named), 12) or 1
     with style():
-        made = figure(8.0, 1.2 + 0.36 * table.sizes[y])
+        made = figure(8.0, 1.2 + 0.36 * table.sizes[y] + 0.2 * (-(-len(named) // columns) - 1))
         place = made.subplots()
         left = np.zeros(table.sizes[y])
         at = np.arange(table.sizes[y])
         for column, (node, colour) in enumerate(zip(nodes, colours, strict=True)):
             width = np.nan_to_num(share[:, column])
-            place.barh(
-                at, width, left=left, color=colour, edgecolor="white", linewidth=0.5, label=str(node), height=0.75
-            )
+            label = str(node) if node in named else "_"
+            place.barh(at, width, left=left, color=colour, edgecolor="white", linewidth=0.5, label=label, height=0.75)
             left += width
         for row in np.flatnonzero(~np.isfinite(share).any(axis=1)):
             place.text(0.01, float(row), "no pages: the guest was killed", va="center", color=MUTED, fontsize=8)
@@ -157,7 +160,6 @@ def pages_by_node(array: xr.DataArray, *, y: str) -> Figure:
         place.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
         place.tick_params(axis="y", length=0)
         seaborn.despine(ax=place, left=True)
-        columns = min(len(nodes), 16)
         made.legend(title="node", loc="outside upper left", ncols=columns, frameon=False, handlelength=1, fontsize=8)
     return made
 

@@ -15,7 +15,8 @@ from workbench.errors import WorkbenchError
 THUMBNAIL = (360, 240)
 """Pixels of the largest thumbnail."""
 _PICTURE = re.compile(
-    r'<figure id="wb-figure-\d+"><img (?:src="data:image/(?:png|jpeg);base64,|[^>]*? data-preview=")([A-Za-z0-9+/=]+)"'
+    r'<figure id="wb-figure-\d+">'
+    r'<img (?:src="data:image/(?:png|jpeg);base64,|[^>]*? data-preview=")([A-Za-z0-9+/=]+)"'
 )
 
 
@@ -93,6 +94,20 @@ def _thumbnail(encoded: str) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def columns_of(entries: list[Entry]) -> tuple[dict[str, str], list[str]]:
+    """What all reports share, said once; and the parameters that are columns: which differ, and most reports have.
+
+    What only reports of one notebook among others have stands in their own rows: forty columns that are mostly empty
+    can be read by nobody.
+    """
+    names = dict.fromkeys(name for entry in entries for name in entry.parameters)
+    values = {name: [entry.parameters[name] for entry in entries if name in entry.parameters] for name in names}
+    everywhere = [name for name in names if len(values[name]) == len(entries)]
+    same = {name: values[name][0] for name in everywhere if len(entries) > 1 and len(set(values[name])) == 1}
+    columns = [name for name in names if name not in same and 2 * len(values[name]) > len(entries)]
+    return same, columns
+
+
 def make_gallery(folder: Path, out: Path | None = None) -> tuple[Path, int]:
     """Write the index page of the reports below a directory; return its path and how many it lists.
 
@@ -111,14 +126,13 @@ def make_gallery(folder: Path, out: Path | None = None) -> tuple[Path, int]:
         raise WorkbenchError(f"gallery: no reports below {str(folder)!r}")
     out = out or folder / "index.html"
     prefix = quote(os.path.relpath(folder, out.parent) + "/") if out.parent.resolve() != folder.resolve() else ""
-    columns = [
-        name
-        for name in dict.fromkeys(name for entry in entries for name in entry.parameters)
-        if len(entries) == 1 or len({entry.parameters.get(name) for entry in entries}) > 1
-    ]
-    same = {
-        name: entries[0].parameters[name] for name in entries[0].parameters if name not in columns
-    }  # what all reports share is said once
+    same, columns = columns_of(entries)
+    own = {
+        entry.link: {
+            name: value for name, value in entry.parameters.items() if name not in same and name not in columns
+        }
+        for entry in entries
+    }
     source = TEMPLATES / "gallery"
     script = (source / "gallery.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(source), autoescape=True)
@@ -126,6 +140,7 @@ def make_gallery(folder: Path, out: Path | None = None) -> tuple[Path, int]:
         entries=entries,
         columns=columns,
         same=same,
+        own=own,
         prefix=prefix,
         css=Markup((source / "gallery.css").read_text(encoding="utf-8")),
         script=Markup(script),

@@ -409,7 +409,8 @@ def _picture(
         below = f"<figcaption><b>Figure {number}.</b> {inside} {_csv_link(info, number)}{digest}</figcaption>"
     # The gallery shows the first figure small, and cannot draw SVG.
     small = f' data-preview="{base64.b64encode(_decoded(_text(preview), "image/png")).decode()}"' if preview else ""
-    return f'<figure id="wb-figure-{number}"><img src="data:{mime};base64,{encoded}" alt="{alt}"{width}{small}>{below}</figure>'
+    image = f'<img src="data:{mime};base64,{encoded}" alt="{alt}"{width}{small}>'
+    return f'<figure id="wb-figure-{number}">{image}{below}</figure>'
 
 
 def _csv_link(info: dict[str, Any], number: int) -> str:
