@@ -214,18 +214,6 @@ KERNEL_PROFILES = {
             },
         ),
         KernelProfile(
-            "proposal-migratable",
-            "proposed: as 7.4, and pages of VMs without private memory move (MPOL_MF_MOVE, migrate_pages, cpusets, compaction)",
-            ("in-place", "out-of-place"),
-            generation="C",
-            private_init_shared=True,
-            migratable=True,
-            rules={
-                "mbind": Rule("MPOL_MF_MOVE moves pages, but for pinned ones", "mail", _MIGRATABLE),
-                "migrate_pages": Rule("moves pages, as those of tmpfs", "mail", _MIGRATABLE),
-            },
-        ),
-        KernelProfile(
             "proposal-hugetlb",
             "proposed: hugetlb pages split and merged block by block as memory is converted in place (generation C)",
             ("in-place",),
@@ -303,6 +291,18 @@ KERNEL_PROFILES = {
             rules={
                 "convert_in_place": Rule("block by block, as generation C", "assumed", _HUGE),
                 "punch_hole": Rule("whole 2 MiB only", "assumed", _HUGE),
+            },
+        ),
+        KernelProfile(
+            "proposal-migratable",
+            "proposed: as 7.4, and pages of VMs without private memory move (MPOL_MF_MOVE, migrate_pages, cpusets, compaction)",
+            ("in-place", "out-of-place"),
+            generation="C",
+            private_init_shared=True,
+            migratable=True,
+            rules={
+                "mbind": Rule("MPOL_MF_MOVE moves pages, but for pinned ones", "mail", _MIGRATABLE),
+                "migrate_pages": Rule("moves pages, as those of tmpfs", "mail", _MIGRATABLE),
             },
         ),
     )
