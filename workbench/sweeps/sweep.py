@@ -40,6 +40,8 @@ Found = tuple[dict[str, np.ndarray], dict[int, str]]
 """Values of each metric, cells first, and the errors of the cells that failed, by their place among those."""
 
 TASK_SECONDS = 1.0
+LEAST_SECONDS = 0.05
+"""A task is not shorter, even at the end: to hand it out takes some milliseconds."""
 WRITE_SECONDS = 0.5
 """Cells that this process computes are written when they took so long, or are a whole chunk."""
 SMALL_SECONDS = 4.0
@@ -346,8 +348,8 @@ class _Driver:
 
     def _take(self, workers: int) -> list[Piece]:
         """The next task: cells worth about TASK_SECONDS, fewer near the end so that all workers finish together."""
-        wanted = TASK_SECONDS / self._cell_seconds if self._cell_seconds else 1
-        wanted = max(int(min(wanted, self.left.cells / (2 * workers))), 1)
+        pace = self._cell_seconds or TASK_SECONDS
+        wanted = max(int(max(min(TASK_SECONDS / pace, self.left.cells / (2 * workers)), LEAST_SECONDS / pace)), 1)
         pieces: list[Piece] = []
         while wanted > 0 and self.left.cells:
             pieces.append(self.left.take(wanted))
