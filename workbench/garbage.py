@@ -7,7 +7,7 @@ import gc
 import threading
 from collections.abc import Iterator
 
-_YOUNG = 200_000
+_YOUNG = 2_000_000
 """Objects made between two searches; at some 100 bytes each, what may lie about before one."""
 _guard = threading.Lock()
 _inside = 0
@@ -16,7 +16,7 @@ _before = (0, 0, 0)
 
 @contextlib.contextmanager
 def seldom() -> Iterator[None]:
-    """Search for garbage every 200,000 objects at most, in whatever threads; the last one out puts back what was."""
+    """Search for garbage every two million objects at most, in whatever threads; the last one out puts back what was."""
     global _inside, _before
     with _guard:
         if not _inside:
