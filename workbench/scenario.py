@@ -468,10 +468,29 @@ class Access(_OnRange):
     )
 
 
+class Preserve(Operation):
+    """LIVEUPDATE_SESSION_PRESERVE_FD: a memfd goes into the live-update session. Its holes are filled, then it is frozen."""
+
+    op: Literal["preserve"] = "preserve"
+    file: Name
+    token: int = Field(ge=0, lt=1 << 63, description="by which the next kernel's process asks for it")
+
+
 class Kexec(Operation):
-    """Hand the guest's memory over a kexec and restore it."""
+    """Hand the guest's memory over a kexec and restore it. Of memfds, those of the session wait to be retrieved."""
 
     op: Literal["kexec"] = "kexec"
+
+
+class Retrieve(Operation):
+    """LIVEUPDATE_SESSION_RETRIEVE_FD and mmap: a memfd of the kernel before, without the policy it had there."""
+
+    op: Literal["retrieve"] = "retrieve"
+    file: Name
+    token: int = Field(ge=0, lt=1 << 63)
+    inode: int | None = Field(
+        None, ge=0, lt=FILE_NUMBER, description="inode number, which shifts its interleave; counted if left out"
+    )
 
 
 AnyOperation = Annotated[
@@ -516,7 +535,9 @@ AnyOperation = Annotated[
     | IommuMap
     | IommuUnmap
     | Access
-    | Kexec,
+    | Preserve
+    | Kexec
+    | Retrieve,
     Field(discriminator="op"),
 ]
 

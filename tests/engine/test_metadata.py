@@ -191,3 +191,24 @@ def test_a_leaf_is_no_larger_than_its_vm_can_map(vm_type, page_size, tables):
     operations = [{"op": "create", "file": "g"}, {"op": "fault", "file": "g", "by": "guest"}]
     found = held(wb.simulate(scenario(operations, memory="2GiB", guest=guest, node_gib=(8, 8))))
     assert sum(found["second_stage"]) == tables
+
+
+def test_threads_that_take_turns_on_one_vcpu_share_the_pages_it_keeps_for_tables():
+    """The vCPU's cache is filled by who runs it first; the next thread's tables come out of it (recorded: metadata/p2eq)."""
+    nodes = [{"id": n, "memory_bytes": 1 << 30, "cpus": [n]} for n in range(2)]
+    host = {"name": "h", "nodes": nodes, "distances": [[10, 20], [20, 10]]}
+    fault = {"op": "fault", "by": "prefault", "length": 8 << 20}
+    tables = {}
+    for names in (("t0", "t1"), ("vcpu0", "vcpu1")):
+        values = {
+            "host": host,
+            "guest": {"memory": 64 << 20, "vcpus": [{"node": 0}, {"node": 1}]},
+            "tasks": [{"name": name, "cpu": n} for n, name in enumerate(names)],
+            "operations": [
+                {"op": "create"},
+                *({**fault, "offset": n * (8 << 20), "task": name} for n, name in enumerate(names)),
+            ],
+        }
+        dataset = wb.simulate(Scenario.model_validate(values))
+        tables[names[0]] = dataset["metadata_pages"].sel(kind="second_stage").values[-1].tolist()
+    assert tables == {"t0": [10, 0], "vcpu0": [6, 4]}, "one vCPU between them, or one each"

@@ -1,4 +1,5 @@
-"""``workbench oracle build``: what is missing is said in one line, a failed build leaves nothing but its log.
+"""``workbench oracle build``: what is missing is said in one line, a failed build leaves nothing but its log, and an
+interrupted one goes on.
 
 The source here is a small stand-in with the targets and the layout of the kernel's; the real one takes half an hour.
 """
@@ -154,7 +155,7 @@ def test_an_option_that_is_needed_and_refused(tmp_path, fragment):
 def test_sources_that_are_none(tmp_path, fragment, make, message):
     with pytest.raises(WorkbenchError, match=message):
         kernel_build.build(tmp_path / "out", make(tmp_path), fragment=fragment)
-    assert not [name for name in os.listdir(tmp_path / "out") if name.startswith("tree-")]
+    assert not [name for name in os.listdir(tmp_path / "out") if name == "unfinished"]
 
 
 def test_damaged_tarball(tmp_path, fragment):
@@ -177,7 +178,8 @@ def test_a_tool_a_header_and_room_that_are_missing(tmp_path, fragment, monkeypat
             kernel_build.build(tmp_path / "out", tmp_path, fragment=fragment)
 
 
-def test_an_interrupt_ends_the_build_and_clears_up(tmp_path, fragment):
+def test_an_interrupted_build_goes_on_where_it_was(tmp_path, fragment):
+    """Half an hour of compiling is not thrown away: the tree stays, and the same command uses it."""
     marker = tmp_path / "pid"
     source = tarball(tmp_path / "linux.tar.xz", f"@echo $$$$ > {marker}; exec sleep 60")
     code = (
@@ -198,7 +200,28 @@ def test_an_interrupt_ends_the_build_and_clears_up(tmp_path, fragment):
         time.sleep(0.1)
     else:
         pytest.fail("the compiler lives on")
-    assert os.listdir(tmp_path / "out") == ["build.log"]
+    out, said = tmp_path / "out", []
+    assert sorted(os.listdir(out)) == ["build.log", "unfinished"]
+    tree = next((out / "unfinished" / "source").iterdir())
+    (tree / "Makefile").write_text(MAKEFILE.replace("COMMAND", "cp header arch/x86/boot/bzImage; touch again.o"))
+    (tree / "early.o").write_text("")
+    seen = []
+    kernel_build.build(out, source, fragment=fragment, jobs=1, say=said.append, progress=lambda *a: seen.append(a))
+    assert said[0].startswith("going on with the build that was interrupted")
+    assert seen[-1][0] == 1 + 3, "what was compiled before counts too"
+    assert sorted(os.listdir(out)) == ["build.json", "build.log", "bzImage", "config"]
+    assert json.loads((out / "build.json").read_text())["source"] == "linux.tar.xz"
+
+
+def test_another_source_and_a_fresh_start_use_no_tree_from_before(tmp_path, fragment):
+    out = tmp_path / "out"
+    first, second = tarball(tmp_path / "a.tar.xz"), tarball(tmp_path / "b.tar.xz")
+    kernel_build.build(out, first, fragment=fragment, jobs=1, keep_tree=True)
+    for source, fresh, again in ((first, False, True), (first, True, False), (second, False, False)):
+        said = []
+        kernel_build.build(out, source, fragment=fragment, jobs=1, keep_tree=True, fresh=fresh, say=said.append)
+        assert any(line.startswith("going on") for line in said) is again
+        assert any(line.startswith("unpacking") for line in said) is not again
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ RECORDINGS = [
     *sorted(datasets_path("recordings").glob("*.json.gz")),
     *sorted(HISTORY.glob("*.json.gz")),
     *sorted(datasets_path("recordings", "private").glob("*.json.gz")),
+    *sorted(datasets_path("recordings", "handover").glob("*.json.gz")),
+    *sorted(datasets_path("recordings", "metadata").glob("*.json.gz")),
+    *sorted(datasets_path("recordings", "pins").glob("*.json.gz")),
 ]
 """Each is judged by the rules of the kernel that its own version line names."""
 

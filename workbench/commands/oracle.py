@@ -24,11 +24,13 @@ def build(
     fragment: Annotated[Path | None, typer.Option(help="options over tinyconfig instead of our own")] = None,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", help="compilers at once; all CPUs if left out")] = None,
     keep_tree: Annotated[bool, typer.Option("--keep-tree", help="leave source and objects in the output")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over where a build was interrupted")] = False,
 ) -> None:
     """Build a kernel that has private memory and kexec handover, for `record --kernel DIRECTORY/bzImage`.
 
     Takes about 25 minutes of one core and 3 GiB of disk. Needs the Debian packages gcc, make, binutils, flex, bison, bc,
-    xz-utils and libelf-dev. A patched tree of your own builds as well (--source TREE).
+    xz-utils and libelf-dev. A patched tree of your own builds as well (--source TREE). One that was interrupted goes on
+    where it was when the same command is given again.
     """
     from workbench.commands.cli import progress_bar
     from workbench.recorder import kernel_build
@@ -40,7 +42,9 @@ def build(
             fragment=fragment or kernel_build.FRAGMENT,
             jobs=jobs,
             progress=progress,
+            say=lambda line: typer.echo(line, err=True),
             keep_tree=keep_tree,
+            fresh=fresh,
         )
     for option in built.refused:
         typer.echo(f"not taken by this source: {option}")

@@ -10,6 +10,7 @@ import errno
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from workbench import profiles
 from workbench import scenario as sc
@@ -284,13 +285,16 @@ def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, 
     end = max(start, min(start + count, file.inode.pages))
     good, retried = 0, -1
     bad_pages: list[int] = []
+    if operation.order != "sequential" and file.mapping is not None and start < end:
+        _place_in_order(system, operation, file.inode, _state_runs(tracked, start, end, True), start, count)
+    walk = None if file.mapping is None else system.host_walk(file.mapping)
     for low, high in _state_runs(tracked, start, end, True) if file.mapping is not None else ():
         assert file.mapping is not None
         for first, last, mapped in _mapped_parts(file.mapping, int(low), int(high)):
             if mapped:
                 good += last - first
                 continue
-            placed = system.touch(system.task(operation), file.inode, first, last)
+            placed = system.touch(system.task(operation), file.inode, first, last, walk=walk)
             conversions.enter_all()
             stop = last if placed else _first_absent(file.inode, first, last)
             page = first
@@ -315,9 +319,34 @@ def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, 
         private = _state_runs(tracked, start, end, False) if file.mapping is not None else [(start, end)]
         candidates = [*bad_pages, *([int(private[0][0])] if len(private) else []), *([retried] if retried >= 0 else [])]
         detail["first"] = min(candidates) if candidates else end
+        if operation.order != "sequential":
+            pages = start + system.touch_order(operation, count)
+            outside = (pages >= end) | np.isin(pages, bad_pages) | _in_any(pages, np.asarray(private))
+            detail["first"] = int(pages[outside][0])
     if retried >= 0:
         detail["retried"] = retried
     return Result(good, 0, detail)
+
+
+def _place_in_order(system: System, operation: sc.Fault, inode: Inode, shared: Int64s, start: int, count: int) -> None:
+    """Back the shared pages of a range in the order in which they are touched, which is that of the rotation's steps."""
+    pages = start + system.touch_order(operation, count)
+    folios = pages[_in_any(pages, shared)] >> inode.order
+    _, first = np.unique(folios, return_index=True)
+    folios = folios[np.sort(first)]
+    if not len(folios):
+        return
+    rows = np.full(len(folios), system.task(operation).index)
+    system.touch_in_turns(inode, int(folios.min()), int(folios.max()) + 1, lambda: iter([(folios, rows)]))
+
+
+def _in_any(pages: Int64s, runs: Int64s) -> npt.NDArray[np.bool_]:
+    """Whether each page lies in one of ascending intervals (n, 2)."""
+    if not len(runs):
+        return np.zeros(len(pages), bool)
+    row = np.searchsorted(runs[:, 0], pages, side="right") - 1
+    inside: npt.NDArray[np.bool_] = (row >= 0) & (pages < runs[np.maximum(row, 0), 1])
+    return inside
 
 
 def _mapped_parts(mapping: Mapping, low: int, high: int) -> list[tuple[int, int, bool]]:

@@ -30,6 +30,8 @@ from workbench.units import PAGE_SIZE
 FALLOC_FL_KEEP_SIZE = 1
 _MAX_LFS_FILESIZE = (1 << 63) - 1
 
+FROZEN = "the file is in a live-update session, which freezes it"
+
 
 def create(system: System, operation: sc.Create) -> Result:
     """virt/kvm/guest_memfd.c: kvm_gmem_create; then mmap if the file has the flag.
@@ -243,6 +245,8 @@ def fallocate(system: System, operation: sc.Fallocate) -> Result:
             return failed(errno.EINVAL)
     elif mode not in (0, FALLOC_FL_KEEP_SIZE):
         return failed(errno.EOPNOTSUPP)
+    if inode.frozen:
+        return failed(errno.EPERM, reason=FROZEN)
     start, end = operation.offset // PAGE_SIZE, -(-(operation.offset + length) // PAGE_SIZE)
     if gmem and rounded:
         start, end = start >> inode.order << inode.order, end >> inode.order << inode.order
@@ -263,6 +267,8 @@ def punch_hole(system: System, operation: sc.PunchHole) -> Result:
     length = inode.pages * PAGE_SIZE - operation.offset if operation.length is None else operation.length
     if error := _outside(operation.offset, length):
         return failed(error)
+    if inode.frozen:
+        return failed(errno.EPERM, reason=FROZEN)
     if inode.tracked is not None:
         return calls_conversion.punch_hole(system, inode, operation.offset, length)
     size = PAGE_SIZE << inode.order

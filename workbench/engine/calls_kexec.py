@@ -1,5 +1,9 @@
 """Kexec inside the engine: every guest_memfd is handed over through real bytes and taken up again, or the call is refused.
 
+memfds go the way that Linux has for them (from 6.19 on): into a live-update session before, out of it afterwards
+(``kernel/liveupdate/luo_file.c``, ``mm/memfd_luo.c``). No released kernel takes a guest_memfd into a session. Recorded on
+7.3.4: ``datasets/recordings/handover``.
+
 What goes from one kernel to the next is :mod:`workbench.engine.handover`: the offset -> pfn map, the private/shared state and the
 shared policy of each file. Up to :data:`MOST_FOLIOS` folios the bytes are written, read back and compared, and the file
 goes on with what was read; above, the size of the metadata is computed and ``verified`` is False.
@@ -20,7 +24,7 @@ from workbench.engine.calls_host import unhog
 from workbench.engine.handover import CannotPreserve, Format, PolicyRange, Preserved
 from workbench.engine.host_state import HostState
 from workbench.engine.mappings import Mapping
-from workbench.engine.objects import Inode, Result, failed
+from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s
@@ -30,6 +34,59 @@ from workbench.tracking.tracked_file import TrackedFile
 
 MOST_FOLIOS = 1 << 20
 _NO_EXTENTS = np.empty((0, 4), np.int64)
+
+
+def preserve(system: System, operation: sc.Preserve) -> Result:
+    """kernel/liveupdate/luo_file.c: luo_preserve_file; mm/memfd_luo.c: memfd_luo_preserve.
+
+    EEXIST for a token in use, ENOENT for a file that no handler takes, EBUSY for one that is in the session already. The
+    calling task allocates what the file lacks (memfd_pin_folios). That pages in ZONE_MOVABLE or in scratch areas are
+    migrated out first is not modelled.
+    """
+    _open_session(system)
+    file = system.files.get(operation.file)
+    if operation.token in system.session:
+        return failed(errno.EEXIST)
+    if file is None or file.descriptor is None:
+        return failed(errno.EBADF)
+    inode = file.inode
+    if inode.kind != "memfd":
+        return failed(errno.ENOENT, reason="live update: no released kernel preserves a guest_memfd (series posted)")
+    if inode in system.session.values():
+        return failed(errno.EBUSY)
+    if not system.touch(system.task(operation), inode, 0, inode.pages):
+        return failed(errno.ENOMEM)
+    inode.frozen = True
+    system.session[operation.token] = inode
+    return Result()
+
+
+def retrieve(system: System, operation: sc.Retrieve) -> Result:
+    """luo_retrieve_file, memfd_luo_retrieve: a new inode with the old pages; no policy, and nothing is frozen.
+
+    ENOENT for a token that no file of the kernel before has. Whoever asks twice gets the same file again.
+    """
+    _open_session(system)
+    inode = system.handed_over.get(operation.token)
+    if inode is None:
+        return failed(errno.ENOENT)
+    if inode.frozen:
+        system.memfds += 1
+        inode.ilx_base = system.memfds if operation.inode is None else operation.inode
+        inode.frozen = False
+    mapping = Mapping(inode.pages)
+    inode.mappings.append(mapping)
+    descriptor = system.new_descriptor()
+    system.open_as(operation.file, OpenFile(inode, descriptor, mapping))
+    return Result(descriptor, 0, {"pages": inode.pages})
+
+
+def _open_session(system: System) -> None:
+    """LIVEUPDATE_IOCTL_CREATE_SESSION, or RETRIEVE_SESSION: the device is open for as long as that takes."""
+    if system.session_descriptor is None:
+        device = system.new_descriptor()
+        system.session_descriptor = system.new_descriptor()
+        system.descriptors[""].give_back(device)
 
 
 def kexec(system: System, operation: sc.Kexec) -> Result:
@@ -84,24 +141,39 @@ def _hand_over(system: System) -> Result:
 
 
 def _start_again(system: System) -> None:
-    """New processes: no task policy, no page tables; tmpfs and other memory use are gone, weights as at boot."""
+    """New processes: no task policy, no page tables, on the CPUs they started on; other memory use is gone, weights as at boot.
+
+    So is tmpfs, but for the files of the session.
+    """
     unhog(system, sc.Unhog())
     system.weights = system.boot_weights.copy()
     system.mems_allowed, system.cpusets_enabled = system.n_memory, False
     for task in system.tasks.values():
         task.policy = None
+        task.nid = system.first_nid[task.name]
         system.rotations[task.index] = (system.nodes - 1, 0)
     kept = {file.inode for file in system.files.values() if file.descriptor and file.inode.kind == "guest_memfd"}
+    system.handed_over, system.session = system.session, {}
+    waiting = set(system.handed_over.values())
+    if system.session_descriptor is not None:
+        system.descriptors[""].give_back(system.session_descriptor)
+        system.session_descriptor = None
+    system.memfds = 0
     if system.metadata is not None:
         system.metadata.processes_end()
     for inode in system.inodes():
         inode.mappings = []
-        if inode not in kept:
+        if inode in waiting:
+            inode.shared_policy = mp.SharedPolicy()
+        elif inode not in kept:
             system.free_inode(inode)
         elif inode.users is not None:
             inode.users.machine_gone()
     for name, file in list(system.files.items()):
-        if file.inode not in kept or file.descriptor is None:
+        if file.inode in waiting:
+            system.close_descriptor(file)
+            file.mapping = None
+        elif file.inode not in kept or file.descriptor is None:
             system.close_descriptor(system.files.pop(name))
         elif file.mapping is not None:
             file.mapping = Mapping(file.inode.pages)

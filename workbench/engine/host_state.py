@@ -339,6 +339,7 @@ class HostState:
         ]
         self.vcpus = [f"vcpu{i}" for i in range(len(vcpus))]
         self.tasks = {task.name: Thread(task.name, index, self._nid(task)) for index, task in enumerate(tasks)}
+        self.first_nid = {name: task.nid for name, task in self.tasks.items()}
         self.rotations = np.empty((len(tasks), 2), np.int64)
         for index, task in enumerate(tasks):
             self.rotations[index] = (self._rotation_index(task.il_prev), task.il_weight)

@@ -58,6 +58,11 @@ class System(HostState):
         self.vm_descriptor: int | None = None
         self.slots: dict[str, Attributes] = {}
         """Memory attributes by the name of the file in the slot."""
+        self.session: dict[int, Inode] = {}
+        """Files that are to be handed over by the live-update session, by token."""
+        self.handed_over: dict[int, Inode] = {}
+        """Files of the kernel before, by token; they have no descriptor until somebody retrieves them."""
+        self.session_descriptor: int | None = None
         self.killed = False
         self.notes: list[str] = []
         """What whoever reads the answer should know of how it came about."""

@@ -72,8 +72,13 @@ def _append(archive: bytearray, inode: int, entry: Entry) -> None:
         archive += bytes(-len(archive) % 4)
 
 
-def host_image(probe: bytes, script: str, modules: Iterable[tuple[str, bytes]]) -> bytes:
-    """The file system of a recording: the probe as /init, the script, the kernel modules and their order, a console."""
+def host_image(
+    probe: bytes, script: str, modules: Iterable[tuple[str, bytes]], next_kernel: bytes | None = None
+) -> bytes:
+    """The file system of a recording: the probe as /init, the script, the kernel modules and their order, a console.
+
+    ``next_kernel``: the image that a ``kexec`` line starts; it gets the same file system, without an image.
+    """
     modules = list(modules)
     entries = [
         directory("dev"),
@@ -84,4 +89,10 @@ def host_image(probe: bytes, script: str, modules: Iterable[tuple[str, bytes]]) 
         regular("modules/order", "".join(f"{name}\n" for name, _ in modules).encode()),
     ]
     entries += [regular(f"modules/{name}.ko", data) for name, data in modules]
+    if next_kernel is not None:
+        entries += [
+            directory("kexec"),
+            regular("kexec/kernel", next_kernel),
+            regular("kexec/initrd", host_image(probe, script, modules)),
+        ]
     return build(entries)

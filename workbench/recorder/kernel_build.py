@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,8 @@ SUITES = ("trixie-backports", "experimental")
 """Debian suites that hold the newest source, tried in this order."""
 EXPECTED_OBJECTS = 1230
 """Objects that the fragment compiles of 7.3.4; other versions differ a little. For the progress bar only."""
+UNFINISHED = "unfinished"
+"""Where an interrupted build leaves its tree, for the same command to go on from there."""
 BYTES_NEEDED = 3 << 30
 """Unpacked source and objects (measured on 7.3.4: 2.0 GiB), and the packed source beside it."""
 TOOLS = {
@@ -68,7 +69,9 @@ def build(
     fragment: str | Path = FRAGMENT,
     jobs: int | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
     keep_tree: bool = False,
+    fresh: bool = False,
 ) -> Built:
     """Build ``output/bzImage`` and say in ``output/build.json`` what it was made of; ``output/build.log`` holds the log.
 
@@ -85,6 +88,12 @@ def build(
         Compilers at once; as many as the process may use if left out.
     progress:
         Called with (objects compiled, objects expected).
+    say:
+        Called with a line at each step: what is fetched, unpacked, configured, compiled.
+    keep_tree:
+        Leave source and objects in ``output/unfinished`` when all is done, too.
+    fresh:
+        Start over even if an interrupted build of the same source is there.
 
     Raises
     ------
@@ -102,12 +111,14 @@ def build(
     make_directory(output)
     _require_room(output)
     started = time.monotonic()
-    work = Path(tempfile.mkdtemp(prefix="tree-", dir=output))
+    work = output / UNFINISHED
+    keep = keep_tree
     try:
-        packed = Path(source) if source is not None else fetch([PACKAGE], work)[0]
-        tree = unpack(packed, work)
+        tree, packed = _source(work, None if source is None else Path(source), say, fresh)
         log = output / "build.log"
+        say("configuring: tinyconfig and " + fragment.name)
         refused = configure(tree, fragment, options, log)
+        say(f"compiling (log: {log})")
         _make(tree, ["bzImage"], log, jobs or len(os.sched_getaffinity(0)), progress)
         image = tree / "arch/x86/boot/bzImage"
         kernel = kernel_package.load([image])
@@ -116,15 +127,63 @@ def build(
         with whole_file(output / "config") as temporary:
             shutil.copyfile(tree / ".config", temporary)
         built = Built(
-            str(output / "bzImage"), kernel.version, str(packed.name), hashlib.sha256(fragment.read_bytes()).hexdigest(),
+            str(output / "bzImage"), kernel.version, packed, hashlib.sha256(fragment.read_bytes()).hexdigest(),
             _first_line(["gcc", "--version"]), refused, round(time.monotonic() - started, 1),
         )  # fmt: skip
         with whole_file(output / "build.json") as temporary:
             temporary.write_text(json.dumps(asdict(built), indent=1) + "\n")
         return built
+    except KeyboardInterrupt:
+        keep = (work / _STAMP).is_file()
+        raise
     finally:
-        if not keep_tree:
+        if not keep:
             shutil.rmtree(work, ignore_errors=True)
+
+
+_STAMP = "source.json"
+"""Written when a tree is whole: of what it was made, where it is."""
+
+
+def _source(work: Path, source: Path | None, say: Callable[[str], None], fresh: bool) -> tuple[Path, str]:
+    """The tree to build and the name of what it came from: that of an interrupted build of the same source, or a new one.
+
+    A tree of the user's may have changed meanwhile, so a copy of it is never gone on with.
+    """
+    if source is not None and not source.exists():
+        raise WorkbenchError(f"--source {source}: no such file or directory")
+    known = _identity(source)
+    stamp = work / _STAMP
+    if not fresh and known is not None and stamp.is_file():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            before = json.loads(stamp.read_text())
+            tree = work / before["tree"]
+            if before["identity"] == known and (tree / "Makefile").is_file():
+                say(f"going on with the build that was interrupted ({work}; --fresh starts over)")
+                return tree, str(before["packed"])
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    if source is None:
+        say(f"fetching {PACKAGE} from the Debian suites {', '.join(SUITES)}")
+    packed = source if source is not None else fetch([PACKAGE], work)[0]
+    say(f"unpacking {packed.name}")
+    tree = unpack(packed, work)
+    if known is not None:
+        with whole_file(stamp) as temporary:
+            temporary.write_text(
+                json.dumps({"identity": known, "tree": str(tree.relative_to(work)), "packed": packed.name})
+            )
+    return tree, packed.name
+
+
+def _identity(source: Path | None) -> list[str | int] | None:
+    """What tells one packed source from another; None for a tree."""
+    if source is None:
+        return [PACKAGE, *SUITES]
+    if not source.is_file():
+        return None
+    status = source.stat()
+    return [str(source.resolve()), status.st_size, status.st_mtime_ns]
 
 
 # ------------------------------------------------------------------------------------------------------- what is needed
@@ -222,8 +281,6 @@ def _archive() -> str:
 
 def unpack(source: Path, work: Path) -> Path:
     """The source tree inside ``work``. A tree of the user's is copied without its objects, so that it stays as it was."""
-    if not source.exists():
-        raise WorkbenchError(f"--source {source}: no such file or directory")
     if source.is_dir():
         _require_tree(source, source)
         target = work / "linux"
@@ -300,6 +357,7 @@ def _make(tree: Path, targets: list[str], log: Path, jobs: int, progress: Progre
 def _run(command: list[str], tree: Path, log: Path, progress: Progress | None = None) -> None:
     """Run in the tree with its output in the log; nothing of it outlives this call. Raises for a failure."""
     start = log.stat().st_size
+    already = sum(1 for _ in tree.rglob("*.o")) if progress is not None else 0
     with log.open("a") as file:
         process = subprocess.Popen(
             command, cwd=tree, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
@@ -311,7 +369,7 @@ def _run(command: list[str], tree: Path, log: Path, progress: Progress | None = 
                     process.wait(0.5)
                 if progress is not None:
                     done = len(_COMPILED.findall(log.read_text(errors="replace")[start:]))
-                    progress(min(done, EXPECTED_OBJECTS), EXPECTED_OBJECTS)
+                    progress(min(already + done, EXPECTED_OBJECTS), EXPECTED_OBJECTS)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)

@@ -21,8 +21,10 @@ from typing import IO
 
 from workbench.errors import WorkbenchError
 
-MODULES = ("kvm", "kvm-amd")
-"""What is wanted beside the image, unless it is built in. The emulated CPU is an AMD one, so kvm-amd it is."""
+RAM_DISK = "brd"
+MODULES = ("kvm", "kvm-amd", RAM_DISK)
+"""What is wanted beside the image, unless it is built in. The emulated CPU is an AMD one, so kvm-amd it is. The RAM disk is
+loaded for scripts that read it directly."""
 PACKAGES = (
     "a bzImage, or Debian's linux-binary-VERSION and linux-modules-VERSION (up to 6.18 linux-image-VERSION), "
     "packed or unpacked"

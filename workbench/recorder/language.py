@@ -74,6 +74,12 @@ VERBS: dict[str, Verb] = {
                     "in-place conversion on the descriptor (KVM_SET_MEMORY_ATTRIBUTES2)", 4, 5, _PRIVATE),
     "pin": Verb("gI OFF PAGES uring|splice", "io_uring buffer (DMA pin), or pages in a pipe (plain references)", 4, 4, _PRIVATE),
     "unpin": Verb("gI", "give all pins of a file back", 1, 1, _PRIVATE),
+    "odirect": Verb("gI OFF PAGES", "read a RAM disk into the pages with O_DIRECT, which pins them while it lasts", 3, 3),
+    # Live update
+    "preserve": Verb("gI TOKEN", "the file into the live-update session, for the next kernel", 2, 2),
+    "kexec": Verb("", "into the next kernel, which goes on behind this line with new processes; once, in the last script", 0, 0),
+    "retrieve": Verb("gI TOKEN", "a file of the kernel before, mapped", 2, 2),
+    "finish": Verb("", "end the session", 0, 0, "returns nothing that a placement depends on"),
     # Looking
     "place": Verb("gI [OFF PAGES]", "node of each page", 1, 3),
     "counts": Verb("gI [OFF PAGES]", "pages on each node", 1, 3),
@@ -124,12 +130,15 @@ def table() -> str:
 def check(script: str) -> None:
     """Raise WorkbenchError for the first line that the probe would not understand; the line says where and why."""
     names: set[str] = set()
-    started = False
+    started = kexec = False
     for number, line in enumerate(script.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         where = f"script line {number} ({line.strip()[:60]})"
+        if kexec and words[0] in ("scenario", "kexec"):
+            raise WorkbenchError(f"{where}: behind a kexec; there is one at most, in the last scenario")
+        kexec |= words == ["kexec"]
         if words[0] == "scenario":
             _check_header(where, words, names)
             started = True

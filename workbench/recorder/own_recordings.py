@@ -1,7 +1,8 @@
 """Make the recordings of our own that ``datasets/recordings`` holds: ``python -m workbench.recorder.own_recordings``.
 
 Sets: ``placement`` (one boot for each emulated host with all families of scripts, one for the kernel's own selftest),
-``private`` (guests with private memory; needs a kernel of ``workbench oracle build``) and ``history`` (the same scripts on
+``private`` (guests with private memory; needs a kernel of ``workbench oracle build``), ``metadata`` (tables and slabs),
+``pins`` (pages that others hold), ``handover`` (through a kexec; the same kernel) and ``history`` (the same scripts on
 every version; one file for each version and host).
 """
 
@@ -13,7 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from workbench.data import datasets_path
-from workbench.recorder import history_scripts, kernel_package, private_scripts
+from workbench.recorder import (
+    handover_scripts,
+    history_scripts,
+    kernel_package,
+    metadata_scripts,
+    pin_scripts,
+    private_scripts,
+)
 from workbench.recorder.emulated_hosts import all_hosts
 from workbench.recorder.qemu import EmulatedHost, emulate
 from workbench.recorder.record import record
@@ -49,13 +57,35 @@ def private(seed: int = 1) -> Iterator[Boot]:
             )
 
 
+def metadata(seed: int = 1) -> Iterator[Boot]:
+    """What placements cost beside their pages, on three hosts."""
+    for name, host in metadata_scripts.hosts().items():
+        yield name, host, metadata_scripts.generate(host, seed), ""
+
+
+def pins(seed: int = 1) -> Iterator[Boot]:
+    """Pages that others hold, on three hosts; those named ``-private`` need a kernel of ``workbench oracle build``."""
+    for name, host in pin_scripts.hosts().items():
+        yield name, host, pin_scripts.generate(host, seed), ""
+        yield f"{name}-private", host, pin_scripts.generate_private(host, seed), ""
+
+
+def handover() -> Iterator[Boot]:
+    """Through a kexec."""
+    for name, host, script in handover_scripts.boots():
+        yield name, host, script, handover_scripts.WORDS
+
+
 def history(version: str, seed: int = 7) -> Iterator[Boot]:
     """The scripts of the history on both of its hosts, for one version."""
     for name, host in history_scripts.hosts().items():
         yield f"{version.split('+')[0]}-{name}", host, history_scripts.generate(host, seed), ""
 
 
-SETS: dict[str, Callable[[], Iterator[Boot]]] = {"placement": placement, "private": private}
+SETS: dict[str, Callable[[], Iterator[Boot]]] = {
+    "placement": placement, "private": private, "metadata": metadata,
+    "pins": pins, "handover": handover,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -725,6 +725,7 @@ static long do_capability(void)
 }
 
 #include "probe_private.h"
+#include "probe_handover.h"
 
 /* --------------------------------------------------------------------------------------- verbs: words in, results out */
 
@@ -908,6 +909,12 @@ static void report_memfd(void)
 	number("ino", box->extra[0]);
 }
 
+static void report_retrieve(void)
+{
+	number("pages", box->extra[0]);
+	number("ino", box->extra[1]);
+}
+
 /* error_offset only if the call wrote it. */
 static void report_convert(void)
 {
@@ -996,6 +1003,10 @@ static const struct verb verbs[] = {
 	{ "convert", do_convert, read_attributes, report_convert },
 	{ "pin", do_pin, read_pin, report_nothing },
 	{ "unpin", do_unpin, read_only_file, report_nothing },
+	{ "odirect", do_direct, read_pages, report_nothing },
+	{ "preserve", do_preserve, read_pages, report_nothing },
+	{ "retrieve", do_retrieve, read_pages, report_retrieve },
+	{ "finish", do_finish, read_nothing, report_nothing },
 	{ "fill", do_fill, read_pages, report_fill },
 	{ "alias", do_alias, read_alias, report_nothing },
 	{ "mmap", do_mmap, read_mmap, report_nothing },
@@ -1679,31 +1690,67 @@ static void end_script(long started)
 	end();
 }
 
-static void run_script(void)
+/* Goes on in the next kernel, if all is well: then this one never gets past the call. */
+static void run_kexec(const char *line, int line_number)
+{
+	begin();
+	text("op", line);
+	long result = load_next_kernel(line_number);
+	number("ret", result);
+	number("errno", result ? errno : 0);
+	end();
+	if (result)
+		return;
+	fsync(port);
+	usleep(100000);
+	reboot(RB_KEXEC);
+	begin();
+	number("kexec_errno", errno);
+	end();
+}
+
+static void start_script(const char *line)
+{
+	const char *tasks = strstr(line, " tasks=");
+	default_weights();
+	start_process(tasks ? atoi(tasks + 7) : 1, !strstr(line, " noreset"));
+}
+
+/* Lines up to the one at which the kernel before this one ended are passed over. */
+static void run_script(int done)
 {
 	static char script[8 << 20];
+	const char *header = NULL;
 	char *rest;
 	long started = -1;
+	int number_ = 0;
 	if (read_file("/script.txt", script, sizeof script) < 0)
 		return;
 	for (char *line = strtok_r(script, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
 		line += strspn(line, " \t");
 		if (!*line || *line == '#')
 			continue;
-		if (strncmp(line, "scenario ", 9)) {
+		const char *verb = line;                /* one that takes no words is all of its line */
+		bool begins = !strncmp(line, "scenario ", 9);
+		header = begins ? line : header;
+		if (++number_ <= done) {
+			if (number_ == done) {
+				started = now_us();
+				start_script(header);
+			}
+		} else if (begins) {
 			if (started >= 0)
-				run_line(line);
-			continue;
+				end_script(started);
+			started = now_us();
+			begin();
+			text("scenario", line + 9);
+			end();
+			start_script(line);
+		} else if (started >= 0 && !strcmp(verb, "kexec")) {
+			run_kexec(line, number_);
+		} else if (started >= 0) {
+			run_line(line);
 		}
-		if (started >= 0)
-			end_script(started);
-		const char *tasks = strstr(line, " tasks=");
-		default_weights();
-		started = now_us();
-		begin();
-		text("scenario", line + 9);
-		end();
-		start_process(tasks ? atoi(tasks + 7) : 1, !strstr(line, " noreset"));
 	}
 	if (started >= 0)
 		end_script(started);
@@ -1868,18 +1915,21 @@ int main(void)
 	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
 	mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
 	open_port();
+	int done = line_to_go_on();
 	begin();
-	number("boot_us", now_us());
+	number(done ? "next_kernel_us" : "boot_us", now_us());
 	end();
 	load_modules();
-	describe_kvm();
+	if (!done)
+		describe_kvm();
 	box = mmap(NULL, sizeof *box, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	memset(box, 0, sizeof *box);
 	catch_faults();
 	find_nodes();
 	settle();
-	describe_host();
-	run_script();
+	if (!done)
+		describe_host();
+	run_script(done);
 	begin();
 	number("done_us", now_us());
 	end();

@@ -23,6 +23,17 @@ static long counter(const char *name)
 	return -1;
 }
 
+/*
+ * Page tables and nodes of the page cache are freed after a grace period of RCU. Two of them, and time for what runs then;
+ * a kernel without membarrier() has to wait longer.
+ */
+static void let_frees_happen(void)
+{
+	const int global = 1;                           /* MEMBARRIER_CMD_GLOBAL */
+	long waited = syscall(CALL_MEMBARRIER, global, 0, 0) | syscall(CALL_MEMBARRIER, global, 0, 0);
+	usleep(waited ? 200000 : 30000);
+}
+
 /* Pages of each node by use. Counters that are kept per CPU are folded first, so the numbers are whole. */
 static void report_node_counters(void)
 {
@@ -32,6 +43,7 @@ static void report_node_counters(void)
 		{ "SecPageTables", "nr_sec_page_table_pages" }, { "SReclaimable", "nr_slab_reclaimable" },
 		{ "SUnreclaim", "nr_slab_unreclaimable" }, { "Unevictable", "nr_unevictable" },
 	};
+	let_frees_happen();
 	refresh_counters();
 	key("counters");
 	put("{");

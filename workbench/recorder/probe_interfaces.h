@@ -43,6 +43,26 @@ struct attributes_of_file {
 };
 #define SET_ATTRIBUTES_OF_FILE _IOWR(KVMIO, 0xd2, struct attributes_of_file)
 
+/* Live update (include/uapi/linux/liveupdate.h): sessions hold files that the next kernel takes up. */
+struct session_of_name {
+	uint32_t size;
+	int32_t fd;
+	char name[64];
+};
+struct file_of_session {
+	uint32_t size;
+	int32_t fd;
+	uint64_t token;
+};
+struct end_of_session {
+	uint32_t size, reserved;
+};
+#define CREATE_SESSION _IO(0xba, 0x00)
+#define RETRIEVE_SESSION _IO(0xba, 0x01)
+#define SESSION_PRESERVE _IO(0xba, 0x40)
+#define SESSION_RETRIEVE _IO(0xba, 0x41)
+#define SESSION_FINISH _IO(0xba, 0x42)
+
 #ifndef MFD_HUGE_SHIFT
 #define MFD_HUGE_SHIFT 26
 #endif
@@ -56,6 +76,8 @@ struct attributes_of_file {
 #define CAP_PRE_FAULT_MEMORY 236
 #define CAP_GUEST_MEMFD_FLAGS 244
 
+#define CALL_KEXEC_FILE_LOAD 320
+#define CALL_MEMBARRIER 324
 #define CALL_PIDFD_OPEN 434
 #define CALL_PIDFD_GETFD 438
 #define CALL_IO_URING_SETUP 425

@@ -1,7 +1,8 @@
 """What the probe printed, one JSON object per line, as a recording.
 
-Lines are told apart by their first key: ``boot_us``, ``module``, ``kvm``, ``file``, ``scenario``, ``op``, ``end`` and
-``done_us``. A recording without the last one is incomplete and says so (``done: false``).
+Lines are told apart by their first key: ``boot_us``, ``module``, ``kvm``, ``file``, ``scenario``, ``op``, ``end``,
+``next_kernel_us`` (behind a ``kexec``) and ``done_us``. A recording without the last one is incomplete and says so
+(``done: false``).
 """
 
 from __future__ import annotations
@@ -71,8 +72,10 @@ def _add(out: dict[str, Any], value: dict[str, Any], number: int) -> None:
         out["files"][value["file"]] = value["lines"]
     elif kind == "module":
         out["mods"].append(f"{value['module']} {value['ret']} {value['errno']}")
-    elif kind == "boot_us":
-        out["boot_us"] = value["boot_us"]
+    elif kind in ("boot_us", "next_kernel_us"):
+        out[kind] = value[kind]
+    elif kind == "kexec_errno":
+        raise WorkbenchError(f"kexec: the kernel would not go: errno {value[kind]}")
     elif kind == "kvm":
         out["kvm"] = value["kvm"]
     elif kind == "done_us":

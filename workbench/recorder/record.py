@@ -21,6 +21,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.files import whole_file
 from workbench.recorder import initramfs, kernel_package, language, probe_output
+from workbench.recorder.kernel_package import RAM_DISK
 from workbench.recorder.qemu import EmulatedHost, emulate
 from workbench.recorder.translate import to_script
 from workbench.scenario import Scenario
@@ -131,7 +132,11 @@ def _run(
         output, console = directory / "probe.out", directory / "console.txt"
         probe = build_probe(directory).read_bytes()
         image.write_bytes(kernel.image)
-        initrd.write_bytes(initramfs.host_image(probe, script, kernel.ordered_modules()))
+        next_kernel = kernel.image if "kexec" in map(str.strip, script.splitlines()) else None
+        modules = [
+            (name, data) for name, data in kernel.ordered_modules() if name != RAM_DISK or "odirect" in script.split()
+        ]
+        initrd.write_bytes(initramfs.host_image(probe, script, modules, next_kernel))
         output.touch()
         started = time.monotonic()
         command = machine.command(qemu, image, initrd, output, console)

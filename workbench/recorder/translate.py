@@ -37,7 +37,9 @@ _NOT_ON_LINUX = {
     "iommu_map": "the emulated machine has no IOMMU user",
     "iommu_unmap": "the emulated machine has no IOMMU user",
     "access": "accesses have no result that could be recorded",
-    "kexec": "kexec hand-over is not merged",
+    "preserve": "a handover is recorded from a script (`workbench record --script`)",
+    "kexec": "a handover is recorded from a script (`workbench record --script`)",
+    "retrieve": "a handover is recorded from a script (`workbench record --script`)",
     "pass_fd": "the probe is one process",
 }
 

@@ -376,6 +376,9 @@ class _Replay:
     unknown_machine: str = ""
     vm_type: str = "none"
     created: bool = False
+    memfds: set[str] = field(default_factory=set)
+    pins: dict[str, list[sc.Pin]] = field(default_factory=dict)
+    """What is pinned of each guest_memfd, in the order of the calls."""
 
     def require(self, entry: Recorded) -> None:
         """Raise Unknown for a line about something that is not simulated."""
@@ -416,8 +419,7 @@ _NOT_SIMULATED = {
     "anon": "anonymous memory of the host is not simulated",
     "memfd": "hugetlb files of the host are not simulated",
     "alias": "the file is not simulated",
-    "pin": "pins are not replayed yet",
-    "unpin": "pins are not replayed yet",
+    "unpin": "nothing that is simulated was pinned",
     "fill": "where memory ends depends on the background's use",
     "kvmcap": "the answer is the kernel's alone",
     "pool": "changes the host behind the files",
@@ -426,6 +428,7 @@ _NOT_SIMULATED = {
     "meminfo": "free pages include the background's use",
     "kho": "looks at the host",
     "cat": "reads a file of the host",
+    "finish": "returns nothing that a placement depends on",
     "pfns": "physical frame numbers depend on the boot",
     "sleep": "returns nothing",
 }
@@ -445,7 +448,14 @@ def to_scenario(
     for position, entry in enumerate(recorded.operations):
         try:
             script.require(entry)
+            if entry.words[0] == "unpin" and entry.words[1] not in script.pins:
+                raise Unknown(_NOT_SIMULATED["unpin"])
             operation = _translate(entry, script.sizes, recording)
+            if isinstance(operation, sc.Pin) and entry.words[1] in script.memfds:
+                # The engine holds pages of guest_memfd alone; of others a pin is the touch that it begins with.
+                operation = sc.Fault(
+                    **operation.model_dump(include={"task", "file", "offset", "length"}), by="host", write=True
+                )
         except Unknown as unknown:
             script.note(entry)
             numbers.append(None)
@@ -461,10 +471,18 @@ def to_scenario(
             elif changed:
                 script.vm_type = entry.words[1]
             script.created |= isinstance(operation, sc.Create)
+        if isinstance(operation, (sc.Create, sc.Memfd)):
+            (script.memfds.add if isinstance(operation, sc.Memfd) else script.memfds.discard)(entry.words[1])
+        if isinstance(operation, sc.Pin) and entry.seen.get("errno") == 0:
+            script.pins.setdefault(entry.words[1], []).append(operation)
         if isinstance(operation, sc.Memslot) and operation.backend in script.unknown_files:
             operation = operation.model_copy(update={"backend": None})
         numbers.append(len(operations))
         operations.append(operation)
+        if entry.words[0] == "unpin":
+            pins = script.pins.pop(entry.words[1])
+            span = [{"file": pin.file, "offset": pin.offset, "length": pin.length} for pin in pins]
+            operations[-1:] = [sc.Unpin(task=operation.task, **one) for one in span]
         if entry.words[0] == "reveal" and isinstance(operation, sc.Observe):
             # Whoever looks in this way takes the pages out.
             operations.append(sc.PunchHole(file=operation.file, offset=operation.offset, length=operation.length))
@@ -567,6 +585,14 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         sizes[arguments[0]] = int(arguments[1])
         number = entry.seen.get("ino")
         return sc.Memfd(**on, size=int(arguments[1]) * PAGE_SIZE, inode=number if isinstance(number, int) else None)
+    if verb == "preserve":
+        return sc.Preserve(**on, token=int(arguments[1]))
+    if verb == "kexec":
+        return sc.Kexec(**common)
+    if verb == "retrieve":
+        sizes[arguments[0]] = int(entry.seen.get("pages", 0))
+        number = entry.seen.get("ino") or None
+        return sc.Retrieve(**on, token=int(arguments[1]), inode=number if isinstance(number, int) else None)
     if verb == "alias":
         sizes[arguments[0]] = sizes.get(arguments[1], 0) if entry.seen.get("ret", 0) != -1 else 0
         return sc.Alias(**on, of=arguments[1])
@@ -619,6 +645,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         return sc.GetMempolicy(**on, offset=int(arguments[1]) * PAGE_SIZE, node=verb == "getnode")
     if verb == "write":
         raise Unknown(f"{arguments[0]} is a file of the host that is not simulated")
+    if verb == "unpin":
+        return sc.Unpin(**on)
     if verb in _NOT_SIMULATED:
         raise Unknown(_NOT_SIMULATED[verb])
     if verb not in _RANGES:
@@ -627,7 +655,7 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
 
 
 _RANGES = (
-    "mbind", "home", "falloc", "punch", "touch", "rtouch", "prefault", "vtouch", "movepages", "madv",
+    "mbind", "home", "falloc", "punch", "touch", "rtouch", "prefault", "vtouch", "movepages", "madv", "pin", "odirect",
 )  # fmt: skip
 
 
@@ -655,6 +683,10 @@ def _translate_range(verb: str, on: dict[str, Any], arguments: list[str], given:
         if order == "strided":
             extra = {"stride": max(1, int(arguments[4], 0))}
         return sc.Fault(**where, by="host", write=verb == "touch", order=order, **extra)
+    if verb == "pin":
+        return sc.Pin(**where)  # a pipe's references and those of io_uring are the same here: both fault the pages in
+    if verb == "odirect":
+        return sc.Fault(**where, by="host", write=True)
     if verb in ("prefault", "vtouch"):
         return sc.Fault(**where, by="prefault" if verb == "prefault" else "guest")
     if verb == "movepages":

@@ -18,6 +18,7 @@ Recordings of struct pages and of in-place conversion are compared too, each in 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections import Counter
@@ -535,7 +536,7 @@ class _Comparison:
     def _judge_call(self, position: int, entry: Recorded, number: int) -> None:
         verb, seen, detail = entry.words[0], entry.seen, self.details[number]
         ret, error = int(self.rets[number]), int(self.errnos[number])
-        if verb in ("create", "memfd") and error == 0 and seen.get("errno") == 0:
+        if verb in ("create", "memfd", "retrieve") and error == 0 and seen.get("errno") == 0:
             if self.first_descriptor is None:
                 self.first_descriptor = seen["ret"] - ret
             ret += self.first_descriptor
@@ -549,6 +550,16 @@ class _Comparison:
                     "migrate_pages counts tmpfs pages that two mappings hold as stuck, as often as it meets them"
                 )
                 return
+        if verb in ("pin", "odirect") and error == errno.EBADF:
+            error = errno.EFAULT  # the probe has no mapping then, and takes addresses where nothing is
+        if verb in ("pin", "odirect") and isinstance(self.scenario.operations[number], sc.Fault):
+            # A pin is of all pages or none; a direct read ends before the first page that cannot be had.
+            bad = detail.get("bad", 0)
+            done = detail["first"] - int(entry.words[2]) if bad else ret
+            good = done > 0 if verb == "odirect" else not bad
+            error, ret = (0, done if verb == "odirect" else 0) if good else (errno.EFAULT, -1)
+        if verb == "unpin":
+            ret = seen.get("ret", ret)  # how many rings and pipes were closed
         if verb == "vtouch":  # the probe adds 1000 to an exit reason other than HLT, and has its own codes for errors
             ret = seen.get("ret", ret) if error and seen.get("errno") == error else ret
             ret = 0 if detail.get("exit") in (None, 5) and not error else (1000 + detail["exit"] if not error else ret)
@@ -856,7 +867,9 @@ class _Comparison:
                 continue
             if self._own_mode(task, number) is not None:
                 unknown.add(task)
-            if task not in unknown or not isinstance(operation, (sc.Fault, sc.Fallocate, sc.Madvise, sc.GetMempolicy)):
+            if task not in unknown or not isinstance(
+                operation, (sc.Fault, sc.Fallocate, sc.Madvise, sc.GetMempolicy, sc.Pin)
+            ):
                 continue
             if operation.file is None or operation.file not in self.dataset["file"].values:
                 continue
