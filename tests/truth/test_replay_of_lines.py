@@ -183,10 +183,13 @@ WORDS = {
     "mbind": "g0 0 4 BIND 0", "home": "g0 0 4 0", "setcpu": "0", "cpuset": "off", "weights": "default", "vm": "none",
     "kvmcap": "244", "slot": "g0", "attr": "g0 0 4 private", "convert": "g0 0 4 private", "pin": "g0 0 4 uring",
     "migrate": "0 1", "movepages": "g0 0 4 1", "madv": "g0 0 4 23", "getpol": "g0 0", "getnode": "g0 0", "fill": "g0 4",
+    "preserve": "g0 1", "retrieve": "g0 1",
     "cat": "/x", "write": "/x 1", "sleep": "1", "eat": "0 1", "eatto": "0 999999999", "pool": "2M 0 1",
 }  # fmt: skip
-RANGES = ("falloc", "punch", "touch", "rtouch", "vtouch", "prefault")
-ALONE = ("reset", "gettask", "getil", "zones", "meminfo", "nodestat", "numastat", "pools", "kho", "uneat")
+RANGES = ("falloc", "punch", "touch", "rtouch", "vtouch", "prefault", "odirect")
+ALONE = (
+    "reset", "gettask", "getil", "zones", "meminfo", "nodestat", "numastat", "pools", "kho", "uneat", "kexec", "finish",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", language.VERBS)
