@@ -16,6 +16,8 @@ import pytest
 import typer
 
 import workbench as wb
+from e2e import servers
+from e2e.axe import faults
 from workbench.commands import cli
 from workbench.docs import markup, notebooks, site
 from workbench.errors import WorkbenchError
@@ -81,6 +83,21 @@ def test_notebooks_are_pages(built: Path) -> None:
     assert {path.stem for path in (built / "notebooks").glob("*.html")} == names
     assert "Shown without outputs" in text_of(built / "notebooks/01_placement.html")
     assert "<math" in (built / "notebooks/05_policy_sweep.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(built: Path, scheme: Any) -> None:
+    names = ("index", "tutorial/ten-minutes", "explanation/interfaces", "reference/cli", "reference/scenario",
+             "reference/kernels", "reference/machines", "reference/api-runs", "notebooks/01_placement", "search")  # fmt: skip
+    with servers.chromium() as browser:
+        page = browser.new_context(color_scheme=scheme, bypass_csp=True).new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for name in names:
+            page.goto((built / f"{name}.html").as_uri())
+            assert faults(page) == [], name
+        assert asked and all(url.startswith(("file:", "data:")) for url in asked)
 
 
 def test_outputs_of_notebooks_are_kept_under_what_they_came_from(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from e2e import servers
 
@@ -33,11 +33,13 @@ explorer
 
 
 @pytest.fixture(scope="module")
-def watch_and_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[servers.Watch, Page]]:
+def watch_and_page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[servers.Watch, Page]]:
     directory = tmp_path_factory.mktemp("lab")
     servers.notebook(directory / "explorer.ipynb", CELL)
-    with servers.lab(directory, "explorer.ipynb") as address, servers.chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+    with (
+        servers.lab(directory, "explorer.ipynb") as address,
+        browser.new_page(viewport={"width": 1280, "height": 800}) as page,
+    ):
         watch = servers.Watch(page)
         servers.run_all(page, address)
         # The first run of a fresh checkout compiles the kernels.
@@ -318,6 +320,29 @@ def test_export(page: Page, tmp_path: Path) -> None:
     assert any(name.startswith("pages_per_node/") for name in zipfile.ZipFile(target).namelist())
     view(page, "Dataset")
     expect(page.locator(".xr-wrap, .xr-header").first).to_be_attached()
+
+
+def test_the_scenario_makes_the_round_trip(page: Page, tmp_path: Path) -> None:
+    """What the YAML button gives brings the explorer back to where it was, byte for byte."""
+
+    def downloaded(name: str) -> Path:
+        with page.expect_download() as info:
+            page.locator("[data-tool=yaml]").click()
+        info.value.save_as(tmp_path / name)
+        assert info.value.suggested_filename == "explorer.yaml"
+        return tmp_path / name
+
+    view(page, "Share")
+    page.get_by_role("button", name="YAML", exact=True).click()
+    first = downloaded("first.yaml")
+    shown = page.locator(".wb-share textarea").first
+    expect(shown).to_have_value(first.read_text())
+    _execute(page, "explorer.scenario = explorer.scenario.replace(**{'guest.memory': '3 GiB'})")
+    expect(shown).to_have_value(re.compile("memory: 3 GiB"))
+    _execute(page, f"explorer.scenario = type(explorer.scenario).from_yaml({str(first)!r})")
+    expect(shown).to_have_value(first.read_text())
+    assert downloaded("second.yaml").read_bytes() == first.read_bytes()
+    page.get_by_role("button", name="Python", exact=True).click()
 
 
 def test_the_figure_and_its_table_are_exported(page: Page, tmp_path: Path) -> None:

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from e2e import servers
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.explorer_app(tmp_path_factory.mktemp("voila")) as found:
-        yield found
 
 
 def test_nobody_gets_in_without_the_token(address: str) -> None:
@@ -28,9 +19,8 @@ def test_nobody_gets_in_without_the_token(address: str) -> None:
     assert "login" in reply.url
 
 
-def test_the_app_shows_the_explorer_and_answers(address: str, tmp_path: Path) -> None:
-    with servers.chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+def test_the_app_shows_the_explorer_and_answers(address: str, browser: Browser) -> None:
+    with browser.new_page(viewport={"width": 1280, "height": 800}) as page:
         watch = servers.Watch(page)
         page.goto(address)
         expect(page.locator("[data-kind=host] [data-node='7']")).to_be_visible(timeout=120_000)

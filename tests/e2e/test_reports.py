@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from workbench.docs import notebooks
+from workbench.kernels.code_cache import cache_directory
+from workbench.reports import report
 from workbench.reports.gallery import make_gallery
 from workbench.reports.report import Report, make_report
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 5_000_000
-SMALL = {
-    "05_policy_sweep": {"machines": ["epyc1-naples-2s", "spr-8468v-cxl"], "memory": ["4 GiB"]},
-    "06_report_template": {"memory": "1 GiB"},
-}
-"""Parameters for a quick run; a notebook that is not here runs with its own."""
-
 _made: dict[str, Report] = {}
 
 
@@ -32,22 +28,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report_of(notebook: Path, folder: Path) -> Report:
-    """The report of a notebook, made once."""
+    """The report of a notebook, made once, of the same quick run that the documentation shows (``make docs``)."""
     if notebook.stem not in _made:
-        parameters = SMALL.get(notebook.stem, {})
-        _made[notebook.stem] = make_report(notebook, folder / f"{notebook.stem}.html", parameters=parameters)
+        cache = cache_directory()
+        kept = cache.parent / "notebooks" if cache is not None else folder
+        ran = notebooks.executed(notebook, notebooks.digest(), kept)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "execute", lambda *_, **__: ran)
+            parameters = notebooks.QUICK.get(notebook.stem, {})
+            _made[notebook.stem] = report.make_report(notebook, folder / f"{notebook.stem}.html", parameters=parameters)
     return _made[notebook.stem]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-    if not Path(path).exists():
-        pytest.skip("no Chromium on this machine")
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -135,6 +125,14 @@ def test_the_gallery_finds_sorts_and_links(folder, offline):
     rows = page.locator("tbody tr")
     assert rows.count() == count
     assert page.locator("tbody img").count() == count
+    for width in (1400, 520):  # of mixed notebooks too: nothing beside the window, and no column of a few letters
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(
+            "document.querySelector('.scroll').scrollWidth <= document.querySelector('.scroll').clientWidth"
+        )
+        narrow = "[...document.querySelectorAll('tbody td')].filter(cell => cell.textContent && cell.clientWidth < 80).length"
+        assert page.evaluate(narrow) == 0
+    page.set_viewport_size({"width": 1250, "height": 900})
     page.get_by_label("Search").fill("question of your own")
     assert rows.locator("visible=true").count() == 1
     page.get_by_label("Search").fill("")

@@ -48,9 +48,9 @@ def write(folder: Path, kept: Path | None, *, run: bool, say: Callable[[str], No
     paths = sorted(notebooks_path().glob("*.ipynb"))
     sources = digest()
     wanted = [path for path in paths if path.stem not in _WIDGETS]
-    if run:
+    if run and kept is not None:
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda path: _run(path, sources, kept, say), wanted))
+            list(pool.map(lambda path: executed(path, sources, kept, say), wanted))
     for path in paths:
         _page(path, _kept_at(path, sources, kept), folder / path.name)
     return [path.stem for path in paths]
@@ -75,7 +75,10 @@ def _kept_at(path: Path, sources: str, kept: Path | None) -> Path | None:
     return kept / f"{path.stem}-{hashlib.sha256(what).hexdigest()[:16]}.ipynb"
 
 
-def _run(path: Path, sources: str, kept: Path | None, say: Callable[[str], None]) -> None:
+def executed(
+    path: Path, sources: str, kept: Path | None, say: Callable[[str], None] = lambda line: None
+) -> NotebookNode:
+    """A notebook after its quick run: as it is kept, else run now and kept. Raises WorkbenchError if it fails."""
     import nbformat
 
     from workbench.files import whole_file
@@ -83,12 +86,14 @@ def _run(path: Path, sources: str, kept: Path | None, say: Callable[[str], None]
     from workbench.reports.report import execute
 
     place = _kept_at(path, sources, kept)
-    if place is None or place.exists():
-        return
+    if place is not None and place.exists():
+        return nbformat.read(place, as_version=4)
     say(f"running {path.stem}")
-    executed = execute(read_notebook(path), QUICK.get(path.stem, {}), path.stem)
-    with whole_file(place) as temporary:
-        nbformat.write(executed, temporary)
+    made = execute(read_notebook(path), QUICK.get(path.stem, {}), path.stem)
+    if place is not None:
+        with whole_file(place) as temporary:
+            nbformat.write(made, temporary)
+    return made
 
 
 def _page(path: Path, place: Path | None, out: Path) -> None:
