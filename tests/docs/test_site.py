@@ -91,7 +91,8 @@ def test_axe_finds_nothing_serious(built: Path, scheme: Any) -> None:
     names = ("index", "tutorial/ten-minutes", "explanation/interfaces", "reference/cli", "reference/scenario",
              "reference/kernels", "reference/machines", "reference/api-runs", "notebooks/01_placement", "search")  # fmt: skip
     with servers.chromium() as browser:
-        page = browser.new_context(color_scheme=scheme, bypass_csp=True).new_page()
+        view = {"width": 1250, "height": 900}
+        page = browser.new_context(viewport=view, color_scheme=scheme, bypass_csp=True).new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         for name in names:

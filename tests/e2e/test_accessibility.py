@@ -52,12 +52,10 @@ def test_the_gallery(report: Path, page: Page) -> None:
 
 
 @pytest.mark.slow
-def test_the_explorer(address: str, browser: Browser) -> None:
-    with browser.new_page(viewport={"width": 1250, "height": 900}, bypass_csp=True) as page:
-        page.goto(address)
-        expect(page.locator("[data-kind=host] [data-node='7']")).to_be_visible(timeout=120_000)
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            for name in ("Nodes", "vCPUs", "Calls", "Compare", "Share"):
-                page.get_by_role("tab", name=name, exact=True).click()
-                assert faults(page) == [], (name, scheme)
+def test_the_explorer(address: str, page: Page) -> None:
+    page.goto(address)
+    expect(page.locator("[data-kind=host] [data-node='7']")).to_be_visible(timeout=120_000)
+    assert faults(page) == []
+    for name in ("vCPUs", "Calls", "Compare", "Share"):
+        page.get_by_role("tab", name=name, exact=True).click()
+        assert faults(page) == [], name
