@@ -118,9 +118,13 @@ COUNTERS = (
     N_WITHHELD,
 ) = range(27)
 
-PIN_PAGE, PIN_COUNT, PIN_PFN, PIN_NODE = range(4)
+PIN_PAGE, PIN_COUNT, PIN_PFN, PIN_NODE, PIN_NEXT = range(5)
 """Columns of ``pins``. Once the page has left the file: first pfn of its unit (else -1) and the node that the unit
-returns to (-1: it is poisoned and never does)."""
+returns to (-1: it is poisoned and never does). Last the next row of the chain that ``pin_heads`` begins, -1: none."""
+
+
+_UNHASHED = -2
+"""In ``pin_heads`` of a table that has grown: the chains are made anew."""
 
 
 @record
@@ -163,13 +167,15 @@ class State(NamedTuple):
     freed: np.ndarray
     """int64 (N,), and gave back."""
     pins: np.ndarray
-    """int64 (rows, 4), columns PIN_PAGE ...: long-term pins."""
+    """int64 (rows, 5), columns PIN_PAGE ...: long-term pins."""
+    pin_heads: np.ndarray
+    """int64 (rows,), rows a power of two: first row of ``pins`` for the pages of each hash, -1: none."""
     poison: np.ndarray
     """int64 (rows,), poisoned pages."""
     options: np.ndarray
     counts: np.ndarray
     scratch: np.ndarray
-    """int64 (8,): 0-2 for the maple tree, 3 the page an error names."""
+    """int64 (8,): 0-2 for the maple tree, 3 the page an error names, 4 rows of pins that an operation needs (NEEDS_ROOM)."""
 
 
 def new_state(
@@ -204,7 +210,8 @@ def new_state(
         vmemmap_order=vmemmap_order,
         taken=np.zeros(len(vmemmap), np.int64),
         freed=np.zeros(len(vmemmap), np.int64),
-        pins=np.zeros((64, 4), np.int64),
+        pins=np.zeros((64, 5), np.int64),
+        pin_heads=np.full(64, -1, np.int64),
         poison=np.zeros(64, np.int64),
         options=options,
         counts=np.zeros(len(COUNTERS), np.int64),
@@ -218,16 +225,22 @@ def _units(options: np.ndarray) -> int:
 
 
 def grown(state: State) -> State:
-    """The same state with twice the room (after NEEDS_ROOM)."""
+    """The same state with room for the pins that were wanted, or else with twice the room for all else (after NEEDS_ROOM)."""
 
     def twice(array: np.ndarray, axis: int = 0) -> np.ndarray:
         return np.concatenate((array, np.zeros_like(array)), axis=axis)
 
+    wanted = int(state.scratch[4])
+    if wanted > len(state.pins):
+        state.scratch[4] = 0
+        rows = 1 << (wanted - 1).bit_length()
+        pins = np.zeros((rows, state.pins.shape[1]), np.int64)
+        pins[: len(state.pins)] = state.pins
+        return state._replace(pins=pins, pin_heads=np.full(rows, _UNHASHED, np.int64))
     return state._replace(
         nodes=twice(state.nodes),
         start=twice(state.start, 1),
         end=twice(state.end, 1),
-        pins=twice(state.pins),
         poison=twice(state.poison),
     )
 
@@ -239,6 +252,8 @@ def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarra
     INSERT backs a unit from the ranges of its node. Returns the number of operations done; less than all if the state must
     grow (:func:`grown`) first (the error there is NEEDS_ROOM), or if an INSERT finds no memory for struct pages.
     """
+    if state.pin_heads[0] == _UNHASHED:
+        _hash_pins(state)
     for i in range(first, stream.shape[0]):
         state.scratch[3] = -1
         row = stream[i]
@@ -281,7 +296,8 @@ def _operate(s: State, op: Int, offset: Int, length: Int, argument: Int, node: I
     for k in range(s.count.shape[0]):
         if s.count[k] + returned + 2 > s.start.shape[1]:
             return NEEDS_ROOM
-    if op == PIN and s.counts[N_PINS] + (length >> 12) + 2 > s.pins.shape[0]:
+    if op == PIN and s.counts[N_PINS] + min(max(length, 0) >> 12, pages) + 2 > s.pins.shape[0]:
+        s.scratch[4] = s.counts[N_PINS] + min(max(length, 0) >> 12, pages) + 2
         return NEEDS_ROOM
     if op == CONVERT:
         return _convert(s, offset, length, argument == 1)
@@ -334,13 +350,47 @@ def _next_in(s: State, page: Int, end: Int, shared: bool) -> Int:
 
 
 @kernel
+def _hash_pins(s: State) -> None:
+    """Chains of all rows of pins anew, after the table has grown."""
+    s.pin_heads[:] = -1
+    for row in range(s.counts[N_PINS]):
+        _chain_pin(s, row)
+
+
+@kernel
+def _pin_head(s: State, page: Int) -> Int:
+    """Neighbouring pages have neighbouring chains."""
+    return page & (s.pin_heads.shape[0] - 1)
+
+
+@kernel
+def _chain_pin(s: State, row: Int) -> None:
+    head = _pin_head(s, s.pins[row, PIN_PAGE])
+    s.pins[row, PIN_NEXT] = s.pin_heads[head]
+    s.pin_heads[head] = row
+
+
+@kernel
+def _unchain_pin(s: State, row: Int) -> None:
+    head = _pin_head(s, s.pins[row, PIN_PAGE])
+    if s.pin_heads[head] == row:
+        s.pin_heads[head] = s.pins[row, PIN_NEXT]
+        return
+    before = s.pin_heads[head]
+    while s.pins[before, PIN_NEXT] != row:
+        before = s.pins[before, PIN_NEXT]
+    s.pins[before, PIN_NEXT] = s.pins[row, PIN_NEXT]
+
+
+@kernel
 def _pin_row(s: State, page: Int, left_file: bool) -> Int:
     """Row of the pins on a page of the file, or on one that has left it (of several the lowest pfn); -1: none."""
-    found = -1
-    for row in range(s.counts[N_PINS]):
+    found, row = -1, s.pin_heads[_pin_head(s, page)]
+    while row >= 0:
         if s.pins[row, PIN_PAGE] == page and (s.pins[row, PIN_PFN] >= 0) == left_file:
             if found < 0 or s.pins[row, PIN_PFN] < s.pins[found, PIN_PFN]:
                 found = row
+        row = s.pins[row, PIN_NEXT]
     return found
 
 
@@ -348,10 +398,16 @@ def _pin_row(s: State, page: Int, left_file: bool) -> Int:
 def _first_referenced(s: State, first: Int, end: Int) -> Int:
     """First shared page of [first, end) that somebody holds, -1: private pages have nothing to hold."""
     found = end
-    for row in range(s.counts[N_PINS]):
-        page = s.pins[row, PIN_PAGE]
-        if s.pins[row, PIN_PFN] < 0 and first <= page < found and test_bit(s.shared, page):
-            found = page
+    if end - first < s.counts[N_PINS]:  # what is fewer is looked through
+        for page in range(first, end):
+            if test_bit(s.shared, page) and _pin_row(s, page, False) >= 0:
+                found = page
+                break
+    else:
+        for row in range(s.counts[N_PINS]):
+            page = s.pins[row, PIN_PAGE]
+            if s.pins[row, PIN_PFN] < 0 and first <= page < found and test_bit(s.shared, page):
+                found = page
     for row in range(s.counts[N_POISONED]):
         page = s.poison[row]
         if first <= page < found and test_bit(s.shared, page):
@@ -699,6 +755,7 @@ def _pin(s: State, offset: Int, length: Int, kind: Int, node: Int) -> Int:
             s.pins[row, PIN_PAGE] = page
             s.pins[row, PIN_COUNT] = 0
             s.pins[row, PIN_PFN] = -1
+            _chain_pin(s, row)
         s.pins[row, PIN_COUNT] += 1
     return 0
 
@@ -727,22 +784,45 @@ def _unpin(s: State, offset: Int, length: Int, kind: Int) -> Int:
 def _drop_row(s: State, row: Int) -> None:
     """The last pin on a page is gone; if it had left the file, its struct pages and its unit may follow it."""
     page, pfn, node = s.pins[row, PIN_PAGE], s.pins[row, PIN_PFN], s.pins[row, PIN_NODE]
+    _unchain_pin(s, row)
     s.counts[N_PINS] -= 1
     last = s.counts[N_PINS]
-    for column in range(s.pins.shape[1]):
-        s.pins[row, column] = s.pins[last, column]
+    if row != last:
+        _unchain_pin(s, last)
+        for column in range(s.pins.shape[1]):
+            s.pins[row, column] = s.pins[last, column]
+        _chain_pin(s, row)
     if pfn < 0:
         return
     group = page >> s.options[GROUP_SHIFT]
     s.group[group] -= 1
     if s.group[group] == 0:
         _give_back_group(s, s.group_node[group])
-    for other in range(s.counts[N_PINS]):
-        if s.pins[other, PIN_PFN] == pfn:
-            return
+    if _unit_pinned(s, row, page, pfn):
+        return
     s.counts[N_WITHHELD] -= 1
     if node >= 0:
         pfn_range.free(s.start, s.end, s.count, node, pfn, np.int64(1) << s.options[UNIT_ORDER])
+
+
+@kernel
+def _unit_pinned(s: State, near: Int, page: Int, pfn: Int) -> bool:
+    """Whether a page of the unit that was at ``page`` and has left the file is pinned still."""
+    order = s.options[UNIT_ORDER]
+    rows, pages = s.counts[N_PINS], np.int64(1) << order
+    if pages < rows:
+        first = page >> order << order
+        for at in range(first, first + pages):
+            row = s.pin_heads[_pin_head(s, at)]
+            while row >= 0:
+                if s.pins[row, PIN_PFN] == pfn:
+                    return True
+                row = s.pins[row, PIN_NEXT]
+        return False
+    for step in range(rows):  # pages of one unit are mostly pinned, and stand, together
+        if s.pins[(near + step) % rows, PIN_PFN] == pfn:
+            return True
+    return False
 
 
 @kernel
@@ -822,7 +902,11 @@ def _free_unit(s: State, unit: Int, first: Int, end: Int) -> None:
 def _withhold_pinned(s: State, first: Int, end: Int, pfn: Int, node: Int) -> bool:
     """Pinned pages of a unit leave the file: unit and struct pages stay taken until the last pin is dropped."""
     withheld = False
-    for row in range(s.counts[N_PINS]):
+    pages, rows = end - first, s.counts[N_PINS]
+    for step in range(min(pages, rows)):  # what is fewer is looked through
+        row = _pin_row(s, first + step, False) if pages < rows else step
+        if row < 0:
+            continue
         page = s.pins[row, PIN_PAGE]
         if s.pins[row, PIN_PFN] < 0 and first <= page < end:
             s.pins[row, PIN_PFN] = pfn

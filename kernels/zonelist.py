@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import Int, kernel
+from workbench.kernels.compile import Int, allocating_kernel, kernel
 
 ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE = 0, 1, 2, 3
 PENALTY_FOR_NODE_WITH_CPUS = 1
@@ -39,44 +39,38 @@ def fallback_order(
     node_load[:] = 0
     out[:, :] = -1
     for me in range(nodes):
+        # find_next_best_node() looks at all nodes for every place of the list. A node's load grows only when it is taken,
+        # so that the scores of those left stand as the list begins: it is these in order, of equal ones the lowest first.
+        filled = 0
+        for node in range(nodes):
+            if has_memory[node]:
+                place = filled
+                score = _score(me, node, distance, has_memory, penalised, node_load)
+                while place > 0 and _score(me, out[me, place - 1], distance, has_memory, penalised, node_load) > score:
+                    out[me, place] = out[me, place - 1]
+                    place -= 1
+                out[me, place] = node
+                filled += 1
         previous: Int = me
-        for position in range(nodes):
-            best = _find_next_best_node(me, position, out, distance, has_memory, penalised, node_load)
-            if best < 0:
-                break
+        for position in range(filled):
+            best = out[me, position]
             if distance[me, best] != distance[me, previous]:
                 node_load[best] += 1
-            out[me, position] = best
             previous = best
 
 
 @kernel
-def _find_next_best_node(
-    me: Int,
-    position: Int,
-    order: np.ndarray,
-    distance: np.ndarray,
-    has_memory: np.ndarray,
-    penalised: np.ndarray,
-    node_load: np.ndarray,
+def _score(
+    me: Int, node: Int, distance: np.ndarray, has_memory: np.ndarray, penalised: np.ndarray, node_load: np.ndarray
 ) -> Int:
-    if position == 0 and has_memory[me]:
-        return me
-    best, best_score = -1, 0
-    for node in range(distance.shape[0]):
-        used = not has_memory[node]
-        for column in range(position):
-            used = used or order[me, column] == node
-        if used:
-            continue
-        score = distance[me, node] + (node < me) + penalised[node] * PENALTY_FOR_NODE_WITH_CPUS
-        score = score * MAX_NUMNODES + node_load[node]
-        if best < 0 or score < best_score:
-            best, best_score = node, score
-    return best
+    """find_next_best_node(): the lowest is taken; a node with memory comes first in its own list."""
+    if node == me and has_memory[me]:
+        return np.int64(-1)
+    score = distance[me, node] + (node < me) + penalised[node] * PENALTY_FOR_NODE_WITH_CPUS
+    return np.int64(score * MAX_NUMNODES + node_load[node])
 
 
-@kernel
+@allocating_kernel
 def zonelists(
     order: np.ndarray, zone_node: np.ndarray, zone_type: np.ndarray, managed: np.ndarray, highest: Int, out: np.ndarray
 ) -> None:
@@ -92,15 +86,28 @@ def zonelists(
     highest : highest ZONE_* of the request
     out : int64 (nodes, zones + 1), row ``start`` receives rows of the zone table, then -1
     """
+    nodes = order.shape[0]
+    first = np.zeros(nodes + 1, np.int64)  # of each node's zones in ``listed``
+    listed = np.empty(zone_node.shape[0], np.int64)
+    for kind in range(highest, -1, -1):
+        for zone in range(zone_node.shape[0]):
+            if zone_type[zone] == kind and managed[zone] > 0:
+                first[zone_node[zone] + 1] += 1
+    for node in range(nodes):
+        first[node + 1] += first[node]
+    end = first.copy()
+    for kind in range(highest, -1, -1):
+        for zone in range(zone_node.shape[0]):
+            if zone_type[zone] == kind and managed[zone] > 0:
+                listed[end[zone_node[zone]]] = zone
+                end[zone_node[zone]] += 1
     out[:, :] = -1
-    for start in range(order.shape[0]):
+    for start in range(nodes):
         filled = 0
         for position in range(order.shape[1]):
             node = order[start, position]
             if node < 0:
                 break
-            for kind in range(highest, -1, -1):
-                for zone in range(zone_node.shape[0]):
-                    if zone_node[zone] == node and zone_type[zone] == kind and managed[zone] > 0:
-                        out[start, filled] = zone
-                        filled += 1
+            for place in range(first[node], end[node]):
+                out[start, filled] = listed[place]
+                filled += 1

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workbench.errors import WorkbenchError
 from workbench.units import PAGE_ORDERS, PAGE_SHIFT, PAGE_SIZE, byte_unit, exact_bytes, format_bytes, parse_bytes
 
 
@@ -34,3 +35,20 @@ def test_one_unit_for_an_axis() -> None:
 @given(st.integers(0, 1 << 60))
 def test_exact_sizes_read_back(number: int) -> None:
     assert parse_bytes(exact_bytes(number)) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1.5 GiB", 3 << 29), ("1e3", 1000), ("4 kB", 4000), ("2 mebibyte", 2 << 20)]
+)
+def test_a_size_is_one_number_and_one_unit(text: str, number: int) -> None:
+    assert parse_bytes(text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9**9**9**9 B", "9**999999999", "2^2^2^2^2^2 B", "((1)) B", "2 MiB * 3", "1 " + "B" * 100, "", "9e999 B", "1 B B"],
+)
+def test_expressions_are_no_sizes(text: str) -> None:
+    """pint works expressions out, which may take for ever."""
+    with pytest.raises(WorkbenchError, match="is not a size such as"):
+        parse_bytes(text)

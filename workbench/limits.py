@@ -25,6 +25,10 @@ CONFIGURATION_BYTES = 1 << 20
 """The configuration of a virtual machine."""
 YAML_BYTES = 10 << 20
 """A scenario, a host, a grid; standard input too."""
+TRACE_BYTES = 256 << 20
+"""A trace of conversions, CSV or Parquet."""
+TRACE_ROWS = 4_000_000
+"""Operations of a trace; a stream that is drawn has as many at most."""
 
 WORD = 1 << 64
 """Arguments of system calls are unsigned long at most."""
@@ -46,3 +50,7 @@ OBSERVED_RUNS = 1 << 24
 """Runs of one node that the observations of a scenario list in all: some 400 MB."""
 LISTED_PAGES = 1 << 28
 """Pages that one operation may list one by one, as a random order does: 1 TiB of 4 KiB pages, some 6 GiB of arrays."""
+TRACKED_FOLIOS = 1 << 28
+"""Folios of one file whose state is kept one by one where pages are converted, pinned or poisoned: 1 TiB of 4 KiB ones."""
+TRACKED_PAGES = 1 << 33
+"""Pages of such a file: 32 TiB, of which the states take 3.3 GiB."""

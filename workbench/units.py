@@ -18,6 +18,10 @@ PAGE_ORDERS = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
 """Order of each page size that page tables can map (x86-64), smallest first."""
 _BINARY = {unit: 1 << 10 * power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))}
 
+_SIZE = re.compile(
+    r"\s{0,8}[-+]?[0-9_]{0,24}(\.[0-9]{0,24})?([eE][-+]?[0-9]{1,2})?\s{0,8}[A-Za-z]{0,12}\s{0,8}", re.ASCII
+)
+
 
 @functools.cache
 def _registry() -> pint.UnitRegistry:
@@ -40,10 +44,12 @@ def parse_bytes(value: int | str, field: str = "size") -> int:
         # What nearly every scenario writes, without the second that importing pint takes.
         number = int(plain[1]) * _BINARY[plain[2]]
     else:
+        # One number and one unit. pint reads expressions too, and would work out "9**9**9**9 B" for ever.
+        if not _SIZE.fullmatch(value):
+            shown = repr(value) if len(value) <= 64 else f"{value[:20]!r}..."
+            raise WorkbenchError(f"{field}: {shown} is not a size such as '2 MiB'")
         import pint
 
-        if len(value) > 64:
-            raise WorkbenchError(f"{field}: {value[:20]!r}... is not a size such as '2 MiB'")
         try:
             quantity: pint.Quantity = _registry().Quantity(value)
             exact = quantity.m if quantity.unitless else quantity.to("byte").m

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -11,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from tornado.web import HTTPError
 
 from workbench.commands import explore
+from workbench.commands.explorer_sessions import MOST_SESSIONS, Sessions
 from workbench.errors import WorkbenchError
 
 
@@ -27,6 +31,42 @@ def test_ports_that_cannot_be_had_are_one_line() -> None:
             explore._port_to_use(port)
         assert explore._listens(os.getpid(), port)
         assert not explore._listens(os.getppid(), port), "a stranger's port is not the child's"
+
+
+def test_no_more_sessions_than_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def starts(self: AsyncMappingKernelManager, **_: object) -> str:
+        await asyncio.sleep(0)
+        self._kernels[str(len(self))] = None
+        return str(len(self))
+
+    monkeypatch.setattr(AsyncMappingKernelManager, "start_kernel", starts)
+    kernels = Sessions()
+
+    async def open_tabs(count: int) -> list[object]:
+        return await asyncio.gather(*(kernels.start_kernel() for _ in range(count)), return_exceptions=True)
+
+    opened = asyncio.run(open_tabs(MOST_SESSIONS + 2))
+    refused = [tab for tab in opened if isinstance(tab, HTTPError)]
+    assert len(opened) - len(refused) == len(kernels) == MOST_SESSIONS == 8
+    assert {tab.status_code for tab in refused} == {503} and "close a tab" in str(refused[0].reason)
+    kernels._kernels.popitem()
+    assert not isinstance(asyncio.run(open_tabs(1))[0], HTTPError)
+
+
+def test_the_server_takes_the_limits() -> None:
+    """What Voila makes of its arguments: our sessions, culled when idle, and no token among them."""
+    from voila.app import Voila
+
+    arguments = explore.voila_command(Path("x.ipynb"), 1234)[3:]
+    app = Voila()
+    app.parse_command_line(arguments)
+    assert app.voila_configuration.multi_kernel_manager_class is Sessions or (
+        app.config.VoilaConfiguration.multi_kernel_manager_class == "workbench.commands.explorer_sessions.Sessions"
+    )
+    kernels = Sessions(parent=app)
+    assert kernels.cull_idle_timeout == explore.IDLE_SECONDS and kernels.cull_interval == 30
+    assert not kernels.cull_connected
+    assert not any("token" in word for word in arguments)
 
 
 def _ended(pid: int) -> bool:

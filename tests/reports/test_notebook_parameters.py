@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from reports.notebooks import notebook
 
 from workbench.errors import WorkbenchError
-from workbench.reports.notebook_parameters import check_values, read_notebook, read_parameters
+from workbench.reports import report
+from workbench.reports.notebook_parameters import Parameter, check_values, read_notebook, read_parameters
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +131,32 @@ def test_files_that_are_no_notebook(tmp_path, content):
     assert "\n" not in str(caught.value)
     with pytest.raises(WorkbenchError, match="No such file"):
         read_notebook(tmp_path / "none.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "is_path"),
+    [("Path", True), ("Path | None", True), ("pathlib.Path", True), ("Optional[Path]", True), ("str", False),
+     ("Literal['Pathological']", False), ("str | None", False)],
+)  # fmt: skip
+def test_a_path_is_what_the_notebook_calls_one(annotation, is_path):
+    assert Parameter("x", annotation, "None", "", Any).is_path == is_path
+
+
+def test_a_text_that_is_also_a_directory_is_not_hashed(tmp_path, monkeypatch):
+    """``-p title /`` hashed the whole file system."""
+    declared = {"title": Parameter("title", "str", "''", "", str), "store": Parameter("store", "Path", "''", "", str)}
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    asked = []
+    hashed = report.hash_path
+
+    def hash_path(path):
+        asked.append(path)
+        return hashed(path)
+
+    monkeypatch.setattr(report, "hash_path", hash_path)
+    (found,) = report._given_files(declared, {"title": "/", "store": str(tmp_path)})
+    assert asked == [tmp_path] and len(found["sha256"]) == 64
+    monkeypatch.setattr(report, "_MOST_HASHED", 0)
+    assert hashed(tmp_path).startswith("not computed")

@@ -14,7 +14,9 @@ from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
 from workbench.studies.conversion_studies import run
 from workbench.tracking import folio_file as cv
+from workbench.tracking import traces
 from workbench.tracking.folio_file import ConversionFile, HostMemory
+from workbench.tracking.traces import read_trace
 from workbench.truth import published
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -152,7 +154,7 @@ def test_traces(tmp_path, kind):
     else:
         frame.to_parquet(path)
     file = ConversionFile(2 * MIB, "2 MiB")
-    result = file.run_stream(cv.read_trace(path))
+    result = file.run_stream(read_trace(path))
     assert result.errors.tolist() == [0, 0, 0, errno.EAGAIN, 0, 0] and result.offsets[3] == 4096
 
 
@@ -162,12 +164,66 @@ def test_traces(tmp_path, kind):
         ("offset\n1\n", "length"),
         ("op,offset,length\nfly,0,4096\n", "trace.op"),
         ("offset,length,to\n0,4096,up\n", "to"),
+        ("offset,length,to\n0.5,4096,shared\n", r"trace.offset: row 1: '0.5' is not a whole number of bytes"),
+        ("offset,length,to\n0,4096,shared\n0,nan,shared\n", "trace.length: row 2"),
+        ("offset,length,to\n0,,shared\n", "trace.length: row 1"),
+        ("offset,length,to\n-4096,4096,shared\n", "trace.offset: row 1"),
+        ("offset,length,to\n9223372036854775808,4096,shared\n", "trace.offset: row 1"),
+        ("offset,length,to\n9**9**9**9,4096,shared\n", "trace.offset: row 1"),
+        ("offset,length,to,node\n0,4096,shared,0.5\n", "trace.node: row 1: '0.5' is not a whole number"),
+        ("offset,length,to,cpu\n0,4096,shared,\n", "trace.cpu: row 1"),
+        ("offset,length,to,Node\n0,4096,shared,1\n", "did you mean 'node'"),
+        ("offset,length,offset,to\n0,4096,4096,shared\n", "column 'offset' is there twice"),
+        ("offset,length,to\n0,4096,shared,7\n", "row 1 has 4 fields, the first line 3"),
+        ("offset,length,to\n0,4096\n", "row 1 has 2 fields"),
+        (
+            "offset,length,to,kind\n0,4096,shared,transient\n",
+            "trace.kind: row 1: 'transient' says nothing about convert",
+        ),
+        ("op,offset,length,to\npunch_hole,0,4096,shared\n", "trace.to: row 1"),
+        ('offset,length,to\n0,4096,"shared\n', "line 2"),
+        ("", "no column 'offset'"),
     ],
 )
 def test_bad_traces_are_named(tmp_path, text, match):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(WorkbenchError, match=match):
-        cv.read_trace(tmp_path / "t.csv")
+        read_trace(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"offset": [0, 0.5], "length": [4096, 4096]}, "trace.offset: row 2: 0.5 is not a whole number of bytes"),
+        ({"offset": [True], "length": [4096]}, "trace.offset: row 1"),
+        ({"offset": [0], "length": [float("inf")]}, "trace.length: row 1"),
+        ({"offset": [0], "length": [[4096]]}, "trace.length: row 1"),
+        ({"offset": [0], "length": [4096], "to": [7]}, "trace.to: row 1"),
+        ({"offset": [0], "length": [4096], "secret": ["x"]}, "column 'secret' is unknown"),
+    ],
+)
+def test_bad_parquet_traces_are_named(tmp_path, columns, match):
+    pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(WorkbenchError, match=match):
+        read_trace(tmp_path / "t.parquet")
+
+
+def test_a_trace_is_a_regular_file_with_a_limit(tmp_path, monkeypatch):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(WorkbenchError, match="cannot be read"):
+        read_trace(tmp_path / "t.parquet")
+    with pytest.raises(WorkbenchError, match="not a regular file"):
+        read_trace("/dev/zero")
+    monkeypatch.setattr(traces, "TRACE_ROWS", 1)
+    (tmp_path / "t.csv").write_text("offset,length,to\n0,4096,shared\n0,4096,private\n")
+    with pytest.raises(WorkbenchError, match="more than 1 rows"):
+        read_trace(tmp_path / "t.csv")
+
+
+def test_what_a_table_writes_for_gaps_is_read(tmp_path):
+    """pandas writes whole numbers in a column with a gap as floats."""
+    (tmp_path / "t.csv").write_text("op,offset,length,kind\nlru_drain,,,\npin,4096.0,2 MiB,transient\n\n")
+    assert read_trace(tmp_path / "t.csv")[:, 1:4].tolist() == [[0, 0, 0], [4096, 2 * MIB, 0]]
 
 
 # ---------------------------------------------------------------------------------------------------- generators

@@ -307,6 +307,11 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("workbench: interrupted; nothing was written", err=True)
         raise SystemExit(130) from None
+    except MemoryError:
+        typer.echo(
+            "workbench: what was asked for needs more memory than this machine gives; nothing was written", err=True
+        )
+        raise SystemExit(2) from None
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(1) from None

@@ -34,7 +34,7 @@ def explore(
     browser: Annotated[bool, typer.Option(help="open a browser tab")] = True,
     dark: Annotated[bool, typer.Option(help="dark colours")] = False,
 ) -> None:
-    """Serve the explorer in a browser tab until Ctrl-C: on 127.0.0.1, with a token in the address."""
+    """Serve the explorer in a browser tab until Ctrl-C: on 127.0.0.1, with a token in the address. Eight tabs at most."""
     if importlib.util.find_spec("voila") is None:
         raise WorkbenchError("explore: the package voila is not installed")
     text = None
@@ -142,11 +142,13 @@ LAUNCH = (
 def voila_command(notebook: Path, port: int, *, browser: bool = False, dark: bool = False) -> list[str]:
     """Voila on 127.0.0.1 with the token of its environment; nobody without the address gets in.
 
-    Kernels of tabs that are gone end after :data:`IDLE_SECONDS`.
+    Kernels of tabs that are gone end after :data:`IDLE_SECONDS`; of them there are
+    :data:`workbench.commands.explorer_sessions.MOST_SESSIONS` at most.
     """
     return [
         *(sys.executable, "-c", LAUNCH, str(notebook), "--Voila.ip=127.0.0.1", f"--port={port}", "--port_retries=0"),
         *("--template=explorer", "--show_tracebacks=True", "--Voila.log_level=WARN"),
+        "--VoilaConfiguration.multi_kernel_manager_class=workbench.commands.explorer_sessions.Sessions",
         *(f"--MappingKernelManager.cull_idle_timeout={IDLE_SECONDS}", "--MappingKernelManager.cull_interval=30"),
         *([] if browser else ["--no-browser"]),
         *(["--theme=dark"] if dark else ["--theme=light"]),

@@ -139,8 +139,8 @@ def boot(guest: BootGuest = BootGuest()) -> tuple[Int64s, npt.NDArray[np.int8]]:
     for cpu in range(guest.possible_cpus):
         share(first_unit - (cpu + 1) * 3 * PAGE_SIZE, PAGE_SIZE, "GHCB")
     # Lazy acceptance in chunks; everything is private already, so this asks for nothing new.
-    for offset in range(low if top > low else 0, first_unit // (4 * MIB) * (4 * MIB) - 4 * MIB, ACCEPT_CHUNK):
-        share(offset, ACCEPT_CHUNK, "acceptance", False)
+    before_acceptance = len(rows)
+    accepted = np.arange(low if top > low else 0, first_unit // (4 * MIB) * (4 * MIB) - 4 * MIB, ACCEPT_CHUNK)
     # kernel/dma/pool.c: three pools of 128 KiB for each GiB, at most one 4 MiB block; then the rings.
     pool = min(max(guest.memory // GIB * 128 * KIB, 128 * KIB), 4 * MIB)
     pool = 1 << (pool.bit_length() - 1)
@@ -154,7 +154,19 @@ def boot(guest: BootGuest = BootGuest()) -> tuple[Int64s, npt.NDArray[np.int8]]:
         ring += guest.queue_pages * PAGE_SIZE
     table = np.array([row[:3] for row in rows], np.int64)
     sources = np.array([SOURCES.index(row[3]) for row in rows], np.int8)
-    return conversions(table[:, 0], table[:, 1], table[:, 2]), sources
+    stream = np.zeros(
+        (len(rows) + len(accepted), 6), np.int64
+    )  # at 16 TiB nearly all of it is acceptance: filled in place
+    stream[:, folio.OP] = folio.CONVERT
+    for part, of in (
+        (slice(before_acceptance), slice(before_acceptance)),
+        (slice(before_acceptance + len(accepted), None), slice(before_acceptance, None)),
+    ):
+        stream[part, folio.OFFSET], stream[part, folio.LENGTH] = table[of, 0], table[of, 1]
+        stream[part, folio.ARGUMENT] = table[of, 2]
+    middle = slice(before_acceptance, before_acceptance + len(accepted))
+    stream[middle, folio.OFFSET], stream[middle, folio.LENGTH] = accepted, ACCEPT_CHUNK
+    return stream, np.insert(sources, before_acceptance, np.full(len(accepted), SOURCES.index("acceptance"), np.int8))
 
 
 def bounce_buffers(

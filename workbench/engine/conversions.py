@@ -23,15 +23,17 @@ from workbench.engine.users import IOMMU, KVM, NAMES, Users
 from workbench.errors import WorkbenchError
 from workbench.kernels import placement as placed
 from workbench.kernels.folios import run as folio
+from workbench.limits import TRACKED_FOLIOS, TRACKED_PAGES
 from workbench.tracking import struct_pages
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.host_memory import HostMemory, RangeMemory
 from workbench.tracking.light_file import LightFile
 from workbench.tracking.tracked_file import TrackedFile
-from workbench.units import PAGE_SIZE
+from workbench.units import PAGE_SIZE, format_bytes
 
 Int64s = npt.NDArray[np.int64]
 _CHUNK = 1 << 22  # folios entered in one call
+_STATE_BYTES, _UNIT_BYTES = 0.41, 10  # of a file's arrays for each page; of the light map's for each unit
 _OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.IommuMap, sc.IommuUnmap)
 
 _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "mapped_2m", "orphaned_pins", "lru_held",
@@ -79,8 +81,15 @@ class Conversions:
         self.unusable = np.zeros(nodes, np.int64)
 
     def add(self, inode: Inode) -> None:
-        """A new guest_memfd inode."""
+        """A new guest_memfd inode. Raises WorkbenchError if its state would take too much memory."""
         guest = self.system.scenario.guest
+        folios = inode.pages >> inode.order
+        if folios > TRACKED_FOLIOS or inode.pages > TRACKED_PAGES:
+            needed = inode.pages * _STATE_BYTES + folios * (_UNIT_BYTES if self.light else 0)
+            raise WorkbenchError(
+                f"create: {folios} folios of {guest.page_size} would be tracked one by one, in some {format_bytes(needed)} of "
+                f"memory; at most {TRACKED_FOLIOS} are, and {format_bytes(TRACKED_PAGES * PAGE_SIZE)} of a file"
+            )
         settings = guest.conversion
         size, rules = inode.pages * PAGE_SIZE, self.system.rules
         file: TrackedFile

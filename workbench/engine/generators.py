@@ -62,13 +62,12 @@ MOST_IN_PLACE = 100_000
 
 def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Operation]:
     """The conversions of a stream, each an operation of its own, or many together."""
+    if scenario.conversion_mode == "in-place" and operation.stream == "boot":
+        _check_in_place(scenario.guest.memory // gen.ACCEPT_CHUNK)  # before the stream is made
     stream = _stream(scenario, operation)
     every = operation.every or (1 if len(stream) <= MOST_EVENTS else -(-len(stream) // EVENTS))
     if scenario.conversion_mode == "in-place":
-        if len(stream) > MOST_IN_PLACE:
-            raise WorkbenchError(
-                f"convert_stream.count: {len(stream)} conversions; in place each is an event, at most {MOST_IN_PLACE} are"
-            )
+        _check_in_place(len(stream))
         every = 1
     if every == 1:
         return gen.operations(stream, operation.file)
@@ -76,6 +75,14 @@ def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Op
         ConvertMany(task=operation.task, file=operation.file, rows=stream[low : low + every])
         for low in range(0, len(stream), every)
     ]
+
+
+def _check_in_place(count: int) -> None:
+    if count > MOST_IN_PLACE:
+        raise WorkbenchError(
+            f"convert_stream: {count} conversions, in place each an event of its own; at most {MOST_IN_PLACE} are: take "
+            "fewer, less memory, or conversion.mode out-of-place"
+        )
 
 
 def _stream(scenario: sc.Scenario, operation: sc.ConvertStream) -> Int64s:

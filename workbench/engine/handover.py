@@ -181,15 +181,23 @@ def _tree_nodes(state: Preserved) -> int:
 
 def _keys(state: Preserved) -> np.ndarray:
     """One key per folio, ascending. A folio is aligned and lies on one node, so it is one block."""
-    parts = []
-    for first, pages, pfn, order in state.extents:
-        if pfn & ((1 << order) - 1) or pages & ((1 << order) - 1):
-            raise CannotPreserve(
-                f"page {int(first)}: pfn {int(pfn)} is not aligned to its order {int(order)}", errno.EINVAL
-            )
-        blocks = (pfn >> order) + np.arange(pages >> order, dtype=np.int64)
-        parts.append(blocks | (np.int64(1) << (52 - order)))
-    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+    first, pages, pfn, order = state.extents.T
+    inside = (np.int64(1) << order) - 1
+    if (crooked := np.flatnonzero((pfn & inside) | (pages & inside))).size:
+        row = int(crooked[0])
+        raise CannotPreserve(
+            f"page {int(first[row])}: pfn {int(pfn[row])} is not aligned to its order {int(order[row])}", errno.EINVAL
+        )
+    row, step = _each_folio(state)
+    keys: np.ndarray = np.sort(((pfn >> order)[row] + step) | (np.int64(1) << (52 - order))[row])
+    return keys
+
+
+def _each_folio(state: Preserved) -> tuple[np.ndarray, np.ndarray]:
+    """The extent that each folio is in, and its place there: int64 (folios,) each."""
+    count = state.extents[:, 1] >> state.extents[:, 3]
+    row = np.repeat(np.arange(len(count)), count)
+    return row, np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
 
 
 def _maximal(extents: np.ndarray) -> np.ndarray:
@@ -244,13 +252,13 @@ def _unpack_policy(data: bytes) -> tuple[PolicyRange, ...]:
 
 def _tree_bytes(keys: np.ndarray) -> bytes:
     """Pages of the radix tree: leaf bitmaps, then tables of 8-byte entries (number of the page below, +1), root last."""
+    prefixes, first = np.unique(keys >> kho.LEAF_SHIFT, return_index=True)
     pages: list[bytes] = []
-    prefixes = keys >> kho.LEAF_SHIFT
     numbers: dict[int, int] = {}
-    for prefix in np.unique(prefixes):
+    for prefix, inside in zip(prefixes.tolist(), np.split(keys, first[1:]), strict=False):
         bits = np.zeros(1 << kho.LEAF_SHIFT, np.uint8)
-        bits[keys[prefixes == prefix] & ((1 << kho.LEAF_SHIFT) - 1)] = 1
-        numbers[int(prefix)] = len(pages) + 1
+        bits[inside & ((1 << kho.LEAF_SHIFT) - 1)] = 1
+        numbers[prefix] = len(pages) + 1
         pages.append(np.packbits(bits, bitorder="little").tobytes())
     for _ in range(kho.TABLE_LEVELS):
         tables: dict[int, np.ndarray] = {}
@@ -292,18 +300,15 @@ def serialise(state: Preserved, format: Format) -> bytes:
     if format not in FORMATS:
         raise WorkbenchError(f"format: {format!r} is not one of {', '.join(FORMATS)}")
     if format == "kho":
-        parts = []
-        for first, pages, pfn, order in state.extents:
-            count = int(pages) >> int(order)
-            records = np.empty((count, 2), "<u8")
-            step = np.arange(count, dtype=np.int64) << order
-            records[:, 0] = ((pfn + step) << 12) | FLAG_UPTODATE
-            records[:, 1] = first + step
-            parts.append(records)
-        records_ = np.concatenate(parts) if parts else np.empty((0, 2), "<u8")
-        body = records_.tobytes()
+        first, _, pfn, order = state.extents.T
+        row, place = _each_folio(state)
+        step = place << order[row]
+        records = np.empty((len(row), 2), "<u8")
+        records[:, 0] = ((pfn[row] + step) << 12) | FLAG_UPTODATE
+        records[:, 1] = first[row] + step
+        body = records.tobytes()
         tree = _tree_bytes(_keys(state))
-        count = len(records_)
+        count = len(records)
     else:
         extents = _maximal(state.extents)
         body = np.ascontiguousarray(extents, "<i8").tobytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Parameter:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.annotation}"
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the notebook says that it is a file or directory (annotation ``Path``, ``Path | None``)."""
+        return re.search(r"\bPath\b", self.annotation) is not None
 
 
 def parameters_cell(notebook: nbformat.NotebookNode) -> int | None:

@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shlex
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,8 @@ _LARGEST_TABLE = 4096
 """Values of a variable beyond which it is not in the CSV beside its figure."""
 _MAXIMUM_HASHED = 1 << 30
 """Bytes of a file or store beyond which a report names it without its hash."""
+_MOST_HASHED = 100_000
+"""Files of a store, likewise."""
 
 
 class NotebookFailed(WorkbenchError):
@@ -366,20 +369,38 @@ def _show_record() -> None:
 
 
 def hash_path(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a directory's files with their names; what is too large is said so."""
+    """Return the SHA-256 of a file, or of a directory's files with their names; what is too large is said so.
+
+    Links in a directory are not followed, and nothing but regular files is read.
+    """
     if not path.exists():
         return "gone"
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    if sum(item.stat().st_size for item in files) > _MAXIMUM_HASHED:
-        return "not computed (larger than 1 GiB)"
+    files = []
+    size = 0
+    for item in _files_below(path) if path.is_dir() else [path]:
+        about = item.stat()
+        if not stat.S_ISREG(about.st_mode):
+            continue
+        files.append(item)
+        size += about.st_size
+        if size > _MAXIMUM_HASHED or len(files) > _MOST_HASHED:  # before the rest is listed
+            return f"not computed (larger than 1 GiB or {_MOST_HASHED} files)"
     state = hashlib.sha256()
-    for item in files:
+    for item in sorted(files):
         if path.is_dir():
             state.update(item.relative_to(path).as_posix().encode() + b"\0")
         with item.open("rb") as file:
             while block := file.read(1 << 20):
                 state.update(block)
     return state.hexdigest()
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    for place, _, names in os.walk(path):
+        for name in names:
+            item = Path(place) / name
+            if not item.is_symlink():
+                yield item
 
 
 def versions() -> dict[str, str]:
@@ -666,6 +687,12 @@ def _public_path(path: Path) -> str:
     return path.name
 
 
+def _given_files(declared: Mapping[str, Any], values: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Files that parameters name, with their digests: those that the notebook says are paths, and no text that may be one."""
+    paths = [Path(value) for name, value in values.items() if value and name in declared and declared[name].is_path]
+    return [{"path": _public_path(path), "sha256": hash_path(path)} for path in paths]
+
+
 def _as_typed(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -685,12 +712,7 @@ def _render(
     scenarios = notes.get("scenarios", [])
     used = notes.get("versions") or versions()
     place = _public_path(notebook)
-    inputs = list(notes.get("inputs", []))
-    for value in values.values():
-        if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value and "\0" not in value:
-            path = Path(value)
-            if path.exists() and value not in (".", ".."):
-                inputs.append({"path": _public_path(path), "sha256": hash_path(path)})
+    inputs = [*notes.get("inputs", []), *_given_files(declared, values)]
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     when = datetime.datetime.fromtimestamp(int(epoch) if epoch else time.time(), datetime.UTC)
     seeds = sorted({str(item["seed"]) for item in scenarios if item.get("seed") is not None})

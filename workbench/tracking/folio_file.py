@@ -6,20 +6,15 @@ carries out a whole stream in one kernel call; :func:`variables` names what it c
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
 from workbench import costs
-from workbench.errors import WorkbenchError
 from workbench.kernels.folios import run as folio
 from workbench.tracking import struct_pages
 from workbench.tracking.host_memory import HostMemory
 from workbench.tracking.tracked_file import (
     GENERATIONS,
-    KINDS,
-    OPERATIONS,
     Blocks,
     Int64s,
     Outcome,
@@ -28,7 +23,7 @@ from workbench.tracking.tracked_file import (
     choice,
     mapping_share,
 )
-from workbench.units import PAGE_ORDERS, PAGE_SIZE, parse_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE
 from workbench.variables import Conversions
 
 SPLITS = {"one-step": folio.ONE_STEP, "two-stage": folio.TWO_STAGE, "two-stage-restored": folio.TWO_STAGE_FULL}
@@ -257,49 +252,6 @@ def conversions(offset: Int64s, length: Int64s, to_shared: npt.ArrayLike) -> Int
 def populate(size: int, node: int = 0) -> Int64s:
     """A stream of one guest fault over the whole file, as private."""
     return np.array([[folio.GUEST_FAULT, 0, size, 1, node, 0]], np.int64)
-
-
-def read_trace(path: str | Path) -> Int64s:
-    """A stream from a CSV or Parquet file.
-
-    Columns: ``op`` (convert, pin, unpin, host_fault, guest_fault, punch_hole, hwpoison, merge, lru_drain,
-    release; ``convert`` if
-    the column is missing), ``offset`` and ``length`` in bytes or texts such as "2 MiB", ``to`` (private or shared, for
-    convert and guest_fault) or ``kind`` (transient or long_term, for pin and unpin), optionally ``node`` and ``cpu``.
-    """
-    import pandas as pd
-
-    source = Path(path)
-    try:
-        frame = pd.read_parquet(source) if source.suffix == ".parquet" else pd.read_csv(source)
-    except (OSError, ValueError, ImportError) as error:
-        raise WorkbenchError(f"trace: {source.name} cannot be read: {str(error).splitlines()[0]}") from None
-    for column in ("offset", "length"):
-        if column not in frame:
-            raise WorkbenchError(f"trace: {source.name} has no column {column!r}")
-        if not pd.api.types.is_integer_dtype(frame[column]):
-            frame[column] = [parse_bytes(_size(value), f"trace.{column}") for value in frame[column]]
-    stream = np.zeros((len(frame), 6), np.int64)
-    names = frame["op"] if "op" in frame else pd.Series(["convert"] * len(frame))
-    stream[:, folio.OP] = [choice("trace.op", str(name), OPERATIONS) for name in names]
-    stream[:, folio.OFFSET], stream[:, folio.LENGTH] = frame["offset"], frame["length"]
-    missing = [None] * len(frame)
-    directions, kinds = frame.get("to", missing), frame.get("kind", missing)
-    for row, (name, to, kind) in enumerate(zip(names, directions, kinds, strict=True)):
-        if name == "convert":
-            stream[row, folio.ARGUMENT] = choice("trace.to", str(to), {"private": 0, "shared": 1})
-        elif name == "guest_fault":
-            stream[row, folio.ARGUMENT] = choice("trace.to", str(to), {"private": 1, "shared": 0})
-        elif name in ("pin", "unpin"):
-            stream[row, folio.ARGUMENT] = choice("trace.kind", str(kind), KINDS)
-    for place, column in ((folio.NODE, "node"), (folio.CPU, "cpu")):
-        if column in frame:
-            stream[:, place] = frame[column]
-    return stream
-
-
-def _size(value: object) -> int | str:
-    return int(value) if isinstance(value, (int, float, np.integer)) else str(value)
 
 
 # ------------------------------------------------------------------------------------------------------- Dataset

@@ -1,0 +1,162 @@
+"""What costs pages or squares is refused before memory is taken, or costs what its runs do: in bytes and work, not in seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from workbench.engine import handover
+from workbench.errors import WorkbenchError
+from workbench.kernels import zonelist
+from workbench.running import run
+from workbench.scenario import Scenario
+from workbench.tracking.light_file import LightFile
+
+MIB = 1 << 20
+NODES = [{"id": node, "memory_bytes": "8 TiB", "cpus": str(node)} for node in (0, 1)]
+IN_PLACE = {"vm_type": "snp", "conversion": {"mode": "in-place"}}
+VCPUS = {"vcpus": [{"node": node} for node in (0, 1)]}
+
+
+def at_16_tib(guest: dict[str, Any], *operations: dict[str, Any]) -> Scenario:
+    return Scenario.from_mapping({
+        "host": {"name": "h", "nodes": NODES, "distances": [[10, 20], [20, 10]]}, "output": "counts",
+        "guest": {"memory": "15 TiB", **guest}, "operations": [{"op": "create"}, *operations],
+    })  # fmt: skip
+
+
+def most_memory(call: Callable[[], object]) -> int:
+    """Bytes that Python and NumPy held at most during a call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("guest", "operation"),
+    [
+        ({}, {"op": "fault", "order": "random"}),
+        ({}, {"op": "fault", "order": "strided", "stride": 7}),
+        (VCPUS, {"op": "first_touch", "turn": 1}),
+        (VCPUS, {"op": "first_touch", "turn": 1, "shared": True}),
+        ({}, {"op": "move_pages", "node": 0}),
+        (IN_PLACE, {"op": "convert", "to": "shared"}),
+        (IN_PLACE, {"op": "convert_stream", "stream": "boot"}),
+        ({}, {"op": "hwpoison"}),
+        ({"design": "pfn-range"}, {"op": "pin"}),
+    ],
+)
+def test_refused_before_memory_is_taken(guest: dict[str, Any], operation: dict[str, Any]) -> None:
+    def refused() -> None:
+        with pytest.raises(WorkbenchError, match=r"^[^\n]*\d+ (pages|folios|conversions)[^\n]*at most \d+") as caught:
+            run(at_16_tib(guest, operation))
+        assert "memory" in str(caught.value)
+
+    assert most_memory(refused) < 32 * MIB
+
+
+@pytest.mark.parametrize(
+    ("guest", "operations", "most"),
+    [
+        ({}, [{"op": "fallocate"}, {"op": "fault"}, {"op": "punch_hole", "length": "8 TiB"}], 16),
+        (
+            {"memory": "7 TiB", "vm_type": "snp", "conversion": {"mode": "out-of-place"}},
+            [{"op": "fallocate"}, {"op": "convert", "to": "shared"}, {"op": "convert", "to": "private"}],
+            16,
+        ),
+    ],
+)
+def test_memory_follows_runs(guest: dict[str, Any], operations: list[dict[str, Any]], most: int) -> None:
+    given = at_16_tib(guest, *operations)
+    run(given)  # what is imported and compiled is no part of it
+    assert most_memory(lambda: run(given)) < most * MIB
+
+
+def test_a_boot_at_16_tib_takes_its_conversions_alone() -> None:
+    from workbench.engine import conversion_streams as gen
+
+    guest = gen.BootGuest(16 << 40, 16)
+    made = 8 * 6 * (16 << 40) // gen.ACCEPT_CHUNK
+    assert most_memory(lambda: gen.boot(guest)) < 1.5 * made
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.process_time()
+    call()
+    return time.process_time() - begun
+
+
+def test_the_lists_of_1024_nodes_take_no_minute() -> None:
+    """mm/page_alloc.c looks n times at n nodes, each time along a list, for each of n lists; here each list is sorted once."""
+
+    def lists(nodes: int) -> float:
+        distance = np.random.default_rng(1).integers(11, 60, (nodes, nodes))
+        np.fill_diagonal(distance, 10)
+        order, load = np.empty((nodes, nodes), np.int64), np.empty(nodes, np.int64)
+        zones = np.repeat(np.arange(nodes), 2)
+        out = np.empty((nodes, 2 * nodes + 1), np.int64)
+        everywhere: npt.NDArray[np.bool_] = np.ones(nodes, bool)
+
+        def both() -> None:
+            zonelist.fallback_order(distance, everywhere, ~everywhere, load, order)
+            zonelist.zonelists(order, zones, np.tile([1, 2], nodes), np.ones(2 * nodes, np.int64), 2, out)
+
+        both()
+        assert (np.sort(out[:, :-1], axis=1) == np.arange(2 * nodes)).all()
+        return _seconds(both)
+
+    assert lists(1024) < 5
+
+
+def test_a_handover_takes_no_call_for_each_extent() -> None:
+    def calls(extents: int) -> int:
+        rows: npt.NDArray[np.int64] = np.zeros((extents, 4), np.int64)
+        rows[:, 0], rows[:, 1], rows[:, 2] = np.arange(extents), 1, np.arange(extents) * 2
+        state = handover.Preserved(extents, 0, rows)
+        made = 0
+
+        def count(_frame: object, event: str, _what: object) -> None:
+            nonlocal made
+            made += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            data = handover.serialise(state, "kho")
+        finally:
+            sys.setprofile(None)
+        assert handover.deserialise(data).same_as(state)
+        return made
+
+    assert calls(20_000) < calls(2_000) + 500
+
+
+def test_pins_cost_what_is_pinned() -> None:
+    """Pages pinned one after another and dropped again; each asked for all before: 64 times as much for eight times the pages."""
+
+    def pins(pages: int) -> float:
+        file = LightFile(4096 * pages, "4 KiB", shared=True)
+        assert file.host_fault(0, 4096 * pages) == (0, None)
+
+        def pin_and_drop() -> None:
+            half = 2048 * pages
+            for offset in (0, half):
+                assert file.pin(offset, half) == (0, None)
+            assert len(file.pinned()) == pages
+            assert file.unpin(0, 2 * half) == (0, None)
+
+        taken = min(_seconds(pin_and_drop) for _ in range(3))
+        assert len(file.state.nodes) < 32 * pages, "only the table of pins has grown"
+        return taken
+
+    few = pins(8_000)
+    assert pins(64_000) < 25 * max(few, 1e-4)

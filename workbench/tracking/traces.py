@@ -1,0 +1,166 @@
+"""Traces: streams of conversions that somebody recorded, from a CSV or Parquet file.
+
+A trace comes from elsewhere, so that nothing in it is guessed: every column is known and there once, every number is a
+whole one, and what a row does not say is an error that names the row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.errors import WorkbenchError
+from workbench.files import read_file
+from workbench.kernels.folios import run as folio
+from workbench.limits import FILE_BYTES, MAX_CPUS, MAX_NUMNODES, TRACE_BYTES, TRACE_ROWS
+from workbench.names import unknown
+from workbench.tracking.tracked_file import KINDS, OPERATIONS
+from workbench.units import parse_bytes
+
+Int64s = npt.NDArray[np.int64]
+COLUMNS = ("op", "offset", "length", "to", "kind", "node", "cpu")
+_NEEDED = ("offset", "length")
+_NO_RANGE = ("lru_drain", "release")
+_SIDES: dict[str, dict[str, int]] = {
+    "convert": {"private": 0, "shared": 1},
+    "guest_fault": {"private": 1, "shared": 0},
+}
+_ARGUMENTS: dict[str, tuple[str, Mapping[str, int]]] = {
+    **{op: ("to", sides) for op, sides in _SIDES.items()},
+    **dict.fromkeys(("pin", "unpin"), ("kind", KINDS)),
+}
+"""Operations with an argument: the column that it stands in, and what may stand there."""
+
+
+def read_trace(path: str | Path) -> Int64s:
+    """A stream, int64 (n, 6) as :mod:`workbench.kernels.folios.run` takes it, from a CSV or Parquet file.
+
+    Columns: ``op`` (convert, pin, unpin, host_fault, guest_fault, punch_hole, hwpoison, merge, lru_drain, release,
+    unmap_slot; ``convert`` if the column is missing), ``offset`` and ``length`` in bytes or texts such as "2 MiB", ``to``
+    (private or shared, for convert and guest_fault) or ``kind`` (transient or long_term, for pin and unpin), optionally
+    ``node`` and ``cpu``. Raises WorkbenchError that names the row (the first is 1) and the column.
+    """
+    source = Path(path)
+    content = read_file(source, TRACE_BYTES, "trace")
+    table = _parquet(content, source.name) if source.suffix == ".parquet" else _csv(content, source.name)
+    for column in table:
+        if column not in COLUMNS:
+            raise WorkbenchError(f"trace: {source.name}: column {unknown(column, COLUMNS)}")
+    for column in _NEEDED:
+        if column not in table:
+            raise WorkbenchError(f"trace: {source.name} has no column {column!r}")
+    rows = len(table["offset"])
+    stream = np.zeros((rows, 6), np.int64)
+    names = table.get("op", ["convert"] * rows)
+    stream[:, folio.OP] = _words(names, "op", OPERATIONS)
+    for place, column in ((folio.OFFSET, "offset"), (folio.LENGTH, "length")):
+        stream[:, place] = [
+            _number(value, column, row, FILE_BYTES, empty=names[row - 1] in _NO_RANGE)
+            for row, value in enumerate(table[column], 1)
+        ]
+    for place, column, most in ((folio.NODE, "node", MAX_NUMNODES - 1), (folio.CPU, "cpu", MAX_CPUS - 1)):
+        if column in table:
+            stream[:, place] = [_number(value, column, row, most) for row, value in enumerate(table[column], 1)]
+    nothing = [None] * rows
+    sides, kinds = table.get("to", nothing), table.get("kind", nothing)
+    for row, (name, to, kind) in enumerate(zip(names, sides, kinds, strict=True), 1):
+        column, allowed = _ARGUMENTS.get(str(name), ("", {}))
+        for given, value in (("to", to), ("kind", kind)):
+            if given == column:
+                stream[row - 1, folio.ARGUMENT] = _word(value, given, row, allowed)
+            elif not _missing(value):
+                raise WorkbenchError(f"trace.{given}: row {row}: {_shown(value)} says nothing about {name}")
+    return stream
+
+
+def _csv(content: bytes, name: str) -> dict[str, Sequence[Any]]:
+    """Columns of texts. Lines of other lengths than the first are refused, not filled up or cut."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise WorkbenchError(f"trace: {name} is neither UTF-8 text nor named .parquet") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [column.strip() for column in next(reader, [])]
+        rows = [row for row in itertools.islice(reader, TRACE_ROWS + 1) if row]
+    except csv.Error as error:
+        raise WorkbenchError(f"trace: {name}, line {reader.line_num}: {error}") from None
+    _check_table(header, len(rows), name)
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise WorkbenchError(f"trace: {name}: row {number} has {len(row)} fields, the first line {len(header)}")
+    columns = zip(*rows, strict=True) if rows else [()] * len(header)
+    return dict(zip(header, columns, strict=True))
+
+
+def _parquet(content: bytes, name: str) -> dict[str, Sequence[Any]]:
+    """Columns of integers and texts; how many rows there are is known before any is read."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+        header = [str(column) for column in file.schema_arrow.names]
+        _check_table(header, file.metadata.num_rows, name)
+        known = [column for column in header if column in COLUMNS]
+        if len(known) < len(header):  # told apart from what is known before the rest is unpacked
+            return dict.fromkeys(header, ())
+        table = file.read()
+        if table.nbytes > 8 * TRACE_BYTES:
+            raise WorkbenchError(f"trace: {name} unpacks to more than {8 * TRACE_BYTES >> 20} MiB")
+        return {column: table[column].to_pylist() for column in header}
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise WorkbenchError(f"trace: {name} cannot be read: {line}") from None
+
+
+def _check_table(header: Sequence[str], rows: int, name: str) -> None:
+    twice = next((column for at, column in enumerate(header) if column in header[:at]), None)
+    if twice is not None:
+        raise WorkbenchError(f"trace: {name}: column {twice!r} is there twice")
+    if rows > TRACE_ROWS:
+        raise WorkbenchError(f"trace: {name} has more than {TRACE_ROWS} rows; no more are read")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def _shown(value: Any) -> str:
+    return ascii(value)[:40]
+
+
+def _words(values: Sequence[Any], column: str, allowed: Mapping[str, int]) -> list[int]:
+    return [_word(value, column, row, allowed) for row, value in enumerate(values, 1)]
+
+
+def _word(value: Any, column: str, row: int, allowed: Mapping[str, int]) -> int:
+    if not isinstance(value, str) or value not in allowed:
+        raise WorkbenchError(f"trace.{column}: row {row}: {_shown(value)} is not one of {', '.join(allowed)}")
+    return allowed[value]
+
+
+def _number(value: Any, column: str, row: int, most: int, empty: bool = False) -> int:
+    """A whole number of 0 to ``most``, as a number or a text; ``empty``: nothing may stand there, which is 0."""
+    field = f"trace.{column}: row {row}"
+    if empty and _missing(value):
+        return 0
+    if isinstance(value, float) and value.is_integer():  # how a table writes a column with a gap
+        value = int(value)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18:
+        value = int(value)
+    if column in ("node", "cpu") and (isinstance(value, bool) or not isinstance(value, int)):
+        raise WorkbenchError(f"{field}: {_shown(value)} is not a whole number")
+    if isinstance(value, float):
+        raise WorkbenchError(f"{field}: {_shown(value)} is not a whole number of bytes")
+    number = parse_bytes(value, field)
+    if not 0 <= number <= most:
+        raise WorkbenchError(f"{field}: {_shown(value)} is not 0 to {most}")
+    return number
