@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from workbench.engine import handover
+from workbench.engine.generators import in_turns
 from workbench.errors import WorkbenchError
 from workbench.kernels import zonelist
 from workbench.running import run
@@ -88,6 +89,13 @@ def test_a_boot_at_16_tib_takes_its_conversions_alone() -> None:
     guest = gen.BootGuest(16 << 40, 16)
     made = 8 * 6 * (16 << 40) // gen.ACCEPT_CHUNK
     assert most_memory(lambda: gen.boot(guest)) < 1.5 * made
+
+
+def test_a_turn_ends_with_the_share() -> None:
+    """A turn of 2^30 pages made a list of as many for a guest of 16 KiB."""
+    made: list[tuple[list[int], list[int]]] = []
+    assert most_memory(lambda: made.extend((p.tolist(), o.tolist()) for p, o in in_turns(0, 5, 2, 1 << 38))) < MIB
+    assert made == [([0, 1, 2, 3, 4], [0, 0, 1, 1, 1])]
 
 
 def _seconds(call: Callable[[], object]) -> float:

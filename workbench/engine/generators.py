@@ -156,6 +156,7 @@ def in_turns(first: int, last: int, vcpus: int, turn: int) -> Iterator[tuple[Int
     """Chunks of (folio, vCPU): each vCPU walks its own share of ``[first, last)``, ``turn`` folios at a time."""
     edges = first + (last - first) * np.arange(vcpus + 1) // vcpus
     longest = int(np.diff(edges).max())
+    turn = max(1, min(turn, longest))  # a longer turn ends with the share
     rounds = -(-longest // turn)
     at_once = max(1, _CHUNK // (turn * vcpus))
     for low in range(0, rounds, at_once):
