@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
+from traitlets import import_item
 
 from workbench.commands import explore
 from workbench.commands.explorer_sessions import MOST_SESSIONS, Sessions
@@ -60,9 +61,8 @@ def test_the_server_takes_the_limits() -> None:
     arguments = explore.voila_command(Path("x.ipynb"), 1234)[3:]
     app = Voila()
     app.parse_command_line(arguments)
-    assert app.voila_configuration.multi_kernel_manager_class is Sessions or (
-        app.config.VoilaConfiguration.multi_kernel_manager_class == "workbench.commands.explorer_sessions.Sessions"
-    )
+    named = app.config.VoilaConfiguration.multi_kernel_manager_class
+    assert import_item(named) is Sessions
     kernels = Sessions(parent=app)
     assert kernels.cull_idle_timeout == explore.IDLE_SECONDS and kernels.cull_interval == 30
     assert not kernels.cull_connected
