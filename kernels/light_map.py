@@ -123,6 +123,9 @@ PIN_PAGE, PIN_COUNT, PIN_PFN, PIN_NODE, PIN_NEXT = range(5)
 returns to (-1: it is poisoned and never does). Last the next row of the chain that ``pin_heads`` begins, -1: none."""
 
 
+_LACKS_NODES, _LACKS_RANGES, _LACKS_PINS, _LACKS_POISON = range(4)
+"""What NEEDS_ROOM is about."""
+
 _UNHASHED = -2
 """In ``pin_heads`` of a table that has grown: the chains are made anew."""
 
@@ -175,7 +178,7 @@ class State(NamedTuple):
     options: np.ndarray
     counts: np.ndarray
     scratch: np.ndarray
-    """int64 (8,): 0-2 for the maple tree, 3 the page an error names, 4 rows of pins that an operation needs (NEEDS_ROOM)."""
+    """int64 (8,): 0-2 for the maple tree, 3 the page an error names, 4 what there is no room for, 5 rows of pins wanted."""
 
 
 def new_state(
@@ -225,24 +228,31 @@ def _units(options: np.ndarray) -> int:
 
 
 def grown(state: State) -> State:
-    """The same state with room for the pins that were wanted, or else with twice the room for all else (after NEEDS_ROOM)."""
+    """The same state with more room for what the last operation lacked room for (after NEEDS_ROOM), and for that alone.
+
+    Free ranges belong to the host: what one file wants of its own must not make them longer for all.
+    """
 
     def twice(array: np.ndarray, axis: int = 0) -> np.ndarray:
         return np.concatenate((array, np.zeros_like(array)), axis=axis)
 
-    wanted = int(state.scratch[4])
-    if wanted > len(state.pins):
-        state.scratch[4] = 0
-        rows = 1 << (wanted - 1).bit_length()
-        pins = np.zeros((rows, state.pins.shape[1]), np.int64)
-        pins[: len(state.pins)] = state.pins
-        return state._replace(pins=pins, pin_heads=np.full(rows, _UNHASHED, np.int64))
-    return state._replace(
-        nodes=twice(state.nodes),
-        start=twice(state.start, 1),
-        end=twice(state.end, 1),
-        poison=twice(state.poison),
-    )
+    lacking = int(state.scratch[4])
+    if lacking == _LACKS_NODES:
+        return state._replace(nodes=twice(state.nodes))
+    if lacking == _LACKS_RANGES:
+        return state._replace(start=twice(state.start, 1), end=twice(state.end, 1))
+    if lacking == _LACKS_POISON:
+        return state._replace(poison=twice(state.poison))
+    rows = 1 << (int(state.scratch[5]) - 1).bit_length()
+    pins = np.zeros((rows, state.pins.shape[1]), np.int64)
+    pins[: len(state.pins)] = state.pins
+    return state._replace(pins=pins, pin_heads=np.full(rows, _UNHASHED, np.int64))
+
+
+@kernel
+def _lacks(s: State, what: Int) -> Int:
+    s.scratch[4] = what
+    return NEEDS_ROOM
 
 
 @kernel
@@ -275,9 +285,9 @@ def _release(state: State) -> Int:
         if state.unit_pfn[unit] < 0:
             continue
         if maple.room(state.nodes, state.top) < 64 * maple.store_nodes(state.top):
-            return NEEDS_ROOM
+            return _lacks(state, _LACKS_NODES)
         if state.count[state.unit_node[unit]] + 2 > state.start.shape[1]:
-            return NEEDS_ROOM
+            return _lacks(state, _LACKS_RANGES)
         low = unit << order
         _free_unit(state, unit, low, min(low + (np.int64(1) << order), state.options[PAGES]))
     return 0
@@ -291,14 +301,14 @@ def _operate(s: State, op: Int, offset: Int, length: Int, argument: Int, node: I
     # Faults ask before each unit, and can be carried on.
     units = min(max(length, 0), pages << 12) // (unit << 12) + 2 if op == CONVERT or op == PUNCH else 2
     if maple.room(s.nodes, s.top) < units // 4 + 64 * maple.store_nodes(s.top):
-        return NEEDS_ROOM
+        return _lacks(s, _LACKS_NODES)
     returned = units if op == PUNCH else s.counts[N_WITHHELD] if op == UNPIN else 0
     for k in range(s.count.shape[0]):
         if s.count[k] + returned + 2 > s.start.shape[1]:
-            return NEEDS_ROOM
+            return _lacks(s, _LACKS_RANGES)
     if op == PIN and s.counts[N_PINS] + min(max(length, 0) >> 12, pages) + 2 > s.pins.shape[0]:
-        s.scratch[4] = s.counts[N_PINS] + min(max(length, 0) >> 12, pages) + 2
-        return NEEDS_ROOM
+        s.scratch[5] = s.counts[N_PINS] + min(max(length, 0) >> 12, pages) + 2
+        return _lacks(s, _LACKS_PINS)
     if op == CONVERT:
         return _convert(s, offset, length, argument == 1)
     if op == PIN:
@@ -648,8 +658,10 @@ def _populate(s: State, page: Int, node: Int) -> Int:
     while at < end:
         runs += 1
         at = _next_in(s, _run_end(s, at, end, False), end, False)
-    if maple.room(s.nodes, s.top) < runs // 4 + 64 * maple.store_nodes(s.top) or s.count[node] + 2 > s.start.shape[1]:
-        return NEEDS_ROOM
+    if maple.room(s.nodes, s.top) < runs // 4 + 64 * maple.store_nodes(s.top):
+        return _lacks(s, _LACKS_NODES)
+    if s.count[node] + 2 > s.start.shape[1]:
+        return _lacks(s, _LACKS_RANGES)
     needed = 0
     shift = s.options[GROUP_SHIFT]
     at = _next_in(s, first, end, True)
@@ -833,7 +845,7 @@ def _poison(s: State, offset: Int) -> Int:
     if _poisoned(s, page):
         return 0
     if s.counts[N_POISONED] == s.poison.shape[0]:
-        return NEEDS_ROOM
+        return _lacks(s, _LACKS_POISON)
     s.poison[s.counts[N_POISONED]] = page
     s.counts[N_POISONED] += 1
     s.counts[N_INVALIDATIONS] += 1

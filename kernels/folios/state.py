@@ -383,15 +383,18 @@ def new_state(options: np.ndarray, host: np.ndarray, cpus: int = 1, pool_poison:
 
 
 def grown(state: State) -> State:
-    """The same state with twice the room for references and poisoned pages (after NEEDS_ROOM).
+    """The same state with twice the room for what the last operation lacked room for (after NEEDS_ROOM): poisoned pages, or
+    else references.
 
-    Files that share a host must share the new ``pool_poison`` too.
+    Files that share a host must share the new ``pool_poison`` too; what one file pins must not make it longer.
     """
 
-    def twice(array: np.ndarray) -> np.ndarray:
-        return np.concatenate([array, np.zeros_like(array)])
+    def twice(array: np.ndarray, value: int = 0) -> np.ndarray:
+        return np.concatenate([array, np.full_like(array, value)])
 
-    pool_poison = np.concatenate((state.pool_poison, np.full_like(state.pool_poison, -1)))
-    return state._replace(
-        reference_counts=twice(state.reference_counts), poison=twice(state.poison), pool_poison=pool_poison
-    )
+    poisoned = state.numbers[N_POISONED] + np.count_nonzero(state.pool_poison[:, POISON_NODE] >= 0)
+    if poisoned >= len(state.poison):
+        return state._replace(poison=twice(state.poison))
+    if poisoned >= len(state.pool_poison):
+        return state._replace(pool_poison=twice(state.pool_poison, -1))
+    return state._replace(reference_counts=twice(state.reference_counts))

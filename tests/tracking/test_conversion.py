@@ -16,6 +16,8 @@ from workbench.studies.conversion_studies import run
 from workbench.tracking import folio_file as cv
 from workbench.tracking import traces
 from workbench.tracking.folio_file import ConversionFile, HostMemory
+from workbench.tracking.host_memory import RangeMemory
+from workbench.tracking.light_file import LightFile
 from workbench.tracking.traces import read_trace
 from workbench.truth import published
 
@@ -398,3 +400,18 @@ def test_a_hole_in_a_part_of_a_huge_page_zeroes_it():
     assert (file.count("zeroed_pages"), file.count("present_pages")) == (16, 1024)
     assert file.punch_hole(2 * MIB, 2 * MIB).errno == 0
     assert (file.count("zeroed_pages"), file.count("present_pages")) == (16, 512)
+
+
+@pytest.mark.parametrize("page_size", ["4 KiB", "2 MiB"])
+def test_what_a_file_needs_of_its_own_makes_no_table_of_the_host_longer(page_size):
+    """One file after another on the same host: each grows, and what all of them share stays as it was."""
+    ranges, host = RangeMemory.make(), HostMemory.make()
+    before = ranges.start.shape, len(host.pool_poison)
+    for _ in range(24):
+        light = LightFile(64 * MIB, page_size, ranges, shared=True)
+        light.release()
+        folios = ConversionFile(256 * MIB, page_size, host, shared=True)
+        assert folios.pin(0, 256 * MIB) == (0, None)
+        folios.unpin(0, 256 * MIB)
+        folios.release()
+    assert (ranges.start.shape, len(host.pool_poison)) == before
