@@ -54,7 +54,7 @@ class Log:
         self.conversions: list[np.ndarray] = []
         self.whole: list[np.ndarray] = []
         self.users: list[np.ndarray] = []
-        self._whole: dict[int, Whole] = {}
+        self._whole: dict[Inode, Whole] = {}
         metadata = system.metadata
         self.metadata = None if metadata is None else np.empty((len(operations), *metadata.held.shape), np.int64)
         self.attributes: list[list[int]] | None = [] if attributes.wanted(system.scenario) else None
@@ -113,9 +113,9 @@ class Log:
         for inode in system.conversions.inodes if system.conversions is not None else ():
             if inode.tracked is None or inode.evicted:
                 continue
-            whole = self._whole.get(id(inode))
+            whole = self._whole.get(inode)
             if whole is None:
-                whole = self._whole[id(inode)] = Whole(inode.tracked, system.nodes)
+                whole = self._whole[inode] = Whole(inode.tracked, system.nodes)
             if changed:
                 one = isinstance(operation, sc.Convert) and system.files[operation.file].inode is inode
                 whole.look(*(system.pages(operation, inode.pages) if one else (0, inode.pages)))

@@ -58,6 +58,7 @@ from workbench.truth.recording import (
     to_scenario,
     unpack_place,
 )
+from workbench.units import PAGE_SIZE
 from workbench.variables import SideBySide
 
 logger = logging.getLogger(__name__)
@@ -418,7 +419,7 @@ def _observed(dataset: xr.Dataset, event: int, scenario: sc.Scenario) -> np.ndar
     """Node of each page that event ``event`` observed, -1 where absent."""
     operation = scenario.operations[event]
     assert isinstance(operation, sc.Observe) and operation.length is not None
-    start, count = operation.offset // 4096, operation.length // 4096
+    start, count = operation.offset // PAGE_SIZE, operation.length // PAGE_SIZE
     out = np.full(count, -1, np.int16)
     mine = dataset["observed_run_event"].values == event
     starts = dataset["observed_run_start"].values[mine] - start
@@ -629,7 +630,7 @@ class _Comparison:
         loose = self.unreproducible.get(file)
         judged = np.ones(len(expected), bool)
         if loose is not None:
-            start = self.scenario.operations[self.numbers[position]].offset // 4096  # type: ignore[index, union-attr]
+            start = self.scenario.operations[self.numbers[position]].offset // PAGE_SIZE  # type: ignore[index, union-attr]
             judged = ~loose[start : start + len(expected)]
             unknown = int((~judged & (expected >= 0)).sum())
             self.report.pages_not_judged += unknown
@@ -875,9 +876,9 @@ class _Comparison:
                 continue
             size = int(self.dataset["file_pages"].sel(file=operation.file))
             pages = out.setdefault(operation.file, np.zeros(size, bool))
-            start = operation.offset // 4096
-            length = getattr(operation, "length", 4096)
-            end = size if length is None else start + -(-length // 4096)
+            start = operation.offset // PAGE_SIZE
+            length = getattr(operation, "length", PAGE_SIZE)
+            end = size if length is None else start + -(-length // PAGE_SIZE)
             pages[start:end] |= self._interleaved(number, operation.file, start, min(end, size))
         return out
 
@@ -893,9 +894,9 @@ class _Comparison:
             return out  # a guest_memfd whose allocations look at no policy of its mapping
         for operation, error in zip(self.scenario.operations[:number], self.errnos[:number], strict=False):
             if isinstance(operation, sc.Mbind) and operation.file == file and not error:
-                low = operation.offset // 4096 - start
+                low = operation.offset // PAGE_SIZE - start
                 length = operation.length or 0
-                high = low + -(-length // 4096)
+                high = low + -(-length // PAGE_SIZE)
                 rotates = "interleave" in str(operation.mode)
                 out[max(0, low) : max(0, high)] = own if operation.mode == "default" else rotates
         return out
@@ -914,7 +915,7 @@ def _touched(entry: Recorded) -> int:
     verb = entry.words[0]
     if verb in ("touch", "rtouch", "falloc", "prefault", "vtouch"):
         word = entry.words[3]
-        return int(word[:-1]) // 4096 if word.endswith("b") else int(word)
+        return int(word[:-1]) // PAGE_SIZE if word.endswith("b") else int(word)
     return 0
 
 
