@@ -184,9 +184,9 @@ def _keys(state: Preserved) -> np.ndarray:
     first, pages, pfn, order = state.extents.T
     inside = (np.int64(1) << order) - 1
     if (crooked := np.flatnonzero((pfn & inside) | (pages & inside))).size:
-        row = int(crooked[0])
+        at = int(crooked[0])
         raise CannotPreserve(
-            f"page {int(first[row])}: pfn {int(pfn[row])} is not aligned to its order {int(order[row])}", errno.EINVAL
+            f"page {int(first[at])}: pfn {int(pfn[at])} is not aligned to its order {int(order[at])}", errno.EINVAL
         )
     row, step = _each_folio(state)
     keys: np.ndarray = np.sort(((pfn >> order)[row] + step) | (np.int64(1) << (52 - order))[row])
