@@ -133,15 +133,6 @@ def test_bad_values_end_with_2_and_one_line(command: Command, words: list[str], 
     assert err.startswith("workbench: ") and err.count("\n") == 1 and said in err and "literal[" not in err
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["bogus"], ["run"], ["run", "full-node", "--bogus"], ["explore", "--port", "x"], ["machines", "shwo", "a"]],
-)
-def test_what_is_no_command_ends_with_2(command: Command, words: list[str]) -> None:
-    code, out, err = command(*words)
-    assert code == 2 and out == "" and "Error: " in err
-
-
 def test_a_node_that_filled_up_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     script = ScenarioReport("fill", operations=3, judged=3, pages=1000, deviation=56, slack=80)
     cli._print_reports([RecordingReport("t.json.gz", "t2eq", [script])], 20)
