@@ -534,7 +534,7 @@ class Replay:
         first, order = page_cache.folios(file.tracked)
         for pin in self.pins.values():
             if pin.inode is file.inode:
-                pin.inside = np.intersect1d(pin.inside, first)
+                pin.inside = pin.inside[np.isin(pin.inside, first)]
         yield from _differs("pages", seen.pages, int((1 << order).sum()))
         yield from _differs("xarray_nodes", seen.xarray_nodes, page_cache.nodes_of(file.tracked))
         if seen.state is not None:
