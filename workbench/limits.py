@@ -25,6 +25,12 @@ CONFIGURATION_BYTES = 1 << 20
 """The configuration of a virtual machine."""
 YAML_BYTES = 10 << 20
 """A scenario, a host, a grid; standard input too."""
+NOTEBOOK_BYTES = 64 << 20
+"""A notebook with its outputs."""
+REPORT_BYTES = 256 << 20
+"""A rendered report."""
+PROFILE_BYTES = 64 << 20
+"""Costs of a machine: a profile, curves, what other benchmarks print."""
 TRACE_BYTES = 256 << 20
 """A trace of conversions, CSV or Parquet."""
 TRACE_ROWS = 4_000_000

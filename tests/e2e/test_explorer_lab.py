@@ -379,7 +379,7 @@ def test_a_report_is_made(page: Page, watch_and_page: tuple[servers.Watch, Page]
     note = page.locator(".wb-report")
     expect(note).to_contain_text("explorer.html", timeout=120_000)
     made = Path(re.sub("^report: ", "", note.inner_text().strip()))
-    assert "<svg" in made.read_text() or "data:image/png" in made.read_text()
+    assert "data:image/svg+xml;base64," in made.read_text()
     assert "epyc1-naples-2s" in made.read_text()
     expect(button).to_be_enabled()
 

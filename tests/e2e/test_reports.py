@@ -68,7 +68,9 @@ def test_a_notebook_is_clean_in_git(notebook: Path):
             assert cell.outputs == []
         assert set(cell.metadata) <= {"tags"}, cell.metadata
     for line in tagged[0].source.splitlines():
-        assert re.match(r"(\w+: .+ = .+  # \w|from typing import |$)", line), f"not typed, or without help: {line!r}"
+        assert re.match(r"(\w+: .+ = .+  # \w|from (typing|pathlib) import |$)", line), (
+            f"not typed, or without help: {line!r}"
+        )
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ report of it needs. ``-`` stands for standard input or output where it fits.
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import gc
 import importlib
@@ -316,6 +317,10 @@ def main() -> None:
         sys.stderr.close()
         raise SystemExit(1) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)
+            typer.echo(f"workbench: {one_line(ValueError(name[:60]))}...: no file has so long a name", err=True)
+            raise SystemExit(2) from None
         from workbench.commands.fault_log import write
 
         kept = write(error)

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from workbench.errors import WorkbenchError
+from workbench.files import read_file
+from workbench.limits import TEXT_BYTES
 
 
 def record(
@@ -51,9 +53,7 @@ def record(
     if output is None and not verify:
         raise WorkbenchError("-o: missing; say where to write the recording, or use --verify")
     if scenario.endswith(".txt"):
-        if not Path(scenario).is_file():
-            raise WorkbenchError(f"{scenario}: no such file")
-        value = Path(scenario).read_text()
+        value = read_file(Path(scenario), TEXT_BYTES, "scenario").decode("utf-8", "backslashreplace")
         if host is None:
             raise WorkbenchError("--host: missing; a script does not say on which host it runs")
     else:

@@ -18,6 +18,8 @@ import numpy as np
 
 from workbench.cost.profile import Profile, from_mapping
 from workbench.errors import WorkbenchError
+from workbench.files import read_file
+from workbench.limits import PROFILE_BYTES
 
 READ_COLUMNS = ("read_percent", "read_pct_rounded", "rd_percentage", "read_pct", "read_ratio")
 BANDWIDTH_COLUMNS = ("bandwidth_gb_per_s", "bandwidth_smooth", "bandwidth_mean", "bandwidth")
@@ -27,7 +29,6 @@ MIXES_OF_MLC = {"ALL Reads": 100.0, "3:1 Reads-Writes": 75.0, "2:1 Reads-Writes"
 """Share of reads in per cent, as seen by the memory controller, of MLC's kinds of traffic."""
 LEAST_STEP = 0.005
 """Points of a curve that differ by less than this part of its peak in bandwidth say the same."""
-MAX_BYTES = 64 << 20
 
 
 def calibrate(path: Path, name: str | None = None, kind: str = "dram") -> Profile:
@@ -39,13 +40,7 @@ def calibrate(path: Path, name: str | None = None, kind: str = "dram") -> Profil
     kind : of the memory that Mess's curves describe, or of MLC's nodes that have CPUs
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise WorkbenchError(
-                f"calibrate: {path} has {path.stat().st_size >> 20} MiB; at most {MAX_BYTES >> 20} are read"
-            )
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise WorkbenchError(f"calibrate: {path}: {error.strerror}") from None
+        text = read_file(path, PROFILE_BYTES, "calibrate").decode("utf-8")
     except UnicodeDecodeError:
         raise WorkbenchError(f"calibrate: {path} is not text") from None
     name = name or path.stem

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ from workbench.cost import curves
 from workbench.cost.curves import Family
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
-from workbench.files import whole_file
+from workbench.files import read_file, whole_file
+from workbench.limits import PROFILE_BYTES
 from workbench.names import near
 from workbench.topology.host import Hardware, Kind
 from workbench.validation import first_line
@@ -155,10 +157,17 @@ def peaks_of(peaks: Mapping[float, float], shape: np.ndarray) -> tuple[float, np
     return float(out[-1]), out / out[-1]
 
 
+def _text(path: Path, field: str) -> str:
+    try:
+        return read_file(path, PROFILE_BYTES, field).decode("utf-8")
+    except UnicodeDecodeError:
+        raise WorkbenchError(f"{field}: {path} is not text") from None
+
+
 def read_curves(path: Path) -> dict[float, list[tuple[float, float]]]:
     """Curves of a CSV with columns read_percent, bandwidth_gb_per_s, latency_ns: share -> (MB/s, ns)."""
     found: dict[float, list[tuple[float, float]]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with io.StringIO(_text(path, "curves"), newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames is None or not set(CSV_COLUMNS) <= set(reader.fieldnames):
             raise WorkbenchError(f"curves: {path}: columns must be {', '.join(CSV_COLUMNS)}")
@@ -221,9 +230,7 @@ def profile_names() -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def _from_file(path: Path, _changed: int) -> Profile:
-    return from_mapping(
-        safe_yaml.load(path.read_text(encoding="utf-8"), f"profile {path.name}"), path.name, path.parent
-    )
+    return from_mapping(safe_yaml.load(_text(path, "profile"), f"profile {path.name}"), path.name, path.parent)
 
 
 def read_profile(name: str | Path) -> Profile:

@@ -152,6 +152,8 @@ def _source(work: Path, source: Path | None, say: Callable[[str], None], fresh: 
     """
     if source is not None and not source.exists():
         raise WorkbenchError(f"--source {source}: no such file or directory")
+    if source is not None and not (source.is_file() or source.is_dir()):
+        raise WorkbenchError(f"--source {source}: neither a regular file nor a directory")
     known = _identity(source)
     stamp = work / _STAMP
     if not fresh and known is not None and stamp.is_file():

@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from workbench.errors import WorkbenchError
+from workbench.files import read_file
+from workbench.limits import REPORT_BYTES
 
 THUMBNAIL = (360, 240)
 """Pixels of the largest thumbnail."""
@@ -43,8 +45,8 @@ def find_reports(folder: Path) -> list[Entry]:
     entries = []
     for path in sorted(folder.rglob("*.html")):
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+            text = read_file(path, REPORT_BYTES, "gallery").decode("utf-8")
+        except (WorkbenchError, UnicodeDecodeError):
             continue
         facts = read_embedded(text)
         if facts and str(facts.get("schema", "")).startswith("workbench-report/"):

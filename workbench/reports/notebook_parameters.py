@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from workbench.data import notebooks_path, shipped
 from workbench.errors import WorkbenchError
+from workbench.files import read_file
+from workbench.limits import NOTEBOOK_BYTES
 from workbench.names import near
 
 if TYPE_CHECKING:
@@ -229,10 +231,9 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     import nbformat
 
     try:
-        with path.open(encoding="utf-8") as file:
-            return nbformat.read(file, as_version=4)
-    except OSError as error:
-        raise WorkbenchError(f"notebook {str(path)!r}: {error.strerror or error}") from error
+        return nbformat.reads(read_file(path, NOTEBOOK_BYTES, "notebook").decode("utf-8"), as_version=4)
+    except WorkbenchError:
+        raise
     except Exception as error:  # nbformat raises many kinds for what is not a notebook
         line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({line})") from error

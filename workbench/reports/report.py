@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.data import notebooks_path, root
 from workbench.errors import WorkbenchError
+from workbench.files import read_file, whole_file
+from workbench.limits import REPORT_BYTES
 from workbench.reports.html import HIDDEN_TAG, METADATA_KEY, Figure
 from workbench.variables import CLOCK
 
@@ -48,8 +50,6 @@ __all__ = [
 SCHEMA = "workbench-report/1"
 RECORD_MIME = "application/vnd.workbench.record+json"
 _LIBRARIES = ("numpy", "numba", "xarray", "pandas", "zarr", "dask", "matplotlib", "seaborn", "papermill", "nbconvert")
-_LARGEST_REPORT = 256 << 20
-"""Characters in which a report is looked for, before it is replaced."""
 _LARGEST_SVG = 250_000
 """Characters of a figure as SVG beyond which a report shows it as PNG."""
 _LARGEST_TABLE = 4096
@@ -469,7 +469,7 @@ def _check_replaceable(out: Path, force: bool) -> None:
         raise WorkbenchError(f"out: {out.name!a} must end in .html")
     if out.is_file() and not force:
         with out.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(_LARGEST_REPORT)
+            text = file.read(REPORT_BYTES)
         if read_embedded(text) is None:
             raise WorkbenchError(f"out: {str(out)!a} is there and no report; --force replaces it")
 
@@ -495,7 +495,6 @@ def make_report(
     Raises WorkbenchError before running for a wrong parameter or a place that cannot be written, and
     NotebookFailed, naming the cell, when one fails; then no file is written.
     """
-    from workbench.files import whole_file
     from workbench.reports.notebook_parameters import check_values, find_notebook, read_notebook, read_parameters
 
     notebook = find_notebook(notebook)
@@ -554,10 +553,9 @@ def read_report(path: Path) -> dict[str, Any]:
     from workbench.reports.html import read_embedded
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise WorkbenchError(f"report {str(path)!r}: {reason}") from error
+        text = read_file(Path(path), REPORT_BYTES, "report").decode("utf-8")
+    except UnicodeDecodeError:
+        raise WorkbenchError(f"report {str(path)!r}: not text") from None
     found = read_embedded(text)
     if not found or found.get("schema") != SCHEMA or not isinstance(found.get("notebook"), dict):
         raise WorkbenchError(f"report {str(path)!r}: not a report made by 'workbench report'")

@@ -11,11 +11,12 @@ import gzip
 import io
 import os
 import tarfile
+import zlib
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.files import read_file, whole_file
-from workbench.limits import KERNEL_FILE_BYTES
+from workbench.limits import ARCHIVE_BYTES, KERNEL_FILE_BYTES
 
 COLLECTED = (
     "sys/devices/system/node/online",
@@ -65,6 +66,8 @@ def collect(out: Path, root: Path = Path("/")) -> list[str]:
     """
     if not out.name.endswith((".tar.gz", ".tgz")):
         raise WorkbenchError(f"--output: {out.name!r} must end in .tar.gz")
+    if out.exists() and not _is_snapshot(out):
+        raise WorkbenchError(f"--output: {str(out)!r} is there and no snapshot; it is not replaced")
     contents: dict[str, bytes] = {}
     for path in _paths(root):
         try:
@@ -85,6 +88,16 @@ def collect(out: Path, root: Path = Path("/")) -> list[str]:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return sorted(contents)
+
+
+def _is_snapshot(path: Path) -> bool:
+    """Whether a file was made by :func:`collect`, as far as its first member tells."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(read_file(path, ARCHIVE_BYTES, "--output"))) as archive:
+            first = archive.next()
+    except (WorkbenchError, tarfile.TarError, OSError, EOFError, zlib.error):
+        return False
+    return first is not None and first.name.split("/")[1:2] in (["proc"], ["sys"])
 
 
 def _paths(root: Path) -> list[str]:
