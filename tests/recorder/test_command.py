@@ -18,7 +18,7 @@ def run(*arguments, stdin=""):
     [
         (["kernel-selftest-mbind", "--kernel", "nowhere", "-o", "OUT"], "--kernel nowhere: no such file or directory"),
         (["kernel-selftest-mbind", "--kernel", "."], "-o: missing"),
-        (["nothing.txt", "--kernel", ".", "-o", "OUT"], "nothing.txt: no such file"),
+        (["nothing.txt", "--kernel", ".", "-o", "OUT"], "'nothing.txt': No such file or directory"),
         (
             ["kernel-selftest-mbind", "--kernel", ".", "-o", "OUT", "--qemu", "no-qemu"],
             "Debian package qemu-system-x86",
