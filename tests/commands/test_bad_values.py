@@ -1,4 +1,7 @@
-"""No command reaches exit code 70, which is for faults of the workbench, whatever file or word it is given."""
+"""Commands that take files and words do not reach exit code 70, which is for faults of the workbench, whatever they are.
+
+Not here: what starts a server or a measurement, and what asks an archive for packages (explore, docs, measure, oracle fetch).
+"""
 
 from __future__ import annotations
 

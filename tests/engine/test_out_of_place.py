@@ -270,7 +270,9 @@ def test_a_million_conversions_are_events_of_many() -> None:
     assert dataset["shared_backend_pages"].values[-1] == shared
     in_place = {**values, "guest": {**guest, "conversion": {"mode": "in-place"}}}
     in_place["operations"] = [{"op": "create"}, {**stream, "count": 200_000}]
-    with pytest.raises(WorkbenchError, match="convert_stream: 200000 conversions, in place each an event of its own"):
+    with pytest.raises(
+        WorkbenchError, match=r"convert_stream\.count: 200000 conversions, in place each an event of its own"
+    ):
         wb.simulate(wb.Scenario.from_mapping(in_place))
 
 

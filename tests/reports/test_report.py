@@ -122,7 +122,7 @@ def test_check_agrees_and_then_not(folder):
 def test_check_of_what_is_no_report(tmp_path):
     (tmp_path / "x.html").write_text("<html></html>")
     for path in (tmp_path / "x.html", tmp_path / "none.html", tmp_path):
-        with pytest.raises(WorkbenchError, match=r"report:? '"):
+        with pytest.raises(WorkbenchError, match="report: '"):
             check_report(path)
     (tmp_path / "gone.html").write_text(
         '<script type="application/json" id="wb-report">'

@@ -63,11 +63,11 @@ MOST_IN_PLACE = 100_000
 def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Operation]:
     """The conversions of a stream, each an operation of its own, or many together."""
     if scenario.conversion_mode == "in-place" and operation.stream == "boot":
-        _check_in_place(scenario.guest.memory // gen.ACCEPT_CHUNK)  # before the stream is made
+        _check_in_place(operation, scenario.guest.memory // gen.ACCEPT_CHUNK)  # before the stream is made
     stream = _stream(scenario, operation)
     every = operation.every or (1 if len(stream) <= MOST_EVENTS else -(-len(stream) // EVENTS))
     if scenario.conversion_mode == "in-place":
-        _check_in_place(len(stream))
+        _check_in_place(operation, len(stream))
         every = 1
     if every == 1:
         return gen.operations(stream, operation.file)
@@ -77,10 +77,11 @@ def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Op
     ]
 
 
-def _check_in_place(count: int) -> None:
+def _check_in_place(operation: sc.ConvertStream, count: int) -> None:
     if count > MOST_IN_PLACE:
+        field = {"boot": "stream", "ballooning": "fraction"}.get(operation.stream, "count")
         raise WorkbenchError(
-            f"convert_stream: {count} conversions, in place each an event of its own; at most {MOST_IN_PLACE} are: take "
+            f"convert_stream.{field}: {count} conversions, in place each an event of its own; at most {MOST_IN_PLACE} are: take "
             "fewer, less memory, or conversion.mode out-of-place"
         )
 

@@ -555,10 +555,10 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         text = read_file(Path(path), REPORT_BYTES, "report").decode("utf-8")
     except UnicodeDecodeError:
-        raise WorkbenchError(f"report {str(path)!r}: not text") from None
+        raise WorkbenchError(f"report: {str(path)!r}: not text") from None
     found = read_embedded(text)
     if not found or found.get("schema") != SCHEMA or not isinstance(found.get("notebook"), dict):
-        raise WorkbenchError(f"report {str(path)!r}: not a report made by 'workbench report'")
+        raise WorkbenchError(f"report: {str(path)!r}: not a report made by 'workbench report'")
     return found
 
 
