@@ -22,6 +22,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise WorkbenchError(f"cannot write {str(path)!r}: it is a directory")
+    if path.exists() and not path.is_file():  # whoever may write to /dev would put a file in the place of a device
+        raise WorkbenchError(f"cannot write {str(path)!r}: it is not a regular file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

@@ -29,6 +29,8 @@ NOTEBOOK_BYTES = 64 << 20
 """A notebook with its outputs."""
 REPORT_BYTES = 256 << 20
 """A rendered report."""
+PICTURE_BYTES = 16 << 20
+"""A drawing of a host; how much of a picture is searched for who made it."""
 PROFILE_BYTES = 64 << 20
 """Costs of a machine: a profile, curves, what other benchmarks print."""
 TRACE_BYTES = 256 << 20

@@ -10,7 +10,6 @@ lies on ``tile_node[offset + (phase + i * step) mod period]``. :func:`page_nodes
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -31,7 +30,7 @@ import numpy as np
 import xarray as xr
 from xarray.indexes import PandasIndex
 
-from workbench import duck_arrays, shown
+from workbench import duck_arrays, replacing, shown
 from workbench.errors import WorkbenchError
 from workbench.units import PAGE_SIZE
 from workbench.variables import Schema
@@ -43,7 +42,6 @@ duck_arrays.ask_without_importing()
 shown.in_notebooks()
 
 SCHEMA_VERSION = 1
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 # ------------------------------------------------------------------------------------------------------ making
 
@@ -297,10 +295,7 @@ def check_replaceable(path: str | Path, *, force: bool = False) -> None:
     target = Path(path)
     if not target.name.endswith((".zarr", ".zarr.zip", ".nc")):
         raise WorkbenchError(f"output: {target.name!a} must end in .zarr, .zarr.zip or .nc")
-    if target.is_symlink():
-        raise WorkbenchError(f"output: {str(target)!a} is a link; name the place itself")
-    if target.exists() and not force and not _is_result(target):
-        raise WorkbenchError(f"output: {str(target)!a} is there and no result of a run; --force replaces it")
+    replacing.check(target, _is_result, "result of a run", force=force, field="output", folder=True)
 
 
 def _is_result(path: Path) -> bool:
@@ -317,34 +312,6 @@ def _is_result(path: Path) -> bool:
         return "schema" not in attributes and "software" in json.loads(attributes["provenance"])
     except Exception:  # the storage libraries raise many kinds; whatever it is, it is not ours
         return False
-
-
-def _exchange(made: Path, target: Path) -> None:
-    """Put ``made`` in the place of ``target`` in one step; what was there is where ``made`` was.
-
-    Whoever is killed in between leaves the old or the new. A directory cannot be renamed onto a full one, so the two
-    change names (renameat2 with RENAME_EXCHANGE); file systems without it get two renames.
-    """
-    if not target.is_dir() and not made.is_dir():
-        os.replace(made, target)
-        return
-    if not target.exists():
-        os.rename(made, target)
-        return
-    try:
-        swapped = ctypes.CDLL(None, use_errno=True).renameat2(
-            _AT_FDCWD, os.fsencode(made), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE
-        )
-    except AttributeError:  # a C library without it
-        swapped = -1
-    if swapped != 0:
-        aside = made.with_name(f"{made.name}.before")
-        os.rename(target, aside)
-        try:
-            os.rename(made, target)
-        except OSError:
-            os.rename(aside, target)
-            raise
 
 
 def save(dataset: xr.Dataset, path: str | Path, *, force: bool = False) -> Path:
@@ -377,7 +344,7 @@ def save(dataset: xr.Dataset, path: str | Path, *, force: bool = False) -> Path:
             os.replace(archive, made)
         else:
             stored.to_zarr(made, mode="w", consolidated=False)
-        _exchange(made, target)
+        replacing.exchange(made, target)
     except OSError as error:
         raise WorkbenchError(f"output: cannot write {target}: {error.strerror or error}") from error
     finally:

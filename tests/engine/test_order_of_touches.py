@@ -45,3 +45,25 @@ def test_the_first_page_that_fails_is_the_first_in_order(order, first):
         _, dataset = nodes(order, *more, start=24, count=16)
         detail = str(dataset["event_detail"].values[-1])
         assert f'"first": {first}' in detail and '"bad": 8' in detail
+
+
+@pytest.mark.parametrize(("count", "first"), [(10, 13), (40, 43)], ids=["within", "beyond the end"])
+def test_the_first_private_page_in_reverse_order(count, first):
+    """Pages 6, 7 and 13 are private: the last of them fails first, or the last page of all, which is beyond the end."""
+    host = {"name": "h", "distances": [[10]], "nodes": [{"id": 0, "memory_bytes": 1 << 30, "cpus": [0]}]}
+    operations = [
+        {"op": "create"},
+        {"op": "convert", "to": "shared"},
+        *({"op": "convert", "to": "private", "offset": page * PAGE, "length": PAGE} for page in (6, 7, 13)),
+        {"op": "fault", "offset": 4 * PAGE, "length": count * PAGE, "order": "reverse"},
+    ]
+    guest = {
+        "memory": 32 * PAGE,
+        "vm_type": "sw_protected",
+        "conversion": {"mode": "in-place"},
+    }
+    dataset = wb.simulate(
+        wb.Scenario.from_mapping({"host": host, "guest": guest, "operations": operations, "strict": False})
+    )
+    detail = str(dataset["event_detail"].values[-1])
+    assert f'"first": {first}' in detail and f'"bad": {3 if count == 10 else 3 + 12}' in detail

@@ -18,7 +18,7 @@ COMPILERS = {f"workbench.kernels.{name}" for name in ("compile", "code_cache", "
 
 GROUND = {
     "errors", "errnos", "limits", "texts", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs", "intervals",
-    "probe_words", "profiles", "design", "names", "validation", "shown", "garbage",
+    "probe_words", "profiles", "design", "names", "replacing", "validation", "shown", "garbage",
 }  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
 SCENE = GROUND | {"topology", "scenario", "ready", "variables", "results", "kernels"}
@@ -36,6 +36,7 @@ WINGS = {
     "duck_arrays": set(),
     "units": {"errors"},
     "files": {"errors"},
+    "replacing": {"errors", "files"},
     "safe_yaml": {"errors", "files", "limits"},
     "bitmap_lists": {"errors", "limits"},
     "validation": {"limits", "names"},
@@ -45,14 +46,14 @@ WINGS = {
     "design": {"errors", "names", "units"},
     "policy": {"bitmap_lists", "errors", "limits"},
     "profiles": {"errors", "names"},
-    "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "names", "safe_yaml", "shown", "texts", "units",
-                 "validation"},
+    "topology": {"bitmap_lists", "data", "errors", "files", "kernels", "limits", "names", "replacing", "safe_yaml", "shown",
+                 "texts", "units", "validation"},
     "scenario": {"design", "errors", "garbage", "limits", "policy", "profiles", "safe_yaml", "shown", "texts", "topology",
                  "units", "validation"},
     "ready": {"data", "errors", "scenario"},
     "variables": {"costs"},
     "amounts": {"units"},
-    "results": {"duck_arrays", "errors", "kernels", "scenario", "shown", "units", "variables"},
+    "results": {"duck_arrays", "errors", "kernels", "replacing", "scenario", "shown", "units", "variables"},
     "tracking": SCENE,
     "engine": SCENE | {"tracking"},
     "cost": SCENE | {"tracking", "engine"},

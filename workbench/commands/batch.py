@@ -145,12 +145,16 @@ def batch(
     workers: Annotated[int, typer.Option("-j", "--workers", min=1, help="Notebooks that run at the same time.")] = 2,
     out_dir: Annotated[Path | None, typer.Option("-d", "--out-dir", help="Where reports and logs go.")] = None,
     gallery_page: Annotated[bool, typer.Option("--gallery", help="End with an index page of the reports.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is no report, log or gallery.")] = False,
 ) -> None:
     """Make many reports, several at a time, each with a log. Exit code 1 if any of them failed."""
-    from workbench.reports.gallery import make_gallery
+    from workbench.reports.gallery import check_replaceable, make_gallery
     from workbench.sweeps.batch import JobOutcome, read_jobs, run_batch
 
     found = read_jobs(jobs, out_dir)
+    index = found[0].out.parent / "index.html"
+    if gallery_page:
+        check_replaceable(index, force)
     done = 0
 
     def finished(outcome: JobOutcome) -> None:
@@ -159,7 +163,7 @@ def batch(
         typer.echo(f"{done}/{len(found)} {outcome.job.name}: {outcome.state} ({outcome.seconds:.1f} s)", err=True)
 
     try:
-        outcomes = run_batch(found, workers, finished=finished)
+        outcomes = run_batch(found, workers, force=force, finished=finished)
     except KeyboardInterrupt:
         typer.echo(f"workbench: interrupted; {done} of {len(found)} jobs had ended, the others were stopped", err=True)
         raise typer.Exit(130) from None
@@ -172,7 +176,7 @@ def batch(
     _print_table("", ["job", "state", "seconds", "report, or log", "why"], rows)
     typer.echo(f"{len(outcomes)} jobs, {failed} failed")
     if gallery_page and failed < len(outcomes):
-        page, _ = make_gallery(Path(outcomes[0].job.out).parent)
+        page, _ = make_gallery(index.parent, index, force=force)
         typer.echo(str(page))
     if failed:
         raise typer.Exit(1)
@@ -181,11 +185,12 @@ def batch(
 def gallery(
     folder: Annotated[Path, typer.Argument(help="A directory with reports in it, at any depth.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; index.html there by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let -o replace what is no gallery.")] = False,
 ) -> None:
     """Build an index page over many reports: pictures, search, parameters as columns."""
     from workbench.reports.gallery import make_gallery
 
-    page, count = make_gallery(folder, out)
+    page, count = make_gallery(folder, out, force=force)
     typer.echo(f"{count} reports", err=True)
     typer.echo(str(page))
 

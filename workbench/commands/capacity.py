@@ -24,6 +24,7 @@ def capacity(
     confidential: Annotated[bool, typer.Option("--confidential", help="an SNP guest with private memory")] = False,
     by: Annotated[str, typer.Option(metavar="guest|host", help="who populates the memory")] = "guest",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
+    force: Annotated[bool, typer.Option("--force", help="let -o replace what is no result")] = False,
     json_: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """The largest guest under each policy before ENOMEM or the OOM killer, by node, with what is lost to what."""
@@ -41,6 +42,8 @@ def capacity(
             raise WorkbenchError(f"{option}: {given!r}; one of {', '.join(allowed)}")
     if host == "all" and output is not None:
         raise WorkbenchError("--output: of one host, not of all")
+    if output is not None:
+        results.check_replaceable(output, force=force)
     names = machine_names() if host == "all" else [host]
     policies = None if policy is None else [name.strip() for name in policy.split(",")]
     found = []
@@ -53,7 +56,7 @@ def capacity(
                 )
             )  # fmt: skip
     if output is not None:
-        results.save(found[0], output)
+        results.save(found[0], output, force=force)
     if json_:
         rows = {str(dataset.attrs["scenario"]): study.table(dataset) for dataset in found}
         typer.echo(json.dumps(rows if host == "all" else next(iter(rows.values())), indent=1))

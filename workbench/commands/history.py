@@ -18,6 +18,7 @@ def history(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, e.g. guest.memory=8GiB")
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
+    force: Annotated[bool, typer.Option("--force", help="let -o replace what is no result")] = False,
     json_: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """Run a scenario under the rules of each kernel: a table of calls and answers, marked where an answer changes."""
@@ -29,11 +30,13 @@ def history(
     from workbench.commands.terminal import console
     from workbench.studies import history as study
 
+    if output is not None:
+        results.check_replaceable(output, force=force)
     chosen = None if kernels is None else [name.strip() for name in kernels.split(",")]
     with progress_bar("operations") as progress:
         dataset = study.history(read_scenario(scenario, set_ or []), chosen, progress=progress)
     if output is not None:
-        results.save(dataset, output)
+        results.save(dataset, output, force=force)
     rows, names = study.table(dataset), [str(name) for name in dataset["kernel"].values]
     refusals = study.first_refusal(dataset)
     if json_:

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.errors import WorkbenchError
+from workbench.limits import YAML_BYTES
+
 
 def import_(
     file: Annotated[
@@ -21,9 +24,11 @@ def import_(
         str, typer.Option("--host", metavar="NAME|FILE", help="the machine it is to run on: a name, a snapshot, `this`")
     ] = "this",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write the scenario (.yaml)")] = None,
+    force: Annotated[bool, typer.Option("--force", help="let -o replace what is no import, or was edited")] = False,
     json_: Annotated[bool, typer.Option("--json", help="print the answer as JSON")] = False,
 ) -> None:
     """Make a scenario of a virtual machine's configuration, run it, and say which setting reaches which pages."""
+    from workbench import replacing
     from workbench.commands.summary import print_summary, summarise
     from workbench.files import whole_file
     from workbench.simulation import simulate
@@ -32,6 +37,11 @@ def import_(
     from workbench.vmconfig.reach import reach
     from workbench.vmconfig.readers import read
 
+    if output is not None:
+        if output.suffix not in (".yaml", ".yml"):
+            raise WorkbenchError(f"--output: {output.name!a} must end in .yaml")
+        replacing.check(output, lambda path: replacing.is_signed(path, "import", YAML_BYTES),
+                        "scenario as import wrote it", force=force, field="--output")  # fmt: skip
     machine = Host.from_machine(host)
     vm = read(file, [node.id for node in machine.nodes])
     scenario = scenario_of(vm, machine)
@@ -39,7 +49,7 @@ def import_(
     found = reach(vm, result)
     if output is not None:
         with whole_file(output) as temporary:
-            temporary.write_text(scenario.to_yaml(), encoding="utf-8")
+            temporary.write_text(replacing.signed("import", scenario.to_yaml()), encoding="utf-8")
     if json_:
         answer: dict[str, Any] = {
             "reach": [vars(line) for line in found],

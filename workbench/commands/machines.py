@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench import replacing
 from workbench.commands import measure
 from workbench.errors import WorkbenchError
+from workbench.limits import PICTURE_BYTES
 
 if TYPE_CHECKING:
     from workbench.topology.host import Host, Node
@@ -46,13 +48,16 @@ def register(app: typer.Typer) -> None:
             ),
         ],
         out: Annotated[Path | None, typer.Option("-o", "--out", help="draw into this .svg, .png or .pdf file")] = None,
+        force: Annotated[bool, typer.Option("--force", help="let -o replace what is no such picture")] = False,
     ) -> None:
         """Show nodes and distances of one machine in the terminal, or draw them into a file."""
         from workbench.topology.host import Host
 
+        if out is not None:
+            check_replaceable(out, force)
         host = Host.from_machine(name)
         if out is not None:
-            draw(host, out)
+            draw(host, out, force=force)
             typer.echo(str(out))
         else:
             _show(host)
@@ -63,6 +68,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def snapshot(
         output: Annotated[Path, typer.Option("-o", "--output", help="write this .tar.gz")] = Path("host.tar.gz"),
+        force: Annotated[bool, typer.Option("--force", help="let -o replace what is no snapshot")] = False,
     ) -> None:
         """Collect what decides placement on this machine: nodes, distances, free memory, pools; nothing personal.
 
@@ -70,23 +76,40 @@ def register(app: typer.Typer) -> None:
         """
         from workbench.topology.snapshot import collect
 
-        paths = collect(output)
+        paths = collect(output, force=force)
         typer.echo(f"{output}: {len(paths)} files")
         if "proc/pagetypeinfo" not in paths:
             typer.echo("without /proc/pagetypeinfo, which only root can read", err=True)
 
 
-def draw(host: Host, out: Path) -> None:
+_MARK = "workbench machines show, picture of a host"
+_PICTURES = {"svg": {"Creator": _MARK}, "png": {"Software": _MARK}, "pdf": {"Creator": _MARK}}
+"""Formats, and where each says who made it (metadata of matplotlib's savefig)."""
+
+
+def check_replaceable(out: Path, force: bool) -> None:
+    """Whether a picture may be written here: nothing is there, or one that :func:`draw` made. Raises WorkbenchError if not."""
+    if _format(out) not in _PICTURES:
+        raise WorkbenchError(f"-o: {out.name!a} must end in .svg, .png or .pdf")
+    replacing.check(
+        out, lambda path: replacing.begins(path, _MARK.encode(), PICTURE_BYTES), "picture of a host", force=force
+    )
+
+
+def _format(out: Path) -> str:
+    return out.suffix.removeprefix(".").lower()
+
+
+def draw(host: Host, out: Path, *, force: bool = False) -> None:
     """Draw a host into a picture file; the format is that of the file's ending."""
     from workbench.files import whole_file
     from workbench.plots.topology import host_dataset, topology
 
-    kind = out.suffix.removeprefix(".").lower()
-    if kind not in ("svg", "png", "pdf"):
-        raise WorkbenchError(f"-o: {out.name!r} must end in .svg, .png or .pdf")
+    check_replaceable(out, force)
+    kind = _format(out)
     figure = topology(host_dataset(host), title=host.title or host.name, assumed=", ".join(host.assumed))
     with whole_file(out) as temporary:
-        figure.savefig(temporary, format=kind)
+        figure.savefig(temporary, format=kind, metadata=_PICTURES[kind])
 
 
 def _list(as_json: bool) -> None:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.errors import WorkbenchError
-
 if TYPE_CHECKING:
     from workbench.cost.profile import Profile
 
@@ -26,15 +24,19 @@ def register(app: typer.Typer) -> None:
         buffer: Annotated[
             str | None, typer.Option(help="memory of each thread, e.g. 256MiB; by the caches if left out")
         ] = None,
+        force: Annotated[
+            bool, typer.Option("--force", help="let -o replace what is no profile, or was edited")
+        ] = False,
         json_: Annotated[bool, typer.Option("--json", help="print the profile as JSON")] = False,
     ) -> None:
         """Measure this machine: latency and bandwidth of every node from every node, threads, first touches."""
         from tqdm import tqdm
 
         from workbench.cost.measure import measure as measure_machine
+        from workbench.cost.profile import check_replaceable
         from workbench.units import parse_bytes
 
-        _check_ending(output)
+        check_replaceable(output, force)
         size = None if buffer is None else parse_bytes(buffer, "--buffer")
         with tqdm(total=100, unit="%", disable=None, leave=False) as bar:
 
@@ -57,20 +59,19 @@ def add_calibrate(group: typer.Typer) -> None:
         ] = None,
         name: Annotated[str | None, typer.Option(help="name of the profile; that of FILE if left out")] = None,
         kind: Annotated[str, typer.Option(help="kind of memory measured: dram, hbm, cxl or gpu")] = "dram",
+        force: Annotated[
+            bool, typer.Option("--force", help="let -o replace what is no profile, or was edited")
+        ] = False,
         json_: Annotated[bool, typer.Option("--json", help="print the profile as JSON")] = False,
     ) -> None:
         """Make a profile of a machine from what another benchmark measured on it."""
         from workbench.cost.calibrate import calibrate as read
+        from workbench.cost.profile import check_replaceable
 
-        made = read(file, name, kind)
         output = output or file.with_suffix(".profile.yaml")
-        _check_ending(output)
+        check_replaceable(output, force)
+        made = read(file, name, kind)
         _finish(made, output, json_)
-
-
-def _check_ending(output: Path) -> None:
-    if output.suffix not in (".yaml", ".yml"):
-        raise WorkbenchError(f"--output: {output.name!r} must end in .yaml")
 
 
 def _finish(made: Profile, output: Path, as_json: bool) -> None:

@@ -24,6 +24,7 @@ def build(
     fragment: Annotated[Path | None, typer.Option(help="options over tinyconfig instead of our own")] = None,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", help="compilers at once; all CPUs if left out")] = None,
     keep_tree: Annotated[bool, typer.Option("--keep-tree", help="leave source and objects in the output")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace files of those names that no build made")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over where a build was interrupted")] = False,
 ) -> None:
     """Build a kernel that has private memory and kexec handover, for `record --kernel DIRECTORY/bzImage`.
@@ -45,6 +46,7 @@ def build(
             say=lambda line: typer.echo(line, err=True),
             keep_tree=keep_tree,
             fresh=fresh,
+            force=force,
         )
     for option in built.refused:
         typer.echo(f"not taken by this source: {option}")
@@ -55,6 +57,7 @@ def build(
 def fetch(
     packages: Annotated[list[str], typer.Argument(help="Debian packages, e.g. linux-image-6.18.15+deb13-amd64")],
     directory: Annotated[Path, typer.Option("-o", "--output", help="where to put them")],
+    force: Annotated[bool, typer.Option("--force", help="replace other files of the packages' names")] = False,
     suite: Annotated[
         list[str] | None, typer.Option(help="Debian suite (repeatable); left out, the newest ones")
     ] = None,
@@ -63,7 +66,7 @@ def fetch(
     from workbench.recorder import kernel_build
 
     kernel_build.make_directory(directory)
-    for path in kernel_build.fetch(packages, directory, suite or kernel_build.SUITES):
+    for path in kernel_build.fetch(packages, directory, suite or kernel_build.SUITES, force=force):
         typer.echo(str(path))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from workbench import replacing
 from workbench.errors import WorkbenchError
 from workbench.files import read_file
 from workbench.limits import TEXT_BYTES
@@ -30,6 +31,7 @@ def record(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="recording to write (.json or .json.gz)")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="let -o replace what is no recording")] = False,
     host: Annotated[str | None, typer.Option(help="machine name or host file (YAML); needed for a script")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="replay the recording and compare at once")] = False,
     budget: Annotated[str, typer.Option(help="memory of the emulated host")] = "2 GiB",
@@ -52,6 +54,10 @@ def record(
 
     if output is None and not verify:
         raise WorkbenchError("-o: missing; say where to write the recording, or use --verify")
+    if output is not None:
+        if not output.name.endswith((".json", ".json.gz")):
+            raise WorkbenchError(f"--output: {output.name!a} must end in .json or .json.gz")
+        replacing.check(output, _is_recording, "recording", force=force, field="--output")
     if scenario.endswith(".txt"):
         value = read_file(Path(scenario), TEXT_BYTES, "scenario").decode("utf-8", "backslashreplace")
         if host is None:
@@ -77,6 +83,16 @@ def _host(name: str | None):  # type: ignore[no-untyped-def]
     if name is None:
         return None
     return Host.from_machine(name)
+
+
+def _is_recording(path: Path) -> bool:
+    from workbench.truth import recording
+
+    try:
+        recording.read(path)
+    except WorkbenchError:
+        return False
+    return True
 
 
 def _verify(path: Path) -> None:

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from workbench import costs as cost_table
-from workbench import safe_yaml
+from workbench import replacing, safe_yaml
 from workbench.bitmap_lists import parse_list
 from workbench.cost import curves
 from workbench.cost.curves import Family
@@ -188,6 +188,9 @@ def write_curves(path: Path, points: Mapping[float, Any]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+_COMMAND = "measure or machines calibrate"
+
+
 def write_profile(made: Profile, path: Path) -> None:
     """Write a profile as YAML, whole or not at all."""
     with whole_file(path) as temporary:
@@ -195,7 +198,15 @@ def write_profile(made: Profile, path: Path) -> None:
             made.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True, width=120,
             default_flow_style=None,
         )  # fmt: skip
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(replacing.signed(_COMMAND, text), encoding="utf-8")
+
+
+def check_replaceable(path: Path, force: bool) -> None:
+    """Whether a profile may be written here: nothing is there, or one that nobody has edited. Raises WorkbenchError if not."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise WorkbenchError(f"--output: {path.name!a} must end in .yaml")
+    replacing.check(path, lambda place: replacing.is_signed(place, _COMMAND, PROFILE_BYTES),
+                    "profile as it was written", force=force, field="--output")  # fmt: skip
 
 
 def from_mapping(document: object, name: str = "profile", folder: Path | None = None) -> Profile:

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from workbench import replacing
 from workbench.data import root
 from workbench.docs import notebooks, reference
 from workbench.errors import WorkbenchError
@@ -81,10 +82,7 @@ def build(
             shutil.copytree(root("notebooks") / "images", source / "images", dirs_exist_ok=True)
         say("making the pages")
         sphinx(source, made, Path(temporary, "doctrees"))
-        if target.exists():
-            old = Path(temporary, "old")
-            target.rename(old)
-        made.rename(target)
+        replacing.exchange(made, target)
     return target / "index.html"
 
 
@@ -94,15 +92,14 @@ _HEADING = 'class="caption" role="heading"'
 
 def check_replaceable(target: Path, force: bool) -> None:
     """Refuse what is there and is no site of ours. Raises WorkbenchError."""
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise WorkbenchError(f"-o: {str(target)!r} is no directory")
-    if target.is_dir() and any(target.iterdir()) and not force:
-        inventory = target / "objects.inv"
-        ours = inventory.is_file() and f"# Project: {TITLE}".encode() in inventory.read_bytes()[:200]
-        if not ours:
-            raise WorkbenchError(
-                f"-o: {str(target)!r} holds something else than this documentation; --force replaces it"
-            )
+    if target.exists() and not target.is_dir():
+        raise WorkbenchError(f"-o: {str(target)!a} is no directory")
+    replacing.check(target, _is_site, "documentation of ours", force=force, folder=True)
+
+
+def _is_site(target: Path) -> bool:
+    project = f"# Project: {TITLE}".encode()
+    return not any(target.iterdir()) or replacing.begins(target / "objects.inv", project, 200)
 
 
 def sphinx(source: Path, target: Path, doctrees: Path) -> None:

@@ -319,7 +319,10 @@ def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, 
         private = _state_runs(tracked, start, end, False) if file.mapping is not None else [(start, end)]
         candidates = [*bad_pages, *([int(private[0][0])] if len(private) else []), *([retried] if retried >= 0 else [])]
         detail["first"] = min(candidates) if candidates else end
-        if operation.order != "sequential":
+        if operation.order == "reverse":
+            ends = [int(private[-1][1]) - 1] if len(private) else []
+            detail["first"] = start + count - 1 if start + count > end else max([*candidates, *ends])
+        elif operation.order != "sequential":
             pages = start + system.touch_order(operation, count)
             outside = (pages >= end) | np.isin(pages, bad_pages) | _in_any(pages, np.asarray(private))
             detail["first"] = int(pages[outside][0])
@@ -330,6 +333,8 @@ def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, 
 
 def _place_in_order(system: System, operation: sc.Fault, inode: Inode, shared: Int64s, start: int, count: int) -> None:
     """Back the shared pages of a range in the order in which they are touched, which is that of the rotation's steps."""
+    if operation.order == "reverse":  # what lies beyond the file comes first, and is not there
+        count = max(0, min(count, inode.pages - start))
     pages = start + system.touch_order(operation, count)
     folios = pages[_in_any(pages, shared)] >> inode.order
     _, first = np.unique(folios, return_index=True)

@@ -698,7 +698,7 @@ class HostState:
 
     def touch_order(self, operation: sc.Fault, count: int) -> Int64s:
         """The order in which an operation touches so many pages, int64 (count,)."""
-        if operation.order in ("strided", "random"):
+        if operation.order != "sequential":
             check_listed(count, f"fault: {operation.order} order")
         if operation.order == "reverse":
             return np.arange(count - 1, -1, -1, dtype=np.int64)

@@ -16,13 +16,17 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
+from workbench import replacing
 from workbench.errors import WorkbenchError
-from workbench.files import whole_file
+from workbench.files import read_file, whole_file
+from workbench.limits import TEXT_BYTES
 from workbench.recorder import kernel_package
 
 FRAGMENT = Path(__file__).with_name("kernel.config")
@@ -72,6 +76,7 @@ def build(
     say: Callable[[str], None] = lambda line: None,
     keep_tree: bool = False,
     fresh: bool = False,
+    force: bool = False,
 ) -> Built:
     """Build ``output/bzImage`` and say in ``output/build.json`` what it was made of; ``output/build.log`` holds the log.
 
@@ -94,6 +99,8 @@ def build(
         Leave source and objects in ``output/unfinished`` when all is done, too.
     fresh:
         Start over even if an interrupted build of the same source is there.
+    force:
+        Replace files and a directory of the names above that no build made.
 
     Raises
     ------
@@ -108,6 +115,7 @@ def build(
     require_tools()
     if jobs is not None and jobs < 1:
         raise WorkbenchError(f"--jobs {jobs}; must be at least 1")
+    check_replaceable(output, force)
     make_directory(output)
     _require_room(output)
     started = time.monotonic()
@@ -141,6 +149,30 @@ def build(
             shutil.rmtree(work, ignore_errors=True)
 
 
+def check_replaceable(output: Path, force: bool) -> None:
+    """Whether a build may write into a directory: what has the names of its files was made by one. Raises WorkbenchError."""
+
+    def finished(_: Path) -> bool:
+        try:
+            facts = json.loads(read_file(output / "build.json", TEXT_BYTES, "-o"))
+        except (WorkbenchError, ValueError, RecursionError):
+            return unfinished(output / UNFINISHED)
+        return isinstance(facts, dict) and set(facts) == {field.name for field in fields(Built)}
+
+    def unfinished(work: Path) -> bool:
+        return (work / _MARK).is_file()
+
+    for name in ("bzImage", "config", "build.json"):
+        replacing.check(output / name, finished, "file of a build", force=force)
+    replacing.check(
+        output / "build.log", lambda log: replacing.begins(log, _LOG_BEGINS.encode()), "log of a build", force=force
+    )
+    replacing.check(output / UNFINISHED, unfinished, "unfinished build", force=force, folder=True)
+
+
+_MARK = "made-by-workbench"
+"""A file in the directory of an unfinished build: what has none is not removed."""
+_LOG_BEGINS = "workbench oracle build\n"
 _STAMP = "source.json"
 """Written when a tree is whole: of what it was made, where it is."""
 
@@ -165,6 +197,7 @@ def _source(work: Path, source: Path | None, say: Callable[[str], None], fresh: 
                 return tree, str(before["packed"])
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
+    (work / _MARK).touch()
     if source is None:
         say(f"fetching {PACKAGE} from the Debian suites {', '.join(SUITES)}")
     packed = source if source is not None else fetch([PACKAGE], work)[0]
@@ -238,22 +271,48 @@ def read_fragment(path: Path) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------ the source
 
 
-def fetch(packages: Sequence[str], directory: Path, suites: Iterable[str] = SUITES) -> list[Path]:
+def fetch(
+    packages: Sequence[str], directory: Path, suites: Iterable[str] = SUITES, *, force: bool = False
+) -> list[Path]:
     """Download packages from Debian suites beside the system's own, which stay as they are; returns the files.
 
-    The archive is the one that the system's own sources name.
+    The archive is the one that the system's own sources name. A file of a package's name that is another is replaced
+    with ``force`` only.
     """
+    for what, words, pattern in (
+        ("package", packages, r"[a-z0-9][a-z0-9+.-]*"),
+        ("suite", suites, r"[a-z0-9][\w./-]*"),
+    ):
+        for word in words:
+            if not re.fullmatch(pattern, word):
+                raise WorkbenchError(f"{what}: {word[:100]!a} is not the name of one")
     if shutil.which("apt-get") is None:
         raise WorkbenchError(f"apt-get: not found; give a source with --source ({packages[0]} of Debian, or a tarball)")
     directory = directory.resolve()
-    state = directory / "apt"
-    (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    (state / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    archive = _archive()
-    (state / "sources.list").write_text("".join(f"deb [trusted=yes] {archive} {suite} main\n" for suite in suites))
+    files = []
+    with tempfile.TemporaryDirectory(prefix=".workbench-fetch-", dir=directory) as temporary:
+        for path in _download(packages, Path(temporary), suites):
+            target = directory / path.name
+            content = path.read_bytes()
+            replacing.check(target, partial(_same, content), "such package", force=force)
+            os.replace(path, target)
+            files.append(target)
+    return files
+
+
+def _same(content: bytes, path: Path) -> bool:
+    return path.read_bytes() == content
+
+
+def _download(packages: Sequence[str], directory: Path, suites: Iterable[str]) -> list[Path]:
+    """Download into a directory that holds nothing else."""
+    (directory / "lists" / "partial").mkdir(parents=True)
+    (directory / "cache" / "archives" / "partial").mkdir(parents=True)
+    archive, sources = _archive(), directory / "sources.list"
+    sources.write_text("".join(f"deb [trusted=yes] {archive} {suite} main\n" for suite in suites))
     options = [
-        "-o", f"Dir::Etc::sourcelist={state / 'sources.list'}", "-o", "Dir::Etc::sourceparts=-",
-        "-o", f"Dir::State::Lists={state / 'lists'}", "-o", f"Dir::Cache={state / 'cache'}",
+        "-o", f"Dir::Etc::sourcelist={sources}", "-o", "Dir::Etc::sourceparts=-",
+        "-o", f"Dir::State::Lists={directory / 'lists'}", "-o", f"Dir::Cache={directory / 'cache'}",
         "-o", "APT::Sandbox::User=root",
     ]  # fmt: skip
     for command in (["update"], ["download", *packages]):
@@ -263,9 +322,7 @@ def fetch(packages: Sequence[str], directory: Path, suites: Iterable[str] = SUIT
         if done.returncode:
             reason = next((line for line in done.stderr.splitlines() if line.startswith("E:")), done.stderr[:200])
             raise WorkbenchError(f"apt-get {command[0]}: {reason.strip()} (suites {', '.join(suites)})")
-    files = [max(directory.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime) for package in packages]
-    shutil.rmtree(state, ignore_errors=True)
-    return files
+    return [next(directory.glob(f"{package}_*.deb")) for package in packages]
 
 
 def _archive() -> str:
@@ -327,7 +384,8 @@ def configure(tree: Path, fragment: Path, options: dict[str, str], log: Path) ->
 
     An option that the tree does not know at all is of another version; one that it knows and did not take is refused.
     """
-    log.write_text("")
+    with whole_file(log) as temporary:
+        temporary.write_text(_LOG_BEGINS)
     _make(tree, ["tinyconfig"], log, 1, None)
     _run(["sh", "scripts/kconfig/merge_config.sh", "-m", ".config", str(fragment.resolve())], tree, log)
     _make(tree, ["olddefconfig"], log, 1, None)

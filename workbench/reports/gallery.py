@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from workbench import replacing
 from workbench.errors import WorkbenchError
 from workbench.files import read_file
 from workbench.limits import REPORT_BYTES
 
+MARK = '<meta name="generator" content="workbench gallery">'
+"""Tells a gallery from other pages."""
 THUMBNAIL = (360, 240)
 """Pixels of the largest thumbnail."""
 _PICTURE = re.compile(
@@ -110,10 +113,18 @@ def columns_of(entries: list[Entry]) -> tuple[dict[str, str], list[str]]:
     return same, columns
 
 
-def make_gallery(folder: Path, out: Path | None = None) -> tuple[Path, int]:
+def check_replaceable(out: Path, force: bool) -> None:
+    """Whether a gallery may be written here: nothing is there, or a gallery. Raises WorkbenchError if not."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise WorkbenchError(f"out: {out.name!a} must end in .html")
+    replacing.check(out, lambda path: replacing.begins(path, MARK.encode()), "gallery", force=force, field="out")
+
+
+def make_gallery(folder: Path, out: Path | None = None, *, force: bool = False) -> tuple[Path, int]:
     """Write the index page of the reports below a directory; return its path and how many it lists.
 
     out: ``index.html`` in the directory by default. Links are relative, so the directory can be moved or sent.
+    force: replace whatever file is there; otherwise only a gallery is.
     """
     import os
 
@@ -123,10 +134,11 @@ def make_gallery(folder: Path, out: Path | None = None) -> tuple[Path, int]:
     from workbench.files import whole_file
     from workbench.reports.html import TEMPLATES, content_policy, without_hosts
 
+    out = out or folder / "index.html"
+    check_replaceable(out, force)
     entries = find_reports(folder)
     if not entries:
         raise WorkbenchError(f"gallery: no reports below {str(folder)!r}")
-    out = out or folder / "index.html"
     prefix = quote(os.path.relpath(folder, out.parent) + "/") if out.parent.resolve() != folder.resolve() else ""
     same, columns = columns_of(entries)
     own = {
@@ -147,6 +159,7 @@ def make_gallery(folder: Path, out: Path | None = None) -> tuple[Path, int]:
         css=Markup((source / "gallery.css").read_text(encoding="utf-8")),
         script=Markup(script),
         csp=content_policy(script),
+        mark=Markup(MARK),
     )
     with whole_file(out) as temporary:
         temporary.write_text(without_hosts(page), encoding="utf-8")

@@ -459,19 +459,20 @@ class Comparison:
         return all(then == now for _, _, then, now in self.rows)
 
 
-def _check_replaceable(out: Path, force: bool) -> None:
+def check_replaceable(out: Path, force: bool) -> None:
     """Whether a report may be written here: nothing is there, or a report. Raises WorkbenchError if not."""
-    from workbench.reports.html import read_embedded
+    from workbench import replacing
 
-    if out.is_dir():
-        raise WorkbenchError(f"out: cannot write {str(out)!r}: it is a directory")
     if out.suffix.lower() not in (".html", ".htm"):
         raise WorkbenchError(f"out: {out.name!a} must end in .html")
-    if out.is_file() and not force:
-        with out.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(REPORT_BYTES)
-        if read_embedded(text) is None:
-            raise WorkbenchError(f"out: {str(out)!a} is there and no report; --force replaces it")
+    replacing.check(out, _is_report, "report", force=force, field="out")
+
+
+def _is_report(path: Path) -> bool:
+    from workbench.reports.html import read_embedded
+
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return read_embedded(file.read(REPORT_BYTES)) is not None
 
 
 def make_report(
@@ -502,7 +503,7 @@ def make_report(
     declared = read_parameters(source, notebook.name)
     values = check_values(declared, parameters or {}, texts, notebook.name)
     out = Path(out) if out is not None else Path(notebook.stem + ".html")
-    _check_replaceable(out, force)
+    check_replaceable(out, force)
     with whole_file(out) as temporary:
         begun = time.perf_counter()
         executed = execute(source, values, notebook.name, progress=progress, timeout=timeout)

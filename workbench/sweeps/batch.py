@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench import replacing
 from workbench.errors import WorkbenchError
 
 _JOB_KEYS = ("name", "notebook", "parameters", "out", "timeout")
+_LOG_BEGINS = "notebook "
 _KEYS = ("jobs", "defaults", "out_dir", "comment")
 
 
@@ -126,19 +128,38 @@ def _timeout(value: object, where: str) -> float | None:
     return float(value)
 
 
+def check_replaceable(jobs: list[Job], force: bool) -> None:
+    """Whether reports and logs of the jobs may be written: what is there is a report, or a log. Raises WorkbenchError."""
+    from workbench.reports import report
+
+    for job in jobs:
+        report.check_replaceable(job.out, force)
+        replacing.check(job.log, _is_log, "log of a job", force=force, field="out")
+
+
+def _is_log(path: Path) -> bool:
+    return path.stat().st_size == 0 or replacing.begins(path, _LOG_BEGINS.encode(), len(_LOG_BEGINS))
+
+
 class _Stop(Exception):
     """The batch was interrupted before this job began."""
 
 
 def run_batch(
-    jobs: list[Job], workers: int = 2, *, finished: Callable[[JobOutcome], None] = lambda outcome: None
+    jobs: list[Job],
+    workers: int = 2,
+    *,
+    force: bool = False,
+    finished: Callable[[JobOutcome], None] = lambda outcome: None,
 ) -> list[JobOutcome]:
     """Run the jobs, so many at a time, and return how each ended, in the order of the jobs.
 
+    force: whatever reports and logs are there may be replaced.
     finished: called after each job. On Ctrl-C running jobs are ended, no new ones start, and KeyboardInterrupt goes on.
     """
     if workers < 1:
         raise WorkbenchError(f"batch.workers: {workers} is not 1 or more")
+    check_replaceable(jobs, force)
     running: dict[int, subprocess.Popen] = {}
     guard = threading.Lock()
     stopping = threading.Event()
@@ -146,7 +167,7 @@ def run_batch(
     def work(job: Job) -> JobOutcome:
         begun = time.perf_counter()
         try:
-            message = _run_job(job, running, guard, stopping)
+            message = _run_job(job, force, running, guard, stopping)
             state = "failed" if message else "ok"
         except _Stop:
             state, message = "not run", "interrupted"
@@ -173,13 +194,16 @@ def run_batch(
     return [outcomes[id(job)] for job in jobs]
 
 
-def _run_job(job: Job, running: dict[int, subprocess.Popen], guard: threading.Lock, stopping: threading.Event) -> str:
+def _run_job(
+    job: Job, force: bool, running: dict[int, subprocess.Popen], guard: threading.Lock, stopping: threading.Event
+) -> str:
     """Make one report in a new process; return '' or the line that says what went wrong."""
     import json
 
     job.out.parent.mkdir(parents=True, exist_ok=True)
     order = {
-        "notebook": str(job.notebook), "out": str(job.out), "parameters": dict(job.parameters), "timeout": job.timeout
+        "notebook": str(job.notebook), "out": str(job.out), "parameters": dict(job.parameters), "timeout": job.timeout,
+        "force": force,
     }  # fmt: skip
     with job.log.open("w", encoding="utf-8") as log:
         with guard:
@@ -215,10 +239,15 @@ def _child() -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the kernel is ended too
     order = json.load(sys.stdin)
-    print(f"notebook {order['notebook']}\nparameters {json.dumps(order['parameters'])}", flush=True)
+    print(f"{_LOG_BEGINS}{order['notebook']}\nparameters {json.dumps(order['parameters'])}", flush=True)
     try:
         made = make_report(
-            order["notebook"], order["out"], parameters=order["parameters"], progress=True, timeout=order["timeout"]
+            order["notebook"],
+            order["out"],
+            parameters=order["parameters"],
+            progress=True,
+            timeout=order["timeout"],
+            force=order["force"],
         )
     except NotebookFailed as error:
         print(f"{error.trace}\nfailed: {error}", flush=True)

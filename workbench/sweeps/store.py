@@ -218,7 +218,7 @@ def _locked(path: Path) -> Iterator[None]:
     import fcntl
 
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)  # a FIFO would wait for its writer
     except OSError as error:
         raise WorkbenchError(f"sweep: cannot open {str(path)!r}: {error.strerror}") from error
     try:

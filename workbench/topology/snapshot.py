@@ -14,6 +14,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
+from workbench import replacing
 from workbench.errors import WorkbenchError
 from workbench.files import read_file, whole_file
 from workbench.limits import ARCHIVE_BYTES, KERNEL_FILE_BYTES
@@ -58,7 +59,7 @@ def wanted(path: str) -> bool:
     )
 
 
-def collect(out: Path, root: Path = Path("/")) -> list[str]:
+def collect(out: Path, root: Path = Path("/"), *, force: bool = False) -> list[str]:
     """Write the files of a machine into ``out`` (.tar.gz); returns their paths.
 
     A file that may not be read (/proc/pagetypeinfo asks for root) is left out. Times, owners and the order of members
@@ -66,8 +67,7 @@ def collect(out: Path, root: Path = Path("/")) -> list[str]:
     """
     if not out.name.endswith((".tar.gz", ".tgz")):
         raise WorkbenchError(f"--output: {out.name!r} must end in .tar.gz")
-    if out.exists() and not _is_snapshot(out):
-        raise WorkbenchError(f"--output: {str(out)!r} is there and no snapshot; it is not replaced")
+    replacing.check(out, _is_snapshot, "snapshot", force=force, field="--output")
     contents: dict[str, bytes] = {}
     for path in _paths(root):
         try:
