@@ -121,10 +121,16 @@ class Create(Operation, _WithPolicy):
         None, description="what the VMM asks for if left out: private memory starts private, ordinary memory shared"
     )
     raw_flags: Word | None = Field(None, description="flags word passed as it is, instead of `flags`")
+    page_size: Literal["4 KiB"] | None = Field(
+        None, description="4 KiB: no huge pages, though others of the guest have them; guest.page_size if left out"
+    )
 
 
 class Memfd(Operation):
-    """memfd_create, ftruncate and mmap: tmpfs, or with ``hugetlb`` a file of the pools of ``guest.page_size``."""
+    """memfd_create, ftruncate and mmap: tmpfs, or with ``hugetlb`` a file of the pools of ``guest.page_size``.
+
+    ``anonymous``: mmap without a file, as VMMs take ordinary memory; with ``design: thp`` in transparent huge pages.
+    """
 
     op: Literal["memfd"] = "memfd"
     file: Name
@@ -133,6 +139,16 @@ class Memfd(Operation):
         None, ge=0, lt=FILE_NUMBER, description="inode number, which shifts its interleave; counted if left out"
     )
     hugetlb: bool = Field(False, description="MFD_HUGETLB: pages of guest.page_size out of the pools of hugetlb")
+    anonymous: bool = Field(
+        False,
+        description="MAP_PRIVATE, MAP_ANONYMOUS, MADV_HUGEPAGE: no descriptor and no page cache, 2 MiB where it can be",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Memfd:
+        if self.anonymous and (self.hugetlb or self.inode is not None):
+            raise ValueError("anonymous memory has neither an inode nor pages of hugetlb; use one of the two")
+        return self
 
 
 class Alias(Operation):
@@ -726,10 +742,9 @@ class Scenario(_Model):
 
     def _needed_kernel(self) -> str:
         guest = self.guest
-        if any(isinstance(operation, Memfd) and operation.hugetlb for operation in self.operations) and not any(
-            isinstance(operation, Create) for operation in self.operations
-        ):
-            return "7.3"  # huge pages of ordinary files need no proposal
+        ordinary = any(isinstance(made, Memfd) and (made.hugetlb or made.anonymous) for made in self.operations)
+        if ordinary and not any(isinstance(made, Create) and made.page_size is None for made in self.operations):
+            return "7.3"  # huge pages of ordinary memory need no proposal
         if DESIGNS[guest.design].kernel and (guest.page_size != "4 KiB" or DESIGNS[guest.design].store == "pfn map"):
             return DESIGNS[guest.design].kernel
         stated = guest.conversion.generation

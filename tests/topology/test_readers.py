@@ -784,3 +784,56 @@ def test_masks_are_bounded() -> None:
     for text in ("f" * 1_000_000, "0x1," * 100_000, "x", "1" + "0" * 20_000):
         with pytest.raises(ValueError, match="bit"):
             parse_mask(text)
+
+
+@pytest.mark.parametrize("quote", ["", "> ", "  # "])
+def test_xml_within_a_mail_or_a_terminal_is_read(quote: str, tmp_path: Path) -> None:
+    xml = (
+        "<capabilities><host><topology><cells num='1'><cell id='0'>\n<memory unit='KiB'>8388608</memory>\n"
+        "<cpus num='1'><cpu id='0'/></cpus></cell></cells>\n</topology></host>\n</capabilities>"
+    )
+    text = f"root@box:~# virsh capabilities\n{xml}\nroot@box:~# exit"
+    path = tmp_path / "mail.txt"
+    path.write_text("".join(f"{quote}{line}\n" for line in text.splitlines()))
+    host = Host.from_file(path)
+    assert [(node.memory_bytes, node.cpus) for node in host.nodes] == [(8 << 30, (0,))]
+
+
+def test_what_the_host_has_set_now_is_read(tmp_path: Path) -> None:
+    """Transparent huge pages, interleave weights, promised huge pages; pools of a kernel without NUMA too."""
+    kernel = tmp_path / "sys/kernel/mm"
+    for path, text in {
+        "transparent_hugepage/enabled": "always [madvise] never\n",
+        "mempolicy/weighted_interleave/node0": "5\n",
+        "hugepages/hugepages-2048kB/resv_hugepages": "3\n",
+        "hugepages/hugepages-2048kB/nr_hugepages": "8\n",
+        "hugepages/hugepages-2048kB/free_hugepages": "7\n",
+    }.items():
+        (kernel / path).parent.mkdir(parents=True, exist_ok=True)
+        (kernel / path).write_text(text)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  8388608 kB\n")
+    (tmp_path / "sys/devices/system/cpu").mkdir(parents=True)
+    (tmp_path / "sys/devices/system/cpu/online").write_text("0-3\n")
+    flat = Host.from_file(tmp_path)
+    assert (flat.transparent_hugepages, flat.hugetlb_promised) == ("madvise", {2 << 20: 3})
+    assert [(pool.total, pool.free) for pool in flat.nodes[0].hugetlb] == [(8, 7)]
+    node = tmp_path / "sys/devices/system/node/node0"
+    node.mkdir(parents=True)
+    (node / "meminfo").write_text("Node 0 MemTotal:  8388608 kB\n")
+    (node / "cpulist").write_text("0-3\n")
+    assert [of.weight for of in Host.from_file(tmp_path).nodes] == [5]
+    (kernel / "hugepages/hugepages-2048kB/resv_hugepages").write_text("many\n")
+    with pytest.raises(WorkbenchError, match="hugepages-2048kB/resv_hugepages: 'many' is not a count"):
+        Host.from_file(tmp_path)
+
+
+def test_a_host_that_cannot_be_is_refused_with_the_name_of_its_file(tmp_path: Path) -> None:
+    node = tmp_path / "box/sys/devices/system/node/node0"
+    node.mkdir(parents=True)
+    (node / "meminfo").write_text("Node 0 MemTotal:  8388608 kB\n")
+    (node / "distance").write_text("11\n")
+    with pytest.raises(
+        WorkbenchError, match=r"box: host: distances\[0\]\[0\]: 11; the distance of a node to itself is 10"
+    ):
+        Host.from_file(tmp_path / "box")

@@ -184,7 +184,7 @@ def test_smp(option: str, count: int) -> None:
     ("text", "message"),
     [
         ("cloud-hypervisor --memory size=4G qemu", "no qemu-system-"),
-        ("nothing", "a QEMU command line, a libvirt domain"),
+        ("nothing", "a QEMU command line or configuration file, a libvirt domain"),
         ("qemu-system-x86_64 -m lots", "-m: 'lots' is not a size"),
         ("qemu-system-x86_64 -m 99999999999T", "more than an exbibyte"),
         ("qemu-system-x86_64 -m 2000T", "guest.memory"),
@@ -298,13 +298,64 @@ def test_huge_pages_of_ordinary_backends_come_from_the_hosts_pools() -> None:
     assert int(dry["event_errno"].values[0]) == 12, "the pools cannot promise so many"
 
 
-def test_huge_pages_beside_others_are_placed_as_small_ones_and_said_to_be() -> None:
-    vm = machine(
-        "qemu-system-x86_64 -m 4G -smp 2 -object memory-backend-memfd,id=a,size=2G,hugetlb=on "
-        "-object memory-backend-memfd,id=b,size=2G -numa node,memdev=a -numa node,memdev=b"
+def page_sizes(vm: VirtualMachine, host: Host = TWO) -> dict[str, int]:
+    result = wb.simulate(scenario_of(vm, host))
+    assert not result["event_errno"].any()
+    return dict(zip(result["file"].values.tolist(), result["file_page_size"].values.tolist(), strict=True))
+
+
+def test_backends_have_pages_of_different_sizes() -> None:
+    """What is hugetlb comes from pools beside the 4 KiB pages of others, private memory included; one huge size in a run."""
+    two = "-numa node,memdev=a -numa node,memdev=b"
+    huge = "-object memory-backend-memfd,id=a,size=2G,hugetlb=on"
+    small = "-object memory-backend-memfd,id=b,size=1G"
+    assert page_sizes(machine(f"qemu-system-x86_64 -m 3G -smp 2 {huge} {small} {two}")) == {"a": 2 << 20, "b": 4096}
+    private = "-object sev-snp-guest,id=s -machine confidential-guest-support=s,memory-backend=a"
+    vm = machine(f"qemu-system-x86_64 -m 2G -smp 2 {huge},prealloc=on,host-nodes=1,policy=bind {private}")
+    assert page_sizes(vm) == {"a": 2 << 20, "a-private": 4096}
+    assert any("pools of huge pages: the host's are not known" in note for note in vm.notes)
+    amounts, _ = answer(vm)
+    assert amounts["a"] == [0, 2 * GIB]
+    larger = "-object memory-backend-memfd,id=b,size=1G,hugetlb=on,hugetlbsize=1G"
+    vm = machine(f"qemu-system-x86_64 -m 3G -smp 2 {huge} {larger} {two}")
+    assert page_sizes(vm) == {"a": 2 << 20, "b": 4096}
+    assert any("b: pages of 1 GiB are placed as pages of 4 KiB" in note for note in vm.notes)
+
+
+def test_ordinary_memory_comes_in_transparent_huge_pages_unless_the_host_says_never() -> None:
+    text = "qemu-system-x86_64 -m 2G -smp 2"
+    vm = machine(text)
+    assert page_sizes(vm) == {"ram": 2 << 20}
+    assert any("transparent huge pages: the host's setting is not known" in note for note in vm.notes)
+    for said, size in (("always", 2 << 20), ("madvise", 2 << 20), ("never", 4096)):
+        host = TWO.model_copy(update={"transparent_hugepages": said})
+        vm = machine(text)
+        assert page_sizes(vm, host) == {"ram": size}
+        assert scenario_of(vm, host).boot.transparent_hugepages == (said != "never")
+        assert not any("not known" in note for note in vm.notes)
+    shared = machine(f"{text} -object memory-backend-ram,id=m,size=2G,share=on -machine memory-backend=m")
+    assert page_sizes(shared) == {"m": 4096}
+    assert page_sizes(machine(f"{text[:-7]} -m 2049 -smp 2")) == {"ram": 4096}, "not whole 2 MiB"
+
+
+def test_hugepages_of_a_domain_are_by_virtual_node() -> None:
+    """docs/formatdomain.rst: nodeset names the guest's nodes; a page without one is for the others."""
+    cells = (
+        "<cpu><numa>"
+        + "".join(f"<cell id='{i}' cpus='{i}' memory='1' unit='GiB'/>" for i in range(3))
+        + "</numa></cpu>"
     )
-    assert scenario_of(vm, TWO).guest.page_size == "4 KiB"
-    assert any("a: pages of 2 MiB are placed as pages of 4 KiB" in note for note in vm.notes)
+    pages = (
+        "<memoryBacking><hugepages><page size='1' unit='G' nodeset='2'/><page size='2048' nodeset='0'/></hugepages>"
+        "</memoryBacking>"
+    )
+    vm = machine(domain(pages + cells))
+    assert [backend.page_bytes for backend in vm.backends] == [2 << 20, 4096, GIB]
+    assert [backend.anonymous for backend in vm.backends] == [False, True, False]
+    rest = machine(domain(pages.replace(" nodeset='0'", "") + cells))
+    assert [backend.page_bytes for backend in rest.backends] == [2 << 20, 2 << 20, GIB]
+    assert "the domain has 3 virtual nodes" in refused(domain(pages.replace("'2'", "'7'") + cells))
+    assert "two page sizes for virtual node 2" in refused(domain(pages.replace("'0'", "'2'") + cells))
 
 
 @pytest.mark.parametrize(
@@ -429,3 +480,10 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
                           (tmp_path / "long", "more than 1,024 KiB"), (tmp_path / "none", "No such file")):  # fmt: skip
         with pytest.raises(WorkbenchError, match=message):
             read(path, [0])
+
+
+def test_a_domain_with_a_prompt_around_it_is_read() -> None:
+    xml = domain("<features/>").replace("><", ">\n<")
+    assert machine(f"root@box:~# virsh dumpxml d\n{xml}\nroot@box:~#\n").memory == 4 * GIB
+    quoted = "".join(f"> {line}\n" for line in xml.splitlines())
+    assert machine(f"Hello,\n{quoted}bye\n").memory == 4 * GIB

@@ -41,29 +41,34 @@ def create(system: System, operation: sc.Create) -> Result:
     """
     size = system.scenario.guest.memory if operation.size is None else operation.size
     flags = _flags(system.scenario, operation)
+    order = system.order if operation.page_size is None else 0
+    if order != system.order and system.conversions is not None:
+        raise WorkbenchError(
+            f"operations.create.page_size: {operation.file!r} is tracked page by page, which is done in guest.page_size alone"
+        )
     detail = {"mmap_errno": 0} if flags & GUEST_MEMFD_FLAG_MMAP else {}
     known = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
-    if flags & ~known or size <= 0 or size % (PAGE_SIZE << system.order):
+    if flags & ~known or size <= 0 or size % (PAGE_SIZE << order):
         return failed(errno.EINVAL, **detail)
     kernel = system.scenario.kernel
     if flags and not kernel.maps:
         return failed(errno.EINVAL, reason=f"mapping and init_shared: not on {kernel.name}; from 6.18 on", **detail)
-    if system.order and not kernel.huge_pages:
+    if order and not kernel.huge_pages:
         places = profiles.having(profiles.with_huge_pages())
         return failed(errno.EINVAL, reason=f"huge pages: not on {kernel.name}; on {places}", **detail)
     if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _init_shared_allowed(system.scenario):
         reason = f"init_shared: not for VM type {system.scenario.guest.vm_type} on {kernel.name}"
         return failed(errno.EINVAL, reason=reason, **detail)
-    if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _huge_pages_start_shared(system):
+    if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _huge_pages_start_shared(system, order):
         return failed(errno.EINVAL, reason=f"init_shared: not with huge pages on {kernel.name}", **detail)
     policy, error = policy_of(system, operation)
     if system.scenario.guest.policy_interface == "create" and error:
         return failed(error)
-    inode = Inode(operation.file, size // PAGE_SIZE, "guest_memfd", flags, system.order)
-    inode.migratable = kernel.migratable and not system.scenario.guest.private_memory and not system.order
-    if system.order and system.scenario.guest.small_pages:
+    inode = Inode(operation.file, size // PAGE_SIZE, "guest_memfd", flags, order)
+    inode.migratable = kernel.migratable and not system.scenario.guest.private_memory and not order
+    if order and system.scenario.guest.small_pages:
         inode.small = FileMap()
-    elif system.hugetlb and not system.reserve_pool(inode):
+    elif order and system.hugetlb and not system.reserve_pool(inode):
         return failed(errno.ENOMEM, **detail)
     if system.scenario.guest.policy_interface == "create" and policy is not None:
         inode.shared_policy.set(0, inode.pages, policy)
@@ -100,18 +105,24 @@ def _init_shared_allowed(scenario: sc.Scenario) -> bool:
     return scenario.kernel.private_init_shared and scenario.conversion_mode == "in-place"
 
 
-def _huge_pages_start_shared(system: System) -> bool:
+def _huge_pages_start_shared(system: System, order: int) -> bool:
     """Whether HUGETLB goes with INIT_SHARED. What no kernel has may: 4 KiB pages in place of huge ones, ordinary VMs."""
     guest = system.scenario.guest
-    return system.rules.shared_huge_files or not system.hugetlb or guest.small_pages or not guest.private_memory
+    huge = order > 0 and system.hugetlb
+    return system.rules.shared_huge_files or not huge or guest.small_pages or not guest.private_memory
 
 
 def memfd(system: System, operation: sc.Memfd) -> Result:
     """memfd_create: a tmpfs inode, whose interleave index is shifted by its inode number.
 
     With MFD_HUGETLB (fs/hugetlbfs/inode.c) a file of the pools: whole huge pages, all promised when it is mapped, and an
-    interleave index that counts huge pages from the start of its mapping (mm/hugetlb.c: dequeue_hugetlb_folio_vma).
+    interleave index that counts huge pages from the start of its mapping (mm/hugetlb.c: dequeue_hugetlb_folio_vma). Anonymous
+    memory (mm/mempolicy.c: get_vma_policy) has an index that counts from its address, taken as 0 (modelled); under ``design:
+    thp`` it comes in huge folios of the zones (mm/huge_memory.c: vma_alloc_anon_folio_pmd), CMA and ZONE_MOVABLE included, and in
+    4 KiB ones where none is left.
     """
+    if operation.anonymous:
+        return _anonymous(system, operation)
     system.memfds += 1
     number = system.memfds if operation.inode is None else operation.inode
     inode = Inode(operation.file, -(-operation.size // PAGE_SIZE), "memfd", ilx_base=number)
@@ -127,6 +138,27 @@ def memfd(system: System, operation: sc.Memfd) -> Result:
         if not system.reserve_pool(inode):
             return failed(errno.ENOMEM)
     return _open(system, operation.file, inode, mapped=True)
+
+
+def _anonymous(system: System, operation: sc.Memfd) -> Result:
+    """mmap(MAP_PRIVATE | MAP_ANONYMOUS): a mapping and nothing else. Its huge pages keep a PTE table each (pgtable_deposit)."""
+    order = system.order if system.design.from_zones else 0
+    pages = -(-operation.size // PAGE_SIZE)
+    if pages % (1 << order):
+        raise WorkbenchError(
+            f"operations.memfd.size: {operation.file!r}: {operation.size} bytes are not whole pages of "
+            f"{system.scenario.guest.page_size}, in which design {system.design.name!r} gives it"
+        )
+    inode = Inode(operation.file, pages, "memfd", order=order, anonymous=True)
+    if order:
+        inode.small = FileMap()
+    mapping = Mapping(pages) if pages else None
+    if mapping is not None:
+        inode.mappings.append(mapping)
+    if system.free_pfns is not None:
+        inode.pfns = system.free_pfns.new_file()
+    system.open_as(operation.file, OpenFile(inode, None, mapping))
+    return Result()
 
 
 def _open(system: System, name: str, inode: Inode, mapped: bool, **detail: Any) -> Result:
@@ -287,6 +319,7 @@ def punch(system: System, inode: Inode, start: int, end: int) -> None:
     if inode.tracked is not None:
         calls_conversion.punch_hole(system, inode, start * PAGE_SIZE, (end - start) * PAGE_SIZE)
         return
-    system.erase(inode, start >> inode.order, end >> inode.order)
+    # Of folios that lie in the range in part nothing is freed (fs/hugetlbfs/inode.c: hugetlbfs_punch_hole).
+    system.erase(inode, -(-start >> inode.order), max(-(-start >> inode.order), end >> inode.order))
     for mapping in inode.mappings:
         mapping.zap(start, end)

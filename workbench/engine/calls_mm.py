@@ -79,7 +79,7 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
         # There is no memslot to run in: KVM_SET_USER_MEMORY_REGION2 refuses KVM_MEM_GUEST_MEMFD for such a VM.
         left = {"left": 0} if operation.by == "prefault" else {"done": 0}
         return failed(errno.EINVAL, reason=calls_conversion.without_slot(system), **left)
-    if file is None or file.descriptor is None:
+    if file is None or (file.descriptor is None and not file.inode.anonymous):
         return failed(errno.EBADF, **({"left": 0} if operation.by == "prefault" else {"done": 0}))
     inode = file.inode
     if file.process and inode.kind == "guest_memfd":
@@ -119,6 +119,8 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
     if not complete:
         return failed(errno.ENOMEM)
     if inode.kind == "memfd" and file.mapping is not None:
+        # virt/kvm/kvm_main.c: hva_to_pfn: the page is faulted in through the mapping, whose tables it needs as well.
+        system.enter_host_tables(system.task(operation), file.mapping, start, start + inside)
         file.mapping.map(start, start + inside)
     if operation.by == "prefault":
         # kvm_vcpu_pre_fault_memory: partial progress is success, with what is left.
@@ -172,7 +174,7 @@ def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: in
 def first_touch(system: System, operation: sc.FirstTouch) -> Result:
     """Generator: vCPUs take turns (shares one after another are expanded into faults before the run)."""
     file = system.files.get(operation.file)
-    if file is None or file.descriptor is None:
+    if file is None or (file.descriptor is None and not file.inode.anonymous):
         return failed(errno.EBADF)
     inode = file.inode
     start, end = system.pages(operation, inode.pages)
@@ -211,10 +213,16 @@ def madvise(system: System, operation: sc.Madvise) -> Result:
         return failed(errno.EINVAL)
     inside = min(end, file.mapping.pages)
     if operation.advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
+        if (
+            file.inode.anonymous
+        ):  # of a huge page that is only in part in the range the rest stays, and so does its memory
+            punch(system, file.inode, start, inside)
         file.mapping.zap(start, inside)
         if system.metadata is not None:
             system.metadata.advised_away(file.mapping, start, inside)
     elif operation.advice == MADV_REMOVE:
+        if file.inode.anonymous:
+            return failed(errno.EINVAL)
         punch(system, file.inode, start, inside)
     elif operation.advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
         if file.inode.private:

@@ -64,6 +64,7 @@ class _Layout(NamedTuple):
     reserve: Int64s
     start_pfn: Int64s
     cma: Int64s
+    highatomic: Int64s
     has_memory: np.ndarray
     has_normal_memory: np.ndarray
     fallback: Int64s
@@ -118,8 +119,8 @@ def _layout(same: _Same, lowmem: int, transparent_hugepages: bool, hotplug: bool
     n_memory = mp.nodemask(host.nodes[node].id for node in np.flatnonzero(has_memory))
     return _Layout(
         zone_node, zone_type, managed, table.free.astype(np.int64), watermarks,
-        table.lowmem_reserve_normal.astype(np.int64), table.start_pfn, cma, has_memory, has_normal_memory, order,
-        labels, n_memory, lists,
+        table.lowmem_reserve_normal.astype(np.int64), table.start_pfn, cma, table.highatomic, has_memory, has_normal_memory,
+        order, labels, n_memory, lists,
     )  # fmt: skip
 
 
@@ -146,6 +147,7 @@ class HostState:
         self.rules = GENERATIONS[scenario.generation]
         self.hugetlb = self.order > 0 and self.design.pool == "hugetlb"
         self.blocks: ZoneBlocks | None = None
+        self._pools_of_host = False
         self._marks: tuple[Int64s, Int64s, Int64s, Int64s] | None = None
         self._init_zones()
         self._init_weights()
@@ -174,8 +176,8 @@ class HostState:
         # What a run changes is its own; the rest is shared with other runs on this host.
         self.zone_node, self.zone_type, self.managed = layout[:3]
         self.free, self.watermarks, self.reserve, self.start_pfn, self.cma = (a.copy() for a in layout[3:8])
-        self.has_memory, self.has_normal_memory, self.fallback = layout[8:11]
-        self.zone_labels, self.n_memory, self.zonelists = layout[11:]
+        self.highatomic, self.has_memory, self.has_normal_memory, self.fallback = layout[8:12]
+        self.zone_labels, self.n_memory, self.zonelists = layout[12:]
         self.all_cma = self.cma.copy()
         """CMA pages of each zone when none is in use; ``cma`` are those free now."""
         self.mems_allowed = self.n_memory
@@ -247,7 +249,10 @@ class HostState:
     def _init_blocks(self) -> None:
         """Huge memory without a pool: what the zones can give in blocks of the guest's size stands where pools do."""
         ranges = self._aligned_ranges()
-        self.blocks = ZoneBlocks.of(self.host, self.zone_node, self.zone_type, self.marks(), ranges, self.order)
+        movable = self._huge_pages_move()
+        self.blocks = ZoneBlocks.of(
+            self.host, self.zone_node, self.zone_type, self.marks(movable), ranges, self.order, movable
+        )
         low, lowest = self.blocks.within(self.free)
         pages, above = (np.bincount(self.zone_node, n, self.nodes).astype(np.int64) for n in (lowest, lowest - low))
         self._put_pools_first(pages, self.free, keep=True)
@@ -264,6 +269,7 @@ class HostState:
         what is free beside its own pools, as MemFree does.
         """
         found = self._host_pools() if self.scenario.boot.hugetlb_pages is None else None
+        self._pools_of_host = found is not None
         pages = self._pool_pages() if found is None else found
         taken = pages << self.order
         if found is not None:
@@ -273,31 +279,41 @@ class HostState:
 
     def _put_pools_first(self, pages: Int64s, left: Int64s, keep: bool) -> None:
         """Pools of so many huge pages, one per node, before the zones, of which ``left`` is free and which stay if wanted."""
-        old = (self.zone_node, self.zone_type, self.managed, left, self.reserve, self.start_pfn, self.cma)
+        old = (
+            self.zone_node, self.zone_type, self.managed, left, self.reserve, self.start_pfn, self.cma, self.highatomic
+        )  # fmt: skip
         nothing = np.zeros(self.nodes, np.int64)
         first = nothing.copy()
         for zone in range(len(self.zone_node) - 1, -1, -1):
             first[self.zone_node[zone]] = self.start_pfn[zone]
         new = (np.arange(self.nodes), nothing + zonelist.ZONE_NORMAL, pages, pages, nothing, -(-first >> self.order),
-               nothing)  # fmt: skip
+               nothing, nothing)  # fmt: skip
         labels = [f"{node}/{self.design.pool}" for node in self.node_ids]
         shifted = {name: np.where(zones >= 0, zones + self.nodes, -1) for name, zones in self.zonelists.items()}
         self.zone_node, self.zone_type, self.managed, *_ = new
         pools = _zonelists(self.fallback, self.zone_node, self.zone_type, self.managed, zonelist.ZONE_NORMAL)
         self.zonelists = (shifted if keep else dict.fromkeys(shifted, pools)) | {"hugetlb": pools}
         kept = slice(None) if keep else slice(0)
-        self.zone_node, self.zone_type, self.managed, self.free, self.reserve, self.start_pfn, self.cma = (
-            np.concatenate((a, b[kept])).astype(np.int64) for a, b in zip(new, old, strict=True)
-        )
+        (
+            self.zone_node, self.zone_type, self.managed, self.free, self.reserve, self.start_pfn, self.cma, self.highatomic
+        ) = (np.concatenate((a, b[kept])).astype(np.int64) for a, b in zip(new, old, strict=True))  # fmt: skip
         self.all_cma = self.cma.copy()
         marks = np.zeros((3, self.nodes), np.int64)
         self.watermarks = np.concatenate((marks, self.watermarks[:, kept]), axis=1)
         self.zone_labels = labels + self.zone_labels[kept]
 
     def _needs_zones(self) -> bool:
-        """Whether 4 KiB pages are wanted beside the pools: as a fallback, or for tmpfs files."""
+        """Whether 4 KiB pages are wanted beside the pools: as a fallback, or for files that have no others."""
         return self.scenario.guest.small_pages or any(
-            isinstance(operation, sc.Memfd) and not operation.hugetlb for operation in self.scenario.operations
+            (isinstance(made, sc.Memfd) and not made.hugetlb) or (isinstance(made, sc.Create) and made.page_size)
+            for made in self.scenario.operations
+        )
+
+    def _huge_pages_move(self) -> bool:
+        """Whether all huge pages from the zones are of anonymous memory, which may come from CMA and ZONE_MOVABLE."""
+        creates = [made for made in self.scenario.operations if isinstance(made, sc.Create)]
+        return not any(made.page_size is None for made in creates) and any(
+            isinstance(made, sc.Memfd) and made.anonymous for made in self.scenario.operations
         )
 
     def _init_weights(self) -> None:
@@ -315,6 +331,9 @@ class HostState:
         self.boot_weights = np.ones(self.nodes, np.int64)
         if bandwidth.any() and self.scenario.kernel.auto_weights:
             mempolicy.auto_weights(bandwidth, self.has_memory, self.boot_weights)
+        for index, of_host in enumerate(self.host.nodes):
+            if of_host.weight is not None:
+                self.boot_weights[index] = of_host.weight
         for node, weight in (self.scenario.boot.weights or {}).items():
             if node not in self.index_of_node or not 1 <= weight <= 255:
                 raise WorkbenchError(f"boot.weights: {node}: {weight}; weights are 1 to 255 for nodes of the host")
@@ -628,6 +647,11 @@ class HostState:
         """The page tables of a mapping, where they are kept."""
         return None if self.metadata is None else self.metadata.of_host(mapping)
 
+    def enter_host_tables(self, task: Thread, mapping: Mapping, start: int, end: int) -> None:
+        """The page tables that a mapping needs for pages [start, end), which are there already."""
+        if self.metadata is not None:
+            self._need(self.metadata.enter_tables(task, self.host_walk(mapping), start, end))
+
     def guest_walk(self, inode: Inode) -> Walk | None:
         """The second-stage tables of a file, where they are kept."""
         return None if self.metadata is None else self.metadata.of_guest(inode)
@@ -866,13 +890,14 @@ class HostState:
     def marks(self, movable: bool = False) -> Int64s:
         """Low and min watermark of each zone, each plus lowmem_reserve: int64 (2, zones), pages, not to be written to.
 
-        What cannot move never gets CMA pages: they count as used (mm/page_alloc.c: __zone_watermark_unusable_free).
+        What cannot move never gets CMA pages, and nobody who may wait those of HighAtomic: they count as used
+        (mm/page_alloc.c: __zone_watermark_unusable_free).
         """
         known = self._marks
         if (
             known is None or known[0] is not self.watermarks or known[1] is not self.cma
         ):  # both are replaced, not changed
-            marks = self.watermarks[1::-1] + self.reserve
+            marks = self.watermarks[1::-1] + self.reserve + self.highatomic
             known = self._marks = (self.watermarks, self.cma, marks + self.cma, marks)
         return known[3] if movable else known[2]
 
@@ -1009,9 +1034,12 @@ class HostState:
     def reserved_huge_pages(self) -> int:
         """Huge pages of the pools that files were promised when they were created and that they have not taken yet.
 
+        Those that others on the host were promised count too, where its own pools are taken as they are.
+
         mm/hugetlb.c: a subpool with minimum and maximum size; it lives until its last page is back.
         """
-        return sum(self._unused_reserve(inode) for inode in self.inodes())
+        others = self.host.hugetlb_promised.get(PAGE_SIZE << self.order, 0) if self._pools_of_host else 0
+        return others + sum(self._unused_reserve(inode) for inode in self.inodes())
 
     def _unused_reserve(self, inode: Inode) -> int:
         if not inode.reserve:

@@ -72,6 +72,15 @@ class Tables:
     def __post_init__(self) -> None:
         self.maps = [FileMap() for _ in self.shifts]
 
+    def above(self, leaf: int) -> Tables:
+        """The same tree for what is mapped by leaves of this order: without the tables below them."""
+        if not leaf:
+            return self
+        part = Tables((), self.first_free)
+        part.shifts = tuple(shift for shift in self.shifts if shift > leaf)
+        part.maps = self.maps[: len(part.shifts)]
+        return part
+
     def missing(self, start: int, end: int) -> list[Int64s]:
         """Tables that pages [start, end) need and that are not there: intervals int64 (n, 2) of each level."""
         out = []
@@ -130,10 +139,7 @@ class Metadata:
 
     def new_machine(self) -> None:
         """KVM_CREATE_VM: tables of its own; those of a machine before live on with its files."""
-        # A leaf is as large as the guest's pages, where its kind of VM can map them so.
-        largest = profiles.VM_TYPES[self.system.scenario.guest.vm_type].largest_leaf
-        leaf = min(self.system.order, PAGE_ORDERS[largest])
-        self.second.append(Tables(tuple(shift for shift in LEVELS if shift > leaf)))
+        self.second.append(Tables(LEVELS))
         self.bases.clear()
         self.next_base = 0
         self.ready = {}
@@ -161,7 +167,9 @@ class Metadata:
         if inode not in self.bases:
             self.bases[inode] = self.next_base
             self.next_base += -(-inode.pages >> 9) << 9
-        return Walk(self.second[-1], SECOND_STAGE, self.bases[inode])
+        # A leaf is as large as the file's pages, where its kind of VM can map them so.
+        largest = profiles.VM_TYPES[self.system.scenario.guest.vm_type].largest_leaf
+        return Walk(self.second[-1].above(min(inode.order, PAGE_ORDERS[largest])), SECOND_STAGE, self.bases[inode])
 
     # ------------------------------------------------------------------------------------------- what is wanted
 
@@ -188,9 +196,9 @@ class Metadata:
     def _missing_nodes(self, inode: Inode, start: int, end: int) -> list[Int64s]:
         """Nodes that pages [start, end) need in the tree of the page cache, level by level, the lowest first.
 
-        A guest_memfd of pfn ranges has none: its pages are not in the page cache.
+        A guest_memfd of pfn ranges has none: its pages are not in the page cache. Nor are those of anonymous memory.
         """
-        if self.system.design.store == "pfn map" and inode.kind == "guest_memfd":
+        if inode.anonymous or (self.system.design.store == "pfn map" and inode.kind == "guest_memfd"):
             return []
         first, last = start >> inode.order, -(-end >> inode.order)
         maps = self.caches.setdefault(inode, [])

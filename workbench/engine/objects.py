@@ -65,6 +65,7 @@ class Inode:
     pinned, by page. ``evicted``: the file is gone, its pinned pages are not.
     ``attributes``: which pages of its VM are shared, where conversions are out of place; ``backend``: what backs those.
     ``reserve``: huge pages that the file's subpool keeps for it from its creation to its end; 0: it has none.
+    ``anonymous``: no file at all but memory of the process, which has no page cache and no descriptor.
     ``descriptors``: how many refer to the inode. ``migratable``: a guest_memfd whose pages can move (a posted series).
     ``frozen``: it is in a live-update session, which lets nobody allocate or punch it.
     ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending. ``users``: KVM and the IOMMU,
@@ -92,6 +93,7 @@ class Inode:
     backend: Inode | None = None
     reserve: int = 0
     migratable: bool = False
+    anonymous: bool = False
     device_areas: Int64s = field(default_factory=no_intervals)
     users: Users | None = None
 

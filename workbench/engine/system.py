@@ -92,7 +92,7 @@ class System(HostState):
         before = self.files.get(name)
         if before is not None and before.descriptor is not None:
             before.inode.descriptors -= 1
-        file.inode.descriptors += 1
+        file.inode.descriptors += file.descriptor is not None
         self.files[name] = file
 
     def close_descriptor(self, file: OpenFile) -> None:

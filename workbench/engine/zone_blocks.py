@@ -1,10 +1,10 @@
 """Huge memory that comes from the zones themselves: how many free blocks of its order each zone can give.
 
 ``mm/page_alloc.c: __zone_watermark_ok``: a request of order n is served while the zone keeps its mark, its lowmem reserve and
-a free block of that order. Guest memory is unmovable: it never comes from ZONE_MOVABLE, nor from CMA. Blocks stand in the
-table of zones where pools of hugetlb do, one row per node, and the pages that they leave in the rows of the zones; 4 KiB
-requests take those first and then break blocks up (``rmqueue_smallest``: the smallest block that is large enough). 4 KiB pages
-that are freed are taken to lie together again: where each one lay is not kept (modelled).
+a free block of that order. Memory of a guest_memfd is unmovable: it never comes from ZONE_MOVABLE, nor from CMA; anonymous
+memory can move. Blocks stand in the table of zones where pools of hugetlb do, one row per node, and the pages that they leave
+in the rows of the zones; 4 KiB requests take those first and then break blocks up (``rmqueue_smallest``: the smallest block
+that is large enough). 4 KiB pages that are freed are taken to lie together again: where each one lay is not kept (modelled).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench.intervals import Int64s
 from workbench.kernels import zonelist
-from workbench.topology.host import Host
+from workbench.topology.host import Host, Zone
 
 _NAMES = ("DMA", "DMA32", "Normal", "Movable")
 
@@ -37,21 +37,28 @@ class ZoneBlocks:
 
     @classmethod
     def of(
-        cls, host: Host, zone_node: Int64s, zone_type: Int64s, kept: Int64s, ranges: Int64s, order: int
+        cls,
+        host: Host,
+        zone_node: Int64s,
+        zone_type: Int64s,
+        kept: Int64s,
+        ranges: Int64s,
+        order: int,
+        movable: bool = False,
     ) -> ZoneBlocks:
         """The zones of a host: with the blocks that it states (/proc/buddyinfo), else as if free memory lay together.
 
-        ``ranges``: aligned ranges of that size in each zone.
+        ``ranges``: aligned ranges of that size in each zone. ``movable``: whatever asks for them can move. Where the host says
+        of which migrate type its blocks are (/proc/pagetypeinfo), those that nobody gets do not count.
         """
         most = ranges.copy()
         for zone, (node, kind) in enumerate(zip(zone_node.tolist(), zone_type.tolist(), strict=True)):
-            if kind > zonelist.ZONE_NORMAL:
+            if kind > zonelist.ZONE_NORMAL and not movable:
                 most[zone] = 0
                 continue
             for stated in host.nodes[node].zones or ():
                 if stated.name == _NAMES[kind] and stated.free_blocks is not None:
-                    pages = sum(count << n for n, count in enumerate(stated.free_blocks) if n >= min(order, 10))
-                    most[zone] = min(most[zone], max(0, pages - stated.free_cma) >> order)
+                    most[zone] = min(most[zone], _stated(stated, min(order, 10), movable) >> order)
         nothing = np.zeros(len(zone_node), np.int64)
         return cls(order, zone_node, kept, most, nothing, nothing.copy())
 
@@ -83,3 +90,24 @@ class ZoneBlocks:
             taken[node] -= here
             self.held[zone] -= here
             self.used[zone] += here
+
+
+_KEPT_FROM_ALL = ("HighAtomic", "Isolate")
+
+
+def _stated(zone: Zone, order: int, movable: bool) -> int:
+    """Pages in free blocks of ``order`` and more that a request may get, as the host says.
+
+    mm/page_alloc.c: fallbacks: blocks of HighAtomic are for atomic requests, those of Isolate for nobody, those of CMA for
+    what can move; any other type lends its blocks to the others. Where types are not stated all CMA pages lie in such blocks.
+    """
+    assert zone.free_blocks is not None
+    whole = _pages(zone.free_blocks, order)
+    if zone.free_by_type is None:
+        return whole if movable else max(0, whole - zone.free_cma)
+    withheld = (*_KEPT_FROM_ALL, *(() if movable else ("CMA",)))
+    return max(0, whole - sum(_pages(blocks, order) for kind, blocks in zone.free_by_type.items() if kind in withheld))
+
+
+def _pages(blocks: tuple[int, ...], order: int) -> int:
+    return sum(count << n for n, count in enumerate(blocks) if n >= order)

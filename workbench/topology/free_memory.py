@@ -107,10 +107,27 @@ def _whole(word: str, file: str, number: int, line: str) -> int:
     return int(word)
 
 
-def node_pools(tree: Tree, node: int) -> list[dict[str, int]]:
-    """Huge page pools of one node, smallest page first (``nodeN/hugepages/hugepages-2048kB/``)."""
+WHOLE_HOST = "sys/kernel/mm/hugepages"
+
+
+def promised_pages(tree: Tree) -> dict[int, int]:
+    """Huge pages that are free and promised, by their bytes (``hugepages-2048kB/resv_hugepages``): of no node."""
+    out = {}
+    for folder in tree.names(WHOLE_HOST):
+        size = folder.removeprefix("hugepages-").removesuffix("kB")
+        text = tree.text(f"{WHOLE_HOST}/{folder}/resv_hugepages") or "0"
+        if not is_whole(size) or not int(size):
+            continue
+        if not is_whole(text):
+            raise WorkbenchError(f"sysfs: hugepages/{folder}/resv_hugepages: {text[:20]!r} is not a count")
+        if int(text):
+            out[int(size) << 10] = int(text)
+    return out
+
+
+def node_pools(tree: Tree, base: str) -> list[dict[str, int]]:
+    """Huge page pools of one node, smallest page first (``nodeN/hugepages/hugepages-2048kB/``), or of the whole host."""
     pools = []
-    base = f"node/node{node}/hugepages"
     for folder in tree.names(base):
         size = folder.removeprefix("hugepages-").removesuffix("kB")
         if not is_whole(size) or not int(size):
@@ -119,7 +136,8 @@ def node_pools(tree: Tree, node: int) -> list[dict[str, int]]:
         for field, file in (("total", "nr_hugepages"), ("free", "free_hugepages"), ("surplus", "surplus_hugepages")):
             text = tree.text(f"{base}/{folder}/{file}") or "0"
             if not is_whole(text):
-                raise WorkbenchError(f"sysfs: node{node}/hugepages/{folder}/{file}: {text[:20]!r} is not a count")
+                what = base.removeprefix("node/").removeprefix("sys/kernel/mm/")
+                raise WorkbenchError(f"sysfs: {what}/{folder}/{file}: {text[:20]!r} is not a count")
             counts[field] = int(text)
         counts["free"] = min(counts["free"], counts["total"])
         pools.append({"page_bytes": int(size) << 10, **counts})

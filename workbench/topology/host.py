@@ -61,6 +61,10 @@ class Zone(_Model):
     free_blocks: FreeBlocks | None = Field(None, description="free blocks of 2^n pages, as /proc/buddyinfo counts them")
     free_by_type: dict[MigrateType, FreeBlocks] | None = Field(None, description="the same by /proc/pagetypeinfo")
 
+    def pages_of_type(self, kind: MigrateType) -> int:
+        """Free pages in blocks of a migrate type; 0 where /proc/pagetypeinfo was not read."""
+        return sum(count << order for order, count in enumerate((self.free_by_type or {}).get(kind, ())))
+
     @model_validator(mode="after")
     def _free_fits(self) -> Zone:
         if self.free > self.managed:
@@ -96,6 +100,7 @@ class Node(_Model):
     free_bytes: Annotated[int, BeforeValidator(parse_bytes)] | None = None
     zones: tuple[Zone, ...] | None = None
     hugetlb: tuple[HugetlbPool, ...] = Field((), description="huge page pools of the host as it is")
+    weight: int | None = Field(None, ge=1, le=255, description="of weighted interleaving, as the host has it now")
     assumed: tuple[Literal["kind", "movable"], ...] = Field(
         (), description="of a node without CPUs, what its source does not say"
     )
@@ -165,6 +170,12 @@ class Host(_Model):
     note: Prose | None = None
     assumed: tuple[Name, ...] = Field((), description="fields that the source does not give and we assume")
     access: tuple[Access, ...] = ()
+    transparent_hugepages: Literal["always", "madvise", "never"] | None = Field(
+        None, description="of anonymous memory, as the host has it now (transparent_hugepage/enabled)"
+    )
+    hugetlb_promised: dict[Annotated[int, Field(ge=PAGE_SIZE, le=1 << 40)], Pages] = Field(
+        {}, description="huge pages by their bytes that are free and promised to somebody (resv_hugepages)"
+    )
     hardware: Hardware | None = Field(
         None, description="what is known of the processor and its memory, for the cost model"
     )
@@ -289,7 +300,7 @@ class Host(_Model):
     @classmethod
     def from_file(cls, source: str | Path) -> Host:
         """Whatever people have: see :mod:`workbench.topology.readers`."""
-        return cls.from_mapping(readers.read(Path(source)), "host")
+        return cls.from_mapping(readers.read(Path(source)), f"{Path(source).name}: host")
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Host:

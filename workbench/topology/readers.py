@@ -52,6 +52,9 @@ def _check_length(text: str, field: str) -> None:
 def read_text(text: str, path: Path) -> dict[str, Any]:
     """A host from a text: numactl (and lscpu), a kernel log, or YAML."""
     _check_length(text, f"machine: {path.name}")
+    inner = xml_within(text, ("capabilities", "topology"))
+    if inner:
+        return read_xml(inner.encode(), path.name)
     if path.suffix in (".yaml", ".yml"):
         return dict(_yaml(text))
     if "node distances:" in text or " cpus:" in text or " size:" in text or "available:" in text:
@@ -88,6 +91,21 @@ def read_xml(content: bytes, name: str) -> dict[str, Any]:
         "; a domain is a virtual machine: workbench import reads it" if root.tag in ("domain", "domainsnapshot") else ""
     )
     raise WorkbenchError(f"hwloc: {name}: the top element is {root.tag[:40]!r}, not 'topology' or 'capabilities'{hint}")
+
+
+def xml_within(text: str, tags: tuple[str, ...]) -> str:
+    """The one element of ``tags`` in a text that has more around it: prompts, the words of a mail, quotes; '' if none is whole.
+
+    The quote is what stands before the element's first line.
+    """
+    for tag in tags:
+        start, end = text.find(f"<{tag}"), text.rfind(f"</{tag}>")
+        if start < 0 or end < start or text[start + len(tag) + 1] not in " >\r\n\t":
+            continue
+        quote = text[text.rfind("\n", 0, start) + 1 : start].strip()
+        lines = text[start : end + len(tag) + 3].split("\n")
+        return "\n".join(line.lstrip().removeprefix(quote) if quote else line for line in lines)
+    return ""
 
 
 def parse_xml(content: bytes, name: str, field: str) -> Any:

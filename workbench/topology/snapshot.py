@@ -20,8 +20,6 @@ from workbench.files import read_file, whole_file
 from workbench.limits import ARCHIVE_BYTES, KERNEL_FILE_BYTES
 
 COLLECTED = (
-    "sys/devices/system/node/online",
-    "sys/devices/system/node/possible",
     "sys/devices/system/node/has_*",
     "sys/devices/system/node/node*/meminfo",
     "sys/devices/system/node/node*/cpulist",

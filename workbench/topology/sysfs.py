@@ -26,8 +26,12 @@ def read_tree(tree: Tree) -> dict[str, Any]:
     """The mapping of a host. Memory is MemTotal; zones and pools are those of this moment where the tree has them."""
     name = label(tree.text("proc/sys/kernel/hostname") or tree.name)
     ids = sorted(int(m.group(1)) for m in map(_NODE.match, tree.names("node")) if m)
+    now = {
+        "transparent_hugepages": _chosen(tree.text("sys/kernel/mm/transparent_hugepage/enabled")),
+        "hugetlb_promised": free_memory.promised_pages(tree),
+    }
     if not ids:
-        return {**_without_numa(tree), "name": name}
+        return {**_without_numa(tree), **now, "name": name}
     if len(ids) > MAX_NUMNODES:
         raise WorkbenchError(f"sysfs: {len(ids)} node directories; Linux has at most {MAX_NUMNODES}")
     nodes = [_node(node, tree) for node in ids]
@@ -43,6 +47,7 @@ def read_tree(tree: Tree) -> dict[str, Any]:
     mark_memory_only(nodes, memory_kinds.kinds(tree, nodes, access), set(zones) if not known_movable else set(ids))
     lowest_node_keeps(nodes)
     return {
+        **now,
         "name": name,
         "nodes": nodes,
         "distances": rows,
@@ -66,8 +71,17 @@ def _without_numa(tree: Tree) -> dict[str, Any]:
     node: dict[str, Any] = {"id": 0, "memory_bytes": page_bytes(int(fields["MemTotal"]) << 10)}
     node["cpus"] = cpus if online is None else _listed(online, "devices/system/cpu/online")
     _add_free(node, fields)
+    pools = free_memory.node_pools(tree, free_memory.WHOLE_HOST)
+    if pools:
+        node["hugetlb"] = pools
     _add_zones([node], free_memory.node_zones(tree, {0: node["memory_bytes"]}))
     return {"nodes": [node], "distances": [[10]], "source": "procfs of a kernel without NUMA"}
+
+
+def _chosen(text: str | None) -> str | None:
+    """The word in brackets of ``always [madvise] never``."""
+    found = re.search(r"\[(always|madvise|never)\]", text or "")
+    return found.group(1) if found else None
 
 
 def _node(node: int, tree: Tree) -> dict[str, Any]:
@@ -80,7 +94,10 @@ def _node(node: int, tree: Tree) -> dict[str, Any]:
     total = page_bytes(int(fields["MemTotal"]) << 10)
     out: dict[str, Any] = {"id": node, "memory_bytes": total, "cpus": _cpus(node, tree)}
     _add_free(out, fields)
-    pools = free_memory.node_pools(tree, node)
+    pools = free_memory.node_pools(tree, f"node/node{node}/hugepages")
+    weight = tree.text(f"sys/kernel/mm/mempolicy/weighted_interleave/node{node}")
+    if weight is not None and is_whole(weight) and int(weight):
+        out["weight"] = int(weight)
     if pools:
         out["hugetlb"] = pools
     return out

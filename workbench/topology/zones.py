@@ -47,6 +47,7 @@ class ZoneTable:
     lowmem_reserve_normal: Int64s  # kept from requests whose highest zone is NORMAL
     start_pfn: Int64s  # of the modelled layout; zones that a host states follow one another from 4 GiB on
     free_cma: Int64s  # of free, what pages that cannot move never get; as the host states it
+    highatomic: Int64s  # of free, what only atomic allocations get; where /proc/pagetypeinfo says it
 
 
 def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES, thp: bool = False) -> ZoneTable:
@@ -80,13 +81,14 @@ def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES, thp: bool = Fals
     managed = table[:, 2] - table[:, 2] // STRUCT_PAGE_SHARE
     marks = watermarks(managed, table[:, 1], thp)
     free = _free(host, table, managed)
-    modelled = np.column_stack((table[:, :2], managed, free, *marks, np.zeros(len(table), np.int64))).tolist()
+    modelled = np.column_stack((table[:, :2], managed, free, *marks, np.zeros((len(table), 2), np.int64))).tolist()
     stated = [
-        [index, ZONE_NAMES.index(zone.name), zone.managed, zone.free, zone.min, zone.low, zone.high, zone.free_cma]
+        [index, ZONE_NAMES.index(zone.name), zone.managed, zone.free, zone.min, zone.low, zone.high, zone.free_cma,
+         min(zone.pages_of_type("HighAtomic"), zone.free - zone.free_cma)]
         for index, node in enumerate(host.nodes)
         for zone in node.zones or ()
-    ]
-    columns = np.array(sorted(modelled + stated), np.int64).reshape(-1, 8).T
+    ]  # fmt: skip
+    columns = np.array(sorted(modelled + stated), np.int64).reshape(-1, 9).T
     reserve = lowmem_reserve(columns[0], columns[1], columns[2])
     beyond = max(FOUR_GIB, address) // PAGE_SIZE + np.concatenate(([0], np.cumsum(columns[2])))
     start_pfn = [
@@ -96,7 +98,7 @@ def default_zones(host: Host, lowmem_bytes: int = LOWMEM_BYTES, thp: bool = Fals
     firsts = np.array(start_pfn, np.int64)
     return ZoneTable(
         columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], columns[6],
-        reserve, firsts, columns[7],
+        reserve, firsts, columns[7], columns[8],
     )  # fmt: skip
 
 

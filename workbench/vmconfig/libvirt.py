@@ -162,11 +162,16 @@ def _backends(root: Any, cells: list[Any], total: int, vm: VirtualMachine, nodes
     )
     if root.find("./memoryBacking/locked") is not None:
         vm.locked = True
-    page = _page_bytes(root, vm)
+    pages = _page_bytes(root, len(cells))
+    source, access = root.find("./memoryBacking/source"), root.find("./memoryBacking/access")
+    in_file = (source is not None and source.get("type") in ("file", "memfd")) or (
+        access is not None and access.get("mode") == "shared"
+    )
     if not cells:
         if per_cell:
             raise WorkbenchError(f"{vm.source}: memnode {min(per_cell)} needs a cell of cpu/numa")
-        return [Backend("pc.ram", total, everywhere, page, immediate)]
+        page = pages.get(0, pages[None])
+        return [Backend("pc.ram", total, everywhere, page, immediate, anonymous=page == PAGE_SIZE and not in_file)]
     out = []
     ids: set[int] = set()
     for position, element in enumerate(cells):
@@ -176,7 +181,10 @@ def _backends(root: Any, cells: list[Any], total: int, vm: VirtualMachine, nodes
         ids.add(cell)
         unit = (element.get("unit") or "KiB").lower()
         size = words.whole(element.get("memory"), f"cell {cell} memory", 1 << 60) * _UNITS.get(unit, 1 << 10)
+        page = pages.get(cell, pages[None])
+        shared = in_file or element.get("memAccess") == "shared"
         backend = Backend(f"ram-node{cell}", size, per_cell.get(cell, everywhere), page, immediate)
+        backend.anonymous = page == PAGE_SIZE and not shared
         backend.vcpus = tuple(cpu for cpu in _list(element.get("cpus") or "", f"cell {cell} cpus") if cpu < vm.vcpus)
         out.append(backend)
     missing = sorted(set(per_cell) - ids)
@@ -185,16 +193,30 @@ def _backends(root: Any, cells: list[Any], total: int, vm: VirtualMachine, nodes
     return out
 
 
-def _page_bytes(root: Any, vm: VirtualMachine) -> int:
+def _page_bytes(root: Any, cells: int) -> dict[int | None, int]:
+    """Page size by virtual node; that of None is for the others (qemu_command.c: qemuBuildMemoryBackendProps)."""
+    sizes: dict[int | None, int] = {None: PAGE_SIZE}
     huge = root.find("./memoryBacking/hugepages")
     if huge is None:
-        return PAGE_SIZE
+        return sizes
     pages = huge.findall("page")
-    if len(pages) > 1:
-        vm.notes.append("memoryBacking/hugepages: several page sizes; the first is taken for all cells")
     if not pages:
-        return 2 << 20
-    unit = (pages[0].get("unit") or "KiB").lower()
-    if unit not in _UNITS:
-        raise WorkbenchError(f"hugepages: unit {unit[:20]!r} is none of {', '.join(_UNITS)}")
-    return words.whole(pages[0].get("size"), "hugepages page size", 1 << 40) * _UNITS[unit]
+        sizes[None] = 2 << 20
+    for page in pages:
+        unit = (page.get("unit") or "KiB").lower()
+        if unit not in _UNITS:
+            raise WorkbenchError(f"hugepages: unit {unit[:20]!r} is none of {', '.join(_UNITS)}")
+        size = words.whole(page.get("size"), "hugepages page size", 1 << 40) * _UNITS[unit]
+        if not size:
+            raise WorkbenchError("hugepages: page size=0; 2048 or 1048576 (KiB) are expected")
+        nodeset = page.get("nodeset")
+        listed: tuple[int | None, ...] = (None,) if nodeset is None else _list(nodeset, "hugepages nodeset")
+        for cell in listed:
+            if cell is not None and cell >= max(cells, 1):
+                raise WorkbenchError(
+                    f"hugepages: nodeset: {cell}; the domain has {max(cells, 1)} virtual nodes, from 0 on"
+                )
+            if cell is not None and cell in sizes:
+                raise WorkbenchError(f"hugepages: two page sizes for virtual node {cell}")
+            sizes[cell] = size
+    return sizes

@@ -32,6 +32,8 @@ class Backend:
     preallocated: bool = False
     guest_memfd: bool = False
     """A guest_memfd of its own (QEMU: memory-backend-guest-memfd), not memory of the VMM."""
+    anonymous: bool = False
+    """Memory of the VMM's process without a file, for which it asks transparent huge pages (MADV_HUGEPAGE)."""
     vcpus: tuple[int, ...] = ()
     """vCPUs of the virtual node that this memory is of; none: all."""
 

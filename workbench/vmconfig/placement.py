@@ -7,6 +7,7 @@ guests have the backends alone. Firecracker and others map the guest_memfd of or
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from workbench import profiles
@@ -49,16 +50,19 @@ def scenario_of(vm: VirtualMachine, host: Host) -> Scenario:
     if not vm.backends:
         raise WorkbenchError(f"{vm.source}: no memory")
     vcpus = _places(vm, host)
-    huge = _huge_pages(vm)
+    huge = _huge_pages(vm, host)
     operations = [*_task_settings(vm), *_files(vm, huge)]
     guest: dict[str, Any] = {
-        "memory": sum(_whole_pages(backend.size) for backend in vm.backends),
+        "memory": _whole_pages(sum(_whole_pages(backend.size) for backend in vm.backends), huge.bytes),
         "vm_type": vm.confidential,
         "vmm_profile": vm.vmm,
         "vcpus": vcpus,
     }
-    if huge:
-        guest |= {"page_size": _HUGE[huge], "design": "hugetlb"}
+    boot: dict[str, Any] = {"transparent_hugepages": host.transparent_hugepages != "never"}
+    if huge.design == "hugetlb":
+        boot |= _pools(vm, huge, host)
+    if huge.design:
+        guest |= {"page_size": _HUGE[huge.bytes], "design": huge.design}
     vm.notes.append("first touch: every vCPU an equal share of the memory of its virtual node, one vCPU after another")
     return Scenario.from_mapping(
         {
@@ -66,6 +70,7 @@ def scenario_of(vm: VirtualMachine, host: Host) -> Scenario:
             "comment": f"imported from {_printable(vm.source)}",
             "host": host.model_dump(mode="json", exclude_defaults=True),
             "guest": guest,
+            "boot": boot,
             "tasks": [{"name": "vmm", **_place(_emulator_cpus(vm, host), host)}],
             "operations": operations,
             "output": "runs",
@@ -77,8 +82,8 @@ def _printable(text: str) -> str:
     return "".join(character for character in text if character.isprintable())[:100] or "guest"
 
 
-def _whole_pages(size: int) -> int:
-    return -(-size // PAGE_SIZE) * PAGE_SIZE
+def _whole_pages(size: int, page: int = PAGE_SIZE) -> int:
+    return -(-size // page) * page
 
 
 # ---------------------------------------------------------------------------------------------------------- threads
@@ -168,25 +173,64 @@ def _policy(policy: NodePolicy) -> dict[str, Any]:
 
 
 _HUGE = {2 << 20: "2 MiB", 1 << 30: "1 GiB"}
+_TRANSPARENT = 2 << 20
+_POOL_SHARE = 14
+"""Sixteenths of a node's free memory that pools and other memory of the guest may take together."""
 
 
-def _huge_pages(vm: VirtualMachine) -> int:
-    """Size of the huge pages that all of the guest's memory has, out of the pools of the host; 0 if it has not."""
-    sizes = {backend.page_bytes for backend in vm.backends}
-    size = next(iter(sizes))
-    whole = all(backend.size % size == 0 and not backend.guest_memfd for backend in vm.backends)
-    return (
-        size
-        if len(sizes) == 1 and size in _HUGE and whole and vm.vmm == "qemu-11" and not has_private_memory(vm)
-        else 0
+@dataclass(frozen=True)
+class _HugePages:
+    """The one size of huge pages that a run has, and which backends have them; no design: none have."""
+
+    bytes: int = PAGE_SIZE
+    design: str = ""
+    backends: tuple[str, ...] = ()
+
+
+def _huge_pages(vm: VirtualMachine, host: Host) -> _HugePages:
+    """Out of the pools of the host, where a backend asks for that; else transparent ones of anonymous memory."""
+    if vm.vmm != "qemu-11":
+        return _HugePages()
+    pooled: dict[int, list[Backend]] = {}
+    for backend in vm.backends:
+        if backend.page_bytes in _HUGE and backend.size % backend.page_bytes == 0 and not backend.guest_memfd:
+            pooled.setdefault(backend.page_bytes, []).append(backend)
+    if pooled:
+        size = max(pooled, key=lambda size: sum(backend.size for backend in pooled[size]))
+        return _HugePages(size, "hugetlb", tuple(backend.name for backend in pooled[size]))
+    anonymous = [backend for backend in vm.backends if backend.anonymous]
+    if not anonymous or host.transparent_hugepages == "never" or any(b.size % _TRANSPARENT for b in anonymous):
+        return _HugePages()
+    if host.transparent_hugepages is None:
+        vm.notes.append("transparent huge pages: the host's setting is not known; taken as madvise, which VMMs do")
+    return _HugePages(_TRANSPARENT, "thp", tuple(backend.name for backend in anonymous))
+
+
+def _pools(vm: VirtualMachine, huge: _HugePages, host: Host) -> dict[str, Any]:
+    """Pools of a host that says nothing of them, where other memory needs room beside: all that the guest asks, on each node."""
+    others = sum(backend.size for backend in vm.backends if backend.name not in huge.backends)
+    if has_private_memory(vm):
+        others += vm.memory
+    if not others or any(node.hugetlb for node in host.nodes):
+        return {}
+    wanted = sum(backend.size for backend in vm.backends if backend.name in huge.backends) // huge.bytes
+    pools = {}
+    for node in host.nodes:
+        free = node.memory_bytes if node.free_bytes is None else node.free_bytes
+        room = max(0, free * _POOL_SHARE // 16 - others) if not node.movable else 0
+        pools[node.id] = min(wanted, room // huge.bytes)
+    vm.notes.append(
+        "pools of huge pages: the host's are not known; taken as all the guest asks on each node that has room"
     )
+    return {"hugetlb_pages": pools}
 
 
-def _files(vm: VirtualMachine, huge: int) -> list[dict[str, Any]]:
+def _files(vm: VirtualMachine, huge: _HugePages) -> list[dict[str, Any]]:
     private = has_private_memory(vm)
     shared_left = bounce_bytes(vm.memory) if private else 0
     made: list[dict[str, Any]] = []
     touched: list[dict[str, Any]] = []
+    small = {"page_size": "4 KiB"} if huge.design else {}
     if private:
         vm.notes.append(
             f"shared memory: {format_bytes(shared_left)} of bounce buffers, set up at boot by vCPU 0 "
@@ -194,26 +238,30 @@ def _files(vm: VirtualMachine, huge: int) -> list[dict[str, Any]]:
         )
     for position, backend in enumerate(vm.backends):
         name, size = file_name(backend, position), _whole_pages(backend.size)
+        has_huge = backend.name in huge.backends
         if vm.vmm != "qemu-11" or (backend.guest_memfd and not private):
-            made.append({"op": "create", "file": name, "size": size})
+            made.append({"op": "create", "file": name, "size": size, **small})
         else:
-            made.append({"op": "memfd", "file": name, "size": size} | ({"hugetlb": True} if huge else {}))
+            kind = {"anonymous": True} if backend.anonymous else {"hugetlb": True} if has_huge else {}
+            made.append({"op": "memfd", "file": name, "size": size, **kind})
         if backend.policy is not None:
             made.append({"op": "mbind", "file": name, **_policy(backend.policy), "flags": ["strict", "move"]})
-        if backend.page_bytes != PAGE_SIZE and not huge:
+        if backend.page_bytes != PAGE_SIZE and not has_huge:
             vm.notes.append(f"{name}: pages of {format_bytes(backend.page_bytes)} are placed as pages of 4 KiB")
+        if backend.anonymous and not has_huge and huge.design:
+            vm.notes.append(f"{name}: transparent huge pages beside pools are placed as pages of 4 KiB")
         if backend.preallocated:
             made.append({"op": "fault", "file": name, "by": "host", "task": "vmm"})
         users = backend.vcpus or tuple(range(vm.vcpus))
         if private:
-            made.append({"op": "create", "file": private_file(name), "size": size})
+            made.append({"op": "create", "file": private_file(name), "size": size, **small})
             shared = min(shared_left, size)
             shared_left -= shared
             if shared and not backend.preallocated:
                 touched.append({"op": "fault", "file": name, "by": "guest", "task": "vcpu0", "length": shared})
             touched += _first_touch(private_file(name), shared, size, users)
         elif not backend.preallocated:
-            touched += _first_touch(name, 0, size, users, huge or PAGE_SIZE)
+            touched += _first_touch(name, 0, size, users, huge.bytes if has_huge else PAGE_SIZE)
     return made + touched
 
 

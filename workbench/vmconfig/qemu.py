@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,10 @@ _BACKEND_KEYS = {"id", "size", "host-nodes", "policy", "prealloc", "prealloc-thr
                  "prealloc-context", "x-use-canonical-path-for-ramblock-id"}  # fmt: skip
 
 
+_LISTED = re.compile(r"host-nodes\.[0-9]{1,4}")
+"""One node of the list, as configuration files have it."""
+
+
 @dataclass
 class _Line:
     """What the options say, before it is put together."""
@@ -50,6 +55,10 @@ class _Line:
     objects: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     memory: int = DEFAULT_MEMORY
     most_vcpus: int = 1
+    topology: tuple[tuple[str, int], ...] = ()
+    """Parts of a vCPU's place and how many of each there are in the one above, the outermost first."""
+    placed: list[tuple[int, dict[str, int]]] = field(default_factory=list)
+    """Virtual node and place (some of its parts) of vCPUs, from ``-numa cpu``."""
     memory_backend: str | None = None
     confidential_object: str | None = None
     nodes: list[dict[str, Any]] = field(default_factory=list)
@@ -68,6 +77,63 @@ def read_command_line(text: str, source: str, online: Iterable[int]) -> VirtualM
     read_around(parts[:start], vm, online)
     read_arguments(parts[start + 1 :], vm, online)
     return vm
+
+
+# What each group of a configuration file is called on the command line, and the key of its name in quotes.
+_GROUPS = {"memory": "m", "smp-opts": "smp", "machine": "machine", "object": "object", "numa": "numa", "device": "device",
+           "overcommit": "overcommit", "name": "name"}  # fmt: skip
+_HEAD = re.compile(r'\[([a-z][a-z0-9-]{0,40})(?:\s{1,8}"([^"]{0,200})")?\]')
+_SETTING = re.compile(r'([A-Za-z][A-Za-z0-9._-]{0,80})\s{0,8}=\s{0,8}"([^"]{0,4000})"')
+
+
+def is_config(text: str) -> bool:
+    """Whether a text is a file for -readconfig: its first line that says something is a group's head."""
+    for line in text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            return _HEAD.fullmatch(line.strip()) is not None
+    return False
+
+
+def read_config(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
+    """The machine of a file for -readconfig (util/qemu-config.c: qemu_config_foreach)."""
+    groups: list[tuple[str, list[tuple[str, str]]]] = []
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        head, setting = _HEAD.fullmatch(line), _SETTING.fullmatch(line)
+        if head is not None:
+            groups.append((head[1], [] if head[2] is None else [("id", head[2])]))
+        elif setting is not None and groups:
+            groups[-1][1].append((setting[1], setting[2]))
+        else:
+            raise WorkbenchError(f'{source}: line {number}: {line[:60]!r}; [group "id"] or key = "value" is expected')
+        if len(groups) > words.MAX_WORDS:
+            raise WorkbenchError(f"{source}: more than {words.MAX_WORDS} groups; one machine is expected")
+    vm = VirtualMachine(source=source, vmm="qemu-11")
+    arguments: list[str] = []
+    for group, pairs in groups:
+        option = _GROUPS.get(group)
+        if option is None:
+            vm.unknown += [] if group in _IRRELEVANT_GROUPS else [f"[{group}]"]
+            continue
+        value = ",".join(f"{key}={item.replace(',', ',,')}" for key, item in pairs)
+        arguments += [f"-{option}", value]
+    read_arguments(arguments, vm, online)
+    return vm
+
+
+_IRRELEVANT_GROUPS = {
+    *_IRRELEVANT.split(),
+    "boot-opts",
+    "rtc",
+    "realtime",
+    "accel",
+    "trace",
+    "option-rom",
+    "global",
+    "fw_cfg",
+}
 
 
 def _is_qemu(word: str) -> bool:
@@ -133,6 +199,7 @@ def _object(line: _Line, value: str) -> None:
         raise WorkbenchError(f"{line.vm.source}: two objects have id={name[:40]}")
     properties: dict[str, Any] = {}
     for key, item in pairs:
+        key = "host-nodes" if _LISTED.fullmatch(key) else key
         if key == "host-nodes":  # may be there several times
             properties["host-nodes"] = [*properties.get("host-nodes", []), *_ids(item, f"{name}: host-nodes={item}")]
         else:
@@ -178,10 +245,40 @@ def _smp(line: _Line, value: str) -> None:
             for key in ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"):
                 line.vm.vcpus *= max(1, counts.get(key, 1))
     line.most_vcpus = counts.get("maxcpus", line.vm.vcpus)
+    line.topology = _topology(counts, line.most_vcpus)
     if not 1 <= line.vm.vcpus <= MAX_VCPUS:
         raise WorkbenchError(
             f"{line.vm.source}: -smp {value[:40]!r}: {line.vm.vcpus} vCPUs; 1 to {MAX_VCPUS} are expected"
         )
+
+
+_LEVELS = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
+
+
+def _topology(counts: dict[str, int], most: int) -> tuple[tuple[str, int], ...]:
+    """What -smp leaves out: cores before sockets, threads last (hw/core/machine-smp.c: machine_parse_smp_config)."""
+    given = {name: counts.get(name, 0) for name in _LEVELS}
+    between = 1
+    for name in ("drawers", "books", "dies", "clusters", "modules"):
+        given[name] = max(1, given[name])
+        between *= given[name]
+    if not given["cores"]:
+        given["sockets"], given["threads"] = max(1, given["sockets"]), max(1, given["threads"])
+        given["cores"] = max(1, most // (given["sockets"] * between * given["threads"]))
+    elif not given["sockets"]:
+        given["threads"] = max(1, given["threads"])
+        given["sockets"] = max(1, most // (between * given["cores"] * given["threads"]))
+    if not given["threads"]:
+        given["threads"] = max(1, most // (given["sockets"] * between * given["cores"]))
+    return tuple((name.removesuffix("s"), given[name]) for name in _LEVELS)
+
+
+def _place_of(vcpu: int, topology: tuple[tuple[str, int], ...]) -> dict[str, int]:
+    """Socket, die, ... thread of a vCPU by its index (include/hw/i386/topology.h: x86_topo_ids_from_idx)."""
+    place = {}
+    for part, count in reversed(topology):
+        vcpu, place[part] = divmod(vcpu, count)
+    return place
 
 
 def _machine(line: _Line, value: str) -> None:
@@ -199,9 +296,32 @@ def _numa(line: _Line, value: str) -> None:
         cpus = [cpu for key, item in pairs if key == "cpus" for cpu in _ids(item, f"-numa cpus={item}")]
         line.nodes.append({**{key: item for key, item in pairs if key != "cpus"}, "cpus": cpus})
     elif kind == "cpu":
-        line.vm.notes.append(f"-numa {value}: taken as vCPUs spread evenly over the virtual nodes"[:160])
+        named = {str(key): item for key, item in pairs}
+        if "node-id" not in named:
+            raise WorkbenchError(f"{line.vm.source}: -numa {value[:60]}: node-id is missing")
+        place = {part: words.whole(item, f"-numa cpu {key}") for key, item in named.items()
+                 if (part := key.removesuffix("-id")) != key and part != "node"}  # fmt: skip
+        line.placed.append((words.whole(named["node-id"], "-numa cpu node-id", 1023), place))
     elif kind not in ("dist", "hmat-lb", "hmat-cache"):
         line.vm.unknown.append(f"-numa {value}"[:120])
+
+
+def _place_vcpus(line: _Line) -> None:
+    """``-numa cpu`` to the vCPUs of virtual nodes (hw/core/numa.c: parse_numa_node, machine_set_cpu_numa_node)."""
+    most = max(line.most_vcpus, line.vm.vcpus)
+    topology = line.topology or _topology({}, most)
+    ids = {
+        words.whole(node.get("nodeid", number), "-numa nodeid", 1023): node for number, node in enumerate(line.nodes)
+    }
+    places = [_place_of(vcpu, topology) for vcpu in range(most)]
+    for node_id, wanted in line.placed:
+        if node_id not in ids:
+            raise WorkbenchError(f"{line.vm.source}: -numa cpu,node-id={node_id}: there is no such -numa node")
+        cpus = [vcpu for vcpu, place in enumerate(places) if all(place.get(part) == n for part, n in wanted.items())]
+        if not cpus:
+            shown = ",".join(f"{part}-id={n}" for part, n in wanted.items())
+            raise WorkbenchError(f"{line.vm.source}: -numa cpu,{shown[:60]}: no vCPU of -smp is there")
+        ids[node_id]["cpus"] += cpus
 
 
 def _device(line: _Line, value: str) -> None:
@@ -229,8 +349,12 @@ def _name(line: _Line, value: str) -> None:
     line.vm.name = str(pairs.get("guest", "guest"))[:100]
 
 
+def _readconfig(line: _Line, value: str) -> None:
+    line.vm.unknown.append(f"-readconfig {value[:60]}: import that file itself")
+
+
 _READERS = {"object": _object, "m": _memory, "smp": _smp, "machine": _machine, "M": _machine, "numa": _numa, "device": _device,
-            "overcommit": _overcommit, "mem-path": _mem_path, "name": _name}  # fmt: skip
+            "overcommit": _overcommit, "readconfig": _readconfig, "mem-path": _mem_path, "name": _name}  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- together
@@ -246,13 +370,17 @@ def _finish(line: _Line) -> None:
             )
         vm.confidential = _CONFIDENTIAL.get(kind, "none")  # type: ignore[assignment]
     backends = {name: _backend(line, name, *found) for name, found in line.objects.items() if found[0] in _BACKENDS}
+    if line.placed:
+        _place_vcpus(line)
     used: list[Backend] = []
     for number, node in enumerate(line.nodes):
         name = node.get("memdev")
         if name is None:
             memory = node.get("mem")
             if memory is not None:
-                plain = Backend(f"node{number}", words.size(memory, "-numa mem", "m"), preallocated=line.prealloc)
+                plain = Backend(
+                    f"node{number}", words.size(memory, "-numa mem", "m"), preallocated=line.prealloc, anonymous=True
+                )
                 used.append(plain)
                 plain.vcpus = tuple(node["cpus"])
             continue
@@ -262,7 +390,9 @@ def _finish(line: _Line) -> None:
         used.append(_named(backends, line.memory_backend, f"-machine memory-backend={line.memory_backend}", vm.source))
     if not used:
         page = _HUGEPAGE if line.path and "huge" in line.path else PAGE_SIZE
-        used.append(Backend("ram", line.memory, page_bytes=page, preallocated=line.prealloc))
+        used.append(
+            Backend("ram", line.memory, page_bytes=page, preallocated=line.prealloc, anonymous=line.path is None)
+        )
     used += [_named(backends, name, f"-device memdev={name}", vm.source) for name in line.dimms]
     if len({backend.name for backend in used}) < len(used):
         twice = next(backend.name for backend in used if [other.name for other in used].count(backend.name) > 1)
@@ -323,4 +453,5 @@ def _backend(line: _Line, name: str, kind: str, properties: dict[str, Any]) -> B
         listed = ",".join(map(str, nodes))
         policy = NodePolicy(f"{name}: policy={mode}, host-nodes={listed}", _MODES[mode], nodes)  # type: ignore[arg-type]
     prealloc = properties.get("prealloc") in _ON or (line.prealloc and "prealloc" not in properties)
-    return Backend(name, size, policy, page, prealloc, kind == "memory-backend-guest-memfd")
+    anonymous = kind == "memory-backend-ram" and properties.get("share") not in _ON
+    return Backend(name, size, policy, page, prealloc, kind == "memory-backend-guest-memfd", anonymous)

@@ -9,16 +9,16 @@ from pathlib import Path
 from workbench.errors import WorkbenchError
 from workbench.files import read_file
 from workbench.limits import CONFIGURATION_BYTES
-from workbench.topology.readers import decoded, parse_xml
+from workbench.topology.readers import decoded, parse_xml, xml_within
 from workbench.vmconfig import specs
 from workbench.vmconfig.libvirt import read_domain
 from workbench.vmconfig.machine import VirtualMachine
-from workbench.vmconfig.qemu import read_command_line
+from workbench.vmconfig.qemu import is_config, read_command_line, read_config
 
 _KATA_TABLE = re.compile(r"^\s{0,20}\[hypervisor\.", re.MULTILINE)
 EXPECTED = (
-    "a QEMU command line, a libvirt domain, a Firecracker machine configuration, a kubevirt VirtualMachine or a kata "
-    "configuration is expected"
+    "a QEMU command line or configuration file, a libvirt domain, a Firecracker machine configuration, a kubevirt "
+    "VirtualMachine or a kata configuration is expected"
 )
 
 
@@ -49,6 +49,11 @@ def read_text(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
         from workbench.safe_yaml import load
 
         return _kubernetes(load(f"{text}\n", source), source)
+    inner = xml_within(text, ("domstatus", "domain"))
+    if inner:
+        return read_text(inner, source, online)
+    if is_config(text):
+        return read_config(text, source, online)
     if "qemu" in text or "kvm" in text:
         return read_command_line(text, source, online)
     raise WorkbenchError(f"import: {source[:80]}: not understood; {EXPECTED}")

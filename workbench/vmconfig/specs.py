@@ -87,7 +87,9 @@ def read_kubevirt(value: Mapping[str, Any], source: str) -> VirtualMachine:
     page = PAGE_SIZE
     if "hugepages" in memory:
         page = _quantity(_mapping(memory["hugepages"], "hugepages").get("pageSize"), "domain.memory.hugepages.pageSize")
-    vm.backends = [Backend("pc.ram", _quantity(amount, "domain.memory.guest"), page_bytes=page)]
+    vm.backends = [
+        Backend("pc.ram", _quantity(amount, "domain.memory.guest"), page_bytes=page, anonymous=page == PAGE_SIZE)
+    ]
     security = _mapping(domain.get("launchSecurity"), "domain.launchSecurity")
     for key, kind in (("snp", "snp"), ("tdx", "tdx")):
         if key in security:
@@ -195,9 +197,10 @@ def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
     if not mib:
         raise WorkbenchError(f"{source}: default_memory: 0 MiB; at least 1 is expected")
     page = 2 << 20 if _true(settings.get("enable_hugepages")) else PAGE_SIZE
-    vm.backends = [
-        Backend("dimm1", mib << 20, page_bytes=page, preallocated=_true(settings.get("enable_mem_prealloc")))
-    ]
+    # With virtio-fs, its default, kata keeps memory in a file of /dev/shm.
+    anonymous = page == PAGE_SIZE and settings.get("shared_fs") in ("none", "virtio-9p")
+    prealloc = _true(settings.get("enable_mem_prealloc"))
+    vm.backends = [Backend("dimm1", mib << 20, page_bytes=page, preallocated=prealloc, anonymous=anonymous)]
     if _true(settings.get("confidential_guest")):
         vm.confidential = "snp" if _true(settings.get("sev_snp_guest")) else "tdx"
         if "sev_snp_guest" not in settings:
