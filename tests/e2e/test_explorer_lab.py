@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -430,11 +430,127 @@ def test_many_operations_are_said_to_be_locked(page: Page) -> None:
     expect(page.locator(".wb-code textarea")).to_be_enabled()
 
 
-def test_nothing_is_cut_in_a_narrow_window(page: Page) -> None:
-    """520 pixels: names of tabs and the status are whole."""
+@contextmanager
+def narrow(page: Page) -> Iterator[None]:
+    """520 pixels for the explorer."""
     page.evaluate("document.querySelector('.wb-explorer').style.maxWidth = '520px'")
     try:
         page.wait_for_timeout(300)  # observers of sizes
+        yield
+    finally:
+        page.evaluate("document.querySelector('.wb-explorer').style.maxWidth = ''")
+
+
+CUT_CHOICES = """() => [...document.querySelectorAll('.wb-explorer select')].filter((e) => e.offsetParent).flatMap((e) => {
+  const pen = document.createElement('canvas').getContext('2d'), style = getComputedStyle(e);
+  pen.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
+  const room = e.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  return [...e.options].map((option) => option.text).filter((text) => pen.measureText(text).width > room);
+})"""
+
+
+@pytest.mark.parametrize("width", ["wide", "narrow"])
+def test_names_of_choices_are_whole(page: Page, width: str) -> None:
+    with narrow(page) if width == "narrow" else nullcontext():
+        for name in ("Machine", "Guest", "Workload", "Policy"):
+            editor(page, name)
+            assert page.evaluate(CUT_CHOICES) == [], name
+
+
+def test_words_in_the_boxes_of_nodes_are_on_plates(page: Page) -> None:
+    """No edge of a fill level runs through them: a plate lies above the fill, and the words within it."""
+    view(page, "Nodes")
+    expect(page.locator("[data-kind=host] [data-node] text").first).to_be_visible()
+    bare = page.evaluate(
+        """() => [...document.querySelectorAll('[data-kind=host] [data-node] text')].filter((text) => {
+             const box = text.getBBox(), all = [...text.parentElement.children];
+             return !all.some((e, i) => e.matches('.wb-plate') && i > all.findLastIndex((p) => p.dataset.part)
+               && e.getBBox().x <= box.x + 1 && e.getBBox().x + e.getBBox().width >= box.x + box.width - 1
+               && e.getBBox().y <= box.y + 2 && e.getBBox().y + e.getBBox().height >= box.y + box.height - 2);
+           }).map((e) => e.textContent)"""
+    )
+    assert bare == []
+
+
+def test_what_is_assumed_is_marked(page: Page) -> None:
+    """The source of this machine does not say which CPUs a node has."""
+    view(page, "Nodes")
+    editor(page, "Machine")
+    expect(page.locator(".wb-editors")).to_contain_text("Assumed (?): cpus")
+    marks = page.locator(
+        "[data-kind=host] [data-node='0'] text", has_text="?"
+    )  # at the CPUs, or at the node in a small box
+    expect(marks).to_have_count(1)
+    field(page, "machine").select_option("epyc4-genoa-2s-nps1")
+    expect(page.locator("[data-kind=host] [data-node]")).to_have_count(2)
+    expect(marks).to_have_count(0)
+    page.get_by_role("button", name="undo").click()
+    expect(page.locator("[data-kind=host] [data-node='7']")).to_be_visible()
+
+
+def test_strips_below_the_map_say_what_they_are(page: Page) -> None:
+    box = page.get_by_test_id("address-space").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 70)
+    expect(page.locator(".wb-readout")).to_contain_text("private or shared: shared · page size: 4 KiB")
+    page.mouse.move(5, 5)
+
+
+def test_an_empty_run_has_no_distance(page: Page) -> None:
+    page.get_by_role("button", name="pin as A").click()
+    view(page, "Compare")
+    editor(page, "Workload")
+    field(page, "workload").select_option("nothing is touched")
+    status(page, "None of")
+    row = page.locator(".wb-views tr", has=page.locator("th:text-is('mean distance')"))
+    expect(row.locator("td").nth(1)).to_have_text("– (nothing present)")
+    page.get_by_role("button", name="undo").click()
+    page.get_by_role("button", name="unpin").click()
+    status(page, "present: ")
+
+
+def test_what_the_mouse_finds_by_hovering_the_keyboard_finds_too(page: Page) -> None:
+    """Tabs by arrow keys, parts of a picture by arrow keys with their words below, the middle of the map by its keys."""
+    view(page, "vCPUs")
+    page.locator(".wb-views .lm-TabBar-tab[tabindex='0']").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    expect(page.locator(".wb-views .lm-mod-current")).to_have_text("Nodes")
+    said = page.locator("[data-kind=host] .wb-said")
+    page.keyboard.press("Tab")
+    expect(said).to_contain_text("node 0 (dram)")
+    page.keyboard.press("ArrowRight")
+    expect(said).to_contain_text("node 1 (dram)")
+    page.keyboard.press("Tab")
+    expect(said).to_have_text("")
+    expect(page.locator("[data-kind=bars] .wb-said")).to_contain_text("node 0 (dram)")
+    canvas = page.get_by_test_id("address-space")
+    canvas.focus()
+    canvas.press("+")
+    expect(page.locator(".wb-readout")).to_contain_text("private or shared")
+    canvas.press("Home")
+
+
+def test_a_range_is_drawn_and_moved_with_keys_alone(page: Page) -> None:
+    editor(page, "Policy")
+    count = field(page, "range").locator("option").count()
+    page.locator(".wb-editors button:visible", has_text="add").focus()
+    page.keyboard.press("Enter")
+    expect(field(page, "range").locator("option")).to_have_count(count + 1)
+    for label, text in (("from", "1 GiB"), ("to", "2 GiB")):
+        field(page, label, "input").focus()
+        page.keyboard.press("Control+a")
+        page.keyboard.type(text)
+        page.keyboard.press("Enter")
+    expect(page.locator(".wb-space")).to_have_attribute("data-ranges", re.compile(f"{1 << 30}-{2 << 30}$"))
+    page.locator(".wb-editors button:visible", has_text="remove").focus()
+    page.keyboard.press("Enter")
+    expect(field(page, "range").locator("option")).to_have_count(count)
+
+
+def test_nothing_is_cut_in_a_narrow_window(page: Page) -> None:
+    """520 pixels: names of tabs and the status are whole, and so are the words beside and in the pictures."""
+    with narrow(page):
         cut = page.evaluate(
             """() => [...document.querySelectorAll('.wb-explorer .lm-TabBar-tabLabel, .wb-explorer .wb-status')]
                  .filter((e) => e.offsetParent && (e.scrollWidth > e.clientWidth + 1 || outside(e)))
@@ -449,8 +565,17 @@ def test_nothing_is_cut_in_a_narrow_window(page: Page) -> None:
                }"""
         )
         assert cut == []
-    finally:
-        page.evaluate("document.querySelector('.wb-explorer').style.maxWidth = ''")
+        for name, kind in (("vCPUs", "vcpus"), ("Over time", "time"), ("Nodes", "bars"), ("Nodes", "host")):
+            view(page, name)
+            picture = page.locator(f"[data-kind={kind}]:visible > svg")
+            expect(picture).to_be_visible()
+            cut = picture.evaluate(
+                """(svg) => [...svg.querySelectorAll('text')].filter((text) => {
+                     const box = text.getBBox();
+                     return box.x < -1 || box.x + box.width > svg.clientWidth + 1;
+                   }).map((text) => text.textContent)"""
+            )
+            assert cut == [], name
 
 
 def test_keyboard_reaches_every_control(page: Page) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.colors import to_hex
 
 from workbench.errors import WorkbenchError
 from workbench.plots import sweep as plots_sweep
+from workbench.plots.palette import NODE_COLOURS
+from workbench.topology.host import Host
 
 
 @pytest.fixture
@@ -47,12 +50,26 @@ def test_shares_of_nodes_add_up():
     pages = xr.DataArray(
         [[3.0, 1.0, np.nan], [0.0, 0.0, 0.0]], {"policy": ["p", "q"], "node": [0, 4, 7]}, ("policy", "node")
     )
-    made = plots_sweep.pages_by_node(pages, y="policy")
+    host = Host.from_machine("epyc1-naples-2s")
+    made = plots_sweep.pages_by_node(pages, host, y="policy")
     widths = [[bar.get_width() for bar in container] for container in made.axes[0].containers]
     np.testing.assert_allclose(np.sum(widths, axis=0), [1.0, 0.0])
     assert "killed" in made.axes[0].texts[0].get_text()
     wide = xr.DataArray(np.ones((2, 64)), {"policy": ["p", "q"], "node": np.arange(64)}, ("policy", "node"))
-    assert len(plots_sweep.pages_by_node(wide, y="policy").axes[0].containers) == 64
+    wide_host = Host.from_machine("altix-ia64-64n")
+    assert len(plots_sweep.pages_by_node(wide, wide_host, y="policy").axes[0].containers) == 64
+
+
+def test_a_node_has_the_colour_it_has_in_every_figure():
+    """Also where only some of the host's nodes are in the table: by node, not by position."""
+    pages = xr.DataArray([[3.0, 1.0]], {"policy": ["p"], "node": [4, 7]}, ("policy", "node"))
+    made = plots_sweep.pages_by_node(pages, Host.from_machine("epyc1-naples-2s"), y="policy")
+    assert [to_hex(box.patches[0].get_facecolor()) for box in made.axes[0].containers] == [
+        NODE_COLOURS[4],
+        NODE_COLOURS[7],
+    ]
+    with pytest.raises(WorkbenchError, match="epyc4-genoa-2s-nps1 has no node 4, 7"):
+        plots_sweep.pages_by_node(pages, Host.from_machine("epyc4-genoa-2s-nps1"), y="policy")
 
 
 def test_refusals(cells):
@@ -63,4 +80,4 @@ def test_refusals(cells):
     with pytest.raises(WorkbenchError, match="only"):
         plots_sweep.ranking(cells["d"], of="policy", per="machine")
     with pytest.raises(WorkbenchError, match="only"):
-        plots_sweep.pages_by_node(cells["d"], y="policy")
+        plots_sweep.pages_by_node(cells["d"], Host.from_machine("epyc1-naples-2s"), y="policy")

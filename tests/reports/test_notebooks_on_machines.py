@@ -7,12 +7,14 @@ machines and one of the others are taken each week, others the next; ``NOTEBOOK_
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 from matplotlib import pyplot
@@ -102,7 +104,38 @@ def faults(figure: Figure) -> list[str]:
         shown = axes.get_visible() and (axes.axison or axes.has_data())
         if shown and not (axes.has_data() or axes.texts or axes.tables or axes.artists):
             found.append(f"axes {axes.get_title(loc='left') or axes.get_title()!r} are empty")
-    return found
+    return found + overlaps(figure, canvas)
+
+
+def overlaps(figure: Figure, canvas: FigureCanvasAgg) -> list[str]:
+    """Names of axes and titles that lie on each other, and numbers of one axis that do."""
+    names: list[tuple[str, Any]] = []
+    found = []
+    for axes in figure.axes:
+        if not axes.get_visible():
+            continue
+        words = [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, axes._right_title]  # type: ignore[attr-defined]
+        shown = [text for text in words if text.get_visible() and text.get_text().strip()]
+        names += [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in shown]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = (
+                [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high] if axis.get_visible() else []
+            )
+            labels = [tick.label1 for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
+            upright = [label for label in labels if label.get_rotation() % 90 == 0]
+            boxes = [(label.get_text(), label.get_window_extent(canvas.get_renderer())) for label in upright]
+            found += [
+                f"{a!r} lies on {b!r}" for (a, one), (b, other) in itertools.pairwise(boxes) if common(one, other)
+            ]
+    pairs = itertools.combinations(names, 2)
+    return found + [f"{a!r} lies on {b!r}" for (a, one), (b, other) in pairs if common(one, other)]
+
+
+def common(one: Any, other: Any) -> bool:
+    """Whether two boxes share more than the pixel or two of letters' edges."""
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    return bool(width > 1.5 and min(one.y1, other.y1) - max(one.y0, other.y0) > 1.5)
 
 
 @pytest.fixture
@@ -166,3 +199,17 @@ def test_a_cut_figure_and_an_empty_one_are_found() -> None:
     assert faults(made) == []
     axes.set_ylabel("a label that is far too long for a figure of this height, by a lot")
     assert len(faults(made)) == 1
+
+
+def test_words_on_each_other_are_found() -> None:
+    made = Figure(figsize=(4, 2), layout="constrained")
+    for axes in made.subplots(1, 2):
+        axes.plot([0, 1], [0, 1])
+        axes.set_xlabel("half as wide")
+    assert faults(made) == []
+    for axes in made.axes:
+        axes.set_xlabel("a name that is wider than one half")
+    assert [fault for fault in faults(made) if "lies on" in fault]
+    axes.set_xlabel("")
+    axes.set_xticks(np.linspace(0, 1, 40))
+    assert [fault for fault in faults(made) if "lies on" in fault]

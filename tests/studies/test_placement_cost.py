@@ -7,12 +7,14 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.colors import to_hex
 from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.cost import translation, weights
 from workbench.errors import WorkbenchError
 from workbench.plots import traffic as plots_traffic
+from workbench.plots.common import colours_of_host
 from workbench.studies import placement_cost, vnuma
 from workbench.truth import published
 
@@ -34,6 +36,18 @@ def test_policies_put_pages_where_they_say(streaming):
     assert streaming["local_share"].sel(policy="bind by part") == 1
     assert streaming["node_share"].attrs["basis"] == "counted"
     assert streaming["bandwidth"].attrs["basis"] == "modelled" and streaming["bandwidth"].attrs["source"]
+
+
+@pytest.mark.parametrize("machine", ["cascadelake-hmat-test", "epyc1-7551-2s-sparse"])
+def test_vcpus_on_nodes_without_memory_have_policies_of_the_nearest_that_have_some(machine):
+    """mbind refuses a node without memory, so who writes a policy names another."""
+    host = wb.Host.from_machine(machine)
+    costs = placement_cost.policy_costs(
+        host, memory="8 MiB", vcpus=placement_cost.default_vcpus(host, 4), samples=1, seed=1
+    )
+    assert list(costs["policy"].values) == list(placement_cost.POLICIES)
+    holders = [int(node) for node in costs["node"].values[costs["node_share"].sel(policy="bind by part").values > 0]]
+    assert holders and all(host.nodes[host.index_of(node)].memory_bytes for node in holders)
 
 
 def test_numa_aware_placement_wins_for_memory_intensive_guests(streaming):
@@ -147,7 +161,9 @@ def test_deviations_show_every_compared_value():
 
 def test_weights_and_views_and_walks_have_axes_with_units():
     best = weights.best_weights(CXL, "streaming")
-    assert len(plots_traffic.weights(best).axes) == 2
+    left, _ = plots_traffic.weights(best).axes
+    drawn = {bars.get_label(): to_hex(bars.patches[0].get_facecolor()) for bars in left.containers}
+    assert drawn == {f"node {node}": colour for node, colour in colours_of_host(CXL).items()}
     cells = [vnuma.Cell(n, 2, 1 << 30, 1 << 30) for n in (0, 4)]
     assert "ns" in plots_traffic.views(vnuma.cost(HOST, cells)).axes[1].get_ylabel()
     walks = xr.concat([translation.walk_cost({"1 GiB": k << 30}, "1 GiB") for k in (1, 64)], dim="guests")

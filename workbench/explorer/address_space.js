@@ -1,6 +1,6 @@
 // The guest's address space on a canvas: every column shows which nodes back its pages. Zoom and pan happen here at
 // once with the columns at hand; Python then sends exact columns for the new view. Policy ranges above can be dragged.
-const MARGIN = 8, MINIMAP = 8, BAND = 22, STATE = 11, AXIS = 20, GAP = 4;
+const MARGIN = 8, MINIMAP = 8, BAND = 22, STATE = 13, AXIS = 20, GAP = 4;
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 export function bytes(value) {
@@ -406,6 +406,10 @@ function render({ model, el }) {
     event.preventDefault();
     event.stopPropagation();
   });
+
+  // Without a mouse the line below the map speaks of the middle of the view.
+  canvas.addEventListener("focus", () => { if (described === null && canvas.matches(":focus-visible")) { described = width() / 2; say(); } });
+  canvas.addEventListener("blur", () => { if (pointer === null) { described = null; say(); } });
 
   function drawLegend() {
     const f = frame();

@@ -144,6 +144,7 @@ class Explorer:
         self.status.layout = w.Layout(flex="1 1 0", min_width="60px", overflow="hidden")
         # Its style decides when it shows: at once would flicker, and Python may be at work when it should.
         self.busy = w.HTML('<span class="wb-busy">computing …</span>')
+        self.busy.add_class("wb-beside")
         self.header = w.HBox(
             [self.title, self.status, self.busy, self.bar, self.cancel, self.undo, self.redo, self.pin, self.unpin]
         )
@@ -236,7 +237,10 @@ class Explorer:
             [
                 w.VBox(
                     [
-                        _aid("Left: fill level; nearer nodes have thicker links. Right: the guest against capacity."),
+                        _aid(
+                            "Left: fill level; nearer nodes have thicker links; a ? marks what is assumed. Right: the guest "
+                            "against capacity."
+                        ),
                         w.HBox([self.host_chart, self.bars_chart]),
                     ]
                 ),
@@ -304,7 +308,7 @@ class Explorer:
                     "scenario": self._load_editors,
                     "errors": self._show_errors,
                     "running": self._show_running,
-                    "progress": self._show_running,
+                    "progress": self._show_progress,
                     "result": self._show_result,
                     "failed": self._show_running,
                     "pinned": self._show_result,
@@ -349,7 +353,7 @@ class Explorer:
         run = self.controller.run
         if run is None or not self.space.frame:
             return
-        shown = pictures.ranges(self.controller.mapping, self.space.frame["nodes"])
+        shown = pictures.ranges(self.controller.scenario, self.space.frame["nodes"])
         self.space.frame = {**self.space.frame, "force": False, "ranges": shown}
         self.space.selected = self.policy.selected
 
@@ -371,6 +375,11 @@ class Explorer:
                 part.remove_class("wb-old")
         return run is not None and run.scenario is not scenario
 
+    def _show_progress(self) -> None:
+        """Most runs are over before their progress is worth a message to the browser."""
+        if self._started and time.monotonic() - self._started > SHOW_PROGRESS_AFTER:
+            self._show_running()
+
     def _show_running(self) -> None:
         old = self._mark_old()
         controller = self.controller
@@ -384,7 +393,8 @@ class Explorer:
             later.start()
         slow = running and time.monotonic() - self._started > SHOW_PROGRESS_AFTER
         done, total = controller.progress
-        self.bar.max, self.bar.value = max(1, total), done
+        if slow:
+            self.bar.max, self.bar.value = max(1, total), done
         self.bar.layout.display = "" if slow else "none"
         self.cancel.layout.display = "" if slow else "none"
         if slow and self._compiling is not None:
@@ -450,7 +460,7 @@ class Explorer:
             self._viewport, force = (0, total), True
         self._serial += 1
         data = pictures.space(
-            run, self.controller.pinned, self.controller.mapping, *self._viewport, self._serial, force=force
+            run, self.controller.pinned, self.controller.scenario, *self._viewport, self._serial, force=force
         )
         with self.space.hold_sync():
             self.space.frame = data["frame"]

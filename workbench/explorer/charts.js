@@ -35,7 +35,7 @@ function legend(root, left, width, entries) {
 
 // The host: boxes filled as far as the node is used, joined by lines that are thicker the nearer two nodes are.
 function host(data, width, height) {
-  const n = data.nodes.length, root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
+  const n = data.nodes.length, root = svg("svg", { width, height, role: "group", "aria-label": data.summary });
   const columns = n <= 8 ? n <= 3 ? n : Math.ceil(n / 2) : Math.ceil(Math.sqrt(n * width / height / 1.3));
   const rows = Math.ceil(n / columns);
   const cellW = width / columns, cellH = (height - 4) / rows;
@@ -46,6 +46,7 @@ function host(data, width, height) {
     const row = Math.floor(i / columns), column = i % columns;
     return { x: column * cellW + gapX / 2, y: row * cellH + gapY / 2 };
   });
+  const mark = (field, node = data) => node.assumed.includes(field) ? "?" : "";  // the source does not say it
   const plates = [];
   if (n <= 8) {
     const distances = data.distances.flatMap((row, i) => row.filter((_, j) => i !== j));
@@ -63,14 +64,14 @@ function host(data, width, height) {
       if (sideways + down === 1) {
         const x = (a.x + b.x + boxW) / 2, y = (a.y + b.y + boxH) / 2;
         plates.push(svg("rect", { x: x - 12, y: y - 8, width: 24, height: 16, rx: 3, class: "wb-plate" }),
-          label(x, y, back !== d ? `${d}/${back}` : d, { "text-anchor": "middle", "dominant-baseline": "central", "data-link": `${i}-${j}` }));
+          label(x, y, (back !== d ? `${d}/${back}` : d) + mark("distances"), { "text-anchor": "middle", "dominant-baseline": "central", "data-link": `${i}-${j}` }));
       }
     }
   }
   root.append(...plates); // above every line
   data.nodes.forEach((node, i) => {
     const { x, y } = place[i];
-    const group = svg("g", { "data-node": node.id, tabindex: n <= 16 ? 0 : -1 }, title(node.title));
+    const group = svg("g", { "data-node": node.id, "data-item": "" }, title(node.title));
     group.append(svg("rect", { x, y, width: boxW, height: boxH, rx: 4, class: "wb-box" }));
     const total = node.memory || 1;
     let bottom = y + boxH - 1;
@@ -83,8 +84,10 @@ function host(data, width, height) {
     }
     group.append(svg("rect", { x, y, width: boxW, height: boxH, rx: 4, fill: "none", stroke: node.color, "stroke-width": 2 }));
     // Words stand on a plate: the edge of the fill must not run through them.
-    const lines = [`${node.id}${node.kind === "dram" ? "" : " " + node.kind.toUpperCase()}`];
-    if (boxH > 44 && boxW > 54) lines.push(node.memory ? gib(node.memory) + (node.assumed ? "?" : "") : "no memory", node.cpus ? `${node.cpus} CPUs` : "no CPU");
+    const lines = [`${node.id}${node.kind === "dram" ? "" : " " + node.kind.toUpperCase()}${mark("kind", node)}`];
+    if (boxH <= 44 || boxW <= 54) lines[0] += node.assumed.some((field) => field !== "kind") ? "?" : "";
+    else lines.push(node.memory ? gib(node.memory) + mark("memory", node) : "no memory",
+      (node.cpus ? `${node.cpus} CPUs` : "no CPU") + mark("cpus", node));
     const plate = { w: Math.min(boxW - 6, 7 * Math.max(...lines.map((words) => words.length)) + 8), h: 14 * lines.length + 4 };
     group.append(svg("rect", { x: x + (boxW - plate.w) / 2, y: y + (boxH - plate.h) / 2, width: plate.w, height: plate.h, rx: 3, class: "wb-plate" }));
     lines.forEach((words, l) => {
@@ -99,7 +102,7 @@ function host(data, width, height) {
 
 // The guest's memory on each node against the node's capacity; A is drawn as an outline beside B.
 function bars(data, width, height) {
-  const root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
+  const root = svg("svg", { width, height, role: "group", "aria-label": data.summary });
   const left = 52, bottom = 34, n = data.nodes.length, step = (width - left - 6) / n;
   const entries = [["var(--wb-other)", "other use and reserves"], [(data.nodes.find((node) => node.guest) || data.nodes[0]).color, "guest, by node"]];
   if (data.nodes.some((node) => node.metadata)) entries.push(["var(--wb-metadata)", "page tables, other metadata"]);
@@ -115,7 +118,7 @@ function bars(data, width, height) {
   const every = Math.ceil(20 / step);
   data.nodes.forEach((node, i) => {
     const x = left + i * step + step * 0.12, w = step * 0.76, half = data.compare ? w / 2 : w;
-    const group = svg("g", { "data-node": node.id, "data-guest": node.guest }, title(node.title));
+    const group = svg("g", { "data-node": node.id, "data-guest": node.guest, "data-item": "" }, title(node.title));
     group.append(svg("rect", { x, y: y(node.memory), width: w, height: y(0) - y(node.memory), class: "wb-capacity" }));
     group.append(svg("rect", { x, y: y(node.other), width: w, height: y(0) - y(node.other), fill: "var(--wb-other)" }));
     const base = Math.min(node.other, node.memory);
@@ -125,7 +128,7 @@ function bars(data, width, height) {
     const beside = node.metadata ? thin(y(base) - y(base + node.metadata)) : 0;
     if (beside) group.append(svg("rect", { x: x + w - half, y: y(base + node.guest) - beside, width: half, height: beside,
       fill: "var(--wb-metadata)", "data-part": "metadata" }, title(`metadata: ${gib(node.metadata)}`)));
-    if (step > 40 && node.guest) group.append(label(x + w - half / 2, Math.max(top + 4, y(base + node.guest) - beside - 7), gib(node.guest), { "text-anchor": "middle" }));
+    if (node.guest && 6.4 * gib(node.guest).length < step - 2) group.append(label(x + w - half / 2, Math.max(top + 4, y(base + node.guest) - beside - 7), gib(node.guest), { "text-anchor": "middle" }));
     if (i % every === 0) group.append(label(x + w / 2, height - bottom + 13, node.id, { "text-anchor": "middle" }));
     root.append(group);
   });
@@ -135,14 +138,16 @@ function bars(data, width, height) {
 
 // One bar for each node that runs vCPUs: where the memory lies that it uses; numbers of the model beside it.
 function vcpus(data, width) {
-  const rowH = 26, left = 108, right = 356, height = Math.max(60, data.rows.length * rowH + 34);
-  const root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
+  // Where there is no room for the model's words beside a bar, they stand below it.
+  const below = width < 620, rowH = below ? 42 : 26, left = 108, right = below ? 90 : 356;
+  const height = Math.max(60, data.rows.length * rowH + 34);
+  const root = svg("svg", { width, height, role: "group", "aria-label": data.summary });
   const inner = Math.max(60, width - left - right);
   data.rows.forEach((row, i) => {
     const y = 6 + i * rowH;
     let x = left;
     root.append(label(left - 6, y + 9, row.name, { "text-anchor": "end", "dominant-baseline": "central" }));
-    const group = svg("g", { "data-vcpu-node": row.node, "data-local": row.local }, title(row.title));
+    const group = svg("g", { "data-vcpu-node": row.node, "data-local": row.local, "data-item": "" }, title(row.title));
     for (const part of row.parts) {
       const w = part.share * inner;
       group.append(svg("rect", { x, y, width: Math.max(0, w), height: 18, fill: part.color, opacity: part.local ? 1 : 0.55 }));
@@ -151,7 +156,7 @@ function vcpus(data, width) {
     }
     group.append(svg("rect", { x: left, y, width: inner, height: 18, fill: "none", class: "wb-frame" }));
     root.append(group, label(left + inner + 8, y + 9, row.numbers, { "dominant-baseline": "central" }));
-    if (row.note) root.append(label(left + inner + 92, y + 9, row.note, { "dominant-baseline": "central", class: "wb-text wb-modelled" }));
+    if (row.note) root.append(label(below ? left : left + inner + 92, y + (below ? 27 : 9), row.note, { "dominant-baseline": "central", class: "wb-text wb-modelled" }));
   });
   const every = inner < 90 ? 4 : inner < 180 ? 2 : 1;  // room for the numbers
   for (let i = 0; i <= 4; i += every) root.append(label(left + inner * i / 4, height - 8, `${25 * i} %`, { "text-anchor": "middle" }));
@@ -160,7 +165,7 @@ function vcpus(data, width) {
 
 // Lines over the operations of the run, one panel for each quantity; the marked one is where the time slider stands.
 function time(data, width, height) {
-  const root = svg("svg", { width, height, role: "img", "aria-label": data.summary });
+  const root = svg("svg", { width, height, role: "group", "aria-label": data.summary });
   const panels = data.panels.length, each = (height - 24) / panels, left = 62;
   const x = (event) => left + (width - left - 12) * (data.events > 1 ? event / (data.events - 1) : 0.5);
   data.panels.forEach((panel, p) => {
@@ -175,7 +180,9 @@ function time(data, width, height) {
     for (const line of panel.lines) {
       let path = "";
       line.values.forEach((value, i) => { path += i ? `H${x(i)}V${y(value)}` : `M${x(i)} ${y(value)}`; });
-      const drawn = svg("path", { d: path, fill: "none", stroke: line.color, "stroke-width": 1.8, "data-line": line.name }, title(line.name));
+      const at = Math.min(data.at, line.values.length - 1), value = line.values[at];
+      const words = `${line.name}: ${panel.unit === "B" ? gib(value) : value.toLocaleString("en-US")} after operation ${at}`;
+      const drawn = svg("path", { d: path, fill: "none", stroke: line.color, "stroke-width": 1.8, "data-line": line.name, "data-item": "" }, title(words));
       root.append(drawn);
       if (line.values.length === 1) root.append(svg("circle", { cx: x(0), cy: y(line.values[0]), r: 3, fill: line.color }, title(line.name)));
     }
@@ -192,11 +199,42 @@ const KINDS = { host, bars, vcpus, time };
 function render({ model, el }) {
   el.classList.add("wb-chart");
   let asked = 0;
+  const said = document.createElement("output");
+  said.className = "wb-said";
+  // Tab reaches the picture, arrow keys its parts; what the mouse finds by hovering stands below for the keyboard.
+  const items = () => [...el.querySelectorAll("[data-item]")];
+  const say = () => { said.textContent = items().find((item) => item === document.activeElement)?.querySelector("title")?.textContent || ""; };
+  function reach(number, move) {
+    const all = items();
+    if (!all.length) return;
+    const at = (number + all.length) % all.length;
+    all.forEach((item, i) => item.setAttribute("tabindex", i === at ? 0 : -1));
+    if (move) all[at].focus();
+    say();
+  }
+  el.addEventListener("focusin", say);
+  el.addEventListener("focusout", () => { said.textContent = ""; });
+  el.addEventListener("keydown", (event) => {
+    const all = items(), at = all.indexOf(event.target.closest?.("[data-item]"));
+    const next = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: -1 }[event.key];
+    if (at < 0 || next === undefined || event.ctrlKey || event.altKey || event.metaKey) return;
+    reach(next, true);
+    event.preventDefault();
+    event.stopPropagation();
+  });
   const draw = () => {
     asked = 0;
     const data = model.get("data"), width = Math.floor(el.clientWidth);
+    if (!data || !data.summary) el.textContent = "working it out …";
     if (!data || !data.summary || width < 40) return;
-    el.replaceChildren(KINDS[model.get("kind")](data, width, model.get("height")));
+    const before = items(), focused = before.indexOf(document.activeElement);
+    const reachable = Math.max(0, before.findIndex((item) => item.getAttribute("tabindex") === "0"));
+    el.replaceChildren(KINDS[model.get("kind")](data, width, model.get("height")), said);
+    for (const item of items()) {
+      item.setAttribute("role", "img");
+      item.setAttribute("aria-label", item.querySelector("title").textContent);
+    }
+    reach(reachable < items().length ? reachable : 0, focused >= 0);
     el.dataset.kind = model.get("kind");
     el.dataset.serial = data.serial;
   };

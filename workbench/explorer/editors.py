@@ -29,7 +29,7 @@ from workbench.scenario import Scenario
 from workbench.topology.host import Host, Kind, machine_names
 from workbench.units import PAGE_SIZE, exact_bytes, format_bytes, parse_bytes
 
-LABEL = {"description_width": "96px"}
+LABEL = {"description_width": "84px"}
 SHORT = {"description_width": "44px"}
 SIZES = [f"{n} {unit}" for unit in ("GiB", "TiB") for n in (1, 4, 16, 64, 256) if not (unit == "TiB" and n > 16)]
 MODES = {
@@ -453,9 +453,7 @@ class PolicyEditor(Editor):
         super().__init__(controller)
         self.selected = -1
         self.on_select: Callable[[int], None] = lambda index: None
-        self.range = w.Dropdown(
-            options=[("no policy", -1)], description="range", style=SHORT, layout=w.Layout(flex="1 1 0", min_width="0")
-        )
+        self.range = w.Dropdown(options=[("no policy", -1)], description="range", style=SHORT, layout=wide())
         self.add = w.Button(description="add", tooltip="Add a range; the last one wins", layout=w.Layout(width="auto"))
         self.remove = w.Button(description="remove", tooltip="Remove this range", layout=w.Layout(width="auto"))
         self.mode = w.Dropdown(options=MODES, description="mode", style=LABEL, layout=wide())
@@ -483,7 +481,8 @@ class PolicyEditor(Editor):
                 self.message("guest.policies.range"),
             ]
         )
-        self.widget = w.VBox([w.HBox([self.range, self.add, self.remove]), self.details, self.note])
+        # The range has a line of its own: beside the buttons its name would be cut.
+        self.widget = w.VBox([self.range, w.HBox([self.add, self.remove]), self.details, self.note])
         self.scenario = controller.scenario
         self.range.observe(self._chosen, "value")
         self.add.on_click(lambda _: self.add_range())
@@ -579,6 +578,7 @@ class PolicyEditor(Editor):
             ] or [("no policy", -1)]
             self.range.options = options
             self.range.value = self.selected
+            self.range.tooltip = next(name for name, index in options if index == self.selected)
             self.remove.disabled = not policies
             self.details.layout.display = "" if policies else "none"
             self.note.value = (
@@ -627,7 +627,7 @@ class WorkloadEditor(Editor):
         self.touch = w.Dropdown(
             options=[
                 ("vCPUs touch their share first", "first_touch"),
-                ("manager prefaults all (fallocate)", "prefault"),
+                ("manager takes all (fallocate)", "prefault"),
                 ("nothing is touched", "nothing"),
                 ("operations as written below", "written"),
             ],

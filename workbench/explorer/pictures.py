@@ -19,10 +19,10 @@ from workbench import amounts, results
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.explorer.controller import Run
-from workbench.explorer.edits import SIZES, policy_nodes, policy_range
+from workbench.explorer.edits import SIZES, policy_nodes
 from workbench.intervals import equal_intervals
 from workbench.plots.palette import node_colours
-from workbench.scenario import Create
+from workbench.scenario import Create, Scenario
 from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.units import PAGE_SIZE, exact_bytes, format_bytes, parse_bytes
 
@@ -40,26 +40,31 @@ STATE_COLOURS = {
 def colours(ids: Sequence[int], *datasets: xr.Dataset) -> list[str]:
     """A colour for each node, from the first dataset that has all of them."""
     for dataset in datasets:
-        if list(ids) == [int(node) for node in dataset["node"].values]:
-            return node_colours(dataset["distance"].values, dataset["node_cpus"].values)
+        if list(ids) == [int(node) for node in dataset.variables["node"].values]:
+            return node_colours(dataset.variables["distance"].values, dataset.variables["node_cpus"].values)
     return node_colours(np.full((len(ids), len(ids)), 20))
 
 
 def guest_file(dataset: xr.Dataset) -> str | None:
     """The guest's file, or the first one, or None when nothing was created."""
-    names = [str(name) for name in dataset["file"].values]
+    names = [str(name) for name in dataset.variables["file"].values]
     return "guest" if "guest" in names else names[0] if names else None
+
+
+def _folios(dataset: xr.Dataset, file: str) -> int:
+    """Of a file. Read past xarray, as all pictures are: one ``sel`` takes as long as all that a picture reads so."""
+    return int(dataset.variables["file_pages"].values[dataset.variables["file"].values.tolist().index(file)])
 
 
 def guest_total(dataset: xr.Dataset) -> int:
     """Bytes of the guest's file; 1 when there is none."""
     file = guest_file(dataset)
-    return 1 if file is None else int(dataset["file_pages"].sel(file=file)) * int(dataset["page_size"])
+    return 1 if file is None else _folios(dataset, file) * int(dataset.variables["page_size"])
 
 
 def node_ids(*datasets: xr.Dataset) -> list[int]:
     """Node ids of all datasets together, ascending."""
-    return sorted({int(node) for dataset in datasets for node in dataset["node"].values})
+    return sorted({int(node) for dataset in datasets for node in dataset.variables["node"].values})
 
 
 def _edges(start: int, stop: int, folio: int, folios: int, columns: int) -> npt.NDArray[np.int64]:
@@ -75,12 +80,12 @@ def shares(
     file = guest_file(dataset)
     if file is None:
         return np.zeros((0, len(ids) + 1), np.uint8)
-    folio, folios = int(dataset["page_size"]), int(dataset["file_pages"].sel(file=file))
+    folio, folios = int(dataset.variables["page_size"]), _folios(dataset, file)
     edges = _edges(start, stop, folio, folios, columns)
     counts = results.node_counts(dataset, file, edges)
     size = np.diff(edges)[:, None]
     out = np.zeros((len(size), len(ids) + 1))
-    out[:, np.searchsorted(ids, dataset["node"].values)] = counts / size
+    out[:, np.searchsorted(ids, dataset.variables["node"].values)] = counts / size
     out[:, -1] = np.clip(1 - out[:, :-1].sum(axis=1), 0, 1)
     return np.round(255 * out).astype(np.uint8)
 
@@ -90,7 +95,7 @@ def view_of(dataset: xr.Dataset, start: int, stop: int) -> tuple[int, int]:
     file = guest_file(dataset)
     if file is None:
         return 0, 1
-    folio, folios = int(dataset["page_size"]), int(dataset["file_pages"].sel(file=file))
+    folio, folios = int(dataset.variables["page_size"]), _folios(dataset, file)
     edges = _edges(start, stop, folio, folios, 1)
     return int(edges[0]) * folio, int(edges[-1]) * folio
 
@@ -99,7 +104,9 @@ def nodes(dataset: xr.Dataset, *others: xr.Dataset) -> list[dict[str, Any]]:
     """Id, colour and kind of each node."""
     ids = node_ids(dataset, *others)
     kinds = {
-        int(n): str(k) for d in (*others, dataset) for n, k in zip(d["node"].values, d["node_kind"].values, strict=True)
+        int(n): str(k)
+        for d in (*others, dataset)
+        for n, k in zip(d.variables["node"].values, d.variables["node_kind"].values, strict=True)
     }
     return [
         {"id": i, "color": colour, "kind": kinds[i]}
@@ -109,16 +116,16 @@ def nodes(dataset: xr.Dataset, *others: xr.Dataset) -> list[dict[str, Any]]:
 
 def guest_bytes(dataset: xr.Dataset) -> dict[int, int]:
     """Bytes of all files on each node."""
-    amount = amounts.bytes_per_node(dataset).sum(axis=0)
-    return {int(node): int(value) for node, value in zip(dataset["node"].values, amount, strict=True)}
+    amount = amounts.bytes_per_node(dataset.variables).sum(axis=0)
+    return {int(node): int(value) for node, value in zip(dataset.variables["node"].values, amount, strict=True)}
 
 
 def free_bytes(dataset: xr.Dataset, event: int = -1) -> dict[int, int]:
     """Free bytes of each node after an event."""
-    nodes = [int(node) for node in dataset["node"].values]
+    nodes = [int(node) for node in dataset.variables["node"].values]
     if not dataset.sizes["event"]:
         return dict.fromkeys(nodes, 0)
-    return dict(zip(nodes, amounts.free_bytes(dataset)[event].tolist(), strict=True))
+    return dict(zip(nodes, amounts.free_bytes(dataset.variables)[event].tolist(), strict=True))
 
 
 def summary(dataset: xr.Dataset) -> str:
@@ -128,7 +135,7 @@ def summary(dataset: xr.Dataset) -> str:
         return f"No file was created{_first_refusal(dataset)}."
     amount = guest_bytes(dataset)
     total = sum(amount.values())
-    whole = int(dataset["file_pages"].sel(file=file)) * int(dataset["page_size"])
+    whole = _folios(dataset, file) * int(dataset.variables["page_size"])
     if not total:
         return f"None of {format_bytes(whole)} is present{_first_refusal(dataset)}."
     largest = sorted(amount.items(), key=lambda item: -item[1])
@@ -139,7 +146,8 @@ def summary(dataset: xr.Dataset) -> str:
 
 def _first_refusal(dataset: xr.Dataset) -> str:
     """The first refused call that says why; nothing where none does."""
-    for error, detail in zip(dataset["event_error"].values, dataset["event_detail"].values, strict=True):
+    read = dataset.variables
+    for error, detail in zip(read["event_error"].values, read["event_detail"].values, strict=True):
         reason = json.loads(str(detail) or "{}").get("reason") if error else None
         if reason:
             return f": {error}, {reason}"
@@ -151,24 +159,20 @@ def warnings(dataset: xr.Dataset) -> list[str]:
     return str(dataset.attrs.get("warnings", "")).splitlines()
 
 
-def ranges(mapping: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def ranges(scenario: Scenario, shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The guest's policy ranges, in the order in which they are set; ``shown`` are the nodes with their colours."""
-    guest = mapping.get("guest", {})
-    memory = parse_bytes(guest.get("memory", 1 << 30))
+    memory = scenario.guest.memory
     palette = {node["id"]: node["color"] for node in shown}
     found = []
-    for index, policy in enumerate(guest.get("policies", ())):
-        start, end = policy_range(policy, memory)
-        chosen = policy_nodes(policy)
-        label = f"{str(policy.get('mode', 'default')).replace('_', ' ')} {policy.get('nodes', '')}".strip()
-        flags = [str(flag) for flag in policy.get("mode_flags", ())]
+    for index, policy in enumerate(scenario.guest.policies):
+        label = f"{str(policy.mode).replace('_', ' ')} {policy.nodes}".strip()
         found.append(
             {
                 "index": index,
-                "start": start,
-                "end": end,
-                "label": label + (f" ({', '.join(flags)})" if flags else ""),
-                "colors": [palette.get(node, "#888888") for node in chosen],
+                "start": policy.offset,
+                "end": memory if policy.length is None else min(memory, policy.offset + policy.length),
+                "label": label + (f" ({', '.join(policy.mode_flags)})" if policy.mode_flags else ""),
+                "colors": [palette.get(node, "#888888") for node in policy_nodes({"nodes": policy.nodes})],
             }
         )
     return found
@@ -216,7 +220,8 @@ def _states(run: Run) -> list[dict[str, Any]]:
 def _touched(run: Run, total: int) -> list[tuple[int, int, str]]:
     """Conversions that succeeded, in order: first and last byte, and the new state."""
     dataset = run.dataset
-    done = np.flatnonzero((dataset["event_op"].values == "convert") & (dataset["event_errno"].values == 0))
+    read = dataset.variables
+    done = np.flatnonzero((read["event_op"].values == "convert") & (read["event_errno"].values == 0))
     if not len(done):
         return []
     from workbench.engine.generators import expand
@@ -244,15 +249,18 @@ def _sharing(run: Run, total: int) -> list[tuple[int, int, str]]:
 
 
 def space(
-    run: Run, pinned: Run | None, mapping: Mapping[str, Any], start: int, stop: int, serial: int, *, force: bool = False
+    run: Run, pinned: Run | None, scenario: Scenario, start: int, stop: int, serial: int, *, force: bool = False
 ) -> dict[str, Any]:
-    """What the address space widget shows: its ``frame`` and the bytes of ``shares`` and ``shares_a``."""
+    """What the address space widget shows: its ``frame`` and the bytes of ``shares`` and ``shares_a``.
+
+    The ranges are those of ``scenario``, which may be newer than the run's.
+    """
     dataset = run.dataset
     file = guest_file(dataset)
     if file is None:
         return {"frame": {}, "shares": b"", "shares_a": b""}
-    folio = int(dataset["page_size"])
-    total = int(dataset["file_pages"].sel(file=file)) * folio
+    folio = int(dataset.variables["page_size"])
+    total = _folios(dataset, file) * folio
     others = [pinned.dataset] if pinned else []
     start, stop = view_of(dataset, max(0, min(start, total - folio)), min(max(stop, start + folio), total))
     shown = nodes(dataset, *others)
@@ -264,7 +272,7 @@ def space(
         "start": start,
         "stop": stop,
         "nodes": shown,
-        "ranges": ranges(mapping, shown),
+        "ranges": ranges(scenario, shown),
         "states": states(run),
         "summary": summary(dataset),
         "compare": pinned is not None,
@@ -285,7 +293,7 @@ def _shares_at(dataset: xr.Dataset, ids: Sequence[int], start: int, stop: int) -
     absent[:, -1] = 255
     if file is None:
         return absent
-    folio, folios = int(dataset["page_size"]), int(dataset["file_pages"].sel(file=file))
+    folio, folios = int(dataset.variables["page_size"]), _folios(dataset, file)
     edges = np.linspace(start, stop, min(COLUMNS, max(1, (stop - start) // min(folio, stop - start))) + 1)
     low = np.minimum(edges[:-1] // folio, folios).astype(np.int64)
     high = np.minimum(np.maximum(-(-edges[1:] // folio), low + 1), folios).astype(np.int64)
@@ -294,7 +302,7 @@ def _shares_at(dataset: xr.Dataset, ids: Sequence[int], start: int, stop: int) -
         if last > first:
             counts = results.node_counts(dataset, file, [int(first), int(last)])[0] / (last - first)
             out[column, :] = 0
-            out[column, np.searchsorted(ids, dataset["node"].values)] = np.round(255 * counts)
+            out[column, np.searchsorted(ids, dataset.variables["node"].values)] = np.round(255 * counts)
             out[column, -1] = 255 - min(255, int(out[column, :-1].sum()))
     return out
 
@@ -306,18 +314,22 @@ def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
     before = guest_bytes(pinned.dataset) if pinned else {}
     palette = {node["id"]: node["color"] for node in nodes(dataset, *([pinned.dataset] if pinned else []))}
     shown = []
-    metadata, taken = amounts.metadata_of_nodes(dataset).tolist(), run.scenario.metadata == "taken"
-    assumed = {node.id: "memory" in run.scenario.host.assumed for node in run.scenario.host.nodes}
-    for i, node in enumerate(int(n) for n in dataset["node"].values):
-        memory, mine = int(dataset["node_memory"].values[i]), amount[node]
+    metadata, taken = amounts.metadata_of_nodes(dataset.variables).tolist(), run.scenario.metadata == "taken"
+    names = {"memory": "memory", "memory_bytes": "memory", "cpus": "cpus"}
+    of_host = {names[field] for field in run.scenario.host.assumed if field in names}
+    assumed = {node.id: sorted(of_host | set(node.assumed)) for node in run.scenario.host.nodes}
+    for i, node in enumerate(int(n) for n in dataset.variables["node"].values):
+        memory, mine = int(dataset.variables["node_memory"].values[i]), amount[node]
         beside = metadata[i] if taken else 0  # what was only counted is still free
         other = max(0, memory - free[node] - mine - beside) if dataset.sizes["event"] else 0
-        kind = str(dataset["node_kind"].values[i])
+        kind = str(dataset.variables["node_kind"].values[i])
         text = (
             f"node {node} ({kind}), {int(dataset['node_cpus'].values[i])} CPUs: {format_bytes(memory)}, "
             f"guest {format_bytes(mine)}, its page tables and other metadata {format_bytes(metadata[i])}, "
             f"other use and reserves {format_bytes(other)}, free {format_bytes(free[node])}"
         )
+        if assumed.get(node):
+            text += f"; assumed (?): {', '.join(assumed[node])}"
         if pinned:
             text += f"; A had {format_bytes(before.get(node, 0))}"
         shown.append(
@@ -325,8 +337,8 @@ def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
                 "id": node,
                 "kind": kind,
                 "memory": memory,
-                "assumed": assumed.get(node, False),
-                "cpus": int(dataset["node_cpus"].values[i]),
+                "assumed": assumed.get(node, []),
+                "cpus": int(dataset.variables["node_cpus"].values[i]),
                 "guest": mine,
                 "guest_a": before.get(node, 0),
                 "metadata": metadata[i],
@@ -337,7 +349,8 @@ def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
         )
     return {
         "nodes": shown,
-        "distances": dataset["distance"].values.tolist(),
+        "distances": dataset.variables["distance"].values.tolist(),
+        "assumed": sorted(run.scenario.host.assumed),
         "compare": pinned is not None,
         "summary": summary(dataset),
         "serial": serial,
@@ -350,7 +363,7 @@ def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
     amount = guest_bytes(dataset)
     total = sum(amount.values()) or 1
     palette = {node["id"]: node["color"] for node in nodes(dataset)}
-    numbers = dataset["vcpu_node"].values
+    numbers = dataset.variables["vcpu_node"].values
     modelled = {
         node: f"{latency:.0f} ns, {bandwidth / 1000:.3g} GB/s (modelled)"
         for node, (latency, bandwidth) in costs(run, pattern).items()
@@ -358,8 +371,8 @@ def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for node in sorted({int(n) for n in numbers}):
         mine = np.flatnonzero(numbers == node)
-        local = float(dataset["local_share"].values[mine[0]])
-        distance = float(dataset["mean_distance"].values[mine[0]])
+        local = float(dataset.variables["local_share"].values[mine[0]])
+        distance = float(dataset.variables["mean_distance"].values[mine[0]])
         order = sorted(amount, key=lambda other: (other != node, -amount[other]))
         parts = [
             {"share": amount[n] / total, "color": palette[n], "label": f"node {n}", "local": n == node}
@@ -405,8 +418,8 @@ def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
     events = dataset.sizes["event"]
     if not events:
         return {"summary": "Nothing happened.", "panels": [], "events": 0, "at": 0, "now": "", "serial": serial}
-    ids = [int(n) for n in dataset["node"].values]
-    free = amounts.free_bytes(dataset).astype(float)
+    ids = [int(n) for n in dataset.variables["node"].values]
+    free = amounts.free_bytes(dataset.variables).astype(float)
     palette = colours(ids, dataset)
     panels = [
         {
@@ -419,7 +432,7 @@ def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
         }
     ]
     panels += _conversion_panels(dataset)
-    op = str(dataset["event_op"].values[at])
+    op = str(dataset.variables["event_op"].values[at])
     return {
         "panels": panels,
         "events": events,
@@ -439,7 +452,7 @@ def _conversion_panels(dataset: xr.Dataset) -> list[dict[str, Any]]:
         values = dataset[f"{name}_1g"].values + dataset[f"{name}_2m"].values
         lines.append({"name": name, "color": colour, "values": values.tolist()})
     held = (dataset["vmemmap_pages"].sum("node").values * PAGE_SIZE).tolist()
-    shared = (dataset["shared_pages"].values * PAGE_SIZE).tolist()
+    shared = (dataset.variables["shared_pages"].values * PAGE_SIZE).tolist()
     return [
         {"title": "folios split (orange) and merged (blue) so far", "unit": "", "lines": lines},
         {"title": "struct page memory held by splits", "unit": "B", "lines": [_line("struct pages", "#009e73", held)]},
@@ -456,7 +469,7 @@ def events_table(dataset: xr.Dataset, at: int | None = None, most: int = 300) ->
     count = dataset.sizes["event"]
     first = max(0, min((at if at is not None else count) - most // 2, count - most))
     columns = {name: dataset[f"event_{name}"].values for name in ("op", "task", "file", "ret", "errno", "detail")}
-    placed = amounts.placed_bytes(dataset).sum(axis=1)
+    placed = amounts.placed_bytes(dataset.variables).sum(axis=1)
     rows = []
     for i in range(first, min(count, first + most)):
         error = int(columns["errno"][i])
@@ -487,8 +500,8 @@ def nodes_table(run: Run, pinned: Run | None = None) -> str:
     now, before = guest_bytes(run.dataset), guest_bytes(pinned.dataset) if pinned else {}
     total, total_before = sum(now.values()) or 1, sum(before.values()) or 1
     free = free_bytes(run.dataset)
-    ids = [int(node) for node in run.dataset["node"].values]
-    beside = dict(zip(ids, amounts.metadata_of_nodes(run.dataset).tolist(), strict=True))
+    ids = [int(node) for node in run.dataset.variables["node"].values]
+    beside = dict(zip(ids, amounts.metadata_of_nodes(run.dataset.variables).tolist(), strict=True))
     heads = ["node", *(["A", "B", "B − A"] if pinned else ["guest", "share", "metadata", "in all", "free"])]
     rows = []
     for node in sorted({*now, *before}):

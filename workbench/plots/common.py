@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullLocator
 
 from workbench.plots.palette import contrast, luminance, node_colours
+from workbench.scenario import Scenario
+from workbench.topology.host import Host
 from workbench.units import format_bytes
 
 ABSENT = "#ffffff"
@@ -77,6 +80,20 @@ def colours_of(dataset: xr.Dataset) -> dict[int, str]:
     """Colour by node id."""
     ids = [int(node) for node in dataset["node"].values]
     return dict(zip(ids, node_colours(dataset["distance"].values, dataset["node_cpus"].values), strict=True))
+
+
+def colours_of_host(host: Host) -> dict[int, str]:
+    """Colour by node id, the same as in results of runs on the host."""
+    cpus = np.array([len(node.cpus) for node in host.nodes])
+    return dict(zip(host.node_ids.tolist(), node_colours(host.distance_matrix, cpus), strict=True))
+
+
+def colours_of_provenance(dataset: xr.Dataset) -> dict[int, str]:
+    """Likewise, of the host that a result was made on, where the result has no distances of its own."""
+    made = json.loads(dataset.attrs["provenance"])
+    if "scenario" in made:
+        return colours_of_host(Scenario.from_mapping(made["scenario"]).host)
+    return colours_of_host(Host.from_mapping(made["inputs"]["host"]))
 
 
 def text_colour(background: str | tuple[float, float, float]) -> str:

@@ -188,8 +188,8 @@ def stalls(dataset: xr.Dataset) -> Figure:
                 panel.plot(total[0], row, MARKERS.get(str(design), "o"), color=colour, ms=7)
         ax.set_xlabel("one conversion, µs (log scale). Modelled.")
         ax.set_ylabel("share of conversions")
-        boot.set_xlabel("all conversions of the boot, ms (log scale). Modelled.")
-        wait.set_xlabel(f"{dataset.attrs['vcpus']} vCPUs wait, ms together (log scale). Modelled.")
+        boot.set_xlabel("all conversions of the boot,\nms (log scale). Modelled.")
+        wait.set_xlabel(f"{dataset.attrs['vcpus']} vCPUs wait together,\nms (log scale). Modelled.")
         for panel in (boot, wait):
             named = [str(design) if panel is boot else "" for design in dataset["design"].values]
             panel.set_yticks(range(dataset.sizes["design"]), named)
@@ -477,7 +477,7 @@ def migration(dataset: xr.Dataset) -> Figure:
             ax.invert_yaxis()
             ax.set_xlim(0, 110)
             ax.set_title(f"first touched by the {touched}", loc="left")
-            ax.set_xlabel("memory on the guest's own node afterwards (%). Exact.")
+            ax.set_xlabel("memory on the guest's own node\nafterwards (%). Exact.")
             ax.spines[["top", "right"]].set_visible(False)
         _legend(made, ax, 3)
     return made

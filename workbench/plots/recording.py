@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import seaborn as sns
 import xarray as xr
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+
+from workbench.plots.common import colours_of_provenance, text_colour
 
 _ABSENT = "#e8e8e8"
 
@@ -24,7 +25,10 @@ def strips(views: Mapping[str, xr.Dataset], pages: int = 32, by: str = "page") -
     by : ``page`` draws pages in file order, ``touch`` in the order in which they were first touched
     """
     nodes = sorted({int(n) for view in views.values() for n in np.unique(view["recorded_node"].values) if n >= 0})
-    palette = sns.color_palette("colorblind", max(len(nodes), 1))
+    known: dict[int, str] = {}
+    for view in views.values():
+        known |= colours_of_provenance(view)
+    palette = [known[node] for node in nodes]
     colours = ListedColormap([_ABSENT, *palette])
     norm = BoundaryNorm(np.arange(len(nodes) + 2) - 0.5, len(nodes) + 1)
     figure = Figure(figsize=(10, 1.15 + 1.0 * len(views)), layout="constrained")
@@ -40,7 +44,8 @@ def strips(views: Mapping[str, xr.Dataset], pages: int = 32, by: str = "page") -
         ax.imshow(index, cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
         for (row, column), node in np.ndenumerate(rows):
             if node >= 0:
-                ax.text(column, row, str(node), ha="center", va="center", fontsize=7, color="white", weight="bold")
+                ink = text_colour(known[int(node)])
+                ax.text(column, row, str(node), ha="center", va="center", fontsize=7, color=ink, weight="bold")
         ax.set_yticks([0, 1], ["real kernel", "simulated"])
         ax.set_xticks(np.arange(-0.5, rows.shape[1]), minor=True)
         ax.set_yticks([0.5], minor=True)

@@ -11,8 +11,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.plots.common import MUTED, figure, style
+from workbench.plots.common import MUTED, colours_of_host, figure, style
 from workbench.plots.palette import NODE_COLOURS
+from workbench.topology.host import Host
 
 _PALETTE = "colorblind"
 
@@ -126,20 +127,18 @@ def ranking(
     return made
 
 
-def pages_by_node(array: xr.DataArray, *, y: str) -> Figure:
-    """Stacked shares of the pages on each node, one bar per value of ``y``. The array has the dims ``y`` and node."""
+def pages_by_node(array: xr.DataArray, host: Host, *, y: str) -> Figure:
+    """Stacked shares of the pages on each node of ``host``, one bar per value of ``y``; the array's dims are ``y`` and node."""
     if set(array.dims) != {y, "node"}:
         raise WorkbenchError(f"figure: pages by node need the axes {y!r} and 'node' only, not {array.dims}")
     table = array.transpose(y, "node").dropna("node", how="all").fillna(0)
     total = table.sum("node")
     share = (table / total.where(total > 0)).values
     nodes = [int(node) for node in table["node"].values]
-    if len(nodes) <= len(NODE_COLOURS):
-        colours = list(NODE_COLOURS[: len(nodes)])
-    else:  # not to the light end of the map, which is lost on white
-        colours = [
-            matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["cividis"](np.linspace(0, 0.75, len(nodes)))
-        ]
+    known = colours_of_host(host)
+    if not set(nodes) <= set(known):
+        raise WorkbenchError(f"figure: {host.name} has no node {', '.join(map(str, sorted(set(nodes) - set(known))))}")
+    colours = [known[node] for node in nodes]
     named = [node for column, node in enumerate(nodes) if len(nodes) <= 12 or np.nansum(share[:, column]) > 0]
     columns = min(len(named), 12) or 1
     with style():

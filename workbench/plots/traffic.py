@@ -11,7 +11,6 @@ import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
 from workbench.plots import common
-from workbench.plots.palette import node_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -281,7 +280,8 @@ def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's 
     """Share of pages per node and bandwidth for the policies of :func:`workbench.cost.traffic.best_weights`."""
     names = [str(policy) for policy in dataset["policy"].values]
     share = dataset["weight"] / dataset["weight"].sum("node")
-    colours = node_colours(np.where(np.eye(dataset.sizes["node"], dtype=bool), 10, 20))
+    known = common.colours_of_provenance(dataset)
+    colours = [known[int(node)] for node in dataset["node"].values]
     with common.style():
         made = common.figure(8.5, 0.42 * len(names) + 1.5)
         left, right = made.subplots(1, 2, sharey=True, width_ratios=[1.3, 1])

@@ -28,8 +28,8 @@ class Choice:
     """One way to place a guest: who makes its pages present, and the policy set before.
 
     mode : MPOL_* name, or "" for none
-    nodes : "all", "vcpus" (nodes that run vCPUs), "near" (these and memory nodes they are home of), "first" (the first
-        vCPU's node), or "parts" (each vCPU node's part of the guest on that node)
+    nodes : "all", "vcpus" (nodes that run vCPUs), "first" (the first vCPU's node), or "parts" (each vCPU node's part of
+        the guest on that node); of a node without memory, which mbind refuses, the nearest that has some
     prefault : the VMM makes all pages present by fallocate, from the first vCPU's node; otherwise vCPUs fault them in
     weights : "ones", "automatic" or "optimum", for weighted_interleave
     """
@@ -80,6 +80,15 @@ class _Guest:
         return out
 
 
+def _memory_node(host: Host, node: int) -> int:
+    """The node itself where it has memory, otherwise the nearest that has some."""
+    ids = host.node_ids.tolist()
+    row = host.distance_matrix[ids.index(node)]
+    return min(
+        (int(row[k]) if each.id != node else -1, each.id) for k, each in enumerate(host.nodes) if each.memory_bytes
+    )[1]
+
+
 def _node_text(nodes: Sequence[int]) -> str:
     return ",".join(map(str, nodes))
 
@@ -89,7 +98,8 @@ def scenario_of(
 ) -> dict[str, Any]:
     """The scenario, as a mapping, that places the guest by one choice."""
     machine = traffic.machine(host, costs)
-    vcpu_nodes = list(guest.vcpus)
+    memory_of = {node: _memory_node(host, node) for node in guest.vcpus}
+    vcpu_nodes = list(dict.fromkeys(memory_of.values()))
     operations: list[dict[str, Any]] = [{"op": "create"}]
     nodes = {
         "all": [int(n) for n in machine.node_ids],
@@ -114,7 +124,13 @@ def scenario_of(
         for node, (offset, length) in guest.parts().items():
             if length:
                 operations.append(
-                    {"op": "mbind", "mode": choice.mode, "nodes": str(node), "offset": offset, "length": length}
+                    {
+                        "op": "mbind",
+                        "mode": choice.mode,
+                        "nodes": str(memory_of[node]),
+                        "offset": offset,
+                        "length": length,
+                    }
                 )
     elif choice.mode:
         chosen = "" if choice.mode == "local" else _node_text(nodes[choice.nodes])

@@ -224,8 +224,7 @@ class Host(_Model):
         lines = []
         if "distances" in self.assumed:
             lines.append("distances: not in the source; 10 to itself and 20 to every other node, as Linux takes them")
-        if "cpus" in self.assumed:
-            lines.append("cpus: not in the source")
+        lines += [f"{field}: not in the source" for field in ("cpus", "memory_bytes") if field in self.assumed]
         if "memory" in self.assumed:
             lines.append("memory: what firmware reports; the kernel's own part is not taken off")
         alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
