@@ -20,7 +20,9 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
+import traceback
 import zipfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -307,8 +309,7 @@ def _is_result(path: Path) -> bool:
     """Whether :func:`save` wrote this; a sweep's store says another schema of itself."""
     try:
         if path.name.endswith(".nc"):
-            with xr.open_dataset(path, engine="h5netcdf") as dataset:
-                attributes = dict(dataset.attrs)
+            attributes = dict(_load_netcdf(path).attrs)
         elif path.name.endswith(".zip"):
             with zipfile.ZipFile(path) as archive:
                 attributes = json.loads(archive.read("zarr.json"))["attributes"]
@@ -370,6 +371,27 @@ def _with_texts(dataset: xr.Dataset, dtype: Any) -> xr.Dataset:
     return dataset.assign_coords(coordinates).assign(data)
 
 
+def _load_netcdf(path: Path) -> xr.Dataset:
+    """Read a netCDF file into memory. Raises OSError.
+
+    What h5netcdf could not open complains once more when it is collected, with a traceback that nobody can catch: it is
+    collected here, where nobody is told.
+    """
+    told, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        try:
+            return xr.load_dataset(path, engine="h5netcdf")
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            step: BaseException | None = error
+            while step is not None:
+                traceback.clear_frames(step.__traceback__)
+                step = step.__context__
+        raise OSError(reason)
+    finally:
+        sys.unraisablehook = told
+
+
 def load(path: str | Path) -> xr.Dataset:
     """Read a stored result into memory."""
     source = Path(path)
@@ -377,7 +399,7 @@ def load(path: str | Path) -> xr.Dataset:
         raise WorkbenchError(f"result: {source} does not exist")
     try:
         if source.name.endswith(".nc"):
-            dataset = xr.load_dataset(source, engine="h5netcdf")
+            dataset = _load_netcdf(source)
         elif source.name.endswith(".zip"):
             import zarr
 

@@ -257,7 +257,7 @@ def make_directory(path: Path) -> None:
 def read_fragment(path: Path) -> dict[str, str]:
     """Options by name; raises WorkbenchError for a line that is none."""
     options: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_file(path, TEXT_BYTES, "--fragment").decode(errors="replace").splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue

@@ -162,7 +162,7 @@ def read_table(name: str | Path) -> Table:
         path = datasets_path("published", f"{name}.yaml")
     else:
         raise WorkbenchError(f"table: {str(name)!r} is unknown; known are {', '.join(table_names())}")
-    document = safe_yaml.load(path.read_text(encoding="utf-8"), f"table {path.name}")
+    document = safe_yaml.load(path, f"table {path.name}")
     if not isinstance(document, dict):
         raise WorkbenchError(f"table: {path} holds no mapping")
     missing = [key for key in ("id", "title", "source", "columns", "rows", "model") if key not in document]

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-import random
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fuzz.damage import EXAMPLES, answers, damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.errors import WorkbenchError
 from workbench.topology import readers
 from workbench.topology.host import Host
 from workbench.vmconfig.placement import scenario_of
 from workbench.vmconfig.readers import read
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "topology"
 HOST = Host.from_machine("xeon-e5-2680-2s")
 DMESG = (
     b"ACPI: SRAT: PXM 0 -> APIC 0x00 -> Node 0\nSRAT: PXM 1 -> APIC 0x02 -> Node 1\n"
@@ -56,66 +54,10 @@ HOSTS = [
     ("capabilities.xml", CAPABILITIES),
 ]
 MACHINES = [(path.name, path.read_bytes()) for path in sorted((HERE.parent / "vmconfig/cases").iterdir())]
-PIECES = [
-    *(
-        b"",
-        b"-1",
-        b"0",
-        b"9" * 25,
-        b"nan",
-        b"1e9",
-        b"\0",
-        b"\xff\xfe",
-        b"<",
-        b">",
-        b"&amp;",
-        b"'",
-        b'"',
-        b"{",
-        b"}",
-        b",",
-    ),
-    *(b"=", b"0-99999", b"node 0 cpus:", b"node distances:", b"available:", b"\xd9\xa3", b"all", b"!0", b"../", b"\n"),
-    *(b" ", b"4G", b"-object", b"policy=bind"),
-]
-
-
-def damaged(content: bytes, seed: int) -> bytes:
-    """A few pieces cut out, doubled, exchanged or put in."""
-    rng = random.Random(seed)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(content) + 1)
-        end = min(len(content), at + rng.choice((1, 1, 2, 5, 20, 100)))
-        way = rng.randrange(5)
-        if way == 0:
-            content = content[:at] + content[end:]
-        elif way == 1:
-            content = content[:at] + content[at:end] * 2 + content[end:]
-        elif way == 2:
-            content = content[:at] + rng.choice(PIECES) + content[end:]
-        elif way == 3:
-            content = content[:at] + bytes(rng.randrange(256) for _ in range(rng.randint(1, 3))) + content[end:]
-        else:
-            lines = content.split(b"\n")
-            first, second = rng.randrange(len(lines)), rng.randrange(len(lines))
-            lines[first], lines[second] = lines[second], lines[rng.choice((first, second))]
-            content = b"\n".join(lines)
-    return content
-
-
-def answers(ask: Callable[[], object], content: bytes) -> None:
-    try:
-        ask()
-    except WorkbenchError as error:
-        said = str(error)
-    else:
-        return
-    assert "\n" not in said, content
-    assert len(said) < 1000, content
 
 
 @pytest.mark.parametrize(("name", "content"), HOSTS, ids=[name for name, _ in HOSTS])
-@settings(max_examples=40)
+@settings(max_examples=EXAMPLES)
 @given(seed=st.integers(0, 1 << 40))
 def test_damaged_hosts(name: str, content: bytes, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     path = tmp_path_factory.getbasetemp() / name
@@ -124,7 +66,7 @@ def test_damaged_hosts(name: str, content: bytes, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize(("name", "content"), MACHINES, ids=[name for name, _ in MACHINES])
-@settings(max_examples=40)
+@settings(max_examples=EXAMPLES)
 @given(seed=st.integers(0, 1 << 40))
 def test_damaged_configurations(name: str, content: bytes, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     path = tmp_path_factory.getbasetemp() / name

@@ -1,0 +1,160 @@
+"""Damaged files at every other entry: traces, grids, jobs, notebooks, reports in a gallery, stores, profiles, tables.
+
+Each target begins with the files of its folder in ``corpus/``, or with a store made here; what was found once lies there too.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz.damage import EXAMPLES, answers, damaged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench import results
+from workbench.cost import calibrate, profile
+from workbench.reports import gallery, html, notebook_parameters
+from workbench.reports.report import read_report
+from workbench.running import run
+from workbench.scenario import Scenario
+from workbench.simulation import simulate
+from workbench.sweeps import batch, store
+from workbench.sweeps.grid import Grid
+from workbench.sweeps.sweep import sweep
+from workbench.topology.host import Host
+from workbench.tracking import traces
+from workbench.truth import published
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def notebook(path: Path) -> None:
+    """What a report reads of a notebook, and what it shows of its outputs; walls hold whatever they are."""
+    book = notebook_parameters.read_notebook(path)
+    declared = notebook_parameters.read_parameters(book, path.name)
+    notebook_parameters.check_values(declared, {}, {"sizes": "[1]", "share": "nan"}, path.name)
+    page = "".join(html.build_page(book).parts).lower()
+    assert not any(word in page for word in ("<script", "<iframe", "<meta", "<link", "http:/", "https:/", " onerror="))
+
+
+def reports(path: Path) -> None:
+    """A gallery over it, and the report read for ``--check``."""
+    (path.parent / "index.html").unlink(missing_ok=True)
+    answers(lambda: gallery.make_gallery(path.parent, path.parent / "made.html", force=True), path.read_bytes())
+    (path.parent / "made.html").unlink(missing_ok=True)
+    read_report(path)
+
+
+ENTRIES: dict[str, Callable[[Path], Any]] = {
+    "scenario": lambda path: run(Scenario.from_yaml(path)),
+    "trace": traces.read_trace,
+    "grid": lambda path: [Grid.from_yaml(path).cell(0)],
+    "jobs": batch.read_jobs,
+    "notebook": notebook,
+    "gallery": reports,
+    "profile": lambda path: profile.read_profile(str(path)),
+    "calibration": calibrate.calibrate,
+    "published": lambda path: published.reproduce(str(path)),
+}
+SEEDS = [(entry, path) for entry in ENTRIES for path in sorted((CORPUS / entry).iterdir())]
+
+
+def test_every_folder_of_the_corpus_has_a_target() -> None:
+    assert {path.name for path in CORPUS.iterdir()} == set(ENTRIES)
+
+
+@pytest.mark.parametrize(("entry", "path"), SEEDS, ids=[f"{entry}-{path.name}" for entry, path in SEEDS])
+def test_damaged_files(entry: str, path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    content, place = path.read_bytes(), tmp_path_factory.mktemp(entry) / path.name
+
+    @settings(max_examples=EXAMPLES)
+    @given(seed=st.integers(0, 1 << 40))
+    def damage(seed: int) -> None:
+        place.write_bytes(damaged(content, seed))
+        answers(lambda: ENTRIES[entry](place), place.read_bytes())
+
+    shutil.copyfile(CORPUS / "notebook" / "outputs.ipynb", place.with_name("outputs.ipynb"))  # that jobs name
+    place.write_bytes(content)
+    answers(lambda: ENTRIES[entry](place), content)
+    damage()
+
+
+# ---------------------------------------------------------------------------------------------------------- stores
+
+HOST = {"name": "h", "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}], "distances": [[10]]}
+SCENARIO = {"host": HOST, "guest": {"memory": "8 KiB"}, "operations": [{"op": "create"}, {"op": "fallocate"}]}
+GRID = {"base": SCENARIO, "axes": {"guest.memory": ["8 KiB", "16 KiB"], "seed": [0, 1, 2]}, "chunk": 2}
+
+
+def harm(place: Path, seed: int) -> str:
+    """Damage one file of a store, cut it short, empty it, remove it, or put something else in its place."""
+    rng = random.Random(seed)
+    files = sorted(path for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file())
+    path, way = rng.choice(files), rng.randrange(7)
+    content = path.read_bytes()
+    path.unlink()
+    if way == 0:
+        path.write_bytes(content[: rng.randrange(len(content) + 1)])
+    elif way == 1:
+        path.write_bytes(b"")
+    elif way == 2:
+        path.mkdir()
+    elif way == 3 and len(files) > 1:
+        path.write_bytes(rng.choice(files).read_bytes() if rng.choice(files).exists() else b"{}")
+    elif way == 4:
+        path.write_bytes(
+            content.replace(b"float64", b"int8").replace(b'"int8"', b'"float64"').replace(b"int64", b"<f2")
+        )
+    elif way == 5:
+        pass
+    else:
+        path.write_bytes(damaged(content, seed))
+    return f"{way} {path.relative_to(place.parent)}"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result in each format, and the store of a sweep."""
+    folder = tmp_path_factory.mktemp("kept")
+    dataset = simulate(Scenario.from_mapping(SCENARIO))
+    for suffix in (".zarr", ".zarr.zip", ".nc"):
+        results.save(dataset, folder / f"result{suffix}")
+    sweep(GRID, out=folder / "sweep.zarr", workers=0, progress=False)
+    assert Host.model_validate(HOST).name == "h"
+    return folder
+
+
+def copied(kept: Path, name: str, seed: int) -> tuple[Path, str]:
+    place = kept.parent / f"harmed-{name}"
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    shutil.copytree(kept / name, place) if (kept / name).is_dir() else shutil.copyfile(kept / name, place)
+    return place, harm(place, seed)
+
+
+@pytest.mark.parametrize("name", ["result.zarr", "result.zarr.zip", "result.nc"])
+def test_damaged_results(name: str, kept: Path) -> None:
+    @settings(max_examples=max(5, EXAMPLES // 5))
+    @given(seed=st.integers(0, 1 << 40))
+    def damage(seed: int) -> None:
+        place, what = copied(kept, name, seed)
+        answers(lambda: results.load(place), what.encode())
+
+    damage()
+
+
+def test_damaged_stores_of_sweeps(kept: Path) -> None:
+    """The store is read, and gone on with: what is damaged is said in one line or computed again, never taken for good."""
+
+    @settings(max_examples=max(5, EXAMPLES // 5))
+    @given(seed=st.integers(0, 1 << 40))
+    def damage(seed: int) -> None:
+        place, what = copied(kept, "sweep.zarr", seed)
+        answers(lambda: store.read_store(place), what.encode())
+        answers(lambda: sweep(GRID, out=place, workers=0, progress=False), what.encode())
+
+    damage()
