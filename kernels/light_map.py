@@ -118,9 +118,12 @@ COUNTERS = (
     N_WITHHELD,
 ) = range(27)
 
-PIN_PAGE, PIN_COUNT, PIN_PFN, PIN_NODE, PIN_NEXT = range(5)
+PIN_PAGE, PIN_COUNT, PIN_PFN, PIN_NODE, PIN_NEXT, PIN_LEFT, PIN_KIND = range(7)
+_TRANSIENT, _LONG_TERM = 0, 1
 """Columns of ``pins``. Once the page has left the file: first pfn of its unit (else -1) and the node that the unit
-returns to (-1: it is poisoned and never does). Last the next row of the chain that ``pin_heads`` begins, -1: none."""
+returns to (-1: it is poisoned and never does). PIN_NEXT: the next row of the chain that ``pin_heads`` begins,
+-1: none. PIN_LEFT: how many units had left the file pinned when the page did, so that the oldest is known.
+PIN_KIND: transient references, which are gone when the page leaves, or long-term pins."""
 
 
 _LACKS_NODES, _LACKS_RANGES, _LACKS_PINS, _LACKS_POISON = range(4)
@@ -170,7 +173,7 @@ class State(NamedTuple):
     freed: np.ndarray
     """int64 (N,), and gave back."""
     pins: np.ndarray
-    """int64 (rows, 5), columns PIN_PAGE ...: long-term pins."""
+    """int64 (rows, 7), columns PIN_PAGE ...: references by page and kind."""
     pin_heads: np.ndarray
     """int64 (rows,), rows a power of two: first row of ``pins`` for the pages of each hash, -1: none."""
     poison: np.ndarray
@@ -178,7 +181,8 @@ class State(NamedTuple):
     options: np.ndarray
     counts: np.ndarray
     scratch: np.ndarray
-    """int64 (8,): 0-2 for the maple tree, 3 the page an error names, 4 what there is no room for, 5 rows of pins wanted."""
+    """int64 (8,): 0-2 for the maple tree, 3 the page an error names, 4 what there is no room for, 5 rows of pins wanted, 6 units
+    that have left the file pinned."""
 
 
 def new_state(
@@ -213,7 +217,7 @@ def new_state(
         vmemmap_order=vmemmap_order,
         taken=np.zeros(len(vmemmap), np.int64),
         freed=np.zeros(len(vmemmap), np.int64),
-        pins=np.zeros((64, 5), np.int64),
+        pins=np.zeros((64, 7), np.int64),
         pin_heads=np.full(64, -1, np.int64),
         poison=np.zeros(64, np.int64),
         options=options,
@@ -393,12 +397,13 @@ def _unchain_pin(s: State, row: Int) -> None:
 
 
 @kernel
-def _pin_row(s: State, page: Int, left_file: bool) -> Int:
-    """Row of the pins on a page of the file, or on one that has left it (of several the lowest pfn); -1: none."""
+def _pin_row(s: State, page: Int, left_file: bool, kind: Int) -> Int:
+    """Row of the references of one kind on a page of the file, or on the first that left it; -1: none."""
     found, row = -1, s.pin_heads[_pin_head(s, page)]
     while row >= 0:
-        if s.pins[row, PIN_PAGE] == page and (s.pins[row, PIN_PFN] >= 0) == left_file:
-            if found < 0 or s.pins[row, PIN_PFN] < s.pins[found, PIN_PFN]:
+        here = s.pins[row, PIN_PAGE] == page and s.pins[row, PIN_KIND] == kind
+        if here and (s.pins[row, PIN_PFN] >= 0) == left_file:
+            if found < 0 or s.pins[row, PIN_LEFT] < s.pins[found, PIN_LEFT]:
                 found = row
         row = s.pins[row, PIN_NEXT]
     return found
@@ -410,7 +415,9 @@ def _first_referenced(s: State, first: Int, end: Int) -> Int:
     found = end
     if end - first < s.counts[N_PINS]:  # what is fewer is looked through
         for page in range(first, end):
-            if test_bit(s.shared, page) and _pin_row(s, page, False) >= 0:
+            if test_bit(s.shared, page) and (
+                _pin_row(s, page, False, _LONG_TERM) >= 0 or _pin_row(s, page, False, _TRANSIENT) >= 0
+            ):
                 found = page
                 break
     else:
@@ -746,27 +753,33 @@ def _guest_fault(s: State, offset: Int, length: Int, private: bool, node: Int) -
 
 @kernel
 def _pin(s: State, offset: Int, length: Int, kind: Int, node: Int) -> Int:
-    """Long-term pins of shared pages through the host mapping. A private page has no struct page to refer to."""
-    if offset < 0 or length <= 0 or (kind != 0 and kind != 1):
+    """Long-term pins of shared pages through the host mapping, or transient references to those that are there.
+
+    A private page has no struct page to refer to.
+    """
+    if offset < 0 or length <= 0 or (kind != _TRANSIENT and kind != _LONG_TERM):
         return EINVAL
     first, end = offset >> 12, (offset + length + 4095) >> 12
+    error: Int
     for page in range(first, end):
-        error = _host_fault_page(s, page, node)
+        if kind == _TRANSIENT:
+            there = page < s.options[PAGES] and test_bit(s.shared, page)
+            there = there and s.unit_pfn[page >> s.options[UNIT_ORDER]] >= 0
+            error = 0 if there else ENOENT
+        else:
+            error = _host_fault_page(s, page, node)
         if error != 0:
             s.scratch[3] = page
-            if error == NEEDS_ROOM:
-                return error
-            if kind == 0:
-                return ENOENT
             return EFAULT if error == SIGBUS else error
     for page in range(first, end):
-        row = _pin_row(s, page, False)
+        row = _pin_row(s, page, False, kind)
         if row < 0:
             row = s.counts[N_PINS]
             s.counts[N_PINS] += 1
             s.pins[row, PIN_PAGE] = page
             s.pins[row, PIN_COUNT] = 0
             s.pins[row, PIN_PFN] = -1
+            s.pins[row, PIN_KIND] = kind
             _chain_pin(s, row)
         s.pins[row, PIN_COUNT] += 1
     return 0
@@ -774,18 +787,18 @@ def _pin(s: State, offset: Int, length: Int, kind: Int, node: Int) -> Int:
 
 @kernel
 def _unpin(s: State, offset: Int, length: Int, kind: Int) -> Int:
-    """Drop pins, those on pages that have left the file first; EINVAL names the first page that has none."""
+    """Drop references of one kind, those on pages that left the file first; EINVAL names the first page that has none."""
     first, end = offset >> 12, (offset + length + 4095) >> 12
-    if offset < 0 or length <= 0 or end > s.options[PAGES] or (kind != 0 and kind != 1):
+    if offset < 0 or length <= 0 or end > s.options[PAGES] or (kind != _TRANSIENT and kind != _LONG_TERM):
         return EINVAL
     for page in range(first, end):
-        if _pin_row(s, page, False) < 0 and _pin_row(s, page, True) < 0:
+        if _pin_row(s, page, False, kind) < 0 and _pin_row(s, page, True, kind) < 0:
             s.scratch[3] = page
             return EINVAL
     for page in range(first, end):
-        row = _pin_row(s, page, True)
+        row = _pin_row(s, page, True, kind)
         if row < 0:
-            row = _pin_row(s, page, False)
+            row = _pin_row(s, page, False, kind)
         s.pins[row, PIN_COUNT] -= 1
         if s.pins[row, PIN_COUNT] == 0:
             _drop_row(s, row)
@@ -916,14 +929,25 @@ def _withhold_pinned(s: State, first: Int, end: Int, pfn: Int, node: Int) -> boo
     withheld = False
     pages, rows = end - first, s.counts[N_PINS]
     for step in range(min(pages, rows)):  # what is fewer is looked through
-        row = _pin_row(s, first + step, False) if pages < rows else step
+        row = rows - 1 - step  # from the last, which takes the place of one that is dropped
+        if pages < rows:
+            row = _pin_row(s, first + step, False, _TRANSIENT)
+            if row >= 0:
+                _drop_row(s, row)
+            row = _pin_row(s, first + step, False, _LONG_TERM)
         if row < 0:
             continue
         page = s.pins[row, PIN_PAGE]
-        if s.pins[row, PIN_PFN] < 0 and first <= page < end:
+        if s.pins[row, PIN_PFN] >= 0 or not first <= page < end:
+            continue
+        if s.pins[row, PIN_KIND] == _TRANSIENT:
+            _drop_row(s, row)
+        else:
             s.pins[row, PIN_PFN] = pfn
             s.pins[row, PIN_NODE] = node
+            s.pins[row, PIN_LEFT] = s.scratch[6]
             s.group[page >> s.options[GROUP_SHIFT]] += 1
             withheld = True
     s.counts[N_WITHHELD] += withheld
+    s.scratch[6] += withheld
     return withheld

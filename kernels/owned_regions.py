@@ -61,3 +61,25 @@ def held_by_huge_pages(
             held[(page * page_pages) >> REGION_SHIFT] = True
             pages[page * page_pages // node_pages] += page_pages
             page = np.int64(following[page])
+
+
+@kernel
+def pages_by_region(
+    ranges: np.ndarray, by_node: bool, vms: np.ndarray, chosen: np.ndarray, node_pages: Int, pages: np.ndarray
+) -> None:
+    """Count the pages that machines hold in each region: ``pages`` int64 (2, regions), of those not chosen and of the chosen.
+
+    The other arguments are those of :func:`held_by_extents`.
+    """
+    for machine in range(vms.shape[0]):
+        kind = np.int64(chosen[machine])
+        row = vms[machine, VM_FIRST]
+        while row >= 0:
+            first = ranges[row, ROW_PFN] + (ranges[row, ROW_NODE] * node_pages if by_node else 0)
+            end = first + ranges[row, ROW_PAGES]
+            while first < end:
+                region = first >> REGION_SHIFT
+                stop = min(end, (region + 1) << REGION_SHIFT)
+                pages[kind, region] += stop - first
+                first = stop
+            row = ranges[row, ROW_NEXT]

@@ -78,7 +78,8 @@ class KernelProfile:
     ``conversion`` lists the modes it has, the one that people use first. ``huge_pages``: a file may be backed by 2 MiB and
     1 GiB pages. ``generation`` names the rules of conversion in place (:mod:`workbench.tracking.generations`), empty where
     the kernel has none. ``private_init_shared``: INIT_SHARED is allowed for types with private memory too.
-    ``preserves_policy``: a file handed over by kexec keeps its mempolicy. ``maps`` (from 6.18 on): a file may be created
+    ``preserves_policy``: a file handed over by kexec keeps its mempolicy. ``preserves_guest_memfd``: a live-update session takes
+    one, and a kexec keeps those of the session alone. ``maps`` (from 6.18 on): a file may be created
     with MMAP and INIT_SHARED, and a VM without private memory may use one. ``file_policy`` (from 6.19 on): mbind through a
     mapping sets the policy of the file; where it is False the VMA keeps it and no allocation of the file looks there.
     ``auto_weights`` (from 6.16 on): interleave weights follow the bandwidths that firmware tells.
@@ -96,6 +97,7 @@ class KernelProfile:
     generation: str = ""
     private_init_shared: bool = False
     preserves_policy: bool = False
+    preserves_guest_memfd: bool = False
     maps: bool = True
     file_policy: bool = True
     auto_weights: bool = True
@@ -111,6 +113,7 @@ _IN_PLACE = "series 'guest_memfd in-place conversion' v13 (2026-09-10), applied 
 _HUGE = "work in progress of 2026 on 1 GiB pages, as carried by the public trees AMDESE/linux-kvm and intel/tdx"
 _RFC = "RFC v2 'New KVM ioctl to convert guest_memfd' (May 2025)"
 
+_PRESERVATION = "series 'guest_memfd preservation' v4 (2026-07-28)"
 _MIGRATABLE = "series 'migratable guest_memfd' of 2026-06-11, 3 patches"
 
 _HISTORY = "datasets/linux/history.yaml"
@@ -303,6 +306,22 @@ KERNEL_PROFILES = {
             rules={
                 "mbind": Rule("MPOL_MF_MOVE moves pages, but for pinned ones", "mail", _MIGRATABLE),
                 "migrate_pages": Rule("moves pages, as those of tmpfs", "mail", _MIGRATABLE),
+            },
+        ),
+        KernelProfile(
+            "proposal-preservation",
+            "proposed: as 7.4, and a live-update session takes guest_memfds that are wholly shared through a kexec",
+            ("in-place", "out-of-place"),
+            generation="C",
+            private_init_shared=True,
+            preserves_guest_memfd=True,
+            rules={
+                "preserve": Rule(
+                    "wholly shared, 4 KiB folios; then fallocate and new faults: EPERM", "mail", _PRESERVATION
+                ),
+                "kexec": Rule(
+                    "folios of files in the session are preserved, the mempolicy is not", "mail", _PRESERVATION
+                ),
             },
         ),
     )

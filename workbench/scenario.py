@@ -485,7 +485,10 @@ class Access(_OnRange):
 
 
 class Preserve(Operation):
-    """LIVEUPDATE_SESSION_PRESERVE_FD: a memfd goes into the live-update session. Its holes are filled, then it is frozen."""
+    """LIVEUPDATE_SESSION_PRESERVE_FD: a memfd goes into the live-update session. Its holes are filled, then it is frozen.
+
+    A guest_memfd too under the kernel profile ``proposal-preservation``; its holes stay.
+    """
 
     op: Literal["preserve"] = "preserve"
     file: Name

@@ -586,6 +586,23 @@ class SnpRegions(Schema):
     refused = counted("allocator way", "1", "machines turned away")
 
 
+class Fragmentation(Schema):
+    """Guests on 2 MiB folios beside the kernel's own allocations (:func:`workbench.studies.fragmentation.fragmentation`)."""
+
+    background = Coordinate("1", "memory that small unmovable allocations of the kernel hold")
+    sample = Coordinate("1", "moment")
+    day = Coordinate("d", "days")
+    mappable_2mib = counted("background sample", "1", "guests' memory in folios of 2 MiB or more")
+    mappable_collapsed = counted(
+        "background sample", "1", "guests' memory in 2 MiB after a pass of khugepaged, if guests move"
+    )
+    areas_free = counted("background sample", "GiB", "1 GiB areas that are free")
+    areas_compacted = counted("background sample", "GiB", "1 GiB areas that are free after compaction, if guests move")
+    areas_packed = counted("background sample", "GiB", "1 GiB areas that would be free if everything moved")
+    moved_pages = counted("background sample", "4 KiB pages", "pages that compaction copies for them, at least")
+    refused = counted("background", "1", "guests and allocations turned away")
+
+
 class BootSplits(Schema):
     """Who splits huge pages during boot (:func:`workbench.studies.conversion_studies.boot_sources`)."""
 

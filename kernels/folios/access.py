@@ -86,7 +86,7 @@ def access(s: State, op: int, offset: int, length: int, argument: int, node: int
     be taken on any page present.
     """
     first, end = offset >> 12, (offset + length + 4095) >> 12
-    if offset < 0 or length <= 0 or (op == PIN and argument != TRANSIENT and argument != LONG_TERM):
+    if offset < 0 or length <= 0 or (op == PIN and (argument < TRANSIENT or argument > DEVICE)):
         return EINVAL
     if op == PIN:
         for block in range(first >> 9, ((min(end, s.options[PAGES]) - 1) >> 9) + 1):
@@ -152,22 +152,26 @@ def _touch(s: State, page: int, end: int, guest: bool, shared: bool, node: int, 
 
 @kernel
 def unpin(s: State, offset: int, length: int, kind: int) -> int:
-    """EINVAL if a page of the range is not pinned in this way; nothing is changed then."""
+    """EINVAL if a page of the range is not pinned in this way; nothing is changed then.
+
+    Of the pins of one kind those on a page that has left the file go first.
+    """
     first, end = offset >> 12, (offset + length + 4095) >> 12
-    if offset < 0 or length <= 0 or end > s.options[PAGES] or (kind != TRANSIENT and kind != LONG_TERM):
+    if offset < 0 or length <= 0 or end > s.options[PAGES] or kind < TRANSIENT or kind > DEVICE:
         return EINVAL
+    orphan = DEVICE_ORPHAN if kind == DEVICE else ORPHAN
     for page in range(first, end):
         row = s.reference_row[page >> 9]
         held = np.int64(s.reference_counts[row, page & 511, kind]) if row != 0 else 0
-        if row != 0 and kind == LONG_TERM:
-            held += s.reference_counts[row, page & 511, ORPHAN]
+        if row != 0 and kind != TRANSIENT:
+            held += s.reference_counts[row, page & 511, orphan]
         if held == 0:
             s.numbers[AT] = page
             return EINVAL
     for page in range(first, end):
         row = s.reference_row[page >> 9]
-        if kind == LONG_TERM and s.reference_counts[row, page & 511, ORPHAN] > 0:
-            s.reference_counts[row, page & 511, ORPHAN] -= 1
+        if kind != TRANSIENT and s.reference_counts[row, page & 511, orphan] > 0:
+            s.reference_counts[row, page & 511, orphan] -= 1
             s.reference_counts[row, PAGES_2M, ORPHAN] -= 1
             s.numbers[N_ORPHANED] -= 1
         else:
@@ -312,11 +316,12 @@ def _punch_base(s: State, first: int, end: int) -> None:
         s.numbers[N_PRESENT] -= 1
         row = s.reference_row[block]
         if row != 0 and s.reference_counts[row, PAGES_2M, TRANSIENT] > 0:
-            transient = np.int64(s.reference_counts[row, page & 511, TRANSIENT])
-            pins = np.int64(s.reference_counts[row, page & 511, LONG_TERM])
-            s.reference_counts[row, page & 511, TRANSIENT] = 0
-            s.reference_counts[row, page & 511, LONG_TERM] = 0
-            s.reference_counts[row, page & 511, ORPHAN] += pins
+            counts = s.reference_counts[row, page & 511]
+            transient = np.int64(counts[TRANSIENT])
+            pins = np.int64(counts[LONG_TERM]) + np.int64(counts[DEVICE])
+            counts[ORPHAN] += counts[LONG_TERM]
+            counts[DEVICE_ORPHAN] += counts[DEVICE]
+            counts[TRANSIENT] = counts[LONG_TERM] = counts[DEVICE] = 0
             s.reference_counts[row, PAGES_2M, TRANSIENT] -= transient + pins
             s.reference_counts[row, PAGES_2M, ORPHAN] += pins
             s.numbers[N_ORPHANED] += pins

@@ -56,7 +56,8 @@ def _first_referenced_now(s: State, first: int, end: int, shared_only: bool) -> 
         if row == 0 or s.reference_counts[row, PAGES_2M, TRANSIENT] == 0:
             continue
         for page in range(max(first, block << 9), min(end, (block + 1) << 9)):
-            if s.reference_counts[row, page & 511, TRANSIENT] + s.reference_counts[row, page & 511, LONG_TERM] > 0 and (
+            counts = s.reference_counts[row, page & 511]
+            if counts[TRANSIENT] + counts[LONG_TERM] + counts[DEVICE] > 0 and (
                 not shared_only or test_bit(s.shared, page)
             ):
                 found = page

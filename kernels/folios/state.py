@@ -77,10 +77,13 @@ EAGER, LAZY, NEVER = 0, 1, 2
 # operations
 CONVERT, PIN, UNPIN, HOST_FAULT, GUEST_FAULT, PUNCH, POISON, MERGE, LRU_DRAIN, RELEASE, UNMAP, INSERT = range(12)
 OP, OFFSET, LENGTH, ARGUMENT, NODE, CPU = range(6)
-"""Columns of a stream. ARGUMENT: CONVERT 1 = to shared; PIN, UNPIN kind; GUEST_FAULT 1 = as private. UNMAP: the memslot of
-the range is deleted. INSERT: a folio of the file's size, taken from its node by somebody else, is put in."""
-TRANSIENT, LONG_TERM, ORPHAN = 0, 1, 2
-"""Kinds of references; ORPHAN: a pin on a page that was punched out of a file of 4 KiB folios meanwhile."""
+"""Columns of a stream. ARGUMENT: CONVERT 1 = to shared; PIN, UNPIN kind (TRANSIENT, LONG_TERM, DEVICE); GUEST_FAULT 1 = as
+private. UNMAP: the memslot of the range is deleted. INSERT: a folio of the file's size, taken from its node by somebody
+else, is put in."""
+TRANSIENT, LONG_TERM, DEVICE, ORPHAN, DEVICE_ORPHAN = range(5)
+KINDS = 5
+"""Kinds of references. DEVICE: the long-term pin of a device, which nobody else can drop; at most one for a page, of the file or
+what was there before. ORPHAN, DEVICE_ORPHAN: such a pin on a page that was punched out of a file of 4 KiB folios meanwhile."""
 
 COUNTERS = (
     "shared_pages",  # now
@@ -212,8 +215,8 @@ class _Arrays(NamedTuple):
     reference_row: np.ndarray
     """int32 (B2,), row of ``reference_counts``, 0 = no reference yet."""
     reference_counts: np.ndarray
-    """int32 (rows, 513, 3), references per page and kind; last "page": sum of TRANSIENT and LONG_TERM, 0, sum of ORPHAN.
-    Row 0 is unused."""
+    """int32 (rows, 513, KINDS), references per page and kind; last "page": in TRANSIENT the sum of those on pages of the file, in
+    ORPHAN of the others, 0 else. Row 0 is unused."""
     poison: np.ndarray
     """int64 (rows,), poisoned pages, the first ``poisoned_pages`` entries."""
     batch: np.ndarray
@@ -305,13 +308,13 @@ class State(_Arrays):
 
     @property
     def references(self) -> np.ndarray:
-        """int32 (rows, 512, 3), references per page and kind; row 0 unused."""
+        """int32 (rows, 512, KINDS), references per page and kind; row 0 unused."""
         return self.reference_counts[:, :PAGES_2M]
 
     @property
     def reference_total(self) -> np.ndarray:
-        """int32 (rows, 2), sums of each row: transient and long-term; orphans."""
-        return self.reference_counts[:, PAGES_2M, ::2]
+        """int32 (rows, 2), sums of each row: on pages of the file; orphans."""
+        return self.reference_counts[:, PAGES_2M, [TRANSIENT, ORPHAN]]
 
     @property
     def vmemmap(self) -> np.ndarray:
@@ -372,7 +375,7 @@ def new_state(options: np.ndarray, host: np.ndarray, cpus: int = 1, pool_poison:
         marks=np.zeros(blocks_2m, np.uint8),
         small=np.zeros(blocks_2m * 8, np.uint64),
         reference_row=np.zeros(blocks_2m, np.int32),
-        reference_counts=np.zeros((8, PAGES_2M + 1, 3), np.int32),
+        reference_counts=np.zeros((8, PAGES_2M + 1, KINDS), np.int32),
         poison=np.zeros(8, np.int64),
         batch=np.zeros((cpus, BATCH + 1), np.int64),
         host=host,

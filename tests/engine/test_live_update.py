@@ -131,3 +131,62 @@ def test_new_processes_run_where_the_old_ones_began():
     )
     assert not any(errors)
     assert nodes_at(dataset, 5) == [0] * 64
+
+
+PRESERVED = {"kernel_profile": "proposal-preservation"}
+SHARED_FILE = {"op": "create", "file": "m", "size": 64 * PAGE, "flags": ["mmap", "init_shared"]}
+
+
+def on(file, op, first=0, pages=64, **more):
+    return {"op": op, "file": file, "offset": first * PAGE, "length": pages * PAGE, **more}
+
+
+def test_a_guest_memfd_in_a_session_is_frozen_and_keeps_its_holes():
+    """The series of July 2026: what is there can be touched, nothing comes in; afterwards the policy is gone."""
+    dataset, errors = run(
+        SHARED_FILE,
+        on("m", "mbind", mode="interleave", nodes="0-1"),
+        on("m", "fault", 0, 32, by="host"),
+        preserve("m"),
+        on("m", "fallocate"),
+        on("m", "punch_hole"),
+        on("m", "fault", 16, 32, by="host"),
+        on("m", "fault", 16, 32, by="guest"),
+        on("m", "fault", 0, 32, by="guest"),
+        look("m"),
+        {"op": "kexec"},
+        {"op": "retrieve", "file": "n", "token": 1},
+        {"op": "get_mempolicy", "file": "n", "offset": 0},
+        look("n"),
+        on("n", "fault", by="guest", task="t1"),
+        look("n"),
+        **PRESERVED,
+    )
+    assert errors == [0, 0, 0, 0, 0, errno.EPERM, errno.EPERM, 0, errno.EPERM, *[0] * 8]
+    details = [json.loads(str(detail)) for detail in dataset["event_detail"].values]
+    assert (details[7]["bad"], details[7]["first"]) == (16, 32)
+    assert details[8]["done"] == 16
+    assert details[13]["mode"] == 0
+    before = nodes_at(dataset, 10)
+    assert before == nodes_at(dataset, 14) and sorted(set(before)) == [-1, 0, 1] and before.count(-1) == 32
+    after = nodes_at(dataset, 16)
+    assert after[:32] == before[:32] and len(set(after[32:])) == 1
+
+
+def test_what_a_session_takes_of_guest_memfds():
+    """Wholly shared ones; those in no session are gone with the kernel that knew them."""
+    private = {"op": "create", "file": "p", "size": 64 * PAGE, "flags": ["mmap"]}
+    _, errors = run(
+        SHARED_FILE,
+        private,
+        preserve("p", 3),
+        preserve("m", 1),
+        preserve("m", 2),
+        {**SHARED_FILE, "file": "o"},
+        {"op": "kexec"},
+        on("o", "fallocate"),
+        {"op": "retrieve", "file": "m", "token": 1},
+        on("m", "fallocate"),
+        **PRESERVED,
+    )
+    assert errors == [0, 0, 0, errno.EOPNOTSUPP, 0, errno.EBUSY, 0, 0, errno.EBADF, 0, 0]

@@ -1,13 +1,15 @@
 """KVM and the IOMMU inside the engine: no mapping is stale, in whatever order a scenario's own calls come.
 
-The machine draws calls of the engine and keeps a plain twin of every page: which frame backs it, who has mapped which frame, and
-what each was told to drop. After every call each mapping that the engine has is looked at.
+The machine draws calls of the engine and keeps a plain twin of every page: which frame backs it, who has mapped or pinned which
+frame, and what each was told to drop. After every call each mapping that the engine has is looked at, and free memory is counted.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -37,6 +39,7 @@ def system(
     operations = [{"op": "create", "flags": list(flags)}, {"op": "iommu_map"}, {"op": "convert", "to": "private"}]
     host = {"name": "two nodes", "nodes": nodes, "distances": [[10, 20], [20, 10]]}
     more = {} if kernel is None else {"kernel_profile": kernel}
+    more["metadata"] = "off"
     return System(wb.Scenario.from_mapping({"host": host, "guest": guest, "operations": operations, **more}))
 
 
@@ -53,6 +56,16 @@ def kvm_mapped(users: Users) -> np.ndarray:
     return out
 
 
+@dataclass
+class Held:
+    """A frame that left the file while somebody had it pinned: by how many, and whether by a device."""
+
+    frame: int
+    pins: int
+    device: bool
+    poisoned: bool
+
+
 class Machine(RuleBasedStateMachine):
     design, page_size, kernel, flags = "pfn-range", "2 MiB", None, ("mmap",)
     frames = itertools.count(1)
@@ -63,6 +76,11 @@ class Machine(RuleBasedStateMachine):
         self.small = self.page_size == "4 KiB"
         self.unit = 1 if self.small else UNIT
         self.told = self.system.design.device_access == "told"
+        self.pool: list[set[int]] = []
+        """Poisoned pages of each huge page that went back to its pool of hugetlb, in the order in which they came."""
+        self.lost = 0
+        """Pages or huge pages that are poisoned and out of the file: they are free for nobody."""
+        self.total = int(self.system.free.sum())
         self.open()
 
     def open(self) -> None:
@@ -73,8 +91,9 @@ class Machine(RuleBasedStateMachine):
         self.may, self.must = np.zeros(PAGES, bool), np.zeros(PAGES, bool)
         self.device: dict[int, int] = {}
         self.areas: list[tuple[int, int]] = []
-        self.held: set[int] = set()
-        """Frames that left the file while a device had them pinned."""
+        self.pins: Counter[int] = Counter()
+        self.held: dict[int, list[Held]] = {}
+        """Frames that were at each page, oldest first, as long as somebody holds them."""
 
     def call(self, operation: sc.Operation) -> Result:
         return apply(self.system, operation)
@@ -95,6 +114,10 @@ class Machine(RuleBasedStateMachine):
         for unit in range(first // self.unit * self.unit, end, self.unit):
             if not self.frame[unit]:
                 self.frame[unit : unit + self.unit] = next(self.frames) * UNIT + np.arange(self.unit)
+                usable = [bad for bad in self.pool if 0 not in bad]
+                if usable:  # hugetlb hands out what came back last, but for pages that begin with a poisoned one
+                    self.pool = [bad for bad in self.pool if bad is not usable[-1]]
+                    self.poisoned |= {unit + page for page in usable[-1]}
 
     def drop(self, first: int, end: int) -> None:
         """Everybody who is told has dropped these pages; leaves of KVM that the range cuts go whole."""
@@ -105,9 +128,33 @@ class Machine(RuleBasedStateMachine):
         if self.told:
             self.device = {page: frame for page, frame in self.device.items() if not first <= page < end}
 
+    def head(self, page: int) -> int:
+        """First page of the folio, which has its mark of poison: pages of hugetlb are in one piece while private."""
+        unit = page // UNIT * UNIT
+        return unit if self.system.hugetlb and not self.shared[unit : unit + UNIT].any() else page
+
     def bad_in(self, first: int, end: int) -> list[int]:
         """Pages of [first, end) that nobody is given."""
-        return [page for page in range(first, end) if page in self.poisoned]
+        return [page for page in range(first, end) if self.head(page) in self.poisoned] if self.poisoned else []
+
+    def pinned_in(self, first: int, end: int) -> list[int]:
+        """Pages of [first, end) whose frame somebody has pinned."""
+        device = [] if self.told else [p for p, frame in self.device.items() if frame == self.frame[p]]
+        return sorted({p for p in (*device, *self.pins) if first <= p < end})
+
+    def unpinned(self, page: int, device: bool) -> None:
+        """A pin goes, of one kind the one on the oldest frame first."""
+        for held in self.held.get(page, []):
+            if held.device if device else held.pins:
+                held.device, held.pins = held.device and not device, held.pins - (not device)
+                if not held.device and not held.pins:
+                    self.held[page].remove(held)
+                    self.held = {page: frames for page, frames in self.held.items() if frames}
+                    self.lost += held.poisoned
+                break
+        else:
+            self.pins[page] -= not device
+            self.pins += Counter()
 
     def fault(self, first: int, end: int) -> None:
         """The guest maps what it touched, and may map whatever is beside it in the same state."""
@@ -129,9 +176,10 @@ class Machine(RuleBasedStateMachine):
     @rule(page=places, length=lengths)
     def guest_touches(self, page: int, length: int) -> None:
         first, end, where = self.span(page, length)
+        mapped = kvm_mapped(self.users) if self.poisoned or self.pool else np.zeros(PAGES, bool)
         result = self.call(sc.Fault(by="guest", **where))
         self.back(first, end)
-        bad = self.bad_in(first, end)
+        bad = [page for page in self.bad_in(first, end) if not mapped[page]]  # what was mapped before stays so
         assert (result.errno == 0) == (not bad)
         stop = int(result.detail["error_offset"]) // 4096 if result.errno else end
         assert stop == min([end, *bad])
@@ -157,10 +205,13 @@ class Machine(RuleBasedStateMachine):
         self.drop(first, end)
         stop = end
         if not self.small:
-            pinned = sorted(page for page in self.device if first <= page < end) if not self.told else []
-            refused = [*pinned, *sorted(page for page in self.poisoned if first <= page < end)]
-            if not advised and (pinned or result.errno):
-                assert result.errno == errno.EAGAIN and refused
+            bad = (
+                []
+                if self.system.hugetlb
+                else [page for page in self.poisoned if first <= page < end and self.shared[page]]
+            )
+            if not advised:
+                assert result.errno == (errno.EAGAIN if bad or self.pinned_in(first, end) else 0)
             present = self.inode.tracked.present(first // UNIT, end // UNIT)
             for number, here in enumerate(present.tolist()):
                 if not here:
@@ -169,8 +220,18 @@ class Machine(RuleBasedStateMachine):
         self.leave(first, stop)
 
     def leave(self, first: int, end: int) -> None:
-        """Pages leave the file; a device that pinned them keeps their frames."""
-        self.held |= {self.device[page] for page in self.device if first <= page < end}
+        """Pages leave the file; who pinned them keeps their frames."""
+        pinned = self.pinned_in(first, end)
+        for page in pinned:
+            device = not self.told and self.device.get(page) == self.frame[page]
+            held = Held(int(self.frame[page]), self.pins.pop(page, 0), device, page in self.poisoned)
+            self.held.setdefault(page, []).append(held)
+        for unit in range(first, end, self.unit) if self.poisoned or self.system.hugetlb else ():
+            bad = {page - unit for page in self.poisoned if unit <= page < unit + self.unit}
+            if self.frame[unit] and self.system.hugetlb:
+                self.pool.append(bad)
+            else:
+                self.lost += bool(bad) and unit not in pinned
         self.poisoned -= set(range(first, end))
         self.frame[first:end] = 0
 
@@ -181,10 +242,13 @@ class Machine(RuleBasedStateMachine):
         result = self.call(sc.Convert(to=to, **where))
         np.testing.assert_array_equal(before, self.shared)
         now = self.inode.tracked.is_shared()
-        wrong = np.flatnonzero(self.shared[first:end] != (to == "shared")) + first
-        pinned = [p for p in wrong.tolist() if p in self.device and not self.told and self.device[p] == self.frame[p]]
-        if to == "private" and pinned:
-            assert result.errno == errno.EAGAIN
+        bad = (
+            [] if self.system.hugetlb else [page for page in self.poisoned if first <= page < end and self.shared[page]]
+        )
+        if to == "private" and (held := bad + [page for page in self.pinned_in(first, end) if self.shared[page]]):
+            assert (result.errno, result.detail["error_offset"]) == (errno.EAGAIN, min(held) * 4096)
+        else:
+            assert result.errno == 0
         if not result.errno:
             assert (now[first:end] == (to == "shared")).all()
         assert (now[:first] == before[:first]).all() and (now[end:] == before[end:]).all()
@@ -211,10 +275,7 @@ class Machine(RuleBasedStateMachine):
         if self.told:
             bad = [page for page in range(first, end) if not self.frame[page] or page in self.poisoned]
         else:
-            bad = [page for page in range(first, end) if not self.shared[page] or page in self.bad_in(page, page + 1)]
-            private = np.flatnonzero(~self.shared[first:end])  # up to the first one pages are faulted in
-            for index in range(first, first + int(private[0]) if len(private) else end):
-                self.back(index, index + 1)
+            bad = self.through_the_host(first, end)
         assert result.errno == (errno.EFAULT if bad else 0)
         if not bad:
             self.areas.append((first, end))
@@ -227,18 +288,60 @@ class Machine(RuleBasedStateMachine):
             return
         first, end = self.areas.pop(which % len(self.areas))
         assert self.call(sc.IommuUnmap(**self.span(first, end - first)[2])).errno == 0
+        self.device_lets_go(first, end)
+
+    def device_lets_go(self, first: int, end: int) -> None:
         for page in range(first, end):
-            self.held.discard(self.device.pop(page, -1))
+            if self.device.pop(page, None) is not None and not self.told:
+                self.unpinned(page, device=True)
+
+    def through_the_host(self, first: int, end: int) -> list[int]:
+        """Shared pages up to the first private one are faulted in; returns those that are not to be had."""
+        bad = {*self.bad_in(first, end), *(np.flatnonzero(~self.shared[first:end]) + first).tolist()}
+        private = np.flatnonzero(~self.shared[first:end])
+        for index in range(first, first + int(private[0]) if len(private) else end):
+            self.back(index, index + 1)
+        return sorted(bad | set(self.bad_in(first, end)))
+
+    @rule(page=places, length=st.sampled_from([1, 2, 64, 700]))
+    def pin(self, page: int, length: int) -> None:
+        first, end, where = self.span(page, length)
+        result = self.call(sc.Pin(**where))
+        bad = self.through_the_host(first, end)
+        assert result.errno == (errno.EFAULT if bad else 0)
+        if not bad:
+            self.pins.update(range(first, end))
+
+    @rule(page=places, length=st.sampled_from([1, 2, 64, 700]))
+    def unpin(self, page: int, length: int) -> None:
+        """What a device has pinned is nobody else's to let go."""
+        first, end, where = self.span(page, length)
+        result = self.call(sc.Unpin(**where))
+        none = [p for p in range(first, end) if not self.pins[p] and not any(h.pins for h in self.held.get(p, []))]
+        self.pins += Counter()
+        if none:
+            assert (result.errno, result.detail["error_offset"]) == (errno.EINVAL, none[0] * 4096)
+            return
+        assert result.errno == 0
+        for index in range(first, end):
+            self.unpinned(index, device=False)
+
+    @rule(which=st.integers(0, 50))
+    def unpin_one_that_is_there(self, which: int) -> None:
+        there = sorted({*self.pins, *(page for page, all_ in self.held.items() if any(held.pins for held in all_))})
+        if there:
+            self.unpin(there[which % len(there)], 1)
 
     @rule(page=places)
     def memory_fails(self, page: int) -> None:
-        """The page leaves all page tables. Pages backed by hugetlb are only marked and stay mapped: not drawn here."""
-        if self.system.hugetlb:
-            return
+        """The page leaves all page tables. Pages backed by hugetlb are only marked, stay mapped and are handed out again."""
         result = self.call(sc.Hwpoison(offset=page * 4096, length=4096))
-        assert result.errno == (0 if self.frame[page] else errno.ENOENT)
-        if not result.errno:
-            self.poisoned.add(page)
+        if not self.frame[page]:
+            assert result.errno == errno.ENOENT
+            return
+        assert result.errno == (errno.EBUSY if self.system.hugetlb else 0)
+        self.poisoned.add(self.head(page))
+        if not self.system.hugetlb:
             self.drop(page, page + 1)
 
     @rule()
@@ -250,15 +353,34 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def close_and_open(self) -> None:
         """Pinned frames outlive the file until the device lets go of them."""
-        inode = self.inode
+        inode, unit = self.inode, self.unit
+        pinned = self.pinned_in(0, PAGES)
+        left = {page // unit * unit for page in pinned}
         self.call(sc.Close())
         users = inode.users
+        for first in range(0, PAGES, unit):
+            if first not in left:
+                self.leave(first, first + unit)
+        if pinned or self.held:
+            assert inode.tracked.withheld().tolist() == sorted({*pinned, *self.held})
         if self.device and not self.told:
             assert users is not None and users.iommu.pages == len(self.device)
-            assert len(inode.tracked.withheld()) == len(self.device)
-            for first, end in self.areas:
-                assert self.call(sc.IommuUnmap(**self.span(first, end - first)[2])).errno == 0
-        assert inode.users is None and inode.tracked is None
+        bad = {first: [page - first for page in self.poisoned if first <= page < first + unit] for first in left}
+        lets_go = [sc.IommuUnmap(**self.span(first, end - first)[2]) for first, end in self.areas if not self.told]
+        for page in sorted({*self.pins, *self.held}):
+            pins = self.pins[page] + sum(held.pins for held in self.held.get(page, []))
+            lets_go += [sc.Unpin(**self.span(page, 1)[2])] * pins
+        for call in lets_go:
+            assert self.call(call).errno == 0
+            now = set() if inode.tracked is None else set(inode.tracked.withheld().tolist())
+            for first in sorted(left):
+                if not any(first <= page < first + unit for page in now):  # the last pin on any page of it is gone
+                    left.remove(first)
+                    if self.system.hugetlb:
+                        self.pool.append(set(bad[first]))
+                    self.lost += bool(bad[first]) and not self.system.hugetlb
+        self.lost += sum(held.poisoned for all_ in self.held.values() for held in all_)
+        assert not left and inode.users is None and inode.tracked is None
         self.open()
 
     # ---------------------------------------------------------------------------------------------------- looked at
@@ -284,12 +406,17 @@ class Machine(RuleBasedStateMachine):
         for first, pages, frame, _ in users.iommu.runs().tolist():
             mapped |= dict.fromkeys(range(first, first + pages), frame)
         assert sorted(mapped) == sorted(self.device)
-        withheld = set(file.withheld().tolist())
+        assert file.withheld().tolist() == sorted(self.held)
         for page, frame in mapped.items():
             still = self.device[page] == self.frame[page]
             assert (there.get(page) == frame) == still
             if not still:
-                assert not self.told and page in withheld and self.device[page] in self.held
+                assert not self.told
+                assert [held.frame for held in self.held[page] if held.device] == [self.device[page]]
+        # Memory: what is neither in the file, nor held by somebody, nor lost, is free.
+        lost = self.lost + sum(0 in bad for bad in self.pool)
+        taken = int((self.frame[:: self.unit] > 0).sum()) + sum(len(frames) for frames in self.held.values())
+        assert int(self.system.free.sum()) == self.total - taken - lost
 
 
 def machine(**values: object) -> type[Machine]:
@@ -312,6 +439,22 @@ MACHINES = {
 @pytest.mark.parametrize("name", MACHINES)
 def test_no_mapping_is_stale(name: str) -> None:
     run_state_machine_as_test(MACHINES[name], settings=settings(max_examples=8, stateful_step_count=20, deadline=None))
+
+
+def test_an_unpin_lets_go_of_no_device_and_of_the_oldest_frame_first() -> None:
+    """A page that a device and somebody else hold leaves the file; so does the next one there, which is pinned once."""
+    one = system("filemap", "4 KiB", "7.4", BOTH)
+    where = {"offset": 0, "length": 4096}
+    free = [int(one.free.sum())]
+    calls = [sc.Create(flags=BOTH), sc.IommuMap(**where), sc.Unpin(**where), sc.Pin(**where), sc.PunchHole(**where),
+             sc.Pin(**where), sc.PunchHole(**where), sc.Unpin(**where), sc.Unpin(**where), sc.Unpin(**where),
+             sc.IommuUnmap(**where)]  # fmt: skip
+    errors = []
+    for call in calls:
+        errors.append(apply(one, call).errno)
+        free.append(int(one.free.sum()))
+    assert errors == [0, 0, errno.EINVAL, 0, 0, 0, 0, 0, 0, errno.EINVAL, 0]
+    assert [before - after for before, after in itertools.pairwise(free)] == [0, 1, 0, 0, 0, 1, 0, 0, -1, 0, -1]
 
 
 @pytest.mark.parametrize("name", ["pfn-range", "pfn-range 4 KiB"])

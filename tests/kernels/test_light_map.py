@@ -114,21 +114,25 @@ class Machine(RuleBasedStateMachine):
         offset, length = self.some_shared(pick) * 4096, count * 4096
         self.both(folio.HOST_FAULT, offset, length, 0, node, self.slow.host_fault(offset, length, node))
 
-    @rule(pick=st.integers(0, 1535), count=st.integers(0, 3), node=st.integers(0, NODES - 1))
-    def pin(self, pick: int, count: int, node: int) -> None:
+    @rule(pick=st.integers(0, 1535), count=st.integers(0, 3), lasting=st.booleans(), node=st.integers(0, NODES - 1))
+    def pin(self, pick: int, count: int, lasting: bool, node: int) -> None:
         offset, length = self.some_shared(pick) * 4096, count * 4096
-        self.both(folio.PIN, offset, length, folio.LONG_TERM, node, self.slow.pin(offset, length, node))
+        kind = folio.LONG_TERM if lasting else folio.TRANSIENT
+        self.both(folio.PIN, offset, length, kind, node, self.slow.pin(offset, length, lasting, node))
 
-    @rule(page=st.integers(0, 1535), count=st.integers(0, 3))
-    def unpin(self, page: int, count: int) -> None:
+    @rule(page=st.integers(0, 1535), count=st.integers(0, 3), lasting=st.booleans())
+    def unpin(self, page: int, count: int, lasting: bool) -> None:
         offset, length = page * 4096, count * 4096
-        self.both(folio.UNPIN, offset, length, folio.LONG_TERM, 0, self.slow.unpin(offset, length))
+        kind = folio.LONG_TERM if lasting else folio.TRANSIENT
+        self.both(folio.UNPIN, offset, length, kind, 0, self.slow.unpin(offset, length, lasting))
 
     @rule(pick=st.integers(0, 100))
     def unpin_one_that_is_there(self, pick: int) -> None:
         held = sorted({*self.slow.pins, *(page for unit in self.slow.withheld for page in unit.pins)})
         if held:
-            self.unpin(held[pick % len(held)], 1)
+            self.unpin(held[pick % len(held)], 1, True)
+        if self.slow.transient:
+            self.unpin(min(self.slow.transient), 1, False)
 
     @rule(span=spans)
     def punch(self, span: tuple[int, int, int]) -> None:
@@ -201,7 +205,7 @@ def test_agrees_over_a_long_run(seed: int) -> None:
             case 8 | 9:
                 machine.host_fault(pick, count, node)
             case 10 | 11:
-                machine.pin(pick, count, node)
+                machine.pin(pick, count, pick % 3 > 0, node)
             case 12:
                 machine.unpin_one_that_is_there(pick)
             case 13 | 14:

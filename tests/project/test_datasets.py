@@ -26,6 +26,7 @@ from workbench.studies import (
     capacity,
     conversion_studies,
     device_users,
+    fragmentation,
     migratable,
     placement_cost,
     sensitivity,
@@ -137,6 +138,7 @@ MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
     "snp_regions": lambda _: snp_regions.snp_regions(
         vm_churn.generate("64 GiB", 50, nodes=2), "64 GiB", 2, ("first-fit", "hugetlb 2 MiB"), samples=3
     ),
+    "fragmentation": lambda _: fragmentation.fragmentation("4 GiB", 9, background=(0.01,), weeks=0.2, samples=2),
     "migration": lambda _: migratable.migration("1 MiB"),
     "device_users": lambda _: device_users.device_users("8 MiB", 2, designs=["hugetlb", "pfn-range"]),
     "boot_sources": lambda _: conversion_studies.boot_sources(GUEST),

@@ -39,6 +39,7 @@ class LightFile:
         self.pfn: dict[int, int] = {}
         self.node: dict[int, int] = {}
         self.pins: dict[int, int] = {}
+        self.transient: dict[int, int] = {}
         self.poisoned: set[int] = set()
         self.withheld: list[Withheld] = []
         self.group_node: dict[int, int] = {}
@@ -107,7 +108,7 @@ class LightFile:
             stop = min(end, (first // block + 1) * block)
             pages = [page for page in range(first, stop) if self.shared[page] != to_shared]
             if pages and not to_shared:
-                held = [p for p in range(first, stop) if self.shared[p] and (self.pins.get(p) or p in self.poisoned)]
+                held = [p for p in range(first, stop) if self.shared[p] and self.held(p)]
                 if held:
                     return errno.EAGAIN, held[0] * 4096
             elif pages and not self._room({p // self.group for p in range(first, stop) if p // self.unit in self.pfn}):
@@ -156,28 +157,37 @@ class LightFile:
                 return error, page * 4096
         return 0, -1
 
-    def pin(self, offset: int, length: int, node: int) -> tuple[int, int]:
+    def held(self, page: int) -> bool:
+        return bool(page in self.pins or page in self.transient or page in self.poisoned)
+
+    def pin(self, offset: int, length: int, long_term: bool, node: int) -> tuple[int, int]:
         if offset < 0 or length <= 0:
             return errno.EINVAL, -1
         pages = range(offset // 4096, -(-(offset + length) // 4096))
         for page in pages:
-            error = self.host_page(page, node)
+            if long_term:
+                error = self.host_page(page, node)
+            else:
+                there = page < self.pages and self.shared[page] and page // self.unit in self.pfn
+                error = 0 if there else errno.ENOENT
             if error:
                 return errno.EFAULT if error == SIGBUS else error, page * 4096
+        table = self.pins if long_term else self.transient
         for page in pages:
-            self.pins[page] = self.pins.get(page, 0) + 1
+            table[page] = table.get(page, 0) + 1
         return 0, -1
 
-    def unpin(self, offset: int, length: int) -> tuple[int, int]:
+    def unpin(self, offset: int, length: int, long_term: bool) -> tuple[int, int]:
         pages = range(offset // 4096, -(-(offset + length) // 4096))
         if offset < 0 or length <= 0 or pages.stop > self.pages:
             return errno.EINVAL, -1
         for page in pages:
-            if page not in self.pins and not any(page in unit.pins for unit in self.withheld):
+            left = long_term and any(page in unit.pins for unit in self.withheld)
+            if page not in (self.pins if long_term else self.transient) and not left:
                 return errno.EINVAL, page * 4096
         for page in pages:
-            unit = min((unit for unit in self.withheld if page in unit.pins), key=lambda unit: unit.pfn, default=None)
-            table = self.pins if unit is None else unit.pins
+            unit = next((unit for unit in self.withheld if page in unit.pins), None) if long_term else None
+            table = unit.pins if unit is not None else self.pins if long_term else self.transient
             table[page] -= 1
             if table[page] == 0:
                 del table[page]
@@ -205,7 +215,7 @@ class LightFile:
             low, high = unit * self.unit, min(self.pages, (unit + 1) * self.unit)
             if unit not in self.pfn or low < first or high > end:
                 continue
-            held = [p for p in range(low, high) if self.shared[p] and (self.pins.get(p) or p in self.poisoned)]
+            held = [p for p in range(low, high) if self.shared[p] and self.held(p)]
             if held and self.unit > 1:
                 return errno.EAGAIN, held[0] * 4096
             self.drop(unit)
@@ -218,6 +228,7 @@ class LightFile:
         self.poisoned -= set(pages)
         pfn, node = self.pfn.pop(unit), self.node.pop(unit)
         pins = {page: self.pins.pop(page) for page in pages if page in self.pins}
+        self.transient = {page: count for page, count in self.transient.items() if page not in pages}
         if pins:
             self.withheld.append(Withheld(pfn, node, poisoned, pins))
         elif not poisoned:

@@ -216,14 +216,18 @@ def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
     return Result()
 
 
-def pin(system: System, operation: sc.Pin) -> Result:
-    """GUP faults absent shared pages in, up to the first private one."""
+def pin(system: System, operation: sc.Pin, kind: str | None = None) -> Result:
+    """GUP faults absent shared pages in, up to the first private one.
+
+    ``kind`` of :data:`workbench.tracking.tracked_file.KINDS`: that of the operation, if left out. A device's pins are its own.
+    """
+    kind = operation.kind if kind is None else kind
     inode = tracked_inode(system, operation)
     if inode is None:
         return failed(errno.EBADF)
     conversions, file = _tracking(system, inode)
     offset, length = byte_span(operation, inode)
-    if operation.kind == "long_term" and length > 0:
+    if kind != "transient" and length > 0:
         start, end = offset // PAGE_SIZE, min(inode.pages, -(-(offset + length) // PAGE_SIZE))
         runs = _state_runs(file, start, end, True) if start < end else no_intervals()
         if len(runs) and runs[0, 0] == start:
@@ -231,16 +235,16 @@ def pin(system: System, operation: sc.Pin) -> Result:
                 return result_of(Outcome(errno.ENOMEM, offset))
             for mapping in inode.mappings:
                 mapping.map(start, int(runs[0, 1]))
-    return result_of(file.pin(offset, length, operation.kind))
+    return result_of(file.pin(offset, length, kind))
 
 
-def unpin(system: System, operation: sc.Unpin) -> Result:
-    """Drop references; what had left the file meanwhile is free now."""
+def unpin(system: System, operation: sc.Unpin, kind: str | None = None) -> Result:
+    """Drop references of one kind; what had left the file meanwhile is free once nobody holds it."""
     inode = tracked_inode(system, operation, closed=True)
     if inode is None:
         return failed(errno.EBADF)
     conversions, file = _tracking(system, inode)
-    outcome = file.unpin(*byte_span(operation, inode), operation.kind)
+    outcome = file.unpin(*byte_span(operation, inode), operation.kind if kind is None else kind)
     conversions.take_back(inode, file)
     if inode.evicted and not len(file.withheld()):
         conversions.retire(inode, file)

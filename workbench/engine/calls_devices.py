@@ -34,7 +34,7 @@ def iommu_map(system: System, operation: sc.IommuMap) -> Result:
     pinned = 0
     if system.design.device_access == "pinned":
         pin = sc.Pin(task=operation.task, file=operation.file, **_bytes_of(first, end))
-        result = calls_conversion.pin(system, pin)
+        result = calls_conversion.pin(system, pin, "device")
         if result.errno:
             return result
         pinned = end - first
@@ -65,7 +65,7 @@ def iommu_unmap(system: System, operation: sc.IommuUnmap) -> Result:
         if inode.users is not None:
             inode.users.iommu_unmap(low, high)
         if system.design.device_access == "pinned":
-            calls_conversion.unpin(system, sc.Unpin(file=operation.file, **_bytes_of(low, high)))
+            calls_conversion.unpin(system, sc.Unpin(file=operation.file, **_bytes_of(low, high)), "device")
     inode.device_areas = areas[~touched]
     return Result()
 

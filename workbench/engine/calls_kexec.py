@@ -1,8 +1,8 @@
 """Kexec inside the engine: every guest_memfd is handed over through real bytes and taken up again, or the call is refused.
 
 memfds go the way that Linux has for them (from 6.19 on): into a live-update session before, out of it afterwards
-(``kernel/liveupdate/luo_file.c``, ``mm/memfd_luo.c``). No released kernel takes a guest_memfd into a session. Recorded on
-7.3.4: ``datasets/recordings/handover``.
+(``kernel/liveupdate/luo_file.c``, ``mm/memfd_luo.c``). No released kernel takes a guest_memfd into a session; a posted series
+does (``preserves_guest_memfd``), and then those that are in none are gone. Recorded on 7.3.4: ``datasets/recordings/handover``.
 
 What goes from one kernel to the next is :mod:`workbench.engine.handover`: the offset -> pfn map, the private/shared state and the
 shared policy of each file. Up to :data:`MOST_FOLIOS` folios the bytes are written, read back and compared, and the file
@@ -24,7 +24,7 @@ from workbench.engine.calls_host import unhog
 from workbench.engine.handover import CannotPreserve, Format, PolicyRange, Preserved
 from workbench.engine.host_state import HostState
 from workbench.engine.mappings import Mapping
-from workbench.engine.objects import Inode, OpenFile, Result, failed
+from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, OpenFile, Result, failed
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s
@@ -40,8 +40,9 @@ def preserve(system: System, operation: sc.Preserve) -> Result:
     """kernel/liveupdate/luo_file.c: luo_preserve_file; mm/memfd_luo.c: memfd_luo_preserve.
 
     EEXIST for a token in use, ENOENT for a file that no handler takes, EBUSY for one that is in the session already. The
-    calling task allocates what the file lacks (memfd_pin_folios). That pages in ZONE_MOVABLE or in scratch areas are
-    migrated out first is not modelled.
+    calling task allocates what a memfd lacks (memfd_pin_folios). A guest_memfd keeps its holes, and must be wholly shared and
+    of 4 KiB folios (EOPNOTSUPP); its VM, without which the kexec fails, is taken to be in the session too. That pages in
+    ZONE_MOVABLE or in scratch areas are migrated out first is not modelled.
     """
     _open_session(system)
     file = system.files.get(operation.file)
@@ -50,15 +51,22 @@ def preserve(system: System, operation: sc.Preserve) -> Result:
     if file is None or file.descriptor is None:
         return failed(errno.EBADF)
     inode = file.inode
-    if inode.kind != "memfd":
+    gmem = inode.kind == "guest_memfd"
+    if gmem and not system.scenario.kernel.preserves_guest_memfd:
         return failed(errno.ENOENT, reason="live update: no released kernel preserves a guest_memfd (series posted)")
     if inode in system.session.values():
         return failed(errno.EBUSY)
-    if not system.touch(system.task(operation), inode, 0, inode.pages):
+    if gmem and (inode.order or not _wholly_shared(inode)):
+        return failed(errno.EOPNOTSUPP, reason="live update: files of 4 KiB folios that are wholly shared")
+    if not gmem and not system.touch(system.task(operation), inode, 0, inode.pages):
         return failed(errno.ENOMEM)
     inode.frozen = True
     system.session[operation.token] = inode
     return Result()
+
+
+def _wholly_shared(inode: Inode) -> bool:
+    return not inode.private if inode.tracked is None else bool(inode.tracked.is_shared().all())
 
 
 def retrieve(system: System, operation: sc.Retrieve) -> Result:
@@ -71,11 +79,14 @@ def retrieve(system: System, operation: sc.Retrieve) -> Result:
     if inode is None:
         return failed(errno.ENOENT)
     if inode.frozen:
-        system.memfds += 1
-        inode.ilx_base = system.memfds if operation.inode is None else operation.inode
+        if inode.kind == "memfd":
+            system.memfds += 1
+            inode.ilx_base = system.memfds if operation.inode is None else operation.inode
         inode.frozen = False
-    mapping = Mapping(inode.pages)
-    inode.mappings.append(mapping)
+    mapping = None
+    if inode.kind == "memfd" or inode.flags & GUEST_MEMFD_FLAG_MMAP:
+        mapping = Mapping(inode.pages)
+        inode.mappings.append(mapping)
     descriptor = system.new_descriptor()
     system.open_as(operation.file, OpenFile(inode, descriptor, mapping))
     return Result(descriptor, 0, {"pages": inode.pages})
@@ -103,7 +114,9 @@ def _hand_over(system: System) -> Result:
     Refused, and nothing changes, with EOPNOTSUPP, EBUSY or EHWPOISON and a ``reason`` if one of them cannot be preserved.
     """
     opened = (file.inode for file in system.files.values() if file.descriptor is not None)
-    inodes = list(dict.fromkeys(inode for inode in opened if inode.kind == "guest_memfd"))
+    alone = system.scenario.kernel.preserves_guest_memfd  # a file that is in no session is not handed over
+    in_session = set(system.session.values())
+    inodes = [one for one in dict.fromkeys(opened) if one.kind == "guest_memfd" and (one in in_session or not alone)]
     for file in system.conversions.files() if system.conversions is not None else ():
         if len(left := file.withheld()):  # whoever holds it may still write there when the frame is somebody else's
             return failed(errno.EBUSY, reason=f"kexec: page {int(left[0])} left its file and is still pinned")
@@ -153,6 +166,8 @@ def _start_again(system: System) -> None:
         task.nid = system.first_nid[task.name]
         system.rotations[task.index] = (system.nodes - 1, 0)
     kept = {file.inode for file in system.files.values() if file.descriptor and file.inode.kind == "guest_memfd"}
+    if system.scenario.kernel.preserves_guest_memfd:
+        kept = set()
     system.handed_over, system.session = system.session, {}
     waiting = set(system.handed_over.values())
     if system.session_descriptor is not None:
@@ -165,6 +180,8 @@ def _start_again(system: System) -> None:
         inode.mappings = []
         if inode in waiting:
             inode.shared_policy = mp.SharedPolicy()
+            if inode.users is not None:
+                inode.users.machine_gone()
         elif inode not in kept:
             system.free_inode(inode)
         elif inode.users is not None:

@@ -11,13 +11,13 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import bulk_conversions, calls_conversion
-from workbench.engine.calls_files import punch
+from workbench.engine.calls_files import FROZEN, punch
 from workbench.engine.generators import in_turns, shared_turns
-from workbench.engine.host_state import Turns
+from workbench.engine.host_state import Turns, check_listed
 from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, OpenFile, Result, allocated, failed
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
-from workbench.intervals import no_intervals
+from workbench.intervals import in_intervals, no_intervals
 from workbench.kernels.folios import run as folio
 from workbench.units import PAGE_SIZE
 
@@ -33,9 +33,37 @@ def fault(system: System, operation: sc.Fault) -> Result:
     pages = file.inode.pages if file else 0
     start = operation.offset // PAGE_SIZE
     count = max(0, pages - start) if operation.length is None else operation.length // PAGE_SIZE
+    if file is not None and file.inode.frozen and file.inode.kind == "guest_memfd":
+        return _fault_frozen(system, operation, file, start, count)
     if operation.by == "host":
         return _host_fault(system, operation, file, start, count)
     return _guest_fault(system, operation, file, start, count)
+
+
+def _fault_frozen(system: System, operation: sc.Fault, file: OpenFile, start: int, count: int) -> Result:
+    """Nothing new comes into a file of a live-update session: EPERM for the guest, SIGBUS for the host; what is there is."""
+    end = max(start, min(start + count, file.inode.pages))
+    holes = file.inode.map.absent(start, end)
+    if operation.by == "host" and len(holes):
+        parts = np.column_stack((np.append(start, holes[:, 1]), np.append(holes[:, 0], end)))
+        good = 0
+        for low, high in parts[parts[:, 0] < parts[:, 1]].tolist():
+            good += _host_fault(system, operation, file, low, high - low).ret
+        check_listed(end - start, "fault")
+        order = start + system.touch_order(operation, count)
+        absent = in_intervals(order, holes) | (order >= file.inode.pages)
+        return Result(good, 0, {"bad": count - good, "first": int(order[absent][0])})
+    if operation.by == "host":
+        return _host_fault(system, operation, file, start, count)
+    if not len(holes):
+        return _guest_fault(system, operation, file, start, count)
+    done = int(holes[0, 0]) - start
+    if done:
+        before = _guest_fault(system, operation, file, start, done)
+        if before.errno:
+            return before
+    left = {"left": count - done} if operation.by == "prefault" else {"done": done}
+    return failed(errno.EPERM, reason=FROZEN, **left)
 
 
 def _host_fault(system: System, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:

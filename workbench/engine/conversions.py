@@ -36,6 +36,9 @@ _CHUNK = 1 << 22  # folios entered in one call
 _STATE_BYTES, _UNIT_BYTES = 0.41, 10  # of a file's arrays for each page; of the light map's for each unit
 _OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.IommuMap, sc.IommuUnmap)
 
+NOWHERE = -1
+"""Zone that a poisoned page goes back to."""
+
 _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "mapped_2m", "orphaned_pins", "lru_held",
                                 "poisoned_pages", "pinned_huge_pages", "returned_1g", "returned_2m", "leaves_4k",
                                 "leaves_2m", "leaves_1g", "xarray_pages"))  # fmt: skip
@@ -188,13 +191,15 @@ class Conversions:
 
     @staticmethod
     def held(inode: Inode, file: TrackedFile) -> Int64s:
-        """4 KiB folios that stay taken when they leave the file: rows of page, zone, and whether a pin will go."""
+        """4 KiB folios that stay taken when they leave the file: rows of page, zone, whether it is poisoned, pins by kind."""
         if inode.base_map is None:
-            return np.empty((0, 3), np.int64)
-        poisoned = file.poisoned()
-        pinned = np.setdiff1d(file.pinned(), poisoned)
-        pages = np.concatenate((poisoned, pinned))
-        rows: Int64s = np.column_stack((pages, inode.base_map.zone_of(pages), np.arange(len(pages)) >= len(poisoned)))
+            return np.empty((0, 5), np.int64)
+        poisoned, pinned = file.poisoned(), file.pinned()
+        if not len(poisoned) and not len(pinned):
+            return np.empty((0, 5), np.int64)
+        pages = np.union1d(poisoned, pinned)
+        zones, pins = inode.base_map.zone_of(pages), file.references(pages, left_file=False)
+        rows: Int64s = np.column_stack((pages, zones, np.isin(pages, poisoned), pins))
         return rows[rows[:, 1] >= 0]
 
     def erase_small(self, inode: Inode, file: TrackedFile, start: int, end: int, held: Int64s) -> None:
@@ -206,10 +211,9 @@ class Conversions:
         elif inode.small is not None:
             system.free += inode.small.erase(start, end, len(system.free))
         system.free -= np.bincount(held[:, 1], minlength=len(system.free))
-        kept = inode.kept
-        for page, zone, pin in held.tolist():
-            if pin:
-                kept.setdefault(page, []).append(zone)
+        for page, zone, poisoned, *pins in held.tolist():
+            if any(pins) or not poisoned:
+                inode.kept.setdefault(page, []).append([NOWHERE if poisoned else zone, *pins])
         self.take_back(inode, file)
 
     def take_back(self, inode: Inode, file: TrackedFile) -> None:
@@ -221,11 +225,27 @@ class Conversions:
                 unusable = self.folios.never_handed_out(inode.order)
                 system.free[: system.nodes] += self.unusable - unusable
                 self.unusable = unusable
-        kept = inode.kept
-        for page in set(kept) - set(file.withheld().tolist()):
-            for zone in kept.pop(page):
-                system.free[zone] += 1
+        if inode.kept:
+            self._let_go(inode, file)
         system.settle_blocks()
+
+    def _let_go(self, inode: Inode, file: TrackedFile) -> None:
+        """Pages that left the file are free once nobody has them pinned; of one kind the pin on the oldest goes first."""
+        pages = np.array(sorted(inode.kept), np.int64)
+        for page, left in zip(pages.tolist(), file.references(pages, left_file=True).tolist(), strict=True):
+            frames = inode.kept[page]
+            for kind in (1, 2):
+                gone = sum(frame[kind] for frame in frames) - left[kind - 1]
+                for frame in frames:
+                    dropped = min(gone, frame[kind])
+                    frame[kind] -= dropped
+                    gone -= dropped
+            for zone, *pins in frames:
+                if not any(pins) and zone != NOWHERE:
+                    self.system.free[zone] += 1
+            frames[:] = [frame for frame in frames if any(frame[1:])]
+            if not frames:
+                del inode.kept[page]
 
     # -------------------------------------------------------------------------------------------- counting
 

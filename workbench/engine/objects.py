@@ -67,7 +67,8 @@ class Inode:
     ``reserve``: huge pages that the file's subpool keeps for it from its creation to its end; 0: it has none.
     ``anonymous``: no file at all but memory of the process, which has no page cache and no descriptor.
     ``descriptors``: how many refer to the inode. ``migratable``: a guest_memfd whose pages can move (a posted series).
-    ``frozen``: it is in a live-update session, which lets nobody allocate or punch it.
+    ``frozen``: it is in a live-update session, which lets nobody allocate or punch it, nor
+    fault pages of a guest_memfd in.
     ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending. ``users``: KVM and the IOMMU,
     of a tracked file.
     """
@@ -87,7 +88,7 @@ class Inode:
     frozen: bool = False
     tracked: TrackedFile | None = None
     entered: list[int] = field(default_factory=lambda: [0, 0])
-    kept: dict[int, list[int]] = field(default_factory=dict)
+    kept: dict[int, list[list[int]]] = field(default_factory=dict)
     evicted: bool = False
     attributes: Attributes | None = None
     backend: Inode | None = None

@@ -14,6 +14,7 @@ from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
 from workbench.plots import common
 from workbench.plots.common import INK, MUTED, figure, style
+from workbench.plots.palette import NODE_COLOURS
 from workbench.units import format_bytes
 
 COLOURS = {name: design.colour for name, design in DESIGNS.items()}
@@ -381,6 +382,39 @@ def churn(dataset: xr.Dataset) -> Figure:
             fontsize=9.5, x=0.01, ha="left", color=MUTED,
         )  # fmt: skip
         _legend(made, ax, 3)
+    return made
+
+
+def fragmentation(dataset: xr.Dataset) -> Figure:
+    """What small allocations of the kernel leave whole over weeks, and what comes back where guests may move."""
+    made = figure(9.5, 3.6)
+    days, shares = dataset["day"].values, dataset["background"].values
+    colours = NODE_COLOURS[: len(shares)]
+    with style():
+        left, right = made.add_subplot(1, 2, 1), made.add_subplot(1, 2, 2)
+        for share, colour in zip(shares, colours, strict=False):
+            one = dataset.sel(background=share)
+            left.plot(days, 100 * one["mappable_2mib"].values, color=colour, lw=1.6, label=f"{100 * share:g} %")
+            left.plot(days, 100 * one["mappable_collapsed"].values, color=colour, lw=1.2, ls=":")
+        left.set_title("Guests' memory in 2 MiB folios (%)", loc="left")
+        left.legend(
+            title="held by the kernel; dotted: after\nkhugepaged, if guests may move", fontsize=7, title_fontsize=7
+        )
+        worst = dataset.isel(background=-1)
+        for name, label, colour, line in (
+            ("areas_free", "free as they are", "#6e6e6e", "-"),
+            ("areas_compacted", "after compaction, if guests may move", "#0072b2", "-"),
+            ("areas_packed", "if everything moved", "#0072b2", ":"),
+        ):
+            right.plot(days, worst[name].values, color=colour, ls=line, lw=1.6, label=label)
+        right.set_title(f"1 GiB areas with {100 * shares[-1]:g} % held by the kernel", loc="left")
+        right.legend(fontsize=7)
+        for ax in (left, right):
+            ax.set_xlim(0, days[-1])
+            ax.set_ylim(bottom=0)
+            ax.set_xlabel("days. Counted; the kernel's share is assumed.")
+            ax.grid(axis="y", color="#eeeeee")
+            ax.spines[["top", "right"]].set_visible(False)
     return made
 
 

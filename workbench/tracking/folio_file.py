@@ -33,6 +33,8 @@ XARRAYS = {"not counted": folio.XARRAY_FREE, "slabs": folio.XARRAY_SLABS, "two l
 LEAVES = {"1 GiB": folio.LEAF_ANY, "2 MiB": folio.LEAF_2M_AT_MOST, "4 KiB": folio.LEAF_4K_ONLY}
 FOLIOS = {"hugetlb": folio.HUGETLB_FOLIOS, "buddy": folio.BUDDY_FOLIOS, "small": folio.SMALL_FOLIOS}
 LEVELS = tuple(PAGE_ORDERS)
+_LASTING, _LEFT = (folio.LONG_TERM, folio.DEVICE), (folio.ORPHAN, folio.DEVICE_ORPHAN)
+"""Kinds of pins on pages of the file, and the same on pages that left it."""
 
 
 class ConversionFile(TrackedFile):
@@ -197,12 +199,18 @@ class ConversionFile(TrackedFile):
         return Blocks(present.astype(np.int64), private.astype(np.int64), node, level > folio.BASE, whole)
 
     def pinned(self) -> Int64s:
-        """Pages with references of either kind."""
-        return np.zeros(0, np.int64) if self.released else self._referenced(folio.TRANSIENT, folio.LONG_TERM)
+        """Pages with references of any kind."""
+        return np.zeros(0, np.int64) if self.released else self._referenced(folio.TRANSIENT, *_LASTING)
 
     def withheld(self) -> Int64s:
         """Pages that left the file and are still pinned: of 4 KiB folios, and of huge pages once it is closed."""
-        return self._referenced(folio.ORPHAN, *([folio.LONG_TERM] if self.released else []))
+        return self._referenced(*_LEFT, *(_LASTING if self.released else ()))
+
+    def references(self, pages: Int64s, left_file: bool) -> Int64s:
+        """Kept by kind."""
+        state = self.state
+        rows = state.references[state.reference_row[pages >> folio.ORDER_2M], pages & (folio.PAGES_2M - 1)]
+        return rows[:, list(_LEFT if left_file else _LASTING)].astype(np.int64)
 
     @property
     def released(self) -> bool:

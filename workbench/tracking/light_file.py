@@ -150,15 +150,27 @@ class LightFile(TrackedFile):
 
     def _pins(self, left_file: bool) -> Int64s:
         rows = self.state.pins[: int(self.state.counts[light_map.N_PINS])]
-        return np.sort(rows[(rows[:, light_map.PIN_PFN] >= 0) == left_file, light_map.PIN_PAGE])
+        return np.unique(rows[(rows[:, light_map.PIN_PFN] >= 0) == left_file, light_map.PIN_PAGE])
 
     def pinned(self) -> Int64s:
-        """Shared pages with long-term pins; private pages have nothing to refer to."""
+        """Shared pages with references of either kind; private pages have nothing to refer to."""
         return self._pins(False)
 
     def withheld(self) -> Int64s:
         """Pages that left the file and are still pinned."""
         return self._pins(True)
+
+    def references(self, pages: Int64s, left_file: bool) -> Int64s:
+        """Nothing is pinned for a device."""
+        rows = self.state.pins[: int(self.state.counts[light_map.N_PINS])]
+        lasting = rows[:, light_map.PIN_KIND] == folio.LONG_TERM
+        rows = rows[lasting & ((rows[:, light_map.PIN_PFN] >= 0) == left_file)]
+        out = np.zeros((len(pages), 2), np.int64)
+        at = np.searchsorted(pages, rows[:, light_map.PIN_PAGE])
+        at = np.minimum(at, max(0, len(pages) - 1))
+        here = pages[at] == rows[:, light_map.PIN_PAGE] if len(pages) else np.zeros(len(rows), bool)
+        np.add.at(out[:, 0], at[here], rows[here, light_map.PIN_COUNT])
+        return out
 
     def poisoned(self) -> Int64s:
         """Poisoned pages."""

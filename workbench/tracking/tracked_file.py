@@ -24,7 +24,7 @@ from workbench.units import PAGE_ORDERS, PAGE_SIZE
 Int64s = npt.NDArray[np.int64]
 Meaning = TypeVar("Meaning")
 GENERATIONS = {"B": folio.GENERATION_B, "C": folio.GENERATION_C}
-KINDS = {"transient": folio.TRANSIENT, "long_term": folio.LONG_TERM}
+KINDS = {"transient": folio.TRANSIENT, "long_term": folio.LONG_TERM, "device": folio.DEVICE}
 OPERATIONS = {
     "convert": folio.CONVERT,
     "pin": folio.PIN,
@@ -123,6 +123,13 @@ class TrackedFile(ABC):
         """Pages that left the file and are still pinned, ascending."""
 
     @abstractmethod
+    def references(self, pages: Int64s, left_file: bool) -> Int64s:
+        """Lasting pins on pages int64 (n,), ascending: int64 (n, 2), those of devices apart.
+
+        On what was at these pages and has left the file, or (``left_file`` False) on what is there.
+        """
+
+    @abstractmethod
     def poisoned(self) -> Int64s:
         """Poisoned pages of the file, ascending."""
 
@@ -159,11 +166,11 @@ class TrackedFile(ABC):
         return self._one(folio.CONVERT, offset, length, int(to == "shared"))
 
     def pin(self, offset: int, length: int, kind: str = "long_term", node: int = 0, cpu: int = 0) -> Outcome:
-        """References on each page: long-term through the host mapping (EFAULT where private), transient on any."""
+        """References on each page: long-term through the host mapping (EFAULT where private), or transient on any."""
         return self._one(folio.PIN, offset, length, choice("kind", kind, KINDS), node, cpu)
 
     def unpin(self, offset: int, length: int, kind: str = "long_term") -> Outcome:
-        """Drop them; EINVAL names the first page that has none."""
+        """Drop those of this kind; EINVAL names the first page that has none."""
         return self._one(folio.UNPIN, offset, length, choice("kind", kind, KINDS))
 
     def host_fault(self, offset: int, length: int = PAGE_SIZE, node: int = 0, cpu: int = 0) -> Outcome:
