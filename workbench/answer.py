@@ -66,16 +66,18 @@ class Log:
         self.placed[number] = system.placed
         self.free[number] = system.free
         if system.conversions is not None:
-            self.conversions.append(system.conversions.row())
+            row = system.conversions.row()
+            self.conversions.append(row)
             self.whole.append(self._whole_row(system, operation))
-            self.users.append(system.conversions.users_row())
+            self.users.append(system.conversions.users_row(row))
         if self.attributes is not None:
             self.attributes.append(_attribute_row(system))
         if self.metadata is not None and system.metadata is not None:
-            vmemmap = self.conversions[-1][-system.nodes :] if self.conversions else None
-            pairs = slice(4 + system.nodes, 4 + 2 * system.nodes)
-            pamt = self.whole[-1][pairs] // PAGE_SIZE if self.whole else None
-            system.metadata.settle(system.task(operation), vmemmap, pamt)
+            if self.conversions or system.scenario.guest.private_memory:
+                vmemmap = self.conversions[-1][-system.nodes :] if self.conversions else None
+                pairs = slice(4 + system.nodes, 4 + 2 * system.nodes)
+                pamt = self.whole[-1][pairs] // PAGE_SIZE if self.whole else None
+                system.metadata.settle(system.task(operation), vmemmap, pamt)
             self.metadata[number] = system.metadata.held
         if result.errno:
             return
@@ -119,9 +121,10 @@ class Log:
             if changed:
                 one = isinstance(operation, sc.Convert) and system.files[operation.file].inode is inode
                 whole.look(*(system.pages(operation, inode.pages) if one else (0, inode.pages)))
-            sums += (whole.updates, whole.smashes, whole.large.sum(), whole.direct_split.sum())
-            regions += whole.regions()
-            pairs += whole.pamt_bytes()
+            of_file = whole.row()
+            sums += of_file[:4]
+            regions += of_file[4 : 4 + system.nodes]
+            pairs += of_file[4 + system.nodes :]
             if inode.users is not None and inode.users.iommu.pages:
                 leaves += whole.device_leaves(inode.users.iommu.intervals())
         return np.concatenate((sums, regions, pairs, leaves))

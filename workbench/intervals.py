@@ -11,9 +11,12 @@ import numpy.typing as npt
 Int64s = npt.NDArray[np.int64]
 
 
+_NOTHING: Int64s = np.empty((0, 2), np.int64)
+
+
 def no_intervals() -> Int64s:
-    """The empty set of intervals."""
-    return np.empty((0, 2), np.int64)
+    """The empty set of intervals: one array for all, for nothing can be written to it."""
+    return _NOTHING
 
 
 def equal_intervals(values: npt.NDArray[np.generic], base: int = 0) -> Int64s:
@@ -26,6 +29,8 @@ def equal_intervals(values: npt.NDArray[np.generic], base: int = 0) -> Int64s:
 
 def true_intervals(flags: npt.NDArray[np.bool_], base: int = 0) -> Int64s:
     """Maximal stretches in which ``flags`` bool (n,) is set; its first index is ``base``."""
+    if len(flags) == 1:  # of a single page, as most often
+        return np.array([[base, base + 1]], np.int64) if flags[0] else no_intervals()
     padded = np.zeros(len(flags) + 2, np.int8)
     padded[1:-1] = flags
     edges = np.diff(padded)

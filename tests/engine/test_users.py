@@ -508,7 +508,7 @@ def test_what_each_user_is_told_under_each_design() -> None:
                               ("contiguous-4k", "2 MiB"), ("thp", "2 MiB")):  # fmt: skip
         one = system(design, page_size)
         errors = [apply(one, call).errno for call in calls]
-        told, mapped, lost = one.conversions.users_row().tolist()
+        told, mapped, lost = one.conversions.users_row(one.conversions.row()).tolist()
         if design == "pfn-range":
             assert errors == [0] * 6
             assert (told, mapped, lost) == ([6, 2], [0, 1024], [0, 1024])  # to shared: unit by unit

@@ -249,14 +249,14 @@ class Conversions:
 
     # -------------------------------------------------------------------------------------------- counting
 
-    def users_row(self) -> Int64s:
+    def users_row(self, row: Int64s) -> Int64s:
         """KVM and the IOMMU, int64 (3, 2): invalidations they were told of, pages they map now, pages they lost to a notice.
 
-        What KVM loses is not counted: the guest faults it in again.
+        What KVM loses is not counted: the guest faults it in again. ``row``: what :meth:`row` says now.
         """
         out = np.zeros((3, len(NAMES)), np.int64)
         out[:, IOMMU] = self.past_users
-        out[0, KVM] = self.row()[folio.N_INVALIDATIONS]
+        out[0, KVM] = row[folio.N_INVALIDATIONS]
         for inode in self.inodes:
             if inode.users is not None:
                 out[1, KVM] += inode.users.kvm_pages

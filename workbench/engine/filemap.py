@@ -14,6 +14,7 @@ from workbench.kernels import filemap as kernels
 from workbench.kernels.placement import ALLOCATIONS, TILES
 
 Int16s = npt.NDArray[np.int16]
+_KNOWN = 1 << 16  # single indices that a map remembers
 
 
 class FileMap:
@@ -30,6 +31,8 @@ class FileMap:
         self.progress: Int64s = np.zeros(4, np.int64)
         self._whole = (0, 0)
         """An interval without holes, the last one found: what comes next is often in it, as with tables of pages."""
+        self._known: set[int] = set()
+        """Single indices that were found present, for those that come in no order."""
 
     def grow(self, rows: int = 0, entries: int = 0) -> None:
         """Make room for at least so many more allocation rows and tile entries, doubling what is there."""
@@ -49,7 +52,7 @@ class FileMap:
 
     def replace(self, runs: Int64s) -> None:
         """These runs int64 (n, 3) are what is present, of allocation rows that are there."""
-        self._whole = (0, 0)
+        self._forget_found()
         self._runs.replace(runs)
 
     def add_list(self, holes: Int64s, zones: Int16s, base: int) -> None:
@@ -115,12 +118,22 @@ class FileMap:
 
     def absent(self, start: int, end: int) -> Int64s:
         """Holes in ``[start, end)`` as int64 (n, 2)."""
-        if self._whole[0] <= start and end <= self._whole[1]:
+        if self.is_known(start, end):
             return no_intervals()
         holes = self._runs.gaps(start, end)
         if not len(holes):
             self._whole = (start, end)
+            if end - start == 1 and len(self._known) < _KNOWN:
+                self._known.add(start)
         return holes
+
+    def is_known(self, start: int, end: int) -> bool:
+        """Whether ``[start, end)`` was found without holes before; False says nothing."""
+        return (self._whole[0] <= start and end <= self._whole[1]) or (end - start == 1 and start in self._known)
+
+    def _forget_found(self) -> None:
+        self._whole = (0, 0)
+        self._known.clear()
 
     def cut(self, start: int, end: int) -> Int64s:
         """Runs int64 (n, 3) clipped to ``[start, end)``."""
@@ -135,7 +148,7 @@ class FileMap:
     def erase(self, start: int, end: int, zones: int) -> Int64s:
         """Remove ``[start, end)``; return what was freed in each zone, int64 (zones,)."""
         freed = self.counts(zones, start, end)
-        self._whole = (0, 0)
+        self._forget_found()
         self._runs.erase(start, end)
         return freed
 

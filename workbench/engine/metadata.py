@@ -81,6 +81,14 @@ class Tables:
         part.maps = self.maps[: len(part.shifts)]
         return part
 
+    def known(self, start: int, end: int) -> bool:
+        """Whether pages [start, end) were found to need no more tables; False says nothing."""
+        for shift, map_ in zip(self.shifts, self.maps, strict=True):
+            low, high = start >> shift, ((end - 1) >> shift) + 1
+            if not map_.is_known(low, high) and not (self.first_free and shift == LEVELS[0] and high == 1):
+                return False
+        return True
+
     def missing(self, start: int, end: int) -> list[Int64s]:
         """Tables that pages [start, end) need and that are not there: intervals int64 (n, 2) of each level."""
         out = []
@@ -193,6 +201,17 @@ class Metadata:
                 return False
         return True
 
+    def _nodes_known(self, inode: Inode, start: int, end: int) -> bool:
+        """Whether pages [start, end) were found to need no more nodes of the page cache; False says nothing."""
+        maps, shift = self.caches.get(inode), _lowest(inode.order)
+        first, last = start >> inode.order, -(-end >> inode.order)
+        if not maps or (last - 1) >> (shift + XA_CHUNK_SHIFT * (len(maps) - 1)):
+            return False
+        return all(
+            map_.is_known(first >> shift + XA_CHUNK_SHIFT * level, ((last - 1) >> shift + XA_CHUNK_SHIFT * level) + 1)
+            for level, map_ in enumerate(maps)
+        )
+
     def _missing_nodes(self, inode: Inode, start: int, end: int) -> list[Int64s]:
         """Nodes that pages [start, end) need in the tree of the page cache, level by level, the lowest first.
 
@@ -209,6 +228,10 @@ class Metadata:
     def enter_tables(self, task: Thread, walk: Walk | None, start: int, end: int, step: int = 1) -> bool:
         """The tables that pages [start, end) need are allocated. False: no memory."""
         if walk is None or end <= start:
+            return True
+        if walk.tables.known(walk.base + start, walk.base + end) and (
+            walk.kind != SECOND_STAGE or self._vcpu(task) in self.ready
+        ):
             return True
         missing = walk.tables.missing(walk.base + start, walk.base + end)
         if walk.kind == SECOND_STAGE:
@@ -287,7 +310,7 @@ class Metadata:
 
     def enter_nodes(self, task: Thread, inode: Inode, start: int, end: int) -> bool:
         """Pages [start, end) of the file are there: the nodes that hold them too. False: no memory for a slab."""
-        if end <= start:
+        if end <= start or self._nodes_known(inode, start, end):
             return True
         missing = self._missing_nodes(inode, start, end)
         return self._enter_nodes(task, PAGE_CACHE, self.caches.get(inode, []), missing)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.intervals import Int64s
+from workbench.intervals import Int64s, no_intervals
 from workbench.kernels import runs as kernels
 
 _LOWEST, _HIGHEST = -(1 << 62), 1 << 62
 _FOUND = 64  # rows that an answer has room for at first
+_ROOM = np.empty((_FOUND, 2), np.int64)
+"""Where :meth:`Runs.gaps` has its answer written first, to be copied."""
 
 
 class Runs:
@@ -66,12 +68,14 @@ class Runs:
         """What of ``[start, end)`` no run holds, as intervals int64 (n, 2)."""
         if self._table is _NOTHING and start < end:
             return np.array([[start, end]], np.int64)
-        out = np.empty((_FOUND, 2), np.int64)
-        count = kernels.gaps(self._table, start, end, out)
-        if count > _FOUND:
-            out = np.empty((count, 2), np.int64)
-            kernels.gaps(self._table, start, end, out)
-        return out[:count]
+        count = kernels.gaps(self._table, start, end, _ROOM)
+        if not count:
+            return no_intervals()
+        if count <= _FOUND:
+            return _ROOM[:count].copy()
+        out = np.empty((count, 2), np.int64)
+        kernels.gaps(self._table, start, end, out)
+        return out
 
     def all(self) -> Int64s:
         """All runs, not to be written to."""

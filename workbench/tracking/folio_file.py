@@ -15,6 +15,7 @@ from workbench.tracking import struct_pages
 from workbench.tracking.host_memory import HostMemory
 from workbench.tracking.tracked_file import (
     GENERATIONS,
+    Block,
     Blocks,
     Int64s,
     Outcome,
@@ -197,6 +198,23 @@ class ConversionFile(TrackedFile):
         small = state.options[folio.FOLIOS] == folio.SMALL_FOLIOS
         whole = (level >= folio.HUGE_2M) | ((level == folio.SPLIT) & bool(small))
         return Blocks(present.astype(np.int64), private.astype(np.int64), node, level > folio.BASE, whole)
+
+    def block(self, index: int) -> Block:
+        """See :meth:`blocks`."""
+        state = self.state
+        level, words = int(state.level[index]), slice(index * 8, index * 8 + 8)
+        node = int(state.node[index])
+        if level == folio.BASE:
+            there = int.from_bytes(state.present[words].tobytes(), "little")
+            shared = int.from_bytes(state.shared[words].tobytes(), "little")
+            present, private = there.bit_count(), (there & ~shared).bit_count()
+        elif level > folio.BASE:
+            present, private = folio.PAGES_2M, folio.PAGES_2M - int(state.shared_2m[index])
+        else:
+            present = private = 0
+        small = state.options[folio.FOLIOS] == folio.SMALL_FOLIOS
+        whole = level >= folio.HUGE_2M or bool(level == folio.SPLIT and small)
+        return Block(present, private, node if present else -1, whole)
 
     def pinned(self) -> Int64s:
         """Pages with references of any kind."""

@@ -61,6 +61,15 @@ class Blocks(NamedTuple):
     """And one entry can stand for it: it is in a folio (or a range that needs none) of at least that size."""
 
 
+class Block(NamedTuple):
+    """One of :class:`Blocks`: pages present, private ones among them, node index or -1, whether one entry can stand for it."""
+
+    present: int
+    private: int
+    node: int
+    whole: bool
+
+
 class StreamResult(NamedTuple):
     """Errors int32 (n,); byte offsets they name int64 (n,), -1 = none; int64 (rows, counters + nodes).
 
@@ -105,6 +114,10 @@ class TrackedFile(ABC):
     @abstractmethod
     def blocks(self, first: int, end: int) -> Blocks:
         """What 2 MiB blocks [first, end) of the file hold."""
+
+    def block(self, index: int) -> Block | None:
+        """What one 2 MiB block holds, without arrays; None where that is not told so."""
+        return None
 
     @abstractmethod
     def returned(self) -> Int64s:
@@ -222,6 +235,8 @@ class TrackedFile(ABC):
     def is_shared(self, first: int = 0, end: int | None = None) -> npt.NDArray[np.bool_]:
         """State of pages [first, end): True = shared."""
         end = self.size // PAGE_SIZE if end is None else end
+        if end - first == 1:  # of a single page, as most often
+            return np.array([bool(int(self.state.shared[first >> 6]) >> (first & 63) & 1)])
         words = self.state.shared[first >> 6 : -(-end >> 6)].astype("<u8").view(np.uint8)
         low = first & 63
         return np.unpackbits(words, bitorder="little")[low : low + end - first].astype(bool)

@@ -40,17 +40,29 @@ class Whole:
         self._region = np.full(blocks, -1, np.int64)
         self._most = -(-blocks // folio.BLOCKS_1G) + 1
         self._held = np.zeros(nodes * self._most, np.int64)
+        self._row: Int64s | None = None
+
+    def row(self) -> Int64s:
+        """Updates, smashes, blocks with a 2 MiB entry, blocks whose direct map is split, then :meth:`regions` and
+        :meth:`pamt_bytes`, int64 (4 + 2 nodes,); not to be written to."""
+        if self._row is None:
+            sums = (self.updates, self.smashes, self.large.sum(), self.direct_split.sum())
+            self._row = np.concatenate((np.array(sums, np.int64), self.regions(), self.pamt_bytes()))
+        return self._row
 
     def look(self, first: int, end: int) -> None:
         """Pages [first, end) of the file may have changed."""
         low, high = first // folio.PAGES_2M, min(len(self.private), -(-end // folio.PAGES_2M))
         if low >= high:
             return
+        if high - low == 1 and self._look_at_one(low):
+            return
         blocks = slice(low, high)
         present, private, node, _, whole = self.file.blocks(low, high)
         before, large = self.private[blocks], self.large[blocks]
         if np.array_equal(present, self.present[blocks]) and np.array_equal(private, before):
             return
+        self._row = None
         made = (before == 0) & (private == folio.PAGES_2M) & whole
         gone, smashed = large & (private == 0), large & (private > 0) & (private < folio.PAGES_2M)
         single = np.where(made | gone, 0, np.abs(private - before))
@@ -65,6 +77,34 @@ class Whole:
         self.present[blocks], self.private[blocks], self.node[blocks] = present, private, node
         if moved:
             self._lay_out()
+
+    def _look_at_one(self, block: int) -> bool:
+        """:meth:`look` at one block of which only the states of pages may have changed; False: more may have."""
+        found = self.file.block(block)
+        if found is None or (found.present, found.node) != (int(self.present[block]), int(self.node[block])):
+            return False
+        private, before, large = found.private, int(self.private[block]), bool(self.large[block])
+        if private == before:
+            return True
+        made = before == 0 and private == folio.PAGES_2M and found.whole
+        gone = large and private == 0
+        smashed = large and 0 < private < folio.PAGES_2M
+        updates = made + gone + (0 if made or gone else abs(private - before))
+        self.updates += updates
+        self.smashes += smashed
+        self.large[block] = (large and not gone and not smashed) or made
+        split = bool(self.direct_split[block]) or smashed or (private > before and not made)
+        held, region = (private > 0) - (before > 0), int(self._region[block])
+        if self._row is not None and not held and bool(self.direct_split[block]) == split:
+            self._row = self._row.copy()
+            self._row[:3] += updates, smashed, int(self.large[block]) - large
+        else:
+            self._row = None
+        self.direct_split[block] = split
+        if held and region >= 0:
+            self._held[region] += held
+        self.private[block] = private
+        return True
 
     def regions(self) -> Int64s:
         """1 GiB regions of each node that hold private memory, int64 (nodes,)."""
