@@ -14,6 +14,9 @@ def reproduce(
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the tables and stop.")] = False,
     kinds: Annotated[bool, typer.Option("--kinds", help="Describe what a table of your own may ask for.")] = False,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Leave each machine out in turn and predict it from the others.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print rows and summaries as JSON.")] = False,
 ) -> None:
     """Run the model on published tables: published value, modelled value, deviation.
@@ -29,6 +32,9 @@ def reproduce(
     if kinds:
         for kind, text in published.DESCRIPTIONS.items():
             typer.echo(f"{kind}: {text}")
+        return
+    if held_out:
+        _print_held_out(json_)
         return
     names = tables or published.table_names()
     results = [published.reproduce(name) for name in names]
@@ -54,6 +60,28 @@ def reproduce(
             typer.echo(f"\n{len(results)} tables: {_sentence(published.summary(published.combine(results)))}")
     if any(summary["exact_misses"] for summary in summaries):
         raise typer.Exit(1)
+
+
+def _print_held_out(as_json: bool) -> None:
+    from workbench.truth import held_out
+
+    rows = held_out.held_out()
+    found = held_out.summaries(rows)
+    if as_json:
+        answers = [{**vars(one), "question": vars(one.question), "reached": one.reached} for one in found]
+        typer.echo(json.dumps({"rows": [vars(row) for row in rows], "questions": answers}, indent=1))
+        return
+    typer.echo(
+        f"{'predicted':<20}{'given':<40}{'values':>7}{'median':>9}{'goal':>7}{'worst':>9}{'inside':>9}{'range':>8}"
+    )
+    for one in found:
+        typer.echo(
+            f"{one.question.name:<20}{one.question.given:<40}{one.values:>7}{one.median:>7.1f} %{one.question.goal:>5.0f} %"
+            f"{one.worst:>7.1f} %{one.inside / one.values:>7.0%}{'':2}{one.width:>6.2f} x"
+        )
+    typer.echo(
+        "range: from low to high, the median; inside: published values that lie in theirs. No machine predicts itself."
+    )
 
 
 def _rows(result: object) -> list[dict[str, object]]:

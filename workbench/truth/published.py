@@ -189,10 +189,15 @@ def reproduce(name: str | Path) -> xr.Dataset:
         rows = [Row(table.id, "all", "", float("nan"), float("nan"), "unmodelled", table.model["why"])]
     else:
         try:
-            rows = _with_ranges(table, MODELS[table.model["kind"]](table))
+            rows = rows_with_ranges(table)
         except (KeyError, TypeError, IndexError) as error:
             raise WorkbenchError(f"table {table.id}: model section or columns do not fit: {error!r}") from error
     return as_dataset(rows, table)
+
+
+def rows_with_ranges(table: Table) -> list[Row]:
+    """What the model says of a table, with the range of every predicted or calibrated value."""
+    return _with_ranges(table, MODELS[table.model["kind"]](table))
 
 
 def _with_ranges(table: Table, rows: list[Row]) -> list[Row]:
