@@ -28,11 +28,11 @@ class _Loader(_Base):  # type: ignore[misc]
     """A safe loader of what JSON has."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[tuple[str, str], int] = {}
+        lines: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
-            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            line, name = key.start_mark.line + 1, str(self.construct_object(key))  # 0, 0x0 and '0' name one thing
             if name in lines:
                 twice = f"{key.value[:40]!r} is there twice, in lines {lines[name]} and {line}"
                 raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)

@@ -41,16 +41,26 @@ from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, page_size_name
 from workbench.validation import first_line
 
 SCHEMA_VERSION = 1
+
+
+def _no_truth(value: object) -> object:
+    """``true`` is no number, though Python counts it as 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number, not a truth value")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth)]
 Bytes = Annotated[int, Field(lt=WORD), BeforeValidator(parse_bytes)]
 FileBytes = Annotated[int, Field(le=FILE_BYTES), BeforeValidator(parse_bytes)]
-Word = Annotated[int, Field(ge=-WORD // 2, lt=WORD)]
+Word = Annotated[Whole, Field(ge=-WORD // 2, lt=WORD)]
 """A system call's argument."""
-Int = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
+Int = Annotated[Whole, Field(ge=-(1 << 31), lt=1 << 31)]
 """A node or CPU as a call takes it, which may be none of the host."""
-NodeId = Annotated[int, Field(ge=0, lt=MAX_NUMNODES)]
-Pages = Annotated[int, Field(ge=0, le=NODE_PAGES)]
-Count = Annotated[int, Field(ge=1, le=FILE_BYTES // PAGE_SIZE)]
-Seed = Annotated[int, Field(ge=0, lt=WORD)]
+NodeId = Annotated[Whole, Field(ge=0, lt=MAX_NUMNODES)]
+Pages = Annotated[Whole, Field(ge=0, le=NODE_PAGES)]
+Count = Annotated[Whole, Field(ge=1, le=FILE_BYTES // PAGE_SIZE)]
+Seed = Annotated[Whole, Field(ge=0, lt=WORD)]
 Nodes = Annotated[str, BeforeValidator(lambda value: mempolicy.format_nodes(mempolicy.parse_nodes(value)))]
 Mode = Literal["default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave"]
 ModeFlag = Literal["static", "relative", "numa_balancing"]
@@ -135,7 +145,7 @@ class Memfd(Operation):
     op: Literal["memfd"] = "memfd"
     file: Name
     size: FileBytes
-    inode: int | None = Field(
+    inode: Whole | None = Field(
         None, ge=0, lt=FILE_NUMBER, description="inode number, which shifts its interleave; counted if left out"
     )
     hugetlb: bool = Field(False, description="MFD_HUGETLB: pages of guest.page_size out of the pools of hugetlb")
@@ -314,7 +324,7 @@ class FirstTouch(Operation):
     by: Literal["host", "guest", "prefault"] = "guest"
     order: Literal["sequential", "reverse", "strided", "random"] = "sequential"
     stride: Count = 1
-    turn: int = Field(0, ge=0, le=FILE_BYTES // PAGE_SIZE, description="pages of a turn")
+    turn: Whole = Field(0, ge=0, le=FILE_BYTES // PAGE_SIZE, description="pages of a turn")
     shared: bool = False
 
 
@@ -415,8 +425,8 @@ class SetMemoryAttributes(_OnRange):
 
     op: Literal["set_memory_attributes"] = "set_memory_attributes"
     private: bool = True
-    raw_attributes: int | None = Field(None, description="attributes word passed as it is, instead of `private`")
-    raw_flags: int = 0
+    raw_attributes: Whole | None = Field(None, description="attributes word passed as it is, instead of `private`")
+    raw_flags: Whole = 0
 
 
 class Convert(_OnRange):
@@ -432,12 +442,12 @@ class ConvertStream(Operation):
     op: Literal["convert_stream"] = "convert_stream"
     file: Name = "guest"
     stream: Literal["boot", "bounce_buffers", "ballooning", "bad_guest", "uniform_random"] = "boot"
-    count: int = Field(1000, ge=1, le=4_000_000, description="buffers, flips or conversions; boot has its own number")
-    every: int | None = Field(
+    count: Whole = Field(1000, ge=1, le=4_000_000, description="buffers, flips or conversions; boot has its own number")
+    every: Whole | None = Field(
         None, ge=1, description="conversions that are one event (metadata not counted); left out: 1 up to 4096 of them"
     )
     fraction: float = Field(0.25, gt=0, le=1, description="share of memory that a balloon takes")
-    seed: int | None = Field(None, ge=0, lt=1 << 63, description="the scenario's if left out")
+    seed: Whole | None = Field(None, ge=0, lt=1 << 63, description="the scenario's if left out")
 
 
 class Pin(_OnRange):
@@ -492,7 +502,7 @@ class Preserve(Operation):
 
     op: Literal["preserve"] = "preserve"
     file: Name
-    token: int = Field(ge=0, lt=1 << 63, description="by which the next kernel's process asks for it")
+    token: Whole = Field(ge=0, lt=1 << 63, description="by which the next kernel's process asks for it")
 
 
 class Kexec(Operation):
@@ -506,8 +516,8 @@ class Retrieve(Operation):
 
     op: Literal["retrieve"] = "retrieve"
     file: Name
-    token: int = Field(ge=0, lt=1 << 63)
-    inode: int | None = Field(
+    token: Whole = Field(ge=0, lt=1 << 63)
+    inode: Whole | None = Field(
         None, ge=0, lt=FILE_NUMBER, description="inode number, which shifts its interleave; counted if left out"
     )
 
@@ -583,8 +593,8 @@ class Task(_Model):
     name: Name = Field(min_length=1, max_length=64)
     cpu: Int | None = None
     node: Int | None = None
-    il_prev: int = Field(mempolicy.MAX_NUMNODES - 1, ge=0, lt=mempolicy.MAX_NUMNODES)
-    il_weight: int = Field(0, ge=0, le=255)
+    il_prev: Whole = Field(mempolicy.MAX_NUMNODES - 1, ge=0, lt=mempolicy.MAX_NUMNODES)
+    il_weight: Whole = Field(0, ge=0, le=255)
 
 
 class Conversion(_Model):
@@ -717,7 +727,7 @@ class Scenario(_Model):
     guest: Guest = Guest()
     tasks: tuple[Task, ...] = Field((), max_length=MAX_TASKS)
     operations: tuple[AnyOperation, ...] = Field((), max_length=MAX_OPERATIONS)
-    seed: int = Field(0, ge=0, lt=1 << 63)
+    seed: Whole = Field(0, ge=0, lt=1 << 63)
     output: Literal["auto", "counts", "runs", "pages"] = "auto"
     pfns: bool = Field(
         False, description="also keep the pfn of every folio (modelled: what the boot left free is not known)"

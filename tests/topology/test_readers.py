@@ -30,11 +30,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def refused(source: Path | str) -> str:
-    """The one line that refuses a source, in less than five seconds."""
-    begun = time.perf_counter()
+    """The one line that refuses a source, in less than five seconds of this process."""
+    begun = time.process_time()
     with pytest.raises(WorkbenchError) as caught:
         Host.from_numactl(source) if isinstance(source, str) else Host.from_file(source)
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5
     line = str(caught.value)
     assert "\n" not in line
     assert len(line) < 400
@@ -249,7 +249,9 @@ def test_a_caller_in_a_cpuset_sees_fewer_nodes_than_the_matrix() -> None:
     host = Host.from_numactl(text)
     assert host.distances == ((10, 30), (30, 10))
     assert host.note == "without nodes 1: numactl's caller may not use them"
-    assert "distances are given for nodes [0, 1, 2], memory for [0, 2]" in refused(text.replace("(0,2)", "(0-2)"))
+    assert "distances are given for nodes [0, 1, 2], memory for [0, 2]" in refused(
+        text.replace("2 nodes (0,2)", "3 nodes (0-2)")
+    )
 
 
 def test_several_nodes_without_distances() -> None:

@@ -38,7 +38,13 @@ class PairCommand(TyperCommand):
 
 
 def _pairs(words: list[str] | None) -> dict[str, str]:
-    return dict(word.split("=", 1) for word in words or [])
+    pairs: dict[str, str] = {}
+    for word in words or []:
+        name, _, text = word.partition("=")
+        if name in pairs:
+            raise WorkbenchError(f"-p {name}: is there twice, as {pairs[name][:60]!r} and {text[:60]!r}")
+        pairs[name] = text
+    return pairs
 
 
 def _read_values(path: Path) -> dict[str, object]:

@@ -254,10 +254,15 @@ def read_scenario(source: str, changes: list[str]) -> Any:
 
     text = read_stdin("scenario") if source == "-" else find_scenario(source)
     mapping = dict(load(text, "scenario"))
+    done: dict[str, str] = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or not key:
             raise WorkbenchError(f"--set: {change!r} is not KEY=VALUE")
+        lost = next((earlier for earlier in done if earlier == key or earlier.startswith(f"{key}.")), None)
+        if lost is not None:
+            raise WorkbenchError(f"--set: {change[:100]!r} undoes {done[lost][:100]!r}")
+        done[key] = change
         set_path(mapping, key, load(f"value: {value}\n", "--set")["value"])
     return Scenario.from_mapping(mapping)
 

@@ -81,6 +81,8 @@ def _variants(sources: list[str], interfaces: str | None, changes: list[str]) ->
 
     known = get_args(Guest.model_fields["policy_interface"].annotation)
     wanted = [name.strip() for name in interfaces.split(",")] if interfaces is not None else []
+    if len(set(wanted)) < len(wanted):
+        raise WorkbenchError(f"--interfaces: {', '.join(wanted)}; each of them once")
     for name in wanted:
         if name not in known:
             raise WorkbenchError(f"--interfaces: {unknown(name, known)}")

@@ -64,6 +64,8 @@ def capacity(
     """
     if page_size not in PAGE_ORDERS:
         raise WorkbenchError(f"page size: {page_size!r}; one of {', '.join(PAGE_ORDERS)}")
+    if policies is not None and len(set(policies)) < len(policies):
+        raise WorkbenchError(f"policies: {', '.join(policies)}; each of them once")
     for name in policies or ():
         if name not in POLICIES:
             raise WorkbenchError(f"policy: {name!r}; one of {', '.join(POLICIES)}")

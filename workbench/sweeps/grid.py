@@ -412,6 +412,9 @@ def _check_fields(axes: tuple[Axis, ...]) -> None:
             where = f"grid.axes.{axis.name}"
             if fields.count(field) > 1:
                 raise WorkbenchError(f"{where}: {field!r} is set by two axes")
+            above = next((other for other in fields if field.startswith(f"{other}.")), None)
+            if above is not None:
+                raise WorkbenchError(f"{where}: {field!r} is set by two axes: it is a part of {above!r}")
             first, _, rest = field.partition(".")
             if first not in Scenario.model_fields:
                 raise WorkbenchError(f"{where}: a scenario has no field {first!r}; it has {_names(Scenario)}")

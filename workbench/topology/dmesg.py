@@ -43,6 +43,7 @@ class _Log:
     booted: dict[int, list[int]] = field(default_factory=dict)
     figures: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
     rows: list[list[int]] = field(default_factory=list)
+    earlier: list[list[int]] = field(default_factory=list)
 
 
 def is_kernel_log(text: str) -> bool:
@@ -103,7 +104,7 @@ def _add_memory(log: _Log, found: re.Match[str], number: int) -> None:
 def _slit_row(log: _Log, plain: str, inside: bool) -> bool:
     """Rows of a matrix under a line that names the SLIT, as some firmware tools and old kernels print it."""
     if "SLIT" in plain and ("distances" in plain or plain.rstrip().endswith(":")):
-        log.rows = []
+        log.earlier, log.rows = log.rows or log.earlier, []
         return True
     if not inside:
         return False
@@ -122,6 +123,9 @@ def _host(log: _Log) -> dict[str, Any]:
     ids = sorted({*log.srat, *log.ranges, *log.processors})
     if not ids or not (log.srat or log.ranges):
         raise WorkbenchError("dmesg: no line 'SRAT: Node N PXM N [mem ...]'; the log of the boot is expected")
+    if log.earlier and log.rows and log.earlier != log.rows:
+        raise WorkbenchError("dmesg: two matrices of distances differ; the log of one boot is expected")
+    _refuse_overlaps(log.srat)
     nodes: list[dict[str, Any]] = []
     assumed: list[str] = []
     cpus = _cpus(log, ids, assumed)
@@ -158,6 +162,17 @@ def _host(log: _Log) -> dict[str, Any]:
     )
     return {"name": "dmesg", "nodes": nodes, "distances": distances, "access": access, "assumed": assumed,
             "source": "kernel log (SRAT, HMAT)"}  # fmt: skip
+
+
+def _refuse_overlaps(srat: dict[int, list[tuple[int, int, str]]]) -> None:
+    """Memory is of one node; the kernel takes no SRAT at all else (arch/x86/mm/srat.c, mm/numa_memblks.c: conflicting_memblk)."""
+    parts = sorted((first, last, node) for node, ranges in srat.items() for first, last, _ in ranges)
+    reached, owner = 0, -1
+    for first, last, node in parts:
+        if first < reached and node != owner:
+            raise WorkbenchError(f"dmesg: SRAT: {first:#x} is memory of node {owner} and of node {node}")
+        if last > reached:
+            reached, owner = last, node
 
 
 def _covered(parts: list[tuple[int, int]]) -> int:

@@ -208,7 +208,11 @@ class Host(_Model):
         if not any(node_.memory_bytes for node_ in self.nodes):
             raise ValueError("nodes: none has memory")
         known = set(ids)
+        pairs: set[tuple[int, int]] = set()
         for access in self.access:
+            if (access.initiator, access.target) in pairs:
+                raise ValueError(f"access: nodes {access.initiator} -> {access.target} are there twice")
+            pairs.add((access.initiator, access.target))
             if access.initiator not in known or access.target not in known:
                 raise ValueError(f"access: nodes {access.initiator} -> {access.target} are not both on this host")
         if ids != sorted(ids):  # nodes and matrix are kept in ascending order of id, as Linux walks them

@@ -52,13 +52,21 @@ def read_numactl(text: str) -> dict[str, Any]:
             prefix, open_list = words[:-2], None
         elif read.matrix_line and not _finished(read):
             open_list = _matrix_line(read, number, line, words, open_list, prefix)
+        elif read.matrix_line and len(words) > 1 and words[0].endswith(":") and _row_again(read, words):
+            node = int(words[0][:-1])
+            raise WorkbenchError(
+                f"numactl: line {read.row_lines[node]} and line {number} both give the distances of node {node}"
+            )
         elif NO_DISTANCES in line:
             read.no_distances, open_list = True, None
         elif open_list is not None and not read.matrix_line:
             if not _is_prefix(words, prefix):
                 open_list.extend(_continued(read, number, line, words, prefix))
         elif len(words) >= 4 and "available:" in words:
-            read.stated = _available(words[words.index("available:") :])
+            stated = _available(words[words.index("available:") :])
+            if stated is not None and read.stated not in (None, stated):
+                raise WorkbenchError(f"numactl: line {number}: other nodes are available than an earlier line says")
+            read.stated = stated
         elif read.nodes and not read.matrix_line and not _is_prefix(words, prefix):
             raise WorkbenchError(
                 f"numactl: line {number}: {line.strip()[:60]!r} stands between the nodes; "
@@ -68,6 +76,16 @@ def read_numactl(text: str) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------- node lines
+
+
+def _row_again(read: _Text, words: list[str]) -> bool:
+    """Whether a line after the matrix is a row that was there."""
+    return (
+        is_whole(words[0][:-1])
+        and int(words[0][:-1]) in read.rows
+        and len(words) == 1 + len(read.columns)
+        and all(map(is_whole, words[1:]))
+    )
 
 
 def _key(words: list[str]) -> int | None:
@@ -152,9 +170,12 @@ def _shape(words: list[str]) -> str:
 def _available(words: list[str]) -> tuple[int, ...] | None:
     """The ids of ``available: 3 nodes (0-1,4)``."""
     try:
-        return parse_list(words[3].strip("()")) if len(words) > 3 else None
+        ids = parse_list(words[3].strip("()")) if len(words) > 3 else None
     except ValueError:
         return None
+    if ids is not None and is_whole(words[1]) and int(words[1]) != len(ids):
+        raise WorkbenchError(f"numactl: {' '.join(words)[:60]!r} lists {len(ids)} nodes")
+    return ids
 
 
 # --------------------------------------------------------------------------------------------------------- matrix

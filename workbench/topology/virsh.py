@@ -19,12 +19,18 @@ def read_capabilities(root: Any, name: str) -> dict[str, Any]:
     cells = root.findall("./host/topology/cells/cell")
     if not cells:
         raise WorkbenchError(f"capabilities: {name} has no host/topology/cells/cell; libvirt was built without NUMA")
+    stated = root.find("./host/topology/cells").get("num")
+    if stated is not None and _whole(stated, "cells num") != len(cells):
+        raise WorkbenchError(f"capabilities: {name}: cells num={stated}, but there are {len(cells)}")
     nodes: dict[int, dict[str, Any]] = {}
     rows: dict[int, dict[int, int]] = {}
     for cell in cells:
         node = _whole(cell.get("id"), "cell id")
         if node in nodes:
             raise WorkbenchError(f"capabilities: {name}: two cells have id={node}")
+        for part in ("memory", "distances", "cpus"):
+            if len(cell.findall(part)) > 1:
+                raise WorkbenchError(f"capabilities: {name}: cell {node} has {part} twice")
         nodes[node] = {
             "id": node,
             "memory_bytes": page_bytes(_size(cell.find("memory"), f"cell {node} memory")),
@@ -33,10 +39,13 @@ def read_capabilities(root: Any, name: str) -> dict[str, Any]:
         pools = [_pool(pages, node) for pages in cell.findall("pages")]
         if pools := [pool for pool in pools if pool["page_bytes"] >= 1 << 20]:
             nodes[node]["hugetlb"] = pools
-        rows[node] = {
-            _whole(sibling.get("id"), "sibling id"): _whole(sibling.get("value"), "distance")
-            for sibling in cell.findall("distances/sibling")
-        }
+        rows[node] = {}
+        for sibling in cell.findall("distances/sibling"):
+            other, distance = _whole(sibling.get("id"), "sibling id"), _whole(sibling.get("value"), "distance")
+            if rows[node].setdefault(other, distance) != distance:
+                raise WorkbenchError(
+                    f"capabilities: {name}: cell {node} is {rows[node][other]} and {distance} from cell {other}"
+                )
     ids = sorted(nodes)
     assumed: list[str] = []
     if not any(rows.values()):
