@@ -36,7 +36,7 @@ LONGEST_WAIT = 1e7
 
 
 @record
-class Machine(NamedTuple):
+class MachineArrays(NamedTuple):
     """A host in arrays.
 
     home : int64 (nodes,), node whose links lead to the node's memory (itself where it has CPUs)
@@ -133,7 +133,7 @@ def _visit(
 
 @kernel
 def build_streams(
-    machine: Machine, demand: Demand, placement: int, streams: Streams, work: Work, idle: np.ndarray
+    machine: MachineArrays, demand: Demand, placement: int, streams: Streams, work: Work, idle: np.ndarray
 ) -> int:
     """Visits of every stream from the shares of its accesses and walks per node; returns the number of visits.
 
@@ -291,7 +291,7 @@ def next_wait(
 
 
 def solve_placements(
-    machine: Machine, demand: Demand, tolerance: float, max_iterations: int, max_passes: int
+    machine: MachineArrays, demand: Demand, tolerance: float, max_iterations: int, max_passes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Solve many placements of the same streams on one host.
 
@@ -364,7 +364,7 @@ def solve_placements(
 
 @kernel
 def _solve_placements(
-    machine: Machine,
+    machine: MachineArrays,
     demand: Demand,
     found: Found,
     work: Work,

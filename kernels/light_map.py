@@ -134,7 +134,7 @@ _UNHASHED = -2
 
 
 @record
-class State(NamedTuple):
+class LightState(NamedTuple):
     """Arrays of one file: W words of 64 pages, B1, B2 blocks of 1 GiB, 2 MiB, U units, G groups of struct pages, N nodes.
 
     ``start``, ``end``, ``count``, ``vmemmap`` and ``vmemmap_order`` belong to the host and may be shared between files.
@@ -192,14 +192,14 @@ def new_state(
     count: np.ndarray,
     vmemmap: np.ndarray,
     vmemmap_order: np.ndarray,
-) -> State:
-    """An empty, all-private file with the given options; the other arguments are the host's (:class:`State`)."""
+) -> LightState:
+    """An empty, all-private file with the given options; the other arguments are the host's (:class:`LightState`)."""
     pages = int(options[PAGES])
     words = -(-pages // 64)
     groups = -(-pages // (1 << int(options[GROUP_SHIFT])))
     top = np.zeros(maple.TOP_FIELDS, np.int64)
     maple.clear(top)
-    return State(
+    return LightState(
         shared=np.zeros(words, np.uint64),
         shared_2m=np.zeros(-(-pages // PAGES_2M), np.int16),
         shared_1g=np.zeros(-(-pages // PAGES_1G), np.int32),
@@ -231,7 +231,7 @@ def _units(options: np.ndarray) -> int:
     return -(-int(options[PAGES]) // unit)
 
 
-def grown(state: State) -> State:
+def grown(state: LightState) -> LightState:
     """The same state with more room for what the last operation lacked room for (after NEEDS_ROOM), and for that alone.
 
     Free ranges belong to the host: what one file wants of its own must not make them longer for all.
@@ -254,13 +254,13 @@ def grown(state: State) -> State:
 
 
 @kernel
-def _lacks(s: State, what: Int) -> Int:
+def _lacks(s: LightState, what: Int) -> Int:
     s.scratch[4] = what
     return NEEDS_ROOM
 
 
 @kernel
-def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray, first: Int) -> Int:
+def run(state: LightState, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray, first: Int) -> Int:
     """Carry out operations ``first`` ... of a stream (columns and results as for :func:`workbench.kernels.folios.run.run`).
 
     INSERT backs a unit from the ranges of its node. Returns the number of operations done; less than all if the state must
@@ -282,7 +282,7 @@ def run(state: State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarra
 
 
 @kernel
-def _release(state: State) -> Int:
+def _release(state: LightState) -> Int:
     """The file is gone: its units go back, those with a pinned page when the last pin is dropped."""
     order = state.options[UNIT_ORDER]
     for unit in range(state.unit_pfn.shape[0]):
@@ -298,7 +298,7 @@ def _release(state: State) -> Int:
 
 
 @kernel
-def _operate(s: State, op: Int, offset: Int, length: Int, argument: Int, node: Int) -> Int:
+def _operate(s: LightState, op: Int, offset: Int, length: Int, argument: Int, node: Int) -> Int:
     pages = s.options[PAGES]
     unit = np.int64(1) << s.options[UNIT_ORDER]
     # A conversion or a punch must not run out of room half-way: one extent (or free range) per unit, and the borders.
@@ -337,12 +337,12 @@ def _operate(s: State, op: Int, offset: Int, length: Int, argument: Int, node: I
 
 
 @kernel
-def _present(s: State, page: Int) -> bool:
+def _present(s: LightState, page: Int) -> bool:
     return s.unit_pfn[page >> s.options[UNIT_ORDER]] >= 0
 
 
 @kernel
-def _run_end(s: State, page: Int, end: Int, shared: bool) -> Int:
+def _run_end(s: LightState, page: Int, end: Int, shared: bool) -> Int:
     """End of the run of pages in one state that starts at ``page``, at most ``end``."""
     while page < end:
         word = s.shared[page >> 6]
@@ -358,13 +358,13 @@ def _run_end(s: State, page: Int, end: Int, shared: bool) -> Int:
 
 
 @kernel
-def _next_in(s: State, page: Int, end: Int, shared: bool) -> Int:
+def _next_in(s: LightState, page: Int, end: Int, shared: bool) -> Int:
     """First page of [page, end) in the given state, ``end`` if there is none."""
     return _run_end(s, page, end, not shared)
 
 
 @kernel
-def _hash_pins(s: State) -> None:
+def _hash_pins(s: LightState) -> None:
     """Chains of all rows of pins anew, after the table has grown."""
     s.pin_heads[:] = -1
     for row in range(s.counts[N_PINS]):
@@ -372,20 +372,20 @@ def _hash_pins(s: State) -> None:
 
 
 @kernel
-def _pin_head(s: State, page: Int) -> Int:
+def _pin_head(s: LightState, page: Int) -> Int:
     """Neighbouring pages have neighbouring chains."""
     return page & (s.pin_heads.shape[0] - 1)
 
 
 @kernel
-def _chain_pin(s: State, row: Int) -> None:
+def _chain_pin(s: LightState, row: Int) -> None:
     head = _pin_head(s, s.pins[row, PIN_PAGE])
     s.pins[row, PIN_NEXT] = s.pin_heads[head]
     s.pin_heads[head] = row
 
 
 @kernel
-def _unchain_pin(s: State, row: Int) -> None:
+def _unchain_pin(s: LightState, row: Int) -> None:
     head = _pin_head(s, s.pins[row, PIN_PAGE])
     if s.pin_heads[head] == row:
         s.pin_heads[head] = s.pins[row, PIN_NEXT]
@@ -397,7 +397,7 @@ def _unchain_pin(s: State, row: Int) -> None:
 
 
 @kernel
-def _pin_row(s: State, page: Int, left_file: bool, kind: Int) -> Int:
+def _pin_row(s: LightState, page: Int, left_file: bool, kind: Int) -> Int:
     """Row of the references of one kind on a page of the file, or on the first that left it; -1: none."""
     found, row = -1, s.pin_heads[_pin_head(s, page)]
     while row >= 0:
@@ -410,7 +410,7 @@ def _pin_row(s: State, page: Int, left_file: bool, kind: Int) -> Int:
 
 
 @kernel
-def _first_referenced(s: State, first: Int, end: Int) -> Int:
+def _first_referenced(s: LightState, first: Int, end: Int) -> Int:
     """First shared page of [first, end) that somebody holds, -1: private pages have nothing to hold."""
     found = end
     if end - first < s.counts[N_PINS]:  # what is fewer is looked through
@@ -433,7 +433,7 @@ def _first_referenced(s: State, first: Int, end: Int) -> Int:
 
 
 @kernel
-def _store(s: State, first: Int, pages: Int, pfn: Int) -> None:
+def _store(s: LightState, first: Int, pages: Int, pfn: Int) -> None:
     """Store an extent into the private map, joined with neighbours that continue it; ``pfn`` -1 erases."""
     s.counts[N_STORES] += 1
     if pfn >= 0:
@@ -449,7 +449,7 @@ def _store(s: State, first: Int, pages: Int, pfn: Int) -> None:
 
 
 @kernel
-def _can_share(s: State, first: Int, end: Int) -> bool | np.bool_:
+def _can_share(s: LightState, first: Int, end: Int) -> bool | np.bool_:
     """Whether vmemmap for the present pages of [first, end) can be taken; that of a group comes from one node."""
     shift = s.options[GROUP_SHIFT]
     needed = 0
@@ -466,7 +466,7 @@ def _can_share(s: State, first: Int, end: Int) -> bool | np.bool_:
 
 
 @kernel
-def _groups_free(s: State) -> Int:
+def _groups_free(s: LightState) -> Int:
     """Groups whose vmemmap could be taken now."""
     groups = np.int64(0)
     for node in range(s.vmemmap.shape[0]):
@@ -475,7 +475,7 @@ def _groups_free(s: State) -> Int:
 
 
 @kernel
-def _take_group(s: State, group: Int, home: Int) -> None:
+def _take_group(s: LightState, group: Int, home: Int) -> None:
     """Take the vmemmap of a group, from its node first; there is enough (:func:`_can_share`)."""
     cost = np.int64(1) << (s.options[GROUP_SHIFT] - 6)
     for position in range(s.vmemmap.shape[0]):
@@ -493,7 +493,7 @@ def _take_group(s: State, group: Int, home: Int) -> None:
 
 
 @kernel
-def _give_back_group(s: State, node: Int) -> None:
+def _give_back_group(s: LightState, node: Int) -> None:
     cost = np.int64(1) << (s.options[GROUP_SHIFT] - 6)
     s.vmemmap[node] += cost
     s.freed[node] += cost
@@ -502,7 +502,7 @@ def _give_back_group(s: State, node: Int) -> None:
 
 
 @kernel
-def _count_groups(s: State, first: Int, end: Int, sign: Int) -> None:
+def _count_groups(s: LightState, first: Int, end: Int, sign: Int) -> None:
     """Add (or take away) the shared pages of [first, end), all of one unit, to their groups of struct pages."""
     shift = s.options[GROUP_SHIFT]
     for word in range(first >> 6, ((end - 1) >> 6) + 1):
@@ -519,7 +519,7 @@ def _count_groups(s: State, first: Int, end: Int, sign: Int) -> None:
 
 
 @kernel
-def _set_state(s: State, first: Int, end: Int, to_shared: bool) -> None:
+def _set_state(s: LightState, first: Int, end: Int, to_shared: bool) -> None:
     """Store the new state and keep the counters and the huge mappings possible in step."""
     value = ALL if to_shared else ZERO
     sign = 1 if to_shared else -1
@@ -558,7 +558,7 @@ def _set_state(s: State, first: Int, end: Int, to_shared: bool) -> None:
 
 
 @kernel
-def _count_mappings(s: State, unit: Int, sign: Int) -> None:
+def _count_mappings(s: LightState, unit: Int, sign: Int) -> None:
     """Add (or take away) the huge mappings that a unit allows as it comes (or goes)."""
     order = s.options[UNIT_ORDER]
     if order == ORDER_1G and s.shared_1g[unit] == 0:
@@ -569,7 +569,7 @@ def _count_mappings(s: State, unit: Int, sign: Int) -> None:
 
 
 @kernel
-def _convert(s: State, offset: Int, length: Int, to_shared: bool) -> Int:
+def _convert(s: LightState, offset: Int, length: Int, to_shared: bool) -> Int:
     size = s.options[PAGES] * 4096
     s.counts[N_CONVERSIONS] += 1
     if offset < 0 or length <= 0 or (offset | length) & 4095 != 0 or offset > size or length > size - offset:
@@ -597,7 +597,7 @@ def _convert(s: State, offset: Int, length: Int, to_shared: bool) -> Int:
 
 
 @kernel
-def _convert_block(s: State, first: Int, end: Int, to_shared: bool) -> Int:
+def _convert_block(s: LightState, first: Int, end: Int, to_shared: bool) -> Int:
     """All of [first, end) or nothing; some page of it is in the other state."""
     page = _next_in(s, first, end, not to_shared)
     if not to_shared:
@@ -640,7 +640,7 @@ def _convert_block(s: State, first: Int, end: Int, to_shared: bool) -> Int:
 
 
 @kernel
-def _count_invalidations(s: State, page: Int, end: Int, to_shared: bool) -> None:
+def _count_invalidations(s: LightState, page: Int, end: Int, to_shared: bool) -> None:
     """One notification per run that changes, of exactly that run: there is no block to round out to."""
     while page < end:
         stop = _run_end(s, page, end, not to_shared)
@@ -650,7 +650,7 @@ def _count_invalidations(s: State, page: Int, end: Int, to_shared: bool) -> None
 
 
 @kernel
-def _populate(s: State, page: Int, node: Int) -> Int:
+def _populate(s: LightState, page: Int, node: Int) -> Int:
     order = s.options[UNIT_ORDER]
     unit = page >> order
     if s.unit_pfn[unit] >= 0:
@@ -694,7 +694,7 @@ def _populate(s: State, page: Int, node: Int) -> Int:
 
 
 @kernel
-def _poisoned(s: State, page: Int) -> bool:
+def _poisoned(s: LightState, page: Int) -> bool:
     for row in range(s.counts[N_POISONED]):
         if s.poison[row] == page:
             return True
@@ -702,7 +702,7 @@ def _poisoned(s: State, page: Int) -> bool:
 
 
 @kernel
-def _host_fault_page(s: State, page: Int, node: Int) -> Int:
+def _host_fault_page(s: LightState, page: Int, node: Int) -> Int:
     if page >= s.options[PAGES] or not test_bit(s.shared, page):
         return SIGBUS
     error = _populate(s, page, node)
@@ -712,7 +712,7 @@ def _host_fault_page(s: State, page: Int, node: Int) -> Int:
 
 
 @kernel
-def _host_fault(s: State, offset: Int, length: Int, node: Int) -> Int:
+def _host_fault(s: LightState, offset: Int, length: Int, node: Int) -> Int:
     if offset < 0 or length <= 0:
         return EINVAL
     page, end = offset >> 12, (offset + length + 4095) >> 12
@@ -730,7 +730,7 @@ def _host_fault(s: State, offset: Int, length: Int, node: Int) -> Int:
 
 
 @kernel
-def _guest_fault(s: State, offset: Int, length: Int, private: bool, node: Int) -> Int:
+def _guest_fault(s: LightState, offset: Int, length: Int, private: bool, node: Int) -> Int:
     if offset < 0 or length <= 0:
         return EINVAL
     page, end = offset >> 12, (offset + length + 4095) >> 12
@@ -752,7 +752,7 @@ def _guest_fault(s: State, offset: Int, length: Int, private: bool, node: Int) -
 
 
 @kernel
-def _pin(s: State, offset: Int, length: Int, kind: Int, node: Int) -> Int:
+def _pin(s: LightState, offset: Int, length: Int, kind: Int, node: Int) -> Int:
     """Long-term pins of shared pages through the host mapping, or transient references to those that are there.
 
     A private page has no struct page to refer to.
@@ -786,7 +786,7 @@ def _pin(s: State, offset: Int, length: Int, kind: Int, node: Int) -> Int:
 
 
 @kernel
-def _unpin(s: State, offset: Int, length: Int, kind: Int) -> Int:
+def _unpin(s: LightState, offset: Int, length: Int, kind: Int) -> Int:
     """Drop references of one kind, those on pages that left the file first; EINVAL names the first page that has none."""
     first, end = offset >> 12, (offset + length + 4095) >> 12
     if offset < 0 or length <= 0 or end > s.options[PAGES] or (kind != _TRANSIENT and kind != _LONG_TERM):
@@ -806,7 +806,7 @@ def _unpin(s: State, offset: Int, length: Int, kind: Int) -> Int:
 
 
 @kernel
-def _drop_row(s: State, row: Int) -> None:
+def _drop_row(s: LightState, row: Int) -> None:
     """The last pin on a page is gone; if it had left the file, its struct pages and its unit may follow it."""
     page, pfn, node = s.pins[row, PIN_PAGE], s.pins[row, PIN_PFN], s.pins[row, PIN_NODE]
     _unchain_pin(s, row)
@@ -831,7 +831,7 @@ def _drop_row(s: State, row: Int) -> None:
 
 
 @kernel
-def _unit_pinned(s: State, near: Int, page: Int, pfn: Int) -> bool:
+def _unit_pinned(s: LightState, near: Int, page: Int, pfn: Int) -> bool:
     """Whether a page of the unit that was at ``page`` and has left the file is pinned still."""
     order = s.options[UNIT_ORDER]
     rows, pages = s.counts[N_PINS], np.int64(1) << order
@@ -851,7 +851,7 @@ def _unit_pinned(s: State, near: Int, page: Int, pfn: Int) -> bool:
 
 
 @kernel
-def _poison(s: State, offset: Int) -> Int:
+def _poison(s: LightState, offset: Int) -> Int:
     page = offset >> 12
     if offset < 0 or page >= s.options[PAGES] or not _present(s, page):
         return ENOENT
@@ -867,7 +867,7 @@ def _poison(s: State, offset: Int) -> Int:
 
 
 @kernel
-def _punch(s: State, offset: Int, length: Int) -> Int:
+def _punch(s: LightState, offset: Int, length: Int) -> Int:
     """Whole units go back to the range allocator; part of a unit is zeroed. The private/shared state stays."""
     if offset < 0 or length <= 0 or (offset | length) & 4095 != 0:
         return EINVAL
@@ -902,7 +902,7 @@ def _punch(s: State, offset: Int, length: Int) -> Int:
 
 
 @kernel
-def _free_unit(s: State, unit: Int, first: Int, end: Int) -> None:
+def _free_unit(s: LightState, unit: Int, first: Int, end: Int) -> None:
     poisoned = False
     row = 0
     while row < s.counts[N_POISONED]:
@@ -924,7 +924,7 @@ def _free_unit(s: State, unit: Int, first: Int, end: Int) -> None:
 
 
 @kernel
-def _withhold_pinned(s: State, first: Int, end: Int, pfn: Int, node: Int) -> bool:
+def _withhold_pinned(s: LightState, first: Int, end: Int, pfn: Int, node: Int) -> bool:
     """Pinned pages of a unit leave the file: unit and struct pages stay taken until the last pin is dropped."""
     withheld = False
     pages, rows = end - first, s.counts[N_PINS]

@@ -32,7 +32,7 @@ _prepared: set[tuple[Path, str]] = set()
 """Modules that this process has looked at: what goes missing later is compiled when it is called."""
 
 
-class Entry(NamedTuple):
+class Specialisation(NamedTuple):
     """One entry point and the types of its arguments."""
 
     kernel: str
@@ -42,22 +42,22 @@ class Entry(NamedTuple):
 
 
 @functools.cache
-def listed() -> dict[str, list[Entry]]:
+def listed() -> dict[str, list[Specialisation]]:
     """Entries by their module below ``workbench.kernels``."""
-    modules: dict[str, list[Entry]] = {}
+    modules: dict[str, list[Specialisation]] = {}
     for kernel, codes in json.loads(LIST.read_text()):
-        modules.setdefault(kernel.rpartition(".")[0], []).append(Entry(kernel, tuple(codes)))
+        modules.setdefault(kernel.rpartition(".")[0], []).append(Specialisation(kernel, tuple(codes)))
     return modules
 
 
-def kept() -> list[Entry]:
+def kept() -> list[Specialisation]:
     """Entries that have been compiled for these sources so far, in any process."""
     found = set()
     for path in (code_cache.cache_directory() or Path()).glob("[!.]*"):
         data = code_cache.read(path)
         if data is not None:
             kernel, codes, _ = pickle.loads(data)
-            found.add(Entry(kernel, codes))
+            found.add(Specialisation(kernel, codes))
     return sorted(found)
 
 
@@ -92,13 +92,13 @@ def _prepare_module_of(kernel: str) -> None:
 dispatch.before_compiling = _prepare_module_of
 
 
-def _path(entry: Entry) -> Path:
+def _path(entry: Specialisation) -> Path:
     path = dispatch.path_of(entry.kernel, entry.signature)
     assert path is not None
     return path
 
 
-def _busy(missing: Sequence[Entry]) -> bool:
+def _busy(missing: Sequence[Specialisation]) -> bool:
     """Whether another process is compiling one of them."""
     for entry in missing:
         if not _path(entry).exists():
@@ -108,7 +108,7 @@ def _busy(missing: Sequence[Entry]) -> bool:
     return False
 
 
-def take(entries: Iterable[Entry]) -> None:
+def take(entries: Iterable[Specialisation]) -> None:
     """Compile entries one after the other, except those that are kept or that another process compiles just now."""
     for entry in entries:
         path = _path(entry)
@@ -120,7 +120,7 @@ def take(entries: Iterable[Entry]) -> None:
 
 
 @contextlib.contextmanager
-def _helpers(missing: Sequence[Entry]) -> Iterator[None]:
+def _helpers(missing: Sequence[Specialisation]) -> Iterator[None]:
     """Other processes that compile the same entries from the end of the list; they end with this one."""
     count = min(len(os.sched_getaffinity(0)), len(missing), 8) - 1
     text = json.dumps(list(reversed(missing))).encode() + b"\n"
@@ -149,7 +149,7 @@ def _helpers(missing: Sequence[Entry]) -> Iterator[None]:
 
 def _help_out() -> None:
     """What a helper does: take a list from standard input, and end with whoever gave it."""
-    entries = [Entry(kernel, tuple(codes)) for kernel, codes in json.loads(sys.stdin.buffer.readline())]
+    entries = [Specialisation(kernel, tuple(codes)) for kernel, codes in json.loads(sys.stdin.buffer.readline())]
 
     def end_with_parent() -> None:
         sys.stdin.buffer.read()
@@ -161,7 +161,7 @@ def _help_out() -> None:
 
 
 @contextlib.contextmanager
-def _telling(missing: Sequence[Entry]) -> Iterator[None]:
+def _telling(missing: Sequence[Specialisation]) -> Iterator[None]:
     over = threading.Event()
 
     def tell() -> None:

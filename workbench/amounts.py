@@ -13,25 +13,25 @@ import numpy as np
 from workbench.units import PAGE_SIZE
 
 
-class Run(Container[str], Protocol):
+class HasVariables(Container[str], Protocol):
     """Variables by name."""
 
     def __getitem__(self, name: str, /) -> Any: ...
 
 
-def bytes_per_node(run: Run) -> np.ndarray:
+def bytes_per_node(run: HasVariables) -> np.ndarray:
     """Bytes of each file on each node, int64 (file, node)."""
     amount: np.ndarray = np.asarray(run["pages_per_node"]) * np.asarray(run["file_page_size"])[:, None]
     return amount + PAGE_SIZE * np.asarray(run["small_pages_per_node"]) if "small_pages_per_node" in run else amount
 
 
-def placed_bytes(run: Run) -> np.ndarray:
+def placed_bytes(run: HasVariables) -> np.ndarray:
     """Bytes newly placed by each event on each node, int64 (event, node)."""
     amount: np.ndarray = np.asarray(run["event_pages"]) * int(run["page_size"])
     return amount + PAGE_SIZE * np.asarray(run["event_small_pages"]) if "event_small_pages" in run else amount
 
 
-def metadata_bytes(run: Run) -> np.ndarray:
+def metadata_bytes(run: HasVariables) -> np.ndarray:
     """Bytes of the metadata of each kind on each node after the last event, int64 (kind, node); no kind if not counted."""
     pages = np.asarray(run["metadata_pages"]) if "metadata_pages" in run else np.zeros((0, 0, 0), np.int64)
     amount: np.ndarray = (
@@ -40,13 +40,13 @@ def metadata_bytes(run: Run) -> np.ndarray:
     return amount
 
 
-def metadata_of_nodes(run: Run) -> np.ndarray:
+def metadata_of_nodes(run: HasVariables) -> np.ndarray:
     """Bytes of all metadata on each node after the last event, int64 (node,)."""
     amount: np.ndarray = metadata_bytes(run).sum(axis=0)
     return amount
 
 
-def free_bytes(run: Run) -> np.ndarray:
+def free_bytes(run: HasVariables) -> np.ndarray:
     """Free bytes of each node after each event, int64 (event, node)."""
     owner = np.asarray(run["zone_node"])[:, None] == np.asarray(run["node"])
     amount: np.ndarray = (np.asarray(run["free_pages"]) * np.asarray(run["zone_page_size"])) @ owner.astype(np.int64)

@@ -121,7 +121,7 @@ class HostNodes(Schema):
     zone_node = exact("zone", "1", "node of the zone")
 
 
-class Conversions(Schema):
+class ConversionCounts(Schema):
     """Conversions of huge folios along ``event``; what is not "now" is a sum since the start."""
 
     level = Coordinate("", "size of the mapping")
@@ -195,7 +195,7 @@ class OutOfPlace(Schema):
     drifted_pages = counted("file", "4 KiB pages", "pages now on another node than the first that backed them")
 
 
-class Simulation(HostNodes, Conversions, OutOfPlace):
+class Simulation(HostNodes, ConversionCounts, OutOfPlace):
     """A scenario that was run (:func:`workbench.simulate`)."""
 
     file = Coordinate("", "file")
@@ -285,7 +285,7 @@ class Simulation(HostNodes, Conversions, OutOfPlace):
     access_used = modelled("event node", "MB/s", "memory bandwidth used by accesses", TRAFFIC)
 
 
-class ConversionRun(Conversions):
+class ConversionRun(ConversionCounts):
     """A stream of conversions on one file (:func:`workbench.studies.conversion_studies.run`)."""
 
     event = Coordinate("1", "operations done")

@@ -22,13 +22,13 @@ from workbench.kernels.folios.state import *
 
 
 @kernel
-def is_present(s: State, page: int) -> bool:
+def is_present(s: FolioState, page: int) -> bool:
     level = s.blocks[page >> 9, LEVEL]
     return level >= SPLIT or (level == BASE and test_bit(s.present, page))
 
 
 @kernel
-def _is_poisoned(s: State, page: int) -> bool:
+def _is_poisoned(s: FolioState, page: int) -> bool:
     """Whether the folio of the page has the mark of poison: a folio in one piece on its first page only."""
     if s.numbers[N_POISONED] == 0:
         return False
@@ -37,14 +37,14 @@ def _is_poisoned(s: State, page: int) -> bool:
 
 
 @kernel
-def _head(s: State, page: int) -> int:
+def _head(s: FolioState, page: int) -> int:
     """First page of the folio that a page is part of."""
     level = s.blocks[page >> 9, LEVEL]
     return page & -(PAGES_1G if level == HUGE_1G else PAGES_2M if level == HUGE_2M else 1)
 
 
 @kernel
-def populate(s: State, page: int, node: int, cpu: int) -> int:
+def populate(s: FolioState, page: int, node: int, cpu: int) -> int:
     """Give the page a folio of the file's size, or of the next smaller size where that is allowed."""
     block = page >> 9
     giga = block >> 9
@@ -79,7 +79,7 @@ def populate(s: State, page: int, node: int, cpu: int) -> int:
 
 
 @kernel
-def access(s: State, op: int, offset: int, length: int, argument: int, node: int, cpu: int) -> int:
+def access(s: FolioState, op: int, offset: int, length: int, argument: int, node: int, cpu: int) -> int:
     """HOST_FAULT, GUEST_FAULT and PIN.
 
     A long-term pin is pin_user_pages() of the host mapping, so of shared pages only (EFAULT); a transient reference can
@@ -111,7 +111,7 @@ def access(s: State, op: int, offset: int, length: int, argument: int, node: int
 
 
 @kernel
-def _touch(s: State, page: int, end: int, guest: bool, shared: bool, node: int, cpu: int) -> int:
+def _touch(s: FolioState, page: int, end: int, guest: bool, shared: bool, node: int, cpu: int) -> int:
     """Touch each page through the host mapping or from the guest; the first that fails ends it.
 
     EFAULT: the guest's idea of the page differs, KVM_EXIT_MEMORY_FAULT.
@@ -151,7 +151,7 @@ def _touch(s: State, page: int, end: int, guest: bool, shared: bool, node: int, 
 
 
 @kernel
-def unpin(s: State, offset: int, length: int, kind: int) -> int:
+def unpin(s: FolioState, offset: int, length: int, kind: int) -> int:
     """EINVAL if a page of the range is not pinned in this way; nothing is changed then.
 
     Of the pins of one kind those on a page that has left the file go first.
@@ -183,7 +183,7 @@ def unpin(s: State, offset: int, length: int, kind: int) -> int:
 
 
 @kernel
-def _last_unpin(s: State, block: int) -> None:
+def _last_unpin(s: FolioState, block: int) -> None:
     """mm/hugetlb.c: free_huge_folio() of a page whose file is closed, once none of its 4 KiB is pinned any more."""
     blocks = BLOCKS_1G if s.gigas[block >> 9, LEVEL] == 1 else 1
     first_block = block // blocks * blocks
@@ -193,7 +193,7 @@ def _last_unpin(s: State, block: int) -> None:
 
 
 @kernel
-def _any_pin(s: State, first_block: int, blocks: int) -> bool:
+def _any_pin(s: FolioState, first_block: int, blocks: int) -> bool:
     for block in range(first_block, first_block + blocks):
         row = s.reference_row[block]
         if row != 0 and s.reference_counts[row, PAGES_2M, TRANSIENT] > 0:
@@ -202,7 +202,7 @@ def _any_pin(s: State, first_block: int, blocks: int) -> bool:
 
 
 @kernel
-def poison_page(s: State, offset: int) -> int:
+def poison_page(s: FolioState, offset: int) -> int:
     """memory_failure(): ENOENT if there is no page.
 
     The range of a 4 KiB folio is invalidated and it stays in the file; a huge folio of the page allocator is split first;
@@ -228,7 +228,7 @@ def poison_page(s: State, offset: int) -> int:
 
 
 @kernel
-def unmap_slot(s: State, offset: int, length: int) -> int:
+def unmap_slot(s: FolioState, offset: int, length: int) -> int:
     """The memslot of a range goes: nothing of it is mapped any more."""
     first, end = offset >> 12, min(s.options[PAGES], (offset + length + 4095) >> 12)
     if offset < 0 or length <= 0:
@@ -239,7 +239,7 @@ def unmap_slot(s: State, offset: int, length: int) -> int:
 
 
 @kernel
-def merge_pass(s: State, offset: int, length: int) -> int:
+def merge_pass(s: FolioState, offset: int, length: int) -> int:
     """The worker of a lazy policy; merges whatever can be merged, whatever the policy."""
     first, end = offset >> 12, min(s.options[PAGES], (offset + length + 4095) >> 12)
     if offset < 0 or length <= 0:
@@ -250,7 +250,7 @@ def merge_pass(s: State, offset: int, length: int) -> int:
 
 
 @kernel
-def punch_hole(s: State, offset: int, length: int) -> int:
+def punch_hole(s: FolioState, offset: int, length: int) -> int:
     """fallocate(PUNCH_HOLE). The private/shared state stays; what lies past the end is ignored."""
     if offset < 0 or length <= 0 or (offset | length) & 4095 != 0:
         return EINVAL
@@ -293,7 +293,7 @@ def punch_hole(s: State, offset: int, length: int) -> int:
 
 
 @kernel
-def _first_held(s: State, page: int, end: int) -> int:
+def _first_held(s: FolioState, page: int, end: int) -> int:
     """First page of [page, end) of a huge folio, whole or split, that somebody refers to; -1: none."""
     while page < end:
         stop = min(end, ((page >> 9) + 1) << 9)
@@ -306,7 +306,7 @@ def _first_held(s: State, page: int, end: int) -> int:
 
 
 @kernel
-def _punch_base(s: State, first: int, end: int) -> None:
+def _punch_base(s: FolioState, first: int, end: int) -> None:
     """4 KiB folios leave the file whoever holds them; a pinned page stays allocated until it is unpinned."""
     block = first >> 9
     for page in range(first, end):
@@ -338,7 +338,7 @@ def _punch_base(s: State, first: int, end: int) -> None:
 
 
 @kernel
-def release(s: State) -> int:
+def release(s: FolioState) -> int:
     """The file is closed: everything leaves it, and huge pages go back to their pools.
 
     Transient references are waited for. A 4 KiB folio with a long-term pin stays allocated until it is unpinned; a huge

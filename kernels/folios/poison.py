@@ -17,7 +17,7 @@ from workbench.kernels.folios.state import *
 
 
 @kernel
-def any_poison(s: State, first: int, end: int) -> bool:
+def any_poison(s: FolioState, first: int, end: int) -> bool:
     for row in range(s.numbers[N_POISONED]):
         if first <= s.poison[row] < end:
             return True
@@ -25,7 +25,7 @@ def any_poison(s: State, first: int, end: int) -> bool:
 
 
 @kernel
-def forget_poison(s: State, first: int, end: int) -> bool:
+def forget_poison(s: FolioState, first: int, end: int) -> bool:
     before = s.numbers[N_POISONED]
     row = 0
     while row < s.numbers[N_POISONED]:
@@ -38,7 +38,7 @@ def forget_poison(s: State, first: int, end: int) -> bool:
 
 
 @kernel
-def room_for_poison(s: State) -> bool:
+def room_for_poison(s: FolioState) -> bool:
     """Whether one more page can be poisoned wherever the poisoned pages of file and pools end up."""
     in_pools = 0
     for row in range(s.pool_poison.shape[0]):
@@ -48,7 +48,7 @@ def room_for_poison(s: State) -> bool:
 
 
 @kernel
-def never_handed_out(s: State, node: int, size: int) -> int:
+def never_handed_out(s: FolioState, node: int, size: int) -> int:
     """Huge pages of a pool that count as free but are passed over: their first page is poisoned."""
     pages = np.int64(0)
     for row in range(s.pool_poison.shape[0]):
@@ -58,7 +58,7 @@ def never_handed_out(s: State, node: int, size: int) -> int:
 
 
 @kernel
-def to_pool(s: State, node: int, size: int, first: int, end: int) -> None:
+def to_pool(s: FolioState, node: int, size: int, first: int, end: int) -> None:
     """A huge page, pages [first, end) of the file, goes on top of its pool, with its poisoned pages."""
     for row in range(s.pool_poison.shape[0]):
         if s.pool_poison[row, POISON_NODE] == node and s.pool_poison[row, POISON_SIZE] == size:
@@ -80,7 +80,7 @@ def to_pool(s: State, node: int, size: int, first: int, end: int) -> None:
 
 
 @kernel
-def from_pool(s: State, node: int, size: int, first: int) -> None:
+def from_pool(s: FolioState, node: int, size: int, first: int) -> None:
     """The huge page on top of a pool comes into the file at page ``first``; those with a poisoned first page are passed over."""
     depth = np.int64(0)
     passed_over = True

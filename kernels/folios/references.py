@@ -18,7 +18,7 @@ from workbench.kernels.folios.state import *
 
 
 @kernel
-def spin(s: State, first_block: int, last_block: int) -> None:
+def spin(s: FolioState, first_block: int, last_block: int) -> None:
     """Freezing waits for transient references to go; each one waited for is counted and gone afterwards."""
     if s.numbers[N_ROWS] == 0:
         return
@@ -34,7 +34,7 @@ def spin(s: State, first_block: int, last_block: int) -> None:
 
 
 @inlined_kernel
-def first_referenced(s: State, first: int, end: int, shared_only: bool) -> int:
+def first_referenced(s: FolioState, first: int, end: int, shared_only: bool) -> int:
     """First page of [first, end) with references the conversion does not expect, or -1.
 
     ``shared_only``: look at pages that are to change (generation B), not at every folio of the range (C).
@@ -49,7 +49,7 @@ def first_referenced(s: State, first: int, end: int, shared_only: bool) -> int:
 
 
 @kernel
-def _first_referenced_now(s: State, first: int, end: int, shared_only: bool) -> int:
+def _first_referenced_now(s: FolioState, first: int, end: int, shared_only: bool) -> int:
     found = end
     for block in range(first >> 9, ((end - 1) >> 9) + 1):
         row = s.reference_row[block]
@@ -83,7 +83,7 @@ def _first_referenced_now(s: State, first: int, end: int, shared_only: bool) -> 
 
 
 @kernel
-def row_of_references(s: State, block: int) -> int:
+def row_of_references(s: FolioState, block: int) -> int:
     """Row of ``reference_counts`` for a 2 MiB block, 0 if there is no room for another."""
     if s.reference_row[block] == 0 and s.numbers[N_ROWS] + 1 < s.reference_counts.shape[0]:
         s.numbers[N_ROWS] += 1
@@ -92,7 +92,7 @@ def row_of_references(s: State, block: int) -> int:
 
 
 @kernel
-def lru_drain(s: State) -> int:
+def lru_drain(s: FolioState) -> int:
     """lru_add_drain_all()."""
     s.numbers[N_DRAINS] += 1
     s.numbers[N_LRU] = 0
@@ -101,7 +101,7 @@ def lru_drain(s: State) -> int:
 
 
 @kernel
-def lru_add(s: State, page: int, cpu: int) -> None:
+def lru_add(s: FolioState, page: int, cpu: int) -> None:
     """mm/swap.c: folio_add_lru(). A small folio waits in the batch; a full batch or a large folio (-1) empties it."""
     if page >= 0:
         s.batch[cpu, s.batch[cpu, BATCH]] = page
@@ -114,7 +114,7 @@ def lru_add(s: State, page: int, cpu: int) -> None:
 
 
 @kernel
-def lru_add_many(s: State, first: int, pages: int, cpu: int) -> None:
+def lru_add_many(s: FolioState, first: int, pages: int, cpu: int) -> None:
     """So many small folios one after the other: those that fill a batch have left it, the rest wait in it."""
     room = BATCH - s.batch[cpu, BATCH]
     if pages >= room:

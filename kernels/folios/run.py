@@ -64,7 +64,7 @@ _TOP = np.uint64(63)
 
 @kernel
 def run(
-    state: State,
+    state: FolioState,
     stream: np.ndarray,
     errors: np.ndarray,
     offsets: np.ndarray,
@@ -124,7 +124,7 @@ def run(
 
 
 @kernel
-def _sample(state: State, row: np.ndarray) -> None:
+def _sample(state: FolioState, row: np.ndarray) -> None:
     nodes = state.host.shape[0]
     for counter in range(AT):
         row[counter] = state.numbers[counter]
@@ -133,7 +133,7 @@ def _sample(state: State, row: np.ndarray) -> None:
 
 
 @kernel
-def _insert(state: State, page: int, node: int, cpu: int) -> int:
+def _insert(state: FolioState, page: int, node: int, cpu: int) -> int:
     """Put a folio of the file's size, taken from its node by somebody else, where the file has none.
 
     A fresh folio under a shared page has to be split at once; where that fails it is in the file all the same in
@@ -152,7 +152,7 @@ def _insert(state: State, page: int, node: int, cpu: int) -> int:
 
 
 @inlined_kernel
-def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
+def _convert(s: FolioState, offset: int, length: int, to_shared: bool) -> int:
     """All at once or nothing in generation B, and with 4 KiB folios; otherwise each block in turn, up to a failure."""
     size = s.options[PAGES] * 4096
     s.numbers[N_CONVERSIONS] += 1
@@ -219,7 +219,7 @@ def _convert(s: State, offset: int, length: int, to_shared: bool) -> int:
 
 
 @inlined_kernel
-def _scan(s: State, first: int, end: int, to_shared: bool) -> tuple[int, int, int]:
+def _scan(s: FolioState, first: int, end: int, to_shared: bool) -> tuple[int, int, int]:
     """Pages of [first, end) in the other state, the runs they form, and the same runs cut at block borders."""
     wanted = PAGES_2M if to_shared else 0
     flip = ALL if to_shared else ZERO
@@ -256,7 +256,7 @@ def _scan(s: State, first: int, end: int, to_shared: bool) -> tuple[int, int, in
 
 
 @inlined_kernel
-def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
+def _set_state(s: FolioState, first: int, end: int, to_shared: bool) -> None:
     """Store the new state and keep the counters and the huge mappings possible in step."""
     wanted = PAGES_2M if to_shared else 0
     value = ALL if to_shared else ZERO
@@ -307,7 +307,7 @@ def _set_state(s: State, first: int, end: int, to_shared: bool) -> None:
 
 
 @kernel
-def _set_state_together(s: State, first: int, end: int, to_shared: bool) -> None:
+def _set_state_together(s: FolioState, first: int, end: int, to_shared: bool) -> None:
     """:func:`_set_state` of 4 KiB folios that lie together: what is in one state can be mapped huge, private or shared."""
     while first < end:
         block = first >> 9

@@ -21,13 +21,13 @@ from workbench.kernels.folios.state import *
 
 
 @inlined_kernel
-def row_1g(s: State, giga: int) -> int:
+def row_1g(s: FolioState, giga: int) -> int:
     """Row of ``backing`` of a 1 GiB block."""
     return s.reference_row.shape[0] + giga
 
 
 @inlined_kernel
-def _free_vmemmap(s: State) -> int:
+def _free_vmemmap(s: FolioState) -> int:
     pages = np.int64(0)
     for node in range(s.host.shape[0]):
         pages += s.host[node, FREE]
@@ -35,7 +35,7 @@ def _free_vmemmap(s: State) -> int:
 
 
 @kernel
-def _take(s: State, home: int, pages: int, row: int) -> bool:
+def _take(s: FolioState, home: int, pages: int, row: int) -> bool:
     """Take vmemmap pages for the block of a row, from the folio's node first; all or nothing."""
     if _free_vmemmap(s) < pages:
         return False
@@ -58,7 +58,7 @@ def _take(s: State, home: int, pages: int, row: int) -> bool:
 
 
 @kernel
-def _give_back(s: State, row: int) -> None:
+def _give_back(s: FolioState, row: int) -> None:
     nodes = s.host.shape[0]
     for node in range(nodes):
         here = np.int64(s.backing[row, EXTRA + node])
@@ -69,7 +69,7 @@ def _give_back(s: State, row: int) -> None:
 
 
 @kernel
-def _take_slabs(s: State, giga: int) -> bool:
+def _take_slabs(s: FolioState, giga: int) -> bool:
     """Memory for the xarray nodes of a 1 GiB split, by node in the order of vmemmap; all or nothing."""
     if s.options[XARRAY] == XARRAY_TWO_LEVELS:
         return False
@@ -89,7 +89,7 @@ def _take_slabs(s: State, giga: int) -> bool:
 
 
 @kernel
-def _give_slabs_back(s: State, giga: int) -> None:
+def _give_slabs_back(s: FolioState, giga: int) -> None:
     for node in range(s.host.shape[0]):
         here = np.int64(s.gigas[giga, SLABS + node])
         s.host[node, FREE] += here
@@ -98,7 +98,7 @@ def _give_slabs_back(s: State, giga: int) -> None:
 
 
 @kernel
-def _leave_pool(s: State, home: int, size: int, pages: int, row: int) -> None:
+def _leave_pool(s: FolioState, home: int, size: int, pages: int, row: int) -> None:
     """Take a huge page; unoptimised ones go first and bring their vmemmap pages along."""
     nodes = s.host.shape[0]
     s.host[home, POOL + size] -= 1
@@ -116,7 +116,7 @@ def _leave_pool(s: State, home: int, size: int, pages: int, row: int) -> None:
 
 
 @inlined_kernel
-def split_range(s: State, first: int, end: int) -> int:
+def split_range(s: FolioState, first: int, end: int) -> int:
     """Split the huge folios of the blocks touched, unless that waits for the first host fault."""
     if s.options[SPLIT_AT] == AT_HOST_FAULT:
         return 0
@@ -129,7 +129,7 @@ def split_range(s: State, first: int, end: int) -> int:
 
 
 @kernel
-def split_at(s: State, block: int) -> int:
+def split_at(s: FolioState, block: int) -> int:
     """Split whatever huge folio covers a 2 MiB block until the block is 4 KiB folios."""
     if s.blocks[block, LEVEL] == HUGE_1G:
         error = _split_1g(s, block >> 9)
@@ -141,7 +141,7 @@ def split_at(s: State, block: int) -> int:
 
 
 @kernel
-def _split_1g(s: State, giga: int) -> int:
+def _split_1g(s: FolioState, giga: int) -> int:
     first_block, row = giga << 9, row_1g(s, giga)
     two_stage = s.options[SPLITTING] != ONE_STEP
     if not two_stage and not _take_slabs(s, giga):
@@ -173,7 +173,7 @@ def _split_1g(s: State, giga: int) -> int:
 
 
 @kernel
-def _share_out(s: State, giga: int) -> None:
+def _share_out(s: FolioState, giga: int) -> None:
     """An unoptimised 1 GiB page falls into unoptimised 2 MiB folios: 7 pages go with each, the 511 heads stay."""
     row = row_1g(s, giga)
     node = 0
@@ -190,7 +190,7 @@ def _share_out(s: State, giga: int) -> None:
 
 
 @kernel
-def split_2m(s: State, block: int) -> int:
+def split_2m(s: FolioState, block: int) -> int:
     if s.options[HVO] != 0 and s.backing[block, FULL] == 0:
         if not _take(s, s.backing[block, HOME], RESTORE_2M, block):
             return ENOMEM
@@ -205,7 +205,7 @@ def split_2m(s: State, block: int) -> int:
 
 
 @inlined_kernel
-def merge_range(s: State, first: int, end: int) -> int:
+def merge_range(s: FolioState, first: int, end: int) -> int:
     """Merge every block touched that is wholly private again; returns the number of merges.
 
     A split folio of the page allocator with a poisoned page stays split; folios that were never huge stay small.
@@ -231,7 +231,7 @@ def merge_range(s: State, first: int, end: int) -> int:
 
 
 @inlined_kernel
-def _keeps_poison(s: State, first_block: int, blocks: int) -> bool:
+def _keeps_poison(s: FolioState, first_block: int, blocks: int) -> bool:
     """Whether memory of the page allocator has a poisoned page, which no larger folio and no other user gets."""
     if s.options[FOLIOS] == HUGETLB_FOLIOS or s.numbers[N_POISONED] == 0:
         return False
@@ -239,7 +239,7 @@ def _keeps_poison(s: State, first_block: int, blocks: int) -> bool:
 
 
 @kernel
-def _merge_2m(s: State, block: int) -> int:
+def _merge_2m(s: FolioState, block: int) -> int:
     spin(s, block, block + 1)
     if s.backing[block, FULL] == 1:
         if _free_vmemmap(s) > 0:
@@ -255,7 +255,7 @@ def _merge_2m(s: State, block: int) -> int:
 
 
 @kernel
-def _merge_1g(s: State, giga: int) -> int:
+def _merge_1g(s: FolioState, giga: int) -> int:
     first_block, row = giga << 9, row_1g(s, giga)
     expected = SPLIT if s.options[SPLITTING] == ONE_STEP else HUGE_2M
     for block in range(first_block, first_block + BLOCKS_1G):
@@ -287,7 +287,7 @@ def _merge_1g(s: State, giga: int) -> int:
 
 
 @kernel
-def insert(s: State, first_block: int, blocks: int, node: int, cpu: int) -> int:
+def insert(s: FolioState, first_block: int, blocks: int, node: int, cpu: int) -> int:
     """A page of the pool of a node enters the file, 2 MiB (``blocks`` 1) or 1 GiB (512).
 
     Where the file is shared it is split at once. If that fails, ENOMEM: generation B gives it back to the pool, in C it
@@ -328,7 +328,7 @@ def insert(s: State, first_block: int, blocks: int, node: int, cpu: int) -> int:
 
 
 @kernel
-def leave_file(s: State, first_block: int, blocks: int) -> None:
+def leave_file(s: FolioState, first_block: int, blocks: int) -> None:
     """A huge page, 1 block or 512, leaves the file in whatever state; :func:`enter_pool` must follow at some time."""
     giga = first_block >> 9
     unmap_range(s, first_block << 9, (first_block + blocks) << 9)
@@ -346,7 +346,7 @@ def leave_file(s: State, first_block: int, blocks: int) -> None:
 
 
 @kernel
-def enter_pool(s: State, first_block: int, blocks: int) -> None:
+def enter_pool(s: FolioState, first_block: int, blocks: int) -> None:
     """Merge what is left of a huge page outside the file and give it back, optimised if a vmemmap page is free.
 
     Poisoned pages in it go along (recorded: the pool hands them out again). Memory of the page allocator with a poisoned

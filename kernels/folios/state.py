@@ -5,7 +5,7 @@ costs what it touches. Pages present need no bits of their own except where 4 Ki
 (``BASE``). References are kept only for 2 MiB ranges in which a page was ever referenced.
 
 There are few arrays on purpose: the state is passed by value between compiled functions, and what compiling them costs
-grows with the number of arrays in it. :class:`State` gives Python code each quantity by its own name, as a view.
+grows with the number of arrays in it. :class:`FolioState` gives Python code each quantity by its own name, as a view.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class _Arrays(NamedTuple):
 
 
 @record
-class State(_Arrays):
+class FolioState(_Arrays):
     """One file; B1, B2 = blocks of 1 GiB, of 2 MiB, W = 64-page words, N = nodes.
 
     The properties are views of the arrays, by what they mean.
@@ -339,7 +339,7 @@ class State(_Arrays):
 
 
 def new_host(vmemmap: np.ndarray, order: np.ndarray, pool: np.ndarray) -> np.ndarray:
-    """The host's part of :class:`State`, which files may share.
+    """The host's part of :class:`FolioState`, which files may share.
 
     Parameters
     ----------
@@ -358,7 +358,9 @@ def new_pool_poison() -> np.ndarray:
     return np.full((16, 4), -1, np.int64)
 
 
-def new_state(options: np.ndarray, host: np.ndarray, cpus: int = 1, pool_poison: np.ndarray | None = None) -> State:
+def new_state(
+    options: np.ndarray, host: np.ndarray, cpus: int = 1, pool_poison: np.ndarray | None = None
+) -> FolioState:
     """An empty, all-private file with options int64 (OPTIONS,) on a host of :func:`new_host`.
 
     Bits past the end of the file stay 0, and arrays cover whole 1 GiB blocks.
@@ -366,7 +368,7 @@ def new_state(options: np.ndarray, host: np.ndarray, cpus: int = 1, pool_poison:
     nodes = len(host)
     blocks_1g = -(-int(options[PAGES]) // PAGES_1G)
     blocks_2m = blocks_1g * BLOCKS_1G
-    return State(
+    return FolioState(
         shared=np.zeros(blocks_2m * 8, np.uint64),
         present=np.zeros(blocks_2m * 8, np.uint64),
         blocks=np.zeros((blocks_2m, 2), np.int16),
@@ -385,7 +387,7 @@ def new_state(options: np.ndarray, host: np.ndarray, cpus: int = 1, pool_poison:
     )
 
 
-def grown(state: State) -> State:
+def grown(state: FolioState) -> FolioState:
     """The same state with twice the room for what the last operation lacked room for (after NEEDS_ROOM): poisoned pages, or
     else references.
 

@@ -25,12 +25,12 @@ FIELDS = ("shared", "blocks", "gigas", "backing", "marks", "small", "host", "opt
 
 
 class CState(ctypes.Structure):
-    """``struct state`` of the port, on the arrays of a :class:`workbench.kernels.folios.run.State`."""
+    """``struct state`` of the port, on the arrays of a :class:`workbench.kernels.folios.run.FolioState`."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in FIELDS] + [("nodes", ctypes.c_int64), ("blocks_2m", ctypes.c_int64)]
 
 
-def new_guest(size: int, order: int, generation: int, folios: int = folio.HUGETLB_FOLIOS) -> folio.State:
+def new_guest(size: int, order: int, generation: int, folios: int = folio.HUGETLB_FOLIOS) -> folio.FolioState:
     """All private and populated, on two nodes with memory enough; no small folio waits in a batch."""
     options = np.zeros(folio.OPTIONS, np.int64)
     options[:3] = size >> 12, order, generation
@@ -42,9 +42,9 @@ def new_guest(size: int, order: int, generation: int, folios: int = folio.HUGETL
     return state
 
 
-def copied(state: folio.State) -> folio.State:
+def copied(state: folio.FolioState) -> folio.FolioState:
     """An independent copy."""
-    return folio.State(*(array.copy() for array in state))
+    return folio.FolioState(*(array.copy() for array in state))
 
 
 def random_stream(size: int, count: int, largest: int = 512) -> np.ndarray:
@@ -63,12 +63,12 @@ def conversions(offset: np.ndarray, length: np.ndarray, to_shared: np.ndarray) -
     return stream
 
 
-def run(state: folio.State, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray) -> None:
+def run(state: folio.FolioState, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray) -> None:
     """All of a stream of conversions, which need no more room."""
     assert folio.run(state, stream, errors, offsets, 0, NO_SERIES, 0) == len(stream)
 
 
-def state_bytes(state: folio.State) -> int:
+def state_bytes(state: folio.FolioState) -> int:
     """Bitmap and counters."""
     return sum(array.nbytes for array in (state.shared, state.blocks, state.gigas, state.backing, state.reference_row))
 
@@ -111,7 +111,7 @@ def main() -> None:
                 blocks_2m=len(theirs.reference_row),
             )
 
-            def reset(state: folio.State, fresh: folio.State = fresh) -> None:
+            def reset(state: folio.FolioState, fresh: folio.FolioState = fresh) -> None:
                 for array, content in zip(state, fresh, strict=True):
                     array[...] = content
 

@@ -51,7 +51,7 @@ def returning_blocks(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, 
     return block * folio.PAGES_1G + first, pages, to_shared.astype(np.int8)
 
 
-def recount(state: folio.State, free: int) -> None:
+def recount(state: folio.FolioState, free: int) -> None:
     """AssertionError if a counter and the state differ."""
     bits = np.bitwise_count(state.shared).astype(np.int64)
     by_2m = bits.reshape(-1, 8).sum(axis=1)

@@ -14,8 +14,7 @@ from workbench import costs
 from workbench.cost import curves, traffic, translation, weights
 from workbench.cost.machine import with_figures
 from workbench.errors import WorkbenchError
-from workbench.topology.host import Access as Measured
-from workbench.topology.host import Host, Node
+from workbench.topology.host import AccessCoordinate, Host, Node
 
 GIB = 1 << 30
 
@@ -92,7 +91,9 @@ def test_estimates_follow_kind_and_distance_and_say_so():
 
 def test_figures_of_the_host_are_taken_as_they_are():
     access = tuple(
-        Measured(initiator=i, target=t, read_bandwidth=b, write_bandwidth=b // 2, read_latency=ns, write_latency=ns)
+        AccessCoordinate(
+            initiator=i, target=t, read_bandwidth=b, write_bandwidth=b // 2, read_latency=ns, write_latency=ns
+        )
         for (i, t), (b, ns) in {(0, 0): (200_000, 80), (1, 1): (200_000, 80), (0, 1): (60_000, 140)}.items()
     )
     machine = traffic.machine(host(["dram", "dram"], [[10, 21], [21, 10]], access=access))
@@ -205,7 +206,7 @@ def test_latency_bound_guests_want_the_near_node():
 
 def test_automatic_weights_are_those_of_the_kernel():
     access = tuple(
-        Measured(initiator=0, target=t, read_bandwidth=b, write_bandwidth=b, read_latency=80, write_latency=80)
+        AccessCoordinate(initiator=0, target=t, read_bandwidth=b, write_bandwidth=b, read_latency=80, write_latency=80)
         for t, b in enumerate((204_800, 204_800, 61_440))
     )
     machine = host(["dram", "dram", "cxl"], [[10, 20, 24], [20, 10, 24], [24, 24, 10]], cpus=[16, 16, 0], access=access)

@@ -67,7 +67,7 @@ def test_huge_designs_answer_alike(seed: int, size: tuple[str, int], confidentia
     """Random operations, errors included: same errno, same offset named, same node, same state of every page."""
     page_size, pages = size
     stream = random_stream(seed, pages, 1 << PAGE_ORDERS[page_size], 60)
-    run = designs.Run(pages, page_size, (4 * pages, 4 * pages), stream, confidential)
+    run = designs.FileWorkload(pages, page_size, (4 * pages, 4 * pages), stream, confidential)
     dataset = designs.compare(run, with_pages(page_size), samples=4)
     designs.check_same_answers(dataset)
     errors = dataset["event_errno"].values[0]
@@ -84,7 +84,7 @@ def test_poison_changes_only_what_is_documented(seed: int, size: tuple[str, int]
     page_size, pages = size
     order = PAGE_ORDERS[page_size]
     stream = random_stream(seed, pages, 1 << order, 60, poison=True)
-    run = designs.Run(pages, page_size, (4 * pages, 4 * pages), stream)
+    run = designs.FileWorkload(pages, page_size, (4 * pages, 4 * pages), stream)
     if order == 0:
         return designs.check_same_answers(designs.compare(run, samples=1))
     dataset = designs.compare(run, [name for name in with_pages(page_size) if name != "filemap"], samples=1)
@@ -115,7 +115,7 @@ def test_a_poisoned_huge_page_is_only_marked_a_light_map_loses_4_kib() -> None:
         (folio.PUNCH, 512 * page, 512 * page, 0, 0, 0),
         (folio.GUEST_FAULT, 512 * page, 512 * page, 1, 0, 0),  # fresh memory
     ]
-    run = designs.Run(4 * MIB2, "2 MiB", (16 * MIB2,), np.array(rows, np.int64))
+    run = designs.FileWorkload(4 * MIB2, "2 MiB", (16 * MIB2,), np.array(rows, np.int64))
     dataset = designs.compare(run, samples=1)
     lost, fault = folio.EHWPOISON, folio.SIGBUS
     huge, small = [0, folio.EBUSY, *[0] * 6, fault, 0, 0, 0], [0, 0, lost, 0, 0, 0, 0, 0, fault, 0, 0, 0]
@@ -181,7 +181,7 @@ def test_contiguous_folios_cost_what_filemap_does_and_map_what_is_uniform(seed: 
 def test_thp_that_never_runs_dry_is_hugetlb_of_2_mib(seed: int) -> None:
     """Every cost of pages without vmemmap optimisation, on the same stream; only where the memory comes from differs."""
     stream = random_stream(seed, 8 * MIB2, MIB2, 80)
-    run = designs.Run(8 * MIB2, "2 MiB", (32 * MIB2, 32 * MIB2), stream)
+    run = designs.FileWorkload(8 * MIB2, "2 MiB", (32 * MIB2, 32 * MIB2), stream)
     dataset = designs.compare(run, ["hugetlb", "thp"], samples=4)
     designs.check_same_answers(dataset)
     xr.testing.assert_equal(dataset.sel(design="thp", drop=True), dataset.sel(design="hugetlb", drop=True))
@@ -199,7 +199,7 @@ def cost(dataset: object, name: str, design: str) -> float:
     return float(dataset[name].sel(design=design))  # type: ignore[index]
 
 
-def one_page_shared(page_size: str = "1 GiB", confidential: str = "none", gib: int = 4) -> designs.Run:
+def one_page_shared(page_size: str = "1 GiB", confidential: str = "none", gib: int = 4) -> designs.FileWorkload:
     pages = gib * GIB
     stream = np.concatenate(
         (
@@ -207,7 +207,7 @@ def one_page_shared(page_size: str = "1 GiB", confidential: str = "none", gib: i
             np.array([(folio.CONVERT, (GIB + 5) * 4096, 4096, 1, 0, 0)], np.int64),
         )
     )
-    return designs.Run(pages, page_size, (2 * pages,), stream, confidential)
+    return designs.FileWorkload(pages, page_size, (2 * pages,), stream, confidential)
 
 
 def test_cost_of_one_shared_page_in_a_guest_of_1_gib_pages() -> None:

@@ -33,11 +33,11 @@ def test_steps_add_up_to_what_the_comparison_counts(seed: int, page_size: str) -
     assert (priced["headroom"].sum("node") <= compared["vmemmap_taken_pages"]).all()
 
 
-def one_page(page_size: str = "1 GiB") -> designs.Run:
+def one_page(page_size: str = "1 GiB") -> designs.FileWorkload:
     """4 GiB on one node; page 5 of the second GiB is shared and taken back."""
     rows = [(folio.CONVERT, (GIB + 5) * 4096, 4096, to, 0, 0) for to in (1, 0)]
     stream = np.concatenate((gen.prefault(4 * GIB * 4096, page_size, 1), np.array(rows, np.int64)))
-    return designs.Run(4 * GIB, page_size, (8 * GIB,), stream, "snp")
+    return designs.FileWorkload(4 * GIB, page_size, (8 * GIB,), stream, "snp")
 
 
 def test_one_page_shared_and_taken_back() -> None:
@@ -77,6 +77,6 @@ def test_one_page_shared_and_taken_back() -> None:
 
 def test_without_conversions_there_is_nothing_to_price() -> None:
     with pytest.raises(WorkbenchError, match="0 conversions; from 1 to"):
-        stalls.stalls(designs.Run(GIB, "1 GiB", (4 * GIB,), gen.prefault(GIB * 4096, "1 GiB", 1)))
+        stalls.stalls(designs.FileWorkload(GIB, "1 GiB", (4 * GIB,), gen.prefault(GIB * 4096, "1 GiB", 1)))
     with pytest.raises(WorkbenchError, match=f"there are {', '.join(DESIGNS)}"):
         stalls.stalls(one_page(), ["paper"])

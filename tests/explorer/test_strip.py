@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.explorer.controller import Run
+from workbench.explorer.controller import ShownRun
 from workbench.explorer.pictures import states
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
@@ -28,6 +28,6 @@ def test_mapped_sizes(confidential: str, largest: str) -> None:
             ],
         }
     )
-    sizes = next(band for band in states(Run(scenario, simulate(scenario), 0.0)) if band["name"] == "page size")
+    sizes = next(band for band in states(ShownRun(scenario, simulate(scenario), 0.0)) if band["name"] == "page size")
     assert [part["label"] for part in sizes["parts"]] == [largest, "4 KiB", largest]
     assert [(part["start"] >> 30, part["end"] >> 30) for part in sizes["parts"]] == [(0, 1), (1, 2), (2, 4)]

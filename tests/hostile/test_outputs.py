@@ -142,7 +142,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(report, "execute", lambda source, *_, **__: source)
     monkeypatch.setattr(record, "require_tools", lambda *_: None)
     monkeypatch.setattr(record, "_run", lambda *_: json.loads(gzip.decompress(RECORDING.read_bytes())))
-    monkeypatch.setattr(kernel_package, "load", lambda parts: kernel_package.Kernel(b"image", "7.3"))
+    monkeypatch.setattr(kernel_package, "load", lambda parts: kernel_package.KernelImage(b"image", "7.3"))
     monkeypatch.setattr(kernel_build, "require_tools", lambda: None)
     monkeypatch.setattr(kernel_build, "BYTES_NEEDED", 1)
 

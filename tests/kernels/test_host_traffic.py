@@ -20,7 +20,7 @@ def machine(memory=(1e5, 1e5), link=1e4, latency=((70.0, 130.0), (130.0, 70.0)),
     links = [both(link)] * 4
     ports = [2 * both(link)] * 2
     peaks = np.array([*(both(m) for m in memory), *links, *ports, both(cores), both(cores)])
-    return host_traffic.Machine(
+    return host_traffic.MachineArrays(
         np.arange(2), np.array(latency, float), peaks, np.zeros(len(peaks), np.int64), LOADS, delays, np.full(2, queue)
     )
 

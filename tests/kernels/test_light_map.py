@@ -18,7 +18,9 @@ NODES = 2
 ORDER = [[0, 1], [1, 0]]
 
 
-def new_file(pages: int, unit_order: int, group: int, generation: int, units: int, vmemmap: int) -> light_map.State:
+def new_file(
+    pages: int, unit_order: int, group: int, generation: int, units: int, vmemmap: int
+) -> light_map.LightState:
     start, end = np.zeros((NODES, 4), np.int64), np.zeros((NODES, 4), np.int64)
     start[:, 0] = np.array([1, 2], np.int64) << 36
     end[:, 0] = start[:, 0] + (units << unit_order)
@@ -28,7 +30,7 @@ def new_file(pages: int, unit_order: int, group: int, generation: int, units: in
     )
 
 
-def operate(state: light_map.State, *row: int) -> tuple[light_map.State, int, int]:
+def operate(state: light_map.LightState, *row: int) -> tuple[light_map.LightState, int, int]:
     errors, offsets = np.zeros(1, np.int32), np.zeros(1, np.int64)
     stream = np.array([row], np.int64)
     while light_map.run(state, stream, errors, offsets, 0) == 0:
@@ -36,7 +38,7 @@ def operate(state: light_map.State, *row: int) -> tuple[light_map.State, int, in
     return state, int(errors[0]), int(offsets[0])
 
 
-def extents(state: light_map.State) -> list[tuple[int, int, int]]:
+def extents(state: light_map.LightState) -> list[tuple[int, int, int]]:
     found, path = np.zeros(3, np.int64), np.zeros((2, 32), np.int64)
     out, index = [], 0
     while maple.find(state.nodes, state.top, index, found, path):

@@ -17,7 +17,7 @@ import xarray as xr
 from reports.notebooks import write
 
 from workbench.errors import WorkbenchError
-from workbench.reports.gallery import Entry, columns_of, make_gallery
+from workbench.reports.gallery import FoundReport, columns_of, make_gallery
 from workbench.reports.html import clean, embedded_json, without_hosts
 from workbench.reports.report import NotebookFailed, check_report, digest, make_report, read_report
 from workbench.sweeps.batch import read_jobs, run_batch
@@ -235,7 +235,7 @@ def test_a_batch_needs_a_worker():
 
 def test_columns_of_a_gallery_are_what_most_reports_have():
     def entry(**parameters):
-        return Entry("a.html", "A", "n.ipynb", "", 1, "", parameters)
+        return FoundReport("a.html", "A", "n.ipynb", "", 1, "", parameters)
 
     mixed = [
         entry(machine="a", seed="0", memory="1"),

@@ -26,7 +26,7 @@ from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 
 @dataclass(frozen=True)
-class Record:
+class AccessRecord:
     """One access: the operation, the shares of the nodes (nodes,), what reaches memory, page walks, vCPUs.
 
     walks : float64 (nodes,), page-table references in memory by node; cached : ns per access of the others
@@ -40,7 +40,7 @@ class Record:
     vcpus: dict[int, float]
 
 
-def record(system: HostState, operation: sc.Access, inode: Inode, conversion: TrackedFile | None) -> Record:
+def record(system: HostState, operation: sc.Access, inode: Inode, conversion: TrackedFile | None) -> AccessRecord:
     """What an access finds at this moment; ``conversion`` has the huge mappings left, if there can be others."""
 
     def count(edges: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Tr
         exponent = traffic.ZIPF_EXPONENT if operation.pattern == "zipf" else 0.0
         cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.vm_type, exponent=exponent)
         walks, cached = translation.table_walks(cost, guest_table_share(system, inode), host_table_share(system))
-    return Record(operation, share, reached, walks, cached, initiators)
+    return AccessRecord(operation, share, reached, walks, cached, initiators)
 
 
 def guest_table_share(system: HostState, inode: Inode) -> np.ndarray:
@@ -93,7 +93,7 @@ NAMES = (
 """What :func:`variables` gives."""
 
 
-def variables(system: HostState, events: int, records: dict[int, Record]) -> dict[str, np.ndarray]:
+def variables(system: HostState, events: int, records: dict[int, AccessRecord]) -> dict[str, np.ndarray]:
     """The variables of all accesses of a run, keyed by event number; there is at least one."""
     machine = traffic.machine(system.host)
     columns: dict[str, list[np.ndarray]] = {}

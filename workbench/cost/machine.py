@@ -24,7 +24,7 @@ from workbench.topology.common import LOCAL_DISTANCE
 
 if TYPE_CHECKING:
     from workbench.cost.profile import Profile
-    from workbench.topology.host import Access, Host
+    from workbench.topology.host import AccessCoordinate, Host
 
 USE_OF_KIND = {"dram": "dram", "hbm": "hbm", "cxl": "cxl", "nvm": "cxl", "gpu": "hbm"}
 """Which generic family of curves stands in for a kind of memory."""
@@ -415,6 +415,6 @@ SAMPLED = (
 """Parameters that ``samples`` varies."""
 
 
-def reported_bandwidth(access: Access) -> float:
+def reported_bandwidth(access: AccessCoordinate) -> float:
     """What the kernel takes for automatic weights: the lesser of read and write bandwidth, MB/s; 0 if unknown."""
     return min(access.read_bandwidth or 0.0, access.write_bandwidth or access.read_bandwidth or 0.0)

@@ -276,7 +276,7 @@ def solve(host: Machine, demand: Streams, *, unsolved: str = "error") -> Solutio
 
     busy = np.zeros(host.nodes)
     np.add.at(busy, demand.initiator, demand.vcpus)
-    arrays = host_traffic.Machine(
+    arrays = host_traffic.MachineArrays(
         host.home, host.latency, host.peaks(busy), host.curve_rows(), curves.LOADS, host.delays(), host.queue
     )
     asked = host_traffic.Demand(

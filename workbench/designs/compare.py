@@ -30,7 +30,7 @@ import xarray as xr
 from workbench import results
 from workbench.design import DESIGNS, choose
 from workbench.designs import dataset as design_results
-from workbench.designs.runs import Run, carry_out
+from workbench.designs.runs import FileWorkload, carry_out
 from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
 from workbench.kernels.maps import pagemap
@@ -50,7 +50,7 @@ def guest_run(
     vmemmap_free: int = 1 << 40,
     free_run: int | str = 0,
     **options: Any,
-) -> Run:
+) -> FileWorkload:
     """A prefaulted guest that then converts memory; ``options`` go to :func:`generators_conversion.guest_conversions`."""
     size = parse_bytes(memory, "memory")
     unit = PAGE_SIZE << choice("page_size", page_size, PAGE_ORDERS)
@@ -60,11 +60,11 @@ def guest_run(
     stream = np.concatenate((gen.prefault(size, page_size, nodes), gen.guest_conversions(size, conversions, **options)))
     per_node = -(-pages // nodes // (1 << 18)) * (1 << 18) + (1 << 18)
     free = parse_bytes(free_run, "free_run") // PAGE_SIZE
-    return Run(pages, page_size, (per_node,) * nodes, stream, confidential, vmemmap_free, free)
+    return FileWorkload(pages, page_size, (per_node,) * nodes, stream, confidential, vmemmap_free, free)
 
 
 def compare(
-    run: Run,
+    run: FileWorkload,
     designs: Sequence[str] = tuple(DESIGNS),
     *,
     structure: str = "maple",

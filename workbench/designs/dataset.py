@@ -18,7 +18,7 @@ from workbench.units import PAGE_SIZE
 from workbench.variables import DesignCosts
 
 if TYPE_CHECKING:
-    from workbench.designs.runs import Run
+    from workbench.designs.runs import FileWorkload
 
 METADATA = ("struct_page_bytes", "vmemmap_table_bytes", "page_cache_bytes", "private_map_bytes", "state_tree_bytes",
             "stage2_table_bytes")  # fmt: skip
@@ -29,7 +29,7 @@ _OF_OUTCOMES = tuple(name for name, variable in DesignCosts.variables.items() if
 
 
 def dataset(
-    run: Run, designs: Sequence[Design], outcomes: list[DesignOutcome], borders: Int64s, provenance: str
+    run: FileWorkload, designs: Sequence[Design], outcomes: list[DesignOutcome], borders: Int64s, provenance: str
 ) -> xr.Dataset:
     """What :func:`workbench.designs.compare.compare` returns."""
     values: dict[str, object] = {}

@@ -32,7 +32,7 @@ DRAWS = 33
 
 
 @dataclass(frozen=True)
-class Run:
+class FileWorkload:
     """One guest_memfd file and everything that happens to it.
 
     ``stream`` is int64 (n, 6) in the columns of :mod:`workbench.kernels.folios.run`: operation, byte offset, length,
@@ -84,7 +84,7 @@ class DesignOutcome:
     """Poisoned pages."""
 
 
-def carry_out(run: Run, design: Design, borders: Int64s, structure: str, group: str) -> DesignOutcome:
+def carry_out(run: FileWorkload, design: Design, borders: Int64s, structure: str, group: str) -> DesignOutcome:
     """Carry out a run under one design; the series has a value for each of ``borders[1:]``."""
     if design.store == "pfn map":
         return _light(run, borders, structure, group)
@@ -107,7 +107,9 @@ def _sampled(
     return errors, offsets, series
 
 
-def _common(run: Run, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tuple[int, int]) -> dict[str, float]:
+def _common(
+    run: FileWorkload, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tuple[int, int]
+) -> dict[str, float]:
     """What is counted in the same way under every design."""
     shared = file.count("shared_pages")
     by_1g, by_2m = (int(count) for count in leaves(*huge, LARGEST_LEAF[run.confidential]))
@@ -127,7 +129,7 @@ def _common(run: Run, file: TrackedFile, errors: Int64s, blocks: Bools, huge: tu
 # ---------------------------------------------------------------------------------------------------------- folios
 
 
-def folio_file(run: Run, design: Design) -> tuple[ConversionFile, Int64s, Int64s, int]:
+def folio_file(run: FileWorkload, design: Design) -> tuple[ConversionFile, Int64s, Int64s, int]:
     """The file of a run under a design with a page cache, before anything has happened to it but what can be done at once.
 
     Returns the file, the stream as it has to be carried out, where in it each operation of the run is, and how many of its
@@ -148,7 +150,7 @@ def folio_file(run: Run, design: Design) -> tuple[ConversionFile, Int64s, Int64s
     return file, stream, rows, _populated(run, file.state, stream) if by_unit else 0
 
 
-def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
+def _folios(run: FileWorkload, borders: Int64s, design: Design) -> DesignOutcome:
     hvo = design.struct_pages == "optimised"
     file, stream, rows, done = folio_file(run, design)
 
@@ -196,7 +198,7 @@ def _folios(run: Run, borders: Int64s, design: Design) -> DesignOutcome:
     return DesignOutcome(errors, offsets, values, series, units, state.shared, spent, file.poisoned())
 
 
-def _by_unit(run: Run) -> tuple[Int64s, Int64s]:
+def _by_unit(run: FileWorkload) -> tuple[Int64s, Int64s]:
     """Smaller folios under a run made for larger units: what a huge page would have brought in one fault.
 
     Before a fault on part of a unit comes one on all of it on the same node, whose answer nobody sees, so that memory is
@@ -216,7 +218,7 @@ def _by_unit(run: Run) -> tuple[Int64s, Int64s]:
     return stream, rows
 
 
-def _populated(run: Run, state: folio.State, stream: Int64s) -> int:
+def _populated(run: FileWorkload, state: folio.FolioState, stream: Int64s) -> int:
     """Carry out the guest faults of whole, absent units at the start of a stream at once; returns how many.
 
     What folio by folio would leave: every page present in a folio of the file's size on its node, the per-CPU batch drained.
@@ -254,14 +256,14 @@ def _populated(run: Run, state: folio.State, stream: Int64s) -> int:
 # ------------------------------------------------------------------------------------------------------- light map
 
 
-def _ranges(run: Run, pages: int, node: int) -> list[tuple[int, int]]:
+def _ranges(run: FileWorkload, pages: int, node: int) -> list[tuple[int, int]]:
     """Free ranges of a node: one, or as many of ``free_run`` pages as it takes, a unit in use behind each."""
     base, length = (node + 1) << 36, run.free_run or pages
     step = length + (1 << run.unit_order)
     return [(base + k * step, base + k * step + length) for k in range(-(-pages // length))]
 
 
-def light_file(run: Run, group: str = "256 KiB") -> LightFile:
+def light_file(run: FileWorkload, group: str = "256 KiB") -> LightFile:
     """The file of a run without struct pages for private memory, before anything has happened to it."""
     nodes = len(run.memory)
     memory = RangeMemory(
@@ -272,7 +274,7 @@ def light_file(run: Run, group: str = "256 KiB") -> LightFile:
     return LightFile(run.pages * PAGE_SIZE, run.page_size, memory, generation="B", group=group)
 
 
-def _light(run: Run, borders: Int64s, structure: str, group: str) -> DesignOutcome:
+def _light(run: FileWorkload, borders: Int64s, structure: str, group: str) -> DesignOutcome:
     file = light_file(run, group)
 
     def sample() -> tuple[int, int]:

@@ -20,7 +20,7 @@ from workbench.design import DESIGNS, choose
 from workbench.design.design import Design
 from workbench.designs.accounting import Int64s
 from workbench.designs.compare import guest_run
-from workbench.designs.runs import DRAWS, Run, folio_file, light_file
+from workbench.designs.runs import DRAWS, FileWorkload, folio_file, light_file
 from workbench.errors import WorkbenchError
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
@@ -46,7 +46,7 @@ MOST_CONVERSIONS = 100_000
 
 
 def stalls(
-    run: Run, designs: Sequence[str] = tuple(DESIGNS), *, boot: int | None = None, vcpus: int = 16
+    run: FileWorkload, designs: Sequence[str] = tuple(DESIGNS), *, boot: int | None = None, vcpus: int = 16
 ) -> xr.Dataset:
     """Carry out a run under each design and price every conversion of it.
 
@@ -107,7 +107,7 @@ def stalls(
     )
 
 
-def boot_run(memory: int | str, page_size: str = "1 GiB", *, confidential: str = "snp", seed: int = 0) -> Run:
+def boot_run(memory: int | str, page_size: str = "1 GiB", *, confidential: str = "snp", seed: int = 0) -> FileWorkload:
     """A prefaulted guest that boots: what it shares for its virtqueues and bounce buffers, and nothing after that."""
     return guest_run(memory, page_size, 0, confidential=confidential, seed=seed)
 
@@ -124,7 +124,7 @@ def _prices(draws: int) -> np.ndarray:
     return np.stack(rows, axis=1)
 
 
-def _carry_out(run: Run, design: Design, first: int) -> tuple[Int64s, Int64s, Int64s]:
+def _carry_out(run: FileWorkload, design: Design, first: int) -> tuple[Int64s, Int64s, Int64s]:
     """Of every conversion the steps int64 (conversions, steps) and what is inside them; the peak of restored vmemmap by node."""
     file: TrackedFile
     if design.store == "pfn map":
@@ -168,7 +168,7 @@ def _inside(change: Int64s) -> list[int]:
 
 def _counters(file: TrackedFile) -> Int64s:
     """Counters of the file, and the stores into its map behind them."""
-    stores = file.state.counts[light_map.N_STORES] if isinstance(file.state, light_map.State) else 0
+    stores = file.state.counts[light_map.N_STORES] if isinstance(file.state, light_map.LightState) else 0
     return np.append(file.counts, stores).astype(np.int64)
 
 

@@ -18,7 +18,7 @@ import xarray as xr
 from workbench import results
 from workbench.design import DESIGNS
 from workbench.designs.accounting import map_size
-from workbench.designs.compare import Run, compare
+from workbench.designs.compare import FileWorkload, compare
 from workbench.engine import conversion_streams as gen
 from workbench.kernels.folios import run as folio
 from workbench.tracking.offset_maps import OffsetMap, offset_map
@@ -34,12 +34,12 @@ CASES = {"4 KiB": ("whole", "4 KiB"), "2 MiB": ("whole", "2 MiB"), "1 GiB": ("wh
 _KEPT = ("metadata_bytes", "struct_page_bytes", "private_map_bytes", "page_cache_bytes", "stage2_table_bytes")
 
 
-def _run(page_size: str, share: float, run: int, free: str, confidential: str, seed: int) -> Run:
+def _run(page_size: str, share: float, run: int, free: str, confidential: str, seed: int) -> FileWorkload:
     memory = GUESTS[page_size]
     stream = np.concatenate((gen.prefault(memory, page_size, 1), gen.shared_for_good(memory, share, run, seed=seed)))
     free_run = 0 if free == "whole" else parse_bytes(free) // PAGE_SIZE
     pages = memory // PAGE_SIZE
-    return Run(pages, page_size, (pages,), stream, confidential, free_run=free_run)
+    return FileWorkload(pages, page_size, (pages,), stream, confidential, free_run=free_run)
 
 
 def sharing(

@@ -102,7 +102,7 @@ def schema() -> str:
         "*nodes* are Linux node ids, as `0-3,8` or a list; *pages* are pages of the guest's size.\n",
     ]  # fmt: skip
     models: list[type[BaseModel]] = [sc.Scenario, sc.Guest, sc.Policy, sc.Vcpu, sc.Conversion, sc.Boot, sc.Task]
-    models += [hosts.Host, hosts.Node, hosts.Zone, hosts.HugetlbPool, hosts.Access, hosts.Hardware]
+    models += [hosts.Host, hosts.Node, hosts.Zone, hosts.HugetlbPool, hosts.AccessCoordinate, hosts.Hardware]
     for model in models:
         out.append(_model(model, f"## {model.__name__}\n"))
     out.append("\n## Operations\n\n`op` says which one an entry of `operations` is. All take `task`, the thread that makes the "

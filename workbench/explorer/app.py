@@ -19,7 +19,7 @@ from workbench import results
 from workbench.data import notebooks_path
 from workbench.errors import WorkbenchError
 from workbench.explorer import edits, export, pictures, ranking, static
-from workbench.explorer.controller import Controller, Event, Run, Simulate, _engine
+from workbench.explorer.controller import Controller, Event, ShownRun, Simulate, _engine
 from workbench.explorer.editors import Editor, GuestEditor, MachineEditor, PolicyEditor, WorkloadEditor
 from workbench.explorer.widgets import STYLE, AddressSpace, Chart, Share, TimeSlider
 from workbench.kernels import first_use
@@ -56,7 +56,7 @@ class Explorer:
         self._viewport: tuple[int, int] | None = None
         self._started = 0.0
         self._stale: set[int] = set()
-        self._painted: Run | None = None
+        self._painted: ShownRun | None = None
         self._handles: list[Any] = []
         self.machine = MachineEditor(self.controller)
         self.guest = GuestEditor(self.controller)
@@ -114,7 +114,7 @@ class Explorer:
             widget.close()
 
     @property
-    def shown(self) -> Run | None:
+    def shown(self) -> ShownRun | None:
         """The run that the views show: the whole one, or its beginning when the time slider says so."""
         run = self.controller.run
         if run is not None and self.time.value < self.time.max and self._replay.run is not None:
@@ -446,8 +446,8 @@ class Explorer:
         self._painted = run
         self._show_running()
 
-    _replay_of: Run | None = None
-    _summary: tuple[Run | None, str] = (None, "")
+    _replay_of: ShownRun | None = None
+    _summary: tuple[ShownRun | None, str] = (None, "")
     _moving = False
 
     def _show_space(self, *, force: bool) -> None:
@@ -573,7 +573,7 @@ class Explorer:
         # which it has been already when the slider comes back to where it stood.
         self._notify("pinned")
 
-    def _replay_beginning(self, run: Run) -> None:
+    def _replay_beginning(self, run: ShownRun) -> None:
         from workbench.engine.generators import expand
 
         operations = expand(run.scenario)[: self.time.value + 1]

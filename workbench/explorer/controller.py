@@ -40,7 +40,7 @@ class Simulate(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class ShownRun:
     """A scenario with its result and how long the engine took, in seconds."""
 
     scenario: Scenario
@@ -85,8 +85,8 @@ class Controller:
         self._merge_key: tuple[str, float] = ("", 0.0)
         self._pending: dict[str, Edit] = {}
         self.errors: dict[str, str] = {}
-        self.run: Run | None = None
-        self.pinned: Run | None = None
+        self.run: ShownRun | None = None
+        self.pinned: ShownRun | None = None
         self.failure: str = ""
         self.progress: tuple[int, int] = (0, 0)
         self.runs_started = 0
@@ -285,7 +285,7 @@ class Controller:
         if cancelled():
             return
         self.failure = ""
-        self.run = Run(scenario, dataset, time.perf_counter() - started)
+        self.run = ShownRun(scenario, dataset, time.perf_counter() - started)
         self.notify("result")
 
     # -------------------------------------------------------------------------------------------------- compare

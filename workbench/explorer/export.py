@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from workbench import amounts
 from workbench.errors import WorkbenchError
 from workbench.explorer import pictures
-from workbench.explorer.controller import Run
+from workbench.explorer.controller import ShownRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ FIGURES: dict[str, Callable[[xr.Dataset], Figure]] = {
 """Figures by the name of the view that shows the same."""
 
 
-def figure(run: Run, name: str, kind: str) -> bytes:
+def figure(run: ShownRun, name: str, kind: str) -> bytes:
     """The file of a figure of :data:`FIGURES` in a format of :data:`FORMATS`."""
     if name not in FIGURES or kind not in FORMATS:
         raise WorkbenchError(f"figure: {name!r} as {kind!r}; there are {', '.join(FIGURES)} as {', '.join(FORMATS)}")
@@ -75,7 +75,7 @@ def figure(run: Run, name: str, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def table(run: Run, name: str, pinned: Run | None = None, pattern: str = "streaming") -> bytes:
+def table(run: ShownRun, name: str, pinned: ShownRun | None = None, pattern: str = "streaming") -> bytes:
     """The numbers behind a view as CSV, sizes in bytes: nodes, vCPUs, free memory over time, or the calls."""
     if name == "vCPUs":
         frame = _vcpu_frame(run, pattern)
@@ -90,7 +90,7 @@ def table(run: Run, name: str, pinned: Run | None = None, pattern: str = "stream
     return frame.to_csv().encode()
 
 
-def _node_frame(run: Run, pinned: Run | None) -> pd.DataFrame:
+def _node_frame(run: ShownRun, pinned: ShownRun | None) -> pd.DataFrame:
     import pandas as pd
 
     dataset = run.dataset
@@ -106,7 +106,7 @@ def _node_frame(run: Run, pinned: Run | None) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("node")
 
 
-def _vcpu_frame(run: Run, pattern: str) -> pd.DataFrame:
+def _vcpu_frame(run: ShownRun, pattern: str) -> pd.DataFrame:
     import pandas as pd
 
     dataset = run.dataset

@@ -18,7 +18,7 @@ import xarray as xr
 from workbench import amounts, results
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
-from workbench.explorer.controller import Run
+from workbench.explorer.controller import ShownRun
 from workbench.explorer.edits import SIZES, policy_nodes
 from workbench.intervals import equal_intervals
 from workbench.plots.palette import node_colours
@@ -183,17 +183,17 @@ def _part(start: int, end: int, label: str) -> dict[str, Any]:
     return {"start": start, "end": end, "label": label, "color": color, "ink": ink}
 
 
-_STATES: WeakKeyDictionary[Run, list[dict[str, Any]]] = WeakKeyDictionary()
+_STATES: WeakKeyDictionary[ShownRun, list[dict[str, Any]]] = WeakKeyDictionary()
 
 
-def states(run: Run) -> list[dict[str, Any]]:
+def states(run: ShownRun) -> list[dict[str, Any]]:
     """Bands under the placement: private or shared, and the size pages are mapped at; worked out once for each run."""
     if run not in _STATES:
         _STATES[run] = _states(run)
     return _STATES[run]
 
 
-def _states(run: Run) -> list[dict[str, Any]]:
+def _states(run: ShownRun) -> list[dict[str, Any]]:
     dataset, guest = run.dataset, run.scenario.guest
     if guest_file(dataset) is None:
         return []
@@ -217,7 +217,7 @@ def _states(run: Run) -> list[dict[str, Any]]:
     return [{"name": name, "parts": [_part(*part) for part in parts]} for name, parts in bands]
 
 
-def _touched(run: Run, total: int) -> list[tuple[int, int, str]]:
+def _touched(run: ShownRun, total: int) -> list[tuple[int, int, str]]:
     """Conversions that succeeded, in order: first and last byte, and the new state."""
     dataset = run.dataset
     read = dataset.variables
@@ -234,7 +234,7 @@ def _touched(run: Run, total: int) -> list[tuple[int, int, str]]:
     return found
 
 
-def _sharing(run: Run, total: int) -> list[tuple[int, int, str]]:
+def _sharing(run: ShownRun, total: int) -> list[tuple[int, int, str]]:
     """Private and shared stretches after all conversions."""
     created = [o.flags for o in run.scenario.operations if isinstance(o, Create) and o.flags is not None]
     conversions = _touched(run, total)
@@ -249,7 +249,14 @@ def _sharing(run: Run, total: int) -> list[tuple[int, int, str]]:
 
 
 def space(
-    run: Run, pinned: Run | None, scenario: Scenario, start: int, stop: int, serial: int, *, force: bool = False
+    run: ShownRun,
+    pinned: ShownRun | None,
+    scenario: Scenario,
+    start: int,
+    stop: int,
+    serial: int,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """What the address space widget shows: its ``frame`` and the bytes of ``shares`` and ``shares_a``.
 
@@ -307,7 +314,7 @@ def _shares_at(dataset: xr.Dataset, ids: Sequence[int], start: int, stop: int) -
     return out
 
 
-def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
+def host(run: ShownRun, pinned: ShownRun | None, serial: int) -> dict[str, Any]:
     """Nodes with their fill level, and distances; for the host picture and the bars."""
     dataset = run.dataset
     amount, free = guest_bytes(dataset), free_bytes(dataset)
@@ -357,7 +364,7 @@ def host(run: Run, pinned: Run | None, serial: int) -> dict[str, Any]:
     }
 
 
-def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
+def vcpus(run: ShownRun, serial: int, pattern: str = "streaming") -> dict[str, Any]:
     """For each node that runs vCPUs: the share of memory on every node, and what the model says it costs."""
     dataset = run.dataset
     amount = guest_bytes(dataset)
@@ -396,7 +403,7 @@ def vcpus(run: Run, serial: int, pattern: str = "streaming") -> dict[str, Any]:
     return {"rows": rows, "summary": spoken or "This guest has no vCPUs.", "serial": serial}
 
 
-def costs(run: Run, pattern: str) -> dict[int, tuple[float, float]]:
+def costs(run: ShownRun, pattern: str) -> dict[int, tuple[float, float]]:
     """Modelled latency (ns) and bandwidth (MB/s) of the vCPUs of each node; empty where the model cannot tell."""
     from workbench.cost import traffic
 
@@ -412,7 +419,7 @@ def costs(run: Run, pattern: str) -> dict[int, tuple[float, float]]:
     return found
 
 
-def timeline(run: Run, at: int, serial: int) -> dict[str, Any]:
+def timeline(run: ShownRun, at: int, serial: int) -> dict[str, Any]:
     """Free memory by node and, in a run with conversions, splits, merges and struct page memory over the operations."""
     dataset = run.dataset
     events = dataset.sizes["event"]
@@ -495,7 +502,7 @@ def events_table(dataset: xr.Dataset, at: int | None = None, most: int = 300) ->
     return f'{note}<table class="wb-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def nodes_table(run: Run, pinned: Run | None = None) -> str:
+def nodes_table(run: ShownRun, pinned: ShownRun | None = None) -> str:
     """Memory of the guest by node, with A and the difference when a run is pinned, as an HTML table."""
     now, before = guest_bytes(run.dataset), guest_bytes(pinned.dataset) if pinned else {}
     total, total_before = sum(now.values()) or 1, sum(before.values()) or 1
@@ -523,7 +530,7 @@ def nodes_table(run: Run, pinned: Run | None = None) -> str:
     return f'<table class="wb-table wb-numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def differences(run: Run, pinned: Run, pattern: str = "streaming") -> str:
+def differences(run: ShownRun, pinned: ShownRun, pattern: str = "streaming") -> str:
     """What else differs between A and B: changed fields, the share of local memory, latency and bandwidth."""
     rows = []
     for path, old, new in changed_fields(_named_host(pinned), _named_host(run)):
@@ -543,12 +550,12 @@ def differences(run: Run, pinned: Run, pattern: str = "streaming") -> str:
 NOTHING = "– (nothing present)"
 
 
-def _mean(run: Run, name: str) -> str:
+def _mean(run: ShownRun, name: str) -> str:
     values = run.dataset[name]
     return f"{float(values.mean()):.3f}" if values.size and sum(guest_bytes(run.dataset).values()) else NOTHING
 
 
-def _cost_rows(pinned: Run, run: Run, pattern: str, most: int = 8) -> list[tuple[str, str, str]]:
+def _cost_rows(pinned: ShownRun, run: ShownRun, pattern: str, most: int = 8) -> list[tuple[str, str, str]]:
     """Modelled latency and bandwidth of A and B, by node of the vCPUs or, of many, from the least to the most."""
     present = [costs(each, pattern) if sum(guest_bytes(each.dataset).values()) else {} for each in (pinned, run)]
     places = sorted({*present[0], *present[1]})
@@ -568,7 +575,7 @@ def _cost_rows(pinned: Run, run: Run, pattern: str, most: int = 8) -> list[tuple
     return rows
 
 
-def _named_host(run: Run) -> dict[str, Any]:
+def _named_host(run: ShownRun) -> dict[str, Any]:
     """The scenario's mapping with the host by its name: two machines differ in more than a table can hold."""
     mapping = run.scenario.to_mapping()
     mapping["host"] = run.scenario.host.name

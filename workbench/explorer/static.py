@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench.explorer import pictures
-from workbench.explorer.controller import Run
+from workbench.explorer.controller import ShownRun
 from workbench.plots.palette import METADATA_COLOUR
 from workbench.units import format_bytes
 
@@ -24,7 +24,7 @@ _STYLE = (
 _WIDTH, _LEFT, _STRIP, _BARS = 900, 70, 44, 150
 
 
-def picture(run: Run, pinned: Run | None = None) -> str:
+def picture(run: ShownRun, pinned: ShownRun | None = None) -> str:
     """SVG: the address space by node (A above B when a run is pinned) and memory on each node against capacity."""
     pairs = [("A", pinned), ("B", run)] if pinned else [("", run)]
     shown = pictures.nodes(run.dataset, *([pinned.dataset] if pinned else []))
@@ -55,7 +55,7 @@ def _rect(x: float, y: float, width: float, height: float, fill: str, more: str 
     return f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{max(0, height):.2f}" fill="{fill}"{more}/>'
 
 
-def _strip(run: Run, shown: Sequence[dict[str, Any]], y: float) -> list[str]:
+def _strip(run: ShownRun, shown: Sequence[dict[str, Any]], y: float) -> list[str]:
     inner = _WIDTH - _LEFT - 10
     parts = [_rect(_LEFT, y, inner, _STRIP, "#e8e8e8")]
     total = pictures.guest_total(run.dataset)
@@ -113,7 +113,7 @@ def _bars(nodes: Sequence[dict[str, Any]], y: float, compare: bool) -> list[str]
     return parts
 
 
-def body(run: Run | None, pinned: Run | None = None) -> str:
+def body(run: ShownRun | None, pinned: ShownRun | None = None) -> str:
     """Picture and table as an HTML fragment."""
     if run is None:
         return "<p>The explorer has no result yet.</p>"
@@ -123,13 +123,13 @@ def body(run: Run | None, pinned: Run | None = None) -> str:
     return f'{_STYLE}<div class="wb-static">{figure}{table}</div>'
 
 
-def bundle(run: Run | None, pinned: Run | None = None) -> dict[str, Any]:
+def bundle(run: ShownRun | None, pinned: ShownRun | None = None) -> dict[str, Any]:
     """MIME types that stand in for the live widget."""
     plain = "Explorer" if run is None else f"Explorer({run.scenario.name!r}): {pictures.summary(run.dataset)}"
     return {"text/plain": plain, "text/html": body(run, pinned)}
 
 
-def page(run: Run | None, pinned: Run | None = None) -> str:
+def page(run: ShownRun | None, pinned: ShownRun | None = None) -> str:
     """A page that opens without a network: picture, table, calls and the scenario."""
     calls = scenario = ""
     name = "explorer"

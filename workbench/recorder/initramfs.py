@@ -15,7 +15,7 @@ TRAILER = "TRAILER!!!"
 
 
 @dataclass(frozen=True)
-class Entry:
+class CpioEntry:
     """One file, directory or device node. ``mode`` holds type and permissions as in stat(2)."""
 
     name: str
@@ -24,31 +24,31 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
-def directory(name: str) -> Entry:
+def directory(name: str) -> CpioEntry:
     """A directory that everybody may read."""
-    return Entry(name, stat.S_IFDIR | 0o755)
+    return CpioEntry(name, stat.S_IFDIR | 0o755)
 
 
-def regular(name: str, data: bytes, permissions: int = 0o644) -> Entry:
+def regular(name: str, data: bytes, permissions: int = 0o644) -> CpioEntry:
     """A file."""
-    return Entry(name, stat.S_IFREG | permissions, data)
+    return CpioEntry(name, stat.S_IFREG | permissions, data)
 
 
-def character_device(name: str, major: int, minor: int) -> Entry:
+def character_device(name: str, major: int, minor: int) -> CpioEntry:
     """A character device node."""
-    return Entry(name, stat.S_IFCHR | 0o600, device=(major, minor))
+    return CpioEntry(name, stat.S_IFCHR | 0o600, device=(major, minor))
 
 
-def build(entries: Iterable[Entry]) -> bytes:
+def build(entries: Iterable[CpioEntry]) -> bytes:
     """The archive; directories must come before what is in them. The same entries give the same bytes."""
     archive = bytearray()
     for inode, entry in enumerate(entries, 1):
         _append(archive, inode, entry)
-    _append(archive, 0, Entry(TRAILER, 0))
+    _append(archive, 0, CpioEntry(TRAILER, 0))
     return bytes(archive)
 
 
-def _append(archive: bytearray, inode: int, entry: Entry) -> None:
+def _append(archive: bytearray, inode: int, entry: CpioEntry) -> None:
     name = entry.name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     owner = group = modified = checksum = 0

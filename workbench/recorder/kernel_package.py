@@ -42,7 +42,7 @@ _64_BIT = 1
 
 
 @dataclass
-class Kernel:
+class KernelImage:
     """An image that QEMU can boot and the modules by name; ``source`` is what the user named."""
 
     image: bytes = b""
@@ -65,13 +65,13 @@ class Kernel:
         return list(ordered.items())
 
 
-def load(paths: Sequence[str | Path]) -> Kernel:
+def load(paths: Sequence[str | Path]) -> KernelImage:
     """Read image and modules from images, ``.deb`` files, directories of them, module directories or build trees.
 
     Raises WorkbenchError that says what is wrong with which path.
     """
     shown = ", ".join(str(path) for path in paths)
-    kernel = Kernel(source=shown)
+    kernel = KernelImage(source=shown)
     for path in map(Path, paths):
         if not path.exists():
             raise WorkbenchError(f"--kernel {path}: no such file or directory; needed are {PACKAGES}")
@@ -108,7 +108,7 @@ def _members(path: Path, modules: set[str], *, image: bool) -> Iterator[tuple[st
         yield from _package(path, wanted)
 
 
-def _take(kernel: Kernel, name: str, data: bytes) -> None:
+def _take(kernel: KernelImage, name: str, data: bytes) -> None:
     module = _MODULE.search(name)
     if module:
         kernel.modules.setdefault(_module_name(module.group(1)), _unpacked(name, data, module.group(2)))
@@ -116,7 +116,7 @@ def _take(kernel: Kernel, name: str, data: bytes) -> None:
         _take_image(kernel, name, data)
 
 
-def _take_image(kernel: Kernel, name: str, data: bytes) -> None:
+def _take_image(kernel: KernelImage, name: str, data: bytes) -> None:
     """Check the boot header and read the version from it."""
     if data[_MAGIC[0] : _MAGIC[0] + 4] != _MAGIC[1]:
         kind = "a vmlinux; take arch/x86/boot/bzImage" if data[:4] == b"\x7fELF" else "no Linux image for x86"

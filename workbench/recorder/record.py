@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 def record(
     scenario: Scenario | str,
     host: Host | EmulatedHost | None = None,
-    kernel: kernel_package.Kernel | str | Path | Sequence[str | Path] = (),
+    kernel: kernel_package.KernelImage | str | Path | Sequence[str | Path] = (),
     out: str | Path | None = None,
     *,
     progress: Progress | None = None,
@@ -86,7 +86,7 @@ def record(
     require_tools(qemu)
     if isinstance(kernel, (str, Path)):
         kernel = [kernel]
-    parts = kernel if isinstance(kernel, kernel_package.Kernel) else kernel_package.load(kernel)
+    parts = kernel if isinstance(kernel, kernel_package.KernelImage) else kernel_package.load(kernel)
     if out is None:
         return _run(machine, script, parts, qemu, timeout, progress, Path(tempfile.gettempdir()) / "recording")
     with whole_file(Path(out)) as temporary:
@@ -120,7 +120,7 @@ def build_probe(directory: Path) -> Path:
 def _run(
     machine: EmulatedHost,
     script: str,
-    kernel: kernel_package.Kernel,
+    kernel: kernel_package.KernelImage,
     qemu: str,
     timeout: float,
     progress: Progress | None,
@@ -189,7 +189,7 @@ def _wait(command: list[str], output: Path, script: str, timeout: float, progres
         return messages.read().strip()
 
 
-def _check(parsed: dict[str, Any], message: str, console: Path, kernel: kernel_package.Kernel) -> None:
+def _check(parsed: dict[str, Any], message: str, console: Path, kernel: kernel_package.KernelImage) -> None:
     version = kernel.version or "without a version"
     kvm = parsed.get("kvm", {})
     if parsed["done"]:

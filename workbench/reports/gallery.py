@@ -26,7 +26,7 @@ _PICTURE = re.compile(
 
 
 @dataclass(frozen=True)
-class Entry:
+class FoundReport:
     """One report in the gallery."""
 
     link: str
@@ -39,7 +39,7 @@ class Entry:
     parameters: dict[str, str]
 
 
-def find_reports(folder: Path) -> list[Entry]:
+def find_reports(folder: Path) -> list[FoundReport]:
     """Return the reports below a directory, newest first; other HTML files are left out."""
     from workbench.reports.html import read_embedded
 
@@ -59,7 +59,7 @@ def find_reports(folder: Path) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.made, reverse=True)
 
 
-def _entry(path: Path, text: str, facts: dict[str, Any]) -> Entry | None:
+def _entry(path: Path, text: str, facts: dict[str, Any]) -> FoundReport | None:
     """A report's row; None if its facts are not of the types that ours have."""
     given, declared = facts.get("parameters", {}), facts.get("declared", {})
     book, figures = facts.get("notebook", {}), facts.get("figures", [])
@@ -68,7 +68,7 @@ def _entry(path: Path, text: str, facts: dict[str, Any]) -> Entry | None:
     parameters = {str(name): str(default).strip("'\"") for name, default in declared.items()}
     parameters |= {str(name): str(value) for name, value in given.items()}
     found = _PICTURE.search(text)
-    return Entry(
+    return FoundReport(
         link=quote(path.as_posix()),
         title=str(facts.get("title") or path.stem),
         notebook=str(book.get("name", "")),
@@ -99,7 +99,7 @@ def _thumbnail(encoded: str) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def columns_of(entries: list[Entry]) -> tuple[dict[str, str], list[str]]:
+def columns_of(entries: list[FoundReport]) -> tuple[dict[str, str], list[str]]:
     """What all reports share, said once; and the parameters that are columns: which differ, and most reports have.
 
     What only reports of one notebook among others have stands in their own rows: forty columns that are mostly empty

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from workbench.answer import Answer
 
-Run = Callable[[Mapping[str, Any]], "Answer | xr.Dataset"]
+ComputeCell = Callable[[Mapping[str, Any]], "Answer | xr.Dataset"]
 """What computes a cell: a scenario as plain mappings in, what it found out."""
 Found = tuple[dict[str, np.ndarray], dict[int, str]]
 """Values of each metric, cells first, and the errors of the cells that failed, by their place among those."""
@@ -107,7 +107,7 @@ def sweep(
     out: str | Path | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
-    run: Run = run_cell,
+    run: ComputeCell = run_cell,
     retry_failed: bool = False,
     progress: bool | None = None,
 ) -> xr.Dataset:
@@ -150,7 +150,7 @@ def as_grid(grid: Grid | Mapping[str, Any] | str | Path) -> Grid:
     return Grid.from_mapping(grid) if isinstance(grid, Mapping) else Grid.from_yaml(grid)
 
 
-def estimate(grid: Grid, out: Path | None = None, run: Run = run_cell) -> Estimate:
+def estimate(grid: Grid, out: Path | None = None, run: ComputeCell = run_cell) -> Estimate:
     """Run the first, the middle and the last cell and say what the sweep will take."""
     import resource
 
@@ -181,7 +181,7 @@ def _nodes(grid: Grid) -> tuple[int, ...]:
 # ---------------------------------------------------------------------------------------------- what a worker does
 
 
-def _run_cells(part: Grid, cells: np.ndarray, nodes: Sequence[int], run: Run) -> Found:
+def _run_cells(part: Grid, cells: np.ndarray, nodes: Sequence[int], run: ComputeCell) -> Found:
     """Compute cells of a block, int64 (cells,) in its order. A cell that raises leaves its error and NaN."""
     values, errors = _nothing(part, len(cells), nodes), {}
     uncounted = run is run_cell and all(metric.variable != "metadata_pages" for metric in part.metrics)
@@ -215,7 +215,7 @@ class OtherVersions(Exception):
 
 
 def _run_task(
-    pieces: Sequence[tuple[Grid, np.ndarray]], nodes: Sequence[int], run: Run, versions: Mapping[str, str]
+    pieces: Sequence[tuple[Grid, np.ndarray]], nodes: Sequence[int], run: ComputeCell, versions: Mapping[str, str]
 ) -> tuple[list[Found], float]:
     """What a worker does; ``versions`` are the driver's, for workers may join at any time."""
     if differs := _differences(versions, versions_here()):
@@ -234,7 +234,7 @@ def _fill(
     client: Client | None,
     workers: int | None,
     scheduler: str | None,
-    run: Run,
+    run: ComputeCell,
     retry_failed: bool,
     progress: bool | None,
 ) -> None:
@@ -310,7 +310,9 @@ def _bar(grid: Grid, done: int, progress: bool | None) -> Iterator[Any]:
 class _Driver:
     """Hands out cells and writes what comes back."""
 
-    def __init__(self, grid: Grid, nodes: Sequence[int], store: SweepStore, run: Run, left: _Left, bar: Any) -> None:
+    def __init__(
+        self, grid: Grid, nodes: Sequence[int], store: SweepStore, run: ComputeCell, left: _Left, bar: Any
+    ) -> None:
         self.grid, self.nodes, self.store, self.run, self.left, self.bar = grid, nodes, store, run, left, bar
         self._cell_seconds: float | None = None
         self._failed = 0

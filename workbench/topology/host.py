@@ -136,7 +136,7 @@ class Node(_Model):
         return self
 
 
-class Access(_Model):
+class AccessCoordinate(_Model):
     """Bandwidth and latency of one target as an initiator sees it (HMAT, access class 1: CPUs)."""
 
     initiator: int
@@ -169,7 +169,7 @@ class Host(_Model):
     source: Prose | None = None
     note: Prose | None = None
     assumed: tuple[Name, ...] = Field((), description="fields that the source does not give and we assume")
-    access: tuple[Access, ...] = ()
+    access: tuple[AccessCoordinate, ...] = ()
     transparent_hugepages: Literal["always", "madvise", "never"] | None = Field(
         None, description="of anonymous memory, as the host has it now (transparent_hugepage/enabled)"
     )

@@ -25,7 +25,7 @@ from workbench.tracking.tracked_file import (
     mapping_share,
 )
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
-from workbench.variables import Conversions
+from workbench.variables import ConversionCounts
 
 SPLITS = {"one-step": folio.ONE_STEP, "two-stage": folio.TWO_STAGE, "two-stage-restored": folio.TWO_STAGE_FULL}
 SPLIT_ON = {"conversion": folio.AT_CONVERSION, "host_fault": folio.AT_HOST_FAULT}
@@ -62,7 +62,7 @@ class ConversionFile(TrackedFile):
         in units of ``page_size``
     """
 
-    state: folio.State
+    state: folio.FolioState
 
     def __init__(
         self,
@@ -307,7 +307,7 @@ def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool =
     return np.stack(parts, axis=-1)
 
 
-EVENT_COUNTERS = tuple(name for name in Conversions.variables if name in folio.COUNTERS)
+EVENT_COUNTERS = tuple(name for name in ConversionCounts.variables if name in folio.COUNTERS)
 """Counters that a Dataset keeps along ``event``."""
 NAMES = (*EVENT_COUNTERS, "mapping_share", "stage2_tables", "vmemmap_pages", "conversion_cycles")
 """What :func:`variables` gives."""
@@ -316,7 +316,7 @@ NAMES = (*EVENT_COUNTERS, "mapping_share", "stage2_tables", "vmemmap_pages", "co
 def variables(
     series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False, largest_leaf: str = "1 GiB"
 ) -> dict[str, object]:
-    """Values of :class:`workbench.variables.Conversions`, from counters and vmemmap pages by node.
+    """Values of :class:`workbench.variables.ConversionCounts`, from counters and vmemmap pages by node.
 
     ``largest_leaf``: largest second-stage mapping of this kind of guest.
     """

@@ -34,7 +34,7 @@ class LightFile(TrackedFile):
     confidential : kind of guest, "none", "snp" or "tdx": it limits second-stage mappings
     """
 
-    state: light_map.State
+    state: light_map.LightState
 
     def __init__(
         self,

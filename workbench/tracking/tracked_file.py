@@ -84,7 +84,7 @@ class StreamResult(NamedTuple):
 class TrackedFile(ABC):
     """The pages of one file: ``size`` bytes in folios or units of ``page_size``, order ``order``, on ``nodes`` nodes."""
 
-    state: folio.State | light_map.State
+    state: folio.FolioState | light_map.LightState
     nodes: int
     cpus: int
 

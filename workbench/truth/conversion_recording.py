@@ -70,7 +70,7 @@ class FileState(_Model):
         return self
 
 
-class HostState(_Model):
+class RecordedHost(_Model):
     """The host after an operation."""
 
     pools: dict[PoolSize, Pool]
@@ -86,7 +86,7 @@ class RecordedOperation(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     op: Annotated[str, Field(min_length=1, max_length=500)]
-    after: HostState
+    after: RecordedHost
 
     @property
     def returned(self) -> Mapping[str, Any]:
@@ -102,10 +102,10 @@ class RecordedConversions(_Model):
     """One scenario: a process of its own."""
 
     name: str
-    start: HostState
+    start: RecordedHost
     ops: list[RecordedOperation]
     exit_status: int
-    end: HostState
+    end: RecordedHost
 
 
 class _Node(_Model):

@@ -39,9 +39,9 @@ from workbench.tracking.generations import GENERATIONS, Generation
 from workbench.truth.conversion_recording import (
     ConversionRecording,
     FileState,
-    HostState,
     PoolSize,
     RecordedConversions,
+    RecordedHost,
     RecordedOperation,
     parse,
     size,
@@ -508,7 +508,7 @@ class Replay:
 
     # ----------------------------------------------------------------------------------------------- comparison
 
-    def _compare_state(self, after: HostState) -> Iterator[Difference]:
+    def _compare_state(self, after: RecordedHost) -> Iterator[Difference]:
         for key, pool in after.pools.items():
             system = self.systems.get(POOLS[key])
             yield from _differs(f"pools.{key}.free", pool.free, self._free(key))

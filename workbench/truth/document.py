@@ -35,7 +35,7 @@ class Counters(_Model):
     managed: Pages
 
 
-class Operation(_Model):
+class RecordedLine(_Model):
     """One line of a script and what was seen: results by name, numbers unless said otherwise."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -69,12 +69,12 @@ class Operation(_Model):
     zones: dict[Name, Counters] = {}
 
 
-class Script(_Model):
+class RecordedScript(_Model):
     """A script that ran."""
 
     name: Name
     header: Name | None = None
-    ops: list[Operation] = Field(max_length=MAX_OPERATIONS)
+    ops: list[RecordedLine] = Field(max_length=MAX_OPERATIONS)
 
 
 class DeclaredNode(_Model):
@@ -106,7 +106,7 @@ class Document(_Model):
     """A whole recording."""
 
     topology: Topology
-    scenarios: list[Script]
+    scenarios: list[RecordedScript]
     derived: Derived | None = None
     files: dict[str, list[Text]] | None = None
     kernel: Name = ""
