@@ -62,7 +62,7 @@ WINGS = {
     "simulation": SCENE | {"running"},
     "recorder": SCENE | {"tracking", "engine"},
     "designs": SCENE | {"tracking", "engine", "cost", "simulation"},
-    "truth": SCENE | {"tracking", "engine", "cost", "simulation"},
+    "truth": SCENE | {"answer", "running", "tracking", "engine", "cost", "simulation"},
     "studies": SCENE | {"answer", "running", "tracking", "engine", "cost", "simulation", "designs", "truth"},
     "reports": SCENE,
     "vmconfig": SCENE | {"amounts"},

@@ -33,10 +33,12 @@ import xarray as xr
 from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
+from workbench.answer import Answer
 from workbench.engine.metadata import CACHE_LEAST, CACHE_OBJECTS, SLAB_PAGES
 from workbench.errors import WorkbenchError
 from workbench.kernels import fault_order
 from workbench.limits import OBSERVED_RUNS
+from workbench.running import run
 from workbench.simulation import simulate
 from workbench.tracking import struct_pages
 from workbench.truth.conversion_recording import (
@@ -342,7 +344,7 @@ def _best_start(
         tasks = list(scenario.tasks)
         tasks[index] = tasks[index].model_copy(update={"il_prev": node.id})
         candidates.append(scenario.model_copy(update={"tasks": tuple(tasks)}))
-    return min(candidates, key=lambda candidate: _differences(recorded, candidate, numbers))
+    return candidates[_closest(recorded, candidates, numbers)]
 
 
 def _best_inode(
@@ -358,7 +360,8 @@ def _best_inode(
             grown = int(np.lcm(grown, periods.pop(0)))
         bases = range(base, grown, modulus)
         if len(bases) > 1:
-            base = min(bases, key=lambda b: _differences(recorded, _with_inode(scenario, position, b), numbers, file))
+            candidates = [_with_inode(scenario, position, inode) for inode in bases]
+            base = bases[_closest(recorded, candidates, numbers, file)]
         modulus = grown
     return _with_inode(scenario, position, base)
 
@@ -393,20 +396,36 @@ def _rotation_lengths(scenario: sc.Scenario, file: str) -> list[int]:
     return list(lengths)
 
 
-def _differences(
-    recorded: RecordedScenario, scenario: sc.Scenario, numbers: list[int | None], file: str | None = None
-) -> tuple[int, ...]:
-    """Pages that differ in each observation: the first observation that tells two candidates apart decides."""
-    dataset = simulate(scenario)
-    differences = []
-    for entry, number in zip(recorded.operations, numbers, strict=True):
-        if number is None or "place" not in entry.seen or (file is not None and entry.words[1] != file):
-            continue
-        if json.loads(str(dataset["event_detail"].values[number])).get("not_listed"):
-            continue
-        expected = _expand(unpack_place(entry.seen["place"]))
-        differences.append(int((expected != _observed(dataset, number, scenario)).sum()))
-    return tuple(differences)
+def _closest(
+    recorded: RecordedScenario, candidates: list[sc.Scenario], numbers: list[int | None], file: str | None = None
+) -> int:
+    """Which candidate agrees best: the first observation that tells two apart decides; of equals, the first.
+
+    Most candidates are out after the first observation, so those are run no further than to it.
+    """
+    seen = [
+        (number, _expand(unpack_place(entry.seen["place"])))
+        for entry, number in zip(recorded.operations, numbers, strict=True)
+        if number is not None and "place" in entry.seen and (file is None or entry.words[1] == file)
+    ]
+    left = list(range(len(candidates)))
+    for count in sorted({min(count, len(seen)) for count in (1, 4, len(seen))} - {0}):
+        differences = {place: _differences(candidates[place], seen[:count]) for place in left}
+        fewest = min(differences.values())
+        left = [place for place in left if differences[place] == fewest]
+        if len(left) == 1:
+            break
+    return left[0]
+
+
+def _differences(scenario: sc.Scenario, seen: list[tuple[int, np.ndarray]]) -> tuple[int, ...]:
+    """Pages that differ from what was seen, for each observation whose pages are listed."""
+    answer = run(scenario.model_copy(update={"operations": scenario.operations[: seen[-1][0] + 1]}))
+    return tuple(
+        int((expected != _observed(answer, number, scenario)).sum())
+        for number, expected in seen
+        if not json.loads(str(answer["event_detail"][number])).get("not_listed")
+    )
 
 
 def _expand(runs: list[tuple[int | None, int]]) -> np.ndarray:
@@ -415,17 +434,17 @@ def _expand(runs: list[tuple[int | None, int]]) -> np.ndarray:
     return np.repeat(values, [count for _, count in runs])
 
 
-def _observed(dataset: xr.Dataset, event: int, scenario: sc.Scenario) -> np.ndarray:
+def _observed(dataset: xr.Dataset | Answer, event: int, scenario: sc.Scenario) -> np.ndarray:
     """Node of each page that event ``event`` observed, -1 where absent."""
     operation = scenario.operations[event]
     assert isinstance(operation, sc.Observe) and operation.length is not None
     start, count = operation.offset // PAGE_SIZE, operation.length // PAGE_SIZE
     out = np.full(count, -1, np.int16)
-    mine = dataset["observed_run_event"].values == event
-    starts = dataset["observed_run_start"].values[mine] - start
-    lengths = dataset["observed_run_length"].values[mine]
+    mine = np.asarray(dataset["observed_run_event"]) == event
+    starts = np.asarray(dataset["observed_run_start"])[mine] - start
+    lengths = np.asarray(dataset["observed_run_length"])[mine]
     pages = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-    out[pages] = np.repeat(dataset["observed_run_node"].values[mine], lengths)
+    out[pages] = np.repeat(np.asarray(dataset["observed_run_node"])[mine], lengths)
     return out
 
 
@@ -456,6 +475,7 @@ class _Comparison:
         self.unreproducible = self._own_rotation_pages()
         self.looks: dict[int, tuple[int, dict[str, int]]] = {}
         """Of each node: the operation that looked at its counters last, and what it saw."""
+        self.metadata: dict[int, dict[str, list[int]]] = {}
 
     def run(self) -> ScenarioReport:
         alive = True
@@ -681,8 +701,7 @@ class _Comparison:
             start = self.numbers[first]
             assert start is not None
             compared = True
-            pages = self.dataset["metadata_pages"].sel(node=node)
-            came = {str(k): int(pages.sel(kind=k)[number] - pages.sel(kind=k)[start]) for k in pages["kind"].values}
+            came = {kind: pages[number] - pages[start] for kind, pages in self._metadata(node).items()}
             seen = {name: now[name] - then[name] for name in now}
             verbs = [self.recorded.operations[p].words[:2] for p in between]
             files = len({words[1] for words in verbs if words[0] in _TOUCHES and len(words) > 1})
@@ -713,6 +732,13 @@ class _Comparison:
         if not compared:
             self.report.judged -= 1
             self._pass_over("the first look at a node's counters, or one after something that is not simulated")
+
+    def _metadata(self, node: int) -> dict[str, list[int]]:
+        """Pages of a node by kind of metadata, along the events."""
+        if node not in self.metadata:
+            pages = self.dataset["metadata_pages"].sel(node=node)
+            self.metadata[node] = {str(kind): pages.sel(kind=kind).values.tolist() for kind in pages["kind"].values}
+        return self.metadata[node]
 
     def _turn(self, node: int, number: int) -> int:
         """Pages that one turn of a task's own interleave policy gives to a node; 0 if no task has had one up to an event."""
