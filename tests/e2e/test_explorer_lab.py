@@ -368,6 +368,9 @@ def test_the_policies_are_ranked(page: Page) -> None:
     expect(page.locator(".wb-ranking tbody tr")).to_have_count(11, timeout=90_000)
     expect(page.locator(".wb-ranking tbody th").first).to_contain_text("1. ")
     expect(page.locator(".wb-views")).to_contain_text("hypothetical")
+    with page.expect_download() as info:
+        page.locator("[data-tool='ranking csv']").click()
+    assert info.value.suggested_filename == "explorer-ranking.csv"
 
 
 def test_a_report_is_made(page: Page, watch_and_page: tuple[servers.Watch, Page]) -> None:

@@ -56,7 +56,8 @@ function render({ model, el }) {
   const inner = () => width() - 2 * MARGIN;
   const toX = (offset) => MARGIN + (offset - view[0]) / (view[1] - view[0]) * inner();
   const toOffset = (x) => view[0] + (x - MARGIN) / inner() * (view[1] - view[0]);
-  const style = (name, otherwise) => getComputedStyle(el).getPropertyValue(name).trim() || otherwise;
+  let theme = null;  // read once for each drawing
+  const style = (name, otherwise) => (theme || getComputedStyle(el)).getPropertyValue(name).trim() || otherwise;
 
   function layout() {
     const f = frame(), strips = f.compare ? 2 : 1;
@@ -115,14 +116,18 @@ function render({ model, el }) {
     context.rect(MARGIN, top, inner(), height);
     context.clip();
     // Hatched where the columns are still to come: what is not loaded must not look like what is not present.
-    context.fillStyle = hatch(context);
-    context.fillRect(MARGIN, top, inner(), height);
+    if (view[0] < f.start || view[1] > f.stop) {
+      context.fillStyle = hatch(context);
+      context.fillRect(MARGIN, top, inner(), height);
+    }
     const left = Math.max(MARGIN, toX(f.start));
     context.fillStyle = style("--wb-empty", "#e8e8e8");
     context.fillRect(left, top, Math.min(width() - MARGIN, toX(f.stop)) - left, height);
-    for (let c = 0; c < count; c++) {
+    const alike = (a, b) => { for (let n = 0; n < parts; n++) if (data[a * parts + n] !== data[b * parts + n]) return false; return true; };
+    for (let c = 0, next; c < count; c = next) {
+      for (next = c + 1; next < count && alike(c, next); next++);
       // Whole pixels: edges in between would shine through as stripes.
-      const x = Math.floor(toX(f.start + c * span)), right = Math.ceil(toX(f.start + (c + 1) * span));
+      const x = Math.floor(toX(f.start + c * span)), right = Math.ceil(toX(f.start + next * span));
       if (right < MARGIN || x > width() - MARGIN) continue;
       let y = top;
       for (let n = 0; n < parts - 1; n++) {
@@ -185,6 +190,7 @@ function render({ model, el }) {
     }
     if (!f.total || !width()) return;
     if (!view || view[1] > f.total) view = [0, f.total];
+    theme = getComputedStyle(el);
     const top = layout(), ratio = window.devicePixelRatio || 1;
     canvas.style.height = `${top.height}px`;
     canvas.width = width() * ratio;
@@ -411,8 +417,11 @@ function render({ model, el }) {
   canvas.addEventListener("focus", () => { if (described === null && canvas.matches(":focus-visible")) { described = width() / 2; say(); } });
   canvas.addEventListener("blur", () => { if (pointer === null) { described = null; say(); } });
 
+  let named = "";
   function drawLegend() {
-    const f = frame();
+    const f = frame(), now = JSON.stringify(f.nodes.map((node) => [node.id, node.color, node.kind]));
+    if (now === named) return;
+    named = now;
     legend.replaceChildren(...f.nodes.slice(0, 64).map((node) =>
       element("span", { class: "wb-key" }, element("i", { style: `background:${node.color}` }), `${node.id}${node.kind === "dram" ? "" : " " + node.kind}`)),
       element("span", { class: "wb-key" }, element("i", { class: "wb-absent" }), "not present"),
@@ -427,8 +436,13 @@ function render({ model, el }) {
     draw();
     say();  // what lies under the pointer may have changed
   };
-  let asked = 0;
-  model.on("change:frame change:shares change:shares_a", () => { asked ||= requestAnimationFrame(() => { asked = 0; fresh(); }); });
+  let asked = false;
+  model.on("change:frame change:shares change:shares_a", () => {
+    el.dataset.received = performance.timeOrigin + performance.now();
+    // Once for a message, and not a frame later: the picture is what somebody waits for.
+    if (!asked) queueMicrotask(() => { asked = false; fresh(); });
+    asked = true;
+  });
   model.on("change:selected", draw);
   const observer = new ResizeObserver(draw);
   observer.observe(canvas);

@@ -228,6 +228,10 @@ class Explorer:
         self.ranking = w.HTML()
         self.ranking.add_class("wb-scroll")
         self._ranked: Scenario | None = None
+        self._ranking: xr.Dataset | None = None
+        self.rank_files = Share(plain=True, downloads=[{"name": "ranking csv", "label": "ranking (CSV)"}])
+        self.rank_files.on_msg(lambda widget, message, _buffers: self._download(message, widget))
+        self.rank_files.layout.display = "none"
         half = w.Layout(width="50%", min_width="0")
         for chart in (self.host_chart, self.bars_chart):
             chart.layout = half
@@ -274,7 +278,7 @@ class Explorer:
                             "is the access pattern chosen here."
                         ),
                         w.HBox(
-                            [self.rank_pattern, self.rank_parts, self.rank_button],
+                            [self.rank_pattern, self.rank_parts, self.rank_button, self.rank_files],
                             layout=w.Layout(flex_flow="row wrap"),
                         ),
                         self.ranking,
@@ -510,7 +514,8 @@ class Explorer:
         elif name == "Share":
             self._show_share()
         elif name == "Best policy" and self._ranked is not None and self._ranked is not self.controller.scenario:
-            self._ranked = None
+            self._ranked = self._ranking = None
+            self.rank_files.layout.display = "none"
             self.ranking.value = "The settings have changed since: rank the policies again."
 
     def _again(self, *names: str) -> None:
@@ -607,13 +612,17 @@ class Explorer:
 
     def file(self, kind: str) -> tuple[str, bytes]:
         """Name and content of a file to download: ``yaml``, ``zip`` (Zarr), ``nc``, ``html``; ``figure svg``,
-        ``figure pdf``, ``figure png`` and ``table csv`` of the chosen figure, or ``calls csv``."""
+        ``figure pdf``, ``figure png`` and ``table csv`` of the chosen figure, ``calls csv`` or ``ranking csv``."""
         stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.scenario.name) or "scenario"
         if kind == "yaml":
             return f"{stem}.yaml", edits.short_yaml(self.scenario).encode()
         if kind == "html":
             return f"{stem}.html", static.page(self.controller.run, self.controller.pinned).encode()
         what, _, suffix_ = kind.partition(" ")
+        if kind == "ranking csv":
+            if self._ranking is None:
+                raise WorkbenchError("download: rank the policies first")
+            return f"{stem}-ranking.csv", ranking.frame(self._ranking).to_csv().encode()
         if suffix_ in (*export.FORMATS, "csv") and what in ("figure", "table", "calls"):
             run = self.shown
             if run is None:
@@ -646,7 +655,9 @@ class Explorer:
 
     def _run_ranking(self, scenario: Scenario, pattern: str, partitioned: bool) -> None:
         try:
-            text = ranking.table(ranking.rank(scenario, pattern, partitioned=partitioned), scenario)
+            self._ranking = ranking.rank(scenario, pattern, partitioned=partitioned)
+            text = ranking.table(self._ranking, scenario)
+            self.rank_files.layout.display = ""
         except WorkbenchError as error:
             text = f'<span class="wb-bad" role="alert">{html.escape(str(error))}</span>'
         except Exception as error:  # a fault must show here, not vanish in a thread

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from workbench.errors import WorkbenchError
 from workbench.scenario import Scenario
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SAMPLES = 40
 """Draws over the ranges of the cost parameters."""
@@ -41,44 +45,59 @@ def rank(scenario: Scenario, pattern: str, *, partitioned: bool) -> xr.Dataset:
     )
 
 
-def table(found: xr.Dataset, scenario: Scenario) -> str:
-    """The ranking as an HTML table, best first, with the sentence that sums it up."""
+def frame(found: xr.Dataset) -> pd.DataFrame:
+    """The ranking, best first: place (shared by policies that place the guest the same way), draws, share of the draws
+    in which the policy is best, and local share."""
+    import pandas as pd
+
     from workbench.studies import placement_cost
 
     latency = found.attrs["pattern"] == "pointer_chasing"
     values = found["latency"] if latency else found["bandwidth"] / 1000
     unit = "ns, less is better" if latency else "GB/s of all vCPUs"
     draws = values.transpose("policy", "sample").values[:, 1:]
-    low, median, high = np.percentile(draws, (5, 50, 95), axis=1)
     verdict = placement_cost.verdict(found)
     names = found["policy"].values.astype(str)
-    order = np.argsort(median if latency else -median, kind="stable")
-    most = float(high.max()) or 1.0
+    made = pd.DataFrame(
+        {
+            f"median ({unit})": np.median(draws, axis=1),
+            "5 % of draws": np.percentile(draws, 5, axis=1),
+            "95 % of draws": np.percentile(draws, 95, axis=1),
+            "best in (share of draws)": [float(verdict["wins"].sel(policy=name)) for name in names],
+            "local share": [float(found["local_share"].sel(policy=name)) for name in names],
+        },
+        index=pd.Index(names, name="policy"),
+    )
+    median = made.iloc[:, 0].to_numpy()
+    made = made.iloc[np.argsort(median if latency else -median, kind="stable")]
+    places: dict[str, int] = {}
+    alike = [str(verdict["alike"].sel(policy=name).item()) for name in made.index]
+    made.insert(0, "place", [places.setdefault(group, row + 1) for row, group in enumerate(alike)])
+    return made
+
+
+def table(found: xr.Dataset, scenario: Scenario) -> str:
+    """The ranking as an HTML table with the sentence that sums it up."""
+    from workbench.studies import placement_cost
+
+    ranked = frame(found)
+    most = float(ranked["95 % of draws"].max()) or 1.0
     rows: list[str] = []
-    places: dict[str, int] = {}  # of the policies that place the guest the same way, one place
-    for i in order:
-        chosen = verdict.sel(policy=names[i])
-        place = places.setdefault(str(chosen["alike"].item()), len(rows) + 1)
+    for name, (place, median, low, high, wins, local) in zip(ranked.index, ranked.to_numpy().tolist(), strict=True):
         bar = (
-            f'<span class="wb-range" aria-hidden="true"><i style="left:{100 * low[i] / most:.1f}%;'
-            f'width:{100 * (high[i] - low[i]) / most:.1f}%"></i><b style="left:{100 * median[i] / most:.1f}%"></b></span>'
+            f'<span class="wb-range" aria-hidden="true"><i style="left:{100 * low / most:.1f}%;'
+            f'width:{100 * (high - low) / most:.1f}%"></i><b style="left:{100 * median / most:.1f}%"></b></span>'
         )
-        cells = (
-            f"{median[i]:.3g}",
-            f"{low[i]:.3g} to {high[i]:.3g}",
-            bar,
-            f"{100 * float(chosen['wins']):.0f} %",
-            f"{100 * float(found['local_share'].sel(policy=names[i])):.0f} %",
-        )
+        cells = (f"{median:.3g}", f"{low:.3g} to {high:.3g}", bar, f"{100 * wins:.0f} %", f"{100 * local:.0f} %")
         rows.append(
-            f'<tr><th scope="row">{place}. {html.escape(names[i])}</th>'
+            f'<tr><th scope="row">{place:.0f}. {html.escape(name)}</th>'
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + "</tr>"
         )
-    heads = ("policy", f"median ({unit})", "5 to 95 % of draws", "range", "best in", "local")
+    heads = ("policy", ranked.columns[1], "5 to 95 % of draws", "range", "best in", "local")
     source = html.escape(str(found["bandwidth"].attrs.get("source", "")))
     notes = [
-        f"{placement_cost.sentence(verdict)}.",
+        f"{placement_cost.sentence(placement_cost.verdict(found))}.",
         f"Modelled, {SAMPLES - 1} draws over the ranges of the cost parameters ({source}).",
         "Policies that place the guest the same way share their place.",
     ]
