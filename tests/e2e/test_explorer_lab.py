@@ -293,7 +293,7 @@ def _move_through_time(page: Page) -> None:
     expect(page.locator("tr[aria-current=step]")).to_contain_text("fault")
     expect(page.locator("tr[aria-current=step] td").first).to_have_text(last or "")
     expect(page.locator(".wb-time input[type=number]")).to_have_value(last or "")
-    expect(page.locator(".wb-views.wb-old")).to_have_count(0)
+    expect(page.locator(".wb-old .wb-views")).to_have_count(0)
 
 
 @pytest.mark.parametrize("number", ["0", "100000"])
@@ -411,10 +411,10 @@ def test_an_old_picture_is_marked_while_a_run_goes_on(page: Page) -> None:
     field(page, "memory", "input").fill("4 GiB")
     field(page, "memory", "input").press("Enter")
     expect(page.locator(".wb-busy")).to_be_visible()
-    expect(page.locator(".wb-views.wb-old")).to_have_count(1)
+    expect(page.locator(".wb-old .wb-views")).to_have_count(1)
     status(page, "4 GiB present")
     expect(page.locator(".wb-busy")).to_be_hidden()
-    expect(page.locator(".wb-views.wb-old")).to_have_count(0)
+    expect(page.locator(".wb-old .wb-views")).to_have_count(0)
 
 
 def test_many_operations_are_said_to_be_locked(page: Page) -> None:

@@ -341,7 +341,7 @@ def test_the_time_slider_shows_the_beginning_of_the_run(explorer: Explorer) -> N
     explorer.time.value = ops.index("fault")
     assert explorer._replay.runs_started == runs
     assert explorer.host_chart.data["summary"] == pictures.summary(part)
-    assert "wb-old" not in explorer.views._dom_classes
+    assert "wb-old" not in explorer.root._dom_classes
 
 
 def test_compare(explorer: Explorer) -> None:

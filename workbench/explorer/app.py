@@ -372,11 +372,10 @@ class Explorer:
         """
         run, painted, scenario = self.controller.run, self._painted, self.controller.scenario
         waiting = painted is not None and painted.scenario is not scenario
-        for part in (self.views, self.header):
-            if waiting or self._replaying:
-                part.add_class("wb-old")
-            else:
-                part.remove_class("wb-old")
+        if waiting or self._replaying:
+            self.root.add_class("wb-old")
+        else:
+            self.root.remove_class("wb-old")
         return run is not None and run.scenario is not scenario
 
     def _show_progress(self) -> None:

@@ -576,9 +576,10 @@ class PolicyEditor(Editor):
             options = [
                 (f"{i + 1}: {p.mode} {p.nodes}".replace("_", " ").strip(), i) for i, p in enumerate(policies)
             ] or [("no policy", -1)]
-            self.range.options = options
-            self.range.value = self.selected
-            self.range.tooltip = next(name for name, index in options if index == self.selected)
+            with self.range.hold_sync():
+                self.range.options = options
+                self.range.value = self.selected
+                self.range.tooltip = next(name for name, index in options if index == self.selected)
             self.remove.disabled = not policies
             self.details.layout.display = "" if policies else "none"
             self.note.value = (
