@@ -398,6 +398,8 @@ def value(name: str, overrides: Mapping[str, float] | None = None) -> float:
 def check(overrides: Mapping[str, float] | None) -> None:
     """Refuse parameters that do not exist and values that are no numbers above 0; 0 is allowed for caches."""
     for name, number in (overrides or {}).items():
+        if type(number) is float and 0.0 < number < np.inf and name in COSTS:
+            continue  # as nearly all are
         if name not in COSTS:
             raise WorkbenchError(f"costs: {unknown(str(name), COSTS)}")
         good = isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from importlib import resources
 from pathlib import Path
@@ -41,6 +42,7 @@ def shipped(given: str | Path, folder: Path, endings: tuple[str, ...], what: str
     )
 
 
+@functools.cache
 def root(package: str) -> Path:
     """The folder of a data package of ``workbench``; packages are installed as plain files."""
     return Path(str(resources.files(f"workbench.{package}")))

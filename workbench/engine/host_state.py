@@ -42,6 +42,7 @@ _FEW = 4096  # pages that show how fast zones fall
 _NEARBY = 0.9  # of the way to a mark, from where its distance is seen exactly
 _TOGETHER = 64  # pages placed before the slabs they need, where a zone reaches a mark
 _LARGEST_WEIGHT = 255
+_NO_POLICY: list[mp.Mempolicy | None] = [None]
 _SMALL, _REMEMBERED = 16, 256  # rows of request tables that are remembered, and how many tables are
 
 
@@ -157,6 +158,9 @@ class HostState:
             np.empty(_LARGEST_WEIGHT * self.nodes + 256, np.int64), np.empty(self.nodes, np.int64),
             np.empty(len(self.free), np.int64),
         )  # fmt: skip
+        self._piece = np.empty((1, 4), np.int64)
+        self._has_cma = bool(self.all_cma.any())
+        self._turns_and_zones: dict[str, tuple[placement.Interleaving, placement.Zones]] = {}
         self.files: dict[str, OpenFile] = {}
         self.placed = np.zeros(len(self.free), np.int64)
         pools = self.nodes if self.order else 0
@@ -422,6 +426,8 @@ class HostState:
             # Page tables of a tmpfs file keep to other marks and zones than its pages; these come in halves as well.
             self._touch_taking(metadata, task, inode, start, end, operation, walk)
             return True
+        if metadata.known(task, inode, walk, start, end):
+            return self._touch(task, inode, start, end, operation)
         metadata.before = self.free.copy()
         complete = self._touch(task, inode, start, end, operation)
         step = -1 if operation is not None and operation.order == "reverse" else 1
@@ -446,6 +452,8 @@ class HostState:
         holes = self._holes(inode, first, last)
         order = operation.order if operation is not None else "sequential"
         complete = True
+        if last - first == 1 and len(holes) and self._plain(inode) and order in ("sequential", "reverse"):
+            return self._place_one(task, inode, first, -1 if order == "reverse" else 1)
         if len(holes) and order in ("sequential", "reverse"):
             complete = self._place_all(task, inode, holes, -1 if order == "reverse" else 1, (start, end))
         elif len(holes):
@@ -748,6 +756,24 @@ class HostState:
                 return False
         return True
 
+    def _plain(self, inode: Inode) -> bool:
+        """Whether a single page of the file needs nothing but a zone: no policy of its own, no blocks, pfns or CMA to settle."""
+        return (
+            inode.order == 0 and inode.small is None and not inode.shared_policy and self.blocks is None
+            and self.free_pfns is None and not (inode.movable and self._has_cma)
+        )  # fmt: skip
+
+    def _place_one(self, task: Thread, inode: Inode, page: int, step: int) -> bool:
+        """:meth:`place` of one page of which :meth:`_plain` holds, as most calls of a long list of them are."""
+        map_, piece = inode.map, self._piece
+        requests, row_of = self.requests(inode, [task], _NO_POLICY, 0)
+        piece[0] = page, 1, step, row_of[0, 0]
+        before = int(map_.progress[placement.ALLOCATIONS])
+        self._placed(self.run_pieces(map_, piece, requests, *self.turns_and_zones(inode, 0)), 0)
+        self.placed[map_.tiles[map_.allocations[before, 3]]] += 1
+        map_.add_new_allocations(before)
+        return True
+
     def place(
         self,
         task: Thread,
@@ -871,11 +897,18 @@ class HostState:
 
     def turns_and_zones(self, inode: Inode, order: int) -> tuple[placement.Interleaving, placement.Zones]:
         """The host as the placement kernel sees it for pages of a file."""
-        zonelists = self.zonelists["hugetlb" if order else "memfd" if inode.movable else inode.kind]
-        return (
+        name = "hugetlb" if order else "memfd" if inode.movable else inode.kind
+        marks, known = self.marks(inode.movable), self._turns_and_zones.get(name)
+        if known is not None:  # arrays are written to, or replaced
+            turns, zones = known
+            if zones.free is self.free and zones.marks is marks and turns.weights is self.weights:
+                return known
+        made = (
             placement.Interleaving(self.rotations, self.weights),
-            placement.Zones(self.free, self.marks(inode.movable), self.zone_node, zonelists),
+            placement.Zones(self.free, marks, self.zone_node, self.zonelists[name]),
         )
+        self._turns_and_zones[name] = made
+        return made
 
     @staticmethod
     def _placed(complete: bool, order: int) -> bool:

@@ -201,8 +201,19 @@ class Metadata:
                 return False
         return True
 
+    def known(self, task: Thread, inode: Inode, walk: Walk | None, start: int, end: int) -> bool:
+        """Whether pages [start, end) were found to need neither tables nor nodes; False says nothing."""
+        if walk is not None and (
+            not walk.tables.known(walk.base + start, walk.base + end)
+            or (walk.kind == SECOND_STAGE and self._vcpu(task) not in self.ready)
+        ):
+            return False
+        return self._nodes_known(inode, start, end)
+
     def _nodes_known(self, inode: Inode, start: int, end: int) -> bool:
         """Whether pages [start, end) were found to need no more nodes of the page cache; False says nothing."""
+        if self._is_in_no_cache(inode):
+            return True
         maps, shift = self.caches.get(inode), _lowest(inode.order)
         first, last = start >> inode.order, -(-end >> inode.order)
         if not maps or (last - 1) >> (shift + XA_CHUNK_SHIFT * (len(maps) - 1)):
@@ -212,12 +223,15 @@ class Metadata:
             for level, map_ in enumerate(maps)
         )
 
+    def _is_in_no_cache(self, inode: Inode) -> bool:
+        return inode.anonymous or (self.system.design.store == "pfn map" and inode.kind == "guest_memfd")
+
     def _missing_nodes(self, inode: Inode, start: int, end: int) -> list[Int64s]:
         """Nodes that pages [start, end) need in the tree of the page cache, level by level, the lowest first.
 
         A guest_memfd of pfn ranges has none: its pages are not in the page cache. Nor are those of anonymous memory.
         """
-        if inode.anonymous or (self.system.design.store == "pfn map" and inode.kind == "guest_memfd"):
+        if self._is_in_no_cache(inode):
             return []
         first, last = start >> inode.order, -(-end >> inode.order)
         maps = self.caches.setdefault(inode, [])
