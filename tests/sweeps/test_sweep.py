@@ -19,7 +19,7 @@ from sweeps.cells import grid, run, value
 from workbench.errors import WorkbenchError
 from workbench.sweeps.grid import Grid
 from workbench.sweeps.store import DONE, FAILED, PENDING, open_store, read_store
-from workbench.sweeps.sweep import estimate, sweep
+from workbench.sweeps.sweep import _connected, estimate, sweep
 
 TESTS = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("run_sweep.py")
@@ -414,3 +414,20 @@ def test_a_damaged_chunk_is_one_line_and_computed_again_once_removed(tmp_path, u
     status.unlink()
     sweep(grid(40), out=store, run=run, workers=0)
     assert tree(store) == tree(undisturbed)
+
+
+def test_workers_that_do_not_end_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slept for an hour: the scheduler gave its workers up, and closing them waits in vain."""
+    import distributed
+
+    class Stuck:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def close(self, timeout: float = 0) -> None:
+            raise TimeoutError
+
+    monkeypatch.setattr(distributed, "LocalCluster", Stuck)
+    monkeypatch.setattr(distributed, "Client", Stuck)
+    with pytest.raises(WorkbenchError, match="why it ended"), _connected(None, None, 1):
+        raise WorkbenchError("why it ended")

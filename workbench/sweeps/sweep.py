@@ -530,8 +530,11 @@ def _connected(client: Client | None, scheduler: str | None, workers: int | None
         try:
             yield connected
         finally:
-            connected.close()
-            cluster.close(timeout=5)
+            # Of processes that do not end (the machine slept) nothing is said over what the sweep itself ended with.
+            with contextlib.suppress(TimeoutError, OSError):
+                connected.close()
+            with contextlib.suppress(TimeoutError, OSError):
+                cluster.close(timeout=5)
 
 
 def dask_setup(worker: object) -> None:
