@@ -25,10 +25,10 @@ from workbench.engine.users import IOMMU
 from workbench.engine.users import NAMES as USERS
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
+from workbench.intervals import ranges_text
 from workbench.kernels import filemap
 from workbench.limits import LISTED_PAGES, OBSERVED_RUNS
 from workbench.tracking.confidential import LARGEST_LEAF
-from workbench.tracking.whole import Whole
 from workbench.units import PAGE_SIZE
 
 AUTO_PAGES = 1 << 22
@@ -54,7 +54,6 @@ class Log:
         self.conversions: list[np.ndarray] = []
         self.whole: list[np.ndarray] = []
         self.users: list[np.ndarray] = []
-        self._whole: dict[Inode, Whole] = {}
         metadata = system.metadata
         self.metadata = None if metadata is None else np.empty((len(operations), *metadata.held.shape), np.int64)
         self.attributes: list[list[int]] | None = [] if attributes.wanted(system.scenario) else None
@@ -112,12 +111,11 @@ class Log:
             np.zeros(3, np.int64),
         )
         changed = len(self.conversions) < 2 or not np.array_equal(self.conversions[-1], self.conversions[-2])
-        for inode in system.conversions.inodes if system.conversions is not None else ():
+        assert system.conversions is not None
+        for inode in system.conversions.inodes:
             if inode.tracked is None or inode.evicted:
                 continue
-            whole = self._whole.get(inode)
-            if whole is None:
-                whole = self._whole[inode] = Whole(inode.tracked, system.nodes)
+            whole = system.conversions.whole(inode)
             if changed:
                 one = isinstance(operation, sc.Convert) and system.files[operation.file].inode is inode
                 whole.look(*(system.pages(operation, inode.pages) if one else (0, inode.pages)))
@@ -169,7 +167,7 @@ class Answer:
         }
         for name, lines in (
             ("comment", [scenario.comment] if scenario.comment else []),
-            ("warnings", [*unreached(self.system, self.log.operations, self.log.results), *self.system.notes]),
+            ("warnings", unreached(self.system, self.log.operations, self.log.results)),
             ("assumed", scenario.host.assumptions()),
         ):
             if lines:
@@ -246,6 +244,7 @@ def _list_variables(system: System, log: Log, put: Put) -> None:
         put("user_invalidations", lambda: users[:, 0])
         put("user_mapped_pages", lambda: users[:, 1])
         put("iommu_lost_pages", lambda: users[:, 2, IOMMU])
+        put("content_lost", lambda: np.array([_content_lost(inode) for inode in inodes.values()], dtype=str))
     if log.attributes:
         table = np.array(log.attributes, np.int64)
         for column, name in enumerate(attributes.COUNTERS):
@@ -542,6 +541,10 @@ def _attribute_row(system: System) -> list[int]:
             for name, value in (inode.attributes.counts | now).items():
                 row[name] += value
     return list(row.values())
+
+
+def _content_lost(inode: Inode) -> str:
+    return "" if inode.tracked is None else ranges_text(inode.tracked.content_lost())
 
 
 def _drifted(system: System, inode: Inode) -> int:

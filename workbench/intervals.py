@@ -57,6 +57,13 @@ def set_intervals(words: npt.NDArray[np.uint64], end: int) -> Int64s:
     return places.astype(np.int64).reshape(-1, 2)
 
 
+def ranges_text(intervals: Int64s, most: int = 1000) -> str:
+    """Pages of intervals for people, as the kernel lists CPUs: ``"0-3,7"``; how many ranges more there are after ``most``."""
+    parts = [str(low) if high == low + 1 else f"{low}-{high - 1}" for low, high in intervals[:most].tolist()]
+    more = len(intervals) - most
+    return ",".join([*parts, f"and {more} ranges more"] if more > 0 else parts)
+
+
 def intervals_minus(start: int, end: int, intervals: Int64s) -> Int64s:
     """The parts of ``[start, end)`` outside sorted disjoint ``intervals`` int64 (n, 2): int64 (m, 2)."""
     first = np.searchsorted(intervals[:, 1], start, side="right")

@@ -151,6 +151,11 @@ class ConversionCounts(Schema):
     invalidated_bytes = counted("event", "B", "memory named by invalidations")
     vmemmap_taken = counted("event", "4 KiB pages", "vmemmap pages restored by splits")
     vmemmap_freed = counted("event", "4 KiB pages", "vmemmap pages given back by merges")
+    content_lost_pages = counted("event", "4 KiB pages", "pages whose content merges gave up")
+    content_stale_pages = counted(
+        "event", "4 KiB pages", "pages that merges count as zeroed though nothing zeroed them"
+    )
+    content_lost = exact("file", "", "pages of the file whose content merges gave up, as ranges")
     spins = counted("event", "references", "transient references waited for")
     mapping_share = counted("event level", "1", "share of present memory by largest mapping possible")
     stage2_tables = counted("event", "4 KiB pages", "second-stage tables, mapped as large as possible")
@@ -644,6 +649,11 @@ class ConversionModes(Schema):
     drifted_pages = counted("mode", "4 KiB pages", "pages now on another node than before")
     peak_bytes = counted("mode", "B", "most memory of both backends at one time")
     allocated_pages = counted("mode", "4 KiB pages", "pages allocated while converting and touched again")
+    refaulted_pages = counted("mode", "4 KiB pages", "pages of the guest_memfd allocated again")
+    rotation_steps = counted("mode", "1", "steps of the threads' rotation, if they interleave")
+    interleaved_drifted_pages = counted(
+        "mode", "4 KiB pages", "pages on another node than before, if threads interleave"
+    )
     invalidations = counted("mode", "calls", "ranges that KVM zaps")
     modelled_time = modelled("draw mode", "ns", "time in conversions and in clearing pages", "workbench/costs.py")
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.bits import ALL, ONE, ZERO, test_bit
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.folios.content import forget_content, touch_content, touch_unmapped
 from workbench.kernels.folios.poison import any_poison, forget_poison, never_handed_out, room_for_poison
 from workbench.kernels.folios.references import first_referenced, lru_add, row_of_references, spin
 from workbench.kernels.folios.second_stage import has_huge_leaf, is_mapped, map_alike, map_page, unmap_range
@@ -21,10 +22,16 @@ from workbench.kernels.folios.split import enter_pool, insert, leave_file, merge
 from workbench.kernels.folios.state import *
 
 
+@inlined_kernel
+def _single(s: State, page: int) -> bool:
+    """Whether a 4 KiB folio that was allocated singly is there; where the level is BASE."""
+    return (s.pages[page >> 6, PRESENT] >> np.uint64(page & 63)) & ONE == ONE
+
+
 @kernel
 def is_present(s: FolioState, page: int) -> bool:
     level = s.blocks[page >> 9, LEVEL]
-    return level >= SPLIT or (level == BASE and test_bit(s.present, page))
+    return level >= SPLIT or (level == BASE and _single(s, page))
 
 
 @kernel
@@ -72,7 +79,7 @@ def populate(s: FolioState, page: int, node: int, cpu: int) -> int:
         return insert(s, block // blocks * blocks, blocks, node, cpu)
     s.blocks[block, LEVEL] = BASE
     s.backing[block, HOME] = node
-    s.present[page >> 6] |= ONE << np.uint64(page & 63)
+    s.pages[page >> 6, PRESENT] |= ONE << np.uint64(page & 63)
     s.numbers[N_PRESENT] += 1
     lru_add(s, page, cpu)
     return 0
@@ -133,7 +140,10 @@ def _touch(s: FolioState, page: int, end: int, guest: bool, shared: bool, node: 
             return error
         if guest and s.options[MERGING] == LAZY and s.blocks[block, LEVEL] == SPLIT and s.blocks[block, SHARED] == 0:
             merge_range(s, page, page + 1)
-        if guest:
+        if not guest:
+            touch_content(s, page, page + 1)
+        elif not is_mapped(s, page):
+            touch_content(s, page, page + 1)
             map_page(s, page)
         alike = (
             s.numbers[N_POISONED] == 0
@@ -141,10 +151,13 @@ def _touch(s: FolioState, page: int, end: int, guest: bool, shared: bool, node: 
             and s.blocks[block, SHARED] == (PAGES_2M if shared else 0)
         )
         following = (block + 1) << 9 if alike else page + 1
-        if alike and guest and s.marks[block] & LEAF_MASK == LEAF_4K:
+        if alike and not guest:
+            touch_content(s, page, min(end, following))
+        elif alike and s.marks[block] & LEAF_MASK == LEAF_4K:
             if has_huge_leaf(s, block):  # the first page without a leaf brings the huge one back
                 following = page + 1
             else:
+                touch_unmapped(s, page, min(end, following))
                 map_alike(s, page, min(end, following))
         page = following
     return 0
@@ -310,10 +323,11 @@ def _punch_base(s: FolioState, first: int, end: int) -> None:
     """4 KiB folios leave the file whoever holds them; a pinned page stays allocated until it is unpinned."""
     block = first >> 9
     for page in range(first, end):
-        if not test_bit(s.present, page):
+        if not _single(s, page):
             continue
-        s.present[page >> 6] &= ALL ^ (ONE << np.uint64(page & 63))
+        s.pages[page >> 6, PRESENT] &= ALL ^ (ONE << np.uint64(page & 63))
         s.numbers[N_PRESENT] -= 1
+        forget_content(s, page, page + 1)
         row = s.reference_row[block]
         if row != 0 and s.reference_counts[row, PAGES_2M, TRANSIENT] > 0:
             counts = s.reference_counts[row, page & 511]
@@ -331,10 +345,11 @@ def _punch_base(s: FolioState, first: int, end: int) -> None:
                     s.batch[cpu, slot] = -1
                     s.numbers[N_LRU] -= 1
     forget_poison(s, first, end)
-    for word in range(block << 3, min((block + 1) << 3, s.present.shape[0])):
-        if s.present[word] != ZERO:
+    for word in range(block << 3, min((block + 1) << 3, s.pages.shape[0])):
+        if s.pages[word, PRESENT] != ZERO:
             return
     s.blocks[block, LEVEL] = NONE
+    forget_content(s, block << 9, (block + 1) << 9)
 
 
 @kernel

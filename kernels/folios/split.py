@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.folios.content import forget_content, merge_content
 from workbench.kernels.folios.poison import any_poison, forget_poison, from_pool, to_pool
 from workbench.kernels.folios.references import lru_add, lru_add_many, spin
 from workbench.kernels.folios.second_stage import count_uniform, forget_returned, returned, unmap_range
@@ -248,6 +249,7 @@ def _merge_2m(s: FolioState, block: int) -> int:
         else:
             s.numbers[N_UNOPTIMISED] += 1
     s.blocks[block, LEVEL] = HUGE_2M
+    merge_content(s, block, 1)
     s.numbers[N_MERGES_2M] += 1
     s.numbers[N_MAPPED_2M] += 1
     returned(s, block, False)
@@ -279,6 +281,7 @@ def _merge_1g(s: FolioState, giga: int) -> int:
             s.numbers[N_UNOPTIMISED] += 1
     for block in range(first_block, first_block + BLOCKS_1G):
         s.blocks[block, LEVEL] = HUGE_1G
+    merge_content(s, first_block, BLOCKS_1G)
     _give_slabs_back(s, giga)
     s.numbers[N_MERGES_1G] += 1
     s.numbers[N_MAPPED_1G] += 1
@@ -342,6 +345,7 @@ def leave_file(s: FolioState, first_block: int, blocks: int) -> None:
             s.numbers[N_MAPPED_2M] -= 1
             forget_returned(s, block, False)
         s.blocks[block, LEVEL] = LEFT
+    forget_content(s, first_block << 9, (first_block + blocks) << 9)
     s.numbers[N_PRESENT] -= blocks << 9
 
 

@@ -127,6 +127,8 @@ COUNTERS = (
     "leaves_1g",
     "poisoned_to_pool",  # huge pages that went back to their pool with a poisoned page in them
     "xarray_pages",  # now; 4 KiB pages of the slabs that xarray nodes of split 1 GiB pages take
+    "content_lost_pages",  # so far; pages with content in a merged huge page that is not up to date: zeroed at the next touch
+    "content_stale_pages",  # so far; pages that nothing had zeroed in a merged huge page that is up to date
 )
 (
     N_SHARED,
@@ -170,7 +172,9 @@ COUNTERS = (
     N_LEAVES_1G,
     N_POISONED_TO_POOL,
     N_XARRAY_PAGES,
-) = range(41)
+    N_CONTENT_LOST,
+    N_CONTENT_STALE,
+) = range(43)
 
 BATCH = 31
 """include/linux/folio_batch.h: FOLIO_BATCH_SIZE."""
@@ -187,6 +191,13 @@ FULL, HOME, EXTRA = 0, 1, 2
 LEAF_NONE, LEAF_4K, LEAF_2M, LEAF_1G, LEAF_MASK = 0, 1, 2, 3, 3
 RETURNED_2M, RETURNED_1G = 4, 8
 """RETURNED_1G is set at the first 2 MiB of a 1 GiB page."""
+UPTODATE_ALL, UPTODATE_SOME = 16, 32
+"""Every folio of the 2 MiB is up to date: the guest or the host has touched it, and it was zeroed before; some are, which
+bits tell. Neither: none is."""
+# columns of ``pages``
+PRESENT, UPTODATE, CONTENT_LOST = 0, 1, 2
+"""PRESENT only where level is BASE; UPTODATE only where the mark is UPTODATE_SOME; CONTENT_LOST: a merge gave the page's
+content up, until the page leaves the file."""
 # columns of ``pool_poison``
 POISON_NODE, POISON_SIZE, POISON_DEPTH, POISON_PAGE = range(4)
 # columns of ``host``
@@ -200,8 +211,8 @@ AT, RELEASED, TAKEN = len(COUNTERS), len(COUNTERS) + 1, len(COUNTERS) + 2
 class _Arrays(NamedTuple):
     shared: np.ndarray
     """uint64 (W,), bit set = page shared."""
-    present: np.ndarray
-    """uint64 (W,), pages present, only where level is BASE."""
+    pages: np.ndarray
+    """uint64 (W, 3), a bit for each page in columns PRESENT, UPTODATE and CONTENT_LOST."""
     blocks: np.ndarray
     """int16 (B2, 2), columns SHARED and LEVEL: what every conversion looks at."""
     gigas: np.ndarray
@@ -209,7 +220,8 @@ class _Arrays(NamedTuple):
     backing: np.ndarray
     """int16 (B2 + B1, 2 + N), a row for each 2 MiB, then for each 1 GiB; columns FULL, HOME, EXTRA."""
     marks: np.ndarray
-    """uint8 (B2,), what the second stage maps the 2 MiB with, and whether its huge mapping is still to come back."""
+    """uint8 (B2,), what the second stage maps the 2 MiB with, whether its huge mapping is still to come back, and whether its
+    folios are up to date."""
     small: np.ndarray
     """uint64 (W,), bit set = the second stage maps the page with a 4 KiB leaf; only where the mark is LEAF_4K."""
     reference_row: np.ndarray
@@ -255,6 +267,21 @@ class FolioState(_Arrays):
     def freed(self) -> np.ndarray:
         """int64 (N,), and gave back."""
         return self.numbers[TAKEN + len(self.host) :]
+
+    @property
+    def present(self) -> np.ndarray:
+        """uint64 (W,), pages present, only where level is BASE."""
+        return self.pages[:, PRESENT]
+
+    @property
+    def uptodate(self) -> np.ndarray:
+        """uint64 (W,), pages whose folio is up to date, only where the mark is UPTODATE_SOME."""
+        return self.pages[:, UPTODATE]
+
+    @property
+    def content_lost(self) -> np.ndarray:
+        """uint64 (W,), pages of the file whose content a merge gave up."""
+        return self.pages[:, CONTENT_LOST]
 
     @property
     def shared_2m(self) -> np.ndarray:
@@ -370,7 +397,7 @@ def new_state(
     blocks_2m = blocks_1g * BLOCKS_1G
     return FolioState(
         shared=np.zeros(blocks_2m * 8, np.uint64),
-        present=np.zeros(blocks_2m * 8, np.uint64),
+        pages=np.zeros((blocks_2m * 8, 3), np.uint64),
         blocks=np.zeros((blocks_2m, 2), np.int16),
         gigas=np.zeros((blocks_1g, SLABS + nodes), np.int32),
         backing=np.zeros((blocks_2m + blocks_1g, EXTRA + nodes), np.int16),

@@ -30,7 +30,7 @@ enum { SHARED, LEVEL, SLABS };
 enum { LEAF_NONE, LEAF_4K, LEAF_2M, LEAF_1G, LEAF_MASK = 3, RETURNED_2M = 4, RETURNED_1G = 8 };
 enum { FULL, HOME, EXTRA };
 enum { FREE, ORDER = 5 };
-enum { COUNTERS = 41, AT = COUNTERS, TAKEN = COUNTERS + 2 };
+enum { COUNTERS = 43, AT = COUNTERS, TAKEN = COUNTERS + 2 };
 
 static inline int16_t *backing_row(struct state *s, int64_t row) { return s->backing + row * (EXTRA + s->nodes); }
 static inline int16_t *giga_row(struct state *s, int64_t giga) { return backing_row(s, s->blocks_2m + giga); }

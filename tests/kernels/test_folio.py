@@ -60,6 +60,17 @@ def shared_bits(state):
     return np.unpackbits(bytes_, bitorder="little")[: state.options[fast.PAGES]].astype(bool)
 
 
+def uptodate_bits(state):
+    every = np.repeat(state.marks & fast.UPTODATE_ALL > 0, 512)
+    bits = np.unpackbits(state.uptodate.astype("<u8").view(np.uint8), bitorder="little").astype(bool)
+    return (every | bits)[: state.options[fast.PAGES]]
+
+
+def lost_bits(state):
+    bits = np.unpackbits(state.content_lost.astype("<u8").view(np.uint8), bitorder="little").astype(bool)
+    return bits[: state.options[fast.PAGES]]
+
+
 def check_counters(file: Fast):
     """Every counter kept in step equals a recount of the state."""
     state = file.state
@@ -98,12 +109,15 @@ def check_counters(file: Fast):
     for flag, size in ((fast.RETURNED_2M, "2m"), (fast.RETURNED_1G, "1g")):
         assert file.count(f"returned_{size}") == np.sum(state.marks & flag > 0) <= file.count(f"mapped_{size}")
     assert file.count("xarray_pages") == state.slabs_1g.sum()
+    some = state.marks & fast.UPTODATE_SOME > 0
+    assert not state.uptodate[~np.repeat(some, 8)].any() and not (some & (state.level >= fast.HUGE_2M)).any()
+    assert not (state.marks[state.level == fast.NONE] & (fast.UPTODATE_ALL | fast.UPTODATE_SOME)).any()
 
 
 COMPARED = (
     "splits_1g", "splits_2m", "merges_1g", "merges_2m", "unoptimised_merges", "rollbacks", "invalidations",
     "invalidated_bytes", "private_pages_lost", "spins", "zeroed_pages", "lost_1g", "lost_2m", "regained_1g", "regained_2m",
-    "poisoned_to_pool",
+    "poisoned_to_pool", "content_lost_pages", "content_stale_pages",
 )  # fmt: skip
 
 
@@ -239,6 +253,9 @@ class Conversion(RuleBasedStateMachine):
         file, model = self.fast, self.slow
         check_counters(file)
         np.testing.assert_array_equal(shared_bits(file.state), [page.shared for page in model.pages])
+        uptodate = [page.folio is not None and page.folio.uptodate for page in model.pages]
+        np.testing.assert_array_equal(uptodate_bits(file.state), uptodate)
+        np.testing.assert_array_equal(lost_bits(file.state), [page.content_lost for page in model.pages])
         assert {name: file.count(name) for name in COMPARED} == {name: model.total[name] for name in COMPARED}
         assert file.count("present_pages") == sum(page.folio is not None for page in model.pages)
         assert file.count("mapped_2m") == model.mappable(512) and file.count("mapped_1g") == model.mappable(512 * 512)

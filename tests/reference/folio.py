@@ -21,6 +21,7 @@ class Folio:
     first: int
     pages: int
     block: Block | None
+    uptodate: bool = False
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class Page:
     """One 4 KiB page of the file."""
 
     shared: bool = False
+    content_lost: bool = False
     folio: Folio | None = None
     transient: int = 0
     pins: int = 0
@@ -308,7 +310,7 @@ class File:
         if not any(self.pages[i].shared and i not in self.changed for i in span):  # private before this conversion
             self.lose(folio)
         for first in range(folio.first, folio.first + folio.pages, parts):
-            part = Folio(first, parts, block)
+            part = Folio(first, parts, block, folio.uptodate)
             if parts == PAGES_2M:
                 self.stages[block.first, first] = Block(first, PAGES_2M, block.node)
             for page in self.pages[first : first + parts]:
@@ -369,11 +371,21 @@ class File:
                     holder.extra, holder.restored = [], False
                 else:
                     self.total["unoptimised_merges"] += 1
-        folio = Folio(first, pages, block)
+        folio = Folio(first, pages, block, self.merged_uptodate(members))
         for page in members:
             page.folio = folio
         self.awaiting = {key for key in self.awaiting if not first <= key[0] < first + pages} | {(first, pages)}
         self.total["merges_1g" if pages == PAGES_1G else "merges_2m"] += 1
+
+    def merged_uptodate(self, members: list[Page]) -> bool:
+        """The first page's flag is that of the whole; what the others had is lost, or counts as zeroed."""
+        for page in members:
+            if page.folio.uptodate and not members[0].folio.uptodate:
+                page.content_lost = True
+                self.total["content_lost_pages"] += 1
+            if members[0].folio.uptodate and not page.folio.uptodate:
+                self.total["content_stale_pages"] += 1
+        return members[0].folio.uptodate
 
     def merge_pass(self, offset: int, length: int) -> None:
         self.merge(offset // 4096, min(self.pages_total, -(-(offset + length) // 4096)))
@@ -479,7 +491,7 @@ class File:
         self.zap(block.first, block.first + block.pages)
         self.awaiting = {key for key in self.awaiting if not block.first <= key[0] < block.first + block.pages}
         for page in self.pages[block.first : block.first + block.pages]:
-            page.folio = None
+            page.folio, page.content_lost = None, False
         self.enter_pool(block)
 
     def enter_pool(self, block: Block) -> None:
@@ -543,6 +555,7 @@ class File:
             self.split(index)
         except Failure as failure:
             raise Failure(failure.error, index) from None
+        self.pages[index].folio.uptodate = True
 
     def host_fault(self, offset: int, length: int, node: int, cpu: int) -> None:
         for index in range(offset // 4096, -(-(offset + length) // 4096)):
@@ -560,6 +573,8 @@ class File:
                 raise Failure(EHWPOISON, index)
             if self.merging == "lazy":
                 self.merge(index, index + 1)
+            if not self.leaf[index]:
+                self.pages[index].folio.uptodate = True
             self.map_page(index)
 
     def poison(self, offset: int) -> None:
@@ -616,7 +631,7 @@ class File:
         page = self.pages[index]
         page.orphans += page.pins
         page.pins = page.transient = 0
-        page.folio = None
+        page.folio, page.content_lost = None, False
         self.poisoned.discard(index)
         self.batches = [[None if i == index else i for i in batch] for batch in self.batches]
 
@@ -638,7 +653,7 @@ class File:
             members = self.pages[block.first : block.first + block.pages]
             self.wait(members)
             for page in members:
-                page.folio = None
+                page.folio, page.content_lost = None, False
             if any(page.pins for page in members):
                 self.left.append(block)
             else:

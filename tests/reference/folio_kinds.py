@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from reference.folio import PAGES_1G, PAGES_2M, Block, Failure, File, Folio
+from reference.folio import PAGES_1G, PAGES_2M, Block, Failure, File, Folio, Page
 
 
 class BuddyFile(File):
@@ -43,6 +43,9 @@ class BuddyFile(File):
     def merge_part(self, block: Block, first: int, pages: int) -> None:
         if not any(first <= index < first + pages for index in self.poisoned):
             super().merge_part(block, first, pages)
+
+    def merged_uptodate(self, members: list[Page]) -> bool:
+        return any(page.folio.uptodate for page in members)
 
     def enter_pool(self, block: Block) -> None:
         lost = {index for index in self.poisoned if block.first <= index < block.first + block.pages}

@@ -71,6 +71,7 @@ ALTERED = {
     ),
     "order": lambda data: operation(data, "falloc a 0 4M")["after"]["files"]["a"]["folios"][0].update(order=8),
     "node": lambda data: operation(data, "falloc a 0 4M")["after"]["files"]["a"]["folios"][0].update(flags=1),
+    "up to date": lambda data: operation(data, "falloc a 0 4M")["after"]["files"]["a"]["folios"][0].update(flags=131),
     "references": lambda data: operation(data, "unpin p")["after"]["files"]["a"]["folios"][0].update(references=2),
     "pools": lambda data: operation(data, "map a")["after"]["pools"]["2048"].update(resv=1),
     "free": lambda data: operation(data, "falloc a 0 4M")["after"]["pools"]["2048"].update(free=[31]),

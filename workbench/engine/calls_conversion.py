@@ -20,7 +20,7 @@ from workbench.engine.host_state import check_listed
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
-from workbench.intervals import Int64s, equal_intervals, no_intervals, true_intervals
+from workbench.intervals import Int64s, equal_intervals, no_intervals, ranges_text, set_intervals, true_intervals
 from workbench.kernels.folios import run as folio
 from workbench.limits import FILE_BYTES
 from workbench.tracking.tracked_file import Outcome, TrackedFile
@@ -61,13 +61,14 @@ def convert(system: System, operation: sc.Convert) -> Result:
         places = profiles.having(profiles.with_in_place_conversion())
         return failed(errno.ENOTTY, reason=f"conversion in place: not on {scenario.kernel.name}; on {places}")
     if not scenario.guest.private_memory:
-        return failed(errno.EINVAL, reason=f"VM type {scenario.guest.vm_type} has no private memory")
+        return failed(errno.EINVAL, reason=profiles.without_private_memory(scenario.guest.vm_type))
     _, file = _tracking(system, inode)
     offset, length = byte_span(operation, inode)
     first, last = (min(page, inode.pages) for page in (offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)))
     shared = _state_runs(file, first, last, True) if operation.to == "private" and inode.mappings else no_intervals()
     users, to_shared = inode.users, operation.to == "shared"
     losing = no_intervals() if users is None else users.differing(first, last, to_shared)
+    before = file.uptodate_words(first, last) if operation.to == "private" else None
     outcome = file.convert(offset, length, operation.to)
     if users is not None and outcome.errno != errno.EINVAL:
         users.converted(losing, outcome)
@@ -76,7 +77,19 @@ def convert(system: System, operation: sc.Convert) -> Result:
         for low, high in shared.tolist():
             for mapping in inode.mappings:
                 mapping.zap(low, min(high, end))
-    return result_of(outcome)
+    return result_of(outcome, **_content_lost(file, first, last, before))
+
+
+def _content_lost(file: TrackedFile, first: int, last: int, before: npt.NDArray[np.uint64] | None) -> dict[str, Any]:
+    """Pages with content before a conversion that the next touch will zero, for a result's detail: none, no detail."""
+    if before is None or not len(before):
+        return {}
+    lost = before & ~file.uptodate_words(first, last)
+    if not lost.any():
+        return {}
+    start = file.first_word(first) << 6
+    ranges = set_intervals(lost, len(lost) << 6) + start
+    return {"content_lost_pages": int(np.bitwise_count(lost).sum()), "content_lost": ranges_text(ranges)}
 
 
 def _unmapped_to(system: System, inode: Inode, end: int, outcome: Outcome, shared: Int64s) -> int:
@@ -172,7 +185,8 @@ def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> 
 
 
 def _without_attributes(system: System) -> str:
-    return f"memory attributes of the VM: not on {system.scenario.kernel.name}"
+    places = profiles.having(profiles.with_attributes())
+    return f"memory attributes of the VM: not on {system.scenario.kernel.name}; on {places}"
 
 
 def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
@@ -189,7 +203,7 @@ def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
         return failed(errno.ENOTTY, reason=_without_attributes(system))
     inode, attributes, backend = file.inode, file.inode.attributes, file.inode.backend
     if attributes is None or backend is None:
-        return failed(errno.EINVAL, reason=f"VM type {scenario.guest.vm_type} has no private memory")
+        return failed(errno.EINVAL, reason=profiles.without_private_memory(scenario.guest.vm_type))
     offset, length = byte_span(operation, inode)
     attributes.counts["conversions"] += 1
     if length <= 0 or offset % PAGE_SIZE or length % PAGE_SIZE:

@@ -29,6 +29,7 @@ from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.host_memory import HostMemory, RangeMemory
 from workbench.tracking.light_file import LightFile
 from workbench.tracking.tracked_file import TrackedFile
+from workbench.tracking.whole import Whole
 from workbench.units import PAGE_SIZE, format_bytes
 
 Int64s = npt.NDArray[np.int64]
@@ -82,6 +83,15 @@ class Conversions:
         self.past = np.zeros(len(folio.COUNTERS), np.int64)
         self.past_users = np.zeros(3, np.int64)
         self.unusable = np.zeros(nodes, np.int64)
+        self._whole: dict[Inode, Whole] = {}
+
+    def whole(self, inode: Inode) -> Whole:
+        """What of a tracked file stays whole, as it was when somebody last looked."""
+        found = self._whole.get(inode)
+        if found is None:
+            assert inode.tracked is not None
+            found = self._whole[inode] = Whole(inode.tracked, self.system.nodes)
+        return found
 
     def add(self, inode: Inode) -> None:
         """A new guest_memfd inode. Raises WorkbenchError if its state would take too much memory."""

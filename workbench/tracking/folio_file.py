@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench import costs
+from workbench.intervals import set_intervals
 from workbench.kernels.folios import run as folio
 from workbench.tracking import struct_pages
 from workbench.tracking.host_memory import HostMemory
@@ -21,6 +22,7 @@ from workbench.tracking.tracked_file import (
     Outcome,
     StreamResult,
     TrackedFile,
+    bits_at,
     choice,
     mapping_share,
 )
@@ -161,6 +163,22 @@ class ConversionFile(TrackedFile):
         state = self.state
         whole = state.whole_1g[pages >> 18] == 1
         return self.hvo & ~np.where(whole, state.full_1g[pages >> 18], state.full_2m[pages >> 9]).astype(bool)
+
+    def uptodate(self, pages: Int64s) -> npt.NDArray[np.bool_]:
+        """Whether the folio of each page is up to date, so that the next touch keeps what is in it: bool (n,)."""
+        marks = self.state.marks[pages >> 9]
+        return (marks & folio.UPTODATE_ALL > 0) | bits_at(self.state.uptodate, pages)
+
+    def uptodate_words(self, first: int, end: int) -> npt.NDArray[np.uint64]:
+        if not self.order or first >= end:
+            return np.zeros(0, np.uint64)
+        low, high = self.first_word(first), self.first_word(end - 1) + (1 << self.order >> 6)
+        whole = np.repeat(self.state.marks[low >> 3 : high >> 3] & folio.UPTODATE_ALL > 0, 8)
+        return np.where(whole, ~np.uint64(0), self.state.uptodate[low:high])
+
+    def content_lost(self) -> Int64s:
+        """Pages whose content a merge gave up, as intervals, int64 (n, 2)."""
+        return set_intervals(self.state.content_lost, self.size // PAGE_SIZE)
 
     def unmap_guest(self, offset: int = 0, length: int | None = None) -> Outcome:
         """The memslot of the range is deleted: the second stage maps nothing of it any more."""

@@ -57,6 +57,7 @@ _C = Generation(
         "shared_huge_files": (RECORDED, "4k-arguments-pins-guest/A01: HUGETLB with INIT_SHARED is EINVAL"),
         "host_fault_retries": (RECORDED, "numa-two-nodes/D16: SIGALRM after 3 s"),
         "xarray": (RECORDED, "1g/C01: 4,161 nodes, 149 slabs"),
+        "content": (RECORDED, "content-prefault-stage2/K02: a merged page is up to date as its first 4 KiB was"),
     },
 )
 GENERATIONS: dict[str, Generation] = {
@@ -79,6 +80,7 @@ GENERATIONS: dict[str, Generation] = {
             "shared_huge_files": (SOURCE, "RFC v2 of May 2025, KVM_CREATE_GUEST_MEMFD"),
             "host_fault_retries": (SOURCE, "split and fault functions of C"),
             "xarray": (RECORDED, "generation-b-1g/C01: 4,161 nodes"),
+            "content": (RECORDED, "generation-b-2m/B08-pin, random-generation-b: as in C, whose merge it was recorded on"),
         },
     ),
     "two-stage": replace(

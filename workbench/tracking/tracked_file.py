@@ -146,6 +146,21 @@ class TrackedFile(ABC):
     def poisoned(self) -> Int64s:
         """Poisoned pages of the file, ascending."""
 
+    def first_word(self, first: int) -> int:
+        """Word of 64 pages in which the folio of the file's size begins that page ``first`` is in."""
+        return first >> self.order << self.order >> 6
+
+    def uptodate_words(self, first: int, end: int) -> npt.NDArray[np.uint64]:
+        """A bit for each page from :meth:`first_word` on, to the end of the last folio of [first, end): the folio is up to date.
+
+        Empty where folios do not merge, so that no content is lost.
+        """
+        return np.zeros(0, np.uint64)
+
+    def content_lost(self) -> Int64s:
+        """Pages whose content a merge gave up, as intervals, int64 (n, 2)."""
+        return np.zeros((0, 2), np.int64)
+
     @property
     @abstractmethod
     def counts(self) -> Int64s:
@@ -243,11 +258,16 @@ class TrackedFile(ABC):
 
     def pages_shared(self, pages: Int64s) -> npt.NDArray[np.bool_]:
         """State of single pages (n,): True = shared."""
-        return (self.state.shared[pages >> 6] >> (pages & 63).astype(np.uint64) & np.uint64(1)).astype(bool)
+        return bits_at(self.state.shared, pages)
 
     def shared_ranges(self) -> Int64s:
         """Shared pages as intervals, int64 (n, 2)."""
         return set_intervals(self.state.shared, self.size // PAGE_SIZE)
+
+
+def bits_at(words: npt.NDArray[np.uint64], pages: Int64s) -> npt.NDArray[np.bool_]:
+    """Bits of single pages (n,) in ``words``, uint64 (W,), bool (n,)."""
+    return (words[pages >> 6] >> (pages & 63).astype(np.uint64) & np.uint64(1)).astype(bool)
 
 
 def choice(field: str, value: str, allowed: Mapping[str, Meaning]) -> Meaning:

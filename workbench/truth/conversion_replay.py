@@ -1,7 +1,8 @@
 """Replay recordings of in-place conversion through the engine, and compare everything after every operation.
 
-Equal must be: what the call returned (errno, error_offset, signal, exit reason, pages done), the state of every page, order,
-node and references of every folio, pools and reservations by node, vmemmap pages, xarray nodes, and second-stage leaves.
+Equal must be: what the call returned (errno, error_offset, signal, exit reason, pages done, the byte that a read finds), the
+state of every page, order, node, references and flags of every folio (whether it is up to date among them), pools and
+reservations by node, vmemmap pages, xarray nodes, and second-stage leaves.
 
 Taken from the recording, because they depend on what else ran: how many vmemmap pages there are at the start, how much
 memory a squeezed host had left, and whether a fresh 4 KiB folio is on its LRU already (the batch it waits in also holds
@@ -57,8 +58,10 @@ KVM_EXIT_HLT, KVM_EXIT_MMIO, KVM_EXIT_MEMORY_FAULT = 5, 6, 39
 KVM_MEMORY_EXIT_FLAG_PRIVATE = 8
 GUP_PIN_COUNTING_BIAS = 1024
 FLAG_MMAP, FLAG_INIT_SHARED, FLAG_HUGETLB = 1, 2, 4
-PG_HUGETLB, PG_LRU, PG_POISON, PG_MAPPED, PG_PINNED, PG_OPTIMISED = 1, 4, 16, 32, 64, 128
+PG_HUGETLB, PG_UPTODATE, PG_LRU, PG_POISON, PG_MAPPED, PG_PINNED, PG_OPTIMISED = 1, 2, 4, 16, 32, 64, 128
 PIPE_PAGES = 16
+GUEST_BYTE = 1
+"""What the recorder's guest writes to each page that it touches (recorded: ``read`` finds it)."""
 MODES = {"weighted": "weighted_interleave"}
 
 
@@ -107,6 +110,8 @@ class _File:
     order: int
     slots: dict[int, _Slot] = field(default_factory=dict)
     open: bool = True
+    bytes: dict[int, int | None] = field(default_factory=dict)
+    """First byte of the pages that were written, None: of unknown value; where the kernel has zeroed a page since, it is 0."""
 
     @property
     def of(self) -> OpenFile:
@@ -124,6 +129,12 @@ class _File:
     @property
     def pages(self) -> int:
         return self.inode.pages
+
+    def forget_zeroed(self) -> None:
+        """Pages that are not up to date, or not there, read as 0."""
+        known = np.array(list(self.bytes), np.int64)
+        for page in known[~self.tracked.uptodate(known)].tolist():
+            del self.bytes[page]
 
 
 Answer = dict[str, Any]
@@ -143,9 +154,9 @@ class Replay:
         self.vm_type = 1
         self.files: dict[str, _File] = {}
         self.pins: dict[str, _Pin] = {}
-        self.content: dict[int, dict[int, int]] = {}
         self.history: list[sc.Operation] = []  # policy, CPU and weights, for a system that is needed later
         self.guest_code = False
+        self.reads = any(operation.words[0] == "read" for operation in recorded.ops)
         self.answer: Answer = {}
         self.base_vmemmap = recorded.start.vmemmap_pages
         self.handlers: dict[str, Callable[[list[str], RecordedOperation], Answer]] = {
@@ -170,6 +181,15 @@ class Replay:
     def free_huge_pages(self) -> str:
         """Free huge pages of each size by node, for people: 2 MiB, then 1 GiB."""
         return _free_text({key: self._free(key) for key in self.recorded.start.pools})
+
+    def uptodate_pages(self) -> dict[str, int]:
+        """Pages of each open file whose folio is up to date."""
+        out = {}
+        for name, file in self.files.items():
+            if file.open:
+                first, order = page_cache.folios(file.tracked)
+                out[name] = int((1 << order)[file.tracked.uptodate(first)].sum())
+        return out
 
     def _free(self, key: PoolSize) -> list[int]:
         system = self.systems.get(POOLS[key])
@@ -324,9 +344,25 @@ class Replay:
     # ------------------------------------------------------------------------------------------------- touches
 
     def _touch(self, words: list[str], _operation: RecordedOperation) -> Answer:
+        return self._write_pages(words[0], _touched(words[1:]), None)
+
+    def _write_pages(self, name: str, pages: Int64s, byte: int | None) -> Answer:
         """Host writes, one a page, up to the first that raises a signal."""
-        file = self.files[words[0]]
-        pages = _touched(words[1:])
+        file = self.files[name]
+        self._forget_zeroed(file)
+        answer = self._host_pages(file, pages)
+        self._note(file, pages[: answer["done"]], byte)
+        return answer
+
+    def _forget_zeroed(self, file: _File) -> None:
+        if self.reads and file.inode.tracked is not None:
+            file.forget_zeroed()
+
+    def _note(self, file: _File, pages: Int64s, byte: int | None) -> None:
+        if self.reads:
+            file.bytes |= dict.fromkeys(pages.tolist(), byte)
+
+    def _host_pages(self, file: _File, pages: Int64s) -> Answer:
         done = 0
         for first, count in self._runs_alike(file, pages):
             result = self._apply(file, sc.Fault(file=file.name, offset=first * PAGE_SIZE, length=count * PAGE_SIZE))
@@ -356,16 +392,24 @@ class Replay:
             yield first, count
             at += count
 
-    def _write(self, words: list[str], operation: RecordedOperation) -> Answer:
-        return self._touch([words[0], words[1], "1"], operation)
+    def _write(self, words: list[str], _operation: RecordedOperation) -> Answer:
+        return self._write_pages(words[0], np.array([size(words[1]) // PAGE_SIZE]), int(words[2]))
 
-    def _read(self, words: list[str], operation: RecordedOperation) -> Answer:
-        answer = self._touch([words[0], words[1], "1"], operation)
-        return {"signal": answer["signal"]}
+    def _read(self, words: list[str], _operation: RecordedOperation) -> Answer:
+        """The byte that was written there last, 0 where the page was zeroed since, -1 with a signal.
 
-    def _odirect(self, words: list[str], operation: RecordedOperation) -> Answer:
+        Not judged where a merge counts pages as zeroed that nothing has zeroed.
+        """
+        file, page = self.files[words[0]], size(words[1]) // PAGE_SIZE
+        self._forget_zeroed(file)
+        answer = self._host_pages(file, np.array([page]))
+        unwritten = None if file.tracked.count("content_stale_pages") else 0
+        value = file.bytes.get(page, unwritten) if answer["done"] else -1
+        return {"signal": answer["signal"], **({} if value is None else {"value": value})}
+
+    def _odirect(self, words: list[str], _operation: RecordedOperation) -> Answer:
         _, length = _span(words[1:3])
-        self._touch([words[0], words[1], str(-(-length // PAGE_SIZE))], operation)
+        self._touch([words[0], words[1], str(-(-length // PAGE_SIZE))], _operation)
         return {"errno": 0, "ret": length}
 
     def _hwpoison(self, words: list[str], operation: RecordedOperation) -> Answer:
@@ -412,7 +456,10 @@ class Replay:
         """The guest writes, one a page, until something makes it exit."""
         self.guest_code = True
         file = self.files[words[0]]
-        answer = self._guest_pages(file, _touched(words[1:]), "guest")
+        pages = _touched(words[1:])
+        self._forget_zeroed(file)
+        answer = self._guest_pages(file, pages, "guest")
+        self._note(file, pages[: answer["done"]], GUEST_BYTE)
         if "errno" in answer:
             return answer
         return {"ret": 0, "errno": 0, **answer}
@@ -420,6 +467,7 @@ class Replay:
     def _prefault(self, words: list[str], _operation: RecordedOperation) -> Answer:
         file, (offset, length) = self.files[words[0]], _span(words[1:3])
         pages = np.arange(offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE), dtype=np.int64)
+        self._forget_zeroed(file)
         answer = self._guest_pages(file, pages, "prefault")
         left = length - answer["done"] * PAGE_SIZE
         return {"errno": answer.get("errno", 0) if answer["done"] == 0 else 0, "left": left}
@@ -567,7 +615,8 @@ class Replay:
         ours = (1 << order) + mapped + pinned + waiting + held
         yield from _pages_differ("references", references, ours, first)
         marks = {
-            PG_HUGETLB: order > 0, PG_POISON: poisoned, PG_MAPPED: mapped > 0, PG_PINNED: pinned >= GUP_PIN_COUNTING_BIAS,
+            PG_HUGETLB: order > 0, PG_UPTODATE: file.tracked.uptodate(first), PG_POISON: poisoned,
+            PG_MAPPED: mapped > 0, PG_PINNED: pinned >= GUP_PIN_COUNTING_BIAS,
             PG_OPTIMISED: (order > 0) & file.tracked.optimised(first),
         }  # fmt: skip
         for mark, expected in marks.items():
@@ -591,11 +640,12 @@ class Replay:
 
 
 def side_by_side(path: str | Path, name: str) -> list[dict[str, str]]:
-    """What a scenario's operations returned, recorded beside simulated, and the huge pages that were free after each.
+    """What a scenario's operations returned and left behind, recorded beside simulated.
 
     ``path``: a file or the name of a shipped recording.
 
-    Keys: ``operation``, ``recorded``, ``simulated``, ``free, recorded`` and ``free, simulated``.
+    Keys: ``operation``, ``recorded``, ``simulated``, ``free, recorded`` and ``free, simulated``; and, of the pages of each
+    file, how many have a folio that is up to date, ``up to date, recorded`` and ``up to date, simulated``.
     """
     found = find_recording(path)
     recording = parse(found, load(found))
@@ -605,12 +655,16 @@ def side_by_side(path: str | Path, name: str) -> list[dict[str, str]]:
     replay, rows = Replay(recording, known[name]), []
     for operation, _ in replay.run():
         free: dict[str, list[int]] = {key: pool.free for key, pool in operation.after.pools.items()}
+        seen = _recorded_uptodate(operation.after)
+        ours = {name: pages for name, pages in replay.uptodate_pages().items() if name in seen}
         rows.append({
             "operation": operation.op,
             "recorded": _answer_text(operation.returned),
             "simulated": _answer_text(replay.answer),
             "free, recorded": _free_text(free),
             "free, simulated": replay.free_huge_pages(),
+            "up to date, recorded": _uptodate_text(seen),
+            "up to date, simulated": _uptodate_text(ours),
         })  # fmt: skip
     return rows
 
@@ -621,7 +675,21 @@ def _answer_text(answer: Mapping[str, Any]) -> str:
         parts.append({SIGBUS: "SIGBUS", SIGALRM: "retried for ever"}.get(int(answer["signal"]), str(answer["signal"])))
     if answer.get("done") is not None:
         parts.append(f"{answer['done']} pages")
+    if answer.get("value", -1) >= 0:
+        parts.append(f"byte {answer['value']}")
     return ", ".join(parts) or "done"
+
+
+def _recorded_uptodate(after: HostState) -> dict[str, int]:
+    return {
+        name: sum(run.count << run.order for run in file.folios if run.flags & PG_UPTODATE)
+        for name, file in after.files.items()
+        if file.folios is not None
+    }
+
+
+def _uptodate_text(pages: Mapping[str, int]) -> str:
+    return "; ".join(f"{name}: {count}" for name, count in sorted(pages.items()))
 
 
 def _free_text(free: Mapping[str, list[int]]) -> str:
@@ -630,7 +698,7 @@ def _free_text(free: Mapping[str, list[int]]) -> str:
 
 def _compare_answer(operation: RecordedOperation, answer: Answer) -> Iterator[Difference]:
     returned = operation.returned
-    for name in ("errno", "done", "signal", "exit", "mf_flags", "mf_gpa", "mf_size", "left"):
+    for name in ("errno", "done", "signal", "value", "exit", "mf_flags", "mf_gpa", "mf_size", "left"):
         if name in answer and returned.get(name) is not None:
             yield from _differs(name, returned[name], answer[name])
     if "ret" in answer and returned.get("ret") is not None and answer["ret"] >= 0 <= int(returned["ret"]):
