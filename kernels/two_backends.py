@@ -161,6 +161,21 @@ def list_runs(b: Backends, which: Int, out: np.ndarray) -> Int:
 
 
 @kernel
+def holds(b: Backends, which: Int, numbers: np.ndarray, shift: Int, pages: Int, out: np.ndarray) -> None:
+    """Whether each range of ``1 << shift`` pages, int64 (n,) by number, has an entry of a map, into uint8 (n,).
+
+    Of ATTRIBUTES, whether any of its gfns below ``pages`` is private: those that are shared are in the map.
+    """
+    for i in range(numbers.shape[0]):
+        start = numbers[i] << shift
+        end = min(start + (np.int64(1) << shift), pages)
+        if which == ATTRIBUTES:
+            out[i] = _end_of_set(b, which, start, end) < end
+        else:
+            out[i] = _find(b, which, start, end)
+
+
+@kernel
 def _present(b: Backends, which: Int, start: Int, end: Int) -> Int:
     """Pages of [start, end) that a map has."""
     pages, page = 0, start

@@ -444,7 +444,7 @@ class ConvertStream(Operation):
     stream: Literal["boot", "bounce_buffers", "ballooning", "bad_guest", "uniform_random"] = "boot"
     count: Whole = Field(1000, ge=1, le=4_000_000, description="buffers, flips or conversions; boot has its own number")
     every: Whole | None = Field(
-        None, ge=1, description="conversions that are one event (metadata not counted); left out: 1 up to 4096 of them"
+        None, ge=1, description="conversions that are one event; left out: 1 up to 4096 of them, in place up to 100,000"
     )
     fraction: float = Field(0.25, gt=0, le=1, description="share of memory that a balloon takes")
     seed: Whole | None = Field(None, ge=0, lt=1 << 63, description="the scenario's if left out")

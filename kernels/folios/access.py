@@ -23,7 +23,7 @@ from workbench.kernels.folios.state import *
 
 
 @inlined_kernel
-def _single(s: State, page: int) -> bool:
+def _single(s: FolioState, page: int) -> bool:
     """Whether a 4 KiB folio that was allocated singly is there; where the level is BASE."""
     return (s.pages[page >> 6, PRESENT] >> np.uint64(page & 63)) & ONE == ONE
 

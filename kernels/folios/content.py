@@ -23,14 +23,14 @@ _NEITHER = np.uint8(0xFF ^ _ANY)
 
 
 @inlined_kernel
-def touch_content(s: State, first: int, end: int) -> None:
+def touch_content(s: FolioState, first: int, end: int) -> None:
     """Pages [first, end) of one 2 MiB range are touched: their folios are up to date from now on."""
     if s.marks[first >> 9] & UPTODATE_ALL == 0:
         _zero(s, first, end)
 
 
 @kernel
-def touch_unmapped(s: State, first: int, end: int) -> None:
+def touch_unmapped(s: FolioState, first: int, end: int) -> None:
     """The guest touches pages of one 2 MiB range of small leaves: only those that have none fault."""
     block = first >> 9
     if s.marks[block] & UPTODATE_ALL != 0:
@@ -47,7 +47,7 @@ def touch_unmapped(s: State, first: int, end: int) -> None:
 
 
 @kernel
-def _zero(s: State, first: int, end: int) -> None:
+def _zero(s: FolioState, first: int, end: int) -> None:
     block = first >> 9
     level = s.blocks[block, LEVEL]
     if level < HUGE_2M and end - first < PAGES_2M:
@@ -60,7 +60,7 @@ def _zero(s: State, first: int, end: int) -> None:
 
 
 @kernel
-def _set(s: State, first_block: int, blocks: int, uptodate: bool) -> None:
+def _set(s: FolioState, first_block: int, blocks: int, uptodate: bool) -> None:
     """All of these 2 MiB ranges are up to date, or none of them."""
     for block in range(first_block, first_block + blocks):
         if s.marks[block] & UPTODATE_SOME != 0:
@@ -72,7 +72,7 @@ def _set(s: State, first_block: int, blocks: int, uptodate: bool) -> None:
 
 
 @kernel
-def _uptodate(s: State, block: int) -> int:
+def _uptodate(s: FolioState, block: int) -> int:
     """Pages of a 2 MiB range whose folios are up to date."""
     if s.marks[block] & UPTODATE_ALL != 0:
         return PAGES_2M
@@ -84,7 +84,7 @@ def _uptodate(s: State, block: int) -> int:
 
 
 @kernel
-def merge_content(s: State, first_block: int, blocks: int) -> None:
+def merge_content(s: FolioState, first_block: int, blocks: int) -> None:
     """These 2 MiB ranges have become one folio."""
     pages = np.int64(0)
     for block in range(first_block, first_block + blocks):
@@ -108,7 +108,7 @@ def merge_content(s: State, first_block: int, blocks: int) -> None:
 
 
 @kernel
-def forget_content(s: State, first: int, end: int) -> None:
+def forget_content(s: FolioState, first: int, end: int) -> None:
     """Pages [first, end) leave the file."""
     block = first >> 9
     if end - first < PAGES_2M:

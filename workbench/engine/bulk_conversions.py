@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from workbench.engine.bulk_metadata import BulkMetadata
 from workbench.engine.host_state import HostState, OutOfMemory
-from workbench.engine.objects import Inode
+from workbench.engine.metadata import XA_CHUNK_SHIFT
+from workbench.engine.objects import Inode, Thread
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s
 from workbench.kernels import placement
@@ -30,7 +32,9 @@ def possible(system: HostState, inode: Inode, stream: Int64s) -> bool:
         return False
     if system.metadata is not None and system.metadata.taking:
         return False
-    if not np.isin(stream[:, folio.OP], (folio.CONVERT, folio.GUEST_FAULT)).all():
+    # A guest's faults need tables that each asks for itself.
+    kinds = (folio.CONVERT,) if system.metadata is not None else (folio.CONVERT, folio.GUEST_FAULT)
+    if not np.isin(stream[:, folio.OP], kinds).all():
         return False
     return not any(len(mapping.mapped()) for one in (inode, inode.backend) for mapping in one.mappings)
 
@@ -70,6 +74,8 @@ class BulkConversions:
         self.state.where[kernel.ENTERED_SHARED] = self.backend.map.progress[placement.ALLOCATIONS]
         asked = [self._ask(one) for one in (inode, self.backend)]
         self._asking, self._requests = [one[0] for one in asked], [one[1] for one in asked]
+        counted = system.metadata
+        self.metadata = None if counted is None else BulkMetadata(counted, inode, self.backend)
 
     def _ask(self, inode: Inode) -> tuple[kernel.Asking, placement.Requests]:
         """Policies of a file's pages, and what the tasks ask for under each."""
@@ -85,6 +91,16 @@ class BulkConversions:
         for low in range(0, len(stream), ROWS_AT_ONCE):
             self._run(stream[low : low + ROWS_AT_ONCE], errors[low : low + ROWS_AT_ONCE])
         return errors.astype(np.int64)
+
+    def count_metadata(self, task: Thread, stream: Int64s) -> None:
+        """Nodes that came and went with the part of a stream that was just run."""
+        if self.metadata is not None:
+            self.metadata.count(task, stream, self._holds)
+
+    def _holds(self, which: int, numbers: Int64s) -> np.ndarray:
+        out = np.zeros(len(numbers), np.uint8)
+        kernel.holds(self.state, which, numbers, XA_CHUNK_SHIFT, self.inode.pages, out)
+        return out.astype(bool)
 
     def _run(self, stream: Int64s, errors: np.ndarray) -> None:
         system, state = self.system, self.state
@@ -134,6 +150,8 @@ class BulkConversions:
         self.attributes.punched = _as_intervals(self._listed(kernel.PUNCHED))
         self.attributes.keep_known(self._listed(kernel.ORIGINS), kernel.NO_ROW)
         self.attributes.counts |= self.row()
+        if self.metadata is not None:
+            self.metadata.settle()
 
     def _listed(self, which: int) -> Int64s:
         out = np.empty((int(self.state.tops[which, maple.ENTRIES]), 3), np.int64)

@@ -17,6 +17,7 @@ import numpy as np
 from workbench import scenario as sc
 from workbench.engine import (
     bulk_conversions,
+    bulk_in_place,
     calls_conversion,
     calls_devices,
     calls_files,
@@ -85,12 +86,14 @@ def convert_many(system: System, operation: ConvertMany) -> Result:
     Returns how many were carried out; the errno is that of the first that was refused.
     """
     file = system.files.get(operation.file)
-    if file is not None and bulk_conversions.possible(system, file.inode, operation.rows):
+    if file is not None and file.descriptor is not None and bulk_in_place.possible(system, file.inode, operation.rows):
+        errors = bulk_in_place.run(system, file.inode, operation.rows)
+    elif file is not None and bulk_conversions.possible(system, file.inode, operation.rows):
         if system.bulk is None or system.bulk.inode is not file.inode:
             system.settle()
-            system.leave_metadata()
             system.bulk = bulk_conversions.BulkConversions(system, file.inode)
         errors = system.bulk.run(operation.rows)
+        system.bulk.count_metadata(system.task(operation), operation.rows)
     else:
         system.settle()
         ones = conversion_streams.operations(operation.rows, operation.file)

@@ -25,6 +25,7 @@ from workbench.engine.objects import (
 )
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
+from workbench.tracking.generations import GENERATIONS
 from workbench.units import PAGE_SIZE
 
 FALLOC_FL_KEEP_SIZE = 1
@@ -57,10 +58,14 @@ def create(system: System, operation: sc.Create) -> Result:
         places = profiles.having(profiles.with_huge_pages())
         return failed(errno.EINVAL, reason=f"huge pages: not on {kernel.name}; on {places}", **detail)
     if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _init_shared_allowed(system.scenario):
-        reason = f"init_shared: not for VM type {system.scenario.guest.vm_type} on {kernel.name}"
+        places = profiles.having(profiles.with_private_init_shared())
+        reason = f"init_shared: not for VM type {system.scenario.guest.vm_type} on {kernel.name}; in place on {places}"
         return failed(errno.EINVAL, reason=reason, **detail)
     if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _huge_pages_start_shared(system, order):
-        return failed(errno.EINVAL, reason=f"init_shared: not with huge pages on {kernel.name}", **detail)
+        places = profiles.having(
+            made for made in profiles.with_huge_pages() if GENERATIONS[made.generation].shared_huge_files
+        )
+        return failed(errno.EINVAL, reason=f"init_shared: not with huge pages on {kernel.name}; on {places}", **detail)
     policy, error = policy_of(system, operation)
     if system.scenario.guest.policy_interface == "create" and error:
         return failed(error)

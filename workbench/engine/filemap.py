@@ -75,13 +75,19 @@ class FileMap:
         """Enter folios ``[start, end)``, which were absent, all of one zone."""
         if end <= start:
             return
+        row = self.row_of(end - start, zone)
+        self.allocations[row, 0] = start
+        self.add_new_allocations(row)
+
+    def row_of(self, folios: int, zone: int) -> int:
+        """A new allocation row of folios [0, ``folios``) that are all of one zone; what is present stays as it is."""
         self.grow(1, 1)
         row, offset = int(self.progress[ALLOCATIONS]), int(self.progress[TILES])
-        self.allocations[row] = (start, end - start, 1, offset, 1)
+        self.allocations[row] = (0, folios, 1, offset, 1)
         self.tiles[offset] = zone
         self.progress[ALLOCATIONS] += 1
         self.progress[TILES] += 1
-        self.add_new_allocations(row)
+        return row
 
     def tiled(self) -> Int64s:
         """The zone of every folio of all allocation rows, in the order in which they were placed."""

@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from workbench import scenario as sc
 from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
+from workbench.tracking.generations import generation
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 Int64s = npt.NDArray[np.int64]
@@ -57,18 +58,20 @@ MOST_EVENTS = 4096
 """A longer stream of conversions out of place is about :data:`EVENTS` events, if the scenario does not say otherwise."""
 EVENTS = 250
 MOST_IN_PLACE = 100_000
-"""Conversions in place are events of their own."""
+"""A longer stream of conversions in place is as many events, too; what cannot run at once is refused above it."""
 
 
 def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Operation]:
     """The conversions of a stream, each an operation of its own, or many together."""
-    if scenario.conversion_mode == "in-place" and operation.stream == "boot":
-        _check_in_place(operation, scenario.guest.memory // gen.ACCEPT_CHUNK)  # before the stream is made
+    in_place = scenario.conversion_mode == "in-place"
+    alone = in_place and _one_by_one(scenario, operation)
+    if alone and operation.stream == "boot":
+        _check_in_place(operation, scenario.guest.memory // gen.ACCEPT_CHUNK, alone)  # before the stream is made
     stream = _stream(scenario, operation)
-    every = operation.every or (1 if len(stream) <= MOST_EVENTS else -(-len(stream) // EVENTS))
-    if scenario.conversion_mode == "in-place":
-        _check_in_place(operation, len(stream))
-        every = 1
+    single = len(stream) <= (MOST_IN_PLACE if in_place else MOST_EVENTS)
+    every = operation.every or (1 if single else -(-len(stream) // EVENTS))
+    if alone or (in_place and every == 1):
+        _check_in_place(operation, len(stream), alone or "convert_stream.every is 1")
     if every == 1:
         return gen.operations(stream, operation.file)
     return [
@@ -77,12 +80,27 @@ def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Op
     ]
 
 
-def _check_in_place(operation: sc.ConvertStream, count: int) -> None:
+def _one_by_one(scenario: sc.Scenario, operation: sc.ConvertStream) -> str:
+    """Why conversions in place cannot run many at once (:mod:`workbench.engine.bulk_in_place`); empty: they can."""
+    others = scenario.operations
+    if operation.stream == "ballooning":
+        return "a balloon punches and faults"
+    if scenario.metadata == "taken":
+        return "metadata is taken as each needs it"
+    if any(isinstance(other, sc.IommuMap) for other in others):
+        return "a device's mappings see each"
+    old = generation(scenario.generation).kernel == "B" and scenario.guest.page_size != "4 KiB"
+    if old and any(isinstance(other, (sc.Fault, sc.Pin)) for other in others):
+        return "pages of generation B are mapped by the host"
+    return ""
+
+
+def _check_in_place(operation: sc.ConvertStream, count: int, reason: str) -> None:
     if count > MOST_IN_PLACE:
         field = {"boot": "stream", "ballooning": "fraction"}.get(operation.stream, "count")
         raise WorkbenchError(
-            f"convert_stream.{field}: {count} conversions, in place each an event of its own; at most {MOST_IN_PLACE} are: take "
-            "fewer, less memory, or conversion.mode out-of-place"
+            f"convert_stream.{field}: {count} conversions, in place each by itself ({reason}); at most {MOST_IN_PLACE} are: "
+            "take fewer, less memory, or conversion.mode out-of-place"
         )
 
 

@@ -337,6 +337,12 @@ class Metadata:
         for map_, intervals in zip(maps, missing, strict=True):
             for low, high in intervals.tolist():
                 map_.add_run(low, high, nid)
+        self.node_parts[kind - PAGE_CACHE, nid] += objects
+        return self._take_objects(task, objects)
+
+    def _take_objects(self, task: Thread, objects: int) -> bool:
+        """So many more objects of the slabs of the task's node. False: no memory for a slab."""
+        nid = task.nid
         wanted = -(-int(self.live[nid] + objects) // NODES_IN_SLAB) - int(self.slab_zones[nid].sum()) // SLAB_PAGES
         if wanted > 0:
             by_policy = self.system.scenario.kernel.slabs_by_policy
@@ -349,9 +355,18 @@ class Metadata:
             if pages.sum() < wanted * SLAB_PAGES:
                 return False
         self.live[nid] += objects
-        self.node_parts[kind - PAGE_CACHE, nid] += objects
         self._count_slabs()
         return True
+
+    def change_nodes(self, task: Thread, changes: Int64s) -> None:
+        """xarray nodes that came, by the hand of a task, and went, int64 (2, nodes) for page cache and attributes."""
+        self.node_parts += changes
+        net = changes.sum(axis=0)
+        self._free_objects(np.maximum(-net, 0))
+        if net[task.nid] > 0:
+            self._take_objects(task, int(net[task.nid]))
+        else:
+            self._count_slabs()
 
     def _count_slabs(self) -> None:
         """Pages of slabs by node and by what their nodes are for: each kind has its share, the page cache what is over."""
@@ -386,8 +401,13 @@ class Metadata:
                 freed += map_.erase(low, high, self.system.nodes)
         if not freed.any():
             return
-        self.live -= freed
         self.node_parts[kind - PAGE_CACHE] -= freed
+        self._free_objects(freed)
+        self._count_slabs()
+
+    def _free_objects(self, freed: Int64s) -> None:
+        """Objects that went from the slabs of each node, int64 (nodes,)."""
+        self.live -= freed
         for nid in np.flatnonzero(freed):
             slabs = int(self.slab_zones[nid].sum()) // SLAB_PAGES
             empty = slabs - -(-int(self.live[nid]) // NODES_IN_SLAB)
@@ -395,7 +415,6 @@ class Metadata:
             back = _last_of(self.slab_zones[nid], pages)
             self.slab_zones[nid] -= back
             self._give_back(back)
-        self._count_slabs()
 
     def unmapped(self, mapping: Mapping) -> None:
         """free_pgtables: the tables go with their mapping."""

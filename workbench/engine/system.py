@@ -64,18 +64,8 @@ class System(HostState):
         """Files of the kernel before, by token; they have no descriptor until somebody retrieves them."""
         self.session_descriptor: int | None = None
         self.killed = False
-        self.notes: list[str] = []
-        """What whoever reads the answer should know of how it came about."""
         self.bulk: BulkConversions | None = None
         """A stream of conversions that the kernel holds the files of, until something else looks at them."""
-
-    def leave_metadata(self) -> None:
-        """Count no more metadata: a stream of many conversions does not say which of them needs which table."""
-        if self.metadata is not None:
-            self.metadata = None
-            self.notes.append(
-                "metadata is not counted: conversions ran many at once (convert_stream.every: 1 counts it)"
-            )
 
     def settle(self) -> None:
         """Have the files of a stream back."""

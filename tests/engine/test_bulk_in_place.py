@@ -1,0 +1,98 @@
+"""Streams of conversions in place: many at once are what they are one by one, in every design and for every kind of guest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import workbench as wb
+from workbench.engine import bulk_in_place
+from workbench.errors import WorkbenchError
+
+MIB, GIB = 1 << 20, 1 << 30
+HOST = {
+    "name": "h",
+    "nodes": [{"id": n, "memory_bytes": 8 * GIB, "cpus": [n]} for n in range(2)],
+    "distances": [[10, 20], [20, 10]],
+}
+DESIGNS: dict[str, dict[str, Any]] = {
+    "4 KiB": {"kernel_profile": "7.4", "guest": {}},
+    "2 MiB, C": {"kernel_profile": "proposal-hugetlb", "guest": {"page_size": "2 MiB", "design": "hugetlb-hvo"}},
+    "2 MiB, B": {"kernel_profile": "proposal-hugetlb-rfc2", "guest": {"page_size": "2 MiB", "design": "hugetlb-hvo"}},
+    "pfn ranges": {"kernel_profile": "proposal-no-struct-page", "guest": {"page_size": "2 MiB", "design": "pfn-range"}},
+}
+
+
+def run(design: str, vm_type: str, every: int | None, stream: str = "bounce_buffers", **settings: Any) -> xr.Dataset:
+    """A guest whose memory the vCPU has touched, and of which the host has some shared pages mapped and holds two."""
+    chosen = DESIGNS[design]
+    guest = {"memory": 32 * MIB, "vm_type": vm_type, "vcpus": [{"node": 0}, {"node": 1}], **chosen["guest"]}
+    boot = {"hugetlb_pages": {0: 64, 1: 64}} if "page_size" in guest else {}
+    host = {"by": "host", "op": "fault", "offset": 4 * MIB, "length": MIB}
+    pin = {"op": "pin", "offset": 4 * MIB + 8192, "length": 8192}
+    many = {"op": "convert_stream", "stream": stream, "count": 120, "every": every, "seed": 3}
+    touched = [] if design == "2 MiB, B" else [host]
+    operations = [
+        {"op": "create", "flags": ["mmap"]}, {"op": "fault", "by": "guest"},
+        {"op": "convert", "to": "shared", "offset": 4 * MIB, "length": 2 * MIB}, *touched,
+        *([] if design == "2 MiB, B" else [pin]), many, {"op": "fault", "by": "guest", "task": "vcpu1", "length": 4 * MIB},
+        *touched,
+    ]  # fmt: skip
+    values = {"host": HOST, "boot": boot, "guest": guest, "operations": operations, "output": "pages"}
+    values |= {"kernel_profile": chosen["kernel_profile"], "strict": False} | settings
+    return wb.simulate(wb.Scenario.from_mapping(values))
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_many_at_once_are_what_they_are_one_by_one(design: str, vm_type: str) -> None:
+    """All that is counted, metadata included, where every page is, what the host has mapped, and who was refused."""
+    single, many = run(design, vm_type, 1), run(design, vm_type, 50)
+    assert single.sizes["event"] > 3 * many.sizes["event"]
+    assert int(many["converted_pages"][-1]) > 1000
+    for name in single.data_vars:
+        if "event" in single[name].dims and not str(name).startswith("event_"):
+            np.testing.assert_array_equal(single[name].isel(event=-1), many[name].isel(event=-1), str(name))
+        elif name in ("page_node", "content_lost", "pages_per_node"):
+            np.testing.assert_array_equal(single[name], many[name], str(name))
+    for row in (-1,) if design == "2 MiB, B" else (-1, -2):  # what the last touches of guest and host found
+        assert str(single["event_detail"].values[row]) == str(many["event_detail"].values[row])
+        assert int(single["event_errno"].values[row]) == int(many["event_errno"].values[row])
+    if design == "4 KiB":  # the pinned pages are in the way of somebody
+        assert int(many["failed_conversions"][-1]) == int(single["failed_conversions"][-1])
+
+
+def test_a_long_stream_is_some_250_events_with_metadata() -> None:
+    """Refused before: conversions in place were events of their own."""
+    guest = {"memory": "1 GiB", "vm_type": "sw_protected", "page_size": "2 MiB", "design": "hugetlb-hvo"}
+    stream = {"op": "convert_stream", "stream": "uniform_random", "count": 120_000}
+    values = {
+        "host": HOST, "kernel_profile": "proposal-hugetlb", "boot": {"hugetlb_pages": {0: 512, 1: 512}}, "guest": guest,
+        "operations": [{"op": "create"}, {"op": "fault", "by": "guest"}, stream],
+    }  # fmt: skip
+    dataset = wb.simulate(wb.Scenario.from_mapping(values))
+    assert dataset.sizes["event"] == 252 and int(dataset["conversions"][-1]) == 120_000
+    held = dataset["metadata_pages"].sel(kind="vmemmap").values
+    np.testing.assert_array_equal(held, dataset["vmemmap_pages"].values)
+    assert held[-1].sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"metadata": "taken"}, "metadata is taken"), ({}, "convert_stream.every is 1")],
+)
+def test_what_runs_one_by_one_says_why_it_has_a_limit(settings: dict[str, Any], reason: str) -> None:
+    stream = {"op": "convert_stream", "stream": "uniform_random", "count": 100_001, "every": None if settings else 1}
+    values = {"host": HOST, "guest": {"memory": 32 * MIB, "vm_type": "snp"}, "kernel_profile": "7.4"} | settings
+    with pytest.raises(WorkbenchError, match=rf"convert_stream\.count: 100001 conversions, in place each .*{reason}"):
+        wb.simulate(wb.Scenario.from_mapping(values | {"operations": [stream]}))
+
+
+def test_unions_of_ranges() -> None:
+    first, end = np.array([5, 1, 9, 3, 20, 7]), np.array([6, 3, 12, 4, 20, 9])
+    assert bulk_in_place.union(first, end).tolist() == [[1, 4], [5, 6], [7, 12]]
+    assert bulk_in_place.union(first[:0], end[:0]).tolist() == []
+    assert bulk_in_place.union(np.array([0, 2]), np.array([10, 3])).tolist() == [[0, 10]]

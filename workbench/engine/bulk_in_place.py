@@ -1,0 +1,127 @@
+"""Many conversions in place at once: one call of the tracked file's kernel, and once after it what each call would have done.
+
+A conversion in place allocates nothing that the engine places, so what else it does can follow: entries of the host's page
+tables, leaves of a light map's guest (those of other files are the kernel's own), and for SNP and TDX what stays whole. What
+maps pages meanwhile there is none, so a page is taken away if any conversion of the stream changed it, and the first that
+names the other side finds it as it was at the start.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from workbench.engine.objects import Inode
+from workbench.engine.system import System
+from workbench.errors import Cancelled
+from workbench.intervals import Int64s
+from workbench.kernels.folios import run as folio
+from workbench.tracking.tracked_file import TrackedFile
+from workbench.units import PAGE_SIZE
+
+ROWS_AT_ONCE = 1 << 16
+"""Rows of a stream in one call of the kernel; between calls a run can be cancelled."""
+_WATCHED = ("snp", "tdx")
+"""VM types of which every single call is looked at: entries of the RMP, pairs of PAMT pages."""
+
+
+def possible(system: System, inode: Inode, stream: Int64s) -> bool:
+    """Whether a stream can run at once: conversions alone, of a kernel that has them, that no device's mappings see."""
+    scenario, tracked = system.scenario, inode.tracked
+    if tracked is None or inode.evicted or scenario.conversion_mode != "in-place" or not scenario.guest.private_memory:
+        return False
+    if "in-place" not in scenario.kernel.conversion or (system.metadata is not None and system.metadata.taking):
+        return False
+    if inode.users is not None and (inode.users.iommu.pages or len(inode.device_areas)):
+        return False
+    if system.rules.kernel == "B" and inode.order and any(len(mapping.mapped()) for mapping in inode.mappings):
+        return False  # where a refused conversion stopped unmapping depends on the state that it found
+    return bool((stream[:, folio.OP] == folio.CONVERT).all())
+
+
+def run(system: System, inode: Inode, stream: Int64s) -> Int64s:
+    """Carry out a stream int64 (n, 6) of conversions and return the errno of each row."""
+    tracked = inode.tracked
+    assert tracked is not None and system.conversions is not None
+    watched = system.scenario.guest.vm_type in _WATCHED
+    guest = inode.users.kvm if inode.users is not None and inode.users.light is not None else None
+    shared = tracked.shared_ranges() if guest is not None and guest.pages else None
+    errors, offsets = np.zeros(len(stream), np.int64), np.zeros(len(stream), np.int64)
+    for low in range(0, len(stream), ROWS_AT_ONCE):
+        part = slice(low, low + ROWS_AT_ONCE)
+        errors[part], offsets[part] = (
+            _watched(system, inode, stream[part]) if watched else _at_once(tracked, stream[part])
+        )
+        if system.cancelled():
+            raise Cancelled
+    first = stream[:, folio.OFFSET] // PAGE_SIZE
+    stop = first + stream[:, folio.LENGTH] // PAGE_SIZE
+    to_shared = stream[:, folio.ARGUMENT] == 1
+    block_by_block = system.rules.kernel == "C" and inode.order > 0
+    unit = offsets // PAGE_SIZE >> inode.order
+    for mapping in inode.mappings:
+        # What the host had mapped goes up to the end of the unit that somebody holds.
+        held = np.minimum(stop, (unit + 1) << inode.order) if block_by_block else stop
+        unmapped = np.where(errors == 0, stop, np.where(errors == errno.EAGAIN, held, first))
+        gone = union(first[~to_shared], unmapped[~to_shared])
+        for start, end in _overlapping(gone, mapping.mapped()).tolist():
+            mapping.zap(start, end)
+    if shared is not None and inode.users is not None:
+        private = _outside(shared, inode.pages)
+        # What was announced goes, in generation C up to the unit that refused; if it is all or nothing, all of it.
+        refused = unit << inode.order if block_by_block else stop
+        unnamed = stop if block_by_block else first
+        announced = np.where(errors == 0, stop, np.where(offsets >= 0, refused, unnamed))
+        announced[errors == errno.EINVAL] = 0
+        for side, were in ((to_shared, private), (~to_shared, shared)):
+            for start, end in _overlapping(were, union(first[side], announced[side])).tolist():
+                inode.users.invalidate(start, end)
+    return errors
+
+
+def _at_once(tracked: TrackedFile, stream: Int64s) -> tuple[Int64s, Int64s]:
+    result = tracked.run_stream(np.ascontiguousarray(stream, np.int64))
+    return result.errors.astype(np.int64), result.offsets
+
+
+def _watched(system: System, inode: Inode, stream: Int64s) -> tuple[Int64s, Int64s]:
+    """One row after the other, each looked at."""
+    assert inode.tracked is not None and system.conversions is not None
+    whole, tracked = system.conversions.whole(inode), inode.tracked
+    errors, offsets = np.zeros(len(stream), np.int64), np.zeros(len(stream), np.int64)
+    for row in range(len(stream)):
+        result = tracked.run_stream(stream[row : row + 1])
+        errors[row], offsets[row] = result.errors[0], result.offsets[0]
+        start = int(stream[row, folio.OFFSET]) // PAGE_SIZE
+        end = start + int(stream[row, folio.LENGTH]) // PAGE_SIZE
+        whole.look(min(start, inode.pages), min(end, inode.pages))
+    return errors, offsets
+
+
+def union(first: Int64s, end: Int64s) -> Int64s:
+    """Ranges [first, end), each int64 (n,) and empty where end is not larger, as disjoint ascending intervals int64 (m, 2)."""
+    keep = end > first
+    order = np.argsort(first[keep], kind="stable")
+    first, last = first[keep][order], np.maximum.accumulate(end[keep][order])
+    if not len(first):
+        return np.zeros((0, 2), np.int64)
+    begins = np.append(True, first[1:] > last[:-1])
+    return np.column_stack((first[begins], last[np.append(begins[1:], True)]))
+
+
+def _overlapping(one: Int64s, other: Int64s) -> Int64s:
+    """What two sets of disjoint ascending intervals have in common, int64 (n, 2)."""
+    if not len(one) or not len(other):
+        return np.zeros((0, 2), np.int64)
+    low = np.searchsorted(other[:, 1], one[:, 0], side="right")
+    count = np.searchsorted(other[:, 0], one[:, 1], side="left") - low
+    mine = np.repeat(np.arange(len(one)), count)
+    theirs = np.arange(len(mine)) - np.repeat(np.cumsum(count) - count, count) + low[mine]
+    return np.column_stack((np.maximum(one[mine, 0], other[theirs, 0]), np.minimum(one[mine, 1], other[theirs, 1])))
+
+
+def _outside(intervals: Int64s, pages: int) -> Int64s:
+    """What of [0, pages) lies in none of disjoint ascending intervals."""
+    edges = np.concatenate(([0], intervals.ravel(), [pages])).reshape(-1, 2)
+    return edges[edges[:, 0] < edges[:, 1]]
