@@ -86,9 +86,13 @@ def test_the_same_conversions_out_of_place_and_in_place():
     away, here = found.isel(mode=0), found.isel(mode=1)
     assert found["before"].values.tolist() == [[0, 4096]] * 2 and here["after"].values.tolist() == [0, 4096]
     assert int(here["drifted_pages"]) == int(here["allocated_pages"]) == 0
+    assert int(here["rotation_steps"]) == int(here["refaulted_pages"]) == int(here["interleaved_drifted_pages"]) == 0
     drifted = int(away["drifted_pages"])
     assert 0 < drifted <= int(away["allocated_pages"])
     assert away["after"].values.tolist() == [drifted, 4096 - drifted]
+    # every page that a hole freed is allocated again, by a step of the rotation if the threads interleave
+    assert int(away["rotation_steps"]) == int(away["refaulted_pages"]) >= drifted
+    assert 0 < int(away["interleaved_drifted_pages"]) < int(away["rotation_steps"])
     assert int(away["invalidations"]) > int(here["invalidations"]) > 0  # each hole zaps too
     assert (away["modelled_time"] > here["modelled_time"]).all()
     assert plots.conversion_modes(found).axes

@@ -115,8 +115,8 @@ def conversion_modes(dataset: xr.Dataset) -> Figure:
     ]
     colours = common.colours_of(dataset)
     with common.style():
-        made = common.figure(9.4, 3.4)
-        places, work, time = made.subplots(1, 3, width_ratios=(1.3, 1, 1))
+        made = common.figure(10.4, 3.4)
+        places, work, time = made.subplots(1, 3, width_ratios=(1.2, 1.5, 0.8))
         labels = []
         for row, (mode, moment) in enumerate((mode, moment) for mode in modes for moment in ("before", "after")):
             left = 0.0
@@ -129,7 +129,10 @@ def conversion_modes(dataset: xr.Dataset) -> Figure:
         places.invert_yaxis()
         places.set_xlabel("memory of the guest (MiB)")
         places.legend(frameon=False, fontsize=8, loc="lower center", ncols=4, bbox_to_anchor=(0.5, 1.0))
-        names = {"drifted_pages": "drifted", "allocated_pages": "allocated", "invalidations": "ranges zapped"}
+        names = {
+            "drifted_pages": "drifted", "allocated_pages": "allocated", "refaulted_pages": "faulted\nagain",
+            "rotation_steps": "rotation\nsteps", "invalidations": "ranges\nzapped",
+        }  # fmt: skip
         for column, (mode, colour) in enumerate(zip(modes, SERIES, strict=False)):
             at = np.arange(len(names)) + 0.4 * column - 0.2
             bars = work.bar(at, [int(dataset[name].sel(mode=mode)) for name in names], 0.38, color=colour, label=mode)
@@ -146,7 +149,7 @@ def conversion_modes(dataset: xr.Dataset) -> Figure:
                 capsize=3,
             )
         work.set_xticks(range(len(names)), list(names.values()), fontsize=8)
-        work.set_ylabel("4 KiB pages, calls")
+        work.set_ylabel("4 KiB pages, steps, calls")
         work.set_ylim(0, 1.25 * max(int(dataset[name].max()) for name in names) or 1)
         work.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
         time.set_xticks(range(len(modes)), [mode.split(" (")[0] for mode in modes], fontsize=8)

@@ -216,8 +216,10 @@ def conversion_modes(
 
     A guest with private memory is touched from its last node; bounce buffers (4 KiB to 2 MiB, at random places) become
     shared and private again, and a vCPU of its first node touches all of it. Placement is that of the engine, so the
-    drift is what the kernel's rules give; time is modelled: ``conversion_fixed`` for each conversion, ``invalidation`` for
-    each range zapped, ``clear_page`` for each page allocated (in place nothing is allocated, and what a page held is kept).
+    drift is what the kernel's rules give; the same with threads that interleave gives the steps that the conversions move
+    their rotation by, one for each page of the guest_memfd that is allocated. Time is modelled: ``conversion_fixed`` for
+    each conversion, ``invalidation`` for each range zapped, ``clear_page`` for each page allocated (in place nothing is
+    allocated, and what a page held is kept).
 
     Parameters
     ----------
@@ -238,9 +240,14 @@ def conversion_modes(
         values = {"host": host, "guest": guest, "operations": operations, "kernel_profile": kernel, "output": "pages"}
         return run_scenario(Scenario.model_validate(values))
 
+    interleave = [{"op": "set_mempolicy", "mode": "interleave", "nodes": ids, "task": f"vcpu{row}"} for row in range(2)]
     rows: dict[str, list[Any]] = {
-        name: [] for name in ("before", "after", "drifted_pages", "peak_bytes", "allocated_pages")
-    }
+        name: []
+        for name in (
+            "before", "after", "drifted_pages", "peak_bytes", "allocated_pages", "refaulted_pages",
+            "interleaved_drifted_pages", "rotation_steps",
+        )
+    }  # fmt: skip
     conversions, invalidations = [], []
     for kernel in MODES.values():
         begun, whole = answer(kernel, setup), answer(kernel, setup + stream + touch)
@@ -251,6 +258,11 @@ def conversion_modes(
         rows["drifted_pages"].append(np.count_nonzero(first != last))
         rows["peak_bytes"].append(int(used.max()) * PAGE_SIZE)
         rows["allocated_pages"].append(int(whole["event_pages"][len(setup) :].sum()))
+        rows["refaulted_pages"].append(_private_allocations(whole, len(setup)))
+        turning = answer(kernel, interleave + setup), answer(kernel, interleave + setup + stream + touch)
+        moved = turning[0]["page_node"][0] != turning[1]["page_node"][0]
+        rows["interleaved_drifted_pages"].append(np.count_nonzero(moved))
+        rows["rotation_steps"].append(_private_allocations(turning[1], len(interleave + setup)))
         invalidations.append(int(whole["invalidations"][-1] - whole["invalidations"][len(setup) - 1]))
         conversions.append(np.count_nonzero(np.char.startswith(whole["event_op"], "convert")))
     draws = costs.sample(("conversion_fixed", "invalidation", "clear_page", "cpu_frequency"), samples, seed)
@@ -267,6 +279,14 @@ def conversion_modes(
         ),
         attributes={"scenario": f"{memory >> 20} MiB guest on {host.name}, {buffers} bounce buffers"},
     )
+
+
+def _private_allocations(run: Answer, setup: int) -> int:
+    """Pages of the guest_memfd that were allocated after the first ``setup`` operations."""
+    if "punched_pages" not in run:  # in place there is no other backend
+        return int(run["event_pages"][setup:].sum())
+    now, punched = run["private_backend_pages"], run["punched_pages"]
+    return int(now[-1] - now[setup - 1] + punched[-1] - punched[setup - 1])
 
 
 def recorded_hvo() -> xr.Dataset:
