@@ -96,6 +96,33 @@ def test_conversion_in_place_needs_the_kernel_and_private_memory() -> None:
         assert errnos(run(convert, kernel=kernel, conversion=in_place, vm_type="sw_protected")) == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("kernel", "operation", "guest", "error", "reason"),
+    [
+        ("7.3", {"op": "create", "flags": ["init_shared"]}, {"vm_type": "snp"}, "EINVAL",
+         "init_shared: not for VM type snp on 7.3; in place on 7.4, proposal-hugetlb"),
+        ("proposal-hugetlb", {"op": "create", "flags": ["mmap", "init_shared"]},
+         {"vm_type": "snp", "page_size": "2 MiB", "design": "hugetlb", "memory": 4 << 20}, "EINVAL",
+         "init_shared: not with huge pages on proposal-hugetlb; on proposal-hugetlb-rfc2"),
+        ("7.3", {"op": "convert", "to": "shared"}, {}, "EINVAL",
+         "VM type none has no private memory; sw_protected, snp, tdx have"),
+        ("7.4", {"op": "convert", "to": "shared"}, {}, "EINVAL",
+         "VM type none has no private memory; sw_protected, snp, tdx have"),
+        ("proposal-hugetlb", {"op": "set_memory_attributes"}, {"vm_type": "snp", "page_size": "2 MiB", "design": "hugetlb",
+         "memory": 4 << 20}, "ENOTTY",
+         "memory attributes of the VM: not on proposal-hugetlb; on 6.12, 6.16, 6.17, 6.18, 6.19, 7.0, 7.1, 7.2, 7.3, 7.4"),
+        ("6.12", {"op": "create", "flags": ["mmap"]}, {}, "EINVAL", "mapping and init_shared: not on 6.12; from 6.18 on"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_where_there_is_what_was_asked_for(
+    kernel: str, operation: dict[str, object], guest: dict[str, object], error: str, reason: str
+) -> None:
+    operations = [operation] if operation["op"] == "create" else [{"op": "create"}, operation]
+    dataset = run(operations, kernel=kernel, **guest)
+    assert str(dataset["event_error"].values[-1]) == error
+    assert json.loads(str(dataset["event_detail"].values[-1]))["reason"].startswith(reason)
+
+
 def test_huge_pages_are_refused_by_kernels_that_have_none() -> None:
     huge = {"page_size": "2 MiB", "memory": 4 << 20, "design": "hugetlb", "vm_type": "snp"}
     assert errnos(run([{"op": "create"}], **huge)) == [0]

@@ -410,9 +410,29 @@ def of_version(text: str) -> tuple[KernelProfile, bool]:
     return KERNEL_PROFILES[released[nearest]], nearest == wanted
 
 
-def having(needed: Iterable[KernelProfile]) -> str:
+def having(needed: Iterable[KernelProfile | VmType]) -> str:
     """Names for a message that says where something exists."""
     return ", ".join(profile.name for profile in needed) or "no profile"
+
+
+def with_attributes() -> list[KernelProfile]:
+    """Kernels on which the VM has memory attributes, so that memory converts out of place."""
+    return [profile for profile in KERNEL_PROFILES.values() if "out-of-place" in profile.conversion]
+
+
+def with_private_memory() -> list[VmType]:
+    """VM types that have private memory."""
+    return [made for made in VM_TYPES.values() if made.private_memory]
+
+
+def without_private_memory(name: str) -> str:
+    """Why a VM of this type converts nothing, for a message."""
+    return f"VM type {name} has no private memory; {having(with_private_memory())} have"
+
+
+def with_private_init_shared() -> list[KernelProfile]:
+    """Kernels on which a file of a VM with private memory may start shared, while pages convert in place."""
+    return [profile for profile in KERNEL_PROFILES.values() if profile.private_init_shared]
 
 
 def with_in_place_conversion() -> list[KernelProfile]:

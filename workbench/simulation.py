@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,29 @@ def _along(
     common = [name for name in shapes[0] if all(shape.get(name) == shapes[0][name] for shape in shapes)]
     kept = [name for name in common if "zone" not in parts[0][name].dims]
     kept_parts = [part[kept].drop_vars("zone", errors="ignore") for part in parts]
-    return results.stack(Simulation, kept_parts, name, list(values), provenance=results.provenance(scenario))
+    made = results.stack(Simulation, kept_parts, name, list(values), provenance=results.provenance(scenario))
+    return made.assign_attrs(_attributes([part.attrs for part in parts], name, values))
+
+
+def _attributes(parts: Sequence[Mapping[str, Any]], along: str, values: Sequence[str]) -> dict[str, str]:
+    """What runs say of themselves: what all say once, other lines as ``kernel 7.3: line``, other words in a row."""
+    out: dict[str, str] = {}
+    for name in dict.fromkeys(name for part in parts for name in part if name != "provenance"):
+        said = [str(part.get(name, "")) for part in parts]
+        if len(set(said)) == 1:
+            out[name] = said[0]
+        elif name in ("warnings", "assumed"):
+            common = [line for line in said[0].splitlines() if all(line in other.splitlines() for other in said)]
+            own = [
+                f"{along} {value}: {line}"
+                for value, lines in zip(values, said, strict=True)
+                for line in lines.splitlines()
+                if line not in common
+            ]
+            out[name] = "\n".join([*common, *own])
+        else:
+            out[name] = ("; " if name.endswith("_text") else ", ").join(dict.fromkeys(said))
+    return out
 
 
 def _with_all_files(parts: list[xr.Dataset]) -> list[xr.Dataset]:

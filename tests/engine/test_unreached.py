@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import typer
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import workbench as wb
+from workbench import simulation
+from workbench.commands import history
 from workbench.commands.cli import app
+from workbench.commands.summary import summarise
 from workbench.reports import report
 
 BIND = {"op": "mbind", "file": "ram", "mode": "bind", "nodes": "1"}
@@ -50,10 +54,41 @@ def test_nothing_to_warn_of() -> None:
     assert warnings({**BIND, "file": "private"}, vmm_profile="own") == []
 
 
+def test_the_policies_of_the_guest_itself() -> None:
+    """Without operations of its own: the workbench creates the file and asks for the policy, as the VMM would."""
+    guest = {"memory": "64 MiB", "vm_type": "snp", "vmm_profile": "qemu-11", "policy_interface": "mbind"}
+    guest |= {"vcpus": [{"node": 0}], "policies": [{"mode": "bind", "nodes": "1"}]}
+    dataset = wb.simulate(wb.Scenario.from_mapping({"host": "xeon-e5-2680-2s", "guest": guest}))
+    (line,) = dataset.attrs["warnings"].splitlines()
+    assert "refused, its VMM cannot map it; its memory follows" in line and "100 % on node 0" in line
+
+
+def test_several_kernels_say_what_is_so_under_each() -> None:
+    dataset = wb.simulate(scenario(BIND), kernel_profiles=["7.3", "7.4"])
+    assert dataset.attrs["kernel_profile"] == "7.3, 7.4"
+    assert len(dataset.attrs["warnings"].splitlines()) == 1  # the same under both, said once
+    first = {"kernel_profile": "7.4", "scenario": "s", "warnings": "both"}
+    second = {"kernel_profile": "7.3", "scenario": "s", "warnings": "both\nonly here", "assumed": "a"}
+    assert simulation._attributes([first, second], "kernel", ["7.4", "7.3"]) == {
+        "kernel_profile": "7.4, 7.3", "scenario": "s", "warnings": "both\nkernel 7.3: only here", "assumed": "kernel 7.3: a",
+    }  # fmt: skip
+    made = dataset.assign_attrs(warnings="both\nkernel 7.3: only here")
+    assert summarise(made.sel(kernel="7.3"))["warnings"] == ["both", "only here"]
+    assert summarise(made.sel(kernel="7.4"))["warnings"] == ["both"]
+
+
 def test_run_says_it_first(tmp_path: Any) -> None:
     path = tmp_path / "scenario.yaml"
     path.write_text(scenario(BIND).to_yaml())
     result = CliRunner().invoke(app, ["run", str(path)])
+    assert result.output.startswith("warning: policy bind 1 of ram: reaches ram only")
+
+
+def test_history_says_it_first(tmp_path: Any) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(scenario(BIND).to_yaml())
+    history.register(app := typer.Typer())
+    result = CliRunner().invoke(app, [str(path), "--kernels", "7.2,7.3"])
     assert result.output.startswith("warning: policy bind 1 of ram: reaches ram only")
 
 

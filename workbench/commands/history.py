@@ -39,9 +39,12 @@ def history(
         results.save(dataset, output, force=force)
     rows, names = study.table(dataset), [str(name) for name in dataset["kernel"].values]
     refusals = study.first_refusal(dataset)
+    warnings = str(dataset.attrs.get("warnings", "")).splitlines()
     if json_:
-        typer.echo(json.dumps({"rows": rows, "refusals": refusals}, indent=1))
+        typer.echo(json.dumps({"rows": rows, "refusals": refusals, "warnings": warnings}, indent=1))
         return
+    for line in warnings:
+        typer.echo(f"warning: {line}")
     shown = Table("event", "call", *names, title=str(dataset.attrs["scenario"]))
     for row in rows:
         changes = row["changes"]

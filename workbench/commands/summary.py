@@ -44,10 +44,22 @@ def summarise(run: Any) -> dict[str, Any]:
         "kernel_profile": str(np.asarray(run["kernel"])) if "kernel" in run.coords else run.attrs["kernel_profile"],
         "vm_type": run.attrs["vm_type"],
         "events": len(np.asarray(run["event"])),
-        "warnings": run.attrs.get("warnings", "").splitlines(),
-        "assumed": run.attrs.get("assumed", "").splitlines(),
+        "warnings": _lines_of(run, "warnings"),
+        "assumed": _lines_of(run, "assumed"),
         "refused": refused,
     }
+
+
+def _lines_of(run: Any, name: str) -> list[str]:
+    """Lines of an attribute; of one run of several only its own (:func:`workbench.simulation.simulate` names whose they are)."""
+    lines = str(run.attrs.get(name, "")).splitlines()
+    for along in ("kernel", "design"):
+        if along in run.coords and not np.ndim(run[along]):
+            mine = f"{along} {run[along].item()}: "
+            lines = [
+                line.removeprefix(mine) for line in lines if line.startswith(mine) or not line.startswith(f"{along} ")
+            ]
+    return lines
 
 
 def metadata_of(kinds: dict[str, dict[str, int]]) -> dict[str, int]:
