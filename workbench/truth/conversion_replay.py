@@ -680,7 +680,7 @@ def _answer_text(answer: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "done"
 
 
-def _recorded_uptodate(after: HostState) -> dict[str, int]:
+def _recorded_uptodate(after: RecordedHost) -> dict[str, int]:
     return {
         name: sum(run.count << run.order for run in file.folios if run.flags & PG_UPTODATE)
         for name, file in after.files.items()
