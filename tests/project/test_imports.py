@@ -70,6 +70,7 @@ WINGS = {
     "plots": SCENE | {"amounts", "cost", "studies", "designs", "truth"},
     "explorer": SCENE | {"amounts", "tracking", "engine", "cost", "simulation", "designs", "studies", "plots"},
     "docs": SCENE | {"cost", "simulation", "designs", "studies", "truth", "recorder", "sweeps", "reports", "plots", "vmconfig"},
+    "__main__": {"commands"},
     "commands": SCENE | {"amounts", "cost", "running", "simulation", "designs", "studies", "truth", "recorder", "sweeps",
                          "reports", "plots", "explorer", "vmconfig", "docs"},
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from workbench.commands import interrupts
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ def report(
         typer.echo(f"workbench: {error}", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        typer.echo("workbench: interrupted; no report was written", err=True)
-        raise typer.Exit(130) from None
+        raise interrupts.tell("no report was written") from None
     if not quiet:
         for table in made.summaries:
             _print_table(table["title"], table["columns"], table["rows"])
@@ -171,8 +171,7 @@ def batch(
     try:
         outcomes = run_batch(found, workers, force=force, finished=finished)
     except KeyboardInterrupt:
-        typer.echo(f"workbench: interrupted; {done} of {len(found)} jobs had ended, the others were stopped", err=True)
-        raise typer.Exit(130) from None
+        raise interrupts.tell(f"{done} of {len(found)} jobs had ended, the others were stopped") from None
     rows = [
         [item.job.name, item.state, f"{item.seconds:.1f}", str(item.job.out if item.state == "ok" else item.job.log),
          item.message]
@@ -239,8 +238,7 @@ def sweep(
             progress=None if not quiet else False,
         )
     except KeyboardInterrupt:
-        typer.echo(f"workbench: interrupted; {out} is whole, and the same command does the rest", err=True)
-        raise typer.Exit(130) from None
+        raise interrupts.tell(f"{out} is whole, and the same command does the rest") from None
     status, errors = dataset["status"].values, dataset["error"].values
     failed = np.argwhere(status == FAILED)
     typer.echo(f"{out}: {status.size} cells, {len(failed)} failed")

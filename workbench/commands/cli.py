@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from workbench.commands import interrupts
 from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
 from workbench.kernels import first_use
@@ -297,9 +298,11 @@ def main() -> None:
     """Entry point: run the command, turn bad input into one line and exit code 2, a fault of ours into one and 70."""
     gc.set_threshold(200_000, 20, 100)  # importing makes a million objects and no garbage: a sixth of a short run
     atexit.register(gc.freeze)  # nor need they be looked through when the process ends: a quarter of it
-    _register_all()
     try:
+        _register_all()
         code = app(standalone_mode=False, prog_name="workbench")
+        if code == interrupts.EXIT_CODE:
+            interrupts.tell("nothing was written")
         raise SystemExit(code if isinstance(code, int) else 0)
     except TyperException as error:
         from workbench.commands.usage import usage_line
@@ -311,8 +314,8 @@ def main() -> None:
         typer.echo(f"workbench: {one_line(error)}", err=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        typer.echo("workbench: interrupted; nothing was written", err=True)
-        raise SystemExit(130) from None
+        interrupts.tell("nothing was written")
+        raise SystemExit(interrupts.EXIT_CODE) from None
     except MemoryError:
         typer.echo(
             "workbench: what was asked for needs more memory than this machine gives; nothing was written", err=True

@@ -66,9 +66,16 @@ class SweepStore:
         self.path = path
         self.grid = grid
         self.nodes = nodes
-        with quiet_zarr():
-            group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
-            self._error = _array(group, "error")
+        try:
+            with quiet_zarr():
+                group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+                self._error = _array(group, "error")
+                for name, dtype in (("status", np.int8), *((metric.name, np.float64) for metric in grid.metrics)):
+                    _check_array(_array(group, name), name, grid, dtype)
+        except WorkbenchError:
+            raise
+        except Exception as error:  # Zarr raises many kinds for damaged metadata
+            raise WorkbenchError(_damaged(path, error, "name another store")) from error
         self.chunk_shape = tuple(map(int, self._error.chunks))
         """That of the grid, or of the version that made the store."""
         self.status = np.full(grid.shape, PENDING, np.int8)
@@ -179,9 +186,17 @@ def write_bytes(path: str, data: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _damaged(path: Path, error: BaseException) -> str:
+def _check_array(array: zarr.Array, name: str, grid: Grid, dtype: type) -> None:
+    """Chunks are written here as this type and shape say: an array of another is not written to."""
+    if array.dtype != dtype or array.shape[: len(grid.shape)] != grid.shape:
+        raise ValueError(f"{name} is {array.dtype} of {array.shape}, the grid says {np.dtype(dtype)} of {grid.shape}")
+
+
+def _damaged(
+    path: Path, error: BaseException, remedy: str = "remove the chunk, and the same command computes it again"
+) -> str:
     said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return f"sweep: {str(path)!r} is damaged: {said}; remove the chunk, and the same command computes it again"
+    return f"sweep: {str(path)!r} is damaged: {said}; {remedy}"
 
 
 @contextlib.contextmanager

@@ -256,7 +256,7 @@ def _fill(
             if local and (workers == 0 or (workers is None and driver.seconds_left() < SMALL_SECONDS)):
                 driver.alone()
             else:
-                with _connected(client, scheduler, workers) as connected:
+                with _gone_in_one_line(), _connected(client, scheduler, workers) as connected:
                     driver.spread(connected)
 
 
@@ -413,6 +413,19 @@ class _Driver:
 
 
 _GONE = "sweep: the scheduler went away; the same command goes on where this one stopped"
+
+
+@contextlib.contextmanager
+def _gone_in_one_line() -> Iterator[None]:
+    """A scheduler that is killed shows at whatever was asked of it at that moment."""
+    from asyncio import CancelledError
+
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (CommClosedError, CancelledError, TimeoutError) as error:
+        raise WorkbenchError(_GONE) from error
 
 
 def _task_key() -> str:
