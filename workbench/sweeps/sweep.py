@@ -420,7 +420,7 @@ def _gone_in_one_line() -> Iterator[None]:
     """A scheduler that is killed shows at whatever was asked of it at that moment."""
     from asyncio import CancelledError
 
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     try:
         yield
