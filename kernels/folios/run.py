@@ -157,7 +157,8 @@ def _convert(s: FolioState, offset: int, length: int, to_shared: bool) -> int:
     size = s.options[PAGES] * 4096
     s.numbers[N_CONVERSIONS] += 1
     order = s.options[BACKING]
-    small = order == ORDER_4K or s.options[FOLIOS] == SMALL_FOLIOS
+    together = s.options[FOLIOS] == SMALL_FOLIOS  # never restructured
+    small = order == ORDER_4K or together
     all_or_nothing = s.options[GENERATION] == GENERATION_B and not small
     smallest = 0 if all_or_nothing else 1  # B has no check for a size of 0 (recorded)
     if offset < 0 or length < smallest or (offset | length) & 4095 != 0 or offset > size or length > size - offset:
@@ -204,11 +205,11 @@ def _convert(s: FolioState, offset: int, length: int, to_shared: bool) -> int:
                     s.numbers[N_ROLLBACKS] += at_once
                     s.numbers[AT] = -1 if at_once else first
             if error == 0:
-                if s.options[FOLIOS] == SMALL_FOLIOS:
-                    _set_state_together(s, first, stop, to_shared)
+                if together and stop - first >= PAGES_1G:
+                    _set_state_of_gib(s, first, stop, to_shared)
                 else:
-                    _set_state(s, first, stop, to_shared)
-            if s.options[MERGING] == EAGER and held < 0 and to_shared == (error != 0):
+                    _set_state(s, first, stop, to_shared, together)
+            if s.options[MERGING] == EAGER and held < 0 and to_shared == (error != 0) and not together:
                 merge_range(s, first, stop)
         first = stop
     if not worked:
@@ -256,8 +257,11 @@ def _scan(s: FolioState, first: int, end: int, to_shared: bool) -> tuple[int, in
 
 
 @inlined_kernel
-def _set_state(s: FolioState, first: int, end: int, to_shared: bool) -> None:
-    """Store the new state and keep the counters and the huge mappings possible in step."""
+def _set_state(s: FolioState, first: int, end: int, to_shared: bool, note: bool) -> None:
+    """Store the new state and keep the counters and the huge mappings possible in step.
+
+    ``note``: those of 4 KiB folios that lie together, where what is in one state can be mapped huge, private or shared.
+    """
     wanted = PAGES_2M if to_shared else 0
     value = ALL if to_shared else ZERO
     sign = 1 if to_shared else -1
@@ -304,24 +308,26 @@ def _set_state(s: FolioState, first: int, end: int, to_shared: bool) -> None:
             elif after_1g == 0:
                 counts[N_MAPPED_1G] += 1
                 returned(s, giga << 9, True)
+        elif note and level == SPLIT:
+            was_2m = before == 0 or before == PAGES_2M
+            was_1g = s.gigas[giga, LEVEL] == 1 and (before_1g == 0 or before_1g == PAGES_1G)
+            # Most changes leave what was mixed as it was: the call, which takes the whole state along, is for the others.
+            if was_2m or was_1g or after == 0 or after == PAGES_2M:
+                note_change(s, block, was_2m, was_1g)
 
 
 @kernel
-def _set_state_together(s: FolioState, first: int, end: int, to_shared: bool) -> None:
-    """:func:`_set_state` of 4 KiB folios that lie together: what is in one state can be mapped huge, private or shared."""
+def _set_state_of_gib(s: FolioState, first: int, end: int, to_shared: bool) -> None:
+    """:func:`_set_state` of 4 KiB folios that lie together, of ranges that may hold whole 1 GiB."""
     while first < end:
         block = first >> 9
-        was_2m, was_1g = uniform_2m(s, block), uniform_1g(s, block >> 9)
         whole = first & (PAGES_1G - 1) == 0 and end - first >= PAGES_1G and s.gigas[block >> 9, LEVEL] == 1
         stop = first + PAGES_1G if whole else min(end, (block + 1) << 9)
-        if whole and not was_1g:
+        if whole and not uniform_1g(s, block >> 9):
             for other in range(block, block + BLOCKS_1G):
                 s.numbers[N_MAPPED_2M] -= uniform_2m(s, other)
             s.numbers[N_MAPPED_1G] += 1
             forget_returned_blocks(s, block, BLOCKS_1G)
             returned(s, block, True)
-        before = s.blocks[block, SHARED]
-        _set_state(s, first, stop, to_shared)
-        if not whole and s.blocks[block, SHARED] != before and s.blocks[block, LEVEL] == SPLIT:
-            note_change(s, block, was_2m, was_1g)
+        _set_state(s, first, stop, to_shared, not whole)
         first = stop

@@ -394,12 +394,12 @@ def fragmentation(dataset: xr.Dataset) -> Figure:
         left, right = made.add_subplot(1, 2, 1), made.add_subplot(1, 2, 2)
         for share, colour in zip(shares, colours, strict=False):
             one = dataset.sel(background=share)
-            left.plot(days, 100 * one["mappable_2mib"].values, color=colour, lw=1.6, label=f"{100 * share:g} %")
-            left.plot(days, 100 * one["mappable_collapsed"].values, color=colour, lw=1.2, ls=":")
-        left.set_title("Guests' memory in 2 MiB folios (%)", loc="left")
-        left.legend(
-            title="held by the kernel; dotted: after\nkhugepaged, if guests may move", fontsize=7, title_fontsize=7
-        )
+            left.plot(days, 100 - 100 * one["mappable_2mib"].values, color=colour, lw=1.6, label=f"{100 * share:g} %")
+            left.plot(days, 100 - 100 * one["mappable_collapsed"].values, color=colour, lw=1.2, ls=":")
+        left.set_title("Guests' memory that is not in 2 MiB folios (%)", loc="left")
+        title = "held by the kernel; dotted: after khugepaged,\nif guests may move"
+        left.legend(title=title, fontsize=7, title_fontsize=7)
+        left.set_ylim(top=max(1.0, 120 - 120 * float(dataset["mappable_2mib"].min())))
         worst = dataset.isel(background=-1)
         for name, label, colour, line in (
             ("areas_free", "free as they are", "#6e6e6e", "-"),
@@ -408,7 +408,7 @@ def fragmentation(dataset: xr.Dataset) -> Figure:
         ):
             right.plot(days, worst[name].values, color=colour, ls=line, lw=1.6, label=label)
         right.set_title(f"1 GiB areas with {100 * shares[-1]:g} % held by the kernel", loc="left")
-        right.legend(fontsize=7)
+        right.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
         for ax in (left, right):
             ax.set_xlim(0, days[-1])
             ax.set_ylim(bottom=0)

@@ -422,9 +422,13 @@ def handover_hosts() -> dict[str, EmulatedHost]:
     """Hosts of the boots with kexec handover: all memory below 4 GiB, where one of the areas has to lie."""
     two = (EmulatedNode(512, (0, 1)), EmulatedNode(512, (2, 3)))
     three = (EmulatedNode(512, (0,)), EmulatedNode(320, (1,)), EmulatedNode(448))
+    four = (EmulatedNode(448, (0, 1)), EmulatedNode(320, (2,)), EmulatedNode(256, (3,)), EmulatedNode(384))
     return {
         "k2eq": EmulatedHost("k2eq", two, ((10, 20), (20, 10))),
         "k3uneq": EmulatedHost("k3uneq", three, ((10, 17, 28), (17, 10, 22), (28, 22, 10))),
+        "k4asym": EmulatedHost(
+            "k4asym", four, ((10, 14, 22, 28), (16, 10, 19, 25), (22, 18, 10, 17), (28, 25, 17, 10))
+        ),
     }
 
 

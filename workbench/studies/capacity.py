@@ -5,7 +5,7 @@ the kernel allocates beside it (``metadata: taken``); the page that finds no mem
 guest of that size is then run for what was left where. Nothing is assumed beyond the engine's rules; what the host has
 free is its own, or all that a boot leaves (:mod:`workbench.topology.zones`).
 
-On the kernels of ``datasets/recordings/private`` (``fill``, in steps of 256 pages, with and without kexec handover) the
+On the three hosts of ``datasets/recordings/private`` with ``fill`` (in steps of 256 pages, with and without kexec handover) the
 engine's answer is within 0.2 % of what guest_memfd really took.
 """
 

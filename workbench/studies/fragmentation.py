@@ -30,13 +30,13 @@ from workbench.variables import Fragmentation
 
 _LARGEST_SMALL = 256
 """Pages of the largest of the kernel's allocations here: 1 MiB in single pages."""
-_MEAN_DAYS = 2.0
+_MEAN_DAYS = 7.0
 _MOST = 2_000_000
 """Allocations of the kernel in one run."""
 
 
 def fragmentation(
-    memory: int | str = "32 GiB",
+    memory: int | str = "64 GiB",
     machines: int = 400,
     *,
     nodes: int = 1,
@@ -53,7 +53,7 @@ def fragmentation(
     memory, nodes : the host, a whole number of GiB on each node
     machines : guests that arrive within ``weeks``
     background : shares of the host's memory that the kernel's small allocations hold at any moment; their sizes are log-uniform
-        from 4 KiB to 1 MiB, they stay 2 days on average (exponential). Assumptions
+        from 4 KiB to 1 MiB, they stay a week on average (exponential). Assumptions
     fill : share of the host that guests would fill
     samples : moments at which memory is looked at
 
