@@ -85,7 +85,8 @@ def test_css_is_read_as_browsers_read_it(css: str) -> None:
     [
         "body { display: none }", "figure { display: none }", "* { visibility: hidden }", "~ figure { display: none }",
         "html, body { display: none }", ":root { display: none }", "a { } } body { display: none }",
-        "@media all { body { display: none } }",
+        "@media all { body { display: none } }", "/**/ ~ figure { display: none }", "a, /* x */ + main { display: none }",
+        ".a { color: red; body:has(&) main { display: none } }", ".a { @media all { :root & { display: none } } }",
     ],
 )  # fmt: skip
 def test_styles_do_not_reach_out_of_outputs(css: str) -> None:
@@ -98,13 +99,15 @@ def test_styles_do_not_reach_out_of_outputs(css: str) -> None:
             rules += tinycss2.parse_rule_list(rule.content, skip_whitespace=True)
     for rule in rules:
         if rule.type == "qualified-rule":
+            assert "{" not in tinycss2.serialize(rule.content), "a rule in a rule, whose selector reaches anywhere"
+            assert "~" not in sheet and "+" not in sheet
             for selector in tinycss2.serialize(rule.prelude).split(","):
                 assert selector.strip().startswith(".output ") and not selector.strip().startswith(".output ~")
 
 
 def test_styles_of_known_libraries_keep_their_variables() -> None:
     made = clean("<style>:root { --a: 1px; } html[theme=dark] { --a: 2px } .xr-a { width: var(--a) }</style>")
-    assert ".output{ --a: 1px}" in made and "html[theme=dark] .output{ --a: 2px }" in made and ".output .xr-a{" in made
+    assert ".output{--a: 1px}" in made and "html[theme=dark] .output{--a: 2px }" in made and ".output .xr-a{" in made
 
 
 def test_a_hostile_report_does_not_stop_a_gallery(tmp_path: Path) -> None:

@@ -146,18 +146,28 @@ def _scoped(text: str) -> str:
         elif rule.type == "qualified-rule":
             selectors: list[list[Any]] = [[]]
             for token in rule.prelude:
+                if token.type == "comment":  # before a combinator it would hide that
+                    continue
                 if token.type == "literal" and token.value == ",":
                     selectors.append([])
                 else:
                     selectors[-1].append(token)
             names = [tinycss2.serialize(selector).strip() for selector in selectors]
-            content = tinycss2.serialize(rule.content)
+            content = _declarations(rule.content)
             if any(_OUTER.fullmatch(name) for name in names):  # themes set variables there; nothing else reaches so far
                 content = ";".join(part for part in content.split(";") if part.strip().startswith("--"))
             below = [_below_output(name) for name in names if name and name[0] not in "+~>|"]
             if below and content.strip():
                 kept.append(f"{','.join(below)}{{{content}}}")
     return "\n".join(kept)
+
+
+def _declarations(content: Any) -> str:
+    """What a rule declares; rules nested in it are dropped, whose selectors reach anywhere (``body:has(&) main``)."""
+    import tinycss2
+
+    parts = tinycss2.parse_blocks_contents(content, skip_comments=True, skip_whitespace=True)
+    return ";".join(part.serialize() for part in parts if part.type == "declaration")
 
 
 def _below_output(selector: str) -> str:
