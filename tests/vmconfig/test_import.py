@@ -487,3 +487,36 @@ def test_a_domain_with_a_prompt_around_it_is_read() -> None:
     assert machine(f"root@box:~# virsh dumpxml d\n{xml}\nroot@box:~#\n").memory == 4 * GIB
     quoted = "".join(f"> {line}\n" for line in xml.splitlines())
     assert machine(f"Hello,\n{quoted}bye\n").memory == 4 * GIB
+
+
+def test_memory_devices_are_placed_where_their_source_says() -> None:
+    """docs/formatdomain.rst: memory counts DIMMs in; of virtio-mem the guest has what was requested."""
+    dimm = (
+        "<devices><memory model='dimm'><source><pagesize unit='KiB'>2048</pagesize><nodemask>1</nodemask></source>"
+        "<target><size unit='GiB'>1</size><node>0</node></target></memory>"
+        "<memory model='virtio-mem'><target><size unit='GiB'>8</size><requested unit='MiB'>512</requested></target></memory>"
+        "<memory model='nvdimm'><source><path>/n</path></source><target><size unit='GiB'>1</size></target></memory></devices>"
+    )
+    vm = machine(domain(dimm))
+    assert [(b.name, b.size, b.page_bytes) for b in vm.backends] == [
+        ("pc.ram", 4 * GIB - GIB - (512 << 20), 4096), ("mem0", GIB, 2 << 20), ("mem1", 512 << 20, 4096),
+    ]  # fmt: skip
+    assert vm.backends[1].policy is not None and vm.backends[1].policy.nodes == (1,)
+    assert any("nvdimm" in note for note in vm.notes)
+    assert "node 7 is not on this host" in refused(domain(dimm.replace("<nodemask>1", "<nodemask>7")))
+    line = (
+        "qemu-system-x86_64 -m 1G,maxmem=32G -object memory-backend-memfd,id=v,size=8G -object "
+        "memory-backend-file,id=n,size=1G,mem-path=/dev/dax0.0 -device virtio-mem-pci,memdev=v{} -device nvdimm,memdev=n"
+    )
+    assert machine(line.format(",requested-size=2G")).memory == 3 * GIB
+    assert (machine(line.format("")).memory, machine(line.format("")).unknown) == (GIB, [])
+
+
+def test_more_ways_in_which_a_machine_is_kept() -> None:
+    assert machine(f"<domainsnapshot>{domain('')}</domainsnapshot>").memory == 4 * GIB
+    assert "unit 'stone'" in refused(domain("<cpu><numa><cell id='0' memory='1' unit='stone'/></numa></cpu>"))
+    one = "{kind: VirtualMachineInstance, spec: {domain: {memory: {guest: 1Gi}}}}"
+    assert machine(f"apiVersion: v1\nkind: List\nitems: [{one}]\n").memory == GIB
+    assert "a list of 2; one machine is expected" in refused(f"apiVersion: v1\nkind: List\nitems: [{one}, {one}]\n")
+    assert machine("[hypervisor.qemu]\ndefault_vcpus = 1.5\n").vcpus == 2
+    assert "all CPUs of the machine" in refused("[hypervisor.qemu]\ndefault_vcpus = -1\n")

@@ -68,7 +68,10 @@ def read_domain(root: Any, source: str, online: Iterable[int]) -> VirtualMachine
             vm.unknown.append(f"launchSecurity type={kind[:40]!r}")
     _cputune(root, vm)
     cells = root.findall("./cpu/numa/cell")
-    vm.backends = _backends(root, cells, total, vm, nodes)
+    plugged = _devices(root, vm, nodes)
+    if not cells:  # <memory> counts what is plugged, too
+        total = max(0, total - sum(backend.size for backend in plugged))
+    vm.backends = [*_backends(root, cells, total, vm, nodes), *plugged]
     if not vm.backends or vm.memory == 0:
         raise WorkbenchError(f"{source}: the domain has no memory; <memory unit='GiB'>4</memory> is expected")
     extra = root.find(_QEMU)
@@ -98,10 +101,51 @@ def _list(text: str | None, what: str) -> tuple[int, ...]:
 
 
 def _memory(element: Any, what: str) -> int:
+    return words.whole(element.text, what, 1 << 60) * _unit(element, what)
+
+
+def _unit(element: Any, what: str) -> int:
+    """Bytes of an element's unit."""
     unit = (element.get("unit") or "KiB").lower()
     if unit not in _UNITS:
         raise WorkbenchError(f"{what}: unit {unit[:20]!r} is none of {', '.join(_UNITS)}")
-    return words.whole(element.text, what, 1 << 60) * _UNITS[unit]
+    return _UNITS[unit]
+
+
+def _devices(root: Any, vm: VirtualMachine, nodes: list[int]) -> list[Backend]:
+    """Memory devices: DIMMs, and of virtio-mem what is plugged; on their source's nodes, bound as numatune says.
+
+    src/qemu/qemu_command.c: qemuBuildMemoryDimmBackendStr: nodemask is host-nodes, with the mode of numatune's memory.
+    """
+    everywhere = root.find("./numatune/memory")
+    mode = (everywhere.get("mode") if everywhere is not None else None) or "strict"
+    out = []
+    for position, element in enumerate(root.findall("./devices/memory")):
+        model = element.get("model") or ""
+        what = f"memory device {position} ({model[:20]})"
+        size = element.find("./target/requested" if model == "virtio-mem" else "./target/size")
+        if model not in ("dimm", "virtio-mem") or size is None:
+            vm.notes.append(f"{what}: its memory is not that of the host; not placed")
+            continue
+        page = element.find("./source/pagesize")
+        backend = Backend(
+            f"mem{position}", _memory(size, what), page_bytes=PAGE_SIZE if page is None else _memory(page, what)
+        )
+        mask = element.find("./source/nodemask")
+        if mask is not None:
+            listed = _list(mask.text, f"{what} nodemask")
+            outside = sorted(set(listed) - set(nodes))
+            if outside:
+                raise WorkbenchError(
+                    f"{what}: nodemask: node {outside[0]} is not on this host, which has nodes {nodes}"
+                )
+            policy = _MODES.get(mode)
+            if policy is not None:
+                backend.policy = NodePolicy(f"{what}: nodemask={mask.text}, mode={mode}", policy, listed)
+        backend.anonymous = backend.page_bytes == PAGE_SIZE
+        if backend.size:
+            out.append(backend)
+    return out
 
 
 def _cputune(root: Any, vm: VirtualMachine) -> None:
@@ -179,8 +223,9 @@ def _backends(root: Any, cells: list[Any], total: int, vm: VirtualMachine, nodes
         if cell in ids:
             raise WorkbenchError(f"{vm.source}: two cells have id={cell}")
         ids.add(cell)
-        unit = (element.get("unit") or "KiB").lower()
-        size = words.whole(element.get("memory"), f"cell {cell} memory", 1 << 60) * _UNITS.get(unit, 1 << 10)
+        size = words.whole(element.get("memory"), f"cell {cell} memory", 1 << 60) * _unit(
+            element, f"cell {cell} memory"
+        )
         page = pages.get(cell, pages[None])
         shared = in_file or element.get("memAccess") == "shared"
         backend = Backend(f"ram-node{cell}", size, per_cell.get(cell, everywhere), page, immediate)

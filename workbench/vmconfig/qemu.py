@@ -63,6 +63,10 @@ class _Line:
     confidential_object: str | None = None
     nodes: list[dict[str, Any]] = field(default_factory=list)
     dimms: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    """Backends whose memory is not that of the host."""
+    plugged: dict[str, int] = field(default_factory=dict)
+    """Bytes of backends of virtio-mem that the guest has."""
     prealloc: bool = False
     path: str | None = None
 
@@ -327,8 +331,13 @@ def _place_vcpus(line: _Line) -> None:
 def _device(line: _Line, value: str) -> None:
     pairs = dict(_pairs(line, value, "driver", "-device"))
     driver = str(pairs.get("driver", ""))
-    if "memdev" in pairs:
+    if driver == "nvdimm":
+        line.others.append(str(pairs.get("memdev", "")))
+        line.vm.notes.append("nvdimm: a file or a device of its own holds its memory; not placed")
+    elif "memdev" in pairs:
         line.dimms.append(str(pairs["memdev"]))
+        if driver.startswith("virtio-mem"):
+            line.plugged[str(pairs["memdev"])] = words.size(pairs.get("requested-size", 0), f"{driver} requested-size")
     if driver.startswith("vfio-"):
         line.vm.notes.append(f"{driver}: the device pins the memory that the VMM maps; not modelled")
         line.vm.locked = True
@@ -393,12 +402,19 @@ def _finish(line: _Line) -> None:
         used.append(
             Backend("ram", line.memory, page_bytes=page, preallocated=line.prealloc, anonymous=line.path is None)
         )
-    used += [_named(backends, name, f"-device memdev={name}", vm.source) for name in line.dimms]
+    for name in line.dimms:
+        backend = _named(backends, name, f"-device memdev={name}", vm.source)
+        if name in line.plugged:
+            vm.notes.append(f"{name}: virtio-mem; the guest has {line.plugged[name] >> 20} MiB of it")
+            backend.size = min(backend.size, line.plugged[name])
+        if backend.size:
+            used.append(backend)
+    line.others += [name for name in line.dimms if not backends[name].size]
     if len({backend.name for backend in used}) < len(used):
         twice = next(backend.name for backend in used if [other.name for other in used].count(backend.name) > 1)
         raise WorkbenchError(f"{vm.source}: memory backend {twice[:40]} is used twice")
     vm.unknown += [f"-object {kind},id={name} is used by nothing" for name, (kind, _) in line.objects.items()
-                   if kind in _BACKENDS and name not in {backend.name for backend in used}]  # fmt: skip
+                   if kind in _BACKENDS and name not in {*line.others, *(backend.name for backend in used)}]  # fmt: skip
     if line.nodes and any(backend.vcpus for backend in used):
         _check_vcpus(line, used)
     elif len(line.nodes) > 1:  # hw/core/numa.c: without cpus= they go round the nodes

@@ -33,7 +33,7 @@ def read_text(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
     start = text.lstrip()
     if start.startswith("<"):
         root = parse_xml(text.encode(), source, "import")
-        if root.tag == "domstatus":
+        if root.tag in ("domstatus", "domainsnapshot", "domaincheckpoint"):
             root = root.find("domain")
         if root is None or root.tag != "domain":
             raise WorkbenchError(f"import: {source}: the top element is not 'domain'; {EXPECTED}")
@@ -49,7 +49,7 @@ def read_text(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
         from workbench.safe_yaml import load
 
         return _kubernetes(load(f"{text}\n", source), source)
-    inner = xml_within(text, ("domstatus", "domain"))
+    inner = xml_within(text, ("domstatus", "domainsnapshot", "domain"))
     if inner:
         return read_text(inner, source, online)
     if is_config(text):
@@ -61,6 +61,11 @@ def read_text(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
 
 def _kubernetes(value: object, source: str) -> VirtualMachine:
     kind = value.get("kind") if isinstance(value, dict) else None
+    items = value.get("items") if isinstance(value, dict) and str(kind).endswith("List") else None
+    if isinstance(items, list):  # kubectl get -o yaml
+        if len(items) != 1:
+            raise WorkbenchError(f"import: {source[:80]}: a list of {len(items)}; one machine is expected")
+        return _kubernetes(items[0], source)
     if kind in ("VirtualMachine", "VirtualMachineInstance", "VirtualMachineInstanceReplicaSet"):
         return specs.read_kubevirt(value, source)  # type: ignore[arg-type]
     if kind == "Pod":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -191,7 +192,7 @@ def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
         vm.vmm = "own"
         vm.notes.append(f"hypervisor {str(hypervisor)[:40]}: taken as a VMM that maps its guest_memfd")
     vm.vcpus = _vcpus(
-        max(1, words.whole(_plain(settings.get("default_vcpus", 1)), "default_vcpus", MAX_VCPUS)), "default_vcpus"
+        max(1, words.whole(_kata_vcpus(settings.get("default_vcpus", 1)), "default_vcpus", MAX_VCPUS)), "default_vcpus"
     )
     mib = words.whole(_plain(settings.get("default_memory", 2048)), "default_memory", 1 << 26)
     if not mib:
@@ -211,6 +212,15 @@ def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
         if settings.get(key) not in (None, False, [], ""):
             vm.notes.append(f"{key}: kata places vCPUs when the sandbox starts; not modelled")
     return vm
+
+
+def _kata_vcpus(value: Any) -> Any:
+    """Fractions are rounded up; below 0 stands for all CPUs of the host (src/runtime/config, default_vcpus)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+        raise WorkbenchError(
+            f"default_vcpus: {value} stands for all CPUs of the machine that kata runs on; give their number"
+        )
+    return math.ceil(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _true(value: Any) -> bool:
