@@ -19,6 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.plots import common as plots_common
 from workbench.plots import palette
 from workbench.plots import placement as plots
+from workbench.plots import recording as plots_recording
 from workbench.plots import topology as plots_topology
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
@@ -350,3 +351,22 @@ def test_a_pdf_has_truetype_fonts_and_none_of_type_3() -> None:
     made = plots_topology.topology(plots_topology.host_dataset(host), title=host.title)
     made.savefig(buffer := io.BytesIO(), format="pdf")
     assert b"/Type3" not in buffer.getvalue() and b"/FontFile2" in buffer.getvalue()
+
+
+def test_recordings_have_the_colours_of_their_host() -> None:
+    """Pages of nodes 1 and 3 alone: each has its own colour and words that can be read on it, not the first two."""
+    host = {"name": "four", "nodes": [{"id": n, "memory_bytes": "1 GiB", "cpus": [n]} for n in range(4)]}
+    scenario = Scenario.from_mapping(
+        {"name": "s", "host": {**host, "distances": [[10 + 10 * (i != j) for j in range(4)] for i in range(4)]}}
+    )
+    seen = xr.Dataset(
+        {name: ("page", np.array([1, 3, -1], np.int16)) for name in ("recorded_node", "simulated_node")},
+        attrs={"provenance": results.provenance(scenario)},
+    )
+    made = plots_recording.strips({"a": seen}, 3)
+    assert [mcolors.to_hex(patch.get_facecolor()) for patch in made.legends[0].get_patches()][:2] == [
+        palette.NODE_COLOURS[n] for n in (1, 3)
+    ]
+    assert [(text.get_text(), text.get_color()) for text in made.axes[0].texts[:2]] == [
+        (str(node), plots_common.text_colour(palette.NODE_COLOURS[node])) for node in (1, 3)
+    ]
