@@ -342,6 +342,7 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
             )
             floor += amount
         beside = amounts.metadata_of_nodes(dataset).astype(float)
+        heights = np.zeros(len(ids))
         if beside.any():
             # A few thousandths of a guest still show as a line.
             least = 0.012 * (float(totals.max()) if 0 < totals.max() < 0.06 * memory.max() else float(memory.max()))
@@ -360,12 +361,13 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
         if zoomed:
             top = float(totals.max()) / unit
         axes.set_ylim(0, top * 1.14 or 1)
+        shares = len(ids) <= 12  # of more nodes they would lie on each other
         for position, total in enumerate(totals):
-            if total and len(ids) <= 24:
+            if total and shares:
                 share = _percent(total / memory[position]) if memory[position] else ""
                 axes.text(
                     position,
-                    total / unit + top * (0.025 if beside[position] else 0.015),
+                    (total + heights[position]) / unit + top * 0.015,
                     share,
                     ha="center",
                     fontsize=7.5,
@@ -379,7 +381,8 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
         axes.set_xlabel("node")
         axes.set_ylabel(f"memory ({name})")
         more = "\n(capacities lie beyond the axis)" if zoomed else ""
-        axes.set_title(f"Memory of files by {by}, and share of the node's memory{more}", loc="left", fontsize=10)
+        title = f"Memory of files by {by}" + (", and share of the node's memory" if shares else "")
+        axes.set_title(title + more, loc="left", fontsize=10)
         seaborn.despine(ax=axes)
         axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         common.basis_note(made, dataset, ["pages_per_node", *(["metadata_pages"] if beside.any() else [])])
@@ -470,7 +473,7 @@ def fallback(dataset: xr.Dataset) -> Figure:
             lower.set_ylim(0, None)
         lower.set_ylabel(f"free memory of the node ({name})")
         near = any(free[:, i].min() < 4 * reserve[i] for i in moved)
-        watermark = " (dashed: low watermarks and reserves of nodes that came near them)" if near else ""
+        watermark = "\n(dashed: low watermarks and reserves of nodes that came near them)" if near else ""
         lower.set_title(f"Free memory after the event{watermark}", loc="left", fontsize=10)
         _event_ticks(lower, dataset)
         for axes in (upper, lower):
