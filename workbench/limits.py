@@ -61,4 +61,4 @@ LISTED_PAGES = 1 << 28
 TRACKED_FOLIOS = 1 << 28
 """Folios of one file whose state is kept one by one where pages are converted, pinned or poisoned: 1 TiB of 4 KiB ones."""
 TRACKED_PAGES = 1 << 33
-"""Pages of such a file: 32 TiB, of which the states take 3.3 GiB."""
+"""Pages of such a file: 32 TiB, of which the states take up to 5.3 GiB."""

@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from workbench import scenario as sc
 from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
+from workbench.limits import TRACKED_FOLIOS
 from workbench.tracking.generations import generation
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
@@ -65,8 +66,8 @@ def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Op
     """The conversions of a stream, each an operation of its own, or many together."""
     in_place = scenario.conversion_mode == "in-place"
     alone = in_place and _one_by_one(scenario, operation)
-    if alone and operation.stream == "boot":
-        _check_in_place(operation, scenario.guest.memory // gen.ACCEPT_CHUNK, alone)  # before the stream is made
+    if in_place and operation.stream == "boot":  # before the stream is made
+        _check_boot(scenario, operation, alone or "")
     stream = _stream(scenario, operation)
     single = len(stream) <= (MOST_IN_PLACE if in_place else MOST_EVENTS)
     every = operation.every or (1 if single else -(-len(stream) // EVENTS))
@@ -95,11 +96,24 @@ def _one_by_one(scenario: sc.Scenario, operation: sc.ConvertStream) -> str:
     return ""
 
 
+def _check_boot(scenario: sc.Scenario, operation: sc.ConvertStream, alone: str) -> None:
+    """What a guest accepts in a boot, if that is too much to run, or its file too large to be tracked."""
+    guest = scenario.guest
+    if alone:
+        _check_in_place(operation, guest.memory // gen.ACCEPT_CHUNK, alone)
+    folios = guest.memory // (PAGE_SIZE << PAGE_ORDERS[guest.page_size])
+    if folios > TRACKED_FOLIOS:
+        raise WorkbenchError(
+            f"convert_stream.stream: boot: {folios} folios of {guest.page_size} would be tracked one by one in place; at most "
+            f"{TRACKED_FOLIOS} are: take less memory, larger pages, or conversion.mode out-of-place"
+        )
+
+
 def _check_in_place(operation: sc.ConvertStream, count: int, reason: str) -> None:
     if count > MOST_IN_PLACE:
         field = {"boot": "stream", "ballooning": "fraction"}.get(operation.stream, "count")
         raise WorkbenchError(
-            f"convert_stream.{field}: {count} conversions, in place each by itself ({reason}); at most {MOST_IN_PLACE} are: "
+            f"convert_stream.{field}: {count} conversions in place ({reason}); at most {MOST_IN_PLACE} are: "
             "take fewer, less memory, or conversion.mode out-of-place"
         )
 
