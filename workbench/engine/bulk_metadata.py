@@ -35,7 +35,8 @@ class _Tree:
             self.levels.append(map_.zone_of(np.arange(self._nodes(level), dtype=np.int64)).astype(np.int16))
 
     def _nodes(self, level: int) -> int:
-        return -(-self.pages >> (XA_CHUNK_SHIFT * (level + 1)))
+        """Room for the nodes of a level, whole nodes of the next one up."""
+        return -(-self.pages >> (XA_CHUNK_SHIFT * (level + 2))) << XA_CHUNK_SHIFT
 
     def grow(self, highest: int) -> None:
         """As high as the last page that was ever stored asks."""
@@ -54,8 +55,7 @@ class _Tree:
             if level + 1 == len(self.levels) or not len(changed):
                 return
             nodes = np.unique(changed >> XA_CHUNK_SHIFT)
-            children = (nodes[:, None] << XA_CHUNK_SHIFT) + np.arange(1 << XA_CHUNK_SHIFT)
-            there = ((children < len(owner)) & (owner[np.minimum(children, len(owner) - 1)] >= 0)).any(axis=1)
+            there = owner.reshape(-1, 1 << XA_CHUNK_SHIFT)[nodes].max(axis=1) >= 0
 
     def settle(self) -> None:
         """Write the arrays back to the maps."""
