@@ -161,3 +161,78 @@ def test_a_hostile_notebook_does_nothing(folder, offline, tmp_path):
         assert name in page.locator("body").inner_text()
     assert asked == [made.path.as_uri(), (tmp_path / "index.html").as_uri()]
     assert complaints == []
+
+
+HOSTILE = (
+    "<img src='http:/host/b'><img src='//host/c' srcset='//host/d 2x'><iframe src='http://host/e'></iframe>"
+    "<link rel=stylesheet href='//host/f'><script>window.pwned = 1</script><img src=x: onerror='window.pwned = 2'>"
+    "<style>@import '//host/g'; .a { background: u\\72l('//host/h') }</style>"
+    "<div class=a style='background:url(//host/i)'>a</div>"
+    "<svg><script>window.pwned = 3</script><image href='//host/j'/></svg><object data='//host/k'></object>"
+)
+REFRESH = "<meta http-equiv=refresh content='0;url=http:/host/a'>"
+COVERING = (
+    "<style>/**/ ~ * { display: none } .a { body:has(&) #own { display: none } } body, #own { visibility: hidden }"
+    " .b { position: absolute; inset: 0; top: -900px; height: 3000px; background: red; z-index: 99 }"
+    " .c { margin: -2000px; padding: 4000px; background: red; box-shadow: 0 0 0 9999px red; transform: scale(99) }</style>"
+    "<div class=a>a</div><div class=b>b</div><div class=c>c</div>"
+)
+
+
+def _shown(page: Page, tmp_path: Path, head: str, body: str) -> str:
+    """A page with a heading of its own above and below an output, opened; its address."""
+    from workbench.reports.html import TEMPLATES
+
+    css = (TEMPLATES / "report" / "report.css").read_text()
+    made = tmp_path / "wall.html"
+    made.write_text(
+        f"<!DOCTYPE html><html><head><meta charset=utf-8>{head}<style>{css}</style></head><body><main>"
+        f"<h2 id=own>own</h2><div class=output>{body}</div><h2 id=after>after</h2></main></body></html>"
+    )
+    page.goto(made.as_uri())
+    page.wait_for_load_state("networkidle")
+    return made.as_uri()
+
+
+def test_each_wall_holds_with_the_others_removed(offline, tmp_path, monkeypatch):
+    """The allow-list without a policy, the policy without an allow-list, and images decoded anew without either."""
+    from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+    from workbench.errors import WorkbenchError
+    from workbench.reports import html
+
+    page, asked, _ = offline
+    blocked: dict[str, str | None] = {}
+    page.on("requestfailed", lambda request: blocked.update({request.url: request.failure}))
+    alone = _shown(page, tmp_path, "", html.clean(REFRESH + HOSTILE))
+    assert asked == [alone] and page.evaluate("window.pwned") is None
+    asked.clear()
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{html.content_policy("")}">'
+    assert _shown(page, tmp_path, policy, HOSTILE) == alone  # a policy says nothing of a refresh
+    assert {blocked.get(url) for url in asked if url != alone} == {"csp"}, (
+        "what is asked for does not leave the browser"
+    )
+    assert page.evaluate("window.pwned") is None
+    asked.clear()
+    assert _shown(page, tmp_path, "", HOSTILE) == alone and len(asked) > 4, "without walls it does what it wants"
+    assert page.evaluate("window.pwned") is not None
+    monkeypatch.setattr(html, "clean", lambda markup, *_: markup)
+    output = new_output("display_data", data={"image/png": f'iVBORw0KGgo="/>{REFRESH}'})
+    with pytest.raises(WorkbenchError, match="report: "):
+        html.build_page(new_notebook(cells=[new_code_cell("", outputs=[output])]))
+
+
+def test_styles_of_outputs_neither_hide_nor_cover_the_report(offline, tmp_path):
+    from workbench.reports import html
+
+    page, _, _ = offline
+    _shown(page, tmp_path, "", html.clean(COVERING))
+    for name in ("own", "after"):
+        page.locator(f"#{name}").scroll_into_view_if_needed()
+        seen = page.evaluate(
+            "name => { const e = document.getElementById(name), r = e.getBoundingClientRect();"
+            " return [r.height > 0, getComputedStyle(e).visibility,"
+            " document.elementFromPoint(r.x + 5, r.y + r.height / 2)?.id] }",
+            name,
+        )
+        assert seen == [True, "visible", name]
