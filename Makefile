@@ -13,7 +13,7 @@ MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: env demo test quick fuzz mutants test-kernels lint docs lab bench lock clean
+.PHONY: env demo test quick fuzz mutants test-kernels test-browser lint docs lab bench lock clean
 .DEFAULT_GOAL := env
 
 env: $(VENV)/.installed
@@ -37,9 +37,14 @@ demo: env
 	$(BIN)/workbench report notebooks/01_placement.ipynb -p machine $(MACHINE) -o $(REPORT)
 
 # Kernels are tested compiled, as plain Python (which also shows their coverage) and with every index checked.
-test: env lint test-kernels docs
+# The documentation is made beside the browser's tests: each waits for one thing at a time. The rest waits for programs
+# that it starts, so that three at once fill two cores.
+test: env lint test-kernels
+	+$(MAKE) --no-print-directory -j 2 --output-sync docs test-browser
+	$(PYTEST) -n 3 --dist worksteal tests --ignore=tests/kernels --ignore=tests/e2e
+
+test-browser: env
 	$(PYTEST) tests/e2e
-	$(PYTEST) -n 2 --dist loadfile tests --ignore=tests/kernels --ignore=tests/e2e
 
 # The documentation with the outputs of its notebooks; a warning is an error. `workbench docs` shows it without them.
 docs: env
@@ -61,9 +66,9 @@ mutants: env
 	$(BIN)/python tests/mutants/run.py --part $(MUTANTS)
 
 test-kernels: env
-	$(PYTEST) -n 2 --dist loadfile tests/kernels
-	NUMBA_DISABLE_JIT=1 $(PYTEST) -n 2 --dist loadfile --cov=kernels --cov-report=term-missing:skip-covered tests/kernels
-	NUMBA_BOUNDSCHECK=1 $(PYTEST) -n 2 --dist loadfile tests/kernels
+	$(PYTEST) -n 2 --dist worksteal tests/kernels
+	NUMBA_DISABLE_JIT=1 $(PYTEST) -n 2 --dist worksteal --cov=kernels --cov-report=term-missing:skip-covered tests/kernels
+	NUMBA_BOUNDSCHECK=1 $(PYTEST) -n 2 --dist worksteal tests/kernels
 
 # What is read without being run. mypy wants packages where their names say, and some of ours lie beside workbench/.
 lint: env
