@@ -336,7 +336,7 @@ def save(dataset: xr.Dataset, path: str | Path, *, force: bool = False) -> Path:
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent.absolute()))
         made = temporary / name
         if name.endswith(".nc"):
             # By way of memory: HDF5 ends the process when the disk is full.

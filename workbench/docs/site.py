@@ -92,14 +92,12 @@ _HEADING = 'class="caption" role="heading"'
 
 def check_replaceable(target: Path, force: bool) -> None:
     """Refuse what is there and is no site of ours. Raises WorkbenchError."""
-    if target.exists() and not target.is_dir():
-        raise WorkbenchError(f"-o: {str(target)!a} is no directory")
     replacing.check(target, _is_site, "documentation of ours", force=force, folder=True)
 
 
 def _is_site(target: Path) -> bool:
     project = f"# Project: {TITLE}".encode()
-    return not any(target.iterdir()) or replacing.begins(target / "objects.inv", project, 200)
+    return target.is_dir() and (not any(target.iterdir()) or replacing.begins(target / "objects.inv", project, 200))
 
 
 def sphinx(source: Path, target: Path, doctrees: Path) -> None:
