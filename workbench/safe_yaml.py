@@ -6,12 +6,13 @@ twice is an error, as is an alias inside what it stands for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from workbench import garbage
 from workbench.errors import WorkbenchError
 from workbench.files import read_file
 from workbench.limits import YAML_BYTES
@@ -20,24 +21,33 @@ MAX_ALIASES = 64
 MAX_DEPTH = 32
 MAX_NUMBER = 40
 """Characters of a number."""
-# The C loader is some ten times faster, which a scenario of a thousand ranges feels.
+# The C parser is some ten times faster, which a scenario of a thousand ranges feels.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = "tag:yaml.org,2002:"
+_TAGS = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {"!"}
 
 
-class _Loader(_Base):  # type: ignore[misc]
-    """A safe loader of what JSON has."""
+class _Scalars(_Base):  # type: ignore[misc]
+    """What a safe loader makes of single scalars of what JSON has."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
-            line, name = key.start_mark.line + 1, str(self.construct_object(key))  # 0, 0x0 and '0' name one thing
-            if name in lines:
-                twice = f"{key.value[:40]!r} is there twice, in lines {lines[name]} and {line}"
-                raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
-            lines[name] = line
-        return dict(super().construct_mapping(node, deep))
+    def __init__(self) -> None:
+        super().__init__("")
+        self._known: dict[tuple[str, str], object] = {}
+
+    def value(self, event: Any) -> object:
+        """The scalar as Python has it; equal ones are made once."""
+        tag = event.tag
+        if tag is None or tag == "!":
+            tag = self.resolve(yaml.ScalarNode, event.value, event.implicit)
+        elif tag in (_TAG + "map", _TAG + "seq"):
+            what = f"the tag {tag} is not for a single value"
+            raise yaml.constructor.ConstructorError(None, None, what, event.start_mark)
+        key = (tag, event.value)
+        if key not in self._known:
+            self._known[key] = self.construct_object(
+                yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
+            )
+        return self._known[key]
 
     def number(self, node: yaml.ScalarNode) -> int | float:
         """``!!int`` or ``!!float``, of no more digits than anything has."""
@@ -57,9 +67,8 @@ class _Loader(_Base):  # type: ignore[misc]
 
 
 for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.text)
-_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {"!"}
+    _Scalars.add_constructor(f"{_TAG}{_kind}", _Scalars.number)
+_Scalars.add_constructor(f"{_TAG}timestamp", _Scalars.text)
 
 
 def load(source: str | Path, field: str) -> Mapping[str, Any]:
@@ -68,8 +77,8 @@ def load(source: str | Path, field: str) -> Mapping[str, Any]:
     if len(text) > YAML_BYTES:
         raise WorkbenchError(f"{field}: {len(text) >> 20} MiB of YAML; at most {YAML_BYTES >> 20} MiB are read")
     try:
-        _check_shape(text, field)
-        value = yaml.load(text, Loader=_Loader)  # _Loader is a safe one
+        with garbage.seldom():
+            value = _build(text, field)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, WorkbenchError):
             raise
@@ -91,27 +100,97 @@ def _read(path: Path, field: str) -> str:
         raise WorkbenchError(f"{field}: {str(path)[:200]!a}: not UTF-8 text") from None
 
 
-def _check_shape(text: str, field: str) -> None:
-    """Count aliases and nesting from the parser's events, and look at tags and anchors, before any of it is built."""
-    aliases = depth = 0
-    open_anchors: list[str | None] = []
-    for event in yaml.parse(text, Loader=_Loader):
-        line = event.start_mark.line + 1 if event.start_mark is not None else 0
+class _Open:
+    """A list or mapping whose end has not come yet."""
+
+    def __init__(self, event: Any) -> None:
+        self.anchor, self.mark = event.anchor, event.start_mark
+        self.made: dict[Any, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
+        self.key: Any = self
+        """The key whose value comes next; itself where a key comes next."""
+        self.lines: dict[str, int] = {}
+        """Of each key the line it is in."""
+
+    def put(self, value: Any, mark: Any, written: str = "") -> None:
+        """Take an element, or a key, ``written`` so, or the value of one."""
+        if isinstance(self.made, list):
+            self.made.append(value)
+        elif self.key is not self:
+            self.made[self.key] = value
+            self.key = self
+        else:
+            if isinstance(value, (dict, list)):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no text", mark)
+            line, name = mark.line + 1, str(value)  # 0, 0x0 and '0' name one thing
+            if name in self.lines:
+                twice = f"{(written or name)[:40]!r} is there twice, in lines {self.lines[name]} and {line}"
+                raise yaml.constructor.ConstructorError(None, None, twice, mark)
+            self.lines[name] = line
+            self.key = value
+
+
+def _build(text: str, field: str) -> Any:
+    """The one document of a text, built as the parser goes, so that no more is made than what is looked at."""
+    scalars = _Scalars()
+    found: list[Any] = []
+    open_: list[_Open] = []
+    anchors: dict[str, Any] = {}
+    aliases = documents = 0
+    events: Iterable[Any] = yaml.parse(text, Loader=_Base)
+    for event in events:
+        kind = type(event)
         tag = getattr(event, "tag", None)
-        if tag not in (None, *_TAGS):
+        if tag is not None and tag not in _TAGS:
+            line = event.start_mark.line + 1
             raise WorkbenchError(f"{field}: line {line}: tag {ascii(tag)[:60]} is not read; write plain values")
-        if isinstance(event, yaml.AliasEvent) and event.anchor in open_anchors:
-            raise WorkbenchError(
-                f"{field}: line {line}: alias {ascii(event.anchor)[:60]} lies inside what it stands for"
-            )
-        if isinstance(event, yaml.AliasEvent):
+        if kind is yaml.ScalarEvent:
+            value = scalars.value(event)
+        elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+            if tag not in (None, "!", _TAG + ("map" if kind is yaml.MappingStartEvent else "seq")):
+                what = f"the tag {tag} is not for a {'mapping' if kind is yaml.MappingStartEvent else 'list'}"
+                raise yaml.constructor.ConstructorError(None, None, what, event.start_mark)
+            open_.append(_Open(event))
+            if len(open_) > MAX_DEPTH:
+                raise WorkbenchError(f"{field}: nested deeper than {MAX_DEPTH}; such YAML is not read")
+            _name(anchors, event, None)
+            continue
+        elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            done = open_.pop()
+            value = done.made
+            if done.anchor is not None:
+                anchors[done.anchor] = value
+            (open_[-1].put(value, done.mark) if open_ else found.append(value))
+            continue
+        elif kind is yaml.AliasEvent:
             aliases += 1
-        elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
-            depth += 1
-            open_anchors.append(event.anchor)
-        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            depth -= 1
-            open_anchors.pop()
-        if aliases > MAX_ALIASES or depth > MAX_DEPTH:
-            what = f"more than {MAX_ALIASES} aliases" if aliases > MAX_ALIASES else f"nested deeper than {MAX_DEPTH}"
-            raise WorkbenchError(f"{field}: {what}; such YAML is not read")
+            if any(event.anchor == one.anchor for one in open_):
+                line = event.start_mark.line + 1
+                raise WorkbenchError(
+                    f"{field}: line {line}: alias {ascii(event.anchor)[:60]} lies inside what it stands for"
+                )
+            if aliases > MAX_ALIASES:
+                raise WorkbenchError(f"{field}: more than {MAX_ALIASES} aliases; such YAML is not read")
+            if event.anchor not in anchors:
+                what = f"found undefined alias {ascii(event.anchor)[:60]}"
+                raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+            value = anchors[event.anchor]
+        else:
+            documents += kind is yaml.DocumentStartEvent
+            if documents > 1:
+                what = "expected a single document in the stream"
+                raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+            continue
+        written = ""
+        if kind is yaml.ScalarEvent:
+            written = event.value
+            _name(anchors, event, value)
+        (open_[-1].put(value, event.start_mark, written) if open_ else found.append(value))
+    return found[0] if found else None
+
+
+def _name(anchors: dict[str, Any], event: Any, value: object) -> None:
+    if event.anchor is not None:
+        if event.anchor in anchors:
+            what = f"found duplicate anchor {ascii(event.anchor)[:60]}"
+            raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+        anchors[event.anchor] = value

@@ -37,7 +37,7 @@ WINGS = {
     "units": {"errors"},
     "files": {"errors"},
     "replacing": {"errors", "files"},
-    "safe_yaml": {"errors", "files", "limits"},
+    "safe_yaml": {"errors", "files", "garbage", "limits"},
     "bitmap_lists": {"errors", "limits"},
     "validation": {"limits", "names"},
     "shown": {"bitmap_lists", "errnos", "units"},
