@@ -144,6 +144,21 @@ def cut(runs: Runs, start: Int, end: Int, out: np.ndarray) -> Int:
 
 
 @kernel
+def next_page(runs: Runs, page: Int) -> Int:
+    """First page at ``page`` or beyond that a run holds; -1: none."""
+    if runs.head[USED] == 0:
+        return -1
+    position = _block_at(runs, page)
+    block = runs.order[position]
+    at = _row_beyond(runs, block, page)
+    if at == runs.fill[block]:
+        if position + 1 == runs.head[USED]:
+            return -1
+        block, at = runs.order[position + 1], 0
+    return max(page, runs.rows[block * BLOCK + at, FIRST])
+
+
+@kernel
 def gaps(runs: Runs, start: Int, end: Int, out: np.ndarray) -> Int:
     """What of ``[start, end)`` no run holds, into ``out`` int64 (n, 2) as start and end. Returns the number, as :func:`cut`."""
     used, rows, count, page = runs.head[USED], runs.rows, 0, start

@@ -38,6 +38,7 @@ def check(runs: Runs, pages: dict[int, int], start: int, end: int) -> None:
     assert merged(runs.cut(start, end)) == listed(pages, start, end)
     absent = [page for low, high in runs.gaps(start, end).tolist() for page in range(low, high)]
     assert absent == [page for page in range(start, end) if page not in pages]
+    assert runs.any(start, end) == any(start <= page < end for page in pages)
     assert len(runs) == len(runs.all())
     assert runs.end() == max(pages, default=-1) + 1
 
@@ -128,6 +129,8 @@ def test_many_blocks_at_random(seed: int) -> None:
         else:
             runs.erase(start, end)
             flags[start:end] = False
+        where = int(random.integers(pages))
+        assert runs.any(where, end) == flags[where:end].any()
         low, high = sorted(random.integers(0, pages, 2).tolist())
         np.testing.assert_array_equal(runs.cut(low, high)[:, 0], true_intervals(flags[low:high], low)[:, 0])
         np.testing.assert_array_equal(runs.gaps(low, high), true_intervals(~flags[low:high], low))

@@ -145,6 +145,10 @@ class FileMap:
         """Runs int64 (n, 3) clipped to ``[start, end)``."""
         return self._runs.cut(start, end)
 
+    def any(self, start: int, end: int) -> bool:
+        """Whether anything of ``[start, end)`` is there."""
+        return self._runs.any(start, end)
+
     def counts(self, zones: int, start: int = 0, end: int = np.iinfo(np.int64).max) -> Int64s:
         """Folios of ``[start, end)`` in each zone, int64 (zones,)."""
         out = np.zeros(zones, np.int64)

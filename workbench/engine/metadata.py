@@ -395,8 +395,8 @@ class Metadata:
             shift = lowest + XA_CHUNK_SHIFT * level
             low, high = first >> shift, ((last - 1) >> shift) + 1
             if present is not None and low < high:
-                low += _holds(present, low << shift, (low + 1) << shift)
-                high -= low < high and _holds(present, (high - 1) << shift, high << shift)
+                low += present.any(low << shift, (low + 1) << shift)
+                high -= low < high and present.any((high - 1) << shift, high << shift)
             if low < high:
                 freed += map_.erase(low, high, self.system.nodes)
         if not freed.any():
@@ -705,11 +705,6 @@ def _missing_nodes(maps: list[FileMap], lowest: int, first: int, last: int) -> l
             missing = np.concatenate((np.array([[0, 1]], np.int64), missing))
         out.append(missing)
     return out
-
-
-def _holds(present: FileMap, low: int, high: int) -> bool:
-    """Whether anything of [low, high) is there."""
-    return len(present.cut(low, high)) > 0
 
 
 def _outside(intervals: Int64s, end: int) -> Int64s:

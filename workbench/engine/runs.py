@@ -64,6 +64,11 @@ class Runs:
             kernels.cut(self._table, start, end, out)
         return out[:count]
 
+    def any(self, start: int, end: int) -> bool:
+        """Whether a run holds a page of ``[start, end)``."""
+        page = int(kernels.next_page(self._table, start))
+        return 0 <= page < end
+
     def gaps(self, start: int, end: int) -> Int64s:
         """What of ``[start, end)`` no run holds, as intervals int64 (n, 2)."""
         if self._table is _NOTHING and start < end:
