@@ -24,6 +24,7 @@ MAX_NUMBER = 40
 # The C parser is some ten times faster, which a scenario of a thousand ranges feels.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
+_NODES = {yaml.ScalarEvent: "single value", yaml.MappingStartEvent: "mapping", yaml.SequenceStartEvent: "list"}
 _TAGS = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {"!"}
 
 
@@ -32,7 +33,7 @@ class _Scalars(_Base):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__("")
-        self._known: dict[tuple[str, str], object] = {}
+        self._known: dict[Any, object] = {}
 
     def value(self, event: Any) -> object:
         """The scalar as Python has it; equal ones are made once."""
@@ -121,7 +122,8 @@ class _Open:
         else:
             if isinstance(value, (dict, list)):
                 raise yaml.constructor.ConstructorError(None, None, "a key is no text", mark)
-            line, name = mark.line + 1, str(value)  # 0, 0x0 and '0' name one thing
+            line = mark.line + 1
+            name = value if type(value) is str else str(value)  # 0, 0x0 and '0' name one thing
             if name in self.lines:
                 twice = f"{(written or name)[:40]!r} is there twice, in lines {self.lines[name]} and {line}"
                 raise yaml.constructor.ConstructorError(None, None, twice, mark)
@@ -136,43 +138,45 @@ def _build(text: str, field: str) -> Any:
     open_: list[_Open] = []
     anchors: dict[str, Any] = {}
     aliases = documents = 0
+    into: _Open | None = None
     events: Iterable[Any] = yaml.parse(text, Loader=_Base)
     for event in events:
         kind = type(event)
-        tag = getattr(event, "tag", None)
-        if tag is not None and tag not in _TAGS:
-            line = event.start_mark.line + 1
-            raise WorkbenchError(f"{field}: line {line}: tag {ascii(tag)[:60]} is not read; write plain values")
+        written = ""
         if kind is yaml.ScalarEvent:
+            written, mark = event.value, event.start_mark
+            if event.tag is not None:
+                _check_tag(event, field)
             value = scalars.value(event)
+            if event.anchor is not None:
+                _name(anchors, event, value)
         elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
-            if tag not in (None, "!", _TAG + ("map" if kind is yaml.MappingStartEvent else "seq")):
-                what = f"the tag {tag} is not for a {'mapping' if kind is yaml.MappingStartEvent else 'list'}"
-                raise yaml.constructor.ConstructorError(None, None, what, event.start_mark)
-            open_.append(_Open(event))
+            if event.tag is not None:
+                _check_tag(event, field)
+            if event.anchor is not None:
+                _name(anchors, event, None)
+            into = _Open(event)
+            open_.append(into)
             if len(open_) > MAX_DEPTH:
                 raise WorkbenchError(f"{field}: nested deeper than {MAX_DEPTH}; such YAML is not read")
-            _name(anchors, event, None)
             continue
         elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
             done = open_.pop()
-            value = done.made
+            value, mark = done.made, done.mark
             if done.anchor is not None:
                 anchors[done.anchor] = value
-            (open_[-1].put(value, done.mark) if open_ else found.append(value))
-            continue
+            into = open_[-1] if open_ else None
         elif kind is yaml.AliasEvent:
             aliases += 1
+            mark = event.start_mark
             if any(event.anchor == one.anchor for one in open_):
-                line = event.start_mark.line + 1
-                raise WorkbenchError(
-                    f"{field}: line {line}: alias {ascii(event.anchor)[:60]} lies inside what it stands for"
-                )
+                shown = ascii(event.anchor)[:60]
+                raise WorkbenchError(f"{field}: line {mark.line + 1}: alias {shown} lies inside what it stands for")
             if aliases > MAX_ALIASES:
                 raise WorkbenchError(f"{field}: more than {MAX_ALIASES} aliases; such YAML is not read")
             if event.anchor not in anchors:
                 what = f"found undefined alias {ascii(event.anchor)[:60]}"
-                raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+                raise yaml.composer.ComposerError(None, None, what, mark)
             value = anchors[event.anchor]
         else:
             documents += kind is yaml.DocumentStartEvent
@@ -180,17 +184,27 @@ def _build(text: str, field: str) -> Any:
                 what = "expected a single document in the stream"
                 raise yaml.composer.ComposerError(None, None, what, event.start_mark)
             continue
-        written = ""
-        if kind is yaml.ScalarEvent:
-            written = event.value
-            _name(anchors, event, value)
-        (open_[-1].put(value, event.start_mark, written) if open_ else found.append(value))
+        if into is None:
+            found.append(value)
+        else:
+            into.put(value, mark, written)
     return found[0] if found else None
 
 
+def _check_tag(event: Any, field: str) -> None:
+    """A tag that stands in the text is of what JSON has, and of this kind of node."""
+    if event.tag not in _TAGS:
+        line = event.start_mark.line + 1
+        raise WorkbenchError(f"{field}: line {line}: tag {ascii(event.tag)[:60]} is not read; write plain values")
+    its_own = {yaml.MappingStartEvent: "map", yaml.SequenceStartEvent: "seq"}.get(type(event))
+    kind = event.tag.removeprefix(_TAG)
+    if event.tag != "!" and (kind in ("map", "seq") or its_own) and kind != its_own:
+        what = f"the tag {event.tag} is not for a {_NODES[type(event)]}"
+        raise yaml.constructor.ConstructorError(None, None, what, event.start_mark)
+
+
 def _name(anchors: dict[str, Any], event: Any, value: object) -> None:
-    if event.anchor is not None:
-        if event.anchor in anchors:
-            what = f"found duplicate anchor {ascii(event.anchor)[:60]}"
-            raise yaml.composer.ComposerError(None, None, what, event.start_mark)
-        anchors[event.anchor] = value
+    if event.anchor in anchors:
+        what = f"found duplicate anchor {ascii(event.anchor)[:60]}"
+        raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+    anchors[event.anchor] = value
