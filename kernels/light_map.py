@@ -177,7 +177,7 @@ class LightState(NamedTuple):
     pin_heads: np.ndarray
     """int64 (rows,), rows a power of two: first row of ``pins`` for the pages of each hash, -1: none."""
     poison: np.ndarray
-    """int64 (rows,), poisoned pages."""
+    """int64 (rows,), poisoned pages, ascending."""
     options: np.ndarray
     counts: np.ndarray
     scratch: np.ndarray
@@ -425,10 +425,11 @@ def _first_referenced(s: LightState, first: Int, end: Int) -> Int:
             page = s.pins[row, PIN_PAGE]
             if s.pins[row, PIN_PFN] < 0 and first <= page < found and test_bit(s.shared, page):
                 found = page
-    for row in range(s.counts[N_POISONED]):
-        page = s.poison[row]
-        if first <= page < found and test_bit(s.shared, page):
-            found = page
+    row = _poison_row(s, first)
+    while row < s.counts[N_POISONED] and s.poison[row] < found:
+        if test_bit(s.shared, s.poison[row]):
+            found = s.poison[row]
+        row += 1
     return found if found < end else -1
 
 
@@ -694,11 +695,22 @@ def _populate(s: LightState, page: Int, node: Int) -> Int:
 
 
 @kernel
+def _poison_row(s: LightState, page: Int) -> Int:
+    """Row of the first poisoned page at ``page`` or beyond."""
+    low, high = np.int64(0), s.counts[N_POISONED]
+    while low < high:
+        middle = (low + high) >> 1
+        if s.poison[middle] < page:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
 def _poisoned(s: LightState, page: Int) -> bool:
-    for row in range(s.counts[N_POISONED]):
-        if s.poison[row] == page:
-            return True
-    return False
+    row = _poison_row(s, page)
+    return bool(row < s.counts[N_POISONED] and s.poison[row] == page)
 
 
 @kernel
@@ -855,11 +867,14 @@ def _poison(s: LightState, offset: Int) -> Int:
     page = offset >> 12
     if offset < 0 or page >= s.options[PAGES] or not _present(s, page):
         return ENOENT
-    if _poisoned(s, page):
+    at = _poison_row(s, page)
+    if at < s.counts[N_POISONED] and s.poison[at] == page:
         return 0
     if s.counts[N_POISONED] == s.poison.shape[0]:
         return _lacks(s, _LACKS_POISON)
-    s.poison[s.counts[N_POISONED]] = page
+    for row in range(s.counts[N_POISONED], at, -1):
+        s.poison[row] = s.poison[row - 1]
+    s.poison[at] = page
     s.counts[N_POISONED] += 1
     s.counts[N_INVALIDATIONS] += 1
     s.counts[N_INVALIDATED] += 4096
@@ -903,15 +918,12 @@ def _punch(s: LightState, offset: Int, length: Int) -> Int:
 
 @kernel
 def _free_unit(s: LightState, unit: Int, first: Int, end: Int) -> None:
-    poisoned = False
-    row = 0
-    while row < s.counts[N_POISONED]:
-        if first <= s.poison[row] < end:
-            s.counts[N_POISONED] -= 1
-            s.poison[row] = s.poison[s.counts[N_POISONED]]
-            poisoned = True
-        else:
-            row += 1
+    low, high = _poison_row(s, first), _poison_row(s, end)
+    poisoned = low < high
+    if poisoned:
+        for row in range(high, s.counts[N_POISONED]):
+            s.poison[row - high + low] = s.poison[row]
+        s.counts[N_POISONED] -= high - low
     _count_mappings(s, unit, -1)
     pfn, node = s.unit_pfn[unit], np.int64(s.unit_node[unit])
     withheld = _withhold_pinned(s, first, end, pfn, np.int64(-1) if poisoned else node)

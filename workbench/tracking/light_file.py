@@ -174,7 +174,7 @@ class LightFile(TrackedFile):
 
     def poisoned(self) -> Int64s:
         """Poisoned pages."""
-        return np.sort(self.state.poison[: int(self.state.counts[light_map.N_POISONED])])
+        return self.state.poison[: int(self.state.counts[light_map.N_POISONED])].copy()
 
     def extents(self) -> Int64s:
         """Extents of the private map as stored, int64 (n, 3): first page, pages, pfn."""
