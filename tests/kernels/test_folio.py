@@ -93,8 +93,9 @@ def check_counters(file: Fast):
     assert file.count("present_pages") == 512 * np.sum(state.level >= fast.SPLIT) + base
     assert file.count("vmemmap_taken") == state.taken.sum() and file.count("vmemmap_freed") == state.freed.sum()
     rows = state.references.sum(axis=1, dtype=np.int64)
-    np.testing.assert_array_equal(rows[:, 0] + rows[:, 1], state.reference_total[:, 0])
-    assert rows[:, 2].sum() == file.count("orphaned_pins")
+    held = rows[:, [fast.TRANSIENT, fast.LONG_TERM, fast.DEVICE]].sum(axis=1)
+    np.testing.assert_array_equal(held, state.reference_total[:, 0])
+    assert rows[:, [fast.ORPHAN, fast.DEVICE_ORPHAN]].sum() == file.count("orphaned_pins")
     whole = state.whole_1g.astype(bool)
     huge_2m = (state.level != fast.NONE) & (state.level != fast.BASE) & ~np.repeat(whole, 512)
     waiting = np.sum(huge_2m & (state.level == fast.LEFT)) + np.sum(whole & (state.level[::512] == fast.LEFT))
