@@ -509,7 +509,9 @@ class Machine(RuleBasedStateMachine):
             return file.state.unit_pfn >= 0, file.state.unit_node
         assert isinstance(file, ConversionFile)
         if design == "filemap" or self.order == 0:
-            bits = np.unpackbits(file.state.present.view(np.uint8), bitorder="little")[: self.pages].astype(bool)
+            bits = np.unpackbits(file.state.present.astype("<u8").view(np.uint8), bitorder="little")[
+                : self.pages
+            ].astype(bool)
             units = bits.reshape(-1, self.unit)
             assert (units.all(axis=1) == units.any(axis=1)).all()
             return units.all(axis=1), file.state.node[: len(units)] if self.order else None

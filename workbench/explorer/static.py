@@ -116,7 +116,7 @@ def _bars(nodes: Sequence[dict[str, Any]], y: float, compare: bool) -> list[str]
 def body(run: ShownRun | None, pinned: ShownRun | None = None) -> str:
     """Picture and table as an HTML fragment."""
     if run is None:
-        return "<p>The explorer has no result yet.</p>"
+        return '<p class="wb-static">The explorer has no result yet.</p>'
     caption = html.escape(f"{run.scenario.name}. {pictures.summary(run.dataset)}")
     table = pictures.nodes_table(run, pinned) + (pictures.differences(run, pinned) if pinned else "")
     figure = f'<figure style="margin:0">{picture(run, pinned)}<figcaption>{caption}</figcaption></figure>'

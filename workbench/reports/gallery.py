@@ -115,7 +115,7 @@ def columns_of(entries: list[FoundReport]) -> tuple[dict[str, str], list[str]]:
 
 def check_replaceable(out: Path, force: bool) -> None:
     """Whether a gallery may be written here: nothing is there, or a gallery. Raises WorkbenchError if not."""
-    if out.suffix.lower() not in (".html", ".htm"):
+    if out.suffix.lower() not in (".html", ".htm") and not out.is_dir():
         raise WorkbenchError(f"out: {out.name!a} must end in .html")
     replacing.check(out, lambda path: replacing.begins(path, MARK.encode()), "gallery", force=force, field="out")
 

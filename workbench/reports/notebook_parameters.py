@@ -231,9 +231,14 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     import nbformat
 
     try:
-        return nbformat.reads(read_file(path, NOTEBOOK_BYTES, "notebook").decode("utf-8"), as_version=4)
+        notebook = nbformat.reads(read_file(path, NOTEBOOK_BYTES, "notebook").decode("utf-8"), as_version=4)
     except WorkbenchError:
         raise
     except Exception as error:  # nbformat raises many kinds for what is not a notebook
         line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({line})") from error
+    for number, cell in enumerate(notebook.cells):  # nbformat says of what lacks only that it lacks
+        for name, kind in (("cell_type", str), ("source", str), ("metadata", dict)):
+            if not isinstance(cell.get(name), kind):
+                raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook (cell {number} has no {name})")
+    return notebook

@@ -463,7 +463,7 @@ def check_replaceable(out: Path, force: bool) -> None:
     """Whether a report may be written here: nothing is there, or a report. Raises WorkbenchError if not."""
     from workbench import replacing
 
-    if out.suffix.lower() not in (".html", ".htm"):
+    if out.suffix.lower() not in (".html", ".htm") and not out.is_dir():
         raise WorkbenchError(f"out: {out.name!a} must end in .html")
     replacing.check(out, _is_report, "report", force=force, field="out")
 
