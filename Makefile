@@ -41,7 +41,7 @@ demo: env
 # that it starts, so that three at once fill two cores.
 test: env lint test-kernels
 	+$(MAKE) --no-print-directory -j 2 --output-sync docs test-browser
-	$(PYTEST) -n 3 --dist worksteal tests --ignore=tests/kernels --ignore=tests/e2e
+	WORKBENCH_SITE=$(CURDIR)/out/docs $(PYTEST) -n 3 --dist worksteal tests --ignore=tests/kernels --ignore=tests/e2e
 
 test-browser: env
 	$(PYTEST) tests/e2e

@@ -1,14 +1,18 @@
-"""How much to test: kernels run as plain Python are some hundred times slower, so fewer cases go through them."""
+"""How much to test: kernels run as plain Python are some hundred times slower, so fewer cases go through them.
+
+Where every index is checked the same code is run a second time, on every other random case.
+"""
 
 from __future__ import annotations
 
 import os
 
 JIT_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+INDICES_CHECKED = os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
 
 
 def examples(count: int, *, without_jit: int | None = None) -> int:
-    """``count`` random cases when kernels are compiled, a tenth (or ``without_jit``) when they are plain Python."""
+    """``count`` random cases when kernels are compiled, half with indices checked, a tenth (or ``without_jit``) as Python."""
     if not JIT_DISABLED:
-        return count
+        return max(1, count // 2) if INDICES_CHECKED else count
     return max(1, count // 10) if without_jit is None else without_jit

@@ -136,6 +136,8 @@ def _shown(cell: NotebookNode) -> NotebookNode:
                 "widget" not in mime and "vnd" not in mime}  # fmt: skip
         if "text/html" in data and "<script" in str(data["text/html"]):
             data.pop("text/html")
+        if "text/html" in data:  # a wide table scrolls, by keys too
+            data["text/html"] = str(data["text/html"]).replace("<table", '<table tabindex="0"')
         if data:
             outputs.append(new_output("display_data", data=data, metadata={}))
     tags = ["hide-input"] if len(cell.source.splitlines()) > 8 else []
