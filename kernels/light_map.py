@@ -425,11 +425,11 @@ def _first_referenced(s: LightState, first: Int, end: Int) -> Int:
             page = s.pins[row, PIN_PAGE]
             if s.pins[row, PIN_PFN] < 0 and first <= page < found and test_bit(s.shared, page):
                 found = page
-    row = _poison_row(s, first)
-    while row < s.counts[N_POISONED] and s.poison[row] < found:
-        if test_bit(s.shared, s.poison[row]):
-            found = s.poison[row]
-        row += 1
+    at = _poison_row(s, first)
+    while at < s.counts[N_POISONED] and s.poison[at] < found:
+        if test_bit(s.shared, s.poison[at]):
+            found = s.poison[at]
+        at += 1
     return found if found < end else -1
 
 

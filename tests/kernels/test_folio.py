@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from reference import folio as slow
 from reference.folio_kinds import BuddyFile, SmallFile
+from reference.scale import INDICES_CHECKED
 from workbench.kernels.folios import run as fast
 
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
@@ -345,6 +346,8 @@ def test_agrees_with_reference(machine, examples, steps):
         examples *= 20
     if INTERPRETED:
         examples = max(3, examples // 3)
+    elif INDICES_CHECKED:
+        examples = max(2, examples // 2)
     run_state_machine_as_test(machine, settings=settings(chosen, max_examples=examples, stateful_step_count=steps))
 
 
