@@ -91,7 +91,7 @@ def judge(mutant: Mutant, directory: Path) -> str:
         path.write_text(original, encoding="utf-8")
     if done.returncode == 0:
         return f"it lives: {' '.join(mutant.tests)} passed"
-    if done.returncode != 1:  # no test failed: none ran
+    if done.returncode not in (1, 2):  # 2: a module could not be collected; else none ran
         return f"pytest ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
     return ""
 
