@@ -37,18 +37,16 @@ class _Scalars(_Base):  # type: ignore[misc]
 
     def value(self, event: Any) -> object:
         """The scalar as Python has it; equal ones are made once."""
+        key = (event.value, event.tag, event.implicit)
+        if key in self._known:
+            return self._known[key]
         tag = event.tag
         if tag is None or tag == "!":
             tag = self.resolve(yaml.ScalarNode, event.value, event.implicit)
-        elif tag in (_TAG + "map", _TAG + "seq"):
-            what = f"the tag {tag} is not for a single value"
-            raise yaml.constructor.ConstructorError(None, None, what, event.start_mark)
-        key = (tag, event.value)
-        if key not in self._known:
-            self._known[key] = self.construct_object(
-                yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
-            )
-        return self._known[key]
+        node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
+        made: object = self.construct_object(node)
+        self._known[key] = made
+        return made
 
     def number(self, node: yaml.ScalarNode) -> int | float:
         """``!!int`` or ``!!float``, of no more digits than anything has."""
