@@ -66,7 +66,7 @@ def test_memory_that_lies_elsewhere_is_refused(monkeypatch):
     monkeypatch.setattr(measure.Buffer, "nodes", lambda self, samples=64: {3})
     with pytest.raises(OSError, match="node 1 lie on"):
         measure.bound_buffer(2 << 20, 1, alone=False)
-    report = measure.Report()
+    report = measure.NotMeasured()
     assert measure._pair([CPU], 0, 1, False, 2 << 20, 0.0, report) == {}
     assert report.missing == ["CPUs of node 0, memory of node 1: pages asked for on node 1 lie on [3]"]
 
@@ -74,7 +74,7 @@ def test_memory_that_lies_elsewhere_is_refused(monkeypatch):
         raise OSError(1, "mbind: EPERM")
 
     monkeypatch.setattr(measure.Buffer, "_bind", refused)
-    report = measure.Report()
+    report = measure.NotMeasured()
     assert measure._pair([CPU], 0, 1, False, 2 << 20, 0.0, report) == {}
     assert report.missing == ["CPUs of node 0, memory of node 1: mbind: EPERM"]
 

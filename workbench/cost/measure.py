@@ -58,7 +58,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Figure:
+class MeasuredFigure:
     """Median of repeated measurements, relative spread (scaled median absolute deviation), and how many there were."""
 
     value: float
@@ -67,13 +67,13 @@ class Figure:
 
 
 @dataclass
-class Report:
+class NotMeasured:
     """What was not measured, and why."""
 
     missing: list[str] = field(default_factory=list)
 
 
-def repeated(once: Callable[[], float], until: float) -> Figure:
+def repeated(once: Callable[[], float], until: float) -> MeasuredFigure:
     """Repeat a measurement until it is steady or the time is up, at least :data:`REPEATS`[0] times."""
     values: list[float] = []
     while True:
@@ -82,7 +82,7 @@ def repeated(once: Callable[[], float], until: float) -> Figure:
         spread = 1.4826 * float(np.median(np.abs(np.array(values) - middle))) / middle if middle else 0.0
         enough = len(values) >= REPEATS[0] and (spread <= STEADY or time.monotonic() >= until)
         if enough or len(values) >= REPEATS[1]:
-            return Figure(middle, spread, len(values))
+            return MeasuredFigure(middle, spread, len(values))
 
 
 # --------------------------------------------------------------------------------------------- memory and CPUs
@@ -322,7 +322,7 @@ def measure(
         raise WorkbenchError("measure: this process may run on no CPU of the machine's nodes")
     size = _buffer_bytes(buffer_bytes, max(len(mine) for mine in cpus.values()), targets)
     told = progress or (lambda label, part: None)
-    report = Report()
+    report = NotMeasured()
     for node in host.nodes:
         if node.cpus and not cpus[node.id]:
             report.missing.append(f"node {node.id}: this process may not run on its CPUs")
@@ -385,7 +385,7 @@ def _warm_up() -> None:
 
 
 def _pair(
-    cpus: Sequence[int], source: int, target: int, alone: bool, size: int, until: float, report: Report
+    cpus: Sequence[int], source: int, target: int, alone: bool, size: int, until: float, report: NotMeasured
 ) -> dict[str, Any]:
     """Idle latency and curves of one pair of nodes."""
     where = f"CPUs of node {source}, memory of node {target}"
@@ -426,7 +426,7 @@ def _pair(
 
 
 def _curves(
-    buffers: Sequence[Buffer], cpus: Sequence[int], idle: float, until: float, where: str, report: Report
+    buffers: Sequence[Buffer], cpus: Sequence[int], idle: float, until: float, where: str, report: NotMeasured
 ) -> dict[float, list[tuple[float, float]]]:
     """Points (MB/s, ns) by share of reads: one CPU chases, the others stream with shorter and shorter pauses."""
     found: dict[float, list[tuple[float, float]]] = {}
@@ -463,7 +463,7 @@ def _curves(
 
 
 def _cores(
-    cpus: Sequence[int], size: int, memories: Sequence[dict[str, Any]], until: float, report: Report
+    cpus: Sequence[int], size: int, memories: Sequence[dict[str, Any]], until: float, report: NotMeasured
 ) -> dict[str, Any]:
     """What one core and 1, 2, 4, ... cores of the first node pull from memory, in lines in flight and MB/s."""
     from workbench.kernels import measure as loops
@@ -482,7 +482,7 @@ def _cores(
                 return 1000.0 * steps * LINE / (time.thread_time_ns() - begin)
 
             random = repeated(random_reads, until)
-        ramp: dict[int, Figure] = {}
+        ramp: dict[int, MeasuredFigure] = {}
         count = 1
         while count <= len(cpus):
             load = Load(buffers[:count], cpus[:count], 0, 0)
@@ -517,7 +517,7 @@ def _cores(
     }
 
 
-def _first_touch(cpu: int, until: float, report: Report) -> dict[str, float]:
+def _first_touch(cpu: int, until: float, report: NotMeasured) -> dict[str, float]:
     """ns per 4 KiB of making fresh memory present, by page size: a fault, clearing, and the mapping."""
     from workbench.kernels import measure as loops
 

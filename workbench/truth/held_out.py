@@ -236,7 +236,7 @@ def is_estimate(of_class: profiles.MachineClass, cost: Cost) -> bool:
 
 
 @dataclass(frozen=True)
-class Summary:
+class HeldOutSummary:
     """One question: values, median and worst deviation in per cent, how many lie in their range and how wide that is."""
 
     question: Question
@@ -252,7 +252,7 @@ class Summary:
         return self.median <= self.question.goal
 
 
-def summaries(rows: Sequence[HeldOut]) -> list[Summary]:
+def summaries(rows: Sequence[HeldOut]) -> list[HeldOutSummary]:
     """How each question was answered."""
     out = []
     for question in QUESTIONS:
@@ -260,5 +260,5 @@ def summaries(rows: Sequence[HeldOut]) -> list[Summary]:
         off = np.abs([row.deviation for row in mine])
         width = float(np.median([row.high / row.low for row in mine]))
         inside = sum(row.inside for row in mine)
-        out.append(Summary(question, len(mine), float(np.median(off)), float(off.max()), inside, width))
+        out.append(HeldOutSummary(question, len(mine), float(np.median(off)), float(off.max()), inside, width))
     return out
