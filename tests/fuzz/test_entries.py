@@ -5,6 +5,7 @@ Each target begins with the files of its folder in ``corpus/``, or with a store 
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -31,6 +32,33 @@ from workbench.tracking import traces
 from workbench.truth import published
 
 CORPUS = Path(__file__).parent / "corpus"
+SMALL = CORPUS / "notebook" / "small.ipynb"
+TABLE = "<style>.a { color: red }</style><table><tr><td style='color: red'>1</td></tr></table>"
+SHOWN: list[dict[str, str]] = [
+    {"text/html": TABLE, "text/plain": "1"},
+    {"image/png": "iVBORw0KGgo="},
+    {"image/svg+xml": "<svg viewBox='0 0 1 1'><path d='M0 0'/></svg>"},
+    {"text/markdown": "*x* <i>y</i>", "text/latex": "$y$"},
+]
+FIGURE = {"workbench": {"figure": {"width": 10, "caption": "A figure.", "basis": "counted"}}}
+OUTPUTS: list[dict[str, Any]] = [
+    {"output_type": "stream", "name": "stdout", "text": "\x1b[31mred\x1b[0m\n10%\r20%"},
+    *(
+        {"output_type": "display_data", "metadata": FIGURE if "image/png" in data else {}, "data": data}
+        for data in SHOWN
+    ),
+    {"output_type": "error", "ename": "E", "evalue": "v", "traceback": ["\x1b[1mx"]},
+]
+"""Outputs of every kind for the last cell of a notebook: in git it has none."""
+
+
+def seed_of(path: Path) -> bytes:
+    """A file of the corpus as a target begins with it."""
+    if path.suffix != ".ipynb":
+        return path.read_bytes()
+    book = json.loads(path.read_bytes())
+    book["cells"][-1]["outputs"] = OUTPUTS
+    return json.dumps(book).encode()
 
 
 def notebook(path: Path) -> None:
@@ -68,9 +96,16 @@ def test_every_folder_of_the_corpus_has_a_target() -> None:
     assert {path.name for path in CORPUS.iterdir()} == set(ENTRIES)
 
 
+def test_notebooks_of_the_corpus_are_clean() -> None:
+    for path in CORPUS.rglob("*.ipynb"):
+        assert not any(
+            cell.get("outputs") or cell.get("execution_count") for cell in json.loads(path.read_bytes())["cells"]
+        )
+
+
 @pytest.mark.parametrize(("entry", "path"), SEEDS, ids=[f"{entry}-{path.name}" for entry, path in SEEDS])
 def test_damaged_files(entry: str, path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    content, place = path.read_bytes(), tmp_path_factory.mktemp(entry) / path.name
+    content, place = seed_of(path), tmp_path_factory.mktemp(entry) / path.name
 
     @settings(max_examples=EXAMPLES)
     @given(seed=st.integers(0, 1 << 40))
@@ -78,7 +113,7 @@ def test_damaged_files(entry: str, path: Path, tmp_path_factory: pytest.TempPath
         place.write_bytes(damaged(content, seed))
         answers(lambda: ENTRIES[entry](place), place.read_bytes())
 
-    shutil.copyfile(CORPUS / "notebook" / "outputs.ipynb", place.with_name("outputs.ipynb"))  # that jobs name
+    shutil.copyfile(SMALL, place.with_name(SMALL.name))  # that jobs name
     place.write_bytes(content)
     answers(lambda: ENTRIES[entry](place), content)
     damage()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,19 +57,23 @@ HOSTS = [
 MACHINES = [(path.name, path.read_bytes()) for path in sorted((HERE.parent / "vmconfig/cases").iterdir())]
 
 
-@pytest.mark.parametrize(("name", "content"), HOSTS, ids=[name for name, _ in HOSTS])
-@settings(max_examples=EXAMPLES)
-@given(seed=st.integers(0, 1 << 40))
-def test_damaged_hosts(name: str, content: bytes, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
-    path = tmp_path_factory.getbasetemp() / name
-    path.write_bytes(damaged(content, seed))
-    answers(lambda: Host.from_mapping(readers.read(path)), path.read_bytes())
+def host(path: Path) -> None:
+    Host.from_mapping(readers.read(path))
 
 
-@pytest.mark.parametrize(("name", "content"), MACHINES, ids=[name for name, _ in MACHINES])
+def configuration(path: Path) -> None:
+    scenario_of(read(path, [0, 1]), HOST)
+
+
+TARGETS = [*((host, *seed) for seed in HOSTS), *((configuration, *seed) for seed in MACHINES)]
+
+
+@pytest.mark.parametrize(("reader", "name", "content"), TARGETS, ids=[name for _, name, _ in TARGETS])
 @settings(max_examples=EXAMPLES)
 @given(seed=st.integers(0, 1 << 40))
-def test_damaged_configurations(name: str, content: bytes, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+def test_damaged_files(
+    reader: Callable[[Path], None], name: str, content: bytes, tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(damaged(content, seed))
-    answers(lambda: scenario_of(read(path, [0, 1]), HOST), path.read_bytes())
+    answers(lambda: reader(path), path.read_bytes())

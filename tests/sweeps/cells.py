@@ -10,6 +10,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+SMALL_BASE = """\
+base:
+  name: small
+  host: epyc1-naples-2s
+  operations: [{op: create}, {op: mmap}, {op: mbind, mode: bind, nodes: "0"}, {op: fallocate}]
+"""
+"""Of a grid as a file has it."""
 BASE = {"name": "base", "host": "two", "guest": {"memory": 64}}
 
 

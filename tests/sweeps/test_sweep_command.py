@@ -12,20 +12,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sweeps.cells import SMALL_BASE
 
 from workbench.sweeps.grid import Grid
 from workbench.sweeps.store import PENDING, read_store
 
 ROOT = Path(__file__).resolve().parents[2]
 GRIDS = sorted((ROOT / "datasets" / "sweeps").glob("*.yaml"))
-SMALL = """\
-base:
-  name: small
-  host: epyc1-naples-2s
-  operations: [{op: create}, {op: mmap}, {op: mbind, mode: bind, nodes: "0"}, {op: fallocate}]
-axes:
+SMALL = f"""\
+{SMALL_BASE}axes:
   guest.memory: [1 MiB, 2 MiB]
-  nodes: {field: operations.2.nodes, values: ["0", "3", "9"]}
+  nodes: {{field: operations.2.nodes, values: ["0", "3", "9"]}}
 """
 
 

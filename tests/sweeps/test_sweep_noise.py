@@ -10,14 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from sweeps.cells import SMALL_BASE
 
-GRID = """\
-base:
-  name: small
-  host: epyc1-naples-2s
-  operations: [{op: create}, {op: mmap}, {op: mbind, mode: bind, nodes: "0"}, {op: fallocate}]
-axes:
-  guest.memory: {range: [1 MiB, 40 MiB, 1 MiB]}
+GRID = f"""\
+{SMALL_BASE}axes:
+  guest.memory: {{range: [1 MiB, 40 MiB, 1 MiB]}}
 chunk: 8
 """
 INTERRUPT = """\

@@ -507,7 +507,8 @@ def _connected(client: Client | None, scheduler: str | None, workers: int | None
     from distributed import Client as DaskClient
     from distributed import LocalCluster
 
-    for name in ("distributed", "bokeh"):
+    # Those below "distributed" have levels of their own (distributed/config.py).
+    for name in ("distributed", "distributed.client", "distributed.gc", "tornado.application", "bokeh"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is not None:
         try:
