@@ -147,12 +147,12 @@ def _build(text: str, field: str) -> Any:
                 _check_tag(event, field)
             value = scalars.value(event)
             if event.anchor is not None:
-                _name(anchors, event, value)
+                _keep_anchor(anchors, event, value)
         elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
             if event.tag is not None:
                 _check_tag(event, field)
             if event.anchor is not None:
-                _name(anchors, event, None)
+                _keep_anchor(anchors, event, None)
             into = _Open(event)
             open_.append(into)
             if len(open_) > MAX_DEPTH:
@@ -201,7 +201,7 @@ def _check_tag(event: Any, field: str) -> None:
         raise yaml.constructor.ConstructorError(None, None, what, event.start_mark)
 
 
-def _name(anchors: dict[str, Any], event: Any, value: object) -> None:
+def _keep_anchor(anchors: dict[str, Any], event: Any, value: object) -> None:
     if event.anchor in anchors:
         what = f"found duplicate anchor {ascii(event.anchor)[:60]}"
         raise yaml.composer.ComposerError(None, None, what, event.start_mark)
