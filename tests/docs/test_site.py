@@ -219,7 +219,10 @@ def stand_in_for_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, n_workers: int = 1, threads_per_worker: int = 1) -> None:
             STARTED.append(type(self).__name__)
             super().__init__(
-                n_workers=n_workers, threads_per_worker=threads_per_worker, processes=False, dashboard_address=None
+                n_workers=n_workers,
+                threads_per_worker=threads_per_worker,
+                processes=False,
+                dashboard_address="127.0.0.1:0",
             )
 
     class SLURMCluster(LocalCluster):

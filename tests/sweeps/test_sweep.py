@@ -370,7 +370,7 @@ def test_a_cluster_object_as_batch_systems_have_it(tmp_path, undisturbed):
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         sweep(grid(40), client, out=tmp_path / "cluster.zarr", run=run)
@@ -386,7 +386,7 @@ def test_workers_of_another_version_are_one_line(tmp_path, monkeypatch):
     answers = iter([{**here, "numpy": "1.0"}])  # the driver asks first; workers of this process answer after it
     monkeypatch.setattr(sweeps, "versions_here", lambda: next(answers, here))
     with (
-        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         pytest.raises(WorkbenchError, match=r"worker \S+ has numpy \S+ \(here 1\.0\); install") as caught,
     ):
         sweep(grid(), out=tmp_path / "s.zarr", run=run, scheduler=cluster.scheduler_address)
