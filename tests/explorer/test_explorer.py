@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import threading
 import zipfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -359,6 +361,32 @@ def test_compare(explorer: Explorer) -> None:
     assert [node["id"] for node in explorer.space.frame["nodes"]] == list(range(8))
     explorer.unpin.click()
     assert explorer.space.frame["compare"] is False
+
+
+def test_a_view_that_is_slowly_drawn_does_not_replace_a_newer_one(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comparing takes a while; an edit meanwhile is drawn by the run's thread, and must be what stays."""
+    drawing, drawn = threading.Event(), threading.Event()
+    differences = pictures.differences
+
+    def slow_at_first(*arguments: Any) -> str:
+        text = differences(*arguments)
+        if not drawing.is_set():
+            drawing.set()
+            drawn.wait(1)
+        return text
+
+    monkeypatch.setattr(pictures, "differences", slow_at_first)
+    explorer.pin.click()
+    opening = threading.Thread(target=lambda: setattr(explorer.tabs, "selected_index", 4))
+    opening.start()
+    assert drawing.wait(20)
+    explorer.policy.mode.value = "local"
+    explorer.controller.wait()
+    drawn.set()
+    opening.join()
+    assert "guest.policies.0.mode" in explorer.compare.value
 
 
 def test_every_view_of_every_kind_of_run(explorer: Explorer) -> None:

@@ -475,9 +475,11 @@ class Explorer:
         name = VIEWS[self.tabs.selected_index or 0]
         if name in export.FIGURES:  # what was looked at last is what is exported first
             self.figure.value = name
-        self._tab_opened()
+        with self._lock:
+            self._tab_opened()
 
     def _tab_opened(self) -> None:
+        """Draw the view that is open, if it is not drawn yet. Under the lock: who draws an older run ends first."""
         index = self.tabs.selected_index or 0
         run = self.shown
         if index not in self._stale or run is None:
@@ -518,8 +520,9 @@ class Explorer:
             self.ranking.value = "The settings have changed since: rank the policies again."
 
     def _again(self, *names: str) -> None:
-        self._stale.update(VIEWS.index(name) for name in names)
-        self._tab_opened()
+        with self._lock:
+            self._stale.update(VIEWS.index(name) for name in names)
+            self._tab_opened()
 
     # ------------------------------------------------------------------------------------------------- gestures
 
@@ -562,20 +565,20 @@ class Explorer:
             self.policy.move_range(index, start, end)
 
     def _range_chosen(self, index: int) -> None:
-        if index != self.policy.selected and 0 <= index < len(self.controller.scenario.guest.policies):
-            self.policy.select(index)
+        with self._lock:
+            if index != self.policy.selected and 0 <= index < len(self.controller.scenario.guest.policies):
+                self.policy.select(index)
 
     def _time_moved(self) -> None:
-        run = self.controller.run
-        if run is None or self._moving:
-            return
-        if self.time.value >= self.time.max:
+        with self._lock:
+            run = self.controller.run
+            if run is None or self._moving:
+                return
+            if self.time.value < self.time.max:
+                # What is read from the whole run moves at once; the rest is dimmed until the beginning has been
+                # replayed, which it has been already when the slider comes back to where it stood.
+                self._replay_beginning(run)
             self._notify("pinned")
-            return
-        self._replay_beginning(run)
-        # What is read from the whole run moves at once; the rest is dimmed until the beginning has been replayed,
-        # which it has been already when the slider comes back to where it stood.
-        self._notify("pinned")
 
     def _replay_beginning(self, run: ShownRun) -> None:
         from workbench.engine.generators import expand
@@ -586,9 +589,11 @@ class Explorer:
     # ---------------------------------------------------------------------------------------------------- share
 
     def _show_share(self) -> None:
-        scenario = self.controller.scenario
+        with self._lock:
+            self.share.text = self._share_text(self.controller.scenario, str(self.share_kind.value))
+
+    def _share_text(self, scenario: Scenario, kind: str) -> str:
         text = edits.short_yaml(scenario)
-        kind = self.share_kind.value
         if kind == "Python":
             text = f'import workbench as wb\n\nscenario = wb.Scenario.from_yaml("""\n{text}""")\n'
             text += "result = wb.simulate(scenario)\n"
@@ -598,7 +603,7 @@ class Explorer:
             text = (
                 f"{_heredoc(text)}\npapermill notebooks/{NOTEBOOK}.ipynb explorer-run.ipynb -p scenario scenario.yaml\n"
             )
-        self.share.text = text
+        return text
 
     def _download(self, message: dict[str, Any], widget: Share | None = None) -> None:
         widget = widget or self.share
@@ -653,18 +658,20 @@ class Explorer:
         threading.Thread(target=self._run_ranking, args=arguments, daemon=True).start()
 
     def _run_ranking(self, scenario: Scenario, pattern: str, partitioned: bool) -> None:
+        found = None
         try:
-            self._ranking = ranking.rank(scenario, pattern, partitioned=partitioned)
-            text = ranking.table(self._ranking, scenario)
-            self.rank_files.layout.display = ""
+            found = ranking.rank(scenario, pattern, partitioned=partitioned)
+            text = ranking.table(found, scenario)
         except WorkbenchError as error:
             text = f'<span class="wb-bad" role="alert">{html.escape(str(error))}</span>'
         except Exception as error:  # a fault must show here, not vanish in a thread
             logger.exception("explorer: ranking")
             text = f'<span class="wb-bad" role="alert">{html.escape(f"{type(error).__name__}: {error}")}</span>'
-        self._ranked = scenario
-        self.ranking.value = text
-        self.rank_button.disabled = False
+        with self._lock:
+            self._ranked, self._ranking = scenario, found
+            self.rank_files.layout.display = "" if found is not None else "none"
+            self.ranking.value = text
+            self.rank_button.disabled = False
 
     def _make_report(self) -> None:
         self.report.disabled = True
