@@ -14,6 +14,7 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 import pytest
 
 from workbench import profiles, results
@@ -425,6 +426,13 @@ def test_downloads_hold_the_scenario_and_the_result(explorer: Explorer, tmp_path
 
 def test_figures_and_tables_can_be_taken_along(explorer: Explorer) -> None:
     starts = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}
+    explorer.figure.value = "Compare"
+    for kind in ("figure svg", "table csv"):
+        with pytest.raises(WorkbenchError, match="pin a run as A first"):
+            explorer.file(kind)
+    explorer.pin.click()
+    explorer.policy.mode.value = "bind"
+    explorer.controller.wait()
     # Every figure, and every format; not each in each, which draws all figures three times.
     for view, kind in zip(explorer.figure.options, itertools.cycle(starts)):
         explorer.figure.value = view
@@ -432,6 +440,15 @@ def test_figures_and_tables_can_be_taken_along(explorer: Explorer) -> None:
         assert name.endswith(f"{view.lower().replace(' ', '-')}.{kind}")
         assert content.startswith(starts[kind])
         assert kind != "pdf" or b"/Type3" not in content
+    explorer.figure.value = "Compare"
+    name, content = explorer.file("table csv")
+    table = pd.read_csv(io.BytesIO(content), index_col="quantity")
+    assert name == "small-compare.csv" and table["basis"].value_counts()["modelled"] == 4
+    assert table.loc["guest on node 0"].tolist() == ["B", "exact", str(GIB // 4), str(GIB), 0.75 * GIB]
+    assert table.loc["guest.policies.0.mode", ["basis", "A", "B"]].tolist() == ["setting", "interleave", "bind"]
+    explorer.undo.click()
+    explorer.unpin.click()
+    explorer.controller.wait()
     explorer.figure.value = "Nodes"
     rows = explorer.file("table csv")[1].decode().splitlines()
     assert rows[0].startswith("node,kind,memory (B),guest (B),free (B)")

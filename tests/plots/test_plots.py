@@ -166,8 +166,14 @@ def test_nodes_that_see_the_same_are_one_bar() -> None:
 def test_compare(two_policies: xr.Dataset) -> None:
     figure = plots.compare({"a": two_policies, "b": two_policies})
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
-    with pytest.raises(WorkbenchError, match="different nodes"):
-        plots.compare({"a": two_policies, "b": run("xeon-e5-2680-2s")})
+    # A host of two nodes beside one of eight: the colours of the larger, and a bar of the nodes that are there.
+    small = run("xeon-e5-2680-2s")
+    axes = plots.compare({"a": small, "b": two_policies}).axes[0]
+    colours = plots_common.colours_of(two_policies)
+    bars = [bar for bar in axes.patches if bar.get_width() and bar.get_y() < 0.5]
+    (there,) = np.nonzero(small.pages_per_node.sum("file").values)
+    assert [bar.get_facecolor()[:3] for bar in bars] == [mcolors.to_rgb(colours[node]) for node in there]
+    assert len(plots_common.colours_of_all(run("power9-ac922-6gpu"), two_policies)) > 8  # neither has all of them
     with pytest.raises(WorkbenchError, match="at least one"):
         plots.compare({})
 

@@ -202,7 +202,7 @@ class Explorer:
         )
         self.report_note = w.HTML()
         self.figure = w.Dropdown(
-            options=list(export.FIGURES), description="figure", style={"description_width": "44px"},
+            options=list(export.NAMES), description="figure", style={"description_width": "44px"},
             layout=w.Layout(width="200px"),
         )  # fmt: skip
         self.figure_files = Share(
@@ -235,6 +235,8 @@ class Explorer:
         half = w.Layout(width="50%", min_width="0")
         for chart in (self.host_chart, self.bars_chart):
             chart.layout = half
+        pair = w.HBox([self.host_chart, self.bars_chart])
+        pair.add_class("wb-pair")
         for table in (self.calls, self.dataset, self.compare):
             table.add_class("wb-scroll")
         self.tabs = w.Tab(
@@ -242,10 +244,10 @@ class Explorer:
                 w.VBox(
                     [
                         _aid(
-                            "Left: fill level; nearer nodes have thicker links; a ? marks what is assumed. Right: the guest "
+                            "Boxes: fill level; nearer nodes have thicker links; a ? marks what is assumed. Bars: the guest "
                             "against capacity."
                         ),
-                        w.HBox([self.host_chart, self.bars_chart]),
+                        pair,
                     ]
                 ),
                 w.VBox(
@@ -473,7 +475,7 @@ class Explorer:
 
     def _view_chosen(self) -> None:
         name = VIEWS[self.tabs.selected_index or 0]
-        if name in export.FIGURES:  # what was looked at last is what is exported first
+        if name in export.NAMES:  # what was looked at last is what is exported first
             self.figure.value = name
         with self._lock:
             self._tab_opened()
@@ -633,7 +635,7 @@ class Explorer:
                 raise WorkbenchError("download: there is no result yet")
             view = "Calls" if what == "calls" else str(self.figure.value)
             content = (
-                export.figure(run, view, suffix_)
+                export.figure(run, view, suffix_, self.controller.pinned)
                 if what == "figure"
                 else export.table(run, view, self.controller.pinned, str(self.pattern.value))
             )

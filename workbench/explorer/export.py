@@ -53,6 +53,14 @@ def _topology(dataset: xr.Dataset) -> Figure:
     return topology.topology(dataset)
 
 
+def _compare(dataset: xr.Dataset, pinned: xr.Dataset) -> Figure:
+    from workbench.plots import placement
+
+    return placement.compare({"A (pinned)": pinned, "B": dataset})
+
+
+COMPARE = "Compare"
+"""The view of the pinned run beside the present one: a figure of two Datasets, which :data:`FIGURES` are not."""
 FIGURES: dict[str, Callable[[xr.Dataset], Figure]] = {
     "address space": _map,
     "Nodes": _nodes,
@@ -60,24 +68,35 @@ FIGURES: dict[str, Callable[[xr.Dataset], Figure]] = {
     "Over time": _time,
     "host": _topology,
 }
-"""Figures by the name of the view that shows the same."""
+"""Figures of one run by the name of the view that shows the same."""
+NAMES = (*FIGURES, COMPARE)
+"""All figures that can be asked for."""
 
 
-def figure(run: ShownRun, name: str, kind: str) -> bytes:
-    """The file of a figure of :data:`FIGURES` in a format of :data:`FORMATS`."""
-    if name not in FIGURES or kind not in FORMATS:
-        raise WorkbenchError(f"figure: {name!r} as {kind!r}; there are {', '.join(FIGURES)} as {', '.join(FORMATS)}")
+def figure(run: ShownRun, name: str, kind: str, pinned: ShownRun | None = None) -> bytes:
+    """The file of a figure of :data:`NAMES` in a format of :data:`FORMATS`."""
+    if name not in NAMES or kind not in FORMATS:
+        raise WorkbenchError(f"figure: {name!r} as {kind!r}; there are {', '.join(NAMES)} as {', '.join(FORMATS)}")
     from workbench.plots import common
 
     buffer = io.BytesIO()
     with common.style():
-        FIGURES[name](run.dataset).savefig(buffer, format=kind, bbox_inches="tight", **FORMATS[kind])
+        made = _compare(run.dataset, _a(pinned).dataset) if name == COMPARE else FIGURES[name](run.dataset)
+        made.savefig(buffer, format=kind, bbox_inches="tight", **FORMATS[kind])
     return buffer.getvalue()
 
 
+def _a(pinned: ShownRun | None) -> ShownRun:
+    if pinned is None:
+        raise WorkbenchError(f"{COMPARE}: pin a run as A first")
+    return pinned
+
+
 def table(run: ShownRun, name: str, pinned: ShownRun | None = None, pattern: str = "streaming") -> bytes:
-    """The numbers behind a view as CSV, sizes in bytes: nodes, vCPUs, free memory over time, or the calls."""
-    if name == "vCPUs":
+    """The numbers behind a view as CSV, sizes in bytes: nodes, vCPUs, free memory over time, the calls, or A and B."""
+    if name == COMPARE:
+        frame = _compare_frame(run, _a(pinned), pattern)
+    elif name == "vCPUs":
         frame = _vcpu_frame(run, pattern)
     elif name == "Over time":
         frame = _time_frame(run.dataset)
@@ -132,3 +151,25 @@ def _time_frame(dataset: xr.Dataset) -> pd.DataFrame:
     frame = pd.DataFrame(amounts.free_bytes(dataset), columns=columns).rename_axis("operation")
     frame.insert(0, "call", dataset["event_op"].values.astype(str))
     return frame
+
+
+def _compare_frame(run: ShownRun, pinned: ShownRun, pattern: str) -> pd.DataFrame:
+    """What the view says of A and B, number by number; settings that differ come last, as text."""
+    import pandas as pd
+
+    both = (pinned, run)
+    rows: list[tuple[Any, ...]] = []  # quantity, unit, basis, A, B
+    amount = [pictures.guest_bytes(each.dataset) for each in both]
+    for node in sorted({*amount[0], *amount[1]}):
+        rows.append((f"guest on node {node}", "B", "exact", *(each.get(node, 0) for each in amount)))
+    for name, what in (("local_share", "local share, mean over vCPUs"), ("mean_distance", "mean distance")):
+        rows.append((what, "1", "exact", *(pictures.mean(each, name) for each in both)))
+    paid = [pictures.present_costs(each, pattern) for each in both]
+    for part, (what, unit) in enumerate((("latency", "ns"), ("bandwidth", "MB/s"))):
+        for node in sorted({*paid[0], *paid[1]}):
+            heading = f"{what} of the vCPUs on node {node}, {pattern}"
+            rows.append((heading, unit, "modelled", *(each[node][part] if node in each else None for each in paid)))
+    records = [(*row, None if None in row else row[4] - row[3]) for row in rows]
+    records += [(path, "", "setting", old, new, None) for path, old, new in pictures.changed_settings(pinned, run)]
+    columns = ["quantity", "unit", "basis", "A", "B", "B - A"]
+    return pd.DataFrame(records, columns=columns, dtype=object).set_index("quantity")

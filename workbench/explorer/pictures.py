@@ -532,12 +532,11 @@ def nodes_table(run: ShownRun, pinned: ShownRun | None = None) -> str:
 
 def differences(run: ShownRun, pinned: ShownRun, pattern: str = "streaming") -> str:
     """What else differs between A and B: changed fields, the share of local memory, latency and bandwidth."""
-    rows = []
-    for path, old, new in changed_fields(_named_host(pinned), _named_host(run)):
-        rows.append((path, _short(old, path), _short(new, path)))
+    rows: list[tuple[str, str, str]] = []
+    rows += changed_settings(pinned, run)
     for name, heading in (("local_share", "local share, mean over vCPUs"), ("mean_distance", "mean distance")):
-        old_mean, new_mean = (_mean(each, name) for each in (pinned, run))
-        rows.append((heading, old_mean, new_mean))
+        a, b = (NOTHING if each is None else f"{each:.3f}" for each in (mean(pinned, name), mean(run, name)))
+        rows.append((heading, a, b))
     rows += _cost_rows(pinned, run, pattern)
     body = "".join(
         f'<tr><th scope="row">{html.escape(a)}</th><td>{html.escape(b)}</td><td>{html.escape(c)}</td></tr>'
@@ -550,14 +549,26 @@ def differences(run: ShownRun, pinned: ShownRun, pattern: str = "streaming") -> 
 NOTHING = "– (nothing present)"
 
 
-def _mean(run: ShownRun, name: str) -> str:
+def mean(run: ShownRun, name: str) -> float | None:
+    """Of a variable of vCPUs; None where nothing is present, or there is no vCPU."""
     values = run.dataset[name]
-    return f"{float(values.mean()):.3f}" if values.size and sum(guest_bytes(run.dataset).values()) else NOTHING
+    return float(values.mean()) if values.size and sum(guest_bytes(run.dataset).values()) else None
+
+
+def changed_settings(pinned: ShownRun, run: ShownRun) -> list[tuple[str, str, str]]:
+    """Fields of the scenario that differ between A and B, with both values in words."""
+    changed = changed_fields(_named_host(pinned), _named_host(run))
+    return [(path, _short(old, path), _short(new, path)) for path, old, new in changed]
+
+
+def present_costs(run: ShownRun, pattern: str) -> dict[int, tuple[float, float]]:
+    """What :func:`costs` says of a run; nothing where nothing is present."""
+    return costs(run, pattern) if sum(guest_bytes(run.dataset).values()) else {}
 
 
 def _cost_rows(pinned: ShownRun, run: ShownRun, pattern: str, most: int = 8) -> list[tuple[str, str, str]]:
     """Modelled latency and bandwidth of A and B, by node of the vCPUs or, of many, from the least to the most."""
-    present = [costs(each, pattern) if sum(guest_bytes(each.dataset).values()) else {} for each in (pinned, run)]
+    present = [present_costs(each, pattern) for each in (pinned, run)]
     places = sorted({*present[0], *present[1]})
     rows: list[tuple[str, str, str]] = []
     for part, what, scale, unit in ((0, "latency", 1, "ns"), (1, "bandwidth", 1000, "GB/s")):

@@ -82,6 +82,15 @@ def colours_of(dataset: xr.Dataset) -> dict[int, str]:
     return dict(zip(ids, node_colours(dataset["distance"].values, dataset["node_cpus"].values), strict=True))
 
 
+def colours_of_all(*datasets: xr.Dataset) -> dict[int, str]:
+    """Colour by node id for the nodes of several results: as in the first that has all of them, if one has."""
+    ids = sorted({int(node) for dataset in datasets for node in dataset["node"].values})
+    for dataset in datasets:
+        if ids == [int(node) for node in dataset["node"].values]:
+            return colours_of(dataset)
+    return dict(zip(ids, node_colours(np.full((len(ids), len(ids)), 20)), strict=True))
+
+
 def colours_of_host(host: Host) -> dict[int, str]:
     """Colour by node id, the same as in results of runs on the host."""
     cpus = np.array([len(node.cpus) for node in host.nodes])

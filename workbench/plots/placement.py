@@ -572,20 +572,21 @@ def local_remote(dataset: xr.Dataset) -> Figure:
 
 
 def compare(datasets: Mapping[str, xr.Dataset]) -> Figure:
-    """The same guest several times: share of its memory on each node, one bar for each result."""
+    """The same guest several times: share of its memory on each node, one bar for each result.
+
+    On hosts of different nodes, nodes of one number have one colour.
+    """
     if not datasets:
         raise WorkbenchError("compare: give at least one result")
-    first = next(iter(datasets.values()))
-    colours = common.colours_of(first)
+    colours = common.colours_of_all(*datasets.values())
     ids = list(colours)
     present = np.zeros(len(ids))
     with common.style():
         made = common.figure(9.5, 1.5 + 0.42 * len(datasets))
         axes = made.subplots()
         for row, dataset in enumerate(datasets.values()):
-            if [int(node) for node in dataset["node"].values] != ids:
-                raise WorkbenchError("compare: the results are of hosts with different nodes")
-            counts = amounts.bytes_per_node(dataset).sum(axis=0).astype(float)
+            counts = np.zeros(len(ids))
+            counts[np.searchsorted(ids, dataset["node"].values)] = amounts.bytes_per_node(dataset).sum(axis=0)
             present += counts
             total = max(counts.sum(), 1.0)
             left = 0.0
@@ -606,7 +607,7 @@ def compare(datasets: Mapping[str, xr.Dataset]) -> Figure:
         seaborn.despine(ax=axes)
         handles = [Patch(color=colours[node], label=str(node)) for node, any_ in zip(ids, present, strict=True) if any_]
         _legend(made, handles, "node")
-        common.basis_note(made, first, ["pages_per_node"])
+        common.basis_note(made, next(iter(datasets.values())), ["pages_per_node"])
     return made
 
 
