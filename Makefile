@@ -6,9 +6,10 @@ SERVED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
   $$python -c '$(SERVED)' 2>/dev/null && command -v $$python && break; done)
 PIP ?=
+PIP_OPTIONS ?=
 # yes: machine code of the kernels is made with the environment, so that the first answer comes fast.
 WARM ?= yes
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PIP_OPTIONS)
 MACHINE ?= epyc1-naples-2s
 REPORT := out/placement-$(MACHINE).html
 PYTEST := $(BIN)/python -m pytest -q
