@@ -155,9 +155,9 @@ _ALL = (
         1.0,
         "1",
         0.45,
-        1.9,
+        2.5,
         "estimate: delay over idle of another machine at the same part of its peak; MLC of Cascade Lake and EPYC beside Mess "
-        "of Skylake and EPYC 7742",
+        "of Skylake and EPYC 7742; up to 2.4 on Xeon 6980P beside Mess of Xeon 8460Y",
     ),
     Cost(
         "reference_distance",
@@ -278,17 +278,17 @@ _ALL = (
         "clear_page_2m",
         346.0,
         "ns/4KiB",
-        220.0,
+        155.0,
         1100.0,
-        f"{CLEARING}: 11.8 GB/s, 16.5 with clear_pages(); range: estimate",
+        f"{CLEARING}: 11.8 GB/s, 16.5 with clear_pages(); range: 26.3 GB/s on EPYC 9B24 (reply to v4) to estimate",
     ),
     Cost(
         "clear_page_1g",
         234.0,
         "ns/4KiB",
-        92.0,
+        66.0,
         800.0,
-        f"{CLEARING}: 17.5 GB/s, 38 to 40 with clear_pages() on AMD; range: estimate",
+        f"{CLEARING}: 17.5 GB/s, 38 to 50 with clear_pages() on AMD; range: 61 GB/s on EPYC 9B24 (reply to v4) to estimate",
     ),
     Cost("touch_page", 224.0, "ns/4KiB", 200.0, 340.0, f"{HYPERALLOC}: huge-manual second touch"),
     Cost(
@@ -312,9 +312,10 @@ _ALL = (
         21.1,
         "ns",
         1.8,
-        62.0,
+        92.0,
         f"{GANG_LI}: 65.2 s for 11,776 pages of 1 GiB (21.1 ns), 1 to 2 s for 1,800 (2.1 to 4.2 ns); range also: deferred "
-        "initialisation, LKML: Mel Gorman, Apr 2015, 17 ns on 1 TB, 45 to 52 ns on 64 GB",
+        "initialisation, LKML: Mel Gorman, Apr 2015, 17 ns on 1 TB, 45 to 52 ns on 64 GB; Daniel Jordan, ktask on 4.15-rc2, "
+        "89 ns",
     ),
     Cost(
         "struct_page_bytes_moved",

@@ -72,16 +72,23 @@ def _print_held_out(as_json: bool) -> None:
         typer.echo(json.dumps({"rows": [vars(row) for row in rows], "questions": answers}, indent=1))
         return
     typer.echo(
-        f"{'predicted':<20}{'given':<40}{'values':>7}{'median':>9}{'goal':>7}{'worst':>9}{'inside':>9}{'range':>8}"
+        f"{'predicted':<20}{'given':<40}{'values':>7}{'median':>9}{'goal':>7}{'worst':>9}{'inside':>9}{'goal':>7}{'range':>9}"
     )
     for one in found:
-        typer.echo(
-            f"{one.question.name:<20}{one.question.given:<40}{one.values:>7}{one.median:>7.1f} %{one.question.goal:>5.0f} %"
-            f"{one.worst:>7.1f} %{one.inside / one.values:>7.0%}{'':2}{one.width:>6.2f} x"
-        )
+        line = f"{one.question.name:<20}{one.question.given:<40}{one.values:>7}"
+        line += f"{_part(one.median, ' %'):>9}{_part(one.question.goal, ' %', 0):>7}{_part(one.worst, ' %'):>9}"
+        line += f"{_part(100 * one.inside / one.values, ' %', 0):>9}{_part(100 * one.question.inside, ' %', 0):>7}"
+        line += f"{_part(one.width, ' x', 2):>9}"
+        if one.question.signs:
+            line += f"  {one.signs} of {one.values} signs right; {one.signs_possible} can be: some of the same traffic differ"
+        typer.echo(line)
     typer.echo(
         "range: from low to high, the median; inside: published values that lie in theirs. No machine predicts itself."
     )
+
+
+def _part(value: float, unit: str, digits: int = 1) -> str:
+    return "-" if value != value else f"{value:.{digits}f}{unit}"
 
 
 def _rows(result: object) -> list[dict[str, object]]:

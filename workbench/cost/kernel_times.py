@@ -1,9 +1,9 @@
 """Times of kernel work on memory: clearing pages, initialising struct pages, setting up huge pages at boot.
 
 One thread's time comes from published measurements on several machines and has a range that covers them. Several threads
-divide the work until the memory they write to is as fast as it gets: clearing writes whole lines (read for ownership
-included where the instruction does not avoid it), a struct page is 64 bytes that are read and written back. On a remote
-node one thread is slower by the ratio of latencies, and many share the link.
+divide the work, and wait longer for memory the busier they make it (the curves of the machine), until it is as fast as it
+gets: clearing writes whole lines (read for ownership included where the instruction does not avoid it), a struct page is 64
+bytes that are read and written back. On a remote node one thread is slower by the ratio of latencies, and many share the link.
 
 Times of SNP and TDX work (accepting pages, RMPUPDATE, PSMASH, encryption) are not here: no measurement of them was found
 that says what it was measured on. All times are modelled.
@@ -19,6 +19,7 @@ import xarray as xr
 
 from workbench import costs as cost_table
 from workbench import results
+from workbench.cost import curves
 from workbench.cost.machine import Machine, machine, sampled
 from workbench.errors import WorkbenchError
 from workbench.tracking.struct_pages import STRUCT_PAGE
@@ -32,6 +33,7 @@ CLEAR = {"4 KiB": "clear_page_4k", "2 MiB": "clear_page_2m", "1 GiB": "clear_pag
 KEPT_BY_HVO = 64
 """struct pages of a huge page that are initialised where HVO leaves the rest to one shared page of vmemmap."""
 KERNEL_SAMPLED = (*CLEAR.values(), "struct_page_init", "struct_page_bytes_moved", "ept_fault")
+_HALVINGS = 40
 CLEAR_BYTES = 2.0
 """Bytes that memory moves for each byte cleared: read for ownership, and written back."""
 
@@ -46,12 +48,22 @@ def _rate_cap(host: Machine, node: int, source: int) -> float:
     return float(min(memory, host.link_bandwidth[near, far] * host.link_shape[near, far, half]))
 
 
-def _time(one: float, units: float, threads: int, moved: float, host: Machine, node: int, source: int) -> float:
-    """Seconds of ``units`` units of ``one`` ns and ``moved`` bytes each, by ``threads`` threads."""
-    slower = host.latency[source, node] / host.latency[:, node].min()
-    alone = one * slower / threads
-    capped = 1000.0 * moved / _rate_cap(host, node, source)
-    return float(units * max(alone, capped) * 1e-9)
+def seconds(one: float, units: float, threads: int, moved: float, host: Machine, node: int, source: int) -> float:
+    """Seconds of ``units`` units of ``one`` ns and ``moved`` bytes each, by ``threads`` threads.
+
+    ``one`` is what a unit takes one thread on memory that nobody else uses. With more of them each waits by as much longer as
+    latency grows with the load they make together; the load at which both agree is found on the curve.
+    """
+    idle = float(host.latency[source, node])
+    alone = one * idle / float(host.latency[:, node].min())
+    fastest = 1000.0 * moved / _rate_cap(host, node, source)
+    slower = 1.0 + host.families[host.memory_family[node]].delays[len(curves.MIXES) // 2] / idle
+    per_unit = alone / threads / np.interp(min(1.0, fastest / alone), curves.LOADS, slower)
+    low, high = 0.0, 1.0  # of the load: threads take longer the higher it is, and make it by being fast
+    for _ in range(_HALVINGS):
+        load = (low + high) / 2
+        low, high = (load, high) if load * per_unit * np.interp(load, curves.LOADS, slower) < fastest else (low, load)
+    return float(units * fastest / high * 1e-9)
 
 
 def kernel_times(
@@ -106,9 +118,9 @@ def kernel_times(
         def cost(name: str, k: int = k, values: Mapping[str, float] = values) -> float:
             return float((costs or {}).get(name, kernel[name][k]))
 
-        times[0, k] = _time(cost(CLEAR[page]), small, threads, CLEAR_BYTES * PAGE_SIZE, model, at, by)
+        times[0, k] = seconds(cost(CLEAR[page]), small, threads, CLEAR_BYTES * PAGE_SIZE, model, at, by)
         moved = cost("struct_page_bytes_moved") * STRUCT_PAGE / 64.0
-        times[1, k] = _time(cost("struct_page_init"), initialised, threads, moved, model, at, by)
+        times[1, k] = seconds(cost("struct_page_init"), initialised, threads, moved, model, at, by)
     pick = slice(None) if samples > 1 else 0
     return results.make(
         KernelTimes,
