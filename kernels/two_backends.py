@@ -161,18 +161,31 @@ def list_runs(b: Backends, which: Int, out: np.ndarray) -> Int:
 
 
 @kernel
+def _next(b: Backends, which: Int, page: Int) -> None:
+    """The first entry of a map at or after a page, into ``found``; beyond any page if there is none."""
+    if not maple.find(b.nodes[which], b.tops[which], page, b.found, b.path):
+        b.found[0] = b.found[1] = maple.MAX_INDEX
+
+
+@kernel
 def holds(b: Backends, which: Int, numbers: np.ndarray, shift: Int, pages: Int, out: np.ndarray) -> None:
-    """Whether each range of ``1 << shift`` pages, int64 (n,) by number, has an entry of a map, into uint8 (n,).
+    """Whether each range of ``1 << shift`` pages, int64 (n,) by ascending number, has an entry of a map, into uint8 (n,).
 
     Of ATTRIBUTES, whether any of its gfns below ``pages`` is private: those that are shared are in the map.
     """
     for i in range(numbers.shape[0]):
-        start = numbers[i] << shift
-        end = min(start + (np.int64(1) << shift), pages)
+        page = numbers[i] << shift
+        end = min(page + (np.int64(1) << shift), pages)
+        # Often the entry that the range before ended at is the next one of this range too.
+        if i == 0 or b.found[1] < page:
+            _next(b, which, page)
         if which == ATTRIBUTES:
-            out[i] = _end_of_set(b, which, start, end) < end
+            while b.found[0] <= page and b.found[1] < end - 1:
+                page = b.found[1] + 1
+                _next(b, which, page)
+            out[i] = b.found[0] > page and page < end
         else:
-            out[i] = _find(b, which, start, end)
+            out[i] = b.found[0] < end
 
 
 @kernel

@@ -112,6 +112,14 @@ def find(nodes: np.ndarray, top: np.ndarray, index: Int, found: np.ndarray, path
             return True
         if found[FOUND_LAST] == MAX_INDEX:
             return False
+        level = top[HEIGHT] - 1
+        leaf, slot = path[0, level], path[1, level] + 1
+        if slot < nodes[leaf, 0] - 1:  # what follows a NULL range is an entry, and ends inside this leaf
+            found[FOUND_START] = found[FOUND_LAST] + 1
+            found[FOUND_LAST] = nodes[leaf, 1 + slot]
+            found[FOUND_PFN] = nodes[leaf, FIRST_SLOT + slot] >> 1
+            path[1, level] = slot
+            return True
         index = found[FOUND_LAST] + 1
 
 
@@ -382,6 +390,32 @@ def _node_start(nodes: np.ndarray, path: np.ndarray, level: Int) -> Int:
 
 
 @kernel
+def _store_inside(
+    nodes: np.ndarray, top: np.ndarray, index: Int, last: Int, pfn: Int, found: np.ndarray, path: np.ndarray
+) -> bool:
+    """A store that lies in the one range that was ``found``, if its leaf has room: its borders are slots of that leaf."""
+    level = top[HEIGHT] - 1
+    leaf, slot = path[0, level], path[1, level]
+    before = 1 if index > found[FOUND_START] else 0
+    behind = 1 if last < found[FOUND_LAST] else 0
+    if nodes[leaf, 0] + before + behind > SLOTS:
+        return False
+    there = found[FOUND_PFN] >= 0
+    if behind > 0:
+        entry = ((found[FOUND_PFN] + last + 1 - found[FOUND_START]) << 1) | 1 if there else 0
+        _add_slot(nodes, leaf, slot, last, entry)
+    if before > 0:
+        _add_slot(nodes, leaf, slot, index - 1, 0)
+        slot += 1
+    nodes[leaf, FIRST_SLOT + slot] = ((pfn << 1) | 1) if pfn >= 0 else 0
+    if there:
+        top[ENTRIES] += before + behind - 1
+    if pfn >= 0:
+        top[ENTRIES] += 1
+    return True
+
+
+@kernel
 def store(
     nodes: np.ndarray, top: np.ndarray, index: Int, pages: Int, pfn: Int, found: np.ndarray, path: np.ndarray
 ) -> Int:
@@ -399,6 +433,15 @@ def store(
         top[ROOT] = root
         top[HEIGHT] = 1
     last = index + pages - 1
+    _walk(nodes, top, index, found, path)
+    there = 1 if found[FOUND_PFN] >= 0 else 0
+    if last <= found[FOUND_LAST]:
+        if pfn < 0 and there == 0:
+            return 0
+        # What is taken out at a border of its range may leave two NULL ranges side by side.
+        if pfn >= 0 or (found[FOUND_START] < index and last < found[FOUND_LAST]):
+            if _store_inside(nodes, top, index, last, pfn, found, path):
+                return there
     if last < MAX_INDEX:
         _set_border(nodes, top, last + 1, found, path)
     _set_border(nodes, top, index, found, path)

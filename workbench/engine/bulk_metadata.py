@@ -54,7 +54,7 @@ class _Tree:
             changed = nodes[gone | came]
             if level + 1 == len(self.levels) or not len(changed):
                 return
-            nodes = np.unique(changed >> XA_CHUNK_SHIFT)
+            nodes = _once(changed >> XA_CHUNK_SHIFT)
             there = owner.reshape(-1, 1 << XA_CHUNK_SHIFT)[nodes].max(axis=1) >= 0
 
     def settle(self) -> None:
@@ -69,6 +69,11 @@ class _Tree:
             runs = runs[owner[runs[:, 0]] >= 0]
             map_.replace(np.column_stack((runs[:, 0], runs[:, 1] - runs[:, 0], rows[owner[runs[:, 0]]])))
             self.maps[level] = map_
+
+
+def _once(ascending: Int64s) -> Int64s:
+    """Each of ascending numbers once."""
+    return ascending[np.append(True, ascending[1:] != ascending[:-1])]
 
 
 class BulkMetadata:
@@ -92,7 +97,7 @@ class BulkMetadata:
         if not len(start):
             return
         low, count = start >> XA_CHUNK_SHIFT, ((end - 1) >> XA_CHUNK_SHIFT) + 1 - (start >> XA_CHUNK_SHIFT)
-        nodes = np.unique(np.repeat(low - (np.cumsum(count) - count), count) + np.arange(int(count.sum())))
+        nodes = _once(np.sort(np.repeat(low - (np.cumsum(count) - count), count) + np.arange(int(count.sum()))))
         changes = np.zeros((2, self.metadata.system.nodes), np.int64)
         for tree, (which, kind) in zip(self.trees, TREES, strict=True):
             if len(tree.levels) <= 1 and int(end.max()) == 1:
