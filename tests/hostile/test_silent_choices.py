@@ -53,7 +53,7 @@ SAID_TWICE = {
     "size line": ("numactl.txt", NUMACTL.replace("node 0 free", "node 0 size: 9 MB\nnode 0 free"), "line 3 and line 4 both"),
     "free line": ("numactl.txt", NUMACTL.replace("node 1 cpus", "node 0 free: 6 MB\nnode 1 cpus"), "line 4 and line 5 both"),
     "row after the matrix": ("numactl.txt", NUMACTL + "  1:  30  10\n", "line 11 and line 12 both give the distances of node 1"),
-    "available": ("numactl.txt", "available: 3 nodes (0-2)\n" + NUMACTL, "line 2: other nodes are available"),
+    "available": ("numactl.txt", "available: 3 nodes (0-2)\n" + NUMACTL, "line 2: numactl: other nodes are available"),
     "count of nodes": ("numactl.txt", NUMACTL.replace("2 nodes", "3 nodes"), "'available: 3 nodes .0-1.' lists 2 nodes"),
     "cell": ("virsh.xml", CELLS.format(2, CELL * 2), "two cells have id=0"),
     "cells": ("virsh.xml", CELLS.format(2, CELL), "num=2, but there are 1"),

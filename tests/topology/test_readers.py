@@ -120,7 +120,7 @@ def test_every_kind_of_memory_has_its_cost(kind: str) -> None:
 
 
 HOSTILE = {
-    "redos.numactl.txt": "line 8: '0:  1111111111111111111111111111x' is no row of 2 distances",
+    "redos.numactl.txt": "line 8: numactl: '0:  1111111111111111111111111111x' is no row of 2 distances",
     "digits.numactl.txt": "is not a size in MB",
     "dist-nan.xml": "'nan' is not a number",
     "two-nodes-one-index.xml": "two NUMANode objects have os_index=0",

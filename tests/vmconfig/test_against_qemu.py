@@ -95,9 +95,7 @@ def started(arguments: str, folder: Path) -> tuple[subprocess.Popen[bytes], Path
     assert QEMU is not None
     path = folder / "qmp"
     words = [QEMU, "-S", "-display", "none", "-nodefaults", "-accel", "tcg", "-qmp", f"unix:{path},server=on,wait=off"]
-    return subprocess.Popen(
-        [*words, *split(arguments, "test")], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ), path
+    return subprocess.Popen([*words, *split(arguments)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL), path
 
 
 def connected(process: subprocess.Popen[bytes], path: Path) -> socket.socket:

@@ -223,7 +223,7 @@ def test_bad_command_lines_are_one_line(text: str, message: str) -> None:
 def test_words_are_those_of_a_shell(parts: list[str]) -> None:
     import shlex
 
-    assert words.split(shlex.join(parts), "x") == parts
+    assert words.split(shlex.join(parts)) == parts
 
 
 # --------------------------------------------------------------------------------------------------------- libvirt

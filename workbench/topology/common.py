@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workbench.units import PAGE_SIZE
 
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
 """include/linux/topology.h; what ``__node_distance`` (mm/numa_memblks.c) answers where there is no SLIT."""
+
+
+class Described(dict[str, Any]):
+    """A host as a reader found it; ``line_of`` tells the line of the text where a field (its keys) was read."""
+
+    def __init__(self, fields: Mapping[str, Any], line_of: Callable[[Sequence[str]], int]) -> None:
+        super().__init__(fields)
+        self.line_of = line_of
+
+    def called(self, name: str) -> Described:
+        """The same under another name."""
+        return Described({**self, "name": name}, self.line_of)
+
+
+def lines_of(nodes: Sequence[int], distances: Sequence[int]) -> Callable[[Sequence[str]], int]:
+    """For :class:`Described`: the lines of the nodes and of the rows of the matrix, both in the order of the host."""
+
+    def line_of(keys: Sequence[str]) -> int:
+        known = {"nodes": nodes, "distances": distances}.get(keys[0] if keys else "", ())
+        at = int(keys[1]) if len(keys) > 1 and keys[1].isdecimal() else 0
+        return known[at] if at < len(known) else 0
+
+    return line_of
 
 
 def page_bytes(size: int) -> int:
@@ -24,11 +47,15 @@ def default_distances(count: int) -> list[list[int]]:
 def lowest_node_keeps(nodes: list[dict[str, Any]]) -> None:
     """CPUs that several nodes list stay on the lowest: with ``numa=fake`` that is what ``numa_node_id()`` answers.
 
+    The others name ``cpus`` in ``assumed``.
     Linux: ``arch/x86/mm/numa.c`` and ``drivers/base/arch_numa.c``: ``numa_emu_update_cpu_to_node``.
     """
     seen: set[int] = set()
     for node in sorted(nodes, key=lambda node: int(node["id"])):
-        node["cpus"] = tuple(cpu for cpu in dict.fromkeys(node["cpus"]) if cpu not in seen)
+        listed = dict.fromkeys(node["cpus"])
+        node["cpus"] = tuple(cpu for cpu in listed if cpu not in seen)
+        if len(node["cpus"]) < len(listed):
+            node["assumed"] = [*node.get("assumed", []), "cpus"]
         seen.update(node["cpus"])
 
 
@@ -48,7 +75,7 @@ def mark_memory_only(
         if node["id"] not in known_movable:
             guessed.append("movable")
         if guessed:
-            node["assumed"] = guessed
+            node["assumed"] = [*node.get("assumed", []), *guessed]
 
 
 def label(text: str) -> str:

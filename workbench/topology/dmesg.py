@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.limits import MAX_CPUS, MAX_NUMNODES
-from workbench.topology.common import default_distances, mark_memory_only, page_bytes
+from workbench.topology.common import Described, default_distances, lines_of, mark_memory_only, page_bytes
 from workbench.topology.memory_kinds import kinds_by_figures
 
 _CPU = re.compile(
@@ -37,13 +37,15 @@ _WAYS = {"Access": ("read", "write"), "Read": ("read",), "Write": ("write",)}
 @dataclass
 class _Log:
     node_of_pxm: dict[int, int] = field(default_factory=dict)
-    srat: dict[int, list[tuple[int, int, str]]] = field(default_factory=dict)
+    srat: dict[int, list[tuple[int, int, str, int]]] = field(default_factory=dict)
+    """Ranges of a node: the first byte, the end, what is said of it, and the line."""
     ranges: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     processors: dict[int, list[str]] = field(default_factory=dict)
     booted: dict[int, list[int]] = field(default_factory=dict)
     figures: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
     rows: list[list[int]] = field(default_factory=list)
     earlier: list[list[int]] = field(default_factory=list)
+    matrix_line: int = 0
 
 
 def is_kernel_log(text: str) -> bool:
@@ -51,14 +53,14 @@ def is_kernel_log(text: str) -> bool:
     return "SRAT: " in text
 
 
-def read_dmesg(text: str) -> dict[str, Any]:
+def read_dmesg(text: str) -> Described:
     """The mapping of a host from a kernel log."""
     log = _Log()
     kind: tuple[tuple[str, ...], str] | None = None
     slit = False
     for number, line in enumerate(text.splitlines(), 1):
         if len(line) > 20_000:
-            raise WorkbenchError(f"dmesg: line {number} has {len(line)} characters; a kernel log is expected")
+            raise WorkbenchError(f"dmesg: {len(line)} characters in one line; a kernel log is expected", number)
         plain = line[_STAMP.match(line).end() :]  # type: ignore[union-attr]  # matches nothing as well
         if found := _CPU.search(plain):
             node = _node(found[3], number)
@@ -81,30 +83,32 @@ def read_dmesg(text: str) -> dict[str, Any]:
             entry = log.figures.setdefault((int(found[1]), int(found[2])), {})
             for way in kind[0]:
                 entry[f"{way}_{kind[1]}"] = float(found[3])
-        slit = _slit_row(log, plain, slit)
+        slit = _slit_row(log, plain, slit, number)
     return _host(log)
 
 
 def _node(word: str, number: int) -> int:
     node = int(word)
     if node >= MAX_NUMNODES:
-        raise WorkbenchError(f"dmesg: line {number}: node {node}; ids are 0 to {MAX_NUMNODES - 1}")
+        raise WorkbenchError(f"dmesg: node {node}; ids are 0 to {MAX_NUMNODES - 1}", number)
     return node
 
 
 def _add_memory(log: _Log, found: re.Match[str], number: int) -> None:
     node, first, last = _node(found[1], number), int(found[3], 16), int(found[4], 16)
     if last < first:
-        raise WorkbenchError(f"dmesg: line {number}: range {found[3]}-{found[4]} ends before it starts")
+        raise WorkbenchError(
+            f"dmesg: range {found[3]}-{found[4]} ends before it starts; first-last is expected", number
+        )
     log.node_of_pxm[int(found[2])] = node
     # Kernels before 3.x print the end, later ones the last byte.
-    log.srat.setdefault(node, []).append((first, last + last % 2, found[5]))
+    log.srat.setdefault(node, []).append((first, last + last % 2, found[5], number))
 
 
-def _slit_row(log: _Log, plain: str, inside: bool) -> bool:
+def _slit_row(log: _Log, plain: str, inside: bool, number: int) -> bool:
     """Rows of a matrix under a line that names the SLIT, as some firmware tools and old kernels print it."""
     if "SLIT" in plain and ("distances" in plain or plain.rstrip().endswith(":")):
-        log.earlier, log.rows = log.rows or log.earlier, []
+        log.earlier, log.rows, log.matrix_line = log.rows or log.earlier, [], number
         return True
     if not inside:
         return False
@@ -119,12 +123,13 @@ def _slit_row(log: _Log, plain: str, inside: bool) -> bool:
 # ----------------------------------------------------------------------------------------------------------- host
 
 
-def _host(log: _Log) -> dict[str, Any]:
+def _host(log: _Log) -> Described:
     ids = sorted({*log.srat, *log.ranges, *log.processors})
     if not ids or not (log.srat or log.ranges):
         raise WorkbenchError("dmesg: no line 'SRAT: Node N PXM N [mem ...]'; the log of the boot is expected")
     if log.earlier and log.rows and log.earlier != log.rows:
-        raise WorkbenchError("dmesg: two matrices of distances differ; the log of one boot is expected")
+        said = "dmesg: two matrices of distances differ; the log of one boot is expected"
+        raise WorkbenchError(said, log.matrix_line)
     _refuse_overlaps(log.srat)
     nodes: list[dict[str, Any]] = []
     assumed: list[str] = []
@@ -132,9 +137,7 @@ def _host(log: _Log) -> dict[str, Any]:
     for node in ids:
         srat = [part for part in log.srat.get(node, []) if "hotplug" not in part[2]]
         parts = (
-            log.ranges.get(node, [])
-            if log.ranges
-            else [(first, last) for first, last, _ in srat or log.srat.get(node, [])]
+            log.ranges.get(node, []) if log.ranges else [(part[0], part[1]) for part in srat or log.srat.get(node, [])]
         )
         entry: dict[str, Any] = {"id": node, "memory_bytes": page_bytes(_covered(parts)), "cpus": cpus[node]}
         if any("non-volatile" in part[2] for part in srat):
@@ -160,17 +163,19 @@ def _host(log: _Log) -> dict[str, Any]:
     mark_memory_only(
         nodes, {node["id"]: ("nvm", True) for node in nodes if node.get("kind") == "nvm"} | by_figures, set()
     )
-    return {"name": "dmesg", "nodes": nodes, "distances": distances, "access": access, "assumed": assumed,
-            "source": "kernel log (SRAT, HMAT)"}  # fmt: skip
+    fields = {"name": "dmesg", "nodes": nodes, "distances": distances, "access": access, "assumed": assumed,
+              "source": "kernel log (SRAT, HMAT)"}  # fmt: skip
+    lines = [log.srat[node][0][3] if node in log.srat else 0 for node in ids]
+    return Described(fields, lines_of(lines, [log.matrix_line] * len(ids)))
 
 
-def _refuse_overlaps(srat: dict[int, list[tuple[int, int, str]]]) -> None:
+def _refuse_overlaps(srat: dict[int, list[tuple[int, int, str, int]]]) -> None:
     """Memory is of one node; the kernel takes no SRAT at all else (arch/x86/mm/srat.c, mm/numa_memblks.c: conflicting_memblk)."""
-    parts = sorted((first, last, node) for node, ranges in srat.items() for first, last, _ in ranges)
+    parts = sorted((first, last, node, line) for node, ranges in srat.items() for first, last, _, line in ranges)
     reached, owner = 0, -1
-    for first, last, node in parts:
+    for first, last, node, line in parts:
         if first < reached and node != owner:
-            raise WorkbenchError(f"dmesg: SRAT: {first:#x} is memory of node {owner} and of node {node}")
+            raise WorkbenchError(f"dmesg: SRAT: {first:#x} is memory of node {owner} and of node {node}", line)
         if last > reached:
             reached, owner = last, node
 

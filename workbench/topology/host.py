@@ -6,6 +6,7 @@ itself has them in ``/sys/devices/system/node``; the readers are in :mod:`workbe
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,13 +17,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from workbench import shown
 from workbench.bitmap_lists import format_list, parse_list
 from workbench.data import datasets_path
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.limits import MAX_CPUS, MAX_NUMNODES, NODE_PAGES, RATE, XML_BYTES
 from workbench.names import near
 from workbench.texts import Name, Prose
 from workbench.topology import readers, trees
-from workbench.topology.common import LOCAL_DISTANCE
+from workbench.topology.common import LOCAL_DISTANCE, Described
 from workbench.topology.sysfs import read_tree
 from workbench.units import PAGE_SIZE, parse_bytes
 from workbench.validation import first_line
@@ -101,8 +102,8 @@ class Node(_Model):
     zones: tuple[Zone, ...] | None = None
     hugetlb: tuple[HugetlbPool, ...] = Field((), description="huge page pools of the host as it is")
     weight: int | None = Field(None, ge=1, le=255, description="of weighted interleaving, as the host has it now")
-    assumed: tuple[Literal["kind", "movable"], ...] = Field(
-        (), description="of a node without CPUs, what its source does not say"
+    assumed: tuple[Literal["kind", "movable", "cpus"], ...] = Field(
+        (), description="of memory without CPUs, what its source does not say; cpus: a lower node lists them, too"
     )
 
     @field_validator("cpus")
@@ -228,13 +229,22 @@ class Host(_Model):
         lines = []
         if "distances" in self.assumed:
             lines.append("distances: not in the source; 10 to itself and 20 to every other node, as Linux takes them")
-        lines += [f"{field}: not in the source" for field in ("cpus", "memory_bytes") if field in self.assumed]
+        shared = [node.id for node in self.nodes if "cpus" in node.assumed]
+        missing = [
+            field for field in ("cpus", "memory_bytes") if field in self.assumed and not (field == "cpus" and shared)
+        ]
+        lines += [f"{field}: not in the source" for field in missing]
+        if shared:
+            lines.append(
+                f"cpus of node{'s' * (len(shared) > 1)} {format_list(shared)}: a lower node lists some of them, too, and "
+                "has them alone, as numa_node_id() answers with numa=fake"
+            )
         if "memory" in self.assumed:
             lines.append("memory: what firmware reports; the kernel's own part is not taken off")
         alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for node in self.nodes:
-            if node.assumed:
-                alike.setdefault((node.kind, node.assumed), []).append(node.id)
+            if unsaid := tuple(field for field in node.assumed if field != "cpus"):
+                alike.setdefault((node.kind, unsaid), []).append(node.id)
         for (kind, fields), nodes in alike.items():
             taken = {"kind": f"taken as {kind}", "movable": "memory taken as not movable"}
             if any(node.movable for node in self.nodes if node.id in nodes):
@@ -283,7 +293,10 @@ class Host(_Model):
         try:
             return cls.model_validate(mapping)
         except ValidationError as error:
-            raise WorkbenchError(first_line(error, cls, field)) from None
+            said = first_line(error, cls, field)
+            found = re.match(r"(?:: |[.])?([\w.[\]]+)", said.removeprefix(field))
+            keys = re.findall(r"\w+", found[1]) if found else []
+            raise WorkbenchError(said, mapping.line_of(keys) if isinstance(mapping, Described) else 0) from None
 
     @classmethod
     def from_machine(cls, name: str) -> Host:
@@ -303,7 +316,10 @@ class Host(_Model):
     @classmethod
     def from_file(cls, source: str | Path) -> Host:
         """Whatever people have: see :mod:`workbench.topology.readers`."""
-        return cls.from_mapping(readers.read(Path(source)), f"{Path(source).name}: host")
+        path = Path(source)
+        found = readers.read(path)
+        with of_file(path.name or str(path)):
+            return cls.from_mapping(found, "host")
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Host:
@@ -315,18 +331,22 @@ class Host(_Model):
     @classmethod
     def from_sysfs(cls, root: str | Path = "/sys") -> Host:
         """This machine, or a copy: ``root`` is the directory that holds ``devices/``, or its parent."""
-        return cls.from_mapping(read_tree(trees.folder_tree(Path(root))), "sysfs")
+        with of_file(str(root)):
+            return cls.from_mapping(read_tree(trees.folder_tree(Path(root))), "sysfs")
 
     @classmethod
     def from_numactl(cls, text: str) -> Host:
         """The output of ``numactl --hardware``, with that of ``lscpu`` if it is there."""
-        return cls.from_mapping(readers.read_numactl_text(text), "numactl")
+        with of_file("numactl"):
+            return cls.from_mapping(readers.read_numactl_text(text), "host")
 
     @classmethod
     def from_hwloc_xml(cls, source: str | Path) -> Host:
         """A file written by ``lstopo --of xml``."""
         path = Path(source)
-        return cls.from_mapping(readers.read_xml(read_file(path, XML_BYTES, "hwloc"), path.name), "hwloc")
+        content = read_file(path, XML_BYTES, "hwloc")
+        with of_file(path.name):
+            return cls.from_mapping(readers.read_xml(content, path.name), "host")
 
 
 def machine_names() -> list[str]:

@@ -9,9 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.bitmap_lists import is_whole, parse_mask
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, at_line
 from workbench.limits import MAX_NUMNODES
-from workbench.topology.common import LOCAL_DISTANCE, default_distances, label, mark_memory_only, page_bytes
+from workbench.topology.common import (
+    LOCAL_DISTANCE,
+    Described,
+    default_distances,
+    label,
+    lines_of,
+    mark_memory_only,
+    page_bytes,
+)
 from workbench.topology.memory_kinds import kinds_by_figures
 
 LATENCY = 1 << 2
@@ -28,22 +36,25 @@ _FIGURES = {
 }
 
 
-def read_hwloc(root: Any, name: str) -> dict[str, Any]:
+def read_hwloc(root: Any, name: str) -> Described:
     """The mapping of a host from the ``topology`` element of a file called ``name``."""
     first = root.get("version") is None
     elements = list(_numa_nodes(root, first))
     if not elements:
-        raise WorkbenchError(f"hwloc: {name} has no NUMANode object and no memory; lstopo --of xml writes them")
+        raise WorkbenchError("hwloc: no NUMANode object and no memory; lstopo --of xml writes them", root.line)
     if len(elements) > MAX_NUMNODES:
-        raise WorkbenchError(f"hwloc: {name} has {len(elements)} NUMANode objects; Linux has at most {MAX_NUMNODES}")
+        said = f"hwloc: {len(elements)} NUMANode objects; Linux has at most {MAX_NUMNODES}"
+        raise WorkbenchError(said, elements[MAX_NUMNODES].line)
     nodes: dict[int, dict[str, Any]] = {}
     for element in elements:
         number = _integer(element, "os_index", 0 if len(elements) == 1 else None)
         if number in nodes:
-            raise WorkbenchError(f"hwloc: {name}: two NUMANode objects have os_index={number}")
-        nodes[number] = _node(number, element)
+            said = f"hwloc: two NUMANode objects have os_index={number}; one of each number is expected"
+            raise WorkbenchError(said, element.line)
+        with at_line(element.line):
+            nodes[number] = _node(number, element)
     ids = sorted(nodes)
-    rows = _distances_of_version_1(root, elements, nodes, name) if first else _distances(root, elements, ids, name)
+    rows = _distances_of_version_1(root, nodes) if first else _distances(root, elements, ids)
     assumed = []
     if rows is None:
         rows = default_distances(len(ids))
@@ -61,7 +72,7 @@ def read_hwloc(root: Any, name: str) -> dict[str, Any]:
     for described in listed:
         described["kind"] = known[described["id"]][0]
     mark_memory_only(listed, known, set())
-    return {
+    fields = {
         "name": label(name.removesuffix(".xml")),
         "nodes": listed,
         "distances": rows,
@@ -69,6 +80,9 @@ def read_hwloc(root: Any, name: str) -> dict[str, Any]:
         "assumed": assumed,
         "source": f"hwloc XML {label(name)}",
     }
+    by_id = {_integer(element, "os_index", 0): element.line for element in elements}
+    matrix = next((element.line for tag in ("distances2", "distances") for element in root.iter(tag)), root.line)
+    return Described(fields, lines_of([by_id[node] for node in ids], [matrix] * len(ids)))
 
 
 def _numa_nodes(root: Any, first: bool) -> list[Any]:
@@ -105,7 +119,8 @@ def _integer(element: Any, name: str, default: int | None = None) -> int:
     if value is None and default is not None:
         return default
     if value is None or not is_whole(value):
-        raise WorkbenchError(f"hwloc: {element.get('type') or element.tag} {name}={str(value)[:40]!r} is not a number")
+        said = f"hwloc: {element.get('type') or element.tag} {name}={str(value)[:40]!r} is not a number"
+        raise WorkbenchError(said, element.line)
     return int(value)
 
 
@@ -138,11 +153,13 @@ def _mask(text: str) -> tuple[int, ...]:
 
 def _own_cpus(nodes: list[dict[str, Any]]) -> None:
     """Memory-side nodes carry the CPUs of the package they hang off; those belong to its ordinary memory."""
-    seen: set[int] = set()
+    seen: dict[int, str] = {}
     order = {kind: rank for rank, kind in enumerate(_CPUS_FIRST)}
     for node in sorted(nodes, key=lambda node: (order.get(node["kind"], len(order)), node["id"])):
+        if any(seen.get(cpu) == node["kind"] == "dram" for cpu in node["cpus"]):  # numa=fake, not memory beside
+            node["assumed"] = ["cpus"]
         node["cpus"] = tuple(cpu for cpu in node["cpus"] if cpu not in seen)
-        seen.update(node["cpus"])
+        seen.update(dict.fromkeys(node["cpus"], node["kind"]))
 
 
 # ------------------------------------------------------------------------------------------------------ distances
@@ -152,7 +169,7 @@ def _words(parts: Any) -> list[str]:
     return [word for part in parts for word in (part.text or "").split()]
 
 
-def _distances(root: Any, elements: list[Any], ids: list[int], name: str) -> list[list[int]] | None:
+def _distances(root: Any, elements: list[Any], ids: list[int]) -> list[list[int]] | None:
     """The first matrix over all nodes that says what the SLIT says: latency, 10 for a node itself."""
     by_gp = {element.get("gp_index"): element.get("os_index") for element in elements}
     for element in root.iter("distances2"):
@@ -165,7 +182,7 @@ def _distances(root: Any, elements: list[Any], ids: list[int], name: str) -> lis
         values = _words(element.iter("u64values"))
         if not all(map(is_whole, (*order, *values))):
             wrong = next(word for word in (*order, *values) if not is_whole(word))
-            raise WorkbenchError(f"hwloc: {name}: distances2: {wrong[:20]!r} is not a number")
+            raise WorkbenchError(f"hwloc: distances2: {wrong[:20]!r} is not a number", element.line)
         if sorted(map(int, order)) != ids or len(values) != len(ids) ** 2:
             continue
         if set(values[:: len(ids) + 1]) == {str(LOCAL_DISTANCE)}:
@@ -174,7 +191,7 @@ def _distances(root: Any, elements: list[Any], ids: list[int], name: str) -> lis
     return None
 
 
-def _distances_of_version_1(root: Any, elements: list[Any], nodes: dict[int, Any], name: str) -> list[list[int]] | None:
+def _distances_of_version_1(root: Any, nodes: dict[int, Any]) -> list[list[int]] | None:
     """``<distances>``: values over a base, between the objects of a level in the order of the file."""
     order = list(nodes)  # as in the file
     for element in root.iter("distances"):
@@ -187,7 +204,7 @@ def _distances_of_version_1(root: Any, elements: list[Any], nodes: dict[int, Any
             if not all(0 <= value < 1 << 16 for value in scaled):
                 raise ValueError
         except ValueError:
-            raise WorkbenchError(f"hwloc: {name}: distances: a latency or its base is not a number") from None
+            raise WorkbenchError("hwloc: distances: a latency or its base is not a number", element.line) from None
         rounded = [int(value + 0.5) for value in scaled]
         if set(rounded[:: len(order) + 1]) == {LOCAL_DISTANCE}:
             at = {node: position for position, node in enumerate(order)}
@@ -210,7 +227,9 @@ def _access(root: Any, nodes: dict[int, dict[str, Any]]) -> list[dict[str, Any]]
                 continue
             number = _integer(target, "os_index", 0)
             figure = _integer(value, "value")
-            for initiator in _initiators(value, targets, nodes) if figure else ():
+            with at_line(value.line):
+                initiators = _initiators(value, targets, nodes) if figure else []
+            for initiator in initiators:
                 entry = found.setdefault((number, initiator), {"initiator": initiator, "target": number})
                 for field in fields or ():
                     # What says read or write is more exact than what says neither.

@@ -10,25 +10,28 @@ from typing import Any
 
 from workbench.bitmap_lists import is_whole, parse_list
 from workbench.errors import WorkbenchError
+from workbench.topology.common import Described
 
 
 def split(text: str) -> tuple[dict[int, tuple[int, ...]], str]:
-    """(CPUs by node, the rest of the text) of a text that may hold the output of lscpu, as JSON or as lines."""
+    """(CPUs by node, the text without them) of a text that may hold the output of lscpu, as JSON or as lines."""
     cpus: dict[int, tuple[int, ...]] = {}
     start = text.find("{")
     if start >= 0 and '"lscpu"' in text[start : start + 200]:
         try:
             value, end = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            raise WorkbenchError(f"lscpu: not JSON that can be read: {str(error).splitlines()[0][:80]}") from None
+            at = text.count("\n", 0, getattr(error, "pos", start)) + 1
+            reason = getattr(error, "msg", "nested too deeply")
+            raise WorkbenchError(f"lscpu: not JSON that can be read: {reason}", at) from None
         for field, data in _entries(value.get("lscpu") if isinstance(value, dict) else None):
-            _add(cpus, field, data, 0)
-        return cpus, text[:start] + "\n" + text[end:]
+            place = text.find(f'"{field}"', start, end)  # the line of it
+            _add(cpus, field, data, text.count("\n", 0, max(place, start)) + 1)
+        return cpus, text[:start] + "\n" * text.count("\n", start, end) + text[end:]
     rest = []
     for number, line in enumerate(text.splitlines(), 1):
         field, colon, data = line.partition(":")
-        if not (colon and _add(cpus, field, data, number)):
-            rest.append(line)
+        rest.append("" if colon and _add(cpus, field, data, number) else line)  # lines keep their numbers
     return cpus, "\n".join(rest)
 
 
@@ -53,15 +56,14 @@ def _add(cpus: dict[int, tuple[int, ...]], field: str, data: str, number: int) -
     try:
         listed = parse_list("" if data.strip() == "-" else data)
     except ValueError as error:
-        where = f" line {number}:" if number else ""
-        raise WorkbenchError(f"lscpu:{where} NUMA node{node} CPU(s): {error}") from None
+        raise WorkbenchError(f"lscpu: NUMA node{node} CPU(s): {error}", number) from None
     if int(node) in cpus:
-        raise WorkbenchError(f"lscpu: the CPUs of node {node} are given twice")
+        raise WorkbenchError(f"lscpu: the CPUs of node {node} are given twice; once is expected", number)
     cpus[int(node)] = listed
     return True
 
 
-def complete(host: dict[str, Any], cpus: dict[int, tuple[int, ...]]) -> dict[str, Any]:
+def complete(host: Described, cpus: dict[int, tuple[int, ...]]) -> Described:
     """A host of numactl with the CPUs that lscpu lists; nodes that numactl does not know are an error."""
     if not cpus:
         return host

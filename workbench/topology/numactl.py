@@ -14,10 +14,12 @@ from typing import Any
 from workbench.bitmap_lists import format_list, is_whole, parse_list
 from workbench.errors import WorkbenchError
 from workbench.limits import MAX_CPUS, MAX_NUMNODES
-from workbench.topology.common import default_distances, lowest_node_keeps, mark_memory_only
+from workbench.topology.common import Described, default_distances, lines_of, lowest_node_keeps, mark_memory_only
 
 _QUOTES = set(">|#*/;:%!-+.")
 _FIELDS = ("cpus", "size", "free")
+_PROMPTS = ("$", "#", "%", ">")
+"""What a shell's prompt ends with."""
 NO_DISTANCES = "No distance information available"
 
 
@@ -31,18 +33,21 @@ class _Text:
     rows: dict[int, list[int]] = field(default_factory=dict)
     row_lines: dict[int, int] = field(default_factory=dict)
     whole_rows: int = 0
+    last: int = 0
+    """The last line that there is."""
     stated: tuple[int, ...] | None = None
     matrix_line: int = 0
     no_distances: bool = False
 
 
-def read_numactl(text: str) -> dict[str, Any]:
+def read_numactl(text: str) -> Described:
     """The mapping of a host from ``node N cpus/size/free`` lines and the matrix. Errors quote the line."""
     read = _Text()
     open_list: list[int] | None = None  # where a line of nothing but numbers goes on
     prefix: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
+        read.last = number
         at = _key(words)
         if at is not None:
             prefix = words[:at]
@@ -63,14 +68,15 @@ def read_numactl(text: str) -> dict[str, Any]:
             if not _is_prefix(words, prefix):
                 open_list.extend(_continued(read, number, line, words, prefix))
         elif len(words) >= 4 and "available:" in words:
-            stated = _available(words[words.index("available:") :])
+            stated = _available(words[words.index("available:") :], number)
             if stated is not None and read.stated not in (None, stated):
-                raise WorkbenchError(f"numactl: line {number}: other nodes are available than an earlier line says")
+                raise WorkbenchError("numactl: other nodes are available than an earlier line says", number)
             read.stated = stated
         elif read.nodes and not read.matrix_line and not _is_prefix(words, prefix):
             raise WorkbenchError(
-                f"numactl: line {number}: {line.strip()[:60]!r} stands between the nodes; "
-                "'node N cpus:', 'node N size:' or 'node distances:' is expected"
+                f"numactl: {line.strip()[:60]!r} stands between the nodes; "
+                "'node N cpus:', 'node N size:' or 'node distances:' is expected",
+                number,
             )
     return _host(read)
 
@@ -103,12 +109,13 @@ def _says(words: list[str], *end: str) -> bool:
 def _node_line(read: _Text, number: int, line: str, words: list[str]) -> list[int] | None:
     if read.matrix_line:
         raise WorkbenchError(
-            f"numactl: line {number}: {line.strip()[:60]!r} comes after the distances of line {read.matrix_line}; "
-            "one machine is expected"
+            f"numactl: {line.strip()[:60]!r} comes after the distances of line {read.matrix_line}; "
+            "one machine is expected",
+            number,
         )
     node, name, values = int(words[1]), words[2].rstrip(":"), words[3:]
     if node >= MAX_NUMNODES:
-        raise WorkbenchError(f"numactl: line {number}: node {node}; ids are 0 to {MAX_NUMNODES - 1}")
+        raise WorkbenchError(f"numactl: node {node}; ids are 0 to {MAX_NUMNODES - 1}", number)
     if (node, name) in read.lines:
         raise WorkbenchError(
             f"numactl: line {read.lines[node, name]} and line {number} both give the {name} of node {node}"
@@ -120,7 +127,8 @@ def _node_line(read: _Text, number: int, line: str, words: list[str]) -> list[in
         return entry["cpus"]
     if len(values) != 2 or values[1] not in ("MB", "MiB") or not is_whole(values[0]):
         raise WorkbenchError(
-            f"numactl: line {number}: node {node} {name}: {' '.join(values)[:40]!r} is not a size in MB"
+            f"numactl: node {node} {name}: {' '.join(values)[:40]!r} is not a size in MB",
+            number,
         )
     entry["memory_bytes" if name == "size" else "free_bytes"] = int(values[0]) << 20
     return None
@@ -133,10 +141,11 @@ def _cpus(node: int, number: int, values: list[str]) -> list[int]:
     try:
         cpus = list(parse_list(",".join(word.strip(",") for word in listed.split())))
     except ValueError:
-        raise WorkbenchError(f"numactl: line {number}: node {node} cpus: {text[:40]!r} is not a list of CPUs") from None
+        raise WorkbenchError(f"numactl: node {node} cpus: {text[:40]!r} is not a list of CPUs", number) from None
     if count and count.strip(") ") != str(len(cpus)):
         raise WorkbenchError(
-            f"numactl: line {number}: node {node} cpus: {len(cpus)} are listed, ({count[:20]} is stated"
+            f"numactl: node {node} cpus: {len(cpus)} are listed, ({count[:20]} is stated",
+            number,
         )
     return cpus
 
@@ -146,7 +155,8 @@ def _continued(read: _Text, number: int, line: str, words: list[str], prefix: li
     numbers = _trailing_numbers(words)
     if not numbers or not _is_prefix(words[: len(words) - len(numbers)], prefix) or len(numbers) > MAX_CPUS:
         raise WorkbenchError(
-            f"numactl: line {number}: {line.strip()[:60]!r} stands between the nodes; more CPUs or 'node N' is expected"
+            f"numactl: {line.strip()[:60]!r} stands between the nodes; more CPUs or 'node N' is expected",
+            number,
         )
     return [int(word) for word in numbers]
 
@@ -167,14 +177,14 @@ def _shape(words: list[str]) -> str:
     return re.sub("[0-9]+", "0", "".join(words))
 
 
-def _available(words: list[str]) -> tuple[int, ...] | None:
+def _available(words: list[str], number: int) -> tuple[int, ...] | None:
     """The ids of ``available: 3 nodes (0-1,4)``."""
     try:
         ids = parse_list(words[3].strip("()")) if len(words) > 3 else None
     except ValueError:
         return None
     if ids is not None and is_whole(words[1]) and int(words[1]) != len(ids):
-        raise WorkbenchError(f"numactl: {' '.join(words)[:60]!r} lists {len(ids)} nodes")
+        raise WorkbenchError(f"numactl: {' '.join(words)[:60]!r} lists {len(ids)} nodes", number)
     return ids
 
 
@@ -191,10 +201,27 @@ def _finished(read: _Text) -> bool:
     return read.whole_rows == len(read.columns) >= len(read.nodes)
 
 
+def _without_prompt(read: _Text, words: list[str]) -> list[str]:
+    """The last row alone, where the shell's next prompt was copied with it: ``1:  21  10 user@host:~$``."""
+    if read.whole_rows + 1 != len(read.columns):
+        return words
+    for at, word in enumerate(words):
+        end = at + 1 + len(read.columns)
+        if word.endswith(":") and is_whole(word[:-1]):
+            row, last = words[at + 1 : end - 1], words[end - 1 : end]
+            digits = len(last[0]) - len(last[0].lstrip("0123456789")) if last else 0
+            rest = [last[0][digits:], *words[end:]] if digits else []
+            if all(map(is_whole, row)) and any(part.endswith(_PROMPTS) for part in rest):
+                return [*words[: end - 1], last[0][:digits]]
+            break
+    return words
+
+
 def _matrix_line(
     read: _Text, number: int, line: str, words: list[str], open_list: list[int] | None, prefix: list[str]
 ) -> list[int] | None:
     """The header, a row, or the rest of a wrapped one. Anything else ends the matrix, which is then not whole."""
+    words = _without_prompt(read, words)
     numbers = _trailing_numbers(words)
     head = words[: len(words) - len(numbers)]
     if not numbers and _is_prefix(words, prefix):
@@ -221,27 +248,30 @@ def _matrix_line(
             read.whole_rows += 1
         return row
     raise WorkbenchError(
-        f"numactl: line {number}: {line.strip()[:60]!r} is no row of {len(read.nodes)} distances: 'N: distance ...'"
+        f"numactl: {line.strip()[:60]!r} is no row of {len(read.nodes)} distances: 'N: distance ...'",
+        number,
     )
 
 
 # ----------------------------------------------------------------------------------------------------------- host
 
 
-def _host(read: _Text) -> dict[str, Any]:
+def _host(read: _Text) -> Described:
     ids = sorted(read.nodes)
     if not ids:
         raise WorkbenchError("numactl: no 'node N size:' line; this is not the output of numactl --hardware")
     assumed: list[str] = []
     for node in ids:
         if (node, "size") not in read.lines:
-            raise WorkbenchError(f"numactl: node {node} has no 'size:' line; the text is truncated")
+            line = max(read.lines.get((node, name), 0) for name in _FIELDS)
+            raise WorkbenchError(f"numactl: node {node} has no 'size:' line; the text is truncated", line)
     with_cpus = [node for node in ids if (node, "cpus") in read.lines]
     if not with_cpus:  # numactl before 2.0.3 did not list them
         assumed.append("cpus")
     elif len(with_cpus) < len(ids):
         missing = min(set(ids) - set(with_cpus))
-        raise WorkbenchError(f"numactl: node {missing} has no 'cpus:' line; the text is truncated")
+        line = read.lines[missing, "size"]
+        raise WorkbenchError(f"numactl: node {missing} has no 'cpus:' line; the text is truncated", line)
     distances = _matrix(read, ids, assumed)
     nodes = [read.nodes[node] for node in ids]
     for entry in nodes:
@@ -252,7 +282,7 @@ def _host(read: _Text) -> dict[str, Any]:
         mark_memory_only(nodes, {}, set())
     lowest_node_keeps(nodes)
     hidden = sorted(set(read.columns) - set(ids))
-    return {
+    fields = {
         "name": "numactl",
         "note": f"without nodes {format_list(hidden)}: numactl's caller may not use them" if hidden else None,
         "nodes": nodes,
@@ -260,15 +290,17 @@ def _host(read: _Text) -> dict[str, Any]:
         "assumed": assumed,
         "source": "numactl --hardware",
     }
+    lines = [read.lines[node, "size"] for node in ids]
+    return Described(fields, lines_of(lines, [read.row_lines.get(node, 0) for node in ids]))
 
 
 def _matrix(read: _Text, ids: list[int], assumed: list[str]) -> list[list[int]]:
     if not read.matrix_line:
         if not read.no_distances and not (len(ids) == 1 and read.stated == tuple(ids)):
-            raise WorkbenchError("numactl: no 'node distances:'; the text is truncated")
+            raise WorkbenchError("numactl: no 'node distances:'; the text is truncated", read.last)
         if read.stated is not None and not set(read.stated) <= set(ids):
             raise WorkbenchError(
-                f"numactl: nodes {list(read.stated)[:20]} are available, lines are there for {ids[:20]}"
+                f"numactl: nodes {list(read.stated)[:20]} are available, lines are there for {ids[:20]}", read.last
             )
         if len(ids) > 1:
             assumed.append("distances")
@@ -279,12 +311,14 @@ def _matrix(read: _Text, ids: list[int], assumed: list[str]) -> list[list[int]]:
         if not (
             set(ids) < set(read.columns) == set(read.rows) and read.stated is not None and set(read.stated) == set(ids)
         ):
-            raise WorkbenchError(f"numactl: distances are given for nodes {shown[:20]}, memory for {ids[:20]}")
+            said = f"numactl: distances are given for nodes {shown[:20]}, memory for {ids[:20]}"
+            raise WorkbenchError(said, read.matrix_line)
     for node in ids:
         if len(read.rows[node]) != len(read.columns):
             raise WorkbenchError(
-                f"numactl: line {read.row_lines[node]}: node {node} has {len(read.rows[node])} distances for "
-                f"{len(read.columns)} nodes; the matrix must be square"
+                f"numactl: node {node} has {len(read.rows[node])} distances for {len(read.columns)} nodes; "
+                "the matrix must be square",
+                read.row_lines[node],
             )
     position = {node: index for index, node in enumerate(read.columns)}
     return [[read.rows[a][position[b]] for b in ids] for a in ids]

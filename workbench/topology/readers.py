@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from workbench import limits
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.topology import dmesg, lscpu, snapshot, trees
+from workbench.topology.common import Described
 from workbench.topology.hwloc import read_hwloc
 from workbench.topology.numactl import read_numactl
 from workbench.topology.sysfs import read_tree
@@ -20,19 +22,19 @@ from workbench.topology.virsh import read_capabilities
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A host from whatever file or directory ``path`` is."""
+    """A host from whatever file or directory ``path`` is. What is refused is refused with its name first."""
     if path.is_dir():
-        return read_directory(path)
+        with of_file(path.name or str(path)):
+            return read_directory(path)
     content = read_file(path, limits.ARCHIVE_BYTES, "machine")
-    if trees.is_archive(content[:512]):
-        return read_archive(path)
-    if len(content) > limits.XML_BYTES:
-        raise WorkbenchError(
-            f"machine: {path.name} has {len(content) >> 20} MiB and is no archive; see `machines show`"
-        )
-    if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" and path.suffix not in (".txt", ".log"):
-        return read_xml(content, path.name)
-    return read_text(decoded(content), path)
+    with of_file(path.name):
+        if trees.is_archive(content[:512]):
+            return read_archive(path)
+        if len(content) > limits.XML_BYTES:
+            raise WorkbenchError(f"machine: {len(content) >> 20} MiB and no archive; see `machines show`")
+        if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" and path.suffix not in (".txt", ".log"):
+            return read_xml(content, path.name)
+        return read_text(decoded(content), path)
 
 
 def decoded(content: bytes) -> str:
@@ -51,29 +53,27 @@ def _check_length(text: str, field: str) -> None:
 
 def read_text(text: str, path: Path) -> dict[str, Any]:
     """A host from a text: numactl (and lscpu), a kernel log, or YAML."""
-    _check_length(text, f"machine: {path.name}")
+    _check_length(text, "machine")
     inner = xml_within(text, ("capabilities", "topology"))
     if inner:
         return read_xml(inner.encode(), path.name)
     if path.suffix in (".yaml", ".yml"):
-        return dict(_yaml(text))
+        return _yaml(text)
     if "node distances:" in text or " cpus:" in text or " size:" in text or "available:" in text:
-        return {**read_numactl_text(text), "name": _stem(path)}
+        return read_numactl_text(text).called(_stem(path))
     if dmesg.is_kernel_log(text):
-        return {**dmesg.read_dmesg(text), "name": _stem(path)}
+        return dmesg.read_dmesg(text).called(_stem(path))
     cpus, _ = lscpu.split(text)
     if cpus:
-        raise WorkbenchError(
-            f"lscpu: {path.name} says nothing of memory; put the output of numactl --hardware below it"
-        )
+        raise WorkbenchError("lscpu says nothing of memory; put the output of numactl --hardware below it")
     if path.suffix == ".json":
-        return dict(_yaml(text))
+        return _yaml(text)
     raise WorkbenchError(
-        f"numactl: no 'node N size:' line in {path.name}; this is not the output of numactl --hardware, nor a kernel log"
+        "numactl: no 'node N size:' line; this is not the output of numactl --hardware, nor a kernel log"
     )
 
 
-def read_numactl_text(text: str) -> dict[str, Any]:
+def read_numactl_text(text: str) -> Described:
     """numactl's output, with lscpu's before or after it if it is there."""
     _check_length(text, "numactl")
     cpus, rest = lscpu.split(text) if "NUMA node" in text else ({}, text)
@@ -82,7 +82,7 @@ def read_numactl_text(text: str) -> dict[str, Any]:
 
 def read_xml(content: bytes, name: str) -> dict[str, Any]:
     """A host from XML: hwloc's ``topology`` or libvirt's ``capabilities``."""
-    root = parse_xml(content, name, "hwloc")
+    root = parse_xml(content, "hwloc")
     if root.tag == "topology":
         return read_hwloc(root, name)
     if root.tag == "capabilities":
@@ -90,13 +90,14 @@ def read_xml(content: bytes, name: str) -> dict[str, Any]:
     hint = (
         "; a domain is a virtual machine: workbench import reads it" if root.tag in ("domain", "domainsnapshot") else ""
     )
-    raise WorkbenchError(f"hwloc: {name}: the top element is {root.tag[:40]!r}, not 'topology' or 'capabilities'{hint}")
+    said = f"hwloc: the top element is {root.tag[:40]!r}; 'topology' or 'capabilities' is expected{hint}"
+    raise WorkbenchError(said, root.line)
 
 
 def xml_within(text: str, tags: tuple[str, ...]) -> str:
     """The one element of ``tags`` in a text that has more around it: prompts, the words of a mail, quotes; '' if none is whole.
 
-    The quote is what stands before the element's first line.
+    The quote is what stands before the element's first line. Lines keep their numbers.
     """
     for tag in tags:
         start, end = text.find(f"<{tag}"), text.rfind(f"</{tag}>")
@@ -104,21 +105,38 @@ def xml_within(text: str, tags: tuple[str, ...]) -> str:
             continue
         quote = text[text.rfind("\n", 0, start) + 1 : start].strip()
         lines = text[start : end + len(tag) + 3].split("\n")
-        return "\n".join(line.lstrip().removeprefix(quote) if quote else line for line in lines)
+        inner = "\n".join(line.lstrip().removeprefix(quote) if quote else line for line in lines)
+        return "\n" * text.count("\n", 0, start) + inner
     return ""
 
 
-def parse_xml(content: bytes, name: str, field: str) -> Any:
-    """The top element of XML without entities of its own."""
-    import defusedxml.ElementTree as ElementTree
+class Element(ElementTree.Element):
+    """An element of XML that knows the line it starts in."""
+
+    line = 0
+
+
+def parse_xml(content: bytes, field: str) -> Any:
+    """The top element of XML without entities of its own, made of :class:`Element`."""
+    from defusedxml.ElementTree import DefusedXMLParser
 
     if len(content) > limits.XML_BYTES:
-        raise WorkbenchError(f"{field}: {name} is larger than {limits.XML_BYTES >> 20} MiB")
+        raise WorkbenchError(f"{field}: larger than {limits.XML_BYTES >> 20} MiB")
+
+    def made(tag: str, attributes: dict[str, str]) -> Element:
+        element = Element(tag, attributes)
+        element.line = parser.parser.CurrentLineNumber
+        return element
+
+    parser = DefusedXMLParser(target=ElementTree.TreeBuilder(element_factory=made))
     try:
-        return ElementTree.fromstring(content)
+        parser.feed(content)
+        return parser.close()
     except Exception as error:  # defusedxml has its own exceptions for entities and DTDs
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise WorkbenchError(f"{field}: {name} is not XML that can be read: {reason}") from None
+        raise WorkbenchError(
+            f"{field}: this is not XML that can be read: {reason}", parser.parser.CurrentLineNumber
+        ) from None
 
 
 def read_directory(path: Path) -> dict[str, Any]:
@@ -133,7 +151,7 @@ def read_directory(path: Path) -> dict[str, Any]:
                     texts[file.name] = decoded(read_file(file, limits.TEXT_BYTES, "machine"))
         if not texts:
             raise
-        return {**_of_texts(texts, str(path)), "name": path.resolve().name}
+        return _of_texts(texts).called(path.resolve().name)
 
 
 def read_archive(path: Path) -> dict[str, Any]:
@@ -144,21 +162,27 @@ def read_archive(path: Path) -> dict[str, Any]:
     texts = {name: decoded(content) for name, content in tree.files.items() if "numactl" in name or "lscpu" in name}
     if not texts:
         raise WorkbenchError(
-            f"snapshot: {path.name} holds neither devices/system/node nor the output of numactl --hardware; "
+            "snapshot: the archive holds neither devices/system/node nor the output of numactl --hardware; "
             "workbench snapshot writes such archives"
         )
-    return {**_of_texts(texts, path.name), "name": tree.name}
+    return _of_texts(texts).called(tree.name)
 
 
-def _of_texts(texts: dict[str, str], where: str) -> dict[str, Any]:
+def _of_texts(texts: dict[str, str]) -> Described:
     outputs = [name for name, text in texts.items() if "numactl" in name and " size:" in text]
     if len(outputs) != 1:
         raise WorkbenchError(
-            f"machine: {where[:80]} holds {len(outputs)} outputs of numactl --hardware{': ' if outputs else ''}"
+            f"machine: {len(outputs)} outputs of numactl --hardware{': ' if outputs else ''}"
             f"{', '.join(outputs[:2])}; one is expected"
         )
-    parts = [texts[outputs[0]], *(text for name, text in texts.items() if "lscpu" in name)]
-    return read_numactl_text("\n".join(parts))
+    with of_file(outputs[0]):
+        host = read_numactl_text(texts[outputs[0]])
+    for name, text in texts.items():
+        if "lscpu" in name and name != outputs[0]:
+            with of_file(name):
+                _check_length(text, "lscpu")
+                host = lscpu.complete(host, lscpu.split(text)[0])
+    return host
 
 
 def _stem(path: Path) -> str:
@@ -167,7 +191,8 @@ def _stem(path: Path) -> str:
     return label(path.stem)
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str) -> Described:
     from workbench.safe_yaml import load
+    from workbench.topology.yaml_lines import line_of
 
-    return load(f"{text}\n", "host")
+    return Described(load(f"{text}\n", "host"), lambda keys: line_of(text, keys))

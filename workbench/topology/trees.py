@@ -168,9 +168,7 @@ class ArchiveTree:
         nodes = {folder for folder in nodes if "/initiators" not in folder}
         if len(nodes) > 1:
             first, second = sorted(nodes)[:2]
-            raise WorkbenchError(
-                f"snapshot: {self.name} holds more than one machine: {first[:80]!r} and {second[:80]!r}"
-            )
+            raise WorkbenchError(f"snapshot: more than one machine: {first[:80]!r} and {second[:80]!r}")
         if not nodes:
             return {}
         node = nodes.pop()
@@ -252,26 +250,26 @@ def archive_tree(path: Path, wanted: Callable[[str], bool]) -> ArchiveTree:
     files: dict[str, bytes] = {}
     links: dict[str, str] = {}
     try:
-        stream = _Limited(_unpacked(packed), name)
+        stream = _Limited(_unpacked(packed))
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as archive:
-            for member in _members(archive, name):
-                _keep(archive, member, name, wanted, files, links)
+            for member in _members(archive):
+                _keep(archive, member, wanted, files, links)
         while stream.read(1 << 20):  # to the checksum at the end
             pass
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, MemoryError) as error:
         if isinstance(error, WorkbenchError):
             raise
-        raise WorkbenchError(f"snapshot: {name} is not a tar archive that can be read: {_reason(error)}") from None
+        raise WorkbenchError(f"snapshot: not a tar archive that can be read: {_reason(error)}") from None
     short = name
     for ending in (".gz", ".bz2", ".xz", ".tgz", ".tbz2", ".txz", ".tar"):
         short = short.removesuffix(ending)
     return ArchiveTree(short or "snapshot", files, links)
 
 
-def _members(archive: tarfile.TarFile, name: str) -> Iterator[tarfile.TarInfo]:
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for count, member in enumerate(archive):
         if count >= ARCHIVE_MEMBERS:
-            raise WorkbenchError(f"snapshot: {name} has more than {ARCHIVE_MEMBERS} members; no more are read")
+            raise WorkbenchError(f"snapshot: more than {ARCHIVE_MEMBERS} members; no more are read")
         vars(archive)["members"] = []  # tarfile keeps them all otherwise
         yield member
 
@@ -279,7 +277,6 @@ def _members(archive: tarfile.TarFile, name: str) -> Iterator[tarfile.TarInfo]:
 def _keep(
     archive: tarfile.TarFile,
     member: tarfile.TarInfo,
-    name: str,
     wanted: Callable[[str], bool],
     files: dict[str, bytes],
     links: dict[str, str],
@@ -287,14 +284,14 @@ def _keep(
     path = posixpath.normpath(member.name)
     shown = repr(member.name[:80])
     if path.startswith(("/", "../")) or path == ".." or "\x00" in path:
-        raise WorkbenchError(f"snapshot: {name}: member {shown} leads out of the archive; relative paths are expected")
+        raise WorkbenchError(f"snapshot: member {shown} leads out of the archive; relative paths are expected")
     if (cpu := _CPU.search(path)) is not None:
         files.setdefault(f"{path[: cpu.end(1)]}/", b"")  # the folder alone says that the CPU is there
     if member.issym() or member.islnk():
         base = posixpath.dirname(path) if member.issym() else ""
         target = posixpath.normpath(posixpath.join(base, member.linkname))
         if target.startswith(("/", "../")) or target == "..":
-            raise WorkbenchError(f"snapshot: {name}: link {shown} leads out of the archive")
+            raise WorkbenchError(f"snapshot: link {shown} leads out of the archive")
         if member.islnk() and target in files:
             files[path] = files[target]
         elif member.issym():
@@ -304,16 +301,14 @@ def _keep(
             return
         if member.size > KERNEL_FILE_BYTES:
             raise WorkbenchError(
-                f"snapshot: {name}: member {shown} has {member.size >> 10:,} KiB; at most {KERNEL_FILE_BYTES >> 10:,} are read"
+                f"snapshot: member {shown} has {member.size >> 10:,} KiB; at most {KERNEL_FILE_BYTES >> 10:,} are read"
             )
         if path in files:
-            raise WorkbenchError(f"snapshot: {name}: member {shown} is there twice")
+            raise WorkbenchError(f"snapshot: member {shown} is there twice")
         opened = archive.extractfile(member)
         files[path] = b"" if opened is None else opened.read()
     elif not member.isdir():
-        raise WorkbenchError(
-            f"snapshot: {name}: member {shown} is a device or FIFO; files, folders and links are expected"
-        )
+        raise WorkbenchError(f"snapshot: member {shown} is a device or FIFO; files, folders and links are expected")
 
 
 def _unpacked(packed: io.BytesIO) -> IO[bytes]:
@@ -330,18 +325,15 @@ def _unpacked(packed: io.BytesIO) -> IO[bytes]:
 class _Limited:
     """A stream that refuses to go on after ARCHIVE_BYTES, whatever the headers inside it say."""
 
-    def __init__(self, inner: IO[bytes], name: str) -> None:
+    def __init__(self, inner: IO[bytes]) -> None:
         self._inner = inner
-        self._name = name
         self._read = 0
 
     def read(self, size: int) -> bytes:
         content = self._inner.read(min(size, 1 << 20))
         self._read += len(content)
         if self._read > ARCHIVE_BYTES:
-            raise WorkbenchError(
-                f"snapshot: {self._name} unpacks to more than {ARCHIVE_BYTES >> 20} MiB; a snapshot has a few"
-            )
+            raise WorkbenchError(f"snapshot: unpacks to more than {ARCHIVE_BYTES >> 20} MiB; a snapshot has a few")
         return content
 
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.bitmap_lists import is_whole
-from workbench.errors import WorkbenchError
-from workbench.topology.common import default_distances, label, lowest_node_keeps, mark_memory_only, page_bytes
+from workbench.errors import WorkbenchError, at_line
+from workbench.topology.common import (
+    Described,
+    default_distances,
+    label,
+    lines_of,
+    lowest_node_keeps,
+    mark_memory_only,
+    page_bytes,
+)
 from workbench.topology.memory_kinds import kinds_by_figures
 
 _UNITS = {"b": 1, "bytes": 1, "kib": 1 << 10, "k": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -14,38 +22,21 @@ _PER_MB = 10**6
 _FIGURES = {"access": ("read", "write"), "read": ("read",), "write": ("write",)}
 
 
-def read_capabilities(root: Any, name: str) -> dict[str, Any]:
+def read_capabilities(root: Any, name: str) -> Described:
     """The mapping of a host from the ``capabilities`` element of a file called ``name``."""
     cells = root.findall("./host/topology/cells/cell")
     if not cells:
-        raise WorkbenchError(f"capabilities: {name} has no host/topology/cells/cell; libvirt was built without NUMA")
-    stated = root.find("./host/topology/cells").get("num")
-    if stated is not None and _whole(stated, "cells num") != len(cells):
-        raise WorkbenchError(f"capabilities: {name}: cells num={stated}, but there are {len(cells)}")
+        raise WorkbenchError("capabilities: no host/topology/cells/cell; libvirt was built without NUMA", root.line)
+    all_cells = root.find("./host/topology/cells")
+    stated = all_cells.get("num")
+    with at_line(all_cells.line):
+        if stated is not None and _whole(stated, "cells num") != len(cells):
+            raise WorkbenchError(f"capabilities: cells num={stated}, but there are {len(cells)}")
     nodes: dict[int, dict[str, Any]] = {}
     rows: dict[int, dict[int, int]] = {}
     for cell in cells:
-        node = _whole(cell.get("id"), "cell id")
-        if node in nodes:
-            raise WorkbenchError(f"capabilities: {name}: two cells have id={node}")
-        for part in ("memory", "distances", "cpus"):
-            if len(cell.findall(part)) > 1:
-                raise WorkbenchError(f"capabilities: {name}: cell {node} has {part} twice")
-        nodes[node] = {
-            "id": node,
-            "memory_bytes": page_bytes(_size(cell.find("memory"), f"cell {node} memory")),
-            "cpus": [_whole(cpu.get("id"), "cpu id") for cpu in cell.findall("cpus/cpu")],
-        }
-        pools = [_pool(pages, node) for pages in cell.findall("pages")]
-        if pools := [pool for pool in pools if pool["page_bytes"] >= 1 << 20]:
-            nodes[node]["hugetlb"] = pools
-        rows[node] = {}
-        for sibling in cell.findall("distances/sibling"):
-            other, distance = _whole(sibling.get("id"), "sibling id"), _whole(sibling.get("value"), "distance")
-            if rows[node].setdefault(other, distance) != distance:
-                raise WorkbenchError(
-                    f"capabilities: {name}: cell {node} is {rows[node][other]} and {distance} from cell {other}"
-                )
+        with at_line(cell.line):
+            _add_cell(cell, nodes, rows)
     ids = sorted(nodes)
     assumed: list[str] = []
     if not any(rows.values()):
@@ -54,15 +45,15 @@ def read_capabilities(root: Any, name: str) -> dict[str, Any]:
     else:
         for node in ids:
             if set(ids) - set(rows[node]):
-                raise WorkbenchError(
-                    f"capabilities: cell {node} has no distance to cell {min(set(ids) - set(rows[node]))}"
-                )
+                line = next(cell.line for cell in cells if int(cell.get("id")) == node)
+                missing = min(set(ids) - set(rows[node]))
+                raise WorkbenchError(f"capabilities: cell {node} has no distance to cell {missing}", line)
         distances = [[rows[a][b] for b in ids] for a in ids]
     listed = [nodes[node] for node in ids]
     access = _access(root, set(ids))
     mark_memory_only(listed, kinds_by_figures(listed, access), set())
     lowest_node_keeps(listed)
-    return {
+    fields = {
         "name": label(name.removesuffix(".xml")),
         "nodes": listed,
         "distances": distances,
@@ -70,6 +61,30 @@ def read_capabilities(root: Any, name: str) -> dict[str, Any]:
         "assumed": assumed,
         "source": "virsh capabilities",
     }
+    by_id = {int(cell.get("id")): cell.line for cell in cells}
+    return Described(fields, lines_of([by_id[node] for node in ids], [by_id[node] for node in ids]))
+
+
+def _add_cell(cell: Any, nodes: dict[int, dict[str, Any]], rows: dict[int, dict[int, int]]) -> None:
+    node = _whole(cell.get("id"), "cell id")
+    if node in nodes:
+        raise WorkbenchError(f"capabilities: two cells have id={node}; one of each is expected")
+    for part in ("memory", "distances", "cpus"):
+        if len(cell.findall(part)) > 1:
+            raise WorkbenchError(f"capabilities: cell {node} has {part} twice")
+    nodes[node] = {
+        "id": node,
+        "memory_bytes": page_bytes(_size(cell.find("memory"), f"cell {node} memory")),
+        "cpus": [_whole(cpu.get("id"), "cpu id") for cpu in cell.findall("cpus/cpu")],
+    }
+    pools = [_pool(pages, node) for pages in cell.findall("pages")]
+    if pools := [pool for pool in pools if pool["page_bytes"] >= 1 << 20]:
+        nodes[node]["hugetlb"] = pools
+    rows[node] = {}
+    for sibling in cell.findall("distances/sibling"):
+        other, distance = _whole(sibling.get("id"), "sibling id"), _whole(sibling.get("value"), "distance")
+        if rows[node].setdefault(other, distance) != distance:
+            raise WorkbenchError(f"capabilities: cell {node} is {rows[node][other]} and {distance} from cell {other}")
 
 
 def _whole(text: str | None, what: str) -> int:
@@ -101,8 +116,9 @@ def _access(root: Any, ids: set[int]) -> list[dict[str, Any]]:
         for element in root.findall(f"./host/topology/interconnects/{quantity}"):
             if element.get("cache") not in (None, "0"):
                 continue
-            initiator, target = (_whole(element.get(end), end) for end in ("initiator", "target"))
-            value = _whole(element.get("value"), quantity)
+            with at_line(element.line):
+                initiator, target = (_whole(element.get(end), end) for end in ("initiator", "target"))
+                value = _whole(element.get("value"), quantity)
             if not {initiator, target} <= ids or not value:
                 continue
             scale = 1.0

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from workbench.bitmap_lists import parse_list, parse_mask
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, at_line
 from workbench.vmconfig.machine import Mode, NodePolicy, VirtualMachine
+from workbench.vmconfig.words import line_of
 
 _POLICIES: dict[str, Mode] = {
     "--membind": "bind", "-m": "bind", "--interleave": "interleave", "-i": "interleave", "--preferred": "preferred",
@@ -50,7 +51,7 @@ def node_set(text: str, online: Iterable[int], what: str) -> tuple[int, ...]:
     return tuple(node for node in nodes if node not in ids) if inverted else tuple(sorted(set(ids)))
 
 
-def read_around(words: list[str], vm: VirtualMachine, online: Iterable[int]) -> None:
+def read_around(words: Sequence[str], vm: VirtualMachine, online: Iterable[int]) -> None:
     """Take what stands before the VMM into ``vm``; what is not understood is listed."""
     position = 0
     while position < len(words):
@@ -58,9 +59,12 @@ def read_around(words: list[str], vm: VirtualMachine, online: Iterable[int]) -> 
         tool = word.rpartition("/")[2]
         position += 1
         if tool == "numactl":
-            position = _numactl(words, position, vm, online)
+            with at_line(line_of(word)):
+                position = _numactl(words, position, vm, online)
         elif tool == "taskset":
-            position = _taskset(words, position, vm)
+            vm.lines["cpus"] = line_of(word)
+            with at_line(line_of(word)):
+                position = _taskset(words, position, vm)
         elif tool in WRAPPERS or _is_assignment(word):
             while position < len(words) and (words[position].startswith("-") or _is_assignment(words[position])):
                 option = words[position]
@@ -76,7 +80,7 @@ def _is_assignment(word: str) -> bool:
     return bool(equals) and name.replace("_", "a").isalnum() and not name[:1].isdigit()
 
 
-def _numactl(words: list[str], position: int, vm: VirtualMachine, online: Iterable[int]) -> int:
+def _numactl(words: Sequence[str], position: int, vm: VirtualMachine, online: Iterable[int]) -> int:
     nodes = sorted(online)
     while position < len(words) and words[position].startswith("-"):
         option, equals, value = words[position].partition("=")
@@ -96,6 +100,7 @@ def _numactl(words: list[str], position: int, vm: VirtualMachine, online: Iterab
             vm.cpu_nodes = node_set(value, nodes, setting)
         elif option in _CPUS:
             vm.cpus = _cpu_list(value.lstrip("+"), setting)
+            vm.lines["cpus"] = line_of(words[position - 1])
         elif option in _LOCAL:
             _set_policy(vm, NodePolicy(f"numactl {option}", "local"))
         elif option not in _NOTHING:
@@ -111,7 +116,7 @@ def _set_policy(vm: VirtualMachine, policy: NodePolicy) -> None:
     vm.task_policy = policy
 
 
-def _taskset(words: list[str], position: int, vm: VirtualMachine) -> int:
+def _taskset(words: Sequence[str], position: int, vm: VirtualMachine) -> int:
     as_list = False
     while position < len(words) and words[position].startswith("-"):
         as_list |= "c" in words[position]

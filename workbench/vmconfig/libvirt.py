@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from workbench.bitmap_lists import parse_list
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, at_line
 from workbench.limits import MAX_VCPUS
 from workbench.units import PAGE_SIZE
 from workbench.vmconfig import words
@@ -41,16 +41,23 @@ _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
 
 def read_domain(root: Any, source: str, online: Iterable[int]) -> VirtualMachine:
     """The machine of a ``domain`` element; ``online`` are the node ids of the host it is to run on."""
+    with at_line(root.line):
+        return _read_domain(root, source, online)
+
+
+def _read_domain(root: Any, source: str, online: Iterable[int]) -> VirtualMachine:
     vm = VirtualMachine(source=source, vmm="qemu-11", name=(root.findtext("name") or "guest")[:100])
     nodes = sorted(online)
     if root.get("type") not in ("kvm", "qemu", None):
         vm.notes.append(f"domain type {root.get('type')}: placed as a KVM guest is")
     vcpu = root.find("vcpu")
-    vm.vcpus = words.whole(((vcpu.get("current") or vcpu.text) if vcpu is not None else "1") or "1", "vcpu", MAX_VCPUS)
-    if vm.vcpus < 1:
-        raise WorkbenchError(f"{source}: vcpu: 0; 1 to {MAX_VCPUS} are expected")
-    if vcpu is not None and vcpu.get("cpuset"):
-        vm.cpus = _list(vcpu.get("cpuset"), "vcpu cpuset")
+    with at_line(0 if vcpu is None else vcpu.line):
+        stated = ((vcpu.get("current") or vcpu.text) if vcpu is not None else "1") or "1"
+        vm.vcpus = words.whole(stated, "vcpu", MAX_VCPUS)
+        if vm.vcpus < 1:
+            raise WorkbenchError(f"vcpu: 0; 1 to {MAX_VCPUS} are expected")
+        if vcpu is not None and vcpu.get("cpuset"):
+            vm.cpus = _list(vcpu.get("cpuset"), "vcpu cpuset")
     automatic = (vcpu is not None and vcpu.get("placement") == "auto") or any(
         element.get("placement") == "auto" for element in root.findall("./numatune/memory")
     )
@@ -73,7 +80,7 @@ def read_domain(root: Any, source: str, online: Iterable[int]) -> VirtualMachine
         total = max(0, total - sum(backend.size for backend in plugged))
     vm.backends = [*_backends(root, cells, total, vm, nodes), *plugged]
     if not vm.backends or vm.memory == 0:
-        raise WorkbenchError(f"{source}: the domain has no memory; <memory unit='GiB'>4</memory> is expected")
+        raise WorkbenchError("the domain has no memory; <memory unit='GiB'>4</memory> is expected")
     extra = root.find(_QEMU)
     if extra is not None:
         inner = VirtualMachine(source=f"{source}: qemu:commandline", vmm="qemu-11")
@@ -101,7 +108,8 @@ def _list(text: str | None, what: str) -> tuple[int, ...]:
 
 
 def _memory(element: Any, what: str) -> int:
-    return words.whole(element.text, what, 1 << 60) * _unit(element, what)
+    with at_line(element.line):
+        return words.whole(element.text, what, 1 << 60) * _unit(element, what)
 
 
 def _unit(element: Any, what: str) -> int:
@@ -133,11 +141,12 @@ def _devices(root: Any, vm: VirtualMachine, nodes: list[int]) -> list[Backend]:
         )
         mask = element.find("./source/nodemask")
         if mask is not None:
-            listed = _list(mask.text, f"{what} nodemask")
+            with at_line(mask.line):
+                listed = _list(mask.text, f"{what} nodemask")
             outside = sorted(set(listed) - set(nodes))
             if outside:
                 raise WorkbenchError(
-                    f"{what}: nodemask: node {outside[0]} is not on this host, which has nodes {nodes}"
+                    f"{what}: nodemask: node {outside[0]} is not on this host, which has nodes {nodes}", mask.line
                 )
             policy = _MODES.get(mode)
             if policy is not None:
@@ -150,34 +159,44 @@ def _devices(root: Any, vm: VirtualMachine, nodes: list[int]) -> list[Backend]:
 
 def _cputune(root: Any, vm: VirtualMachine) -> None:
     for element in root.findall("./cputune/*"):
-        if element.tag == "vcpupin":
-            number = words.whole(element.get("vcpu"), "vcpupin vcpu", 4095)
-            if number in vm.vcpu_pins:
-                raise WorkbenchError(f"{vm.source}: two vcpupin elements for vCPU {number}")
-            if number >= vm.vcpus:
-                vm.notes.append(f"vcpupin vcpu={number}: the domain has {vm.vcpus} vCPUs")
-                continue
-            vm.vcpu_pins[number] = _list(element.get("cpuset"), f"vcpupin {number} cpuset")
-        elif element.tag == "emulatorpin":
-            vm.emulator_cpus = _list(element.get("cpuset"), "emulatorpin cpuset")
-        elif element.tag not in _TUNE_IRRELEVANT.split():
-            vm.unknown.append(f"cputune/{element.tag}"[:120])
+        with at_line(element.line):
+            _tune(element, vm)
+
+
+def _tune(element: Any, vm: VirtualMachine) -> None:
+    if element.tag == "vcpupin":
+        number = words.whole(element.get("vcpu"), "vcpupin vcpu", MAX_VCPUS - 1)
+        if number in vm.vcpu_pins:
+            raise WorkbenchError(f"two vcpupin elements for vCPU {number}; one is expected")
+        if number >= vm.vcpus:
+            vm.notes.append(f"vcpupin vcpu={number}: the domain has {vm.vcpus} vCPUs")
+            return
+        vm.vcpu_pins[number] = _list(element.get("cpuset"), f"vcpupin {number} cpuset")
+        vm.lines[f"vcpupin {number}"] = element.line
+    elif element.tag == "emulatorpin":
+        if vm.emulator_cpus:
+            raise WorkbenchError("two emulatorpin elements; one is expected")
+        vm.emulator_cpus = _list(element.get("cpuset"), "emulatorpin cpuset")
+        vm.lines["emulatorpin"] = element.line
+    elif element.tag not in _TUNE_IRRELEVANT.split():
+        vm.unknown.append(f"cputune/{element.tag}"[:120])
 
 
 def _nodeset(element: Any, what: str, nodes: list[int]) -> tuple[int, ...]:
-    listed = _list(element.get("nodeset"), f"{what} nodeset")
-    outside = sorted(set(listed) - set(nodes))
-    if outside:
-        raise WorkbenchError(f"{what}: nodeset: node {outside[0]} is not on this host, which has nodes {nodes}")
-    if not listed:
-        raise WorkbenchError(f"{what}: nodeset is empty; nodes {nodes} are on this host")
-    return listed
+    with at_line(element.line):
+        listed = _list(element.get("nodeset"), f"{what} nodeset")
+        outside = sorted(set(listed) - set(nodes))
+        if outside:
+            raise WorkbenchError(f"{what}: nodeset: node {outside[0]} is not on this host, which has nodes {nodes}")
+        if not listed:
+            raise WorkbenchError(f"{what}: nodeset is empty; nodes {nodes} are on this host")
+        return listed
 
 
 def _tuned(element: Any, what: str, nodes: list[int]) -> tuple[str, NodePolicy | None]:
     mode = element.get("mode") or "strict"
     if mode not in _MODES:
-        raise WorkbenchError(f"{what}: mode={mode[:20]!r}; libvirt has {', '.join(_MODES)}")
+        raise WorkbenchError(f"{what}: mode={mode[:20]!r}; libvirt has {', '.join(_MODES)}", element.line)
     listed = _nodeset(element, what, nodes)
     setting = f"numatune {what}: mode={mode}, nodeset={element.get('nodeset')}"
     policy = _MODES[mode]
@@ -196,10 +215,13 @@ def _backends(root: Any, cells: list[Any], total: int, vm: VirtualMachine, nodes
                 f"numatune memory: mode={mode}, nodeset={element.get('nodeset')}", "bind", listed
             )
     per_cell: dict[int, NodePolicy | None] = {}
+    lines: dict[int, int] = {}
     for element in root.findall("./numatune/memnode"):
-        cell = words.whole(element.get("cellid"), "memnode cellid", 1023)
+        with at_line(element.line):
+            cell = words.whole(element.get("cellid"), "memnode cellid", 1023)
         if cell in per_cell:
-            raise WorkbenchError(f"{vm.source}: two memnode elements for cell {cell}")
+            raise WorkbenchError(f"two memnode elements for cell {cell}; one is expected", element.line)
+        lines[cell] = element.line
         per_cell[cell] = _tuned(element, f"memnode {cell}", nodes)[1]
     immediate = any(
         (element.get("mode") or "") == "immediate" for element in root.findall("./memoryBacking/allocation")
@@ -213,28 +235,33 @@ def _backends(root: Any, cells: list[Any], total: int, vm: VirtualMachine, nodes
     )
     if not cells:
         if per_cell:
-            raise WorkbenchError(f"{vm.source}: memnode {min(per_cell)} needs a cell of cpu/numa")
+            raise WorkbenchError(f"memnode {min(per_cell)} needs a cell of cpu/numa", lines[min(per_cell)])
         page = pages.get(0, pages[None])
         return [Backend("pc.ram", total, everywhere, page, immediate, anonymous=page == PAGE_SIZE and not in_file)]
     out = []
     ids: set[int] = set()
     for position, element in enumerate(cells):
-        cell = words.whole(element.get("id") or str(position), "cell id", 1023)
-        if cell in ids:
-            raise WorkbenchError(f"{vm.source}: two cells have id={cell}")
-        ids.add(cell)
-        size = words.whole(element.get("memory"), f"cell {cell} memory", 1 << 60) * _unit(
-            element, f"cell {cell} memory"
-        )
-        page = pages.get(cell, pages[None])
-        shared = in_file or element.get("memAccess") == "shared"
-        backend = Backend(f"ram-node{cell}", size, per_cell.get(cell, everywhere), page, immediate)
-        backend.anonymous = page == PAGE_SIZE and not shared
-        backend.vcpus = tuple(cpu for cpu in _list(element.get("cpus") or "", f"cell {cell} cpus") if cpu < vm.vcpus)
-        out.append(backend)
+        with at_line(element.line):
+            cell = words.whole(element.get("id") or str(position), "cell id", 1023)
+            if cell in ids:
+                raise WorkbenchError(f"two cells have id={cell}; one of each is expected")
+            ids.add(cell)
+            size = words.whole(element.get("memory"), f"cell {cell} memory", 1 << 60) * _unit(
+                element, f"cell {cell} memory"
+            )
+            page = pages.get(cell, pages[None])
+            shared = in_file or element.get("memAccess") == "shared"
+            backend = Backend(f"ram-node{cell}", size, per_cell.get(cell, everywhere), page, immediate)
+            backend.anonymous = page == PAGE_SIZE and not shared
+            backend.vcpus = tuple(
+                cpu for cpu in _list(element.get("cpus") or "", f"cell {cell} cpus") if cpu < vm.vcpus
+            )
+            out.append(backend)
     missing = sorted(set(per_cell) - ids)
     if missing:
-        raise WorkbenchError(f"{vm.source}: memnode {missing[0]}: cpu/numa has no such cell")
+        raise WorkbenchError(
+            f"memnode {missing[0]}: cpu/numa has no such cell; it has {sorted(ids)}", lines[missing[0]]
+        )
     return out
 
 
@@ -248,20 +275,21 @@ def _page_bytes(root: Any, cells: int) -> dict[int | None, int]:
     if not pages:
         sizes[None] = 2 << 20
     for page in pages:
-        unit = (page.get("unit") or "KiB").lower()
-        if unit not in _UNITS:
-            raise WorkbenchError(f"hugepages: unit {unit[:20]!r} is none of {', '.join(_UNITS)}")
-        size = words.whole(page.get("size"), "hugepages page size", 1 << 40) * _UNITS[unit]
-        if not size:
-            raise WorkbenchError("hugepages: page size=0; 2048 or 1048576 (KiB) are expected")
-        nodeset = page.get("nodeset")
-        listed: tuple[int | None, ...] = (None,) if nodeset is None else _list(nodeset, "hugepages nodeset")
-        for cell in listed:
-            if cell is not None and cell >= max(cells, 1):
-                raise WorkbenchError(
-                    f"hugepages: nodeset: {cell}; the domain has {max(cells, 1)} virtual nodes, from 0 on"
-                )
-            if cell is not None and cell in sizes:
-                raise WorkbenchError(f"hugepages: two page sizes for virtual node {cell}")
-            sizes[cell] = size
+        with at_line(page.line):
+            unit = (page.get("unit") or "KiB").lower()
+            if unit not in _UNITS:
+                raise WorkbenchError(f"hugepages: unit {unit[:20]!r} is none of {', '.join(_UNITS)}")
+            size = words.whole(page.get("size"), "hugepages page size", 1 << 40) * _UNITS[unit]
+            if not size:
+                raise WorkbenchError("hugepages: page size=0; 2048 or 1048576 (KiB) are expected")
+            nodeset = page.get("nodeset")
+            listed: tuple[int | None, ...] = (None,) if nodeset is None else _list(nodeset, "hugepages nodeset")
+            for cell in listed:
+                if cell is not None and cell >= max(cells, 1):
+                    raise WorkbenchError(
+                        f"hugepages: nodeset: {cell}; the domain has {max(cells, 1)} virtual nodes, from 0 on"
+                    )
+                if cell is not None and cell in sizes:
+                    raise WorkbenchError(f"hugepages: two page sizes for virtual node {cell}")
+                sizes[cell] = size
     return sizes

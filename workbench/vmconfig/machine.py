@@ -59,6 +59,8 @@ class VirtualMachine:
     vcpu_pins: dict[int, tuple[int, ...]] = field(default_factory=dict)
     emulator_cpus: tuple[int, ...] = ()
     locked: bool = False
+    lines: dict[str, int] = field(default_factory=dict)
+    """Where in the source settings stand that only the host can refuse."""
     unknown: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench import profiles
 from workbench.bitmap_lists import format_list
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, of_file
 from workbench.scenario import Scenario
 from workbench.topology.host import Host
 from workbench.units import PAGE_SIZE, format_bytes
@@ -47,8 +47,13 @@ def has_private_memory(vm: VirtualMachine) -> bool:
 
 def scenario_of(vm: VirtualMachine, host: Host) -> Scenario:
     """The scenario. What it assumes beyond the configuration goes to ``vm.notes``."""
+    with of_file(vm.source):
+        return _scenario_of(vm, host)
+
+
+def _scenario_of(vm: VirtualMachine, host: Host) -> Scenario:
     if not vm.backends:
-        raise WorkbenchError(f"{vm.source}: no memory")
+        raise WorkbenchError("no memory; at least one page is expected")
     vcpus = _places(vm, host)
     huge = _huge_pages(vm, host)
     operations = [*_task_settings(vm), *_files(vm, huge)]
@@ -95,19 +100,21 @@ def _allowed(vm: VirtualMachine, host: Host) -> tuple[int, ...]:
     if vm.cpus:
         cpus &= set(vm.cpus)
     if not cpus:
-        raise WorkbenchError(f"{vm.source}: no CPU of this host is left for the VMM's threads")
+        said = "no CPU of this host is left for the VMM's threads; at least one is expected"
+        raise WorkbenchError(said, vm.lines.get("cpus", 0))
     return tuple(sorted(cpus))
 
 
 def _emulator_cpus(vm: VirtualMachine, host: Host) -> tuple[int, ...]:
-    return _known(vm.emulator_cpus, host, "emulatorpin", vm.source) if vm.emulator_cpus else _allowed(vm, host)
+    return _known(vm.emulator_cpus, host, "emulatorpin", vm) if vm.emulator_cpus else _allowed(vm, host)
 
 
-def _known(cpus: tuple[int, ...], host: Host, what: str, source: str) -> tuple[int, ...]:
+def _known(cpus: tuple[int, ...], host: Host, what: str, vm: VirtualMachine) -> tuple[int, ...]:
     known = {cpu for node in host.nodes for cpu in node.cpus}
     outside = sorted(set(cpus) - known)
     if outside:
-        raise WorkbenchError(f"{source}: {what}: CPU {outside[0]} is not on this host")
+        said = f"{what}: CPU {outside[0]} is not on this host, which has {format_list(known)}"
+        raise WorkbenchError(said, vm.lines.get(what, 0))
     return cpus
 
 
@@ -133,10 +140,10 @@ def _places(vm: VirtualMachine, host: Host) -> list[dict[str, int]]:
     loose = 0
     for vcpu in range(vm.vcpus):
         pin = vm.vcpu_pins.get(vcpu)
-        cpus = allowed if pin is None else _known(pin, host, f"vcpupin {vcpu}", vm.source)
+        cpus = allowed if pin is None else _known(pin, host, f"vcpupin {vcpu}", vm)
         shares = _shares(cpus, host)
         if not shares:
-            raise WorkbenchError(f"{vm.source}: vCPU {vcpu} has no CPU of this host")
+            raise WorkbenchError(f"vCPU {vcpu} has no CPU of this host; at least one is expected")
         if len(cpus) == 1:
             places.append({"cpu": cpus[0]})
             continue

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.bitmap_lists import parse_list
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, at_line
 from workbench.limits import MAX_VCPUS
 from workbench.units import PAGE_SIZE
 from workbench.vmconfig import words
@@ -67,19 +67,24 @@ class _Line:
     """Backends whose memory is not that of the host."""
     plugged: dict[str, int] = field(default_factory=dict)
     """Bytes of backends of virtio-mem that the guest has."""
+    at: int = 0
+    """The line of the option that is read."""
+    lines: dict[str, int] = field(default_factory=dict)
+    """The lines of objects by their names, of what names a backend by its words, and of -numa."""
     prealloc: bool = False
     path: str | None = None
 
 
 def read_command_line(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
     """The machine of a command line; ``online`` are the node ids of the host it is to run on."""
-    parts = words.split(text, source)
+    parts = words.split(text)
     start = next((n for n, word in enumerate(parts) if _is_qemu(word)), None)
     if start is None:
-        raise WorkbenchError(f"{source}: no qemu-system-... or qemu-kvm in it; a command line of QEMU is expected")
+        raise WorkbenchError("no qemu-system-... or qemu-kvm in it; a command line of QEMU is expected")
     vm = VirtualMachine(source=source, vmm="qemu-11")
     read_around(parts[:start], vm, online)
-    read_arguments(parts[start + 1 :], vm, online)
+    with at_line(parts[start].line):
+        read_arguments(parts[start + 1 :], vm, online)
     return vm
 
 
@@ -100,29 +105,29 @@ def is_config(text: str) -> bool:
 
 def read_config(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
     """The machine of a file for -readconfig (util/qemu-config.c: qemu_config_foreach)."""
-    groups: list[tuple[str, list[tuple[str, str]]]] = []
+    groups: list[tuple[words.Word, list[tuple[str, str]]]] = []
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
         head, setting = _HEAD.fullmatch(line), _SETTING.fullmatch(line)
         if head is not None:
-            groups.append((head[1], [] if head[2] is None else [("id", head[2])]))
+            groups.append((words.Word(head[1], number), [] if head[2] is None else [("id", head[2])]))
         elif setting is not None and groups:
             groups[-1][1].append((setting[1], setting[2]))
         else:
-            raise WorkbenchError(f'{source}: line {number}: {line[:60]!r}; [group "id"] or key = "value" is expected')
+            raise WorkbenchError(f'{line[:60]!r}; [group "id"] or key = "value" is expected', number)
         if len(groups) > words.MAX_WORDS:
-            raise WorkbenchError(f"{source}: more than {words.MAX_WORDS} groups; one machine is expected")
+            raise WorkbenchError(f"more than {words.MAX_WORDS} groups; one machine is expected", number)
     vm = VirtualMachine(source=source, vmm="qemu-11")
-    arguments: list[str] = []
+    arguments: list[words.Word] = []
     for group, pairs in groups:
         option = _GROUPS.get(group)
         if option is None:
             vm.unknown += [] if group in _IRRELEVANT_GROUPS else [f"[{group}]"]
             continue
         value = ",".join(f"{key}={item.replace(',', ',,')}" for key, item in pairs)
-        arguments += [f"-{option}", value]
+        arguments += [words.Word(f"-{option}", group.line), words.Word(value, group.line)]
     read_arguments(arguments, vm, online)
     return vm
 
@@ -145,7 +150,7 @@ def _is_qemu(word: str) -> bool:
     return tool.startswith(("qemu-system-", "qemu-kvm")) or tool == "kvm"
 
 
-def read_arguments(parts: list[str], vm: VirtualMachine, online: Iterable[int]) -> None:
+def read_arguments(parts: Sequence[str], vm: VirtualMachine, online: Iterable[int]) -> None:
     """Take QEMU's own options into ``vm``."""
     line = _Line(vm, sorted(online))
     position = 0
@@ -166,12 +171,14 @@ def read_arguments(parts: list[str], vm: VirtualMachine, online: Iterable[int]) 
             vm.unknown.append(word)
             continue
         if position >= len(parts):
-            raise WorkbenchError(f"{vm.source}: {word} needs a value")
+            raise WorkbenchError(f"{word} needs a value", words.line_of(word))
         value = parts[position]
         position += 1
         reader = _READERS.get(option)
         if reader is not None:
-            reader(line, value)
+            line.at = words.line_of(word)
+            with at_line(line.at):
+                reader(line, value)
         elif option not in _IRRELEVANT.split():
             vm.unknown.append(f"{word} {value}"[:120])
             if value.startswith("-"):
@@ -189,7 +196,7 @@ def _pairs(line: _Line, value: str, first: str, what: str) -> list[tuple[str, An
     try:
         decoded = json.loads(value)
     except (ValueError, RecursionError):
-        raise WorkbenchError(f"{line.vm.source}: {what} {value[:40]!r} is not JSON that can be read") from None
+        raise WorkbenchError(f"{what} {value[:40]!r} is not JSON that can be read") from None
     return [(str(key), item) for key, item in decoded.items()]
 
 
@@ -198,9 +205,9 @@ def _object(line: _Line, value: str) -> None:
     kind = str(dict(pairs).get("qom-type", ""))
     name = str(dict(pairs).get("id", ""))
     if not name:
-        raise WorkbenchError(f"{line.vm.source}: -object {kind[:40]} has no id")
+        raise WorkbenchError(f"-object {kind[:40]} has no id")
     if name in line.objects:
-        raise WorkbenchError(f"{line.vm.source}: two objects have id={name[:40]}")
+        raise WorkbenchError(f"two objects have id={name[:40]}")
     properties: dict[str, Any] = {}
     for key, item in pairs:
         key = "host-nodes" if _LISTED.fullmatch(key) else key
@@ -220,6 +227,7 @@ def _object(line: _Line, value: str) -> None:
         "throttle-group", "main-loop", "cryptodev-backend-builtin", "filter-dump", "qtest"):  # fmt: skip
         line.vm.unknown.append(f"-object {kind}"[:120])
     line.objects[name] = kind, properties
+    line.lines[name] = line.at
 
 
 def _ids(item: Any, what: str) -> list[int]:
@@ -251,9 +259,7 @@ def _smp(line: _Line, value: str) -> None:
     line.most_vcpus = counts.get("maxcpus", line.vm.vcpus)
     line.topology = _topology(counts, line.most_vcpus)
     if not 1 <= line.vm.vcpus <= MAX_VCPUS:
-        raise WorkbenchError(
-            f"{line.vm.source}: -smp {value[:40]!r}: {line.vm.vcpus} vCPUs; 1 to {MAX_VCPUS} are expected"
-        )
+        raise WorkbenchError(f"-smp {value[:40]!r}: {line.vm.vcpus} vCPUs; 1 to {MAX_VCPUS} are expected")
 
 
 _LEVELS = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
@@ -289,20 +295,24 @@ def _machine(line: _Line, value: str) -> None:
     for key, item in _pairs(line, value, "type", "-machine"):
         if key == "memory-backend":
             line.memory_backend = str(item)
+            line.lines[f"-machine memory-backend={item}"] = line.at
         elif key in ("confidential-guest-support", "memory-encryption"):
             line.confidential_object = str(item)
+            line.lines["confidential-guest-support"] = line.at
 
 
 def _numa(line: _Line, value: str) -> None:
+    line.lines["-numa"] = line.at
     pairs = _pairs(line, value, "type", "-numa")
     kind = str(dict(pairs).get("type", "node"))
     if kind == "node":
         cpus = [cpu for key, item in pairs if key == "cpus" for cpu in _ids(item, f"-numa cpus={item}")]
         line.nodes.append({**{key: item for key, item in pairs if key != "cpus"}, "cpus": cpus})
+        line.lines[f"-numa memdev={dict(pairs).get('memdev')}"] = line.at
     elif kind == "cpu":
         named = {str(key): item for key, item in pairs}
         if "node-id" not in named:
-            raise WorkbenchError(f"{line.vm.source}: -numa {value[:60]}: node-id is missing")
+            raise WorkbenchError(f"-numa {value[:60]}: node-id is missing")
         place = {part: words.whole(item, f"-numa cpu {key}") for key, item in named.items()
                  if (part := key.removesuffix("-id")) != key and part != "node"}  # fmt: skip
         line.placed.append((words.whole(named["node-id"], "-numa cpu node-id", 1023), place))
@@ -320,11 +330,11 @@ def _place_vcpus(line: _Line) -> None:
     places = [_place_of(vcpu, topology) for vcpu in range(most)]
     for node_id, wanted in line.placed:
         if node_id not in ids:
-            raise WorkbenchError(f"{line.vm.source}: -numa cpu,node-id={node_id}: there is no such -numa node")
+            raise WorkbenchError(f"-numa cpu,node-id={node_id}: there is no such -numa node")
         cpus = [vcpu for vcpu, place in enumerate(places) if all(place.get(part) == n for part, n in wanted.items())]
         if not cpus:
             shown = ",".join(f"{part}-id={n}" for part, n in wanted.items())
-            raise WorkbenchError(f"{line.vm.source}: -numa cpu,{shown[:60]}: no vCPU of -smp is there")
+            raise WorkbenchError(f"-numa cpu,{shown[:60]}: no vCPU of -smp is there")
         ids[node_id]["cpus"] += cpus
 
 
@@ -336,6 +346,7 @@ def _device(line: _Line, value: str) -> None:
         line.vm.notes.append("nvdimm: a file or a device of its own holds its memory; not placed")
     elif "memdev" in pairs:
         line.dimms.append(str(pairs["memdev"]))
+        line.lines[f"-device memdev={pairs['memdev']}"] = line.at
         if driver.startswith("virtio-mem"):
             line.plugged[str(pairs["memdev"])] = words.size(pairs.get("requested-size", 0), f"{driver} requested-size")
     if driver.startswith("vfio-"):
@@ -375,12 +386,18 @@ def _finish(line: _Line) -> None:
         kind = line.objects.get(line.confidential_object, ("", {}))[0]
         if not kind:
             raise WorkbenchError(
-                f"{vm.source}: -machine confidential-guest-support={line.confidential_object[:40]} names no object"
+                f"-machine confidential-guest-support={line.confidential_object[:40]} names no object",
+                line.lines["confidential-guest-support"],
             )
         vm.confidential = _CONFIDENTIAL.get(kind, "none")  # type: ignore[assignment]
-    backends = {name: _backend(line, name, *found) for name, found in line.objects.items() if found[0] in _BACKENDS}
+    backends: dict[str, Backend] = {}
+    for identity, found in line.objects.items():
+        if found[0] in _BACKENDS:
+            with at_line(line.lines[identity]):
+                backends[identity] = _backend(line, identity, *found)
     if line.placed:
-        _place_vcpus(line)
+        with at_line(line.lines["-numa"]):
+            _place_vcpus(line)
     used: list[Backend] = []
     for number, node in enumerate(line.nodes):
         name = node.get("memdev")
@@ -393,17 +410,17 @@ def _finish(line: _Line) -> None:
                 used.append(plain)
                 plain.vcpus = tuple(node["cpus"])
             continue
-        used.append(_named(backends, str(name), f"-numa memdev={name}", vm.source))
+        used.append(_named(backends, str(name), f"-numa memdev={name}", line))
         used[-1].vcpus = tuple(node["cpus"])
     if line.memory_backend is not None:
-        used.append(_named(backends, line.memory_backend, f"-machine memory-backend={line.memory_backend}", vm.source))
+        used.append(_named(backends, line.memory_backend, f"-machine memory-backend={line.memory_backend}", line))
     if not used:
         page = _HUGEPAGE if line.path and "huge" in line.path else PAGE_SIZE
         used.append(
             Backend("ram", line.memory, page_bytes=page, preallocated=line.prealloc, anonymous=line.path is None)
         )
     for name in line.dimms:
-        backend = _named(backends, name, f"-device memdev={name}", vm.source)
+        backend = _named(backends, name, f"-device memdev={name}", line)
         if name in line.plugged:
             vm.notes.append(f"{name}: virtio-mem; the guest has {line.plugged[name] >> 20} MiB of it")
             backend.size = min(backend.size, line.plugged[name])
@@ -412,7 +429,7 @@ def _finish(line: _Line) -> None:
     line.others += [name for name in line.dimms if not backends[name].size]
     if len({backend.name for backend in used}) < len(used):
         twice = next(backend.name for backend in used if [other.name for other in used].count(backend.name) > 1)
-        raise WorkbenchError(f"{vm.source}: memory backend {twice[:40]} is used twice")
+        raise WorkbenchError(f"memory backend {twice[:40]} is used twice; once is expected", line.lines.get(twice, 0))
     vm.unknown += [f"-object {kind},id={name} is used by nothing" for name, (kind, _) in line.objects.items()
                    if kind in _BACKENDS and name not in {*line.others, *(backend.name for backend in used)}]  # fmt: skip
     if line.nodes and any(backend.vcpus for backend in used):
@@ -429,14 +446,15 @@ def _check_vcpus(line: _Line, used: list[Backend]) -> None:
     highest = max(cpu for backend in used for cpu in backend.vcpus)
     if highest >= max(line.most_vcpus, line.vm.vcpus):
         most = max(line.most_vcpus, line.vm.vcpus)
-        raise WorkbenchError(f"{line.vm.source}: -numa cpus: vCPU {highest} is not there; -smp has {most}")
+        said = f"-numa cpus: vCPU {highest} is not there; -smp has {most}"
+        raise WorkbenchError(said, line.lines.get("-numa", 0))
     for backend in used:
         backend.vcpus = tuple(cpu for cpu in backend.vcpus if cpu < line.vm.vcpus)
 
 
-def _named(backends: dict[str, Backend], name: str, what: str, source: str) -> Backend:
+def _named(backends: dict[str, Backend], name: str, what: str, line: _Line) -> Backend:
     if name not in backends:
-        raise WorkbenchError(f"{source}: {what[:60]} names no memory backend")
+        raise WorkbenchError(f"{what[:60]} names no memory backend", line.lines.get(what, 0))
     return backends[name]
 
 

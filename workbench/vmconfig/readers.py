@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.limits import CONFIGURATION_BYTES
 from workbench.topology.readers import decoded, parse_xml, xml_within
@@ -29,34 +29,46 @@ def read(path: Path, online: Iterable[int]) -> VirtualMachine:
 
 
 def read_text(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
-    """The machine that a text describes."""
+    """The machine that a text describes. What is refused is refused with ``source`` first, and its line."""
+    with of_file(source):
+        return _read_text(text, source, online)
+
+
+def _read_text(text: str, source: str, online: Iterable[int]) -> VirtualMachine:
     start = text.lstrip()
     if start.startswith("<"):
-        root = parse_xml(text.encode(), source, "import")
+        root = parse_xml((start if start.startswith("<?xml") else text).encode(), "import")
         if root.tag in ("domstatus", "domainsnapshot", "domaincheckpoint"):
             root = root.find("domain")
         if root is None or root.tag != "domain":
-            raise WorkbenchError(f"import: {source}: the top element is not 'domain'; {EXPECTED}")
+            raise WorkbenchError(
+                f"import: the top element is not 'domain'; {EXPECTED}", 1 if root is None else root.line
+            )
         return read_domain(root, source, online)
     if start.startswith("{"):
-        value = specs.from_json(text, source)
-        if "machine-config" in value or "vcpu_count" in value:
-            return specs.read_firecracker(value, source)
-        return _kubernetes(value, source)
+        value = specs.from_json(text)
+        with specs.at_field(text):
+            if "machine-config" in value or "vcpu_count" in value:
+                return specs.read_firecracker(value, source)
+            return _kubernetes(value, source)
     if _KATA_TABLE.search(text):
-        return specs.read_kata(specs.from_toml(text, source), source)
+        table = specs.from_toml(text)
+        with specs.at_field(text):
+            return specs.read_kata(table, source)
     if source.endswith((".yaml", ".yml")) or "apiVersion:" in text[:10_000]:
         from workbench.safe_yaml import load
 
-        return _kubernetes(load(f"{text}\n", source), source)
+        mapping = load(f"{text}\n", "import")
+        with specs.at_field(text):
+            return _kubernetes(mapping, source)
     inner = xml_within(text, ("domstatus", "domainsnapshot", "domain"))
     if inner:
-        return read_text(inner, source, online)
+        return _read_text(inner, source, online)
     if is_config(text):
         return read_config(text, source, online)
     if "qemu" in text or "kvm" in text:
         return read_command_line(text, source, online)
-    raise WorkbenchError(f"import: {source[:80]}: not understood; {EXPECTED}")
+    raise WorkbenchError(f"import: not understood; {EXPECTED}")
 
 
 def _kubernetes(value: object, source: str) -> VirtualMachine:
@@ -64,10 +76,10 @@ def _kubernetes(value: object, source: str) -> VirtualMachine:
     items = value.get("items") if isinstance(value, dict) and str(kind).endswith("List") else None
     if isinstance(items, list):  # kubectl get -o yaml
         if len(items) != 1:
-            raise WorkbenchError(f"import: {source[:80]}: a list of {len(items)}; one machine is expected")
+            raise WorkbenchError(f"items: a list of {len(items)}; one machine is expected")
         return _kubernetes(items[0], source)
     if kind in ("VirtualMachine", "VirtualMachineInstance", "VirtualMachineInstanceReplicaSet"):
         return specs.read_kubevirt(value, source)  # type: ignore[arg-type]
     if kind == "Pod":
         return specs.read_kata(value, source)  # type: ignore[arg-type]
-    raise WorkbenchError(f"import: {source[:80]}: kind {str(kind)[:40]!r}; {EXPECTED}")
+    raise WorkbenchError(f"kind {str(kind)[:40]!r}; {EXPECTED}")

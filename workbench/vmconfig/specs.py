@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from workbench.errors import WorkbenchError
@@ -16,6 +18,27 @@ from workbench.vmconfig.machine import Backend, VirtualMachine
 
 _FIRECRACKER = {"boot-source", "drives", "network-interfaces", "balloon", "vsock", "logger", "metrics", "mmds-config", "entropy",
                 "cpu-config", "serial", "pmem", "memory-hotplug"}  # fmt: skip
+
+
+@contextmanager
+def at_field(text: str) -> Iterator[None]:
+    """What is refused inside stands where the fields that it names first stand in the text."""
+    try:
+        yield
+    except WorkbenchError as error:
+        error.at = error.at or _line_of(text, str(error))
+        raise
+
+
+def _line_of(text: str, message: str) -> int:
+    """The line of the last key of ``a.b: c: what`` that comes after the ones before it; 0 if none is there."""
+    position, line = 0, 0
+    for part in message.split(": ")[:3]:
+        for key in re.findall(r"[A-Za-z][\w-]{1,60}", part)[:8]:
+            found = re.compile(rf"(?<![\w-])[\"']?{re.escape(key)}[\"'\]]?\s{{0,9}}[:=\]]").search(text, position)
+            if found is not None:
+                position, line = found.end(), text.count("\n", 0, found.end()) + 1
+    return line
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -77,14 +100,16 @@ def read_kubevirt(value: Mapping[str, Any], source: str) -> VirtualMachine:
     for key in ("sockets", "cores", "threads"):
         vm.vcpus *= _vcpus(cpu.get(key, 1), f"domain.cpu.{key}")
     if vm.vcpus > MAX_VCPUS:
-        raise WorkbenchError(f"domain.cpu: {vm.vcpus} vCPUs; 1 to 4096 are expected")
+        raise WorkbenchError(f"domain.cpu: {vm.vcpus} vCPUs; 1 to {MAX_VCPUS} are expected")
     memory = _mapping(domain.get("memory"), "domain.memory")
     requests = _mapping(
         _mapping(domain.get("resources"), "domain.resources").get("requests"), "domain.resources.requests"
     )
     amount = memory.get("guest", requests.get("memory"))
     if amount is None:
-        raise WorkbenchError(f"{source}: neither domain.memory.guest nor domain.resources.requests.memory is there")
+        raise WorkbenchError(
+            "neither domain.memory.guest nor domain.resources.requests.memory is there; one is expected"
+        )
     page = PAGE_SIZE
     if "hugepages" in memory:
         page = _quantity(_mapping(memory["hugepages"], "hugepages").get("pageSize"), "domain.memory.hugepages.pageSize")
@@ -175,7 +200,7 @@ def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
         tables = _mapping(value["hypervisor"], "hypervisor")
         if len(tables) != 1:
             raise WorkbenchError(
-                f"{source}: [hypervisor.*]: {', '.join(map(str, tables))[:60] or 'none'}; one is expected"
+                f"hypervisor: [hypervisor.*] is {', '.join(map(str, tables))[:60] or 'none'}; one is expected"
             )
         hypervisor, settings = next(iter(tables.items()))
     else:
@@ -185,7 +210,7 @@ def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
             str(key).removeprefix(_KATA): item for key, item in annotations.items() if str(key).startswith(_KATA)
         }
         if not settings:
-            raise WorkbenchError(f"{source}: no annotation {_KATA}*; a pod without them has no settings of its VM")
+            raise WorkbenchError(f"metadata: no annotation {_KATA}*; a pod without them has no settings of its VM")
     settings = _mapping(settings, f"hypervisor.{hypervisor}")
     vm = VirtualMachine(source=source, vmm="firecracker" if hypervisor == "firecracker" else "qemu-11", name="kata")
     if hypervisor not in ("qemu", "firecracker"):
@@ -196,7 +221,7 @@ def read_kata(value: Mapping[str, Any], source: str) -> VirtualMachine:
     )
     mib = words.whole(_plain(settings.get("default_memory", 2048)), "default_memory", 1 << 26)
     if not mib:
-        raise WorkbenchError(f"{source}: default_memory: 0 MiB; at least 1 is expected")
+        raise WorkbenchError("default_memory: 0 MiB; at least 1 is expected")
     page = 2 << 20 if _true(settings.get("enable_hugepages")) else PAGE_SIZE
     # With virtio-fs, its default, kata keeps memory in a file of /dev/shm.
     anonymous = page == PAGE_SIZE and settings.get("shared_fs") in ("none", "virtio-9p")
@@ -231,19 +256,19 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def from_toml(text: str, source: str) -> Mapping[str, Any]:
+def from_toml(text: str) -> Mapping[str, Any]:
     """TOML as a mapping; errors are one line."""
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise WorkbenchError(f"{source}: not valid TOML: {str(error).splitlines()[0][:100]}") from None
+        raise WorkbenchError(f"not valid TOML: {str(error).splitlines()[0][:100]}") from None
 
 
-def from_json(text: str, source: str) -> Mapping[str, Any]:
+def from_json(text: str) -> Mapping[str, Any]:
     """A JSON object as a mapping; errors are one line."""
     try:
-        return _mapping(json.loads(text), source)
+        return _mapping(json.loads(text), "import")
     except (ValueError, RecursionError) as error:
         if isinstance(error, WorkbenchError):
             raise
-        raise WorkbenchError(f"{source}: not valid JSON: {str(error).splitlines()[0][:100]}") from None
+        raise WorkbenchError(f"not valid JSON: {str(error).splitlines()[0][:100]}") from None

@@ -7,22 +7,39 @@ import re
 from typing import Any
 
 from workbench.bitmap_lists import is_whole
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, at_line
 
 _UNITS = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _SIZE = re.compile(r"(0x[0-9a-fA-F]{1,16}|[0-9]{1,18}(?:\.[0-9]{1,9})?)\s{0,4}([bBkKmMgGtTpP]?)(?:i?[bB])?")
 MAX_WORDS = 20_000
 
 
-def split(text: str, field: str) -> list[str]:
+class Word(str):
+    """A word that knows the line it starts in."""
+
+    line: int
+
+    def __new__(cls, text: str, line: int = 0) -> Word:
+        word = super().__new__(cls, text)
+        word.line = line
+        return word
+
+
+def line_of(word: str) -> int:
+    """The line of a word, 0 if it has none."""
+    return getattr(word, "line", 0)
+
+
+def split(text: str) -> list[Word]:
     """Words of a command line: quotes, escapes and continued lines as a shell has them, JSON in braces as it stands.
 
     A text with NUL characters is /proc/PID/cmdline and is split at those alone.
     """
     if "\x00" in text:
-        return [word for word in text.split("\x00") if word]
-    words: list[str] = []
+        return [Word(word) for word in text.split("\x00") if word]
+    words: list[Word] = []
     position, end = 0, len(text)
+    line, counted = 1, 0
     while position < end:
         character = text[position]
         if character.isspace():
@@ -32,14 +49,16 @@ def split(text: str, field: str) -> list[str]:
         elif text.startswith(("\\\n", "\\\r\n"), position):
             position += 2
         else:
-            word, position = _word(text, position, field)
-            words.append(word)
+            line, counted = line + text.count("\n", counted, position), position
+            with at_line(line):
+                word, position = _word(text, position)
+            words.append(Word(word, line))
             if len(words) > MAX_WORDS:
-                raise WorkbenchError(f"{field}: more than {MAX_WORDS} words; one command line is expected")
+                raise WorkbenchError(f"more than {MAX_WORDS} words; one command line is expected", line)
     return words
 
 
-def _word(text: str, position: int, field: str) -> tuple[str, int]:
+def _word(text: str, position: int) -> tuple[str, int]:
     if text[position] == "{":  # from ps, which takes the quotes off
         try:
             value, stop = json.JSONDecoder().raw_decode(text, position)
@@ -55,7 +74,7 @@ def _word(text: str, position: int, field: str) -> tuple[str, int]:
         if character == "'":
             stop = text.find("'", position + 1)
             if stop < 0:
-                raise WorkbenchError(f"{field}: quote ' is not closed after {text[start : start + 30]!r}")
+                raise WorkbenchError(f"quote ' is not closed after {text[start : start + 30]!r}")
             parts.append(text[position + 1 : stop])
             position = stop + 1
         elif character == '"':
@@ -66,7 +85,7 @@ def _word(text: str, position: int, field: str) -> tuple[str, int]:
                 parts.append(text[position])
                 position += 1
             if position >= end:
-                raise WorkbenchError(f'{field}: quote " is not closed after {text[start : start + 30]!r}')
+                raise WorkbenchError(f'quote " is not closed after {text[start : start + 30]!r}')
             position += 1
         elif character == "\\" and position + 1 < end:
             if text[position + 1] not in "\r\n":
