@@ -470,6 +470,12 @@ class Hwpoison(_OnRange):
     op: Literal["hwpoison"] = "hwpoison"
 
 
+class Collapse(_OnRange):
+    """A pass of khugepaged: huge folios that were split, lie in one piece and are private again are re-formed in place."""
+
+    op: Literal["collapse"] = "collapse"
+
+
 class IommuMap(_OnRange):
     """Map a range for a device: today through the host mapping, which pins; proposed: ask and be notified."""
 
@@ -561,6 +567,7 @@ AnyOperation = Annotated[
     | Pin
     | Unpin
     | Hwpoison
+    | Collapse
     | IommuMap
     | IommuUnmap
     | Access

@@ -332,6 +332,11 @@ class Machine(RuleBasedStateMachine):
         if there:
             self.unpin(there[which % len(there)], 1)
 
+    @rule(page=places, length=st.sampled_from([1, 512, 700]))
+    def khugepaged_comes_by(self, page: int, length: int) -> None:
+        """Folios are re-formed where they lie: whoever maps a page maps the same frame afterwards, as the invariants see."""
+        assert self.call(sc.Collapse(**self.span(page, length)[2])).errno == 0
+
     @rule(page=places)
     def memory_fails(self, page: int) -> None:
         """The page leaves all page tables. Pages backed by hugetlb are only marked, stay mapped and are handed out again."""

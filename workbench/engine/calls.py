@@ -66,6 +66,7 @@ CALLS: dict[type[sc.Operation], Call] = {
     sc.Pin: calls_conversion.pin,
     sc.Unpin: calls_conversion.unpin,
     sc.Hwpoison: calls_conversion.hwpoison,
+    sc.Collapse: calls_conversion.collapse,
     sc.IommuMap: calls_devices.iommu_map,
     sc.IommuUnmap: calls_devices.iommu_unmap,
     sc.Preserve: calls_kexec.preserve,

@@ -382,6 +382,31 @@ def _mapped_parts(mapping: Mapping, low: int, high: int) -> list[tuple[int, int,
     return parts + ([(page, high, False)] if page < high else [])
 
 
+def collapse(system: System, operation: sc.Collapse) -> Result:
+    """What khugepaged can do to private memory, and the worker of a lazy merge in the huge-page series does.
+
+    mm/khugepaged.c: collapse_file copies 512 small pages into a new folio, which nobody can do to private memory. A folio of this
+    file that was split still lies in one piece: its pages become one folio again where all are private, every page stays in its
+    frame, and so no mapping goes stale. Small folios that stood in for huge ones stay small, and so does memory of the page
+    allocator with a poisoned page. ``merges_2m`` and ``merges_1g`` count folios; none is no error.
+    """
+    inode = tracked_inode(system, operation)
+    if inode is None:
+        return failed(errno.EBADF)
+    conversions, file = _tracking(system, inode)
+    offset, length = byte_span(operation, inode)
+    if not conversions.enter_all():
+        return result_of(Outcome(errno.ENOMEM, offset))
+    first, last = (min(page, inode.pages) for page in (offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)))
+    uptodate = file.uptodate_words(first, last)
+    before = np.array([file.count("merges_2m"), file.count("merges_1g")])
+    outcome = file.merge(offset, length)
+    made = np.array([file.count("merges_2m"), file.count("merges_1g")]) - before
+    return result_of(
+        outcome, merges_2m=int(made[0]), merges_1g=int(made[1]), **_content_lost(file, first, last, uptodate)
+    )
+
+
 def _first_absent(inode: Inode, start: int, end: int) -> int:
     """First page of [start, end) that nothing backs."""
     pages = np.arange(start, end, dtype=np.int64)

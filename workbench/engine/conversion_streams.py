@@ -306,6 +306,8 @@ def operations(stream: Int64s, file: str = "guest") -> list[sc.Operation]:
             out.append(sc.PunchHole(**span))
         elif name == "hwpoison":
             out.append(sc.Hwpoison(file=file, offset=offset, length=PAGE_SIZE))
+        elif name == "merge":
+            out.append(sc.Collapse(**span))
         else:
             raise WorkbenchError(f"stream: {name} has no operation in a scenario")
     return out

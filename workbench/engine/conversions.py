@@ -35,7 +35,8 @@ from workbench.units import PAGE_SIZE, format_bytes
 Int64s = npt.NDArray[np.int64]
 _CHUNK = 1 << 22  # folios entered in one call
 _STATE_BYTES, _UNIT_BYTES = 0.66, 10  # of a file's arrays for each page; of the light map's for each unit
-_OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.IommuMap, sc.IommuUnmap)
+_OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.Collapse, sc.IommuMap,
+               sc.IommuUnmap)  # fmt: skip
 
 NOWHERE = -1
 """Zone that a poisoned page goes back to."""
