@@ -113,7 +113,7 @@ class Mempolicy:
 
 def mpol_equal(a: Mempolicy | None, b: Mempolicy | None) -> bool:
     """mm/mempolicy.c: __mpol_equal."""
-    if a is None or b is None:
+    if a is None or b is None or a is b:
         return a is b
     if (a.mode, a.flags, a.home_node) != (b.mode, b.flags, b.home_node):
         return False

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -61,7 +61,21 @@ NodeId = Annotated[Whole, Field(ge=0, lt=MAX_NUMNODES)]
 Pages = Annotated[Whole, Field(ge=0, le=NODE_PAGES)]
 Count = Annotated[Whole, Field(ge=1, le=FILE_BYTES // PAGE_SIZE)]
 Seed = Annotated[Whole, Field(ge=0, lt=WORD)]
-Nodes = Annotated[str, BeforeValidator(lambda value: mempolicy.format_nodes(mempolicy.parse_nodes(value)))]
+
+
+@functools.lru_cache(1024)
+def _nodes_in_order(text: str) -> str:
+    return mempolicy.format_nodes(mempolicy.parse_nodes(text))
+
+
+def _nodes(value: Any) -> str:
+    """A list of nodes as Linux prints it; the few of a long scenario are read once."""
+    if isinstance(value, str):
+        return _nodes_in_order(value)
+    return mempolicy.format_nodes(mempolicy.parse_nodes(value))
+
+
+Nodes = Annotated[str, BeforeValidator(_nodes)]
 Mode = Literal["default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave"]
 ModeFlag = Literal["static", "relative", "numa_balancing"]
 MaxNode = Annotated[
@@ -821,22 +835,24 @@ class Scenario(_Model):
 
     def _check_nodes(self) -> None:
         known = mempolicy.nodemask(node.id for node in self.host.nodes)
-        holders: list[tuple[str, object]] = [
-            (f"guest.policies[{i}]", policy) for i, policy in enumerate(self.guest.policies)
+        masks: dict[str, int] = {}
+        places: list[tuple[str, Sequence[_Model]]] = [
+            ("guest.policies", self.guest.policies),
+            ("operations", self.operations),
         ]
-        holders += [(f"operations[{i}]", operation) for i, operation in enumerate(self.operations)]
-        for field, holder in holders:
+        for field, holder in ((f"{place}[{i}]", holder) for place, all_ in places for i, holder in enumerate(all_)):
             if isinstance(holder, _WithPolicy):
-                mask = mempolicy.parse_nodes(holder.nodes)
+                if holder.nodes not in masks:
+                    masks[holder.nodes] = mempolicy.parse_nodes(holder.nodes)
+                mask = masks[holder.nodes]
                 if mask & ~known and "relative" not in holder.mode_flags:
                     outside = mempolicy.format_nodes(mask & ~known)
                     raise ValueError(f"{field}.nodes: {outside} is not on this host ({self._allowed()})")
                 if not mask and holder.mode not in ("default", "local", "preferred", 0, 1, 4):
                     raise ValueError(f"{field}.nodes: empty; {holder.mode} needs at least one of {self._allowed()}")
-            node = getattr(holder, "node", None)
-            if isinstance(holder, (Hog, MovePages)) and (holder.node < 0 or not known >> holder.node & 1):
-                raise ValueError(f"{field}.node: {node} is not on this host ({self._allowed()})")
-            if isinstance(holder, SetWeights):
+            elif isinstance(holder, (Hog, MovePages)) and (holder.node < 0 or not known >> holder.node & 1):
+                raise ValueError(f"{field}.node: {holder.node} is not on this host ({self._allowed()})")
+            elif isinstance(holder, SetWeights):
                 for weight_node, weight in (holder.weights or {}).items():
                     if not 1 <= weight <= 255 or weight_node < 0 or not known >> weight_node & 1:
                         raise ValueError(

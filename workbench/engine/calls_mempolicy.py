@@ -7,6 +7,7 @@ guest_memfd series.
 from __future__ import annotations
 
 import errno
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -24,21 +25,26 @@ from workbench.units import PAGE_SIZE
 
 def policy_of(system: System, operation: Any) -> tuple[mp.Mempolicy | None, int]:
     """mpol_new and mpol_set_nodemask for an operation's mode and nodes: (policy, errno)."""
-    mode, flags, error = mp.sanitize_mpol_flags(operation.mode_word)
-    if error:
-        return None, error
     nodes, error = _nodes(operation)
+    return (None, error) if error else _new(operation.mode_word, nodes, system.mems_allowed & system.n_memory)
+
+
+@functools.lru_cache(1024)
+def _new(mode_word: int, nodes: int, allowed: int) -> tuple[mp.Mempolicy | None, int]:
+    mode, flags, error = mp.sanitize_mpol_flags(mode_word)
     if error:
         return None, error
     policy, error = mp.mpol_new(mode, flags, nodes)
-    if error:
-        return None, error
-    return mp.mpol_set_nodemask(policy, system.mems_allowed & system.n_memory)
+    return (None, error) if error else mp.mpol_set_nodemask(policy, allowed)
 
 
 def _nodes(operation: Any) -> tuple[int, int]:
     """(nodemask, errno): what the kernel reads of the operation's mask."""
-    return mp.get_nodes(mp.parse_nodes(operation.nodes), getattr(operation, "maxnode", None))
+    maxnode = operation.maxnode if isinstance(operation, (sc.Mbind, sc.SetMempolicy)) else None
+    return mp.get_nodes(_parsed(operation.nodes), maxnode)
+
+
+_parsed = functools.lru_cache(1024)(mp.parse_nodes)
 
 
 def mbind(system: System, operation: sc.Mbind) -> Result:

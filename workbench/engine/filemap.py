@@ -112,6 +112,11 @@ class FileMap:
         return self._runs.all()
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing is present."""
+        return not len(self._runs)
+
+    @property
     def end(self) -> int:
         """End of the last folio that is present."""
         return self._runs.end()

@@ -28,10 +28,6 @@ class Vma:
 _FAR = 1 << 62
 
 
-def _end(vma: Vma) -> int:
-    return vma.end
-
-
 @dataclass(eq=False)
 class Mapping:
     """One mapping of a whole file, equal to itself only."""
@@ -41,14 +37,17 @@ class Mapping:
     leaf: int = 0
     """Order of the largest page that its page tables map at once: those of hugetlb files (hugetlb_fault)."""
     _page_tables: Runs = field(default_factory=Runs)
+    _ends: list[int] = field(default_factory=list)
+    """Of each VMA, to look it up."""
 
     def __post_init__(self) -> None:
         if not self.vmas:
             self.vmas = [Vma(0, self.pages)]
+        self._ends = [vma.end for vma in self.vmas]
 
     def vma_at(self, page: int) -> Vma | None:
         """The VMA that holds a page, or None."""
-        position = bisect.bisect_right(self.vmas, page, key=_end)
+        position = bisect.bisect_right(self._ends, page)
         return self.vmas[position] if position < len(self.vmas) and self.vmas[position].start <= page else None
 
     def map(self, start: int, end: int) -> None:
@@ -74,7 +73,7 @@ class Mapping:
         skipped, whatever another mapping has stored meanwhile; merging with an equal neighbour stores the policy for the
         neighbour's pages too; DEFAULT through a fresh mapping changes nothing.
         """
-        position = bisect.bisect_right(self.vmas, start, key=_end)
+        position = bisect.bisect_right(self._ends, start)
         while position < len(self.vmas) and self.vmas[position].start < end:
             vma = self.vmas[position]
             if mpol_equal(vma.policy, policy):
@@ -113,4 +112,5 @@ class Mapping:
         if vma.end > end:
             parts.append(Vma(end, vma.end, vma.policy))
         self.vmas[first:last] = parts
+        self._ends[first:last] = [part.end for part in parts]
         return index

@@ -355,7 +355,8 @@ class Metadata:
             if pages.sum() < wanted * SLAB_PAGES:
                 return False
         self.live[nid] += objects
-        self._count_slabs()
+        if wanted > 0 or self.node_parts[ATTRIBUTES - PAGE_CACHE, nid]:  # else only the fill of slabs has changed
+            self._count_slabs()
         return True
 
     def change_nodes(self, task: Thread, changes: Int64s) -> None:
@@ -691,6 +692,7 @@ def _missing_nodes(maps: list[FileMap], lowest: int, first: int, last: int) -> l
     """Nodes that entries [first, last) need and that are not there, level by level; ``maps`` grows as the tree does."""
     if last <= first:
         return [no_intervals() for _ in maps]
+    levels = len(maps)
     while not maps or (last - 1) >> (lowest + XA_CHUNK_SHIFT * (len(maps) - 1)):
         maps.append(FileMap())
     if len(maps) == 1 and last == 1 and lowest == XA_CHUNK_SHIFT:  # a single entry needs no node
@@ -699,11 +701,12 @@ def _missing_nodes(maps: list[FileMap], lowest: int, first: int, last: int) -> l
     for level, map_ in enumerate(maps):
         shift = lowest + XA_CHUNK_SHIFT * level
         missing = map_.absent(first >> shift, ((last - 1) >> shift) + 1)
-        if (
-            level and not len(map_.runs) and (not len(missing) or missing[0, 0] > 0)
-        ):  # the tree grows above what is there
+        if level and map_.empty and (not len(missing) or missing[0, 0] > 0):  # the tree grows above what is there
             missing = np.concatenate((np.array([[0, 1]], np.int64), missing))
         out.append(missing)
+        if not len(missing) and len(maps) == levels:  # nodes that are there hang on others
+            out += [missing] * (len(maps) - level - 1)
+            break
     return out
 
 
