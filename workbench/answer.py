@@ -154,6 +154,11 @@ class Answer:
         return self._arrays[name]
 
     @functools.cached_property
+    def warnings(self) -> str:
+        """What its user should know before anything else, a line each: policies that do not reach private memory."""
+        return "\n".join(unreached(self.system, self.log.operations, self.log.results))
+
+    @functools.cached_property
     def attrs(self) -> dict[str, str]:
         """What there is to say of the run: its scenario, whose rules it follows, warnings and what was assumed."""
         scenario = self.system.scenario
@@ -167,7 +172,7 @@ class Answer:
         }
         for name, lines in (
             ("comment", [scenario.comment] if scenario.comment else []),
-            ("warnings", unreached(self.system, self.log.operations, self.log.results)),
+            ("warnings", [self.warnings] if self.warnings else []),
             ("assumed", scenario.host.assumptions()),
         ):
             if lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -363,6 +364,33 @@ def test_the_engine_in_cells(tmp_path):
     assert int(dataset["status"].sel(nodes="7")) == FAILED
     assert "7" in dataset["error"].sel(nodes="7").item()
     assert pages.attrs["basis"] == "exact"
+
+
+def test_a_policy_that_does_not_reach_private_memory_is_said_of_its_cell(tmp_path):
+    """QEMU 11 cannot map what backs an SNP guest: the warning of a run is in the store too, and in what is read from it."""
+    host = {"name": "pair", "nodes": [{"id": n, "memory_bytes": 1 << 30, "cpus": [n]} for n in (0, 1)],
+            "distances": [[10, 21], [21, 10]]}  # fmt: skip
+    bind = {"op": "mbind", "mode": "bind", "nodes": "0"}
+    operations = [{"op": "create"}, bind, {"op": "fault", "by": "guest", "task": "vcpu0"}]
+    guest = {"memory": "1 MiB", "vmm_profile": "qemu-11", "vcpus": [{"node": 1}]}
+    base = {"host": host, "guest": guest, "operations": operations, "strict": False}
+    grid, store = {"base": base, "axes": {"guest.vm_type": ["none", "snp"]}}, tmp_path / "store.zarr"
+    for dataset in (sweep(grid, out=store, workers=0), sweep(grid, out=store, workers=0), read_store(store)):
+        none, snp = dataset["warnings"].values
+        assert (
+            none == "" and "mbind bind 0 of guest: refused, its VMM cannot map it" in snp and "100 % on node 1" in snp
+        )
+        assert dataset.attrs["warnings"].startswith("1 of 2 cells have warnings") and snp in dataset.attrs["warnings"]
+        assert (dataset["status"].values == DONE).all() and (dataset["error"].values == "").all()
+
+
+def test_a_store_of_a_version_without_warnings_is_gone_on_with(tmp_path):
+    store = tmp_path / "store.zarr"
+    sweep(grid(3), out=store, run=run, workers=0)
+    shutil.rmtree(store / "warnings")
+    shutil.rmtree(store / "status" / "c")
+    dataset = sweep(grid(3), out=store, run=run, workers=0)
+    assert (dataset["status"].values == DONE).all() and "warnings" not in dataset
 
 
 def test_a_cluster_object_as_batch_systems_have_it(tmp_path, undisturbed):

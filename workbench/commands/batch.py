@@ -247,6 +247,8 @@ def sweep(
         typer.echo(f"failed: {names}: {errors[tuple(index)]}", err=True)
     if len(failed) > 5:
         typer.echo(f"... and {len(failed) - 5} more; 'error' in the store has them all", err=True)
+    for line in str(dataset.attrs.get("warnings", "")).splitlines():
+        typer.echo(f"warning: {line}", err=True)
     if len(failed):
         raise typer.Exit(1)
 

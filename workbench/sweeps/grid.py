@@ -404,7 +404,7 @@ def _check_fields(axes: tuple[Axis, ...]) -> None:
 
     names = [axis.name for axis in axes]
     fields = [field for axis in axes for field in axis.fields]
-    reserved = {"node", "status", "error"} | set(METRICS)
+    reserved = {"node", "status", "error", "warnings"} | set(METRICS)
     for axis in axes:
         if axis.name in reserved:
             raise WorkbenchError(f"grid.axes.{axis.name}: this name is taken by the store; use another with 'field:'")

@@ -37,24 +37,33 @@ if TYPE_CHECKING:
 
 PENDING, DONE, FAILED = 0, 1, 2
 SCHEMA = "workbench-sweep/2"
+ERROR, WARNINGS = TEXTS = ("error", "warnings")
+"""Arrays of texts. A store of an earlier version may have no warnings; it gets none."""
 
 
 class Chunk:
-    """The cells of one chunk in memory: values of each metric, errors ('' for none) and status."""
+    """The cells of one chunk in memory: values of each metric, texts of each kind ('' for none) and status."""
 
-    def __init__(self, values: dict[str, np.ndarray], errors: np.ndarray, status: np.ndarray) -> None:
-        self.values, self.errors, self.status = values, errors, status
+    def __init__(self, values: dict[str, np.ndarray], texts: dict[str, np.ndarray], status: np.ndarray) -> None:
+        self.values, self.texts, self.status = values, texts, status
 
-    def put(self, cells: np.ndarray, values: Mapping[str, np.ndarray], errors: Mapping[int, str]) -> None:
-        """Enter cells, int64 (cells,) in the order of the chunk; ``errors`` by their place in ``cells``."""
+    def put(
+        self,
+        cells: np.ndarray,
+        values: Mapping[str, np.ndarray],
+        errors: Mapping[int, str],
+        warnings: Mapping[int, str],
+    ) -> None:
+        """Enter cells, int64 (cells,) in the order of the chunk; errors and warnings by their place in ``cells``."""
         for name, block in values.items():
             rows = self.values[name].reshape(self.status.size, *block.shape[1:])  # a view
             rows[cells] = block
-        self.errors.ravel()[cells] = ""
         self.status.ravel()[cells] = DONE
-        for at, text in errors.items():
-            self.errors.ravel()[cells[at]] = text
-            self.status.ravel()[cells[at]] = FAILED
+        self.status.ravel()[cells[list(errors)]] = FAILED
+        for name, said in ((ERROR, errors), (WARNINGS, warnings)):
+            self.texts[name].ravel()[cells] = ""
+            for at, text in said.items():
+                self.texts[name].ravel()[cells[at]] = text
 
 
 class SweepStore:
@@ -69,14 +78,14 @@ class SweepStore:
         try:
             with quiet_zarr():
                 group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
-                self._error = _array(group, "error")
+                self._texts = {name: _array(group, name) for name in TEXTS if name == ERROR or name in group}
                 for name, dtype in (("status", np.int8), *((metric.name, np.float64) for metric in grid.metrics)):
                     _check_array(_array(group, name), name, grid, dtype)
         except WorkbenchError:
             raise
         except Exception as error:  # Zarr raises many kinds for damaged metadata
             raise WorkbenchError(_damaged(path, error, "name another store")) from error
-        self.chunk_shape = tuple(map(int, self._error.chunks))
+        self.chunk_shape = tuple(map(int, self._texts[ERROR].chunks))
         """That of the grid, or of the version that made the store."""
         self.status = np.full(grid.shape, PENDING, np.int8)
         """One per cell: 0 pending, 1 done, 2 failed."""
@@ -109,12 +118,17 @@ class SweepStore:
         return tuple(cut.start // step for cut, step in zip(place, self.chunk_shape, strict=True))
 
     def write(
-        self, place: tuple[slice, ...], cells: np.ndarray, values: Mapping[str, np.ndarray], errors: Mapping[int, str]
+        self,
+        place: tuple[slice, ...],
+        cells: np.ndarray,
+        values: Mapping[str, np.ndarray],
+        errors: Mapping[int, str],
+        warnings: Mapping[int, str],
     ) -> None:
         """Write cells of the chunk at ``place``: arguments are those of :meth:`Chunk.put`."""
         at = self._at(place)
         chunk = self._begun.get(at) or self._chunk(place)
-        chunk.put(cells, values, errors)
+        chunk.put(cells, values, errors, warnings)
         self._write(at, place, chunk)
         self.status[place] = chunk.status
         self._begun[at] = chunk
@@ -124,32 +138,37 @@ class SweepStore:
     def _chunk(self, place: tuple[slice, ...]) -> Chunk:
         """A chunk as it is in the store."""
         status = self.status[place].copy()
-        errors = np.full(status.shape, "", object)
+        texts = {name: np.full(status.shape, "", object) for name in TEXTS}
         values = {
             metric.name: np.full((*status.shape, len(self.nodes)) if metric.per_node else status.shape, np.nan)
             for metric in self.grid.metrics
         }
         if status.any():
             values = {name: self._number(name, place, block, np.nan) for name, block in values.items()}
-            if (status == FAILED).any():
-                errors = self._errors(place)
-        return Chunk(values, errors, status)
+            at = self._at(place)
+            texts |= {name: self._read(name, place) for name in self._texts if self._has_texts(name, at)}
+        return Chunk(values, texts, status)
 
-    def _errors(self, place: tuple[slice, ...]) -> np.ndarray:
+    def _has_texts(self, name: str, at: tuple[int, ...]) -> bool:
+        """Whether any text of a chunk was ever written: most have none."""
+        return os.path.exists(self._file(name, at, 0))
+
+    def _read(self, name: str, place: tuple[slice, ...]) -> np.ndarray:
         try:
             with quiet_zarr():
-                return np.asarray(self._error[place]).astype(object)
+                return np.asarray(self._texts[name][place]).astype(object)
         except (OSError, ValueError, RuntimeError) as error:
             raise WorkbenchError(_damaged(self.path, error)) from error
 
     def _write(self, at: tuple[int, ...], place: tuple[slice, ...], chunk: Chunk) -> None:
-        """Write a chunk: metrics, then errors, then the status that says which of its cells are there."""
+        """Write a chunk: metrics, then texts, then the status that says which of its cells are there."""
         try:
             for name, block in chunk.values.items():
                 self._put(name, at, block, np.nan)
-            if (chunk.status == FAILED).any() or os.path.exists(self._file("error", at, 0)):
-                with quiet_zarr():
-                    self._error[place] = chunk.errors
+            for name, array in self._texts.items():
+                if (chunk.texts[name] != "").any() or self._has_texts(name, at):
+                    with quiet_zarr():
+                        array[place] = chunk.texts[name]
             self._put("status", at, chunk.status, PENDING)
         except OSError as error:
             raise WorkbenchError(
@@ -328,10 +347,11 @@ def _write_template(store: Path, grid: Grid, nodes: Sequence[int]) -> None:
             dimension_names=[*dims, "node"] if metric.per_node else dims,
             attributes={**metric.attributes(), **({"coordinates": extras} if extras else {})},
         )
-    group.create_array(
-        "error", shape=grid.shape, chunks=grid.chunk_shape, dtype=str, fill_value="", dimension_names=dims,
-        attributes=_attributes(Sweep.error),
-    )  # fmt: skip
+    for name in TEXTS:
+        group.create_array(
+            name, shape=grid.shape, chunks=grid.chunk_shape, dtype=str, fill_value="", dimension_names=dims,
+            attributes=_attributes(getattr(Sweep, name)),
+        )  # fmt: skip
     group.create_array(
         "status", shape=grid.shape, chunks=grid.chunk_shape, dtype=np.int8, fill_value=PENDING, dimension_names=dims,
         compressors=Crc32cCodec(),
@@ -390,6 +410,17 @@ def read_store(path: str | Path, *, load: bool = True) -> xr.Dataset:
     for name, variable in dataset.variables.items():
         if variable.dtype.kind == "T":  # numpy's variable-length texts, which few libraries take
             texts = variable.values
-            values = texts.astype(object) if name == "error" else np.array(texts.tolist(), dtype=np.str_)
+            values = texts.astype(object) if name in TEXTS else np.array(texts.tolist(), dtype=np.str_)
             dataset[name] = (variable.dims, values.reshape(variable.shape), variable.attrs)
+    if load and WARNINGS in dataset:
+        dataset.attrs |= _warned(dataset[WARNINGS].values)
     return dataset
+
+
+def _warned(texts: np.ndarray) -> dict[str, str]:
+    """The attribute that every result with warnings has: in how many cells there are any, and the first of them."""
+    warned = [str(text) for text in texts.ravel() if text]
+    if not warned:
+        return {}
+    line = warned[0].splitlines()[0]
+    return {"warnings": f"{len(warned)} of {texts.size} cells have warnings ('{WARNINGS}' has each): the first: {line}"}

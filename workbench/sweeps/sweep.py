@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 ComputeCell = Callable[[Mapping[str, Any]], "Answer | xr.Dataset"]
 """What computes a cell: a scenario as plain mappings in, what it found out."""
-Found = tuple[dict[str, np.ndarray], dict[int, str]]
-"""Values of each metric, cells first, and the errors of the cells that failed, by their place among those."""
+Found = tuple[dict[str, np.ndarray], dict[int, str], dict[int, str]]
+"""Values of each metric, cells first; errors of the cells that failed, and warnings of others, by their place among them."""
 
 TASK_SECONDS = 1.0
 LEAST_SECONDS = 0.05
@@ -128,7 +128,7 @@ def sweep(
 
     Returns
     -------
-    Dataset with the metrics, ``status`` (0 pending, 1 done, 2 failed) and ``error`` (text) over the axes.
+    Dataset with the metrics, ``status`` (0 pending, 1 done, 2 failed), ``error`` and ``warnings`` (text) over the axes.
 
     Raises WorkbenchError for a bad grid, a store that is another sweep's or in use, or a scheduler that is not there.
     A cell that fails is recorded and stops nothing.
@@ -183,7 +183,7 @@ def _nodes(grid: Grid) -> tuple[int, ...]:
 
 def _run_cells(part: Grid, cells: np.ndarray, nodes: Sequence[int], run: ComputeCell) -> Found:
     """Compute cells of a block, int64 (cells,) in its order. A cell that raises leaves its error and NaN."""
-    values, errors = _nothing(part, len(cells), nodes), {}
+    values, errors, warnings = _nothing(part, len(cells), nodes), {}, {}
     uncounted = run is run_cell and all(metric.variable != "metadata_pages" for metric in part.metrics)
     for at, inside in enumerate(zip(*np.unravel_index(cells, part.shape), strict=True)):
         try:
@@ -197,7 +197,9 @@ def _run_cells(part: Grid, cells: np.ndarray, nodes: Sequence[int], run: Compute
             continue
         for metric, value in zip(part.metrics, row, strict=True):
             values[metric.name][at] = value
-    return values, errors
+        if said := found.attrs.get("warnings", "") if isinstance(found, xr.Dataset) else found.warnings:
+            warnings[at] = said
+    return values, errors, warnings
 
 
 def _nothing(grid: Grid, cells: int, nodes: Sequence[int]) -> dict[str, np.ndarray]:
@@ -318,9 +320,10 @@ class _Driver:
         self._failed = 0
 
     def _write(self, piece: Piece, found: Found) -> None:
-        self.store.write(*piece, *found)
-        if found[1]:
-            self._failed += len(found[1])
+        values, errors, warnings = found
+        self.store.write(*piece, values, errors, warnings)
+        if errors:
+            self._failed += len(errors)
             self.bar.set_postfix(failed=self._failed, refresh=False)
         self.bar.update(len(piece.cells))
 
@@ -408,7 +411,8 @@ class _Driver:
             raise WorkbenchError("sweep: a task ended without result or error")
         for piece in pieces:
             count = len(piece.cells)
-            self._write(piece, (_nothing(self.grid, count, self.nodes), dict.fromkeys(range(count), _one_line(error))))
+            failed = dict.fromkeys(range(count), _one_line(error))
+            self._write(piece, (_nothing(self.grid, count, self.nodes), failed, {}))
         return []
 
 
