@@ -227,12 +227,14 @@ def test_styles_of_outputs_neither_hide_nor_cover_the_report(offline, tmp_path):
 
     page, _, _ = offline
     _shown(page, tmp_path, "", html.clean(COVERING))
-    for name in ("own", "after"):
-        page.locator(f"#{name}").scroll_into_view_if_needed()
-        seen = page.evaluate(
-            "name => { const e = document.getElementById(name), r = e.getBoundingClientRect();"
-            " return [r.height > 0, getComputedStyle(e).visibility,"
-            " document.elementFromPoint(r.x + 5, r.y + r.height / 2)?.id] }",
-            name,
-        )
-        assert seen == [True, "visible", name]
+    for media in ("print", "screen"):
+        page.emulate_media(media=media)
+        for name in ("own", "after"):
+            page.locator(f"#{name}").scroll_into_view_if_needed()
+            seen = page.evaluate(
+                "name => { const e = document.getElementById(name), r = e.getBoundingClientRect();"
+                " return [r.height > 0, getComputedStyle(e).visibility,"
+                " document.elementFromPoint(r.x + 5, r.y + r.height / 2)?.id] }",
+                name,
+            )
+            assert seen == [True, "visible", name], media
