@@ -155,8 +155,9 @@ class Answer:
 
     @functools.cached_property
     def warnings(self) -> str:
-        """What its user should know before anything else, a line each: policies that do not reach private memory."""
-        return "\n".join(unreached(self.system, self.log.operations, self.log.results))
+        """What its user should know before anything else, a line each: policies over others or that miss private memory."""
+        said = unreached(self.system, self.log.operations, self.log.results)
+        return "\n".join([*self.system.scenario.policies_over_others(), *said])
 
     @functools.cached_property
     def attrs(self) -> dict[str, str]:

@@ -59,7 +59,11 @@ def parse_nodes(value: str | int | Iterable[int] | None, field: str = "nodes") -
     for node in ids:
         if not isinstance(node, int) or isinstance(node, bool) or not 0 <= node < 1 << 15:
             raise WorkbenchError(f"{field}: {node!r} is not a node id; ids are 0 to {MAX_NUMNODES - 1}")
-    return nodemask(ids)
+    mask = nodemask(ids)
+    if mask.bit_count() != len(ids):
+        twice = next(node for at, node in enumerate(ids) if node in ids[:at])
+        raise WorkbenchError(f"{field}: node {twice} is there twice; each node once is expected")
+    return mask
 
 
 def format_nodes(mask: int) -> str:

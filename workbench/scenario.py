@@ -735,6 +735,10 @@ class Boot(_Model):
     )
 
 
+_SAID_OVER = 4
+"""Lines about ranges over others."""
+
+
 class Scenario(_Model):
     """Host, guest and operations; the unit that everything else takes."""
 
@@ -859,6 +863,23 @@ class Scenario(_Model):
                             f"{field}.weights: {weight_node}: {weight} is not allowed; "
                             f"weights are 1 to 255 for {self._allowed()}"
                         )
+
+    def policies_over_others(self) -> list[str]:
+        """A line for a range of ``guest.policies`` that lies over an earlier one: the later holds there, as with mbind."""
+        memory = self.guest.memory
+        parts = sorted(
+            (policy.offset, memory if policy.length is None else policy.offset + policy.length, index)
+            for index, policy in enumerate(self.guest.policies)
+        )
+        reached, over = (0, -1), []
+        for start, end, index in parts:
+            if start < min(reached[0], end):
+                first, last = sorted((index, reached[1]))
+                over.append(f"guest.policies[{last}] lies over guest.policies[{first}] from {format_bytes(start)} to "
+                            f"{format_bytes(min(end, reached[0]))}: the later one holds there, as with mbind")  # fmt: skip
+            reached = max(reached, (end, index))
+        more = len(over) - _SAID_OVER
+        return over if more <= 0 else [*over[:_SAID_OVER], f"guest.policies: {more} more ranges lie over others"]
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Scenario:

@@ -64,6 +64,11 @@ SAID_TWICE = {
     "memory of two nodes": ("boot.log", SRAT.replace("0x7ff", "0x8ff"), "0x80000000 is memory of node 0 and of node 1"),
     "column of a trace": ("trace.csv", "offset,length,length,to\n0,4096,8192,shared\n", "'length' is there twice"),
     "half an offset": ("trace.csv", "offset,length,to\n0.5,4096,shared\n", "row 1: '0.5' is not a whole number"),
+    "empty range": ("trace.csv", "offset,length,to\n0,4096,shared\n0,0,shared\n", "row 2: 0 bytes; at least one page"),
+    "half a page": ("trace.csv", "offset,length,to\n0,100,shared\n", "trace.length: row 1: 100 is not a multiple"),
+    "between pages": ("trace.csv", "offset,length,to\n8,4096,shared\n", "trace.offset: row 1: 8 is not a multiple"),
+    "node of a policy": (
+        "scenario", BASE + "operations: [{op: mbind, mode: bind, nodes: '0,0'}]", "node 0 is there twice; each node once"),
     "fields of a row": ("trace.csv", "offset,length,to\n0,4096,shared,9\n", "row 1 has 4 fields, the first line 3"),
     "axis": ("grid", SWEEP + "axes: {seed: [1], seed: [2]}", "'seed' is there twice"),
     "field of two axes": ("grid", SWEEP + "axes: {a: {field: seed, values: [1]}, seed: [2]}", "'seed' is set by two axes"),
@@ -107,6 +112,22 @@ def test_fbind_of_nothing_stores_no_range() -> None:
     assert not len(dataset["range_start"])
 
 
+def test_ranges_of_policies_over_others_are_said() -> None:
+    """mm/mempolicy.c: shared_policy_replace: what is set later holds where both reach."""
+    from workbench.simulation import simulate
+
+    both = "{mode: bind, nodes: '0'}, {offset: 4 MiB, length: 1 MiB, mode: preferred, nodes: '0'}"
+    given = BASE.replace("MiB}", f"MiB, policies: [{both}]}}")
+    (line,) = Scenario.from_yaml(given).policies_over_others()
+    assert (
+        line
+        == "guest.policies[1] lies over guest.policies[0] from 4 MiB to 5 MiB: the later one holds there, as with mbind"
+    )
+    assert line in simulate(Scenario.from_yaml(given)).attrs["warnings"]
+    apart = given.replace("{mode: bind", "{length: 4 MiB, mode: bind")
+    assert not Scenario.from_yaml(apart).policies_over_others()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -118,6 +139,8 @@ def test_fbind_of_nothing_stores_no_range() -> None:
         (["compare", "full-node", "full-node"], "'full-node' is there twice"),
         (["capacity", "xeon-e5-2680-2s", "--policy", "bind,bind"], "bind, bind; each"),
         (["history", "full-node", "--kernels", "7.3,7.3"], "7.3, 7.3; each"),
+        (["verify", "t2eq", "t2eq"], "'t2eq' and 't2eq' are one file; each of them once"),
+        (["reproduce", "accept_exits", "accept_exits"], "each of them once"),
         (["report", "01_placement", "-p", "machine", "a", "-p", "machine=b"], "-p machine: is there twice, as 'a' and 'b'"),
     ],
 )  # fmt: skip

@@ -396,6 +396,17 @@ def test_firecracker() -> None:
     assert [operation.op for operation in scenario.operations] == ["create", "fault", "fault"]
 
 
+def test_firecracker_with_huge_pages() -> None:
+    """src/vmm/src/vstate/memory.rs: huge_pages 2M is MAP_HUGETLB with 2 MiB: memory out of the host's pools, no guest_memfd."""
+    text = (CASES / "firecracker.json").read_text().replace('"None"', '"2M"')
+    scenario = scenario_of(read_text(text, "machine.json", [0, 1]), TWO)
+    assert (scenario.guest.page_size, scenario.guest.design) == ("2 MiB", "hugetlb")
+    assert [operation.op for operation in scenario.operations] == ["memfd", "fault", "fault"]
+    result = wb.simulate(scenario)
+    assert result["event_error"].values.tolist() == ["", "", ""]
+    assert int(result["pages_per_node"].sum()) == GIB >> 21
+
+
 def test_kubevirt() -> None:
     vm = read(CASES / "kubevirt.yaml", [0, 1])
     assert (vm.name, vm.confidential, vm.vcpus, vm.memory, vm.unknown) == ("web", "snp", 4, 2 * GIB, [])

@@ -36,8 +36,7 @@ def reproduce(
     if held_out:
         _print_held_out(json_)
         return
-    names = tables or published.table_names()
-    results = [published.reproduce(name) for name in names]
+    results = published.reproduce_each(tables)
     summaries = [published.summary(result) for result in results]
     if json_:
         documents = [

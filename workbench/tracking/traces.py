@@ -22,7 +22,7 @@ from workbench.kernels.folios import run as folio
 from workbench.limits import FILE_BYTES, MAX_CPUS, MAX_NUMNODES, TRACE_BYTES, TRACE_ROWS
 from workbench.names import unknown
 from workbench.tracking.tracked_file import KINDS, OPERATIONS
-from workbench.units import parse_bytes
+from workbench.units import PAGE_SIZE, parse_bytes
 
 Int64s = npt.NDArray[np.int64]
 COLUMNS = ("op", "offset", "length", "to", "kind", "node", "cpu")
@@ -65,6 +65,7 @@ def read_trace(path: str | Path) -> Int64s:
             _number(value, column, row, FILE_BYTES, empty=names[row - 1] in _NO_RANGE)
             for row, value in enumerate(table[column], 1)
         ]
+    _check_ranges(stream)
     for place, column, most in ((folio.NODE, "node", MAX_NUMNODES - 1), (folio.CPU, "cpu", MAX_CPUS - 1)):
         if column in table:
             stream[:, place] = [_number(value, column, row, most) for row, value in enumerate(table[column], 1)]
@@ -78,6 +79,28 @@ def read_trace(path: str | Path) -> Int64s:
             elif not _missing(value):
                 raise WorkbenchError(f"trace.{given}: row {row}: {_shown(value)} says nothing about {name}")
     return stream
+
+
+_WITHOUT_RANGE = np.array([OPERATIONS[name] for name in _NO_RANGE])
+_OF_ONE_PAGE = OPERATIONS["hwpoison"]
+
+
+def _check_ranges(stream: Int64s) -> None:
+    """Ranges are of whole pages and not empty: the calls refuse others with EINVAL, so that a trace holds none.
+
+    Linux: virt/kvm/kvm_main.c (kvm_vm_ioctl_set_mem_attributes), virt/kvm/guest_memfd.c (kvm_gmem_fallocate).
+    """
+    ranged = ~np.isin(stream[:, folio.OP], _WITHOUT_RANGE)
+    for place, column in ((folio.OFFSET, "offset"), (folio.LENGTH, "length")):
+        odd = np.flatnonzero(ranged & (stream[:, place] % PAGE_SIZE != 0))
+        if odd.size:
+            value = stream[odd[0], place]
+            raise WorkbenchError(
+                f"trace.{column}: row {odd[0] + 1}: {value} is not a multiple of the page size {PAGE_SIZE}"
+            )
+    empty = np.flatnonzero(ranged & (stream[:, folio.OP] != _OF_ONE_PAGE) & (stream[:, folio.LENGTH] == 0))
+    if empty.size:
+        raise WorkbenchError(f"trace.length: row {empty[0] + 1}: 0 bytes; at least one page of {PAGE_SIZE} is expected")
 
 
 def _csv(content: bytes, name: str) -> dict[str, Sequence[Any]]:

@@ -226,7 +226,19 @@ def _with_ranges(table: Table, rows: list[Row]) -> list[Row]:
 
 def reproduce_all(names: Sequence[str] | None = None) -> xr.Dataset:
     """All tables (or those named) in one Dataset, with ``table`` saying which row belongs to which."""
-    return combine([reproduce(name) for name in (names or table_names())])
+    return combine(reproduce_each(names))
+
+
+def reproduce_each(names: Sequence[str] | None = None) -> list[xr.Dataset]:
+    """All tables (or those named, each once)."""
+    wanted = list(names or table_names())
+    ids = [read_table(name).id for name in wanted]
+    for at, one in enumerate(ids):
+        if one in ids[:at]:
+            raise WorkbenchError(
+                f"table: {wanted[ids.index(one)]!r} and {wanted[at]!r} are both {one!r}; each of them once"
+            )
+    return [reproduce(name) for name in wanted]
 
 
 def combine(datasets: Sequence[xr.Dataset]) -> xr.Dataset:

@@ -154,6 +154,11 @@ def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | N
 
     Paths may be names of shipped recordings (``t2eq``). Raises WorkbenchError for a file that is not whole.
     """
+    found = [find_recording(path).resolve() for path in paths]
+    for at, file in enumerate(found):
+        if file in found[:at]:
+            first = str(paths[found.index(file)])
+            raise WorkbenchError(f"recording: {first!r} and {str(paths[at])!r} are one file; each of them once")
     recordings = [_read_either(find_recording(path)) for path in paths]
     total = sum(len(recording.scenarios) for recording in recordings)
     done = 0

@@ -196,8 +196,6 @@ class _HugePages:
 
 def _huge_pages(vm: VirtualMachine, host: Host) -> _HugePages:
     """Out of the pools of the host, where a backend asks for that; else transparent ones of anonymous memory."""
-    if vm.vmm != "qemu-11":
-        return _HugePages()
     pooled: dict[int, list[Backend]] = {}
     for backend in vm.backends:
         if backend.page_bytes in _HUGE and backend.size % backend.page_bytes == 0 and not backend.guest_memfd:
@@ -206,7 +204,12 @@ def _huge_pages(vm: VirtualMachine, host: Host) -> _HugePages:
         size = max(pooled, key=lambda size: sum(backend.size for backend in pooled[size]))
         return _HugePages(size, "hugetlb", tuple(backend.name for backend in pooled[size]))
     anonymous = [backend for backend in vm.backends if backend.anonymous]
-    if not anonymous or host.transparent_hugepages == "never" or any(b.size % _TRANSPARENT for b in anonymous):
+    if (
+        vm.vmm != "qemu-11"
+        or not anonymous
+        or host.transparent_hugepages == "never"
+        or any(b.size % _TRANSPARENT for b in anonymous)
+    ):
         return _HugePages()
     if host.transparent_hugepages is None:
         vm.notes.append("transparent huge pages: the host's setting is not known; taken as madvise, which VMMs do")
@@ -246,7 +249,7 @@ def _files(vm: VirtualMachine, huge: _HugePages) -> list[dict[str, Any]]:
     for position, backend in enumerate(vm.backends):
         name, size = file_name(backend, position), _whole_pages(backend.size)
         has_huge = backend.name in huge.backends
-        if vm.vmm != "qemu-11" or (backend.guest_memfd and not private):
+        if (vm.vmm != "qemu-11" and not has_huge) or (backend.guest_memfd and not private):
             made.append({"op": "create", "file": name, "size": size, **small})
         else:
             kind = {"anonymous": True} if backend.anonymous else {"hugetlb": True} if has_huge else {}
