@@ -38,9 +38,14 @@ class Cells(HTMLParser):
 
 
 def test_a_host_shows_its_nodes_and_distances() -> None:
-    page = Cells(wb.Host.from_machine("spr-8468v-cxl")._repr_html_())
-    assert page.cells[:9] == ["node", "kind", "memory", "free", "CPUs", "to 0", "to 1", "to 2", "to 3"]
-    assert page.cells[9:18] == ["0", "dram", "64 GiB", "", "0-47,96-143", "10", "21", "24", "24"]
+    host = wb.Host.from_machine("spr-8468v-cxl")
+    cells = Cells(host._repr_html_()).cells
+    assert cells[:8] == ["node", "kind", "memory", "CPUs", "to 0", "to 1", "to 2", "to 3"]
+    assert cells[8:16] == ["0", "dram", "64 GiB", "0-47,96-143", "10", "21", "24", "24"]
+    # What is free has a column where the source says it of a node at least.
+    nodes = (host.nodes[0].model_copy(update={"free_bytes": 1 << 30}), *host.nodes[1:])
+    cells = Cells(host.model_copy(update={"nodes": nodes})._repr_html_()).cells
+    assert cells[3] == "free" and cells[12] == "1 GiB" and cells[21] == ""
     assert "nodes after the first 32 are not listed" in wb.Host.from_machine("altix-ia64-64n")._repr_html_()
     for name in wb.topology.host.machine_names():
         assert "<table" in wb.Host.from_machine(name)._repr_html_()
@@ -73,12 +78,15 @@ def test_texts_of_others_are_no_markup() -> None:
 
 def test_a_notebook_shows_results_so_and_other_datasets_as_ever() -> None:
     code = """
+import re
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 import workbench as wb, xarray as xr
 show = shell.display_formatter.format
 data, _ = show(wb.simulate("policy-after-allocation"))
 assert "where the pages are" in data["text/html"] and "xr-wrap" in data["text/html"]
+folded = re.findall(r"<input id='section-[^>]*>(?=<label[^>]*>Attributes)", data["text/html"])
+assert len(folded) == 1 and "checked" not in folded[0], folded
 data, _ = show(xr.Dataset({"a": 1}))
 assert "where the pages are" not in data["text/html"] and "xr-wrap" in data["text/html"]
 """

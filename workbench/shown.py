@@ -54,16 +54,16 @@ def host(value: Any) -> str:
 
     ids = [node.id for node in value.nodes][:_MOST_NODES]
     rows = []
+    known = any(node.free_bytes is not None for node in value.nodes)
     for node, distances in zip(value.nodes[:_MOST_NODES], value.distances, strict=False):
         cpus = format_list(node.cpus) if node.cpus else "none"
         kind = node.kind + (" movable" if node.movable else "")
-        free = format_bytes(node.free_bytes) if node.free_bytes is not None else ""
-        cells = [str(node.id), _text(kind), format_bytes(node.memory_bytes), free, _text(cpus[:60])]
+        free = [format_bytes(node.free_bytes) if node.free_bytes is not None else ""] if known else []
+        cells = [str(node.id), _text(kind), format_bytes(node.memory_bytes), *free, _text(cpus[:60])]
         rows.append([*cells, *(str(distance) for distance in distances[:_MOST_NODES])])
-    heads = ["node", "kind", "memory", "free", "CPUs", *(f"to {node}" for node in ids)]
-    caption = (
-        f"{_text(value.title or value.name)}: {len(value.nodes)} nodes, {format_bytes(value.memory_bytes)}; distances"
-    )
+    heads = ["node", "kind", "memory", *(["free"] if known else []), "CPUs", *(f"to {node}" for node in ids)]
+    what = f"{len(value.nodes)} nodes, {format_bytes(value.memory_bytes)}"
+    caption = f"{_text(value.title or value.name)}: {what}, and the distances between them"
     cut = [f"nodes after the first {_MOST_NODES} are not listed"] if len(value.nodes) > _MOST_NODES else []
     return f"<div>{_table(caption, heads, rows)}{_lines('assumed', value.assumptions())}{_lines('note', cut)}</div>"
 
@@ -127,8 +127,16 @@ def result(dataset: Any) -> str:
     return f"<div>{_table(caption, heads, rows[:64])}{said}{_lines('rules of kernel', [rules])}</div>"
 
 
+def listing(dataset: Any) -> str:
+    """xarray's own listing of a result, its attributes folded: provenance is pages of JSON."""
+    from xarray import set_options
+
+    with set_options(display_expand_attrs=False):
+        return str(dataset._repr_html_())
+
+
 def _formatted(dataset: Any) -> str:
-    return (result(dataset) if is_run(dataset) else "") + str(dataset._repr_html_())
+    return result(dataset) + listing(dataset) if is_run(dataset) else str(dataset._repr_html_())
 
 
 def in_notebooks() -> None:

@@ -76,6 +76,21 @@ def test_the_comparison_of_designs_is_in_the_json(command: Command) -> None:
     )
 
 
+def test_a_measured_profile_says_what_accesses_cost(command: Command) -> None:
+    words = ["run", "policy-after-allocation", "--profile", "grace"]
+    code, out, _ = command(*words)
+    value = wb.ready.scenario("policy-after-allocation")
+    cost = wb.cost.traffic.access_cost(wb.simulate(value), value.host, "streaming", profile="grace")
+    assert code == 0 and f"{float(cost.latency[0]):.4g} ns" in out and "measured profile: grace" in out
+    said = json.loads(command(*words, "--designs", "filemap,hugetlb", "--set", "guest.page_size=4KiB", "--json")[1])
+    found = said["filemap"]["accesses"]["grace"]["0"]
+    assert found == {
+        "latency_ns": round(float(cost.latency[0]), 1),
+        "bandwidth_mb_s": round(float(cost.bandwidth[0]), 1),
+    }
+    assert "accesses" not in json.loads(command("run", "policy-after-allocation", "--json")[1])
+
+
 def test_page_sizes_at_the_prompt(command: Command) -> None:
     code, out, _ = command("run", "interface-mbind", "--set", "guest.page_size=2MiB", "--set", "guest.design=hugetlb",
                            "--json")  # fmt: skip

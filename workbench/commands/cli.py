@@ -76,7 +76,7 @@ def run(
     json_: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
     """Simulate a scenario: print where its pages land, and keep the Dataset if asked to."""
-    from workbench.commands.summary import comparison, list_calls, print_comparison, print_summary, summarise
+    from workbench.commands.summary import accesses, comparison, list_calls, print_comparison, print_summary, summarise
 
     if output is not None:
         from workbench import results
@@ -92,7 +92,8 @@ def run(
         profiles = None if kernels is None else [name.strip() for name in kernels.split(",")]
         if profiles is not None and len(profiles) == 1:
             value, profiles = value.replace(kernel_profile=profiles[0]), None
-        if output is None and chosen is None and profiles is None:  # who neither keeps nor compares needs no Dataset
+        # Who neither keeps nor compares, nor asks for costs, needs no Dataset.
+        if output is None and chosen is None and profiles is None and profile is None:
             from workbench.running import run as run_alone
 
             found: Any = run_alone(value, progress=progress)
@@ -109,6 +110,9 @@ def run(
     else:
         summaries = {"": summarise(found)}
     along = "design" if chosen is not None else "kernel" if profiles is not None else ""
+    if profile is not None:
+        for name, summary in summaries.items():
+            summary["accesses"] = {profile: accesses(found.sel({along: name}) if along else found, value.host)}
     if calls:
         for name, summary in summaries.items():
             summary["calls"] = list_calls(found.sel({along: name}) if along else found)

@@ -33,21 +33,27 @@ def build(
     xz-utils and libelf-dev. A patched tree of your own builds as well (--source TREE). One that was interrupted goes on
     where it was when the same command is given again.
     """
+    from workbench.commands import interrupts
     from workbench.commands.cli import progress_bar
     from workbench.recorder import kernel_build
 
-    with progress_bar("objects") as progress:
-        built = kernel_build.build(
-            output,
-            source,
-            fragment=fragment or kernel_build.FRAGMENT,
-            jobs=jobs,
-            progress=progress,
-            say=lambda line: typer.echo(line, err=True),
-            keep_tree=keep_tree,
-            fresh=fresh,
-            force=force,
-        )
+    try:
+        with progress_bar("objects") as progress:
+            built = kernel_build.build(
+                output,
+                source,
+                fragment=fragment or kernel_build.FRAGMENT,
+                jobs=jobs,
+                progress=progress,
+                say=lambda line: typer.echo(line, err=True),
+                keep_tree=keep_tree,
+                fresh=fresh,
+                force=force,
+            )
+    except KeyboardInterrupt:
+        if not (output / kernel_build.UNFINISHED).is_dir():
+            raise
+        raise interrupts.tell("the same command goes on where it was") from None
     for option in built.refused:
         typer.echo(f"not taken by this source: {option}")
     typer.echo(f"Linux {built.version} in {built.seconds:.0f} s: {built.image}")

@@ -62,6 +62,26 @@ def _lines_of(run: Any, name: str) -> list[str]:
     return lines
 
 
+def accesses(run: Any, host: Any) -> dict[str, dict[str, float]]:
+    """Modelled latency (ns) and bandwidth (MB/s) that the vCPUs of each node get from where the pages of a Dataset lie."""
+    from workbench.cost.traffic import access_cost
+
+    if not np.asarray(run["vcpu_node"]).size or not np.asarray(run["pages_per_node"]).any():
+        return {}
+    cost = access_cost(run, host, PATTERN)
+    return {
+        str(node): {
+            f"{name}_{unit}": round(float(cost[name].sel(initiator=node)), 1)
+            for name, unit in (("latency", "ns"), ("bandwidth", "mb_s"))
+        }
+        for node in cost["initiator"].values.tolist()
+    }
+
+
+PATTERN = "streaming"
+"""Accesses whose cost is printed beside a measured profile."""
+
+
 def metadata_of(kinds: dict[str, dict[str, int]]) -> dict[str, int]:
     """Bytes of all metadata by kind."""
     return {kind: sum(row.values()) for kind, row in kinds.items()}
@@ -160,6 +180,12 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
         typer.echo(f"what the guest costs in all: {format_bytes(all_of_it)}, {format_bytes(total)} of it metadata")
     for line in summary["assumed"]:
         typer.echo(f"assumed: {line}")
+    for profile, costs in summary.get("accesses", {}).items():
+        table = Table("vCPUs on node", "latency", "bandwidth of all of them", title=f"{PATTERN} accesses, modelled")
+        for node, cost in costs.items():
+            table.add_row(node, f"{cost['latency_ns']:.4g} ns", f"{cost['bandwidth_mb_s'] / 1000:.3g} GB/s")
+        console().print(table)
+        typer.echo(f"measured profile: {profile}")
     if "calls" in summary:
         print_calls(summary["calls"])
     for refusal in summary["refused"][:10]:

@@ -15,7 +15,7 @@ from typing import Any
 import ipywidgets as w
 import xarray as xr
 
-from workbench import results
+from workbench import results, shown
 from workbench.data import notebooks_path
 from workbench.errors import WorkbenchError
 from workbench.explorer import edits, export, pictures, ranking, static
@@ -513,7 +513,7 @@ class Explorer:
                     run, pinned, str(self.pattern.value)
                 )
         elif name == "Dataset":
-            self.dataset.value = run.dataset._repr_html_()
+            self.dataset.value = shown.listing(run.dataset)
         elif name == "Share":
             self._show_share()
         elif name == "Best policy" and self._ranked is not None and self._ranked is not self.controller.scenario:
