@@ -523,6 +523,7 @@ class Preserve(Operation):
     op: Literal["preserve"] = "preserve"
     file: Name
     token: Whole = Field(ge=0, lt=1 << 63, description="by which the next kernel's process asks for it")
+    vm: bool = Field(True, description="the VM of a guest_memfd goes into the session too; without it the kexec fails")
 
 
 class Kexec(Operation):

@@ -72,7 +72,10 @@ def test_one_page_shared_and_taken_back() -> None:
     assert float(waiting.sel(design="filemap")) < 1 < kept
     both = (priced["waiting"] * priced["stall"] / 2).sum("conversion")
     np.testing.assert_allclose(priced["boot_wait"].values, both.values)
-    assert len(plots_designs.stalls(priced).axes) == 3
+    made = plots_designs.stalls(priced)
+    assert len(made.axes) == 4
+    bars = [bar.get_width() for bar in made.axes[3].patches]
+    assert bars == [0, 0, 4095 / 256, 1 / 256, 0, 0]
 
 
 def test_without_conversions_there_is_nothing_to_price() -> None:

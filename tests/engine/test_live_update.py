@@ -173,6 +173,29 @@ def test_a_guest_memfd_in_a_session_is_frozen_and_keeps_its_holes():
     assert after[:32] == before[:32] and len(set(after[32:])) == 1
 
 
+def test_a_kexec_fails_while_a_guest_memfd_is_in_the_session_without_its_vm():
+    """Nothing changes by the failure: the file is there and frozen. Once the VM is in the session too the kexec works."""
+    dataset, errors = run(
+        SHARED_FILE,
+        {**SHARED_FILE, "file": "o"},
+        on("m", "fault", by="host"),
+        preserve("m") | {"vm": False},
+        {"op": "kexec"},
+        on("m", "punch_hole"),
+        on("m", "fault", by="host"),
+        preserve("o", 2),
+        {"op": "kexec"},
+        {"op": "retrieve", "file": "n", "token": 1},
+        look("n"),
+        **PRESERVED,
+    )
+    assert errors == [0, 0, 0, 0, 0, errno.ENOENT, errno.EPERM, 0, 0, 0, 0, 0]
+    assert "without its VM" in str(dataset["event_detail"].values[5])
+    assert nodes_at(dataset, 11) == [0] * 64
+    _, errors = run(preserve(), {"op": "kexec"})  # a memfd has none
+    assert errors == [0, 0, 0]
+
+
 def test_what_a_session_takes_of_guest_memfds():
     """Wholly shared ones; those in no session are gone with the kernel that knew them."""
     private = {"op": "create", "file": "p", "size": 64 * PAGE, "flags": ["mmap"]}

@@ -41,8 +41,8 @@ def preserve(system: System, operation: sc.Preserve) -> Result:
 
     EEXIST for a token in use, ENOENT for a file that no handler takes, EBUSY for one that is in the session already. The
     calling task allocates what a memfd lacks (memfd_pin_folios). A guest_memfd keeps its holes, and must be wholly shared and
-    of 4 KiB folios (EOPNOTSUPP); its VM, without which the kexec fails, is taken to be in the session too. That pages in
-    ZONE_MOVABLE or in scratch areas are migrated out first is not modelled.
+    of 4 KiB folios (EOPNOTSUPP); its VM goes into the session with it (``vm``). That pages in ZONE_MOVABLE or in scratch areas
+    are migrated out first is not modelled.
     """
     _open_session(system)
     file = system.files.get(operation.file)
@@ -62,6 +62,7 @@ def preserve(system: System, operation: sc.Preserve) -> Result:
         return failed(errno.ENOMEM)
     inode.frozen = True
     system.session[operation.token] = inode
+    system.vm_in_session |= gmem and operation.vm
     return Result()
 
 
@@ -111,12 +112,16 @@ def kexec(system: System, operation: sc.Kexec) -> Result:
 def _hand_over(system: System) -> Result:
     """Hand all open guest_memfd files over. ``detail``: files, metadata and policy bytes, whether bytes were compared.
 
-    Refused, and nothing changes, with EOPNOTSUPP, EBUSY or EHWPOISON and a ``reason`` if one of them cannot be preserved.
+    Refused, and nothing changes, with EOPNOTSUPP, EBUSY or EHWPOISON and a ``reason`` if one of them cannot be preserved; with
+    ENOENT if a guest_memfd is in the session and its VM is not (series v4 of July 2026 looks the VM's token up at the freeze;
+    the errno is that of liveupdate_get_token_outgoing).
     """
     opened = (file.inode for file in system.files.values() if file.descriptor is not None)
     alone = system.scenario.kernel.preserves_guest_memfd  # a file that is in no session is not handed over
     in_session = set(system.session.values())
     inodes = [one for one in dict.fromkeys(opened) if one.kind == "guest_memfd" and (one in in_session or not alone)]
+    if not system.vm_in_session and any(inode.kind == "guest_memfd" for inode in in_session):
+        return failed(errno.ENOENT, reason="kexec: a guest_memfd is in the session without its VM")
     for file in system.conversions.files() if system.conversions is not None else ():
         if len(left := file.withheld()):  # whoever holds it may still write there when the frame is somebody else's
             return failed(errno.EBUSY, reason=f"kexec: page {int(left[0])} left its file and is still pinned")
@@ -168,7 +173,7 @@ def _start_again(system: System) -> None:
     kept = {file.inode for file in system.files.values() if file.descriptor and file.inode.kind == "guest_memfd"}
     if system.scenario.kernel.preserves_guest_memfd:
         kept = set()
-    system.handed_over, system.session = system.session, {}
+    system.handed_over, system.session, system.vm_in_session = system.session, {}, False
     waiting = set(system.handed_over.values())
     if system.session_descriptor is not None:
         system.descriptors[""].give_back(system.session_descriptor)

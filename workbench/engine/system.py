@@ -60,6 +60,7 @@ class System(HostState):
         """Memory attributes by the name of the file in the slot."""
         self.session: dict[int, Inode] = {}
         """Files that are to be handed over by the live-update session, by token."""
+        self.vm_in_session = False
         self.handed_over: dict[int, Inode] = {}
         """Files of the kernel before, by token; they have no descriptor until somebody retrieves them."""
         self.session_descriptor: int | None = None

@@ -207,7 +207,7 @@ def profile(dataset: xr.Dataset) -> Figure:
     """The published conversion profile beside the model; whiskers are the range of the parameters."""
     quantities = [str(name) for name in dataset["quantity"].values]
     with common.style():
-        made = common.figure(9.0, 2.9)
+        made = common.figure(2.6 * len(quantities), 2.9)
         panels = made.subplots(1, len(quantities))
         for panel, quantity in zip(panels, quantities, strict=True):
             measured = float(dataset["profile_published"].sel(quantity=quantity))
@@ -219,7 +219,7 @@ def profile(dataset: xr.Dataset) -> Figure:
             panel.text(0, measured, f"{measured:.3g}", ha="center", va="bottom", fontsize=8)
             deviation = 100 * (model[0] - measured) / measured
             panel.text(1, model.max(), f"{model[0]:.3g} ({deviation:+.0f} %)", ha="center", va="bottom", fontsize=8)
-            panel.set_title(quantity, fontsize=9, loc="left")
+            panel.set_title(quantity.replace(" in 2 MiB", "\nin 2 MiB"), fontsize=9, loc="left")
             panel.margins(y=0.16)
             panel.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel("pages, or per cent")

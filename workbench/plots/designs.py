@@ -173,10 +173,11 @@ def whole(dataset: xr.Dataset) -> Figure:
 
 
 def stalls(dataset: xr.Dataset) -> Figure:
-    """How long a conversion holds its file, all of a boot, and what vCPUs lose by it that fault meanwhile; bands are draws."""
-    made = figure(11, 3.8)
+    """How long a conversion holds its file, all of a boot, what vCPUs lose by it that fault meanwhile (bands are draws), and the
+    free memory of each node that restored struct pages take at their peak."""
+    made = figure(12.5, 3.8)
     with style():
-        ax, boot, wait = (made.add_subplot(1, 3, place) for place in (1, 2, 3))
+        ax, boot, wait, room = (made.add_subplot(1, 4, place) for place in (1, 2, 3, 4))
         share = (np.arange(dataset.sizes["conversion"]) + 1) / dataset.sizes["conversion"]
         for row, design in enumerate(dataset["design"].values):
             colour, one = COLOURS.get(str(design), INK), dataset.sel(design=design)
@@ -191,12 +192,14 @@ def stalls(dataset: xr.Dataset) -> Figure:
         ax.set_ylabel("share of conversions")
         boot.set_xlabel("all conversions of the boot,\nms (log scale). Modelled.")
         wait.set_xlabel(f"{dataset.attrs['vcpus']} vCPUs wait together,\nms (log scale). Modelled.")
-        for panel in (boot, wait):
+        _headroom(room, dataset)
+        for panel in (boot, wait, room):
             named = [str(design) if panel is boot else "" for design in dataset["design"].values]
             panel.set_yticks(range(dataset.sizes["design"]), named)
             panel.invert_yaxis()
         for each in (ax, boot, wait):
             each.set_xscale("log")
+        for each in (ax, boot, wait, room):
             each.spines[["top", "right"]].set_visible(False)
         made.suptitle(
             f"Stalls of a {format_bytes(dataset.attrs['guest_bytes'])} guest on {dataset.attrs['page_size']} pages "
@@ -204,6 +207,27 @@ def stalls(dataset: xr.Dataset) -> Figure:
         )  # fmt: skip
         _legend(made, ax)
     return made
+
+
+def _headroom(ax: Axes, dataset: xr.Dataset) -> None:
+    """Free memory for struct pages at the peak, node by node on one another, with the sum as a word."""
+    left = np.zeros(dataset.sizes["design"])
+    for number, node in enumerate(dataset["node"].values):
+        pages = dataset["headroom"].sel(node=node).values * 4096 / (1 << 20)
+        ax.barh(
+            range(len(pages)),
+            pages,
+            left=left,
+            color=NODE_COLOURS[number % len(NODE_COLOURS)],
+            height=0.6,
+            label=f"node {node}",
+        )
+        left += pages
+    for row, total in enumerate(left.tolist()):
+        ax.text(total, row, f" {format_bytes(int(total * (1 << 20)))}", va="center", color=INK, fontsize=7)
+    ax.set_xlim(0, max(1.0, left.max() * 1.45))
+    ax.set_xlabel("free memory that restored struct\npages take at the peak, MiB. Counted.")
+    ax.legend(fontsize=7, loc="lower right", frameon=False)
 
 
 def maps(dataset: xr.Dataset) -> Figure:
