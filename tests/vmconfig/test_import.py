@@ -411,7 +411,62 @@ def test_kubevirt() -> None:
     vm = read(CASES / "kubevirt.yaml", [0, 1])
     assert (vm.name, vm.confidential, vm.vcpus, vm.memory, vm.unknown) == ("web", "snp", 4, 2 * GIB, [])
     assert vm.backends[0].page_bytes == 2 << 20
-    assert len(vm.notes) == 2
+    assert vm.dedicated_cpus and vm.guest_nodes_follow and not vm.notes
+
+
+def four_nodes(*free: str) -> Host:
+    nodes = [
+        {"id": n, "memory_bytes": "16 GiB", "free_bytes": free[n], "cpus": f"{2 * n}-{2 * n + 1}"} for n in range(4)
+    ]
+    distances = [[10 if a == b else 12 if a // 2 == b // 2 else 30 for b in range(4)] for a in range(4)]
+    return Host.from_mapping({"name": "four", "nodes": nodes, "distances": distances})
+
+
+def test_dedicated_cpus_fill_nodes_and_virtual_nodes_follow() -> None:
+    """kubelet: takeByTopologyNUMAPacked: node 0 whole, the third vCPU on node 1; kubevirt halves the memory."""
+    text = (CASES / "kubevirt.yaml").read_text().replace("cores: 2, sockets: 2", "cores: 3, sockets: 1")
+    vm = read_text(text.replace("snp", "other"), "vm.yaml", [0, 1, 2, 3])
+    scenario = scenario_of(vm, four_nodes(*["15 GiB"] * 4))
+    assert vm.vcpu_pins == {0: (0,), 1: (1,), 2: (2,)} and vm.emulator_cpus == (0, 1, 2)
+    assert [(b.size, b.vcpus, b.policy.nodes if b.policy else ()) for b in vm.backends] == [
+        (GIB, (0, 1), (0,)),
+        (GIB, (2,), (1,)),
+    ]
+    result = wb.simulate(scenario)
+    assert bytes_per_node(result).sum(axis=0).tolist() == [GIB, GIB, 0, 0]
+    with pytest.raises(WorkbenchError, match="9 vCPUs, each on a CPU of its own; this host has 8"):
+        scenario_of(read_text(text.replace("cores: 3", "cores: 9"), "vm.yaml", [0]), four_nodes(*["15 GiB"] * 4))
+    with pytest.raises(WorkbenchError, match=r"^vm.yaml: line [0-9]+: .*needs dedicatedCpuPlacement"):
+        read_text(text.replace("dedicatedCpuPlacement: true", "dedicatedCpuPlacement: false"), "vm.yaml", [0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpu_nodes", "mems", "policy"),
+    [
+        ("<vcpu placement='auto'>3</vcpu>", (2, 3), (2, 3), "bind"),
+        ("<vcpu placement='auto'>3</vcpu><numatune><memory mode='interleave'/></numatune>", (2, 3), None, "interleave"),
+        (
+            "<vcpu placement='auto'>3</vcpu><numatune><memory mode='strict' nodeset='0'/></numatune>",
+            (2, 3),
+            (0,),
+            "bind",
+        ),
+        ("<vcpu>2</vcpu><numatune><memory placement='auto'/></numatune>", (), (2,), "bind"),
+        ("<vcpu>2</vcpu><numatune><memory mode='restrictive' placement='auto'/></numatune>", (), (2,), None),
+    ],
+)
+def test_placement_auto_is_what_numad_would_name(
+    settings: str, cpu_nodes: tuple[int, ...], mems: tuple[int, ...] | None, policy: str | None
+) -> None:
+    """numad.c: pick_numa_nodes: the most CPUs times free memory first, then what is near it."""
+    text = f"<domain type='kvm'><name>d</name><memory unit='GiB'>2</memory>{settings}</domain>"
+    vm = read_text(text, "d.xml", [0, 1, 2, 3])
+    scenario = scenario_of(vm, four_nodes("8 GiB", "9 GiB", "12 GiB", "4 GiB"))
+    assert vm.cpu_nodes == cpu_nodes
+    assert (vm.cpuset_mems.nodes if vm.cpuset_mems else None) == mems
+    assert (vm.backends[0].policy.mode if vm.backends[0].policy else None) == policy
+    assert any(note.startswith("placement='auto': numad chooses at start; taken as nodes 2") for note in vm.notes)
+    assert not wb.simulate(scenario)["event_errno"].values.any()
 
 
 def test_kata() -> None:

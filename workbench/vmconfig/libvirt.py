@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError, at_line
 from workbench.limits import MAX_VCPUS
 from workbench.units import PAGE_SIZE
 from workbench.vmconfig import words
-from workbench.vmconfig.machine import Backend, Mode, NodePolicy, VirtualMachine
+from workbench.vmconfig.machine import Backend, Mode, NodePolicy, Numad, VirtualMachine
 from workbench.vmconfig.qemu import read_arguments
 
 _UNITS = {"b": 1, "bytes": 1, "kb": 10**3, "k": 1 << 10, "kib": 1 << 10, "mb": 10**6, "m": 1 << 20, "mib": 1 << 20,
@@ -58,11 +58,7 @@ def _read_domain(root: Any, source: str, online: Iterable[int]) -> VirtualMachin
             raise WorkbenchError(f"vcpu: 0; 1 to {MAX_VCPUS} are expected")
         if vcpu is not None and vcpu.get("cpuset"):
             vm.cpus = _list(vcpu.get("cpuset"), "vcpu cpuset")
-    automatic = (vcpu is not None and vcpu.get("placement") == "auto") or any(
-        element.get("placement") == "auto" for element in root.findall("./numatune/memory")
-    )
-    if automatic:
-        vm.notes.append("placement='auto': numad chooses at start; not modelled")
+    _automatic(root, vcpu is not None and vcpu.get("placement") == "auto", vm)
     memory = root.find("memory")
     total = _memory(memory, "memory") if memory is not None else 0
     security = root.find("launchSecurity")
@@ -93,6 +89,24 @@ def _read_domain(root: Any, source: str, online: Iterable[int]) -> VirtualMachin
     known |= set(_IRRELEVANT.split())
     vm.unknown += [f"<{child.tag}>"[:120] for child in root if isinstance(child.tag, str) and child.tag not in known]
     return vm
+
+
+def _automatic(root: Any, threads: bool, vm: VirtualMachine) -> None:
+    """``placement='auto'`` of vcpu and of numatune's memory, which follows vcpu if it says nothing, strict if it is not there.
+
+    src/conf/numa_conf.c: virDomainNumatuneSet, virDomainNumatuneParseXML.
+    """
+    element = root.find("./numatune/memory")
+    said = None if element is None else element.get("placement") or ("static" if element.get("nodeset") else None)
+    memory = threads if said is None else said == "auto"
+    if not threads and not memory:
+        return
+    mode = (None if element is None else element.get("mode")) or "strict"
+    if mode not in _MODES:
+        raise WorkbenchError(f"memory: mode={mode[:20]!r}; libvirt has {', '.join(_MODES)}", element.line)
+    setting = f"numatune memory: mode={mode}, placement=auto" if memory else ""
+    confines = memory and mode in ("strict", "restrictive")
+    vm.asks_numad = Numad(threads, setting, _MODES[mode] if memory else None, confines)
 
 
 def _list(text: str | None, what: str) -> tuple[int, ...]:
@@ -206,7 +220,7 @@ def _tuned(element: Any, what: str, nodes: list[int]) -> tuple[str, NodePolicy |
 def _backends(root: Any, cells: list[Any], total: int, vm: VirtualMachine, nodes: list[int]) -> list[Backend]:
     everywhere: NodePolicy | None = None
     for element in root.findall("./numatune/memory"):
-        if element.get("nodeset") is None:
+        if element.get("nodeset") is None or element.get("placement") == "auto":
             continue
         mode, everywhere = _tuned(element, "memory", nodes)
         if mode in ("strict", "restrictive"):

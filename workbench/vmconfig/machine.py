@@ -38,6 +38,18 @@ class Backend:
     """vCPUs of the virtual node that this memory is of; none: all."""
 
 
+@dataclass(frozen=True)
+class Numad:
+    """What libvirt asks numad for at start: nodes for the threads, or for memory too."""
+
+    cpus: bool
+    setting: str = ""
+    """Of numatune, if memory follows the advice."""
+    mode: Mode | None = None
+    confines: bool = False
+    """Whether the threads' cpuset has these nodes alone."""
+
+
 @dataclass
 class VirtualMachine:
     """What counts for placement. ``unknown`` lists what was not understood, ``notes`` what was, but is not modelled."""
@@ -58,6 +70,11 @@ class VirtualMachine:
     """Host nodes on whose CPUs threads may run; none: all."""
     vcpu_pins: dict[int, tuple[int, ...]] = field(default_factory=dict)
     emulator_cpus: tuple[int, ...] = ()
+    asks_numad: Numad | None = None
+    dedicated_cpus: bool = False
+    """Each vCPU gets a CPU of its own, which the kubelet chooses."""
+    guest_nodes_follow: bool = False
+    """Virtual nodes are those that the dedicated CPUs are on."""
     locked: bool = False
     lines: dict[str, int] = field(default_factory=dict)
     """Where in the source settings stand that only the host can refuse."""

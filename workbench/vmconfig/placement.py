@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError, of_file
 from workbench.scenario import Scenario
 from workbench.topology.host import Host
 from workbench.units import PAGE_SIZE, format_bytes
+from workbench.vmconfig.automatic import choose
 from workbench.vmconfig.machine import Backend, NodePolicy, VirtualMachine
 
 BOUNCE_SHARE, BOUNCE_LEAST, BOUNCE_MOST = 6, 64 << 20, 1 << 30
@@ -54,6 +55,7 @@ def scenario_of(vm: VirtualMachine, host: Host) -> Scenario:
 def _scenario_of(vm: VirtualMachine, host: Host) -> Scenario:
     if not vm.backends:
         raise WorkbenchError("no memory; at least one page is expected")
+    choose(vm, host)
     vcpus = _places(vm, host)
     huge = _huge_pages(vm, host)
     operations = [*_task_settings(vm), *_files(vm, huge)]

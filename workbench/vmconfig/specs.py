@@ -88,7 +88,8 @@ def read_kubevirt(value: Mapping[str, Any], source: str) -> VirtualMachine:
     """A VirtualMachine or VirtualMachineInstance of kubevirt (staging/src/kubevirt.io/api/core/v1/schema.go).
 
     virt-launcher makes a libvirt domain of it: memory follows the pod's cpuset and, with guestMappingPassthrough, is
-    bound by virtual node to the nodes of the pinned CPUs, which the scheduler chooses when the pod starts.
+    bound by virtual node to the nodes of the pinned CPUs, which are chosen when the pod starts
+    (:mod:`workbench.vmconfig.automatic`).
     """
     spec = _mapping(value.get("spec"), "spec")
     if value.get("kind") != "VirtualMachineInstance":
@@ -121,15 +122,12 @@ def read_kubevirt(value: Mapping[str, Any], source: str) -> VirtualMachine:
         if key in security:
             vm.confidential = kind  # type: ignore[assignment]
     vm.unknown += [f"domain.launchSecurity.{key}"[:120] for key in security if key not in ("snp", "tdx")]
-    if cpu.get("dedicatedCpuPlacement"):
-        vm.notes.append(
-            "dedicatedCpuPlacement: the CPU manager pins vCPUs when the pod starts; give the libvirt domain of the running pod"
-        )
-    if _mapping(cpu.get("numa"), "domain.cpu.numa"):
-        vm.notes.append(
-            "cpu.numa.guestMappingPassthrough: virtual nodes follow the CPUs that the pod gets; "
-            "give the libvirt domain of the running pod"
-        )
+    vm.dedicated_cpus = _true(cpu.get("dedicatedCpuPlacement"))
+    numa = _mapping(cpu.get("numa"), "domain.cpu.numa")
+    vm.guest_nodes_follow = "guestMappingPassthrough" in numa
+    if vm.guest_nodes_follow and not vm.dedicated_cpus:
+        raise WorkbenchError("domain.cpu.numa: guestMappingPassthrough needs dedicatedCpuPlacement, as kubevirt says")
+    vm.unknown += [f"domain.cpu.numa.{key}"[:120] for key in numa if key != "guestMappingPassthrough"]
     known_cpu = {"sockets", "cores", "threads", "maxSockets", "model", "features", "dedicatedCpuPlacement", "numa",
                  "isolateEmulatorThread", "realtime"}  # fmt: skip
     vm.unknown += [f"domain.cpu.{key}"[:120] for key in cpu if key not in known_cpu]
