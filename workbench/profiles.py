@@ -225,7 +225,11 @@ KERNEL_PROFILES = {
             private_init_shared=True,
             rules={
                 "convert_in_place": Rule("block by block; what lies before a refusal is converted", "recorded", _HUGE),
-                "init_shared": Rule("with huge pages: EINVAL", "recorded", _HUGE),
+                "init_shared": Rule(
+                    "with huge pages: EINVAL; an ordinary VM's file whose flags are left out starts shared (assumed)",
+                    "recorded",
+                    _HUGE,
+                ),
             },
         ),
         KernelProfile(

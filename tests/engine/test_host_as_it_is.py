@@ -24,8 +24,7 @@ def run(
     host = {"name": "busy", "nodes": [first, {"id": 1, "cpus": "4-7", **NODE}], "distances": [[10, 20], [20, 10]]}
     scenario = wb.Scenario.from_mapping({
         "host": host, "boot": boot or {}, "guest": {"memory": guest, "page_size": "1 GiB", "design": "hugetlb"},
-        "operations": [{"op": "create", "flags": ["mmap", "init_shared"]}, {"op": "fault"},
-                       {"op": "memfd", "file": "other", "size": "1 MiB"}],
+        "operations": [{"op": "create"}, {"op": "fault"}, {"op": "memfd", "file": "other", "size": "1 MiB"}],
     })  # fmt: skip
     return wb.simulate(scenario)
 
