@@ -160,7 +160,21 @@ def test_text_of_mlc(tmp_path):
 def test_files_that_are_neither(text, match, tmp_path):
     path = tmp_path / "x.csv"
     path.write_text(text)
-    with pytest.raises(WorkbenchError, match=match):
+    with pytest.raises(WorkbenchError, match=match) as caught:
+        calibrate.calibrate(path)
+    assert str(caught.value).startswith("x.csv: ") and str(caught.value).count("x.csv") == 1
+
+
+def test_refusals_of_files_name_file_and_line(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\nsource: y\nmemories:\n- kind: dram\n  idle_latency: -3\n")
+    with pytest.raises(WorkbenchError, match=r"^x\.yaml: line 5: profile: memories\.0\.idle_latency"):
+        profile.read_profile(path)
+    path = tmp_path / "x.txt"
+    path.write_text(
+        "Intel(R) Memory Latency Checker - v3.11\nMeasuring Loaded Latencies for the system\n 00000 1.0 x\n"
+    )
+    with pytest.raises(WorkbenchError, match=r"^x\.txt: line 3: calibrate: loaded latencies"):
         calibrate.calibrate(path)
 
 

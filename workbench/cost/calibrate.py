@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from workbench.cost.profile import Profile, from_mapping
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.limits import PROFILE_BYTES
 
@@ -44,9 +44,10 @@ def calibrate(path: Path, name: str | None = None, kind: str = "dram") -> Profil
     except UnicodeDecodeError:
         raise WorkbenchError(f"calibrate: {path} is not text") from None
     name = name or path.stem
-    if re.search(r"Memory Latency Checker|Measuring (idle|loaded|peak|memory|maximum)", text, re.IGNORECASE):
-        return from_mlc(text, name, kind)
-    return from_mess(text, name, kind)
+    with of_file(path.name):
+        if re.search(r"Memory Latency Checker|Measuring (idle|loaded|peak|memory|maximum)", text, re.IGNORECASE):
+            return from_mlc(text, name, kind)
+        return from_mess(text, name, kind)
 
 
 def from_mess(text: str, name: str, kind: str = "dram") -> Profile:
@@ -63,7 +64,7 @@ def from_mess(text: str, name: str, kind: str = "dram") -> Profile:
         found = [column for column in known if column in columns]
         if not found:
             raise WorkbenchError(
-                f"calibrate: {name}: neither output of MLC nor a CSV with a column for {what} ({', '.join(known)})"
+                f"calibrate: neither output of MLC nor a CSV with a column for {what} ({', '.join(known)})", 1
             )
         chosen.append(found[0])
     curves: dict[float, list[tuple[float, float]]] = {}
@@ -71,13 +72,13 @@ def from_mess(text: str, name: str, kind: str = "dram") -> Profile:
         try:
             share, speed, latency = (float(row[column]) for column in chosen)
         except (TypeError, ValueError):
-            raise WorkbenchError(f"calibrate: {name}: line {line}: {', '.join(chosen)} must be numbers") from None
+            raise WorkbenchError(f"calibrate: {', '.join(chosen)} must be numbers", line) from None
         curves.setdefault(round(share, 2), []).append((1000.0 * speed, latency))
     few = {share: points for share, points in curves.items() if len(points) < 2}
     for share in few:  # a single point is no curve
         del curves[share]
     if not curves:
-        raise WorkbenchError(f"calibrate: {name}: no share of reads has two points or more")
+        raise WorkbenchError("calibrate: no share of reads has two points or more; a curve needs them")
     return from_mapping(
         {
             "name": name,
@@ -105,7 +106,7 @@ def from_mlc(text: str, name: str, kind: str = "dram") -> Profile:
     if not latency and single:
         latency = {0: {0: float(single.group(1))}}
     if not (latency or bandwidth or peaks or loaded):
-        raise WorkbenchError(f"calibrate: {name}: MLC's text has no matrix, no peaks and no loaded latencies")
+        raise WorkbenchError("calibrate: MLC's text has no matrix, no peaks and no loaded latencies")
     initiators = sorted(set(latency) | set(bandwidth)) or [0]
     targets = sorted({t for rows in (latency, bandwidth) for row in rows.values() for t in row} | set(initiators))
     curves: dict[float, list[tuple[float, float]]] = {}
@@ -213,7 +214,8 @@ def _loaded(lines: Sequence[str]) -> list[tuple[float, float, float]]:
             try:
                 out.append((float(words[2]), float(words[1]), float(words[0])))
             except ValueError:
-                raise WorkbenchError(f"calibrate: loaded latencies: {line!r} is no delay, ns and MB/s") from None
+                said = f"calibrate: loaded latencies: {line[:60]!r} is no delay, ns and MB/s"
+                raise WorkbenchError(said, lines.index(line) + 1) from None
     return [point for point in out if np.isfinite(point).all() and point[0] > 0 and point[1] > 0]
 
 

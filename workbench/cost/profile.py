@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,12 @@ from workbench.bitmap_lists import parse_list
 from workbench.cost import curves
 from workbench.cost.curves import Family
 from workbench.data import datasets_path
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file, whole_file
 from workbench.limits import PROFILE_BYTES
 from workbench.names import near
 from workbench.topology.host import Hardware, Kind
+from workbench.topology.yaml_lines import line_of
 from workbench.validation import first_line
 
 if TYPE_CHECKING:
@@ -170,12 +172,12 @@ def read_curves(path: Path) -> dict[float, list[tuple[float, float]]]:
     with io.StringIO(_text(path, "curves"), newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames is None or not set(CSV_COLUMNS) <= set(reader.fieldnames):
-            raise WorkbenchError(f"curves: {path}: columns must be {', '.join(CSV_COLUMNS)}")
+            raise WorkbenchError(f"curves: {path}: line 1: columns must be {', '.join(CSV_COLUMNS)}")
         for number, row in enumerate(reader, 2):
             try:
                 share, speed, latency = (float(row[name]) for name in CSV_COLUMNS)
             except (TypeError, ValueError):
-                raise WorkbenchError(f"curves: {path} line {number}: three numbers are needed") from None
+                raise WorkbenchError(f"curves: {path}: line {number}: three numbers are expected") from None
             found.setdefault(share, []).append((1000.0 * speed, latency))
     return found
 
@@ -241,7 +243,13 @@ def profile_names() -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def _from_file(path: Path, _changed: int) -> Profile:
-    return from_mapping(safe_yaml.load(_text(path, "profile"), f"profile {path.name}"), path.name, path.parent)
+    text = _text(path, "profile")
+    with of_file(path.name):
+        try:
+            return from_mapping(safe_yaml.load(f"{text}\n", "profile"), path.name, path.parent)
+        except WorkbenchError as error:
+            said = str(error).replace(f"profile: {path.name}: ", "profile: ", 1)
+            raise WorkbenchError(said, error.at or line_of(text, re.findall(r"\w+", said[:200])[1:])) from None
 
 
 def read_profile(name: str | Path) -> Profile:
