@@ -189,6 +189,19 @@ class Stalls(Schema):
     boot_wait = modelled("draw design", "ns", "time that vCPUs wait in all conversions of a boot, summed", STALL)
 
 
+class BootStalls(Schema):
+    """Stalls of the boots of many guests (:func:`workbench.studies.boot_stalls.boot_stalls`)."""
+
+    design = Coordinate("", "how memory is tracked")
+    draw = Coordinate("1", "draw of the parameters (0: as given)")
+    guest = Coordinate("1", "guest, the smallest first")
+    guest_gib = counted("guest", "GiB", "memory of the guest, drawn from a published mix")
+    boot_stall = modelled("draw guest design", "ns", "time for which all conversions of a boot hold the file", STALL)
+    longest_stall = modelled("draw guest design", "ns", "time for which the longest conversion holds the file", STALL)
+    boot_wait = modelled("draw guest design", "ns", "time that vCPUs wait in all conversions of a boot, summed", STALL)
+    boot_headroom = counted("guest design", "4 KiB pages", "free memory that restored struct pages need at their peak")
+
+
 class OutOfPlace(Schema):
     """Conversions between two backends along ``event`` (kernels before conversion in place); sums, or "now"."""
 

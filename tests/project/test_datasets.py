@@ -23,6 +23,7 @@ from workbench.plots.topology import host_dataset
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
 from workbench.studies import (
+    boot_stalls,
     capacity,
     conversion_studies,
     device_users,
@@ -122,6 +123,7 @@ MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
     "kernel_times, one": lambda _: kernel_times.kernel_times(host(), 1 << 30, samples=1),
     "verdict": lambda _: placement_cost.verdict(placement_cost.policy_costs(host(), memory="1 GiB", samples=3)),
     "split_loss": lambda _: translation.split_loss(1 << 30, 1),
+    "boot_stalls": lambda _: boot_stalls.boot_stalls(3, "2 MiB"),
     "stalls": lambda _: stalls.stalls(compare.guest_run("1 GiB", conversions=10)),
     "capacity": lambda _: capacity.capacity(host(), policies=["bind"]),
     "compare": lambda _: compare.compare(compare.guest_run("1 GiB", conversions=10), samples=2),

@@ -209,6 +209,43 @@ def stalls(dataset: xr.Dataset) -> Figure:
     return made
 
 
+def boot_stalls(dataset: xr.Dataset) -> Figure:
+    """Boots of many guests (:func:`workbench.studies.boot_stalls.boot_stalls`): the share of them that end below a value."""
+    made = figure(12.5, 3.6)
+    panels = (
+        ("longest_stall", 1e6, "longest conversion, ms.\nModelled."),
+        ("boot_stall", 1e6, "all conversions of a boot, ms.\nModelled."),
+        ("boot_wait", 1e6, "the guest's other vCPUs wait together,\nms. Modelled."),
+        ("boot_headroom", 256.0, "free memory that restored struct\npages take at the peak, MiB. Counted."),
+    )
+    share = (np.arange(dataset.sizes["guest"]) + 1) / dataset.sizes["guest"]
+    with style():
+        for place, (name, scale, label) in enumerate(panels):
+            ax = made.add_subplot(1, 4, place + 1)
+            for design in dataset["design"].values:
+                colour, values = COLOURS.get(str(design), INK), dataset[name].sel(design=design).values / scale
+                first = values
+                if values.ndim == 2:
+                    ranked = np.sort(values, axis=1)
+                    ax.fill_betweenx(share, ranked.min(axis=0), ranked.max(axis=0), color=colour, alpha=0.07, lw=0)
+                    first = values[0]
+                ax.plot(np.sort(first), share, color=colour, lw=1.7, ls=DESIGNS[str(design)].line, label=str(design))
+            if place < 3:
+                ax.set_xscale(
+                    "symlog" if name == "boot_wait" else "log", **({"linthresh": 0.01} if name == "boot_wait" else {})
+                )
+            ax.set_xlabel(label)
+            ax.spines[["top", "right"]].set_visible(False)
+        made.axes[0].set_ylabel("share of boots")
+        made.suptitle(
+            f"Boots of {dataset.sizes['guest']} guests on {dataset.attrs['page_size']} pages "
+            f"({dataset.attrs['confidential']}), from {int(dataset['guest_gib'].min())} to "
+            f"{int(dataset['guest_gib'].max())} GiB; bands: all draws of the unit costs", fontsize=9.5, x=0.01, ha="left",
+        )  # fmt: skip
+        _legend(made, made.axes[0])
+    return made
+
+
 def _headroom(ax: Axes, dataset: xr.Dataset) -> None:
     """Free memory for struct pages at the peak, node by node on one another, with the sum as a word."""
     left = np.zeros(dataset.sizes["design"])
