@@ -91,6 +91,24 @@ def test_what_runs_one_by_one_says_why_it_has_a_limit(settings: dict[str, Any], 
         wb.simulate(wb.Scenario.from_mapping(values | {"operations": [stream]}))
 
 
+def test_rows_apart_are_as_many_as_have_no_unit_in_common() -> None:
+    first, end = np.array([0, 2, 5, 1, 9, 9, 3]), np.array([2, 3, 5, 2, 12, 10, 4])  # the third names nothing
+    assert bulk_in_place._apart(first, end) == [(0, 3), (3, 5), (5, 7)]
+    assert bulk_in_place._apart(first[:0], end[:0]) == []
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_what_stays_whole_is_the_same_where_blocks_are_looked_at_together(
+    design: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random ranges: up to 16 blocks of 2 MiB are seldom named twice within a few rows."""
+    monkeypatch.setattr(bulk_in_place, "_FEW", 1)
+    single, many = run(design, "snp", 1, "uniform_random"), run(design, "snp", 60, "uniform_random")
+    assert int(many["rmp_updates"][-1]) > 1000
+    for name in ("rmp_updates", "rmp_smashes", "rmp_entries_2m", "direct_map_splits", "rmpopt_regions"):
+        np.testing.assert_array_equal(single[name].isel(event=-1), many[name].isel(event=-1), name)
+
+
 def test_unions_of_ranges() -> None:
     first, end = np.array([5, 1, 9, 3, 20, 7]), np.array([6, 3, 12, 4, 20, 9])
     assert bulk_in_place.union(first, end).tolist() == [[1, 4], [5, 6], [7, 12]]

@@ -24,6 +24,8 @@ ROWS_AT_ONCE = 1 << 16
 """Rows of a stream in one call of the kernel; between calls a run can be cancelled."""
 _WATCHED = ("snp", "tdx")
 """VM types of which every single call is looked at: entries of the RMP, pairs of PAMT pages."""
+_FEW = 8
+"""Rows that are sooner looked at one by one than together."""
 
 
 def possible(system: System, inode: Inode, stream: Int64s) -> bool:
@@ -86,17 +88,37 @@ def _at_once(tracked: TrackedFile, stream: Int64s) -> tuple[Int64s, Int64s]:
 
 
 def _watched(system: System, inode: Inode, stream: Int64s) -> tuple[Int64s, Int64s]:
-    """One row after the other, each looked at."""
+    """Rows that have no unit in common at once, and then each block that they name is looked at: it saw one call."""
     assert inode.tracked is not None and system.conversions is not None
     whole, tracked = system.conversions.whole(inode), inode.tracked
     errors, offsets = np.zeros(len(stream), np.int64), np.zeros(len(stream), np.int64)
-    for row in range(len(stream)):
-        result = tracked.run_stream(stream[row : row + 1])
-        errors[row], offsets[row] = result.errors[0], result.offsets[0]
-        start = int(stream[row, folio.OFFSET]) // PAGE_SIZE
-        end = start + int(stream[row, folio.LENGTH]) // PAGE_SIZE
-        whole.look(min(start, inode.pages), min(end, inode.pages))
+    start = np.clip(stream[:, folio.OFFSET] // PAGE_SIZE, 0, inode.pages)
+    end = np.clip((stream[:, folio.OFFSET] + stream[:, folio.LENGTH]) // PAGE_SIZE, start, inode.pages)
+    unit = max(inode.order, folio.ORDER_2M)
+    for low, high in _apart(start >> unit, -(-end >> unit)):
+        rows = slice(low, high)
+        result = tracked.run_stream(stream[rows])
+        errors[rows], offsets[rows] = result.errors, result.offsets
+        if high - low <= _FEW:
+            for first, last in zip(start[rows].tolist(), end[rows].tolist(), strict=True):
+                whole.look(first, last)
+            continue
+        first = start[rows] >> folio.ORDER_2M
+        count = np.where(end[rows] > start[rows], -(-end[rows] >> folio.ORDER_2M) - first, 0)
+        whole.look_at(np.repeat(first - (np.cumsum(count) - count), count) + np.arange(int(count.sum())))
     return errors, offsets
+
+
+def _apart(first: Int64s, end: Int64s) -> list[tuple[int, int]]:
+    """Rows [low, high), one such stretch after the other, of which no two have a unit of [first, end) in common."""
+    seen = np.full(int(end.max(initial=0)) + 1, -1, np.int64)
+    out, low = [], 0
+    for row, (one, last) in enumerate(zip(first.tolist(), end.tolist(), strict=True)):
+        if one < last and (seen[one] if last - one == 1 else seen[one:last].max()) >= low:
+            out.append((low, row))
+            low = row
+        seen[one:last] = row
+    return [*out, (low, len(first))] if len(first) else out
 
 
 def union(first: Int64s, end: Int64s) -> Int64s:

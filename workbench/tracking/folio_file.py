@@ -205,14 +205,22 @@ class ConversionFile(TrackedFile):
 
     def blocks(self, first: int, end: int) -> Blocks:
         """A split folio lies together, and small entries stand for it."""
+        return self._blocks(slice(first, end), slice(first * 8, end * 8))
+
+    def blocks_at(self, index: Int64s) -> Blocks:
+        """See :meth:`blocks`."""
+        return self._blocks(index, (index[:, None] * 8 + np.arange(8)).ravel())
+
+    def _blocks(self, at: slice | Int64s, words: slice | Int64s) -> Blocks:
         state = self.state
-        level, words = state.level[first:end], slice(first * 8, end * 8)
-        single = np.bitwise_count(state.present[words]).reshape(-1, 8).sum(axis=1, dtype=np.int64)
-        kept = np.bitwise_count(state.present[words] & ~state.shared[words]).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+        level = state.level[at]
+        there, shared = state.present[words], state.shared[words]
+        single = np.bitwise_count(there).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+        kept = np.bitwise_count(there & ~shared).reshape(-1, 8).sum(axis=1, dtype=np.int64)
         base = level == folio.BASE
         present = np.where(base, single, np.where(level > folio.BASE, folio.PAGES_2M, 0))
-        private = np.where(base, kept, np.where(level > folio.BASE, folio.PAGES_2M - state.shared_2m[first:end], 0))
-        node = np.where(present > 0, state.node[first:end], -1).astype(np.int64)
+        private = np.where(base, kept, np.where(level > folio.BASE, folio.PAGES_2M - state.shared_2m[at], 0))
+        node = np.where(present > 0, state.node[at], -1).astype(np.int64)
         small = state.options[folio.FOLIOS] == folio.SMALL_FOLIOS
         whole = (level >= folio.HUGE_2M) | ((level == folio.SPLIT) & bool(small))
         return Blocks(present.astype(np.int64), private.astype(np.int64), node, level > folio.BASE, whole)

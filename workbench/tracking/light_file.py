@@ -128,14 +128,9 @@ class LightFile(TrackedFile):
 
     def blocks(self, first: int, end: int) -> Blocks:
         """Units of 2 MiB and 1 GiB lie together."""
-        state, blocks = self.state, end - first
         if self.order:
-            unit = np.arange(first, end) >> (self.order - folio.ORDER_2M)
-            there = state.unit_pfn[unit] >= 0
-            present = np.where(there, folio.PAGES_2M, 0).astype(np.int64)
-            private = np.where(there, folio.PAGES_2M - state.shared_2m[first:end], 0).astype(np.int64)
-            node = np.where(there, state.unit_node[unit], -1).astype(np.int64)
-            return Blocks(present, private, node, there, there)
+            return self.blocks_at(np.arange(first, end))
+        state, blocks = self.state, end - first
         pages = np.zeros((2, blocks * folio.PAGES_2M), bool)
         last = min(end * folio.PAGES_2M, len(state.unit_pfn))
         pages[0, : last - first * folio.PAGES_2M] = state.unit_pfn[first * folio.PAGES_2M : last] >= 0
@@ -147,6 +142,18 @@ class LightFile(TrackedFile):
             node[block] = state.unit_node[at]
         nowhere = np.zeros(blocks, bool)
         return Blocks(present.astype(np.int64), private.astype(np.int64), node, nowhere, nowhere)
+
+    def blocks_at(self, index: Int64s) -> Blocks:
+        """See :meth:`blocks`."""
+        if not self.order:
+            return super().blocks_at(index)
+        state = self.state
+        unit = index >> (self.order - folio.ORDER_2M)
+        there = state.unit_pfn[unit] >= 0
+        present = np.where(there, folio.PAGES_2M, 0).astype(np.int64)
+        private = np.where(there, folio.PAGES_2M - state.shared_2m[index], 0).astype(np.int64)
+        node = np.where(there, state.unit_node[unit], -1).astype(np.int64)
+        return Blocks(present, private, node, there, there)
 
     def _pins(self, left_file: bool) -> Int64s:
         rows = self.state.pins[: int(self.state.counts[light_map.N_PINS])]

@@ -115,6 +115,13 @@ class TrackedFile(ABC):
     def blocks(self, first: int, end: int) -> Blocks:
         """What 2 MiB blocks [first, end) of the file hold."""
 
+    def blocks_at(self, index: Int64s) -> Blocks:
+        """What 2 MiB blocks of the file hold, by index, int64 (n,)."""
+        if not len(index):
+            return self.blocks(0, 0)
+        parts = [self.blocks(at, at + 1) for at in index.tolist()]
+        return Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
     def block(self, index: int) -> Block | None:
         """What one 2 MiB block holds, without arrays; None where that is not told so."""
         return None

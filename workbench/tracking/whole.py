@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from workbench.kernels.folios import run as folio
 from workbench.tracking.confidential import DPAMT_PAGES_PER_2M
-from workbench.tracking.tracked_file import Int64s, TrackedFile
+from workbench.tracking.tracked_file import Blocks, Int64s, TrackedFile
 from workbench.units import PAGE_SIZE
 
 Bools = npt.NDArray[np.bool_]
@@ -57,10 +57,17 @@ class Whole:
             return
         if high - low == 1 and self._look_at_one(low):
             return
-        blocks = slice(low, high)
-        present, private, node, _, whole = self.file.blocks(low, high)
+        self._compare(slice(low, high), self.file.blocks(low, high))
+
+    def look_at(self, blocks: Int64s) -> None:
+        """Blocks int64 (n,), each once, may have changed, as by one call each."""
+        self._compare(blocks, self.file.blocks_at(blocks))
+
+    def _compare(self, blocks: slice | Int64s, now: Blocks) -> None:
+        present, private, node, _, whole = now
         before, large = self.private[blocks], self.large[blocks]
-        if np.array_equal(present, self.present[blocks]) and np.array_equal(private, before):
+        same = np.array_equal(present, self.present[blocks])
+        if same and np.array_equal(private, before):
             return
         self._row = None
         made = (before == 0) & (private == folio.PAGES_2M) & whole
@@ -70,7 +77,7 @@ class Whole:
         self.smashes += int(smashed.sum())
         self.large[blocks] = (large & ~gone & ~smashed) | made
         self.direct_split[blocks] |= smashed | ((private > before) & ~made)
-        moved = not np.array_equal(present, self.present[blocks]) or not np.array_equal(node, self.node[blocks])
+        moved = not same or not np.array_equal(node, self.node[blocks])
         if not moved:
             self._count(blocks, before > 0, -1)
             self._count(blocks, private > 0, 1)
@@ -135,7 +142,7 @@ class Whole:
         small = pages - blocks_2m * folio.PAGES_2M
         return np.array([small, blocks_2m - blocks_1g * folio.BLOCKS_1G, blocks_1g], np.int64)
 
-    def _count(self, blocks: slice, holds: Bools, sign: int) -> None:
+    def _count(self, blocks: slice | Int64s, holds: Bools, sign: int) -> None:
         region = self._region[blocks]
         np.add.at(self._held, region[holds & (region >= 0)], sign)
 
