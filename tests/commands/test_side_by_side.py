@@ -165,6 +165,18 @@ def test_a_machine_is_drawn_with_o(tmp_path: Path, command: Command) -> None:
     assert "<svg" in (tmp_path / "m.svg").read_text()
 
 
+def test_what_is_an_estimate_says_so(command: Command) -> None:
+    """Every parameter that the cost model takes of a machine, with who says so: nobody published a figure of POWER7."""
+    code, out, _ = command("machines", "show", "power7-8n", "--costs")
+    lines = {line.split()[0]: line for line in out.partition("cost of memory (class power7")[2].splitlines()[1:]}
+    assert code == 0 and "cxl_latency" not in lines
+    assert all(" estimate " in lines[name] for name in ("dram_latency", "dram_bandwidth", "remote_latency_ratio"))
+    code, out, _ = command("machines", "show", "epyc2-rome-2s-nps1", "--costs")
+    (latency,) = [line for line in out.splitlines() if "dram_latency" in line]
+    assert latency.split()[1:6] == ["114", "96", "to", "135", "ns"] and " published " in latency
+    assert "EPYC 7742: 120 ns" in latency
+
+
 def test_help_names_every_command() -> None:
     cli._register_all()
     said = CliRunner().invoke(cli.app, ["--help"]).output

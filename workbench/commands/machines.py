@@ -49,6 +49,9 @@ def register(app: typer.Typer) -> None:
         ],
         out: Annotated[Path | None, typer.Option("-o", "--out", help="draw into this .svg, .png or .pdf file")] = None,
         force: Annotated[bool, typer.Option("--force", help="let -o replace what is no such picture")] = False,
+        costs: Annotated[
+            bool, typer.Option("--costs", help="list what the cost model takes of it, and what of that is an estimate")
+        ] = False,
     ) -> None:
         """Show nodes and distances of one machine in the terminal, or draw them into a file."""
         from workbench.topology.host import Host
@@ -61,6 +64,8 @@ def register(app: typer.Typer) -> None:
             typer.echo(str(out))
         else:
             _show(host)
+        if costs:
+            _costs(host)
 
     measure.add_calibrate(group)
     app.add_typer(group, name="machines")
@@ -193,6 +198,27 @@ def _show(host: Host) -> None:
     if host.access:
         screen.print()
         screen.print(_access_table(host))
+
+
+def _costs(host: Host) -> None:
+    """Parameters of memory and links as far as they are known for this host, each with its range and who says so."""
+    from workbench.cost import machine, profile
+
+    known, of_class = machine.parameters(host), machine.class_of(host)
+    title = "no class is known" if of_class is None else f"class {of_class.name}: {of_class.title}"
+    typer.echo(f"\ncost of memory ({title}); modelled, value and range:")
+    measured = profile.profile_of(host.name)
+    if measured is not None:
+        typer.echo(f"  measured figures of profile {measured.name} go before these")
+    absent = {"hbm", "cxl", "gpu", "nvm"} - {node.kind for node in host.nodes}
+    for name in machine.SAMPLED:
+        if name.partition("_")[0] in absent:
+            continue
+        cost = known[name]
+        source = cost.source if of_class is None else cost.source.replace(f"{of_class.title}: ", "")
+        mark = "estimate" if source.startswith("estimate") or "used part: estimate" in source else "published"
+        numbers = f"{cost.value:>9.4g}  {cost.low:>9.4g} to {cost.high:<9.4g} {cost.unit:<6}"
+        typer.echo(f"  {name:<23}{numbers} {mark:<10}{source.removeprefix('estimate').lstrip(': ')}")
 
 
 def _pools(node: Node) -> str:
