@@ -48,7 +48,7 @@ from workbench.truth.conversion_recording import (
     size,
 )
 from workbench.truth.recording import find_recording, load
-from workbench.units import PAGE_ORDERS, PAGE_SIZE
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes
 
 PAGE_SIZES = {order: name for name, order in PAGE_ORDERS.items()}
 POOLS: dict[PoolSize, int] = {"2048": 9, "1048576": 18}
@@ -674,7 +674,7 @@ def _answer_text(answer: Mapping[str, Any]) -> str:
     if answer.get("signal"):
         parts.append({SIGBUS: "SIGBUS", SIGALRM: "retried for ever"}.get(int(answer["signal"]), str(answer["signal"])))
     if answer.get("done") is not None:
-        parts.append(f"{answer['done']} pages")
+        parts.append(f"{answer['done']} page" + "s" * (answer["done"] != 1))
     if answer.get("value", -1) >= 0:
         parts.append(f"byte {answer['value']}")
     return ", ".join(parts) or "done"
@@ -693,7 +693,7 @@ def _uptodate_text(pages: Mapping[str, int]) -> str:
 
 
 def _free_text(free: Mapping[str, list[int]]) -> str:
-    return "; ".join(" + ".join(map(str, pages)) + f" of {int(key) >> 10} MiB" for key, pages in free.items())
+    return "; ".join(" + ".join(map(str, pages)) + f" of {format_bytes(int(key) << 10)}" for key, pages in free.items())
 
 
 def _compare_answer(operation: RecordedOperation, answer: Answer) -> Iterator[Difference]:
