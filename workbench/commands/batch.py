@@ -81,6 +81,7 @@ def report(
     """Run a notebook and write one HTML file that opens anywhere, without a network."""
     from workbench.reports.report import NotebookFailed, check_report, make_report
 
+    shown = not quiet and sys.stderr.isatty()  # a pipe gets the one line that says what is wrong
     try:
         if show:
             _show_parameters(notebook)
@@ -88,7 +89,7 @@ def report(
         if check:
             if parameter or parameter_file or out:
                 raise WorkbenchError("--check takes the report's own parameters; leave -p, -f and -o out")
-            comparison = check_report(notebook, source, progress=not quiet, timeout=timeout)
+            comparison = check_report(notebook, source, progress=shown, timeout=timeout)
             for number, kind, then, now in comparison.rows:
                 verdict = "agrees" if then == now else f"DIFFERS: {then[:12]} then, {now[:12]} now"
                 typer.echo(f"figure {number} ({kind}): {verdict}")
@@ -105,7 +106,7 @@ def report(
             out,
             parameters=values,
             texts=_pairs(parameter),
-            progress=not quiet,
+            progress=shown,
             timeout=timeout,
             force=force,
         )

@@ -619,6 +619,8 @@ def execute(
                 kernel_name="python3",
                 language="python",
                 kernel_manager_class=kernel_manager,
+                # It is interrupted when it is to end, and would say so where errors of ours stand alone.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 progress_bar=bar if progress else False,
                 execution_timeout=timeout,
             )
