@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from reference.growth import costs_less, seconds
 from workbench.engine import handover
 from workbench.engine.generators import in_turns
 from workbench.errors import WorkbenchError
@@ -98,12 +98,6 @@ def test_a_turn_ends_with_the_share() -> None:
     assert made == [([0, 1, 2, 3, 4], [0, 0, 1, 1, 1])]
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    begun = time.process_time()
-    call()
-    return time.process_time() - begun
-
-
 def test_the_lists_of_1024_nodes_take_no_minute() -> None:
     """mm/page_alloc.c looks n times at n nodes, each time along a list, for each of n lists; here each list is sorted once."""
 
@@ -121,7 +115,7 @@ def test_the_lists_of_1024_nodes_take_no_minute() -> None:
 
         both()
         assert (np.sort(out[:, :-1], axis=1) == np.arange(2 * nodes)).all()
-        return _seconds(both)
+        return seconds(both)
 
     assert lists(1024) < 5
 
@@ -162,9 +156,8 @@ def test_pins_cost_what_is_pinned() -> None:
             assert len(file.pinned()) == pages
             assert file.unpin(0, 2 * half) == (0, None)
 
-        taken = min(_seconds(pin_and_drop) for _ in range(3))
+        taken = min(seconds(pin_and_drop) for _ in range(3))
         assert len(file.state.nodes) < 32 * pages, "only the table of pins has grown"
         return taken
 
-    few = pins(8_000)
-    assert pins(64_000) < 25 * max(few, 1e-4)
+    assert costs_less(lambda: pins(64_000), lambda: pins(8_000), 25)

@@ -776,10 +776,10 @@ def test_masks_read_back(cpus: set[int]) -> None:
 
 @pytest.mark.parametrize("text", ["0-" * 100_000, "0-65535," * 50_000, "9" * 1_000_000, "\u0663", "1-0", "65536", "-1"])
 def test_lists_are_bounded(text: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=r"range|number|ids"):
         parse_list(text)
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_masks_are_bounded() -> None:

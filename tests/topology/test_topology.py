@@ -334,20 +334,20 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 
 def test_yaml_bomb_is_refused_before_it_is_built() -> None:
     levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(WorkbenchError, match="more than 64 aliases"):
         safe_yaml.load(f"a0: &a0 [lol]\n{levels}\n", "scenario")
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def test_large_yaml_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     with path.open("wb") as file:
         file.truncate(100 << 20)  # a sparse file of 100 MiB
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(WorkbenchError, match="has more than 10,240 KiB; no more are read"):
         Host.from_yaml(path)
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize(
