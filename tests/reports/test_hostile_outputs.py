@@ -10,7 +10,7 @@ from typing import Any
 import bs4
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workbench.errors import WorkbenchError
 from workbench.reports.gallery import make_gallery
@@ -59,6 +59,18 @@ def test_image_data_are_encoded_anew() -> None:
     image = bs4.BeautifulSoup("".join(page.parts), "html.parser").img
     assert image is not None
     assert image["src"] == "data:image/png;base64," + base64.b64encode(PNG + bytes(100)).decode()
+
+
+@pytest.mark.parametrize(
+    "attachments", [None, {}, [], {"a.png": {}}, {"a.png": "x"}, {"b.png": {"image/png": "iVBORw0KGgo="}}]
+)
+def test_a_picture_whose_attachment_is_lost_says_so(attachments: object) -> None:
+    notebook = new_notebook(cells=[new_markdown_cell("![a <b>plot</b>](attachment:a.png)")])
+    if attachments is not None:
+        notebook.cells[0]["attachments"] = attachments
+    page = "".join(build_page(notebook).parts)
+    assert "no attachment a.png" in page
+    assert "<img" not in page
 
 
 @pytest.mark.parametrize("address", ["http:/host/x", "https:\\\\host", "HTTP:///host", "ws:/host", "http://host"])

@@ -13,7 +13,7 @@ import html
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -298,6 +298,13 @@ def _markdown(
 
         def latex_environment(self, name: str, body: str) -> str:
             return _math(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+
+        def image(self, text: str, url: str, title: str | None = None) -> str:
+            name = url.removeprefix("attachment:")
+            kept = attachments.get(name) if isinstance(attachments, Mapping) else None
+            if name != url and not (isinstance(kept, Mapping) and kept):
+                return f"<code>{html.escape(text)}: no attachment {html.escape(name)}</code>"
+            return super().image(text, url, title)
 
     def _math(body: str, display: str) -> str:
         try:
