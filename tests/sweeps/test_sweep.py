@@ -384,6 +384,19 @@ def test_a_policy_that_does_not_reach_private_memory_is_said_of_its_cell(tmp_pat
         assert (dataset["status"].values == DONE).all() and (dataset["error"].values == "").all()
 
 
+def test_texts_of_a_chunk_outlast_a_break_in_its_middle(tmp_path):
+    """Half of a chunk is written, the process ends, another writes the rest: each text is at its cell."""
+    cells = Grid.from_mapping({**grid(4), "chunk": 10_000})
+    for at in range(2):
+        with open_store(tmp_path / "store.zarr", cells, []) as store:
+            place = next(iter(cells.chunks(store.chunk_shape)))
+            values = {metric.name: np.array([1.0]) for metric in cells.metrics}
+            store.write(place, np.array([at]), values, {0: "e0"} if at == 0 else {}, {0: f"w{at}"})
+    dataset = read_store(tmp_path / "store.zarr")
+    assert dataset["warnings"].values.ravel()[:2].tolist() == ["w0", "w1"]
+    assert dataset["error"].values.ravel()[:2].tolist() == ["e0", ""]
+
+
 def test_a_store_of_a_version_without_warnings_is_gone_on_with(tmp_path):
     store = tmp_path / "store.zarr"
     sweep(grid(3), out=store, run=run, workers=0)
