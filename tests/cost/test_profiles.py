@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from workbench import costs
-from workbench.cost import calibrate, curves, profile, traffic, weights
+from workbench.cost import calibrate, curves, kernel_times, profile, traffic, translation, weights
 from workbench.cost.machine import machine, parameters, sampled, with_figures
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
@@ -368,3 +368,124 @@ def test_a_draw_holds_only_within_its_block():
     assert costs.value("dram_latency") != 77.0
     with pytest.raises(WorkbenchError, match="nonsense"), costs.drawn({"nonsense": 1.0}):
         pass
+
+
+ONE = np.array([1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: machine(TWO, [1]), r"costs: \[1\] is no mapping"),
+        (lambda: traffic.streams(machine(TWO), ONE, {0: 1}, extra_latency="5"), "extra_latency: '5' ns; numbers from 0"),
+        (lambda: traffic.streams(machine(TWO), ONE, {0: "4"}), "vcpus: '4' vCPUs on node 0; counts are above 0"),
+        (lambda: traffic.streams(machine(TWO), ONE, [0, 1]), r"vcpus: \[0, 1\] is no mapping"),
+        (lambda: traffic.streams(machine(TWO), ["a", "b"], {0: 1}), "shares: .* are no numbers"),
+        (lambda: traffic.streams(machine(TWO), [[[1, 0]]], {0: 1}), "shares: 3 dimensions of values"),
+        (lambda: traffic.streams(machine(TWO), [5, 5], {0: 1}), "shares: a row sums to 10; shares of all nodes sum to 1"),
+        (lambda: traffic.streams(machine(TWO), ONE, {0: 1}, walks=[[1, 0], [0, 1]]), "walks: 2 rows for 1 placements"),
+        (lambda: traffic.streams(machine(TWO), ONE, {0: 1}, 5), "access: 5 is neither the name of a pattern"),
+        (lambda: traffic.streams(machine(TWO), ONE, {0: 1}, ""), "access.pattern: '' is not one of"),
+        (lambda: traffic.access_pattern({"write_fraction": float("nan")}), "access.write_fraction: .*less than or equal to 1"),
+        (lambda: with_figures(machine(TWO), {0: "5"}), "bandwidth: '5' MB/s of node 0"),
+        (lambda: with_figures(machine(TWO), None, {0: True}), "latency: True ns of node 0"),
+        (lambda: weights.best_weights(TWO, nodes=[0, 0]), r"nodes: \[0, 0\] names a node twice"),
+        (lambda: weights.best_weights(TWO, samples=2.5), "samples: 2.5; whole numbers from 1 on"),
+        (lambda: weights.best_weights(TWO, seed="a"), "seed: 'a'; whole numbers from 0 on"),
+        (lambda: sampled(TWO, True), "samples: True"),
+        (lambda: kernel_times.kernel_times(TWO, 1 << 34, threads=2.5), "threads: 2.5; whole numbers from 1 on"),
+        (lambda: kernel_times.kernel_times(TWO, "1GiB"), "size: '1GiB'; whole numbers"),
+        (lambda: translation.walk_cost([]), r"mapped: \[\] is no mapping"),
+        (lambda: translation.walk_cost({"4 KiB": "x"}), "mapped: 'x' bytes of 4 KiB"),
+        (lambda: translation.walk_cost({"4 KiB": 1}, exponent=float("inf")), "exponent: inf; numbers from 0 on"),
+        (lambda: translation.walk_cost({"4 KiB": 1}, local_share="x"), "local_share: 'x' is not between 0 and 1"),
+        (lambda: translation.walk_references(3), "top_levels: 3 is not 4 or 5"),
+        (lambda: translation.split_loss(1 << 34, 1.5), "split_blocks: 1.5"),
+        (lambda: translation.table_walks(translation.walk_cost({"4 KiB": 1 << 34}), [-1, 2], [1, 0]), "guest_tables"),
+        (lambda: curves.family({50: [("a", 1), (2, 2)]}), "curves at 50 % reads: .* are no points"),
+        (lambda: curves.family({"50": [(1, 1), (2, 2)]}), "a share of reads is 0 to 100"),
+        (lambda: curves.family({50: [(1, 100), (2, 50), (3, 20)]}), "100 ns without load and 20 under it; latency grows"),
+        (lambda: curves.family({50: [(3, 100), (2, 150)]}), "begins with its highest bandwidth"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_or_no_node_is_one_line(call, says):
+    """Texts, truth values, lists and fractions of a thread, at every entry: one line that names the field and the value."""
+    with pytest.raises(WorkbenchError, match=says) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"memories": [{"bandwidth": 5, "nodes": []}]}, "memories.0: nodes: none"),
+        ({"memories": [{"bandwidth": 5, "nodes": "0,0"}]}, "memories.0: nodes: 0, 0 names a node twice"),
+        ({"memories": [{"bandwidth": 5, "nodes": [-1]}]}, "memories.0: nodes: -1 is no node"),
+        ({"memories": [{"bandwidth": 5}, {"bandwidth": 6}]}, "memories.1: all dram nodes is described twice"),
+        ({"memories": [{"bandwidth": True}]}, "memories.0.bandwidth: must be a number, not true"),
+        ({"memories": [{"bandwidth": 5, "spread": 50}]}, "memories.0.spread: .*less than or equal to 1"),
+        ({"memories": [{"curves": {50: [[1, 1]]}}]}, "memories.0: curves at 50 % reads"),
+        ({"links": [{"bandwidth": 5, "initiator": 0, "target": 0}]}, "links.0: target: 0 is the initiator"),
+        ({"links": [{"bandwidth": 5, "distance": 20}, {"bandwidth": 6, "distance": 20}]}, "links.1: distance 20 .* twice"),
+        ({"cores": {"by_threads": {0: 5}}}, "cores.by_threads.0"),
+        ({"first_touch": {"5 KiB": 4}}, "first_touch.5 KiB"),
+        ({"memories": [{"bandwidth": 5, "nodes": [99]}]}, r"p: memories.0.nodes: 99 is not a node of this host \(0, 1\)"),
+        ({"links": [{"bandwidth": 5, "initiator": 7, "target": 0}]}, "p: links.0.initiator: 7 is not a node of this host"),
+    ],
+)  # fmt: skip
+def test_a_profile_says_everything_once_and_of_nodes_that_are_there(fields, says):
+    with pytest.raises(WorkbenchError, match=says):
+        machine(TWO, profile=profile.from_mapping({"name": "p", "source": "s", **fields}))
+
+
+@pytest.mark.parametrize(
+    ("hardware", "nominal", "width"),
+    [
+        ({"channels": 8, "mts": 4800}, 307_200, 1.6),
+        ({"channels": 4, "mts": 1600}, 51_200, 2.5),
+        ({"mts": 4800}, 376_241, 2.5),  # 8 to 12 channels: sqrt(8 * 12) of them
+        ({"channels": 12}, 532_086, 2.5),  # 4800 to 6400 MT/s
+    ],
+)
+def test_channels_and_speed_are_enough_to_narrow_memory(hardware, nominal, width):
+    """Bandwidth is channels times MT/s times 8 bytes times the part that classes with such memory use; no generation given."""
+    host = TWO.model_copy(update={"hardware": Hardware(**hardware)})
+    found = parameters(host)
+    speed, late, used = (found[name] for name in ("dram_bandwidth", "dram_latency", "channel_efficiency"))
+    assert speed.value == pytest.approx(nominal * used.value, rel=1e-5)
+    assert speed.high / speed.low < width and late.high / late.low < 2.5
+    for known in profile.classes().values():  # what the memory of a class may be lies within what its kind may be
+        if known.mts and not known.buffered:
+            kind = profile.class_of_memory(None, known.mts)
+            assert (
+                kind.costs["dram_latency"].low <= known.costs["dram_latency"].value <= kind.costs["dram_latency"].high
+            )
+    assert "estimate for dram nodes from class" in machine(host).source
+
+
+def test_ranges_of_every_class_are_narrow_enough():
+    """At most a factor of 2.5, and around the value."""
+    for name, known in profile.classes().items():
+        for cost in known.parameters(2, 2).values():
+            if cost.name in ("dram_latency", "dram_bandwidth", "remote_latency_ratio"):
+                assert cost.low < cost.value < cost.high <= 2.5 * cost.low, (name, cost)
+
+
+def test_given_figures_are_drawn_and_estimates_by_their_own_range():
+    """A figure of a profile varies within its spread where it states one, by 5 % otherwise; sample 0 is the figure itself."""
+    fields = {"name": "p", "source": "s", "memories": [
+        {"nodes": [0], "idle_latency": 100.0, "bandwidth": 2e5, "spread": 0.01}, {"nodes": [1], "idle_latency": 100.0},
+    ]}  # fmt: skip
+    machines, _ = sampled(TWO, 65, profile=profile.from_mapping(fields))
+    latency = np.array([[one.latency[0, 0], one.latency[1, 1]] for one in machines])
+    speed = np.array([one.bandwidth for one in machines])
+    assert latency[0].tolist() == [100.0, 100.0] and speed[0, 0] == 2e5
+    assert 1.03 < latency[:, 0].max() / latency[:, 0].min() < 1.02**2 + 1e-9  # twice 1 % to both sides
+    assert 1.08 < latency[:, 1].max() / latency[:, 1].min() < 1.05**2 + 1e-9
+    assert 1.08 < speed[:, 0].max() / speed[:, 0].min() < 1.05**2 + 1e-9
+    assert speed[:, 1].max() / speed[:, 1].min() > 10  # nobody says what the other node has
+    alone, _ = sampled(machines[0], 9)
+    assert alone[0].bandwidth.tolist() == machines[0].bandwidth.tolist()
+    assert np.ptp([one.bandwidth[0] for one in alone]) > 0
+    drawn = weights.best_weights(machines[0], vcpus={0: 4}, samples=5)
+    assert drawn["bandwidth"].dims[0] == "sample" and np.ptp(drawn["bandwidth"].values, axis=0).max() > 0

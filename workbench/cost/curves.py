@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 
+from workbench import costs as cost_table
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 
@@ -24,6 +25,8 @@ MIXES = np.linspace(0.0, 1.0, 21)
 """Shares of reads at which peaks and curves are held."""
 LOADS = np.concatenate((np.arange(18) * 0.05, (0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 1.0)))
 """Used parts of the peak at which delays are held."""
+NO_IDLE = 0.5
+"""A curve that falls below this part of its first latency was not idle there; less is noise of the measurement."""
 Points = Sequence[tuple[float, float]]
 """(MB/s, ns) in the order of growing traffic."""
 
@@ -81,18 +84,31 @@ def family(curves: Mapping[float, Points], source: str = "") -> Family:
     """
     if not curves:
         raise WorkbenchError("curves: none; a family needs at least one share of reads")
+    for percent in curves:
+        if not cost_table.is_number(percent) or not 0 <= percent <= 100:
+            raise WorkbenchError(f"curves at {percent} % reads: a share of reads is 0 to 100 %")
     idles, peaks, delays, shares = [], [], [], sorted(curves)
     for percent in shares:
-        points = np.array(curves[percent], float)
         name = f"curves at {percent:g} % reads"
-        if not 0 <= percent <= 100:
-            raise WorkbenchError(f"{name}: a share of reads is 0 to 100 %")
+        try:
+            points = np.array(curves[percent], float)
+        except (TypeError, ValueError):
+            raise WorkbenchError(f"{name}: {repr(curves[percent])[:60]} are no points (MB/s, ns)") from None
         if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2:
             raise WorkbenchError(f"{name}: needs two points (MB/s, ns) or more")
         if not np.isfinite(points).all() or (points[:, 0] < 0).any() or (points[:, 1] <= 0).any():
             raise WorkbenchError(f"{name}: bandwidths are numbers from 0 on, latencies above 0")
         if points[:, 0].max() <= 0:
             raise WorkbenchError(f"{name}: no bandwidth above 0")
+        last = int(points[:, 0].argmax())
+        if last == 0:
+            raise WorkbenchError(
+                f"{name}: begins with its highest bandwidth; points are in the order of growing traffic"
+            )
+        if points[: last + 1, 1].min() < NO_IDLE * points[0, 1]:
+            raise WorkbenchError(
+                f"{name}: {points[0, 1]:g} ns without load and {points[: last + 1, 1].min():g} under it; latency grows"
+            )
         idle, peak, delay = _curve([(float(b), float(ns)) for b, ns in points])
         idles.append(idle)
         peaks.append(peak)

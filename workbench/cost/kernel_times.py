@@ -97,10 +97,10 @@ def kernel_times(
     """
     if page not in CLEAR:
         raise WorkbenchError(f"page: {page!r} is not one of {', '.join(CLEAR)}")
-    if size <= 0 or size % (PAGE_SIZE << PAGE_ORDERS[page]):
+    cost_table.whole("samples", samples)
+    if cost_table.whole("size", size) % (PAGE_SIZE << PAGE_ORDERS[page]):
         raise WorkbenchError(f"size: {size!r} bytes are not whole pages of {page}")
-    if threads < 1:
-        raise WorkbenchError(f"threads: {threads!r}; 1 or more are needed")
+    cost_table.whole("threads", threads)
     machines, draws = (
         sampled(host, samples, seed, costs) if samples > 1 else ([machine(host, costs)], [dict(costs or {})])
     )

@@ -143,8 +143,11 @@ def _positive(name: str, values: np.ndarray, nodes: np.ndarray) -> None:
 
 
 def class_of(host: Host) -> profiles.MachineClass | None:
-    """Class of a host: that of its ``hardware``, or the one that lists it."""
-    return profiles.class_of((host.hardware and host.hardware.generation) or "", host.name)
+    """Class of a host: that of its ``hardware``, or the one that lists it, or what is known of memory as fast as its own."""
+    known = profiles.class_of((host.hardware and host.hardware.generation) or "", host.name)
+    if known is None and host.hardware is not None and (host.hardware.mts or host.hardware.channels):
+        return profiles.class_of_memory(host.hardware.channels, host.hardware.mts)
+    return known
 
 
 def parameters(host: Host) -> dict[str, cost_table.Cost]:
@@ -227,6 +230,7 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
         families.append(known_class.family)
         memory_family[[kind == "dram" for kind in kinds]] = len(families) - 1
 
+    estimate = (bandwidth.copy(), latency.copy())
     ids = {node.id: index for index, node in enumerate(host.nodes)}
     reported = [(ids[a.initiator], ids[a.target], a) for a in host.access or ()]
     for target in range(count):
@@ -245,6 +249,7 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     reference = float(np.max(dram))
     ratio = cost("remote_bandwidth_ratio")
     link = reference * ratio ** np.clip((distance[:, home] - 10.0) / beyond, 0.0, 1.0)
+    estimated_link = link.copy()
     link_shape = np.broadcast_to(curves.duplex_shape(cost("link_duplex")), (count, count, len(curves.MIXES)))
     link_family = np.full((count, count), uses.index("link"), np.int64)
     port = np.full(count, reference * ratio * cost("link_ports"))
@@ -266,6 +271,7 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     )  # fmt: skip
     if given is not None:
         made = apply(made, given, distance, excess * step)
+    made = _drawn_around(made, given, (*estimate, estimated_link), cost("given_bandwidth"), cost("given_latency"))
     unknown = sorted({kinds[i] for i in range(count) if not made.measured[i]})
     if unknown:
         basis = f"class {known_class.name}" if known_class is not None else "kind and distance (workbench.costs)"
@@ -273,6 +279,38 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     if np.isinf(made.queue).all():
         made = replace(made, queue=_queues(made, cost("queue_factor")))
     return made
+
+
+def _drawn_around(
+    made: Machine,
+    given: Profile | None,
+    estimate: tuple[np.ndarray, np.ndarray, np.ndarray],
+    bandwidth: float,
+    latency: float,
+) -> Machine:
+    """What is given of a machine, as one draw of its measurement has it; estimates stay as they are.
+
+    estimate : bandwidth, latency and link bandwidth without anything that is given
+    bandwidth, latency : parameters ``given_bandwidth`` and ``given_latency``; memory that states its spread has its latency
+        drawn within twice as much to both sides
+    """
+    if bandwidth == latency == 1.0:
+        return made
+    width = np.ones(made.nodes)
+    for memory in given.memories if given is not None else ():
+        if memory.spread is not None:
+            mine = [kind == memory.kind for kind in made.kinds]
+            if memory.nodes is not None:
+                mine = [int(node) in memory.nodes for node in made.node_ids]
+            width[mine] = np.log1p(2.0 * memory.spread) / np.log(cost_table.COSTS["given_latency"].high)
+    return replace(
+        made,
+        bandwidth=np.where(made.bandwidth != estimate[0], made.bandwidth * bandwidth, made.bandwidth),
+        latency=np.where(made.latency != estimate[1], made.latency * latency**width, made.latency),
+        link_bandwidth=np.where(
+            made.link_bandwidth != estimate[2], made.link_bandwidth * bandwidth, made.link_bandwidth
+        ),
+    )
 
 
 def _queues(made: Machine, factor: float) -> np.ndarray:
@@ -300,6 +338,7 @@ def apply(base: Machine, given: Profile, distance: np.ndarray, farther: np.ndarr
     measured, queue, port = base.measured.copy(), base.queue.copy(), base.port_bandwidth.copy()
     groups, group = base.core_groups, base.group_bandwidth
     families = list(base.families)
+    _nodes_exist(base, given)
     for memory in given.memories:
         chosen = [
             i for i in range(base.nodes)
@@ -325,11 +364,7 @@ def apply(base: Machine, given: Profile, distance: np.ndarray, farther: np.ndarr
         pairs = np.zeros((base.nodes, base.nodes), bool)
         if entry.distance is not None:
             pairs = (distance == entry.distance) & ~np.eye(base.nodes, dtype=bool)
-        elif (
-            entry.initiator is not None
-            and entry.target is not None
-            and {entry.initiator, entry.target} <= set(base.node_ids)
-        ):
+        elif entry.initiator is not None and entry.target is not None:
             pairs[base.index_of(entry.initiator), base.index_of(entry.target)] = True
         family = entry.family()
         if family is not None:
@@ -368,29 +403,44 @@ def apply(base: Machine, given: Profile, distance: np.ndarray, farther: np.ndarr
     )  # fmt: skip
 
 
+def _nodes_exist(base: Machine, given: Profile) -> None:
+    """Refuse a profile that describes nodes which the host has not: it is another machine's."""
+    described = [(f"memories.{at}.nodes", memory.nodes or ()) for at, memory in enumerate(given.memories)]
+    for at, link in enumerate(given.links):
+        ends = {"initiator": link.initiator, "target": link.target}
+        described += [(f"links.{at}.{name}", (node,)) for name, node in ends.items() if node is not None]
+    for field, nodes in described:
+        for node in nodes:
+            if node not in base.node_ids:
+                raise WorkbenchError(
+                    f"profile: {given.name}: {field}: {node} is not a node of this host "
+                    f"({', '.join(map(str, base.node_ids))})"
+                )
+
+
 def with_figures(
     base: Machine,
     bandwidth: Mapping[int, float] | None = None,
     latency: Mapping[int, float] | None = None,
     source: str = "",
 ) -> Machine:
-    """The machine with measured figures for some nodes: node id -> MB/s, node id -> idle ns from the nearest CPUs."""
+    """The machine with measured figures for some nodes: node id -> MB/s, node id -> idle ns from the nearest CPUs.
+
+    Within :func:`workbench.costs.drawn` they are drawn, too (``given_bandwidth``, ``given_latency``).
+    """
+    spread, late = (cost_table.drawn_value(name) or 1.0 for name in ("given_bandwidth", "given_latency"))
     speeds, delays, measured = base.bandwidth.copy(), base.latency.copy(), base.measured.copy()
     for node, value in (bandwidth or {}).items():
-        if not np.isfinite(value) or value <= 0:
-            raise WorkbenchError(f"bandwidth: {value!r} MB/s of node {node}; numbers above 0 are allowed")
-        speeds[base.index_of(node)] = value
+        speeds[base.index_of(node)] = spread * cost_table.number("bandwidth", value, f"MB/s of node {node}")
         measured[base.index_of(node)] = True
     for node, value in (latency or {}).items():
-        if not np.isfinite(value) or value <= 0:
-            raise WorkbenchError(f"latency: {value!r} ns of node {node}; numbers above 0 are allowed")
         column = delays[:, base.index_of(node)]
-        column += value - column.min()
+        column += late * cost_table.number("latency", value, f"ns of node {node}") - column.min()
     return replace(base, bandwidth=speeds, latency=delays, measured=measured, source=source or base.source)
 
 
 def sampled(
-    host: Host,
+    host: Host | Machine,
     samples: int,
     seed: int = 0,
     costs: Mapping[str, float] | None = None,
@@ -398,9 +448,21 @@ def sampled(
 ) -> tuple[list[Machine], list[dict[str, float]]]:
     """The machine under ``samples`` draws of the parameters (sample 0: their values), and the draws.
 
-    What a profile or the host gives is drawn within its stated spread where it has one, and fixed otherwise.
+    What a profile or the host gives is drawn too: within its stated spread where it has one, and within the range of
+    ``given_bandwidth`` and ``given_latency`` otherwise. All of a :class:`Machine` is given.
     """
     cost_table.check(costs)
+    if isinstance(host, Machine):
+        given = cost_table.sample(("given_bandwidth", "given_latency"), samples, seed)
+        pairs = zip(*(values.tolist() for values in given.values()), strict=True)
+        machines = [
+            replace(
+                host, bandwidth=host.bandwidth * fast, latency=host.latency * late,
+                link_bandwidth=host.link_bandwidth * fast, port_bandwidth=host.port_bandwidth * fast,
+            )
+            for fast, late in pairs
+        ]  # fmt: skip
+        return machines, [dict(costs or {}) for _ in range(samples)]
     draws = cost_table.sample(SAMPLED, samples, seed, parameters(host))
     chosen = [{**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})} for k in range(samples)]
     return [machine(host, values, profile) for values in chosen], chosen
@@ -410,7 +472,7 @@ SAMPLED = (
     "dram_latency", "dram_bandwidth", "hbm_latency", "hbm_bandwidth", "cxl_latency", "cxl_bandwidth", "gpu_latency",
     "gpu_bandwidth", "remote_latency_ratio", "remote_bandwidth_ratio", "link_ports", "mixed_bandwidth", "cxl_duplex",
     "link_duplex", "core_group_bandwidth", "core_group_duplex", "queue_factor", "lines_streaming", "lines_random",
-    "cache_bytes", "nvm_latency", "nvm_bandwidth",
+    "cache_bytes", "nvm_latency", "nvm_bandwidth", "given_bandwidth", "given_latency",
 )  # fmt: skip
 """Parameters that ``samples`` varies."""
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -38,8 +38,15 @@ from workbench.validation import first_line
 if TYPE_CHECKING:
     from workbench.topology.host import Host
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Percent = Annotated[float, Field(ge=0, le=100)]
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")
+    return value
+
+
+Positive = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, allow_inf_nan=False)]
+Percent = Annotated[float, BeforeValidator(_no_truth), Field(ge=0, le=100)]
 Peaks = dict[Percent, Positive]
 """Share of reads in per cent -> MB/s."""
 CSV_COLUMNS = ("read_percent", "bandwidth_gb_per_s", "latency_ns")
@@ -68,7 +75,7 @@ class _Curved(_Model):
     peaks: Peaks = Field({}, description="highest MB/s by share of reads in per cent")
     curves: dict[Percent, tuple[tuple[float, float], ...]] = {}
     curves_file: str | None = None
-    spread: Positive | None = Field(None, description="relative standard deviation of repeated measurements")
+    spread: Positive | None = Field(None, le=1, description="relative standard deviation of repeated measurements")
 
     @model_validator(mode="after")
     def _says_something(self) -> _Curved:
@@ -88,18 +95,31 @@ class Memory(_Curved):
     kind: Kind = "dram"
     nodes: Nodes | None = None
 
+    @model_validator(mode="after")
+    def _names_nodes(self) -> Memory:
+        if self.nodes is not None:
+            if not self.nodes:
+                raise ValueError("nodes: none; leave it out for all nodes of the kind")
+            if min(self.nodes) < 0:
+                raise ValueError(f"nodes: {min(self.nodes)} is no node; ids are 0 or more")
+            if len(set(self.nodes)) < len(self.nodes):
+                raise ValueError(f"nodes: {', '.join(map(str, self.nodes))} names a node twice")
+        return self
+
 
 class Link(_Curved):
     """The way from CPUs of one node to memory of another, or of all pairs at one SLIT distance."""
 
     distance: int | None = Field(None, ge=10, le=255)
-    initiator: int | None = None
-    target: int | None = None
+    initiator: int | None = Field(None, ge=0)
+    target: int | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _names_pairs(self) -> Link:
         if (self.distance is None) == (self.initiator is None or self.target is None):
             raise ValueError("needs either distance, or initiator and target")
+        if self.initiator is not None and self.initiator == self.target:
+            raise ValueError(f"target: {self.target} is the initiator; its own memory is described under memories")
         return self
 
 
@@ -111,13 +131,21 @@ class Cores(_Model):
     group: int | None = Field(None, ge=1, description="cores of a group with a common cap (CCD, half of a sub-cluster)")
     threads: int = Field(1, ge=1, description="CPUs of a core")
     group_peaks: Peaks = {}
-    by_threads: dict[int, Positive] = Field({}, description="MB/s of reads by number of threads")
+    by_threads: dict[Annotated[int, Field(ge=1)], Positive] = Field(
+        {}, description="MB/s of reads by number of threads"
+    )
 
     @model_validator(mode="after")
     def _group_has_cap(self) -> Cores:
         if (self.group is None) != (not self.group_peaks):
             raise ValueError("group and group_peaks come together")
         return self
+
+
+def _once(described: dict[object, str], what: str, where: str) -> None:
+    if what in described:
+        raise ValueError(f"{where}: {what} is described twice, first by {described[what]}")
+    described[what] = where
 
 
 class Profile(_Model):
@@ -133,7 +161,9 @@ class Profile(_Model):
     cores: Cores | None = None
     port_bandwidth: Positive | None = Field(None, description="MB/s of all links of a node together")
     queue_lines: Positive | None = Field(None, description="requests of a socket to all memories that fit in its queue")
-    first_touch: dict[str, Positive] = Field({}, description="ns per 4 KiB made present, by page size")
+    first_touch: dict[Literal["4 KiB", "2 MiB", "1 GiB"], Positive] = Field(
+        {}, description="ns per 4 KiB made present, by page size"
+    )
     costs: dict[str, Positive] = Field({}, description="other parameters of workbench.costs measured on the machine")
     not_measured: tuple[str, ...] = Field((), description="what could not be bound, pinned or repeated, and why")
 
@@ -142,6 +172,17 @@ class Profile(_Model):
         for name in self.costs:
             if name not in cost_table.COSTS:
                 raise ValueError(f"costs: {name!r} is unknown; known are {', '.join(cost_table.COSTS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _says_it_once(self) -> Profile:
+        described: dict[object, str] = {}
+        for at, memory in enumerate(self.memories):
+            for what in [f"all {memory.kind} nodes"] if memory.nodes is None else [f"node {n}" for n in memory.nodes]:
+                _once(described, what, f"memories.{at}")
+        for at, link in enumerate(self.links):
+            pair = f"the way from node {link.initiator} to node {link.target}"
+            _once(described, pair if link.distance is None else f"distance {link.distance}", f"links.{at}")
         return self
 
 
@@ -231,8 +272,12 @@ def from_mapping(document: object, name: str = "profile", folder: Path | None = 
         made = Profile.model_validate(document)
     except ValidationError as error:
         raise WorkbenchError(f"profile: {name}: {first_line(error, Profile)}") from None
-    for entry in (*made.memories, *made.links):
-        entry.family()  # curves that are none are found here
+    for part in ("memories", "links"):
+        for at, entry in enumerate(getattr(made, part)):
+            try:
+                entry.family()
+            except WorkbenchError as error:
+                raise WorkbenchError(f"profile: {name}: {part}.{at}: {error}") from None
     return made
 
 
@@ -302,6 +347,8 @@ class MachineClass:
     core_group, threads : cores of a group with a common cap (None: no cap), CPUs of a core
     costs : parameters with the ranges of this class
     family : curves of a machine of this class
+    buffered : whether its memory is behind buffers
+    usual_channels, usual_mts : from and to, where a class has neither but others like it do
     """
 
     name: str
@@ -312,6 +359,9 @@ class MachineClass:
     threads: int
     costs: Mapping[str, cost_table.Cost]
     family: curves.Family | None
+    buffered: bool
+    usual_channels: tuple[float, float] | None = None
+    usual_mts: tuple[float, float] | None = None
 
     def parameters(
         self, sockets: int, dram_nodes: int, channels: int | None = None, mts: float | None = None
@@ -324,15 +374,24 @@ class MachineClass:
         channels, mts : of a socket of the host, where they are known
         """
         out = {**cost_table.COSTS, **self.costs}
-        channels, mts = channels or self.channels, mts or self.mts
-        if channels and mts:
-            nominal = 8.0 * float(mts) * float(channels) * sockets / max(1, dram_nodes)
-            use = out["channel_efficiency"]
-            source = f"{channels} channels of {mts:g} MT/s a socket; used part: {use.source}"
+        wide = _ends(channels or self.channels, self.usual_channels)
+        fast = _ends(mts or self.mts, self.usual_mts)
+        if wide and fast:
+            use, one = out["channel_efficiency"], 8.0 * sockets / max(1, dram_nodes)
+            low, high = (one * wide[end] * fast[end] for end in (0, 1))
             out["dram_bandwidth"] = cost_table.Cost(
-                "dram_bandwidth", nominal * use.value, "MB/s", nominal * use.low, nominal * use.high, source
-            )
+                "dram_bandwidth", float(np.sqrt(low * high)) * use.value, "MB/s", low * use.low, high * use.high,
+                f"{_range(wide)} channels of {_range(fast)} MT/s a socket; used part: {use.source}",
+            )  # fmt: skip
         return out
+
+
+def _ends(known: float | None, usual: tuple[float, float] | None) -> tuple[float, float] | None:
+    return (float(known), float(known)) if known else usual
+
+
+def _range(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:g}" if ends[0] == ends[1] else f"{ends[0]:g} to {ends[1]:g}"
 
 
 @functools.cache
@@ -352,9 +411,50 @@ def classes() -> dict[str, MachineClass]:
         family = read_profile(like).memories[0].family() if like else None
         found[name] = MachineClass(
             name, entry["title"], entry.get("channels"), entry.get("mts"), entry.get("core_group"),
-            int(entry.get("threads", 2)), overlay, family,
+            int(entry.get("threads", 2)), overlay, family, bool(entry.get("buffered")),
         )  # fmt: skip
     return found
+
+
+KINDS_OF_DRAM = (
+    ("DDR2 or older", 0.0, 1000.0), ("DDR3", 1000.0, 2000.0), ("DDR4", 2000.0, 3600.0), ("DDR5 or newer", 3600.0, np.inf),
+)  # fmt: skip
+"""Kind of memory, and the MT/s from which and below which it is of that kind."""
+OF_MEMORY = ("dram_latency", "channel_efficiency", "remote_latency_ratio", "mixed_bandwidth")
+"""Parameters that are known of memory whose generation of processor is not."""
+
+
+@functools.lru_cache(maxsize=64)
+def class_of_memory(channels: int | None, mts: float | None) -> MachineClass | None:
+    """What is known of DRAM whose processor nobody names: what classes have in common that use the same kind of it.
+
+    The kind follows from the speed; where only the number of channels is known, classes with as many stand for it. The value
+    is the mean of theirs in the logarithm, the range goes from the least to the greatest of theirs. None where no class has
+    such memory. Memory behind buffers (``buffered``) is slower than its kind and left out.
+    """
+    direct = [one for one in classes().values() if one.channels and one.mts and not one.buffered]
+    if mts is not None:
+        name, least, beyond = next((kind for kind in KINDS_OF_DRAM if kind[1] <= mts < kind[2]), ("", 0.0, 0.0))
+        like = [one for one in direct if one.mts is not None and least <= one.mts < beyond]
+    else:
+        name, like = f"{channels} channels", [one for one in direct if one.channels == channels]
+    if not like:
+        return None
+    overlay = {}
+    for parameter in OF_MEMORY:
+        mine = [one.costs[parameter] for one in like if parameter in one.costs]
+        if not mine:
+            continue
+        value = float(np.exp(np.mean([np.log(cost.value) for cost in mine])))
+        low, high = min(cost.low for cost in mine), max(cost.high for cost in mine)
+        source = f"estimate: {len(mine)} classes of processors with {name}"
+        overlay[parameter] = cost_table.Cost(parameter, value, mine[0].unit, low, high, source)
+    ends = [(float(one.channels or 0), float(one.mts or 0)) for one in like]
+    return MachineClass(
+        name, f"memory: {name}", None, None, None, 2, overlay, None, False,
+        usual_channels=(min(c for c, _ in ends), max(c for c, _ in ends)),
+        usual_mts=(min(m for _, m in ends), max(m for _, m in ends)),
+    )  # fmt: skip
 
 
 @functools.cache

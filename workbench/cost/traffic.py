@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from pydantic import ValidationError
 
 from workbench import costs as cost_table
 from workbench import results
 from workbench.cost import curves
 from workbench.cost.machine import LINE_BYTES, Machine, machine, sampled
 from workbench.errors import WorkbenchError
+from workbench.validation import first_line
 from workbench.variables import AccessCost
 
 if TYPE_CHECKING:
@@ -52,13 +54,15 @@ def access_pattern(access: Access | Mapping[str, object] | str | None) -> Access
 
     if isinstance(access, Access):
         return access
-    given = {"pattern": access or "streaming"} if access is None or isinstance(access, str) else dict(access)
+    if not (access is None or isinstance(access, str | Mapping)):
+        raise WorkbenchError(f"access: {repr(access)[:60]} is neither the name of a pattern nor fields of an access")
+    given = {"pattern": access} if isinstance(access, str) else dict(access or {"pattern": "streaming"})
     if given.get("pattern", "uniform") not in PATTERNS:
-        raise WorkbenchError(f"access.pattern: {given['pattern']!r} is not one of {', '.join(PATTERNS)}")
+        raise WorkbenchError(f"access.pattern: {repr(given['pattern'])[:60]} is not one of {', '.join(PATTERNS)}")
     try:
         return Access.model_validate(given)
-    except ValueError as error:
-        raise WorkbenchError(f"access: {str(error).splitlines()[-2].strip()}") from error
+    except ValidationError as error:
+        raise WorkbenchError(first_line(error, Access, "access")) from None
 
 
 def lines_in_flight(host: Machine, pattern: str, costs: Mapping[str, float] | None = None) -> float:
@@ -199,15 +203,32 @@ class Solution:
     iterations: np.ndarray
 
 
-def _shares(name: str, values: np.ndarray, nodes: int) -> np.ndarray:
-    values = np.atleast_2d(np.asarray(values, float))
-    if values.shape[-1] != nodes:
-        raise WorkbenchError(f"{name}: {values.shape[-1]} values for {nodes} nodes")
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise WorkbenchError(
-            f"{name}: {values[~(np.isfinite(values) & (values >= 0))][0]!r}; numbers from 0 on are allowed"
-        )
+def _shares(name: str, given: np.ndarray, nodes: int) -> np.ndarray:
+    try:
+        values = np.atleast_2d(np.asarray(given, float))
+    except (TypeError, ValueError):
+        raise WorkbenchError(f"{name}: {repr(given)[:60]} are no numbers, one for each of {nodes} nodes") from None
+    if values.shape[-1] != nodes or values.ndim != 2:
+        count = values.shape[-1] if values.ndim == 2 else f"{values.ndim} dimensions of"
+        raise WorkbenchError(f"{name}: {count} values for {nodes} nodes")
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        raise WorkbenchError(f"{name}: {float(values[bad][0])!r}; numbers from 0 on are allowed")
     return values
+
+
+def _data_shares(given: np.ndarray, nodes: int) -> np.ndarray:
+    """Shares of nodes in the accesses, of which each row is whole, or nothing where no page is present."""
+    shares = _shares("shares", given, nodes)
+    total = shares.sum(axis=1)
+    off = (np.abs(total - 1.0) > _ROUNDED) & (total > 0.0)
+    if off.any():
+        raise WorkbenchError(f"shares: a row sums to {float(total[off][0]):g}; shares of all nodes sum to 1, or to 0")
+    return shares
+
+
+_ROUNDED = 1e-3
+"""By how much shares may miss their sum."""
 
 
 def streams(
@@ -231,20 +252,15 @@ def streams(
     """
     access = access_pattern(access)
     cost_table.check(costs)
-    if not vcpus:
-        raise WorkbenchError("vcpus: no node runs a vCPU")
+    number = running(vcpus)
     initiator = np.array([host.index_of(node) for node in vcpus], np.int64)
-    number = np.array(list(vcpus.values()), float)
-    if not (np.isfinite(number) & (number > 0)).all():
-        bad = number[~(np.isfinite(number) & (number > 0))][0]
-        raise WorkbenchError(f"vcpus: {float(bad)!r} vCPUs on a node; counts are above 0")
-    if not np.isfinite(extra_latency) or extra_latency < 0:
-        raise WorkbenchError(f"extra_latency: {extra_latency!r} ns; numbers from 0 on are allowed")
+    extra_latency = cost_table.number("extra_latency", extra_latency, "ns", zero=True)
     count = len(initiator)
-    shares = _shares("shares", shares, host.nodes)
-    walked = (
-        np.zeros_like(shares) if walks is None else np.broadcast_to(_shares("walks", walks, host.nodes), shares.shape)
-    )
+    shares = _data_shares(shares, host.nodes)
+    walked = np.zeros_like(shares) if walks is None else _shares("walks", walks, host.nodes)
+    if len(walked) not in (1, len(shares)):
+        raise WorkbenchError(f"walks: {len(walked)} rows for {len(shares)} placements")
+    walked = np.broadcast_to(walked, shares.shape)
     return Streams(
         np.repeat(shares[:, None, :], count, axis=1),
         np.repeat(walked[:, None, :], count, axis=1),
@@ -255,6 +271,18 @@ def streams(
         np.full(count, access.write_fraction),
         np.full(count, extra_latency),
     )
+
+
+def running(vcpus: Mapping[int, float]) -> np.ndarray:
+    """float64, how many vCPUs each of the nodes runs; there is one node or more, and every count is above 0."""
+    if vcpus is not None and not isinstance(vcpus, Mapping):
+        raise WorkbenchError(f"vcpus: {repr(vcpus)[:60]} is no mapping of nodes to numbers of vCPUs")
+    if not vcpus:
+        raise WorkbenchError("vcpus: no node runs a vCPU")
+    for node, count in vcpus.items():
+        if not cost_table.is_number(count) or count <= 0:
+            raise WorkbenchError(f"vcpus: {repr(count)[:60]} vCPUs on node {node!r}; counts are above 0")
+    return np.array(list(vcpus.values()), float)
 
 
 def together(parts: Sequence[Streams]) -> Streams:
@@ -336,6 +364,7 @@ def access_cost(
     ``node_load`` (node) and ``memory_fraction``, all ``modelled``.
     """
     access = access_pattern(access)
+    cost_table.whole("samples", samples)
     if vcpus is None:
         found, number = np.unique(dataset["vcpu_node"].values, return_counts=True)
         vcpus = {int(node): float(n) for node, n in zip(found, number, strict=True)}

@@ -31,6 +31,8 @@ def walk_references(top_levels: int = 4) -> xr.Dataset:
     """References of a nested walk for every pair of guest and host page size, in tables of 4 or 5 levels."""
     from workbench.kernels import translation
 
+    if top_levels not in (4, 5) or isinstance(top_levels, float):
+        raise WorkbenchError(f"top_levels: {repr(top_levels)[:60]} is not 4 or 5")
     sizes = list(PAGE_ORDERS)
     levels = [translation.page_table_levels(order, top_levels) for order in PAGE_ORDERS.values()]
     table = [[translation.nested_walk_references(g, h) for h in levels] for g in levels]
@@ -87,6 +89,10 @@ def walk_cost(
         table_latency=table_latency, local_share=local_share, remote_latency=remote_latency, exponent=exponent,
         costs=costs, samples=samples, seed=seed,
     )  # fmt: skip
+    cost_table.whole("samples", samples)
+    if not isinstance(mapped, Mapping):
+        raise WorkbenchError(f"mapped: {repr(mapped)[:60]} is no mapping of page sizes to bytes")
+    exponent = cost_table.number("exponent", exponent, zero=True)
     if samples > 1:
         draws = cost_table.sample(SAMPLED, samples, seed)
         each = [
@@ -108,18 +114,18 @@ def walk_cost(
     def cost(name: str) -> float:
         return cost_table.value(name, costs)
 
-    for name, number in (("table_latency", table_latency), ("remote_latency", remote_latency)):
-        if number is not None and not (np.isfinite(number) and number > 0):
-            raise WorkbenchError(f"{name}: {number!r} ns; numbers above 0 are allowed")
+    for name, given in (("table_latency", table_latency), ("remote_latency", remote_latency)):
+        if given is not None:
+            cost_table.number(name, given, "ns")
     if confidential not in LARGEST_LEAF:
         raise WorkbenchError(f"confidential: {confidential!r} is not one of {', '.join(LARGEST_LEAF)}")
-    if not 0.0 <= local_share <= 1.0:
+    if not cost_table.is_number(local_share) or not 0.0 <= local_share <= 1.0:
         raise WorkbenchError(f"local_share: {local_share!r} is not between 0 and 1")
     guest_order = _order(guest_page)
     by_order = dict.fromkeys(PAGE_ORDERS.values(), 0.0)
     for page, size in mapped.items():
-        if not (np.isfinite(size) and size >= 0):
-            raise WorkbenchError(f"mapped: {size!r} bytes of {page}; sizes are 0 or more")
+        if not cost_table.is_number(size) or size < 0:
+            raise WorkbenchError(f"mapped: {repr(size)[:60]} bytes of {page}; sizes are 0 or more")
         by_order[min(_order(page), PAGE_ORDERS[LARGEST_LEAF[confidential]])] += float(size)
     orders = np.array(list(by_order), np.int64)
     covered = np.minimum(orders, guest_order)  # one TLB entry covers no more than the smaller of the two pages
@@ -204,6 +210,11 @@ def table_walks(cost: xr.Dataset, guest_tables: np.ndarray, host_tables: np.ndar
     guest_tables : float64 (nodes,), where the pages of the guest's own page table lie; sums to 1
     host_tables : float64 (nodes,), where those of the second stage lie
     """
+    for name, tables in (("guest_tables", guest_tables), ("host_tables", host_tables)):
+        if np.asarray(tables).dtype.kind not in "fiu" or not (np.isfinite(tables) & (np.asarray(tables) >= 0)).all():
+            raise WorkbenchError(f"{name}: {repr(tables)[:60]} are no shares; numbers from 0 on are allowed")
+    if np.shape(guest_tables) != np.shape(host_tables) or not np.size(guest_tables):
+        raise WorkbenchError(f"host_tables: {np.size(host_tables)} values, guest_tables has {np.size(guest_tables)}")
     guest, host = float(cost["guest_references"]), float(cost["host_references"])
     walks = guest * np.asarray(guest_tables, float) + host * np.asarray(host_tables, float)
     return walks, float(cost["cached"])
@@ -220,8 +231,8 @@ def split_loss(memory: int, split_blocks: int, block: str = "1 GiB", into: str =
     Returns the Dataset of :func:`walk_cost` with a dimension ``state`` (whole, split).
     """
     size = PAGE_SIZE << _order(block)
-    blocks = memory // size
-    if not 0 <= split_blocks <= blocks:
+    blocks = cost_table.whole("memory", memory, 0) // size
+    if not 0 <= cost_table.whole("split_blocks", split_blocks, 0) <= blocks:
         raise WorkbenchError(f"split_blocks: {split_blocks!r} of {blocks} blocks of {block}")
     whole = walk_cost({block: memory}, **options)
     split = walk_cost({block: memory - split_blocks * size, into: split_blocks * size}, **options)

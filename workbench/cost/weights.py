@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from workbench import costs as cost_table
 from workbench import results
 from workbench.cost.machine import Machine, machine, reported_bandwidth, sampled
-from workbench.cost.traffic import access_pattern, solve, streams, together
+from workbench.cost.traffic import access_pattern, initiators_of, running, solve, streams, together
 from workbench.errors import WorkbenchError
 from workbench.variables import Weights
 
@@ -120,8 +121,8 @@ def best_weights(
     nodes : nodes the policy may use; all if left out
     vcpus : node id -> vCPUs; one for every CPU of the host if left out
     costs : parameter values instead of the registry's
-    samples, seed : draws over the ranges of the parameters for the weights found (sample 0: their values), where ``host``
-        is a host; with more than 1, bandwidth and latency get a ``sample`` dimension
+    samples, seed : draws over the ranges of the parameters for the weights found (sample 0: their values), of a
+        :class:`Machine` over those of given figures; with more than 1, bandwidth and latency get a ``sample`` dimension
 
     Returns a Dataset over ``policy`` (optimum, automatic, interleave, local) and ``node``: ``weight`` (0: not in the
     nodemask), ``bandwidth`` in MB/s of all vCPUs together and ``latency`` in ns, averaged over vCPUs. The optimum is
@@ -129,11 +130,18 @@ def best_weights(
     for every access, the least mean latency is sought instead of the most bandwidth.
     """
     access = access_pattern(access)
+    cost_table.whole("samples", samples)
+    cost_table.whole("seed", seed, 0)
     if nodes is not None and not len(nodes):
         raise WorkbenchError("nodes: none; a policy needs a node")
+    if nodes is not None and len(set(nodes)) < len(nodes):
+        raise WorkbenchError(f"nodes: {list(nodes)!r} names a node twice")
     model = host if isinstance(host, Machine) else machine(host, costs)
     if vcpus is None:
         vcpus = {int(n): float(c) for n, c in zip(model.node_ids, model.cpus, strict=True) if c > 0}
+    running(vcpus)
+    vcpus = initiators_of(access, vcpus)
+    number = running(vcpus)
     allowed = np.zeros(model.nodes, bool)
     allowed[[model.index_of(node) for node in (model.node_ids if nodes is None else nodes)]] = True
     automatic = automatic_weights(host) * allowed
@@ -141,9 +149,9 @@ def best_weights(
     if from_estimates:
         automatic = automatic_weights(model) * allowed
     local = np.zeros(model.nodes)
-    for node, number in vcpus.items():
+    for node, count in vcpus.items():
         near = np.where(allowed, model.latency[model.index_of(node)], np.inf)
-        local[int(near.argmin())] += number
+        local[int(near.argmin())] += count
     starts = np.array([automatic, allowed, local, np.where(allowed, model.bandwidth, 0.0)], float)
     starts /= starts.sum(axis=1, keepdims=True)
     starts = np.vstack((starts, _separate_shares(model, allowed, vcpus, access, costs)))
@@ -158,17 +166,16 @@ def best_weights(
     optimum = whole[good[whole[good].sum(axis=1).argmin()]].astype(np.int64)
     optimum //= np.gcd.reduce(optimum[optimum > 0])
     weights = np.array([optimum, automatic, allowed.astype(np.int64), np.ceil(local).astype(np.int64)])
-    if samples > 1 and not isinstance(host, Machine):
+    if samples > 1:
         machines, draws = sampled(host, samples, seed, costs)
     else:
         machines, draws = [model], [dict(costs or {})]
     shares = weights / weights.sum(axis=1, keepdims=True)
-    running = np.array(list(vcpus.values()))
     bandwidth, latency = np.empty((2, len(weights), len(machines)))
     for k, (drawn, values) in enumerate(zip(machines, draws, strict=True)):
         solution = solve(drawn, streams(drawn, shares, vcpus, access, costs=values))
         bandwidth[:, k] = solution.bandwidth.sum(axis=1)
-        latency[:, k] = solution.latency @ running / running.sum()
+        latency[:, k] = solution.latency @ number / number.sum()
     pick = slice(None) if len(machines) > 1 else 0
     return results.make(
         Weights,
