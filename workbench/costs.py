@@ -112,12 +112,12 @@ _ALL = (
     ),
     Cost(
         "cxl_duplex",
-        0.92,
+        1.89,
         "1",
-        0.3,
-        1.0,
-        f"{MESS_CXL}: 60 % reads carry 1.45 times what 90 % do, (0.9 / 0.6)^0.92; range: estimate, from devices whose "
-        "memory limits to a full duplex link",
+        1.1,
+        2.0,
+        f"bandwidth at equal reads and writes over that of reads alone, {MESS_CXL}: 60 % reads carry 1.45 times what 90 % do; "
+        f"range: {MESS_RESULTS} CXL device on Xeon 8568: 1.17; to a full duplex link",
     ),
     Cost(
         "gpu_latency",
@@ -170,12 +170,13 @@ _ALL = (
     Cost("link_ports", 2.0, "1", 1.0, 3.0, "estimate: full-rate remote streams one node's links carry at once"),
     Cost(
         "link_duplex",
-        0.65,
+        1.57,
         "1",
-        0.3,
-        1.0,
-        "estimate: Mess measured on a two-socket Xeon that 52 % reads carry 1.51 times "
-        "what 98 % do, (0.98 / 0.52)^0.65; range: estimate",
+        0.77,
+        2.0,
+        "estimate: bandwidth at equal reads and writes over that of reads alone. Mess measured on a two-socket Xeon that 52 % "
+        f"reads carry 1.51 times what 98 % do; range: {MESS_RESULTS}, remote memory: Xeon 8568 at 70 % reads 135 of 155 GB/s, "
+        "Xeon 8480+ at 56 % 121 of 126; to a full duplex link",
     ),
     Cost(
         "queue_factor",
@@ -233,12 +234,12 @@ _ALL = (
     ),
     Cost(
         "core_group_duplex",
-        0.5,
+        1.41,
         "1",
-        0.3,
-        0.6,
-        "estimate: from MLC on EPYC 9224, where 3:1 reads and writes carry 1.35 and 2:1 1.39 times "
-        "reads alone; writes have half the width",
+        1.23,
+        1.52,
+        "estimate: bandwidth at equal reads and writes over that of reads alone, from MLC on EPYC 9224, where 3:1 reads and "
+        "writes carry 1.35 and 2:1 1.39 times reads alone; writes have half the width",
     ),
     Cost(
         "cache_bytes",
@@ -305,8 +306,9 @@ _ALL = (
         234.0,
         "ns/4KiB",
         66.0,
-        800.0,
-        f"{CLEARING}: 17.5 GB/s, 38 to 50 with clear_pages() on AMD; range: 61 GB/s on EPYC 9B24 (reply to v4) to estimate",
+        1_050.0,
+        f"{CLEARING}: 17.5 GB/s, 38 to 50 with clear_pages() on AMD; range: 61 GB/s on EPYC 9B24 (reply to v4) to LKML: Li Zhe, "
+        "pre-zeroing of huge pages, Jan 2026: 250 ms on Skylake, 954 ns for 4 KiB",
     ),
     Cost("touch_page", 224.0, "ns/4KiB", 200.0, 340.0, f"{HYPERALLOC}: huge-manual second touch"),
     Cost(

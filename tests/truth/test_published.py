@@ -34,7 +34,7 @@ def test_every_table_has_source_and_model(everything):
         assert "kind" in table.model
 
 
-@pytest.mark.parametrize(("role", "least", "allowed"), [("predicted", 100, 0), ("calibrated", 120, 2)])
+@pytest.mark.parametrize(("role", "least", "allowed"), [("predicted", 130, 2), ("calibrated", 120, 2)])
 def test_predictions_meet_the_goal_or_say_why(everything, role, least, allowed):
     rows = everything.sel(row=everything["role"] == role)
     deviation = np.abs(rows["deviation"].values)
@@ -51,7 +51,8 @@ def test_predicted_values_are_free_of_their_table(everything):
     rows = everything.sel(row=everything["role"] == "predicted")
     assert set(rows["table"].values) == {
         "mlc_cascadelake", "mlc_xeon_8269", "mlc_epyc_nps1", "mlc_epyc_nps4", "mlc_skylake", "mlc_haswell", "mlc_xeon_csarch",
-        "mlc_xeon_6980p", "asct_graviton2", "asct_graviton4", "kexec_1g_boot"
+        "mlc_xeon_6980p", "asct_graviton2", "asct_graviton4", "kexec_1g_boot", "mess_xeon_8568",
+        "mess_xeon_gold_5218", "mess_xeon_max_9462", "mess_xeon_6980p"
     }  # fmt: skip
     assert np.median(np.abs(rows["deviation"].values)) <= 5.0
 

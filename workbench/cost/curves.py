@@ -118,13 +118,16 @@ def family(curves: Mapping[float, Points], source: str = "") -> Family:
     return Family(float(np.median(idles)), np.interp(MIXES, at, peaks), grid, tuple(float(s) for s in at), source)
 
 
-def duplex_shape(exponent: float) -> np.ndarray:
+def duplex_shape(mixed: float) -> np.ndarray:
     """float64 (mixes,), bandwidth by share of reads relative to reads alone, of a link that carries both ways at once.
 
-    Reads fill one direction and writes the other, so the total is ``1 / max(reads, writes)`` of one direction; requests
-    and headers take part of it, which the exponent below 1 stands for (0: one direction at a time).
+    Parameters
+    ----------
+    mixed : bandwidth at equal reads and writes over that of reads alone
+    Reads fill one direction and writes the other, so the total is ``1 / max(reads, writes)`` of one direction, twice as much at
+    equal reads and writes; requests, headers and what coherence adds to writes take part of it, or more (below 1).
     """
-    return np.asarray(np.maximum(MIXES, 1.0 - MIXES) ** -exponent)
+    return np.asarray(np.maximum(MIXES, 1.0 - MIXES) ** -np.log2(mixed))
 
 
 def bus_shape(mixed: float) -> np.ndarray:

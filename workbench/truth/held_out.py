@@ -249,7 +249,7 @@ def _of_a_class() -> Iterator[HeldOut]:
     """Machines of ``datasets/published/machines_by_generation.yaml``, none of which gave its class the figure that is asked."""
     for name, of, channels, mts, local, far, reads, far_reads, _ in published.read_table("machines_by_generation").rows:
         known = profiles.classes()[of].costs
-        nominal = channels * mts * 8 / 1e3
+        nominal = channels * mts * 8 / 1e3 if channels else None
         asked = (
             ("class", "dram_latency", local, 1.0),
             ("class", "channel_efficiency", reads, nominal),
@@ -257,7 +257,7 @@ def _of_a_class() -> Iterator[HeldOut]:
             ("remote given local", "remote_bandwidth_ratio", far_reads, reads),
         )
         for question, parameter, value, scale in asked:
-            if value is not None:
+            if value is not None and scale is not None:
                 cost = known[parameter]
                 yield HeldOut(question, name, parameter, value, cost.value * scale, cost.low * scale, cost.high * scale)
 

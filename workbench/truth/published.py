@@ -318,7 +318,7 @@ def _interleave_bandwidth(table: Table, out: _Rows) -> None:
 def _loaded_latency(table: Table, out: _Rows) -> None:
     """Latency under load. Columns: ``bandwidth`` (MB/s) and ``latency`` (ns); ``shape``: the profile whose curves give the
     shape; ``reads``: share of reads in per cent. The row of least traffic sets the idle latency and the highest bandwidth
-    the peak; rows at 97 % of it or more have no model."""
+    the peak; rows at 97 % of it or more have no model. ``remark``: what is odd about this machine's latencies."""
     from workbench.cost import profile
 
     model = table.model
@@ -339,7 +339,7 @@ def _loaded_latency(table: Table, out: _Rows) -> None:
         else:
             delay = family.latency(speed / peak * own, share) - family.idle
             delay *= cost_table.value("curve_delay_scale")
-            out.add(label, "latency", "ns", latency, latencies[least] + delay, "predicted")
+            out.add(label, "latency", "ns", latency, latencies[least] + delay, "predicted", model.get("remark", ""))
 
 
 def curves_mixes() -> np.ndarray:
