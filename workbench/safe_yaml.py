@@ -6,14 +6,16 @@ twice is an error, as is an alias inside what it stands for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from workbench import garbage
-from workbench.errors import WorkbenchError
+from workbench import garbage, yaml_lists
+from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.limits import YAML_BYTES
 
@@ -23,6 +25,8 @@ MAX_NUMBER = 40
 """Characters of a number."""
 # The C parser is some ten times faster, which a scenario of a thousand ranges feels.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FIELD = re.compile(r"([\w.\[\]]+): ")
+"""What a message begins with that names a field."""
 _TAG = "tag:yaml.org,2002:"
 _NODES = {yaml.ScalarEvent: "single value", yaml.MappingStartEvent: "mapping", yaml.SequenceStartEvent: "list"}
 _TAGS = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {"!"}
@@ -72,7 +76,105 @@ _Scalars.add_constructor(f"{_TAG}timestamp", _Scalars.text)
 
 def load(source: str | Path, field: str) -> Mapping[str, Any]:
     """Read a mapping from a path, or from YAML text (a string that contains a line break)."""
-    text = source if isinstance(source, str) and "\n" in source else _read(Path(source), field)
+    with named(source, field) as text:
+        return load_text(text, field)
+
+
+@contextlib.contextmanager
+def named(source: str | Path, field: str, changed: Sequence[str] = ()) -> Iterator[str]:
+    """The text of a path (or a text itself). What is refused inside names the file and, if it is a field, its line.
+
+    ``changed``: dotted fields that are not as the file has them.
+    """
+    if isinstance(source, str) and "\n" in source:
+        yield source
+        return
+    path = Path(source)
+    text = _read(path, field)
+    try:
+        yield text
+    except WorkbenchError as error:
+        field_of = _FIELD.match(str(error))
+        keys = re.findall(r"\w+", field_of[1]) if field_of else []
+        if any(_leads_to(one.split("."), keys) for one in changed):
+            raise  # the file does not say so
+        if keys and not error.at:
+            error.at = line_of(text, keys)
+        with of_file(path.name):
+            raise
+
+
+def _leads_to(path: Sequence[str], keys: Sequence[str]) -> bool:
+    """Whether keys begin with a path, apart from names that are of no field."""
+    left = iter(keys)
+    return all(key in left for key in path)
+
+
+def line_of(text: str, keys: Sequence[str]) -> int:
+    """The line, from 1 on, of the field that ``keys`` lead to, or of what is there of the way; 0 if that is unknown.
+
+    Keys of lists are their numbers; keys that the text does not have are passed over.
+
+    >>> line_of("a: 1\\nb:\\n  - c: 2\\n  - c: 3\\n", ["b", "1", "c"])
+    4
+    """
+    left = list(keys)
+    try:
+        while True:
+            there, line = _follow(text, left)
+            if there == len(left):
+                return line
+            del left[there]
+    except (yaml.YAMLError, ValueError, RecursionError, StopIteration):
+        return 0
+
+
+def _follow(text: str, keys: Sequence[str]) -> tuple[int, int]:
+    """How many of the keys lead somewhere one after another, and the line of that."""
+    events: Iterator[Any] = iter(yaml.parse(text, Loader=_Base))
+    event = next(events)
+    while isinstance(event, (yaml.StreamStartEvent, yaml.DocumentStartEvent)):
+        event = next(events)
+    line = event.start_mark.line + 1
+    there = 0
+    while there < len(keys):
+        if isinstance(event, yaml.MappingStartEvent):
+            left = [".".join(keys[there:end]) for end in range(there + 1, len(keys) + 1)]  # a key may have dots itself
+            name = next(events)
+            while getattr(name, "value", None) not in left:
+                if isinstance(name, yaml.MappingEndEvent):
+                    return there, line
+                _pass_over(name, events)
+                _pass_over(next(events), events)
+                name = next(events)
+            line, event = name.start_mark.line + 1, next(events)
+            there += left.index(name.value) + 1
+        elif isinstance(event, yaml.SequenceStartEvent) and keys[there].isdecimal():
+            event = next(events)
+            for _ in range(int(keys[there])):
+                if isinstance(event, yaml.SequenceEndEvent):
+                    break
+                _pass_over(event, events)
+                event = next(events)
+            if isinstance(event, yaml.SequenceEndEvent):
+                return there, line
+            line = event.start_mark.line + 1
+            there += 1
+        else:
+            return there, line
+    return there, line
+
+
+def _pass_over(event: Any, events: Iterator[Any]) -> None:
+    """Go to the end of the node that an event begins."""
+    deep = int(isinstance(event, yaml.CollectionStartEvent))
+    while deep:
+        event = next(events)
+        deep += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+
+
+def load_text(text: str, field: str) -> Mapping[str, Any]:
+    """Read a mapping from YAML text."""
     if len(text) > YAML_BYTES:
         raise WorkbenchError(f"{field}: {len(text) >> 20} MiB of YAML; at most {YAML_BYTES >> 20} MiB are read")
     try:
@@ -84,7 +186,7 @@ def load(source: str | Path, field: str) -> Mapping[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or (str(error).splitlines() or ["cannot be read"])[0]
-        raise WorkbenchError(f"{field}: not valid YAML{where}: {reason}") from None
+        raise WorkbenchError(f"{field}: not valid YAML{where}: {reason}", mark.line + 1 if mark else 0) from None
     if not isinstance(value, Mapping):
         raise WorkbenchError(f"{field}: must be a mapping of fields, not {type(value).__name__}")
     if any(not isinstance(key, str) for key in value):
@@ -130,6 +232,24 @@ class _Open:
 
 
 def _build(text: str, field: str) -> Any:
+    """The one document of a text; long lists of flat mappings are read without the parser."""
+    scalars = _Scalars()
+
+    def plain(written: str) -> object:
+        return scalars.value(yaml.ScalarEvent(None, None, (True, False), written))
+
+    try:
+        taken = yaml_lists.take_out(text, plain)
+        if taken is not None:
+            value = _parse(taken.text, field)
+            yaml_lists.put_back(value, taken, plain)
+            return value
+    except (yaml_lists.NotFlat, yaml.YAMLError, ValueError, RecursionError):
+        pass  # whatever is wrong is said of the text as it is
+    return _parse(text, field)
+
+
+def _parse(text: str, field: str) -> Any:
     """The one document of a text, built as the parser goes, so that no more is made than what is looked at."""
     scalars = _Scalars()
     found: list[Any] = []

@@ -34,7 +34,8 @@ from workbench.limits import (
     RATE,
     WORD,
 )
-from workbench.safe_yaml import load as load_yaml
+from workbench.safe_yaml import load_text
+from workbench.safe_yaml import named as named_yaml
 from workbench.texts import Name, Prose
 from workbench.topology.host import Host
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, page_size_name, parse_bytes
@@ -884,8 +885,12 @@ class Scenario(_Model):
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Scenario:
-        """Read a scenario from a path, or from YAML text (anything that contains a line break)."""
-        return cls.from_mapping(load_yaml(source, "scenario"))
+        """Read a scenario from a path, or from YAML text (anything that contains a line break).
+
+        Errors name the file, the line and the field.
+        """
+        with named_yaml(source, "scenario") as text:
+            return cls.from_mapping(load_text(text, "scenario"))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Scenario:

@@ -69,7 +69,7 @@ SAID_TWICE = {
     "between pages": ("trace.csv", "offset,length,to\n8,4096,shared\n", "trace.offset: row 1: 8 is not a multiple"),
     "node of a policy": (
         "scenario", BASE + "operations: [{op: mbind, mode: bind, nodes: '0,0'}]", "node 0 is there twice; each node once"),
-    "fields of a row": ("trace.csv", "offset,length,to\n0,4096,shared,9\n", "row 1 has 4 fields, the first line 3"),
+    "fields of a row": ("trace.csv", "offset,length,to\n0,4096,shared,9\n", "row 1 has 4 fields, the header 3"),
     "axis": ("grid", SWEEP + "axes: {seed: [1], seed: [2]}", "'seed' is there twice"),
     "field of two axes": ("grid", SWEEP + "axes: {a: {field: seed, values: [1]}, seed: [2]}", "'seed' is set by two axes"),
     "field and its part": (

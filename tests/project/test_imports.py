@@ -17,8 +17,8 @@ COMPILERS = {f"workbench.kernels.{name}" for name in ("compile", "code_cache", "
 """The modules that know Numba; all other kernels know three decorators and a class decorator."""
 
 GROUND = {
-    "errors", "errnos", "limits", "texts", "units", "files", "safe_yaml", "bitmap_lists", "data", "policy", "costs", "intervals",
-    "probe_words", "profiles", "design", "names", "replacing", "validation", "shown", "garbage",
+    "errors", "errnos", "limits", "texts", "units", "files", "safe_yaml", "yaml_lists", "bitmap_lists", "data", "policy", "costs",
+    "intervals", "probe_words", "profiles", "design", "names", "replacing", "validation", "shown", "garbage",
 }  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
 SCENE = GROUND | {"topology", "scenario", "ready", "variables", "results", "kernels"}
@@ -37,7 +37,8 @@ WINGS = {
     "units": {"errors"},
     "files": {"errors"},
     "replacing": {"errors", "files"},
-    "safe_yaml": {"errors", "files", "garbage", "limits"},
+    "yaml_lists": set(),
+    "safe_yaml": {"errors", "files", "garbage", "limits", "yaml_lists"},
     "bitmap_lists": {"errors", "limits"},
     "validation": {"limits", "names"},
     "shown": {"bitmap_lists", "errnos", "units"},

@@ -176,7 +176,7 @@ def test_traces(tmp_path, kind):
         ("offset,length,to,cpu\n0,4096,shared,\n", "trace.cpu: row 1"),
         ("offset,length,to,Node\n0,4096,shared,1\n", "did you mean 'node'"),
         ("offset,length,offset,to\n0,4096,4096,shared\n", "column 'offset' is there twice"),
-        ("offset,length,to\n0,4096,shared,7\n", "row 1 has 4 fields, the first line 3"),
+        ("offset,length,to\n0,4096,shared,7\n", "row 1 has 4 fields, the header 3"),
         ("offset,length,to\n0,4096\n", "row 1 has 2 fields"),
         (
             "offset,length,to,kind\n0,4096,shared,transient\n",

@@ -51,7 +51,7 @@ def _pairs(words: list[str] | None) -> dict[str, str]:
 def _read_values(path: Path) -> dict[str, object]:
     from workbench.safe_yaml import load
 
-    values = load(path, str(path))
+    values = load(path, "parameters")
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):

@@ -254,12 +254,12 @@ def read_stdin(field: str) -> str:
 def read_scenario(source: str, changes: list[str]) -> Any:
     """A scenario from a file, a ready one by name, or standard input (``-``), with ``KEY=VALUE`` changes applied."""
     from workbench.ready import find_scenario
-    from workbench.safe_yaml import load
+    from workbench.safe_yaml import load, load_text, named
     from workbench.scenario import Scenario, set_path
 
-    text = read_stdin("scenario") if source == "-" else find_scenario(source)
-    mapping = dict(load(text, "scenario"))
+    given = read_stdin("scenario") if source == "-" else find_scenario(source)
     done: dict[str, str] = {}
+    values: dict[str, object] = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or not key:
@@ -268,8 +268,12 @@ def read_scenario(source: str, changes: list[str]) -> Any:
         if lost is not None:
             raise WorkbenchError(f"--set: {change[:100]!r} undoes {done[lost][:100]!r}")
         done[key] = change
-        set_path(mapping, key, load(f"value: {value}\n", "--set")["value"])
-    return Scenario.from_mapping(mapping)
+        values[key] = load(f"value: {value}\n", "--set")["value"]
+    with named(given, "scenario", tuple(done)) as text:
+        mapping = dict(load_text(text, "scenario"))
+        for key, new in values.items():
+            set_path(mapping, key, new)
+        return Scenario.from_mapping(mapping)
 
 
 @functools.cache

@@ -32,7 +32,6 @@ from workbench.files import read_file, whole_file
 from workbench.limits import PROFILE_BYTES
 from workbench.names import near
 from workbench.topology.host import Hardware, Kind
-from workbench.topology.yaml_lines import line_of
 from workbench.validation import first_line
 
 if TYPE_CHECKING:
@@ -294,7 +293,9 @@ def _from_file(path: Path, _changed: int) -> Profile:
             return from_mapping(safe_yaml.load(f"{text}\n", "profile"), path.name, path.parent)
         except WorkbenchError as error:
             said = str(error).replace(f"profile: {path.name}: ", "profile: ", 1)
-            raise WorkbenchError(said, error.at or line_of(text, re.findall(r"\w+", said[:200])[1:])) from None
+            raise WorkbenchError(
+                said, error.at or safe_yaml.line_of(text, re.findall(r"\w+", said[:200])[1:])
+            ) from None
 
 
 def read_profile(name: str | Path) -> Profile:

@@ -179,10 +179,11 @@ class Grid:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Grid:
         """Read a grid from a YAML file, or from YAML text with a line break in it."""
-        from workbench.safe_yaml import load
+        from workbench.safe_yaml import load_text, named
 
         folder = Path(path).parent if isinstance(path, Path) or "\n" not in path else Path()
-        return cls.from_mapping(load(path, "grid"), folder)
+        with named(path, "grid") as text:
+            return cls.from_mapping(load_text(text, "grid"), folder)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], folder: Path = Path()) -> Grid:

@@ -192,7 +192,6 @@ def _stem(path: Path) -> str:
 
 
 def _yaml(text: str) -> Described:
-    from workbench.safe_yaml import load
-    from workbench.topology.yaml_lines import line_of
+    from workbench.safe_yaml import line_of, load
 
     return Described(load(f"{text}\n", "host"), lambda keys: line_of(text, keys))

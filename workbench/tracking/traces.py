@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.kernels.folios import run as folio
 from workbench.limits import FILE_BYTES, MAX_CPUS, MAX_NUMNODES, TRACE_BYTES, TRACE_ROWS
@@ -37,6 +38,7 @@ _ARGUMENTS: dict[str, tuple[str, Mapping[str, int]]] = {
     **dict.fromkeys(("pin", "unpin"), ("kind", KINDS)),
 }
 """Operations with an argument: the column that it stands in, and what may stand there."""
+_ROW = re.compile(r"\brow ([0-9]+)")
 
 
 def read_trace(path: str | Path) -> Int64s:
@@ -45,17 +47,31 @@ def read_trace(path: str | Path) -> Int64s:
     Columns: ``op`` (convert, pin, unpin, host_fault, guest_fault, punch_hole, hwpoison, merge, lru_drain, release,
     unmap_slot; ``convert`` if the column is missing), ``offset`` and ``length`` in bytes or texts such as "2 MiB", ``to``
     (private or shared, for convert and guest_fault) or ``kind`` (transient or long_term, for pin and unpin), optionally
-    ``node`` and ``cpu``. Raises WorkbenchError that names the row (the first is 1) and the column.
+    ``node`` and ``cpu``. Raises WorkbenchError that names the file, the row (the first is 1; of CSV its line too) and the
+    column.
     """
     source = Path(path)
     content = read_file(source, TRACE_BYTES, "trace")
-    table = _parquet(content, source.name) if source.suffix == ".parquet" else _csv(content, source.name)
+    with of_file(source.name):
+        if source.suffix == ".parquet":
+            return _stream(_parquet(content))
+        table, lines = _csv(content)
+        try:
+            return _stream(table)
+        except WorkbenchError as error:
+            row = _ROW.search(str(error))
+            error.at = lines[int(row[1])] if row else 1
+            raise
+
+
+def _stream(table: Mapping[str, Sequence[Any]]) -> Int64s:
+    """The stream that columns say."""
     for column in table:
         if column not in COLUMNS:
-            raise WorkbenchError(f"trace: {source.name}: column {unknown(column, COLUMNS)}")
+            raise WorkbenchError(f"trace: column {unknown(column, COLUMNS)}")
     for column in _NEEDED:
         if column not in table:
-            raise WorkbenchError(f"trace: {source.name} has no column {column!r}")
+            raise WorkbenchError(f"trace: there is no column {column!r}")
     rows = len(table["offset"])
     stream = np.zeros((rows, 6), np.int64)
     names = table.get("op", ["convert"] * rows)
@@ -103,27 +119,36 @@ def _check_ranges(stream: Int64s) -> None:
         raise WorkbenchError(f"trace.length: row {empty[0] + 1}: 0 bytes; at least one page of {PAGE_SIZE} is expected")
 
 
-def _csv(content: bytes, name: str) -> dict[str, Sequence[Any]]:
-    """Columns of texts. Lines of other lengths than the first are refused, not filled up or cut."""
+def _csv(content: bytes) -> tuple[dict[str, Sequence[Any]], list[int]]:
+    """Columns of texts, and the lines that the header and the rows end in.
+
+    Rows of other lengths than the header are refused, not filled up or cut.
+    """
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise WorkbenchError(f"trace: {name} is neither UTF-8 text nor named .parquet") from None
+        raise WorkbenchError("trace: neither UTF-8 text nor named .parquet") from None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [column.strip() for column in next(reader, [])]
-        rows = [row for row in itertools.islice(reader, TRACE_ROWS + 1) if row]
+        lines = [reader.line_num]
+        rows: list[list[str]] = []
+        for row in itertools.islice(reader, TRACE_ROWS + 1):
+            if row:
+                rows.append(row)
+                lines.append(reader.line_num)
     except csv.Error as error:
-        raise WorkbenchError(f"trace: {name}, line {reader.line_num}: {error}") from None
-    _check_table(header, len(rows), name)
+        raise WorkbenchError(f"trace: {error}", reader.line_num) from None
+    _check_table(header, len(rows))
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
-            raise WorkbenchError(f"trace: {name}: row {number} has {len(row)} fields, the first line {len(header)}")
+            said = f"trace: row {number} has {len(row)} fields, the header {len(header)}"
+            raise WorkbenchError(said, lines[number])
     columns = zip(*rows, strict=True) if rows else [()] * len(header)
-    return dict(zip(header, columns, strict=True))
+    return dict(zip(header, columns, strict=True)), lines
 
 
-def _parquet(content: bytes, name: str) -> dict[str, Sequence[Any]]:
+def _parquet(content: bytes) -> dict[str, Sequence[Any]]:
     """Columns of integers and texts; how many rows there are is known before any is read."""
     import pyarrow as pa
     import pyarrow.parquet
@@ -131,25 +156,25 @@ def _parquet(content: bytes, name: str) -> dict[str, Sequence[Any]]:
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
         header = [str(column) for column in file.schema_arrow.names]
-        _check_table(header, file.metadata.num_rows, name)
+        _check_table(header, file.metadata.num_rows)
         known = [column for column in header if column in COLUMNS]
         if len(known) < len(header):  # told apart from what is known before the rest is unpacked
             return dict.fromkeys(header, ())
         table = file.read()
         if table.nbytes > 8 * TRACE_BYTES:
-            raise WorkbenchError(f"trace: {name} unpacks to more than {8 * TRACE_BYTES >> 20} MiB")
+            raise WorkbenchError(f"trace: it unpacks to more than {8 * TRACE_BYTES >> 20} MiB")
         return {column: table[column].to_pylist() for column in header}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise WorkbenchError(f"trace: {name} cannot be read: {line}") from None
+        raise WorkbenchError(f"trace: it cannot be read: {line}") from None
 
 
-def _check_table(header: Sequence[str], rows: int, name: str) -> None:
+def _check_table(header: Sequence[str], rows: int) -> None:
     twice = next((column for at, column in enumerate(header) if column in header[:at]), None)
     if twice is not None:
-        raise WorkbenchError(f"trace: {name}: column {twice!r} is there twice")
+        raise WorkbenchError(f"trace: column {twice!r} is there twice")
     if rows > TRACE_ROWS:
-        raise WorkbenchError(f"trace: {name} has more than {TRACE_ROWS} rows; no more are read")
+        raise WorkbenchError(f"trace: it has more than {TRACE_ROWS} rows; no more are read")
 
 
 def _missing(value: Any) -> bool:
