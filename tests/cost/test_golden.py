@@ -10,6 +10,7 @@ from workbench import costs
 from workbench.cost import curves, profile, traffic, translation, weights
 from workbench.cost.kernel_times import kernel_times
 from workbench.cost.machine import machine, parameters
+from workbench.errors import WorkbenchError
 from workbench.topology.host import Host, Node, machine_names
 
 GIB = 1 << 30
@@ -159,6 +160,20 @@ def test_zipf_walks_miss_what_is_cold():
     cost = translation.walk_cost({"4 KiB": GIB}, "4 KiB", exponent=1.0)
     sums = np.cumsum(1.0 / np.arange(1, pages + 1))
     assert float(cost["misses_per_access"]) == pytest.approx(1 - sums[entries - 1] / sums[-1], rel=1e-3)
+
+
+def test_walks_of_hot_pages_are_charged_to_what_reaches_memory():
+    """Zipf: caches serve the hottest pages, which the TLB has too; whoever reaches memory walked, and did so once."""
+    cost = translation.walk_cost({"4 KiB": 64 * GIB}, "4 KiB", exponent=0.99)
+    misses, references = float(cost["misses_per_access"]), float(cost["memory_references"])
+    plain, cached = translation.table_walks(cost, np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    for reached in (0.3, 0.9, 1.0):  # fewer or more than miss the TLB
+        walks, kept = translation.table_walks(cost, np.array([1.0, 0.0]), np.array([0.0, 1.0]), reached=reached)
+        each = 1.0 / max(reached, misses) if reached < 1.0 else 1.0
+        assert walks == pytest.approx(plain * each) and kept == pytest.approx(cached * each)
+        assert walks.sum() <= references / misses * (1 + 1e-9)  # of one walk
+    with pytest.raises(WorkbenchError, match="reached: 2 is not between 0 and 1"):
+        translation.table_walks(cost, np.array([1.0]), np.array([1.0]), reached=2)
 
 
 @pytest.mark.parametrize(

@@ -489,3 +489,58 @@ def test_given_figures_are_drawn_and_estimates_by_their_own_range():
     assert np.ptp([one.bandwidth[0] for one in alone]) > 0
     drawn = weights.best_weights(machines[0], vcpus={0: 4}, samples=5)
     assert drawn["bandwidth"].dims[0] == "sample" and np.ptp(drawn["bandwidth"].values, axis=0).max() > 0
+
+
+MATRIX = "Intel(R) Memory Latency Checker - v3.11\nMeasuring idle latencies (in ns)...\n{}\n"
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "\t\tNuma node\nNuma node\t     0\t     1\t\n       0\t  82.1\t 141.0\t\n       1\t 141.5\t  81.5\t",
+        "\tMemory node\nSocket\t     0\t     1\t\n     0\t    82.1\t141.0\t\n     1\t    141.5\t81.5",  # version 3.5
+        "\n      Numa node\n\nNuma node   0       1\n\n   0     82.1  141.0\n\n   1     141.5 81.5\n",  # a serial console
+        "> \t\tNuma node\n> Numa node\t     0\t     1\t\n>        0\t  82.1\t 141.0\t\n>        1\t 141.5\t  81.5\t",
+    ],
+)
+def test_matrices_of_mlc_are_read_as_people_have_them(printed, tmp_path):
+    path = tmp_path / "mlc.txt"
+    path.write_text(MATRIX.format(printed))
+    made = calibrate.calibrate(path)
+    assert [(memory.kind, memory.nodes, memory.idle_latency) for memory in made.memories] == [
+        ("dram", (0,), 82.1), ("dram", (1,), 81.5),
+    ]  # fmt: skip
+    assert [(link.initiator, link.target, link.idle_latency) for link in made.links] == [(0, 1, 141.0), (1, 0, 141.5)]
+
+
+@pytest.mark.parametrize(
+    ("printed", "says"),
+    [
+        (
+            "Numa node 0 1\n0 -5 141.0\n1 141.5 81.5",
+            "line 4: calibrate: '-5' from node 0 to node 0 is no number above 0",
+        ),
+        ("Numa node 0 1\n0 82.1 nan\n1 141.5 81.5", "line 4: calibrate: 'nan' from node 0 to node 1"),
+        ("Numa node 0 0\n0 82.1 141.0", "line 3: calibrate: 'Numa node 0 0' names a node twice"),
+        ("Numa node 0 1\n0 82.1 141.0\n0 141.5 81.5", "line 5: calibrate: '0 141.5 81.5' is no row for 2 nodes"),
+        ("Numa node 0 1\n0 82.1 141.0 99", "line 4: calibrate: '0 82.1 141.0 99' is no row for 2 nodes"),
+    ],
+)
+def test_a_matrix_with_holes_is_no_other_machine(printed, says, tmp_path):
+    """A cell that is no number used to be left out, and its node became memory without CPUs."""
+    path = tmp_path / "mlc.txt"
+    path.write_text(MATRIX.format(printed))
+    with pytest.raises(WorkbenchError, match=f"mlc.txt: {says}"):
+        calibrate.calibrate(path)
+
+
+def test_shares_of_reads_may_be_parts_and_files_may_begin_with_a_mark(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text(
+        "\ufeffread_ratio,bandwidth,latency\n0.5,1,100\n0.5,20,150\n1.0,1,100\n1.0,30,140\n", encoding="utf-8"
+    )
+    made = calibrate.calibrate(path)
+    assert made.memories[0].family().measured == (0.5, 1.0)
+    path.write_text("read_ratio,bandwidth,latency\n50,1,100\n50,20,nan\n")
+    with pytest.raises(WorkbenchError, match=r"m\.csv: line 3: calibrate: 20 GB/s at nan ns"):
+        calibrate.calibrate(path)

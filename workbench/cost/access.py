@@ -61,7 +61,9 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Tr
             mapped = dict(zip(PAGE_ORDERS, conversion.mapping_share * present, strict=True))
         exponent = traffic.ZIPF_EXPONENT if operation.pattern == "zipf" else 0.0
         cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.vm_type, exponent=exponent)
-        walks, cached = translation.table_walks(cost, guest_table_share(system, inode), host_table_share(system))
+        walks, cached = translation.table_walks(
+            cost, guest_table_share(system, inode), host_table_share(system), reached=reached if exponent else 1.0
+        )
     return AccessRecord(operation, share, reached, walks, cached, initiators)
 
 

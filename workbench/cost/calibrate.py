@@ -40,7 +40,7 @@ def calibrate(path: Path, name: str | None = None, kind: str = "dram") -> Profil
     kind : of the memory that Mess's curves describe, or of MLC's nodes that have CPUs
     """
     try:
-        text = read_file(path, PROFILE_BYTES, "calibrate").decode("utf-8")
+        text = read_file(path, PROFILE_BYTES, "calibrate").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise WorkbenchError(f"calibrate: {path} is not text") from None
     name = name or path.stem
@@ -73,7 +73,13 @@ def from_mess(text: str, name: str, kind: str = "dram") -> Profile:
             share, speed, latency = (float(row[column]) for column in chosen)
         except (TypeError, ValueError):
             raise WorkbenchError(f"calibrate: {', '.join(chosen)} must be numbers", line) from None
+        if not (np.isfinite((share, speed, latency)).all() and speed >= 0 and latency > 0):
+            raise WorkbenchError(
+                f"calibrate: {speed:g} GB/s at {latency:g} ns: numbers from 0 on, and above 0, are expected", line
+            )
         curves.setdefault(round(share, 2), []).append((1000.0 * speed, latency))
+    if curves and 0.0 < max(curves) <= 1.0:  # a part, not per cent
+        curves = {round(100.0 * share, 2): points for share, points in curves.items()}
     few = {share: points for share, points in curves.items() if len(points) < 2}
     for share in few:  # a single point is no curve
         del curves[share]
@@ -97,7 +103,7 @@ def _ordered(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def from_mlc(text: str, name: str, kind: str = "dram") -> Profile:
     """A profile of a machine from what ``mlc`` prints: latency and bandwidth matrices, peaks by mix, loaded latencies."""
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [re.sub(r"^(?:[>|]\s?)+", "", line.strip()).strip() for line in text.splitlines()]
     latency = _matrix(lines, r"Measuring idle latencies")
     bandwidth = _matrix(lines, r"Measuring Memory Bandwidths between nodes")
     peaks = _peaks(lines)
@@ -174,23 +180,34 @@ def _section(lines: Sequence[str], heading: str) -> Iterator[str]:
 
 
 def _matrix(lines: Sequence[str], heading: str) -> dict[int, dict[int, float]]:
-    """A matrix by initiator and target node; a cell that is no number is left out."""
+    """A matrix by initiator and target node; a cell that was not measured (``-``) is left out.
+
+    Old versions name nodes by socket. What was printed to a serial console or copied from a mail has empty lines between rows.
+    """
     columns: list[int] = []
     out: dict[int, dict[int, float]] = {}
     for line in _section(lines, heading):
         words = line.split()
-        if line.lower().startswith("numa node") and len(words) > 2 and all(w.isdecimal() for w in words[2:]):
-            columns = [int(w) for w in words[2:]]
+        nodes = re.fullmatch(r"(?:numa node|socket)\s+(\d+(?:\s+\d+)*)", line, re.IGNORECASE)
+        if nodes:
+            columns = [int(word) for word in nodes[1].split()]
+            if len(set(columns)) < len(columns):
+                raise WorkbenchError(f"calibrate: {line[:60]!r} names a node twice", lines.index(line) + 1)
         elif columns and len(words) >= 2 and words[0].isdecimal():
+            if int(words[0]) in out or len(words) - 1 > len(columns):
+                said = f"calibrate: {line[:60]!r} is no row for {len(columns)} nodes, or one that was there before"
+                raise WorkbenchError(said, lines.index(line) + 1)
             row = {}
             for column, word in zip(columns, words[1:], strict=False):
                 if re.fullmatch(r"\d+(\.\d+)?", word) and float(word) > 0:
                     row[column] = float(word)
-            if row:
-                out[int(words[0])] = row
-        elif columns and out:
+                elif word != "-":
+                    said = f"calibrate: {word[:30]!r} from node {words[0]} to node {column} is no number above 0"
+                    raise WorkbenchError(said, lines.index(line) + 1)
+            out[int(words[0])] = row
+        elif columns and out and line:
             break
-    return out
+    return {node: row for node, row in out.items() if row}
 
 
 def _peaks(lines: Sequence[str]) -> dict[float, float]:

@@ -201,15 +201,21 @@ def _zipf_factors(
     return cold / misses, conditional / uniform if uniform > 0.0 else 1.0
 
 
-def table_walks(cost: xr.Dataset, guest_tables: np.ndarray, host_tables: np.ndarray) -> tuple[np.ndarray, float]:
-    """What page walks load: references in memory per access by node, and the ns per access that caches serve.
+def table_walks(
+    cost: xr.Dataset, guest_tables: np.ndarray, host_tables: np.ndarray, *, reached: float = 1.0
+) -> tuple[np.ndarray, float]:
+    """What page walks load: references in memory by node, and ns that caches serve, for each access that reaches memory.
 
     Parameters
     ----------
     cost : of :func:`walk_cost`
     guest_tables : float64 (nodes,), where the pages of the guest's own page table lie; sums to 1
     host_tables : float64 (nodes,), where those of the second stage lie
+    reached : part of the accesses that data caches do not serve, under a law that makes the same pages hot for them and for the
+        TLB: cold pages then miss in both, so all walks are those of accesses that reach memory. 1 where hits are by chance.
     """
+    if not cost_table.is_number(reached) or not 0.0 <= reached <= 1.0:
+        raise WorkbenchError(f"reached: {repr(reached)[:60]} is not between 0 and 1")
     for name, tables in (("guest_tables", guest_tables), ("host_tables", host_tables)):
         if np.asarray(tables).dtype.kind not in "fiu" or not (np.isfinite(tables) & (np.asarray(tables) >= 0)).all():
             raise WorkbenchError(f"{name}: {repr(tables)[:60]} are no shares; numbers from 0 on are allowed")
@@ -217,7 +223,8 @@ def table_walks(cost: xr.Dataset, guest_tables: np.ndarray, host_tables: np.ndar
         raise WorkbenchError(f"host_tables: {np.size(host_tables)} values, guest_tables has {np.size(guest_tables)}")
     guest, host = float(cost["guest_references"]), float(cost["host_references"])
     walks = guest * np.asarray(guest_tables, float) + host * np.asarray(host_tables, float)
-    return walks, float(cost["cached"])
+    each = 1.0 / max(reached, float(cost["misses_per_access"])) if 0.0 < reached < 1.0 else 1.0  # one walk at most
+    return walks * each, float(cost["cached"]) * each
 
 
 def split_loss(memory: int, split_blocks: int, block: str = "1 GiB", into: str = "4 KiB", **options: Any) -> xr.Dataset:

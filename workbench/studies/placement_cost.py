@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from workbench import costs as cost_table
 from workbench import results
 from workbench.cost import traffic, translation
 from workbench.cost import weights as cost_weights
@@ -188,6 +189,7 @@ def policy_costs(
     from workbench.simulation import simulate
 
     access = traffic.access_pattern(access)
+    cost_table.whole("samples", samples)
     number = dict(vcpus) if vcpus is not None else default_vcpus(host)
     unknown = [node for node in number if node not in {n.id for n in host.nodes}]
     if unknown:
@@ -220,14 +222,18 @@ def policy_costs(
         whole = traffic.memory_shares(
             dataset, access.model_copy(update={"pattern": "uniform", "offset": 0, "length": None})
         )
+        hot = access.pattern == "zipf"
         for k, (model, drawn) in enumerate(zip(machines, chosen, strict=True)):
             walks, cached = np.zeros(model.nodes), 0.0
             if access.pattern != "streaming":
-                exponent = traffic.ZIPF_EXPONENT if access.pattern == "zipf" else 0.0
+                exponent = traffic.ZIPF_EXPONENT if hot else 0.0
                 cost = translation.walk_cost(
                     {page_size: guest.memory}, page_size, confidential=confidential, exponent=exponent, costs=drawn
                 )
-                walks, cached = translation.table_walks(cost, whole[0], _second_stage(dataset, own, weight))
+                reached = traffic.memory_shares(dataset, access, costs=drawn)[1] if hot else 1.0
+                walks, cached = translation.table_walks(
+                    cost, whole[0], _second_stage(dataset, own, weight), reached=reached
+                )
             streams = traffic.together(
                 [
                     traffic.streams(
