@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from workbench import costs
-from workbench.cost import calibrate, curves, kernel_times, profile, traffic, translation, weights
+from workbench.cost import calibrate, curves, kernel_times, measure, profile, traffic, translation, weights
 from workbench.cost.machine import machine, parameters, sampled, with_figures
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
@@ -544,3 +544,30 @@ def test_shares_of_reads_may_be_parts_and_files_may_begin_with_a_mark(tmp_path):
     path.write_text("read_ratio,bandwidth,latency\n50,1,100\n50,20,nan\n")
     with pytest.raises(WorkbenchError, match=r"m\.csv: line 3: calibrate: 20 GB/s at nan ns"):
         calibrate.calibrate(path)
+
+
+def test_curves_that_end_below_the_bandwidth_keep_their_latencies():
+    """A machine of two CPUs: one chases, the other loads 4 GB/s, and both pull 16. At 4 GB/s latency is as measured there."""
+    points = [(0.0, 100.0), (2000.0, 110.0), (4000.0, 140.0)]
+    short = {"name": "p", "source": "s", "memories": [{"curves": {100: points}, "bandwidth": 16_000.0}]}
+    family = profile.from_mapping(short).memories[0].family()
+    assert family.peaks[-1] == 16_000.0 and family.idle == 100.0
+    assert [family.latency(speed, 1.0) for speed in (2000.0, 4000.0, 15_000.0)] == pytest.approx(
+        [110, 140, 140], rel=0.02
+    )
+    where = machine(TWO, profile=profile.from_mapping(short))
+    assert where.bandwidth.tolist() == [16_000.0, 16_000.0]
+    alone = traffic.streams(where, ONE, {0: 1}, {"demand_mbps": 2000.0})
+    assert traffic.solve(where, alone).latency[0, 0] == pytest.approx(110.0, rel=0.02)
+
+
+def test_what_all_threads_pull_is_the_bandwidth_of_their_node():
+    report = measure.NotMeasured()
+    memories = [{"nodes": [0], "curves": {100.0: [(0.0, 100.0), (4000.0, 140.0)]}}, {"nodes": [1], "bandwidth": 5.0}]
+    measure._beyond_the_curves(memories, 0, {"by_threads": {1: 8000.0, 2: 16_000.0}}, report)
+    assert [memory.get("bandwidth") for memory in memories] == [16_000.0, 5.0]
+    assert report.missing == [
+        "node 0: the curves end at 4.0 GB/s of 16.0: too few CPUs load the memory while one of them chases"
+    ]
+    measure._beyond_the_curves(memories, 0, {}, report)
+    assert len(report.missing) == 1

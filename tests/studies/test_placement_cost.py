@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.plots import traffic as plots_traffic
 from workbench.plots.common import colours_of_host
 from workbench.studies import placement_cost, vnuma
+from workbench.topology.host import Host
 from workbench.truth import published
 
 HOST = wb.Host.from_machine("epyc1-naples-2s")
@@ -222,3 +223,24 @@ def test_a_wrong_exact_value_is_exit_code_1(command, tmp_path):
 
 def test_an_unknown_table_is_bad_input(command):
     assert isinstance(command("nonsense").exception, WorkbenchError)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"samples": 2.5}, "samples: 2.5; whole numbers from 1 on"),
+        ({"vcpus": {}}, "vcpus: no node runs a vCPU"),
+        ({"vcpus": {0: "a"}}, "vcpus: 'a' vCPUs on node 0"),
+        ({"vcpus": {0: 2.5}}, "vcpus of node 0: 2.5; whole numbers"),
+        ({"policies": {}}, "policies: none"),
+        ({"policies": {"x": 1}}, "policies: 'x' is 1, which is no Choice"),
+        ({"memory": 0}, "guest.memory"),
+        ({"page_size": "3 KiB"}, "guest.page_size: .*'4 KiB', '2 MiB' or '1 GiB'"),
+        ({"confidential": "sgx"}, "guest.vm_type"),
+        ({"extra_latency": "a"}, "extra_latency: 'a' ns"),
+    ],
+)
+def test_what_no_guest_can_be_is_one_line(given, says):
+    with pytest.raises(WorkbenchError, match=says) as caught:
+        placement_cost.policy_costs(Host.from_machine("epyc4-genoa-2s-nps1"), **given)
+    assert "\n" not in str(caught.value)

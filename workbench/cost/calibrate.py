@@ -75,7 +75,8 @@ def from_mess(text: str, name: str, kind: str = "dram") -> Profile:
             raise WorkbenchError(f"calibrate: {', '.join(chosen)} must be numbers", line) from None
         if not (np.isfinite((share, speed, latency)).all() and speed >= 0 and latency > 0):
             raise WorkbenchError(
-                f"calibrate: {speed:g} GB/s at {latency:g} ns: numbers from 0 on, and above 0, are expected", line
+                f"calibrate: {speed:g} GB/s at {latency:g} ns; bandwidths are numbers from 0 on, latencies above 0",
+                line,
             )
         curves.setdefault(round(share, 2), []).append((1000.0 * speed, latency))
     if curves and 0.0 < max(curves) <= 1.0:  # a part, not per cent

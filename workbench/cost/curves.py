@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import yaml
@@ -52,6 +52,12 @@ class Family:
     def shape(self) -> np.ndarray:
         """float64 (mixes,), peaks relative to that of reads alone."""
         return self.peaks / self.peaks[-1]
+
+    def beyond(self, bandwidth: float) -> Family:
+        """The same latencies for memory that delivers ``bandwidth`` MB/s to reads alone; flat beyond the end of the curves."""
+        ratio = bandwidth / float(self.peaks[-1])
+        delays = np.array([np.interp(np.minimum(LOADS * ratio, 1.0), LOADS, row) for row in self.delays])
+        return replace(self, peaks=self.peaks * ratio, delays=delays)
 
     def latency(self, bandwidth: float, read_share: float) -> float:
         """ns at a used bandwidth in MB/s and a share of reads; inf beyond the peak."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -189,7 +190,11 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     known = parameters(host)
     if profile is None and host.hardware is not None:
         profile = host.hardware.profile
-    given = profiles.read_profile(profile) if isinstance(profile, str) else profile or profiles.profile_of(host.name)
+    if not (profile is None or isinstance(profile, str | Path | profiles.Profile)):
+        raise WorkbenchError(f"profile: {repr(profile)[:60]} is neither a profile nor the name or file of one")
+    if isinstance(profile, str | Path):
+        profile = profiles.read_profile(profile)
+    given = profile or profiles.profile_of(host.name)
     on_machine = given.costs if given is not None else {}
 
     def cost(name: str) -> float:

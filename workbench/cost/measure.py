@@ -20,7 +20,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -347,6 +347,7 @@ def measure(
             links.append({"initiator": source, "target": target, **entry})
     told("one core", 0.8)
     cores = _cores(cpus[initiators[0]], size, memories, begin + 0.88 * budget, report)
+    _beyond_the_curves(memories, initiators[0], cores, report)
     told("first touch", 0.9)
     first_touch = _first_touch(cpus[initiators[0]][0], begin + budget, report)
     told("done", 1.0)
@@ -515,6 +516,21 @@ def _cores(
         "lines_random": round(max(1.0, random.value * idle / 1000.0 / LINE), 2),
         "by_threads": {threads: round(figure.value, 1) for threads, figure in ramp.items()},
     }
+
+
+def _beyond_the_curves(
+    memories: Sequence[dict[str, Any]], node: int, cores: Mapping[str, Any], report: NotMeasured
+) -> None:
+    """What all threads pull from their own node is its bandwidth, where the curves end below: one CPU only chases there."""
+    most = max(cores.get("by_threads", {}).values(), default=0.0)
+    for memory in memories:
+        reads = memory.get("curves", {}).get(100.0)
+        if reads and memory.get("nodes") == [node]:
+            peak = max(speed for speed, _ in reads)
+            if most > peak * (1.0 + STEADY):
+                memory["bandwidth"] = most
+                ends = f"the curves end at {peak / 1000:.1f} GB/s of {most / 1000:.1f}"
+                report.missing.append(f"node {node}: {ends}: too few CPUs load the memory while one of them chases")
 
 
 def _first_touch(cpu: int, until: float, report: NotMeasured) -> dict[str, float]:

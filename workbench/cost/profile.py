@@ -62,6 +62,10 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+ENDS_BELOW = 1.02
+"""Curves end below the bandwidth where that is more than this times their peak."""
+
+
 class _Curved(_Model):
     """What memories and links have in common.
 
@@ -84,8 +88,12 @@ class _Curved(_Model):
         return self
 
     def family(self) -> Family | None:
-        """Its curves, if it has some."""
-        return curves.family(self.curves) if self.curves else None
+        """Its curves, if it has some; up to its bandwidth, where they end below."""
+        if not self.curves:
+            return None
+        found = curves.family(self.curves)
+        short = self.bandwidth is not None and self.bandwidth > ENDS_BELOW * found.peaks[-1]
+        return found.beyond(self.bandwidth) if short and self.bandwidth is not None else found
 
 
 class Memory(_Curved):

@@ -190,6 +190,11 @@ def policy_costs(
 
     access = traffic.access_pattern(access)
     cost_table.whole("samples", samples)
+    extra_latency = cost_table.number("extra_latency", extra_latency, "ns", zero=True)
+    if vcpus is not None:
+        traffic.running(vcpus)
+        for node, count in vcpus.items():
+            cost_table.whole(f"vcpus of node {node!r}", count)
     number = dict(vcpus) if vcpus is not None else default_vcpus(host)
     unknown = [node for node in number if node not in {n.id for n in host.nodes}]
     if unknown:
@@ -197,6 +202,11 @@ def policy_costs(
     guest = _Guest(parse_bytes(memory, "memory"), number, page_size, confidential)
     machines, chosen = sampled(host, samples, seed) if samples > 1 else ([traffic.machine(host)], [{}])
     names = list(POLICIES if policies is None else policies)
+    for name, chosen_policy in (policies or {}).items():
+        if not isinstance(chosen_policy, Choice):
+            raise WorkbenchError(f"policies: {name!r} is {repr(chosen_policy)[:60]}, which is no Choice")
+    if not names:
+        raise WorkbenchError("policies: none; one or more are needed")
     total = np.zeros((len(names), samples))
     latency = np.zeros((len(names), samples))
     local = np.zeros(len(names))
@@ -205,7 +215,7 @@ def policy_costs(
     weight = np.array(list(number.values()), float)
     for row, name in enumerate(names):
         choice = (POLICIES if policies is None else policies)[name]
-        dataset = simulate(Scenario.model_validate(scenario_of(host, guest, choice, access)))
+        dataset = simulate(Scenario.from_mapping(scenario_of(host, guest, choice, access)))
         refused = np.flatnonzero(dataset["event_errno"].values)
         if len(refused):
             op = str(dataset["event_op"].values[refused[0]])
