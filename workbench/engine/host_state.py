@@ -41,6 +41,8 @@ _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 _FEW = 4096  # pages that show how fast zones fall
 _NEARBY = 0.9  # of the way to a mark, from where its distance is seen exactly
 _TOGETHER = 64  # pages placed before the slabs they need, where a zone reaches a mark
+_LOOKED_UP = 1 << 18  # entries of zonelists that are looked at to see where a rotation goes
+_LOOKS = 4  # at what pages need beside themselves: each comes a few hundred times closer to a mark
 _LARGEST_WEIGHT = 255
 _NO_POLICY: list[mp.Mempolicy | None] = [None]
 _SMALL, _REMEMBERED = 16, 256  # rows of request tables that are remembered, and how many tables are
@@ -72,6 +74,15 @@ class _Layout(NamedTuple):
     labels: list[str]
     n_memory: int
     zonelists: dict[str, Int64s]
+
+
+class _Steady(NamedTuple):
+    """Where a file's pages and what they need beside themselves come from while no zone reaches a mark."""
+
+    pages: dict[int, int]
+    """Of each zone the pages that one turn of the file's policy takes; one without a rotation."""
+    tables: int
+    slabs: int
 
 
 class _Same:
@@ -558,7 +569,12 @@ class HostState:
         What some pages take says how fast each zone falls; where it falls otherwise further on, the part is halved.
         """
         pages = end - start
-        if pages <= _TOGETHER or self._undisturbed(metadata, task, inode, start, end, step, walk):
+        if pages <= _TOGETHER:
+            return pages
+        steady = self._steady_zones(metadata, task, inode, start, end, step)
+        if steady is not None:
+            return self._together_steadily(metadata, task, inode, start, end, step, walk, steady)
+        if self._undisturbed(metadata, task, inode, start, end, step, walk):
             return pages
         first = self._until_a_mark(metadata, task, inode, start, end, step, walk)
         while first > _TOGETHER:
@@ -567,6 +583,73 @@ class HostState:
                 return first
             first >>= 1
         return _TOGETHER
+
+    def _steady_zones(
+        self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int
+    ) -> _Steady | None:
+        """Where pages [start, end), their tables and their slabs come from as long as no zone reaches a mark.
+
+        None: several policies are in force, some pages are there, tables move a rotation, or nothing is left for one of
+        the three.
+        """
+        holes = self._holes(inode, start, end)
+        if inode.movable or self.blocks is not None or len(holes) != 1 or holes[0].tolist() != [start, end]:
+            return None
+        ranges, policies = self.policy_ranges(inode, 0, holes, (start, end), step)
+        pieces, requests = self._pieces(task, inode, holes, step, ranges, policies, 0)
+        if len(pieces) > 1:
+            return None
+        zones, row = self.turns_and_zones(inode, 0)[1], int(pieces[0, 3])
+        nodes, weights = requests.start[row : row + 1], np.ones(1, np.int64)
+        if requests.kind[row] != placement.START:
+            nodes = np.flatnonzero(requests.nodes[row])
+            weights = self.weights[nodes] if requests.kind[row] == placement.WEIGHTED else np.ones_like(nodes)
+        if not len(nodes) or len(nodes) * len(self.free) > _LOOKED_UP:
+            return None
+        pages: dict[int, int] = {}
+        for zone, weight in zip(_zones_now(zones, requests, row, nodes).tolist(), weights.tolist(), strict=True):
+            pages[zone] = pages.get(zone, 0) + weight
+        other = []
+        for by_policy in (True, self.scenario.kernel.slabs_by_policy):
+            requests = self.kernel_requests(task, by_policy)
+            if requests.kind[0] != placement.START:
+                return None
+            other.append(int(_zones_now(zones, requests, 0, requests.start)[0]))
+        return _Steady(pages, other[0], other[1]) if min(*pages, *other) >= 0 else None
+
+    def _together_steadily(
+        self,
+        metadata: Metadata,
+        task: Thread,
+        inode: Inode,
+        start: int,
+        end: int,
+        step: int,
+        walk: Walk | None,
+        steady: _Steady,
+    ) -> int:
+        """:meth:`_together` where it is known which zones pages, tables and slabs come from: what they leave is a sum."""
+        marks, pages = self.marks(), end - start
+        reached = np.where(self.free > marks, marks, np.iinfo(np.int64).min >> 1).max(axis=0)
+        room = {zone: int(self.free[zone] - reached[zone]) - 1 for zone in (*steady.pages, steady.tables, steady.slabs)}
+        turn = sum(steady.pages.values())
+        few, best = min(pages, *(room[zone] // weight * turn for zone, weight in steady.pages.items())), 0
+        for _ in range(_LOOKS):
+            if few <= best:
+                break
+            low, high = (start, start + few) if step > 0 else (end - few, end)
+            beside = dict.fromkeys(room, 0)
+            for zone, count in zip(
+                (steady.tables, steady.slabs), metadata.need(task, inode, walk, low, high), strict=True
+            ):
+                beside[zone] += count
+            turns = -(-few // turn)
+            if all(turns * steady.pages.get(zone, 0) + beside[zone] <= left for zone, left in room.items()):
+                best = few
+            fits = [(room[zone] - beside[zone]) // weight * turn for zone, weight in steady.pages.items()]
+            fits += [few * room[zone] // n for zone, n in beside.items() if n and zone not in steady.pages]
+            few = min(pages, *fits)
+        return max(best, _TOGETHER)
 
     def _until_a_mark(
         self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
@@ -1145,6 +1228,21 @@ def _within(chunks: Turns, holes: Int64s) -> Turns:
     for index, tasks in chunks:
         keep = in_intervals(index, holes)
         yield index[keep], tasks[keep]
+
+
+def _zones_now(zones: placement.Zones, requests: placement.Requests, row: int, starts: Int64s) -> Int64s:
+    """The zones that give a page to a request that begins at nodes int64 (n,), as :func:`placement.place_pieces` finds them.
+
+    -1: none has one.
+    """
+    order = zones.zonelists[starts]
+    for allowed in requests.filters[row, : requests.passes[row]]:
+        for mark in zones.marks:
+            eligible = np.append(allowed[zones.zone_node] & (zones.free > mark), False)  # -1 ends a list
+            if eligible.any():
+                first: Int64s = eligible[order].argmax(axis=1)
+                return order[np.arange(len(order)), first]
+    return np.full(len(starts), -1, np.int64)
 
 
 def _left_by(pools: Int64s, zone_node: Int64s, free: Int64s) -> Int64s:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from workbench import results
+from workbench import garbage, results
 from workbench import scenario as sc
 from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
@@ -77,17 +77,19 @@ def capacity(
     guest, free = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     lost = np.zeros((len(rows), len(LOSSES)), np.int64)
     ends = []
-    for row, (_, mode, nodes) in enumerate(rows):
-        answer, end, before = _largest(host, page_size, mode, nodes, kho, confidential, by)
-        ends.append(end)
-        free[row] = before
-        if answer is not None:
-            guest[row] = _by_node(answer["pages_per_node"][:1].sum(axis=0), page_size)
-            lost[row] = _losses(answer, nodes, guest[row])
-        else:
-            lost[row, -1] = before.sum()
-        if progress is not None:
-            progress(row + 1, len(rows))
+    # Runs of one study: garbage is looked for once, when all are done.
+    with garbage.seldom():
+        for row, (_, mode, nodes) in enumerate(rows):
+            answer, end, before = _largest(host, page_size, mode, nodes, kho, confidential, by)
+            ends.append(end)
+            free[row] = before
+            if answer is not None:
+                guest[row] = _by_node(answer["pages_per_node"][:1].sum(axis=0), page_size)
+                lost[row] = _losses(answer, nodes, guest[row])
+            else:
+                lost[row, -1] = before.sum()
+            if progress is not None:
+                progress(row + 1, len(rows))
     return results.make(
         Capacity,
         {
@@ -157,10 +159,15 @@ def _scenario(
     )  # fmt: skip
 
 
-def _run(
-    host: Host, page_size: str, mode: str, nodes: str, kho: bool, confidential: bool, by: str, size: int
-) -> Answer:
-    return run(_scenario(host, page_size, mode, nodes, kho, confidential, by, size))
+def _of_size(scenario: sc.Scenario, size: int) -> sc.Scenario:
+    """The same guest with so many bytes; nothing else is read or checked anew."""
+    create, *others = scenario.operations
+    return scenario.model_copy(
+        update={
+            "guest": scenario.guest.model_copy(update={"memory": size}),
+            "operations": (create.model_copy(update={"size": size}), *others),
+        }
+    )
 
 
 def _largest(
@@ -173,8 +180,9 @@ def _largest(
     largest: Answer | None = None
     ending = "all of it fits"
     before = np.zeros(len(host.nodes), np.int64)
+    scenario = _scenario(host, page_size, mode, nodes, kho, confidential, by, every * unit)
     while units > below:
-        answer = _run(host, page_size, mode, nodes, kho, confidential, by, units * unit)
+        answer = run(_of_size(scenario, units * unit))
         log = answer.log
         if above > every:
             zone_bytes = (log.free[0] + log.placed[0]) * answer.system.zone_page_size
