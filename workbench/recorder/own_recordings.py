@@ -2,13 +2,16 @@
 
 Sets: ``placement`` (one boot for each emulated host with all families of scripts, one for the kernel's own selftest),
 ``private`` (guests with private memory; needs a kernel of ``workbench oracle build``), ``metadata`` (tables and slabs),
-``pins`` (pages that others hold), ``handover`` (through a kexec; the same kernel) and ``history`` (the same scripts on
-every version; one file for each version and host).
+``pins`` (pages that others hold), ``handover`` (through a kexec; the same kernel), ``repeated`` (fills, in three boots of two
+hosts) and ``history`` (the same scripts on every version; one file for each version and host).
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +33,11 @@ from workbench.recorder.translate import to_script
 from workbench.scenario import Scenario
 
 SELFTEST = ("kernel-selftest-mbind", "kernel-selftest-mbind-private", "kernel-selftest-numa-allocation")
+FILLS = ("full_local", "full_pref", "full_pmany", "full_ilv", "full_wil", "wm_pref", "wm_pmany")
+FILLS_OF_TUNEQ = (
+    "full_pref0", "full_pref1", "full_local_cpu0", "full_local_cpu2", "full_wil", "full_prefmany", "wm_pref",
+)  # fmt: skip
+BOOTS = 3
 Boot = tuple[str, EmulatedHost, str, str]
 """File name without its ending, host, script, more words for the kernel's command line."""
 
@@ -76,6 +84,21 @@ def handover() -> Iterator[Boot]:
         yield name, host, script, handover_scripts.WORDS
 
 
+def repeated(seed: int = 1) -> Iterator[Boot]:
+    """Fills, three times each: on a published host with restricted per-CPU lists, and on one of ours with the default ones."""
+    published = json.loads(gzip.decompress((datasets_path("recordings") / "tuneq.json.gz").read_bytes()))
+    scripts = re.split(r"^(?=scenario )", published["scenario_text"], flags=re.MULTILINE)
+    filling = [script for script in scripts if script.startswith(tuple(f"scenario {name} " for name in FILLS_OF_TUNEQ))]
+    defaults = all_hosts()["m5defaults"]
+    hosts = {
+        "tuneq": (EmulatedHost.from_topology(published["topology"]), "".join(filling).replace(" seed=1", "")),
+        "m5defaults": (defaults, generate(defaults, seed, FILLS)),
+    }
+    for name, (host, script) in hosts.items():
+        for number in range(1, BOOTS + 1):
+            yield f"{name}-{number}", host, script, ""
+
+
 def history(version: str, seed: int = 7) -> Iterator[Boot]:
     """The scripts of the history on both of its hosts, for one version."""
     for name, host in history_scripts.hosts().items():
@@ -84,7 +107,7 @@ def history(version: str, seed: int = 7) -> Iterator[Boot]:
 
 SETS: dict[str, Callable[[], Iterator[Boot]]] = {
     "placement": placement, "private": private, "metadata": metadata,
-    "pins": pins, "handover": handover,
+    "pins": pins, "handover": handover, "repeated": repeated,
 }  # fmt: skip
 
 

@@ -1418,20 +1418,25 @@ static void refresh_counters(void)
 	write_file("/proc/sys/vm/stat_refresh", "1");
 }
 
+/* Of each zone its free pages and marks, and how many pages the lists of each CPU hold. */
 static void report_zones(void)
 {
 	static const char *const names[] = { "min", "low", "high" };
 	char zone[32] = "", *rest;
 	long value, free_pages = 0, mark[3] = { 0 };
-	int node = 0, zones = 0;
+	int node = 0, zones = 0, open_zone = 0, lists = 0;
 	refresh_counters();
 	key("zones");
 	put("{");
 	if (read_file("/proc/zoneinfo", big, sizeof big) < 0)
 		big[0] = 0;
 	for (char *line = strtok_r(big, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-		if (sscanf(line, "Node %d, zone %31s", &node, zone) == 2)
+		if (sscanf(line, "Node %d, zone %31s", &node, zone) == 2) {
+			if (open_zone)
+				put("]}");
+			open_zone = lists = 0;
 			continue;
+		}
 		if (sscanf(line, " pages free %ld", &value) == 1)
 			free_pages = value;
 		for (int i = 0; i < 3; i++) {
@@ -1439,10 +1444,16 @@ static void report_zones(void)
 			if (sscanf(line, " %15s %ld", found, &value) == 2 && !strcmp(found, names[i]))
 				mark[i] = value;
 		}
-		if (sscanf(line, " managed %ld", &value) == 1 && value)
-			put("%s\"%d/%s\":{\"free\":%ld,\"min\":%ld,\"low\":%ld,\"high\":%ld,\"managed\":%ld}",
+		if (sscanf(line, " managed %ld", &value) == 1 && value) {
+			put("%s\"%d/%s\":{\"free\":%ld,\"min\":%ld,\"low\":%ld,\"high\":%ld,\"managed\":%ld,\"lists\":[",
 			    zones++ ? "," : "", node, zone, free_pages, mark[0], mark[1], mark[2], value);
+			open_zone = 1;
+		}
+		if (open_zone && sscanf(line, " count: %ld", &value) == 1)
+			put("%s%ld", lists++ ? "," : "", value);
 	}
+	if (open_zone)
+		put("]}");
 	put("}");
 }
 

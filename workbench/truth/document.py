@@ -33,6 +33,8 @@ class Counters(_Model):
     low: Pages
     high: Pages
     managed: Pages
+    lists: list[Pages] = []
+    """Pages on the lists of each CPU."""
 
 
 class RecordedLine(_Model):

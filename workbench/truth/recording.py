@@ -634,7 +634,10 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         return sc.Unhog(**common)
     if verb == "zones":
         observed = entry.seen.get("zones")
-        return sc.Zones(**common, observed=observed if isinstance(observed, dict) else None)
+        if not isinstance(observed, dict):
+            return sc.Zones(**common)
+        known = {label: {name: state[name] for name in sc.ZoneState.model_fields} for label, state in observed.items()}
+        return sc.Zones(**common, observed=known)
     if verb == "nodestat" or (verb == "cat" and NODE_MEMINFO.match(arguments[0])):
         return sc.Zones(**common)  # looks at counters, which are compared
     if verb in ("place", "counts", "reveal"):
