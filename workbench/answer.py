@@ -16,6 +16,7 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import attributes
+from workbench.engine.bulk_faults import Done
 from workbench.engine.filemap import FileMap
 from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
@@ -87,6 +88,15 @@ class Log:
 
             inode = system.files[operation.file].inode
             self.accesses[number] = access.record(system, operation, inode, inode.tracked)
+
+    def keep_many(self, done: Done) -> None:
+        """Note the states after many operations, none of which was refused."""
+        low, high = len(self.results), len(self.results) + len(done.results)
+        self.results += done.results
+        self.placed[low:high] = done.placed
+        self.free[low:high] = done.free
+        if self.metadata is not None and done.metadata is not None:
+            self.metadata[low:high] = done.metadata
 
     def _observe(self, system: System, operation: sc.Observe, result: Result) -> None:
         """List the runs of a range. Too many of them are refused, or in a replay named as not listed."""
@@ -303,7 +313,7 @@ def _put_events(system: System, log: Log, put: Put) -> None:
     put("event_ret", lambda: np.array([result.ret for result in log.results], np.int64))
     put("event_errno", lambda: np.array([result.errno for result in log.results], np.int64))
     put("event_error", lambda: np.array([errno_name(result.errno) for result in log.results], dtype=str))
-    put("event_detail", lambda: np.array([json.dumps(r.detail) if r.detail else "{}" for r in log.results], dtype=str))
+    put("event_detail", lambda: np.array(_details(log.results), dtype=str))
     huge = system.zone_page_size == PAGE_SIZE << system.order
     put("event_pages", lambda: _by_node(system, log.placed * huge))
     if not huge.all():
@@ -311,6 +321,13 @@ def _put_events(system: System, log: Log, put: Put) -> None:
     put("free_pages", lambda: log.free)
     if log.metadata is not None and system.metadata is not None:
         put("metadata_pages", lambda: log.metadata)
+
+
+def _details(results: list[Result]) -> list[str]:
+    """What calls wrote besides, as JSON; of many alike it is one object."""
+    said = {id(result.detail): result.detail for result in results}
+    texts = {which: json.dumps(detail) if detail else "{}" for which, detail in said.items()}
+    return [texts[id(result.detail)] for result in results]
 
 
 def _put_files(system: System, inodes: dict[str, Inode], put: Put) -> Callable[[], np.ndarray]:

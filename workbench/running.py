@@ -9,6 +9,7 @@ from workbench import scenario as sc
 from workbench.answer import Answer, Log
 from workbench.design import DESIGNS
 from workbench.engine import attributes, conversions
+from workbench.engine.bulk_faults import LEAST, BulkFaults
 from workbench.engine.calls import apply
 from workbench.engine.generators import expand
 from workbench.engine.system import System
@@ -27,11 +28,19 @@ def run(
         system = System(scenario, cancelled)
         operations = list(expand(scenario))
         log = Log(system, operations)
-        for number, operation in enumerate(operations):
-            system.placed[:] = 0
-            log.keep(system, operation, apply(system, operation))
+        many = BulkFaults(system, operations)
+        number = 0
+        while number < len(operations):
+            done = many.run(number, log.results[-1] if number else None)
+            if done is None:
+                system.placed[:], many.begun[:] = many.begun, 0
+                log.keep(system, operations[number], apply(system, operations[number]))
+                number += 1
+            else:
+                log.keep_many(done)
+                number += len(done.results)
             if progress is not None:
-                progress(number + 1, len(operations))
+                progress(number, len(operations))
             if cancelled():
                 raise Cancelled
         system.settle()
@@ -41,6 +50,8 @@ def run(
 def kernels_needed(scenario: sc.Scenario) -> list[str]:
     """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
     modules = ["zonelist", "placement", "fault_order", "filemap", "runs"]
+    if sum(isinstance(operation, sc.Fault) for operation in scenario.operations) > LEAST:
+        modules += ["faults"]
     if attributes.wanted(scenario):
         modules.append("two_backends")
     if conversions.wanted(scenario):

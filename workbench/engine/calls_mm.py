@@ -81,7 +81,23 @@ def _host_fault(system: System, operation: sc.Fault, file: OpenFile | None, star
         if not system.touch(system.task(operation), file.inode, start, start + inside, operation, walk):
             return failed(errno.ENOMEM, bad=count, first=start)
         file.mapping.map(start, start + inside)
+    return _host_result(inside, count, first)
+
+
+def touched(operation: sc.Fault, count: int) -> Result:
+    """What a fault returns whose pages are all in the file and found memory."""
+    return _host_result(count, count, -1) if operation.by == "host" else _guest_result(operation, count, count)
+
+
+def _host_result(inside: int, count: int, first: int) -> Result:
     return Result(inside, 0, {"bad": count - inside, "first": first})
+
+
+def _guest_result(operation: sc.Fault, inside: int, count: int) -> Result:
+    if operation.by == "prefault":
+        # kvm_vcpu_pre_fault_memory: partial progress is success, with what is left.
+        return Result(0, 0, {"left": count - inside}) if inside or not count else failed(errno.ENOENT, left=count)
+    return Result(0, 0, {"done": inside, "exit": KVM_EXIT_HLT if inside == count else KVM_EXIT_MMIO})
 
 
 def _first_from(system: System, operation: sc.Fault, inside: int, count: int) -> int:
@@ -150,10 +166,7 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
         # virt/kvm/kvm_main.c: hva_to_pfn: the page is faulted in through the mapping, whose tables it needs as well.
         system.enter_host_tables(system.task(operation), file.mapping, start, start + inside)
         file.mapping.map(start, start + inside)
-    if operation.by == "prefault":
-        # kvm_vcpu_pre_fault_memory: partial progress is success, with what is left.
-        return Result(0, 0, {"left": count - inside}) if inside or not count else failed(errno.ENOENT, left=count)
-    return Result(0, 0, {"done": inside, "exit": KVM_EXIT_HLT if inside == count else KVM_EXIT_MMIO})
+    return _guest_result(operation, inside, count)
 
 
 def _has_private_pages_only(inode: Inode) -> bool:

@@ -12,9 +12,11 @@ from workbench.engine.runs import Runs
 from workbench.intervals import Int64s, intervals_in, no_intervals, true_intervals
 from workbench.kernels import filemap as kernels
 from workbench.kernels.placement import ALLOCATIONS, TILES
+from workbench.kernels.runs import Runs as Table
 
 Int16s = npt.NDArray[np.int16]
 _KNOWN = 1 << 16  # single indices that a map remembers
+_BLOCKS = 8  # free ones of a table that a kernel adds runs to
 
 
 class FileMap:
@@ -45,6 +47,22 @@ class FileMap:
             longer = np.empty(max(2 * len(self.tiles), used_entries + entries), np.int16)
             longer[:used_entries] = self.tiles[:used_entries]
             self.tiles = longer
+
+    def room(self) -> Table:
+        """The table of runs, for a kernel that adds some."""
+        return self._runs.room(_BLOCKS)
+
+    def add_singles(self, indices: Int64s, zones: Int64s) -> None:
+        """Enter single folios int64 (n,), which were absent, with the zone of each."""
+        first_row, offset = int(self.progress[ALLOCATIONS]), int(self.progress[TILES])
+        self.grow(len(indices), len(indices))
+        rows = self.allocations[first_row : first_row + len(indices)]
+        rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 4] = indices, 1, 1, 1
+        rows[:, 3] = np.arange(offset, offset + len(indices))
+        self.tiles[offset : offset + len(indices)] = zones
+        self.progress[ALLOCATIONS] += len(indices)
+        self.progress[TILES] += len(indices)
+        self.add_new_allocations(first_row)
 
     def add_new_allocations(self, first_row: int) -> None:
         """Enter the allocation rows written since ``first_row`` as present runs."""

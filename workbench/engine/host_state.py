@@ -839,12 +839,20 @@ class HostState:
                 return False
         return True
 
-    def _plain(self, inode: Inode) -> bool:
-        """Whether a single page of the file needs nothing but a zone: no policy of its own, no blocks, pfns or CMA to settle."""
+    def is_plain_4k(self, inode: Inode) -> bool:
+        """Whether pages of the file need nothing but a zone: no huge ones, no blocks, pfns or CMA to settle."""
         return (
-            inode.order == 0 and inode.small is None and not inode.shared_policy and self.blocks is None
+            inode.order == 0 and inode.small is None and inode.tracked is None and self.blocks is None
             and self.free_pfns is None and not (inode.movable and self._has_cma)
         )  # fmt: skip
+
+    def _plain(self, inode: Inode) -> bool:
+        """Whether a single page of the file needs nothing but a zone, and no policy of the file says which."""
+        return not inode.shared_policy and self.is_plain_4k(inode)
+
+    def output_of(self, map_: FileMap) -> placement.Output:
+        """Where pages of a map are placed to."""
+        return placement.Output(map_.progress, map_.allocations, map_.tiles, *self._scratch)
 
     def _place_one(self, task: Thread, inode: Inode, page: int, step: int) -> bool:
         """:meth:`place` of one page of which :meth:`_plain` holds, as most calls of a long list of them are."""
@@ -923,15 +931,13 @@ class HostState:
         zones: placement.Zones,
     ) -> bool:
         """Place pieces into the allocation rows of a map, which grows as it must. False: out of memory."""
-        scratch, target, taken = self._scratch
         map_.progress[:2] = 0
         map_.grow(len(pieces) + 8, 64)
         while True:
-            output = placement.Output(map_.progress, map_.allocations, map_.tiles, scratch, target, taken)
-            status = placement.place_pieces(pieces, requests, turns, zones, output)
+            status = placement.place_pieces(pieces, requests, turns, zones, self.output_of(map_))
             if status != placement.NEEDS_ROOM:
                 return bool(status == placement.DONE)
-            map_.grow(max(64, len(pieces)), len(scratch))
+            map_.grow(max(64, len(pieces)), len(self._scratch[0]))
             self._check_cancelled()
 
     def _place_list(self, inode: Inode, holes: Int64s, chunks: Turns, small: bool = False) -> bool:

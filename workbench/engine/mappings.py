@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from workbench.engine.runs import Runs
 from workbench.intervals import Int64s
+from workbench.kernels.runs import Runs as Table
 from workbench.policy import Mempolicy, mpol_equal
 
 
@@ -26,6 +27,7 @@ class Vma:
 
 
 _FAR = 1 << 62
+_BLOCKS = 8  # free ones of a table that a kernel adds to
 
 
 @dataclass(eq=False)
@@ -53,6 +55,10 @@ class Mapping:
     def map(self, start: int, end: int) -> None:
         """Enter pages into the page tables."""
         self._page_tables.join(start, min(end, self.pages))
+
+    def room(self) -> Table:
+        """The table of what is mapped, for a kernel that adds to it."""
+        return self._page_tables.room(_BLOCKS)
 
     def zap(self, start: int, end: int) -> None:
         """Remove pages from the page tables."""

@@ -340,10 +340,14 @@ class Metadata:
         self.node_parts[kind - PAGE_CACHE, nid] += objects
         return self._take_objects(task, objects)
 
+    def _room_in_slabs(self, nid: int) -> int:
+        """Objects that the slabs of a node have room for."""
+        return int(self.slab_zones[nid].sum()) // SLAB_PAGES * NODES_IN_SLAB - int(self.live[nid])
+
     def _take_objects(self, task: Thread, objects: int) -> bool:
         """So many more objects of the slabs of the task's node. False: no memory for a slab."""
         nid = task.nid
-        wanted = -(-int(self.live[nid] + objects) // NODES_IN_SLAB) - int(self.slab_zones[nid].sum()) // SLAB_PAGES
+        wanted = -(-(objects - self._room_in_slabs(nid)) // NODES_IN_SLAB)
         if wanted > 0:
             by_policy = self.system.scenario.kernel.slabs_by_policy
             # By policy a slab is one step of the rotation; its other pages follow the first.
@@ -379,6 +383,88 @@ class Metadata:
             share = pages * objects[1] // max(int(objects.sum()), 1)
             self.held[ATTRIBUTES] += share
             self.held[PAGE_CACHE] += pages - share
+
+    # ------------------------------------------------------------------------------------------ of many faults
+
+    def only_counts(self) -> bool:
+        """Whether metadata change nothing in a run, and slabs hold nodes of the page cache alone."""
+        return not self.taking and self.zones is None and not self.node_parts[ATTRIBUTES - PAGE_CACHE].any()
+
+    def has_tree(self, inode: Inode) -> bool:
+        """Whether there is a tree of the page cache that has grown, or none at all."""
+        maps = self.caches.get(inode, [])
+        return self._is_in_no_cache(inode) or (len(maps) > 1 and not any(map_.empty for map_ in maps[1:]))
+
+    def foreseen(self, inode: Inode, ends: Int64s) -> int:
+        """How many faults, which reach up to ``ends`` (n,), come before one for which the tree of the page cache grows."""
+        if self._is_in_no_cache(inode):
+            return len(ends)
+        levels = len(self.caches[inode])
+        beyond = np.flatnonzero((ends - 1) >> (_lowest(inode.order) + XA_CHUNK_SHIFT * (levels - 1)))
+        return int(beyond[0]) if len(beyond) else len(ends)
+
+    def count_faults(
+        self, inode: Inode, walk: Walk | None, rows: Int64s, tasks: list[Thread], free: Int64s, rotations: Int64s
+    ) -> Int64s:
+        """Tables and nodes of faults that have placed their pages: what is held after each, int64 (n, kinds, nodes).
+
+        ``rows`` int64 (n, 4) as :mod:`workbench.kernels.faults` takes them, of a file of 4 KiB pages; ``free`` int64 (n, zones)
+        before each of them, ``rotations`` int64 (n, 2) of its task after it. The tree of the page cache does not grow.
+        """
+        held = np.empty((len(rows), *self.held.shape), np.int64)
+        tables = set() if walk is None else self._need_tables(walk, rows, tasks)
+        objects = self._enter_many_nodes(inode, rows, tasks)
+        kept, filled = self.system.rotations.copy(), 0
+        for number in sorted(tables | objects.keys()):
+            task, new = tasks[number], objects.get(number, 0)
+            if number not in tables and new <= self._room_in_slabs(task.nid):
+                self.live[task.nid] += new
+                self.node_parts[0, task.nid] += new
+                continue
+            held[filled:number] = self.held
+            filled = number
+            self.before, self.system.rotations[task.index] = free[number], rotations[number]
+            if number in tables:
+                first, end, step = rows[number, :3].tolist()
+                self.enter_tables(task, walk, first, end, step)
+            if new:
+                self.node_parts[0, task.nid] += new
+                self._take_objects(task, new)
+        held[filled:] = self.held
+        self.before = None
+        self.system.rotations[:] = kept
+        return held
+
+    def _need_tables(self, walk: Walk, rows: Int64s, tasks: list[Thread]) -> set[int]:
+        """Which faults are the first to need a table, or the first of a vCPU."""
+        found: set[int] = set()
+        for shift, map_ in zip(walk.tables.shifts, walk.tables.maps, strict=True):
+            fault, table = _first_of((walk.base + rows[:, 0]) >> shift, (walk.base + rows[:, 1] - 1) >> shift)
+            absent = map_.zone_of(table) < 0
+            if walk.tables.first_free and shift == LEVELS[0]:
+                absent &= table > 0
+            found.update(fault[absent].tolist())
+        if walk.kind == SECOND_STAGE:
+            ready = set(self.ready)
+            for number, task in enumerate(tasks):
+                if (vcpu := self._vcpu(task)) not in ready:
+                    ready.add(vcpu)
+                    found.add(number)
+        return found
+
+    def _enter_many_nodes(self, inode: Inode, rows: Int64s, tasks: list[Thread]) -> dict[int, int]:
+        """Enter the nodes of the page cache that faults need; returns how many of them which fault was the first to need."""
+        count = np.zeros(len(rows), np.int64)
+        nids = np.array([task.nid for task in tasks], np.int64)
+        for level, map_ in enumerate(() if self._is_in_no_cache(inode) else self.caches[inode]):
+            shift = _lowest(inode.order) + XA_CHUNK_SHIFT * level
+            fault, node = _first_of(rows[:, 0] >> shift, (rows[:, 1] - 1) >> shift)
+            absent = map_.zone_of(node) < 0
+            if absent.any():
+                map_.add_singles(node[absent], nids[fault[absent]])
+                count += np.bincount(fault[absent], minlength=len(rows))
+        some = np.flatnonzero(count)
+        return dict(zip(some.tolist(), count[some].tolist(), strict=True))
 
     # ----------------------------------------------------------------------------------------- what is given back
 
@@ -708,6 +794,18 @@ def _missing_nodes(maps: list[FileMap], lowest: int, first: int, last: int) -> l
             out += [missing] * (len(maps) - level - 1)
             break
     return out
+
+
+def _first_of(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
+    """Of intervals [low, high] (n,) which is the first to have which index: int64 (m,) intervals and indices, which ascend."""
+    if (low == high).all():
+        index, first = np.unique(low, return_index=True)
+        return first.astype(np.int64), index
+    length = high - low + 1
+    interval = np.repeat(np.arange(len(low)), length)
+    within = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
+    index, first = np.unique(low[interval] + within, return_index=True)
+    return interval[first].astype(np.int64), index
 
 
 def _outside(intervals: Int64s, end: int) -> Int64s:

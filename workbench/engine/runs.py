@@ -98,6 +98,13 @@ class Runs:
         first, length, _ = table.rows[block * kernels.BLOCK + int(table.fill[block]) - 1].tolist()
         return int(first + length)
 
+    def room(self, blocks: int) -> kernels.Runs:
+        """The table, with so many free blocks at least, for a kernel that changes it."""
+        self._all = None
+        while len(self._table.order) - self._table.head[kernels.USED] < blocks:
+            self._grow()
+        return self._table
+
     def _before_change(self) -> None:
         self._all = None
         if self._table.head[kernels.USED] == len(self._table.order):

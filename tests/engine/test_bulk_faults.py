@@ -1,0 +1,109 @@
+"""Faults carried out together leave the same results, event by event, as the same faults one after another."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench as wb
+from workbench.answer import Answer
+from workbench.engine import bulk_faults
+from workbench.running import run
+
+MEMORY = 8 << 20
+PAGES = MEMORY // 4096
+LENGTHS = st.sampled_from([1, 1, 1, 2, 3, 64, 700])
+BY = st.sampled_from(["host", "guest", "guest", "prefault"])
+TASKS = st.sampled_from(["vcpu0", "vcpu1"])
+FAULT = st.builds(
+    lambda first, pages, order, task: {
+        "op": "fault", "offset": first * 4096, "length": pages * 4096, "order": order, "task": task},
+    st.integers(0, PAGES), LENGTHS, st.sampled_from(["sequential", "sequential", "reverse", "strided"]), TASKS,
+)  # fmt: skip
+MODES = st.sampled_from(["bind", "preferred", "interleave", "weighted_interleave"])
+NODES = st.sampled_from(["0", "1", "0-1"])
+OTHER = st.one_of(
+    st.builds(lambda first, pages: {"op": "punch_hole", "offset": first * 4096, "length": pages * 4096},
+              st.integers(0, PAGES - 1), LENGTHS),
+    st.builds(lambda first, mode, nodes: {"op": "mbind", "offset": first * 4096, "length": 65536, "mode": mode, "nodes": nodes},
+              st.integers(0, PAGES - 16), MODES, NODES),
+    st.builds(lambda task, mode, nodes: {"op": "set_mempolicy", "task": task, "mode": mode, "nodes": nodes}, TASKS, MODES, NODES),
+)  # fmt: skip
+PARTS = st.tuples(BY, st.lists(FAULT, min_size=1, max_size=12), st.lists(OTHER, max_size=2))
+HOST = {
+    "name": "two",
+    "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}, {"id": 1, "memory_bytes": "256 MiB", "cpus": [1]}],
+    "distances": [[10, 20], [20, 10]],
+}
+
+
+def scenario(
+    parts: list[tuple[str, list[dict[str, object]], list[dict[str, object]]]], **fields: object
+) -> wb.Scenario:
+    operations: list[dict[str, object]] = [{"op": "create"}]
+    for by, faults, others in parts:
+        operations += [fault | {"by": by} for fault in faults] + others
+    return wb.Scenario.from_mapping({
+        "host": HOST, "guest": {"memory": MEMORY, "vcpus": [{"node": 0}, {"node": 1}]}, "operations": operations, **fields,
+    })  # fmt: skip
+
+
+def together(given: wb.Scenario, least: int) -> tuple[Answer, int]:
+    """The answer with lists of so many faults carried out together, and how many were."""
+    many: list[int] = []
+    with (
+        mock.patch.object(bulk_faults, "LEAST", least),
+        mock.patch.object(bulk_faults, "Done", lambda *found: many.append(len(found[0])) or DONE(*found)),
+    ):
+        return run(given), sum(many)
+
+
+DONE = bulk_faults.Done
+
+
+def assert_equal(given: wb.Scenario) -> int:
+    (one, none), (other, many) = together(given, 1 << 30), together(given, 2)
+    assert not none
+    assert one.names == other.names
+    for name in one.names:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    np.testing.assert_array_equal(one.system.rotations, other.system.rotations)
+    return many
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(PARTS, min_size=1, max_size=6), st.sampled_from(["counted", "counted", "off", "taken"]), st.booleans())
+def test_the_same_as_one_after_another(
+    parts: list[tuple[str, list[dict[str, object]], list[dict[str, object]]]], metadata: str, full: bool
+) -> None:
+    given_ = scenario(parts, metadata=metadata)
+    if full:  # the first node is at its mark, and in the end the host
+        hogs = [{"op": "hog", "node": 0, "leave_free": "4 MiB"}, {"op": "hog", "node": 1, "leave_free": "4 MiB"}]
+        given_ = given_.replace(operations=[*hogs, *given_.to_mapping()["operations"]])
+    assert_equal(given_)
+
+
+@pytest.mark.parametrize(("by", "memory"), [("host", "4 GiB"), ("guest", "8 MiB"), ("prefault", "4 GiB")])
+def test_long_lists_are_carried_out_together(by: str, memory: str) -> None:
+    """All but the first, and those for which the tree of the page cache grows."""
+    faults: list[dict[str, object]] = [
+        {"op": "fault", "offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        for number in range(200)
+    ]
+    assert assert_equal(scenario([(by, faults, [])]).replace(**{"guest.memory": memory})) > 180
+
+
+def test_memory_that_runs_out_ends_the_process_at_the_same_fault() -> None:
+    faults: list[dict[str, object]] = [
+        {"op": "fault", "offset": 65536 * number, "length": 65536} for number in range(128)
+    ]
+    given_ = scenario([("host", faults, [])])
+    hogs = [{"op": "hog", "node": node, "leave_free": "3 MiB"} for node in (0, 1)]
+    given_ = given_.replace(operations=[*hogs, *given_.to_mapping()["operations"]])
+    assert assert_equal(given_) > 10
+    errors = run(given_)["event_error"].tolist()
+    assert errors[3] == "" and errors[-1] == "ESRCH" and "ENOMEM" in errors
