@@ -18,6 +18,7 @@ from workbench import scenario as sc
 from workbench.engine import attributes
 from workbench.engine.bulk_faults import Done
 from workbench.engine.filemap import FileMap
+from workbench.engine.generators import ConvertMany
 from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
@@ -30,6 +31,7 @@ from workbench.intervals import ranges_text
 from workbench.kernels import filemap
 from workbench.limits import LISTED_PAGES, OBSERVED_RUNS
 from workbench.tracking.confidential import LARGEST_LEAF
+from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_SIZE
 
 AUTO_PAGES = 1 << 22
@@ -121,6 +123,8 @@ class Log:
             np.zeros(3, np.int64),
         )
         changed = len(self.conversions) < 2 or not np.array_equal(self.conversions[-1], self.conversions[-2])
+        # Of many conversions each was looked at when it was made.
+        changed &= system.scenario.guest.vm_type in WATCHED and not isinstance(operation, ConvertMany)
         assert system.conversions is not None
         for inode in system.conversions.inodes:
             if inode.tracked is None or inode.evicted:

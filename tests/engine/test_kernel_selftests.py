@@ -74,9 +74,10 @@ def test_flags(kernel: str, vm_type: str) -> None:
 @pytest.mark.parametrize("vm_type", ["none", "sw_protected"])
 @pytest.mark.parametrize("kernel", RELEASED)
 def test_sizes(kernel: str, vm_type: str) -> None:
-    """test_create_guest_memfd_invalid_sizes."""
-    for size in (1, 2, 511, 2048, PAGE - 1):
-        assert run(kernel, vm_type, [made(0, size)])[0]["errno"] == "EINVAL"
+    """test_create_guest_memfd_invalid_sizes: with each set of flags that there is."""
+    sets = [flags for flags in (0, MMAP, MMAP | INIT_SHARED) if not flags & ~allowed(kernel, vm_type)]
+    files = [{**made(flags, size), "file": f"f{flags}"} for flags in sets for size in (1, 2, 511, 2048, PAGE - 1)]
+    assert {answer["errno"] for answer in run(kernel, vm_type, files)} == {"EINVAL"}
 
 
 @pytest.mark.parametrize("kernel", RELEASED)
@@ -140,11 +141,14 @@ def test_mapping_and_faults(kernel: str, vm_type: str) -> None:
         assert (private[2]["bad"], private[2]["first"]) == (PAGES, 0)
         assert private[3]["bad"] == PAGES + 1
     if allowed(kernel, vm_type) & INIT_SHARED:
-        shared = run(kernel, vm_type, [made(MMAP | INIT_SHARED), cow, touch, beyond, collapse])
+        hole = [{"op": "punch_hole", "length": PAGE}, touch, {"op": "munmap"}]
+        shared = run(kernel, vm_type, [made(MMAP | INIT_SHARED), cow, touch, beyond, collapse, *hole])
         assert shared[1]["errno"] == "EINVAL"
         assert shared[2]["bad"] == 0
         assert (shared[3]["bad"], shared[3]["first"]) == (1, PAGES)
         assert shared[4]["errno"] == "EINVAL"
+        assert [answer["errno"] for answer in shared[5:]] == [""] * 3
+        assert shared[6]["bad"] == 0, "the page that was a hole is there again"
 
 
 @pytest.mark.parametrize("kernel", RELEASED)

@@ -83,11 +83,14 @@ class BulkConversions:
         requests, row_of = self.system.requests(inode, list(self.system.tasks.values()), policies, 0)
         return kernel.Asking(np.ascontiguousarray(ranges), row_of), requests
 
-    def run(self, stream: Int64s) -> Int64s:
-        """Carry out a stream int64 (n, 6) and return the errno of each row. Raises OutOfMemory where the host has none."""
+    def run(self, stream: Int64s, task: Thread | None = None) -> Int64s:
+        """Carry out a stream int64 (n, 6) and return the errno of each row. Raises OutOfMemory where the host has none.
+
+        ``task`` makes all the calls; left out, each is made by the one whose number its row names.
+        """
         errors = np.zeros(len(stream), np.int32)
         stream = np.ascontiguousarray(stream, np.int64).copy()
-        stream[:, folio.CPU] %= len(self.system.tasks)
+        stream[:, folio.CPU] = stream[:, folio.CPU] % len(self.system.tasks) if task is None else task.index
         for low in range(0, len(stream), ROWS_AT_ONCE):
             self._run(stream[low : low + ROWS_AT_ONCE], errors[low : low + ROWS_AT_ONCE])
         return errors.astype(np.int64)

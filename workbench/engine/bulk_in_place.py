@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 
 import numpy as np
+import numpy.typing as npt
 
 from workbench.engine.objects import Inode
 from workbench.engine.system import System
@@ -18,35 +19,51 @@ from workbench.errors import Cancelled
 from workbench.intervals import Int64s
 from workbench.kernels.folios import run as folio
 from workbench.tracking.tracked_file import TrackedFile
+from workbench.tracking.whole import WATCHED, WIDE, Whole
 from workbench.units import PAGE_SIZE
 
+Bools = npt.NDArray[np.bool_]
 ROWS_AT_ONCE = 1 << 16
 """Rows of a stream in one call of the kernel; between calls a run can be cancelled."""
-_WATCHED = ("snp", "tdx")
-"""VM types of which every single call is looked at: entries of the RMP, pairs of PAMT pages."""
 _FEW = 8
 """Rows that are sooner looked at one by one than together."""
 
 
 def possible(system: System, inode: Inode, stream: Int64s) -> bool:
-    """Whether a stream can run at once: conversions alone, of a kernel that has them, that no device's mappings see."""
+    """Whether a stream can run at once, but for what :func:`alone` names: conversions alone, of a kernel that has them.
+
+    They take no memory beside the pages: that metadata is taken out of the zones changes nothing.
+    """
     scenario, tracked = system.scenario, inode.tracked
     if tracked is None or inode.evicted or scenario.conversion_mode != "in-place" or not scenario.guest.private_memory:
         return False
-    if "in-place" not in scenario.kernel.conversion or (system.metadata is not None and system.metadata.taking):
-        return False
-    if inode.users is not None and (inode.users.iommu.pages or len(inode.device_areas)):
-        return False
-    if system.rules.kernel == "B" and inode.order and any(len(mapping.mapped()) for mapping in inode.mappings):
-        return False  # where a refused conversion stopped unmapping depends on the state that it found
-    return bool((stream[:, folio.OP] == folio.CONVERT).all())
+    return "in-place" in scenario.kernel.conversion and bool((stream[:, folio.OP] == folio.CONVERT).all())
+
+
+def alone(system: System, inode: Inode, stream: Int64s) -> Bools:
+    """Rows bool (n,) whose effect depends on the state that they find: each has to be a call of its own.
+
+    A device that is told of invalidations counts them; in generation B a refused conversion unmaps up to the end of what was
+    shared. Only rows that touch an area of a device, or what the host has mapped, can do either.
+    """
+    seen = [np.zeros((0, 2), np.int64)]
+    if inode.users is not None and inode.users.told:
+        seen.append(inode.device_areas)
+    if system.rules.kernel == "B" and inode.order:
+        seen += [mapping.mapped() for mapping in inode.mappings]
+    ranges = np.concatenate(seen)
+    areas, unit = union(ranges[:, 0], ranges[:, 1]), max(inode.order, folio.ORDER_2M)
+    first = stream[:, folio.OFFSET] // PAGE_SIZE >> unit << unit
+    end = -(-(stream[:, folio.OFFSET] + stream[:, folio.LENGTH]) // PAGE_SIZE >> unit) << unit
+    below = np.searchsorted(areas[:, 0], end, side="left") - 1
+    return (below >= 0) & (areas[np.maximum(below, 0), 1] > first) if len(areas) else np.zeros(len(stream), bool)
 
 
 def run(system: System, inode: Inode, stream: Int64s) -> Int64s:
     """Carry out a stream int64 (n, 6) of conversions and return the errno of each row."""
     tracked = inode.tracked
     assert tracked is not None and system.conversions is not None
-    watched = system.scenario.guest.vm_type in _WATCHED
+    watched = system.scenario.guest.vm_type in WATCHED
     guest = inode.users.kvm if inode.users is not None and inode.users.light is not None else None
     shared = tracked.shared_ranges() if guest is not None and guest.pages else None
     errors, offsets = np.zeros(len(stream), np.int64), np.zeros(len(stream), np.int64)
@@ -88,24 +105,69 @@ def _at_once(tracked: TrackedFile, stream: Int64s) -> tuple[Int64s, Int64s]:
 
 
 def _watched(system: System, inode: Inode, stream: Int64s) -> tuple[Int64s, Int64s]:
-    """Rows that have no unit in common at once, and then each block that they name is looked at: it saw one call."""
-    assert inode.tracked is not None and system.conversions is not None
-    whole, tracked = system.conversions.whole(inode), inode.tracked
-    errors, offsets = np.zeros(len(stream), np.int64), np.zeros(len(stream), np.int64)
+    """As :func:`_at_once`, and what each row did to the entries of the RMP; of pairs of PAMT pages what they are for last."""
+    tracked, conversions = inode.tracked, system.conversions
+    assert tracked is not None and conversions is not None
+    whole, size = conversions.whole(inode), len(stream)
     start = np.clip(stream[:, folio.OFFSET] // PAGE_SIZE, 0, inode.pages)
     end = np.clip((stream[:, folio.OFFSET] + stream[:, folio.LENGTH]) // PAGE_SIZE, start, inode.pages)
-    unit = max(inode.order, folio.ORDER_2M)
+    if system.scenario.guest.vm_type != "snp":
+        errors, offsets = _at_once(tracked, stream)
+        whole.look_after(_blocks(start, end))
+        return errors, offsets
+    if not tracked.stays_whole and tracked.may_refuse():
+        return _in_batches(whole, tracked, stream, start, end)
+    errors, offsets = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    wide = np.append(np.flatnonzero((end - start) >> folio.ORDER_2M > WIDE), size)
+    low = 0
+    while low < size:
+        high = int(wide[np.searchsorted(wide, low)])  # a wide row is looked at after it alone
+        blocks = _blocks(start[low:high], end[low:high])
+        bits, to_shared = whole.bits(blocks), stream[low:high, folio.ARGUMENT] == 1
+        if tracked.stays_whole:
+            errors[low:high], offsets[low:high] = _at_once(tracked, stream[low:high])
+            stop = _changed_to(system, inode, start[low:high], end[low:high], errors[low:high], offsets[low:high])
+            whole.follow(start[low:high], stop, to_shared, bits)
+        else:
+            high = low + whole.follow(start[low:high], end[low:high], to_shared, bits)
+            errors[low:high], offsets[low:high] = _at_once(tracked, stream[low:high])
+        whole.look_after(blocks)
+        if high < size:
+            row = slice(high, high + 1)
+            errors[row], offsets[row] = _at_once(tracked, stream[row])
+            whole.look(int(start[high]), int(end[high]))
+        low = high + 1
+    return errors, offsets
+
+
+def _changed_to(system: System, inode: Inode, start: Int64s, end: Int64s, errors: Int64s, offsets: Int64s) -> Int64s:
+    """Where what each row [start, end) has converted ends: of refused ones, in generation C, before the unit that refused."""
+    by_unit = system.rules.kernel == "C" and inode.order > 0
+    reached = offsets // PAGE_SIZE >> inode.order << inode.order if by_unit else start
+    return np.where(errors == 0, end, np.where(errors == errno.EINVAL, start, np.clip(reached, start, end)))
+
+
+def _blocks(start: Int64s, end: Int64s) -> Int64s:
+    """Blocks of 2 MiB that rows of pages [start, end) touch, each once, ascending."""
+    touched = union(start >> folio.ORDER_2M, np.where(end > start, -(-end >> folio.ORDER_2M), 0))
+    count = touched[:, 1] - touched[:, 0]
+    return np.repeat(touched[:, 0] - (np.cumsum(count) - count), count) + np.arange(int(count.sum()))
+
+
+def _in_batches(
+    whole: Whole, tracked: TrackedFile, stream: Int64s, start: Int64s, end: Int64s
+) -> tuple[Int64s, Int64s]:
+    """Rows that have no unit in common at once, and then each block that they name is looked at: it saw one call."""
+    errors, offsets = np.zeros(len(stream), np.int64), np.zeros(len(stream), np.int64)
+    unit = max(tracked.order, folio.ORDER_2M)
     for low, high in _apart(start >> unit, -(-end >> unit)):
         rows = slice(low, high)
-        result = tracked.run_stream(stream[rows])
-        errors[rows], offsets[rows] = result.errors, result.offsets
+        errors[rows], offsets[rows] = _at_once(tracked, stream[rows])
         if high - low <= _FEW:
             for first, last in zip(start[rows].tolist(), end[rows].tolist(), strict=True):
                 whole.look(first, last)
             continue
-        first = start[rows] >> folio.ORDER_2M
-        count = np.where(end[rows] > start[rows], -(-end[rows] >> folio.ORDER_2M) - first, 0)
-        whole.look_at(np.repeat(first - (np.cumsum(count) - count), count) + np.arange(int(count.sum())))
+        whole.look_at(_blocks(start[rows], end[rows]))
     return errors, offsets
 
 

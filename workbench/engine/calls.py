@@ -30,10 +30,16 @@ from workbench.engine import (
 )
 from workbench.engine.generators import ConvertMany
 from workbench.engine.host_state import OutOfMemory
-from workbench.engine.objects import Result, failed
+from workbench.engine.objects import Inode, Result, failed
 from workbench.engine.system import System
+from workbench.errors import Cancelled
+from workbench.intervals import Int64s, equal_intervals
 
 Call = Callable[[System, Any], Result]
+LEAST_AT_ONCE = 64
+"""Rows that it takes to make up for what running some at once costs, on average."""
+ROWS_BETWEEN = 256
+"""A run can be cancelled after so many rows that are calls of their own."""
 CALLS: dict[type[sc.Operation], Call] = {
     sc.Create: calls_files.create,
     sc.Memfd: calls_files.memfd,
@@ -82,26 +88,55 @@ CALLS: dict[type[sc.Operation], Call] = {
 
 
 def convert_many(system: System, operation: ConvertMany) -> Result:
-    """Conversions and guest faults one after another: in the kernel where that can be, else one by one.
+    """Operations of a stream one after another: in the kernel where that can be, else each as a call of its own.
 
     Returns how many were carried out; the errno is that of the first that was refused.
     """
     file = system.files.get(operation.file)
     if file is not None and file.descriptor is not None and bulk_in_place.possible(system, file.inode, operation.rows):
-        errors = bulk_in_place.run(system, file.inode, operation.rows)
+        errors = _in_place(system, operation, file.inode)
     elif file is not None and bulk_conversions.possible(system, file.inode, operation.rows):
         if system.bulk is None or system.bulk.inode is not file.inode:
             system.settle()
             system.bulk = bulk_conversions.BulkConversions(system, file.inode)
-        errors = system.bulk.run(operation.rows)
+        errors = system.bulk.run(operation.rows, system.task(operation))
         system.bulk.count_metadata(system.task(operation), operation.rows)
     else:
-        system.settle()
-        ones = conversion_streams.operations(operation.rows, operation.file)
-        errors = np.array([CALLS[type(one)](system, one).errno for one in ones], np.int64)
+        errors = _one_by_one(system, operation, operation.rows)
     refused = int(np.count_nonzero(errors))
     first = int(errors[np.flatnonzero(errors)[0]]) if refused else 0
     return Result(len(errors) - refused, first, {"conversions": len(errors), "refused": refused})
+
+
+def _in_place(system: System, operation: ConvertMany, inode: Inode) -> Int64s:
+    """At once what can run at once; in between, one by one, rows that have to find the state as it is."""
+    rows = operation.rows
+    alone = bulk_in_place.alone(system, inode, rows)
+    parts = equal_intervals(alone)
+    if len(parts) > max(2, len(rows) // LEAST_AT_ONCE):
+        return _one_by_one(system, operation, rows)
+    errors = np.zeros(len(rows), np.int64)
+    for low, high in parts.tolist():
+        part = rows[low:high]
+        errors[low:high] = (
+            _one_by_one(system, operation, part) if alone[low] else bulk_in_place.run(system, inode, part)
+        )
+    return errors
+
+
+def _one_by_one(system: System, operation: ConvertMany, rows: Int64s) -> Int64s:
+    """Each row as a call of its own, with all that follows from one; nothing is kept of it but its errno."""
+    system.settle()
+    errors = np.zeros(len(rows), np.int64)
+    for number, one in enumerate(conversion_streams.operations(rows, operation.file, operation.task)):
+        errors[number] = apply(system, one).errno
+        system.look(one)
+        if system.killed:
+            errors[number + 1 :] = errno.ESRCH
+            break
+        if number % ROWS_BETWEEN == 0 and system.cancelled():
+            raise Cancelled
+    return errors
 
 
 CALLS[ConvertMany] = convert_many

@@ -285,13 +285,13 @@ def _positive(field: str, value: int) -> None:
         raise WorkbenchError(f"{field}: {value!r} must be 1 or more")
 
 
-def operations(stream: Int64s, file: str = "guest") -> list[sc.Operation]:
-    """A stream as operations of a scenario."""
+def operations(stream: Int64s, file: str = "guest", task: str | None = None) -> list[sc.Operation]:
+    """A stream as operations of a scenario, by one task."""
     out: list[sc.Operation] = []
     names = {number: name for name, number in OPERATIONS.items()}
     kinds = {number: kind for kind, number in KINDS.items()}
     for op, offset, length, argument, _node, _cpu in stream.tolist():
-        name, span = names[op], {"file": file, "offset": offset, "length": length}
+        name, span = names[op], {"file": file, "task": task, "offset": offset, "length": length}
         if name == "convert":
             out.append(sc.Convert(**span, to="shared" if argument else "private"))
         elif name == "pin":
@@ -305,7 +305,7 @@ def operations(stream: Int64s, file: str = "guest") -> list[sc.Operation]:
         elif name == "punch_hole":
             out.append(sc.PunchHole(**span))
         elif name == "hwpoison":
-            out.append(sc.Hwpoison(file=file, offset=offset, length=PAGE_SIZE))
+            out.append(sc.Hwpoison(file=file, task=task, offset=offset, length=PAGE_SIZE))
         elif name == "merge":
             out.append(sc.Collapse(**span))
         else:

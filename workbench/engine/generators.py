@@ -12,9 +12,8 @@ from pydantic import ConfigDict
 from workbench import scenario as sc
 from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
-from workbench.limits import TRACKED_FOLIOS
-from workbench.tracking.generations import generation
-from workbench.units import PAGE_ORDERS, PAGE_SIZE
+from workbench.limits import MAX_OPERATIONS, TRACE_ROWS, TRACKED_FOLIOS
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes
 
 Int64s = npt.NDArray[np.int64]
 _CHUNK = 1 << 22  # folios of one chunk
@@ -55,66 +54,67 @@ class ConvertMany(sc.Operation):
     rows: Int64s
 
 
-MOST_EVENTS = 4096
+MOST_SINGLE = 4096
 """A longer stream of conversions out of place is about :data:`EVENTS` events, if the scenario does not say otherwise."""
+MOST_SINGLE_IN_PLACE = 100_000
+"""The same of conversions in place."""
 EVENTS = 250
-MOST_IN_PLACE = 100_000
-"""A longer stream of conversions in place is as many events, too; what cannot run at once is refused above it."""
+MOST_EVENTS = MAX_OPERATIONS
+"""As many events are of one stream at most, each some :data:`EVENT_BYTES` of the result while it is made."""
+EVENT_BYTES = 6_000
+MOST_CHUNKS = TRACE_ROWS
+"""So many chunks of memory a balloon takes and gives back at most, each a call that takes :data:`CHUNK_SECONDS`."""
+CHUNK_SECONDS = 0.0005
 
 
 def _converted(scenario: sc.Scenario, operation: sc.ConvertStream) -> list[sc.Operation]:
     """The conversions of a stream, each an operation of its own, or many together."""
     in_place = scenario.conversion_mode == "in-place"
-    alone = in_place and _one_by_one(scenario, operation)
-    if in_place and operation.stream == "boot":  # before the stream is made
-        _check_boot(scenario, operation, alone or "")
+    if operation.stream == "ballooning":  # before the stream is made
+        _check_balloon(scenario, operation)
+    if in_place and operation.stream == "boot":
+        _check_boot(scenario)
     stream = _stream(scenario, operation)
-    single = len(stream) <= (MOST_IN_PLACE if in_place else MOST_EVENTS)
+    single = len(stream) <= (MOST_SINGLE_IN_PLACE if in_place else MOST_SINGLE)
     every = operation.every or (1 if single else -(-len(stream) // EVENTS))
-    if alone or (in_place and every == 1):
-        _check_in_place(operation, len(stream), alone or "convert_stream.every is 1")
+    events = -(-len(stream) // every)
+    if events > MOST_EVENTS:
+        raise WorkbenchError(
+            f"convert_stream.every: {every}: {len(stream)} conversions would be {events} events, which take some "
+            f"{format_bytes(events * EVENT_BYTES)} of memory; at most {MOST_EVENTS} are: leave it out, or take "
+            f"{-(-len(stream) // MOST_EVENTS)} or more"
+        )
     if every == 1:
-        return gen.operations(stream, operation.file)
+        return gen.operations(stream, operation.file, operation.task)
     return [
         ConvertMany(task=operation.task, file=operation.file, rows=stream[low : low + every])
         for low in range(0, len(stream), every)
     ]
 
 
-def _one_by_one(scenario: sc.Scenario, operation: sc.ConvertStream) -> str:
-    """Why conversions in place cannot run many at once (:mod:`workbench.engine.bulk_in_place`); empty: they can."""
-    others = scenario.operations
-    if operation.stream == "ballooning":
-        return "a balloon punches and faults"
-    if scenario.metadata == "taken":
-        return "metadata is taken as each needs it"
-    if any(isinstance(other, sc.IommuMap) for other in others):
-        return "a device's mappings see each"
-    old = generation(scenario.generation).kernel == "B" and scenario.guest.page_size != "4 KiB"
-    if old and any(isinstance(other, (sc.Fault, sc.Pin)) for other in others):
-        return "pages of generation B are mapped by the host"
-    return ""
+def _balloon_chunk(scenario: sc.Scenario) -> int:
+    return max(2 << 20, PAGE_SIZE << PAGE_ORDERS[scenario.guest.page_size])
 
 
-def _check_boot(scenario: sc.Scenario, operation: sc.ConvertStream, alone: str) -> None:
-    """What a guest accepts in a boot, if that is too much to run, or its file too large to be tracked."""
+def _check_balloon(scenario: sc.Scenario, operation: sc.ConvertStream) -> None:
+    """Memory that a balloon takes and gives back, if that is too much to run."""
+    calls = 2 * int(scenario.guest.memory // _balloon_chunk(scenario) * operation.fraction)
+    if calls > MOST_CHUNKS:
+        raise WorkbenchError(
+            f"convert_stream.fraction: {operation.fraction:g} of {format_bytes(scenario.guest.memory)} are {calls} calls of "
+            f"{format_bytes(_balloon_chunk(scenario))}, which take some {calls * CHUNK_SECONDS / 60:.0f} minutes; at most "
+            f"{MOST_CHUNKS} are: take a smaller fraction, or larger pages"
+        )
+
+
+def _check_boot(scenario: sc.Scenario) -> None:
+    """What a guest accepts in a boot, if its file is too large to be tracked."""
     guest = scenario.guest
-    if alone:
-        _check_in_place(operation, guest.memory // gen.ACCEPT_CHUNK, alone)
     folios = guest.memory // (PAGE_SIZE << PAGE_ORDERS[guest.page_size])
     if folios > TRACKED_FOLIOS:
         raise WorkbenchError(
             f"convert_stream.stream: boot: {folios} folios of {guest.page_size} would be tracked one by one in place; at most "
             f"{TRACKED_FOLIOS} are: take less memory, larger pages, or conversion.mode out-of-place"
-        )
-
-
-def _check_in_place(operation: sc.ConvertStream, count: int, reason: str) -> None:
-    if count > MOST_IN_PLACE:
-        field = {"boot": "stream", "ballooning": "fraction"}.get(operation.stream, "count")
-        raise WorkbenchError(
-            f"convert_stream.{field}: {count} conversions in place ({reason}); at most {MOST_IN_PLACE} are: "
-            "take fewer, less memory, or conversion.mode out-of-place"
         )
 
 
@@ -126,8 +126,7 @@ def _stream(scenario: sc.Scenario, operation: sc.ConvertStream) -> Int64s:
     elif operation.stream == "bounce_buffers":
         stream = gen.bounce_buffers(memory, operation.count, in_flight=2 * vcpus, seed=seed)
     elif operation.stream == "ballooning":
-        unit = PAGE_SIZE << PAGE_ORDERS[scenario.guest.page_size]
-        stream = gen.ballooning(memory, operation.fraction, chunk=max(2 << 20, unit), seed=seed)
+        stream = gen.ballooning(memory, operation.fraction, chunk=_balloon_chunk(scenario), seed=seed)
     elif operation.stream == "bad_guest":
         stream = gen.bad_guest(operation.count)
     else:

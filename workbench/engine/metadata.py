@@ -130,6 +130,7 @@ class Metadata:
         self.ready: dict[str, list[int]] = {}
         """Zones of the pages that each vCPU keeps for tables to come, the next one last."""
         self.roots: list[int] = []
+        """Zones of the roots, and of what vCPUs of machines before had kept."""
         self.before: Int64s | None = None
         """Free pages of each zone when the call began that is being counted."""
         self.new_machine()
@@ -148,6 +149,7 @@ class Metadata:
     def new_machine(self) -> None:
         """KVM_CREATE_VM: tables of its own; those of a machine before live on with its files."""
         self.second.append(Tables(LEVELS))
+        self.roots += [zone for kept in self.ready.values() for zone in kept]  # until the process ends
         self.bases.clear()
         self.next_base = 0
         self.ready = {}
@@ -533,7 +535,7 @@ class Metadata:
             self._clear(tables, SECOND_STAGE)
         kept = [zone for zones in self.ready.values() for zone in zones] + self.roots
         self._release(READY, np.bincount(np.array(kept, np.int64), minlength=self._count()))
-        self.second, self.roots = [], []
+        self.second, self.roots, self.ready = [], [], {}
         self.new_machine()
 
     def _clear(self, tables: Tables, kind: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from workbench.engine.conversions import Conversions
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode, OpenFile
 from workbench.intervals import Int64s
+from workbench.tracking.whole import WATCHED
 
 _FIRST_DESCRIPTOR = 3  # after stdin, stdout and stderr
 
@@ -73,6 +75,20 @@ class System(HostState):
         if self.bulk is not None:
             self.bulk.settle()
             self.bulk = None
+
+    def look(self, operation: Any) -> None:
+        """After one of many calls that are one event: what else depends on the state that each left, the VM's attributes too.
+
+        ``operation``: a call on a range of one file.
+        """
+        if self.metadata is not None:
+            self.metadata.settle(self.task(operation), None)
+        file = self.files.get(operation.file)
+        if self.conversions is None or file is None or self.killed:
+            return
+        inode = file.inode
+        if inode.tracked is not None and not inode.evicted and self.scenario.guest.vm_type in WATCHED:
+            self.conversions.whole(inode).look(*self.pages(operation, inode.pages))
 
     def new_descriptor(self, process: str = "") -> int:
         """The lowest free file descriptor of a process, taken (fs/file.c: alloc_fd)."""

@@ -242,6 +242,33 @@ class ConversionFile(TrackedFile):
         whole = level >= folio.HUGE_2M or bool(level == folio.SPLIT and small)
         return Block(present, private, node if present else -1, whole)
 
+    def block_bits(self, index: int) -> tuple[int, int]:
+        """See :meth:`blocks`."""
+        level = int(self.state.level[index])
+        there = folio.PAGES_2M if level > folio.BASE else 0
+        if level == folio.BASE:
+            words = self.state.present[index * 8 : index * 8 + 8].astype("<u8")
+            return int.from_bytes(words.tobytes(), "little"), self._shared_bits(index)
+        return (1 << there) - 1, self._shared_bits(index)
+
+    @property
+    def stays_whole(self) -> bool:
+        """4 KiB pages in no unit never are, units of small folios always."""
+        return not self.order or bool(self.state.options[folio.FOLIOS] == folio.SMALL_FOLIOS)
+
+    def may_refuse(self) -> bool:
+        """Somebody holds a page, or struct pages or nodes of the page cache may run out."""
+        options = self.state.options
+        if len(self.pinned()) or self.count("poisoned_pages") or self.count("lru_held"):
+            return True
+        if not self.order:
+            return False
+        if options[folio.XARRAY] == folio.XARRAY_TWO_LEVELS and self.order == folio.ORDER_1G:
+            return True
+        # As much again covers slabs and what is restored in passing.
+        wanted = 2 * struct_pages.full(self.order) * (self.size // (PAGE_SIZE << self.order))
+        return int(self.host.vmemmap.sum()) < wanted
+
     def pinned(self) -> Int64s:
         """Pages with references of any kind."""
         return np.zeros(0, np.int64) if self.released else self._referenced(folio.TRANSIENT, *_LASTING)

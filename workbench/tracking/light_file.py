@@ -155,6 +155,20 @@ class LightFile(TrackedFile):
         node = np.where(there, state.unit_node[unit], -1).astype(np.int64)
         return Blocks(present, private, node, there, there)
 
+    def block_bits(self, index: int) -> tuple[int, int]:
+        """See :meth:`blocks`."""
+        state, shared = self.state, self._shared_bits(index)
+        if self.order:
+            unit = index >> (self.order - folio.ORDER_2M)
+            return ((1 << folio.PAGES_2M) - 1 if state.unit_pfn[unit] >= 0 else 0), shared
+        there = state.unit_pfn[index * folio.PAGES_2M : (index + 1) * folio.PAGES_2M] >= 0
+        return int.from_bytes(np.packbits(there, bitorder="little").tobytes(), "little"), shared
+
+    @property
+    def stays_whole(self) -> bool:
+        """Units need no folios."""
+        return True
+
     def _pins(self, left_file: bool) -> Int64s:
         rows = self.state.pins[: int(self.state.counts[light_map.N_PINS])]
         return np.unique(rows[(rows[:, light_map.PIN_PFN] >= 0) == left_file, light_map.PIN_PAGE])

@@ -127,6 +127,23 @@ class TrackedFile(ABC):
         return None
 
     @abstractmethod
+    def block_bits(self, index: int) -> tuple[int, int]:
+        """Pages of a 2 MiB block that are there, and pages that are shared: a bit for each."""
+
+    def _shared_bits(self, index: int) -> int:
+        words = self.state.shared[index * 8 : index * 8 + 8].astype("<u8")
+        return int.from_bytes(words.tobytes(), "little")
+
+    @property
+    @abstractmethod
+    def stays_whole(self) -> bool:
+        """Whether one entry can stand for a 2 MiB block as long as its pages stay, or never; False: folios split and merge."""
+
+    def may_refuse(self) -> bool:
+        """Whether some conversion of valid pages may be refused; False: none will."""
+        return True
+
+    @abstractmethod
     def returned(self) -> Int64s:
         """Folios of the file's size, int64 (nodes,), that went back to each node since the last call."""
 

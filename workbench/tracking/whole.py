@@ -1,6 +1,7 @@
 """What of a guest's memory stays whole as it converts: RMP entries, 1 GiB regions without SNP memory, pairs of PAMT pages.
 
-One row per 2 MiB of a file, looked at again after each call; what a call does within a row is taken as one step.
+One row per 2 MiB of a file, looked at again after each call; what a call does within a row is taken as one step. Of many calls
+at once each is followed, page by page of the blocks it names (:meth:`Whole.follow`).
 
 * The reverse map table has entries of 4 KiB and 2 MiB (``arch/x86/kvm/svm/sev.c: sev_gmem_prepare``): a 2 MiB entry where all
   512 pages become private at once in memory that lies together; PSMASH where part of one is shared, with no way back but to share
@@ -22,6 +23,11 @@ from workbench.tracking.tracked_file import Blocks, Int64s, TrackedFile
 from workbench.units import PAGE_SIZE
 
 Bools = npt.NDArray[np.bool_]
+WATCHED = ("snp", "tdx")
+"""VM types for which it matters; of "snp" what each call did, of "tdx" only the state."""
+WIDE = 64
+"""Blocks of one call that are looked at together rather than bit by bit."""
+_ALL = (1 << folio.PAGES_2M) - 1
 
 
 class Whole:
@@ -63,13 +69,54 @@ class Whole:
         """Blocks int64 (n,), each once, may have changed, as by one call each."""
         self._compare(blocks, self.file.blocks_at(blocks))
 
+    def follow(self, first: Int64s, end: Int64s, to_shared: Bools, bits: dict[int, tuple[int, int]]) -> int:
+        """What conversions of pages [first, end), (n,) each, do one after the other; returns how many were followed.
+
+        ``bits``: of each block that they touch, which pages are there and which of them are private, as :meth:`bits` says
+        before the first of them; it is changed as they change it. Whoever calls looks at these blocks afterwards. It ends
+        before a call after which it depends on the folios whether one entry can stand for a block.
+        """
+        folios = not self.file.stays_whole
+        rows = zip(first.tolist(), end.tolist(), to_shared.tolist(), strict=True)
+        for number, (low, high, shares) in enumerate(rows):
+            changes = []
+            for block in range(low >> folio.ORDER_2M, ((high - 1) >> folio.ORDER_2M) + 1 if low < high else 0):
+                base = block << folio.ORDER_2M
+                named = (1 << min(high - base, folio.PAGES_2M)) - (1 << max(low - base, 0))
+                there, before = bits[block]
+                after = before & ~named if shares else before | (there & named)
+                if after != before:
+                    changes.append((block, there, before, after))
+            if folios and any(not before and after == _ALL for _, _, before, after in changes):
+                return number
+            for block, there, before, after in changes:
+                bits[block] = there, after
+                self._follow_one(block, before, after)
+        return len(first)
+
+    def _follow_one(self, block: int, before: int, after: int) -> None:
+        """A call changed which pages of a block are private."""
+        was = bool(self.large[block])
+        made, gone = self.file.order > 0 and not before and after == _ALL, was and not after
+        self.updates += 1 if made or gone else (before ^ after).bit_count()
+        self.smashes += was and not gone
+        self.large[block] = made
+        self.direct_split[block] |= (was and not gone) or (not made and bool(after & ~before))
+
+    def bits(self, blocks: Int64s) -> dict[int, tuple[int, int]]:
+        """Which pages of blocks are there, and which of those are private, a bit for each page, by block."""
+        out = {}
+        for block in blocks.tolist():
+            there, shared = self.file.block_bits(block)
+            out[block] = there, there & ~shared
+        return out
+
     def _compare(self, blocks: slice | Int64s, now: Blocks) -> None:
-        present, private, node, _, whole = now
+        present, private, _, _, whole = now
         before, large = self.private[blocks], self.large[blocks]
         same = np.array_equal(present, self.present[blocks])
         if same and np.array_equal(private, before):
             return
-        self._row = None
         made = (before == 0) & (private == folio.PAGES_2M) & whole
         gone, smashed = large & (private == 0), large & (private > 0) & (private < folio.PAGES_2M)
         single = np.where(made | gone, 0, np.abs(private - before))
@@ -77,7 +124,18 @@ class Whole:
         self.smashes += int(smashed.sum())
         self.large[blocks] = (large & ~gone & ~smashed) | made
         self.direct_split[blocks] |= smashed | ((private > before) & ~made)
-        moved = not same or not np.array_equal(node, self.node[blocks])
+        self._take_over(blocks, now)
+
+    def look_after(self, blocks: Int64s) -> None:
+        """Blocks int64 (n,), each once, are as :meth:`follow` left them, or nobody asks what was done to the RMP."""
+        self._take_over(blocks, self.file.blocks_at(blocks))
+
+    def _take_over(self, blocks: slice | Int64s, now: Blocks) -> None:
+        """These blocks are now so: regions and pairs of PAMT pages follow."""
+        present, private, node, _, _ = now
+        before = self.private[blocks]
+        self._row = None
+        moved = not np.array_equal(present, self.present[blocks]) or not np.array_equal(node, self.node[blocks])
         if not moved:
             self._count(blocks, before > 0, -1)
             self._count(blocks, private > 0, 1)
