@@ -50,7 +50,7 @@ def run(
 def kernels_needed(scenario: sc.Scenario) -> list[str]:
     """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
     modules = ["zonelist", "placement", "fault_order", "filemap", "runs"]
-    if sum(isinstance(operation, sc.Fault) for operation in scenario.operations) > LEAST:
+    if sc.Fault in scenario.kinds and len(scenario.operations) > LEAST:
         modules += ["faults"]
     if attributes.wanted(scenario):
         modules.append("two_backends")

@@ -780,9 +780,14 @@ class Scenario(_Model):
         """The kernel whose rules hold: the one named, or the oldest that has what the scenario asks for."""
         return profiles.KERNEL_PROFILES[self.kernel_profile or self._needed_kernel()]
 
+    @functools.cached_property
+    def kinds(self) -> frozenset[type[Operation]]:
+        """Which operations are listed: what is asked of all of them is asked of these first."""
+        return frozenset(map(type, self.operations))
+
     def _needed_kernel(self) -> str:
         guest = self.guest
-        ordinary = any(isinstance(made, Memfd) and (made.hugetlb or made.anonymous) for made in self.operations)
+        ordinary = Memfd in self.kinds and any(isinstance(made, Memfd) and (made.hugetlb or made.anonymous) for made in self.operations)
         if ordinary and not any(isinstance(made, Create) and made.page_size is None for made in self.operations):
             return "7.3"  # huge pages of ordinary memory need no proposal
         if DESIGNS[guest.design].kernel and (guest.page_size != "4 KiB" or DESIGNS[guest.design].store == "pfn map"):
@@ -792,7 +797,7 @@ class Scenario(_Model):
             return next(made.name for made in profiles.KERNEL_PROFILES.values() if made.generation == stated)
         if guest.page_size != "4 KiB":
             return "proposal-hugetlb"
-        converts = any(isinstance(operation, (Convert, ConvertStream)) for operation in self.operations)
+        converts = not self.kinds.isdisjoint((Convert, ConvertStream))
         in_place = guest.conversion.mode == "in-place" or (guest.conversion.mode is None and converts)
         return "7.4" if in_place else "7.3"
 
@@ -914,12 +919,13 @@ class Scenario(_Model):
 
     def to_mapping(self) -> dict[str, Any]:
         """The scenario as plain mappings, lists, numbers and texts; fields that have their default are left out."""
-        mapping = self.model_dump(mode="json", exclude_defaults=True)
-        if self.operations:  # `op` is each operation's default and yet must be named
-            mapping["operations"] = [
-                {"op": operation.op, **dumped}
-                for operation, dumped in zip(self.operations, mapping["operations"], strict=True)
-            ]
+        with garbage.seldom():
+            mapping = self.model_dump(mode="json", exclude_defaults=True)
+            if self.operations:  # `op` is each operation's default and yet must be named
+                mapping["operations"] = [
+                    {"op": operation.op, **dumped}
+                    for operation, dumped in zip(self.operations, mapping["operations"], strict=True)
+                ]
         return mapping
 
 

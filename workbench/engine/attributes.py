@@ -108,7 +108,7 @@ class Attributes:
 
 def wanted(scenario: sc.Scenario) -> bool:
     """Whether the scenario's files need a second backend: conversions, out of place, of a VM that can."""
-    converts = any(isinstance(operation, (sc.Convert, sc.ConvertStream)) for operation in scenario.operations)
+    converts = not scenario.kinds.isdisjoint((sc.Convert, sc.ConvertStream))
     return converts and scenario.guest.private_memory and scenario.conversion_mode == "out-of-place"
 
 

@@ -54,7 +54,7 @@ def wanted(scenario: sc.Scenario) -> bool:
     )
     if scenario.conversion_mode == "out-of-place":  # conversions leave the file itself alone
         needing = tuple(kind for kind in needing if kind not in (sc.Convert, sc.ConvertStream))
-    return any(isinstance(operation, needing) for operation in scenario.operations)
+    return not scenario.kinds.isdisjoint(needing)
 
 
 class Conversions:

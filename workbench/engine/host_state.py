@@ -176,7 +176,7 @@ class HostState:
         self.placed = np.zeros(len(self.free), np.int64)
         pools = self.nodes if self.order else 0
         self.zone_page_size = np.where(np.arange(len(self.free)) < pools, PAGE_SIZE << self.order, PAGE_SIZE)
-        kexec = self.order == 0 and any(isinstance(operation, sc.Kexec) for operation in scenario.operations)
+        kexec = self.order == 0 and sc.Kexec in scenario.kinds
         if scenario.pfns and self.order and self._needs_zones():
             raise WorkbenchError("pfns: true cannot be used with huge pages beside 4 KiB pages (fallback, tmpfs files)")
         self.free_pfns = FreePfns(self.start_pfn, self.free) if scenario.pfns or kexec else None
