@@ -787,7 +787,8 @@ class Scenario(_Model):
 
     def _needed_kernel(self) -> str:
         guest = self.guest
-        ordinary = Memfd in self.kinds and any(isinstance(made, Memfd) and (made.hugetlb or made.anonymous) for made in self.operations)
+        listed = self.operations if Memfd in self.kinds else ()
+        ordinary = any(isinstance(made, Memfd) and (made.hugetlb or made.anonymous) for made in listed)
         if ordinary and not any(isinstance(made, Create) and made.page_size is None for made in self.operations):
             return "7.3"  # huge pages of ordinary memory need no proposal
         if DESIGNS[guest.design].kernel and (guest.page_size != "4 KiB" or DESIGNS[guest.design].store == "pfn map"):

@@ -212,3 +212,17 @@ def test_threads_that_take_turns_on_one_vcpu_share_the_pages_it_keeps_for_tables
         dataset = wb.simulate(Scenario.model_validate(values))
         tables[names[0]] = dataset["metadata_pages"].sel(kind="second_stage").values[-1].tolist()
     assert tables == {"t0": [10, 0], "vcpu0": [6, 4]}, "one vCPU between them, or one each"
+
+
+def test_single_faults_of_a_task_that_interleaves_find_pages_for_their_tables() -> None:
+    """mmu_topup_memory_caches: filled up before each fault, also where a call has one fault only."""
+    given = wb.Scenario.from_mapping({
+        "host": "epyc1-naples-2s", "metadata": "taken", "guest": {"memory": "1 GiB"},
+        "operations": [
+            {"op": "create"}, {"op": "set_mempolicy", "task": "vcpu0", "mode": "interleave", "nodes": "0-3"},
+            *({"op": "fault", "by": "guest", "task": "vcpu0", "offset": number << 21, "length": 4096} for number in range(120)),
+        ],
+    })  # fmt: skip
+    held = wb.simulate(given)["metadata_pages"].sel(kind=["second_stage", "second_stage_ready"]).sum("node").values
+    assert held[2:, 0].tolist() == [3 + number for number in range(120)]
+    assert ((held[2:, 1] > 1) & (held[2:, 1] <= 41)).all()

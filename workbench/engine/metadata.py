@@ -604,6 +604,9 @@ class Metadata:
         if self._vcpu(task) not in self.ready and len(pages):
             out.append((0, CACHE_OBJECTS))
             ready = CACHE_OBJECTS - 1
+        elif ready < CACHE_LEAST and len(pages):  # the last fault of the call before took them
+            out.append((0, CACHE_OBJECTS - ready))
+            ready = CACHE_OBJECTS
         for position, count in zip(positions.tolist(), counts.tolist(), strict=True):
             ready -= count
             if ready < CACHE_LEAST and position + 1 < len(pages):  # before the fault after this one
