@@ -246,6 +246,7 @@ def _list_variables(system: System, log: Log, put: Put) -> None:
         from workbench.cost import access
 
         _put_group(access.NAMES, lambda: access.variables(system, len(log.results), log.accesses), put)
+        _put_group(access.RANGES, lambda: access.ranges(system, log.accesses), put)
     if log.conversions:
         from workbench.tracking import folio_file as conversion
 

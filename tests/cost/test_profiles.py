@@ -571,3 +571,27 @@ def test_what_all_threads_pull_is_the_bandwidth_of_their_node():
     ]
     measure._beyond_the_curves(memories, 0, {}, report)
     assert len(report.missing) == 1
+
+
+@pytest.mark.parametrize("damage", ["1" * 200_000, "1\r2"])
+def test_a_damaged_csv_is_one_line(damage, tmp_path):
+    """A field beyond the csv module's limit, a line break it does not know."""
+    path = tmp_path / "m.csv"
+    path.write_text(f"read_percent,bandwidth_gb_per_s,latency_ns\n100,{damage},3\n", newline="")
+    for call in (calibrate.calibrate, profile.read_curves):
+        with pytest.raises(WorkbenchError, match=r"m\.csv"):
+            call(path)
+
+
+def test_the_first_draw_is_the_machine_as_its_profile_has_it():
+    """Cores and parameters that a profile states are the first draw's, and the others lie around them."""
+    given = profile.from_mapping({
+        "name": "p", "source": "s", "cores": {"lines_streaming": 50.0, "lines_random": 7.0}, "costs": {"dram_latency": 150.0},
+    })  # fmt: skip
+    plain = machine(TWO, profile=given)
+    machines, chosen = sampled(TWO, 17, profile=given)
+    for name in ("bandwidth", "latency", "link_bandwidth", "lines_streaming", "lines_random", "queue"):
+        assert np.array_equal(getattr(machines[0], name), getattr(plain, name)), name
+    assert {values["lines_streaming"] for values in chosen} == {50.0}
+    drawn = np.array([values["dram_latency"] for values in chosen])
+    assert drawn[0] == 150.0 and 142 < drawn.min() < 147 < 153 < drawn.max() < 158

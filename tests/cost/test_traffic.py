@@ -275,6 +275,9 @@ def test_access_operation_measures_the_moment():
     assert far > near
     assert result["access_used"].values[-1].sum() == pytest.approx(result["stream_bandwidth"].values.sum())
     assert result["stream_bandwidth"].attrs["basis"] == "modelled"
+    for name in ("stream_bandwidth", "stream_latency"):  # what is modelled has a range that holds it
+        low, value, high = (result[f"{name}{end}"].values for end in ("_low", "", "_high"))
+        assert (low <= value).all() and (value <= high).all() and (high > 1.1 * low).all(), name
 
 
 def test_accesses_that_follow_each_other_share_the_memory():

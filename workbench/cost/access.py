@@ -126,6 +126,38 @@ def variables(system: HostState, events: int, records: dict[int, AccessRecord]) 
     return {f"stream_{name}": np.concatenate(pieces) for name, pieces in columns.items()} | {"access_used": used}
 
 
+RANGES = ("stream_bandwidth_low", "stream_bandwidth_high", "stream_latency_low", "stream_latency_high")
+"""What :func:`ranges` gives."""
+DRAWS = 25
+"""Draws of the machine's parameters (the first has their values) that the ranges are taken from."""
+ENDS = (0.05, 0.95)
+
+
+def ranges(system: HostState, records: dict[int, AccessRecord]) -> dict[str, np.ndarray]:
+    """Where nine in ten draws of the machine's parameters have the streams of :func:`variables`, float64 (streams,) each.
+
+    Placement and page walks are those of the run; what memory, links and cores do with them is drawn. The ends hold the values.
+    """
+    machines, chosen = traffic.sampled(system.host, DRAWS)
+    pieces: list[np.ndarray] = []
+    for phase in _phases(sorted(records)):
+        rows = []
+        for machine, drawn in zip(machines, chosen, strict=True):
+            parts = [
+                traffic.streams(
+                    machine, r.share, r.vcpus, r.operation, costs=drawn, extra_latency=r.cached, walks=r.walks
+                )
+                for r in (records[event] for event in phase)
+            ]
+            solution = traffic.solve(machine, traffic.together(parts))
+            rows.append((solution.bandwidth[0], solution.latency[0]))
+        pieces.append(np.array(rows))
+    every = np.concatenate(pieces, axis=2)  # draws, bandwidth and latency, streams
+    low, high = np.quantile(every[1:], ENDS, axis=0)
+    low, high = np.minimum(low, every[0]), np.maximum(high, every[0])
+    return dict(zip(RANGES, (low[0], high[0], low[1], high[1]), strict=True))
+
+
 def _phases(events: list[int]) -> list[list[int]]:
     phases: list[list[int]] = []
     for event in events:

@@ -52,7 +52,13 @@ def calibrate(path: Path, name: str | None = None, kind: str = "dram") -> Profil
 
 def from_mess(text: str, name: str, kind: str = "dram") -> Profile:
     """A profile of one memory from the curves of Mess."""
-    reader = csv.DictReader(io.StringIO(text))
+    try:
+        return _from_table(csv.DictReader(io.StringIO(text)), name, kind)
+    except csv.Error as error:
+        raise WorkbenchError(f"calibrate: no CSV: {error}") from None
+
+
+def _from_table(reader: csv.DictReader[str], name: str, kind: str) -> Profile:
     columns = [str(column).strip() for column in reader.fieldnames or ()]
     reader.fieldnames = columns
     chosen = []

@@ -176,6 +176,17 @@ def _sockets(host: Host) -> int:
     return groups
 
 
+def profile_for(host: Host, profile: Profile | str | Path | None = None) -> Profile | None:
+    """The profile that holds for a host: the one asked for, or that of its ``hardware``, or the one that names it."""
+    if profile is None and host.hardware is not None:
+        profile = host.hardware.profile
+    if not (profile is None or isinstance(profile, str | Path | profiles.Profile)):
+        raise WorkbenchError(f"profile: {repr(profile)[:60]} is neither a profile nor the name or file of one")
+    if isinstance(profile, str | Path):
+        profile = profiles.read_profile(profile)
+    return profile or profiles.profile_of(host.name)
+
+
 def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profile | str | None = None) -> Machine:
     """The cost model's view of a host.
 
@@ -188,13 +199,7 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     """
     cost_table.check(costs)
     known = parameters(host)
-    if profile is None and host.hardware is not None:
-        profile = host.hardware.profile
-    if not (profile is None or isinstance(profile, str | Path | profiles.Profile)):
-        raise WorkbenchError(f"profile: {repr(profile)[:60]} is neither a profile nor the name or file of one")
-    if isinstance(profile, str | Path):
-        profile = profiles.read_profile(profile)
-    given = profile or profiles.profile_of(host.name)
+    given = profile_for(host, profile)
     on_machine = given.costs if given is not None else {}
 
     def cost(name: str) -> float:
@@ -468,9 +473,16 @@ def sampled(
             for fast, late in pairs
         ]  # fmt: skip
         return machines, [dict(costs or {}) for _ in range(samples)]
-    draws = cost_table.sample(SAMPLED, samples, seed, parameters(host))
+    given_profile, known = profile_for(host, profile), parameters(host)
+    for name, value in (given_profile.costs if given_profile is not None else {}).items():
+        spread = cost_table.COSTS["given_latency"].high
+        known[name] = known[name]._replace(value=value, low=value / spread, high=value * spread)
+    draws = cost_table.sample(SAMPLED, samples, seed, known)
     chosen = [{**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})} for k in range(samples)]
-    return [machine(host, values, profile) for values in chosen], chosen
+    machines = [machine(host, values, profile) for values in chosen]
+    for made, values in zip(machines, chosen, strict=True):  # a profile may know the cores
+        values |= {"lines_streaming": made.lines_streaming, "lines_random": made.lines_random, **(costs or {})}
+    return machines, chosen
 
 
 SAMPLED = (

@@ -8,11 +8,12 @@ ranges of cost parameters for a processor generation, each with its sources (``d
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -214,10 +215,18 @@ def _text(path: Path, field: str) -> str:
         raise WorkbenchError(f"{field}: {path} is not text") from None
 
 
+@contextlib.contextmanager
+def _no_csv(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except csv.Error as error:
+        raise WorkbenchError(f"curves: {path}: no CSV: {error}") from None
+
+
 def read_curves(path: Path) -> dict[float, list[tuple[float, float]]]:
     """Curves of a CSV with columns read_percent, bandwidth_gb_per_s, latency_ns: share -> (MB/s, ns)."""
     found: dict[float, list[tuple[float, float]]] = {}
-    with io.StringIO(_text(path, "curves"), newline="") as file:
+    with io.StringIO(_text(path, "curves"), newline="") as file, _no_csv(path):
         reader = csv.DictReader(file)
         if reader.fieldnames is None or not set(CSV_COLUMNS) <= set(reader.fieldnames):
             raise WorkbenchError(f"curves: {path}: line 1: columns must be {', '.join(CSV_COLUMNS)}")
