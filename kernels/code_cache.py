@@ -38,7 +38,7 @@ PATIENCE = 120.0
 """Seconds to wait for another process that compiles the same entry."""
 
 
-WITHOUT_CODE = ("first_use.py", "warm.py")
+WITHOUT_CODE = ("first_use.py", "interpreted.py", "warm.py")
 """Sources that no machine code depends on."""
 
 

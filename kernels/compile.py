@@ -12,8 +12,9 @@
     for named tuples of arrays: they travel as one pointer (:mod:`workbench.kernels.records`).
 
 All compile lazily (importing compiles nothing) and release the GIL. How they are compiled is in
-:mod:`workbench.kernels.dispatch`, where machine code is kept in :mod:`workbench.kernels.code_cache`, and compiling ahead in
-:mod:`workbench.kernels.warm`; only these and :mod:`workbench.kernels.records` know Numba.
+:mod:`workbench.kernels.dispatch`, where machine code is kept in :mod:`workbench.kernels.code_cache`, compiling ahead in
+:mod:`workbench.kernels.warm`, and the first answer before that in :mod:`workbench.kernels.interpreted`; only these and
+:mod:`workbench.kernels.records` know Numba.
 
 Environment: ``WORKBENCH_CACHE_DIR`` chooses the cache directory; ``NUMBA_DISABLE_JIT=1`` runs the kernels as
 plain Python, ``NUMBA_BOUNDSCHECK=1`` checks every index (the two ways the tests run them besides compiled).

@@ -23,7 +23,7 @@ import numpy as np
 from numba.core import compiler, config, serialize, sigutils, types
 from numba.core.codegen import CPUCodeLibrary, JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.dispatcher import OmittedArg
+from numba.core.dispatcher import OmittedArg as OmittedArg
 from numba.core.errors import NumbaError
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
@@ -135,6 +135,15 @@ before_compiling: Callable[[str], None] = _nothing
 """Called with the name of an entry that Python calls and that is kept nowhere (:mod:`workbench.kernels.warm` sets it)."""
 
 
+def _compile(kernel: Kernel, values: tuple[Any, ...]) -> None:
+    return None
+
+
+instead_of_compiling: Callable[[Kernel, tuple[Any, ...]], Callable[..., Any] | None] = _compile
+"""Called with an entry and its arguments when this process has no machine code for them: gives the function to call this
+once instead, or None (:mod:`workbench.kernels.warm` sets it)."""
+
+
 def code(argument: Any) -> str:
     """Short text for the type of an argument: i8, f8, b1 and so on, i8:2C for an array, a named tuple by its class.
 
@@ -227,12 +236,17 @@ class Kernel(CPUDispatcher):
     @global_compiler_lock
     def _compile_for_args(self, *values: Any, **names: Any) -> Any:
         """Numba's dispatcher asks for the machine code for values of types that it sees for the first time."""
-        signature = tuple(
+        try:
+            return instead_of_compiling(self, values) or self.entry(self.types_of(values))
+        finally:
+            self._types_active_call.clear()
+
+    def types_of(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Numba's types of arguments."""
+        return tuple(
             types.Omitted(value.value) if isinstance(value, OmittedArg) else self.typeof_pyval(value)
             for value in values
         )
-        self._types_active_call.clear()
-        return self.entry(signature)
 
     def entry(self, signature: tuple[Any, ...]) -> Any:
         """Machine code for arguments of these types: kept by an earlier process, or compiled now and kept."""
@@ -246,8 +260,7 @@ class Kernel(CPUDispatcher):
         return f"{self.py_func.__module__.removeprefix('workbench.kernels.')}.{self.py_func.__qualname__}"
 
     def _load_or_compile(self, signature: tuple[Any, ...]) -> Any:
-        codes = tuple(code(argument) for argument in signature)
-        path = path_of(self.name, codes) if self._is_listed_source() else None
+        path = self.path(signature)
         if path is None:
             return self._compile_entry(signature)
         result = self._load(path)
@@ -258,12 +271,16 @@ class Kernel(CPUDispatcher):
                 if result is None:
                     result = self._compile_entry(signature)
                     if first:
+                        codes = tuple(code(argument) for argument in signature)
                         code_cache.write(path, serialize.dumps((self.name, codes, result._reduce())))
         return result
 
-    def _is_listed_source(self) -> bool:
-        """Whether the digest in the directory's name covers the function: one of a test or a notebook is not kept."""
-        return self.py_func.__module__.startswith("workbench.kernels.")
+    def path(self, signature: tuple[Any, ...]) -> Path | None:
+        """File that keeps the machine code for these types; None for a function of a test or a notebook, which is not
+        covered by the digest in the directory's name, and where no directory can be written."""
+        if not self.py_func.__module__.startswith("workbench.kernels."):
+            return None
+        return path_of(self.name, tuple(code(argument) for argument in signature))
 
     def _load(self, path: Path) -> Any:
         data = code_cache.read(path)

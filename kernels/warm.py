@@ -2,7 +2,8 @@
 
 ``entries.json`` lists the entry points that the workbench calls, with the types of their arguments. :func:`prepare`
 compiles what is missing of some modules: this process from the front of the list, others from its end, none twice. An
-entry that nobody prepared is prepared with its module when it is called.
+entry that nobody prepared is prepared with its module when it is called. For a first answer only the others compile, and
+this process interprets what is not there yet (:mod:`workbench.kernels.interpreted`).
 
 ``python -m workbench.kernels.warm`` compiles everything, with a line that says how far it is. With ``--list`` it writes
 the list anew from what has been compiled since the sources changed: run every ready scenario and notebook before.
@@ -20,16 +21,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from workbench.kernels import code_cache, dispatch, first_use
+from workbench.kernels import code_cache, dispatch, first_use, interpreted
 
 LIST = Path(__file__).with_name("entries.json")
+LOOK_AGAIN = 0.25
+"""Seconds between looks whether a kernel that is interpreted has been compiled."""
 _state = threading.local()
 _prepared: set[tuple[Path, str]] = set()
 """Modules that this process has looked at: what goes missing later is compiled when it is called."""
+_begun: set[tuple[Path, str]] = set()
+"""Modules that others compile for this process, which has not waited for them."""
 
 
 class Specialisation(NamedTuple):
@@ -61,18 +66,30 @@ def kept() -> list[Specialisation]:
     return sorted(found)
 
 
-def prepare(modules: Iterable[str]) -> None:
-    """Compile what is not kept yet of some modules, in as many processes as there are CPUs."""
+def prepare(modules: Iterable[str], *, wait: bool = True) -> None:
+    """Compile what is not kept yet of some modules, in as many processes as there are CPUs.
+
+    Without ``wait`` others begin with it, and from now on this process interprets what they have not come to yet, within
+    the limits of :mod:`workbench.kernels.interpreted`: for who wants the answer of one run, and not of a thousand.
+    """
+    if not wait and dispatch.COMPILED:
+        interpreted.allow()
     directory = code_cache.cache_directory()
     if not dispatch.COMPILED or directory is None or getattr(_state, "preparing", False):
         return
-    unprepared = [module for module in modules if (directory, module) not in _prepared]
-    if not unprepared:
+    beside = not wait and interpreted.permitted()
+    known = _begun if beside else _prepared
+    wanted = [module for module in dict.fromkeys([*modules, *(() if beside else _begun_in(directory))])]
+    wanted = [module for module in wanted if (directory, module) not in known]
+    if not wanted:
         return
-    _prepared.update((directory, module) for module in unprepared)
-    entries = [entry for module in unprepared for entry in listed().get(module, ())]
+    known.update((directory, module) for module in wanted)
+    entries = [entry for module in wanted for entry in listed().get(module, ())]
     missing = [entry for entry in dict.fromkeys(entries) if not _path(entry).exists()]
     if not missing:
+        return
+    if beside:
+        _begin(missing)
         return
     _state.preparing = True
     try:
@@ -84,12 +101,33 @@ def prepare(modules: Iterable[str]) -> None:
         _state.preparing = False
 
 
+def _begun_in(directory: Path) -> list[str]:
+    return [module for base, module in sorted(_begun) if base == directory]
+
+
 def _prepare_module_of(kernel: str) -> None:
     """An entry is called that nobody prepared: its module is next."""
-    prepare([kernel.rpartition(".")[0]])
+    prepare([kernel.rpartition(".")[0]], wait=not interpreted.permitted())
 
 
 dispatch.before_compiling = _prepare_module_of
+
+
+def _interpret(kernel: dispatch.Kernel, values: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """The kernel as plain Python, if somebody waits for a first answer and its machine code is not there."""
+    if not interpreted.permitted(kernel.name):
+        return None
+    if time.monotonic() >= _look_again.get(kernel.name, 0.0):
+        path = kernel.path(kernel.types_of(values))
+        if path is not None and path.exists():
+            return None
+        _prepare_module_of(kernel.name)
+        _look_again[kernel.name] = time.monotonic() + LOOK_AGAIN
+    return functools.partial(interpreted.call, kernel)
+
+
+_look_again: dict[str, float] = {}
+dispatch.instead_of_compiling = _interpret
 
 
 def _path(entry: Specialisation) -> Path:
@@ -122,50 +160,78 @@ def take(entries: Iterable[Specialisation]) -> None:
 @contextlib.contextmanager
 def _helpers(missing: Sequence[Specialisation]) -> Iterator[None]:
     """Other processes that compile the same entries from the end of the list; they end with this one."""
-    count = min(len(os.sched_getaffinity(0)), len(missing), 8) - 1
-    text = json.dumps(list(reversed(missing))).encode() + b"\n"
-    started = []
+    started = [_start(missing) for _ in range(min(_cpus(), len(missing), 8) - 1)]
     try:
-        for _ in range(count):
-            with contextlib.suppress(OSError):
-                helper = subprocess.Popen(
-                    [sys.executable, "-m", "workbench.kernels.warm", "--help-out"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-                started.append(helper)
-                assert helper.stdin is not None
-                helper.stdin.write(text)
-                helper.stdin.flush()
         yield
     finally:
-        for helper in started:
+        for helper in filter(None, started):
             helper.kill()
             with contextlib.suppress(OSError):
                 helper.stdin.close()  # type: ignore[union-attr]
             helper.wait()
 
 
+def _begin(missing: Sequence[Specialisation]) -> None:
+    """Have others compile entries beside what this process does; somebody is told until they are done."""
+    helpers = [_start(missing) for _ in range(max(min(_cpus(), len(missing), 8) - 1, 1))]
+    _beside.extend(filter(None, helpers))  # their standard input stays open as long as this process lives
+
+    def tell() -> None:
+        with _telling(missing, beside=True):
+            for helper in filter(None, helpers):
+                helper.wait()
+
+    threading.Thread(target=tell, daemon=True).start()
+
+
+_beside: list[subprocess.Popen[bytes]] = []
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _start(missing: Sequence[Specialisation]) -> subprocess.Popen[bytes] | None:
+    text = json.dumps(list(reversed(missing))).encode() + b"\n"
+    with contextlib.suppress(OSError):
+        helper = subprocess.Popen(
+            [sys.executable, "-m", "workbench.kernels.warm", "--help-out"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        assert helper.stdin is not None
+        helper.stdin.write(text)
+        helper.stdin.flush()
+        return helper
+    return None
+
+
 def _help_out() -> None:
-    """What a helper does: take a list from standard input, and end with whoever gave it."""
+    """What a helper does: take a list from standard input. Whoever gave it may end: the entry in hand is the last then."""
     entries = [Specialisation(kernel, tuple(codes)) for kernel, codes in json.loads(sys.stdin.buffer.readline())]
+    alone = threading.Event()
 
-    def end_with_parent() -> None:
+    def notice() -> None:
         sys.stdin.buffer.read()
-        os._exit(0)
+        alone.set()
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=notice, daemon=True).start()
+    os.nice(5)
     _state.preparing = True
-    take(entries)
+    for entry in entries:
+        if alone.is_set():
+            break
+        take([entry])
+    os._exit(0)
 
 
 @contextlib.contextmanager
-def _telling(missing: Sequence[Specialisation]) -> Iterator[None]:
+def _telling(missing: Sequence[Specialisation], beside: bool = False) -> Iterator[None]:
     over = threading.Event()
 
     def tell() -> None:
-        first_use.tell(sum(_path(entry).exists() for entry in missing), len(missing))
+        first_use.tell(sum(_path(entry).exists() for entry in missing), len(missing), beside)
 
     def work() -> None:
         while not over.wait(0.5):

@@ -23,7 +23,7 @@ def run(
     scenario: sc.Scenario, *, progress: Progress | None = None, cancelled: Callable[[], bool] = lambda: False
 ) -> Answer:
     """Run a scenario; parameters and errors are those of :func:`workbench.simulation.simulate`."""
-    prepare(kernels_needed(scenario))
+    prepare(kernels_needed(scenario), wait=False)
     with garbage.seldom():
         system = System(scenario, cancelled)
         operations = list(expand(scenario))

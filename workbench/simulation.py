@@ -87,7 +87,7 @@ def _along(
 ) -> xr.Dataset:
     """The same scenario with each of ``values`` in ``field``, along the dimension ``name``."""
     chosen = [scenario.replace(**{field: value}) for value in values]
-    prepare(module for one in chosen for module in kernels_needed(one))
+    prepare((module for one in chosen for module in kernels_needed(one)), wait=False)
     parts: list[xr.Dataset] = []
     for number, one in enumerate(chosen):
 

@@ -73,7 +73,7 @@ class Explorer:
         body.add_class("wb-body")
         self.root = w.VBox([w.HTML(f"<style>{STYLE}</style>"), self.header, body])
         self.root.add_class("wb-explorer")
-        self._compiling: tuple[int, int] | None = None
+        self._compiling: str | None = None
         first_use.listeners.append(self._tell_compiling)
         self._load_editors()
         # Mostly the first result is there at once. If kernels must be compiled first, the instrument shows and says so.
@@ -329,9 +329,9 @@ class Explorer:
         if event == "result":
             self._notify("pinned")
 
-    def _tell_compiling(self, done: int, total: int) -> None:
+    def _tell_compiling(self, done: int, total: int, beside: bool) -> None:
         """Called by whoever compiles kernels, which may be a view that holds the lock."""
-        self._compiling = None if done == total else (done, total)
+        self._compiling = None if done == total else first_use.say(done, total, beside)
         if self._lock.acquire(blocking=False):
             try:
                 self._show_running()
@@ -403,9 +403,7 @@ class Explorer:
         self.bar.layout.display = "" if slow else "none"
         self.cancel.layout.display = "" if slow else "none"
         if slow and self._compiling is not None:
-            compiled, wanted = self._compiling
-            text = f"compiling kernels, once for this machine and version: {compiled} of {wanted}"
-            self.status.value = f'<span class="wb-status" role="status">{text}</span>'
+            self.status.value = f'<span class="wb-status" role="status">{self._compiling}</span>'
         elif slow:
             self.status.value = f'<span class="wb-status" role="status">operation {done} of {total}</span>'
         elif controller.failure:

@@ -54,7 +54,8 @@ __all__ = ["Estimate", "Grid", "estimate", "read_store", "run_cell", "sweep"]
 
 def run_cell(mapping: Mapping[str, Any]) -> Answer:
     """Run one cell: what it found as plain arrays, worked out for the metrics that ask, without the map of pages."""
-    from workbench.running import run
+    from workbench.kernels.compile import prepare
+    from workbench.running import kernels_needed, run
     from workbench.scenario import Scenario
 
     host = mapping.get("host")
@@ -62,7 +63,9 @@ def run_cell(mapping: Mapping[str, Any]) -> Answer:
         host = _machine(host)
     elif isinstance(host, Mapping):
         host = _described(json.dumps(host))
-    return run(Scenario.from_mapping({"output": "counts", **mapping, "host": host}))
+    scenario = Scenario.from_mapping({"output": "counts", **mapping, "host": host})
+    prepare(kernels_needed(scenario))  # waits for it: one cell is not the answer
+    return run(scenario)
 
 
 @functools.lru_cache(maxsize=64)
