@@ -260,7 +260,8 @@ class Kernel(CPUDispatcher):
         return f"{self.py_func.__module__.removeprefix('workbench.kernels.')}.{self.py_func.__qualname__}"
 
     def _load_or_compile(self, signature: tuple[Any, ...]) -> Any:
-        path = self.path(signature)
+        codes = tuple(code(argument) for argument in signature)
+        path = path_of(self.name, codes) if self._is_listed_source() else None
         if path is None:
             return self._compile_entry(signature)
         result = self._load(path)
@@ -271,16 +272,12 @@ class Kernel(CPUDispatcher):
                 if result is None:
                     result = self._compile_entry(signature)
                     if first:
-                        codes = tuple(code(argument) for argument in signature)
                         code_cache.write(path, serialize.dumps((self.name, codes, result._reduce())))
         return result
 
-    def path(self, signature: tuple[Any, ...]) -> Path | None:
-        """File that keeps the machine code for these types; None for a function of a test or a notebook, which is not
-        covered by the digest in the directory's name, and where no directory can be written."""
-        if not self.py_func.__module__.startswith("workbench.kernels."):
-            return None
-        return path_of(self.name, tuple(code(argument) for argument in signature))
+    def _is_listed_source(self) -> bool:
+        """Whether the digest in the directory's name covers the function: one of a test or a notebook is not kept."""
+        return self.py_func.__module__.startswith("workbench.kernels.")
 
     def _load(self, path: Path) -> Any:
         data = code_cache.read(path)

@@ -118,8 +118,10 @@ def _interpret(kernel: dispatch.Kernel, values: tuple[Any, ...]) -> Callable[...
     if not interpreted.permitted(kernel.name):
         return None
     if time.monotonic() >= _look_again.get(kernel.name, 0.0):
-        path = kernel.path(kernel.types_of(values))
-        if path is not None and path.exists():
+        entry = Specialisation(kernel.name, tuple(map(dispatch.code, kernel.types_of(values))))
+        if entry not in listed().get(kernel.name.rpartition(".")[0], ()):
+            return None  # nobody else will compile it
+        if code_cache.cache_directory() is not None and _path(entry).exists():
             return None
         _prepare_module_of(kernel.name)
         _look_again[kernel.name] = time.monotonic() + LOOK_AGAIN
