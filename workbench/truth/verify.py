@@ -11,8 +11,10 @@ was not reset, a tmpfs file's inode number. Two kinds of operations are judged o
   per-CPU parts of the counters). Both come from the recording itself. Boots of one script differ by as much among each
   other (``datasets/recordings/repeated``: 181 pages with restricted per-CPU lists, 1,659 with the default ones), for what
   these lists hold at the start is in no file: closer than half of that no rule can be to all of them.
-* A task policy of interleave kind is advanced by the task's other allocations too, at places that vary from run to run.
-  Its pages must lie on its nodes; their order is not judged, and the table says so.
+* A task policy of interleave kind is advanced by the task's other allocations too. Tables are known; of slabs it is not
+  known which were partly full, so that a step may be missing or be one too many. In the order of a task's touches its
+  pages must lie on the nodes of its rotation but for a few such steps. Not judged is what comes behind such a step in a
+  weighted rotation, and pages of which no line says which task touched them.
 
 Recordings of struct pages and of in-place conversion are compared too, each in its own way: :func:`struct_page_report`,
 :mod:`workbench.truth.conversion_replay`.
@@ -273,7 +275,9 @@ def side_by_side(path: str | Path, name: str) -> xr.Dataset:
     seen = [(p, entry) for p, entry in enumerate(recorded.operations) if "place" in entry.seen]
     expected = [_expand(unpack_place(entry.seen["place"])) for _, entry in seen]
     simulated = [_observed(dataset, number, scenario) for p, _ in seen if (number := numbers[p]) is not None]
-    orders = [_touch_order(recorded, position, len(nodes)) for (position, _), nodes in zip(seen, expected, strict=True)]
+    orders = [
+        _touch_order(recorded, position, len(nodes))[0] for (position, _), nodes in zip(seen, expected, strict=True)
+    ]
     pages = max((len(nodes) for nodes in expected), default=0)
 
     def table(rows: list[np.ndarray], dtype: type) -> np.ndarray:
@@ -302,13 +306,23 @@ def side_by_side(path: str | Path, name: str) -> xr.Dataset:
     )  # fmt: skip
 
 
-def _touch_order(recorded: RecordedScenario, position: int, pages: int) -> np.ndarray:
-    file, order, count = recorded.operations[position].words[1], np.full(pages, -1, np.int64), 0
+def _touch_order(recorded: RecordedScenario, position: int, pages: int) -> tuple[np.ndarray, np.ndarray]:
+    """When each page was first touched before an operation, and by which task: int64 (pages,), -1 where that is not known."""
+    file, count = recorded.operations[position].words[1], 0
+    order, task = np.full(pages, -1, np.int64), np.full(pages, -1, np.int64)
     for entry in recorded.operations[:position]:
-        if entry.words[0] not in ("touch", "falloc", "prefault", "vtouch", "punch") or entry.words[1] != file:
+        verb = entry.words[0]
+        if (
+            verb not in _FIRST_TOUCHES
+            or entry.words[1] != file
+            or (verb == "madv" and entry.words[4] not in _POPULATES)
+        ):
             continue
-        start, length = int(entry.words[2]), int(entry.words[3])
-        if entry.words[0] == "punch":
+        where = [entry.words[2], "1" if verb == "getnode" else entry.words[3]]
+        if any(word.endswith("b") for word in where):  # no whole pages: all of these calls are refused
+            continue
+        start, length = map(int, where)
+        if verb == "punch":
             order[start : start + length] = -1
             continue
         within = np.arange(length)
@@ -319,11 +333,13 @@ def _touch_order(recorded: RecordedScenario, position: int, pages: int) -> np.nd
             fault_order.strided_order(int(entry.words[5]), within)
         elif kind == "rev":
             within = within[::-1]
-        for page in start + within:
-            if page < pages and order[page] < 0:
-                order[page] = count
-                count += 1
-    return order
+        new = start + within
+        new = new[new < pages]
+        new = new[order[new] < 0]
+        order[new] = np.arange(count, count + len(new))
+        task[new] = entry.task
+        count += len(new)
+    return order, task
 
 
 # ------------------------------------------------------------------------------------------------ unknown starts
@@ -658,8 +674,10 @@ class _Comparison:
         judged = np.ones(len(expected), bool)
         if loose is not None:
             start = self.scenario.operations[self.numbers[position]].offset // PAGE_SIZE  # type: ignore[index, union-attr]
-            judged = ~loose[start : start + len(expected)]
-            unknown = int((~judged & (expected >= 0)).sum())
+            own = loose[start : start + len(expected)] & (expected >= 0)
+            exact, in_order = self._follow_rotation(position, expected, simulated, own, start)
+            judged = ~own | exact
+            unknown = int((own & ~exact & ~in_order).sum())
             self.report.pages_not_judged += unknown
             if unknown and unknown == int((expected >= 0).sum()):
                 self._withdraw()
@@ -672,6 +690,50 @@ class _Comparison:
             f"node of page {page} ({len(wrong)} pages differ)",
             f"{expected[page]} in {_summary(expected)}",
             f"{simulated[page]} in {_summary(simulated)}",
+        )
+
+    def _follow_rotation(
+        self, position: int, expected: np.ndarray, simulated: np.ndarray, own: np.ndarray, start: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which of a task's ``own`` pages lie where its rotation puts them, and which do so but for a few steps: bool (pages,).
+
+        A slab that was partly full, or a table that was there already, is a step of the rotation that the simulation takes
+        and the kernel did not, or the other way round. Up to the first such step pages are exact; then, in the order of the
+        touches of the task, the nodes must be the same sequence with some of them more and some less. Where several weighted
+        policies take turns in one rotation a step more changes where each begins: what follows is not known.
+        """
+        exact, in_order = np.zeros(len(expected), bool), np.zeros(len(expected), bool)
+        if self.fills:
+            return exact, in_order
+        order, task = (found[start:] for found in _touch_order(self.recorded, position, start + len(expected)))
+        for toucher in np.unique(task[own & (order >= 0)]).tolist():
+            pages = np.flatnonzero(own & (order >= 0) & (task == toucher))
+            pages = pages[np.argsort(order[pages])]
+            there, here = expected[pages], simulated[pages]
+            differ = np.flatnonzero(there != here)
+            first = int(differ[0]) if len(differ) else len(pages)
+            exact[pages[:first]] = True
+            if first == len(pages) or not self._turns_in_one_sequence(position, f"t{toucher}"):
+                continue
+            in_order[pages[first:]] = True
+            turn = len(
+                np.unique(here)
+            )  # a rotation that is ahead by any number of steps is level again after this many
+            most = min(_MOST_EDITS, max(_FEWEST_EDITS, 2 * turn, len(pages) * 2 // 5))
+            if _edits(there, here, most) > most:
+                self._miss(
+                    position, f"nodes in the order of task t{toucher}'s own rotation", _summary(there), _summary(here)
+                )
+        return exact, in_order
+
+    def _turns_in_one_sequence(self, position: int, task: str) -> bool:
+        """Whether a step more or less moves the nodes of a task's rotation on, and changes nothing else of them."""
+        number = self.numbers[position]
+        assert number is not None
+        return not any(
+            str(operation.mode).startswith("weighted")
+            for operation in self.scenario.operations[:number]
+            if isinstance(operation, sc.Mbind) or (isinstance(operation, sc.SetMempolicy) and operation.task == task)
         )
 
     def _within_slack(self, expected: np.ndarray, simulated: np.ndarray) -> bool:
@@ -937,11 +999,41 @@ class _Comparison:
 
 _TOUCHES = ("touch", "rtouch", "madv", "getnode", "place", "counts")
 """Verbs that reach pages of a file through a mapping of the script or of the observer."""
+_FIRST_TOUCHES = ("touch", "rtouch", "falloc", "prefault", "vtouch", "pin", "odirect", "madv", "getnode", "punch")
+"""Verbs that say which pages a task touches, in which order, or takes away."""
+_POPULATES = ("22", "23")
+"""MADV_POPULATE_READ, MADV_POPULATE_WRITE."""
 _MOST_CANDIDATES = 1024
 """Starts that are tried one by one."""
+_FEWEST_EDITS, _MOST_EDITS = 4, 64
+"""Steps by which a task's rotation in a recording may differ from the simulated one: at least so many, at most so many."""
 _PCP_BATCH_SCALE_MAX = 5
 _PAGES_OF_THE_PROCESS = 1
 """Pages of the recorder's own process that migrate_pages reports besides the script's, when they lie on the source."""
+
+
+def _edits(first: np.ndarray, second: np.ndarray, most: int) -> int:
+    """Fewest entries to take out and put in so that one sequence becomes the other; ``most`` + 1 if more than ``most``.
+
+    The furthest end of each diagonal after each edit (Myers, "An O(ND) Difference Algorithm", 1986).
+    """
+    differ: dict[int, np.ndarray] = {}
+    ends = {1: 0}
+    for edits in range(most + 1):
+        for diagonal in range(-edits, edits + 1, 2):
+            down = diagonal == -edits or (diagonal != edits and ends[diagonal - 1] < ends[diagonal + 1])
+            at = ends[diagonal + 1] if down else ends[diagonal - 1] + 1
+            if diagonal not in differ:
+                low = max(0, diagonal)
+                length = max(0, min(len(first) - low, len(second) - (low - diagonal)))
+                wrong = first[low : low + length] != second[low - diagonal : low - diagonal + length]
+                differ[diagonal] = np.append(np.flatnonzero(wrong), length) + low
+            known = differ[diagonal]
+            place = int(np.searchsorted(known, at))
+            ends[diagonal] = at = int(known[place]) if place < len(known) else at
+            if at >= len(first) and at - diagonal >= len(second):
+                return edits
+    return most + 1
 
 
 def _touched(entry: Recorded) -> int:
