@@ -38,7 +38,9 @@ def judged(path, name):
     return verify_scenario(recording, next(one for one in recording.scenarios if one.name == name))
 
 
-@pytest.mark.parametrize(("file", "name"), [("m3movable", "gridtask_interleave"), ("m4memoryless", "gridtask_interleave")])
+@pytest.mark.parametrize(
+    ("file", "name"), [("m3movable", "gridtask_interleave"), ("m4memoryless", "gridtask_interleave")]
+)
 def test_pages_of_an_own_rotation_are_judged(file, name, tmp_path):
     """They agree but for a step that a slab took; with as many pages on each node in another order they do not."""
     path = datasets_path("recordings") / f"{file}.json.gz"
