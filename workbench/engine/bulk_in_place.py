@@ -123,7 +123,7 @@ def _watched(system: System, inode: Inode, stream: Int64s) -> tuple[Int64s, Int6
     while low < size:
         high = int(wide[np.searchsorted(wide, low)])  # a wide row is looked at after it alone
         blocks = _blocks(start[low:high], end[low:high])
-        bits, to_shared = whole.bits(blocks), stream[low:high, folio.ARGUMENT] == 1
+        bits, to_shared = tracked.bits(blocks), stream[low:high, folio.ARGUMENT] == 1
         if tracked.stays_whole:
             errors[low:high], offsets[low:high] = _at_once(tracked, stream[low:high])
             stop = _changed_to(system, inode, start[low:high], end[low:high], errors[low:high], offsets[low:high])

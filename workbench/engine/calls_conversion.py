@@ -409,6 +409,9 @@ def collapse(system: System, operation: sc.Collapse) -> Result:
 
 def _first_absent(inode: Inode, start: int, end: int) -> int:
     """First page of [start, end) that nothing backs."""
+    if inode.small is None:
+        holes = inode.map.absent(start >> inode.order, -(-end >> inode.order))
+        return max(start, int(holes[0, 0]) << inode.order) if len(holes) else end
     pages = np.arange(start, end, dtype=np.int64)
     absent = inode.zones_of(pages) < 0
     return start + int(np.argmax(absent)) if absent.any() else end

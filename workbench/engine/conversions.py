@@ -33,7 +33,7 @@ from workbench.tracking.whole import Whole
 from workbench.units import PAGE_SIZE, format_bytes
 
 Int64s = npt.NDArray[np.int64]
-_CHUNK = 1 << 22  # folios entered in one call
+_CHUNK = 1 << 16  # folios entered in one call: their rows stay in a cache
 _STATE_BYTES, _UNIT_BYTES = 0.66, 10  # of a file's arrays for each page; of the light map's for each unit
 _OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.Collapse, sc.IommuMap,
                sc.IommuUnmap)  # fmt: skip
@@ -169,7 +169,10 @@ class Conversions:
             for start in range(low, low + count, _CHUNK):
                 folios = np.arange(start, min(start + _CHUNK, low + count), dtype=np.int64)
                 zones = map_.zone_of(folios)
-                yield folios[zones >= 0], self.system.zone_node[zones[zones >= 0]]
+                there = zones >= 0
+                if not there.all():
+                    folios, zones = folios[there], zones[there]
+                yield folios, self.system.zone_node[zones]
 
     # ------------------------------------------------------------------------------------------ memory goes back
 

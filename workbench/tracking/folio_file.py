@@ -242,14 +242,11 @@ class ConversionFile(TrackedFile):
         whole = level >= folio.HUGE_2M or bool(level == folio.SPLIT and small)
         return Block(present, private, node if present else -1, whole)
 
-    def block_bits(self, index: int) -> tuple[int, int]:
+    def present_words(self, blocks: Int64s) -> npt.NDArray[np.uint64]:
         """See :meth:`blocks`."""
-        level = int(self.state.level[index])
-        there = folio.PAGES_2M if level > folio.BASE else 0
-        if level == folio.BASE:
-            words = self.state.present[index * 8 : index * 8 + 8].astype("<u8")
-            return int.from_bytes(words.tobytes(), "little"), self._shared_bits(index)
-        return (1 << there) - 1, self._shared_bits(index)
+        level, words = np.repeat(self.state.level[blocks], 8), (blocks[:, None] * 8 + np.arange(8)).ravel()
+        whole = np.where(level > folio.BASE, ~np.uint64(0), np.uint64(0))
+        return np.where(level == folio.BASE, self.state.present[words], whole)
 
     @property
     def stays_whole(self) -> bool:

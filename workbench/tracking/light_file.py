@@ -155,14 +155,16 @@ class LightFile(TrackedFile):
         node = np.where(there, state.unit_node[unit], -1).astype(np.int64)
         return Blocks(present, private, node, there, there)
 
-    def block_bits(self, index: int) -> tuple[int, int]:
+    def present_words(self, blocks: Int64s) -> npt.NDArray[np.uint64]:
         """See :meth:`blocks`."""
-        state, shared = self.state, self._shared_bits(index)
         if self.order:
-            unit = index >> (self.order - folio.ORDER_2M)
-            return ((1 << folio.PAGES_2M) - 1 if state.unit_pfn[unit] >= 0 else 0), shared
-        there = state.unit_pfn[index * folio.PAGES_2M : (index + 1) * folio.PAGES_2M] >= 0
-        return int.from_bytes(np.packbits(there, bitorder="little").tobytes(), "little"), shared
+            there = self.state.unit_pfn[blocks >> (self.order - folio.ORDER_2M)] >= 0
+            return np.repeat(np.where(there, ~np.uint64(0), np.uint64(0)), 8)
+        pages = (blocks[:, None] * folio.PAGES_2M + np.arange(folio.PAGES_2M)).ravel()
+        there = (pages < len(self.state.unit_pfn)) & (
+            self.state.unit_pfn[np.minimum(pages, len(self.state.unit_pfn) - 1)] >= 0
+        )
+        return np.packbits(there, bitorder="little").view("<u8").astype(np.uint64)
 
     @property
     def stays_whole(self) -> bool:

@@ -126,13 +126,23 @@ class TrackedFile(ABC):
         """What one 2 MiB block holds, without arrays; None where that is not told so."""
         return None
 
-    @abstractmethod
-    def block_bits(self, index: int) -> tuple[int, int]:
-        """Pages of a 2 MiB block that are there, and pages that are shared: a bit for each."""
+    def bits(self, blocks: Int64s) -> dict[int, tuple[int, int]]:
+        """Which pages of 2 MiB blocks (n,) are there, and which of those are private, a bit for each page, by block."""
+        there = self.present_words(blocks)
+        private = there & ~self.state.shared[(blocks[:, None] * 8 + np.arange(8)).ravel()]
+        texts = [words.astype("<u8").tobytes() for words in (there, private)]
+        size = folio.PAGES_2M // 8
+        return {
+            block: (
+                int.from_bytes(texts[0][at : at + size], "little"),
+                int.from_bytes(texts[1][at : at + size], "little"),
+            )
+            for block, at in zip(blocks.tolist(), range(0, size * len(blocks), size), strict=True)
+        }
 
-    def _shared_bits(self, index: int) -> int:
-        words = self.state.shared[index * 8 : index * 8 + 8].astype("<u8")
-        return int.from_bytes(words.tobytes(), "little")
+    @abstractmethod
+    def present_words(self, blocks: Int64s) -> npt.NDArray[np.uint64]:
+        """Pages of 2 MiB blocks (n,) that are there, a bit for each, uint64 (8 n,)."""
 
     @property
     @abstractmethod

@@ -72,9 +72,9 @@ class Whole:
     def follow(self, first: Int64s, end: Int64s, to_shared: Bools, bits: dict[int, tuple[int, int]]) -> int:
         """What conversions of pages [first, end), (n,) each, do one after the other; returns how many were followed.
 
-        ``bits``: of each block that they touch, which pages are there and which of them are private, as :meth:`bits` says
-        before the first of them; it is changed as they change it. Whoever calls looks at these blocks afterwards. It ends
-        before a call after which it depends on the folios whether one entry can stand for a block.
+        ``bits``: of each block that they touch, which pages are there and which of them are private, as
+        :meth:`TrackedFile.bits` says before the first of them; it is changed as they change it. Whoever calls looks at these
+        blocks afterwards. It ends before a call after which it depends on the folios whether one entry can stand for a block.
         """
         folios = not self.file.stays_whole
         rows = zip(first.tolist(), end.tolist(), to_shared.tolist(), strict=True)
@@ -102,14 +102,6 @@ class Whole:
         self.smashes += was and not gone
         self.large[block] = made
         self.direct_split[block] |= (was and not gone) or (not made and bool(after & ~before))
-
-    def bits(self, blocks: Int64s) -> dict[int, tuple[int, int]]:
-        """Which pages of blocks are there, and which of those are private, a bit for each page, by block."""
-        out = {}
-        for block in blocks.tolist():
-            there, shared = self.file.block_bits(block)
-            out[block] = there, there & ~shared
-        return out
 
     def _compare(self, blocks: slice | Int64s, now: Blocks) -> None:
         present, private, _, _, whole = now
