@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import workbench as wb
 from workbench.answer import Answer
 from workbench.engine import bulk_faults
+from workbench.engine.objects import Result
 from workbench.running import run
 
 MEMORY = 8 << 20
@@ -55,10 +57,12 @@ def scenario(
 def together(given: wb.Scenario, least: int) -> tuple[Answer, int]:
     """The answer with lists of so many faults carried out together, and how many were."""
     many: list[int] = []
-    with (
-        mock.patch.object(bulk_faults, "LEAST", least),
-        mock.patch.object(bulk_faults, "Done", lambda *found: many.append(len(found[0])) or DONE(*found)),
-    ):
+
+    def done(results: list[Result], *state: Any) -> bulk_faults.Done:
+        many.append(len(results))
+        return DONE(results, *state)
+
+    with mock.patch.object(bulk_faults, "LEAST", least), mock.patch.object(bulk_faults, "Done", done):
         return run(given), sum(many)
 
 

@@ -258,13 +258,8 @@ class Metadata:
         return True
 
     def _enter_second_stage(self, task: Thread, walk: Walk, missing: list[Int64s], step: int) -> bool:
-        if self._vcpu(task) not in self.ready:
-            first = self._allocate(task, CACHE_OBJECTS)
-            if len(first) < CACHE_OBJECTS:
-                return False
-            self.ready[self._vcpu(task)] = first[:-1].tolist()
-            self.roots.append(int(first[-1]))
-            self._hold(READY, first)
+        if not self._make_ready(task):
+            return False
         ready = self.ready[self._vcpu(task)]
         batch = CACHE_OBJECTS - CACHE_LEAST + 1
         whole = (_length(missing) - (len(ready) - CACHE_LEAST + 1)) // batch - 1
@@ -277,10 +272,34 @@ class Metadata:
                 direct -= _length([others])
                 if len(others) and not self._place(task, walk.tables.maps[level], others, step, SECOND_STAGE):
                     return False
-        wanted = _length(missing)
-        if not wanted:
-            return True
+        popped = self._take_ready(task, _length(missing))
+        if popped is None:
+            return False
+        at = 0
+        for map_, intervals in zip(walk.tables.maps, missing, strict=True):
+            count = _length([intervals])
+            _enter(map_, intervals, popped[at : at + count], step)
+            at += count
+        return True
+
+    def _make_ready(self, task: Thread) -> bool:
+        """The pages that a vCPU keeps from its first fault on, and the root. False: no memory."""
+        vcpu = self._vcpu(task)
+        if vcpu not in self.ready:
+            first = self._allocate(task, CACHE_OBJECTS)
+            if len(first) < CACHE_OBJECTS:
+                return False
+            self.ready[vcpu] = first[:-1].tolist()
+            self.roots.append(int(first[-1]))
+            self._hold(READY, first)
+        return True
+
+    def _take_ready(self, task: Thread, wanted: int) -> Int64s | None:
+        """Zones of so many of the pages that the vCPU keeps, which are tables now. None: no memory to fill it up."""
         popped = np.empty(wanted, np.int64)
+        if not wanted:
+            return popped
+        ready = self.ready[self._vcpu(task)]
         done = 0
         while done < wanted:
             some = min(wanted - done, max(1, len(ready) - CACHE_LEAST + 1))
@@ -292,15 +311,11 @@ class Metadata:
                 self._hold(READY, new)
                 ready += new.tolist()
                 if len(ready) < CACHE_OBJECTS:
-                    return False
-        self._hold(READY, popped, -1)
-        self._hold(SECOND_STAGE, popped)
-        at = 0
-        for map_, intervals in zip(walk.tables.maps, missing, strict=True):
-            count = _length([intervals])
-            _enter(map_, intervals, popped[at : at + count], step)
-            at += count
-        return True
+                    return None
+        moved = np.bincount(self._zones().zone_node[popped], minlength=self.system.nodes)
+        self.held[READY] -= moved
+        self.held[SECOND_STAGE] += moved
+        return popped
 
     def enter_turns(self, tasks: list[Thread], inode: Inode, walk: Walk | None, folios: Int64s, rows: Int64s) -> bool:
         """Tables and nodes of ``folios`` (n,), each by the task of ``rows`` that touches the first folio of it."""
@@ -414,10 +429,11 @@ class Metadata:
         before each of them, ``rotations`` int64 (n, 2) of its task after it. The tree of the page cache does not grow.
         """
         held = np.empty((len(rows), *self.held.shape), np.int64)
-        tables = set() if walk is None else self._need_tables(walk, rows, tasks)
+        tables = {} if walk is None else self._need_tables(walk, rows, tasks)
         objects = self._enter_many_nodes(inode, rows, tasks)
+        popped: list[Int64s] = []
         kept, filled = self.system.rotations.copy(), 0
-        for number in sorted(tables | objects.keys()):
+        for number in sorted(tables.keys() | objects.keys()):
             task, new = tasks[number], objects.get(number, 0)
             if number not in tables and new <= self._room_in_slabs(task.nid):
                 self.live[task.nid] += new
@@ -426,32 +442,47 @@ class Metadata:
             held[filled:number] = self.held
             filled = number
             self.before, self.system.rotations[task.index] = free[number], rotations[number]
-            if number in tables:
-                first, end, step = rows[number, :3].tolist()
-                self.enter_tables(task, walk, first, end, step)
+            if walk is not None and walk.kind != SECOND_STAGE and number in tables:
+                self.enter_tables(task, walk, *rows[number, :3].tolist())
+            elif number in tables:
+                self._make_ready(task)
+                zones = self._take_ready(task, len(tables[number]))
+                assert zones is not None  # what is only counted is always there
+                popped.append(zones)
             if new:
                 self.node_parts[0, task.nid] += new
                 self._take_objects(task, new)
         held[filled:] = self.held
         self.before = None
         self.system.rotations[:] = kept
+        if walk is not None and popped:
+            wanted = np.array([table for number in sorted(tables) for table in tables[number]], np.int64).reshape(-1, 2)
+            taken = np.concatenate(popped)
+            for level, map_ in enumerate(walk.tables.maps):
+                mine = wanted[:, 0] == level
+                map_.add_singles(wanted[mine, 1], taken[mine])
         return held
 
-    def _need_tables(self, walk: Walk, rows: Int64s, tasks: list[Thread]) -> set[int]:
-        """Which faults are the first to need a table, or the first of a vCPU."""
-        found: set[int] = set()
-        for shift, map_ in zip(walk.tables.shifts, walk.tables.maps, strict=True):
-            fault, table = _first_of((walk.base + rows[:, 0]) >> shift, (walk.base + rows[:, 1] - 1) >> shift)
-            absent = map_.zone_of(table) < 0
-            if walk.tables.first_free and shift == LEVELS[0]:
-                absent &= table > 0
-            found.update(fault[absent].tolist())
+    def _need_tables(self, walk: Walk, rows: Int64s, tasks: list[Thread]) -> dict[int, list[tuple[int, int]]]:
+        """Which faults are the first to need tables, and which: level and number, in the order in which they are made.
+
+        The first fault of a vCPU is there too, for the pages that it keeps.
+        """
+        found: dict[int, list[tuple[int, int]]] = {}
         if walk.kind == SECOND_STAGE:
             ready = set(self.ready)
             for number, task in enumerate(tasks):
                 if (vcpu := self._vcpu(task)) not in ready:
                     ready.add(vcpu)
-                    found.add(number)
+                    found[number] = []
+        for level, (shift, map_) in enumerate(zip(walk.tables.shifts, walk.tables.maps, strict=True)):
+            fault, table = _first_of((walk.base + rows[:, 0]) >> shift, (walk.base + rows[:, 1] - 1) >> shift)
+            absent = map_.zone_of(table) < 0
+            if walk.tables.first_free and shift == LEVELS[0]:
+                absent &= table > 0
+            ways = rows[fault[absent], 2]
+            for number, one in sorted(zip(fault[absent].tolist(), (table[absent] * ways).tolist(), strict=True)):
+                found.setdefault(number, []).append((level, abs(one)))
         return found
 
     def _enter_many_nodes(self, inode: Inode, rows: Int64s, tasks: list[Thread]) -> dict[int, int]:
