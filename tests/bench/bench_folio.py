@@ -1,4 +1,8 @@
-"""Conversions against a C port of the same algorithm, and a guest of 16 TiB in little memory."""
+"""Conversions against a C port of the same algorithm, and a guest of 16 TiB in little memory.
+
+``BENCH_FOLIO_ROWS`` names the rows to measure (a part of the name, several with commas), for one that is looked into;
+``BENCH_FOLIO_CONVERSIONS`` how many conversions each makes.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,12 @@ from workbench.kernels.folios import run as folio
 
 GIB, TIB = 1 << 30, 1 << 40
 COUNT = int(os.environ.get("BENCH_FOLIO_CONVERSIONS", "10000000"))
+ROWS = os.environ.get("BENCH_FOLIO_ROWS", "")
 LIMIT_OF_C = 1.25
 LIMIT_BYTES_PER_PAGE = 0.2
 LIMIT_MEMORY = 4 * GIB
 NO_SERIES = np.zeros((0, len(folio.COUNTERS) + 2), np.int64)
-FIELDS = ("shared", "blocks", "gigas", "backing", "marks", "small", "host", "options", "numbers")
+FIELDS = ("shared", "blocks", "gigas", "backing", "marks", "small", "pages", "host", "options", "numbers")
 
 
 class CState(ctypes.Structure):
@@ -103,15 +108,15 @@ def main() -> None:
             ("4 KiB folios together in 2 MiB", 9, folio.GENERATION_C, folio.SMALL_FOLIOS),
             ("2 MiB folios of the page allocator", 9, folio.GENERATION_C, folio.BUDDY_FOLIOS),
         ):
+            if not any(part in name for part in ROWS.split(",")):
+                continue
             fresh = new_guest(TIB, order, generation, folios)
-            mine, theirs = copied(fresh), copied(fresh)
+            work = copied(fresh)  # one for both: where memory lies, in huge pages or not, is part of the time
             port = CState(
-                **{field: pointer(getattr(theirs, field)) for field in FIELDS},
-                nodes=2,
-                blocks_2m=len(theirs.reference_row),
+                **{field: pointer(getattr(work, field)) for field in FIELDS}, nodes=2, blocks_2m=len(work.reference_row)
             )
 
-            def reset(state: folio.FolioState, fresh: folio.FolioState = fresh) -> None:
+            def reset(state: folio.FolioState = work, fresh: folio.FolioState = fresh) -> None:
                 for array, content in zip(state, fresh, strict=True):
                     array[...] = content
 
@@ -120,22 +125,23 @@ def main() -> None:
                     ctypes.byref(port), pointer(stream), ctypes.c_int64(COUNT), pointer(c_errors), pointer(c_offsets)
                 )
 
-            variants = {
-                "C": Variant(run_c, lambda state=theirs: reset(state)),
-                "Numba": Variant(
-                    lambda state=mine: run(state, stream, errors, offsets),
-                    lambda state=mine: reset(state),
-                ),
-            }
-            times = measure(variants, repetitions=5)
+            def run_mine(state: folio.FolioState = work) -> None:
+                run(state, stream, errors, offsets)
+
+            times = measure({"C": Variant(run_c, reset), "Numba": Variant(run_mine, reset)}, repetitions=5)
+            mine = copied(work)
+            reset()
+            run_c()
             for field in FIELDS:
-                assert np.array_equal(getattr(mine, field), getattr(theirs, field)), field
+                assert np.array_equal(getattr(mine, field), getattr(work, field)), field
             assert np.array_equal(errors, c_errors) and np.array_equal(offsets, c_offsets)
             ratio = times.ratio("Numba", "C")
             rows.append([name, duration(times["C"] / COUNT), duration(times["Numba"] / COUNT), f"{ratio:.3g} ×",
                          f"{LIMIT_OF_C:g} ×", verdict(ratio, LIMIT_OF_C)])  # fmt: skip
         header = ["1 TiB, 4 KiB to 2 MiB log-uniform", "C", "this", "ratio", "goal", ""]
         print_table(f"{COUNT:,} random conversions: each", header, rows)
+    if ROWS:
+        return
 
     per_page = state_bytes(new_guest(TIB, 18, 1)) / (TIB >> 12)
     subprocess.run([sys.executable, __file__, "large"], check=True, stdout=subprocess.DEVNULL)  # compiles

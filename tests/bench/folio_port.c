@@ -1,16 +1,18 @@
 /* The conversion path of kernels/folios/run.py in C: same state, same algorithm, one huge page size, one-step splits,
- * with the second stage's leaves. References and poison are absent from the benchmark's streams, and memory for xarray
- * nodes is not counted there, so only the tests for their absence are here. */
+ * with the second stage's leaves and with what merges do to content. References and poison are absent from the benchmark's
+ * streams, and memory for xarray nodes is not counted there, so only the tests for their absence are here. */
 
 #include <stdint.h>
 
 enum { NONE, BASE, SPLIT, HUGE_2M, HUGE_1G };
-enum { PAGES, BACKING, GENERATION, SPLITTING, SPLIT_AT, MERGING, HVO, FOLIOS = 13, SMALL_FOLIOS = 2 };
+enum { PAGES, BACKING, GENERATION, SPLITTING, SPLIT_AT, MERGING, HVO, XARRAY = 9, FOLIOS = 13,
+       HUGETLB_FOLIOS = 0, SMALL_FOLIOS = 2 };
 enum { N_SHARED, N_PRESENT, N_MAPPED_1G, N_MAPPED_2M, N_LOST_1G, N_LOST_2M, N_REGAINED_1G, N_REGAINED_2M,
        N_SPLITS_1G, N_SPLITS_2M, N_MERGES_1G, N_MERGES_2M, N_UNOPTIMISED, N_CONVERSIONS, N_CONVERTED, N_WITHOUT_WORK,
        N_FAILED, N_ROLLBACKS, N_INVALIDATIONS, N_INVALIDATED, N_LOST_PRIVATE, N_SPINS, N_DRAINS, N_ZEROED, N_TAKEN,
        N_FREED, N_SPILLED, N_PEAK, N_ORPHANED, N_LRU, N_POISONED, N_ROWS, N_WITHHELD, N_PINNED,
-       N_RETURNED_1G, N_RETURNED_2M, N_LEAVES_4K, N_LEAVES_2M, N_LEAVES_1G, N_POISONED_TO_POOL, N_XARRAY_PAGES };
+       N_RETURNED_1G, N_RETURNED_2M, N_LEAVES_4K, N_LEAVES_2M, N_LEAVES_1G, N_POISONED_TO_POOL, N_XARRAY_PAGES,
+       N_CONTENT_LOST, N_CONTENT_STALE };
 #define EINVAL 22
 #define ENOMEM 12
 
@@ -20,14 +22,16 @@ struct state {
     int32_t *gigas;
     int16_t *backing;
     uint8_t *marks;
-    uint64_t *small;
+    uint64_t *small, *pages;
     int64_t *host, *options, *numbers;
     int64_t nodes, blocks_2m;
 };
 
 /* columns of blocks and gigas, of backing, of host, entries of numbers: kernels/folios/state.py */
 enum { SHARED, LEVEL, SLABS };
-enum { LEAF_NONE, LEAF_4K, LEAF_2M, LEAF_1G, LEAF_MASK = 3, RETURNED_2M = 4, RETURNED_1G = 8 };
+enum { LEAF_NONE, LEAF_4K, LEAF_2M, LEAF_1G, LEAF_MASK = 3, RETURNED_2M = 4, RETURNED_1G = 8,
+       UPTODATE_ALL = 16, UPTODATE_SOME = 32, ANY_UPTODATE = 48 };
+enum { UPTODATE = 1, CONTENT_LOST, PAGE_COLUMNS };
 enum { FULL, HOME, EXTRA };
 enum { FREE, ORDER = 5 };
 enum { COUNTERS = 43, AT = COUNTERS, TAKEN = COUNTERS + 2 };
@@ -225,14 +229,56 @@ static void give_back(struct state *s, int16_t *holder) {
     }
 }
 
+static void spin(struct state *s) {
+    if (s->numbers[N_ROWS]) __builtin_trap();
+}
+
+static int keeps_poison(struct state *s) {
+    return s->options[FOLIOS] != HUGETLB_FOLIOS && s->numbers[N_POISONED];
+}
+
+static int64_t uptodate(struct state *s, int64_t block) {
+    if (s->marks[block] & UPTODATE_ALL) return 512;
+    int64_t pages = 0;
+    if (s->marks[block] & UPTODATE_SOME)
+        for (int64_t word = block << 3; word < (block + 1) << 3; word++)
+            pages += __builtin_popcountll(s->pages[PAGE_COLUMNS * word + UPTODATE]);
+    return pages;
+}
+
+static void merge_content(struct state *s, int64_t first, int64_t blocks) {
+    int64_t pages = 0;
+    for (int64_t block = first; block < first + blocks; block++) pages += uptodate(s, block);
+    int head = s->marks[first] & UPTODATE_ALL ||
+               (s->marks[first] & UPTODATE_SOME && s->pages[PAGE_COLUMNS * (first << 3) + UPTODATE] & 1);
+    if (s->options[FOLIOS] != HUGETLB_FOLIOS) head = pages > 0;
+    else if (head) s->numbers[N_CONTENT_STALE] += (blocks << 9) - pages;
+    else if (pages > 0) {
+        s->numbers[N_CONTENT_LOST] += pages;
+        for (int64_t word = first << 3; word < (first + blocks) << 3; word++) {
+            uint8_t mark = s->marks[word >> 3];
+            uint64_t *page = s->pages + PAGE_COLUMNS * word;
+            if (mark & ANY_UPTODATE) page[CONTENT_LOST] |= mark & UPTODATE_ALL ? ~0ull : page[UPTODATE];
+        }
+    }
+    if (!pages) return;
+    for (int64_t block = first; block < first + blocks; block++) {
+        if (s->marks[block] & UPTODATE_SOME)
+            for (int64_t word = block << 3; word < (block + 1) << 3; word++) s->pages[PAGE_COLUMNS * word + UPTODATE] = 0;
+        s->marks[block] = (s->marks[block] & ~ANY_UPTODATE) | (head ? UPTODATE_ALL : 0);
+    }
+}
+
 static int split_range(struct state *s, int64_t first, int64_t end) {
     for (int64_t block = first >> 9; block <= (end - 1) >> 9; block++) {
         if (s->blocks[2 * block + LEVEL] == HUGE_1G) {
             int64_t giga = block >> 9;
+            if (s->options[XARRAY]) return ENOMEM;
             if (s->options[HVO] && !giga_row(s, giga)[FULL]) {
                 if (!take(s, backing_row(s, giga << 9)[HOME], 4095, giga_row(s, giga) + EXTRA)) return ENOMEM;
                 giga_row(s, giga)[FULL] = 1;
             }
+            spin(s);
             for (int64_t other = giga << 9; other < (giga + 1) << 9; other++) s->blocks[2 * other + LEVEL] = SPLIT;
             s->numbers[N_SPLITS_1G]++;
             if (giga_of(s, giga)[SHARED] == 0) {
@@ -244,6 +290,7 @@ static int split_range(struct state *s, int64_t first, int64_t end) {
                 if (!take(s, backing_row(s, block)[HOME], 7, backing_row(s, block) + EXTRA)) return ENOMEM;
                 backing_row(s, block)[FULL] = 1;
             }
+            spin(s);
             s->blocks[2 * block + LEVEL] = SPLIT;
             s->numbers[N_SPLITS_2M]++;
             if (s->blocks[2 * block + SHARED] == 0) {
@@ -258,11 +305,13 @@ static int split_range(struct state *s, int64_t first, int64_t end) {
 static void merge_1g(struct state *s, int64_t giga) {
     for (int64_t block = giga << 9; block < (giga + 1) << 9; block++)
         if (s->blocks[2 * block + LEVEL] != SPLIT) return;
+    spin(s);
     if (giga_row(s, giga)[FULL]) {
         if (free_vmemmap(s) > 0) { give_back(s, giga_row(s, giga) + EXTRA); giga_row(s, giga)[FULL] = 0; }
         else s->numbers[N_UNOPTIMISED]++;
     }
     for (int64_t block = giga << 9; block < (giga + 1) << 9; block++) s->blocks[2 * block + LEVEL] = HUGE_1G;
+    merge_content(s, giga << 9, 512);
     s->numbers[N_MERGES_1G]++; s->numbers[N_MAPPED_1G]++;
     returned(s, giga << 9, 1);
 }
@@ -273,12 +322,14 @@ static void merge_range(struct state *s, int64_t first, int64_t end) {
         if (giga_of(s, giga)[LEVEL]) {
             if (giga_of(s, giga)[SHARED] == 0) merge_1g(s, giga);
             block = ((giga + 1) << 9) - 1;
-        } else if (s->blocks[2 * block + SHARED] == 0 && s->blocks[2 * block + LEVEL] == SPLIT) {
+        } else if (s->blocks[2 * block + SHARED] == 0 && s->blocks[2 * block + LEVEL] == SPLIT && !keeps_poison(s)) {
+            spin(s);
             if (backing_row(s, block)[FULL]) {
                 if (free_vmemmap(s) > 0) { give_back(s, backing_row(s, block) + EXTRA); backing_row(s, block)[FULL] = 0; }
                 else s->numbers[N_UNOPTIMISED]++;
             }
             s->blocks[2 * block + LEVEL] = HUGE_2M;
+            merge_content(s, block, 1);
             s->numbers[N_MERGES_2M]++; s->numbers[N_MAPPED_2M]++;
             returned(s, block, 0);
         }
