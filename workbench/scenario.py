@@ -366,6 +366,13 @@ class MigratePages(Operation):
     target: Int
 
 
+class Compact(Operation):
+    """Write to a node's ``compact`` file: pages that can move go up in their zone, so that free blocks form below."""
+
+    op: Literal["compact"] = "compact"
+    node: Int | None = Field(None, description="all nodes if left out (/proc/sys/vm/compact_memory)")
+
+
 class Madvise(_OnRange):
     """madvise; ``advice`` is the number (4 DONTNEED, 9 REMOVE, 22 POPULATE_READ, 23 POPULATE_WRITE, ...)."""
 
@@ -570,6 +577,7 @@ AnyOperation = Annotated[
     | Prefault
     | MovePages
     | MigratePages
+    | Compact
     | Madvise
     | Hog
     | Unhog

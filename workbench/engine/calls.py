@@ -65,6 +65,7 @@ CALLS: dict[type[sc.Operation], Call] = {
     sc.Madvise: calls_mm.madvise,
     sc.MovePages: calls_migration.move_pages,
     sc.MigratePages: calls_migration.migrate_pages,
+    sc.Compact: calls_migration.compact,
     sc.Convert: calls_conversion.convert,
     sc.CreateVm: calls_conversion.create_vm,
     sc.Memslot: calls_conversion.memslot,

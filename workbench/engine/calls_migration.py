@@ -1,7 +1,7 @@
-"""Calls that ask for pages to move: move_pages and migrate_pages.
+"""Calls that ask for pages to move: move_pages, migrate_pages and compaction.
 
-Linux: ``mm/migrate.c`` (``do_pages_move``), ``mm/mempolicy.c`` (``do_migrate_pages``). What moves, and what never does, is
-:mod:`workbench.engine.migration`.
+Linux: ``mm/migrate.c`` (``do_pages_move``), ``mm/mempolicy.c`` (``do_migrate_pages``), ``mm/compaction.c`` (``compact_store``).
+What moves, and what never does, is :mod:`workbench.engine.migration` and :mod:`workbench.engine.compaction`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine import migration
+from workbench.engine import compaction, migration
 from workbench.engine.host_state import check_listed
 from workbench.engine.objects import Result, failed
 from workbench.engine.system import System
+from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s, in_intervals
 
 UNWRITTEN = -9999
@@ -88,6 +89,22 @@ def migrate_pages(system: System, operation: sc.MigratePages) -> Result:
                     pages = migration.pages_on(inode, mapping.mapped(), on_source)
                     stuck += migration.move_to_node(system, system.task(operation), inode, pages, target)
     return Result(stuck)
+
+
+def compact(system: System, operation: sc.Compact) -> Result:
+    """Write to a node's ``compact`` file, or to /proc/sys/vm/compact_memory: the detail says what moved and what is free then.
+
+    Raises WorkbenchError where the run keeps no frames, or not all of them.
+    """
+    if operation.node is not None and operation.node not in system.index_of_node:
+        return failed(errno.ENOENT)  # there is no such file
+    if system.free_pfns is None or system.order or system.hogs:
+        raise WorkbenchError(
+            "operations.compact: needs pfns: true and 4 KiB pages, and no hog (whose memory has no frames of its own here)"
+        )
+    node = None if operation.node is None else system.index_of_node[operation.node]
+    zones = [zone for zone, of in enumerate(system.zone_node.tolist()) if node is None or of == node]
+    return Result(0, 0, compaction.compact(system, zones))
 
 
 def _statuses(status: Int64s) -> dict[str, int]:

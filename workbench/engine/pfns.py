@@ -116,6 +116,28 @@ class FreePfns:
         longer[-1, 3] = self.unused[0]
         self.stack, self.unused[0] = longer, old
 
+    def free_in(self, zone: int) -> Int64s:
+        """The free frames of a zone, ascending."""
+        parts, row = [np.empty(0, np.int64)], int(self.top[zone])
+        while row >= 0:
+            first, count, step, row = self.stack[row].tolist()
+            parts.append(first + step * np.arange(count))
+        return np.sort(np.concatenate(parts))
+
+    def replace(self, zone: int, frames: Int64s) -> None:
+        """These frames, ascending, are what a zone has free; the lowest is handed out first."""
+        row = int(self.top[zone])
+        while row >= 0:
+            below = int(self.stack[row, 3])
+            self.stack[row, 3], self.unused[0] = self.unused[0], row
+            row = below
+        self.top[zone] = -1
+        edges = np.flatnonzero(np.diff(frames) != 1) + 1
+        begin, end = np.append(0, edges), np.append(edges, len(frames))
+        self._keep_room(len(begin))
+        for first, count in zip(frames[begin][::-1].tolist(), (end - begin)[::-1].tolist(), strict=True):
+            kernels.push(zone, first, count, 1, self.stack, self.top, self.unused)
+
     def of_file(self, map_: FileMap, book: FilePfns, size: int) -> Int64s:
         """Pfn of every folio of an inode, int64 (size,), -1 where absent."""
         out = np.full(size, -1, np.int64)
