@@ -8,6 +8,7 @@ import json
 import numpy as np
 
 import workbench as wb
+from workbench.errnos import EHWPOISON
 
 PAGE = 4096
 DEFAULT, EVERY = "default", {"offset": 0, "length": 64 * PAGE}
@@ -212,4 +213,20 @@ def test_what_a_session_takes_of_guest_memfds():
         on("m", "fallocate"),
         **PRESERVED,
     )
-    assert errors == [0, 0, 0, errno.EOPNOTSUPP, 0, errno.EBUSY, 0, 0, errno.EBADF, 0, 0]
+    assert errors == [0, 0, 0, errno.ENOENT, 0, errno.EBUSY, 0, 0, errno.EBADF, 0, 0]
+
+
+def test_a_session_takes_no_guest_memfd_with_a_poisoned_folio_nor_one_of_a_vm_with_private_memory():
+    """kvm_gmem_luo_walk_folios, kvm_gmem_luo_can_preserve: it is not frozen either."""
+    operations = [
+        SHARED_FILE,
+        on("m", "fault", by="host"),
+        on("m", "hwpoison", 3, 1),
+        preserve("m"),
+        on("m", "fallocate"),
+    ]
+    _, errors = run(*operations, **PRESERVED)
+    assert errors == [0, 0, 0, 0, EHWPOISON, 0]
+    inside = {"guest": {"memory": 64 * PAGE, "vm_type": "sw_protected"}}
+    _, errors = run({**SHARED_FILE, "flags": ["mmap"]}, preserve("m"), **PRESERVED, **inside)
+    assert errors == [0, 0, errno.ENOENT]

@@ -26,6 +26,7 @@ from workbench.engine.host_state import HostState
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, OpenFile, Result, failed
 from workbench.engine.system import System
+from workbench.errnos import EHWPOISON
 from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s
 from workbench.kernels import kho
@@ -40,9 +41,13 @@ def preserve(system: System, operation: sc.Preserve) -> Result:
     """kernel/liveupdate/luo_file.c: luo_preserve_file; mm/memfd_luo.c: memfd_luo_preserve.
 
     EEXIST for a token in use, ENOENT for a file that no handler takes, EBUSY for one that is in the session already. The
-    calling task allocates what a memfd lacks (memfd_pin_folios). A guest_memfd keeps its holes, and must be wholly shared and
-    of 4 KiB folios (EOPNOTSUPP); its VM goes into the session with it (``vm``). That pages in ZONE_MOVABLE or in scratch areas
-    are migrated out first is not modelled.
+    calling task allocates what a memfd lacks (memfd_pin_folios). That pages in ZONE_MOVABLE or in scratch areas are migrated
+    out first is not modelled.
+
+    A guest_memfd keeps its holes; its VM goes into the session with it (``vm``). The posted series, read in its source
+    (``virt/kvm/guest_memfd_luo.c: kvm_gmem_luo_can_preserve``, ``kvm_gmem_luo_preserve``): its handler takes only files that
+    were created with INIT_SHARED, of 4 KiB folios, of a VM without private memory, others find no handler; EHWPOISON if one of
+    its folios is poisoned.
     """
     _open_session(system)
     file = system.files.get(operation.file)
@@ -56,18 +61,17 @@ def preserve(system: System, operation: sc.Preserve) -> Result:
         return failed(errno.ENOENT, reason="live update: no released kernel preserves a guest_memfd (series posted)")
     if inode in system.session.values():
         return failed(errno.EBUSY)
-    if gmem and (inode.order or not _wholly_shared(inode)):
-        return failed(errno.EOPNOTSUPP, reason="live update: files of 4 KiB folios that are wholly shared")
+    if gmem and (inode.order or inode.private or system.scenario.guest.private_memory):
+        reason = "live update: files of 4 KiB folios, with INIT_SHARED, of a VM without private memory"
+        return failed(errno.ENOENT, reason=reason)
+    if gmem and inode.tracked is not None and len(inode.tracked.poisoned()):
+        return failed(EHWPOISON, reason="live update: a folio of the file is poisoned")
     if not gmem and not system.touch(system.task(operation), inode, 0, inode.pages):
         return failed(errno.ENOMEM)
     inode.frozen = True
     system.session[operation.token] = inode
     system.vm_in_session |= gmem and operation.vm
     return Result()
-
-
-def _wholly_shared(inode: Inode) -> bool:
-    return not inode.private if inode.tracked is None else bool(inode.tracked.is_shared().all())
 
 
 def retrieve(system: System, operation: sc.Retrieve) -> Result:
@@ -113,8 +117,9 @@ def _hand_over(system: System) -> Result:
     """Hand all open guest_memfd files over. ``detail``: files, metadata and policy bytes, whether bytes were compared.
 
     Refused, and nothing changes, with EOPNOTSUPP, EBUSY or EHWPOISON and a ``reason`` if one of them cannot be preserved; with
-    ENOENT if a guest_memfd is in the session and its VM is not (series v4 of July 2026 looks the VM's token up at the freeze;
-    the errno is that of liveupdate_get_token_outgoing).
+    ENOENT if a guest_memfd is in the session and its VM is not: the posted series looks the VM's token up at the freeze
+    (``virt/kvm/guest_memfd_luo.c: kvm_gmem_luo_freeze``, read in its source), and ``liveupdate_get_token_outgoing`` returns
+    ENOENT for a file that is not in the session. No kernel was run that has it.
     """
     opened = (file.inode for file in system.files.values() if file.descriptor is not None)
     alone = system.scenario.kernel.preserves_guest_memfd  # a file that is in no session is not handed over
