@@ -147,3 +147,28 @@ def test_the_command_prints_plain_numbers(capsys, monkeypatch):
     rows = json.loads(capsys.readouterr().out)
     assert [row["policy"] for row in rows] == ["bind 0", "bind 1", "bind 0-1"]
     assert np.isclose(rows[2]["capacity"], rows[0]["capacity"] + rows[1]["capacity"], rtol=0.02)
+
+
+def shown(arguments, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["workbench", "capacity", *arguments])
+    monkeypatch.setenv("COLUMNS", "160")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_all_machines_are_a_line_each_with_policies_that_give_the_same_together(capsys, monkeypatch):
+    names = ["xeon-e5-2680-2s", "epyc5-9575f-2s-nps0"]
+    monkeypatch.setattr("workbench.topology.host.machine_names", lambda: names)
+    text = shown(["all", "--policy", "default,bind"], capsys, monkeypatch)
+    lines = {name: next(line for line in text.splitlines() if name in line) for name in names}
+    assert lines[names[0]].split("│")[4].strip() == "31.25 GiB" and " to " in lines[names[0]].split("│")[5]
+    assert lines[names[1]].split("│")[4].strip() == lines[names[1]].split("│")[5].strip()
+    assert "default, bind to all" in text and "lost under default" in text
+
+
+def test_a_host_of_many_nodes_has_no_column_for_each(capsys, monkeypatch):
+    text = shown(["epyc1-naples-2s", "--policy", "default"], capsys, monkeypatch)
+    assert "node 0" not in text and "8 nodes: what lies on each is in --json" in text
+    assert "node 0" in shown(["xeon-e5-2680-2s", "--policy", "default"], capsys, monkeypatch)

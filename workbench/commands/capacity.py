@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_MOST_NODES = 4  # columns of nodes that can be read beside the others
 
 
 def capacity(
@@ -61,32 +66,71 @@ def capacity(
         rows = {str(dataset.attrs["scenario"]): study.table(dataset) for dataset in found}
         typer.echo(json.dumps(rows if host == "all" else next(iter(rows.values())), indent=1))
         return
-    for dataset in found:
-        _print(dataset)
+    if host == "all":
+        _print_all(found)
+        return
+    _print(found[0])
 
 
-def _print(dataset: object) -> None:
+def _print(dataset: xr.Dataset) -> None:
+    """One host: a row for each policy, with a column for each node as long as they can be read."""
     from rich.table import Table
 
     from workbench.commands.terminal import console
     from workbench.studies import capacity as study
     from workbench.units import format_bytes
 
-    rows = study.table(dataset)  # type: ignore[arg-type]
-    attributes = dataset.attrs  # type: ignore[attr-defined]
+    rows = study.table(dataset)
     lost = [name for name in study.LOSSES if any(row["lost"][name] for row in rows)]
-    title = f"{attributes['scenario']}: largest guest of {attributes['page_size']} pages"
-    shown = Table("policy", "largest guest", *(f"node {node}" for node in rows[0]["per_node"]), *lost, "ends with",
+    nodes = list(rows[0]["per_node"]) if len(rows[0]["per_node"]) <= _MOST_NODES else []
+    title = f"{dataset.attrs['scenario']}: largest guest of {dataset.attrs['page_size']} pages"
+    shown = Table("policy", "largest guest", *(f"node {node}" for node in nodes), *lost, "a larger one ends with",
                   title=title)  # fmt: skip
     for row in rows:
         shown.add_row(
             row["policy"],
             format_bytes(row["capacity"]),
-            *(format_bytes(amount) for amount in row["per_node"].values()),
+            *(format_bytes(row["per_node"][node]) for node in nodes),
             *(format_bytes(row["lost"][name]) for name in lost),
             row["ends_with"],
         )
     console().print(shown)
+    if not nodes:
+        console().print(f"{len(rows[0]['per_node'])} nodes: what lies on each is in --json and in the file of -o")
+
+
+def _print_all(found: list[xr.Dataset]) -> None:
+    """All machines: a row for each, with the largest guest by kind of policy, and what is lost to what under the first one."""
+    from rich.table import Table
+
+    from workbench.commands.terminal import console
+    from workbench.studies import capacity as study
+    from workbench.units import format_bytes
+
+    machines = [study.table(dataset) for dataset in found]
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for kind in dict.fromkeys(study.kind_of(row["policy"]) for rows in machines for row in rows):
+        sizes = [[row["capacity"] for row in rows if study.kind_of(row["policy"]) == kind] for rows in machines]
+        if kind == "bind to all":  # one node is all that there is
+            sizes = [some or [rows[0]["capacity"]] for some, rows in zip(sizes, machines, strict=True)]
+        ends = (dict.fromkeys(map(format_bytes, (min(some), max(some)))) for some in sizes)
+        columns.setdefault(tuple(" to ".join(both) for both in ends), []).append(kind)
+    lost = [name for name in study.LOSSES if any(rows[0]["lost"][name] for rows in machines)]
+    title = f"largest guest of {found[0].attrs['page_size']} pages, and what is lost under {machines[0][0]['policy']}"
+    shown = Table(title=title)
+    shown.add_column("machine", overflow="fold")
+    for name in ("nodes", "free", *(", ".join(kinds) for kinds in columns.values()), *lost):
+        shown.add_column(name)
+    for number, (dataset, rows) in enumerate(zip(found, machines, strict=True)):
+        shown.add_row(
+            str(dataset.attrs["scenario"]),
+            str(len(rows[0]["per_node"])),
+            format_bytes(sum(rows[0]["free_at_start"].values())),
+            *(cells[number] for cells in columns),
+            *(format_bytes(rows[0]["lost"][name]) for name in lost),
+        )
+    console().print(shown)
+    console().print("by node, and what is lost under each policy: workbench capacity MACHINE, or --json")
 
 
 def register(app: typer.Typer) -> None:

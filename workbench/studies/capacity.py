@@ -131,6 +131,14 @@ def _rows(host: Host, policies: Sequence[str]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def kind_of(policy: str) -> str:
+    """The kind of policy that a row's name stands for: its mode, of ``bind`` also whether to one node or to several."""
+    mode, _, nodes = policy.partition(" ")
+    if mode != _BOUND:
+        return mode
+    return "bind to all" if nodes and not nodes.isdecimal() else "bind to one"
+
+
 def _scenario(
     host: Host, page_size: str, mode: str, nodes: str, kho: bool, confidential: bool, by: str, size: int
 ) -> sc.Scenario:
