@@ -76,10 +76,13 @@ class Whole:
         :meth:`TrackedFile.bits` says before the first of them; it is changed as they change it. Whoever calls looks at these
         blocks afterwards. It ends before a call after which it depends on the folios whether one entry can stand for a block.
         """
-        folios = not self.file.stays_whole
-        rows = zip(first.tolist(), end.tolist(), to_shared.tolist(), strict=True)
-        for number, (low, high, shares) in enumerate(rows):
-            changes = []
+        folios, entries = not self.file.stays_whole, self.file.order > 0
+        blocks = np.fromiter(bits, np.int64, len(bits))
+        large = dict(zip(blocks.tolist(), self.large[blocks].tolist(), strict=True))
+        split: set[int] = set()
+        done = 0
+        for low, high, shares in zip(first.tolist(), end.tolist(), to_shared.tolist(), strict=True):
+            changes, depends = [], False
             for block in range(low >> folio.ORDER_2M, ((high - 1) >> folio.ORDER_2M) + 1 if low < high else 0):
                 base = block << folio.ORDER_2M
                 named = (1 << min(high - base, folio.PAGES_2M)) - (1 << max(low - base, 0))
@@ -87,21 +90,23 @@ class Whole:
                 after = before & ~named if shares else before | (there & named)
                 if after != before:
                     changes.append((block, there, before, after))
-            if folios and any(not before and after == _ALL for _, _, before, after in changes):
-                return number
+                    depends |= not before and after == _ALL
+            if folios and depends:
+                break
             for block, there, before, after in changes:
                 bits[block] = there, after
-                self._follow_one(block, before, after)
-        return len(first)
-
-    def _follow_one(self, block: int, before: int, after: int) -> None:
-        """A call changed which pages of a block are private."""
-        was = bool(self.large[block])
-        made, gone = self.file.order > 0 and not before and after == _ALL, was and not after
-        self.updates += 1 if made or gone else (before ^ after).bit_count()
-        self.smashes += was and not gone
-        self.large[block] = made
-        self.direct_split[block] |= (was and not gone) or (not made and bool(after & ~before))
+                was, made = large[block], entries and not before and after == _ALL
+                self.updates += 1 if made or (was and not after) else (before ^ after).bit_count()
+                if was and after:
+                    self.smashes += 1
+                    split.add(block)
+                elif not made and after & ~before:
+                    split.add(block)
+                large[block] = made
+            done += 1
+        self.large[blocks] = list(large.values())
+        self.direct_split[list(split)] = True
+        return done
 
     def _compare(self, blocks: slice | Int64s, now: Blocks) -> None:
         present, private, _, _, whole = now
