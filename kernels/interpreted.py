@@ -22,13 +22,16 @@ import numpy as np
 
 from workbench.kernels.dispatch import Kernel, OmittedArg
 
-STEPS, STEPS_OF_A_KERNEL = 3_000_000, 600_000
-"""Passes through loops that are interpreted in a process, and of one kernel in it: some six seconds, and one."""
+STEPS = 5_000_000
+"""Passes through loops that are interpreted in a process: some five to ten seconds."""
+STEPS_OF_A_KERNEL, STEPS_OF_A_BYTE = 100_000, 25
+"""And of one kernel in it, with those for each byte of Python's code below it: compiling takes the longer the more it is."""
 
 _steps = {"process": 0, "call": 0}
 """Steps taken by the calls that ended, and steps that the call under way may still take."""
 _steps_of: dict[str, int] = {}
 """Steps taken by kernel."""
+_limit_of: dict[str, int] = {}
 _written: list[tuple[np.ndarray, Any, Any]] = []
 """Of the call that is under way: array, index, and what stood there."""
 _one_call = threading.Lock()
@@ -50,12 +53,14 @@ def permitted(kernel: str = "") -> bool:
 
 
 def _limit(kernel: str) -> int:
-    return min(STEPS - _steps["process"], STEPS_OF_A_KERNEL - _steps_of.get(kernel, 0))
+    return min(STEPS - _steps["process"], _limit_of.get(kernel, STEPS_OF_A_KERNEL) - _steps_of.get(kernel, 0))
 
 
 def call(kernel: Kernel, *values: Any) -> Any:
     """What ``kernel`` returns for ``values``; it is compiled for them after all when there are no steps left."""
     values = tuple(value.value if isinstance(value, OmittedArg) else value for value in values)
+    if kernel.name not in _limit_of:
+        _limit_of[kernel.name] = STEPS_OF_A_KERNEL + STEPS_OF_A_BYTE * sum(_bytes_below(kernel).values())
     with _one_call:
         limit = _steps["call"] = _limit(kernel.name)
         try:
@@ -75,6 +80,22 @@ def call(kernel: Kernel, *values: Any) -> Any:
 def plain(kernel: Kernel) -> Callable[..., Any]:
     """The function that ``kernel`` compiles, as Python that calls no compiled function and counts its steps."""
     return _namespace(kernel.py_func.__module__)[kernel.py_func.__name__]
+
+
+def _bytes_below(kernel: Kernel) -> dict[str, int]:
+    """Bytes of Python's code of a kernel and of each that it calls, by name."""
+    found: dict[str, int] = {}
+    waiting = [kernel]
+    while waiting:
+        function = waiting.pop().py_func
+        if function.__qualname__ in found:
+            continue
+        found[function.__qualname__] = len(function.__code__.co_code)
+        modules = [value for value in function.__globals__.values() if isinstance(value, ModuleType)]
+        for name in function.__code__.co_names:
+            named = [function.__globals__.get(name), *(getattr(module, name, None) for module in modules)]
+            waiting.extend(value for value in named if isinstance(value, Kernel))
+    return found
 
 
 def _native(value: Any) -> Any:

@@ -14,6 +14,8 @@ import pytest
 from reference.scale import JIT_DISABLED
 from workbench.kernels import interpreted, warm
 from workbench.kernels.compile import kernel, record
+from workbench.kernels.filemap import zone_of_pages
+from workbench.kernels.folios import run
 
 pytestmark = pytest.mark.skipif(JIT_DISABLED, reason="everything is plain Python")
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Nothing was interpreted so far; afterwards the process is what it was."""
     monkeypatch.setattr(interpreted, "_steps", {"process": 0, "call": 0})
     monkeypatch.setattr(interpreted, "_steps_of", {})
+    monkeypatch.setattr(interpreted, "_limit_of", {})
     monkeypatch.setattr(interpreted, "_state", {"allowed": False})
     return monkeypatch
 
@@ -71,6 +74,7 @@ def test_interpreted_is_compiled(steps: pytest.MonkeyPatch) -> None:
 
 def test_a_call_that_takes_too_long_is_undone(steps: pytest.MonkeyPatch) -> None:
     steps.setattr(interpreted, "STEPS_OF_A_KERNEL", 30)
+    steps.setattr(interpreted, "STEPS_OF_A_BYTE", 0)
     begun = table(20)
     seen = []
 
@@ -98,6 +102,13 @@ def test_a_process_interprets_only_so_much(steps: pytest.MonkeyPatch) -> None:
     assert interpreted.permitted()
     assert interpreted.call(fill, table(11), 11) == 2 * (7 * 11) + 10 * 11 * 10 + 11
     assert not interpreted.permitted() and not interpreted.permitted(add_to.name)
+
+
+def test_a_kernel_that_takes_longer_to_compile_may_take_more_steps() -> None:
+    sizes = interpreted._bytes_below(fill)
+    assert sizes.keys() == {"fill", "add_to"}
+    assert sizes["add_to"] == len(add_to.py_func.__code__.co_code)
+    assert sum(interpreted._bytes_below(run.run).values()) > 50 * sum(interpreted._bytes_below(zone_of_pages).values())
 
 
 def test_an_error_of_a_call_passes(steps: pytest.MonkeyPatch) -> None:
