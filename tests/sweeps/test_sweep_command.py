@@ -47,6 +47,8 @@ def test_dry_run_then_the_run_then_nothing_to_do(tmp_path):
     assert "6 cells (guest.memory 2 x nodes 3), 6 to do" in out
     for line in ("time: about ", "memory: about ", "nothing was written"):
         assert line in out
+    assert re.search(r"^would fail: guest\.memory=2 MiB, nodes=9: WorkbenchError: .*9 is not on this host", err, re.M)
+    assert err.count("would fail") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.yaml"]
     code, out, err = run("grid.yaml", "-o", "s.zarr", cwd=tmp_path)
     assert code == 1  # two cells name a node that is not there
@@ -57,6 +59,13 @@ def test_dry_run_then_the_run_then_nothing_to_do(tmp_path):
     assert float(dataset["pages_per_node"].sel({"guest.memory": "2 MiB", "nodes": "3", "node": 3})) == 512
     code, out, _ = run("grid.yaml", "-o", "s.zarr", "--dry-run", cwd=tmp_path)
     assert "0 to do" in out
+
+
+def test_a_dry_run_of_cells_that_all_fail_fails(tmp_path):
+    (tmp_path / "grid.yaml").write_text(SMALL.replace("[1 MiB, 2 MiB]", "[5, 6, 7]"))
+    code, _, err = run("grid.yaml", "--dry-run", cwd=tmp_path)
+    assert code == 1
+    assert err.count("would fail") == 3 and "guest.memory: 5 bytes; must be a multiple of 4 KiB" in err
 
 
 @pytest.mark.parametrize(

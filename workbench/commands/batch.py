@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -244,14 +245,17 @@ def sweep(
     failed = np.argwhere(status == FAILED)
     typer.echo(f"{out}: {status.size} cells, {len(failed)} failed")
     for index in failed[:5]:
-        names = ", ".join(f"{axis.name}={axis.labels[at]}" for axis, at in zip(value.axes, index, strict=True))
-        typer.echo(f"failed: {names}: {errors[tuple(index)]}", err=True)
+        typer.echo(f"failed: {_cell_name(value, index)}: {errors[tuple(index)]}", err=True)
     if len(failed) > 5:
         typer.echo(f"... and {len(failed) - 5} more; 'error' in the store has them all", err=True)
     for line in str(dataset.attrs.get("warnings", "")).splitlines():
         typer.echo(f"warning: {line}", err=True)
     if len(failed):
         raise typer.Exit(1)
+
+
+def _cell_name(grid: Grid, index: Sequence[int]) -> str:
+    return ", ".join(f"{axis.name}={axis.labels[at]}" for axis, at in zip(grid.axes, index, strict=True))
 
 
 def _dry_run(grid: Grid, out: Path | None, workers: int | None) -> None:
@@ -265,9 +269,15 @@ def _dry_run(grid: Grid, out: Path | None, workers: int | None) -> None:
     shape = " x ".join(f"{axis.name} {len(axis)}" for axis in grid.axes)
     typer.echo(f"{grid.name}: {found.cells:,} cells ({shape}), {found.pending:,} to do, {found.chunks:,} chunks")
     each = f"{found.cell_seconds * 1e3:.3g} ms a cell"
-    typer.echo(f"time: about {_duration(found.seconds(count))} on {count} processes ({each}, measured on 3 cells)")
+    typer.echo(
+        f"time: about {_duration(found.seconds(count))} on {count} processes ({each}, measured on {found.tried} cells)"
+    )
     typer.echo(f"memory: about {format_bytes(found.process_bytes)} a process")
     typer.echo(f"store: at most {format_bytes(found.store_bytes)}, less when compressed; nothing was written")
+    for index, error in found.failed.items():
+        typer.echo(f"would fail: {_cell_name(grid, index)}: {error}", err=True)
+    if len(found.failed) == found.tried:
+        raise typer.Exit(1)
 
 
 def _duration(seconds: float) -> str:

@@ -97,6 +97,10 @@ class Estimate:
     cell_seconds: float
     store_bytes: int
     process_bytes: int
+    tried: int
+    """Cells that were run."""
+    failed: Mapping[tuple[int, ...], str]
+    """Errors of those that failed, by their place in the grid."""
 
     def seconds(self, workers: int) -> float:
         """Seconds for the pending cells on so many workers like this one."""
@@ -163,18 +167,20 @@ def estimate(grid: Grid, out: Path | None = None, run: ComputeCell = run_cell) -
         with open_store(out, grid, nodes) as store:
             pending = int(np.count_nonzero(store.status == PENDING))
     times: list[float] = []
+    failed: dict[tuple[int, ...], str] = {}
     for number in dict.fromkeys([0, grid.cells // 2, grid.cells - 1]):
         index = np.unravel_index(number, grid.shape)
         one = tuple(slice(int(at), int(at) + 1) for at in index)
         if not times:
             _run_cells(grid.part(one), np.zeros(1, np.int64), nodes, run)  # compiles the kernels, or reads them
         begun = time.perf_counter()
-        _run_cells(grid.part(one), np.zeros(1, np.int64), nodes, run)
+        _, errors, _ = _run_cells(grid.part(one), np.zeros(1, np.int64), nodes, run)
         times.append(time.perf_counter() - begun)
+        failed |= {tuple(map(int, index)): error for error in errors.values()}
     width = sum(8 * (len(nodes) if metric.per_node else 1) for metric in grid.metrics) + 2
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     chunks = sum(1 for _ in grid.chunks())
-    return Estimate(grid.cells, pending, chunks, float(np.mean(times)), grid.cells * width, peak)
+    return Estimate(grid.cells, pending, chunks, float(np.mean(times)), grid.cells * width, peak, len(times), failed)
 
 
 def _nodes(grid: Grid) -> tuple[int, ...]:
