@@ -8,25 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.compile import Int, inlined_kernel, kernel
+from workbench.kernels.compile import popcount as popcount
 
 ZERO = np.uint64(0)
 ONE = np.uint64(1)
 ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
-_M1, _M2 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
-_M4, _M7 = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x7F)
-_S2, _S4, _S8, _S16, _S32 = np.uint64(2), np.uint64(4), np.uint64(8), np.uint64(16), np.uint64(32)
-
-
-@inlined_kernel
-def popcount(x: Int) -> Int:
-    """Bits set in a uint64 (adds only: a product would overflow when run as plain Python)."""
-    x = x - ((x >> ONE) & _M1)
-    x = (x & _M2) + ((x >> _S2) & _M2)
-    x = (x + (x >> _S4)) & _M4
-    x = x + (x >> _S8)
-    x = x + (x >> _S16)
-    x = x + (x >> _S32)
-    return np.int64(x & _M7)
 
 
 @inlined_kernel

@@ -28,6 +28,7 @@ from numba.core.errors import NumbaError
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 from numba.core.targetconfig import ConfigStack
+from numba.np import arrayobj
 from numba.np.numpy_support import from_dtype
 
 from workbench.kernels import code_cache
@@ -122,6 +123,20 @@ class _Typing:
             self._found[key] = self._context.resolve_function_type(function, arguments, names)
         return self._found[key]
 
+
+_natural = [False]
+"""Whether the function that is being translated has natural numbers for indices; the last entry is the innermost one's."""
+_any_index = arrayobj.fix_integer_index
+
+
+def _index(context: Any, builder: Any, index_type: Any, index: Any, size: Any) -> Any:
+    """Numba adds the length to a negative index, three instructions before every load and store that wait for each other."""
+    if _natural[-1]:
+        return context.cast(builder, index, index_type, types.intp)
+    return _any_index(context, builder, index_type, index, size)
+
+
+arrayobj.fix_integer_index = _index
 
 COMPILED = not config.DISABLE_JIT
 """False where kernels run as plain Python."""
@@ -225,11 +240,16 @@ def _widened(argument: Any) -> Any:
 
 
 class Kernel(CPUDispatcher):
-    """A function that Python and other kernels call; :mod:`workbench.kernels.compile` makes them."""
+    """A function that Python and other kernels call; :mod:`workbench.kernels.compile` makes them.
 
-    def __init__(self, function: Callable[..., object], **options: object) -> None:
+    ``natural``: no index of it is negative, so none is compared with 0. Where indices are checked (``NUMBA_BOUNDSCHECK=1``)
+    a negative one raises IndexError.
+    """
+
+    def __init__(self, function: Callable[..., object], *, natural: bool = False, **options: object) -> None:
         super().__init__(py_func=function, targetoptions={"nopython": True, "nogil": True, **options})
         self._bodies: dict[tuple[Any, ...], Any] = {}
+        self._natural = natural
 
     # What Python calls.
 
@@ -337,7 +357,11 @@ class Kernel(CPUDispatcher):
     def _compiled(self, arguments: tuple[Any, ...], flags: _Flags, kind: type[_Library]) -> Any:
         library = kind(self.targetctx.codegen(), self.py_func.__qualname__)
         library.enable_object_caching()
-        return compiler.compile_extra(
-            _typing(flags), self.targetctx, self.py_func, args=arguments, return_type=None, flags=flags, locals={},
-            library=library,
-        )  # fmt: skip
+        _natural.append(self._natural)
+        try:
+            return compiler.compile_extra(
+                _typing(flags), self.targetctx, self.py_func, args=arguments, return_type=None, flags=flags, locals={},
+                library=library,
+            )  # fmt: skip
+        finally:
+            _natural.pop()

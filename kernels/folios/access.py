@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.bits import ALL, ONE, ZERO, test_bit
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.content import forget_content, touch_content, touch_unmapped
 from workbench.kernels.folios.poison import any_poison, forget_poison, never_handed_out, room_for_poison
 from workbench.kernels.folios.references import first_referenced, lru_add, row_of_references, spin
@@ -22,19 +22,19 @@ from workbench.kernels.folios.split import enter_pool, insert, leave_file, merge
 from workbench.kernels.folios.state import *
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def _single(s: FolioState, page: int) -> bool:
     """Whether a 4 KiB folio that was allocated singly is there; where the level is BASE."""
     return (s.pages[page >> 6, PRESENT] >> np.uint64(page & 63)) & ONE == ONE
 
 
-@kernel
+@natural_kernel
 def is_present(s: FolioState, page: int) -> bool:
     level = s.blocks[page >> 9, LEVEL]
     return level >= SPLIT or (level == BASE and _single(s, page))
 
 
-@kernel
+@natural_kernel
 def _is_poisoned(s: FolioState, page: int) -> bool:
     """Whether the folio of the page has the mark of poison: a folio in one piece on its first page only."""
     if s.numbers[N_POISONED] == 0:
@@ -43,14 +43,14 @@ def _is_poisoned(s: FolioState, page: int) -> bool:
     return any_poison(s, page, page + 1)
 
 
-@kernel
+@natural_kernel
 def _head(s: FolioState, page: int) -> int:
     """First page of the folio that a page is part of."""
     level = s.blocks[page >> 9, LEVEL]
     return page & -(PAGES_1G if level == HUGE_1G else PAGES_2M if level == HUGE_2M else 1)
 
 
-@kernel
+@natural_kernel
 def populate(s: FolioState, page: int, node: int, cpu: int) -> int:
     """Give the page a folio of the file's size, or of the next smaller size where that is allowed."""
     block = page >> 9
@@ -85,7 +85,7 @@ def populate(s: FolioState, page: int, node: int, cpu: int) -> int:
     return 0
 
 
-@kernel
+@natural_kernel
 def access(s: FolioState, op: int, offset: int, length: int, argument: int, node: int, cpu: int) -> int:
     """HOST_FAULT, GUEST_FAULT and PIN.
 
@@ -117,7 +117,7 @@ def access(s: FolioState, op: int, offset: int, length: int, argument: int, node
     return 0
 
 
-@kernel
+@natural_kernel
 def _touch(s: FolioState, page: int, end: int, guest: bool, shared: bool, node: int, cpu: int) -> int:
     """Touch each page through the host mapping or from the guest; the first that fails ends it.
 
@@ -163,7 +163,7 @@ def _touch(s: FolioState, page: int, end: int, guest: bool, shared: bool, node: 
     return 0
 
 
-@kernel
+@natural_kernel
 def unpin(s: FolioState, offset: int, length: int, kind: int) -> int:
     """EINVAL if a page of the range is not pinned in this way; nothing is changed then.
 
@@ -195,7 +195,7 @@ def unpin(s: FolioState, offset: int, length: int, kind: int) -> int:
     return 0
 
 
-@kernel
+@natural_kernel
 def _last_unpin(s: FolioState, block: int) -> None:
     """mm/hugetlb.c: free_huge_folio() of a page whose file is closed, once none of its 4 KiB is pinned any more."""
     blocks = BLOCKS_1G if s.gigas[block >> 9, LEVEL] == 1 else 1
@@ -205,7 +205,7 @@ def _last_unpin(s: FolioState, block: int) -> None:
         enter_pool(s, first_block, blocks)
 
 
-@kernel
+@natural_kernel
 def _any_pin(s: FolioState, first_block: int, blocks: int) -> bool:
     for block in range(first_block, first_block + blocks):
         row = s.reference_row[block]
@@ -214,7 +214,7 @@ def _any_pin(s: FolioState, first_block: int, blocks: int) -> bool:
     return False
 
 
-@kernel
+@natural_kernel
 def poison_page(s: FolioState, offset: int) -> int:
     """memory_failure(): ENOENT if there is no page.
 
@@ -240,7 +240,7 @@ def poison_page(s: FolioState, offset: int) -> int:
     return 0 if small else EBUSY
 
 
-@kernel
+@natural_kernel
 def unmap_slot(s: FolioState, offset: int, length: int) -> int:
     """The memslot of a range goes: nothing of it is mapped any more."""
     first, end = offset >> 12, min(s.options[PAGES], (offset + length + 4095) >> 12)
@@ -251,7 +251,7 @@ def unmap_slot(s: FolioState, offset: int, length: int) -> int:
     return 0
 
 
-@kernel
+@natural_kernel
 def merge_pass(s: FolioState, offset: int, length: int) -> int:
     """The worker of a lazy policy; merges whatever can be merged, whatever the policy."""
     first, end = offset >> 12, min(s.options[PAGES], (offset + length + 4095) >> 12)
@@ -262,7 +262,7 @@ def merge_pass(s: FolioState, offset: int, length: int) -> int:
     return 0
 
 
-@kernel
+@natural_kernel
 def punch_hole(s: FolioState, offset: int, length: int) -> int:
     """fallocate(PUNCH_HOLE). The private/shared state stays; what lies past the end is ignored."""
     if offset < 0 or length <= 0 or (offset | length) & 4095 != 0:
@@ -305,7 +305,7 @@ def punch_hole(s: FolioState, offset: int, length: int) -> int:
     return 0
 
 
-@kernel
+@natural_kernel
 def _first_held(s: FolioState, page: int, end: int) -> int:
     """First page of [page, end) of a huge folio, whole or split, that somebody refers to; -1: none."""
     while page < end:
@@ -318,7 +318,7 @@ def _first_held(s: FolioState, page: int, end: int) -> int:
     return -1
 
 
-@kernel
+@natural_kernel
 def _punch_base(s: FolioState, first: int, end: int) -> None:
     """4 KiB folios leave the file whoever holds them; a pinned page stays allocated until it is unpinned."""
     block = first >> 9
@@ -352,7 +352,7 @@ def _punch_base(s: FolioState, first: int, end: int) -> None:
     forget_content(s, block << 9, (block + 1) << 9)
 
 
-@kernel
+@natural_kernel
 def release(s: FolioState) -> int:
     """The file is closed: everything leaves it, and huge pages go back to their pools.
 

@@ -15,21 +15,21 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.state import *
 
 _ANY = UPTODATE_ALL | UPTODATE_SOME
 _NEITHER = np.uint8(0xFF ^ _ANY)
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def touch_content(s: FolioState, first: int, end: int) -> None:
     """Pages [first, end) of one 2 MiB range are touched: their folios are up to date from now on."""
     if s.marks[first >> 9] & UPTODATE_ALL == 0:
         _zero(s, first, end)
 
 
-@kernel
+@natural_kernel
 def touch_unmapped(s: FolioState, first: int, end: int) -> None:
     """The guest touches pages of one 2 MiB range of small leaves: only those that have none fault."""
     block = first >> 9
@@ -46,7 +46,7 @@ def touch_unmapped(s: FolioState, first: int, end: int) -> None:
         s.pages[word, UPTODATE] |= bits
 
 
-@kernel
+@natural_kernel
 def _zero(s: FolioState, first: int, end: int) -> None:
     block = first >> 9
     level = s.blocks[block, LEVEL]
@@ -59,7 +59,7 @@ def _zero(s: FolioState, first: int, end: int) -> None:
     _set(s, block // blocks * blocks, blocks, True)
 
 
-@kernel
+@natural_kernel
 def _set(s: FolioState, first_block: int, blocks: int, uptodate: bool) -> None:
     """All of these 2 MiB ranges are up to date, or none of them."""
     for block in range(first_block, first_block + blocks):
@@ -71,7 +71,7 @@ def _set(s: FolioState, first_block: int, blocks: int, uptodate: bool) -> None:
             s.marks[block] |= np.uint8(UPTODATE_ALL)
 
 
-@kernel
+@natural_kernel
 def _uptodate(s: FolioState, block: int) -> int:
     """Pages of a 2 MiB range whose folios are up to date."""
     if s.marks[block] & UPTODATE_ALL != 0:
@@ -83,7 +83,7 @@ def _uptodate(s: FolioState, block: int) -> int:
     return pages
 
 
-@kernel
+@natural_kernel
 def merge_content(s: FolioState, first_block: int, blocks: int) -> None:
     """These 2 MiB ranges have become one folio."""
     pages = np.int64(0)
@@ -107,7 +107,7 @@ def merge_content(s: FolioState, first_block: int, blocks: int) -> None:
         _set(s, first_block, blocks, head)
 
 
-@kernel
+@natural_kernel
 def forget_content(s: FolioState, first: int, end: int) -> None:
     """Pages [first, end) leave the file."""
     block = first >> 9

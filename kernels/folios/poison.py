@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import kernel
+from workbench.kernels.compile import natural_kernel
 from workbench.kernels.folios.state import *
 
 
-@kernel
+@natural_kernel
 def any_poison(s: FolioState, first: int, end: int) -> bool:
     for row in range(s.numbers[N_POISONED]):
         if first <= s.poison[row] < end:
@@ -24,7 +24,7 @@ def any_poison(s: FolioState, first: int, end: int) -> bool:
     return False
 
 
-@kernel
+@natural_kernel
 def forget_poison(s: FolioState, first: int, end: int) -> bool:
     before = s.numbers[N_POISONED]
     row = 0
@@ -37,7 +37,7 @@ def forget_poison(s: FolioState, first: int, end: int) -> bool:
     return s.numbers[N_POISONED] < before
 
 
-@kernel
+@natural_kernel
 def room_for_poison(s: FolioState) -> bool:
     """Whether one more page can be poisoned wherever the poisoned pages of file and pools end up."""
     in_pools = 0
@@ -47,7 +47,7 @@ def room_for_poison(s: FolioState) -> bool:
     return poisoned < s.poison.shape[0] and poisoned < s.pool_poison.shape[0]
 
 
-@kernel
+@natural_kernel
 def never_handed_out(s: FolioState, node: int, size: int) -> int:
     """Huge pages of a pool that count as free but are passed over: their first page is poisoned."""
     pages = np.int64(0)
@@ -57,7 +57,7 @@ def never_handed_out(s: FolioState, node: int, size: int) -> int:
     return pages
 
 
-@kernel
+@natural_kernel
 def to_pool(s: FolioState, node: int, size: int, first: int, end: int) -> None:
     """A huge page, pages [first, end) of the file, goes on top of its pool, with its poisoned pages."""
     for row in range(s.pool_poison.shape[0]):
@@ -79,7 +79,7 @@ def to_pool(s: FolioState, node: int, size: int, first: int, end: int) -> None:
     forget_poison(s, first, end)
 
 
-@kernel
+@natural_kernel
 def from_pool(s: FolioState, node: int, size: int, first: int) -> None:
     """The huge page on top of a pool comes into the file at page ``first``; those with a poisoned first page are passed over."""
     depth = np.int64(0)

@@ -13,11 +13,11 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.bits import test_bit
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.state import *
 
 
-@kernel
+@natural_kernel
 def spin(s: FolioState, first_block: int, last_block: int) -> None:
     """Freezing waits for transient references to go; each one waited for is counted and gone afterwards."""
     if s.numbers[N_ROWS] == 0:
@@ -33,7 +33,7 @@ def spin(s: FolioState, first_block: int, last_block: int) -> None:
             s.reference_counts[row, page, TRANSIENT] = 0
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def first_referenced(s: FolioState, first: int, end: int, shared_only: bool) -> int:
     """First page of [first, end) with references the conversion does not expect, or -1.
 
@@ -48,7 +48,7 @@ def first_referenced(s: FolioState, first: int, end: int, shared_only: bool) -> 
     return page
 
 
-@kernel
+@natural_kernel
 def _first_referenced_now(s: FolioState, first: int, end: int, shared_only: bool) -> int:
     found = end
     for block in range(first >> 9, ((end - 1) >> 9) + 1):
@@ -82,7 +82,7 @@ def _first_referenced_now(s: FolioState, first: int, end: int, shared_only: bool
     return found if found < end else -1
 
 
-@kernel
+@natural_kernel
 def row_of_references(s: FolioState, block: int) -> int:
     """Row of ``reference_counts`` for a 2 MiB block, 0 if there is no room for another."""
     if s.reference_row[block] == 0 and s.numbers[N_ROWS] + 1 < s.reference_counts.shape[0]:
@@ -91,7 +91,7 @@ def row_of_references(s: FolioState, block: int) -> int:
     return s.reference_row[block]
 
 
-@kernel
+@natural_kernel
 def lru_drain(s: FolioState) -> int:
     """lru_add_drain_all()."""
     s.numbers[N_DRAINS] += 1
@@ -100,7 +100,7 @@ def lru_drain(s: FolioState) -> int:
     return 0
 
 
-@kernel
+@natural_kernel
 def lru_add(s: FolioState, page: int, cpu: int) -> None:
     """mm/swap.c: folio_add_lru(). A small folio waits in the batch; a full batch or a large folio (-1) empties it."""
     if page >= 0:
@@ -113,7 +113,7 @@ def lru_add(s: FolioState, page: int, cpu: int) -> None:
         s.batch[cpu, BATCH] = 0
 
 
-@kernel
+@natural_kernel
 def lru_add_many(s: FolioState, first: int, pages: int, cpu: int) -> None:
     """So many small folios one after the other: those that fill a batch have left it, the rest wait in it."""
     room = BATCH - s.batch[cpu, BATCH]

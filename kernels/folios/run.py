@@ -30,7 +30,7 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.access import (
     access,
     is_present,
@@ -62,7 +62,7 @@ from workbench.kernels.folios.state import *
 _TOP = np.uint64(63)
 
 
-@kernel
+@natural_kernel
 def run(
     state: FolioState,
     stream: np.ndarray,
@@ -123,7 +123,7 @@ def run(
     return stream.shape[0]
 
 
-@kernel
+@natural_kernel
 def _sample(state: FolioState, row: np.ndarray) -> None:
     nodes = state.host.shape[0]
     for counter in range(AT):
@@ -132,7 +132,7 @@ def _sample(state: FolioState, row: np.ndarray) -> None:
         row[AT + node] = state.numbers[TAKEN + node] - state.numbers[TAKEN + nodes + node]
 
 
-@kernel
+@natural_kernel
 def _insert(state: FolioState, page: int, node: int, cpu: int) -> int:
     """Put a folio of the file's size, taken from its node by somebody else, where the file has none.
 
@@ -151,7 +151,7 @@ def _insert(state: FolioState, page: int, node: int, cpu: int) -> int:
     return error
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def _convert(s: FolioState, offset: int, length: int, to_shared: bool) -> int:
     """All at once or nothing in generation B, and with 4 KiB folios; otherwise each block in turn, up to a failure."""
     size = s.options[PAGES] * 4096
@@ -219,7 +219,7 @@ def _convert(s: FolioState, offset: int, length: int, to_shared: bool) -> int:
     return error
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def _scan(s: FolioState, first: int, end: int, to_shared: bool) -> tuple[int, int, int]:
     """Pages of [first, end) in the other state, the runs they form, and the same runs cut at block borders."""
     wanted = PAGES_2M if to_shared else 0
@@ -256,7 +256,7 @@ def _scan(s: FolioState, first: int, end: int, to_shared: bool) -> tuple[int, in
     return differing, runs, runs + extra
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def _set_state(s: FolioState, first: int, end: int, to_shared: bool, note: bool) -> None:
     """Store the new state and keep the counters and the huge mappings possible in step.
 
@@ -316,7 +316,7 @@ def _set_state(s: FolioState, first: int, end: int, to_shared: bool, note: bool)
                 note_change(s, block, was_2m, was_1g)
 
 
-@kernel
+@natural_kernel
 def _set_state_of_gib(s: FolioState, first: int, end: int, to_shared: bool) -> None:
     """:func:`_set_state` of 4 KiB folios that lie together, of ranges that may hold whole 1 GiB."""
     while first < end:

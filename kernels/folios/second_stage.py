@@ -16,49 +16,49 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount, test_bit
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.poison import any_poison
 from workbench.kernels.folios.state import *
 
 _NO_LEAF = np.uint8(0xFF ^ LEAF_MASK)
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def any_leaf(s: FolioState) -> bool:
     return s.numbers[N_LEAVES_4K] + s.numbers[N_LEAVES_2M] + s.numbers[N_LEAVES_1G] > 0
 
 
-@kernel
+@natural_kernel
 def is_mapped(s: FolioState, page: int) -> bool:
     """Whether the second stage has a leaf for the page: the guest reaches it without a fault."""
     leaf = s.marks[page >> 9] & LEAF_MASK
     return leaf > LEAF_4K or (leaf == LEAF_4K and test_bit(s.small, page))
 
 
-@kernel
+@natural_kernel
 def _in_slot(s: FolioState, first: int, end: int) -> bool:
     return s.options[SLOT_END] == 0 or (s.options[SLOT_FIRST] <= first and end <= s.options[SLOT_END])
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def uniform_1g(s: FolioState, giga: int) -> bool:
     """Whether 4 KiB folios that lie together fill 1 GiB, all private or all shared."""
     return s.gigas[giga, LEVEL] == 1 and (s.gigas[giga, SHARED] == 0 or s.gigas[giga, SHARED] == PAGES_1G)
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def uniform_2m(s: FolioState, block: int) -> bool:
     """Whether the pages of 2 MiB are all private or all shared."""
     return s.blocks[block, SHARED] == 0 or s.blocks[block, SHARED] == PAGES_2M
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def _poisoned_in(s: FolioState, first: int, pages: int) -> bool:
     """Whether a huge leaf would reach over a 4 KiB folio that is poisoned."""
     return s.numbers[N_POISONED] > 0 and any_poison(s, first, first + pages)
 
 
-@kernel
+@natural_kernel
 def _whole_1g(s: FolioState, block: int) -> bool:
     if s.options[FOLIOS] == SMALL_FOLIOS:
         giga = block >> 9
@@ -66,21 +66,21 @@ def _whole_1g(s: FolioState, block: int) -> bool:
     return s.blocks[block, LEVEL] == HUGE_1G and s.gigas[block >> 9, SHARED] == 0
 
 
-@kernel
+@natural_kernel
 def _whole_2m(s: FolioState, block: int) -> bool:
     if s.options[FOLIOS] == SMALL_FOLIOS:
         return s.blocks[block, LEVEL] == SPLIT and uniform_2m(s, block) and not _poisoned_in(s, block << 9, PAGES_2M)
     return _whole_1g(s, block) or (s.blocks[block, LEVEL] == HUGE_2M and s.blocks[block, SHARED] == 0)
 
 
-@kernel
+@natural_kernel
 def has_huge_leaf(s: FolioState, block: int) -> bool:
     """Whether a fault in the 2 MiB range installs a leaf of at least that size."""
     within = _in_slot(s, block << 9, (block + 1) << 9)
     return within and s.options[LEAF_CAP] <= LEAF_2M_AT_MOST and _whole_2m(s, block)
 
 
-@kernel
+@natural_kernel
 def map_page(s: FolioState, page: int) -> None:
     """The guest faults on a page that is there; whole and private folios that were returned get their huge mapping back."""
     if is_mapped(s, page):
@@ -110,7 +110,7 @@ def map_page(s: FolioState, page: int) -> None:
         s.numbers[N_LEAVES_4K] += 1
 
 
-@kernel
+@natural_kernel
 def map_alike(s: FolioState, first: int, end: int) -> None:
     """The guest faults on pages of one 2 MiB range of which the first is mapped and all are in one state."""
     if s.marks[first >> 9] & LEAF_MASK != LEAF_4K:
@@ -121,7 +121,7 @@ def map_alike(s: FolioState, first: int, end: int) -> None:
         s.small[word] |= bits
 
 
-@kernel
+@natural_kernel
 def unmap_range(s: FolioState, first: int, end: int) -> None:
     """Zap the leaves of pages [first, end), with all of a huge one of which only a part is in the range."""
     if not any_leaf(s):
@@ -149,7 +149,7 @@ def unmap_range(s: FolioState, first: int, end: int) -> None:
             s.marks[block] &= _NO_LEAF
 
 
-@kernel
+@natural_kernel
 def split_leaf(s: FolioState, page: int) -> None:
     """The huge leaf that maps a page becomes smaller ones, down to 4 KiB around the page."""
     block = page >> 9
@@ -167,7 +167,7 @@ def split_leaf(s: FolioState, page: int) -> None:
         s.small[word] = ALL
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def unmap_differing(s: FolioState, first: int, end: int, to_shared: bool) -> None:
     """Generation B zaps only what a conversion of [first, end) changes; of a huge leaf that has such a page, all."""
     if not any_leaf(s):
@@ -189,7 +189,7 @@ def unmap_differing(s: FolioState, first: int, end: int, to_shared: bool) -> Non
                 s.small[word] ^= bits
 
 
-@kernel
+@natural_kernel
 def count_uniform(s: FolioState, first_block: int, blocks: int, sign: int) -> None:
     """4 KiB folios that lie together come (``sign`` 1) or go (-1), and the huge mappings that they allow with them."""
     if sign < 0:
@@ -203,7 +203,7 @@ def count_uniform(s: FolioState, first_block: int, blocks: int, sign: int) -> No
         s.numbers[N_MAPPED_2M] += sign * uniform_2m(s, block)
 
 
-@kernel
+@natural_kernel
 def note_change(s: FolioState, block: int, was_2m: bool, was_1g: bool) -> None:
     """Pages of a 2 MiB of such folios have changed sides; what it and its 1 GiB could be mapped with before is given."""
     giga = block >> 9
@@ -227,7 +227,7 @@ def note_change(s: FolioState, block: int, was_2m: bool, was_1g: bool) -> None:
         returned(s, block, False)
 
 
-@kernel
+@natural_kernel
 def forget_returned_blocks(s: FolioState, first_block: int, blocks: int) -> None:
     """None of these 2 MiB waits for a huge mapping of its own any more."""
     if s.numbers[N_RETURNED_2M] > 0:
@@ -235,7 +235,7 @@ def forget_returned_blocks(s: FolioState, first_block: int, blocks: int) -> None
             forget_returned(s, block, False)
 
 
-@kernel
+@natural_kernel
 def returned(s: FolioState, block: int, giga_page: bool) -> None:
     """A merged folio waits for the guest's next fault on the page that was returned before it is mapped huge again."""
     if giga_page:
@@ -246,7 +246,7 @@ def returned(s: FolioState, block: int, giga_page: bool) -> None:
         s.numbers[N_RETURNED_2M] += 1
 
 
-@kernel
+@natural_kernel
 def forget_returned(s: FolioState, block: int, giga_page: bool) -> bool:
     """The folio is split or leaves the file. True: its huge mapping was still to come back."""
     flag = np.uint8(RETURNED_1G if giga_page else RETURNED_2M)

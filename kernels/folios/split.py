@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import inlined_kernel, kernel
+from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.content import forget_content, merge_content
 from workbench.kernels.folios.poison import any_poison, forget_poison, from_pool, to_pool
 from workbench.kernels.folios.references import lru_add, lru_add_many, spin
@@ -21,13 +21,13 @@ from workbench.kernels.folios.second_stage import count_uniform, forget_returned
 from workbench.kernels.folios.state import *
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def row_1g(s: FolioState, giga: int) -> int:
     """Row of ``backing`` of a 1 GiB block."""
     return s.reference_row.shape[0] + giga
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def _free_vmemmap(s: FolioState) -> int:
     pages = np.int64(0)
     for node in range(s.host.shape[0]):
@@ -35,7 +35,7 @@ def _free_vmemmap(s: FolioState) -> int:
     return pages
 
 
-@kernel
+@natural_kernel
 def _take(s: FolioState, home: int, pages: int, row: int) -> bool:
     """Take vmemmap pages for the block of a row, from the folio's node first; all or nothing."""
     if _free_vmemmap(s) < pages:
@@ -58,7 +58,7 @@ def _take(s: FolioState, home: int, pages: int, row: int) -> bool:
     return True
 
 
-@kernel
+@natural_kernel
 def _give_back(s: FolioState, row: int) -> None:
     nodes = s.host.shape[0]
     for node in range(nodes):
@@ -69,7 +69,7 @@ def _give_back(s: FolioState, row: int) -> None:
         s.backing[row, EXTRA + node] = 0
 
 
-@kernel
+@natural_kernel
 def _take_slabs(s: FolioState, giga: int) -> bool:
     """Memory for the xarray nodes of a 1 GiB split, by node in the order of vmemmap; all or nothing."""
     if s.options[XARRAY] == XARRAY_TWO_LEVELS:
@@ -89,7 +89,7 @@ def _take_slabs(s: FolioState, giga: int) -> bool:
     return True
 
 
-@kernel
+@natural_kernel
 def _give_slabs_back(s: FolioState, giga: int) -> None:
     for node in range(s.host.shape[0]):
         here = np.int64(s.gigas[giga, SLABS + node])
@@ -98,7 +98,7 @@ def _give_slabs_back(s: FolioState, giga: int) -> None:
         s.numbers[N_XARRAY_PAGES] -= here
 
 
-@kernel
+@natural_kernel
 def _leave_pool(s: FolioState, home: int, size: int, pages: int, row: int) -> None:
     """Take a huge page; unoptimised ones go first and bring their vmemmap pages along."""
     nodes = s.host.shape[0]
@@ -116,7 +116,7 @@ def _leave_pool(s: FolioState, home: int, size: int, pages: int, row: int) -> No
         left -= here
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def split_range(s: FolioState, first: int, end: int) -> int:
     """Split the huge folios of the blocks touched, unless that waits for the first host fault."""
     if s.options[SPLIT_AT] == AT_HOST_FAULT:
@@ -129,7 +129,7 @@ def split_range(s: FolioState, first: int, end: int) -> int:
     return 0
 
 
-@kernel
+@natural_kernel
 def split_at(s: FolioState, block: int) -> int:
     """Split whatever huge folio covers a 2 MiB block until the block is 4 KiB folios."""
     if s.blocks[block, LEVEL] == HUGE_1G:
@@ -141,7 +141,7 @@ def split_at(s: FolioState, block: int) -> int:
     return 0
 
 
-@kernel
+@natural_kernel
 def _split_1g(s: FolioState, giga: int) -> int:
     first_block, row = giga << 9, row_1g(s, giga)
     two_stage = s.options[SPLITTING] != ONE_STEP
@@ -173,7 +173,7 @@ def _split_1g(s: FolioState, giga: int) -> int:
     return 0
 
 
-@kernel
+@natural_kernel
 def _share_out(s: FolioState, giga: int) -> None:
     """An unoptimised 1 GiB page falls into unoptimised 2 MiB folios: 7 pages go with each, the 511 heads stay."""
     row = row_1g(s, giga)
@@ -190,7 +190,7 @@ def _share_out(s: FolioState, giga: int) -> None:
     s.backing[row, FULL] = 0
 
 
-@kernel
+@natural_kernel
 def split_2m(s: FolioState, block: int) -> int:
     if s.options[HVO] != 0 and s.backing[block, FULL] == 0:
         if not _take(s, s.backing[block, HOME], RESTORE_2M, block):
@@ -205,7 +205,7 @@ def split_2m(s: FolioState, block: int) -> int:
     return 0
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def merge_range(s: FolioState, first: int, end: int) -> int:
     """Merge every block touched that is wholly private again; returns the number of merges.
 
@@ -231,7 +231,7 @@ def merge_range(s: FolioState, first: int, end: int) -> int:
     return merges
 
 
-@inlined_kernel
+@inlined_natural_kernel
 def _keeps_poison(s: FolioState, first_block: int, blocks: int) -> bool:
     """Whether memory of the page allocator has a poisoned page, which no larger folio and no other user gets."""
     if s.options[FOLIOS] == HUGETLB_FOLIOS or s.numbers[N_POISONED] == 0:
@@ -239,7 +239,7 @@ def _keeps_poison(s: FolioState, first_block: int, blocks: int) -> bool:
     return any_poison(s, first_block << 9, (first_block + blocks) << 9)
 
 
-@kernel
+@natural_kernel
 def _merge_2m(s: FolioState, block: int) -> int:
     spin(s, block, block + 1)
     if s.backing[block, FULL] == 1:
@@ -256,7 +256,7 @@ def _merge_2m(s: FolioState, block: int) -> int:
     return 1
 
 
-@kernel
+@natural_kernel
 def _merge_1g(s: FolioState, giga: int) -> int:
     first_block, row = giga << 9, row_1g(s, giga)
     expected = SPLIT if s.options[SPLITTING] == ONE_STEP else HUGE_2M
@@ -289,7 +289,7 @@ def _merge_1g(s: FolioState, giga: int) -> int:
     return 1
 
 
-@kernel
+@natural_kernel
 def insert(s: FolioState, first_block: int, blocks: int, node: int, cpu: int) -> int:
     """A page of the pool of a node enters the file, 2 MiB (``blocks`` 1) or 1 GiB (512).
 
@@ -330,7 +330,7 @@ def insert(s: FolioState, first_block: int, blocks: int, node: int, cpu: int) ->
     return 0
 
 
-@kernel
+@natural_kernel
 def leave_file(s: FolioState, first_block: int, blocks: int) -> None:
     """A huge page, 1 block or 512, leaves the file in whatever state; :func:`enter_pool` must follow at some time."""
     giga = first_block >> 9
@@ -349,7 +349,7 @@ def leave_file(s: FolioState, first_block: int, blocks: int) -> None:
     s.numbers[N_PRESENT] -= blocks << 9
 
 
-@kernel
+@natural_kernel
 def enter_pool(s: FolioState, first_block: int, blocks: int) -> None:
     """Merge what is left of a huge page outside the file and give it back, optimised if a vmemmap page is free.
 

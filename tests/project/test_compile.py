@@ -106,6 +106,32 @@ def test_numba_refuses_options_it_does_not_know() -> None:
         dispatch.Kernel(lambda values: None, _no_such_option=True)(np.zeros(1))
 
 
+def test_a_natural_kernel_takes_no_index_from_the_end() -> None:
+    """Checked, it raises; the kernel beside it, and one that is inlined into it, count from the end as ever."""
+
+    @compile_module.inlined_kernel
+    def last(values: np.ndarray) -> int:
+        return values[-1]
+
+    def entry(values: np.ndarray, at: int) -> int:
+        return values[at] + 100 * last(values)
+
+    values = np.arange(10)
+    natural = dispatch.Kernel(entry, _nrt=False, boundscheck=True, natural=True)
+    assert natural(values, 3) == 903
+    with pytest.raises(IndexError):
+        natural(values, -3)
+    with pytest.raises(IndexError):
+        natural(values, 10)
+    assert dispatch.Kernel(entry, _nrt=False, boundscheck=True)(values, -3) == 907
+
+
+def test_bits_are_counted() -> None:
+    count = compile_module.kernel(lambda word: compile_module.popcount(word))
+    words = [0, 1, 2**63, 2**64 - 1, 0x8000_0000_0000_0001, 0xF0F0_F0F0_F0F0_F0F0, 0x0123_4567_89AB_CDEF]
+    assert [count(np.uint64(word)) for word in words] == [word.bit_count() for word in words]
+
+
 def test_processes_that_start_at_once_share_an_empty_cache(tmp_path: Path) -> None:
     environment = os.environ | {"WORKBENCH_CACHE_DIR": str(tmp_path)}
     started = [
