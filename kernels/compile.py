@@ -35,6 +35,7 @@ from numba.extending import intrinsic
 from workbench.kernels.code_cache import cache_directory as cache_directory
 from workbench.kernels.code_cache import source_digest as source_digest
 from workbench.kernels.dispatch import Kernel
+from workbench.kernels.interpreted import IN_PYTHON
 from workbench.kernels.records import record as record
 from workbench.kernels.warm import prepare as prepare
 
@@ -86,6 +87,7 @@ def _one_instruction(typing_context: Any, word: Any) -> Any:
 
 popcount: Callable[[Int], Int] = _count_in_python if config.DISABLE_JIT else intrinsic(_one_instruction)
 """Bits set in a uint64."""
+IN_PYTHON.append((popcount, _count_in_python))
 
 
 def reference_count_calls(function: Callable[..., object]) -> int:

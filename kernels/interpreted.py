@@ -27,6 +27,9 @@ STEPS = 5_000_000
 STEPS_OF_A_KERNEL, STEPS_OF_A_BYTE = 100_000, 25
 """And of one kernel in it, with those for each byte of Python's code below it: compiling takes the longer the more it is."""
 
+IN_PYTHON: list[tuple[object, Callable[..., Any]]] = []
+"""Functions that are one instruction, and what they do (:mod:`workbench.kernels.compile` adds them)."""
+
 _steps = {"process": 0, "call": 0}
 """Steps taken by the calls that ended, and steps that the call under way may still take."""
 _steps_of: dict[str, int] = {}
@@ -121,6 +124,8 @@ def _namespace(name: str) -> dict[str, Any]:
                 own.add(value.py_func.__name__)
             else:
                 space[key] = _namespace(home)[value.py_func.__name__]
+        elif special := [python for instruction, python in IN_PYTHON if instruction is value]:
+            (space[key],) = special
         elif isinstance(value, ModuleType) and value.__name__.startswith("workbench.kernels."):
             space[key] = SimpleNamespace(**_namespace(value.__name__))
     space |= {"_step": _step, "_write": _write}

@@ -17,6 +17,7 @@ def run(*arguments, stdin=""):
     ("arguments", "message"),
     [
         (["kernel-selftest-mbind", "--kernel", "nowhere", "-o", "OUT"], "--kernel nowhere: no such file or directory"),
+        (["snp-guest-boots", "--kernel", "nowhere", "-o", "OUT"], "--kernel nowhere: no such file or directory"),
         (["kernel-selftest-mbind", "--kernel", "."], "-o: missing"),
         (["nothing.txt", "--kernel", ".", "-o", "OUT"], "'nothing.txt': No such file or directory"),
         (

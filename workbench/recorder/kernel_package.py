@@ -65,6 +65,13 @@ class KernelImage:
         return list(ordered.items())
 
 
+def check(paths: Sequence[str | Path]) -> None:
+    """Raise WorkbenchError for the first path at which there is nothing."""
+    for path in map(Path, paths):
+        if not path.exists():
+            raise WorkbenchError(f"--kernel {path}: no such file or directory; needed are {PACKAGES}")
+
+
 def load(paths: Sequence[str | Path]) -> KernelImage:
     """Read image and modules from images, ``.deb`` files, directories of them, module directories or build trees.
 
@@ -72,9 +79,8 @@ def load(paths: Sequence[str | Path]) -> KernelImage:
     """
     shown = ", ".join(str(path) for path in paths)
     kernel = KernelImage(source=shown)
+    check(paths)
     for path in map(Path, paths):
-        if not path.exists():
-            raise WorkbenchError(f"--kernel {path}: no such file or directory; needed are {PACKAGES}")
         if path.is_file() and path.suffix != ".deb":
             _take_image(kernel, str(path), _image_of(path))
     # A module may need others, which its own text names: look again until nothing new is wanted.
