@@ -34,15 +34,19 @@ def test_every_table_has_source_and_model(everything):
         assert "kind" in table.model
 
 
-@pytest.mark.parametrize(("role", "least", "allowed"), [("predicted", 130, 2), ("calibrated", 120, 2)])
-def test_predictions_meet_the_goal_or_say_why(everything, role, least, allowed):
+# Tables of which one figure each misses the goal; their rows say why.
+MISSES = {"predicted": ["mess_xeon_6980p"], "calibrated": ["hyperalloc_raw", "vmitosis_fig1"]}
+
+
+@pytest.mark.parametrize(("role", "least"), [("predicted", 130), ("calibrated", 120)])
+def test_predictions_meet_the_goal_or_say_why(everything, role, least):
     rows = everything.sel(row=everything["role"] == role)
     deviation = np.abs(rows["deviation"].values)
     median_goal, worst_goal = published.PREDICTED_GOAL
     assert len(deviation) >= least
     assert np.median(deviation) <= median_goal
     beyond = deviation > worst_goal
-    assert beyond.sum() <= allowed
+    assert sorted(rows["table"].values[beyond]) == MISSES[role]
     assert all(rows["note"].values[beyond] != "")
 
 
