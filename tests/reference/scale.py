@@ -9,6 +9,8 @@ import os
 
 JIT_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 INDICES_CHECKED = os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
+AS_PEOPLE_RUN_THEM = not JIT_DISABLED and not INDICES_CHECKED
+"""What is asked of machine code itself is asked once."""
 
 
 def examples(count: int, *, without_jit: int | None = None) -> int:

@@ -49,6 +49,7 @@ def record(
     import tempfile
 
     from workbench.commands.cli import progress_bar, read_scenario
+    from workbench.recorder import kernel_package
     from workbench.recorder.record import record as run
     from workbench.units import parse_bytes
 
@@ -58,6 +59,7 @@ def record(
         if not output.name.endswith((".json", ".json.gz")):
             raise WorkbenchError(f"--output: {output.name!a} must end in .json or .json.gz")
         replacing.check(output, _is_recording, "recording", force=force, field="--output")
+    kernel_package.check(kernel)
     if scenario.endswith(".txt"):
         value = read_file(Path(scenario), TEXT_BYTES, "scenario").decode("utf-8", "backslashreplace")
         if host is None:

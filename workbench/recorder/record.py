@@ -71,10 +71,6 @@ def record(
         Something is missing (the line says which Debian package has it), the scenario cannot be recorded, or the
         machine died: then the line names a file with the last lines of its console. No recording is written.
     """
-    if isinstance(kernel, (str, Path)):
-        kernel = [kernel]
-    if not isinstance(kernel, kernel_package.KernelImage):
-        kernel_package.check(kernel)
     if isinstance(scenario, Scenario):
         emulation = emulate(host if isinstance(host, Host) else scenario.host, budget_mib)
         machine, script = emulation.host, to_script(scenario, emulation)
@@ -88,6 +84,8 @@ def record(
         )
     language.check(script)
     require_tools(qemu)
+    if isinstance(kernel, (str, Path)):
+        kernel = [kernel]
     parts = kernel if isinstance(kernel, kernel_package.KernelImage) else kernel_package.load(kernel)
     if out is None:
         return _run(machine, script, parts, qemu, timeout, progress, Path(tempfile.gettempdir()) / "recording")
@@ -183,6 +181,8 @@ def _wait(command: list[str], output: Path, script: str, timeout: float, progres
                     raise WorkbenchError(f"timeout: the emulated machine was not done after {timeout:g} s")
                 if not booted and passed > BOOT_TIMEOUT:
                     raise WorkbenchError(f"timeout: the emulated machine did not boot in {BOOT_TIMEOUT:g} s")
+            if progress is not None:
+                progress(_said(output).count('\n{"end":'), total)
         finally:
             if process.poll() is None:
                 process.kill()
