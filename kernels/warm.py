@@ -231,9 +231,10 @@ def _help_out() -> None:
 @contextlib.contextmanager
 def _telling(missing: Sequence[Specialisation], beside: bool = False) -> Iterator[None]:
     over = threading.Event()
+    paths = [_path(entry) for entry in missing]
 
     def tell() -> None:
-        first_use.tell(sum(_path(entry).exists() for entry in missing), len(missing), beside)
+        first_use.tell(sum(path.exists() for path in paths), len(paths), beside)
 
     def work() -> None:
         while not over.wait(0.5):

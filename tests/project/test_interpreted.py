@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from reference.scale import JIT_DISABLED
-from workbench.kernels import interpreted, warm
+from workbench.kernels import code_cache, first_use, interpreted, warm
 from workbench.kernels.compile import kernel, record
 from workbench.kernels.filemap import zone_of_pages
 from workbench.kernels.folios import run
@@ -157,6 +157,15 @@ def test_an_empty_cache_gives_the_same_answers(tmp_path: Path) -> None:
     assert said.splitlines()[-1] == "0 compiled"
     assert len(interpreting.splitlines()) > 100 * len(TRIED) / 5
     assert interpreting == answers("otherwise")[0]
+
+
+def test_who_tells_goes_on_when_the_directory_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int, bool]] = []
+    monkeypatch.setattr(first_use, "listeners", [lambda *how_far: told.append(how_far)])
+    entries = warm.listed()["zonelist"]
+    with warm._telling(entries, beside=True):
+        monkeypatch.setattr(code_cache, "cache_directory", lambda: None)
+    assert [(total, beside) for _, total, beside in told] == [(len(entries), True)] * 2
 
 
 def test_helpers_end_with_the_entry_in_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
