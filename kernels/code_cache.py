@@ -138,9 +138,8 @@ def read(path: Path) -> bytes | None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Keep ``data``; a full disk or a vanished directory is no reason to stop."""
+    """Keep ``data``; a full disk is no reason to stop. A directory that somebody removed meanwhile does not come back."""
     try:
-        _make(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
         try:
             with open(handle, "wb") as file:
@@ -152,7 +151,8 @@ def write(path: Path, data: bytes) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        logger.warning("compiled kernel is not kept in %s: %s", path.parent, error.strerror or error)
+        say = logger.warning if path.parent.exists() else logger.debug
+        say("compiled kernel is not kept in %s: %s", path.parent, error.strerror or error)
 
 
 @functools.cache

@@ -210,7 +210,8 @@ def _start(missing: Sequence[Specialisation]) -> subprocess.Popen[bytes] | None:
 
 
 def _help_out() -> None:
-    """What a helper does: take a list from standard input. Whoever gave it may end: the entry in hand is the last then."""
+    """What a helper does: take a list from standard input. The entry in hand is the last when whoever gave it has ended,
+    or when somebody has removed the directory."""
     entries = [Specialisation(kernel, tuple(codes)) for kernel, codes in json.loads(sys.stdin.buffer.readline())]
     alone = threading.Event()
 
@@ -222,7 +223,7 @@ def _help_out() -> None:
     os.nice(5)
     _state.preparing = True
     for entry in entries:
-        if alone.is_set():
+        if alone.is_set() or not _path(entry).parent.exists():
             break
         take([entry])
     os._exit(0)

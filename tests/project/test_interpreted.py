@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,6 +122,7 @@ def test_an_error_of_a_call_passes(steps: pytest.MonkeyPatch) -> None:
 
 FIRST = """
 import sys
+import time
 from pathlib import Path
 import numpy as np
 from workbench.kernels import dispatch, interpreted, warm
@@ -176,3 +179,15 @@ def test_helpers_end_with_the_entry_in_hand(monkeypatch: pytest.MonkeyPatch, tmp
     helper.stdin.close()
     assert helper.wait(timeout=120) == 0
     assert len([path for path in tmp_path.rglob("*") if path.is_file() and path.name[0] != "."]) <= 1
+
+
+def test_a_directory_that_was_removed_does_not_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE_DIR", str(tmp_path / "cache"))
+    helper = warm._start(list(reversed(warm.listed()["zonelist"])))
+    assert helper is not None and helper.stdin is not None
+    while not list(tmp_path.glob("cache/kernels-*/.lock")):
+        assert helper.poll() is None
+        time.sleep(0.01)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    assert helper.wait(timeout=120) == 0
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
