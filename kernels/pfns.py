@@ -6,8 +6,8 @@ model does not flush lists into the buddy and does not know which blocks the boo
 modelled. :mod:`workbench.kernels.buddy` has the exact lists of one zone, page by page.
 
 State of a zone: a stack of free extents. ``stack`` int64 (entries, 4) holds first pfn, folios, step (+1 or -1) and the
-row below; ``top`` int64 (zones,) the row of each zone's newest extent, -1 if none; ``unused`` int64 (1,) the head of the
-list of unused rows (linked by the last column). Pfns count folios of the pool's own size.
+row below; ``top`` int64 (zones,) the row of each zone's newest extent, -1 if none; ``unused`` int64 (2,) the head of the
+list of unused rows (linked by the last column) and how many there are. Pfns count folios of the pool's own size.
 
 What an allocation (a row of :mod:`workbench.kernels.filemap`) got is ``extents`` int64 (rows, 3): pfn, folios, step, in the order
 in which the zone handed them out. ``first`` int64 (allocations, zones) names the first extent of each zone.
@@ -34,6 +34,7 @@ def push(zone: Int, pfn: Int, count: Int, step: Int, stack: np.ndarray, top: np.
     if row < 0:
         return -1
     unused[0] = stack[row, 3]
+    unused[1] -= 1
     stack[row, 0] = pfn
     stack[row, 1] = count
     stack[row, 2] = step
@@ -119,6 +120,7 @@ def _shrink(zone: Int, row: Int, part: Int, stack: np.ndarray, top: np.ndarray, 
     top[zone] = stack[row, 3]
     stack[row, 3] = unused[0]
     unused[0] = row
+    unused[1] += 1
 
 
 @kernel

@@ -29,11 +29,10 @@ class FreePfns:
 
     def __init__(self, start_pfn: Int64s, free: Int64s) -> None:
         zones = len(free)
-        self.stack = np.zeros((zones + _MORE, 4), np.int64)
+        self.stack = np.zeros((0, 4), np.int64)
         self.top = np.full(zones, -1, np.int64)
-        self.unused = np.zeros(1, np.int64)
-        self.stack[:, 3] = np.arange(1, len(self.stack) + 1)
-        self.stack[-1, 3] = -1
+        self.unused = np.array([-1, 0], np.int64)
+        self._keep_room(zones)
         for zone in range(zones):
             if free[zone]:
                 kernels.push(zone, int(start_pfn[zone]), int(free[zone]), 1, self.stack, self.top, self.unused)
@@ -73,7 +72,10 @@ class FreePfns:
 
     def release(self, map_: FileMap, book: FilePfns, runs: Int64s) -> None:
         """Free the folios of runs int64 (n, 3), in ascending order."""
-        self._keep_room(sum(int(run[1]) for run in runs if int(run[2]) in book.listed) + len(runs) * _MORE)
+        folios = int(runs[:, 1].sum())
+        if not book.listed:  # a run that begins or ends within an extent cuts it
+            folios = min(folios, book.used + 2 * len(runs) * len(self.top))
+        self._keep_room(folios)
         first, second, third = np.empty((3, len(self.top)), np.int64)
         for run in runs:
             row = int(run[2])
@@ -108,13 +110,17 @@ class FreePfns:
         )
 
     def _keep_room(self, rows: int) -> None:
-        """Append unused rows to the stack."""
+        """See that so many rows of the stack are unused."""
+        if self.unused[1] >= rows:
+            return
         old = len(self.stack)
-        longer = np.zeros((old + rows, 4), np.int64)
+        more = max(rows, old, _MORE)
+        longer = np.zeros((old + more, 4), np.int64)
         longer[:old] = self.stack
-        longer[old:, 3] = np.arange(old + 1, old + rows + 1)
+        longer[old:, 3] = np.arange(old + 1, old + more + 1)
         longer[-1, 3] = self.unused[0]
-        self.stack, self.unused[0] = longer, old
+        self.stack = longer
+        self.unused[:] = old, self.unused[1] + more
 
     def free_in(self, zone: int) -> Int64s:
         """The free frames of a zone, ascending."""
@@ -130,6 +136,7 @@ class FreePfns:
         while row >= 0:
             below = int(self.stack[row, 3])
             self.stack[row, 3], self.unused[0] = self.unused[0], row
+            self.unused[1] += 1
             row = below
         self.top[zone] = -1
         edges = np.flatnonzero(np.diff(frames) != 1) + 1
