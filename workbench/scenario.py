@@ -325,6 +325,29 @@ class Fault(_OnRange):
     seed: Seed = Field(0, description="start of the random order; 0 means a fixed constant")
 
 
+class Read(Operation):
+    """read of a guest_memfd's descriptor; with ``at`` pread. No kernel has it: EINVAL, or ESPIPE."""
+
+    op: Literal["read"] = "read"
+    file: Name = "guest"
+    at: Bytes | None = Field(None, description="offset in bytes")
+
+
+class Write(Operation):
+    """write to a guest_memfd's descriptor; with ``at`` pwrite. No kernel has it: EINVAL, or ESPIPE."""
+
+    op: Literal["write"] = "write"
+    file: Name = "guest"
+    at: Bytes | None = Field(None, description="offset in bytes")
+
+
+class Fstat(Operation):
+    """fstat of a guest_memfd: its size in bytes, and that of a block where pages are 4 KiB."""
+
+    op: Literal["fstat"] = "fstat"
+    file: Name = "guest"
+
+
 class FirstTouch(Operation):
     """Generator: every vCPU touches its equal share of a range, one after another or in turn.
 
@@ -573,6 +596,9 @@ AnyOperation = Annotated[
     | Fallocate
     | PunchHole
     | Fault
+    | Read
+    | Write
+    | Fstat
     | FirstTouch
     | Prefault
     | MovePages

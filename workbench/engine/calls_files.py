@@ -320,6 +320,46 @@ def punch_hole(system: System, operation: sc.PunchHole) -> Result:
     return Result()
 
 
+def read(system: System, operation: sc.Read) -> Result:
+    """fs/read_write.c: vfs_read, ksys_pread64: a guest_memfd has no read_iter (EINVAL) and no position (ESPIPE)."""
+    return _without_bytes(system, operation)
+
+
+def write(system: System, operation: sc.Write) -> Result:
+    """fs/read_write.c: vfs_write, ksys_pwrite64: as :func:`read`."""
+    return _without_bytes(system, operation)
+
+
+def _without_bytes(system: System, operation: sc.Read | sc.Write) -> Result:
+    if operation.at is not None and operation.at > _MAX_LFS_FILESIZE:
+        return failed(errno.EINVAL)
+    if _guest_memfd(system, operation) is None:
+        return failed(errno.EBADF)
+    return failed(errno.EINVAL if operation.at is None else errno.ESPIPE)
+
+
+def fstat(system: System, operation: sc.Fstat) -> Result:
+    """fs/stat.c: generic_fillattr: i_size, and of 4 KiB pages the block size of the superblock.
+
+    Not here: st_blocks and st_ino, and the block size where pages are huge, of which no recording tells.
+    """
+    inode = _guest_memfd(system, operation)
+    if inode is None:
+        return failed(errno.EBADF)
+    block = {} if inode.order else {"blksize": PAGE_SIZE}
+    return Result(0, 0, {"size": inode.pages * PAGE_SIZE, **block})
+
+
+def _guest_memfd(system: System, operation: sc.Read | sc.Write | sc.Fstat) -> Inode | None:
+    """The guest_memfd that a descriptor is of; None: it is closed. Bytes and sizes of memfds are not kept."""
+    file = system.files.get(operation.file)
+    if file is None or file.descriptor is None:
+        return None
+    if file.inode.kind != "guest_memfd":
+        raise WorkbenchError(f"operations.{operation.op}.file: {operation.file!r} is a memfd; must be a guest_memfd")
+    return file.inode
+
+
 def punch(system: System, inode: Inode, start: int, end: int) -> None:
     """Free whole folios of pages [start, end) and take them out of every page table."""
     if end <= start:

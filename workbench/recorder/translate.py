@@ -41,6 +41,9 @@ _NOT_ON_LINUX = {
     "kexec": "a handover is recorded from a script (`workbench record --script`)",
     "retrieve": "a handover is recorded from a script (`workbench record --script`)",
     "pass_fd": "the probe is one process",
+    "read": "the probe reads through mappings only",
+    "write": "the probe writes through mappings only",
+    "fstat": "the probe does not ask for the size of a file",
 }
 
 
