@@ -12,8 +12,10 @@ most when both directions are used. Capacity and delays of a resource are theref
 bring, and the mix follows from their rates: the two are iterated (:func:`solve_placements`).
 
 *One queue.* Requests of a socket to all memories wait in one queue of limited length. A slow memory that is full keeps
-its requests there, and those to a fast memory wait behind them. The wait is the same for every request of the socket
-and as long as needed for what is inside to fit: ``sum(rate * (latency - wait)) <= length``, in bytes by Little's law.
+its requests there, and those to a fast memory wait behind them. The wait is the same for every request of the socket,
+be it for data or for a page table, and as long as needed for what is inside to fit, in bytes by Little's law:
+``sum(rate * (latency - requests * wait - extra_latency)) <= length``, where an access makes one request and one more
+for each reference to a page table in memory, and what it spends besides memory holds no place in the queue.
 
 Bandwidths are MB/s (10^6 bytes), latencies ns, queues and windows bytes.
 """
@@ -100,7 +102,7 @@ class Work(NamedTuple):
     reads, walked : float64 (visits,), parts of a visit that read and that go to page tables
     number, touched : int64 (resources,), int64 (visited resources,), see :func:`_renumber`
     mix, flows : float64 (visited resources,), float64 (2 * visited resources,), see :func:`read_shares`
-    idle_walk : float64 (streams,)
+    idle_walk, requests : float64 (streams,), see :func:`build_streams`
     low, high, inside, drain : float64 (nodes,), of each queue
     last : float64 (nodes, 2), see :func:`next_wait`
     """
@@ -112,6 +114,7 @@ class Work(NamedTuple):
     mix: np.ndarray
     flows: np.ndarray
     idle_walk: np.ndarray
+    requests: np.ndarray
     low: np.ndarray
     high: np.ndarray
     inside: np.ndarray
@@ -141,8 +144,8 @@ def build_streams(
     ----------
     streams : its ``start``, ``resource`` and ``visits`` are written; room for streams * (4 * nodes + 1) visits. A visit
         takes as much bandwidth as it counts.
-    work : ``reads``, ``walked`` and ``idle_walk`` are written; that is the part of ``idle`` that is spent in walks,
-        ``extra_latency`` included
+    work : ``reads``, ``walked``, ``idle_walk`` and ``requests`` are written; these are the part of ``idle`` that is spent
+        in walks, ``extra_latency`` included, and how often an access goes to memory, page tables included
     idle : float64 (streams,), output, ns
     """
     home, latency, write_fraction = machine.home, machine.latency, demand.write_fraction
@@ -184,6 +187,7 @@ def build_streams(
         start[stream + 1] = at
         data = nearness / total if total > 0.0 else latency[source, source]
         work.idle_walk[stream] = in_walks + demand.extra_latency[stream]
+        work.requests[stream] = 1.0 + everything - total
         idle[stream] = data + work.idle_walk[stream]
     return at
 
@@ -266,7 +270,7 @@ def next_wait(
     ----------
     wait : ns now
     gap : bytes inside over the queue's length, negative if there is room
-    drain : MB/s of all streams that use the queue
+    drain : MB/s of all requests that use the queue
     low, high : float64 (queues,), waits known to be too short and too long (inf: none yet)
     last : float64 (queues, 2), wait and gap of the guess before; a wait below 0 says there is none
     """
@@ -331,6 +335,7 @@ def solve_placements(
         mix=np.empty(most),
         flows=np.empty(2 * most),
         idle_walk=np.empty(streams),
+        requests=np.empty(streams),
         low=np.empty(nodes),
         high=np.empty(nodes),
         inside=np.empty(nodes),
@@ -378,7 +383,7 @@ def _solve_placements(
 ) -> None:
     """:func:`solve_placements` into ``found``."""
     home, queue = machine.home, machine.queue
-    mix, low, high, inside, drain = work.mix, work.low, work.high, work.inside, work.drain
+    mix, low, high, inside, drain, requests = work.mix, work.low, work.high, work.inside, work.drain, work.requests
     rate, loaded, delay = solution.rate, solution.latency, solution.delay
     for placement in range(demand.shares.shape[0]):
         idle, wait = found.idle[placement], found.wait[placement]
@@ -401,7 +406,7 @@ def _solve_placements(
                     mix[index], machine.peaks[row], machine.delays[machine.family[row]], resources.curve_delays[index]
                 )
             for stream in range(rate.shape[0]):
-                streams.idle_latency[stream] = idle[stream] + wait[home[demand.initiator[stream]]]
+                streams.idle_latency[stream] = idle[stream] + requests[stream] * wait[home[demand.initiator[stream]]]
             steps = solve(streams, resources, few, solution, scratch, tolerance, max_iterations)
             if steps < 0:
                 break
@@ -411,8 +416,9 @@ def _solve_placements(
             drain[:] = 0.0
             for stream in range(rate.shape[0]):
                 node = home[demand.initiator[stream]]
-                inside[node] += rate[stream] * max(0.0, loaded[stream] - wait[node]) / MBPS_PER_BYTE_PER_NS
-                drain[node] += rate[stream]
+                outside = requests[stream] * wait[node] + demand.extra_latency[stream]
+                inside[node] += rate[stream] * max(0.0, loaded[stream] - outside) / MBPS_PER_BYTE_PER_NS
+                drain[node] += rate[stream] * requests[stream]
             for node in range(queue.shape[0]):
                 length = queue[node]
                 if length == np.inf or drain[node] <= 0.0:
@@ -430,6 +436,7 @@ def _solve_placements(
         found.iterations[placement] = done if settled else -1
         for stream in range(rate.shape[0]):
             total, part = streams.idle_latency[stream], work.idle_walk[stream]
+            part += (requests[stream] - 1.0) * wait[home[demand.initiator[stream]]]
             for visit in range(streams.start[stream], streams.start[stream + 1]):
                 total += streams.visits[visit] * delay[streams.resource[visit]]
                 part += work.walked[visit] * delay[streams.resource[visit]]

@@ -127,6 +127,8 @@ MISS = 1 - 1536 * 4096 / (64 * GIB)
 """64 GiB in pages of 4 KiB, 1536 entries."""
 LEAF = 1 - (2 << 20) / (8 * 64 * GIB / 4096)
 """128 MiB of leaf entries, 2 MiB cached."""
+EVERY = 1 / (1 - 32 / 65536)
+"""Walks for each access that reaches memory: those that 32 MiB of cache serve walk as often."""
 
 
 def test_walk_of_small_pages_on_paper():
@@ -204,12 +206,62 @@ def test_access_operation_charges_walks_where_tables_lie(tmp_path, vcpu_nodes, p
     references = MISS * LEAF * np.array(tables)
     cached = 2 * MISS * (1 - LEAF) * 15.0
     latency = near[0] + references @ near + cached
-    rate = 640e3 / latency
-    assert result["stream_latency"].values == pytest.approx([latency], rel=1e-5)
-    assert result["stream_walk"].values == pytest.approx([latency - near[0]], rel=1e-5)
-    assert result["stream_bandwidth"].values == pytest.approx([rate], rel=1e-5)
-    assert result["stream_walk_traffic"].values == pytest.approx([rate * references.sum()], rel=1e-5)
-    assert result["access_used"].values[-1] == pytest.approx(rate * (np.array([1.0, 0.0]) + references), rel=1e-5)
+    rate = 640e3 / (near[0] + (latency - near[0]) * EVERY)
+    assert result["stream_latency"].values == pytest.approx([latency], rel=1e-6)
+    assert result["stream_walk"].values == pytest.approx([latency - near[0]], rel=1e-6)
+    assert result["stream_bandwidth"].values == pytest.approx([rate], rel=1e-6)
+    every = references * EVERY
+    assert result["stream_walk_traffic"].values == pytest.approx([rate * every.sum()], rel=1e-6)
+    assert result["access_used"].values[-1] == pytest.approx(rate * (np.array([1.0, 0.0]) + every), rel=1e-6)
+
+
+def test_accesses_that_hit_a_data_cache_walk_too(tmp_path):
+    """64 MiB in 4 KiB pages, 32 of them cached: half of the accesses reach memory, and every other misses the TLB as often.
+
+    All of 128 KiB of tables is cached: a walk takes 2 x 15 ns. One of an access's own is in its latency; ten lines are held by
+    two, so 640 bytes take 100 ns and two walks. A part of a larger guest is walked like a guest of that size.
+    """
+    path = tmp_path / "two.yaml"
+    profile.write_profile(profile.from_mapping(TWO), path)
+    where = host("dram", "dram", hardware={"profile": str(path)})
+    given = {"host": where, "guest": {"memory": GIB, "vcpus": [{"node": 0}]}}
+    before = [{"op": "create"}, {"op": "mbind", "mode": "bind", "nodes": "0"}, {"op": "fallocate"}]
+    part = {"op": "access", "pattern": "uniform", "offset": 512 << 20, "length": 64 << 20}
+    result = wb.simulate(wb.Scenario.model_validate({**given, "operations": [*before, part]}))
+    walk = 2 * (1 - 1536 / 16384) * 15.0
+    assert result["stream_walk"].values == pytest.approx([walk], rel=1e-6)
+    assert result["stream_idle_latency"].values == pytest.approx([100 + walk])
+    assert result["stream_latency"].values == pytest.approx([100 + walk], rel=1e-6)
+    assert result["stream_bandwidth"].values == pytest.approx([640e3 / (100 + 2 * walk)], rel=1e-6)
+
+
+@pytest.mark.parametrize(("vcpus", "mbps", "ns"), [(1, 640e3 / 500, 300.0), (256, 20_000.0, 300 / 500 * 8192)])
+def test_walks_beside_take_bandwidth_and_lines_but_no_latency(vcpus, mbps, ns):
+    """Each access in memory makes two references, and another walk of two is made beside it: 5 transfers and 500 ns, 300 of
+    them its own. 256 vCPUs of 640 bytes wait for a node of 100 GB/s, 8192 ns for all five."""
+    where = made(TWO, host("dram", "dram"))
+    bandwidth, latency, solution = solved(where, [1, 0], {0: vcpus}, "uniform", walks=np.array([2.0, 0]), beside=1.0)
+    assert bandwidth == pytest.approx([mbps], rel=1e-5) and latency == pytest.approx([ns], rel=1e-5)
+    assert solution.idle_latency[0] == pytest.approx([300.0]) and solution.walk[0] == pytest.approx(
+        [ns * 2 / 3], rel=1e-5
+    )
+    assert solution.node_used[0] == pytest.approx([5 * mbps, 0], rel=1e-5)
+    assert solution.walk_traffic[0] == pytest.approx([4 * mbps], rel=1e-5)
+
+
+def test_which_walks_are_beside():
+    """By chance all others walk; where the hottest pages are kept by both, only those that the TLB lacks and a cache has."""
+    cost = translation.walk_cost({"4 KiB": 64 * GIB}, "4 KiB", exponent=0.99)
+    misses = float(cost["misses_per_access"])
+    assert translation.walks_beside(cost, 0.25, hot=False) == pytest.approx(3.0)
+    assert translation.walks_beside(cost, misses / 4, hot=True) == pytest.approx(3.0)
+    assert translation.walks_beside(cost, 1.0, hot=True) == translation.walks_beside(cost, 0.0, hot=False) == 0.0
+    own, _ = translation.table_walks(cost, np.array([1.0]), np.array([1.0]), reached=misses / 4)
+    # every counted reference is charged: own ones and those beside, for each access of all
+    beside = translation.walks_beside(cost, misses / 4, hot=True)
+    assert float(own[0]) * (1 + beside) * misses / 4 == pytest.approx(float(cost["memory_references"]))
+    with pytest.raises(WorkbenchError, match="reached: 2 is not between 0 and 1"):
+        translation.walks_beside(cost, 2, hot=True)
 
 
 def test_walks_load_the_nodes_that_the_run_put_the_tables_on(tmp_path):
@@ -229,8 +281,8 @@ def test_walks_load_the_nodes_that_the_run_put_the_tables_on(tmp_path):
     references = MISS * LEAF * np.array([1.0, 1.0])  # the guest's table in its memory, the second stage on node 1
     latency = 100.0 + references @ np.array([100.0, 200.0]) + 2 * MISS * (1 - LEAF) * 15.0
     assert result["stream_latency"].values == pytest.approx([latency], rel=1e-5)
-    used = 640e3 / latency * (np.array([1.0, 0.0]) + references)
-    assert result["access_used"].values[-1] == pytest.approx(used, rel=1e-5)
+    used = 640e3 / (100.0 + (latency - 100.0) * EVERY) * (np.array([1.0, 0.0]) + references * EVERY)
+    assert result["access_used"].values[-1] == pytest.approx(used, rel=1e-6)
     uncounted = wb.simulate(wb.Scenario.model_validate({**given, "operations": operations, "metadata": "off"}))
     assert uncounted["stream_latency"].values < result["stream_latency"].values
 

@@ -118,7 +118,7 @@ def test_nothing_is_lost_and_nothing_exceeds_its_capacity(data, tables, referenc
     data, tables = np.array(data) / sum(data), references * np.array(tables) / sum(tables)
     host = machine(memory=((6e4, 9e4), (2e4, 3e4)), link=(8e3, 1e4), cores=7e4, queue=3e4)
     asked = demand([[data, data]], walks=[[tables, tables]], writes=writes, window=window)
-    rate, latency, idle, walk, used, capacity, _ = solve(host, asked)
+    rate, latency, idle, walk, used, capacity, wait = solve(host, asked)
     assert used[0, :2].sum() == pytest.approx(rate[0].sum() * (1 + references), rel=1e-6)
     assert used[0, :2] == pytest.approx(rate[0].sum() * (data + tables), rel=1e-6)
     assert used[0, 8:] == pytest.approx(rate[0] * (1 + references), rel=1e-6)
@@ -126,6 +126,9 @@ def test_nothing_is_lost_and_nothing_exceeds_its_capacity(data, tables, referenc
     assert (latency >= idle * (1 - 1e-9)).all() and (walk <= latency).all()
     # Little: bytes in flight are what the window holds
     assert (rate * latency <= 1000 * window * (1 + 1e-6)).all()
+    # and the queue of each socket holds what is under way, data and walks; nobody waits for one that has room
+    inside = rate[0] * (latency[0] - (1 + references) * wait[0]) / 1000
+    assert (inside <= 3e4 * (1 + 2e-4)).all() and inside[wait[0] > 0] == pytest.approx(3e4, rel=2e-4)
 
 
 @given(st.sampled_from(["memory", "link", "cores"]), st.floats(1.0, 3.0), st.floats(0.0, 1.0), st.floats(0.0, 2.0))
@@ -207,6 +210,26 @@ def test_a_slow_memory_slows_a_fast_one_behind_the_same_queue():
     assert rate[0] == pytest.approx([1000 * fast, 1000], rel=1e-3)
     assert wait[0, 0] == pytest.approx(12_000 / (fast + 1), rel=1e-3)
     assert latency[0, 0] == pytest.approx(10_000 / fast, rel=1e-3)
+
+
+def test_page_walks_wait_in_the_queue_like_data():
+    """Two streams of one socket, 10,000 bytes in flight each, all 100 ns away; the second walks once an access.
+
+    Both wait T for each request: r = 10,000 / (100 + T) and 10,000 / (200 + 2 T), of which 100 r + 200 r' are inside. A queue of
+    10,000 bytes makes T 100 ns, 50 and 25 GB/s. A stream that spends 100 ns besides memory instead keeps nothing in the queue
+    meanwhile: r' = 10,000 / (200 + T), inside 100 r + 100 r', so 8,333 bytes make T 100 ns.
+    """
+    host = machine(memory=(1e6, 1e6), latency=((100.0, 100.0), (100.0, 100.0)))
+    rows = [[[1, 0], [1, 0]]]
+    walking = demand(rows, walks=[[[0, 0], [1, 0]]], window=10_000.0, initiator=(0, 0))
+    rate, latency, _, walk, used, _, wait = solve(host._replace(queue=np.array([10_000.0, INF])), walking)
+    assert wait[0, 0] == pytest.approx(100, rel=1e-3)
+    assert rate[0] == pytest.approx([50_000, 25_000], rel=1e-3) and latency[0] == pytest.approx([200, 400], rel=1e-3)
+    assert walk[0] == pytest.approx([0, 200], rel=1e-3) and used[0, 0] == pytest.approx(100_000, rel=1e-3)
+    beside = demand(rows, extra=[0.0, 100.0], window=10_000.0, initiator=(0, 0))
+    rate, latency, _, walk, _, _, wait = solve(host._replace(queue=np.array([25_000 / 3, INF])), beside)
+    assert wait[0, 0] == pytest.approx(100, rel=1e-3) and rate[0] == pytest.approx([50_000, 100_000 / 3], rel=1e-3)
+    assert walk[0] == pytest.approx([0, 100], rel=1e-3) and latency[0] == pytest.approx([200, 300], rel=1e-3)
 
 
 def test_a_queue_that_is_long_enough_changes_nothing():

@@ -30,6 +30,7 @@ class AccessRecord:
     """One access: the operation, the shares of the nodes (nodes,), what reaches memory, page walks, vCPUs.
 
     walks : float64 (nodes,), page-table references in memory by node; cached : ns per access of the others
+    beside : walks of accesses that caches serve, for each of one that reaches memory
     """
 
     operation: sc.Access
@@ -37,6 +38,7 @@ class AccessRecord:
     reached: float
     walks: np.ndarray
     cached: float
+    beside: float
     vcpus: dict[int, float]
 
 
@@ -51,9 +53,10 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Tr
     share, reached = traffic.shares_of(count, inode.pages >> inode.order, size, operation)
     places, number = np.unique([system.tasks[name].nid for name in system.vcpus], return_counts=True)
     vcpus = {int(system.node_ids[n]): float(k) for n, k in zip(places, number, strict=True)}
-    walks, cached = np.zeros(system.nodes), 0.0
+    walks, cached, beside = np.zeros(system.nodes), 0.0, 0.0
     initiators = traffic.initiators_of(operation, vcpus)
-    present = float(inode.folios_by_zone(len(system.free), 0, inode.pages >> inode.order).sum()) * size
+    first, last = traffic.touched(inode.pages >> inode.order, size, operation)
+    present = float(inode.folios_by_zone(len(system.free), first, last).sum()) * size
     if operation.pattern != "streaming" and present > 0:
         guest = system.scenario.guest
         mapped: dict[str, float] = {guest.page_size: present}
@@ -64,7 +67,8 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Tr
         walks, cached = translation.table_walks(
             cost, guest_table_share(system, inode), host_table_share(system), reached=reached if exponent else 1.0
         )
-    return AccessRecord(operation, share, reached, walks, cached, initiators)
+        beside = translation.walks_beside(cost, reached, hot=exponent > 0)
+    return AccessRecord(operation, share, reached, walks, cached, beside, initiators)
 
 
 def guest_table_share(system: HostState, inode: Inode) -> np.ndarray:
@@ -102,7 +106,9 @@ def variables(system: HostState, events: int, records: dict[int, AccessRecord]) 
     used = np.zeros((events, system.nodes))
     for phase in _phases(sorted(records)):
         parts = [
-            traffic.streams(machine, r.share, r.vcpus, r.operation, extra_latency=r.cached, walks=r.walks)
+            traffic.streams(
+                machine, r.share, r.vcpus, r.operation, extra_latency=r.cached, walks=r.walks, beside=r.beside
+            )
             for r in (records[event] for event in phase)
         ]
         solution = traffic.solve(machine, traffic.together(parts))
@@ -145,7 +151,14 @@ def ranges(system: HostState, records: dict[int, AccessRecord]) -> dict[str, np.
         for machine, drawn in zip(machines, chosen, strict=True):
             parts = [
                 traffic.streams(
-                    machine, r.share, r.vcpus, r.operation, costs=drawn, extra_latency=r.cached, walks=r.walks
+                    machine,
+                    r.share,
+                    r.vcpus,
+                    r.operation,
+                    costs=drawn,
+                    extra_latency=r.cached,
+                    walks=r.walks,
+                    beside=r.beside,
                 )
                 for r in (records[event] for event in phase)
             ]

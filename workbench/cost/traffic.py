@@ -89,7 +89,8 @@ def memory_shares(
 
     Uniform, streaming and pointer-chasing accesses touch every page alike. Under zipf the first page of the range is
     the hottest, and the hottest pages, as many as the caches hold, do not reach memory. Uniform accesses hit the caches
-    for the part of the range they hold; streaming never does, because it evicts what it will need.
+    for the part of the range they hold; streaming never does, because it evicts what it will need. Where all hits, rates
+    and latencies are those that accesses would get that did not.
     """
     access = access_pattern(access)
     if access.file not in dataset["file"].values:
@@ -112,8 +113,7 @@ def shares_of(
     """:func:`memory_shares` of a file of ``pages`` folios; ``count(edges)`` gives folios per node between edges."""
     from workbench.kernels import translation
 
-    first = min(pages, access.offset // page_size)
-    last = pages if access.length is None else min(pages, -(-(access.offset + access.length) // page_size))
+    first, last = touched(pages, page_size, access)
     if first >= last:
         return count(np.array([first, first], np.int64))[0] * 0.0, 0.0
     cached = cost_table.value("cache_bytes", costs) // page_size
@@ -141,6 +141,13 @@ def shares_of(
     return (share / total if total > 0 else share), reached
 
 
+def touched(pages: int, page_size: int, access: Access) -> tuple[int, int]:
+    """First folio of a file of ``pages`` that an access touches, and the one after the last."""
+    first = min(pages, access.offset // page_size)
+    last = pages if access.length is None else min(pages, -(-(access.offset + access.length) // page_size))
+    return first, max(first, last)
+
+
 def initiators_of(access: Access, vcpus: Mapping[int, float]) -> dict[int, float]:
     """vCPUs per node that take part in an access."""
     if not access.initiators:
@@ -166,6 +173,7 @@ class Streams:
     walks : float64 (..., streams, nodes), page-table references in memory that one access makes, by node
     window : float64 (streams,), bytes in flight; wanted : float64 (streams,), MB/s at most
     write_fraction, extra_latency : float64 (streams,)
+    beside : float64 (streams,), walks that accesses which caches serve make for each one of an access that reaches memory
     """
 
     shares: np.ndarray
@@ -176,15 +184,17 @@ class Streams:
     wanted: np.ndarray
     write_fraction: np.ndarray
     extra_latency: np.ndarray
+    beside: np.ndarray
 
 
 @dataclass(frozen=True)
 class Solution:
     """Rates and latencies of streams, leading dimension placements.
 
-    bandwidth, latency, idle_latency : (placements, streams), MB/s and ns; an access with its page walk
+    bandwidth, latency, idle_latency : (placements, streams), MB/s and ns; an access that reaches memory, with its page walk
     walk : (placements, streams), ns of the latency spent in page walks (and whatever extra latency was given)
-    walk_traffic : (placements, streams), MB/s of page-table references
+    walk_traffic : (placements, streams), MB/s of page-table references, also for accesses whose data caches serve: their
+        walks take bandwidth and keep lines of the vCPU, and are in no latency
     node_used, node_load : (placements, nodes), MB/s with walks and part of capacity at the mix of reads and writes
     link_load : (placements, nodes, nodes)
     queue_wait : (placements, nodes), ns of every request in the queue of its home node
@@ -240,6 +250,7 @@ def streams(
     costs: Mapping[str, float] | None = None,
     extra_latency: float = 0.0,
     walks: np.ndarray | None = None,
+    beside: float = 0.0,
 ) -> Streams:
     """Streams of one access pattern: every vCPU node touches memory in the same proportions.
 
@@ -249,12 +260,15 @@ def streams(
     vcpus : node id -> number of vCPUs there
     extra_latency : ns per access besides memory, such as the part of page walks that caches serve
     walks : float64, shape of ``shares``: page-table references in memory that an access makes, by node; none if left out
+    beside : walks, each of as many references and ns, of accesses whose data caches serve, for each access that reaches
+        memory (:func:`workbench.cost.translation.walks_beside`)
     """
     access = access_pattern(access)
     cost_table.check(costs)
     number = running(vcpus)
     initiator = np.array([host.index_of(node) for node in vcpus], np.int64)
     extra_latency = cost_table.number("extra_latency", extra_latency, "ns", zero=True)
+    beside = cost_table.number("beside", beside, zero=True)
     count = len(initiator)
     shares = _data_shares(shares, host.nodes)
     walked = np.zeros_like(shares) if walks is None else _shares("walks", walks, host.nodes)
@@ -270,6 +284,7 @@ def streams(
         np.full(count, np.inf if access.demand_mbps is None else access.demand_mbps),
         np.full(count, access.write_fraction),
         np.full(count, extra_latency),
+        np.full(count, beside),
     )
 
 
@@ -307,9 +322,11 @@ def solve(host: Machine, demand: Streams, *, unsolved: str = "error") -> Solutio
     arrays = host_traffic.MachineArrays(
         host.home, host.latency, host.peaks(busy), host.curve_rows(), curves.LOADS, host.delays(), host.queue
     )
+    every = 1.0 + demand.beside  # walks for each of an access that reaches memory
+    walks = np.ascontiguousarray(demand.walks * every[:, None], float)
     asked = host_traffic.Demand(
-        np.ascontiguousarray(demand.shares, float), np.ascontiguousarray(demand.walks, float), demand.initiator,
-        demand.write_fraction, demand.extra_latency, demand.window, demand.wanted, demand.vcpus,
+        np.ascontiguousarray(demand.shares, float), walks, demand.initiator, demand.write_fraction,
+        demand.extra_latency * every, demand.window, demand.wanted, demand.vcpus,
     )  # fmt: skip
     rate, latency, idle, walk, used, capacity, wait, iterations = host_traffic.solve_placements(
         arrays, asked, TOLERANCE, MAX_ITERATIONS, MAX_PASSES
@@ -326,8 +343,13 @@ def solve(host: Machine, demand: Streams, *, unsolved: str = "error") -> Solutio
             values[failed] = np.nan
     n = host.nodes
     load = used / capacity
+    if demand.beside.any():  # what those walks took is not spent by the accesses whose latency this is
+        latency = latency - walk * demand.beside / every
+        walk = walk / every
+        own = np.where(demand.shares.sum(axis=2) > 0, (demand.walks * host.latency[demand.initiator]).sum(axis=2), 0.0)
+        idle = idle - (own + demand.extra_latency) * demand.beside
     return Solution(
-        rate, latency, idle, walk, rate * demand.walks.sum(axis=2), used[:, :n], load[:, :n],
+        rate, latency, idle, walk, rate * walks.sum(axis=2), used[:, :n], load[:, :n],
         load[:, n : n + n * n].reshape(-1, n, n), wait, iterations,
     )  # fmt: skip
 

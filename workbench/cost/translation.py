@@ -212,7 +212,8 @@ def table_walks(
     guest_tables : float64 (nodes,), where the pages of the guest's own page table lie; sums to 1
     host_tables : float64 (nodes,), where those of the second stage lie
     reached : part of the accesses that data caches do not serve, under a law that makes the same pages hot for them and for the
-        TLB: cold pages then miss in both, so all walks are those of accesses that reach memory. 1 where hits are by chance.
+        TLB: cold pages then miss in both, and who reaches memory walks first. 1 where hits are by chance. What other accesses
+        walk is :func:`walks_beside`.
     """
     if not cost_table.is_number(reached) or not 0.0 <= reached <= 1.0:
         raise WorkbenchError(f"reached: {repr(reached)[:60]} is not between 0 and 1")
@@ -225,6 +226,23 @@ def table_walks(
     walks = guest * np.asarray(guest_tables, float) + host * np.asarray(host_tables, float)
     each = 1.0 / max(reached, float(cost["misses_per_access"])) if 0.0 < reached < 1.0 else 1.0  # one walk at most
     return walks * each, float(cost["cached"]) * each
+
+
+def walks_beside(cost: xr.Dataset, reached: float, *, hot: bool) -> float:
+    """Walks of accesses whose data a cache holds and the TLB does not, for each one of an access that reaches memory.
+
+    Parameters
+    ----------
+    cost : of :func:`walk_cost`
+    reached : part of the accesses that data caches do not serve; where that is none there is nothing to count by, and it is 0
+    hot : whether the same pages are hot for both, so that what misses the TLB hits a cache only where the caches keep more
+        pages; by chance otherwise, and an access that a cache serves walks as often as any
+    """
+    if not cost_table.is_number(reached) or not 0.0 <= reached <= 1.0:
+        raise WorkbenchError(f"reached: {repr(reached)[:60]} is not between 0 and 1")
+    if reached == 0.0:
+        return 0.0
+    return max(0.0, float(cost["misses_per_access"]) / reached - 1.0) if hot else 1.0 / reached - 1.0
 
 
 def split_loss(memory: int, split_blocks: int, block: str = "1 GiB", into: str = "4 KiB", **options: Any) -> xr.Dataset:

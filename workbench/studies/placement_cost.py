@@ -221,10 +221,11 @@ def policy_costs(
             op = str(dataset["event_op"].values[refused[0]])
             raise WorkbenchError(f"policy {name!r}: {op} is refused, errno {int(dataset['event_errno'][refused[0]])}")
         ranges = guest.parts() if partitioned else dict.fromkeys(number, (0, guest.memory))
-        parts = {
-            node: traffic.memory_shares(dataset, access.model_copy(update={"offset": begin, "length": length}))[0]
+        own_part = {
+            node: access.model_copy(update={"offset": begin, "length": length})
             for node, (begin, length) in ranges.items()
         }
+        parts = {node: traffic.memory_shares(dataset, part)[0] for node, part in own_part.items()}
         touched = np.array([parts[node] for node in number])
         share[row] = weight @ touched / weight.sum()
         own = [host.index_of(node) for node in number]
@@ -232,33 +233,22 @@ def policy_costs(
         whole = traffic.memory_shares(
             dataset, access.model_copy(update={"pattern": "uniform", "offset": 0, "length": None})
         )
-        hot = access.pattern == "zipf"
+        second_stage = _second_stage(dataset, own, weight)
         for k, (model, drawn) in enumerate(zip(machines, chosen, strict=True)):
-            walks, cached = np.zeros(model.nodes), 0.0
-            if access.pattern != "streaming":
-                exponent = traffic.ZIPF_EXPONENT if hot else 0.0
-                cost = translation.walk_cost(
-                    {page_size: guest.memory}, page_size, confidential=confidential, exponent=exponent, costs=drawn
-                )
-                reached = traffic.memory_shares(dataset, access, costs=drawn)[1] if hot else 1.0
-                walks, cached = translation.table_walks(
-                    cost, whole[0], _second_stage(dataset, own, weight), reached=reached
-                )
-            streams = traffic.together(
-                [
+            walked: dict[int, tuple[np.ndarray, float, float]] = {}  # by length of the part
+            streams = []
+            for node, n in number.items():
+                length = ranges[node][1]
+                if length not in walked:
+                    walked[length] = _walks(dataset, own_part[node], guest, whole[0], second_stage, drawn)
+                walks, cached, beside = walked[length]
+                streams.append(
                     traffic.streams(
-                        model,
-                        parts[node],
-                        {node: float(n)},
-                        access,
-                        costs=drawn,
+                        model, parts[node], {node: float(n)}, access, costs=drawn, walks=walks, beside=beside,
                         extra_latency=extra_latency + cached,
-                        walks=walks,
                     )
-                    for node, n in number.items()
-                ]
-            )
-            solution = traffic.solve(model, streams)
+                )  # fmt: skip
+            solution = traffic.solve(model, traffic.together(streams))
             total[row, k] = solution.bandwidth.sum()
             latency[row, k] = solution.latency[0] @ weight / weight.sum()
             load[row, k] = solution.node_load[0]
@@ -291,6 +281,28 @@ def policy_costs(
             "estimated": int(machines[0].estimated),
         },
     )  # fmt: skip
+
+
+def _walks(
+    dataset: xr.Dataset,
+    part: Access,
+    guest: _Guest,
+    tables: np.ndarray,
+    second_stage: np.ndarray,
+    drawn: dict[str, float],
+) -> tuple[np.ndarray, float, float]:
+    """References to page tables in memory by node, float64 (nodes,), ns of the others, and walks beside, of an access to a
+    part of the guest; see :mod:`workbench.cost.translation`."""
+    if part.pattern == "streaming" or not part.length:
+        return np.zeros(len(tables)), 0.0, 0.0
+    hot = part.pattern == "zipf"
+    cost = translation.walk_cost(
+        {guest.page_size: part.length}, guest.page_size, confidential=guest.confidential,
+        exponent=traffic.ZIPF_EXPONENT if hot else 0.0, costs=drawn,
+    )  # fmt: skip
+    reached = traffic.memory_shares(dataset, part, costs=drawn)[1]
+    walks, cached = translation.table_walks(cost, tables, second_stage, reached=reached if hot else 1.0)
+    return walks, cached, translation.walks_beside(cost, reached, hot=hot)
 
 
 def _second_stage(dataset: xr.Dataset, own: list[int], weight: np.ndarray) -> np.ndarray:
