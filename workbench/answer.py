@@ -555,18 +555,18 @@ def _node_runs(system: System, map_: FileMap, start: int = 0, end: int = np.iinf
 def _attribute_row(system: System) -> list[int]:
     """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`), of all files together."""
     row = dict.fromkeys(attributes.COUNTERS, 0)
-    for inode in system.inodes():
+    for inode, states in system.with_attributes():
         if system.bulk is not None and system.bulk.inode is inode:
             for name, value in system.bulk.row().items():
                 row[name] += value
-        elif inode.attributes is not None and inode.backend is not None:
-            shared = inode.attributes.shared
+        elif inode.backend is not None:
+            shared = states.shared
             now = {
                 "shared_pages": int((shared[:, 1] - shared[:, 0]).sum()),
                 "private_backend_pages": int(inode.map.counts(len(system.free)).sum()),
                 "shared_backend_pages": int(inode.backend.map.counts(len(system.free)).sum()),
             }
-            for name, value in (inode.attributes.counts | now).items():
+            for name, value in (states.counts | now).items():
                 row[name] += value
     return list(row.values())
 

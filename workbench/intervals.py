@@ -66,8 +66,10 @@ def ranges_text(intervals: Int64s, most: int = 1000) -> str:
 
 def intervals_minus(start: int, end: int, intervals: Int64s) -> Int64s:
     """The parts of ``[start, end)`` outside sorted disjoint ``intervals`` int64 (n, 2): int64 (m, 2)."""
-    first = np.searchsorted(intervals[:, 1], start, side="right")
-    last = np.searchsorted(intervals[:, 0], end, side="left")
+    first = intervals[:, 1].searchsorted(start, side="right")
+    last = intervals[:, 0].searchsorted(end, side="left")
+    if first >= last:  # as most often
+        return np.array([[start, end]], np.int64) if start < end else no_intervals()
     inside = intervals[first:last]
     edges = np.concatenate(([start], inside.ravel(), [end])).reshape(-1, 2)
     edges = np.clip(edges, start, end)
@@ -76,17 +78,17 @@ def intervals_minus(start: int, end: int, intervals: Int64s) -> Int64s:
 
 def intervals_in(start: int, end: int, intervals: Int64s) -> Int64s:
     """The parts of sorted disjoint ``intervals`` int64 (n, 2) inside ``[start, end)``."""
-    first = np.searchsorted(intervals[:, 1], start, side="right")
-    last = np.searchsorted(intervals[:, 0], end, side="left")
-    return np.clip(intervals[first:last], start, end)
+    first = intervals[:, 1].searchsorted(start, side="right")
+    last = intervals[:, 0].searchsorted(end, side="left")
+    return np.clip(intervals[first:last], start, end) if first < last else no_intervals()
 
 
 def intervals_add(start: int, end: int, intervals: Int64s) -> Int64s:
     """Sorted disjoint intervals with ``[start, end)`` added; touching ones are joined."""
     if end <= start:
         return intervals
-    first = np.searchsorted(intervals[:, 1], start, side="left")
-    last = np.searchsorted(intervals[:, 0], end, side="right")
+    first = intervals[:, 1].searchsorted(start, side="left")
+    last = intervals[:, 0].searchsorted(end, side="right")
     joined = intervals[first:last]
     if len(joined):
         start, end = min(start, int(joined[0, 0])), max(end, int(joined[-1, 1]))
@@ -97,9 +99,13 @@ def intervals_remove(start: int, end: int, intervals: Int64s) -> Int64s:
     """Sorted disjoint intervals without ``[start, end)``."""
     if end <= start or not len(intervals):
         return intervals
-    below = intervals_in(0, start, intervals)
-    above = intervals_in(end, np.iinfo(np.int64).max, intervals)
-    return np.concatenate((below, above))
+    first = intervals[:, 1].searchsorted(start, side="right")
+    last = intervals[:, 0].searchsorted(end, side="left")
+    if first >= last:
+        return intervals
+    ends = [[intervals[first, 0], start]] if intervals[first, 0] < start else []
+    ends += [[end, intervals[last - 1, 1]]] if end < intervals[last - 1, 1] else []
+    return np.concatenate((intervals[:first], np.array(ends, np.int64).reshape(-1, 2), intervals[last:]))
 
 
 def in_intervals(pages: Int64s, intervals: Int64s) -> npt.NDArray[np.bool_]:

@@ -25,22 +25,28 @@ KINDS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "memfd and close": lambda i, n: {"op": "memfd", "file": f"a{i}", "size": PAGE} if i % 2 == 0
     else {"op": "close", "file": f"a{i - 1}"},
     "convert": lambda i, n: {"op": "convert", "to": ("private", "shared")[i % 2], "offset": PAGE * i, "length": PAGE},
+    "convert out of place": lambda i, n: {"op": "convert", "to": ("shared", "private", "shared")[i % 3],
+                                          "offset": 2 * PAGE * (i // 3 * 2 + i % 3 // 2), "length": PAGE},
+    "punch_hole with pfns": lambda i, n: {"op": "punch_hole", "offset": 2 * PAGE * i, "length": PAGE},
+    "alias beside attributes": lambda i, n: {"op": "alias", "file": f"a{i}", "of": "guest"},
 }  # fmt: skip
+GUESTS: dict[str, dict[str, Any]] = {
+    "convert": {"vm_type": "sw_protected", "conversion": {"mode": "in-place"}},
+    "convert out of place": {"vm_type": "snp", "conversion": {"mode": "out-of-place"}},
+    "alias beside attributes": {"vm_type": "snp", "conversion": {"mode": "out-of-place"}},
+}
 
 
 def scenario(kind: str, count: int) -> Scenario:
     return Scenario.from_mapping(
         {
             "host": {"name": "h", "nodes": NODES, "distances": [[10, 20], [20, 10]]},
-            "guest": {
-                "memory": 2 * count * PAGE,
-                "vm_type": "sw_protected" if kind == "convert" else "none",
-                "conversion": {"mode": "in-place"} if kind == "convert" else {},
-            },
+            "guest": {"memory": 2 * count * PAGE, **GUESTS.get(kind, {})},
+            "pfns": kind.endswith("with pfns"),
             "output": "counts",
             "operations": [
                 {"op": "create"},
-                *([{"op": "fallocate"}] if kind == "punch_hole" else []),
+                *([{"op": "fallocate"}] if kind.startswith("punch_hole") else []),
                 *(KINDS[kind](i, count) for i in range(count)),
             ],
         }

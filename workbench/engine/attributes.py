@@ -29,6 +29,10 @@ COUNTERS = two_backends.COUNTERS
 """Variables along ``event``; shared_pages and the pages of the backends are those of the moment, the rest sums."""
 
 
+_FAR = 1 << 52
+"""Pages that no file has."""
+
+
 @dataclass(eq=False)
 class Attributes:
     """Which gfns are shared, and what conversions did so far.
@@ -36,7 +40,8 @@ class Attributes:
     ``elsewhere``: shared pages come from memory of the host that is not simulated.
     ``shared`` int64 (n, 2): intervals of 4 KiB pages without the attribute PRIVATE. ``punched``: private pages that a hole
     freed and nobody has touched since. ``known``: folios that were ever freed, and ``origins`` int64 (n, 3) what backed each
-    first: first folio, folios, allocation row of the file's map (rows of a map stay what they are).
+    first: first folio, folios, allocation row of the file's map (rows of a map stay what they are). ``changed``: ranges whose
+    attribute was set or cleared since somebody asked; all of them at first.
     """
 
     elsewhere: bool = False
@@ -45,6 +50,12 @@ class Attributes:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     known: Int64s = field(default_factory=no_intervals)
     origins: list[Int64s] = field(default_factory=list)
+    changed: list[tuple[int, int]] = field(default_factory=lambda: [(0, _FAR)])
+
+    def take_changed(self) -> list[tuple[int, int]]:
+        """Ranges that were set or cleared since this was asked last."""
+        changed, self.changed = self.changed, []
+        return changed
 
     def private_parts(self, start: int, end: int) -> Int64s:
         """Intervals of [start, end) with the attribute PRIVATE."""
@@ -57,10 +68,12 @@ class Attributes:
     def set_shared(self, start: int, end: int) -> None:
         """kvm_vm_set_mem_attributes: the attribute is cleared."""
         self.shared = intervals_add(start, end, self.shared)
+        self.changed.append((start, end))
 
     def set_private(self, start: int, end: int) -> None:
         """kvm_vm_set_mem_attributes: the attribute is set."""
         self.shared = intervals_remove(start, end, self.shared)
+        self.changed.append((start, end))
 
     def note_hole(self, map_: FileMap, order: int, start: int, end: int) -> None:
         """Before private pages [start, end) are freed: remember what backed them, the first time."""

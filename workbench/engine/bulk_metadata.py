@@ -113,4 +113,4 @@ class BulkMetadata:
         for tree in self.trees:
             tree.settle()
         if self.inode.attributes is not None:
-            self.metadata.private[self.inode] = self.inode.attributes.private_parts(0, self.inode.pages)
+            self.inode.attributes.take_changed()

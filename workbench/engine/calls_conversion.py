@@ -133,8 +133,9 @@ def memslot(system: System, operation: sc.Memslot) -> Result:
         return failed(errno.EBADF)
     if file.inode.attributes is not None:
         return failed(errno.EINVAL)  # a slot that is there can only be deleted
-    file.inode.attributes = _attributes_of(system, operation.file, file.inode)
-    file.inode.attributes.elsewhere = backend is None
+    states = _attributes_of(system, operation.file, file.inode)
+    states.elsewhere = backend is None
+    system.give_attributes(file.inode, states)
     file.inode.backend = None if backend is None else backend.inode
     return Result()
 
@@ -175,7 +176,8 @@ def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> 
         return Result()  # gfns that nothing backs have attributes too
     inode = file.inode
     if inode.attributes is None:  # a slot without a mapping of the host
-        inode.attributes = _attributes_of(system, operation.file, inode)
+        system.give_attributes(inode, _attributes_of(system, operation.file, inode))
+        assert inode.attributes is not None
     start, end = operation.offset // PAGE_SIZE, min(inode.pages, (operation.offset + length) // PAGE_SIZE)
     if word:
         inode.attributes.set_private(start, end)

@@ -81,7 +81,7 @@ def create(system: System, operation: sc.Create) -> Result:
         system.conversions.add(inode)
     opened = _open(system, operation.file, inode, mapped=bool(flags & GUEST_MEMFD_FLAG_MMAP), **detail)
     if attributes.wanted(system.scenario):
-        inode.attributes = attributes.Attributes()
+        system.give_attributes(inode, attributes.Attributes())
         backend = attributes.backend_name(operation.file)
         memfd(system, sc.Memfd(file=backend, size=size))
         inode.backend = system.files[backend].inode

@@ -202,6 +202,7 @@ def _start_again(system: System) -> None:
             file.mapping = None
         elif file.inode not in kept or file.descriptor is None:
             system.close_descriptor(system.files.pop(name))
+            system.loses_a_name(file.inode)
         elif file.mapping is not None:
             file.mapping = Mapping(file.inode.pages)
             file.inode.mappings.append(file.mapping)

@@ -16,6 +16,7 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.design import DESIGNS
+from workbench.engine.attributes import Attributes
 from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
 from workbench.engine.metadata import Metadata, Walk
@@ -173,6 +174,8 @@ class HostState:
         self._has_cma = bool(self.all_cma.any())
         self._turns_and_zones: dict[str, tuple[placement.Interleaving, placement.Zones]] = {}
         self.files: dict[str, OpenFile] = {}
+        self.attributed: dict[Inode, None] = {}
+        """Inodes that have attributes, in the order in which they got them."""
         self.placed = np.zeros(len(self.free), np.int64)
         pools = self.nodes if self.order else 0
         self.zone_page_size = np.where(np.arange(len(self.free)) < pools, PAGE_SIZE << self.order, PAGE_SIZE)
@@ -401,6 +404,23 @@ class HostState:
     def inodes(self) -> list[Inode]:
         """Every inode that has a name, once."""
         return list(dict.fromkeys(file.inode for file in self.files.values()))
+
+    def give_attributes(self, inode: Inode, states: Attributes) -> None:
+        """From now on the VM's attributes say what of the file is private."""
+        inode.attributes = states
+        self.attributed[inode] = None
+
+    def loses_a_name(self, inode: Inode) -> None:
+        """A name of the scenario that meant this file means another, or none."""
+        inode.names -= 1
+        if not inode.names:
+            self.attributed.pop(inode, None)
+
+    def with_attributes(self) -> Iterator[tuple[Inode, Attributes]]:
+        """Inodes that have a name and whose private memory is what the VM's attributes say."""
+        for inode in self.attributed:
+            if inode.attributes is not None:
+                yield inode, inode.attributes
 
     @staticmethod
     def pages(operation: Any, pages: int) -> tuple[int, int]:

@@ -31,12 +31,14 @@ allow: of those that become empty a node keeps five (``mm/slub.c: set_min_partia
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench import profiles
+from workbench.engine.attributes import Attributes
 from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Thread
@@ -125,7 +127,6 @@ class Metadata:
         self.next_base = 0
         self.caches: dict[Inode, list[FileMap]] = {}
         self.attribute_nodes: dict[Inode, list[FileMap]] = {}
-        self.private: dict[Inode, Int64s] = {}
         self.second: list[Tables] = []
         self.ready: dict[str, list[int]] = {}
         """Zones of the pages that each vCPU keeps for tables to come, the next one last."""
@@ -505,18 +506,24 @@ class Metadata:
         """Folios [first, last) left the file: nodes that hold none any more are freed."""
         maps = self.caches.get(inode)
         if maps:
-            self._free_nodes(PAGE_CACHE, maps, _lowest(inode.order), first, last, inode.map)
+            self._free_nodes(PAGE_CACHE, maps, _lowest(inode.order), first, last, inode.map.any)
 
     def _free_nodes(
-        self, kind: int, maps: list[FileMap], lowest: int, first: int, last: int, present: FileMap | None
+        self,
+        kind: int,
+        maps: list[FileMap],
+        lowest: int,
+        first: int,
+        last: int,
+        present: Callable[[int, int], bool] | None,
     ) -> None:
         freed = np.zeros(self.system.nodes, np.int64)
         for level, map_ in enumerate(maps):
             shift = lowest + XA_CHUNK_SHIFT * level
             low, high = first >> shift, ((last - 1) >> shift) + 1
             if present is not None and low < high:
-                low += present.any(low << shift, (low + 1) << shift)
-                high -= low < high and present.any((high - 1) << shift, high << shift)
+                low += present(low << shift, (low + 1) << shift)
+                high -= low < high and present((high - 1) << shift, high << shift)
             if low < high:
                 freed += map_.erase(low, high, self.system.nodes)
         if not freed.any():
@@ -556,7 +563,6 @@ class Metadata:
             maps = trees.pop(inode, None)
             if maps:
                 self._free_nodes(kind, maps, _lowest(inode.order), 0, 1 << 52, None)
-        self.private.pop(inode, None)
 
     def processes_end(self) -> None:
         """exit_mm, kvm_destroy_vm: mappings, machines and what their vCPUs keep."""
@@ -578,33 +584,27 @@ class Metadata:
     def settle(self, task: Thread, vmemmap: Int64s | None, pamt: Int64s | None = None) -> bool:
         """What follows from the state after a call: attributes of the VM, struct pages that splits brought back."""
         complete = True
-        for inode in self.system.inodes() if self.system.scenario.guest.private_memory else ():
-            states = inode.attributes
-            if states is None:
-                continue
-            before = self.private.get(inode, no_intervals())
-            now = states.private_parts(0, inode.pages)
-            if len(before) == len(now) and (before == now).all():
-                continue
-            self.private[inode] = now
-            complete &= self._settle_attributes(task, inode, now)
+        for inode, states in self.system.with_attributes():
+            for start, end in states.take_changed():
+                complete &= self._settle_attributes(task, inode, states, start, min(end, inode.pages))
         if vmemmap is not None:
             self.held[VMEMMAP] = vmemmap
         if pamt is not None and self.system.scenario.guest.vm_type == "tdx":
             self.held[PAMT] = pamt
         return complete
 
-    def _settle_attributes(self, task: Thread, inode: Inode, private: Int64s) -> bool:
-        """An entry of the xarray for each private gfn, none for a shared one."""
+    def _settle_attributes(self, task: Thread, inode: Inode, states: Attributes, start: int, end: int) -> bool:
+        """An entry of the xarray for each private gfn of [start, end), none for a shared one."""
         maps = self.attribute_nodes.setdefault(inode, [])
-        present = FileMap()
-        for low, high in private.tolist():
-            present.add_run(low, high, 0)
-        for low, high in _outside(private, inode.pages).tolist():
-            self._free_nodes(ATTRIBUTES, maps, XA_CHUNK_SHIFT, low, high, present)
+
+        def any_private(first: int, last: int) -> bool:
+            return len(states.private_parts(first, min(last, inode.pages))) > 0
+
+        for low, high in states.shared_parts(start, end).tolist():
+            self._free_nodes(ATTRIBUTES, maps, XA_CHUNK_SHIFT, low, high, any_private)
         return all(
             self._enter_nodes(task, ATTRIBUTES, maps, _missing_nodes(maps, XA_CHUNK_SHIFT, low, high))
-            for low, high in private.tolist()
+            for low, high in states.private_parts(start, end).tolist()
         )
 
     # --------------------------------------------------------------------------------------- between two pages

@@ -66,9 +66,9 @@ class Inode:
     ``attributes``: which pages of its VM are shared, where conversions are out of place; ``backend``: what backs those.
     ``reserve``: huge pages that the file's subpool keeps for it from its creation to its end; 0: it has none.
     ``anonymous``: no file at all but memory of the process, which has no page cache and no descriptor.
-    ``descriptors``: how many refer to the inode. ``migratable``: a guest_memfd whose pages can move (a posted series).
-    ``frozen``: it is in a live-update session, which lets nobody allocate or punch it, nor
-    fault pages of a guest_memfd in.
+    ``descriptors``: how many refer to the inode; ``names``: how many names of the scenario.
+    ``migratable``: a guest_memfd whose pages can move (a posted series). ``frozen``: it is in a live-update session, which
+    lets nobody allocate or punch it, nor fault pages of a guest_memfd in.
     ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending. ``users``: KVM and the IOMMU,
     of a tracked file.
     """
@@ -85,6 +85,7 @@ class Inode:
     pfns: FilePfns | None = None
     mappings: list[Mapping] = field(default_factory=list)
     descriptors: int = 0
+    names: int = 0
     frozen: bool = False
     tracked: TrackedFile | None = None
     entered: list[int] = field(default_factory=lambda: [0, 0])

@@ -99,6 +99,9 @@ class System(HostState):
         before = self.files.get(name)
         if before is not None and before.descriptor is not None:
             before.inode.descriptors -= 1
+        file.inode.names += 1
+        if before is not None:
+            self.loses_a_name(before.inode)
         file.inode.descriptors += file.descriptor is not None
         self.files[name] = file
 
