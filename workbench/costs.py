@@ -376,10 +376,6 @@ _ALL = (
         10_000_000.0,
         "estimate: between two faults of one vCPU, from one that populates memory as fast as faults go to a settled guest",
     ),
-    Cost("rmp_update", 1_000.0, "cycles", 300.0, 5_000.0, "estimate: RMPUPDATE of one entry; no figure is published"),
-    Cost(
-        "rmp_smash", 2_000.0, "cycles", 500.0, 10_000.0, "estimate: PSMASH writes 512 entries; no figure is published"
-    ),
     Cost("cpu_frequency", 2.7, "GHz", 2.0, 4.0, "estimate: server cores under load; turns ns into cycles"),
 )
 

@@ -99,7 +99,10 @@ DESIGN_CYCLES = "workbench/costs.py: conversion_fixed, split_merge_per_page, inv
 REGIONS = (
     "exact for 1 GiB pages; others as if they filled regions in the order of the file: workbench/tracking/whole.py"
 )
-STALL = f"{ROTH_2025} for split and merge; all other steps: estimates with ranges in workbench/costs.py"
+STALL = (
+    f"{ROTH_2025} for split and merge; other steps: estimates with ranges in workbench/costs.py; RMPUPDATE and PSMASH: none "
+    "published, counted only"
+)
 HVO_RECORDING = "datasets/recordings/hvo.json.gz: nr_memmap_boot_pages and nr_memmap_pages of Linux 7.3.4"
 REPRODUCED = "workbench/truth/published.py"
 CLOCK = "CPU time on the machine that ran it, compiled code warm; look at ratios only"

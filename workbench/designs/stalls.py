@@ -4,8 +4,9 @@ A conversion holds the invalidate lock of its file (``virt/kvm/guest_memfd.c: fi
 meanwhile waits. How many do follows from how often a vCPU faults, of which there is only an estimate. Steps are counted,
 conversion by conversion, from the counters of the run; what a step takes is modelled (:mod:`workbench.costs`). Only split and
 merge have a published figure, which holds all they do: struct pages allocated and written, xarray nodes, references frozen;
-what of these can be counted is in ``inside``. No conversion in place zeroes a page, which the count shows. All else is an
-estimate with a wide range: look at orders of magnitude.
+what of these can be counted is in ``inside``. No conversion in place zeroes a page, which the count shows. What RMPUPDATE,
+PSMASH, accepting a page or encrypting it takes nobody has published: such steps of SNP guests are counted and in no time, so
+their stalls are at least what is said. All else is an estimate with a wide range: look at orders of magnitude.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ STEPS = (
     "call", "invalidation", "folio checked", "page split or merged", "struct page written", "map store", "LRU drain",
     "RMPUPDATE", "PSMASH", "page zeroed",
 )  # fmt: skip
+UNTIMED = ("RMPUPDATE", "PSMASH")
+"""Steps of which there is no published time."""
 INSIDE = ("xarray nodes", "vmemmap pages allocated", "vmemmap pages freed")
 """What steps above do besides; its time is in theirs."""
 _RESTRUCTURED = {
@@ -59,7 +62,8 @@ def stalls(
 
     Returns
     -------
-    Dataset over ``design``, ``conversion``, ``step``, ``inside``, ``draw`` and ``node``
+    Dataset over ``design``, ``conversion``, ``step``, ``inside``, ``draw`` and ``node``; its attribute ``untimed`` names the
+    steps taken that are counted and in no time
     """
     chosen = choose(designs)
     conversions = run.stream[:, folio.OP] == folio.CONVERT
@@ -103,6 +107,7 @@ def stalls(
             "vcpus": vcpus,
             "page_size": run.page_size,
             "confidential": run.confidential,
+            "untimed": ", ".join(step for step in UNTIMED if counted[..., STEPS.index(step)].any()),
         },
     )
 
@@ -113,15 +118,17 @@ def boot_run(memory: int | str, page_size: str = "1 GiB", *, confidential: str =
 
 
 def _prices(draws: int) -> np.ndarray:
-    """Nanoseconds of one of each step, float64 (draws, steps); row 0 takes the parameters as given."""
+    """Nanoseconds of one of each step, float64 (draws, steps), 0 of those of :data:`UNTIMED`; row 0 takes the parameters as
+    given."""
     names = ("conversion_fixed", "invalidation", "reference_check", "split_merge_per_page", "struct_page_init", "map_store",
-             "lru_drain", "rmp_update", "rmp_smash", "clear_page", "cpu_frequency")  # fmt: skip
-    drawn = costs.sample(names, draws)
-    in_cycles = [costs.COSTS[name].unit.startswith("cycles") for name in names[:-1]]
-    rows = [
-        drawn[name] / (drawn["cpu_frequency"] if cycles else 1) for name, cycles in zip(names, in_cycles, strict=False)
-    ]
-    return np.stack(rows, axis=1)
+             "lru_drain", "clear_page")  # fmt: skip
+    drawn = costs.sample((*names, "cpu_frequency"), draws)
+    timed = [step for step in STEPS if step not in UNTIMED]
+    prices = np.zeros((draws, len(STEPS)))
+    for name, step in zip(names, timed, strict=True):
+        cycles = costs.COSTS[name].unit.startswith("cycles")
+        prices[:, STEPS.index(step)] = drawn[name] / (drawn["cpu_frequency"] if cycles else 1)
+    return prices
 
 
 def _carry_out(run: FileWorkload, design: Design, first: int) -> tuple[Int64s, Int64s, Int64s]:

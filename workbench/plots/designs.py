@@ -203,10 +203,17 @@ def stalls(dataset: xr.Dataset) -> Figure:
             each.spines[["top", "right"]].set_visible(False)
         made.suptitle(
             f"Stalls of a {format_bytes(dataset.attrs['guest_bytes'])} guest on {dataset.attrs['page_size']} pages "
-            f"({dataset.attrs['confidential']}); bands: all draws of the unit costs", fontsize=9.5, x=0.01, ha="left",
+            f"({dataset.attrs['confidential']}); bands: all draws of the unit costs{_untimed(dataset)}",
+            fontsize=9.5, x=0.01, ha="left",
         )  # fmt: skip
         _legend(made, ax)
     return made
+
+
+def _untimed(dataset: xr.Dataset) -> str:
+    """Which steps are in no time, if any."""
+    steps = dataset.attrs["untimed"]
+    return f". Without {steps}: no time is published" if steps else ""
 
 
 def boot_stalls(dataset: xr.Dataset) -> Figure:
@@ -240,7 +247,8 @@ def boot_stalls(dataset: xr.Dataset) -> Figure:
         made.suptitle(
             f"Boots of {dataset.sizes['guest']} guests on {dataset.attrs['page_size']} pages "
             f"({dataset.attrs['confidential']}), from {int(dataset['guest_gib'].min())} to "
-            f"{int(dataset['guest_gib'].max())} GiB; bands: all draws of the unit costs", fontsize=9.5, x=0.01, ha="left",
+            f"{int(dataset['guest_gib'].max())} GiB; bands: all draws of the unit costs{_untimed(dataset)}",
+            fontsize=9.5, x=0.01, ha="left",
         )  # fmt: skip
         _legend(made, made.axes[0])
     return made

@@ -2,7 +2,8 @@
 
 Sizes follow the published mix of Azure's 2019 trace (:func:`workbench.studies.vm_churn.vm_sizes`), which says nothing of vCPUs:
 a vCPU for every 4 GiB, as general-purpose machines have, is an assumption. Each boot is priced conversion by conversion
-(:mod:`workbench.designs.stalls`): steps are counted, times modelled.
+(:mod:`workbench.designs.stalls`): steps are counted, times modelled; those of RMPUPDATE and PSMASH are not, for none is
+published.
 """
 
 from __future__ import annotations
@@ -68,5 +69,5 @@ def boot_stalls(
             command="studies.boot_stalls.boot_stalls", machines=machines, page_size=page_size, designs=designs,
             confidential=confidential, seed=seed,
         ),
-        attributes={"page_size": page_size, "confidential": confidential},
+        attributes={"page_size": page_size, "confidential": confidential, "untimed": priced[-1].attrs["untimed"]},
     )  # fmt: skip
