@@ -66,7 +66,6 @@ class Log:
         number = len(self.results)
         self.results.append(result)
         self.placed[number] = system.placed
-        self.free[number] = system.free
         if system.conversions is not None:
             row = system.conversions.row()
             self.conversions.append(row)
@@ -75,12 +74,13 @@ class Log:
         if self.attributes is not None:
             self.attributes.append(_attribute_row(system))
         if self.metadata is not None and system.metadata is not None:
-            if self.conversions or system.scenario.guest.private_memory:
+            if self.conversions or system.scenario.guest.private_memory or system.metadata.light:
                 vmemmap = self.conversions[-1][-system.nodes :] if self.conversions else None
                 pairs = slice(4 + system.nodes, 4 + 2 * system.nodes)
                 pamt = self.whole[-1][pairs] // PAGE_SIZE if self.whole else None
                 system.metadata.settle(system.task(operation), vmemmap, pamt)
             self.metadata[number] = system.metadata.held
+        self.free[number] = system.free  # after what the call has left to be taken
         if result.errno:
             return
         if isinstance(operation, sc.Observe):

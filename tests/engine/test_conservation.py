@@ -91,7 +91,8 @@ def tables_and_slabs(metadata: Metadata, zones: int) -> np.ndarray:
     trees = [*metadata.mapped.values(), *metadata.second]
     used = sum((map_.counts(zones) for tree in trees for map_ in tree.maps), np.zeros(zones, np.int64))
     kept = [zone for ready in metadata.ready.values() for zone in ready] + metadata.roots
-    return used + np.bincount(np.array(kept, np.int64), minlength=zones) + metadata.slab_zones.sum(axis=0)
+    slabs = metadata.xarray.zones.sum(axis=0) + metadata.maple.zones.sum(axis=0) + metadata.pamt.sum(axis=0)
+    return used + np.bincount(np.array(kept, np.int64), minlength=zones) + slabs
 
 
 class Books:
@@ -147,6 +148,8 @@ def books_balance(values: dict[str, Any]) -> int:
         except WorkbenchError:  # one line, as for any operation that cannot be carried out on such a guest
             continue
         system.settle()
+        if system.metadata is not None:
+            system.metadata.settle(system.task(operation), None)
         books.poisoned += result.detail.get("pages", 0) if isinstance(operation, sc.Hwpoison) else 0
         books.balance()
         done += 1

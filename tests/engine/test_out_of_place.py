@@ -17,7 +17,8 @@ from workbench.data import datasets_path
 from workbench.engine import calls
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import expand
-from workbench.engine.metadata import ATTRIBUTES, KINDS, MIN_PARTIAL, PAGE_CACHE, SLAB_PAGES
+from workbench.engine.metadata import ATTRIBUTES, KINDS, PAGE_CACHE, SLAB_PAGES
+from workbench.engine.slabs import MIN_PARTIAL
 from workbench.engine.system import System
 from workbench.units import PAGE_SIZE
 
@@ -281,8 +282,8 @@ def test_metadata_of_many_at_once(stream: str) -> None:
         systems.append(system)
     single, bulk = (system.metadata for system in systems)
     assert single is not None and bulk is not None
-    np.testing.assert_array_equal(single.live, bulk.live)
-    np.testing.assert_array_equal(single.node_parts, bulk.node_parts)
+    np.testing.assert_array_equal(single.xarray.live, bulk.xarray.live)
+    np.testing.assert_array_equal(single.xarray.parts, bulk.xarray.parts)
     for one, other in zip(systems[0].inodes(), systems[1].inodes(), strict=True):
         for trees, others in ((single.caches, bulk.caches), (single.attribute_nodes, bulk.attribute_nodes)):
             pairs = zip_longest(trees.get(one, ()), others.get(other, ()), fillvalue=FileMap())

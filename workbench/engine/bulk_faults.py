@@ -143,6 +143,8 @@ def _possible(system: System, first: sc.Fault, file: OpenFile) -> bool:
         return False
     if metadata is None:
         return True
+    if metadata.light_map(inode) is not None:  # its nodes follow from what is there after each fault
+        return False
     return metadata.only_counts() and metadata.has_tree(inode) and not system.scenario.guest.private_memory
 
 

@@ -80,6 +80,8 @@ class Conversions:
         # Pools stay with the engine: what a tracked file gives back to them is handed on (:meth:`take_back`).
         self.folios = HostMemory(vmemmap, order.astype(np.int64), np.zeros((nodes, 2), np.int64))
         self.ranges = RangeMemory(_free_ranges(system, mine), vmemmap, order) if self.light else None
+        if system.metadata is not None and not system.scenario.boot.vmemmap_pages:
+            system.metadata.share((self.ranges or self.folios).vmemmap)
         self.inodes: list[Inode] = []  # those with a tracked file, closed ones that still have pinned pages included
         self.past = np.zeros(len(folio.COUNTERS), np.int64)
         self.past_users = np.zeros(3, np.int64)

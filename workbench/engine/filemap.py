@@ -73,6 +73,12 @@ class FileMap:
         self._forget_found()
         self._runs.replace(runs)
 
+    def zone_of_runs(self, runs: Int64s, which: Int64s, folios: Int64s) -> Int64s:
+        """Zones of ``folios`` int64 (n,), each in the run int64 (r, 3) whose index ``which`` int64 (n,) names."""
+        rows = self.allocations[runs[which, 2]]
+        place = (folios - rows[:, kernels.FIRST]) * rows[:, kernels.STEP]
+        return self.tiles[rows[:, kernels.OFFSET] + place % rows[:, kernels.PERIOD]].astype(np.int64)
+
     def add_list(self, holes: Int64s, zones: Int16s, base: int) -> None:
         """Enter folios whose zones were found one by one.
 

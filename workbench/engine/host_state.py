@@ -77,6 +77,17 @@ class _Layout(NamedTuple):
     zonelists: dict[str, Int64s]
 
 
+class _Course(NamedTuple):
+    """What a file's pages ask for on a stretch, and what its tables and slabs ask for."""
+
+    requests: placement.Requests
+    row: int
+    nodes: Int64s
+    """Where the pages' requests begin, in turns if they rotate, with ``weights``."""
+    weights: Int64s
+    beside: tuple[placement.Requests, ...]
+
+
 class _Steady(NamedTuple):
     """Where a file's pages and what they need beside themselves come from while no zone reaches a mark."""
 
@@ -453,6 +464,26 @@ class HostState:
         metadata = self.metadata
         if metadata is None or end <= start:
             return self._touch(task, inode, start, end, operation)
+        light = metadata.light_map(inode)
+        if light is None:
+            return self._touch_and_count(metadata, task, inode, start, end, operation, walk)
+        first, last = start >> inode.order, -(-end >> inode.order)
+        before = light.before(first, last)
+        try:
+            return self._touch_and_count(metadata, task, inode, start, end, operation, walk)
+        finally:
+            light.after(first, last, before)
+
+    def _touch_and_count(
+        self,
+        metadata: Metadata,
+        task: Thread,
+        inode: Inode,
+        start: int,
+        end: int,
+        operation: sc.Fault | None,
+        walk: Walk | None,
+    ) -> bool:
         if metadata.taking and inode.order == 0 and inode.tracked is None:
             # Page tables of a tmpfs file keep to other marks and zones than its pages; these come in halves as well.
             self._touch_taking(metadata, task, inode, start, end, operation, walk)
@@ -521,12 +552,13 @@ class HostState:
             self._need(metadata.enter_nodes(task, inode, start, end))
             return
         look = False
+        course = self._course(task, inode, start, end, step) if end - start > _TOGETHER else None
         while start < end:
             # A part that is less than all ends shortly before a mark: the next few pages reach it.
             look = not look
             few = min(end - start, _TOGETHER)
             if look:
-                few = self._together(metadata, task, inode, start, end, step, walk)
+                few = self._together(metadata, task, inode, start, end, step, walk, course)
             low, high = (start, start + few) if step > 0 else (end - few, end)
             start, end = (high, end) if step > 0 else (start, low)
             self._need(metadata.enter_tables(task, walk, low, high, step))
@@ -582,7 +614,15 @@ class HostState:
         return free if metadata.fits(task, tables, slabs, free) else None
 
     def _together(
-        self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
+        self,
+        metadata: Metadata,
+        task: Thread,
+        inode: Inode,
+        start: int,
+        end: int,
+        step: int,
+        walk: Walk | None,
+        course: _Course | None,
     ) -> int:
         """Pages of [start, end), from where it begins, that are placed at once: up to shortly before a zone's next mark.
 
@@ -591,7 +631,7 @@ class HostState:
         pages = end - start
         if pages <= _TOGETHER:
             return pages
-        steady = self._steady_zones(metadata, task, inode, start, end, step)
+        steady = None if course is None else self._steady_zones(inode, course)
         if steady is not None:
             return self._together_steadily(metadata, task, inode, start, end, step, walk, steady)
         if self._undisturbed(metadata, task, inode, start, end, step, walk):
@@ -604,13 +644,10 @@ class HostState:
             first >>= 1
         return _TOGETHER
 
-    def _steady_zones(
-        self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int
-    ) -> _Steady | None:
-        """Where pages [start, end), their tables and their slabs come from as long as no zone reaches a mark.
+    def _course(self, task: Thread, inode: Inode, start: int, end: int, step: int) -> _Course | None:
+        """What pages [start, end), their tables and their slabs ask for, if that is the same all the way.
 
-        None: several policies are in force, some pages are there, tables move a rotation, or nothing is left for one of
-        the three.
+        None: several policies are in force, some pages are there, or tables or slabs move a rotation.
         """
         holes = self._holes(inode, start, end)
         if inode.movable or self.blocks is not None or len(holes) != 1 or holes[0].tolist() != [start, end]:
@@ -619,23 +656,29 @@ class HostState:
         pieces, requests = self._pieces(task, inode, holes, step, ranges, policies, 0)
         if len(pieces) > 1:
             return None
-        zones, row = self.turns_and_zones(inode, 0)[1], int(pieces[0, 3])
+        row = int(pieces[0, 3])
         nodes, weights = requests.start[row : row + 1], np.ones(1, np.int64)
         if requests.kind[row] != placement.START:
             nodes = np.flatnonzero(requests.nodes[row])
             weights = self.weights[nodes] if requests.kind[row] == placement.WEIGHTED else np.ones_like(nodes)
         if not len(nodes) or len(nodes) * len(self.free) > _LOOKED_UP:
             return None
+        beside = tuple(
+            self.kernel_requests(task, by_policy) for by_policy in (True, self.scenario.kernel.slabs_by_policy)
+        )
+        if any(requests.kind[0] != placement.START for requests in beside):
+            return None
+        return _Course(requests, row, nodes, weights, beside)
+
+    def _steady_zones(self, inode: Inode, course: _Course) -> _Steady | None:
+        """Where it all comes from as long as no zone reaches a mark. None: nothing is left for one of the three."""
+        zones = self.turns_and_zones(inode, 0)[1]
         pages: dict[int, int] = {}
-        for zone, weight in zip(_zones_now(zones, requests, row, nodes).tolist(), weights.tolist(), strict=True):
+        found = _zones_now(zones, course.requests, course.row, course.nodes).tolist()
+        for zone, weight in zip(found, course.weights.tolist(), strict=True):
             pages[zone] = pages.get(zone, 0) + weight
-        other = []
-        for by_policy in (True, self.scenario.kernel.slabs_by_policy):
-            requests = self.kernel_requests(task, by_policy)
-            if requests.kind[0] != placement.START:
-                return None
-            other.append(int(_zones_now(zones, requests, 0, requests.start)[0]))
-        return _Steady(pages, other[0], other[1]) if min(*pages, *other) >= 0 else None
+        tables, slabs = (int(_zones_now(zones, asked, 0, asked.start)[0]) for asked in course.beside)
+        return _Steady(pages, tables, slabs) if min(*pages, tables, slabs) >= 0 else None
 
     def _together_steadily(
         self,
@@ -654,14 +697,13 @@ class HostState:
         room = {zone: int(self.free[zone] - reached[zone]) - 1 for zone in (*steady.pages, steady.tables, steady.slabs)}
         turn = sum(steady.pages.values())
         few, best = min(pages, *(room[zone] // weight * turn for zone, weight in steady.pages.items())), 0
+        prospect = metadata.prospect(task, inode, walk, start, end)
         for _ in range(_LOOKS):
             if few <= best:
                 break
             low, high = (start, start + few) if step > 0 else (end - few, end)
             beside = dict.fromkeys(room, 0)
-            for zone, count in zip(
-                (steady.tables, steady.slabs), metadata.need(task, inode, walk, low, high), strict=True
-            ):
+            for zone, count in zip((steady.tables, steady.slabs), prospect.need(low, high), strict=True):
                 beside[zone] += count
             turns = -(-few // turn)
             if all(turns * steady.pages.get(zone, 0) + beside[zone] <= left for zone, left in room.items()):
@@ -1264,7 +1306,8 @@ def _zones_now(zones: placement.Zones, requests: placement.Requests, row: int, s
     order = zones.zonelists[starts]
     for allowed in requests.filters[row, : requests.passes[row]]:
         for mark in zones.marks:
-            eligible = np.append(allowed[zones.zone_node] & (zones.free > mark), False)  # -1 ends a list
+            eligible = np.zeros(len(mark) + 1, bool)  # -1 ends a list
+            np.logical_and(allowed[zones.zone_node], zones.free > mark, out=eligible[:-1])
             if eligible.any():
                 first: Int64s = eligible[order].argmax(axis=1)
                 return order[np.arange(len(order)), first]

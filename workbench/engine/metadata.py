@@ -17,6 +17,10 @@ kind                what                                                        
                     (``hugetlb_vmemmap_restore_folio``)
 ``pamt``            pairs of PAMT pages of a TDX guest, one pair for each 2 MiB with   node of the memory (modelled)
                     private memory (dynamic PAMT); an RMP is made at boot
+``state_tree``      maple-tree nodes of a file that converts in place, by ranges of    CPU of the task that converts
+                    one state (modelled: :mod:`workbench.engine.range_trees`)
+``light_map``       maple-tree nodes of the offset -> pfn map of a file without        CPU of the task that allocates
+                    struct page, by extents, in the same slabs (modelled)
 =================== ================================================================== ==============================
 
 ``Scenario.metadata`` says what becomes of them. ``counted``: they are placed beside the run and change nothing in it.
@@ -24,16 +28,16 @@ kind                what                                                        
 back when the kernel gives them back: page tables with their mapping, second-stage tables with the process, nodes with
 the pages they hold.
 
-What cannot be known: how much of a slab was free before (the model starts with none), at which address a file is mapped
-(the model aligns it to 2 MiB and gives it a PMD table of its own). Slabs are given back as a CPU's and a node's lists
-allow: of those that become empty a node keeps five (``mm/slub.c: set_min_partial``). Tables are those of x86-64.
+What cannot be known: how much of a slab was free before (:mod:`workbench.engine.slabs`), at which address a file is mapped
+(the model aligns it to 2 MiB and gives it a PMD table of its own). Tables are those of x86-64. What pools of huge pages leave
+of a node is one stock for struct pages and all other kinds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -42,21 +46,25 @@ from workbench.engine.attributes import Attributes
 from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Thread
+from workbench.engine.policy_request import policy_nodemask
+from workbench.engine.range_trees import LightMap, MapleSlab, SharedNodes, StateTree, Tree
+from workbench.engine.slabs import Slabs, last_of
 from workbench.intervals import Int64s, no_intervals
 from workbench.kernels import placement
+from workbench.tracking.light_file import LightFile
 from workbench.units import PAGE_ORDERS
 
 if TYPE_CHECKING:
     from workbench.engine.host_state import HostState
 
-KINDS = ("page_tables", "second_stage", "second_stage_ready", "page_cache", "attributes", "vmemmap", "pamt")
-PAGE_TABLES, SECOND_STAGE, READY, PAGE_CACHE, ATTRIBUTES, VMEMMAP, PAMT = range(len(KINDS))
+KINDS = ("page_tables", "second_stage", "second_stage_ready", "page_cache", "attributes", "vmemmap", "pamt", "state_tree",
+         "light_map")  # fmt: skip
+PAGE_TABLES, SECOND_STAGE, READY, PAGE_CACHE, ATTRIBUTES, VMEMMAP, PAMT, STATE_TREE, LIGHT_MAP = range(len(KINDS))
 LEVELS = (27, 18, 9)
 """log2 of the 4 KiB pages below one table, the highest level first: 512 GiB, 1 GiB and 2 MiB."""
 XA_CHUNK_SHIFT = 6
 NODES_IN_SLAB, SLAB_PAGES = 28, 4
 """``struct xa_node`` has 576 bytes; a slab of its cache has 16 KiB."""
-MIN_PARTIAL = 5
 CACHE_OBJECTS, CACHE_LEAST = 40, 5
 """KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE, PT64_ROOT_MAX_LEVEL."""
 _INSERTED = 1 << 60  # "page" of what is placed between two pages of a file
@@ -113,12 +121,43 @@ class Walk:
     """4 KiB page of the tables at which the file begins."""
 
 
+_Level = tuple[int, int, list[list[int]]]
+"""log2 of the pages below one object, page at which they begin to count, and objects that are missing, as intervals."""
+
+
+class Prospect(NamedTuple):
+    """Tables and nodes that a stretch of a file lacks, level by level, and how many tables its vCPU keeps (None: the host's)."""
+
+    tables: list[_Level]
+    nodes: list[_Level]
+    ready: int | None
+
+    def need(self, start: int, end: int) -> tuple[int, int]:
+        """No more than so many pages are taken for tables, and for slabs, when pages [start, end) of it are touched."""
+        tables, objects = (_within(levels, start, end) for levels in (self.tables, self.nodes))
+        if self.ready is not None and tables + CACHE_LEAST > self.ready:
+            tables += CACHE_OBJECTS + 1
+        return tables, (-(-objects // NODES_IN_SLAB) + 1) * SLAB_PAGES * (objects > 0)
+
+
+def _within(levels: list[_Level], start: int, end: int) -> int:
+    count = 0
+    for shift, base, missing in levels:
+        low, high = (base + start) >> shift, ((base + end - 1) >> shift) + 1
+        for first, last in missing:
+            count += max(0, min(last, high) - max(first, low))
+    return count
+
+
 class Metadata:
     """What one host holds beside the pages of files."""
 
     def __init__(self, system: HostState) -> None:
         self.system = system
-        self.taking = system.scenario.metadata == "taken"
+        scenario = system.scenario
+        self.taking = scenario.metadata == "taken"
+        self.light = system.design.store == "pfn map"
+        self.in_place = scenario.conversion_mode == "in-place" and "in-place" in scenario.kernel.conversion
         nodes = system.nodes
         self.held = np.zeros((len(KINDS), nodes), np.int64)
         """4 KiB pages now, by kind and node."""
@@ -139,11 +178,16 @@ class Metadata:
         pools = system.order > 0 and len(system.free) == nodes
         self.zones = _left_zones(system) if pools else None
         count = nodes if pools else len(system.free)
-        self.live = np.zeros(nodes, np.int64)
-        """Objects in use of the slabs of each node."""
-        self.slab_zones = np.zeros((nodes, count), np.int64)
-        """Pages of the slabs of each node, by zone."""
-        self.node_parts = np.zeros((2, nodes), np.int64)
+        self.xarray = Slabs((PAGE_CACHE, ATTRIBUTES), NODES_IN_SLAB, SLAB_PAGES, nodes, count)
+        kinds = (LIGHT_MAP, STATE_TREE) if self.light else (STATE_TREE, LIGHT_MAP)
+        self.maple = Slabs(kinds, MapleSlab.OBJECTS, MapleSlab.PAGES, nodes, count)
+        self.trees: dict[Inode, dict[int, Tree]] = {}
+        """Maple trees of each guest_memfd, by kind."""
+        self._stock: Int64s | None = None
+        """Pages beside the pools that struct pages come from, and how many there were at the last look."""
+        self._left = np.zeros(nodes, np.int64)
+        self.pamt = np.zeros((nodes, count), np.int64)
+        """PAMT pages for the memory of each node, by the zone they come from."""
 
     # ------------------------------------------------------------------------------------------------ who walks
 
@@ -194,6 +238,20 @@ class Metadata:
         objects = _length(self._missing_nodes(inode, start, end))
         return tables, (-(-objects // NODES_IN_SLAB) + 1) * SLAB_PAGES * (objects > 0)
 
+    def prospect(self, task: Thread, inode: Inode, walk: Walk | None, start: int, end: int) -> Prospect:
+        """What :meth:`need` says of parts of pages [start, end) of a file of 4 KiB pages, with one look at what is there."""
+        tables: list[_Level] = []
+        ready = None
+        if walk is not None:
+            missing = walk.tables.missing(walk.base + start, walk.base + end)
+            tables = [(shift, walk.base, one.tolist()) for shift, one in zip(walk.tables.shifts, missing, strict=True)]
+            ready = len(self.ready.get(self._vcpu(task), ())) if walk.kind == SECOND_STAGE else None
+        nodes: list[_Level] = [
+            (_lowest(0) + XA_CHUNK_SHIFT * level, 0, one.tolist())
+            for level, one in enumerate(self._missing_nodes(inode, start, end))
+        ]
+        return Prospect(tables, nodes, ready)
+
     def fits(self, task: Thread, tables: int, slabs: int, free: Int64s) -> bool:
         """Take what :meth:`need` says from ``free`` int64 (zones,), and from nothing else. False: it is not there."""
         zones = self._zones()._replace(free=free)
@@ -227,12 +285,13 @@ class Metadata:
         )
 
     def _is_in_no_cache(self, inode: Inode) -> bool:
-        return inode.anonymous or (self.system.design.store == "pfn map" and inode.kind == "guest_memfd")
+        return inode.anonymous or (self.light and (inode.private or inode.tracked is not None))
 
     def _missing_nodes(self, inode: Inode, start: int, end: int) -> list[Int64s]:
         """Nodes that pages [start, end) need in the tree of the page cache, level by level, the lowest first.
 
-        A guest_memfd of pfn ranges has none: its pages are not in the page cache. Nor are those of anonymous memory.
+        Private memory of pfn ranges has none: it is not in the page cache. Nor is anonymous memory. What files that convert
+        have there follows from their own state (:meth:`settle`).
         """
         if self._is_in_no_cache(inode):
             return []
@@ -355,58 +414,50 @@ class Metadata:
         for map_, intervals in zip(maps, missing, strict=True):
             for low, high in intervals.tolist():
                 map_.add_run(low, high, nid)
-        self.node_parts[kind - PAGE_CACHE, nid] += objects
-        return self._take_objects(task, objects)
+        self.xarray.parts[kind - PAGE_CACHE, nid] += objects
+        return self._take_objects(task, self.xarray, objects)
 
-    def _room_in_slabs(self, nid: int) -> int:
-        """Objects that the slabs of a node have room for."""
-        return int(self.slab_zones[nid].sum()) // SLAB_PAGES * NODES_IN_SLAB - int(self.live[nid])
-
-    def _take_objects(self, task: Thread, objects: int) -> bool:
+    def _take_objects(self, task: Thread, slabs: Slabs, objects: int) -> bool:
         """So many more objects of the slabs of the task's node. False: no memory for a slab."""
         nid = task.nid
-        wanted = -(-(objects - self._room_in_slabs(nid)) // NODES_IN_SLAB)
+        wanted = slabs.wanted(nid, objects)
         if wanted > 0:
             by_policy = self.system.scenario.kernel.slabs_by_policy
             # By policy a slab is one step of the rotation; its other pages follow the first.
-            pages = self._allocate_anywhere(task, wanted if by_policy else wanted * SLAB_PAGES, by_policy)
+            pages = self._allocate_anywhere(task, wanted if by_policy else wanted * slabs.pages, by_policy)
             if by_policy and self.taking:
-                self._zones().free[:] -= pages * (SLAB_PAGES - 1)
-            pages *= SLAB_PAGES if by_policy else 1
-            self.slab_zones[nid] += pages
-            if pages.sum() < wanted * SLAB_PAGES:
+                self._zones().free[:] -= pages * (slabs.pages - 1)
+            pages *= slabs.pages if by_policy else 1
+            slabs.zones[nid] += pages
+            if pages.sum() < wanted * slabs.pages:
                 return False
-        self.live[nid] += objects
-        if wanted > 0 or self.node_parts[ATTRIBUTES - PAGE_CACHE, nid]:  # else only the fill of slabs has changed
-            self._count_slabs()
+        slabs.live[nid] += objects
+        if slabs.parts[1].any():
+            self._count_slabs(slabs)
+        elif wanted > 0:  # else only the fill of slabs has changed
+            zone_node = self._zones().zone_node
+            self.held[slabs.kinds[0]] += np.bincount(zone_node, pages, self.system.nodes).astype(np.int64)
         return True
 
     def change_nodes(self, task: Thread, changes: Int64s) -> None:
         """xarray nodes that came, by the hand of a task, and went, int64 (2, nodes) for page cache and attributes."""
-        self.node_parts += changes
+        self.xarray.parts += changes
         net = changes.sum(axis=0)
-        self._free_objects(np.maximum(-net, 0))
+        self._free_objects(self.xarray, np.maximum(-net, 0))
         if net[task.nid] > 0:
-            self._take_objects(task, int(net[task.nid]))
+            self._take_objects(task, self.xarray, int(net[task.nid]))
         else:
-            self._count_slabs()
+            self._count_slabs(self.xarray)
 
-    def _count_slabs(self) -> None:
-        """Pages of slabs by node and by what their nodes are for: each kind has its share, the page cache what is over."""
-        zone_node = self._zones().zone_node
-        self.held[PAGE_CACHE] = self.held[ATTRIBUTES] = 0
-        for nid in np.flatnonzero(self.slab_zones.any(axis=1)):
-            pages = np.bincount(zone_node, self.slab_zones[nid], self.system.nodes).astype(np.int64)
-            objects = self.node_parts[:, nid]
-            share = pages * objects[1] // max(int(objects.sum()), 1)
-            self.held[ATTRIBUTES] += share
-            self.held[PAGE_CACHE] += pages - share
+    def _count_slabs(self, slabs: Slabs) -> None:
+        """Pages of slabs by node and by what their objects are for."""
+        self.held[list(slabs.kinds)] = slabs.held(self._zones().zone_node, self.system.nodes)
 
     # ------------------------------------------------------------------------------------------ of many faults
 
     def only_counts(self) -> bool:
         """Whether metadata change nothing in a run, and slabs hold nodes of the page cache alone."""
-        return not self.taking and self.zones is None and not self.node_parts[ATTRIBUTES - PAGE_CACHE].any()
+        return not self.taking and self.zones is None and not self.xarray.parts[1].any()
 
     def has_tree(self, inode: Inode) -> bool:
         """Whether there is a tree of the page cache that has grown, or none at all."""
@@ -436,9 +487,9 @@ class Metadata:
         kept, filled = self.system.rotations.copy(), 0
         for number in sorted(tables.keys() | objects.keys()):
             task, new = tasks[number], objects.get(number, 0)
-            if number not in tables and new <= self._room_in_slabs(task.nid):
-                self.live[task.nid] += new
-                self.node_parts[0, task.nid] += new
+            if number not in tables and new <= self.xarray.room(task.nid):
+                self.xarray.live[task.nid] += new
+                self.xarray.parts[0, task.nid] += new
                 continue
             held[filled:number] = self.held
             filled = number
@@ -451,8 +502,8 @@ class Metadata:
                 assert zones is not None  # what is only counted is always there
                 popped.append(zones)
             if new:
-                self.node_parts[0, task.nid] += new
-                self._take_objects(task, new)
+                self.xarray.parts[0, task.nid] += new
+                self._take_objects(task, self.xarray, new)
         held[filled:] = self.held
         self.before = None
         self.system.rotations[:] = kept
@@ -507,6 +558,8 @@ class Metadata:
         maps = self.caches.get(inode)
         if maps:
             self._free_nodes(PAGE_CACHE, maps, _lowest(inode.order), first, last, inode.map.any)
+        if (light := self.light_map(inode)) is not None:
+            light.stale = True
 
     def _free_nodes(
         self,
@@ -528,20 +581,13 @@ class Metadata:
                 freed += map_.erase(low, high, self.system.nodes)
         if not freed.any():
             return
-        self.node_parts[kind - PAGE_CACHE] -= freed
-        self._free_objects(freed)
-        self._count_slabs()
+        self.xarray.parts[kind - PAGE_CACHE] -= freed
+        self._free_objects(self.xarray, freed)
+        self._count_slabs(self.xarray)
 
-    def _free_objects(self, freed: Int64s) -> None:
+    def _free_objects(self, slabs: Slabs, freed: Int64s) -> None:
         """Objects that went from the slabs of each node, int64 (nodes,)."""
-        self.live -= freed
-        for nid in np.flatnonzero(freed):
-            slabs = int(self.slab_zones[nid].sum()) // SLAB_PAGES
-            empty = slabs - -(-int(self.live[nid]) // NODES_IN_SLAB)
-            pages = max(0, empty - MIN_PARTIAL) * SLAB_PAGES
-            back = _last_of(self.slab_zones[nid], pages)
-            self.slab_zones[nid] -= back
-            self._give_back(back)
+        self._give_back(slabs.free(freed))
 
     def unmapped(self, mapping: Mapping) -> None:
         """free_pgtables: the tables go with their mapping."""
@@ -563,6 +609,8 @@ class Metadata:
             maps = trees.pop(inode, None)
             if maps:
                 self._free_nodes(kind, maps, _lowest(inode.order), 0, 1 << 52, None)
+        for kind, tree in self.trees.pop(inode, {}).items():
+            self._free_tree_nodes(kind, tree.nodes)
 
     def processes_end(self) -> None:
         """exit_mm, kvm_destroy_vm: mappings, machines and what their vCPUs keep."""
@@ -590,8 +638,93 @@ class Metadata:
         if vmemmap is not None:
             self.held[VMEMMAP] = vmemmap
         if pamt is not None and self.system.scenario.guest.vm_type == "tdx":
-            self.held[PAMT] = pamt
+            complete &= self._settle_pamt(task, pamt)
+        if self.light or self.in_place:
+            complete &= self._settle_trees(task)
+        self._share_left()
         return complete
+
+    def share(self, stock: Int64s) -> None:
+        """``stock`` int64 (nodes,): 4 KiB pages beside the pools that struct pages come from, and these pages from now on too."""
+        if self.taking and self.zones is not None:
+            self.zones.free[:] += stock - self.system.left_free
+            self._stock, self._left = stock, self.zones.free.copy()
+
+    def _share_left(self) -> None:
+        """What struct pages took since the last look is gone from what other kinds can take, and the other way round."""
+        if self.zones is None or self._stock is None:
+            return
+        now = self._stock + self.zones.free - self._left
+        self._stock[:] = self.zones.free[:] = self._left = now
+
+    def _settle_pamt(self, task: Thread, pamt: Int64s) -> bool:
+        """So many PAMT pages are for memory of each node, int64 (nodes,): from that node, or where its zonelist leads."""
+        if not self.taking:
+            self.held[PAMT] = pamt
+            return True
+        complete = True
+        for nid in np.flatnonzero(pamt != self.pamt.sum(axis=1)).tolist():
+            more = int(pamt[nid] - self.pamt[nid].sum())
+            if more < 0:
+                back = last_of(self.pamt[nid], -more)
+                self.pamt[nid] -= back
+                self._give_back(back)
+                continue
+            nodes = self.system.has_normal_memory.astype(bool)
+            asked = policy_nodemask(None, nid, self.system.node_ids, np.ones(self.system.nodes, bool), nodes)
+            requests = self.system.request_table([(task.index, -1, asked)])
+            zones = self._zones()
+            free = zones.free.copy()
+            complete &= self._run(task, FileMap(), np.array([[0, more]], np.int64), 1, zones, True, requests=requests)
+            self.pamt[nid] += free - zones.free
+        self.held[PAMT] = np.bincount(self._zones().zone_node, self.pamt.sum(axis=0), self.system.nodes)
+        return complete
+
+    def light_map(self, inode: Inode) -> LightMap | None:
+        """The offset -> pfn map of a file, if its design has one."""
+        if not self.light or inode.kind != "guest_memfd":
+            return None
+        trees = self.trees.setdefault(inode, {})
+        tree = trees.get(LIGHT_MAP)
+        if tree is None and (inode.private or inode.tracked is not None):
+            tree = trees[LIGHT_MAP] = LightMap(np.zeros(self.system.nodes, np.int64), 1, inode)
+        return tree if isinstance(tree, LightMap) else None
+
+    def _settle_trees(self, task: Thread) -> bool:
+        """Nodes of maple trees that came, by the hand of the task, or went."""
+        complete = True
+        for inode in self.system.inodes():
+            if inode.kind != "guest_memfd" or inode.evicted:
+                continue
+            self.light_map(inode)
+            trees = self.trees.setdefault(inode, {})
+            if self.in_place and inode.tracked is not None and STATE_TREE not in trees:
+                trees[STATE_TREE] = StateTree.of(inode.tracked, self.system.nodes)
+            if self.light and isinstance(inode.tracked, LightFile) and PAGE_CACHE not in trees:
+                trees[PAGE_CACHE] = SharedNodes(np.zeros(self.system.nodes, np.int64), file=inode.tracked)
+            for kind, tree in trees.items():
+                slabs = self._slabs_of(kind)
+                more = tree.wanted() - int(tree.nodes.sum())
+                if more < 0:  # which went is not known: where most of them are
+                    gone = last_of(tree.nodes, -more)
+                    tree.nodes -= gone
+                    self._free_tree_nodes(kind, gone)
+                elif more and self._take_objects(task, slabs, more):
+                    tree.nodes[task.nid] += more
+                    slabs.parts[slabs.kinds.index(kind), task.nid] += more
+                    self._count_slabs(slabs)
+                elif more:
+                    complete = False
+        return complete
+
+    def _free_tree_nodes(self, kind: int, nodes: Int64s) -> None:
+        slabs = self._slabs_of(kind)
+        slabs.parts[slabs.kinds.index(kind)] -= nodes
+        self._free_objects(slabs, nodes)
+        self._count_slabs(slabs)
+
+    def _slabs_of(self, kind: int) -> Slabs:
+        return self.xarray if kind in self.xarray.kinds else self.maple
 
     def _settle_attributes(self, task: Thread, inode: Inode, states: Attributes, start: int, end: int) -> bool:
         """An entry of the xarray for each private gfn of [start, end), none for a shared one."""
@@ -710,7 +843,7 @@ class Metadata:
         return zones._replace(free=self.system.free.copy() if self.before is None else self.before.copy())
 
     def _count(self) -> int:
-        return int(self.slab_zones.shape[1])
+        return int(self.xarray.zones.shape[1])
 
     def _place(
         self, task: Thread, map_: FileMap, intervals: Int64s, step: int, kind: int, by_policy: bool = True
@@ -749,6 +882,7 @@ class Metadata:
         zones: placement.Zones,
         by_policy: bool,
         rotations: Int64s | None = None,
+        requests: placement.Requests | None = None,
     ) -> bool:
         system = self.system
         pieces = np.zeros((len(intervals), 4), np.int64)
@@ -757,7 +891,8 @@ class Metadata:
         if step < 0:
             pieces[:, 0] = intervals[:, 1] - 1
             pieces = np.ascontiguousarray(pieces[::-1])
-        requests = system.kernel_requests(task, by_policy)
+        if requests is None:
+            requests = system.kernel_requests(task, by_policy)
         if rotations is None:
             rotations = system.rotations if self.taking else system.rotations.copy()
         turns = placement.Interleaving(rotations, system.weights)
@@ -847,14 +982,6 @@ def _first_of(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
 def _outside(intervals: Int64s, end: int) -> Int64s:
     edges = np.concatenate(([0], intervals.ravel(), [end])).reshape(-1, 2)
     return edges[edges[:, 0] < edges[:, 1]]
-
-
-def _last_of(by_zone: Int64s, pages: int) -> Int64s:
-    """``pages`` of what lies in each zone, int64 (zones,), of the fullest first."""
-    out = np.zeros_like(by_zone)
-    for zone in np.argsort(-by_zone, kind="stable"):
-        out[zone] = min(int(by_zone[zone]), pages - int(out.sum()))
-    return out
 
 
 def _rotates(task: Thread) -> bool:

@@ -87,6 +87,8 @@ class TrackedFile(ABC):
     state: folio.FolioState | light_map.LightState
     nodes: int
     cpus: int
+    converted: list[Int64s] | None = None
+    """Rows of conversions that were asked for, int64 (n, 6) each, where somebody wants to know and clears it."""
 
     def __init__(self, size: int, page_size: str, confidential: str = "none") -> None:
         self.order = choice("page_size", page_size, PAGE_ORDERS)
@@ -216,6 +218,10 @@ class TrackedFile(ABC):
                 good = not len(stream) or (stream[:, column].min() >= 0 and stream[:, column].max() < limit)
             if not good:
                 raise WorkbenchError(f"stream: a value of column {name} is outside 0 to {limit - 1}")
+        if self.converted is not None and len(stream):
+            rows = stream[stream[:, folio.OP] == folio.CONVERT]
+            if len(rows):
+                self.converted.append(rows)
 
     def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
         errors, offsets, _ = self.run_stream(np.array([[op, offset, length, argument, node, cpu]], np.int64))

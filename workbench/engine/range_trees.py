@@ -1,0 +1,224 @@
+"""Maple trees of guest_memfd files: ranges of private and shared pages, and the offset -> pfn map of memory without struct page.
+
+A file that converts in place keeps the state of its pages in a maple tree over the whole file, equal neighbours one range
+(in-place conversion as posted; the huge-page series likewise). Under ``pfn-range`` what is private is found in a second one, the
+light map: a range for each extent of frames that lie together. A hole is a range too, and so is what follows the file.
+
+How many nodes hold so many ranges depends on the order of the stores: a node has 6 to 16 slots (``lib/maple_tree.c``). The
+light map of a file that converts is there node for node (:mod:`workbench.kernels.light_map`). Elsewhere nodes are as many
+as stores in ascending order leave, 14 ranges in each (:mod:`workbench.kernels.maps.maple`): modelled, like both trees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from workbench.engine.filemap import FileMap
+from workbench.engine.objects import Inode
+from workbench.intervals import Int64s
+from workbench.kernels import filemap as kernels
+from workbench.kernels import light_map
+from workbench.kernels.folios import run as folio
+from workbench.kernels.maps import maple
+from workbench.kernels.placement import ALLOCATIONS
+from workbench.tracking.light_file import LightFile
+from workbench.tracking.tracked_file import TrackedFile
+from workbench.units import PAGE_SIZE
+
+
+class MapleSlab:
+    """``struct maple_node`` has 256 bytes; a slab of its cache is a page."""
+
+    OBJECTS, PAGES = 16, 1
+
+
+_ONE, _TOP = np.uint64(1), np.uint64(63)
+
+
+def nodes_of(ranges: int) -> int:
+    """Nodes of a tree of so many ranges that were stored in ascending order; none where nothing is stored."""
+    nodes = 0
+    while ranges > 1:
+        ranges = 1 if ranges <= maple.SLOTS else 2 + (ranges - maple.SLOTS - 1) // maple.PUSH_TO
+        nodes += ranges
+    return nodes
+
+
+@dataclass(eq=False)
+class Tree:
+    """One tree and where its nodes are."""
+
+    nodes: Int64s
+    """Nodes by the NUMA node of the task that stored, int64 (nodes,)."""
+    ranges: int = 1
+
+    def wanted(self) -> int:
+        """Nodes that it has now."""
+        return nodes_of(self.ranges)
+
+
+@dataclass(eq=False)
+class StateTree(Tree):
+    """Which pages of a tracked file are shared, by ranges; what conversions name is looked at again, and nothing else."""
+
+    file: TrackedFile | None = None
+    seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """uint64 (W,), state as it was at the last look."""
+
+    @classmethod
+    def of(cls, file: TrackedFile, nodes: int) -> StateTree:
+        """The tree of a new file, from whose beginning it hears of every conversion."""
+        file.converted = []
+        tree = cls(np.zeros(nodes, np.int64), 2, file, file.state.shared.copy())
+        tree.ranges = 2 + tree._borders(tree.seen, np.arange(tree._words()))
+        return tree
+
+    def wanted(self) -> int:
+        """Nodes after the conversions since the last look."""
+        assert self.file is not None and self.file.converted is not None
+        if self.file.converted:
+            rows = np.concatenate(self.file.converted)
+            self.file.converted.clear()
+            self._look(rows[:, folio.OFFSET] // PAGE_SIZE, rows[:, folio.LENGTH] // PAGE_SIZE)
+        return super().wanted()
+
+    def _words(self) -> int:
+        assert self.file is not None
+        return (self.file.size // PAGE_SIZE + 63) >> 6
+
+    def _look(self, first: Int64s, pages: Int64s) -> None:
+        """Count again in the words of 64 pages that conversions of ``pages`` from ``first`` on touch, int64 (n,) each."""
+        assert self.file is not None
+        words, now = self._words(), self.file.state.shared
+        good = (first >= 0) & (pages > 0) & (first < words << 6)
+        low = first[good] >> 6
+        count = np.minimum((first[good] + pages[good]) >> 6, words - 1) + 1 - low
+        if int(count.sum()) >= words:
+            touched = np.arange(words)
+        elif len(low) == 1:
+            touched = np.arange(low[0], low[0] + count[0])
+        else:
+            touched = np.unique(np.repeat(low - (np.cumsum(count) - count), count) + np.arange(int(count.sum())))
+        self.ranges += self._borders(now, touched) - self._borders(self.seen, touched)
+        self.seen[touched] = now[touched]
+
+    def _borders(self, state: np.ndarray, words: Int64s) -> int:
+        """Pages in these words, ascending, whose state is not that of the page before."""
+        assert self.file is not None
+        if not len(words):
+            return 0
+        part = state[words]
+        before = state[np.maximum(words - 1, 0)] >> _TOP
+        if words[0] == 0:
+            before[0] = part[0] & _ONE
+        differ = part ^ ((part << _ONE) | before)
+        over = self.file.size // PAGE_SIZE & 63
+        if over and words[-1] == self._words() - 1:
+            differ[-1] &= (_ONE << np.uint64(over)) - _ONE
+        return int(np.bitwise_count(differ).sum(dtype=np.int64))
+
+
+@dataclass(eq=False)
+class LightMap(Tree):
+    """Extents of private pages, of a file that keeps no map of its own because it never converts."""
+
+    inode: Inode | None = None
+    entered: int = 0
+    """Allocations of the file that are counted."""
+    stale: bool = False
+    """Whether pages went since the last look."""
+
+    def wanted(self) -> int:
+        """Nodes of the map: those that the file counts, or that its extents need."""
+        assert self.inode is not None
+        if isinstance(self.inode.tracked, LightFile):
+            return int(self.inode.tracked.state.top[maple.NODES])
+        map_ = self.inode.map
+        if self.stale or self.entered != int(map_.progress[ALLOCATIONS]):
+            self.ranges = ranges_in(map_, 0, map_.end)
+            self.entered, self.stale = int(map_.progress[ALLOCATIONS]), False
+        return super().wanted()
+
+    def before(self, first: int, last: int) -> int | None:
+        """What :meth:`after` is to be told of folios [first, last) that are about to be placed."""
+        assert self.inode is not None
+        if self.stale or self.inode.tracked is not None or self.entered != int(self.inode.map.progress[ALLOCATIONS]):
+            return None
+        return ranges_in(self.inode.map, first, last)
+
+    def after(self, first: int, last: int, before: int | None) -> None:
+        """Folios [first, last) may have been placed."""
+        assert self.inode is not None
+        if before is not None:
+            self.ranges += ranges_in(self.inode.map, first, last) - before
+            self.entered = int(self.inode.map.progress[ALLOCATIONS])
+
+
+@dataclass(eq=False)
+class SharedNodes(Tree):
+    """xarray nodes of what a file without struct page shares, which is in the page cache."""
+
+    file: LightFile | None = None
+    seen: tuple[int, int] = (0, 0)
+    count: int = 0
+
+    def wanted(self) -> int:
+        """Nodes of all levels: groups of 64 pages with struct pages are the lowest, and the file's own counts say the others."""
+        assert self.file is not None
+        state = self.file.state
+        seen = int(state.counts[light_map.N_VMEMMAP]), int(state.counts[light_map.N_SHARED])
+        if seen != self.seen:
+            self.seen, self.count = seen, seen[0]
+            there = _any_of(state.shared_2m > 0, 8)  # of 16 MiB each
+            while seen[0] and len(there) > 1:
+                self.count += int(np.count_nonzero(there))
+                there = _any_of(there, 64)
+            self.count += seen[0] > 0  # the highest
+        return self.count
+
+
+def _any_of(flags: np.ndarray, each: int) -> np.ndarray:
+    """Whether any of ``each`` flags that follow one another is set, bool (ceil(n / each),)."""
+    return np.logical_or.reduceat(flags, np.arange(0, len(flags), each))
+
+
+def ranges_in(map_: FileMap, first: int, last: int) -> int:
+    """Ranges of a light map that begin at one of folios [first, last], ``last`` included: extents and holes.
+
+    Frames come first fit: folios of one zone that follow one another in the file, placed one right after the other, lie together.
+    """
+    low = max(first - 1, 0)
+    runs = map_.cut(low, last + 1)
+    if not len(runs):
+        return int(first == 0)
+    start, end = runs[:, 0], runs[:, 0] + runs[:, 1]
+    count = 0
+    edges = np.concatenate(([low], end))
+    holes = edges < np.append(start, last + 1)
+    count += int(holes[1:].sum()) + int(holes[0] and first == 0)
+    joined = (start[1:] == end[:-1]) & (runs[1:, 2] == runs[:-1, 2] + 1)
+    if joined.any():
+        at = np.flatnonzero(joined)
+        joined[at] = map_.zone_of_runs(runs, at, end[at] - 1) == map_.zone_of_runs(runs, at + 1, start[at + 1])
+    begins = int(start[0] >= first)
+    count += begins + int((~joined).sum())
+    periods = map_.allocations[runs[:, 2], kernels.PERIOD]
+    for run in runs[periods > 1].tolist():
+        count += _changes(map_, *run)
+    return count
+
+
+def _changes(map_: FileMap, first: int, pages: int, row: int) -> int:
+    """Folios of a run, but for its first, that lie in another zone than the one before."""
+    begin, _, step, offset, period = map_.allocations[row].tolist()
+    low = (first - begin if step > 0 else begin - (first + pages - 1)) % period
+    tile = map_.tiles[offset : offset + period]
+    changes = np.append(0, np.cumsum(tile != np.roll(tile, -1)))
+    whole, rest = divmod(pages - 1, period)
+    total = whole * int(changes[-1])
+    stop = low + rest
+    if stop > period:
+        return total + int(changes[-1] - changes[low] + changes[stop - period])
+    return total + int(changes[stop] - changes[low])

@@ -1,0 +1,68 @@
+"""Slabs of one cache of the kernel by the node of the task that allocates (``mm/slub.c``): objects in use, pages, where they lie.
+
+What is not known: how much of a slab was free before; the model starts with none. Of slabs that become empty a node keeps five
+(``set_min_partial``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from workbench.intervals import Int64s
+
+MIN_PARTIAL = 5
+
+
+class Slabs:
+    """A cache of ``objects`` to a slab of ``pages`` 4 KiB pages that serves metadata of the kinds ``kinds``, two of them.
+
+    nodes, zones : NUMA nodes, and zones that slabs can come from
+    """
+
+    def __init__(self, kinds: tuple[int, int], objects: int, pages: int, nodes: int, zones: int) -> None:
+        self.kinds, self.objects, self.pages = kinds, objects, pages
+        self.live = np.zeros(nodes, np.int64)
+        """Objects in use of the slabs of each node."""
+        self.zones = np.zeros((nodes, zones), np.int64)
+        """Pages of the slabs of each node, by zone."""
+        self.parts = np.zeros((2, nodes), np.int64)
+        """Objects of each kind, by node."""
+
+    def room(self, nid: int) -> int:
+        """Objects that the slabs of a node have room for."""
+        return int(self.zones[nid].sum()) // self.pages * self.objects - int(self.live[nid])
+
+    def wanted(self, nid: int, objects: int) -> int:
+        """Slabs that so many more objects need; not positive: there is room."""
+        return -(-(objects - self.room(nid)) // self.objects)
+
+    def free(self, freed: Int64s) -> Int64s:
+        """Objects int64 (nodes,) are freed; the pages that are given back, int64 (zones,)."""
+        self.live -= freed
+        out = np.zeros(self.zones.shape[1], np.int64)
+        for nid in np.flatnonzero(freed):
+            slabs = int(self.zones[nid].sum()) // self.pages
+            empty = slabs - -(-int(self.live[nid]) // self.objects)
+            back = last_of(self.zones[nid], max(0, empty - MIN_PARTIAL) * self.pages)
+            self.zones[nid] -= back
+            out += back
+        return out
+
+    def held(self, zone_node: Int64s, nodes: int) -> Int64s:
+        """Pages by kind and node, int64 (2, nodes): the second kind has its share, the first what is over."""
+        out = np.zeros((2, nodes), np.int64)
+        for nid in np.flatnonzero(self.zones.any(axis=1)):
+            pages = np.bincount(zone_node, self.zones[nid], nodes).astype(np.int64)
+            objects = self.parts[:, nid]
+            share = pages * objects[1] // max(int(objects.sum()), 1)
+            out[1] += share
+            out[0] += pages - share
+        return out
+
+
+def last_of(by_place: Int64s, count: int) -> Int64s:
+    """``count`` of what lies in each place, int64 (places,), of the fullest first."""
+    out = np.zeros_like(by_place)
+    for place in np.argsort(-by_place, kind="stable"):
+        out[place] = min(int(by_place[place]), count - int(out.sum()))
+    return out
