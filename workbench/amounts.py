@@ -12,6 +12,9 @@ import numpy as np
 
 from workbench.units import PAGE_SIZE
 
+MODELLED_KINDS = ("pamt", "state_tree", "light_map")
+"""Kinds of metadata of no released kernel, or whose place is not known; the others are counted by the kernel's rules."""
+
 
 class HasVariables(Container[str], Protocol):
     """Variables by name."""
@@ -44,6 +47,12 @@ def metadata_of_nodes(run: HasVariables) -> np.ndarray:
     """Bytes of all metadata on each node after the last event, int64 (node,)."""
     amount: np.ndarray = metadata_bytes(run).sum(axis=0)
     return amount
+
+
+def modelled_metadata(run: HasVariables) -> int:
+    """Bytes of metadata after the last event of the kinds that are modelled."""
+    kinds = np.asarray(run["kind"]) if "metadata_pages" in run else np.zeros(0, str)
+    return int(metadata_bytes(run)[np.isin(kinds, MODELLED_KINDS)].sum())
 
 
 def free_bytes(run: HasVariables) -> np.ndarray:

@@ -244,7 +244,9 @@ class Simulation(HostNodes, ConversionCounts, OutOfPlace):
     event_small_pages = exact("event node", "4 KiB pages", "4 KiB pages placed beside huge folios")
     free_pages = counted("event zone", "folios", "free folios of the zone after the event")
     kind = Coordinate("", "kind of metadata")
-    metadata_pages = counted("event kind node", "4 KiB pages", "metadata of the guest now")
+    metadata_pages = counted(
+        "event kind node", "4 KiB pages", "metadata of the guest now (pamt, state_tree, light_map: modelled)"
+    )
 
     pages_per_node = exact("file node", "folios", "folios of the file on the node")
     small_pages_per_node = exact("file node", "4 KiB pages", "4 KiB pages where no huge page was left")

@@ -352,7 +352,7 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
                 heights / unit,
                 bottom=floor / unit,
                 width=0.7,
-                label=f"page tables and other metadata ({format_bytes(int(beside.sum()))})",
+                label=_metadata_label(dataset, int(beside.sum())),
                 color=METADATA_COLOUR,
                 zorder=3,
             )
@@ -387,6 +387,11 @@ def pages_per_node(dataset: xr.Dataset, *, by: Literal["policy", "file"] = "poli
         axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         common.basis_note(made, dataset, ["pages_per_node", *(["metadata_pages"] if beside.any() else [])])
     return made
+
+
+def _metadata_label(dataset: xr.Dataset, total: int) -> str:
+    label, modelled = f"page tables and other metadata ({format_bytes(total)})", amounts.modelled_metadata(dataset)
+    return f"{label},\n{format_bytes(modelled)} of it modelled" if modelled else label
 
 
 def _percent(share: float) -> str:
