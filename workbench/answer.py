@@ -18,7 +18,7 @@ from workbench import scenario as sc
 from workbench.engine import attributes
 from workbench.engine.bulk_faults import Done
 from workbench.engine.filemap import FileMap
-from workbench.engine.generators import ConvertMany
+from workbench.engine.generators import ConvertMany, policies_left_out
 from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
@@ -171,7 +171,8 @@ class Answer:
     def warnings(self) -> str:
         """What its user should know before anything else, a line each: policies over others or that miss private memory."""
         said = unreached(self.system, self.log.operations, self.log.results)
-        return "\n".join([*self.system.scenario.policies_over_others(), *said])
+        scenario = self.system.scenario
+        return "\n".join([*scenario.policies_over_others(), *policies_left_out(scenario), *said])
 
     @functools.cached_property
     def attrs(self) -> dict[str, str]:

@@ -122,7 +122,8 @@ def result(dataset: Any) -> str:
     refused = [
         f"{at}: {dataset['event_op'].values[at]}: {errno_name(int(errors[at]))}" for at in errors.nonzero()[0].tolist()
     ]
-    rules = f"{dataset.attrs['kernel_profile']}, VM type {dataset.attrs['vm_type']}; {len(errors)} calls"
+    vmm = f", VMM {dataset.attrs['vmm_profile']}" if dataset.attrs.get("vmm_profile") else ""
+    rules = f"{dataset.attrs['kernel_profile']}, VM type {dataset.attrs['vm_type']}{vmm}; {len(errors)} calls"
     said = _lines("warning", dataset.attrs.get("warnings", "").splitlines()) + _lines("refused", refused)
     return f"<div>{_table(caption, heads, rows[:64])}{said}{_lines('rules of kernel', [rules])}</div>"
 

@@ -102,7 +102,7 @@ def map_page(s: FolioState, page: int) -> None:
         s.numbers[N_LEAVES_1G] += 1
     elif has_huge_leaf(s, block):
         unmap_range(s, block << 9, (block + 1) << 9)
-        s.marks[block] |= np.uint8(LEAF_2M)
+        s.marks[block] = (s.marks[block] & _NO_LEAF) | np.uint8(LEAF_2M)  # a mark without leaves may be left
         s.numbers[N_LEAVES_2M] += 1
     else:
         s.marks[block] |= np.uint8(LEAF_4K)

@@ -48,6 +48,13 @@ def test_a_policy_of_the_file_that_nobody_can_map() -> None:
     assert line.startswith("mbind bind 1 of private: refused, its VMM cannot map it; its memory follows")
 
 
+def test_policies_of_the_guest_beside_a_create_of_its_own() -> None:
+    """They are set only where the workbench makes the guest's file; who makes it alone is told."""
+    policies = [{"mode": "bind", "nodes": "1"}]
+    (line,) = warnings(policies=policies)
+    assert line.startswith("guest.policies: not set, because the operations make the guest's memory themselves")
+
+
 def test_nothing_to_warn_of() -> None:
     assert warnings() == []
     assert warnings(BIND, vmm_profile="own") == []

@@ -613,6 +613,21 @@ def test_leaves_at_the_edge_of_what_becomes_shared(generation, first, rest):
     assert (file.count("leaves_4k"), file.count("leaves_2m")) == ((512, 0) if generation else (0, 1))
 
 
+def test_huge_mapping_comes_where_small_ones_had_been():
+    """The last small leaf of the file went away with a conversion: what is mapped next counts as what it is."""
+    file = Fast(new_file())
+    for _ in range(2):
+        assert file.operate(fast.CONVERT, 0, 8192, 1) == (0, -1)
+        assert file.operate(fast.GUEST_FAULT, 4096, 4096, 0) == (0, -1)
+        assert (file.count("leaves_4k"), file.count("leaves_2m")) == (1, 0)
+        assert file.operate(fast.CONVERT, 0, 8192, 0) == (0, -1)
+        assert file.count("leaves_4k") == 0
+        assert file.operate(fast.GUEST_FAULT, 8192, 4096, 1) == (0, -1)
+        assert [file.count(name) for name in ("leaves_4k", "leaves_2m", "leaves_1g")] == [0, 1, 0]
+        assert file.operate(fast.PUNCH, 0, 2 << 20) == (0, -1)
+        assert [file.count(name) for name in ("leaves_4k", "leaves_2m", "leaves_1g")] == [0, 0, 0]
+
+
 def test_poisoned_pages_of_hugetlb_come_back():
     """Recorded: poison-comes-back. EBUSY, the page stays mapped and converts; the pool hands it out again, last in first out."""
     file = private_file(2, (100, 0), pages=2 * 512, pool=((2, 0), (0, 0)))

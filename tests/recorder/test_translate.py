@@ -11,6 +11,7 @@ from workbench import scenario as sc
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.recorder.qemu import emulate
+from workbench.recorder.record import check_vm_type
 from workbench.recorder.translate import script_name, to_script
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
@@ -110,8 +111,17 @@ def test_turns_become_one_call_each():
 @pytest.mark.parametrize(
     ("operations", "fields", "message"),
     [
-        ([{"op": "create"}, {"op": "convert", "to": "private"}], {}, r"operation 1 \(convert\): .*not merged"),
-        ([{"op": "create"}, {"op": "pin"}], {}, "does not pin"),
+        ([{"op": "create"}, {"op": "hwpoison"}], {}, r"operation 1 \(hwpoison\): .*does not inject"),
+        (
+            [{"op": "create"}, {"op": "pin"}, {"op": "unpin", "length": "4 KiB"}],
+            {},
+            "gives back all pins of a file at once",
+        ),
+        (
+            [{"op": "create"}, {"op": "observe"}],
+            {"guest": {"vm_type": "sw_protected", "vmm_profile": "qemu-11"}},
+            "takes its pages out",
+        ),
         ([{"op": "fbind", "mode": "bind", "nodes": "2"}], {}, "v3 of the series"),
         ([{"op": "access"}], {}, "no result that could be recorded"),
         ([{"op": "create", "mode": "bind", "nodes": "2"}], {}, "takes no policy at creation"),
@@ -123,7 +133,7 @@ def test_turns_become_one_call_each():
         ([{"op": "create", "task": "nobody"}], {}, "task 'nobody'"),
         ([], {"guest": {"policy_interface": "fbind"}}, "guest.policy_interface: 'fbind' cannot be recorded"),
         ([], {"guest": {"memory": "1 GiB", "page_size": "1 GiB", "design": "hugetlb"}}, "guest.page_size"),
-        ([], {"guest": {"confidential": "snp"}}, "guest.vm_type"),
+        ([], {"guest": {"confidential": "snp"}}, "'snp' cannot be recorded; .* has 'none' and 'sw_protected'"),
         ([{"op": "create"}], {"tasks": [{"name": "a", "node": 2, "il_prev": 3}]}, "il_prev 1023"),
         ([], {"guest": {"vcpus": [{"node": 2}] * 9}}, "at most 8"),
     ],
@@ -132,6 +142,30 @@ def test_refusals(operations, fields, message):
     with pytest.raises(WorkbenchError, match=message) as caught:
         lines(scenario(*operations, **fields))
     assert "\n" not in str(caught.value)
+
+
+def test_private_memory_is_the_kernels_to_refuse():
+    """Out of place the calls of a VMM, in place the call on the descriptor; a kernel without the type says so."""
+    operations = [
+        {"op": "create"}, {"op": "fault", "by": "guest", "length": "64 KiB"},
+        {"op": "convert", "to": "shared", "offset": "16 KiB", "length": "16 KiB"},
+        {"op": "convert", "to": "private", "offset": "16 KiB", "length": "8 KiB"},
+    ]  # fmt: skip
+    private = {"vm_type": "sw_protected"}
+    assert lines(scenario(*operations, guest=private, kernel_profile="7.3"))[2:] == [
+        "vm sw_protected", "create g0 64 0", "memfd g1 64", "slot g0 g1", "attr g0 0 64 private", "vtouch g0 0 16",
+        "attr g0 4 4 shared", "punch g0 4 4", "touch g1 4 4 seq", "attr g0 4 2 private", "punch g1 4 2",
+        "reveal g0", "place g1",
+    ]  # fmt: skip
+    pins = [{"op": "pin", "length": "8 KiB"}, {"op": "pin", "length": "4 KiB", "kind": "transient"}, {"op": "unpin"}]
+    assert lines(scenario(*operations, *pins, guest=private, kernel_profile="7.4"))[2:] == [
+        "vm sw_protected", "create g0 64 1", "vtouch g0 0 16", "convert g0 4 4 shared", "convert g0 4 2 private",
+        "pin g0 0 2 uring", "pin g0 0 1 splice", "unpin g0", "place g0",
+    ]  # fmt: skip
+    answer = {"scenarios": [{"ops": [{"op": "t0 vm sw_protected", "ret": -1, "errno": 22}]}]}
+    with pytest.raises(WorkbenchError, match=r"guest.vm_type: this kernel makes no .* 'sw_protected' \(EINVAL\)"):
+        check_vm_type(answer, "sw_protected")
+    check_vm_type({"scenarios": [{"ops": [{"op": "vm sw_protected", "ret": 0, "errno": 0}]}]}, "sw_protected")
 
 
 @pytest.mark.parametrize(("name", "word"), [("a/b c", "b_c"), ("ü!", "ü"), ("//", "scenario"), ("x" * 5, "xxxxx")])
@@ -146,7 +180,8 @@ READY = sorted(path for path in datasets_path("scenarios").glob("*.yaml"))
 def test_ready_scenarios_translate_or_say_why_not(path):
     value = Scenario.from_yaml(path)
     guest = value.guest
-    can_be_recorded = guest.policy_interface == "mbind" and guest.design == "filemap" and guest.vm_type == "none"
+    can_be_recorded = guest.policy_interface == "mbind" and guest.design == "filemap" and guest.vm_type != "snp"
+    can_be_recorded &= not guest.private_memory or sc.Observe not in value.kinds  # out of place nobody can look
     if not can_be_recorded:
         with pytest.raises(WorkbenchError, match="cannot be recorded"):
             to_script(value, emulate(value.host))

@@ -43,6 +43,7 @@ def summarise(run: Any) -> dict[str, Any]:
         "local_share": dict(zip(vcpus, np.asarray(run["local_share"]).tolist(), strict=True)),
         "kernel_profile": str(np.asarray(run["kernel"])) if "kernel" in run.coords else run.attrs["kernel_profile"],
         "vm_type": run.attrs["vm_type"],
+        "vmm_profile": run.attrs["vmm_profile"],
         "events": len(np.asarray(run["event"])),
         "warnings": _lines_of(run, "warnings"),
         "assumed": _lines_of(run, "assumed"),

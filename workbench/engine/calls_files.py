@@ -41,7 +41,7 @@ def create(system: System, operation: sc.Create) -> Result:
     INIT_SHARED for every type while pages convert in place. Huge pages: in no released kernel (posted series).
     """
     size = system.scenario.guest.memory if operation.size is None else operation.size
-    flags = _flags(system.scenario, operation)
+    flags = flags_word(system.scenario, operation)
     order = system.order if operation.page_size is None else 0
     if order != system.order and system.conversions is not None:
         raise WorkbenchError(
@@ -88,7 +88,7 @@ def create(system: System, operation: sc.Create) -> Result:
     return opened
 
 
-def _flags(scenario: sc.Scenario, operation: sc.Create) -> int:
+def flags_word(scenario: sc.Scenario, operation: sc.Create) -> int:
     """The flags word: as given, or what the VMM of the scenario asks for."""
     if operation.raw_flags is not None:
         return operation.raw_flags

@@ -27,9 +27,7 @@ def expand(scenario: sc.Scenario) -> list[sc.Operation]:
     ``prefault`` becomes fallocate, ``convert_stream`` the conversions that a guest makes.
     """
     operations: list[sc.Operation] = list(scenario.operations)
-    made = {operation.file for operation in operations if isinstance(operation, (sc.Create, sc.Memfd))}
-    used = {getattr(operation, "file", None) for operation in operations}
-    if not operations or ("guest" in used and "guest" not in made):
+    if sets_up(scenario):
         operations = _set_up(scenario) + (operations or [sc.FirstTouch()])
     expanded: list[sc.Operation] = []
     for operation in operations:
@@ -42,6 +40,24 @@ def expand(scenario: sc.Scenario) -> list[sc.Operation]:
         else:
             expanded.append(operation)
     return expanded
+
+
+def sets_up(scenario: sc.Scenario) -> bool:
+    """Whether the guest's file and its policies are made in front of the operations, which do not do it themselves."""
+    operations = scenario.operations
+    made = {operation.file for operation in operations if isinstance(operation, (sc.Create, sc.Memfd))}
+    used = {getattr(operation, "file", None) for operation in operations}
+    return not operations or ("guest" in used and "guest" not in made)
+
+
+def policies_left_out(scenario: sc.Scenario) -> list[str]:
+    """A line where ``guest.policies`` are given to a scenario that makes its files itself: nobody sets them."""
+    if not scenario.guest.policies or sets_up(scenario):
+        return []
+    return [
+        "guest.policies: not set, because the operations make the guest's memory themselves; leave 'create' out of them, or "
+        "set the policies there (mbind)"
+    ]
 
 
 class ConvertMany(sc.Operation):

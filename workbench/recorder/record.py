@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.files import whole_file
 from workbench.recorder import initramfs, kernel_package, language, probe_output
@@ -87,13 +88,28 @@ def record(
     if isinstance(kernel, (str, Path)):
         kernel = [kernel]
     parts = kernel if isinstance(kernel, kernel_package.KernelImage) else kernel_package.load(kernel)
+    vm_type = scenario.guest.vm_type if isinstance(scenario, Scenario) else "none"
     if out is None:
-        return _run(machine, script, parts, qemu, timeout, progress, Path(tempfile.gettempdir()) / "recording")
+        result = _run(machine, script, parts, qemu, timeout, progress, Path(tempfile.gettempdir()) / "recording")
+        check_vm_type(result, vm_type)
+        return result
     with whole_file(Path(out)) as temporary:
         result = _run(machine, script, parts, qemu, timeout, progress, Path(out))
+        check_vm_type(result, vm_type)
         text = json.dumps(result, separators=(",", ":")).encode()
         temporary.write_bytes(gzip.compress(text, mtime=0) if str(out).endswith(".gz") else text)
     return result
+
+
+def check_vm_type(result: dict[str, Any], vm_type: str) -> None:
+    """Raise WorkbenchError where the kernel was asked for the guest's type of virtual machine and has none."""
+    asked = [op for scenario in result["scenarios"] for op in scenario["ops"] if op["op"].endswith(f"vm {vm_type}")]
+    refused = next((op["errno"] for op in asked if op.get("errno")), 0)
+    if refused:
+        raise WorkbenchError(
+            f"guest.vm_type: this kernel makes no virtual machine of type {vm_type!r} ({errno_name(refused)}); one that "
+            f"`workbench oracle build` makes does, or any with CONFIG_KVM_SW_PROTECTED_VM"
+        )
 
 
 def require_tools(qemu: str = "qemu-system-x86_64") -> None:

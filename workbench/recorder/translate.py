@@ -1,7 +1,8 @@
 """A Scenario as a script in the recorder's language.
 
-The recorder runs the merged interface of Linux 7.3: 4 KiB folios, mbind on a mapping, no in-place conversion. What a
-real kernel of that version cannot do is refused with a line that says which operation and why.
+Files are of 4 KiB folios, policies set by mbind on a mapping. What the probe or the emulated machine cannot do is refused with
+a line that says which operation and why; what a kernel cannot do the kernel says itself: of the VM types ``sw_protected`` runs
+without special hardware, where it was built in, and conversions are the calls that a VMM makes in the scenario's mode.
 
 Nodes and CPUs are named by the numbers that Linux gives the emulated ones. Where that changes the order of nodes (one
 without CPUs comes last on x86), a rotation walks them in the new order: compare the recording with a simulation of the
@@ -18,7 +19,10 @@ import numpy as np
 
 from workbench import policy as mempolicy
 from workbench import scenario as sc
+from workbench.engine import attributes
+from workbench.engine.calls_files import flags_word
 from workbench.engine.generators import expand, in_turns, shared_turns
+from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP
 from workbench.errors import WorkbenchError
 from workbench.probe_words import ORDERS, TOUCHES
 from workbench.recorder.qemu import Emulation
@@ -30,9 +34,6 @@ MAX_FILE_PAGES = 1 << 17
 MAX_LINES = 20_000
 _NOT_ON_LINUX = {
     "fbind": "v3 of the series only; Linux 7.3 has mbind",
-    "convert": "in-place conversion is not merged",
-    "pin": "the probe does not pin pages",
-    "unpin": "the probe does not pin pages",
     "hwpoison": "the probe does not inject memory errors",
     "iommu_map": "the emulated machine has no IOMMU user",
     "iommu_unmap": "the emulated machine has no IOMMU user",
@@ -63,6 +64,8 @@ class _Translator:
         self.scenario, self.emulation, self.host = scenario, emulation, scenario.host
         self.files: dict[str, str] = {}
         self.pages: dict[str, int] = {}
+        self.unmapped: set[str] = set()  # guest_memfds that nobody can map: their pages are found by taking them out
+        self.pinned: dict[str, list[tuple[int, int]]] = {}
         self.lines: list[str] = []
         self.operations = expand(scenario)
         self.tasks = self._tasks()
@@ -72,13 +75,19 @@ class _Translator:
         """Header, the tasks' CPUs, the operations, and at the end where every page of every file is."""
         for number, task in enumerate(self.tasks):
             self._add(number, f"setcpu {self._cpu(task)}")
+        if self.scenario.guest.private_memory:
+            self._add(0, f"vm {self.scenario.guest.vm_type}")
         for position, operation in enumerate(self.operations):
             try:
                 self._operation(operation)
             except WorkbenchError as error:
                 name = operation.op  # type: ignore[attr-defined]  # each kind of operation has it, with its own value
                 raise WorkbenchError(f"operation {position} ({name}): {error}") from None
-        self.lines += [f"place {name}" for file, name in self.files.items() if self.pages[file]]
+        self.lines += [
+            f"{'reveal' if file in self.unmapped else 'place'} {name}"
+            for file, name in self.files.items()
+            if self.pages[file]
+        ]
         header = f"scenario {script_name(self.scenario.name)} tasks={len(self.tasks)}"
         return "\n".join([header, *self.lines]) + "\n"
 
@@ -138,11 +147,16 @@ class _Translator:
             sc.FirstTouch: self._turns,
             sc.Hog: self._hog,
             sc.GetMempolicy: self._get_mempolicy,
+            sc.Convert: self._convert,
+            sc.Pin: self._pin,
+            sc.Unpin: self._unpin,
         }
         handler = handlers.get(type(operation))
         if handler is not None:
             handler(operation, task)
         elif isinstance(operation, sc.Observe):
+            if operation.file in self.unmapped:
+                raise WorkbenchError("cannot be recorded: to look at a file that cannot be mapped takes its pages out")
             first, count = self._page_range(operation)
             self.lines.append(f"place {self._file(operation.file)} {first} {count}")
         elif isinstance(operation, (sc.Zones, sc.Unhog)):
@@ -182,6 +196,14 @@ class _Translator:
             return f"falloc {self._byte_range(op)}" + (f" {op.mode}" if op.mode is not None else "")
         if isinstance(op, sc.PunchHole):
             return f"punch {self._byte_range(op)}"
+        if isinstance(op, sc.CreateVm):
+            return f"vm {self.scenario.guest.vm_type}"
+        if isinstance(op, sc.Memslot):
+            return f"slot {self._file(op.file)}" + ("" if op.backend is None else f" {self._file(op.backend)}")
+        if isinstance(op, sc.SetMemoryAttributes):
+            named = "private" if op.private else "shared"
+            flags = f" {op.raw_flags}" if op.raw_flags else ""
+            return f"attr {self._byte_range(op)} {named if op.raw_attributes is None else op.raw_attributes}{flags}"
         if isinstance(op, sc.MovePages):
             first, count = self._page_range(op)
             node = self.emulation.of_node(op.node)
@@ -200,7 +222,56 @@ class _Translator:
         names = {"mmap": "MMAP", "init_shared": "SHARED"}
         asked = ("mmap", "init_shared") if op.flags is None else op.flags
         flags = str(op.raw_flags) if op.raw_flags is not None else "|".join(names[flag] for flag in asked) or "0"
+        if self.scenario.guest.private_memory:
+            word = flags_word(self.scenario, op)
+            flags = str(word)
+            (self.unmapped.discard if word & GUEST_MEMFD_FLAG_MMAP else self.unmapped.add)(op.file)
         self._add(task, f"create {name} {self.pages[op.file]} {flags}")
+        if op.file in self.unmapped and self.scenario.conversion_mode == "out-of-place":
+            self._private_from_the_start(op.file, task)
+
+    def _private_from_the_start(self, file: str, task: int) -> None:
+        """What a VMM does with memory that it cannot map, unless the scenario makes the memslot itself: all of it is private."""
+        if any(isinstance(operation, sc.Memslot) and operation.file == file for operation in self.operations):
+            return
+        name, backend = self.files[file], ""
+        if attributes.wanted(self.scenario):
+            backend = " " + self._new_file(attributes.backend_name(file), self.pages[file] * PAGE_SIZE)
+            self._add(task, f"memfd{backend} {self.pages[file]}")
+        self._add(task, f"slot {name}{backend}")
+        self._add(task, f"attr {name} 0 {self.pages[file]} private")
+
+    def _convert(self, op: sc.Convert, task: int) -> None:
+        """In place one call on the descriptor; out of place those of :mod:`workbench.engine.attributes`."""
+        span = self._byte_range(op)
+        if self.scenario.conversion_mode == "in-place":
+            self._add(task, f"convert {span} {op.to}")
+            return
+        backend = self.files.get(attributes.backend_name(op.file))
+        self._add(task, f"attr {span} {op.to}")
+        if backend is None:
+            return
+        first, count = self._page_range(op)
+        if op.to == "private":
+            self._add(task, f"punch {backend} {first} {count}")
+            return
+        self._add(task, f"punch {self.files[op.file]} {first} {count}")
+        self._add(task, f"touch {backend} {first} {count} seq")
+
+    def _pin(self, op: sc.Pin, task: int) -> None:
+        first, count = self._page_range(op)
+        self.pinned.setdefault(op.file, []).append((first, count))
+        how = "uring" if op.kind == "long_term" else "splice"
+        self._add(task, f"pin {self._file(op.file)} {first} {count} {how}")
+
+    def _unpin(self, op: sc.Unpin, task: int) -> None:
+        """The probe gives back all pins of a file at once."""
+        first, count = self._page_range(op)
+        if any(low < first or low + pages > first + count for low, pages in self.pinned.pop(op.file, [])):
+            raise WorkbenchError(
+                "cannot be recorded: the probe gives back all pins of a file at once, not those of a range"
+            )
+        self._add(task, f"unpin {self._file(op.file)}")
 
     def _memfd(self, op: sc.Memfd, task: int) -> None:
         # An inode number that is asked for is not handed on: the kernel chooses, and verify infers what it chose.
@@ -306,9 +377,12 @@ def _amount(value: int) -> str:
 
 
 def _refuse_guest(guest: sc.Guest) -> None:
-    allowed = {"page_size": "4 KiB", "design": "filemap", "policy_interface": "mbind", "vm_type": "none"}
-    for field, value in allowed.items():
-        if getattr(guest, field) != value:
+    allowed = {
+        "page_size": ("4 KiB",), "design": ("filemap",), "policy_interface": ("mbind",), "vm_type": ("none", "sw_protected"),
+    }  # fmt: skip
+    for field, values in allowed.items():
+        if getattr(guest, field) not in values:
+            has = " and ".join(map(repr, values))
             raise WorkbenchError(
-                f"guest.{field}: {getattr(guest, field)!r} cannot be recorded; Linux 7.3 when emulated has {value!r}"
+                f"guest.{field}: {getattr(guest, field)!r} cannot be recorded; the emulated machine has {has}"
             )

@@ -373,8 +373,11 @@ class Replay:
         return {"done": done, "signal": 0}
 
     def _runs_alike(self, file: _File, pages: Int64s) -> Iterator[tuple[int, int]]:
-        """Neighbours of ``pages`` that are in one folio of the file and in one state: first page and count."""
-        at = 0
+        """Neighbours of ``pages`` that are in one folio of the file and in one state: first page and count.
+
+        Poisoned pages are runs of their own: what touches one goes no further.
+        """
+        poisoned, at = set(file.tracked.poisoned().tolist()) if file.inode.tracked is not None else set(), 0
         while at < len(pages):
             first = int(pages[at])
             end = ((first >> file.order) + 1 << file.order) if file.order else first + (1 << 30)
@@ -384,7 +387,7 @@ class Replay:
             count = 1
             while at + count < len(pages):
                 page = int(pages[at + count])
-                if page != first + count or page >= limit:
+                if page != first + count or page >= limit or not poisoned.isdisjoint((page, page - 1)):
                     break
                 if inside and file.tracked.is_shared(page, page + 1)[0] != state:
                     break
@@ -465,12 +468,16 @@ class Replay:
         return {"ret": 0, "errno": 0, **answer}
 
     def _prefault(self, words: list[str], _operation: RecordedOperation) -> Answer:
+        """virt/kvm/kvm_main.c: kvm_vcpu_pre_fault_memory: what is done is success; ENOENT where no memslot is."""
         file, (offset, length) = self.files[words[0]], _span(words[1:3])
-        pages = np.arange(offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE), dtype=np.int64)
+        if offset % PAGE_SIZE or length % PAGE_SIZE or not length:
+            return _refused(errno.EINVAL)
+        pages = np.arange(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE, dtype=np.int64)
         self._forget_zeroed(file)
         answer = self._guest_pages(file, pages, "prefault")
+        none = errno.ENOENT if answer["exit"] == KVM_EXIT_MMIO else 0
         left = length - answer["done"] * PAGE_SIZE
-        return {"errno": answer.get("errno", 0) if answer["done"] == 0 else 0, "left": left}
+        return {"errno": 0 if answer["done"] else answer.get("errno", none), "left": left}
 
     def _guest_pages(self, file: _File, pages: Int64s, by: str) -> Answer:
         done = 0
