@@ -133,6 +133,12 @@ def test_bad_input_and_the_command(tmp_path):
 
     with pytest.raises(WorkbenchError, match="budget"):
         measure.measure(ONE, budget=0)
+    for given in (0, 4 << 20, 1 << 50):  # what was too large was cut without a word
+        with pytest.raises(WorkbenchError, match=r"measure.buffer: .* for each of .* threads; from 8 MiB to"):
+            measure.measure(ONE, budget=1, buffer_bytes=given)
+    for given in ("a\x00b", "a\x1b[31mb", ""):
+        with pytest.raises(WorkbenchError, match=r"measure.name: name: "):
+            measure.measure(ONE, budget=1, name=given)
     with pytest.raises(WorkbenchError, match="may run on no CPU"):
         measure.measure(Host(name="x", nodes=(Node(id=0, memory_bytes=1 << 30, cpus=(4000,)),), distances=((10,),)))
     app = typer.Typer()

@@ -524,6 +524,7 @@ def test_matrices_of_mlc_are_read_as_people_have_them(printed, tmp_path):
         ("Numa node 0 0\n0 82.1 141.0", "line 3: calibrate: 'Numa node 0 0' names a node twice"),
         ("Numa node 0 1\n0 82.1 141.0\n0 141.5 81.5", "line 5: calibrate: '0 141.5 81.5' is no row for 2 nodes"),
         ("Numa node 0 1\n0 82.1 141.0 99", "line 4: calibrate: '0 82.1 141.0 99' is no row for 2 nodes"),
+        ("Numa node 0 1\n0 82.1\n1 141.5 81.5", "line 4: calibrate: '0 82.1' is no row for 2 nodes"),
     ],
 )
 def test_a_matrix_with_holes_is_no_other_machine(printed, says, tmp_path):

@@ -33,19 +33,22 @@ def register(app: typer.Typer) -> None:
         from tqdm import tqdm
 
         from workbench.cost.measure import measure as measure_machine
-        from workbench.cost.profile import check_replaceable
+        from workbench.cost.profile import check_replaceable, profile_text
+        from workbench.files import whole_file
         from workbench.units import parse_bytes
 
         check_replaceable(output, force)
         size = None if buffer is None else parse_bytes(buffer, "--buffer")
-        with tqdm(total=100, unit="%", disable=None, leave=False) as bar:
+        with whole_file(output) as temporary:  # a place nobody may write to is refused before the time is spent
+            with tqdm(total=100, unit="%", disable=None, leave=False) as bar:
 
-            def told(label: str, part: float) -> None:
-                bar.set_description(label, refresh=False)
-                bar.update(round(100 * part) - bar.n)
+                def told(label: str, part: float) -> None:
+                    bar.set_description(label, refresh=False)
+                    bar.update(round(100 * part) - bar.n)
 
-            made = measure_machine(budget=budget, name=name or output.stem, buffer_bytes=size, progress=told)
-        _finish(made, output, json_)
+                made = measure_machine(budget=budget, name=name or output.stem, buffer_bytes=size, progress=told)
+            temporary.write_text(profile_text(made), encoding="utf-8")
+        _tell(made, output, json_)
 
 
 def add_calibrate(group: typer.Typer) -> None:
@@ -66,18 +69,19 @@ def add_calibrate(group: typer.Typer) -> None:
     ) -> None:
         """Make a profile of a machine from what another benchmark measured on it."""
         from workbench.cost.calibrate import calibrate as read
-        from workbench.cost.profile import check_replaceable
+        from workbench.cost.profile import check_replaceable, write_profile
 
-        output = output or file.with_suffix(".profile.yaml")
-        check_replaceable(output, force)
+        if output is not None:
+            check_replaceable(output, force)
         made = read(file, name, kind)
-        _finish(made, output, json_)
+        if output is None:  # beside a file that was read, so it has a name
+            output = file.with_suffix(".profile.yaml")
+            check_replaceable(output, force)
+        write_profile(made, output)
+        _tell(made, output, json_)
 
 
-def _finish(made: Profile, output: Path, as_json: bool) -> None:
-    from workbench.cost.profile import write_profile
-
-    write_profile(made, output)
+def _tell(made: Profile, output: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(made.model_dump_json(exclude_defaults=True, indent=1))
     else:

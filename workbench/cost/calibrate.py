@@ -201,11 +201,11 @@ def _matrix(lines: Sequence[str], heading: str) -> dict[int, dict[int, float]]:
             if len(set(columns)) < len(columns):
                 raise WorkbenchError(f"calibrate: {line[:60]!r} names a node twice", lines.index(line) + 1)
         elif columns and len(words) >= 2 and words[0].isdecimal():
-            if int(words[0]) in out or len(words) - 1 > len(columns):
+            if int(words[0]) in out or len(words) - 1 != len(columns):
                 said = f"calibrate: {line[:60]!r} is no row for {len(columns)} nodes, or one that was there before"
                 raise WorkbenchError(said, lines.index(line) + 1)
             row = {}
-            for column, word in zip(columns, words[1:], strict=False):
+            for column, word in zip(columns, words[1:], strict=True):
                 if re.fullmatch(r"\d+(\.\d+)?", word) and float(word) > 0:
                     row[column] = float(word)
                 elif word != "-":

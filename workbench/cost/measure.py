@@ -26,11 +26,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from workbench import costs as cost_table
 from workbench.cost.profile import Profile, from_mapping
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.topology.host import Host
-from workbench.units import PAGE_SIZE
+from workbench.units import PAGE_SIZE, format_bytes
 
 LINE = 64
 MPOL_BIND = 2
@@ -48,6 +49,7 @@ STEADY = 0.05
 """Relative spread (median absolute deviation, scaled) at which repetitions stop."""
 CHUNK_LINES = 1 << 15
 LEAST_BUFFER, MOST_BUFFER = 64 << 20, 1 << 30
+SMALLEST_BUFFER, BUFFER_STEP = 8 << 20, 2 << 20
 PAGE_WORDS = {"4 KiB": PAGE_SIZE // 8, "2 MiB": (2 << 20) // 8}
 
 
@@ -313,6 +315,9 @@ def measure(
         raise WorkbenchError(f"measure.budget: {budget!r} seconds; a number above 0 is needed")
     if platform.system() != "Linux":
         raise WorkbenchError(f"measure: needs Linux, not {platform.system()}")
+    from_mapping(
+        {"name": name, "source": "nothing is measured yet"}, "measure.name"
+    )  # refused before the time is spent
     host = Host.from_sysfs() if host is None else host
     allowed = os.sched_getaffinity(0)
     cpus = {node.id: sorted(set(node.cpus) & allowed) for node in host.nodes}
@@ -365,11 +370,20 @@ def measure(
 
 
 def _buffer_bytes(given: int | None, threads: int, targets: Sequence[int]) -> int:
-    size = given if given is not None else min(MOST_BUFFER, max(LEAST_BUFFER, 4 * last_level_cache()))
     free = min([free_memory(), *(free_memory(target) or free_memory() for target in targets)])
-    size = min(size, free // 2 // (threads + 1)) // (2 << 20) * (2 << 20)
-    if size < 8 << 20:
-        raise WorkbenchError(f"measure: {free >> 20} MiB are free; {(threads + 1) * 16} are needed")
+    most = free // 2 // (threads + 1) // BUFFER_STEP * BUFFER_STEP
+    if most < SMALLEST_BUFFER:
+        raise WorkbenchError(
+            f"measure: {free >> 20} MiB are free; {(threads + 1) * 2 * SMALLEST_BUFFER >> 20} are needed"
+        )
+    if given is None:
+        return min(most, MOST_BUFFER, max(LEAST_BUFFER, 4 * last_level_cache() // BUFFER_STEP * BUFFER_STEP))
+    size = cost_table.whole("measure.buffer", given, 0) // BUFFER_STEP * BUFFER_STEP
+    if not SMALLEST_BUFFER <= size <= most:
+        raise WorkbenchError(
+            f"measure.buffer: {format_bytes(given)} for each of {threads} threads; from {format_bytes(SMALLEST_BUFFER)} to "
+            f"{format_bytes(most)}, half of the memory that is free, are allowed"
+        )
     return size
 
 
@@ -470,8 +484,10 @@ def _cores(
     from workbench.kernels import measure as loops
 
     idle = next((memory["idle_latency"] for memory in memories), None)
-    buffers = [Buffer(size) for _ in cpus]
+    buffers: list[Buffer] = []
     try:
+        for _ in cpus:
+            buffers.append(Buffer(size))
         for buffer in buffers:
             buffer.words[:: PAGE_SIZE // 8] = 1
         with pinned(cpus[0]):

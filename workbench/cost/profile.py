@@ -32,6 +32,7 @@ from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file, whole_file
 from workbench.limits import PROFILE_BYTES
 from workbench.names import near
+from workbench.texts import Name, Prose
 from workbench.topology.host import Hardware, Kind
 from workbench.validation import first_line
 
@@ -159,11 +160,11 @@ def _once(described: dict[object, str], what: str, where: str) -> None:
 class Profile(_Model):
     """Measured figures of one machine. MB/s are 10^6 bytes per second."""
 
-    name: str = Field(min_length=1, max_length=200)
-    title: str = ""
-    source: str = Field(min_length=1)
-    note: str = ""
-    machines: tuple[str, ...] = Field((), description="machines in datasets/machines that it describes")
+    name: Name = Field(min_length=1, max_length=200)
+    title: Name = ""
+    source: Prose = Field(min_length=1)
+    note: Prose = ""
+    machines: tuple[Name, ...] = Field((), description="machines in datasets/machines that it describes")
     memories: tuple[Memory, ...] = ()
     links: tuple[Link, ...] = ()
     cores: Cores | None = None
@@ -173,7 +174,7 @@ class Profile(_Model):
         {}, description="ns per 4 KiB made present, by page size"
     )
     costs: dict[str, Positive] = Field({}, description="other parameters of workbench.costs measured on the machine")
-    not_measured: tuple[str, ...] = Field((), description="what could not be bound, pinned or repeated, and why")
+    not_measured: tuple[Name, ...] = Field((), description="what could not be bound, pinned or repeated, and why")
 
     @model_validator(mode="after")
     def _known_costs(self) -> Profile:
@@ -253,11 +254,16 @@ _COMMAND = "measure or machines calibrate"
 def write_profile(made: Profile, path: Path) -> None:
     """Write a profile as YAML, whole or not at all."""
     with whole_file(path) as temporary:
-        text = yaml.safe_dump(
-            made.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True, width=120,
-            default_flow_style=None,
-        )  # fmt: skip
-        temporary.write_text(replacing.signed(_COMMAND, text), encoding="utf-8")
+        temporary.write_text(profile_text(made), encoding="utf-8")
+
+
+def profile_text(made: Profile) -> str:
+    """A profile as YAML, signed, so that it can be told from one that was edited."""
+    text = yaml.safe_dump(
+        made.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True, width=120,
+        default_flow_style=None,
+    )  # fmt: skip
+    return replacing.signed(_COMMAND, text)
 
 
 def check_replaceable(path: Path, force: bool) -> None:
