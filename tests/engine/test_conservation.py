@@ -26,11 +26,11 @@ from workbench.errors import WorkbenchError
 MIB, GIB = 1 << 20, 1 << 30
 HOST = {
     "name": "h",
-    "nodes": [{"id": n, "memory_bytes": 2 * GIB, "cpus": [n]} for n in range(2)],
+    "nodes": [{"id": n, "memory_bytes": 4 * GIB, "cpus": [n]} for n in range(2)],
     "distances": [[10, 20], [20, 10]],
 }
-PLACES = [0, 4096, 2 * MIB - 4096, 2 * MIB, 3 * MIB + 8192, 6 * MIB]
-LENGTHS = [4096, 3 * 4096, MIB, 2 * MIB, 5 * MIB]
+PLACES = [0, 4096, 2 * MIB - 4096, 2 * MIB, 3 * MIB + 8192, 6 * MIB, GIB]
+LENGTHS = [4096, 3 * 4096, MIB, 2 * MIB, 5 * MIB, GIB]
 DESIGNS = ["filemap", "hugetlb", "hugetlb-hvo", "pfn-range", "thp", "contiguous-4k"]
 
 
@@ -57,7 +57,7 @@ def calls(draw: st.DrawFn, file: str = "guest") -> dict[str, Any]:
                     {"op": "hog", "node": 0, "size": 64 * MIB}, {"op": "unhog"}, {"op": "create_vm"},
                     {"op": "migrate_pages", "source": 0, "target": 1}, {"op": "move_pages", "node": 1, **span},
                     {"op": "hwpoison", "file": file, "offset": span["offset"], "length": 4096},
-                    {"op": "close", "file": file}, {"op": "munmap", "file": file},
+                    {"op": "close", "file": file}, {"op": "munmap", "file": file}, {"op": "kexec"},
                     {"op": "set_memory_attributes", "private": True, **span},
                 ]
             ),
@@ -67,21 +67,28 @@ def calls(draw: st.DrawFn, file: str = "guest") -> dict[str, Any]:
 
 @st.composite
 def scenarios(draw: st.DrawFn) -> dict[str, Any]:
-    kernel = draw(st.sampled_from(list(profiles.KERNEL_PROFILES)))
     design = draw(st.sampled_from(DESIGNS))
-    size = draw(st.sampled_from(["2 MiB"] if design.startswith("hugetlb") else ["4 KiB", "2 MiB"]))
+    pooled = design.startswith("hugetlb")
+    sizes = ["4 KiB"] if design == "filemap" else ["2 MiB", "1 GiB"] if pooled else ["4 KiB", "2 MiB"]
+    size = draw(st.sampled_from(sizes))
+    vm_type = draw(st.sampled_from(list(profiles.VM_TYPES)))
+    vmms = [made.name for made in profiles.VMM_PROFILES.values() if made.private_flags is not None or vm_type == "none"]
+    kernels = profiles.KERNEL_PROFILES.values() if size == "4 KiB" else profiles.with_huge_pages()
+    kernel = draw(st.sampled_from([made.name for made in kernels]))
     guest = {
-        "memory": 8 * MIB, "vm_type": draw(st.sampled_from(list(profiles.VM_TYPES))), "page_size": size, "design": design,
-        "vcpus": [{"node": 0}, {"node": 1}],
-        "vmm_profile": draw(st.sampled_from([None, None, *profiles.VMM_PROFILES])),
+        "memory": 2 * GIB if size == "1 GiB" else 8 * MIB, "page_size": size, "design": design,
+        "vm_type": vm_type, "vmm_profile": draw(st.sampled_from([None, *vmms])), "vcpus": [{"node": 0}, {"node": 1}],
     }  # fmt: skip
     mode = draw(st.sampled_from([None, "in-place", "out-of-place"]))
     if mode is not None:
         guest["conversion"] = {"mode": mode}
+    if pooled:
+        guest["small_page_fallback"] = draw(st.sampled_from([False, False, True]))
+    pool = {0: 1, 1: 1} if size == "1 GiB" else {0: 3, 1: 2}
     create = {"op": "create", "flags": ["mmap"]} if draw(st.booleans()) else {"op": "create"}
     return {
         "host": HOST, "kernel_profile": kernel, "guest": guest, "strict": False,
-        "boot": {"hugetlb_pages": {0: 3, 1: 2}} if design.startswith("hugetlb") else {},
+        "boot": {"hugetlb_pages": pool} if pooled else {},
         "operations": [create, *draw(st.lists(calls(), min_size=3, max_size=12))],
     }  # fmt: skip
 
@@ -131,6 +138,7 @@ class Books:
         if system.blocks is not None:  # blocks of 2 MiB fall apart and come together again within a node
             pages = missing * (system.zone_page_size // 4096)
             missing = np.bincount(system.zone_node, pages, system.nodes).astype(np.int64)
+            withheld <<= system.order  # whole folios are
         assert (missing >= 0).all() and missing.sum() <= withheld, missing
 
 

@@ -411,8 +411,11 @@ class Replay:
         return {"signal": answer["signal"], **({} if value is None else {"value": value})}
 
     def _odirect(self, words: list[str], _operation: RecordedOperation) -> Answer:
+        """A direct read into the pages: get_user_pages touches them first, and fails at once if the first is not to be had."""
         _, length = _span(words[1:3])
-        self._touch([words[0], words[1], str(-(-length // PAGE_SIZE))], _operation)
+        touched = self._touch([words[0], words[1], str(-(-length // PAGE_SIZE))], _operation)
+        if touched["signal"]:
+            return _refused(errno.EFAULT) if not touched["done"] else {}
         return {"errno": 0, "ret": length}
 
     def _hwpoison(self, words: list[str], operation: RecordedOperation) -> Answer:
