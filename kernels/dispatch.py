@@ -28,8 +28,9 @@ from numba.core.errors import NumbaError
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 from numba.core.targetconfig import ConfigStack
+from numba.extending import typeof_impl
 from numba.np import arrayobj
-from numba.np.numpy_support import from_dtype
+from numba.np.numpy_support import from_dtype, map_layout
 
 from workbench.kernels import code_cache
 from workbench.kernels.records import Record, mark_pointers
@@ -137,6 +138,17 @@ def _index(context: Any, builder: Any, index_type: Any, index: Any, size: Any) -
 
 
 arrayobj.fix_integer_index = _index
+
+_type_of_any_array = typeof_impl.dispatch(np.ndarray)
+
+
+@typeof_impl.register(np.ndarray)
+def _type_of_array(value: Any, context: Any) -> Any:
+    """Numba looks whether an array is masked, which imports ``numpy.ma``: a fortieth of a short run."""
+    if type(value) is not np.ndarray or value.dtype.hasobject:
+        return _type_of_any_array(value, context)
+    return types.Array(from_dtype(value.dtype), value.ndim, map_layout(value), readonly=not value.flags.writeable)
+
 
 COMPILED = not config.DISABLE_JIT
 """False where kernels run as plain Python."""

@@ -31,3 +31,4 @@ def test_a_run_that_is_only_printed_imports_no_xarray(scenario: str) -> None:
     loaded = set(done.stdout.split())
     assert "workbench.running" in loaded
     assert not loaded & {"xarray", "pandas"}
+    assert not loaded & {"coverage.control", "numpy.ma", "webbrowser", "workbench.commands.docs"}

@@ -14,6 +14,7 @@ import gc
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -276,6 +277,10 @@ def read_scenario(source: str, changes: list[str]) -> Any:
         return Scenario.from_mapping(mapping)
 
 
+_HERE = {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
+"""Commands that need none of the other modules."""
+
+
 @functools.cache
 def _register_all() -> None:
     for module in (
@@ -293,7 +298,16 @@ def _register_all() -> None:
         "docs",
     ):
         importlib.import_module(f"workbench.commands.{module}").register(app)
-    first_use.listeners.append(first_use.Line())
+
+
+def _start_quickly() -> None:
+    """What a short run would wait for and does not need, together a sixth of it."""
+    gc.set_threshold(200_000, 20, 100)  # importing makes a million objects and no garbage
+    atexit.register(gc.freeze)  # nor need they be looked through when the process ends
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look through all that is installed
+    sys.modules.setdefault("coverage", None)  # type: ignore[arg-type]  # Numba would extend what it reports
+    if not _HERE.intersection(sys.argv[1:2]):
+        _register_all()
 
 
 def one_line(error: BaseException | str) -> str:
@@ -304,10 +318,9 @@ def one_line(error: BaseException | str) -> str:
 
 def main() -> None:
     """Entry point: run the command, turn bad input into one line and exit code 2, a fault of ours into one and 70."""
-    gc.set_threshold(200_000, 20, 100)  # importing makes a million objects and no garbage: a sixth of a short run
-    atexit.register(gc.freeze)  # nor need they be looked through when the process ends: a quarter of it
+    first_use.listeners.append(first_use.Line())
     try:
-        _register_all()
+        _start_quickly()
         code = app(standalone_mode=False, prog_name="workbench")
         if code == interrupts.EXIT_CODE:
             interrupts.tell("nothing was written")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +37,8 @@ def docs(
         )
     typer.echo(str(page))
     if browser and (sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))):
+        import webbrowser
+
         webbrowser.open(page.resolve().as_uri())
 
 

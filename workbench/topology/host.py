@@ -46,7 +46,7 @@ Cpus = Annotated[tuple[int, ...], BeforeValidator(_cpus)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Zone(_Model):
