@@ -516,9 +516,18 @@ class Hwpoison(_OnRange):
 
 
 class Collapse(_OnRange):
-    """A pass of khugepaged: huge folios that were split, lie in one piece and are private again are re-formed in place."""
+    """A pass of khugepaged: huge folios that were split, lie in one piece and are private again are re-formed in place.
+
+    4 KiB folios that stood in for huge ones are copied into one that is free now, of VMs whose memory the host can read.
+    """
 
     op: Literal["collapse"] = "collapse"
+    max_ptes_none: int = Field(
+        511,
+        ge=0,
+        le=511,
+        description="pages that may be missing of the 512 that are copied, as khugepaged/max_ptes_none",
+    )
 
 
 class IommuMap(_OnRange):

@@ -134,6 +134,8 @@ class ConversionCounts(Schema):
     splits_2m = counted("event", "folios", "2 MiB folios split")
     merges_1g = counted("event", "folios", "1 GiB folios merged")
     merges_2m = counted("event", "folios", "2 MiB folios merged")
+    collapsed_2m = counted("event", "folios", "2 MiB folios that khugepaged copied small ones into")
+    copied_pages = counted("event", "4 KiB pages", "pages that khugepaged copied")
     mapped_1g = counted("event", "folios", "1 GiB folios private and whole now")
     mapped_2m = counted("event", "folios", "2 MiB folios private and whole now")
     lost_1g = counted("event", "mappings", "1 GiB mappings lost")
@@ -629,6 +631,14 @@ class Fragmentation(Schema):
     areas_free = counted("background sample", "GiB", "1 GiB areas that are free")
     areas_compacted = counted("background sample", "GiB", "1 GiB areas that are free after compaction, if guests move")
     areas_packed = counted("background sample", "GiB", "1 GiB areas that would be free if everything moved")
+    areas_scanned = counted(
+        "background sample", "GiB", "1 GiB areas that are free after compact_memory, if guests move"
+    )
+    blocks_free = counted("background sample", "2 MiB", "2 MiB blocks that are free")
+    blocks_scanned = counted(
+        "background sample", "2 MiB", "2 MiB blocks that are free after compact_memory, if guests move"
+    )
+    scanned_pages = counted("background sample", "4 KiB pages", "pages that compact_memory copies")
     moved_pages = counted("background sample", "4 KiB pages", "pages that compaction copies for them, at least")
     refused = counted("background", "1", "guests and allocations turned away")
 

@@ -12,12 +12,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.bits import ALL, ONE, ZERO, test_bit
+from workbench.kernels.bits import ALL, ONE, ZERO, popcount, test_bit
 from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.content import forget_content, touch_content, touch_unmapped
 from workbench.kernels.folios.poison import any_poison, forget_poison, never_handed_out, room_for_poison
 from workbench.kernels.folios.references import first_referenced, lru_add, row_of_references, spin
-from workbench.kernels.folios.second_stage import has_huge_leaf, is_mapped, map_alike, map_page, unmap_range
+from workbench.kernels.folios.second_stage import (
+    has_huge_leaf,
+    is_mapped,
+    map_alike,
+    map_page,
+    returned,
+    unmap_range,
+)
 from workbench.kernels.folios.split import enter_pool, insert, leave_file, merge_range, split_2m, split_at
 from workbench.kernels.folios.state import *
 
@@ -259,6 +266,42 @@ def merge_pass(s: FolioState, offset: int, length: int) -> int:
         return EINVAL
     if first < end:
         merge_range(s, first, end)
+    return 0
+
+
+@natural_kernel
+def collapse_small(s: FolioState, offset: int, node: int, cpu: int) -> int:
+    """mm/khugepaged.c: collapse_file: what 4 KiB folios of 2 MiB hold is copied into a folio of that size in their place.
+
+    The folio is one that somebody else has taken from ``node``; the small ones are his to free. EINVAL where no such folios lie
+    or some page is shared, whose users hold 4 KiB; EAGAIN and the page where one has a reference that is not the page cache's
+    (pinned, poisoned, in a batch). What was not there is there afterwards, and all of it has been written.
+    """
+    page, block = offset >> 12, offset >> 21
+    if offset < 0 or offset & ((PAGES_2M << 12) - 1) != 0 or page + PAGES_2M > s.options[PAGES]:
+        return EINVAL
+    if s.options[FOLIOS] != BUDDY_FOLIOS or s.blocks[block, LEVEL] != BASE or s.blocks[block, SHARED] != 0:
+        return EINVAL
+    held = first_referenced(s, page, page + PAGES_2M, False)
+    if held >= 0:
+        s.numbers[AT] = held
+        return EAGAIN
+    unmap_range(s, page, page + PAGES_2M)
+    s.numbers[N_INVALIDATIONS] += 1
+    s.numbers[N_INVALIDATED] += PAGES_2M << 12
+    copied = np.int64(0)
+    for word in range(block << 3, (block + 1) << 3):
+        copied += popcount(s.pages[word, PRESENT])
+        s.pages[word, PRESENT] = ZERO
+    s.blocks[block, LEVEL] = HUGE_2M
+    s.backing[block, HOME] = node
+    touch_content(s, page, page + PAGES_2M)
+    lru_add(s, -1, cpu)
+    s.numbers[N_PRESENT] += PAGES_2M - copied
+    s.numbers[N_MAPPED_2M] += 1
+    s.numbers[N_COLLAPSED] += 1
+    s.numbers[N_COPIED] += copied
+    returned(s, block, False)
     return 0
 
 

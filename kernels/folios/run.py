@@ -33,6 +33,7 @@ from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount
 from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.access import (
     access,
+    collapse_small,
     is_present,
     merge_pass,
     poison_page,
@@ -114,6 +115,8 @@ def run(
             error = unmap_slot(state, offset, length)
         elif op == INSERT:
             error = _insert(state, offset >> 12, row[NODE], row[CPU])
+        elif op == COLLAPSE:
+            error = collapse_small(state, offset, row[NODE], row[CPU])
         errors[i] = error
         if error == NEEDS_ROOM or (op == INSERT and error != 0):
             return i

@@ -75,11 +75,25 @@ EAGER, LAZY, NEVER = 0, 1, 2
 """LAZY merges at the next guest fault on the block or by the MERGE operation."""
 
 # operations
-CONVERT, PIN, UNPIN, HOST_FAULT, GUEST_FAULT, PUNCH, POISON, MERGE, LRU_DRAIN, RELEASE, UNMAP, INSERT = range(12)
+(
+    CONVERT,
+    PIN,
+    UNPIN,
+    HOST_FAULT,
+    GUEST_FAULT,
+    PUNCH,
+    POISON,
+    MERGE,
+    LRU_DRAIN,
+    RELEASE,
+    UNMAP,
+    INSERT,
+    COLLAPSE,
+) = range(13)
 OP, OFFSET, LENGTH, ARGUMENT, NODE, CPU = range(6)
 """Columns of a stream. ARGUMENT: CONVERT 1 = to shared; PIN, UNPIN kind (TRANSIENT, LONG_TERM, DEVICE); GUEST_FAULT 1 = as
 private. UNMAP: the memslot of the range is deleted. INSERT: a folio of the file's size, taken from its node by somebody
-else, is put in."""
+else, is put in. COLLAPSE: the 4 KiB folios of the 2 MiB at OFFSET are copied into such a folio of NODE."""
 TRANSIENT, LONG_TERM, DEVICE, ORPHAN, DEVICE_ORPHAN = range(5)
 KINDS = 5
 """Kinds of references. DEVICE: the long-term pin of a device, which nobody else can drop; at most one for a page, of the file or
@@ -129,6 +143,8 @@ COUNTERS = (
     "xarray_pages",  # now; 4 KiB pages of the slabs that xarray nodes of split 1 GiB pages take
     "content_lost_pages",  # so far; pages with content in a merged huge page that is not up to date: zeroed at the next touch
     "content_stale_pages",  # so far; pages that nothing had zeroed in a merged huge page that is up to date
+    "collapsed_2m",  # so far; 2 MiB folios into which 4 KiB folios were copied
+    "copied_pages",  # so far; by that
 )
 (
     N_SHARED,
@@ -174,7 +190,9 @@ COUNTERS = (
     N_XARRAY_PAGES,
     N_CONTENT_LOST,
     N_CONTENT_STALE,
-) = range(43)
+    N_COLLAPSED,
+    N_COPIED,
+) = range(45)
 
 BATCH = 31
 """include/linux/folio_batch.h: FOLIO_BATCH_SIZE."""

@@ -12,7 +12,7 @@ enum { N_SHARED, N_PRESENT, N_MAPPED_1G, N_MAPPED_2M, N_LOST_1G, N_LOST_2M, N_RE
        N_FAILED, N_ROLLBACKS, N_INVALIDATIONS, N_INVALIDATED, N_LOST_PRIVATE, N_SPINS, N_DRAINS, N_ZEROED, N_TAKEN,
        N_FREED, N_SPILLED, N_PEAK, N_ORPHANED, N_LRU, N_POISONED, N_ROWS, N_WITHHELD, N_PINNED,
        N_RETURNED_1G, N_RETURNED_2M, N_LEAVES_4K, N_LEAVES_2M, N_LEAVES_1G, N_POISONED_TO_POOL, N_XARRAY_PAGES,
-       N_CONTENT_LOST, N_CONTENT_STALE };
+       N_CONTENT_LOST, N_CONTENT_STALE, N_COLLAPSED, N_COPIED };
 #define EINVAL 22
 #define ENOMEM 12
 
@@ -34,7 +34,7 @@ enum { LEAF_NONE, LEAF_4K, LEAF_2M, LEAF_1G, LEAF_MASK = 3, RETURNED_2M = 4, RET
 enum { UPTODATE = 1, CONTENT_LOST, PAGE_COLUMNS };
 enum { FULL, HOME, EXTRA };
 enum { FREE, ORDER = 5 };
-enum { COUNTERS = 43, AT = COUNTERS, TAKEN = COUNTERS + 2 };
+enum { COUNTERS = 45, AT = COUNTERS, TAKEN = COUNTERS + 2 };
 
 static inline int16_t *backing_row(struct state *s, int64_t row) { return s->backing + row * (EXTRA + s->nodes); }
 static inline int16_t *giga_row(struct state *s, int64_t giga) { return backing_row(s, s->blocks_2m + giga); }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 
 import workbench as wb
+from workbench import scenario as sc
+from workbench.engine.calls import apply
+from workbench.engine.system import System
 
 MIB2, PAGE = 2 << 20, 4096
 HOST: dict[str, Any] = {
@@ -105,3 +109,164 @@ def test_other_designs(design: str) -> None:
 def test_without_a_file_there_is_nothing_to_collapse() -> None:
     made = run([{"op": "close"}, {"op": "collapse"}])
     assert made["event_errno"].values[-1] == errno.EBADF
+
+
+# ------------------------------------------------------------------------------- what is copied into a folio that is free now
+
+BLOCKS, NODES = 6, 3
+DISTANCES = [[10, 21, 31], [21, 10, 21], [31, 21, 10]]
+
+
+def dry_host(blocks: int) -> dict[str, Any]:
+    """Nodes of which each has so many free blocks of 2 MiB, and the rest of its memory in single pages."""
+    free = 100_000
+    zone = {"name": "Normal", "managed": 1 << 17, "free": free, "min": 1000, "low": 2000, "high": 3000}
+    zone |= {"free_blocks": [free - 512 * blocks, *[0] * 8, blocks, 0]}
+    nodes = [{"id": n, "memory_bytes": 1 << 29, "cpus": [n], "zones": [zone]} for n in range(NODES)]
+    return {"name": "dry", "nodes": nodes, "distances": DISTANCES}
+
+
+def system_without_blocks(vm_type: str = "sw_protected") -> System:
+    """Another file has all blocks, two of each node: whatever the guest touches is 4 KiB folios."""
+    guest = {"memory": BLOCKS * MIB2, "page_size": "2 MiB", "design": "thp", "vm_type": vm_type}
+    other = {"file": "other", "flags": ["mmap"]}
+    made: list[dict[str, Any]] = [{"op": "create", "size": BLOCKS * MIB2, **other}]
+    for node in range(NODES):
+        part = {"file": "other", "offset": node * 2 * MIB2, "length": 2 * MIB2}
+        made += [{"op": "mbind", "mode": "bind", "nodes": str(node), **part}, {"op": "fault", "by": "guest", **part}]
+    made += [{"op": "create", "flags": ["mmap"]}, {"op": "collapse"}]
+    given = {"host": dry_host(2), "guest": guest, "strict": False, "metadata": "off", "operations": made}
+    scenario = wb.Scenario.from_mapping(given)
+    system = System(scenario)
+    for operation in scenario.operations[:-1]:
+        assert apply(system, operation).errno == 0
+    assert not system.free[:NODES].any()
+    return system
+
+
+def twin(
+    nodes: list[int], bad: set[int], free: list[int], max_ptes_none: int
+) -> tuple[dict[int, int], Counter[str], list[int]]:
+    """mm/khugepaged.c page by page: which 2 MiB gets a folio of which node, what became of the rest, and what is free then.
+
+    nodes : node of each page, -1 where there is none; bad : pages with a reference that is not the page cache's
+    """
+    found: dict[int, int] = {}
+    became: Counter[str] = Counter()
+    free = list(free)
+    for block in range(len(nodes) // 512):
+        load = [0] * NODES
+        present, result = 0, ""
+        for page in range(block * 512, block * 512 + 512):
+            if nodes[page] < 0:
+                continue
+            if page in bad:
+                result = "page_count"
+                break
+            load[nodes[page]] += 1
+            present += 1
+        if not result and not present:
+            continue
+        if not result and present < 512 - max_ptes_none:
+            result = "exceed_none_pte"
+        if not result:
+            target, most = 0, 0
+            for node in range(NODES):
+                if load[node] > most:
+                    target, most = node, load[node]
+            nodemask = [node for node in range(NODES) if load[node] == most]
+            zonelist = sorted(range(NODES), key=lambda node: (DISTANCES[target][node], node))
+            node = next((node for node in zonelist if node in nodemask and free[node]), None)
+            result = "thp_collapse_alloc_failed" if node is None else "collapsed_2m"
+            if node is not None:
+                free[node] -= 1
+                found[block] = node
+                became["copied_pages"] += present
+        became[result] += 1
+    return found, became, free
+
+
+def test_agrees_with_khugepaged_page_by_page() -> None:
+    """Small folios on any node, holes, pages that somebody holds: which 2 MiB is copied to which node."""
+    seen = Counter[str]()
+    for seed in range(10):
+        seen += compare_with_twin(np.random.default_rng(seed))
+    assert all(seen[name] for name in ("collapsed_2m", "thp_collapse_alloc_failed", "exceed_none_pte", "page_count"))
+    assert seen["elsewhere"], "where several nodes have most, one of them that is not the first"
+
+
+def compare_with_twin(rng: np.random.Generator) -> Counter[str]:
+    """What became of the 2 MiB of one drawn guest; they are compared one by one."""
+    system = system_without_blocks()
+    for _ in range(30):
+        first = int(rng.integers(0, BLOCKS)) * 512 + int(rng.choice([0, 0, 100, 256]))
+        length = min(int(rng.choice([40, 256, 512, 700])), BLOCKS * 512 - first)
+        where = {"offset": first * PAGE, "length": length * PAGE}
+        nodes = ",".join(map(str, np.flatnonzero(rng.random(NODES) < 0.5))) or "0-2"
+        assert apply(system, sc.Mbind(mode=str(rng.choice(["bind", "interleave"])), nodes=nodes, **where)).errno == 0
+        assert apply(system, sc.Fault(by="guest", **where)).errno == 0
+    bad: set[int] = set()
+    for page, held in zip(rng.integers(0, BLOCKS * 512, 2).tolist(), (sc.Hwpoison, sc.Pin), strict=True):
+        kind = {"kind": "transient"} if held is sc.Pin else {}
+        if rng.random() < 0.5 and apply(system, held(offset=page * PAGE, length=PAGE, **kind)).errno == 0:
+            bad.add(page)
+    assert apply(system, sc.PunchHole(file="other", length=int(rng.integers(1, 7)) * MIB2)).errno == 0
+    inode = system.files["guest"].inode
+    zones = inode.zones_of(np.arange(BLOCKS * 512))
+    on_node = np.where(zones >= 0, system.zone_node[np.maximum(zones, 0)], -1).tolist()
+    free, max_ptes_none = system.free.copy(), int(rng.choice([0, 100, 511]))
+    found, became, left = twin(on_node, bad, free[:NODES].tolist(), max_ptes_none)
+    result = apply(system, sc.Collapse(max_ptes_none=max_ptes_none))
+    counts = {name: count for name, count in result.detail.items() if not name.startswith("merges")}
+    assert result.errno == 0 and counts == {name: became[name] for name in counts} and set(became) <= set(counts)
+    huge = inode.map.zone_of(np.arange(BLOCKS)).tolist()
+    assert {block: int(system.zone_node[zone]) for block, zone in enumerate(huge) if zone >= 0} == found
+    # The 4 KiB folios went back to their nodes, and nobody lost a page.
+    back = Counter(node for page, node in enumerate(on_node) if node >= 0 and page // 512 in found)
+    np.testing.assert_array_equal(system.free[:NODES], left)
+    np.testing.assert_array_equal(system.free[NODES:] - free[NODES:], [back[node] for node in range(NODES)])
+    there = [512 if page // 512 in found else int(node >= 0) * 512 for page, node in enumerate(on_node)]
+    assert inode.tracked is not None and inode.tracked.count("present_pages") * 512 == sum(there)
+    loads = {block: Counter(on_node[block * 512 : block * 512 + 512]) for block in found}
+    became["elsewhere"] = sum(node != max(range(NODES), key=lambda n: loads[b][n]) for b, node in found.items())
+    return became
+
+
+@pytest.mark.parametrize("vm_type", ["snp", "tdx"])
+def test_nobody_copies_private_memory_of_encrypted_guests(vm_type: str) -> None:
+    system = system_without_blocks(vm_type)
+    assert apply(system, sc.Fault(by="guest")).errno == 0
+    assert apply(system, sc.Close(file="other")).errno == 0
+    free = system.free.copy()
+    result = apply(system, sc.Collapse())
+    assert (result.errno, result.detail) == (0, {"merges_2m": 0, "merges_1g": 0})
+    np.testing.assert_array_equal(system.free, free)
+
+
+def test_shared_pages_a_pin_and_a_part_of_2_mib_stand_in_the_way() -> None:
+    system = system_without_blocks()
+    for node in range(NODES):
+        part = {"offset": node * 2 * MIB2, "length": 2 * MIB2}
+        assert apply(system, sc.Mbind(mode="bind", nodes=str(node), **part)).errno == 0
+    assert apply(system, sc.Fault(by="guest")).errno == 0
+    assert apply(system, sc.Close(file="other")).errno == 0
+    for operation in (
+        sc.Convert(to="shared", offset=5 * PAGE, length=PAGE),  # of the first: mixed
+        sc.Convert(to="shared", offset=MIB2, length=MIB2),  # all of the second
+        sc.Convert(to="shared", offset=2 * MIB2, length=PAGE),
+        sc.Pin(offset=2 * MIB2, length=PAGE),
+    ):
+        assert apply(system, operation).errno == 0
+    counts = lambda **of: apply(system, sc.Collapse(**of)).detail["collapsed_2m"]  # noqa: E731
+    assert counts(length=3 * MIB2) == 0
+    assert counts(offset=3 * MIB2 + PAGE, length=2 * MIB2) == 1, "the one that lies wholly in the range"
+    assert apply(system, sc.Convert(to="private", offset=5 * PAGE, length=PAGE)).errno == 0
+    assert counts() == 3, "the first is private again, two more were never mixed"
+    assert apply(system, sc.Unpin(offset=2 * MIB2, length=PAGE)).errno == 0
+    assert apply(system, sc.Convert(to="private", length=3 * MIB2)).errno == 0
+    assert counts() == 2
+    assert apply(system, sc.Convert(to="shared", offset=MIB2, length=PAGE)).errno == 0
+    inode = system.files["guest"].inode
+    assert inode.tracked is not None and inode.tracked.count("splits_2m") == 1, "a folio as any other from then on"
+    apply(system, sc.Close())
+    assert int((system.free[:NODES] * 512 + system.free[NODES:]).sum()) == 100_000 * NODES, "everything is free again"

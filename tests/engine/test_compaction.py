@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench.engine.compaction import Frames, scanned
+from workbench.engine.compaction import Frames, scanned, scanned_blocks
 from workbench.errors import WorkbenchError
 
 MIB = 1 << 20
@@ -70,6 +70,9 @@ def test_agrees_with_the_scanners_page_by_page(seed: int) -> None:
     emptied, filled = twin(*(set(frames.tolist()) for frames in (moves, stays, free)), len(kind))
     assert (set(source.tolist()), set(target.tolist())) == (emptied, filled)
     assert len(source) == len(target) == len(emptied)
+    per_block = [np.bincount(frames // BLOCK, minlength=len(kind) // BLOCK) for frames in (moves, stays, free)]
+    for counts, frames in zip(scanned_blocks(*per_block), (source, target), strict=True):
+        np.testing.assert_array_equal(counts, np.bincount(frames // BLOCK, minlength=len(kind) // BLOCK))
 
 
 def run(operations: list[dict[str, Any]], *, kernel: str = "7.4", **rest: Any) -> Any:

@@ -387,6 +387,10 @@ class File:
                 self.total["content_stale_pages"] += 1
         return members[0].folio.uptodate
 
+    def collapse(self, offset: int, node: int, cpu: int) -> None:
+        """Nobody copies pages of hugetlb."""
+        raise Failure(errno.EINVAL)
+
     def merge_pass(self, offset: int, length: int) -> None:
         self.merge(offset // 4096, min(self.pages_total, -(-(offset + length) // 4096)))
 

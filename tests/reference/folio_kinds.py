@@ -47,6 +47,27 @@ class BuddyFile(File):
     def merged_uptodate(self, members: list[Page]) -> bool:
         return any(page.folio.uptodate for page in members)
 
+    def collapse(self, offset: int, node: int, cpu: int) -> None:
+        """Copy the small folios of 2 MiB into a huge one that somebody took from a node."""
+        first = offset // 4096
+        members = self.pages[first : first + PAGES_2M]
+        there = [page for page in members if page.folio is not None]
+        if offset % (PAGES_2M * 4096) or len(members) < PAGES_2M or not there:
+            raise Failure(errno.EINVAL)
+        if any(page.shared for page in members) or any(page.folio.block is not None for page in there):
+            raise Failure(errno.EINVAL)
+        self.check_references(first, first + PAGES_2M, first, first + PAGES_2M, False)
+        self.zap(first, first + PAGES_2M)
+        self.total["invalidations"] += 1
+        self.total["invalidated_bytes"] += PAGES_2M * 4096
+        folio = Folio(first, PAGES_2M, Block(first, PAGES_2M, node), True)
+        for page in members:
+            page.folio = folio
+        self.batches[cpu] = []
+        self.awaiting.add((first, PAGES_2M))
+        self.total["collapsed_2m"] += 1
+        self.total["copied_pages"] += len(there)
+
     def enter_pool(self, block: Block) -> None:
         lost = {index for index in self.poisoned if block.first <= index < block.first + block.pages}
         self.poisoned -= lost
@@ -62,6 +83,10 @@ class SmallFile(BuddyFile):
     def split(self, index: int) -> None: ...
 
     def merge(self, first: int, end: int) -> None: ...
+
+    def collapse(self, offset: int, node: int, cpu: int) -> None:
+        """Nothing is ever huge."""
+        raise Failure(errno.EINVAL)
 
     def populate(self, index: int, node: int, cpu: int) -> None:
         if self.pages[index].folio is not None:

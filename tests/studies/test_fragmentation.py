@@ -12,7 +12,7 @@ from workbench.kernels import owned_regions
 from workbench.kernels import vm_churn as kernel
 from workbench.plots import designs as plots_designs
 from workbench.studies import vm_churn
-from workbench.studies.fragmentation import compacted, fragmentation
+from workbench.studies.fragmentation import blocks_held, compacted, fragmentation
 from workbench.studies.vm_churn import GIB_PAGES
 
 
@@ -37,6 +37,7 @@ def test_pages_of_regions_are_those_of_a_walk() -> None:
                     expected[int(chosen[machine]), low // GIB_PAGES] += high - low
                 row = one[kernel.ROW_NEXT]
         np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(blocks_held(host, chosen).reshape(2, 16, 512).sum(axis=2), found)
         assert found.sum() == host.counts[kernel.PAGES]
         held += int(found.sum())
     assert held
@@ -73,6 +74,11 @@ def test_2_mib_folios_stay_and_1_gib_areas_come_back_by_moving() -> None:
     assert (compacted_[0] == packed[0]).all() and (free[0] < packed[0]).any()
     assert free[1].sum() < free[0].sum() and compacted_[1].sum() < packed[1].sum()
     assert (compacted_ == free)[made["moved_pages"].values == 0].all()
+    # The scanners look for no area: they give back blocks, and areas where nothing unmovable lies.
+    scanned_, blocks, packed_blocks = (made[name].values for name in ("areas_scanned", "blocks_free", "blocks_scanned"))
+    assert (packed_blocks >= blocks).all() and (packed_blocks > blocks).any() and (scanned_ <= compacted_).all()
+    assert (scanned_[0] == packed[0]).all(), "without the kernel's own allocations all that is free lies together"
+    assert (packed_blocks == blocks)[made["scanned_pages"].values == 0].all()
     figure = plots_designs.fragmentation(made)
     assert all(ax.get_title(loc="left") for ax in figure.axes)
 

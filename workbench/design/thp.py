@@ -4,8 +4,9 @@ A folio comes from the zones that 4 KiB pages come from (unmovable, never ZONE_M
 the watermarks (``mm/page_alloc.c: zone_watermark_ok``); where no node of the policy has one left, 4 KiB folios stand in.
 Every struct page exists, so that a split needs xarray nodes only and cannot fail for want of struct pages. A split folio
 stays in one piece physically: it is re-formed in place, by the conversion itself (``merge: eager``), when the guest touches it
-(``lazy``) or when khugepaged comes by (operation ``collapse``); 4 KiB folios that stood in stay small, for private memory
-cannot be copied together. In no tree.
+(``lazy``) or when khugepaged comes by (operation ``collapse``). 4 KiB folios that stood in are copied by it into a block that is
+free then (:mod:`workbench.engine.khugepaged`), of guests whose memory the host can read; those of SNP and TDX guests stay small.
+In no tree.
 """
 
 from workbench.design.design import Design

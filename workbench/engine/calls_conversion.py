@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from workbench import profiles
 from workbench import scenario as sc
+from workbench.engine import khugepaged
 from workbench.engine.attributes import Attributes
 from workbench.engine.conversions import Conversions
 from workbench.engine.host_state import check_listed
@@ -385,12 +386,13 @@ def _mapped_parts(mapping: Mapping, low: int, high: int) -> list[tuple[int, int,
 
 
 def collapse(system: System, operation: sc.Collapse) -> Result:
-    """What khugepaged can do to private memory, and the worker of a lazy merge in the huge-page series does.
+    """What khugepaged can do to a guest's memory, and the worker of a lazy merge in the huge-page series does.
 
-    mm/khugepaged.c: collapse_file copies 512 small pages into a new folio, which nobody can do to private memory. A folio of this
-    file that was split still lies in one piece: its pages become one folio again where all are private, every page stays in its
-    frame, and so no mapping goes stale. Small folios that stood in for huge ones stay small, and so does memory of the page
-    allocator with a poisoned page. ``merges_2m`` and ``merges_1g`` count folios; none is no error.
+    A folio of this file that was split still lies in one piece: its pages become one folio again where all are private, every
+    page stays in its frame, and so no mapping goes stale. Memory of the page allocator with a poisoned page stays small. Small
+    folios that stood in for huge ones are copied into a new folio where the host can read them
+    (:mod:`workbench.engine.khugepaged`), and stay small where it cannot. ``merges_2m`` and ``merges_1g`` count folios of the
+    first kind, ``collapsed_2m`` those of the second; none is no error.
     """
     inode = tracked_inode(system, operation)
     if inode is None:
@@ -404,9 +406,13 @@ def collapse(system: System, operation: sc.Collapse) -> Result:
     before = np.array([file.count("merges_2m"), file.count("merges_1g")])
     outcome = file.merge(offset, length)
     made = np.array([file.count("merges_2m"), file.count("merges_1g")]) - before
-    return result_of(
-        outcome, merges_2m=int(made[0]), merges_1g=int(made[1]), **_content_lost(file, first, last, uptodate)
-    )
+    lost = _content_lost(file, first, last, uptodate)
+    copied = {}
+    if not outcome.errno and khugepaged.can_copy(system, inode):
+        copied = khugepaged.collapse(
+            system, conversions, system.task(operation), inode, first, last, operation.max_ptes_none
+        )
+    return result_of(outcome, merges_2m=int(made[0]), merges_1g=int(made[1]), **lost, **copied)
 
 
 def _first_absent(inode: Inode, start: int, end: int) -> int:

@@ -51,6 +51,21 @@ def scanned(frames: Frames) -> tuple[Int64s, Int64s]:
     return source[apart], free[apart]
 
 
+def scanned_blocks(moves: Int64s, stays: Int64s, free: Int64s) -> tuple[Int64s, Int64s]:
+    """:func:`scanned` of the frames of each page block, int64 (blocks,) each: how many are emptied and how many are filled."""
+    target = np.flatnonzero((free > 0) & (free < 1 << BLOCK) & (stays == 0))[::-1]
+    emptied, filled = np.cumsum(moves), np.cumsum(free[target])
+    done, most = 0, min(int(moves.sum()), int(free[target].sum()))
+    while done < most:  # page k goes from a block to one above it as long as k is below the number that do
+        middle = (done + most) // 2
+        source, into = np.searchsorted(emptied, middle, "right"), target[np.searchsorted(filled, middle, "right")]
+        done, most = (middle + 1, most) if source < into else (done, middle)
+    out = np.zeros((2, len(moves)), np.int64)
+    out[0] = np.diff(np.minimum(emptied, done), prepend=0)
+    out[1, target] = np.diff(np.minimum(filled, done), prepend=0)
+    return out[0], out[1]
+
+
 def compact(system: HostState, zones: Sequence[int]) -> dict[str, int]:
     """Compact these zones. Counts: pages moved, and free blocks of 2 MiB and 1 GiB before and after."""
     assert system.free_pfns is not None

@@ -40,6 +40,8 @@ _OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.C
 
 NOWHERE = -1
 """Zone that a poisoned page goes back to."""
+NOTHING_HELD = np.empty((0, 5), np.int64)
+"""What :meth:`Conversions.held` says of a file of which nobody holds a page."""
 
 _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "mapped_2m", "orphaned_pins", "lru_held",
                                 "poisoned_pages", "pinned_huge_pages", "returned_1g", "returned_2m", "leaves_4k",
@@ -209,10 +211,10 @@ class Conversions:
     def held(inode: Inode, file: TrackedFile) -> Int64s:
         """4 KiB folios that stay taken when they leave the file: rows of page, zone, whether it is poisoned, pins by kind."""
         if inode.base_map is None:
-            return np.empty((0, 5), np.int64)
+            return NOTHING_HELD
         poisoned, pinned = file.poisoned(), file.pinned()
         if not len(poisoned) and not len(pinned):
-            return np.empty((0, 5), np.int64)
+            return NOTHING_HELD
         pages = np.union1d(poisoned, pinned)
         zones, pins = inode.base_map.zone_of(pages), file.references(pages, left_file=False)
         rows: Int64s = np.column_stack((pages, zones, np.isin(pages, poisoned), pins))

@@ -948,6 +948,12 @@ class HostState:
         if override is None:
             ranges, policies = self.policy_ranges(inode, order, holes, span, step)
         pieces, requests = self._pieces(task, inode, holes, step, ranges, policies, order)
+        return self.place_pieces(inode, pieces, requests, order, small)
+
+    def place_pieces(
+        self, inode: Inode, pieces: Int64s, requests: placement.Requests, order: int, small: bool = False
+    ) -> bool:
+        """:meth:`place` of pieces as :func:`workbench.kernels.placement.place_pieces` takes them, under these requests."""
         map_ = _map_of(inode, small)
         before, free = int(map_.progress[placement.ALLOCATIONS]), self.free.copy()
         complete = self.run_pieces(map_, pieces, requests, *self.turns_and_zones(inode, order))

@@ -472,12 +472,13 @@ def fragmentation(dataset: xr.Dataset) -> Figure:
         worst = dataset.isel(background=-1)
         for name, label, colour, line in (
             ("areas_free", "free as they are", "#6e6e6e", "-"),
-            ("areas_compacted", "after compaction, if guests may move", "#0072b2", "-"),
+            ("areas_scanned", "after compact_memory, if guests may move", "#d55e00", "--"),
+            ("areas_compacted", "if areas are asked for, then too", "#0072b2", "-"),
             ("areas_packed", "if everything moved", "#0072b2", ":"),
         ):
             right.plot(days, worst[name].values, color=colour, ls=line, lw=1.6, label=label)
         right.set_title(f"1 GiB areas with {100 * shares[-1]:g} % held by the kernel", loc="left")
-        right.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
+        right.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
         for ax in (left, right):
             ax.set_xlim(0, days[-1])
             ax.set_ylim(bottom=0)

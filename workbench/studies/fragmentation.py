@@ -8,7 +8,9 @@ own there is, and how long it stays, is an assumption; what the allocator makes 
 Guests without private memory can be moved under the series of June 2026. Then two things can be had again:
 
 - 1 GiB areas, by compaction (``mm/page_alloc.c: alloc_contig_pages``): an area with nothing unmovable in it is emptied into what
-  else is free on its node. Areas that hold least are emptied first, which is the least that must be copied.
+  else is free on its node. Areas that hold least are emptied first, which is the least that must be copied. Nobody has to ask
+  for areas: the two scanners of /proc/sys/vm/compact_memory (:mod:`workbench.engine.compaction`) pack what can move at the end
+  of each node, which gives back 2 MiB blocks, and areas only where nothing unmovable lies.
 - 2 MiB folios (``mm/khugepaged.c: collapse_file``): 512 small pages are copied into a block that is free now.
 
 Private memory can do neither: the host cannot copy it.
@@ -20,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 from workbench import results
+from workbench.engine.compaction import BLOCK, scanned_blocks
 from workbench.errors import WorkbenchError
 from workbench.kernels import owned_regions
 from workbench.kernels import vm_churn as churn_kernel
@@ -62,8 +65,9 @@ def fragmentation(
     Dataset over ``background`` and ``sample`` (coordinate ``day``). ``mappable_2mib`` is the share of the guests' memory in
     folios of 2 MiB (not a number while no guest is there); ``mappable_collapsed`` the same after a pass of khugepaged, if
     guests may move. ``areas_free``, ``areas_compacted`` and ``areas_packed`` are 1 GiB areas: free as they are, after
-    compaction if guests may move, and if everything could. Left out: watermarks, per-CPU lists, and page cache in what is
-    free, which has to go first.
+    compaction if guests may move, and if everything could; ``areas_scanned`` after a write to compact_memory, with the free 2 MiB
+    blocks before and after it (``blocks_free``, ``blocks_scanned``) and ``scanned_pages`` that it copies. Left out: watermarks,
+    per-CPU lists, and page cache in what is free, which has to go first.
     """
     if any(not 0 <= share < 0.5 for share in background) or not 0 < weeks <= 520:
         raise WorkbenchError(f"background: {background}, weeks: {weeks}; shares from 0 to below 0.5, up to 520 weeks")
@@ -73,6 +77,9 @@ def fragmentation(
     shape = (len(background), samples)
     counted = {
         name: np.zeros(shape, np.int64) for name in ("areas_free", "areas_compacted", "areas_packed", "moved_pages")
+    }
+    packed = {
+        name: np.zeros(shape, np.int64) for name in ("blocks_free", "blocks_scanned", "areas_scanned", "scanned_pages")
     }
     shares = {name: np.full(shape, np.nan) for name in ("mappable_2mib", "mappable_collapsed")}
     refused = np.zeros(len(background), np.int64)
@@ -96,6 +103,8 @@ def fragmentation(
             found = compacted(regions.reshape(2, nodes, -1))
             for name, value in zip(counted, found, strict=True):
                 counted[name][i, k] = value
+            for name, value in zip(packed, scanned_nodes(blocks_held(host, guests)), strict=True):
+                packed[name][i, k] = value
             held, large = (
                 int(host.vms[:machines, field].sum()) for field in (churn_kernel.VM_PAGES, churn_kernel.VM_2M)
             )
@@ -106,7 +115,7 @@ def fragmentation(
         refused[i] = host.counts[churn_kernel.REFUSED]
     return results.make(
         Fragmentation,
-        {**counted, **shares, "refused": refused},
+        {**counted, **packed, **shares, "refused": refused},
         {"background": np.array(background), "sample": np.arange(samples), "day": ("sample", moments)},
         provenance=results.provenance(
             command="studies.fragmentation.fragmentation", memory=memory, machines=machines, nodes=nodes,
@@ -133,6 +142,46 @@ def compacted(held: np.ndarray) -> tuple[int, int, int, int]:
         compact += int(fits.sum())
         moved += int(copied[fits][-1]) if fits.any() else 0
     return free, compact, packed, moved
+
+
+def blocks_held(host: vm_churn.Allocating, chosen: np.ndarray) -> np.ndarray:
+    """Pages held in each 2 MiB of each node, int64 (2, nodes, blocks): by machines that are not chosen, and by those that are."""
+    rows, kinds = host.vms[:, churn_kernel.VM_FIRST], chosen.astype(np.int64)
+    found = []
+    while (rows >= 0).any():  # the next extent of every machine that has one
+        rows, kinds = rows[rows >= 0], kinds[rows >= 0]
+        at = host.held.ranges[rows]
+        first = at[:, churn_kernel.ROW_PFN] + at[:, churn_kernel.ROW_NODE] * (host.pages // host.nodes)
+        found.append(np.stack((kinds, first, first + at[:, churn_kernel.ROW_PAGES])))
+        rows = at[:, churn_kernel.ROW_NEXT]
+    kind, first, end = np.concatenate([np.zeros((3, 0), np.int64), *found], axis=1)
+    edges = np.arange(0, host.pages + 1, 1 << BLOCK)
+    below = [_below(np.sort(first[kind == k]), edges) - _below(np.sort(end[kind == k]), edges) for k in (0, 1)]
+    return np.diff(below, axis=1).reshape(2, host.nodes, -1)
+
+
+def _below(starts: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Pages below each edge of ranges that begin at ``starts``, ascending, and have no end."""
+    sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(starts)))
+    count = np.searchsorted(starts, edges)
+    return count * edges - sums[count]
+
+
+def scanned_nodes(held: np.ndarray) -> tuple[int, int, int, int]:
+    """Free 2 MiB blocks, those after compact_memory, free 1 GiB areas then, and the pages that it copies.
+
+    held : int64 (2, nodes, blocks), pages held in each page block: what cannot move, and what can
+    """
+    before = after = areas = copied = 0
+    for stays, moves in zip(held[0], held[1], strict=True):
+        free = (1 << BLOCK) - stays - moves
+        emptied, filled = scanned_blocks(moves, stays, free)
+        whole = free + emptied - filled == 1 << BLOCK
+        before += int((free == 1 << BLOCK).sum())
+        after += int(whole.sum())
+        areas += int(whole.reshape(-1, GIB_PAGES >> BLOCK).all(axis=1).sum())
+        copied += int(emptied.sum())
+    return before, after, areas, copied
 
 
 def _small_allocations(

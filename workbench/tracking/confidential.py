@@ -31,6 +31,9 @@ PSC_MAX_ENTRIES = 253
 ACCEPT_CHUNK = 4 << 20
 """Memory a guest accepts at a time when it does so lazily."""
 
+ENCRYPTED = ("snp", "tdx")
+"""VM types whose private memory nobody on the host can read, or copy to another frame."""
+
 LARGEST_LEAF = {name: made.largest_leaf for name, made in VM_TYPES.items()}
 
 

@@ -143,6 +143,18 @@ class ConversionFile(TrackedFile):
         errors = self.run_stream(stream).errors
         return int(np.argmax(errors != 0)) if errors.any() else len(folios)
 
+    def collapse(self, offset: int, node: int, cpu: int = 0) -> Outcome:
+        """Copy the 4 KiB folios of the 2 MiB at ``offset`` into a folio that the caller took from ``node``; they are his to free.
+
+        EINVAL where no such folios lie or some page is shared, EAGAIN with the offset of a page that somebody holds.
+        """
+        return self._one(folio.COLLAPSE, offset, 0, node=node, cpu=cpu)
+
+    def small_blocks(self, first: int, end: int) -> Int64s:
+        """2 MiB blocks of [first, end) in which 4 KiB folios stand in for a huge one and no page is shared."""
+        state = self.state
+        return first + np.flatnonzero((state.level[first:end] == folio.BASE) & (state.shared_2m[first:end] == 0))
+
     def insert_small(self, pages: Int64s, nodes: Int64s) -> None:
         """Put 4 KiB folios, already taken elsewhere, where no huge page was to be had; needs ``fallback``."""
         stream = np.zeros((len(pages), 6), np.int64)

@@ -208,7 +208,7 @@ class TrackedFile(ABC):
         if stream.ndim != 2 or stream.shape[1] != 6:
             raise WorkbenchError(f"stream: shape {stream.shape}; must be (operations, 6)")
         for column, name, limit in (
-            (folio.OP, "op", folio.INSERT + 1),
+            (folio.OP, "op", folio.COLLAPSE + 1),
             (folio.NODE, "node", self.nodes),
             (folio.CPU, "cpu", self.cpus),
         ):
