@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.plots import common
 from workbench.plots.common import INK, MUTED, figure, style
 from workbench.plots.palette import NODE_COLOURS
-from workbench.units import format_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes
 
 COLOURS = {name: design.colour for name, design in DESIGNS.items()}
 MARKERS = {name: design.marker for name, design in DESIGNS.items()}
@@ -169,6 +169,47 @@ def whole(dataset: xr.Dataset) -> Figure:
             ax.set_ylim(bottom=0)
             ax.spines[["top", "right"]].set_visible(False)
         _legend(made, ax)
+    return made
+
+
+def mappings(dataset: xr.Dataset, confidential: xr.Dataset) -> Figure:
+    """What KVM and a device keep mapped large while a guest converts, by size, and of a TDX guest the PAMT pages of each node.
+
+    Two simulations under several designs: one of a guest that a device maps, on 1 GiB pages; one of a TDX guest on two nodes.
+    """
+    if "device_leaves" not in dataset or "dynamic_pamt_bytes" not in confidential:
+        raise WorkbenchError(
+            "mappings: simulations of a guest that a device maps and of a TDX guest have what is drawn"
+        )
+    made = figure(12.5, 5.6)
+    memory = float((dataset["file_page_size"] * dataset["file_pages"]).sum("file").max())
+    kept = {level: 100 * dataset["mapping_share"].sel(level=level) for level in ("1 GiB", "2 MiB")}
+    device = {
+        level: dataset["device_leaves"].sel(level=level) * (100 * (PAGE_SIZE << PAGE_ORDERS[level]) / memory)
+        for level in kept
+    }
+    pamt = confidential["dynamic_pamt_bytes"] / (1 << 20)
+    panels = [(f"KVM could map by {level} (% of memory)", kept[level]) for level in kept]
+    panels += [(f"the IOMMU maps by {level} (% of memory)", device[level]) for level in device]
+    panels += [
+        (f"dynamic PAMT on node {int(node)}, TDX (MiB)", pamt.sel(node=node)) for node in pamt["node"].values[:2]
+    ]
+    with style():
+        for number, (label, lines) in enumerate(panels):
+            ax = made.add_subplot(2, 3, number // 2 + 1 + 3 * (number % 2))
+            for k, design in enumerate(lines["design"].values):
+                values = lines.sel(design=design).values
+                every = slice(k * len(values) // 40, None, max(1, len(values) // 6))
+                ax.plot(
+                    np.arange(len(values)), values, color=COLOURS.get(str(design), INK), lw=1.6, label=str(design),
+                    ls=DESIGNS[str(design)].line, marker=MARKERS[str(design)], ms=4.5, markevery=every,
+                )  # fmt: skip
+            ax.set_title(label, loc="left", fontsize=9)
+            ax.set_xlabel("calls. Counted.")
+            ax.set_ylim(0, 104 if "%" in label else None)
+            ax.spines[["top", "right"]].set_visible(False)
+        handles = {str(handle.get_label()): handle for axes in made.axes for handle in axes.get_lines()}
+        made.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     return made
 
 
@@ -472,8 +513,8 @@ def fragmentation(dataset: xr.Dataset) -> Figure:
         worst = dataset.isel(background=-1)
         for name, label, colour, line in (
             ("areas_free", "free as they are", "#6e6e6e", "-"),
-            ("areas_scanned", "after compact_memory, if guests may move", "#d55e00", "--"),
-            ("areas_compacted", "if areas are asked for, then too", "#0072b2", "-"),
+            ("areas_scanned", "after compact_memory, if guests may move", "#d55e00", (0, (3, 5))),
+            ("areas_compacted", "emptied when asked for, if guests may move", "#0072b2", "-"),
             ("areas_packed", "if everything moved", "#0072b2", ":"),
         ):
             right.plot(days, worst[name].values, color=colour, ls=line, lw=1.6, label=label)

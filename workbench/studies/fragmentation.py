@@ -8,9 +8,9 @@ own there is, and how long it stays, is an assumption; what the allocator makes 
 Guests without private memory can be moved under the series of June 2026. Then two things can be had again:
 
 - 1 GiB areas, by compaction (``mm/page_alloc.c: alloc_contig_pages``): an area with nothing unmovable in it is emptied into what
-  else is free on its node. Areas that hold least are emptied first, which is the least that must be copied. Nobody has to ask
-  for areas: the two scanners of /proc/sys/vm/compact_memory (:mod:`workbench.engine.compaction`) pack what can move at the end
-  of each node, which gives back 2 MiB blocks, and areas only where nothing unmovable lies.
+  else is free on its node. Areas that hold least are emptied first, which is the least that must be copied. The two scanners
+  of /proc/sys/vm/compact_memory (:mod:`workbench.engine.compaction`) look for no area: they fill broken blocks and none that is
+  wholly free, so that where the allocator has kept 2 MiB together they find next to nothing to do.
 - 2 MiB folios (``mm/khugepaged.c: collapse_file``): 512 small pages are copied into a block that is free now.
 
 Private memory can do neither: the host cannot copy it.
