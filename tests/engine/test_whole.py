@@ -60,3 +60,10 @@ def test_a_td_needs_a_pair_of_pages_for_each_2_mib() -> None:
     assert "rmp_updates" not in found and "rmpopt_regions" not in found
     with pytest.raises(WorkbenchError, match="SNP guest"):
         plots_designs.whole(found)
+    drawn = {ax.get_title(loc="left"): ax.get_lines() for ax in plots_designs.mappings(found, found).axes}
+    assert len(drawn) == 6
+    pamt, device = drawn["dynamic PAMT on node 1, TDX (MiB)"], drawn["the IOMMU maps by 2 MiB (% of memory)"]
+    assert [line.get_ydata()[-1] for line in pamt] == (found["dynamic_pamt_bytes"].values[:, -1, 1] / 2**20).tolist()
+    assert [line.get_ydata()[-1] for line in device] == [100 / 2048] * 2, "of 3 MiB one lies whole"
+    with pytest.raises(WorkbenchError, match="TDX guest"):
+        plots_designs.mappings(found, found.drop_vars("dynamic_pamt_bytes"))
