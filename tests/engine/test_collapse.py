@@ -270,3 +270,23 @@ def test_shared_pages_a_pin_and_a_part_of_2_mib_stand_in_the_way() -> None:
     assert inode.tracked is not None and inode.tracked.count("splits_2m") == 1, "a folio as any other from then on"
     apply(system, sc.Close())
     assert int((system.free[:NODES] * 512 + system.free[NODES:]).sum()) == 100_000 * NODES, "everything is free again"
+
+
+def test_nobody_maps_the_frames_that_were_copied() -> None:
+    """KVM is told and faults the huge folio in; what a device has pinned stays where it is, and its mapping with it."""
+    system = system_without_blocks()
+    guest = sc.Fault(by="guest", length=2 * MIB2)
+    device = {"offset": MIB2, "length": PAGE}
+    assert apply(system, guest).errno == 0
+    for operation in (sc.Convert(to="shared", **device), sc.IommuMap(**device), sc.Close(file="other")):
+        assert apply(system, operation).errno == 0
+    inode = system.files["guest"].inode
+    users, file = inode.users, inode.tracked
+    assert users is not None and file is not None
+    assert (users.kvm_pages, file.count("leaves_2m")) == (1023, 0)
+    told, frame = file.count("invalidations"), users.frames(MIB2 // PAGE, MIB2 // PAGE + 1).tolist()
+    assert apply(system, sc.Collapse()).detail["collapsed_2m"] == 1
+    assert (users.kvm_pages, file.count("invalidations") - told) == (511, 1), "the other 2 MiB is as it was"
+    assert users.iommu.runs()[:, :3].tolist() == frame == users.frames(MIB2 // PAGE, MIB2 // PAGE + 1).tolist()
+    assert apply(system, sc.Fault(by="guest", length=PAGE)).errno == 0
+    assert (users.kvm_pages, file.count("leaves_2m"), file.count("regained_2m")) == (1023, 1, 1)
