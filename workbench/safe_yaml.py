@@ -25,6 +25,7 @@ MAX_NUMBER = 40
 """Characters of a number."""
 # The C parser is some ten times faster, which a scenario of a thousand ranges feels.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_OCTAL = re.compile(r"[-+]?0[0-7]{1,20}")
 _FIELD = re.compile(r"([\w.\[\]]+): ")
 """What a message begins with that names a field."""
 _TAG = "tag:yaml.org,2002:"
@@ -52,8 +53,13 @@ class _Scalars(_Base):  # type: ignore[misc]
         self._known[key] = made
         return made
 
-    def number(self, node: yaml.ScalarNode) -> int | float:
-        """``!!int`` or ``!!float``, of no more digits than anything has."""
+    def number(self, node: yaml.ScalarNode) -> int | float | str:
+        """``!!int`` or ``!!float``, of no more digits than anything has. ``1:30`` is the text that was written, not 90."""
+        if ":" in node.value:
+            return self.text(node)
+        if _OCTAL.fullmatch(node.value) and int(node.value, 8) != int(node.value):
+            shown = f"{node.value[:20]} is {int(node.value, 8)} to some and {int(node.value)} to others; write it without the 0"
+            raise yaml.constructor.ConstructorError(None, None, shown, node.start_mark)
         if len(node.value) > MAX_NUMBER:
             shown = f"{node.value[:20]}... has {len(node.value)} characters; numbers have at most {MAX_NUMBER}"
             raise yaml.constructor.ConstructorError(None, None, shown, node.start_mark)

@@ -41,6 +41,8 @@ SAID_TWICE = {
     "YAML hexadecimal": (
         "scenario", BASE + "operations: [{op: set_weights, weights: {1: 3, 0x1: 4}}]", "'0x1' is there twice"),
     "VM type and its old name": ("scenario", BASE.replace("MiB}", "MiB, confidential: snp, vm_type: tdx}"), "'tdx' and .*'snp'"),
+    "octal or not": ("scenario", BASE + "seed: 010", r"line 3, column 7: 010 is 8 to some and 10 to others"),
+    "base 60 or not": ("scenario", BASE + "seed: 1:30:00", r"^seed: .*'1:30:00'"),
     "truth for a number": ("scenario", BASE + "seed: true", "^seed: .*not a truth value"),
     "half a byte": ("scenario", BASE.replace("8 MiB", "4096.5"), "4096.5"),
     "CPU of two nodes": (

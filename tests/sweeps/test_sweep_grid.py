@@ -126,6 +126,21 @@ def test_refusals_name_the_place(mapping, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("mapping", "says"),
+    [
+        ({"axes": {"a\x1b[2J": {"field": "seed", "values": [1]}}}, "grid.axes: .* has a control character"),
+        ({"axes": {"a": {"field": "seed", "values": [1], "labels": ["\x1b[2J"]}}}, "grid.axes.a.labels: .*U.001B"),
+        ({"axes": {"name": ["a", "b\x00"]}}, "grid.axes.name.values: .*U.0000"),
+        ({"axes": {"a": {"field": "seed", "values": [1]}}, "metrics": ["a\x9b"]}, "grid.metrics: .*U.009B"),
+        ({"axes": {"a": {"field": "seed", "values": [1]}}, "name": "\u202eb"}, "grid.name: .* has a turn of direction"),
+    ],
+)
+def test_names_of_a_grid_reach_terminals_and_have_no_control_characters(mapping, says):
+    with pytest.raises(WorkbenchError, match=says):
+        Grid.from_mapping({"base": BASE, **mapping})
+
+
 def test_a_metric_of_nothing_names_what_there_is():
     import xarray as xr
 

@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import WorkbenchError
+from workbench.texts import without_controls
 from workbench.units import parse_bytes
 from workbench.variables import Simulation
 
@@ -210,6 +211,8 @@ class Grid:
             raise WorkbenchError(
                 f"grid: no key {sorted(map(str, unknown))[0]!r}; a grid has name, comment, base, axes, metrics, chunk"
             )
+        if mapping.get("name") is not None:
+            _shown("grid.name", str(mapping["name"]))
         base = _base(mapping.get("base"), folder)
         axes_given = mapping.get("axes")
         if not isinstance(axes_given, Mapping) or not axes_given:
@@ -249,6 +252,7 @@ def _base(given: object, folder: Path) -> dict[str, Any]:
 
 
 def _axis(name: str, given: object) -> Axis:
+    _shown("grid.axes", name)
     where = f"grid.axes.{name}"
     if not name or "/" in name or len(name) > 100:
         raise WorkbenchError(f"{where}: a name of 1 to 100 characters without '/' is needed")
@@ -388,9 +392,19 @@ def _labels(
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
     if not numbers:
         values = [value if isinstance(value, str) else _label_of(value) for value in values]
+        for value in values:
+            _shown(f"{where}.{'values' if given is None else 'labels'}", value)
     if len(set(values)) < len(values):
         raise WorkbenchError(f"{where}: the same value is there twice; values of an axis must differ (or give labels)")
     return tuple(values)
+
+
+def _shown(where: str, text: str) -> None:
+    """Refuse a text that names cells, in the store and on terminals, if it has characters that these take as commands."""
+    try:
+        without_controls(text, "\n\t")
+    except ValueError as error:
+        raise WorkbenchError(f"{where}: {error}") from None
 
 
 def _label_of(value: Any) -> str:
@@ -441,6 +455,7 @@ def _metrics(given: object) -> tuple[Metric, ...]:
         raise WorkbenchError(f"grid.metrics: {given!r} is neither a list of names nor a mapping")
     found = []
     for name, spec in given.items():
+        _shown("grid.metrics", str(name))
         where = f"grid.metrics.{name}"
         if spec is None:
             found.append(METRICS.get(str(name)) or Metric(str(name), str(name), "mean"))
