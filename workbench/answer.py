@@ -53,6 +53,7 @@ class Log:
         self.placed = np.empty((len(operations), len(system.free)), np.int64)
         self.free = np.empty_like(self.placed)
         self.observed: list[tuple[int, str, np.ndarray]] = []
+        self.observed_runs = 0
         self.accesses: dict[int, Any] = {}
         self.conversions: list[np.ndarray] = []
         self.whole: list[np.ndarray] = []
@@ -103,9 +104,10 @@ class Log:
     def _observe(self, system: System, operation: sc.Observe, result: Result) -> None:
         """List the runs of a range. Too many of them are refused, or in a replay named as not listed."""
         inode = system.files[operation.file].inode
-        runs = _observed_runs(system, inode, operation, OBSERVED_RUNS - sum(len(rows) for _, _, rows in self.observed))
+        runs = _observed_runs(system, inode, operation, OBSERVED_RUNS - self.observed_runs)
         if runs is not None:
             self.observed.append((len(self.results) - 1, operation.file, runs))
+            self.observed_runs += len(runs)
         elif system.scenario.strict:
             pages = np.diff(system.pages(operation, inode.pages))[0]
             raise WorkbenchError(

@@ -29,11 +29,20 @@ KINDS: dict[str, Callable[[int, int], dict[str, Any]]] = {
                                           "offset": 2 * PAGE * (i // 3 * 2 + i % 3 // 2), "length": PAGE},
     "punch_hole with pfns": lambda i, n: {"op": "punch_hole", "offset": 2 * PAGE * i, "length": PAGE},
     "alias beside attributes": lambda i, n: {"op": "alias", "file": f"a{i}", "of": "guest"},
+    "memfd beside huge pages": lambda i, n: {"op": "memfd", "file": f"a{i}", "size": PAGE},
+    "observe": lambda i, n: {"op": "observe", "offset": PAGE * i, "length": PAGE},
 }  # fmt: skip
 GUESTS: dict[str, dict[str, Any]] = {
     "convert": {"vm_type": "sw_protected", "conversion": {"mode": "in-place"}},
     "convert out of place": {"vm_type": "snp", "conversion": {"mode": "out-of-place"}},
     "alias beside attributes": {"vm_type": "snp", "conversion": {"mode": "out-of-place"}},
+    "memfd beside huge pages": {
+        "design": "hugetlb",
+        "page_size": "2 MiB",
+        "memory": "64 MiB",
+        "vm_type": "snp",
+        "conversion": {"mode": "in-place"},
+    },
 }
 
 

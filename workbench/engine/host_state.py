@@ -185,6 +185,8 @@ class HostState:
         self._has_cma = bool(self.all_cma.any())
         self._turns_and_zones: dict[str, tuple[placement.Interleaving, placement.Zones]] = {}
         self.files: dict[str, OpenFile] = {}
+        self.guest_memfds: dict[Inode, None] = {}
+        """Those that have a name, in the order in which they got their first."""
         self.attributed: dict[Inode, None] = {}
         """Inodes that have attributes, in the order in which they got them."""
         self.placed = np.zeros(len(self.free), np.int64)
@@ -426,6 +428,7 @@ class HostState:
         inode.names -= 1
         if not inode.names:
             self.attributed.pop(inode, None)
+            self.guest_memfds.pop(inode, None)
 
     def with_attributes(self) -> Iterator[tuple[Inode, Attributes]]:
         """Inodes that have a name and whose private memory is what the VM's attributes say."""

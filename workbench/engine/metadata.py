@@ -693,8 +693,8 @@ class Metadata:
     def _settle_trees(self, task: Thread) -> bool:
         """Nodes of maple trees that came, by the hand of the task, or went."""
         complete = True
-        for inode in self.system.inodes():
-            if inode.kind != "guest_memfd" or inode.evicted:
+        for inode in self.system.guest_memfds:
+            if inode.evicted:
                 continue
             self.light_map(inode)
             trees = self.trees.setdefault(inode, {})

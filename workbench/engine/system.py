@@ -100,6 +100,8 @@ class System(HostState):
         if before is not None and before.descriptor is not None:
             before.inode.descriptors -= 1
         file.inode.names += 1
+        if file.inode.kind == "guest_memfd":
+            self.guest_memfds[file.inode] = None
         if before is not None:
             self.loses_a_name(before.inode)
         file.inode.descriptors += file.descriptor is not None
