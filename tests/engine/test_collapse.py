@@ -13,6 +13,7 @@ import workbench as wb
 from workbench import scenario as sc
 from workbench.engine.calls import apply
 from workbench.engine.system import System
+from workbench.kernels.folios import run as folio
 
 MIB2, PAGE = 2 << 20, 4096
 HOST: dict[str, Any] = {
@@ -290,3 +291,57 @@ def test_nobody_maps_the_frames_that_were_copied() -> None:
     assert users.iommu.runs()[:, :3].tolist() == frame == users.frames(MIB2 // PAGE, MIB2 // PAGE + 1).tolist()
     assert apply(system, sc.Fault(by="guest", length=PAGE)).errno == 0
     assert (users.kvm_pages, file.count("leaves_2m"), file.count("regained_2m")) == (1023, 1, 1)
+
+
+def mapped_by_kvm(state: Any) -> np.ndarray:
+    """Pages that the second stage maps, bool (pages,), from its leaves."""
+    leaf = np.repeat(state.marks[:BLOCKS] & folio.LEAF_MASK, 512)
+    small = np.unpackbits(state.small[: BLOCKS * 8].astype("<u8").view(np.uint8), bitorder="little").astype(bool)
+    mapped: np.ndarray = (leaf > folio.LEAF_4K) | ((leaf == folio.LEAF_4K) & small)
+    return mapped
+
+
+def frames_of(runs: list[list[int]]) -> dict[int, int]:
+    """The frame of every page of runs (first page, pages, frame)."""
+    return {page: frame for first, pages, frame, *_ in runs for page in range(first, first + pages)}
+
+
+def test_no_mapping_is_stale_whenever_khugepaged_comes_by() -> None:
+    """Calls in any order on small and huge folios: KVM and the device map the frame that is there, page by page."""
+    copied = 0
+    for seed in range(6):
+        rng = np.random.default_rng([16, seed])
+        system = system_without_blocks()
+        inode = system.files["guest"].inode
+        users, file = inode.users, inode.tracked
+        assert users is not None and file is not None
+        at_fault: dict[int, int] = {}  # the frame that KVM mapped, by page
+        for step in range(60):
+            where = {"offset": int(rng.integers(0, BLOCKS)) * MIB2, "length": MIB2}
+            if rng.random() < 0.5:
+                where = {"offset": where["offset"] + int(rng.integers(0, 500)) * PAGE, "length": PAGE}
+            calls = [
+                sc.Fault(by="guest", **where),
+                sc.Convert(to=str(rng.choice(["shared", "private"])), **where),
+                sc.IommuMap(**where),
+                sc.IommuUnmap(**where),
+                sc.Pin(**where),
+                sc.Unpin(**where),
+                sc.PunchHole(**where),
+                sc.PunchHole(file="other", length=int(rng.integers(1, 7)) * MIB2),
+                sc.Collapse(),
+            ]
+            call = calls[rng.choice(len(calls), p=[0.3, 0.2, 0.1, 0.06, 0.06, 0.06, 0.04, 0.03, 0.15])]
+            result = apply(system, call)
+            copied += result.detail.get("collapsed_2m", 0) if isinstance(call, sc.Collapse) else 0
+            there = frames_of(users.frames(0, BLOCKS * 512).tolist())
+            mapped = np.flatnonzero(mapped_by_kvm(file.state)).tolist()
+            if isinstance(call, sc.Fault):
+                at_fault |= {page: there[page] for page in mapped if page not in at_fault}
+            assert set(mapped) <= set(at_fault), f"{seed}, {step}: only a fault maps, not {call}"
+            at_fault = {page: at_fault[page] for page in mapped}
+            assert all(there[page] == frame for page, frame in at_fault.items()), (seed, step, call)
+            withheld = set(file.withheld().tolist())
+            for page, frame in frames_of(users.iommu.runs().tolist()).items():
+                assert there.get(page) == frame or page in withheld, (seed, step, call)
+    assert copied > 3

@@ -163,6 +163,15 @@ class ConversionFile(TrackedFile):
         stream[:, folio.ARGUMENT] = ~self.pages_shared(pages)  # faulted as what they are
         stream[:, folio.NODE] = nodes
         self.run_stream(stream)
+        # Nobody has touched them yet: whoever does is told of below.
+        first = np.flatnonzero(np.diff(pages, prepend=-2) != 1)
+        if not len(first):
+            return
+        last = np.append(first[1:], len(pages)) - 1
+        unmapped = np.zeros((len(first), 6), np.int64)
+        unmapped[:, folio.OP], unmapped[:, folio.OFFSET] = folio.UNMAP, pages[first] * PAGE_SIZE
+        unmapped[:, folio.LENGTH] = (pages[last] + 1 - pages[first]) * PAGE_SIZE
+        self.run_stream(unmapped)
 
     def set_slot(self, offset: int, length: int, largest_leaf: str = "1 GiB") -> None:
         """A memslot maps this range of the file; it can have leaves of up to this size, and none that reach out of it."""
