@@ -71,8 +71,11 @@ class StateTree(Tree):
     def of(cls, file: TrackedFile, nodes: int) -> StateTree:
         """The tree of a new file, from whose beginning it hears of every conversion."""
         file.converted = []
-        tree = cls(np.zeros(nodes, np.int64), 2, file, file.state.shared.copy())
-        tree.ranges = 2 + tree._borders(tree.seen, np.arange(tree._words()))
+        shared, words = file.count("shared_pages"), file.state.shared
+        # As a file begins: of a private one nothing is read, and memory for it is taken as it is written.
+        tree = cls(np.zeros(nodes, np.int64), 2, file, words.copy() if shared else np.zeros_like(words))
+        if 0 < shared < file.size // PAGE_SIZE:
+            tree.ranges += tree._borders(words, np.arange(tree._words()))
         return tree
 
     def wanted(self) -> int:
