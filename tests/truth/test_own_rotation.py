@@ -39,7 +39,12 @@ def judged(path, name):
 
 
 @pytest.mark.parametrize(
-    ("file", "name"), [("m3movable", "gridtask_interleave"), ("m4memoryless", "gridtask_interleave")]
+    ("file", "name"),
+    [
+        ("m3movable", "gridtask_interleave"),
+        ("m4memoryless", "gridtask_interleave"),
+        ("m14sparse", "gridtask_weighted_interleave"),
+    ],
 )
 def test_pages_of_an_own_rotation_are_judged(file, name, tmp_path):
     """They agree but for a step that a slab took; with as many pages on each node in another order they do not."""

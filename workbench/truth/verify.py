@@ -727,14 +727,21 @@ class _Comparison:
         return exact, in_order
 
     def _turns_in_one_sequence(self, position: int, task: str) -> bool:
-        """Whether a step more or less moves the nodes of a task's rotation on, and changes nothing else of them."""
+        """Whether a step more or less moves the nodes of a task's rotation on, and changes nothing else of them.
+
+        Of weighted policies that is so as long as only one of them takes turns, with the same weights all the time.
+        """
         number = self.numbers[position]
         assert number is not None
-        return not any(
-            str(operation.mode).startswith("weighted")
-            for operation in self.scenario.operations[:number]
-            if isinstance(operation, sc.Mbind) or (isinstance(operation, sc.SetMempolicy) and operation.task == task)
-        )
+        policies, weighed = set(), False
+        for operation in self.scenario.operations[:number]:
+            if isinstance(operation, (sc.SetWeights, sc.SetAutoWeights)):
+                weighed |= bool(policies)
+            mine = isinstance(operation, sc.SetMempolicy) and operation.task == task
+            if (mine or isinstance(operation, sc.Mbind)) and "interleave" in str(operation.mode):
+                policies.add((str(operation.mode), str(operation.nodes)))
+        weighted = any(mode.startswith("weighted") for mode, _ in policies)
+        return not weighted or (len(policies) == 1 and not weighed)
 
     def _within_slack(self, expected: np.ndarray, simulated: np.ndarray) -> bool:
         """Same order of nodes, and counts that differ by no more than the slack (a node may be missed by as much)."""
