@@ -733,15 +733,16 @@ class _Comparison:
         """
         number = self.numbers[position]
         assert number is not None
-        policies, weighed = set(), False
+        policies: set[tuple[str, str]] = set()
+        weighed = False
         for operation in self.scenario.operations[:number]:
             if isinstance(operation, (sc.SetWeights, sc.SetAutoWeights)):
-                weighed |= bool(policies)
-            mine = isinstance(operation, sc.SetMempolicy) and operation.task == task
-            if (mine or isinstance(operation, sc.Mbind)) and "interleave" in str(operation.mode):
+                weighed |= bool(policies)  # which may be others than those that take turns
+            if isinstance(operation, sc.Mbind) or (isinstance(operation, sc.SetMempolicy) and operation.task == task):
                 policies.add((str(operation.mode), str(operation.nodes)))
-        weighted = any(mode.startswith("weighted") for mode, _ in policies)
-        return not weighted or (len(policies) == 1 and not weighed)
+        turns = {policy for policy in policies if "interleave" in policy[0]}
+        weighted = any(mode.startswith("weighted") for mode, _ in turns)
+        return not weighted or (len(turns) == 1 and not weighed)
 
     def _within_slack(self, expected: np.ndarray, simulated: np.ndarray) -> bool:
         """Same order of nodes, and counts that differ by no more than the slack (a node may be missed by as much)."""
