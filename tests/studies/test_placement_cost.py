@@ -169,7 +169,14 @@ def test_weights_and_views_and_walks_have_axes_with_units():
     assert "ns" in plots_traffic.views(vnuma.cost(HOST, cells)).axes[1].get_ylabel()
     walks = xr.concat([translation.walk_cost({"1 GiB": k << 30}, "1 GiB") for k in (1, 64)], dim="guests")
     made = plots_traffic.walks(walks.assign_coords(guests=[1, 64]), "guests", "GiB")
-    assert made.axes[0].get_ylabel() == "page walks, ns per access"
+    assert made.axes[0].get_ylabel() == "page walks, ns per access" and not made.axes[0].collections
+    drawn = xr.concat([translation.walk_cost({"4 KiB": k << 30}, samples=5) for k in (1, 64)], dim="guests")
+    banded = plots_traffic.walks(drawn.assign_coords(guests=[1, 64]), "guests", "GiB").axes[0]
+    (band,) = banded.collections  # from 5 to 95 % of the four draws, about their median
+    low, high = np.quantile(drawn["walk"].values[0, 1:], (0.05, 0.95))
+    at_one = [y for x, y in band.get_paths()[0].vertices if x == 1]
+    assert (min(at_one), max(at_one)) == pytest.approx((low, high))
+    assert banded.lines[0].get_ydata()[0] == pytest.approx(np.median(drawn["walk"].values[0, 1:]))
 
 
 def test_other_figures_are_drawn():

@@ -64,19 +64,25 @@ def _lines_of(run: Any, name: str) -> list[str]:
 
 
 def accesses(run: Any, host: Any) -> dict[str, dict[str, float]]:
-    """Modelled latency (ns) and bandwidth (MB/s) that the vCPUs of each node get from where the pages of a Dataset lie."""
+    """Modelled latency (ns) and bandwidth (MB/s) that the vCPUs of each node get from where the pages of a Dataset lie.
+
+    ``low`` and ``high`` hold the values and nine in ten draws of the machine's parameters.
+    """
+    from workbench.cost.access import DRAWS, ENDS
     from workbench.cost.traffic import access_cost
 
     if not np.asarray(run["vcpu_node"]).size or not np.asarray(run["pages_per_node"]).any():
         return {}
-    cost = access_cost(run, host, PATTERN)
-    return {
-        str(node): {
-            f"{name}_{unit}": round(float(cost[name].sel(initiator=node)), 1)
-            for name, unit in (("latency", "ns"), ("bandwidth", "mb_s"))
-        }
-        for node in cost["initiator"].values.tolist()
-    }
+    cost = access_cost(run, host, PATTERN, samples=DRAWS)
+    out: dict[str, dict[str, float]] = {}
+    for node in cost["initiator"].values.tolist():
+        row = out[str(node)] = {}
+        for name, unit in (("latency", "ns"), ("bandwidth", "mb_s")):
+            every = cost[name].sel(initiator=node).values
+            low, high = np.quantile(every[1:], ENDS)
+            ends = {"": every[0], "_low": min(low, every[0]), "_high": max(high, every[0])}
+            row |= {f"{name}_{unit}{end}": round(float(value), 1) for end, value in ends.items()}
+    return out
 
 
 PATTERN = "streaming"
@@ -182,9 +188,18 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
     for line in summary["assumed"]:
         typer.echo(f"assumed: {line}")
     for profile, costs in summary.get("accesses", {}).items():
-        table = Table("vCPUs on node", "latency", "bandwidth of all of them", title=f"{PATTERN} accesses, modelled")
+        table = Table(
+            "vCPUs on node",
+            "latency",
+            "bandwidth of all of them",
+            title=f"{PATTERN} accesses, modelled (nine in ten draws)",
+        )
         for node, cost in costs.items():
-            table.add_row(node, f"{cost['latency_ns']:.4g} ns", f"{cost['bandwidth_mb_s'] / 1000:.3g} GB/s")
+            low, value, high = (cost[f"latency_ns{end}"] for end in ("_low", "", "_high"))
+            slow, rate, fast = (cost[f"bandwidth_mb_s{end}"] / 1000 for end in ("_low", "", "_high"))
+            table.add_row(
+                node, f"{value:.4g} ns ({low:.4g} to {high:.4g})", f"{rate:.3g} GB/s ({slow:.3g} to {fast:.3g})"
+            )
         console().print(table)
         typer.echo(f"measured profile: {profile}")
     if "calls" in summary:

@@ -338,15 +338,19 @@ def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the
 def walks(dataset: xr.Dataset, x: str, xlabel: str, hue: str | None = None, title: str = "") -> Figure:
     """Time in page walks against something that varies, one line for each value of another dimension.
 
-    dataset: with ``walk`` (ns) over ``x`` and, if given, ``hue``.
+    dataset: with ``walk`` (ns) over ``x`` and, if given, ``hue``; with draws over ``sample`` too, lines are of their medians and
+        bands from 5 to 95 % of them.
     """
     frame: Any = dataset[["walk"]].to_dataframe().reset_index()
+    if "sample" in dataset.dims:  # the first has the parameters' own values and is no draw
+        frame = frame[frame["sample"] > 0]
     with common.style():
         made = common.figure(6.8, 3.6)
         ax = made.add_subplot()
         sns.lineplot(
             frame, x=x, y="walk", hue=hue, style=hue, markers=True, dashes=hue is not None,
-            palette=PALETTE if hue else None, ax=ax,
+            palette=PALETTE if hue else None, ax=ax, estimator="median",
+            errorbar=("pi", 90) if "sample" in dataset.dims else None,
         )  # fmt: skip
         ax.set(xlabel=xlabel, ylabel="page walks, ns per access", title=title or "Page walks", ylim=(0, None))
         common.basis_note(made, dataset, ["walk"])
