@@ -22,6 +22,7 @@ from workbench.engine.generators import expand
 from workbench.engine.metadata import Metadata
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
+from workbench.tracking.folio_file import ConversionFile
 
 MIB, GIB = 1 << 20, 1 << 30
 HOST = {
@@ -132,6 +133,9 @@ class Books:
             missing[: system.nodes] -= system.conversions.unusable
         if self.left is not None:
             mine = tables_and_slabs(system.metadata, len(self.left))
+            for file in [] if system.conversions is None else system.conversions.files():
+                if isinstance(file, ConversionFile):  # what its splits took: struct pages, nodes of a 1 GiB split
+                    mine += file.held_vmemmap + file.state.slabs_1g.sum(axis=0)
             np.testing.assert_array_equal(self.left - system.metadata.zones.free, mine)
         elif system.metadata is not None and system.metadata.taking:
             missing -= tables_and_slabs(system.metadata, zones)

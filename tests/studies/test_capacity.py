@@ -118,6 +118,16 @@ def test_huge_pages_end_with_their_pools():
     assert str(dataset["ends_with"].values[0]) == "ENOMEM when it is created"
 
 
+def test_private_memory_of_huge_pages_fits_as_ordinary_memory_does():
+    """Kernels with huge pages have no attributes of the VM: asked for them, none of it fitted."""
+    host = Host.from_machine("xeon-e5-2680-2s")
+    ordinary, private = (
+        capacity(host, page_size="1 GiB", policies=["default"], confidential=confidential)
+        for confidential in (False, True)
+    )
+    assert private["capacity"].item() == ordinary["capacity"].item() > 0
+
+
 def test_free_memory_of_a_host_that_is_cma_is_not_the_guests():
     zone = {"name": "Normal", "managed": 1 << 20, "free": 1 << 20, "min": 1000, "low": 1250, "high": 1500}
     without = capacity(two_nodes(zones=[zone]), policies=["default"])

@@ -153,7 +153,9 @@ def _scenario(
         bound = {"mode": mode, "nodes": nodes}
         operations.append({"op": "set_mempolicy", "task": "vmm", **bound} if confidential
                           else {"op": "mbind", "file": "guest", **bound})  # fmt: skip
-    if confidential:
+    if (
+        confidential and page_size == "4 KiB"
+    ):  # kernels with huge pages convert in place: memory of the file starts private
         operations += [{"op": "memslot", "file": "guest"}, {"op": "set_memory_attributes", "file": "guest"}]
     operations.append({"op": "fault", "file": "guest", "by": by, "task": "vmm"})
     guest: dict[str, Any] = {"memory": size, "page_size": page_size, "vcpus": [{"node": near}]}
