@@ -133,7 +133,8 @@ def run(
         if along:
             print_comparison(found, along)
         else:
-            typer.echo(f"rules of kernel {found.attrs['kernel_profile']}, VM type {found.attrs['vm_type']}")
+            vmm = f", VMM {found.attrs['vmm_profile']}" if found.attrs["vmm_profile"] else ""
+            typer.echo(f"rules of kernel {found.attrs['kernel_profile']}, VM type {found.attrs['vm_type']}{vmm}")
     if output is not None:
         typer.echo(f"result: {output}", err=json_)
 
