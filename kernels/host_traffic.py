@@ -33,6 +33,8 @@ MIX_TOLERANCE = 1e-5
 """Greatest change of a resource's share of reads that counts as settled."""
 QUEUE_TOLERANCE = 1e-4
 """Greatest part of a queue's length by which what is inside may exceed it."""
+NARROW = 1e-6
+"""Width of a bracket of waits, as part of the longer, at which it holds no solution."""
 LONGEST_WAIT = 1e7
 """ns; a queue that is still too short then is not solved."""
 
@@ -278,7 +280,7 @@ def next_wait(
         low[queue] = max(low[queue], wait)
     else:
         high[queue] = min(high[queue], wait)
-    if high[queue] <= low[queue]:  # the others moved: the bracket no longer holds
+    if high[queue] - low[queue] <= NARROW * high[queue]:  # the others moved: the bracket no longer holds
         low[queue], high[queue] = 0.0, np.inf
     step = gap / drain * MBPS_PER_BYTE_PER_NS if drain > 0.0 else 0.0
     if last[queue, 0] >= 0.0 and wait != last[queue, 0] and gap != last[queue, 1]:

@@ -240,6 +240,17 @@ def test_a_queue_that_is_long_enough_changes_nothing():
         assert np.array_equal(wide, unlimited)
 
 
+def test_queues_of_two_sockets_that_move_each_other_settle():
+    """Both sockets wait, and each wait moves the other: brackets of one that were left behind held no solution, 15 in 100."""
+    host = machine(memory=(2e5, 2e5), link=4e4, queue=2e4)
+    rng = np.random.default_rng(2)
+    rows = rng.dirichlet(np.ones(2), (200, 4))
+    walks = rng.dirichlet(np.ones(2), (200, 4)) * rng.uniform(0, 3, (200, 4, 1)) * np.array([0, 0, 1, 1])[:, None]
+    solve(
+        host, demand(rows, walks=walks, window=np.array([6e4, 6e4, 2e4, 2e4]), initiator=(0, 1, 0, 1)), tolerance=1e-6
+    )
+
+
 def test_what_cannot_be_solved_is_marked():
     """A stream that wants 1000 MB/s through a queue of one byte, and has no window that waiting would shrink."""
     asked = demand([[[1, 0]]], window=0.0, wanted=1000.0, initiator=(0,))
