@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from workbench.commands import cli
 from workbench.data import datasets_path
+from workbench.engine.objects import Result, failed
 from workbench.scenario import Scenario
 from workbench.simulation import run
+from workbench.studies import capacity as study
 from workbench.studies.capacity import LOSSES, capacity, table
 from workbench.topology.host import Host
 from workbench.truth import recording
@@ -182,3 +186,27 @@ def test_a_host_of_many_nodes_has_no_column_for_each(capsys, monkeypatch):
     text = shown(["epyc1-naples-2s", "--policy", "default"], capsys, monkeypatch)
     assert "node 0" not in text and "8 nodes: what lies on each is in --json" in text
     assert "node 0" in shown(["xeon-e5-2680-2s", "--policy", "default"], capsys, monkeypatch)
+
+
+def test_a_guest_that_is_all_there_says_nothing_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all pages find memory and their tables do not, the search goes by halves, not by a few pages each time."""
+    runs = []
+
+    def fake(scenario: Scenario) -> SimpleNamespace:
+        pages = scenario.guest.memory // 4096
+        runs.append(pages)
+        short = pages > 700_003
+        log = SimpleNamespace(
+            results=[Result(), failed(errno.ENOMEM) if short else Result()],
+            placed=np.array([[0], [0 if pages > 900_000 else pages]]),
+            free=np.array([[1 << 20], [0]]),
+        )
+        return SimpleNamespace(log=log, system=SimpleNamespace(order=0, zone_page_size=4096, zone_node=np.array([0])))
+
+    monkeypatch.setattr(study, "run", fake)
+    host = Host.model_validate(
+        {"name": "h", "nodes": [{"id": 0, "memory_bytes": 4 << 30, "cpus": [0]}], "distances": [[10]]}
+    )
+    largest, ending, _ = study._largest(host, "4 KiB", "interleave", "0", False, True, "guest")
+    assert ending == "ENOMEM when it is populated" and largest is not None
+    assert max(pages for pages in runs if pages <= 700_003) >= 700_003 - (1 << 20 >> 12) and len(runs) < 20
