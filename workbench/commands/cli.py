@@ -302,7 +302,7 @@ def _register_all() -> None:
 
 
 def _start_quickly() -> None:
-    """What a short run would wait for and does not need, together a sixth of it."""
+    """What a short run would wait for and does not need."""
     gc.set_threshold(200_000, 20, 100)  # importing makes a million objects and no garbage
     atexit.register(gc.freeze)  # nor need they be looked through when the process ends
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look through all that is installed
