@@ -9,6 +9,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from reference.misses import misses
 from workbench.commands.cli import app
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
@@ -23,12 +24,7 @@ RECORDINGS = sorted(FOLDER.glob("*.json.gz"))
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.name.removesuffix(".json.gz"))
 def test_recording_agrees(path):
     (report,) = verify([path])
-    misses = [
-        f"{m.scenario} #{m.operation} {m.text}: {m.what}: {m.expected} != {m.simulated}"
-        for s in report.scenarios
-        for m in s.mismatches
-    ]
-    assert not misses, "\n".join(misses[:10])
+    assert not misses(report), "\n".join(misses(report)[:10])
     assert all(s.judged == s.operations and not s.not_judged for s in report.scenarios)
 
 

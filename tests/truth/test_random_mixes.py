@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from reference.misses import misses
 from reference.recorded_kernel import RecordedKernel
 from workbench.truth.verify import verify
 
@@ -133,10 +134,5 @@ def test_replay_agrees_with_a_kernel_of_pages(tmp_path: Path, generation: str, n
     path = tmp_path / "mix.json"
     path.write_text(json.dumps(recording(SEEDS[generation, nodes], generation, nodes)))
     (report,) = verify([path])
-    misses = [
-        f"{m.scenario} #{m.operation} {m.text}: {m.what}: {m.expected} != {m.simulated}"
-        for s in report.scenarios
-        for m in s.mismatches
-    ]
-    assert not misses, "\n".join(misses[:10])
+    assert not misses(report), "\n".join(misses(report)[:10])
     assert all(s.judged == s.operations for s in report.scenarios)
