@@ -209,7 +209,8 @@ def _largest(
                 ending = "OOM killer" if killed else refused
             above = units
         placed = int(log.placed[-1].sum()) if any(errors) and not errors[0] else 0
-        if placed == units:  # all of it is there, and what the kernel needs beside it is not: that says nothing of the largest
+        # All of it is there and what the kernel needs beside it is not: that says nothing of the largest.
+        if placed == units:
             placed = 0
         if not answer.system.order:
             placed -= _LAST_PAGES  # the last pages were placed, and their nodes found no memory
