@@ -29,8 +29,10 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
+from llvmlite import ir
 from numba.core import config, types
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 from workbench.kernels.code_cache import cache_directory as cache_directory
 from workbench.kernels.code_cache import source_digest as source_digest
@@ -88,6 +90,34 @@ def _one_instruction(typing_context: Any, word: Any) -> Any:
 popcount: Callable[[Int], Int] = _count_in_python if config.DISABLE_JIT else intrinsic(_one_instruction)
 """Bits set in a uint64."""
 IN_PYTHON.append((popcount, _count_in_python))
+
+LANE_BYTES = 16
+"""Bytes that :data:`copy_lane` copies, and what the address of its target is a multiple of."""
+
+
+def _copy_in_python(array: np.ndarray, source: Int, target: Int) -> None:
+    entries = LANE_BYTES // array.itemsize
+    array[int(target) : int(target) + entries] = array[int(source) : int(source) + entries]
+
+
+def _one_store(typing_context: Any, array: Any, source: Any, target: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lane = ir.VectorType(ir.IntType(64), LANE_BYTES // 8).as_pointer()
+        data = arrayobj.make_array(array)(context, builder, arguments[0]).data
+        start, end = (builder.bitcast(builder.gep(data, [index]), lane) for index in arguments[1:])
+        store = builder.store(builder.load(start, align=1), end, align=LANE_BYTES)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, types.uint64), generate
+
+
+copy_lane: Callable[[np.ndarray, Int, Int], None] = _copy_in_python if config.DISABLE_JIT else intrinsic(_one_store)
+"""Copy :data:`LANE_BYTES` of an array from entry ``source`` to entry ``target`` past the caches.
+
+Memory that is written through the caches is read first: a store beside them costs half of it.
+"""
+IN_PYTHON.append((copy_lane, _copy_in_python))
 
 
 def reference_count_calls(function: Callable[..., object]) -> int:

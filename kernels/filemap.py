@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import Int, kernel
+from workbench.kernels.compile import LANE_BYTES, Int, copy_lane, kernel
 
 FIRST, COUNT, STEP, OFFSET, PERIOD = 0, 1, 2, 3, 4
 """Columns of ``allocations``."""
 
 _BLOCK = 1 << 12  # entries of a pattern block: small enough to stay in the first-level cache while it is copied
+_LARGE = 1 << 22  # entries of an answer that does not stay in a cache until somebody reads it
 
 
 @kernel
@@ -79,7 +80,8 @@ def render(
     """Write ``zone_value[zone]`` of every present page into ``out``, whose entry 0 is page ``base``.
 
     ``zone_value`` and ``out`` have one dtype (int8 for up to 127 nodes, int16 beyond). Entries of absent pages are left
-    alone. One period is written, doubled up to a block, and the block copied: the cost is that of filling memory.
+    alone. One period is written, doubled up to a block, and the block copied, past the caches where it is much: the
+    cost is that of filling memory.
     """
     for run in range(runs.shape[0]):
         row = runs[run, 2]
@@ -102,11 +104,16 @@ def render(
                 place = 0
             elif place < 0:
                 place = period - 1
-        block = period * max(1, _BLOCK // period)
-        while written < end - begin:
-            length = min(written, block, end - begin - written)
+        block = period * LANE_BYTES * max(1, _BLOCK // (period * LANE_BYTES))
+        near = end - begin
+        if out.shape[0] > _LARGE:
+            near = min(near, 2 * block)
+        while written < near:
+            length = min(written, block, near - written)
             _copy(out, begin - base, begin - base + written, length)
             written += length
+        if written < end - begin:
+            _stream(out, begin - base, end - base, block)
 
 
 @kernel
@@ -120,6 +127,22 @@ def _copy(out: np.ndarray, source: Int, target: Int, length: Int) -> None:
     start, shift = np.uint64(source), np.uint64(target - source)
     for index in range(start, start + np.uint64(length)):
         out[index + shift] = out[index]
+
+
+@kernel
+def _stream(out: np.ndarray, begin: Int, end: Int, block: Int) -> None:
+    """Repeat ``out[begin : begin + block]`` up to ``end``; two blocks stand there already, for the target is aligned."""
+    entries = LANE_BYTES // out.itemsize
+    target = begin + block
+    target += (-(out.ctypes.data + target * out.itemsize) % LANE_BYTES) // out.itemsize
+    source = target - block
+    while target < end:
+        length = min(block, end - target)
+        lanes = length // entries
+        for lane in range(lanes):
+            copy_lane(out, source + lane * entries, target + lane * entries)
+        _copy(out, source + lanes * entries, target + lanes * entries, length - lanes * entries)
+        target += block
 
 
 @kernel

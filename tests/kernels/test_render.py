@@ -38,3 +38,21 @@ def test_stretches_longer_than_a_block(seed: int) -> None:
         page += count + int(rng.integers(0, 30))
     filemap.render(np.array(runs), np.array(allocations), tiles, zone_value, base, out)
     assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+@pytest.mark.parametrize(("period", "step", "shift"), [(3, 1, 1), (333, -1, 5), (filemap._BLOCK + 9, 1, 2)])
+def test_an_answer_too_large_for_the_caches_is_written_beside_them(
+    dtype: type, period: int, step: int, shift: int
+) -> None:
+    """Only there are lanes copied, to targets that are aligned, whatever the first entry is."""
+    pages = filemap._LARGE + 1000
+    out = np.full(pages + shift, -1, dtype)[shift:]
+    tiles = np.random.default_rng(period).permutation(100)[np.arange(period) % 97].astype(np.int16)
+    first, base = 7, 40
+    count = pages - 70
+    allocation = (first if step > 0 else first + count - 1, count, step, 0, period)
+    filemap.render(np.array([(first, count, 0)]), np.array([allocation]), tiles, np.arange(100, dtype=dtype), base, out)
+    place = np.arange(base, first + count) - allocation[0]
+    assert np.array_equal(out[: len(place)], tiles[place * step % period])
+    assert (out[len(place) :] == -1).all()
