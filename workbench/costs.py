@@ -34,6 +34,8 @@ ROTH_2025 = "LKML: Michael Roth, 12 Jul 2025 (16 GB SNP guest, hugetlb guest_mem
 HYPERALLOC = "github:luhsra/hyperalloc-bench inflate/latest/*/out.csv"
 CLEARING = "LKML: Ankur Arora, multi-page clearing, v4 Jun 2025 and commit cb431accb36e (clear_pages)"
 GANG_LI = "LKML: Gang Li, hugetlb: parallelize hugetlb page init on boot, v2 Dec 2023"
+KHUGEPAGED = "LKML: pre-zeroing of huge pages in mm/khugepaged.c, Mar 2024 (Core i5)"
+MIGRATION_2026 = "LKML: Shivank Garg, batch copying of folios, 8 May 2026 (EPYC Zen 3, other socket)"
 LLFREE = "github:luhsra/llfree-bench@775e549 out/module_c.dref"
 
 
@@ -377,6 +379,33 @@ _ALL = (
         "estimate: between two faults of one vCPU, from one that populates memory as fast as faults go to a settled guest",
     ),
     Cost("cpu_frequency", 2.7, "GHz", 2.0, 4.0, "estimate: server cores under load; turns ns into cycles"),
+    # khugepaged: 4 KiB folios copied into one of 2 MiB. What was missing is cleared (clear_page_2m).
+    Cost(
+        "collapse_alloc",
+        198_000.0,
+        "ns",
+        1_000.0,
+        1_000_000.0,
+        f"{KHUGEPAGED}: alloc_charge_hpage; nobody waits for it. Range: estimate, from a free block at hand to reclaim",
+    ),
+    Cost(
+        "collapse_fixed",
+        94_100.0,
+        "ns",
+        20_000.0,
+        300_000.0,
+        f"{KHUGEPAGED}: 95 us for a cleared folio with one page to copy, less that copy: isolating and unmapping 512 entries, "
+        "flush, locks; range: estimate",
+    ),
+    Cost(
+        "collapse_copy_page",
+        894.0,
+        "ns/4KiB",
+        372.0,
+        1_237.0,
+        f"{KHUGEPAGED}: from 95 us with 1 page copied to 323 us with 256; range: {MIGRATION_2026}: migration of 2 MiB folios at "
+        "11.02 GB/s, which is copying alone, to that of 4 KiB folios at 3.31 GB/s",
+    ),
 )
 
 COSTS: Mapping[str, Cost] = MappingProxyType({cost.name: cost for cost in _ALL})

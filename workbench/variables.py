@@ -94,7 +94,7 @@ TRANSLATION = (
 )
 KERNEL_TIMES = "workbench/cost/kernel_times.py: published times of one thread, capped by the memory's bandwidth"
 PFNS = "ascending from the start of each zone, freed folios last in, first out (mm/page_alloc.c); see kernels/pfns.py"
-CONVERSION = f"{ROTH_2025}; invalidation and zeroing: workbench/costs.py"
+CONVERSION = f"{ROTH_2025}; invalidation, zeroing and collapse: workbench/costs.py"
 DESIGN_CYCLES = "workbench/costs.py: conversion_fixed, split_merge_per_page, invalidation, struct_page_init"
 REGIONS = (
     "exact for 1 GiB pages; others as if they filled regions in the order of the file: workbench/tracking/whole.py"
@@ -172,7 +172,7 @@ class ConversionCounts(Schema):
     rmpopt_regions = modelled("event node", "GiB", "1 GiB regions of the node without SNP guest memory", REGIONS)
     dynamic_pamt_bytes = counted("event node", "B", "pairs of PAMT pages for private memory on the node")
     device_leaves = counted("event level", "mappings", "IOMMU mappings of what is mapped for devices, by size")
-    conversion_cycles = modelled("event part", "cycles", "time spent by conversions so far", CONVERSION)
+    conversion_cycles = modelled("event part", "cycles", "time spent by conversions and khugepaged so far", CONVERSION)
 
 
 class Stalls(Schema):

@@ -53,12 +53,12 @@ def test_one_page_shared_and_taken_back() -> None:
     assert [row[:4] for row in table["contiguous-4k"]] == [[1, 1, 0, 0], [1, 1, 1, 0]]
     assert table["pfn-range"] == [[1, 1, 0, 0, 64, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 1, 0, 1, 0, 0]]
     inside = {str(name): priced["inside"].sel(design=name).values.tolist() for name in priced["design"].values}
-    nothing = [[0, 0, 0], [0, 0, 0]]
+    nothing = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
     assert inside["filemap"] == nothing == inside["contiguous-4k"]
-    assert inside["hugetlb"] == [[4161, 0, 0], [0, 0, 0]]
-    assert inside["hugetlb-hvo"] == [[4161, 4095, 0], [0, 0, 4095]]
-    assert inside["thp"] == [[8, 0, 0], [0, 0, 0]]
-    assert inside["pfn-range"] == [[0, 1, 0], [0, 0, 1]]
+    assert inside["hugetlb"] == [[4161, 0, 0, 0, 0], nothing[0]]
+    assert inside["hugetlb-hvo"] == [[4161, 4095, 0, 4095, 1], [0, 0, 4095, 0, 1]]
+    assert inside["thp"] == [[8, 0, 0, 0, 0], nothing[0]]
+    assert inside["pfn-range"] == [[0, 1, 0, 0, 0], [0, 0, 1, 0, 1]]
     assert priced["headroom"].values.ravel().tolist() == [0, 0, 4095, 1, 0, 0]
     ghz = costs.value("cpu_frequency")
     # the RMPUPDATE and the PSMASH are counted above; nobody has published what they take, so they are in no time

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 import workbench as wb
+from workbench import costs
 from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
+from workbench.kernels.folios import run as folio
 from workbench.studies.conversion_studies import run
 from workbench.tracking import folio_file as cv
 from workbench.tracking import traces
@@ -415,3 +417,14 @@ def test_what_a_file_needs_of_its_own_makes_no_table_of_the_host_longer(page_siz
         folios.unpin(0, 256 * MIB)
         folios.release()
     assert (ranges.start.shape, len(host.pool_poison)) == before
+
+
+def test_collapsing_takes_time_for_what_is_copied_and_what_is_cleared():
+    """Two folios with 700 pages in them: the parameters by hand, a range around it, and nothing where nothing is collapsed."""
+    series = np.zeros((2, len(folio.COUNTERS)), np.int64)
+    series[1, folio.N_COLLAPSED], series[1, folio.N_COPIED] = 2, 700
+    spent = cv.cycles(series, 32)[..., cv.PARTS.index("collapse")]
+    ns = 2 * (costs.value("collapse_alloc") + costs.value("collapse_fixed"))
+    ns += 700 * costs.value("collapse_copy_page") + (1024 - 700) * costs.value("clear_page_2m")
+    assert spent[0, 1] == pytest.approx(ns * costs.value("cpu_frequency"), rel=1e-12)
+    assert (spent[:, 0] == 0).all() and spent[:, 1].min() < spent[0, 1] < spent[:, 1].max()

@@ -4,7 +4,8 @@ A conversion holds the invalidate lock of its file (``virt/kvm/guest_memfd.c: fi
 meanwhile waits. How many do follows from how often a vCPU faults, of which there is only an estimate. Steps are counted,
 conversion by conversion, from the counters of the run; what a step takes is modelled (:mod:`workbench.costs`). Only split and
 merge have a published figure, which holds all they do: struct pages allocated and written, xarray nodes, references frozen;
-what of these can be counted is in ``inside``. No conversion in place zeroes a page, which the count shows. What RMPUPDATE,
+what of these can be counted is in ``inside``. Whether the kernel that was measured had HVO on is not said, so with and without it
+they take the same. No conversion in place zeroes a page, which the count shows. What RMPUPDATE,
 PSMASH, accepting a page or encrypting it takes nobody has published: such steps of SNP guests are counted and in no time, so
 their stalls are at least what is said. All else is an estimate with a wide range: look at orders of magnitude.
 """
@@ -37,8 +38,9 @@ STEPS = (
 )  # fmt: skip
 UNTIMED = ("RMPUPDATE", "PSMASH")
 """Steps of which there is no published time."""
-INSIDE = ("xarray nodes", "vmemmap pages allocated", "vmemmap pages freed")
-"""What steps above do besides; its time is in theirs."""
+INSIDE = ("xarray nodes", "vmemmap pages allocated", "vmemmap pages freed", "vmemmap pages copied", "vmemmap flushes")
+"""What steps above do besides; its time is in theirs. A flush (``mm/hugetlb_vmemmap.c: vmemmap_remap_range``) is of the
+kernel's own range on all CPUs; those of guests are in ``invalidation``."""
 _RESTRUCTURED = {
     folio.N_SPLITS_1G: folio.PAGES_1G, folio.N_MERGES_1G: folio.PAGES_1G, folio.N_SPLITS_2M: folio.PAGES_2M,
     folio.N_MERGES_2M: folio.PAGES_2M,
@@ -162,15 +164,25 @@ def _carry_out(run: FileWorkload, design: Design, first: int) -> tuple[Int64s, I
             after = entries if whole is None else (whole.updates, whole.smashes)
             zeroed = int(now[folio.N_ZEROED] - before[folio.N_ZEROED])
             out.append([*steps, after[0] - entries[0], after[1] - entries[1], zeroed])
-            inside.append(_inside(now - before))
+            inside.append(_inside(now - before, design))
         before = now
     return np.array(out, np.int64), np.array(inside, np.int64), peak
 
 
-def _inside(change: Int64s) -> list[int]:
-    """:data:`INSIDE` of one conversion: nodes that splits make (recorded), and vmemmap pages that came and went."""
+def _inside(change: Int64s, design: Design) -> list[int]:
+    """:data:`INSIDE` of one conversion: nodes that splits make (recorded), and vmemmap pages that came and went.
+
+    HVO fills each page that it restores from the one it kept (``vmemmap_restore_pte``), and flushes once for each folio that it
+    restores or optimises. Struct pages of shared groups are written anew; groups that go are flushed together.
+    """
     nodes = int(change[folio.N_SPLITS_1G]) * folio.XARRAY_NODES_1G + int(change[folio.N_SPLITS_2M]) * XARRAY_NODES_2M
-    return [nodes, int(change[folio.N_TAKEN]), int(change[folio.N_FREED])]
+    taken, freed = int(change[folio.N_TAKEN]), int(change[folio.N_FREED])
+    copied = flushes = 0
+    if design.struct_pages == "optimised":
+        copied, flushes = taken, sum(int(change[counter]) for counter in _RESTRUCTURED)
+    elif design.struct_pages == "shared groups":
+        flushes = int(freed > 0)
+    return [nodes, taken, freed, copied, flushes]
 
 
 def _counters(file: TrackedFile) -> Int64s:

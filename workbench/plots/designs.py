@@ -216,9 +216,9 @@ def mappings(dataset: xr.Dataset, confidential: xr.Dataset) -> Figure:
 def stalls(dataset: xr.Dataset) -> Figure:
     """How long a conversion holds its file, all of a boot, what vCPUs lose by it that fault meanwhile (bands are draws), and the
     free memory of each node that restored struct pages take at their peak."""
-    made = figure(12.5, 3.8)
+    made = figure(9.5, 6.6)
     with style():
-        ax, boot, wait, room = (made.add_subplot(1, 4, place) for place in (1, 2, 3, 4))
+        ax, boot, wait, room = (made.add_subplot(2, 2, place) for place in (1, 2, 3, 4))
         share = (np.arange(dataset.sizes["conversion"]) + 1) / dataset.sizes["conversion"]
         for row, design in enumerate(dataset["design"].values):
             colour, one = COLOURS.get(str(design), INK), dataset.sel(design=design)
@@ -235,8 +235,7 @@ def stalls(dataset: xr.Dataset) -> Figure:
         wait.set_xlabel(f"{dataset.attrs['vcpus']} vCPUs wait together,\nms (log scale). Modelled.")
         _headroom(room, dataset)
         for panel in (boot, wait, room):
-            named = [str(design) if panel is boot else "" for design in dataset["design"].values]
-            panel.set_yticks(range(dataset.sizes["design"]), named)
+            panel.set_yticks(range(dataset.sizes["design"]), [str(design) for design in dataset["design"].values])
             panel.invert_yaxis()
         for each in (ax, boot, wait):
             each.set_xscale("log")
@@ -244,7 +243,7 @@ def stalls(dataset: xr.Dataset) -> Figure:
             each.spines[["top", "right"]].set_visible(False)
         made.suptitle(
             f"Stalls of a {format_bytes(dataset.attrs['guest_bytes'])} guest on {dataset.attrs['page_size']} pages "
-            f"({dataset.attrs['confidential']}); bands: all draws of the unit costs{_untimed(dataset)}",
+            f"({dataset.attrs['confidential']}); bands: all draws{_untimed(dataset)}",
             fontsize=9.5, x=0.01, ha="left",
         )  # fmt: skip
         _legend(made, ax)
@@ -254,12 +253,12 @@ def stalls(dataset: xr.Dataset) -> Figure:
 def _untimed(dataset: xr.Dataset) -> str:
     """Which steps are in no time, if any."""
     steps = dataset.attrs["untimed"]
-    return f". Without {steps}: no time is published" if steps else ""
+    return f".\nWithout {steps}, of which no time is published" if steps else ""
 
 
 def boot_stalls(dataset: xr.Dataset) -> Figure:
     """Boots of many guests (:func:`workbench.studies.boot_stalls.boot_stalls`): the share of them that end below a value."""
-    made = figure(12.5, 3.6)
+    made = figure(9.5, 6.6)
     panels = (
         ("longest_stall", 1e6, "longest conversion, ms.\nModelled."),
         ("boot_stall", 1e6, "all conversions of a boot, ms.\nModelled."),
@@ -269,7 +268,7 @@ def boot_stalls(dataset: xr.Dataset) -> Figure:
     share = (np.arange(dataset.sizes["guest"]) + 1) / dataset.sizes["guest"]
     with style():
         for place, (name, scale, label) in enumerate(panels):
-            ax = made.add_subplot(1, 4, place + 1)
+            ax = made.add_subplot(2, 2, place + 1)
             for design in dataset["design"].values:
                 colour, values = COLOURS.get(str(design), INK), dataset[name].sel(design=design).values / scale
                 first = values
@@ -284,11 +283,12 @@ def boot_stalls(dataset: xr.Dataset) -> Figure:
                 )
             ax.set_xlabel(label)
             ax.spines[["top", "right"]].set_visible(False)
-        made.axes[0].set_ylabel("share of boots")
+            if place % 2 == 0:
+                ax.set_ylabel("share of boots")
         made.suptitle(
             f"Boots of {dataset.sizes['guest']} guests on {dataset.attrs['page_size']} pages "
             f"({dataset.attrs['confidential']}), from {int(dataset['guest_gib'].min())} to "
-            f"{int(dataset['guest_gib'].max())} GiB; bands: all draws of the unit costs{_untimed(dataset)}",
+            f"{int(dataset['guest_gib'].max())} GiB; bands: all draws{_untimed(dataset)}",
             fontsize=9.5, x=0.01, ha="left",
         )  # fmt: skip
         _legend(made, made.axes[0])

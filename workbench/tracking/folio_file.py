@@ -12,7 +12,7 @@ import numpy.typing as npt
 from workbench import costs
 from workbench.intervals import set_intervals
 from workbench.kernels.folios import run as folio
-from workbench.tracking import struct_pages
+from workbench.tracking import collapse_times, struct_pages
 from workbench.tracking.host_memory import HostMemory
 from workbench.tracking.tracked_file import (
     GENERATIONS,
@@ -353,8 +353,10 @@ def populate(size: int, node: int = 0) -> Int64s:
 
 # ------------------------------------------------------------------------------------------------------- Dataset
 
-PARTS = ("conversion", "split and merge", "invalidation", "zeroing")
-CYCLE_PARAMETERS = ("conversion_fixed", "split_merge_per_page", "invalidation", "clear_page", "cpu_frequency")
+PARTS = ("conversion", "split and merge", "invalidation", "zeroing", "collapse")
+CYCLE_PARAMETERS = (
+    "conversion_fixed", "split_merge_per_page", "invalidation", "clear_page", "cpu_frequency", *collapse_times.PARAMETERS,
+)  # fmt: skip
 
 
 def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False) -> npt.NDArray[np.float64]:
@@ -363,7 +365,7 @@ def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool =
     Every conversion costs ``conversion_fixed``; every folio that a split makes or a merge takes up
     ``split_merge_per_page``, whatever the size of the whole: 262144 for 1 GiB, 512 for 2 MiB and (``two_stage``, where no
     measurement exists) 512 for 1 GiB into 2 MiB; every invalidation ``invalidation``; every page zeroed by a punch
-    ``clear_page``.
+    ``clear_page``; what khugepaged collapses, :func:`workbench.tracking.collapse_times.busy`.
     """
     draws = costs.sample(CYCLE_PARAMETERS, samples, seed)
     pieces = folio.BLOCKS_1G if two_stage else folio.PAGES_1G
@@ -374,6 +376,8 @@ def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool =
         np.outer(draws["split_merge_per_page"], pages),
         np.outer(draws["invalidation"], series[:, folio.N_INVALIDATIONS]),
         np.outer(draws["clear_page"] * draws["cpu_frequency"], series[:, folio.N_ZEROED]),
+        draws["cpu_frequency"][:, None]
+        * collapse_times.busy(series[:, folio.N_COLLAPSED], series[:, folio.N_COPIED], draws),
     )
     return np.stack(parts, axis=-1)
 

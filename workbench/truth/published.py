@@ -640,6 +640,32 @@ def _conversion_profile(table: Table, out: _Rows) -> None:
         out.unmodelled(model["ratio"], column, text, why)
 
 
+@_model("khugepaged_collapse")
+def _khugepaged_collapse(table: Table, out: _Rows) -> None:
+    """Time that khugepaged holds a range of 2 MiB of which so many pages are missing. ``alloc``: row of taking the huge folio;
+    ``least_cleared_before``: missing pages from which on the last column clears before."""
+    from workbench.tracking import collapse_times
+
+    plain, before = table.columns[1:]
+    alloc = table.model["alloc"]
+    draws = {name: cost_table.value(name) for name in collapse_times.PARAMETERS}
+    cleared = {**draws, "clear_page_2m": 0.0}
+    for missing, waits, waits_less in table.rows:
+        if missing == alloc:
+            out.add(alloc, plain, "us", waits, draws["collapse_alloc"] / 1e3, "set")
+            pages = 512 * draws["clear_page_2m"] / 1e3
+            note = "clearing on other machines, page by page; here 97 us for all of it says 21 GB/s, which a cache may give"
+            out.add(alloc, before, "us", waits_less, draws["collapse_alloc"] / 1e3 + pages, "calibrated", note)
+            continue
+        copied = 512 - missing
+        value = collapse_times.held(1, copied, draws)[0, 0] / 1e3
+        note = "copies and the fixed part from the last column, clearing from other machines"
+        out.add(missing, plain, "us", waits, value, "calibrated", note)
+        early = missing >= int(table.model["least_cleared_before"])
+        value = collapse_times.held(1, copied, cleared if early else draws)[0, 0] / 1e3
+        out.add(missing, before, "us", waits_less, value, "set" if missing in (511, 256) else "calibrated")
+
+
 @_model("vmemmap")
 def _vmemmap(table: Table, out: _Rows) -> None:
     """struct page bytes and vmemmap pages of a folio, with and without HVO."""
