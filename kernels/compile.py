@@ -1,16 +1,15 @@
 """How kernels are declared: what other modules of this wing need to know of compiling.
 
 ``@kernel``
-    for functions that allocate no array. They are compiled without Numba's reference-counting runtime,
-    because counting references to array arguments between small helpers costs a factor of 17 to 50.
+    for functions, none of which allocates an array. They are compiled without Numba's reference-counting runtime:
+    counting references to array arguments between small helpers costs a factor of 17 to 50, and making the runtime a
+    twentieth of a short run.
 ``@inlined_kernel``
     for small helpers of such functions that take a named tuple of arrays by value: passing it costs more than the
     helper does (3 times slower on the buddy allocator), so they are always inlined.
 ``@natural_kernel``, ``@inlined_natural_kernel``
     likewise, for functions whose indices are natural numbers: none counts from the end of an array, which Numba would
     otherwise look for before every access (a sixth of the time of a conversion).
-``@allocating_kernel``
-    for the few entry points that create arrays themselves.
 ``@record``
     for named tuples of arrays: they travel as one pointer (:mod:`workbench.kernels.records`).
 
@@ -69,11 +68,6 @@ def natural_kernel(function: _Function) -> _Function:
 def inlined_natural_kernel(function: _Function) -> _Function:
     """Like :func:`inlined_kernel`, for a function without negative indices."""
     return _compiled(function, _nrt=False, forceinline=True, natural=True)
-
-
-def allocating_kernel(function: _Function) -> _Function:
-    """Compile an entry point that creates arrays."""
-    return _compiled(function)
 
 
 def _count_in_python(word: Int) -> Int:

@@ -26,7 +26,6 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import OmittedArg as OmittedArg
 from numba.core.errors import NumbaError
 from numba.core.registry import CPUDispatcher
-from numba.core.runtime import rtsys
 from numba.core.targetconfig import ConfigStack
 from numba.extending import typeof_impl
 from numba.np import arrayobj
@@ -80,8 +79,6 @@ class _Entry(_Library):
         self._final_module.verify()
         self._finalize_final_module()
 
-
-class _EntryWithoutReferences(_Entry):
     def _optimize_final_module(self) -> None:
         """Once: Numba's first round is there to find reference counts that cancel."""
         manager, builder = self._codegen._module_pass_manager()
@@ -315,8 +312,6 @@ class Kernel(CPUDispatcher):
         data = code_cache.read(path)
         if data is None:
             return None
-        if self._flags().nrt:
-            rtsys.initialize(self.targetctx)  # the runtime whose functions the code calls
         try:
             return compiler.CompileResult._rebuild(self.targetctx, *pickle.loads(data)[2])
         except Exception as error:
@@ -327,11 +322,10 @@ class Kernel(CPUDispatcher):
         self._compilation_chain_init_hook()
         self.targetctx.refresh()
         flags = self._flags("no_cfunc_wrapper")
-        kind = _Entry if flags.nrt else _EntryWithoutReferences
         collecting = gc.isenabled()
         gc.disable()  # a compiler makes many objects and little garbage
         try:
-            return self._compiled(signature, flags, kind)
+            return self._compiled(signature, flags, _Entry)
         finally:
             if collecting:
                 gc.enable()

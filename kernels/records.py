@@ -80,22 +80,18 @@ def _unbox(record: Record, named_tuple: Any, c: Any) -> Any:
     """Put the fields on the stack of the wrapper that Python calls."""
     slot = cgutils.alloca_once(c.builder, c.context.get_value_type(record.tuple_type))
     failed = cgutils.alloca_once_value(c.builder, cgutils.false_bit)
-    cleanups, values = [], []
+    cleanups = []
     for index, field in enumerate(record.tuple_type.types):
         native = c.unbox(field, c.pyapi.tuple_getitem(named_tuple, index))
         c.builder.store(native.value, cgutils.gep_inbounds(c.builder, slot, 0, index))
         with c.builder.if_then(native.is_error, likely=False):
             c.builder.store(cgutils.true_bit, failed)
-        values.append((field, native.value))
         if native.cleanup is not None:
             cleanups.append(native.cleanup)
 
     def clean_up() -> None:
         for cleanup in reversed(cleanups):
             cleanup()
-        if c.context.enable_nrt:  # Numba gives back what an argument holds, but does not look behind a pointer
-            for field, value in values:
-                c.context.nrt.decref(c.builder, field, value)
 
     return NativeValue(slot, cleanup=clean_up, is_error=c.builder.load(failed))
 

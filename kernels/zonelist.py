@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import Int, allocating_kernel, kernel
+from workbench.kernels.compile import Int, kernel
 
 ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE = 0, 1, 2, 3
 PENALTY_FOR_NODE_WITH_CPUS = 1
@@ -70,9 +70,16 @@ def _score(
     return np.int64(score * MAX_NUMNODES + node_load[node])
 
 
-@allocating_kernel
+@kernel
 def zonelists(
-    order: np.ndarray, zone_node: np.ndarray, zone_type: np.ndarray, managed: np.ndarray, highest: Int, out: np.ndarray
+    order: np.ndarray,
+    zone_node: np.ndarray,
+    zone_type: np.ndarray,
+    managed: np.ndarray,
+    highest: Int,
+    end: np.ndarray,
+    listed: np.ndarray,
+    out: np.ndarray,
 ) -> None:
     """Fill ``out`` with the zones that a request may use, in the order they are tried.
 
@@ -84,19 +91,19 @@ def zonelists(
     order : int64 (nodes, nodes), from :func:`fallback_order`
     zone_node, zone_type, managed : int64 (zones,), node index, ZONE_* and managed pages of each zone
     highest : highest ZONE_* of the request
+    end : int64 (nodes + 1,), working space: where each node's zones end in ``listed``
+    listed : int64 (zones,), working space: the zones node by node
     out : int64 (nodes, zones + 1), row ``start`` receives rows of the zone table, then -1
     """
     nodes = order.shape[0]
-    first = np.zeros(nodes + 1, np.int64)  # of each node's zones in ``listed``
-    listed = np.empty(zone_node.shape[0], np.int64)
+    end[:] = 0
     for kind in range(highest, -1, -1):
         for zone in range(zone_node.shape[0]):
             if zone_type[zone] == kind and managed[zone] > 0:
-                first[zone_node[zone] + 1] += 1
+                end[zone_node[zone] + 1] += 1
     for node in range(nodes):
-        first[node + 1] += first[node]
-    end = first.copy()
-    for kind in range(highest, -1, -1):
+        end[node + 1] += end[node]
+    for kind in range(highest, -1, -1):  # each node begins where the one before ends, and is moved to its own end
         for zone in range(zone_node.shape[0]):
             if zone_type[zone] == kind and managed[zone] > 0:
                 listed[end[zone_node[zone]]] = zone
@@ -108,6 +115,6 @@ def zonelists(
             node = order[start, position]
             if node < 0:
                 break
-            for place in range(first[node], end[node]):
+            for place in range(end[node - 1] if node else 0, end[node]):
                 out[start, filled] = listed[place]
                 filled += 1

@@ -58,7 +58,10 @@ class Case:
         )
         self.zonelists = np.zeros((NODES, NODES + 1), np.int64)
         normal = np.full(NODES, zonelist.ZONE_NORMAL)
-        zonelist.zonelists(order, self.zone_node, normal, self.free_at_start, zonelist.ZONE_NORMAL, self.zonelists)
+        end, listed = np.zeros(NODES + 1, np.int64), np.zeros(NODES, np.int64)
+        zonelist.zonelists(
+            order, self.zone_node, normal, self.free_at_start, zonelist.ZONE_NORMAL, end, listed, self.zonelists
+        )
         self.reset()
 
     def reset(self) -> None:

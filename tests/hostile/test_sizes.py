@@ -106,12 +106,13 @@ def test_the_lists_of_1024_nodes_take_no_minute() -> None:
         np.fill_diagonal(distance, 10)
         order, load = np.empty((nodes, nodes), np.int64), np.empty(nodes, np.int64)
         zones = np.repeat(np.arange(nodes), 2)
+        end, listed = np.empty(nodes + 1, np.int64), np.empty(2 * nodes, np.int64)
         out = np.empty((nodes, 2 * nodes + 1), np.int64)
         everywhere: npt.NDArray[np.bool_] = np.ones(nodes, bool)
 
         def both() -> None:
             zonelist.fallback_order(distance, everywhere, ~everywhere, load, order)
-            zonelist.zonelists(order, zones, np.tile([1, 2], nodes), np.ones(2 * nodes, np.int64), 2, out)
+            zonelist.zonelists(order, zones, np.tile([1, 2], nodes), np.ones(2 * nodes, np.int64), 2, end, listed, out)
 
         both()
         assert (np.sort(out[:, :-1], axis=1) == np.arange(2 * nodes)).all()

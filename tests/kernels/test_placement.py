@@ -224,10 +224,10 @@ def test_zonelists_go_from_high_to_low_zones_and_leave_movable_out_for_guest_mem
     order = np.array([[0, 1], [1, 0]])
     zone_node, zone_type = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 2, 3])
     managed = np.array([5, 5, 5, 5, 5])
-    out = np.empty((2, 6), np.int64)
-    zonelist.zonelists(order, zone_node, zone_type, managed, zonelist.ZONE_NORMAL, out)
+    end, listed, out = np.empty(3, np.int64), np.empty(5, np.int64), np.empty((2, 6), np.int64)
+    zonelist.zonelists(order, zone_node, zone_type, managed, zonelist.ZONE_NORMAL, end, listed, out)
     assert out.tolist() == [[2, 1, 0, 3, -1, -1], [3, 2, 1, 0, -1, -1]]
-    zonelist.zonelists(order, zone_node, zone_type, managed, zonelist.ZONE_MOVABLE, out)
+    zonelist.zonelists(order, zone_node, zone_type, managed, zonelist.ZONE_MOVABLE, end, listed, out)
     assert out.tolist() == [[2, 1, 0, 4, 3, -1], [4, 3, 2, 1, 0, -1]]
 
 

@@ -268,48 +268,6 @@ def test_a_record_is_read_as_the_tuple_that_it_is() -> None:
     assert compile_module.reference_count_calls(total) == 0
 
 
-def test_an_allocating_kernel_gives_back_no_array_of_a_record() -> None:
-    @compile_module.allocating_kernel
-    def doubled(pair: Pair) -> np.ndarray:
-        weights = pair.weights
-        out = np.empty(weights.shape[0], np.int64)
-        for row in range(weights.shape[0]):
-            out[row] = 2 * weights[row]
-        return out
-
-    weights = np.arange(1000)
-    references = sys.getrefcount(weights)
-    for _ in range(100):
-        assert doubled(Pair(weights, np.zeros((1, 1), np.int8)))[-1] == 1998
-    assert sys.getrefcount(weights) == references
-    assert weights[-1] == 999
-
-
-ALLOCATE = """
-import numpy as np
-from workbench.kernels.compile import allocating_kernel
-
-def made(count):
-    out = np.empty(count)
-    out[:] = 3.0
-    return out
-
-made.__module__, made.__qualname__ = "workbench.kernels.bits", "made"  # as if it were one of the wing: it is kept
-made = allocating_kernel(made)
-print(made(2).tolist(), made(3).sum())
-"""
-
-
-def test_kept_code_that_counts_references_runs_in_another_process(tmp_path: Path) -> None:
-    environment = os.environ | {"WORKBENCH_CACHE_DIR": str(tmp_path)}
-    for _ in range(2):
-        reply = subprocess.run(
-            [sys.executable, "-c", ALLOCATE], env=environment, cwd=ROOT, capture_output=True, text=True
-        )
-        assert (reply.stdout, reply.returncode) == ("[3.0, 3.0] 9.0\n", 0), reply.stderr
-        assert list(tmp_path.glob("kernels-*/bits.made-*"))
-
-
 def test_the_names_of_types_can_be_read_back() -> None:
     from numba import typeof
     from numba.core import types

@@ -149,8 +149,10 @@ def _layout(same: _Same, lowmem: int, transparent_hugepages: bool, hotplug: bool
 
 
 def _zonelists(fallback: Int64s, zone_node: Int64s, zone_type: Int64s, managed: Int64s, highest: int) -> Int64s:
-    out = np.empty((len(fallback), len(managed) + 1), np.int64)
-    zonelist.zonelists(fallback, zone_node, zone_type, managed, highest, out)
+    nodes, zones = len(fallback), len(managed)
+    out = np.empty((nodes, zones + 1), np.int64)
+    end, listed = np.empty(nodes + 1, np.int64), np.empty(zones, np.int64)
+    zonelist.zonelists(fallback, zone_node, zone_type, managed, highest, end, listed, out)
     return out
 
 
