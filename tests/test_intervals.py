@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workbench.engine.runs import PageSet
 from workbench.intervals import (
     Int64s,
     equal_intervals,
@@ -14,7 +15,6 @@ from workbench.intervals import (
     intervals_add,
     intervals_in,
     intervals_minus,
-    intervals_remove,
     no_intervals,
     set_intervals,
     true_intervals,
@@ -59,12 +59,25 @@ def test_intervals_are_sets(flags: list[bool], span: tuple[int, int]) -> None:
     held, (start, end) = true_intervals(np.array(flags, bool)), span
     mine, asked = pages(held), set(range(start, end))
     assert pages(intervals_add(start, end, held)) == mine | asked
-    assert pages(intervals_remove(start, end, held)) == mine - asked
     if start <= end:
         assert pages(intervals_in(start, end, held)) == mine & asked
         assert pages(intervals_minus(start, end, held)) == asked - mine
     every = np.arange(50)
     assert in_intervals(every, held).tolist() == [page in mine for page in every.tolist()]
+
+
+@given(FLAGS, st.lists(st.tuples(st.booleans(), SPAN), max_size=12))
+def test_a_set_of_pages_is_one(flags: list[bool], changes: list[tuple[bool, tuple[int, int]]]) -> None:
+    held = PageSet(true_intervals(np.array(flags, bool)))
+    mine = pages(held.intervals())
+    for add, (start, end) in changes:
+        asked = set(range(start, end))
+        assert pages(held.inside(start, end)) == mine & asked
+        assert pages(held.outside(start, end)) == asked - mine
+        mine = mine | asked if add else mine - asked
+        (held.add if add else held.remove)(start, end)
+        assert held.intervals().tolist() == true_intervals(np.isin(np.arange(50), list(mine))).tolist()
+        assert held.pages == len(mine)
 
 
 @pytest.mark.parametrize("function", [true_intervals, equal_intervals])

@@ -563,11 +563,10 @@ def _attribute_row(system: System) -> list[int]:
             for name, value in system.bulk.row().items():
                 row[name] += value
         elif inode.backend is not None:
-            shared = states.shared
             now = {
-                "shared_pages": int((shared[:, 1] - shared[:, 0]).sum()),
-                "private_backend_pages": int(inode.map.counts(len(system.free)).sum()),
-                "shared_backend_pages": int(inode.backend.map.counts(len(system.free)).sum()),
+                "shared_pages": states.shared.pages,
+                "private_backend_pages": inode.map.folios,
+                "shared_backend_pages": inode.backend.map.folios,
             }
             for name, value in (states.counts | now).items():
                 row[name] += value

@@ -95,19 +95,6 @@ def intervals_add(start: int, end: int, intervals: Int64s) -> Int64s:
     return np.concatenate((intervals[:first], [[start, end]], intervals[last:]))
 
 
-def intervals_remove(start: int, end: int, intervals: Int64s) -> Int64s:
-    """Sorted disjoint intervals without ``[start, end)``."""
-    if end <= start or not len(intervals):
-        return intervals
-    first = intervals[:, 1].searchsorted(start, side="right")
-    last = intervals[:, 0].searchsorted(end, side="left")
-    if first >= last:
-        return intervals
-    ends = [[intervals[first, 0], start]] if intervals[first, 0] < start else []
-    ends += [[end, intervals[last - 1, 1]]] if end < intervals[last - 1, 1] else []
-    return np.concatenate((intervals[:first], np.array(ends, np.int64).reshape(-1, 2), intervals[last:]))
-
-
 def in_intervals(pages: Int64s, intervals: Int64s) -> npt.NDArray[np.bool_]:
     """Whether each page lies in one of the sorted disjoint intervals: bool (n,)."""
     position = np.searchsorted(intervals[:, 0], pages, side="right") - 1

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 import workbench as wb
+from workbench.engine.calls import apply
+from workbench.engine.generators import expand
+from workbench.engine.system import System
 from workbench.errors import WorkbenchError
+from workbench.scenario import Scenario
 
 CASES = Path(__file__).with_name("cases")
 EXPECTED = json.loads((CASES / "expected.json").read_text())
@@ -49,3 +53,26 @@ def test_every_aligned_range_is_to_be_had_and_none_more():
     assert len(np.unique(pfns[pfns >= 0])) == 30
     with pytest.raises(WorkbenchError, match=r"31 pages of 1 GiB on node 1; .* 30 aligned ranges"):
         wb.simulate(scenario)
+
+
+@pytest.mark.parametrize("design", ["hugetlb", "pfn-range"])
+@pytest.mark.parametrize("last", [{"op": "punch_hole"}, {"op": "close"}])
+def test_frames_of_huge_pages_that_left_a_tracked_file_are_free(design: str, last: dict[str, str]) -> None:
+    """They were handed out once and never again: the next that wanted them found none."""
+    nodes = [{"id": node, "memory_bytes": 16 << 20, "cpus": [node], "kind": "dram"} for node in (0, 1)]
+    scenario = Scenario.from_mapping(
+        {
+            "host": {"name": "h", "nodes": nodes, "distances": [[10, 20], [20, 10]]},
+            "guest": {"memory": "8 MiB", "page_size": "2 MiB", "design": design, "conversion": {"mode": "in-place"}},
+            "pfns": True,
+            "operations": [{"op": "create"}, *2 * [{"op": "prefault"}, {"op": "punch_hole"}], {"op": "prefault"}, last],
+        }
+    )
+    system = System(scenario)
+    assert system.free_pfns is not None
+    at_first = system.free.tolist()
+    for operation in expand(scenario):
+        result = apply(system, operation)
+        assert not result.errno
+        assert [len(system.free_pfns.free_in(zone)) for zone in range(len(system.free))] == system.free.tolist()
+    assert system.free.tolist() == at_first

@@ -22,7 +22,8 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine.filemap import FileMap
-from workbench.intervals import Int64s, intervals_add, intervals_in, intervals_minus, intervals_remove, no_intervals
+from workbench.engine.runs import PageSet
+from workbench.intervals import Int64s
 from workbench.kernels import two_backends
 
 COUNTERS = two_backends.COUNTERS
@@ -38,17 +39,17 @@ class Attributes:
     """Which gfns are shared, and what conversions did so far.
 
     ``elsewhere``: shared pages come from memory of the host that is not simulated.
-    ``shared`` int64 (n, 2): intervals of 4 KiB pages without the attribute PRIVATE. ``punched``: private pages that a hole
+    ``shared``: 4 KiB pages without the attribute PRIVATE. ``punched``: private pages that a hole
     freed and nobody has touched since. ``known``: folios that were ever freed, and ``origins`` int64 (n, 3) what backed each
     first: first folio, folios, allocation row of the file's map (rows of a map stay what they are). ``changed``: ranges whose
     attribute was set or cleared since somebody asked; all of them at first.
     """
 
     elsewhere: bool = False
-    shared: Int64s = field(default_factory=no_intervals)
-    punched: Int64s = field(default_factory=no_intervals)
+    shared: PageSet = field(default_factory=PageSet)
+    punched: PageSet = field(default_factory=PageSet)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
-    known: Int64s = field(default_factory=no_intervals)
+    known: PageSet = field(default_factory=PageSet)
     origins: list[Int64s] = field(default_factory=list)
     changed: list[tuple[int, int]] = field(default_factory=lambda: [(0, _FAR)])
 
@@ -59,35 +60,35 @@ class Attributes:
 
     def private_parts(self, start: int, end: int) -> Int64s:
         """Intervals of [start, end) with the attribute PRIVATE."""
-        return intervals_minus(start, end, self.shared)
+        return self.shared.outside(start, end)
 
     def shared_parts(self, start: int, end: int) -> Int64s:
         """Intervals of [start, end) without it."""
-        return intervals_in(start, end, self.shared)
+        return self.shared.inside(start, end)
 
     def set_shared(self, start: int, end: int) -> None:
         """kvm_vm_set_mem_attributes: the attribute is cleared."""
-        self.shared = intervals_add(start, end, self.shared)
+        self.shared.add(start, end)
         self.changed.append((start, end))
 
     def set_private(self, start: int, end: int) -> None:
         """kvm_vm_set_mem_attributes: the attribute is set."""
-        self.shared = intervals_remove(start, end, self.shared)
+        self.shared.remove(start, end)
         self.changed.append((start, end))
 
     def note_hole(self, map_: FileMap, order: int, start: int, end: int) -> None:
         """Before private pages [start, end) are freed: remember what backed them, the first time."""
         first, last = start >> order, end >> order
-        self.origins += [map_.cut(low, high) for low, high in intervals_minus(first, last, self.known).tolist()]
-        self.known = intervals_add(first, last, self.known)
-        self.punched = intervals_add(start, end, self.punched)
+        self.origins += [map_.cut(low, high) for low, high in self.known.outside(first, last).tolist()]
+        self.known.add(first, last)
+        self.punched.add(start, end)
 
     def known_runs(self, nothing: int) -> Int64s:
         """Folios that were ever freed as runs int64 (n, 3), with row ``nothing`` where nothing backed them."""
-        backed = self.origin_runs()
+        backed, known = self.origin_runs(), self.known.intervals()
         # What is backed lies inside what is known: each gap begins where one of the two does, and ends likewise.
-        starts = np.sort(np.concatenate((self.known[:, 0], backed[:, 0] + backed[:, 1])))
-        ends = np.sort(np.concatenate((backed[:, 0], self.known[:, 1])))
+        starts = np.sort(np.concatenate((known[:, 0], backed[:, 0] + backed[:, 1])))
+        ends = np.sort(np.concatenate((backed[:, 0], known[:, 1])))
         gaps = starts < ends
         bare = np.column_stack((starts, ends - starts, np.full(len(starts), nothing)))[gaps]
         runs = np.concatenate((backed, bare))
@@ -98,7 +99,7 @@ class Attributes:
         self.origins = [runs[runs[:, 2] != nothing]]
         known = np.column_stack((runs[:, 0], runs[:, 0] + runs[:, 1]))
         begins = np.append(True, known[1:, 0] != known[:-1, 1])[: len(known)]
-        self.known = np.column_stack((known[begins, 0], known[np.append(begins[1:], True)[: len(known)], 1]))
+        self.known = PageSet(np.column_stack((known[begins, 0], known[np.append(begins[1:], True)[: len(known)], 1])))
 
     def origin_runs(self) -> Int64s:
         """What backed freed folios first, ascending: int64 (n, 3)."""
@@ -107,9 +108,9 @@ class Attributes:
 
     def note_fault(self, start: int, end: int) -> None:
         """Private pages [start, end) are there now; those that a hole had freed were allocated again."""
-        again = intervals_in(start, end, self.punched)
-        self.counts["refaulted_pages"] += int((again[:, 1] - again[:, 0]).sum())
-        self.punched = intervals_remove(start, end, self.punched)
+        before = self.punched.pages
+        self.punched.remove(start, end)
+        self.counts["refaulted_pages"] += before - self.punched.pages
 
     def drifted(self, map_: FileMap, zone_node: Int64s) -> int:
         """Folios present now on another node than the one that backed them first."""

@@ -13,6 +13,7 @@ from workbench.engine.bulk_metadata import BulkMetadata
 from workbench.engine.host_state import HostState, OutOfMemory
 from workbench.engine.metadata import XA_CHUNK_SHIFT
 from workbench.engine.objects import Inode, Thread
+from workbench.engine.runs import PageSet
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s
 from workbench.kernels import placement
@@ -48,8 +49,8 @@ class BulkConversions:
         given = [
             inode.map.runs,
             self.backend.map.runs,
-            _as_runs(self.attributes.shared),
-            _as_runs(self.attributes.punched),
+            _as_runs(self.attributes.shared.intervals()),
+            _as_runs(self.attributes.punched.intervals()),
             self.attributes.known_runs(kernel.NO_ROW),
         ]
         zones, size = len(system.free), 4096 + max(map(len, given)) // 4
@@ -66,10 +67,9 @@ class BulkConversions:
         for which, runs in enumerate(given):
             maple.clear(self.state.tops[which])
             kernel.load(self.state, which, np.ascontiguousarray(runs))
-        shared = self.attributes.shared
-        self.state.counts[kernel.SHARED_NOW] = int((shared[:, 1] - shared[:, 0]).sum())
-        self.state.counts[kernel.PRIVATE_NOW] = int(inode.map.runs[:, 1].sum())
-        self.state.counts[kernel.SHARED_BACKEND_NOW] = int(self.backend.map.runs[:, 1].sum())
+        self.state.counts[kernel.SHARED_NOW] = self.attributes.shared.pages
+        self.state.counts[kernel.PRIVATE_NOW] = inode.map.folios
+        self.state.counts[kernel.SHARED_BACKEND_NOW] = self.backend.map.folios
         self.state.where[kernel.ENTERED_PRIVATE] = inode.map.progress[placement.ALLOCATIONS]
         self.state.where[kernel.ENTERED_SHARED] = self.backend.map.progress[placement.ALLOCATIONS]
         asked = [self._ask(one) for one in (inode, self.backend)]
@@ -149,8 +149,8 @@ class BulkConversions:
         """Write everything back to the files."""
         self.inode.map.replace(self._listed(kernel.PRIVATE))
         self.backend.map.replace(self._listed(kernel.SHARED))
-        self.attributes.shared = _as_intervals(self._listed(kernel.ATTRIBUTES))
-        self.attributes.punched = _as_intervals(self._listed(kernel.PUNCHED))
+        self.attributes.shared = PageSet(_as_intervals(self._listed(kernel.ATTRIBUTES)))
+        self.attributes.punched = PageSet(_as_intervals(self._listed(kernel.PUNCHED)))
         self.attributes.keep_known(self._listed(kernel.ORIGINS), kernel.NO_ROW)
         self.attributes.counts |= self.row()
         if self.metadata is not None:

@@ -20,6 +20,7 @@ from workbench.engine.conversions import Conversions
 from workbench.engine.host_state import check_listed
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, OpenFile, Result, failed
+from workbench.engine.runs import PageSet
 from workbench.engine.system import System
 from workbench.intervals import Int64s, equal_intervals, no_intervals, ranges_text, set_intervals, true_intervals
 from workbench.kernels.folios import run as folio
@@ -150,8 +151,8 @@ def without_slot(system: System) -> str:
 def _attributes_of(system: System, name: str, inode: Inode) -> Attributes:
     """Attributes are the VM's, by gfn: a file that takes another's place (same name, same slot) finds those that were set."""
     before = system.slots.get(name)
-    shared = np.array([[0, inode.pages]], np.int64) if before is None else before.shared
-    system.slots[name] = Attributes(shared=shared)
+    shared = np.array([[0, inode.pages]], np.int64) if before is None else before.shared.intervals()
+    system.slots[name] = Attributes(shared=PageSet(shared))
     return system.slots[name]
 
 
@@ -458,7 +459,7 @@ def punch_hole(system: System, inode: Inode, offset: int, length: int) -> Result
         conversions.erase_small(inode, file, start, end, held)
     if first < last and shift:
         for low, high in true_intervals(~file.present(first, last), first).tolist():
-            inode.map.erase(low, high, len(system.free))
+            system.leave(inode, low, high)
         conversions.take_back(inode, file)
     if outcome.errno in (0, errno.EAGAIN):
         if inode.users is not None:  # told of the whole range before anything leaves

@@ -192,7 +192,7 @@ class Conversions:
             inode.users.invalidate(0, inode.pages)
         self.erase_small(inode, file, 0, inode.pages, held)
         if inode.order:
-            inode.map.erase(0, inode.pages >> inode.order, len(self.system.free))
+            self.system.leave(inode, 0, inode.pages >> inode.order)
             self.take_back(inode, file)
         if not len(file.withheld()):
             self.retire(inode, file)

@@ -31,6 +31,8 @@ class FileMap:
         self.allocations: Int64s = np.empty((16, 5), np.int64)
         self.tiles: Int16s = np.empty(256, np.int16)
         self.progress: Int64s = np.zeros(4, np.int64)
+        self._folios: int | None = 0
+        """How many are present; None: a kernel has changed the table since somebody asked."""
         self._whole = (0, 0)
         """An interval without holes, the last one found: what comes next is often in it, as with tables of pages."""
         self._known: set[int] = set()
@@ -50,6 +52,7 @@ class FileMap:
 
     def room(self) -> Table:
         """The table of runs, for a kernel that adds some."""
+        self._folios = None
         return self._runs.room(_BLOCKS)
 
     def add_singles(self, indices: Int64s, zones: Int64s) -> None:
@@ -66,12 +69,16 @@ class FileMap:
 
     def add_new_allocations(self, first_row: int) -> None:
         """Enter the allocation rows written since ``first_row`` as present runs."""
-        self._runs.enter(self.allocations, first_row, int(self.progress[ALLOCATIONS]))
+        end = int(self.progress[ALLOCATIONS])
+        self._runs.enter(self.allocations, first_row, end)
+        if self._folios is not None:
+            self._folios += sum(self.allocations[first_row:end, kernels.COUNT].tolist())
 
     def replace(self, runs: Int64s) -> None:
         """These runs int64 (n, 3) are what is present, of allocation rows that are there."""
         self._forget_found()
         self._runs.replace(runs)
+        self._folios = None
 
     def zone_of_runs(self, runs: Int64s, which: Int64s, folios: Int64s) -> Int64s:
         """Zones of ``folios`` int64 (n,), each in the run int64 (r, 3) whose index ``which`` int64 (n,) names."""
@@ -136,6 +143,13 @@ class FileMap:
         return self._runs.all()
 
     @property
+    def folios(self) -> int:
+        """How many are present."""
+        if self._folios is None:
+            self._folios = int(self.runs[:, 1].sum())
+        return self._folios
+
+    @property
     def empty(self) -> bool:
         """Whether nothing is present."""
         return not len(self._runs)
@@ -189,6 +203,8 @@ class FileMap:
         freed = self.counts(zones, start, end)
         self._forget_found()
         self._runs.erase(start, end)
+        if self._folios is not None:
+            self._folios -= sum(freed.tolist())
         return freed
 
     def zone_of(self, pages: Int64s) -> Int64s:

@@ -1263,12 +1263,16 @@ class HostState:
         if self.blocks is not None:
             self.blocks.settle(self.free, broken_up)
 
-    def erase(self, inode: Inode, first: int, last: int, moving: bool = False) -> None:
-        """Free folios ``[first, last)``; ``moving``: others take their places at once, so that the tree keeps its nodes."""
+    def leave(self, inode: Inode, first: int, last: int) -> Int64s:
+        """Folios ``[first, last)`` are no longer the file's, and their frames are free; what each zone gets, int64 (zones,)."""
         if self.free_pfns is not None and inode.pfns is not None:
             self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
+        return inode.map.erase(first, last, len(self.free))
+
+    def erase(self, inode: Inode, first: int, last: int, moving: bool = False) -> None:
+        """Free folios ``[first, last)``; ``moving``: others take their places at once, so that the tree keeps its nodes."""
         before = self.free.copy() if inode.movable else self.free
-        self.free += inode.map.erase(first, last, len(self.free))
+        self.free += self.leave(inode, first, last)
         if inode.movable:
             self.settle_cma(before)
         if inode.small is not None:

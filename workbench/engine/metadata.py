@@ -577,6 +577,8 @@ class Metadata:
             if present is not None and low < high:
                 low += present(low << shift, (low + 1) << shift)
                 high -= low < high and present((high - 1) << shift, high << shift)
+                if low >= high:  # each holds something yet, and so does each node above
+                    break
             if low < high:
                 freed += map_.erase(low, high, self.system.nodes)
         if not freed.any():

@@ -124,6 +124,52 @@ class Runs:
         self._table = new
 
 
+class PageSet:
+    """Pages without a value, as intervals int64 (n, 2); each change and question costs the logarithm of the intervals."""
+
+    def __init__(self, intervals: Int64s | None = None) -> None:
+        self._runs = Runs()
+        self.pages = 0
+        """How many pages there are."""
+        if intervals is not None and len(intervals):
+            length = intervals[:, 1] - intervals[:, 0]
+            self._runs.replace(np.column_stack((intervals[:, 0], length, np.zeros_like(length))))
+            self.pages = int(length.sum())
+
+    def add(self, start: int, end: int) -> None:
+        """Add pages ``[start, end)``."""
+        self.pages += _pages(self.outside(start, end))
+        self._runs.join(start, end)
+
+    def remove(self, start: int, end: int) -> None:
+        """Remove pages ``[start, end)``."""
+        gone = _pages(self.inside(start, end))
+        if gone:
+            self.pages -= gone
+            self._runs.erase(start, end)
+
+    def inside(self, start: int, end: int) -> Int64s:
+        """What of ``[start, end)`` is there, as intervals."""
+        return _intervals(self._runs.cut(start, end))
+
+    def outside(self, start: int, end: int) -> Int64s:
+        """What of ``[start, end)`` is not, as intervals."""
+        return self._runs.gaps(start, end)
+
+    def intervals(self) -> Int64s:
+        """All of it, ascending."""
+        return _intervals(self._runs.cut(_LOWEST, _HIGHEST))
+
+
+def _intervals(runs: Int64s) -> Int64s:
+    runs[:, 1] += runs[:, 0]
+    return runs[:, :2]
+
+
+def _pages(intervals: Int64s) -> int:
+    return sum(end - start for start, end in intervals.tolist())
+
+
 def _table(blocks: int) -> kernels.Runs:
     return kernels.Runs(
         np.empty((blocks * kernels.BLOCK, 3), np.int64),
