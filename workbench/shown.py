@@ -6,6 +6,7 @@ Every text is escaped; nothing here is script. A result's own listing, as xarray
 from __future__ import annotations
 
 import html
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -119,9 +120,11 @@ def result(dataset: Any) -> str:
     heads = ["file", "node", "pages", "memory", "share"]
     caption = f"{_text(dataset.attrs['scenario'])}: where the pages are"
     errors = dataset["event_errno"].values
-    refused = [
-        f"{at}: {dataset['event_op'].values[at]}: {errno_name(int(errors[at]))}" for at in errors.nonzero()[0].tolist()
-    ]
+    refused = []
+    for at in errors.nonzero()[0].tolist():
+        why = json.loads(str(dataset["event_detail"].values[at]) or "{}").get("reason")
+        told = f" ({why})" if why else ""
+        refused.append(f"{at}: {dataset['event_op'].values[at]}: {errno_name(int(errors[at]))}{told}")
     vmm = f", VMM {dataset.attrs['vmm_profile']}" if dataset.attrs.get("vmm_profile") else ""
     rules = f"{dataset.attrs['kernel_profile']}, VM type {dataset.attrs['vm_type']}{vmm}; {len(errors)} calls"
     said = _lines("warning", dataset.attrs.get("warnings", "").splitlines()) + _lines("refused", refused)

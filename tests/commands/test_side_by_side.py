@@ -110,7 +110,17 @@ def test_interfaces_side_by_side(command: Command) -> None:
     rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in out.splitlines() if "│" in line
             for cells in [line.split("│")]}  # fmt: skip
     assert code == 0 and rows["guest: node 6"] == ["0 B (0%)", "0 B (0%)", "8 GiB (50%)", "8 GiB (50%)"]
-    assert rows["refused calls"] == ["none", "1 policy: EOPNOTSUPP", "none", "none"]
+    assert rows["refused calls"] == ["none", "1 policy: EOPNOTSUPP", "none", "none"] and "VMM" not in rows
+    assert "refused: interface-create: 1 policy: the policy was fixed when the file was created" in out
+
+
+def test_a_refusal_says_where_what_is_missing_exists(command: Command) -> None:
+    older = ("--set", "kernel_profile=7.3", "--set", "guest.vmm_profile=qemu-11")
+    code, out, _ = command("run", "snp-guest-boots", *older)
+    assert code == 0 and "was refused: EINVAL (huge pages: not on 7.3; on proposal-hugetlb, " in out
+    code, out, _ = command("compare", "snp-guest-boots", "conversion-drifts", *older)
+    assert code == 0 and "refused: snp-guest-boots: 0 create: huge pages: not on 7.3; on proposal-hugetlb, " in out
+    assert [cell.strip() for cell in out.split("VMM ", 1)[1].split("│")[1:3]] == ["qemu-11", "qemu-11"]
 
 
 @pytest.mark.parametrize(

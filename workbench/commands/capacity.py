@@ -62,6 +62,8 @@ def capacity(
             )  # fmt: skip
     if output is not None:
         results.save(found[0], output, force=force)
+    for line in dict.fromkeys(str(one.attrs["warnings"]) for one in found if "warnings" in one.attrs):
+        typer.echo(f"warning: {line}", err=json_)
     if json_:
         rows = {str(dataset.attrs["scenario"]): study.table(dataset) for dataset in found}
         typer.echo(json.dumps(rows if host == "all" else next(iter(rows.values())), indent=1))

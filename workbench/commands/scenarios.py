@@ -71,6 +71,8 @@ def compare(
     for name, summary in summaries.items():
         for line in summary["warnings"]:
             typer.echo(f"warning: {name}: {line}")
+        for told in (one for one in summary["refused"][:5] if "reason" in one):
+            typer.echo(f"refused: {name}: {told['event']} {told['op']}: {told['reason']}")
 
 
 def _variants(sources: list[str], interfaces: str | None, changes: list[str]) -> dict[str, Scenario]:
@@ -134,6 +136,8 @@ def _rows(summaries: Mapping[str, dict[str, Any]]) -> list[tuple[str, list[str]]
     rows.append(("calls", [str(one["events"]) for one in every]))
     rows.append(("rules of kernel", [one["kernel_profile"] for one in every]))
     rows.append(("VM type", [one["vm_type"] for one in every]))
+    if any(one["vmm_profile"] for one in every):
+        rows.append(("VMM", [one["vmm_profile"] or "-" for one in every]))
     return rows
 
 

@@ -19,12 +19,10 @@ from workbench.units import format_bytes
 def summarise(run: Any) -> dict[str, Any]:
     """The main figures of a run, an :class:`workbench.answer.Answer` or its Dataset, as plain numbers."""
     nodes, files, vcpus = ([str(label) for label in np.asarray(run[name])] for name in ("node", "file", "vcpu"))
+    ops, errors, details = (np.asarray(run[f"event_{name}"]) for name in ("op", "errno", "detail"))
     refused = [
-        {"event": event, "op": str(op), "errno": int(error)}
-        for event, (op, error) in enumerate(
-            zip(np.asarray(run["event_op"]), np.asarray(run["event_errno"]), strict=True)
-        )
-        if error
+        {"event": event, "op": str(ops[event]), "errno": int(errors[event])} | why_refused(details[event])
+        for event in np.flatnonzero(errors).tolist()
     ]
 
     def table(rows: list[str], values: np.ndarray) -> dict[str, dict[str, int]]:
@@ -49,6 +47,11 @@ def summarise(run: Any) -> dict[str, Any]:
         "assumed": _lines_of(run, "assumed"),
         "refused": refused,
     }
+
+
+def why_refused(detail: Any) -> dict[str, str]:
+    """``reason`` of a call's detail, such as where what this kernel does not have exists; empty where it says none."""
+    return {"reason": str(told)} if (told := json.loads(str(detail) or "{}").get("reason")) else {}
 
 
 def _lines_of(run: Any, name: str) -> list[str]:
@@ -205,4 +208,5 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
     if "calls" in summary:
         print_calls(summary["calls"])
     for refusal in summary["refused"][:10]:
-        typer.echo(f"event {refusal['event']} ({refusal['op']}) was refused: {errno_name(refusal['errno'])}")
+        why = f" ({refusal['reason']})" if "reason" in refusal else ""
+        typer.echo(f"event {refusal['event']} ({refusal['op']}) was refused: {errno_name(refusal['errno'])}{why}")

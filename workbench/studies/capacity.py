@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from workbench import garbage, results
+from workbench import garbage, profiles, results
 from workbench import scenario as sc
 from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
@@ -33,6 +33,11 @@ POLICIES = ("default", "bind", "preferred", "preferred_many", "interleave", "wei
 LOSSES = ("other nodes", "watermarks and reserves", "CMA", "page tables", "page cache", "attributes", "rest")
 """Where the free memory of a host went that the guest did not get."""
 _BOUND = "bind"
+BY_THREADS = (
+    "policies here are those of the thread that touches private memory; mbind and the policies of a memory backend do not "
+    f"reach it where the VMM cannot map it (qemu-11); {profiles.WAY_TO_BIND_PRIVATE_MEMORY}"
+)
+"""What has to be said with the largest confidential guest under each policy."""
 _LAST_PAGES = 64
 """Pages that the engine places before the nodes that hold them, where memory ends."""
 
@@ -108,7 +113,8 @@ def capacity(
             command="studies.capacity.capacity", host=host.name, page_size=page_size, kho=kho, confidential=confidential,
             by=by,
         ),
-        attributes={"scenario": host.name, "page_size": page_size, "kho": str(kho), "confidential": str(confidential)},
+        attributes={"scenario": host.name, "page_size": page_size, "kho": str(kho), "confidential": str(confidential)}
+        | ({"warnings": BY_THREADS} if confidential and any(mode != "default" for _, mode, _ in rows) else {}),
     )  # fmt: skip
 
 
