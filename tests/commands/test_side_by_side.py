@@ -76,6 +76,20 @@ def test_the_comparison_of_designs_is_in_the_json(command: Command) -> None:
     )
 
 
+def test_accesses_of_a_run_are_printed_with_their_ranges(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "name: a\nhost: epyc1-naples-2s\nguest: {memory: 64 MiB, vcpus: [{node: 0}]}\n"
+        "operations:\n- {op: prefault}\n- {op: access, pattern: uniform}\n"
+    )
+    said = json.loads(command("run", str(path), "--json")[1])
+    (row,) = said["streams"]
+    for name in ("latency_ns", "bandwidth_mb_s"):
+        assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
+    out = command("run", str(path))[1]
+    assert "accesses, modelled (nine in ten draws)" in out and f"{row['latency_ns']:.4g} ns (" in out
+
+
 def test_a_measured_profile_says_what_accesses_cost(command: Command) -> None:
     words = ["run", "policy-after-allocation", "--profile", "grace"]
     code, out, _ = command(*words)

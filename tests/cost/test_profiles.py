@@ -596,3 +596,18 @@ def test_the_first_draw_is_the_machine_as_its_profile_has_it():
     assert {values["lines_streaming"] for values in chosen} == {50.0}
     drawn = np.array([values["dram_latency"] for values in chosen])
     assert drawn[0] == 150.0 and 142 < drawn.min() < 147 < 153 < drawn.max() < 158
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"memories": 3}, r"memories: "),
+        ({"memories": None}, r"memories: "),
+        ({"memories": [{"nodes": [True], "idle_latency": 90}]}, r"memories\.0\.nodes\.0: must be a number, not true"),
+        ({"links": [{"initiator": True, "target": 0, "bandwidth": 9}]}, r"links\.0\.initiator: must be a number"),
+        ({"cores": {"threads": True}}, r"cores\.threads: must be a number, not true"),
+    ],
+)
+def test_fields_of_another_kind_are_refused_by_name(fields, match):
+    with pytest.raises(WorkbenchError, match=match):
+        profile.from_mapping({"name": "p", "source": "s", **fields})

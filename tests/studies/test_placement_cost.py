@@ -167,6 +167,15 @@ def test_weights_and_views_and_walks_have_axes_with_units():
     assert drawn == {f"node {node}": colour for node, colour in colours_of_host(CXL).items()}
     cells = [vnuma.Cell(n, 2, 1 << 30, 1 << 30) for n in (0, 4)]
     assert "ns" in plots_traffic.views(vnuma.cost(HOST, cells)).axes[1].get_ylabel()
+    seen = vnuma.cost(HOST, cells, samples=5)
+    one = vnuma.cost(HOST, cells)
+    assert np.array_equal(seen["latency"].isel(sample=0), one["latency"]) and "sample" not in seen["local_share"].dims
+    right = plots_traffic.views(seen).axes[1]
+    low, high = np.quantile(seen["latency"].sel(view="distances", cell=0).values[1:], (0.05, 0.95))
+    assert (
+        low < high
+    )  # and the line over the bar of the first virtual node under its first view goes from one to the other
+    assert sorted(right.lines[0].get_ydata()) == pytest.approx([low, high])
     walks = xr.concat([translation.walk_cost({"1 GiB": k << 30}, "1 GiB") for k in (1, 64)], dim="guests")
     made = plots_traffic.walks(walks.assign_coords(guests=[1, 64]), "guests", "GiB")
     assert made.axes[0].get_ylabel() == "page walks, ns per access" and not made.axes[0].collections

@@ -467,3 +467,19 @@ def test_bad_requests_exit_with_two(
         assert caught.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", ["read_bandwidth", "write_bandwidth", "read_latency", "write_latency"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True])
+def test_figures_of_memory_are_numbers_above_zero(field: str, value: float) -> None:
+    entry = {"initiator": 0, "target": 0, field: value}
+    host = {"name": "h", "nodes": [{"id": 0, "memory_bytes": 1 << 30, "cpus": "0"}], "distances": [[10]]}
+    with pytest.raises(WorkbenchError, match=rf"^host\.access\.0\.{field}: "):
+        Host.from_mapping(host | {"access": [entry]})
+
+
+@pytest.mark.parametrize("field", ["channels", "mts"])
+def test_a_truth_value_is_no_number_of_the_hardware(field: str) -> None:
+    host = {"name": "h", "nodes": [{"id": 0, "memory_bytes": 1 << 30, "cpus": "0"}], "distances": [[10]]}
+    with pytest.raises(WorkbenchError, match=rf"^host\.hardware\.{field}: must be a number, not true"):
+        Host.from_mapping(host | {"hardware": {field: True}})

@@ -46,6 +46,7 @@ def summarise(run: Any) -> dict[str, Any]:
         "warnings": _lines_of(run, "warnings"),
         "assumed": _lines_of(run, "assumed"),
         "refused": refused,
+        **({"streams": found} if (found := streams(run)) else {}),
     }
 
 
@@ -66,6 +67,24 @@ def _lines_of(run: Any, name: str) -> list[str]:
     return lines
 
 
+def streams(run: Any) -> list[dict[str, float]]:
+    """What the vCPUs of each node got from each ``access`` of a run, modelled, with the ends of nine in ten draws."""
+    if "stream_bandwidth" not in run:
+        return []
+    columns = {
+        "event": "stream_event", "node": "stream_node", "vcpus": "stream_vcpus",
+        **{f"{name}_{unit}{end}": f"stream_{name}{end}" for name, unit in _FIGURES for end in ("", "_low", "_high")},
+    }  # fmt: skip
+    values = {name: np.asarray(run[of]).tolist() for name, of in columns.items()}
+    return [
+        {name: round(value, 1) for name, value in zip(values, row, strict=True)}
+        for row in zip(*values.values(), strict=True)
+    ]
+
+
+_FIGURES = (("latency", "ns"), ("bandwidth", "mb_s"))
+
+
 def accesses(run: Any, host: Any) -> dict[str, dict[str, float]]:
     """Modelled latency (ns) and bandwidth (MB/s) that the vCPUs of each node get from where the pages of a Dataset lie.
 
@@ -80,7 +99,7 @@ def accesses(run: Any, host: Any) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     for node in cost["initiator"].values.tolist():
         row = out[str(node)] = {}
-        for name, unit in (("latency", "ns"), ("bandwidth", "mb_s")):
+        for name, unit in _FIGURES:
             every = cost[name].sel(initiator=node).values
             low, high = np.quantile(every[1:], ENDS)
             ends = {"": every[0], "_low": min(low, every[0]), "_high": max(high, every[0])}
@@ -154,6 +173,17 @@ def print_calls(calls: list[dict[str, Any]]) -> None:
     console().print(table)
 
 
+_SHOWN = 20
+"""Rows of accesses that are printed."""
+
+
+def _with_ends(cost: dict[str, float]) -> tuple[str, str]:
+    """Latency and bandwidth with the ends of their ranges."""
+    low, value, high = (cost[f"latency_ns{end}"] for end in ("_low", "", "_high"))
+    slow, rate, fast = (cost[f"bandwidth_mb_s{end}"] / 1000 for end in ("_low", "", "_high"))
+    return f"{value:.4g} ns ({low:.4g} to {high:.4g})", f"{rate:.3g} GB/s ({slow:.3g} to {fast:.3g})"
+
+
 def print_summary(summary: dict[str, Any], design: str = "") -> None:
     """Tables for people."""
     for line in summary["warnings"]:
@@ -198,13 +228,22 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
             title=f"{PATTERN} accesses, modelled (nine in ten draws)",
         )
         for node, cost in costs.items():
-            low, value, high = (cost[f"latency_ns{end}"] for end in ("_low", "", "_high"))
-            slow, rate, fast = (cost[f"bandwidth_mb_s{end}"] / 1000 for end in ("_low", "", "_high"))
-            table.add_row(
-                node, f"{value:.4g} ns ({low:.4g} to {high:.4g})", f"{rate:.3g} GB/s ({slow:.3g} to {fast:.3g})"
-            )
+            table.add_row(node, *_with_ends(cost))
         console().print(table)
         typer.echo(f"measured profile: {profile}")
+    if got := summary.get("streams"):
+        table = Table(
+            "access",
+            "vCPUs on node",
+            "latency",
+            "bandwidth of all of them",
+            title="accesses, modelled (nine in ten draws)",
+        )
+        for one in got[:_SHOWN]:
+            table.add_row(f"event {one['event']}", str(one["node"]), *_with_ends(one))
+        console().print(table)
+        if len(got) > _SHOWN:
+            typer.echo(f"and {len(got) - _SHOWN} more; --json has all")
     if "calls" in summary:
         print_calls(summary["calls"])
     for refusal in summary["refused"][:10]:

@@ -48,6 +48,8 @@ def _no_truth(value: object) -> object:
 
 Positive = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, allow_inf_nan=False)]
 Percent = Annotated[float, BeforeValidator(_no_truth), Field(ge=0, le=100)]
+Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
+NodeId = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 Peaks = dict[Percent, Positive]
 """Share of reads in per cent -> MB/s."""
 CSV_COLUMNS = ("read_percent", "bandwidth_gb_per_s", "latency_ns")
@@ -57,7 +59,7 @@ def _nodes(value: object) -> object:
     return tuple(parse_list(value)) if isinstance(value, str) else (value,) if isinstance(value, int) else value
 
 
-Nodes = Annotated[tuple[int, ...], BeforeValidator(_nodes)]
+Nodes = Annotated[tuple[Annotated[int, BeforeValidator(_no_truth)], ...], BeforeValidator(_nodes)]
 
 
 class _Model(BaseModel):
@@ -120,8 +122,8 @@ class Link(_Curved):
     """The way from CPUs of one node to memory of another, or of all pairs at one SLIT distance."""
 
     distance: int | None = Field(None, ge=10, le=255)
-    initiator: int | None = Field(None, ge=0)
-    target: int | None = Field(None, ge=0)
+    initiator: NodeId | None = None
+    target: NodeId | None = None
 
     @model_validator(mode="after")
     def _names_pairs(self) -> Link:
@@ -137,8 +139,8 @@ class Cores(_Model):
 
     lines_streaming: Positive | None = Field(None, description="64-byte lines one core keeps in flight when it streams")
     lines_random: Positive | None = Field(None, description="lines in flight of independent random accesses")
-    group: int | None = Field(None, ge=1, description="cores of a group with a common cap (CCD, half of a sub-cluster)")
-    threads: int = Field(1, ge=1, description="CPUs of a core")
+    group: Count | None = Field(None, description="cores of a group with a common cap (CCD, half of a sub-cluster)")
+    threads: Count = Field(1, description="CPUs of a core")
     group_peaks: Peaks = {}
     by_threads: dict[Annotated[int, Field(ge=1)], Positive] = Field(
         {}, description="MB/s of reads by number of threads"
@@ -280,8 +282,9 @@ def from_mapping(document: object, name: str = "profile", folder: Path | None = 
         raise WorkbenchError(f"profile: {name} holds no mapping")
     document = {**document}
     for part in ("memories", "links"):
+        given = document.get(part)
         entries = []
-        for entry in document.get(part) or ():
+        for entry in given if isinstance(given, list | tuple) else ():
             if isinstance(entry, dict) and entry.get("curves_file") and folder is not None:
                 path = folder / str(entry["curves_file"])
                 if not path.is_file():

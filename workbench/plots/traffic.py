@@ -313,7 +313,10 @@ def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's 
 
 
 def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the guest") -> Figure:
-    """Local accesses and latency of each virtual node under each view, of :func:`workbench.studies.vnuma.cost`."""
+    """Local accesses and latency of each virtual node under each view, of :func:`workbench.studies.vnuma.cost`.
+
+    With draws over ``sample``, bars of the latency are of their medians and lines from 5 to 95 % of them.
+    """
     with common.style():
         made = common.figure(8.5, 3.4)
         axes: Sequence[Axes] = made.subplots(1, 2)
@@ -322,8 +325,15 @@ def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the
             (("local_share", 100.0, "accesses on the vCPU's own node, %"), ("latency", 1.0, "loaded latency, ns")),
             strict=True,
         ):
-            frame = (dataset[name] * scale).to_dataframe(name=name).reset_index()
-            sns.barplot(frame, x="view", y=name, hue="cell", palette=PALETTE, ax=ax, legend=bool(ax is axes[0]))
+            values = dataset[name] * scale
+            drawn = "sample" in values.dims
+            if drawn:  # the first has the parameters' own values and is no draw
+                values = values.isel(sample=slice(1, None))
+            sns.barplot(
+                values.to_dataframe(name=name).reset_index(), x="view", y=name, hue="cell", palette=PALETTE, ax=ax,
+                legend=bool(ax is axes[0]), estimator="median", errorbar=("pi", 90) if drawn else None,
+                err_kws={"color": common.INK, "linewidth": 1.0},
+            )  # fmt: skip
             ax.set(xlabel="what the guest is told", ylabel=label)
         handles, texts = axes[0].get_legend_handles_labels()
         if (legend := axes[0].get_legend()) is not None:
@@ -331,7 +341,8 @@ def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the
         labels = [f"virtual node {text}" for text in texts]
         made.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=7)
         made.suptitle(title, x=0.01, ha="left", fontsize=10)
-        _note(made, "left: counted; right: modelled (workbench/cost/traffic.py)")
+        lines = "; bars: median of the draws, lines: 5 to 95 %" if "sample" in dataset.dims else ""
+        _note(made, f"left: counted; right: modelled (workbench/cost/traffic.py){lines}")
     return made
 
 

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from workbench import costs as cost_table
 from workbench import results
 from workbench.cost import traffic
+from workbench.cost.machine import sampled
 from workbench.errors import WorkbenchError
 from workbench.variables import VirtualNodes
 
@@ -101,6 +103,8 @@ def cost(
     *,
     views: Sequence[str] = VIEWS,
     access: Access | Mapping[str, object] | str | None = None,
+    samples: int = 1,
+    seed: int = 0,
     costs: Mapping[str, float] | None = None,
 ) -> xr.Dataset:
     """Bandwidth and latency of every virtual node's vCPUs under several views.
@@ -113,6 +117,9 @@ def cost(
         :func:`backing_of` a result; each on its own host node if left out
     views : names from :data:`VIEWS`
     access : pattern of the vCPUs; streaming if left out
+    samples : draws over the ranges of the parameters; with more than 1 the modelled variables get a ``sample`` dimension,
+        of which sample 0 has the parameters' values
+    seed : of the draws
     costs : parameter values instead of the registry's
 
     Returns a Dataset over ``view`` and ``cell``: ``bandwidth`` (MB/s), ``latency`` (ns), ``local_share`` (of the
@@ -120,15 +127,19 @@ def cost(
     """
     if not cells:
         raise WorkbenchError("cells: a guest has at least one virtual node")
-    machine = traffic.machine(host, costs)
-    own = [machine.index_of(cell.host_node) for cell in cells]
+    cost_table.whole("samples", samples)
+    machines, chosen = (
+        sampled(host, samples, seed, costs) if samples > 1 else ([traffic.machine(host, costs)], [dict(costs or {})])
+    )
+    own = [machines[0].index_of(cell.host_node) for cell in cells]
     if backing is None:
-        backing = np.eye(machine.nodes)[own]
+        backing = np.eye(machines[0].nodes)[own]
     backing = np.asarray(backing, float)
-    if backing.shape != (len(cells), machine.nodes):
-        raise WorkbenchError(f"backing: {backing.shape} values for {len(cells)} cells and {machine.nodes} nodes")
-    bandwidth, latency, local = [], [], []
-    for view in views:
+    if backing.shape != (len(cells), machines[0].nodes):
+        raise WorkbenchError(f"backing: {backing.shape} values for {len(cells)} cells and {machines[0].nodes} nodes")
+    bandwidth, latency = np.empty((2, samples, len(views), len(cells)))
+    local = np.empty((len(views), len(cells)))
+    for row, view in enumerate(views):
         if view == "flat":
             size = np.array([cell.memory for cell in cells], float)
             placed = np.tile(size / size.sum(), (len(cells), 1))
@@ -136,22 +147,23 @@ def cost(
             placed = guest_placement(cells, view_distances(view, host, cells))
         real = np.roll(backing, -1, axis=0) if view == "permuted" else backing
         shares = placed @ real
-        parts = [
-            traffic.streams(machine, shares[k], {cell.host_node: float(cell.vcpus)}, access, costs=costs)
-            for k, cell in enumerate(cells)
-        ]
-        solution = traffic.solve(machine, traffic.together(parts))
-        bandwidth.append(solution.bandwidth[0])
-        latency.append(solution.latency[0])
-        local.append(shares[np.arange(len(cells)), own])
-    total = np.sum(bandwidth, axis=1)
+        local[row] = shares[np.arange(len(cells)), own]
+        for draw, (machine, values) in enumerate(zip(machines, chosen, strict=True)):
+            parts = [
+                traffic.streams(machine, shares[k], {cell.host_node: float(cell.vcpus)}, access, costs=values)
+                for k, cell in enumerate(cells)
+            ]
+            solution = traffic.solve(machine, traffic.together(parts))
+            bandwidth[draw, row], latency[draw, row] = solution.bandwidth[0], solution.latency[0]
+    total = bandwidth.sum(axis=2)
+    pick = slice(None) if samples > 1 else 0
     return results.make(
         VirtualNodes,
         {
-            "bandwidth": np.array(bandwidth),
-            "latency": np.array(latency),
-            "local_share": np.array(local),
-            "slowdown": total[0] / total,
+            "bandwidth": bandwidth[pick],
+            "latency": latency[pick],
+            "local_share": local,
+            "slowdown": (total[:, :1] / total)[pick],
         },
         {"view": list(views), "cell": np.arange(len(cells))},
         provenance=results.provenance(
@@ -161,9 +173,11 @@ def cost(
             backing=backing,
             views=views,
             access=access,
+            samples=samples,
+            seed=seed,
             costs=costs,
         ),
-        source=machine.source,
+        source=machines[0].source,
     )
 
 

@@ -32,6 +32,16 @@ Kind = Literal["dram", "hbm", "cxl", "nvm", "gpu"]
 MigrateType = Literal["Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate"]
 Pages = Annotated[int, Field(ge=0, le=NODE_PAGES)]
 Rate = Annotated[float, Field(ge=0, le=RATE)]
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")
+    return value
+
+
+Measured = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=RATE)]
+"""A figure of memory that is there: what firmware does not know it prints as 0, and readers of its tables leave out."""
 Figure = Rate | tuple[Rate, Rate]
 """One number, or from and to."""
 FreeBlocks = Annotated[tuple[Pages, ...], Field(max_length=16)]
@@ -142,10 +152,10 @@ class AccessCoordinate(_Model):
 
     initiator: int
     target: int
-    read_bandwidth: Rate | None = Field(None, description="MB/s")
-    write_bandwidth: Rate | None = Field(None, description="MB/s")
-    read_latency: Rate | None = Field(None, description="ns")
-    write_latency: Rate | None = Field(None, description="ns")
+    read_bandwidth: Measured | None = Field(None, description="MB/s")
+    write_bandwidth: Measured | None = Field(None, description="MB/s")
+    read_latency: Measured | None = Field(None, description="ns")
+    write_latency: Measured | None = Field(None, description="ns")
 
 
 class Hardware(_Model):
@@ -155,8 +165,12 @@ class Hardware(_Model):
     """
 
     generation: str | None = Field(None, max_length=100)
-    channels: int | None = Field(None, ge=1, le=64, description="memory channels of a socket that hold memory")
-    mts: float | None = Field(None, gt=0, le=100_000, description="MT/s of the memory")
+    channels: Annotated[int, BeforeValidator(_no_truth), Field(ge=1, le=64)] | None = Field(
+        None, description="memory channels of a socket that hold memory"
+    )
+    mts: Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=100_000)] | None = Field(
+        None, description="MT/s of the memory"
+    )
     profile: str | None = Field(None, max_length=4096)
 
 
