@@ -181,7 +181,7 @@ def mappings(dataset: xr.Dataset, confidential: xr.Dataset) -> Figure:
         raise WorkbenchError(
             "mappings: simulations of a guest that a device maps and of a TDX guest have what is drawn"
         )
-    made = figure(12.5, 5.6)
+    made = figure(9.5, 5.6)
     memory = float((dataset["file_page_size"] * dataset["file_pages"]).sum("file").max())
     kept = {level: 100 * dataset["mapping_share"].sel(level=level) for level in ("1 GiB", "2 MiB")}
     device = {
@@ -556,7 +556,7 @@ def snp_regions(dataset: xr.Dataset) -> Figure:
             over.set_ylim(0, 104)
             over.set_xlabel("days")
             nodes.set_xlabel("NUMA node")
-            nodes.set_ylabel("of them on the node (GiB), second half" if column == 0 else "")
+            nodes.set_ylabel("GiB on the node, second half" if column == 0 else "")
             nodes.set_xticks(dataset["node"].values)
             nodes.set_ylim(0, 1.04 * total / dataset.sizes["node"])
             for ax in (over, nodes):
