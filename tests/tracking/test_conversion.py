@@ -265,7 +265,7 @@ def test_boot_against_the_published_profile():
 def test_one_cost_for_both_page_sizes():
     """The per-page cost set by 1 GiB pages gives the published 7 % of 2 MiB within a fifth."""
     table = published.read_table("gmem_conversion_profile")
-    series = np.zeros((1, 40), np.int64)
+    series = np.zeros((1, len(folio.COUNTERS)), np.int64)
     series[0, cv.folio.N_SPLITS_2M] = table.cell("pages split during boot", "2M backing")
     series[0, cv.folio.N_MERGES_2M] = table.cell("merged back at run time", "2M backing")
     spent = cv.cycles(series)[0, 0, cv.PARTS.index("split and merge")]
