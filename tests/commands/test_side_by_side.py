@@ -86,7 +86,9 @@ def test_accesses_of_a_run_are_printed_with_their_ranges(command: Command, tmp_p
     (row,) = said["streams"]
     for name in ("latency_ns", "bandwidth_mb_s"):
         assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
+    assert 0 < row["memory_fraction"] < 1  # a part of 64 MiB fits the caches, and figures are of the rest
     out = command("run", str(path))[1]
+    assert "reach memory" in out and f"{row['memory_fraction']:.1%}" in out
     assert "accesses, modelled (nine in ten draws)" in out and f"{row['latency_ns']:.4g} ns (" in out
 
 

@@ -73,11 +73,12 @@ def streams(run: Any) -> list[dict[str, float]]:
         return []
     columns = {
         "event": "stream_event", "node": "stream_node", "vcpus": "stream_vcpus",
+        "memory_fraction": "stream_memory_fraction",
         **{f"{name}_{unit}{end}": f"stream_{name}{end}" for name, unit in _FIGURES for end in ("", "_low", "_high")},
     }  # fmt: skip
     values = {name: np.asarray(run[of]).tolist() for name, of in columns.items()}
     return [
-        {name: round(value, 1) for name, value in zip(values, row, strict=True)}
+        {name: round(value, 4 if name == "memory_fraction" else 1) for name, value in zip(values, row, strict=True)}
         for row in zip(*values.values(), strict=True)
     ]
 
@@ -237,10 +238,12 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
             "vCPUs on node",
             "latency",
             "bandwidth of all of them",
+            "reach memory",
             title="accesses, modelled (nine in ten draws)",
+            caption="latency and bandwidth are those of accesses that no cache serves",
         )
         for one in got[:_SHOWN]:
-            table.add_row(f"event {one['event']}", str(one["node"]), *_with_ends(one))
+            table.add_row(f"event {one['event']}", str(one["node"]), *_with_ends(one), f"{one['memory_fraction']:.1%}")
         console().print(table)
         if len(got) > _SHOWN:
             typer.echo(f"and {len(got) - _SHOWN} more; --json has all")
