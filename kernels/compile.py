@@ -31,7 +31,6 @@ import numpy as np
 from llvmlite import ir
 from numba.core import config, types
 from numba.extending import intrinsic
-from numba.np import arrayobj
 
 from workbench.kernels.code_cache import cache_directory as cache_directory
 from workbench.kernels.code_cache import source_digest as source_digest
@@ -95,6 +94,8 @@ def _copy_in_python(array: np.ndarray, source: Int, target: Int) -> None:
 
 
 def _one_store(typing_context: Any, array: Any, source: Any, target: Any) -> Any:
+    from numba.np import arrayobj  # a twentieth of a short run to import, which compiles nothing
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lane = ir.VectorType(ir.IntType(64), LANE_BYTES // 8).as_pointer()
         data = arrayobj.make_array(array)(context, builder, arguments[0]).data

@@ -28,7 +28,6 @@ from numba.core.errors import NumbaError
 from numba.core.registry import CPUDispatcher
 from numba.core.targetconfig import ConfigStack
 from numba.extending import typeof_impl
-from numba.np import arrayobj
 from numba.np.numpy_support import from_dtype, map_layout
 
 from workbench.kernels import code_cache
@@ -124,17 +123,25 @@ class _Typing:
 
 _natural = [False]
 """Whether the function that is being translated has natural numbers for indices; the last entry is the innermost one's."""
-_any_index = arrayobj.fix_integer_index
 
 
-def _index(context: Any, builder: Any, index_type: Any, index: Any, size: Any) -> Any:
-    """Numba adds the length to a negative index, three instructions before every load and store that wait for each other."""
-    if _natural[-1]:
-        return context.cast(builder, index, index_type, types.intp)
-    return _any_index(context, builder, index_type, index, size)
+@functools.cache
+def _let_natural_numbers_be() -> None:
+    """Numba adds the length to a negative index, three instructions before every load and store that wait for each other.
 
+    Only who compiles needs what Numba knows of arrays: it is a twentieth of a short run to import.
+    """
+    from numba.np import arrayobj
 
-arrayobj.fix_integer_index = _index
+    any_index = arrayobj.fix_integer_index
+
+    def index_of(context: Any, builder: Any, index_type: Any, index: Any, size: Any) -> Any:
+        if _natural[-1]:
+            return context.cast(builder, index, index_type, types.intp)
+        return any_index(context, builder, index_type, index, size)
+
+    arrayobj.fix_integer_index = index_of
+
 
 _type_of_any_array = typeof_impl.dispatch(np.ndarray)
 
@@ -361,6 +368,7 @@ class Kernel(CPUDispatcher):
         return _flags_of(tuple(sorted(self.targetoptions.items())), names)
 
     def _compiled(self, arguments: tuple[Any, ...], flags: _Flags, kind: type[_Library]) -> Any:
+        _let_natural_numbers_be()
         library = kind(self.targetctx.codegen(), self.py_func.__qualname__)
         library.enable_object_caching()
         _natural.append(self._natural)

@@ -31,4 +31,15 @@ def test_a_run_that_is_only_printed_imports_no_xarray(scenario: str) -> None:
     loaded = set(done.stdout.split())
     assert "workbench.running" in loaded
     assert not loaded & {"xarray", "pandas"}
-    assert not loaded & {"coverage.control", "numpy.ma", "webbrowser", "workbench.commands.docs"}
+    assert not loaded & {"coverage.control", "numpy.ma", "tqdm", "webbrowser", "workbench.commands.docs"}
+
+
+def test_who_only_loads_machine_code_imports_nothing_of_what_compiles_arrays() -> None:
+    """It is a twentieth of a short run; Numba's runtime that counts references is another, and no kernel needs it."""
+    script = """
+import sys, workbench.running, workbench.studies.capacity
+from numba.core.runtime import rtsys
+print("numba.np.arrayobj" in sys.modules, rtsys._init)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"

@@ -228,18 +228,21 @@ class progress_bar:
         self._bar: Any = None
 
     def __enter__(self) -> Any:
-        from tqdm import tqdm
+        if sys.stderr.isatty():  # else who only writes into a pipe imports it for nothing
+            from tqdm import tqdm
 
-        self._bar = tqdm(unit=f" {self._unit}", disable=not sys.stderr.isatty(), leave=False)
+            self._bar = tqdm(unit=f" {self._unit}", leave=False)
 
         def update(done: int, total: int) -> None:
-            self._bar.total = total
-            self._bar.update(done - self._bar.n)
+            if self._bar is not None:
+                self._bar.total = total
+                self._bar.update(done - self._bar.n)
 
         return update
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def read_stdin(field: str) -> str:
