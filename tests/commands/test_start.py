@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from workbench.commands.terminal import console
+
 LOADED = """
 import contextlib, io, sys
 from workbench.commands.cli import main
@@ -43,3 +45,8 @@ print("numba.np.arrayobj" in sys.modules, rtsys._init)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+def test_a_name_between_colons_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print("node:100: of :warning:", "[bold]epyc:1:[/bold]")
+    assert capsys.readouterr().out == "node:100: of :warning: epyc:1:\n"

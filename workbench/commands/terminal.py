@@ -9,4 +9,6 @@ from rich.console import Console
 
 def console() -> Console:
     """A console on standard output that neither colours nor cuts lines in a pipe."""
-    return Console(width=None if sys.stdout.isatty() else 160)
+    seen = sys.stdout.isatty()
+    # ":1:" in a name is a name, and what nobody sees needs no colours.
+    return Console(width=None if seen else 160, emoji=False, highlight=seen)
