@@ -301,7 +301,7 @@ def check_replaceable(path: str | Path, *, force: bool = False) -> None:
     """
     target = Path(path)
     if not target.name.endswith((".zarr", ".zarr.zip", ".nc")):
-        raise WorkbenchError(f"output: {target.name!a} must end in .zarr, .zarr.zip or .nc")
+        raise WorkbenchError(f"output: {str(path)[-60:]!a} must end in .zarr, .zarr.zip or .nc")
     replacing.check(target, _is_result, "result of a run", force=force, field="output", folder=True)
 
 

@@ -222,7 +222,7 @@ def sweep(
     from workbench.sweeps.store import FAILED
     from workbench.sweeps.sweep import sweep as run_sweep
 
-    if not grid.is_file():
+    if not grid.exists():
         raise WorkbenchError(f"grid {str(grid)!r}: no such file")
     value = Grid.from_yaml(grid)
     if dry_run:

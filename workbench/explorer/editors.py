@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from workbench import profiles
+from workbench import scenario as sc
 from workbench.bitmap_lists import format_list, parse_list
 from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
@@ -110,6 +111,13 @@ class Editor:
 
 def _heading(text: str) -> w.HTML:
     return w.HTML(f'<div class="wb-heading">{text}</div>')
+
+
+def _without_policies(scenario: Scenario) -> str:
+    """What decides where pages go if the guest lists no policy: those that operations set, or nothing does."""
+    if scenario.kinds.isdisjoint((sc.Mbind, sc.Fbind, sc.SetPolicy, sc.SetMempolicy)):
+        return "No policy: pages go where the task that touches them first runs."
+    return "No policy of the guest: operations of the scenario set one."
 
 
 def _node_data(host: Host) -> list[dict[str, Any]]:
@@ -582,11 +590,7 @@ class PolicyEditor(Editor):
                 self.range.tooltip = next(name for name, index in options if index == self.selected)
             self.remove.disabled = not policies
             self.details.layout.display = "" if policies else "none"
-            self.note.value = (
-                ""
-                if policies
-                else '<div class="wb-note">No policy: pages go where the task that touches them first runs.</div>'
-            )
+            self.note.value = "" if policies else f'<div class="wb-note">{_without_policies(scenario)}</div>'
             if not policies:
                 return
             policy = policies[self.selected]

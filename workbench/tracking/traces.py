@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,8 @@ def _parquet(content: bytes) -> dict[str, Sequence[Any]]:
 
 
 def _check_table(header: Sequence[str], rows: int) -> None:
-    twice = next((column for at, column in enumerate(header) if column in header[:at]), None)
+    count = Counter(header)
+    twice = next((column for column in count if count[column] > 1), None)
     if twice is not None:
         raise WorkbenchError(f"trace: column {twice!r} is there twice")
     if rows > TRACE_ROWS:

@@ -139,7 +139,7 @@ def read(path: str | Path) -> Recording:
 def load(path: Path) -> dict[str, Any]:
     """The document of a ``.json`` or ``.json.gz`` file; anything that is not a whole mapping is refused with one line."""
     try:
-        raw = read_file(path, MAX_BYTES, path.name)
+        raw = read_file(path, MAX_BYTES, path.name or str(path))
         if path.name.endswith(".gz"):
             unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
             unpacked = unpacker.decompress(raw, MAX_BYTES)
