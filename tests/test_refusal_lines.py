@@ -11,6 +11,7 @@ from workbench.errors import WorkbenchError
 from workbench.scenario import Scenario
 from workbench.sweeps.grid import Grid
 from workbench.tracking import traces
+from workbench.truth import recording
 
 HEAD = "name: x\nhost: epyc1-naples-2s\nguest: {memory: 1 GiB}\noperations:\n"
 LONG = "  - {op: fault, offset: 0, length: 4096}\n" * 200
@@ -61,3 +62,16 @@ def test_grids_and_traces(tmp_path: Path) -> None:
         trace.write_text(text)
         with pytest.raises(WorkbenchError, match=f"^t.csv: {said}"):
             traces.read_trace(trace)
+
+
+def test_columns_of_a_trace_are_looked_at_once_each(tmp_path: Path) -> None:
+    """200,000 of them would be 2 x 10^10 comparisons."""
+    path = tmp_path / "t.csv"
+    path.write_text(",".join(f"c{column}" for column in range(200_000)))
+    with pytest.raises(WorkbenchError, match="column 'c0' is unknown"):
+        traces.read_trace(path)
+
+
+def test_a_directory_in_the_place_of_a_recording_is_named() -> None:
+    with pytest.raises(WorkbenchError, match=r"^\.: '\.': Is a directory$"):
+        recording.load(Path("."))
