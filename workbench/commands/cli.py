@@ -309,6 +309,7 @@ def _start_quickly() -> None:
     gc.set_threshold(200_000, 20, 100)  # importing makes a million objects and no garbage
     atexit.register(gc.freeze)  # nor need they be looked through when the process ends
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look through all that is installed
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here needs more, and they spin beside the imports
     sys.modules.setdefault("coverage", None)  # type: ignore[arg-type]  # Numba would extend what it reports
     if not _HERE.intersection(sys.argv[1:2]):
         _register_all()
