@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def capacity(
     kho: Annotated[str, typer.Option(metavar="on|off", help="scratch areas for kexec handover")] = "off",
     confidential: Annotated[bool, typer.Option("--confidential", help="an SNP guest with private memory")] = False,
     by: Annotated[str, typer.Option(metavar="guest|host", help="who populates the memory")] = "guest",
+    design: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"what backs the guest: {', '.join(DESIGNS)}")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="write .zarr, .zarr.zip or .nc")] = None,
     force: Annotated[bool, typer.Option("--force", help="let -o replace what is no result")] = False,
     json_: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
@@ -57,7 +61,7 @@ def capacity(
             found.append(
                 study.capacity(
                     Host.from_machine(name), page_size=chosen, policies=policies, kho=kho == "on",
-                    confidential=confidential, by=by, progress=progress,
+                    confidential=confidential, by=by, design=design, progress=progress,
                 )
             )  # fmt: skip
     if output is not None:
@@ -85,7 +89,9 @@ def _print(dataset: xr.Dataset) -> None:
     rows = study.table(dataset)
     lost = [name for name in study.LOSSES if any(row["lost"][name] for row in rows)]
     nodes = list(rows[0]["per_node"]) if len(rows[0]["per_node"]) <= _MOST_NODES else []
-    title = f"{dataset.attrs['scenario']}: largest guest of {dataset.attrs['page_size']} pages"
+    title = (
+        f"{dataset.attrs['scenario']}: largest guest of {dataset.attrs['page_size']} pages, {dataset.attrs['design']}"
+    )
     shown = Table("policy", "largest guest", *(f"node {node}" for node in nodes), *lost, "a larger one ends with",
                   title=title)  # fmt: skip
     for row in rows:

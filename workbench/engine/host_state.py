@@ -495,7 +495,7 @@ class HostState:
             return True
         if metadata.known(task, inode, walk, start, end):
             return self._touch(task, inode, start, end, operation)
-        metadata.before = self.free.copy()
+        metadata.before = self.free_of_small()
         complete = self._touch(task, inode, start, end, operation)
         step = -1 if operation is not None and operation.order == "reverse" else 1
         parts = [(start, end)] if complete else self._present(inode, start, end)
@@ -1262,6 +1262,13 @@ class HostState:
         """
         if self.blocks is not None:
             self.blocks.settle(self.free, broken_up)
+
+    def free_of_small(self) -> Int64s:
+        """Free pages of each zone, int64 (zones,), as who asks for 4 KiB sees them: blocks of huge memory are broken up."""
+        free = self.free.copy()
+        if self.blocks is not None:
+            self.blocks.break_up(free)
+        return free
 
     def leave(self, inode: Inode, first: int, last: int) -> Int64s:
         """Folios ``[first, last)`` are no longer the file's, and their frames are free; what each zone gets, int64 (zones,)."""

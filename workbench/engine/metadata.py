@@ -842,7 +842,7 @@ class Metadata:
         zones = self._zones()
         if self.taking or self.zones is not None:
             return zones
-        return zones._replace(free=self.system.free.copy() if self.before is None else self.before.copy())
+        return zones._replace(free=self.system.free_of_small() if self.before is None else self.before.copy())
 
     def _count(self) -> int:
         return int(self.xarray.zones.shape[1])
@@ -851,11 +851,13 @@ class Metadata:
         self, task: Thread, map_: FileMap, intervals: Int64s, step: int, kind: int, by_policy: bool = True
     ) -> bool:
         """Place one page for each index of ``intervals`` and enter it in ``map_``."""
+        self._break_up()
         before = int(map_.progress[placement.ALLOCATIONS])
         zones = self._zones_now()
         free = zones.free.copy()
         count = _length([intervals])
         complete = self._run(task, map_, intervals, step, zones, by_policy)
+        self._put_together()
         map_.add_new_allocations(before)
         used = free - zones.free
         self.held[kind] += np.bincount(zones.zone_node, used, self.system.nodes).astype(np.int64)
@@ -904,8 +906,10 @@ class Metadata:
         """Zones of so many pages in the order in which they are handed out; fewer: no memory."""
         if count <= 0:
             return np.empty(0, np.int64)
+        self._break_up()
         scratch = FileMap()
         complete = self._run(task, scratch, np.array([[0, count]], np.int64), 1, self._zones_now(), by_policy)
+        self._put_together()
         found = scratch.tiled()
         if not complete and not self.taking:
             found = np.append(found, np.full(count - len(found), self._own_zone(task), np.int64))
@@ -913,10 +917,12 @@ class Metadata:
 
     def _allocate_anywhere(self, task: Thread, count: int, by_policy: bool) -> Int64s:
         """:meth:`_allocate`, but how many come from each zone, int64 (zones,)."""
+        self._break_up()
         zones = self._zones_now()
         free = zones.free.copy()
         complete = self._run(task, FileMap(), np.array([[0, count]], np.int64), 1, zones, by_policy)
         found = free - zones.free
+        self._put_together()
         if not complete and not self.taking:
             found[self._own_zone(task)] += count - int(found.sum())
         return found
@@ -931,7 +937,18 @@ class Metadata:
 
     def _give_back(self, pages: Int64s) -> None:
         if self.taking or self.zones is not None:
+            self._break_up()
             self._zones().free[:] += pages
+            self._put_together()
+
+    def _break_up(self) -> None:
+        """Metadata come in 4 KiB pages, of which the zones have more than lie outside their blocks of huge memory."""
+        if self.taking and self.zones is None:
+            self.system.settle_blocks(broken_up=True)
+
+    def _put_together(self) -> None:
+        if self.taking and self.zones is None:
+            self.system.settle_blocks()
 
 
 def _left_zones(system: HostState) -> placement.Zones:

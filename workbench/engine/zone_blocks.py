@@ -80,6 +80,12 @@ class ZoneBlocks:
         pages -= self.held << self.order
         pools[:] = np.bincount(self.zone_node, self.held, nodes).astype(np.int64)
 
+    def break_up(self, free: Int64s) -> None:
+        """Leave all pages of a copy of ``free`` with the zones; what stands in step stays as it is."""
+        nodes = len(free) - len(self.zone_node)
+        free[nodes:] += self.held << self.order
+        free[:nodes] = 0
+
     def _note_taken(self, taken: Int64s) -> None:
         """So many blocks of each node were taken (or, below 0, given back) since the last look, the highest zone's first."""
         for zone in range(len(self.zone_node) - 1, -1, -1):

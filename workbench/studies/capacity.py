@@ -20,6 +20,8 @@ import xarray as xr
 from workbench import garbage, profiles, results
 from workbench import scenario as sc
 from workbench.bitmap_lists import format_list
+from workbench.design import DESIGNS
+from workbench.engine.metadata import KINDS
 from workbench.errors import WorkbenchError
 from workbench.simulation import run
 from workbench.topology.host import Host
@@ -30,7 +32,14 @@ if TYPE_CHECKING:
     from workbench.answer import Answer
 
 POLICIES = ("default", "bind", "preferred", "preferred_many", "interleave", "weighted_interleave")
-LOSSES = ("other nodes", "watermarks and reserves", "CMA", "page tables", "page cache", "attributes", "rest")
+_KINDS = {
+    "page tables": ("page_tables", "second_stage", "second_stage_ready"),
+    "page cache": ("page_cache",),
+    "attributes": ("attributes",),
+    "struct pages and states": ("vmemmap", "pamt", "state_tree", "light_map"),
+}
+"""Which kinds of metadata go by which name."""
+LOSSES = ("other nodes", "watermarks and reserves", "CMA", *_KINDS, "rest")
 """Where the free memory of a host went that the guest did not get."""
 _BOUND = "bind"
 BY_THREADS = (
@@ -50,6 +59,7 @@ def capacity(
     kho: bool = False,
     confidential: bool = False,
     by: str = "guest",
+    design: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
     """The largest guest under each policy.
@@ -62,6 +72,7 @@ def capacity(
     kho : scratch areas for kexec handover are set aside
     confidential : private memory of an SNP guest, with its memory attributes
     by : who populates it: ``guest`` (second-stage tables) or ``host`` (page tables)
+    design : of :data:`workbench.design.DESIGNS`; filemap for 4 KiB, hugetlb for larger pages if left out
 
     Returns
     -------
@@ -76,6 +87,9 @@ def capacity(
             raise WorkbenchError(f"policy: {name!r}; one of {', '.join(POLICIES)}")
     if confidential and by == "host":
         raise WorkbenchError("confidential: the host cannot populate private memory")
+    if design is not None and design not in DESIGNS:
+        raise WorkbenchError(f"design: {design!r}; one of {', '.join(DESIGNS)}")
+    chosen = design or ("filemap" if page_size == "4 KiB" else "hugetlb")
     rows = _rows(host, policies or POLICIES)
     ids = list(host.node_ids)
     shape = (len(rows), len(ids))
@@ -85,7 +99,7 @@ def capacity(
     # Runs of one study: garbage is looked for once, when all are done.
     with garbage.seldom():
         for row, (_, mode, nodes) in enumerate(rows):
-            answer, end, before = _largest(host, page_size, mode, nodes, kho, confidential, by)
+            answer, end, before = _largest(host, page_size, mode, nodes, kho, confidential, by, chosen)
             ends.append(end)
             free[row] = before
             if answer is not None:
@@ -111,9 +125,10 @@ def capacity(
         },
         provenance=results.provenance(
             command="studies.capacity.capacity", host=host.name, page_size=page_size, kho=kho, confidential=confidential,
-            by=by,
+            by=by, design=chosen,
         ),
-        attributes={"scenario": host.name, "page_size": page_size, "kho": str(kho), "confidential": str(confidential)}
+        attributes={"scenario": host.name, "page_size": page_size, "kho": str(kho), "confidential": str(confidential),
+                    "design": chosen}
         | ({"warnings": BY_THREADS} if confidential and any(mode != "default" for _, mode, _ in rows) else {}),
     )  # fmt: skip
 
@@ -146,7 +161,7 @@ def kind_of(policy: str) -> str:
 
 
 def _scenario(
-    host: Host, page_size: str, mode: str, nodes: str, kho: bool, confidential: bool, by: str, size: int
+    host: Host, page_size: str, mode: str, nodes: str, kho: bool, confidential: bool, by: str, design: str, size: int
 ) -> sc.Scenario:
     with_cpus = [node.id for node in host.nodes if node.cpus] or [host.nodes[0].id]
     wanted = [int(node) for node in nodes.split(",") if node]
@@ -159,14 +174,10 @@ def _scenario(
         bound = {"mode": mode, "nodes": nodes}
         operations.append({"op": "set_mempolicy", "task": "vmm", **bound} if confidential
                           else {"op": "mbind", "file": "guest", **bound})  # fmt: skip
-    if (
-        confidential and page_size == "4 KiB"
-    ):  # kernels with huge pages convert in place: memory of the file starts private
+    if confidential and design == "filemap":  # the others convert in place: memory of the file starts private
         operations += [{"op": "memslot", "file": "guest"}, {"op": "set_memory_attributes", "file": "guest"}]
     operations.append({"op": "fault", "file": "guest", "by": by, "task": "vmm"})
-    guest: dict[str, Any] = {"memory": size, "page_size": page_size, "vcpus": [{"node": near}]}
-    if page_size != "4 KiB":
-        guest["design"] = "hugetlb"
+    guest: dict[str, Any] = {"memory": size, "page_size": page_size, "design": design, "vcpus": [{"node": near}]}
     if confidential:
         guest["vm_type"] = "snp"
     return sc.Scenario.from_mapping(
@@ -187,7 +198,7 @@ def _of_size(scenario: sc.Scenario, size: int) -> sc.Scenario:
 
 
 def _largest(
-    host: Host, page_size: str, mode: str, nodes: str, kho: bool, confidential: bool, by: str
+    host: Host, page_size: str, mode: str, nodes: str, kho: bool, confidential: bool, by: str, design: str
 ) -> tuple[Answer | None, str, np.ndarray]:
     """The run of the largest guest, how a larger one ends, and free bytes of each node before."""
     unit = PAGE_SIZE << PAGE_ORDERS[page_size]
@@ -196,7 +207,7 @@ def _largest(
     largest: Answer | None = None
     ending = "all of it fits"
     before = np.zeros(len(host.nodes), np.int64)
-    scenario = _scenario(host, page_size, mode, nodes, kho, confidential, by, every * unit)
+    scenario = _scenario(host, page_size, mode, nodes, kho, confidential, by, design, every * unit)
     while units > below:
         answer = run(_of_size(scenario, units * unit))
         log = answer.log
@@ -247,9 +258,9 @@ def _losses(answer: Answer, nodes: str, guest: np.ndarray) -> np.ndarray:
     out["watermarks and reserves"] = int(kept[named].sum())
     metadata = system.metadata
     if metadata is not None and metadata.zones is None:
-        pages = metadata.held.sum(axis=1) * PAGE_SIZE
-        out["page tables"] = int(pages[:3].sum())
-        out["page cache"], out["attributes"] = int(pages[3]), int(pages[4])
+        held = dict(zip(KINDS, (metadata.held.sum(axis=1) * PAGE_SIZE).tolist(), strict=True))
+        for name, kinds in _KINDS.items():
+            out[name] = sum(held[kind] for kind in kinds)
     out["rest"] = int(left[named].sum()) - out["CMA"] - out["watermarks and reserves"]
     return np.array([out[name] for name in LOSSES], np.int64)
 
