@@ -39,6 +39,11 @@ AUTO_PAGES = 1 << 22
 MAX_RUNS = 1 << 16
 """Runs of one node are listed if there can be no more than so many; stretches always are."""
 
+_NO_ATTRIBUTES = [0] * len(attributes.COUNTERS)
+_SHARED, _PRIVATE_BACKEND, _SHARED_BACKEND = map(
+    attributes.COUNTERS.index, ("shared_pages", "private_backend_pages", "shared_backend_pages")
+)
+
 Made = TypeVar("Made")
 Put = Callable[[str, Callable[[], object]], None]
 """Takes the name of a variable and what works it out."""
@@ -557,20 +562,17 @@ def _node_runs(system: System, map_: FileMap, start: int = 0, end: int = np.iinf
 
 def _attribute_row(system: System) -> list[int]:
     """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`), of all files together."""
-    row = dict.fromkeys(attributes.COUNTERS, 0)
+    rows: list[list[int]] = []
     for inode, states in system.with_attributes():
         if system.bulk is not None and system.bulk.inode is inode:
-            for name, value in system.bulk.row().items():
-                row[name] += value
+            rows.append(list(system.bulk.row().values()))
         elif inode.backend is not None:
-            now = {
-                "shared_pages": states.shared.pages,
-                "private_backend_pages": inode.map.folios,
-                "shared_backend_pages": inode.backend.map.folios,
-            }
-            for name, value in (states.counts | now).items():
-                row[name] += value
-    return list(row.values())
+            of_file = list(states.counts.values())  # in the order of COUNTERS
+            of_file[_SHARED] = states.shared.pages
+            of_file[_PRIVATE_BACKEND] = inode.map.folios
+            of_file[_SHARED_BACKEND] = inode.backend.map.folios
+            rows.append(of_file)
+    return rows[0] if len(rows) == 1 else [sum(column) for column in zip(_NO_ATTRIBUTES, *rows, strict=True)]
 
 
 def _content_lost(inode: Inode) -> str:

@@ -66,6 +66,13 @@ class Attributes:
         """Intervals of [start, end) without it."""
         return self.shared.inside(start, end)
 
+    def parts(self, start: int, end: int, shared: bool) -> list[list[int]]:
+        """:meth:`shared_parts` or :meth:`private_parts` as numbers: a page alone, as most calls have it, makes no array."""
+        if end - start == 1:
+            return [[start, end]] if self.shared.holds(start, end) == shared else []
+        found: list[list[int]] = (self.shared_parts if shared else self.private_parts)(start, end).tolist()
+        return found
+
     def set_shared(self, start: int, end: int) -> None:
         """kvm_vm_set_mem_attributes: the attribute is cleared."""
         self.shared.add(start, end)
@@ -76,11 +83,21 @@ class Attributes:
         self.shared.remove(start, end)
         self.changed.append((start, end))
 
+    def flip(self, start: int, end: int, to_shared: bool) -> None:
+        """:meth:`set_shared` or :meth:`set_private` of pages all of which are otherwise."""
+        if to_shared:
+            self.shared.add_absent(start, end)
+        else:
+            self.shared.remove_present(start, end)
+        self.changed.append((start, end))
+
     def note_hole(self, map_: FileMap, order: int, start: int, end: int) -> None:
         """Before private pages [start, end) are freed: remember what backed them, the first time."""
         first, last = start >> order, end >> order
-        self.origins += [map_.cut(low, high) for low, high in self.known.outside(first, last).tolist()]
-        self.known.add(first, last)
+        unknown = () if self.known.holds(first, last) else self.known.outside(first, last).tolist()
+        for low, high in unknown:
+            self.origins.append(map_.cut(low, high))
+            self.known.add_absent(low, high)
         self.punched.add(start, end)
 
     def known_runs(self, nothing: int) -> Int64s:

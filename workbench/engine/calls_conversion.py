@@ -215,18 +215,14 @@ def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
         return failed(errno.EINVAL)
     start, end = offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE)
     to_shared = operation.to == "shared"
-    changing = attributes.private_parts(start, end) if to_shared else attributes.shared_parts(start, end)
-    for low, high in changing.tolist():
+    for low, high in attributes.parts(start, end, shared=not to_shared):
         leaving, counter = (inode, "punched_pages") if to_shared else (backend, "discarded_pages")
         attributes.counts["converted_pages"] += high - low
-        attributes.counts[counter] += leaving.pages_present(low, high)
         attributes.counts["invalidations"] += 2 if to_shared else 1  # by the attribute, and by the hole
+        attributes.flip(low, high, to_shared)
         if to_shared:
-            attributes.set_shared(low, high)
             attributes.note_hole(inode.map, inode.order, low, high)
-        else:
-            attributes.set_private(low, high)
-        system.erase(leaving, low, high)
+        attributes.counts[counter] += system.erase(leaving, low, high)
         for mapping in leaving.mappings:
             mapping.zap(low, high)
         if to_shared and not system.touch(system.task(operation), backend, low, high):

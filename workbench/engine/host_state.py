@@ -1276,10 +1276,14 @@ class HostState:
             self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
         return inode.map.erase(first, last, len(self.free))
 
-    def erase(self, inode: Inode, first: int, last: int, moving: bool = False) -> None:
-        """Free folios ``[first, last)``; ``moving``: others take their places at once, so that the tree keeps its nodes."""
+    def erase(self, inode: Inode, first: int, last: int, moving: bool = False) -> int:
+        """Free folios ``[first, last)`` and say how many there were, huge ones of a file of huge folios.
+
+        ``moving``: others take their places at once, so that the tree keeps its nodes.
+        """
         before = self.free.copy() if inode.movable else self.free
-        self.free += self.leave(inode, first, last)
+        freed = self.leave(inode, first, last)
+        self.free += freed
         if inode.movable:
             self.settle_cma(before)
         if inode.small is not None:
@@ -1288,6 +1292,7 @@ class HostState:
         if self.metadata is not None and not moving:
             self.metadata.erased(inode, first, min(last, 1 << 52))
         self.settle_blocks()
+        return sum(freed.tolist())
 
 
 def check_listed(pages: int, what: str) -> None:

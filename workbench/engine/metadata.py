@@ -570,7 +570,7 @@ class Metadata:
         last: int,
         present: Callable[[int, int], bool] | None,
     ) -> None:
-        freed = np.zeros(self.system.nodes, np.int64)
+        freed = None
         for level, map_ in enumerate(maps):
             shift = lowest + XA_CHUNK_SHIFT * level
             low, high = first >> shift, ((last - 1) >> shift) + 1
@@ -580,8 +580,9 @@ class Metadata:
                 if low >= high:  # each holds something yet, and so does each node above
                     break
             if low < high:
-                freed += map_.erase(low, high, self.system.nodes)
-        if not freed.any():
+                went = map_.erase(low, high, self.system.nodes)
+                freed = went if freed is None else freed + went
+        if freed is None or not any(freed.tolist()):
             return
         self.xarray.parts[kind - PAGE_CACHE] -= freed
         self._free_objects(self.xarray, freed)
@@ -733,13 +734,13 @@ class Metadata:
         maps = self.attribute_nodes.setdefault(inode, [])
 
         def any_private(first: int, last: int) -> bool:
-            return len(states.private_parts(first, min(last, inode.pages))) > 0
+            return not states.shared.holds(first, min(last, inode.pages))
 
-        for low, high in states.shared_parts(start, end).tolist():
+        for low, high in states.parts(start, end, shared=True):
             self._free_nodes(ATTRIBUTES, maps, XA_CHUNK_SHIFT, low, high, any_private)
         return all(
             self._enter_nodes(task, ATTRIBUTES, maps, _missing_nodes(maps, XA_CHUNK_SHIFT, low, high))
-            for low, high in states.private_parts(start, end).tolist()
+            for low, high in states.parts(start, end, shared=False)
         )
 
     # --------------------------------------------------------------------------------------- between two pages

@@ -114,11 +114,6 @@ class Inode:
         zones = self.map.zone_of(pages >> self.order)
         return zones if self.small is None else np.where(zones >= 0, zones, self.small.zone_of(pages))
 
-    def pages_present(self, start: int, end: int) -> int:
-        """4 KiB pages of [start, end) that are there, of a file of 4 KiB folios."""
-        holes = self.map.absent(start, end)
-        return end - start - int((holes[:, 1] - holes[:, 0]).sum())
-
     def folios_by_zone(self, zones: int, first: int, last: int) -> np.ndarray:
         """What of folios [first, last) lies in each zone, in folios of the file (zones,); 4 KiB pages are parts of one."""
         counts = self.map.counts(zones, first, last)

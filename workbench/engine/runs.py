@@ -82,6 +82,19 @@ class Runs:
         kernels.gaps(self._table, start, end, out)
         return out
 
+    def pages_missing(self, start: int, end: int) -> int:
+        """How many pages of ``[start, end)`` no run holds."""
+        if self._table is _NOTHING:
+            return max(0, end - start)
+        count = kernels.gaps(self._table, start, end, _ROOM)
+        if not count:
+            return 0
+        return _pages(_ROOM[:count] if count <= _FOUND else self.gaps(start, end))
+
+    def holds(self, start: int, end: int) -> bool:
+        """Whether runs hold every page of ``[start, end)``."""
+        return start >= end or (self._table is not _NOTHING and not kernels.gaps(self._table, start, end, _ROOM))
+
     def all(self) -> Int64s:
         """All runs, not to be written to."""
         if self._all is None:
@@ -138,8 +151,18 @@ class PageSet:
 
     def add(self, start: int, end: int) -> None:
         """Add pages ``[start, end)``."""
-        self.pages += _pages(self.outside(start, end))
+        self.pages += self._runs.pages_missing(start, end)
         self._runs.join(start, end)
+
+    def add_absent(self, start: int, end: int) -> None:
+        """Add pages ``[start, end)``, none of which is there."""
+        self.pages += end - start
+        self._runs.join(start, end)
+
+    def remove_present(self, start: int, end: int) -> None:
+        """Remove pages ``[start, end)``, all of which are there."""
+        self.pages -= end - start
+        self._runs.erase(start, end)
 
     def remove(self, start: int, end: int) -> None:
         """Remove pages ``[start, end)``."""
@@ -147,6 +170,10 @@ class PageSet:
         if gone:
             self.pages -= gone
             self._runs.erase(start, end)
+
+    def holds(self, start: int, end: int) -> bool:
+        """Whether every page of ``[start, end)`` is there."""
+        return self._runs.holds(start, end)
 
     def inside(self, start: int, end: int) -> Int64s:
         """What of ``[start, end)`` is there, as intervals."""
