@@ -258,7 +258,7 @@ def test_what_is_known_of_a_host_narrows_its_class():
     )
     assert parameters(halves)["dram_bandwidth"].value == pytest.approx(8 * 5600 * 8 * 0.79 / 2)
     with pytest.raises(WorkbenchError, match="zen9"):
-        parameters(TWO.model_copy(update={"hardware": Hardware(generation="zen9")}))
+        profile.class_of("zen9")
 
 
 @pytest.mark.parametrize(
@@ -606,6 +606,15 @@ def test_the_first_draw_is_the_machine_as_its_profile_has_it():
         ({"memories": [{"nodes": [True], "idle_latency": 90}]}, r"memories\.0\.nodes\.0: must be a number, not true"),
         ({"links": [{"initiator": True, "target": 0, "bandwidth": 9}]}, r"links\.0\.initiator: must be a number"),
         ({"cores": {"threads": True}}, r"cores\.threads: must be a number, not true"),
+        ({"links": [{"distance": True, "bandwidth": 9}]}, r"links\.0\.distance: must be a number, not true"),
+        ({}, "describes nothing; it needs one of memories, links"),
+        ({"note": "n", "not_measured": ["all"]}, "describes nothing; it needs one of memories, links"),
+        ({"cores": {}}, "cores: says nothing; it needs one of lines_streaming"),
+        (
+            {"queue_lines": 9, "machines": ["epyc5"]},
+            "machines: 'epyc5' is unknown; did you mean 'epyc5-.* there are altix-",
+        ),
+        ({"queue_lines": 9, "machines": ["gh200-x4", "gh200-x4"]}, "machines: gh200-x4 is named twice"),
     ],
 )
 def test_fields_of_another_kind_are_refused_by_name(fields, match):

@@ -483,3 +483,40 @@ def test_a_truth_value_is_no_number_of_the_hardware(field: str) -> None:
     host = {"name": "h", "nodes": [{"id": 0, "memory_bytes": 1 << 30, "cpus": "0"}], "distances": [[10]]}
     with pytest.raises(WorkbenchError, match=rf"^host\.hardware\.{field}: must be a number, not true"):
         Host.from_mapping(host | {"hardware": {field: True}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"hardware": {"generation": "genoaa"}}, "hardware.generation: 'genoaa' is unknown; did you mean 'genoa'. there are neh"),
+        ({"hardware": {"profile": "grac"}}, "hardware.profile: 'grac' is unknown; did you mean 'grace'. .*there are epyc-7742"),
+        ({"access": [{"initiator": 0, "target": 0}]}, ": access: nodes 0 -> 0: needs read_bandwidth or write_bandwidth or"),
+        ({"access": [{"initiator": False, "target": 0, "read_latency": 9}]}, "access.0.initiator: must be a number, not false"),
+        ({"figures": {"latency": {"far": [200, 100]}}}, "figures.latency.far: 200 to 100 runs backwards"),
+        ({"figures": {"latency": {"far": 0}}}, "figures.latency.far: must be a number above 0, or from and to, not 0"),
+        ({"figures": {"latency": {"far": [1, float("nan")]}}}, "figures.latency.far: must be a number above 0, .* not nan"),
+        ({"figures": {"bandwidth": {"all": True}}}, "figures.bandwidth.all: must be a number above 0, .* not True"),
+        ({"figures": {"bandwidth": {"all": [1, 2, 3]}}}, "figures.bandwidth.all: must be a number, .* not 3 values"),
+        ({"nodes": [{"id": False, "memory_bytes": 4096}]}, "nodes.0.id: must be a number, not false"),
+        ({"nodes": [{"id": 0, "memory_bytes": 4096, "cpus": [True]}]}, "nodes.0.cpus.0: must be a number, not true"),
+        ({"nodes": [{"id": 0, "memory_bytes": 4096, "weight": True}]}, "nodes.0.weight: must be a number, not true"),
+    ],
+)  # fmt: skip
+def test_what_a_host_says_of_itself_is_one_line_where_it_cannot_be(fields: dict[str, object], says: str) -> None:
+    host = {"name": "h", "nodes": [{"id": 0, "memory_bytes": 1 << 30, "cpus": "0"}], "distances": [[10]]}
+    with pytest.raises(WorkbenchError, match=f"^host.?{says}") as caught:
+        Host.from_mapping(host | fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_figures_of_a_machine_run_upwards() -> None:
+    figures = {"latency": {"far": [100, 200], "near": 90.5}}
+    host = {
+        "name": "h",
+        "nodes": [{"id": 0, "memory_bytes": 1 << 30, "cpus": "0"}],
+        "distances": [[10]],
+        "figures": figures,
+    }
+    made = Host.from_mapping(host)
+    assert made.figures["latency"] == {"far": (100, 200), "near": 90.5}
+    assert Host.from_mapping(made.model_dump(mode="json")) == made

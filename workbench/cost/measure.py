@@ -315,9 +315,7 @@ def measure(
         raise WorkbenchError(f"measure.budget: {budget!r} seconds; a number above 0 is needed")
     if platform.system() != "Linux":
         raise WorkbenchError(f"measure: needs Linux, not {platform.system()}")
-    from_mapping(
-        {"name": name, "source": "nothing is measured yet"}, "measure.name"
-    )  # refused before the time is spent
+    from_mapping({"name": name, "source": "-", "queue_lines": 1.0}, "measure.name")  # refused before the time is spent
     host = Host.from_sysfs() if host is None else host
     allowed = os.sched_getaffinity(0)
     cpus = {node.id: sorted(set(node.cpus) & allowed) for node in host.nodes}
@@ -356,6 +354,8 @@ def measure(
     told("first touch", 0.9)
     first_touch = _first_touch(cpus[initiators[0]][0], begin + budget, report)
     told("done", 1.0)
+    if not (memories or links or cores or first_touch):
+        raise WorkbenchError(f"measure: nothing could be measured: {'; '.join(report.missing)}")
     document: dict[str, Any] = {
         "name": name,
         "title": f"{len(initiators)} node(s) with CPUs, {len(targets)} with memory, {sum(map(len, cpus.values()))} CPUs",

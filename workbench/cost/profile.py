@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workbench import costs as cost_table
 from workbench import replacing, safe_yaml
@@ -31,9 +31,10 @@ from workbench.data import datasets_path
 from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file, whole_file
 from workbench.limits import PROFILE_BYTES
-from workbench.names import near
+from workbench.names import near, unknown
 from workbench.texts import Name, Prose
-from workbench.topology.host import Hardware, Kind
+from workbench.topology.host import Hardware, Kind, machine_names
+from workbench.topology.known import generations, profile_names
 from workbench.validation import first_line
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Memory(_Curved):
 class Link(_Curved):
     """The way from CPUs of one node to memory of another, or of all pairs at one SLIT distance."""
 
-    distance: int | None = Field(None, ge=10, le=255)
+    distance: Annotated[int, BeforeValidator(_no_truth)] | None = Field(None, ge=10, le=255)
     initiator: NodeId | None = None
     target: NodeId | None = None
 
@@ -150,6 +151,8 @@ class Cores(_Model):
     def _group_has_cap(self) -> Cores:
         if (self.group is None) != (not self.group_peaks):
             raise ValueError("group and group_peaks come together")
+        if not self.model_dump(exclude_defaults=True):
+            raise ValueError(f"says nothing; it needs one of {', '.join(type(self).model_fields)}")
         return self
 
 
@@ -157,6 +160,9 @@ def _once(described: dict[object, str], what: str, where: str) -> None:
     if what in described:
         raise ValueError(f"{where}: {what} is described twice, first by {described[what]}")
     described[what] = where
+
+
+_DESCRIBING = ("memories", "links", "cores", "port_bandwidth", "queue_lines", "first_touch", "costs")
 
 
 class Profile(_Model):
@@ -177,6 +183,22 @@ class Profile(_Model):
     )
     costs: dict[str, Positive] = Field({}, description="other parameters of workbench.costs measured on the machine")
     not_measured: tuple[Name, ...] = Field((), description="what could not be bound, pinned or repeated, and why")
+
+    @model_validator(mode="after")
+    def _describes_something(self) -> Profile:
+        if not any(getattr(self, part) for part in _DESCRIBING):
+            raise ValueError(f"describes nothing; it needs one of {', '.join(_DESCRIBING)}")
+        return self
+
+    @field_validator("machines")
+    @classmethod
+    def _known_machines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in machine_names():
+                raise ValueError(unknown(name, machine_names()))
+            if value.count(name) > 1:
+                raise ValueError(f"{name} is named twice")
+        return value
 
     @model_validator(mode="after")
     def _known_costs(self) -> Profile:
@@ -306,11 +328,6 @@ def from_mapping(document: object, name: str = "profile", folder: Path | None = 
     return made
 
 
-def profile_names() -> list[str]:
-    """Names of the profiles in ``datasets/profiles``."""
-    return sorted(path.stem for path in datasets_path("profiles").glob("*.yaml") if path.stem != "classes")
-
-
 @functools.lru_cache(maxsize=64)
 def _from_file(path: Path, _changed: int) -> Profile:
     text = _text(path, "profile")
@@ -424,10 +441,8 @@ def _range(ends: tuple[float, float]) -> str:
 @functools.cache
 def classes() -> dict[str, MachineClass]:
     """Classes by name."""
-    path = datasets_path("profiles", "classes.yaml")
-    document = safe_yaml.load(path.read_text(encoding="utf-8"), "classes.yaml")
     found = {}
-    for name, entry in document["classes"].items():
+    for name, entry in generations().items():
         overlay = {}
         for parameter, (value, low, high, source) in entry.get("costs", {}).items():
             general = cost_table.COSTS[parameter]
@@ -486,9 +501,7 @@ def class_of_memory(channels: int | None, mts: float | None) -> MachineClass | N
 
 @functools.cache
 def _class_of_machine() -> dict[str, str]:
-    path = datasets_path("profiles", "classes.yaml")
-    document = safe_yaml.load(path.read_text(encoding="utf-8"), "classes.yaml")
-    return {machine: name for name, entry in document["classes"].items() for machine in entry.get("machines", ())}
+    return {machine: name for name, entry in generations().items() for machine in entry.get("machines", ())}
 
 
 def class_of(name: str, machine: str = "") -> MachineClass | None:

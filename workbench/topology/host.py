@@ -20,9 +20,9 @@ from workbench.data import datasets_path
 from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.limits import MAX_CPUS, MAX_NUMNODES, NODE_PAGES, RATE, XML_BYTES
-from workbench.names import near
+from workbench.names import near, unknown
 from workbench.texts import Name, Prose
-from workbench.topology import readers, trees
+from workbench.topology import known, readers, trees
 from workbench.topology.common import LOCAL_DISTANCE, Described
 from workbench.topology.sysfs import read_tree
 from workbench.units import PAGE_SIZE, parse_bytes
@@ -30,8 +30,6 @@ from workbench.validation import first_line
 
 Kind = Literal["dram", "hbm", "cxl", "nvm", "gpu"]
 MigrateType = Literal["Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate"]
-Pages = Annotated[int, Field(ge=0, le=NODE_PAGES)]
-Rate = Annotated[float, Field(ge=0, le=RATE)]
 
 
 def _no_truth(value: object) -> object:
@@ -40,9 +38,26 @@ def _no_truth(value: object) -> object:
     return value
 
 
+Whole = Annotated[int, BeforeValidator(_no_truth)]
+Pages = Annotated[Whole, Field(ge=0, le=NODE_PAGES)]
 Measured = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=RATE)]
 """A figure of memory that is there: what firmware does not know it prints as 0, and readers of its tables leave out."""
-Figure = Rate | tuple[Rate, Rate]
+
+
+def _from_to(value: object) -> object:
+    """A number, or a list of two, the lower one first."""
+    ends = value if isinstance(value, list | tuple) else (value, value)
+    if len(ends) != 2:
+        raise ValueError(f"must be a number, or from and to, not {len(ends)} values")
+    for end in ends:
+        if isinstance(end, bool) or not isinstance(end, int | float) or not 0 < end <= RATE:
+            raise ValueError(f"must be a number above 0, or from and to, not {ascii(end)[:60]}")
+    if ends[0] > ends[1]:
+        raise ValueError(f"{ends[0]} to {ends[1]} runs backwards; the lower figure comes first")
+    return value
+
+
+Figure = Annotated[float | tuple[float, float], BeforeValidator(_from_to)]
 """One number, or from and to."""
 FreeBlocks = Annotated[tuple[Pages, ...], Field(max_length=16)]
 
@@ -52,7 +67,7 @@ def _cpus(value: object) -> object:
     return () if value is None else parse_list(value) if isinstance(value, str) else value
 
 
-Cpus = Annotated[tuple[int, ...], BeforeValidator(_cpus)]
+Cpus = Annotated[tuple[Whole, ...], BeforeValidator(_cpus)]
 
 
 class _Model(BaseModel):
@@ -103,7 +118,7 @@ class HugetlbPool(_Model):
 class Node(_Model):
     """One NUMA node. ``movable``: all its memory was onlined as ZONE_MOVABLE, which guest_memfd cannot use."""
 
-    id: int = Field(ge=0, lt=MAX_NUMNODES)
+    id: Whole = Field(ge=0, lt=MAX_NUMNODES)
     memory_bytes: Annotated[int, BeforeValidator(parse_bytes)] = Field(description="bytes, whole 4 KiB pages")
     cpus: Cpus = ()
     kind: Kind = "dram"
@@ -111,7 +126,7 @@ class Node(_Model):
     free_bytes: Annotated[int, BeforeValidator(parse_bytes)] | None = None
     zones: tuple[Zone, ...] | None = None
     hugetlb: tuple[HugetlbPool, ...] = Field((), description="huge page pools of the host as it is")
-    weight: int | None = Field(None, ge=1, le=255, description="of weighted interleaving, as the host has it now")
+    weight: Whole | None = Field(None, ge=1, le=255, description="of weighted interleaving, as the host has it now")
     assumed: tuple[Literal["kind", "movable", "cpus"], ...] = Field(
         (), description="of memory without CPUs, what its source does not say; cpus: a lower node lists them, too"
     )
@@ -147,11 +162,14 @@ class Node(_Model):
         return self
 
 
+_FIGURES = ("read_bandwidth", "write_bandwidth", "read_latency", "write_latency")
+
+
 class AccessCoordinate(_Model):
     """Bandwidth and latency of one target as an initiator sees it (HMAT, access class 1: CPUs)."""
 
-    initiator: int
-    target: int
+    initiator: Whole
+    target: Whole
     read_bandwidth: Measured | None = Field(None, description="MB/s")
     write_bandwidth: Measured | None = Field(None, description="MB/s")
     read_latency: Measured | None = Field(None, description="ns")
@@ -172,6 +190,21 @@ class Hardware(_Model):
         None, description="MT/s of the memory"
     )
     profile: str | None = Field(None, max_length=4096)
+
+    @field_validator("generation")
+    @classmethod
+    def _known_generation(cls, value: str | None) -> str | None:
+        if value is not None and value not in known.generations():
+            raise ValueError(unknown(value, known.generations()))
+        return value
+
+    @field_validator("profile")
+    @classmethod
+    def _known_profile(cls, value: str | None) -> str | None:
+        """Files are looked for where they are read: a result travels to where they are not."""
+        if value is not None and not value.endswith((".yaml", ".yml")) and value not in known.profile_names():
+            raise ValueError(unknown(value, known.profile_names(), "it is no file (*.yaml), and there are"))
+        return value
 
 
 class Host(_Model):
@@ -222,14 +255,16 @@ class Host(_Model):
                 seen[cpu] = node_.id
         if not any(node_.memory_bytes for node_ in self.nodes):
             raise ValueError("nodes: none has memory")
-        known = set(ids)
+        there = set(ids)
         pairs: set[tuple[int, int]] = set()
         for access in self.access:
             if (access.initiator, access.target) in pairs:
                 raise ValueError(f"access: nodes {access.initiator} -> {access.target} are there twice")
             pairs.add((access.initiator, access.target))
-            if access.initiator not in known or access.target not in known:
+            if access.initiator not in there or access.target not in there:
                 raise ValueError(f"access: nodes {access.initiator} -> {access.target} are not both on this host")
+            if not any(getattr(access, field) for field in _FIGURES):
+                raise ValueError(f"access: nodes {access.initiator} -> {access.target}: needs {' or '.join(_FIGURES)}")
         if ids != sorted(ids):  # nodes and matrix are kept in ascending order of id, as Linux walks them
             order = sorted(range(size), key=ids.__getitem__)
             object.__setattr__(self, "nodes", tuple(self.nodes[i] for i in order))

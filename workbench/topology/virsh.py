@@ -119,12 +119,13 @@ def _access(root: Any, ids: set[int]) -> list[dict[str, Any]]:
             with at_line(element.line):
                 initiator, target = (_whole(element.get(end), end) for end in ("initiator", "target"))
                 value = _whole(element.get("value"), quantity)
-            if not {initiator, target} <= ids or not value:
+            ways = _FIGURES.get(element.get("type") or "access", ())
+            if not {initiator, target} <= ids or not value or not ways:
                 continue
             scale = 1.0
             if quantity == "bandwidth":
                 scale = _UNITS.get((element.get("unit") or "KiB").lower(), 1 << 10) / _PER_MB
             entry = found.setdefault((initiator, target), {"initiator": initiator, "target": target})
-            for way in _FIGURES.get(element.get("type") or "access", ()):
+            for way in ways:
                 entry[f"{way}_{quantity}"] = value * scale
     return [found[key] for key in sorted(found)]
