@@ -19,7 +19,7 @@ from workbench.design import DESIGNS
 from workbench.engine.attributes import Attributes
 from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
-from workbench.engine.metadata import Metadata, Walk
+from workbench.engine.metadata import Metadata, Prospect, Walk
 from workbench.engine.objects import Inode, OpenFile, Thread
 from workbench.engine.pfns import FreePfns
 from workbench.engine.policy_request import mask_of, policy_nodemask
@@ -86,6 +86,8 @@ class _Course(NamedTuple):
     """Where the pages' requests begin, in turns if they rotate, with ``weights``."""
     weights: Int64s
     beside: tuple[placement.Requests, ...]
+    prospect: Prospect
+    """What the stretch lacked when it began: of a part that comes later no less than what it lacks then."""
 
 
 class _Steady(NamedTuple):
@@ -557,7 +559,7 @@ class HostState:
             self._need(metadata.enter_nodes(task, inode, start, end))
             return
         look = False
-        course = self._course(task, inode, start, end, step) if end - start > _TOGETHER else None
+        course = self._course(metadata, task, inode, start, end, step, walk) if end - start > _TOGETHER else None
         while start < end:
             # A part that is less than all ends shortly before a mark: the next few pages reach it.
             look = not look
@@ -638,7 +640,9 @@ class HostState:
             return pages
         steady = None if course is None else self._steady_zones(inode, course)
         if steady is not None:
-            return self._together_steadily(metadata, task, inode, start, end, step, walk, steady)
+            assert course is not None
+            prospect = course.prospect._replace(ready=metadata.kept_ready(task, walk))
+            return self._together_steadily(prospect, start, end, step, steady)
         if self._undisturbed(metadata, task, inode, start, end, step, walk):
             return pages
         first = self._until_a_mark(metadata, task, inode, start, end, step, walk)
@@ -649,7 +653,9 @@ class HostState:
             first >>= 1
         return _TOGETHER
 
-    def _course(self, task: Thread, inode: Inode, start: int, end: int, step: int) -> _Course | None:
+    def _course(
+        self, metadata: Metadata, task: Thread, inode: Inode, start: int, end: int, step: int, walk: Walk | None
+    ) -> _Course | None:
         """What pages [start, end), their tables and their slabs ask for, if that is the same all the way.
 
         None: several policies are in force, some pages are there, or tables or slabs move a rotation.
@@ -673,7 +679,7 @@ class HostState:
         )
         if any(requests.kind[0] != placement.START for requests in beside):
             return None
-        return _Course(requests, row, nodes, weights, beside)
+        return _Course(requests, row, nodes, weights, beside, metadata.prospect(task, inode, walk, start, end))
 
     def _steady_zones(self, inode: Inode, course: _Course) -> _Steady | None:
         """Where it all comes from as long as no zone reaches a mark. None: nothing is left for one of the three."""
@@ -685,24 +691,13 @@ class HostState:
         tables, slabs = (int(_zones_now(zones, asked, 0, asked.start)[0]) for asked in course.beside)
         return _Steady(pages, tables, slabs) if min(*pages, tables, slabs) >= 0 else None
 
-    def _together_steadily(
-        self,
-        metadata: Metadata,
-        task: Thread,
-        inode: Inode,
-        start: int,
-        end: int,
-        step: int,
-        walk: Walk | None,
-        steady: _Steady,
-    ) -> int:
+    def _together_steadily(self, prospect: Prospect, start: int, end: int, step: int, steady: _Steady) -> int:
         """:meth:`_together` where it is known which zones pages, tables and slabs come from: what they leave is a sum."""
         marks, pages = self.marks(), end - start
         reached = np.where(self.free > marks, marks, np.iinfo(np.int64).min >> 1).max(axis=0)
         room = {zone: int(self.free[zone] - reached[zone]) - 1 for zone in (*steady.pages, steady.tables, steady.slabs)}
         turn = sum(steady.pages.values())
         few, best = min(pages, *(room[zone] // weight * turn for zone, weight in steady.pages.items())), 0
-        prospect = metadata.prospect(task, inode, walk, start, end)
         for _ in range(_LOOKS):
             if few <= best:
                 break

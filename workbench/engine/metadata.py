@@ -241,16 +241,20 @@ class Metadata:
     def prospect(self, task: Thread, inode: Inode, walk: Walk | None, start: int, end: int) -> Prospect:
         """What :meth:`need` says of parts of pages [start, end) of a file of 4 KiB pages, with one look at what is there."""
         tables: list[_Level] = []
-        ready = None
         if walk is not None:
             missing = walk.tables.missing(walk.base + start, walk.base + end)
             tables = [(shift, walk.base, one.tolist()) for shift, one in zip(walk.tables.shifts, missing, strict=True)]
-            ready = len(self.ready.get(self._vcpu(task), ())) if walk.kind == SECOND_STAGE else None
         nodes: list[_Level] = [
             (_lowest(0) + XA_CHUNK_SHIFT * level, 0, one.tolist())
             for level, one in enumerate(self._missing_nodes(inode, start, end))
         ]
-        return Prospect(tables, nodes, ready)
+        return Prospect(tables, nodes, self.kept_ready(task, walk))
+
+    def kept_ready(self, task: Thread, walk: Walk | None) -> int | None:
+        """How many tables to come the vCPU keeps; None: the walk is the host's."""
+        if walk is None or walk.kind != SECOND_STAGE:
+            return None
+        return len(self.ready.get(self._vcpu(task), ()))
 
     def fits(self, task: Thread, tables: int, slabs: int, free: Int64s) -> bool:
         """Take what :meth:`need` says from ``free`` int64 (zones,), and from nothing else. False: it is not there."""
