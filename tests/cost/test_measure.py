@@ -146,3 +146,49 @@ def test_bad_input_and_the_command(tmp_path):
     command.register(app)
     wrong = CliRunner().invoke(app, ["measure", "-o", str(tmp_path / "p.json")])
     assert isinstance(wrong.exception, WorkbenchError) and not list(tmp_path.iterdir())
+
+
+PAIRS = {(source, target) for source in (0, 1) for target in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("unbound", "unpinned", "lost"),
+    [
+        (None, None, set()),
+        (1, None, {(0, 1), (1, 1)}),
+        (None, 1, {(1, 0), (1, 1)}),
+    ],
+)
+def test_two_nodes_have_every_pair_or_a_line_that_says_why_not(monkeypatch, unbound, unpinned, lost):
+    """Binding and pinning of a machine of two nodes are played; what is read, chased and timed is real."""
+
+    def bind(self, node, size):
+        if node == unbound:
+            raise OSError(1, "mbind: EPERM")
+        self.bound = node
+
+    def pin(_, cpus):
+        if unpinned in cpus and len(cpus) == 1:
+            raise OSError(22, "sched_setaffinity: EINVAL")
+
+    monkeypatch.setattr(measure.Buffer, "_bind", bind)
+    monkeypatch.setattr(measure.Buffer, "nodes", lambda self, samples=64: {self.bound})
+    monkeypatch.setattr(measure.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(measure.os, "sched_setaffinity", pin)
+    monkeypatch.setattr(measure, "_first_touch", lambda *_: {})  # of one node, and most of the time
+    monkeypatch.setattr(measure, "_cores", lambda *_: {})
+    two = Host(name="two", distances=((10, 21), (21, 10)),
+               nodes=tuple(Node(id=n, memory_bytes=1 << 30, cpus=(n,)) for n in (0, 1)))  # fmt: skip
+    made = measure.measure(two, budget=0.01, buffer_bytes=8 << 20)
+    found = {(memory.nodes[0], memory.nodes[0]) for memory in made.memories}
+    found |= {(link.initiator, link.target) for link in made.links}
+    assert found == PAIRS - lost
+    assert all(entry.idle_latency > 0 for entry in (*made.memories, *made.links))
+    why = "mbind: EPERM" if unpinned is None else "sched_setaffinity: EINVAL"
+    said = {text for text in made.not_measured if why in text}
+    assert {f"CPUs of node {source}, memory of node {target}: {why}" for source, target in lost} == said
+    used = machine(two, profile=made).latency
+    for memory in made.memories:
+        assert used[memory.nodes[0], memory.nodes[0]] == memory.idle_latency
+    for link in made.links:
+        assert used[link.initiator, link.target] == link.idle_latency
