@@ -40,6 +40,8 @@ _OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.C
 
 NOWHERE = -1
 """Zone that a poisoned page goes back to."""
+NO_FRAME = -1
+"""Pfn of a page whose frame has no number here."""
 NOTHING_HELD = np.empty((0, 5), np.int64)
 """What :meth:`Conversions.held` says of a file of which nobody holds a page."""
 
@@ -224,14 +226,17 @@ class Conversions:
         """Free 4 KiB folios [start, end) but for those held; what was held only in passing is freed too."""
         system = self.system
         held = held[(held[:, 0] >= start) & (held[:, 0] < end)]
+        numbered = system.free_pfns is not None and inode.pfns is not None and inode.order == 0
+        frames = [system.take_frame(inode, page) if numbered else NO_FRAME for page in held[:, 0].tolist()]
         if inode.order == 0:
             system.erase(inode, start, end)
         elif inode.small is not None:
             system.free += inode.small.erase(start, end, len(system.free))
-        system.free -= np.bincount(held[:, 1], minlength=len(system.free))
-        for page, zone, poisoned, *pins in held.tolist():
+        if not numbered:  # else they did not go back
+            system.free -= np.bincount(held[:, 1], minlength=len(system.free))
+        for (page, zone, poisoned, *pins), frame in zip(held.tolist(), frames, strict=True):
             if any(pins) or not poisoned:
-                inode.kept.setdefault(page, []).append([NOWHERE if poisoned else zone, *pins])
+                inode.kept.setdefault(page, []).append([NOWHERE if poisoned else zone, *pins, frame])
         self.take_back(inode, file)
 
     def take_back(self, inode: Inode, file: TrackedFile) -> None:
@@ -258,10 +263,12 @@ class Conversions:
                     dropped = min(gone, frame[kind])
                     frame[kind] -= dropped
                     gone -= dropped
-            for zone, *pins in frames:
+            for zone, *pins, pfn in frames:
                 if not any(pins) and zone != NOWHERE:
                     self.system.free[zone] += 1
-            frames[:] = [frame for frame in frames if any(frame[1:])]
+                    if self.system.free_pfns is not None and pfn != NO_FRAME:
+                        self.system.free_pfns.give_back(zone, pfn)
+            frames[:] = [frame for frame in frames if any(frame[1:3])]
             if not frames:
                 del inode.kept[page]
 

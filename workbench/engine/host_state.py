@@ -1271,6 +1271,13 @@ class HostState:
             self.free_pfns.release(inode.map, inode.pfns, inode.map.cut(first, last))
         return inode.map.erase(first, last, len(self.free))
 
+    def take_frame(self, inode: Inode, page: int) -> int:
+        """A 4 KiB page is no longer the file's, and its frame, which somebody holds, is not free: the frame's pfn."""
+        assert self.free_pfns is not None and inode.pfns is not None
+        pfn = int(self.free_pfns.of_pages(inode.map, inode.pfns, page, page + 1)[0])
+        inode.map.erase(page, page + 1, len(self.free))
+        return pfn
+
     def erase(self, inode: Inode, first: int, last: int, moving: bool = False) -> int:
         """Free folios ``[first, last)`` and say how many there were, huge ones of a file of huge folios.
 

@@ -122,6 +122,11 @@ class FreePfns:
         self.stack = longer
         self.unused[:] = old, self.unused[1] + more
 
+    def give_back(self, zone: int, pfn: int) -> None:
+        """A frame that somebody had held is free: the next that its zone hands out."""
+        self._keep_room(1)
+        kernels.push(zone, pfn, 1, 1, self.stack, self.top, self.unused)
+
     def free_in(self, zone: int) -> Int64s:
         """The free frames of a zone, ascending."""
         parts, row = [np.empty(0, np.int64)], int(self.top[zone])
@@ -147,11 +152,15 @@ class FreePfns:
 
     def of_file(self, map_: FileMap, book: FilePfns, size: int) -> Int64s:
         """Pfn of every folio of an inode, int64 (size,), -1 where absent."""
-        out = np.full(size, -1, np.int64)
+        return self.of_pages(map_, book, 0, size)
+
+    def of_pages(self, map_: FileMap, book: FilePfns, low: int, high: int) -> Int64s:
+        """Pfn of each folio of [low, high) of an inode, int64 (high - low,), -1 where absent."""
+        out = np.full(high - low, -1, np.int64)
         rank, at = np.empty(len(self.top), np.int64), np.empty(len(self.top), np.int64)
-        for run in map_.runs:
+        for run in map_.cut(low, high):
             start, count, row = (int(value) for value in run)
-            part = out[start : start + count]
+            part = out[start - low : start - low + count]
             if row in book.listed:
                 skip = start - int(map_.allocations[row, 0])
                 part[:] = book.listed[row][skip : skip + count]
