@@ -28,6 +28,19 @@ def bytes_per_node(run: HasVariables) -> np.ndarray:
     return amount + PAGE_SIZE * np.asarray(run["small_pages_per_node"]) if "small_pages_per_node" in run else amount
 
 
+def one_name_each(run: HasVariables) -> np.ndarray:
+    """Whether a name is the first of its file, bool (file,): what several names share is counted once in a sum."""
+    names = len(np.asarray(run["file_page_size"]))
+    first: np.ndarray = np.asarray(run["file_inode"]) if "file_inode" in run else np.arange(names)
+    return first == np.arange(names)
+
+
+def bytes_of_all_files(run: HasVariables) -> np.ndarray:
+    """Bytes of all files on each node, int64 (node,); a file of several names is one."""
+    amount: np.ndarray = bytes_per_node(run)[one_name_each(run)].sum(axis=0)
+    return amount
+
+
 def placed_bytes(run: HasVariables) -> np.ndarray:
     """Bytes newly placed by each event on each node, int64 (event, node)."""
     amount: np.ndarray = np.asarray(run["event_pages"]) * int(run["page_size"])

@@ -164,7 +164,7 @@ class Answer:
         """Variables that this run has."""
         return tuple(self._makers)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._makers
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -344,19 +344,28 @@ def _details(results: list[Result]) -> list[str]:
 
 
 def _put_files(system: System, inodes: dict[str, Inode], put: Put) -> Callable[[], np.ndarray]:
-    """Sizes and places of the files; returns what counts 4 KiB pages on each node, int64 (files, nodes)."""
+    """Sizes and places of the files; returns what counts 4 KiB pages on each node, int64 (files, nodes).
+
+    What it returns counts a file of several names once.
+    """
     files = list(inodes.values())
+    rows: dict[Inode, int] = {}
+    of_inode = np.array([rows.setdefault(inode, row) for row, inode in enumerate(files)], np.int64)
+    first = of_inode == np.arange(len(files))
     fallback = system.scenario.guest.small_pages
     counts = _once(lambda: _file_counts(system, [inode.map for inode in files]))
     small = _once(lambda: _file_counts(system, [inode.small for inode in files]))
 
     def memory() -> np.ndarray:
         pages = counts() << np.array([[inode.order] for inode in files], np.int64).reshape(-1, 1)
-        return pages + small() if fallback else pages
+        pages = pages + small() if fallback else pages
+        return pages if first.all() else pages[first]
 
     put("pages_per_node", counts)
     put("file_pages", lambda: np.array([inode.extent >> inode.order for inode in files], np.int64))
     put("file_page_size", lambda: np.array([PAGE_SIZE << inode.order for inode in files], np.int64))
+    if not first.all():
+        put("file_inode", lambda: of_inode)
     if fallback:
         put("small_pages_per_node", small)
         _put_runs("small_run", system, {name: i.small for name, i in inodes.items() if i.small is not None}, put)

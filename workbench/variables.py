@@ -254,6 +254,7 @@ class Simulation(HostNodes, ConversionCounts, OutOfPlace):
     small_pages_per_node = exact("file node", "4 KiB pages", "4 KiB pages where no huge page was left")
     file_pages = exact("file", "folios", "size of the file")
     file_page_size = exact("file", "B", "bytes of one folio of the file")
+    file_inode = exact("file", "1", "place of the first name of the same file, if one has several")
     page_size = exact("", "B", "bytes of one folio of the guest")
 
     run_file = exact("run", "", "file")

@@ -17,12 +17,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench import profiles, results
+from workbench import amounts, profiles, results
+from workbench.commands.summary import summarise
 from workbench.errors import WorkbenchError
 from workbench.explorer import Explorer, explore, pictures
+from workbench.plots import placement
 from workbench.plots.palette import METADATA_COLOUR
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
+from workbench.sweeps import grid
 from workbench.units import format_bytes
 
 GIB = 1 << 30
@@ -560,3 +563,37 @@ def test_close_leaves_no_widget_and_no_thread() -> None:
         "Layout", "ButtonStyle", "DescriptionStyle", "TextStyle", "HTMLStyle", "CheckboxStyle", "SliderStyle",
         "ProgressStyle", "ToggleButtonsStyle",
     }  # fmt: skip
+
+
+def test_two_names_of_one_file_are_counted_once(explorer: Explorer) -> None:
+    """alias, then munmap or close of either name: status line, figures and sums keep to the 64 MiB that there are."""
+    operations: list[dict[str, Any]] = [
+        {"op": "create"},
+        {"op": "alias", "file": "b", "of": "guest"},
+        {"op": "memfd", "file": "c", "size": "64 MiB"},
+        {"op": "mbind", "file": "c", "mode": "bind", "nodes": "1"},
+        {"op": "fault", "length": "32 MiB"},
+        {"op": "fault", "file": "c", "length": "32 MiB"},
+    ]
+    for rest in ([], *([{"op": op, "file": file}] for op in ("munmap", "close") for file in ("b", "guest"))):
+        explorer.scenario = Scenario.from_mapping(
+            {
+                "name": "two names",
+                "host": "epyc1-naples-2s",
+                "guest": {"memory": "64 MiB", "vcpus": [{"node": 0}]},
+                "metadata": "counted",
+                "operations": [*operations, *rest],
+            }
+        )
+        found = explorer.result
+        assert not found["event_errno"].values.any()
+        assert pictures.summary(found) == "64 MiB present: 50 % on node 0, 50 % on node 1."
+        assert on_nodes(explorer) == {0: 1 / 32, 1: 1 / 32}
+    assert found["file_inode"].values.tolist() == [0, 0, 2]
+    assert found["local_share"].values.tolist() == [0.5]
+    assert amounts.bytes_per_node(found)[1].sum() == 32 << 20  # by name, both have it
+    assert grid.measure(grid.METRICS["pages_per_node"], found, range(8)).tolist() == [8192, 8192, *[0] * 6]
+    beside = amounts.metadata_of_nodes(found).sum()
+    assert sum(summarise(found)["bytes_in_all_per_node"].values()) == (64 << 20) + beside
+    assert list(placement._by_file(found)) == ["guest", "c"]
+    assert sum(rows.sum() for rows in placement._by_policy(found).values()) == 64 << 20

@@ -67,7 +67,7 @@ WINGS = {
     "studies": SCENE | {"answer", "running", "tracking", "engine", "cost", "simulation", "designs", "truth"},
     "reports": SCENE,
     "vmconfig": SCENE | {"amounts"},
-    "sweeps": SCENE | {"answer", "running", "simulation", "reports"},
+    "sweeps": SCENE | {"amounts", "answer", "running", "simulation", "reports"},
     "plots": SCENE | {"amounts", "cost", "studies", "designs", "truth"},
     "explorer": SCENE | {"amounts", "tracking", "engine", "cost", "simulation", "designs", "studies", "plots"},
     "docs": SCENE | {"cost", "simulation", "designs", "studies", "truth", "recorder", "sweeps", "reports", "plots", "vmconfig"},

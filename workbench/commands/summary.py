@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from workbench.amounts import bytes_per_node, metadata_bytes, metadata_of_nodes
+from workbench.amounts import bytes_of_all_files, bytes_per_node, metadata_bytes, metadata_of_nodes
 from workbench.commands.terminal import console
 from workbench.errnos import errno_name
 from workbench.units import format_bytes
@@ -36,7 +36,7 @@ def summarise(run: Any) -> dict[str, Any]:
         "bytes_per_node": table(files, bytes_per_node(run)),
         "metadata_bytes_per_node": table(kinds, metadata_bytes(run)),
         "bytes_in_all_per_node": dict(
-            zip(nodes, (bytes_per_node(run).sum(axis=0) + metadata_of_nodes(run)).tolist(), strict=True)
+            zip(nodes, (bytes_of_all_files(run) + metadata_of_nodes(run)).tolist(), strict=True)
         ),
         "local_share": dict(zip(vcpus, np.asarray(run["local_share"]).tolist(), strict=True)),
         "kernel_profile": str(np.asarray(run["kernel"])) if "kernel" in run.coords else run.attrs["kernel_profile"],
@@ -201,7 +201,7 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
         console().print(table)
     kinds = {kind: row for kind, row in summary["metadata_bytes_per_node"].items() if any(row.values())}
     if kinds:
-        all_pages = sum(sum(amounts.values()) for amounts in summary["bytes_per_node"].values())
+        all_pages = sum(summary["bytes_in_all_per_node"].values()) - sum(metadata_of(kinds).values())
         table = Table(
             "node",
             *(kind.replace("_", " ") for kind in kinds),

@@ -116,7 +116,7 @@ def nodes(dataset: xr.Dataset, *others: xr.Dataset) -> list[dict[str, Any]]:
 
 def guest_bytes(dataset: xr.Dataset) -> dict[int, int]:
     """Bytes of all files on each node."""
-    amount = amounts.bytes_per_node(dataset.variables).sum(axis=0)
+    amount = amounts.bytes_of_all_files(dataset.variables)
     return {int(node): int(value) for node, value in zip(dataset.variables["node"].values, amount, strict=True)}
 
 

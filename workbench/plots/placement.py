@@ -400,14 +400,15 @@ def _percent(share: float) -> str:
 
 def _by_file(dataset: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
     rows = amounts.bytes_per_node(dataset).astype(float)
-    return dict(zip(map(str, dataset["file"].values), rows, strict=True))
+    once = amounts.one_name_each(dataset)
+    return dict(zip(map(str, dataset["file"].values[once]), rows[once], strict=True))
 
 
 def _by_policy(dataset: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
     """Bytes on each node (node,) by the policy under which a range of a file lies now."""
     folio = int(dataset["page_size"])
     out: dict[str, npt.NDArray[np.float64]] = {}
-    for file in map(str, dataset["file"].values):
+    for file in map(str, dataset["file"].values[amounts.one_name_each(dataset)]):
         mine = ranges(dataset, file).sort_values("start")
         folios = int(dataset["file_pages"].sel(file=file))
         cuts = np.concatenate(([0, folios], mine["start"] * PAGE_SIZE // folio, mine["end"] * PAGE_SIZE // folio))
@@ -525,7 +526,7 @@ def _event_ticks(axes: Axes, dataset: xr.Dataset) -> None:
 
 def local_remote(dataset: xr.Dataset) -> Figure:
     """How far the guest's memory is from each node that runs its vCPUs: shares by SLIT distance."""
-    counts = amounts.bytes_per_node(dataset).sum(axis=0).astype(float)
+    counts = amounts.bytes_of_all_files(dataset).astype(float)
     matrix = dataset["distance"].values
     ids = [int(node) for node in dataset["node"].values]
     vcpu_nodes, vcpus = np.unique(dataset["vcpu_node"].values, return_counts=True)
@@ -591,7 +592,7 @@ def compare(datasets: Mapping[str, xr.Dataset]) -> Figure:
         axes = made.subplots()
         for row, dataset in enumerate(datasets.values()):
             counts = np.zeros(len(ids))
-            counts[np.searchsorted(ids, dataset["node"].values)] = amounts.bytes_per_node(dataset).sum(axis=0)
+            counts[np.searchsorted(ids, dataset["node"].values)] = amounts.bytes_of_all_files(dataset)
             present += counts
             total = max(counts.sum(), 1.0)
             left = 0.0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from workbench import amounts
 from workbench.errors import WorkbenchError
 from workbench.texts import without_controls
 from workbench.units import parse_bytes
@@ -485,6 +486,8 @@ def measure(metric: Metric, found: Answer | xr.Dataset, nodes: Sequence[int]) ->
         values, dims = variable.values, tuple(map(str, variable.dims))
     else:
         values, dims = found[metric.variable], Simulation.variables[metric.variable].dims
+    if "file" in dims and "file_inode" in found:  # a file of several names is one
+        values = np.compress(amounts.one_name_each(found), values, dims.index("file"))
     if metric.reduce == "count":
         return np.float64(np.count_nonzero(values))  # type: ignore[return-value]
     if not metric.per_node:
