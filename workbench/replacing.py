@@ -14,6 +14,7 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.files import read_file
+from workbench.texts import without_controls
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _MADE_BY = "# made by workbench "
@@ -31,6 +32,8 @@ def check(
 ) -> None:
     """Whether an output may be written to ``target``: nothing is there, or what we made. Raises WorkbenchError if not.
 
+    Nor may its name take over a terminal that lists it.
+
     Parameters
     ----------
     target : where the output goes
@@ -40,6 +43,10 @@ def check(
     field : the option that named the place
     folder : the output may be a directory
     """
+    try:
+        without_controls(target.name)
+    except ValueError as error:
+        raise WorkbenchError(f"{field}: {error}") from None
     try:
         if target.is_symlink():
             raise WorkbenchError(f"{field}: {str(target)!a} is a link; name the place itself")

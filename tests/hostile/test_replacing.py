@@ -65,6 +65,13 @@ def test_what_is_not_ours_is_kept(dataset: xr.Dataset, tmp_path: Path, suffix: s
         assert results.load(place).attrs["scenario"] == "scenario"
 
 
+@pytest.mark.parametrize("name", ["a\x1b[31m", "two\nlines", "\u202ecn.x"])
+def test_no_output_has_a_control_character_in_its_name(dataset: xr.Dataset, tmp_path: Path, name: str) -> None:
+    with pytest.raises(WorkbenchError, match=r"^output: .* has a .* names have none$"):
+        results.save(dataset, tmp_path / f"{name}.nc")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(dataset: xr.Dataset, tmp_path: Path, suffix: str) -> None:
     """A limit of the file size stands for the disk's: writes fail in the same way, with an errno."""
