@@ -36,7 +36,7 @@ WINGS = {
     "duck_arrays": set(),
     "units": {"errors"},
     "files": {"errors"},
-    "replacing": {"errors", "files"},
+    "replacing": {"errors", "files", "texts"},
     "yaml_lists": set(),
     "safe_yaml": {"errors", "files", "garbage", "limits", "yaml_lists"},
     "bitmap_lists": {"errors", "limits"},
