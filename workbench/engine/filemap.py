@@ -120,6 +120,32 @@ class FileMap:
         self.progress[TILES] += 1
         return row
 
+    def take_rows_from(self, first: int) -> Int64s:
+        """Leave out allocation rows of indices from ``first`` on; the zones of what they placed, in their order."""
+        used = int(self.progress[ALLOCATIONS])
+        rows = self.allocations[:used]
+        beyond = rows[:, kernels.FIRST] >= first
+        taken, kept = rows[beyond], rows[~beyond]
+        count = taken[:, kernels.COUNT]
+        row = np.repeat(np.arange(len(taken)), count)
+        place = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+        zones = self.tiles[taken[row, kernels.OFFSET] + place % taken[row, kernels.PERIOD]].astype(np.int64)
+        self.allocations[: len(kept)] = kept
+        self.progress[ALLOCATIONS] = len(kept)
+        return zones
+
+    def add_rows_of(self, other: FileMap) -> None:
+        """Enter what another map's allocation rows placed, which was absent here."""
+        rows, entries = int(other.progress[ALLOCATIONS]), int(other.progress[TILES])
+        self.grow(rows, entries)
+        row, offset = int(self.progress[ALLOCATIONS]), int(self.progress[TILES])
+        self.allocations[row : row + rows] = other.allocations[:rows]
+        self.allocations[row : row + rows, kernels.OFFSET] += offset
+        self.tiles[offset : offset + entries] = other.tiles[:entries]
+        self.progress[ALLOCATIONS] += rows
+        self.progress[TILES] += entries
+        self.add_new_allocations(row)
+
     def tiled(self) -> Int64s:
         """The zone of every folio of all allocation rows, in the order in which they were placed."""
         rows = self.allocations[: int(self.progress[ALLOCATIONS])]

@@ -41,6 +41,7 @@ _LISTED_BYTES = 24  # of arrays for each page listed: its index in the order, in
 _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 _FEW = 4096  # pages that show how fast zones fall
 _NEARBY = 0.9  # of the way to a mark, from where its distance is seen exactly
+_INSERTED = 1 << 60  # "page" of a table that is placed between two pages of a file
 _TOGETHER = 64  # pages placed before the slabs they need, where a zone reaches a mark
 _LOOKED_UP = 1 << 18  # entries of zonelists that are looked at to see where a rotation goes
 _LOOKS = 4  # at what pages need beside themselves: each comes a few hundred times closer to a mark
@@ -554,8 +555,7 @@ class HostState:
             self._touch_listed(metadata, task, inode, start, end, operation, walk)
             return
         if walk is not None and metadata.steps_between_pages(task, walk, start, end):
-            pages = np.arange(start, end) if step > 0 else np.arange(end - 1, start - 1, -1)
-            self._place_between(metadata, task, inode, walk, pages, step)
+            self._place_between(metadata, task, inode, walk, range(start, end)[::step])
             self._need(metadata.enter_nodes(task, inode, start, end))
             return
         look = False
@@ -752,46 +752,90 @@ class HostState:
         holes = self._holes(inode, start, end)
         if walk is not None and metadata.steps_between_pages(task, walk, start, end):
             pages = start + self.touch_order(operation, end - start)
-            self._place_between(metadata, task, inode, walk, pages, 0)
+            self._list_between(metadata, task, inode, walk, pages)
         else:
             self._need(metadata.enter_tables(task, walk, start, end))
             if len(holes):
                 self._place_list(inode, holes, self._listed(task, operation, start, end, holes))
         self._need(metadata.enter_nodes(task, inode, start, end))
 
-    def _place_between(
-        self, metadata: Metadata, task: Thread, inode: Inode, walk: Walk, pages: Int64s, step: int
-    ) -> None:
-        """Pages in the order of their touches with the tables they need between them, one rotation for both.
-
-        ``step``: 1 or -1 if the pages follow one another so, else 0.
-        """
-        check_listed(len(pages), "placing pages and page tables of a task that interleaves")
-        holes = self._holes(inode, int(pages.min()), int(pages.max()) + 1)
-        ranges, policies = self.policy_ranges(inode, 0, np.array([[pages.min(), pages.max() + 1]]))
+    def _between(
+        self, metadata: Metadata, task: Thread, inode: Inode, low: int, high: int
+    ) -> tuple[placement.Requests, Int64s, Int64s, int]:
+        """Requests of pages [low, high) of a file and, the last row, of tables; policy ranges, the row of each, that last row."""
+        ranges, policies = self.policy_ranges(inode, 0, np.array([[low, high]]))
         rows, row_of = self._request_rows(inode, [task], policies, 0)
         rows.append((task.index, -1, metadata.request(task)))
-        requests = self.request_table(rows)
+        return self.request_table(rows), ranges, row_of[0], len(rows) - 1
+
+    def _place_between(self, metadata: Metadata, task: Thread, inode: Inode, walk: Walk, pages: range) -> None:
+        """Pages one after another, up or down, with the tables they need between them, one rotation for both.
+
+        Pieces of pages and of tables follow one another as they are taken; the cost is that of the pieces.
+        """
+        low, high = min(pages[0], pages[-1]), max(pages[0], pages[-1]) + 1
+        holes = self._holes(inode, low, high)
+        requests, ranges, row_of, tables_row = self._between(metadata, task, inode, low, high)
+        positions, counts = metadata.inserts(task, walk, pages)
+        pieces = np.empty((len(counts), 4), np.int64)
+        pieces[:, 0], pieces[:, 1] = _INSERTED + np.cumsum(counts) - counts, counts
+        pieces[:, 2:] = 1, tables_row
+        at = positions
+        if len(holes):
+            begin, end, which = _split_at(holes, ranges)
+            first, last = (begin - low, end - low) if pages.step > 0 else (high - end, high - begin)
+            order = np.argsort(first)
+            first, last, asked = first[order], last[order], row_of[which[order]]
+            cuts = np.unique(np.concatenate((first, last, positions)))
+            part = np.searchsorted(first, cuts[:-1], side="right") - 1
+            kept = (part >= 0) & (cuts[:-1] < last[part])
+            starts, ends = cuts[:-1][kept], cuts[1:][kept]
+            own = np.column_stack((pages[0] + pages.step * starts, ends - starts, np.full_like(starts, pages.step),
+                                   asked[part[kept]]))  # fmt: skip
+            pieces, at = np.concatenate((pieces, own)), np.concatenate((positions, starts))
+        pieces = np.ascontiguousarray(pieces[np.argsort(at, kind="stable")])
+        scratch, free = FileMap(), self.free.copy()
+        self._need(self.run_pieces(scratch, pieces, requests, *self.turns_and_zones(inode, 0)))
+        tables = scratch.take_rows_from(_INSERTED)
+        before = int(inode.map.progress[placement.ALLOCATIONS])
+        inode.map.add_rows_of(scratch)
+        if self.free_pfns is not None and inode.pfns is not None:
+            self.free_pfns.hand_out(inode.map, inode.pfns, before)
+        self.placed += free - self.free - np.bincount(tables, minlength=len(free))
+        metadata.enter_inserted(task, walk, pages, tables)
+
+    def _list_between(self, metadata: Metadata, task: Thread, inode: Inode, walk: Walk, pages: Int64s) -> None:
+        """:meth:`_place_between` of pages in an order of their own, one by one."""
+        check_listed(len(pages), "placing pages and page tables of a task that interleaves")
+        holes = self._holes(inode, int(pages.min()), int(pages.max()) + 1)
+        requests, ranges, row_of, tables_row = self._between(
+            metadata, task, inode, int(pages.min()), int(pages.max()) + 1
+        )
         positions, counts = metadata.inserts(task, walk, pages)
         absent = in_intervals(pages, holes) if len(holes) else np.zeros(len(pages), bool)
         kept = np.flatnonzero(absent)
         at = np.concatenate((np.repeat(positions, counts), kept))
-        asked = np.concatenate((np.full(int(counts.sum()), len(rows) - 1), row_of[0][_covering(pages[kept], ranges)]))
+        asked = np.concatenate((np.full(int(counts.sum()), tables_row), row_of[_covering(pages[kept], ranges)]))
         listed = np.concatenate((np.full(int(counts.sum()), -1), pages[kept]))
         order = np.argsort(at, kind="stable")
         listed, asked = np.ascontiguousarray(listed[order]), np.ascontiguousarray(asked[order])
         out = np.full(len(listed), -1, np.int16)
         free = self.free.copy()
         turns, zones = self.turns_and_zones(inode, 0)
-        cached = np.empty((len(rows), self.nodes), np.int64)
+        cached = np.empty((len(requests.kind), self.nodes), np.int64)
         done = placement.place_list(listed, asked, requests, turns, zones, cached, out)
         self._need(done == len(listed))
         tables = listed < 0
         base = int(pages.min())
         found = np.full(int(pages.max()) + 1 - base, -1, np.int16)
         found[listed[~tables] - base] = out[~tables]
+        before = int(inode.map.progress[placement.ALLOCATIONS])
         if len(kept):
             inode.map.add_list(holes, found, base)
+        if self.free_pfns is not None and inode.pfns is not None:
+            pfns = np.empty(len(found), np.int64)
+            self.free_pfns.hand_out_list(out[~tables], listed[~tables], base, pfns)
+            self._keep_listed(inode, before, base, pfns)
         metadata.enter_inserted(task, walk, pages, out[tables].astype(np.int64))
         self.placed += np.bincount(out[~tables], minlength=len(self.free))
         assert int((free - self.free).sum()) == len(listed)
@@ -1042,15 +1086,21 @@ class HostState:
                 break
         before = int(map_.progress[placement.ALLOCATIONS])
         map_.add_list(holes, found, base)
-        if inode.pfns is not None and pfns is not None:
-            for row in range(before, int(map_.progress[placement.ALLOCATIONS])):
-                start, count = map_.allocations[row, :2] - (base, 0)
-                inode.pfns.listed[row] = pfns[start : start + count]
+        if pfns is not None:
+            self._keep_listed(inode, before, base, pfns)
         self.placed += free - self.free
         self.settle_blocks()
         if inode.movable:
             self.settle_cma(free)
         return self._placed(not dry, order)
+
+    @staticmethod
+    def _keep_listed(inode: Inode, before: int, base: int, pfns: Int64s) -> None:
+        """Frames of folios that were placed one by one, int64 (n,) from ``base`` on, in rows from ``before`` on."""
+        assert inode.pfns is not None
+        for row in range(before, int(inode.map.progress[placement.ALLOCATIONS])):
+            start, count = inode.map.allocations[row, :2] - (base, 0)
+            inode.pfns.listed[row] = pfns[start : start + count]
 
     def turns_and_zones(self, inode: Inode, order: int) -> tuple[placement.Interleaving, placement.Zones]:
         """The host as the placement kernel sees it for pages of a file."""

@@ -67,7 +67,6 @@ NODES_IN_SLAB, SLAB_PAGES = 28, 4
 """``struct xa_node`` has 576 bytes; a slab of its cache has 16 KiB."""
 CACHE_OBJECTS, CACHE_LEAST = 40, 5
 """KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE, PT64_ROOT_MAX_LEVEL."""
-_INSERTED = 1 << 60  # "page" of what is placed between two pages of a file
 
 
 @dataclass(eq=False)
@@ -755,14 +754,14 @@ class Metadata:
             walk is not None and _rotates(task) and _length(walk.tables.missing(walk.base + start, walk.base + end)) > 0
         )
 
-    def inserts(self, task: Thread, walk: Walk, pages: Int64s) -> tuple[Int64s, Int64s]:
+    def inserts(self, task: Thread, walk: Walk, pages: Int64s | range) -> tuple[Int64s, Int64s]:
         """What ``pages`` (n,), in the order of their touches, need before which of them: positions, and tables there.
 
         Positions int64 (m,) ascend. The second stage takes them from what its vCPU keeps ready, filled up before a fault.
         """
         where: list[Int64s] = []
         for shift, map_ in zip(walk.tables.shifts, walk.tables.maps, strict=True):
-            table, first = np.unique((walk.base + pages) >> shift, return_index=True)
+            table, first = _first_touches(walk.base, pages, shift)
             absent = map_.zone_of(table) < 0
             if walk.tables.first_free and shift == LEVELS[0]:
                 absent &= table > 0
@@ -786,7 +785,7 @@ class Metadata:
         table_ = np.array(out, np.int64).reshape(-1, 2)
         return table_[:, 0], table_[:, 1]
 
-    def enter_inserted(self, task: Thread, walk: Walk, pages: Int64s, zones: Int64s) -> None:
+    def enter_inserted(self, task: Thread, walk: Walk, pages: Int64s | range, zones: Int64s) -> None:
         """Tables whose pages were placed between those of a file: ``zones`` int64 (m,) in the order of :meth:`inserts`."""
         at = 0
         if walk.kind == SECOND_STAGE:
@@ -798,33 +797,28 @@ class Metadata:
                 self.ready[self._vcpu(task)] = zones[: CACHE_OBJECTS - 1].tolist()
                 at = CACHE_OBJECTS
         ready = self.ready.get(self._vcpu(task), [])
-        order: list[tuple[int, int, int]] = []
-        for level, (shift, map_) in enumerate(zip(walk.tables.shifts, walk.tables.maps, strict=True)):
-            table, first = np.unique((walk.base + pages) >> shift, return_index=True)
+        parts: list[tuple[Int64s, Int64s]] = []
+        for shift, map_ in zip(walk.tables.shifts, walk.tables.maps, strict=True):
+            table, first = _first_touches(walk.base, pages, shift)
             absent = map_.zone_of(table) < 0
             if walk.tables.first_free and shift == LEVELS[0]:
                 absent &= table > 0
-            order += [(int(f), level, int(t)) for f, t in zip(first[absent], table[absent], strict=True)]
-        order.sort()
-        found: list[list[tuple[int, int]]] = [[] for _ in walk.tables.maps]
-        for _, level, table_ in order:
-            if walk.kind != SECOND_STAGE:
-                zone, at = int(zones[at]), at + 1
-            else:
-                if len(ready) < CACHE_LEAST:
-                    batch = CACHE_OBJECTS - len(ready)
-                    ready += zones[at : at + batch].tolist()
-                    at += batch
-                zone = ready.pop()
-            found[level].append((table_, zone))
-        for map_, entries in zip(walk.tables.maps, found, strict=True):
-            entries.sort()
-            for table_, zone in entries:
-                map_.add_run(table_, table_ + 1, zone)
+            parts.append((table[absent], first[absent]))
+        level = np.repeat(np.arange(len(parts)), [len(first) for _, first in parts])
+        order = np.lexsort((level, np.concatenate([first for _, first in parts])))
+        taken = np.empty(len(order), np.int64)
+        if walk.kind == SECOND_STAGE:
+            at = _pop_ready(ready, zones, at, taken)
+        else:
+            taken[:] = zones[at : at + len(order)]
+        zone_of = np.empty_like(taken)
+        zone_of[order] = taken
+        for number, (map_, (table, _)) in enumerate(zip(walk.tables.maps, parts, strict=True)):
+            if len(table):
+                map_.add_singles(table, zone_of[level == number])
         if walk.kind == SECOND_STAGE:
             if len(ready) < CACHE_LEAST and at < len(zones):
                 ready += zones[at:].tolist()
-            taken = np.array([zone for entries in found for _, zone in entries], np.int64)
             self._hold(READY, taken, -1)
             self._hold(SECOND_STAGE, taken)
         else:
@@ -954,6 +948,33 @@ class Metadata:
     def _put_together(self) -> None:
         if self.taking and self.zones is None:
             self.system.settle_blocks()
+
+
+def _first_touches(base: int, pages: Int64s | range, shift: int) -> tuple[Int64s, Int64s]:
+    """Tables of 1 << ``shift`` pages that ``pages`` from ``base`` on need, ascending, and the position of the first of each."""
+    if not isinstance(pages, range):
+        table, position = np.unique((base + pages) >> shift, return_index=True)
+        return table, position.astype(np.int64)
+    low, high = base + min(pages[0], pages[-1]), base + max(pages[0], pages[-1])
+    table = np.arange(low >> shift, (high >> shift) + 1)
+    if pages.step > 0:
+        return table, np.maximum(table << shift, low) - low
+    return table, high - np.minimum(((table + 1) << shift) - 1, high)
+
+
+def _pop_ready(ready: list[int], zones: Int64s, at: int, out: Int64s) -> int:
+    """Tables from what a vCPU keeps, filled up from ``zones[at:]`` before a fault; where the rest begins."""
+    done = 0
+    while done < len(out):
+        if len(ready) < CACHE_LEAST:
+            batch = CACHE_OBJECTS - len(ready)
+            ready += zones[at : at + batch].tolist()
+            at += batch
+        some = min(len(out) - done, len(ready) - CACHE_LEAST + 1)
+        out[done : done + some] = ready[-1 : -some - 1 : -1]
+        del ready[-some:]
+        done += some
+    return at
 
 
 def _left_zones(system: HostState) -> placement.Zones:
