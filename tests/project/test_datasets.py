@@ -62,6 +62,11 @@ def accessed() -> Scenario:
     return Scenario.from_mapping({"host": host(), "guest": {"memory": "4 MiB"}, "pfns": True, "operations": operations})
 
 
+def named_twice() -> Scenario:
+    operations = [{"op": "create"}, {"op": "alias", "file": "again", "of": "guest"}, {"op": "fallocate"}]
+    return Scenario.from_mapping({"host": host(), "guest": {"memory": "4 MiB"}, "operations": operations})
+
+
 def grid() -> dict[str, object]:
     return {
         "base": {"host": "epyc1-naples-2s", "guest": {"memory": "4 MiB", "design": "hugetlb", "page_size": "2 MiB"}},
@@ -104,6 +109,7 @@ MAKERS: dict[str, Callable[[Path], xr.Dataset]] = {
     ),
     "simulate, kernels": lambda _: simulate(scenario("conversion-drifts"), kernel_profiles=["7.3", "7.2"]),
     "simulate, accesses and pfns": lambda _: simulate(accessed()),
+    "simulate, a file of two names": lambda _: simulate(named_twice()),
     "simulate, designs": lambda _: simulate(
         small(page_size="2 MiB", design="hugetlb"), designs=["hugetlb", "pfn-range"]
     ),
