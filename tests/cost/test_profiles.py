@@ -535,6 +535,21 @@ def test_a_matrix_with_holes_is_no_other_machine(printed, says, tmp_path):
         calibrate.calibrate(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("Measuring Peak Injection Memory Bandwidths for the system\nALL Reads : 160000.0000.0",
+         "line 3: calibrate: '160000.0000.0' is no number"),
+        ("Each iteration took 200.1 core clocks (\t1.2.3\tns)", "line 2: calibrate: '1.2.3' is no number"),
+    ],
+)  # fmt: skip
+def test_digits_and_points_that_are_no_number_are_named(line, says, tmp_path):
+    path = tmp_path / "mlc.txt"
+    path.write_text(f"Intel(R) Memory Latency Checker - v3.11\n{line}\n")
+    with pytest.raises(WorkbenchError, match=f"mlc.txt: {says}"):
+        calibrate.calibrate(path)
+
+
 def test_shares_of_reads_may_be_parts_and_files_may_begin_with_a_mark(tmp_path):
     path = tmp_path / "m.csv"
     path.write_text(

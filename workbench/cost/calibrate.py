@@ -117,7 +117,7 @@ def from_mlc(text: str, name: str, kind: str = "dram") -> Profile:
     loaded = _loaded(lines)
     single = re.search(r"Each iteration took [\d.]+ \w+ (?:frequency )?clocks \(\s*([\d.]+)\s*ns\)", text)
     if not latency and single:
-        latency = {0: {0: float(single.group(1))}}
+        latency = {0: {0: _number(single.group(1), text.count("\n", 0, single.start()) + 1)}}
     if not (latency or bandwidth or peaks or loaded):
         raise WorkbenchError("calibrate: MLC's text has no matrix, no peaks and no loaded latencies")
     initiators = sorted(set(latency) | set(bandwidth)) or [0]
@@ -224,9 +224,17 @@ def _peaks(lines: Sequence[str]) -> dict[float, float]:
         for line in _section(lines, heading):
             for text, share in MIXES_OF_MLC.items():
                 match = re.match(re.escape(text) + r"\s*:?\s*([\d.]+)$", line)
-                if match and float(match.group(1)) > 0:
-                    found[share] = max(found.get(share, 0.0), float(match.group(1)))
-    return found
+                if match:
+                    speed = _number(match.group(1), lines.index(line) + 1)
+                    found[share] = max(found.get(share, 0.0), speed)
+    return {share: speed for share, speed in found.items() if speed > 0}
+
+
+def _number(text: str, line: int) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise WorkbenchError(f"calibrate: {text[:30]!r} is no number", line) from None
 
 
 def _loaded(lines: Sequence[str]) -> list[tuple[float, float, float]]:
