@@ -759,13 +759,7 @@ class Metadata:
 
         Positions int64 (m,) ascend. The second stage takes them from what its vCPU keeps ready, filled up before a fault.
         """
-        where: list[Int64s] = []
-        for shift, map_ in zip(walk.tables.shifts, walk.tables.maps, strict=True):
-            table, first = _first_touches(walk.base, pages, shift)
-            absent = map_.zone_of(table) < 0
-            if walk.tables.first_free and shift == LEVELS[0]:
-                absent &= table > 0
-            where.append(first[absent])
+        where = [first for _, first in _absent_tables(walk, pages)]
         positions, counts = np.unique(np.concatenate(where), return_counts=True)
         if walk.kind != SECOND_STAGE:
             return positions.astype(np.int64), counts.astype(np.int64)
@@ -797,13 +791,7 @@ class Metadata:
                 self.ready[self._vcpu(task)] = zones[: CACHE_OBJECTS - 1].tolist()
                 at = CACHE_OBJECTS
         ready = self.ready.get(self._vcpu(task), [])
-        parts: list[tuple[Int64s, Int64s]] = []
-        for shift, map_ in zip(walk.tables.shifts, walk.tables.maps, strict=True):
-            table, first = _first_touches(walk.base, pages, shift)
-            absent = map_.zone_of(table) < 0
-            if walk.tables.first_free and shift == LEVELS[0]:
-                absent &= table > 0
-            parts.append((table[absent], first[absent]))
+        parts = _absent_tables(walk, pages)
         level = np.repeat(np.arange(len(parts)), [len(first) for _, first in parts])
         order = np.lexsort((level, np.concatenate([first for _, first in parts])))
         taken = np.empty(len(order), np.int64)
@@ -948,6 +936,18 @@ class Metadata:
     def _put_together(self) -> None:
         if self.taking and self.zones is None:
             self.system.settle_blocks()
+
+
+def _absent_tables(walk: Walk, pages: Int64s | range) -> list[tuple[Int64s, Int64s]]:
+    """Of each level the tables that ``pages`` need and that are not there, ascending, and which page needs each first."""
+    out = []
+    for shift, map_ in zip(walk.tables.shifts, walk.tables.maps, strict=True):
+        table, first = _first_touches(walk.base, pages, shift)
+        absent = map_.zone_of(table) < 0
+        if walk.tables.first_free and shift == LEVELS[0]:
+            absent &= table > 0
+        out.append((table[absent], first[absent]))
+    return out
 
 
 def _first_touches(base: int, pages: Int64s | range, shift: int) -> tuple[Int64s, Int64s]:
