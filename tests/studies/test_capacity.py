@@ -229,9 +229,12 @@ def test_what_is_free_is_guest_or_lost_to_something_under_each_design(design: st
 
 @pytest.mark.parametrize("design", ["contiguous-4k", "thp"])
 def test_tables_of_a_guest_of_huge_blocks_come_from_blocks_too(design: str) -> None:
-    """mm/page_alloc.c: rmqueue_smallest breaks a block up; tables found only what lay outside blocks, and the guest died."""
-    dataset = capacity(two_nodes(), policies=["default"], design=design, page_size="2 MiB")
-    assert int(dataset["lost"].sel(loss="rest")[0]) < 8 << 20
+    """mm/page_alloc.c: rmqueue_smallest breaks a block up; tables found only what lay outside blocks, and the guest died.
+
+    The search ends within 4096th parts of the host, 62 MiB.
+    """
+    dataset = capacity(Host.from_machine("epyc1-naples-2s"), policies=["default"], design=design, page_size="2 MiB")
+    assert int(dataset["lost"].sel(loss="rest")[0]) < 64 << 20
     assert int(dataset["capacity"][0]) > 0.99 * int(dataset["free_at_start"].sum())
 
 
