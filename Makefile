@@ -7,7 +7,8 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
   $$python -c '$(SERVED)' 2>/dev/null && command -v $$python && break; done)
 PIP ?=
 PIP_OPTIONS ?=
-# yes: machine code of the kernels is made with the environment, so that the first answer comes fast.
+# yes: bytecode of the sources and machine code of the kernels are made with the environment, so that the first answer
+# comes fast. Where PYTHONDONTWRITEBYTECODE is set, every process would otherwise compile every source anew.
 WARM ?= yes
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PIP_OPTIONS)
 MACHINE ?= epyc1-naples-2s
@@ -30,7 +31,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	  cp requirements.lock $(VENV)/requirements.lock; }
 	$(INSTALL) --no-build-isolation -e .
 	$(BIN)/python -m pip check
-	$(if $(filter yes,$(WARM)),$(BIN)/python -m workbench.kernels.warm)
+	$(if $(filter yes,$(WARM)),$(BIN)/python -m compileall -q workbench kernels && $(BIN)/python -m workbench.kernels.warm)
 	touch $@
 
 # The main job: where does every page of a guest land on a real host? Ends with the report's path and a table.
