@@ -22,7 +22,7 @@ from workbench.engine.generators import ConvertMany, policies_left_out
 from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
-from workbench.engine.unreached import unreached
+from workbench.engine.unreached import lost_at_kexec, unreached
 from workbench.engine.users import IOMMU
 from workbench.engine.users import NAMES as USERS
 from workbench.errnos import errno_name
@@ -176,8 +176,9 @@ class Answer:
 
     @functools.cached_property
     def warnings(self) -> str:
-        """What its user should know before anything else, a line each: policies over others or that miss private memory."""
+        """What its user should know before anything else, a line each: policies over others, that miss pages or are lost."""
         said = unreached(self.system, self.log.operations, self.log.results)
+        said += lost_at_kexec(self.log.results)
         scenario = self.system.scenario
         return "\n".join([*scenario.policies_over_others(), *policies_left_out(scenario), *said])
 

@@ -567,7 +567,10 @@ class Preserve(Operation):
 
 
 class Kexec(Operation):
-    """Hand the guest's memory over a kexec and restore it. Of memfds, those of the session wait to be retrieved."""
+    """Hand the guest's memory over a kexec and restore it. Of memfds, those of the session wait to be retrieved.
+
+    Pages stay where they are; policies of files go only where the kernel profile hands them over, else a warning names them.
+    """
 
     op: Literal["kexec"] = "kexec"
 

@@ -329,7 +329,9 @@ class Sweep(Schema):
     node = Coordinate("1", "Linux node id")
     error = exact("", "", "why the cell failed; empty when it did not")
     warnings = exact(
-        "", "", "policies that do not reach private memory in the cell, a line each; empty where there are none"
+        "",
+        "",
+        "policies of the cell that do not reach pages or that a kexec loses, a line each; empty where there are none",
     )
     status = exact("", "1", "state of the cell")
 

@@ -6,6 +6,7 @@ import errno
 import json
 
 import numpy as np
+import pytest
 
 import workbench as wb
 from workbench.errnos import EHWPOISON
@@ -91,6 +92,29 @@ def test_pages_stay_and_policies_go():
     assert sorted(set(before)) == [0, 1] and before == after
     assert json.loads(str(dataset["event_detail"].values[7]))["mode"] == 0
     assert nodes_at(dataset, 10) == [1] * 16 + before[16:]
+
+
+@pytest.mark.parametrize("again", [(), ({"op": "memfd", "file": "g", "size": PAGE},)])
+def test_a_session_holds_a_file_that_nobody_else_has(again):
+    """kernel/liveupdate/luo_file.c: luo_preserve_file takes a reference (fget). The name may mean another file by then."""
+    dataset, errors = run(
+        {"op": "mbind", "file": "g", **EVERY, "mode": "interleave", "nodes": "0-1"},
+        preserve(),
+        look(),
+        {"op": "close", "file": "g"},
+        *again,
+        {"op": "kexec"},
+        {"op": "retrieve", "file": "again", "token": 1},
+        look("again"),
+        {"op": "get_mempolicy", "file": "again", "offset": 0},
+        {"op": "close", "file": "again"},
+    )
+    assert not any(errors)
+    assert nodes_at(dataset, 3) == nodes_at(dataset, len(errors) - 3) == [1, 0] * 32
+    assert json.loads(str(dataset["event_detail"].values[-2]))["mode"] == 0
+    assert json.loads(str(dataset["event_detail"].values[-5]))["policy_lost"] == {"g": ["interleave 0-1"]}
+    free = dataset["free_pages"].sum("zone").values
+    assert free[0] - free[-2] == 64 and free[0] == free[-1]
 
 
 def test_unknown_tokens_and_files_that_are_asked_for_twice():

@@ -1,4 +1,4 @@
-"""Policies that do not reach private memory are said, in the Dataset and first in every output."""
+"""Policies that do not reach private memory, or that a kexec loses, are said in the Dataset and first in every output."""
 
 from __future__ import annotations
 
@@ -53,6 +53,53 @@ def test_policies_of_the_guest_beside_a_create_of_its_own() -> None:
     policies = [{"mode": "bind", "nodes": "1"}]
     (line,) = warnings(policies=policies)
     assert line.startswith("guest.policies: not set, because the operations make the guest's memory themselves")
+
+
+def handed_over(kernel: str, *before: dict[str, Any], design: str = "filemap") -> wb.Scenario:
+    huge = design == "pfn-range"
+    return wb.Scenario.from_mapping({
+        "host": "xeon-e5-2680-2s", "kernel_profile": kernel,
+        "guest": {"memory": "16 MiB", "vm_type": "sw_protected", "design": design, "vcpus": [{"node": 0}]}
+        | ({"page_size": "2 MiB"} if huge else {}),
+        "operations": [{"op": "create", "file": "ram", "flags": ["mmap"]}, *before, {"op": "kexec"}],
+    })  # fmt: skip
+
+
+def bind(file: str = "ram", **more: Any) -> dict[str, Any]:
+    return BIND | {"file": file} | more
+
+
+def test_policies_that_a_kexec_loses() -> None:
+    """One line for each file, with its policies; none where there was none, or where the format hands them over."""
+    other = {"op": "memfd", "file": "shm", "size": "1 MiB"}
+    both = [bind(), bind(length="4 MiB", mode="interleave", nodes="0-1"), other, bind("shm")]
+    lines = (
+        wb.simulate(handed_over("7.4", *both, {"op": "preserve", "file": "shm", "token": 1}))
+        .attrs["warnings"]
+        .splitlines()
+    )
+    assert [line.split(": its pages")[0] for line in lines] == [
+        "kexec: ram is handed over without its policy (interleave 0-1, bind 1)",
+        "kexec: shm is handed over without its policy (bind 1)",
+    ]
+    assert all(
+        "set the policy again after the kexec (handed over under kernel_profile proposal-no-s" in line for line in lines
+    )
+    many = [bind(offset=f"{n} MiB", length="1 MiB", nodes=str(n % 2), mode=("bind", "preferred", "interleave")[n // 2])
+            for n in range(6)]  # fmt: skip
+    (line,) = wb.simulate(handed_over("7.4", *many)).attrs["warnings"].splitlines()
+    assert "(bind 0, bind 1, preferred 0 and 3 more)" in line
+    for none in (handed_over("7.4"), handed_over("proposal-no-struct-page", bind(), design="pfn-range")):
+        assert "warnings" not in wb.simulate(none).attrs
+
+
+def test_run_says_what_a_kexec_loses_first(tmp_path: Any) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(handed_over("7.4", bind()).to_yaml())
+    result = CliRunner().invoke(app, ["run", str(path)])
+    assert result.output.startswith(
+        "warning: kexec: ram is handed over without its policy (bind 1): its pages stay where they"
+    )
 
 
 def test_nothing_to_warn_of() -> None:

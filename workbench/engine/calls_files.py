@@ -236,8 +236,8 @@ def munmap(system: System, operation: sc.Munmap) -> Result:
 
 
 def _put(system: System, inode: Inode) -> None:
-    """Drop a reference; without any descriptor and mapping the inode dies."""
-    if not inode.mappings and not inode.descriptors:
+    """Drop a reference; without any descriptor and mapping the inode dies, unless a session has it (luo_preserve_file: fget)."""
+    if not inode.mappings and not inode.descriptors and inode not in system.session.values():
         system.free_inode(inode)
 
 

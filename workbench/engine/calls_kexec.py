@@ -108,8 +108,8 @@ def _open_session(system: System) -> None:
 def kexec(system: System, operation: sc.Kexec) -> Result:
     """Files are taken up again under their names; all else in memory is gone with the kernel that knew it."""
     result = _hand_over(system)
-    if not result.errno:
-        _start_again(system)
+    if not result.errno and (lost := _start_again(system)):
+        result.detail["policy_lost"] = lost
     return result
 
 
@@ -156,17 +156,15 @@ def _hand_over(system: System) -> Result:
             detail["verified"] = False
         if system.scenario.kernel.preserves_policy:
             detail["policy_bytes"] += handover.sizes(replace(state, extents=_NO_EXTENTS), format)["policy"]
-        else:  # the posted series and memfd_luo.c carry none: the default policy afterwards
-            inode.shared_policy = mp.SharedPolicy()
-            detail["policy_lost"] = True
         detail["metadata_bytes"] += _metadata_bytes(system, inode, state, inode.tracked)
     return Result(0, 0, detail)
 
 
-def _start_again(system: System) -> None:
+def _start_again(system: System) -> dict[str, list[str]]:
     """New processes: no task policy, no page tables, on the CPUs they started on; other memory use is gone, weights as at boot.
 
-    So is tmpfs, but for the files of the session.
+    So is tmpfs, but for the files of the session. Returns the policies that files are handed over without, by file: the posted
+    series and memfd_luo.c carry none.
     """
     unhog(system, sc.Unhog())
     system.weights = system.boot_weights.copy()
@@ -179,17 +177,21 @@ def _start_again(system: System) -> None:
     if system.scenario.kernel.preserves_guest_memfd:
         kept = set()
     system.handed_over, system.session, system.vm_in_session = system.session, {}, False
-    waiting = set(system.handed_over.values())
+    waiting = dict.fromkeys(system.handed_over.values())
     if system.session_descriptor is not None:
         system.descriptors[""].give_back(system.session_descriptor)
         system.session_descriptor = None
     system.memfds = 0
     if system.metadata is not None:
         system.metadata.processes_end()
-    for inode in system.inodes():
+    lost: dict[str, list[str]] = {}
+    for inode in dict.fromkeys([*system.inodes(), *waiting]):  # of a session's files all names may be others' by now
         inode.mappings = []
-        if inode in waiting:
+        if inode in waiting or (inode in kept and not system.scenario.kernel.preserves_policy):
+            if had := list(dict.fromkeys(policy.describe() for *_, policy in inode.shared_policy)):
+                lost[inode.name] = had
             inode.shared_policy = mp.SharedPolicy()
+        if inode in waiting:
             if inode.users is not None:
                 inode.users.machine_gone()
         elif inode not in kept:
@@ -206,6 +208,7 @@ def _start_again(system: System) -> None:
         elif file.mapping is not None:
             file.mapping = Mapping(file.inode.pages)
             file.inode.mappings.append(file.mapping)
+    return lost
 
 
 def preserved(system: HostState, inode: Inode, file: TrackedFile | None) -> Preserved:

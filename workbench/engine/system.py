@@ -126,7 +126,7 @@ class System(HostState):
     def oom_kill(self) -> None:
         """mm/oom_kill.c: the process ends, and with it all its files."""
         self.killed = True
-        for inode in self.inodes():
+        for inode in dict.fromkeys([*self.inodes(), *self.session.values()]):
             self.free_inode(inode)
         if self.metadata is not None:
             self.metadata.processes_end()

@@ -1,7 +1,8 @@
-"""Policies that do not reach private memory, said in words: what people ask of a run before anything else.
+"""Policies that do not reach pages, said in words: what people ask of a run before anything else.
 
 A guest_memfd that its VMM cannot map takes no policy from mbind: its pages follow the policy, the cpuset and the CPU of
-the thread that allocates them. A policy of the ordinary backend beside it binds that alone.
+the thread that allocates them. A policy of the ordinary backend beside it binds that alone. A file that a kexec hands over
+has none of its policies afterwards.
 """
 
 from __future__ import annotations
@@ -51,6 +52,26 @@ def unreached(system: System, operations: Sequence[sc.Operation], results: Seque
             if line not in out:
                 out.append(line)
     return out
+
+
+_NAMED = 3
+"""Policies of a file that a line names; of more it says how many."""
+
+
+def lost_at_kexec(results: Sequence[Result]) -> list[str]:
+    """One line for each file whose policies did not go through a kexec with its pages."""
+    keep = [
+        f"kernel_profile {profile.name}" for profile in profiles.KERNEL_PROFILES.values() if profile.preserves_policy
+    ]
+    out: list[str] = []
+    for name, policies in (one for result in results for one in result.detail.get("policy_lost", {}).items()):
+        more = f" and {len(policies) - _NAMED} more" if len(policies) > _NAMED else ""
+        out.append(
+            f"kexec: {name} is handed over without its policy ({', '.join(policies[:_NAMED])}{more}): its pages stay where they "
+            f"are, those that come afterwards follow the threads that touch them; set the policy again after the kexec "
+            f"(handed over under {', '.join(keep)} alone)"
+        )
+    return list(dict.fromkeys(out))
 
 
 def _cannot_be_bound(inode: Inode) -> bool:
