@@ -19,6 +19,42 @@ _SHOWN = 60
 _RANGE = ("less_than", "less_than_equal", "greater_than", "greater_than_equal")
 
 
+def no_truth(value: object) -> object:
+    """What is no truth value, which Python counts as a number: for keys, which JSON has as texts."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")
+    return value
+
+
+def number_only(value: object) -> object:
+    """A number, and neither a text nor a truth value that pydantic takes for one."""
+    if isinstance(value, str):
+        raise ValueError(f"must be a number, not the text {ascii(value)[:_SHOWN]}")
+    return no_truth(value)
+
+
+def whole_only(value: object) -> object:
+    """A whole number, also of NumPy; not 1.0, which stands for something measured."""
+    if isinstance(value, float):
+        raise ValueError(f"must be a whole number, not {value!r}")
+    return number_only(value)
+
+
+def truth_only(value: object) -> object:
+    """True or false, also of NumPy, and neither 1 nor a word that pydantic takes for it."""
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+        raise ValueError(f"must be true or false, not {ascii(value)[:_SHOWN]}")
+    return value
+
+
+def each_once(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of which none is there twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} is there twice")
+    return values
+
+
 class _Place(NamedTuple):
     """Where an error is: the keys of the input that lead there, and the model that has (or lacks) the last of them."""
 

@@ -621,6 +621,17 @@ def test_the_first_draw_is_the_machine_as_its_profile_has_it():
         ({"memories": [{"nodes": [True], "idle_latency": 90}]}, r"memories\.0\.nodes\.0: must be a number, not true"),
         ({"links": [{"initiator": True, "target": 0, "bandwidth": 9}]}, r"links\.0\.initiator: must be a number"),
         ({"cores": {"threads": True}}, r"cores\.threads: must be a number, not true"),
+        ({"cores": {"threads": 2.0, "lines_random": 9}}, r"cores\.threads: must be a whole number, not 2\.0$"),
+        (
+            {"memories": [{"nodes": ["0"], "idle_latency": 9}]},
+            r"memories\.0\.nodes\.0: must be a number, not the text '0'$",
+        ),
+        ({"memories": [{"idle_latency": "90"}]}, r"memories\.0\.idle_latency: must be a number, not the text '90'$"),
+        (
+            {"memories": [{"curves": {100: [[1, True], [2, 3]]}}]},
+            r"memories\.0\.curves\.100\.0\.1: must be a number, not true$",
+        ),
+        ({"cores": {"by_threads": {True: 9}}}, r"cores\.by_threads.*: must be a number, not true$"),
         ({"links": [{"distance": True, "bandwidth": 9}]}, r"links\.0\.distance: must be a number, not true"),
         ({}, "describes nothing; it needs one of memories, links"),
         ({"note": "n", "not_measured": ["all"]}, "describes nothing; it needs one of memories, links"),

@@ -68,7 +68,11 @@ def test_memoryless_and_cpuless_nodes() -> None:
         ({"distances": [[10, 300], [20, 10]]}, "distances[0][1]: 300 is not allowed"),
         ({"distances": [[10, -1], [20, 10]]}, "distances[0][1]: -1 is not allowed"),
         ({"distances": [[11, 20], [20, 10]]}, "distances[0][0]: 11; the distance of a node to itself is 10"),
-        ({"distances": [[10, "near"], [20, 10]]}, "host.distances.0.1"),
+        (
+            {"distances": [[10, "near"], [20, 10]]},
+            "host.distances: [0][1]: must be a whole number, not 'near'; distances",
+        ),
+        ({"distances": [[10, 20.0], [20, 10]]}, "host.distances: [0][1]: must be a whole number, not 20.0; distances"),
         ({"nodes": [{"id": 0, "memory_bytes": 0}, {"id": 1, "memory_bytes": 0}]}, "nodes: none has memory"),
         ({"nodes": []}, "host.nodes"),
         ({"nodes": [TWO["nodes"][0], TWO["nodes"][0]]}, "nodes: id 0 is there twice"),
@@ -500,6 +504,17 @@ def test_a_truth_value_is_no_number_of_the_hardware(field: str) -> None:
         ({"nodes": [{"id": False, "memory_bytes": 4096}]}, "nodes.0.id: must be a number, not false"),
         ({"nodes": [{"id": 0, "memory_bytes": 4096, "cpus": [True]}]}, "nodes.0.cpus.0: must be a number, not true"),
         ({"nodes": [{"id": 0, "memory_bytes": 4096, "weight": True}]}, "nodes.0.weight: must be a number, not true"),
+        ({"nodes": [{"id": "0", "memory_bytes": 4096}]}, "nodes.0.id: must be a number, not the text '0'"),
+        ({"nodes": [{"id": 1.0, "memory_bytes": 4096}]}, "nodes.0.id: must be a whole number, not 1.0"),
+        ({"nodes": [{"id": 0, "memory_bytes": 4096, "movable": 1}]}, "nodes.0.movable: must be true or false, not 1"),
+        ({"nodes": [{"id": 0, "memory_bytes": 4096, "movable": "no"}]}, "nodes.0.movable: must be true or false, not 'no'"),
+        ({"nodes": [{"id": 0, "memory_bytes": 4096, "cpus": ["1"]}]}, "nodes.0.cpus.0: must be a number, not the text '1'"),
+        ({"nodes": [{"id": 0, "memory_bytes": 4096, "assumed": ["kind", "kind"]}]}, "nodes.0.assumed: kind is there twice"),
+        ({"assumed": ["cpus", "distances", "cpus"]}, "assumed: cpus is there twice"),
+        ({"access": [{"initiator": 0, "target": 0, "read_latency": "9"}]}, "access.0.read_latency: must be a number, not the t"),
+        ({"hardware": {"channels": 6.0}}, "hardware.channels: must be a whole number, not 6.0$"),
+        ({"hardware": {"mts": "2666"}}, "hardware.mts: must be a number, not the text '2666'$"),
+        ({"hugetlb_promised": {1 << 30: "1"}}, "hugetlb_promised.1073741824: must be a number, not the text '1'$"),
     ],
 )  # fmt: skip
 def test_what_a_host_says_of_itself_is_one_line_where_it_cannot_be(fields: dict[str, object], says: str) -> None:
@@ -507,6 +522,22 @@ def test_what_a_host_says_of_itself_is_one_line_where_it_cannot_be(fields: dict[
     with pytest.raises(WorkbenchError, match=f"^host.?{says}") as caught:
         Host.from_mapping(host | fields)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_and_keys_of_json_make_the_same_host() -> None:
+    plain = {
+        "name": "h",
+        "nodes": [{"id": 0, "memory_bytes": 1 << 30, "cpus": [0], "movable": False}],
+        "distances": [[10]],
+    }
+    made = Host.from_mapping(plain | {"hugetlb_promised": {1 << 30: 1}})
+    node = {"id": np.int64(0), "memory_bytes": 1 << 30, "cpus": [np.int32(0)], "movable": np.bool_(False)}
+    assert (
+        Host.from_mapping(
+            plain | {"nodes": [node], "distances": [[np.int64(10)]], "hugetlb_promised": {"1073741824": 1}}
+        )
+        == made
+    )
 
 
 def test_figures_of_a_machine_run_upwards() -> None:

@@ -35,22 +35,19 @@ from workbench.names import near, unknown
 from workbench.texts import Name, Prose
 from workbench.topology.host import Hardware, Kind, machine_names
 from workbench.topology.known import generations, profile_names
-from workbench.validation import first_line
+from workbench.validation import first_line, no_truth, number_only, whole_only
 
 if TYPE_CHECKING:
     from workbench.topology.host import Host
 
 
-def _no_truth(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {str(value).lower()}")
-    return value
-
-
-Positive = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, allow_inf_nan=False)]
-Percent = Annotated[float, BeforeValidator(_no_truth), Field(ge=0, le=100)]
-Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
-NodeId = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
+Number = Annotated[float, BeforeValidator(number_only)]
+Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+Percent = Annotated[float, BeforeValidator(no_truth), Field(ge=0, le=100)]
+"""A key: written as JSON has it, it is a text."""
+Whole = Annotated[int, BeforeValidator(whole_only)]
+Count = Annotated[Whole, Field(ge=1)]
+NodeId = Annotated[Whole, Field(ge=0)]
 Peaks = dict[Percent, Positive]
 """Share of reads in per cent -> MB/s."""
 CSV_COLUMNS = ("read_percent", "bandwidth_gb_per_s", "latency_ns")
@@ -60,7 +57,7 @@ def _nodes(value: object) -> object:
     return tuple(parse_list(value)) if isinstance(value, str) else (value,) if isinstance(value, int) else value
 
 
-Nodes = Annotated[tuple[Annotated[int, BeforeValidator(_no_truth)], ...], BeforeValidator(_nodes)]
+Nodes = Annotated[tuple[Whole, ...], BeforeValidator(_nodes)]
 
 
 class _Model(BaseModel):
@@ -81,7 +78,7 @@ class _Curved(_Model):
     idle_latency: Positive | None = Field(None, description="ns of an access without load")
     bandwidth: Positive | None = Field(None, description="MB/s of reads alone")
     peaks: Peaks = Field({}, description="highest MB/s by share of reads in per cent")
-    curves: dict[Percent, tuple[tuple[float, float], ...]] = {}
+    curves: dict[Percent, tuple[tuple[Number, Number], ...]] = {}
     curves_file: str | None = None
     spread: Positive | None = Field(None, le=1, description="relative standard deviation of repeated measurements")
 
@@ -122,7 +119,7 @@ class Memory(_Curved):
 class Link(_Curved):
     """The way from CPUs of one node to memory of another, or of all pairs at one SLIT distance."""
 
-    distance: Annotated[int, BeforeValidator(_no_truth)] | None = Field(None, ge=10, le=255)
+    distance: Whole | None = Field(None, ge=10, le=255)
     initiator: NodeId | None = None
     target: NodeId | None = None
 
@@ -143,7 +140,7 @@ class Cores(_Model):
     group: Count | None = Field(None, description="cores of a group with a common cap (CCD, half of a sub-cluster)")
     threads: Count = Field(1, description="CPUs of a core")
     group_peaks: Peaks = {}
-    by_threads: dict[Annotated[int, Field(ge=1)], Positive] = Field(
+    by_threads: dict[Annotated[int, BeforeValidator(no_truth), Field(ge=1)], Positive] = Field(
         {}, description="MB/s of reads by number of threads"
     )
 

@@ -12,7 +12,16 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from workbench import shown
 from workbench.bitmap_lists import format_list, parse_list
@@ -26,21 +35,15 @@ from workbench.topology import known, readers, trees
 from workbench.topology.common import LOCAL_DISTANCE, Described
 from workbench.topology.sysfs import read_tree
 from workbench.units import PAGE_SIZE, parse_bytes
-from workbench.validation import first_line
+from workbench.validation import each_once, first_line, number_only, truth_only, whole_only
 
 Kind = Literal["dram", "hbm", "cxl", "nvm", "gpu"]
 MigrateType = Literal["Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate"]
 
 
-def _no_truth(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {str(value).lower()}")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_no_truth)]
+Whole = Annotated[int, BeforeValidator(whole_only)]
 Pages = Annotated[Whole, Field(ge=0, le=NODE_PAGES)]
-Measured = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=RATE)]
+Measured = Annotated[float, BeforeValidator(number_only), Field(gt=0, le=RATE)]
 """A figure of memory that is there: what firmware does not know it prints as 0, and readers of its tables leave out."""
 
 
@@ -68,6 +71,15 @@ def _cpus(value: object) -> object:
 
 
 Cpus = Annotated[tuple[Whole, ...], BeforeValidator(_cpus)]
+
+
+def _whole_distances(value: object) -> object:
+    """All of a matrix in one pass: large ones have a million of them."""
+    for i, row in enumerate(value if isinstance(value, list | tuple) else ()):
+        for j, one in enumerate(row if isinstance(row, list | tuple) else ()):
+            if isinstance(one, bool | str | float):
+                raise ValueError(f"[{i}][{j}]: must be a whole number, not {ascii(one)[:60]}; distances are 10 to 255")
+    return value
 
 
 class _Model(BaseModel):
@@ -103,7 +115,7 @@ class Zone(_Model):
 class HugetlbPool(_Model):
     """The pool of one huge page size on a node, in pages of that size (nodeN/hugepages)."""
 
-    page_bytes: int = Field(ge=PAGE_SIZE, le=1 << 40)
+    page_bytes: Whole = Field(ge=PAGE_SIZE, le=1 << 40)
     total: Pages
     free: Pages
     surplus: Pages = 0
@@ -122,12 +134,12 @@ class Node(_Model):
     memory_bytes: Annotated[int, BeforeValidator(parse_bytes)] = Field(description="bytes, whole 4 KiB pages")
     cpus: Cpus = ()
     kind: Kind = "dram"
-    movable: bool = False
+    movable: Annotated[bool, BeforeValidator(truth_only)] = False
     free_bytes: Annotated[int, BeforeValidator(parse_bytes)] | None = None
     zones: tuple[Zone, ...] | None = None
     hugetlb: tuple[HugetlbPool, ...] = Field((), description="huge page pools of the host as it is")
     weight: Whole | None = Field(None, ge=1, le=255, description="of weighted interleaving, as the host has it now")
-    assumed: tuple[Literal["kind", "movable", "cpus"], ...] = Field(
+    assumed: Annotated[tuple[Literal["kind", "movable", "cpus"], ...], AfterValidator(each_once)] = Field(
         (), description="of memory without CPUs, what its source does not say; cpus: a lower node lists them, too"
     )
 
@@ -183,10 +195,10 @@ class Hardware(_Model):
     """
 
     generation: str | None = Field(None, max_length=100)
-    channels: Annotated[int, BeforeValidator(_no_truth), Field(ge=1, le=64)] | None = Field(
+    channels: Annotated[Whole, Field(ge=1, le=64)] | None = Field(
         None, description="memory channels of a socket that hold memory"
     )
-    mts: Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=100_000)] | None = Field(
+    mts: Annotated[float, BeforeValidator(number_only), Field(gt=0, le=100_000)] | None = Field(
         None, description="MT/s of the memory"
     )
     profile: str | None = Field(None, max_length=4096)
@@ -212,11 +224,13 @@ class Host(_Model):
 
     name: Name = Field(max_length=200)
     nodes: tuple[Node, ...] = Field(min_length=1, max_length=MAX_NUMNODES)
-    distances: tuple[tuple[int, ...], ...]
+    distances: Annotated[tuple[tuple[int, ...], ...], BeforeValidator(_whole_distances)]
     title: Name = ""
     source: Prose | None = None
     note: Prose | None = None
-    assumed: tuple[Name, ...] = Field((), description="fields that the source does not give and we assume")
+    assumed: Annotated[tuple[Name, ...], AfterValidator(each_once)] = Field(
+        (), description="fields that the source does not give and we assume"
+    )
     access: tuple[AccessCoordinate, ...] = ()
     transparent_hugepages: Literal["always", "madvise", "never"] | None = Field(
         None, description="of anonymous memory, as the host has it now (transparent_hugepage/enabled)"
