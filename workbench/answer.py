@@ -124,29 +124,29 @@ class Log:
 
     def _whole_row(self, system: System, operation: sc.Operation) -> np.ndarray:
         """What stays whole after an operation: sums of all files, then by node, then leaves of devices."""
-        sums, regions, pairs, leaves = (
-            np.zeros(4, np.int64),
-            *np.zeros((2, system.nodes), np.int64),
-            np.zeros(3, np.int64),
-        )
-        changed = len(self.conversions) < 2 or not np.array_equal(self.conversions[-1], self.conversions[-2])
-        # Of many conversions each was looked at when it was made.
-        changed &= system.scenario.guest.vm_type in WATCHED and not isinstance(operation, ConvertMany)
         assert system.conversions is not None
+        out = np.zeros(4 + 2 * system.nodes + 3, np.int64)
+        watched = system.scenario.guest.vm_type in WATCHED  # of other types nothing but leaves of devices
+        # Of many conversions each was looked at when it was made.
+        changed = watched and not isinstance(operation, ConvertMany)
+        changed = changed and (
+            len(self.conversions) < 2 or not np.array_equal(self.conversions[-1], self.conversions[-2])
+        )
         for inode in system.conversions.inodes:
             if inode.tracked is None or inode.evicted:
+                continue
+            devices = inode.users is not None and inode.users.iommu.pages
+            if not (watched or devices):
                 continue
             whole = system.conversions.whole(inode)
             if changed:
                 one = isinstance(operation, sc.Convert) and system.files[operation.file].inode is inode
                 whole.look(*(system.pages(operation, inode.pages) if one else (0, inode.pages)))
-            of_file = whole.row()
-            sums += of_file[:4]
-            regions += of_file[4 : 4 + system.nodes]
-            pairs += of_file[4 + system.nodes :]
-            if inode.users is not None and inode.users.iommu.pages:
-                leaves += whole.device_leaves(inode.users.iommu.intervals())
-        return np.concatenate((sums, regions, pairs, leaves))
+            if watched:
+                out[:-3] += whole.row()
+            if devices and inode.users is not None:
+                out[-3:] += whole.device_leaves(inode.users.iommu.intervals())
+        return out
 
 
 class Answer:

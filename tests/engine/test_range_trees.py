@@ -110,6 +110,29 @@ def test_the_state_tree_has_a_range_for_each_stretch_of_one_state(design):
         assert system.metadata.trees[inode][LIGHT_MAP].nodes.sum() == inode.tracked.state.top[2] > 2
 
 
+def test_the_state_tree_follows_each_single_conversion():
+    """Also at both ends of a file that ends within a word of 64 states, and of more pages than are looked at as a number."""
+    pages = 5000 + 37
+    random = np.random.default_rng(2)
+    named = [{"op": "create"}, {"op": "convert", "to": "shared"}]  # a file is followed where something converts
+    system = System(scenario(named, design="contiguous-4k", memory=pages * PAGE_SIZE, conversion={"mode": "in-place"}))
+    given = [(0, 1), (pages - 1, 1), (0, pages), (100, 4700), (pages - 38, 38)]
+    given += [
+        (int(at), int(min(random.choice([1, 2, 64, 300]), pages - at))) for at in random.integers(pages, size=150)
+    ]
+    create = expand(system.scenario)[0]
+    assert not calls.apply(system, create).errno
+    system.metadata.settle(system.task(create), None)
+    (inode,) = system.inodes()
+    tree = system.metadata.trees[inode][STATE_TREE]
+    for at, count in given:
+        to = "shared" if random.integers(2) else "private"
+        assert inode.tracked.convert(at * PAGE_SIZE, count * PAGE_SIZE, to).errno == 0
+        tree.wanted()
+        state = inode.tracked.is_shared()
+        assert tree.ranges == 2 + np.count_nonzero(state[1:] != state[:-1]), (at, count, to)
+
+
 @pytest.mark.parametrize("metadata", ["counted", "taken"])
 def test_nodes_of_a_light_map_take_pages_of_a_zone_and_give_them_back(metadata):
     operations = [

@@ -206,7 +206,8 @@ class Conversions:
         inode.kept.clear()
         self.past += np.where(_NOW, 0, file.counts)
         if inode.users is not None:
-            self.past_users += inode.users.iommu_row() * (1, 0, 1)
+            calls, _, lost = inode.users.iommu_row()
+            self.past_users += (calls, 0, lost)
             inode.users = None
 
     @staticmethod
@@ -279,13 +280,13 @@ class Conversions:
 
         What KVM loses is not counted: the guest faults it in again. ``row``: what :meth:`row` says now.
         """
-        out = np.zeros((3, len(NAMES)), np.int64)
-        out[:, IOMMU] = self.past_users
-        out[0, KVM] = row[folio.N_INVALIDATIONS]
+        mapped, iommu = 0, self.past_users.tolist()
         for inode in self.inodes:
             if inode.users is not None:
-                out[1, KVM] += inode.users.kvm_pages
-                out[:, IOMMU] += inode.users.iommu_row()
+                mapped += inode.users.kvm_pages
+                iommu = [past + now for past, now in zip(iommu, inode.users.iommu_row(), strict=True)]
+        out = np.empty((3, len(NAMES)), np.int64)
+        out[:, KVM], out[:, IOMMU] = (row[folio.N_INVALIDATIONS], mapped, 0), iommu
         return out
 
     def row(self) -> Int64s:

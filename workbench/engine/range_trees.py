@@ -35,6 +35,8 @@ class MapleSlab:
 
 
 _ONE, _TOP = np.uint64(1), np.uint64(63)
+_FEW_WORDS = 64
+"""Words of 64 pages that are one integer rather than an array."""
 
 
 def nodes_of(ranges: int) -> int:
@@ -82,9 +84,10 @@ class StateTree(Tree):
         """Nodes after the conversions since the last look."""
         assert self.file is not None and self.file.converted is not None
         if self.file.converted:
-            rows = np.concatenate(self.file.converted)
+            rows = self.file.converted[0] if len(self.file.converted) == 1 else np.concatenate(self.file.converted)
             self.file.converted.clear()
-            self._look(rows[:, folio.OFFSET] // PAGE_SIZE, rows[:, folio.LENGTH] // PAGE_SIZE)
+            if len(rows) > 1 or not self._look_at_few(int(rows[0, folio.OFFSET]), int(rows[0, folio.LENGTH])):
+                self._look(rows[:, folio.OFFSET] // PAGE_SIZE, rows[:, folio.LENGTH] // PAGE_SIZE)
         return super().wanted()
 
     def _words(self) -> int:
@@ -106,6 +109,23 @@ class StateTree(Tree):
             touched = np.unique(np.repeat(low - (np.cumsum(count) - count), count) + np.arange(int(count.sum())))
         self.ranges += self._borders(now, touched) - self._borders(self.seen, touched)
         self.seen[touched] = now[touched]
+
+    def _look_at_few(self, offset: int, length: int) -> bool:
+        """:meth:`_look` at one conversion of few pages, without arrays; False: they are more."""
+        assert self.file is not None
+        first, pages = offset // PAGE_SIZE, length // PAGE_SIZE
+        low, end = first >> 6, min(((first + pages) >> 6) + 1, self._words())
+        if offset < 0 or pages <= 0 or low >= end or end - low > _FEW_WORDS:
+            return False
+        named = (1 << min((end - low) << 6, self.file.size // PAGE_SIZE - (low << 6))) - 1
+        states, words = (self.file.state.shared, self.seen), slice(low, end)
+        now, before = (int.from_bytes(state[words].tobytes(), "little") for state in states)
+        if now != before:
+            for state, bits, sign in zip(states, (now, before), (1, -1), strict=True):
+                last = int(state[low - 1]) >> 63 if low else bits & 1
+                self.ranges += sign * ((bits ^ (bits << 1 | last)) & named).bit_count()
+            self.seen[words] = self.file.state.shared[words]
+        return True
 
     def _borders(self, state: np.ndarray, words: Int64s) -> int:
         """Pages in these words, ascending, whose state is not that of the page before."""

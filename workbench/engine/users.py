@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 KVM, IOMMU = 0, 1
 NAMES = ("kvm", "iommu")
 _ORDERS = (0, folio.ORDER_2M, folio.ORDER_1G)
+_LEAVES = tuple(zip((folio.N_LEAVES_4K, folio.N_LEAVES_2M, folio.N_LEAVES_1G), _ORDERS, strict=True))
 _FRAME, _LEVEL = 3, 4
 _LEAST_ROWS = 64
 
@@ -230,9 +231,8 @@ class Users:
         if self.light is not None:
             return self.kvm.pages
         counts = self.file.counts
-        leaves = (folio.N_LEAVES_4K, folio.N_LEAVES_2M, folio.N_LEAVES_1G)
-        return sum(int(counts[leaf]) << order for leaf, order in zip(leaves, _ORDERS, strict=True))
+        return sum(int(counts[leaf]) << order for leaf, order in _LEAVES)
 
-    def iommu_row(self) -> Int64s:
-        """Of the IOMMU, int64 (3,): invalidations it was told of, pages it maps now, pages it lost."""
-        return np.array([self.calls, self.iommu.pages, self.lost], np.int64)
+    def iommu_row(self) -> tuple[int, int, int]:
+        """Of the IOMMU: invalidations it was told of, pages it maps now, pages it lost."""
+        return self.calls, self.iommu.pages, self.lost

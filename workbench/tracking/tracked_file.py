@@ -207,21 +207,24 @@ class TrackedFile(ABC):
     def _check_stream(self, stream: Int64s) -> None:
         if stream.ndim != 2 or stream.shape[1] != 6:
             raise WorkbenchError(f"stream: shape {stream.shape}; must be (operations, 6)")
-        for column, name, limit in (
-            (folio.OP, "op", folio.COLLAPSE + 1),
-            (folio.NODE, "node", self.nodes),
-            (folio.CPU, "cpu", self.cpus),
-        ):
-            if len(stream) == 1:  # one call, as most are: no reduction
-                good = 0 <= stream[0, column] < limit
-            else:
-                good = not len(stream) or (stream[:, column].min() >= 0 and stream[:, column].max() < limit)
-            if not good:
-                raise WorkbenchError(f"stream: a value of column {name} is outside 0 to {limit - 1}")
-        if self.converted is not None and len(stream):
-            rows = stream[stream[:, folio.OP] == folio.CONVERT]
-            if len(rows):
-                self.converted.append(rows)
+        columns = (
+            ("op", folio.OP, folio.COLLAPSE + 1),
+            ("node", folio.NODE, self.nodes),
+            ("cpu", folio.CPU, self.cpus),
+        )
+        if len(stream) == 1:  # one call, as most are: no reductions
+            row = stream[0].tolist()
+            wrong = [(name, limit) for name, column, limit in columns if not 0 <= row[column] < limit]
+            conversions = stream if row[folio.OP] == folio.CONVERT else stream[:0]
+        else:
+            values = stream if len(stream) else np.zeros((1, 6), np.int64)
+            low, high = values.min(axis=0), values.max(axis=0)
+            wrong = [(name, limit) for name, column, limit in columns if low[column] < 0 or high[column] >= limit]
+            conversions = stream[stream[:, folio.OP] == folio.CONVERT]
+        for name, limit in wrong:
+            raise WorkbenchError(f"stream: a value of column {name} is outside 0 to {limit - 1}")
+        if self.converted is not None and len(conversions):
+            self.converted.append(conversions)
 
     def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
         errors, offsets, _ = self.run_stream(np.array([[op, offset, length, argument, node, cpu]], np.int64))
