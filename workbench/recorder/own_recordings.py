@@ -1,9 +1,10 @@
 """Make the recordings of our own that ``datasets/recordings`` holds: ``python -m workbench.recorder.own_recordings``.
 
-Sets: ``placement`` (one boot for each emulated host with all families of scripts, one for the kernel's own selftest),
-``private`` (guests with private memory; needs a kernel of ``workbench oracle build``), ``metadata`` (tables and slabs),
-``pins`` (pages that others hold), ``handover`` (through a kexec; the same kernel), ``repeated`` (fills, in three boots of two
-hosts) and ``history`` (the same scripts on every version; one file for each version and host).
+Sets: ``placement`` (one boot for each emulated host with all families of scripts, one with files of many runs, one for
+the kernel's own selftest), ``private`` (guests with private memory; needs a kernel of ``workbench oracle build``),
+``metadata`` (tables and slabs), ``pins`` (pages that others hold), ``handover`` (through a kexec; the same kernel),
+``repeated`` (fills, in three boots of two hosts) and ``history`` (the same scripts on every version; one file for each
+version and host).
 """
 
 from __future__ import annotations
@@ -31,7 +32,29 @@ from workbench.recorder.record import record
 from workbench.recorder.scenario_generator import generate
 from workbench.recorder.translate import to_script
 from workbench.scenario import Scenario
+from workbench.topology.host import Host
 
+MANY_RUNS = """\
+scenario more_runs_than_one_observation_lists
+create g0 80000 MMAP|SHARED
+mbind g0 0 80000 INTERLEAVE 0-1
+touch g0 0 80000 seq
+place g0
+punch g0 30000 3
+touch g0 30000 3 seq
+place g0
+scenario more_runs_in_random_order
+create g0 80000 MMAP|SHARED
+mbind g0 0 80000 WEIGHTED_INTERLEAVE 0-1
+touch g0 0 80000 rand 11
+place g0
+scenario few_runs_after_them
+create g0 64 MMAP|SHARED
+mbind g0 0 64 INTERLEAVE 0-1
+touch g0 0 64 seq
+place g0
+"""
+"""Files of which every page but a few is a run of its own."""
 SELFTEST = ("kernel-selftest-mbind", "kernel-selftest-mbind-private", "kernel-selftest-numa-allocation")
 FILLS = ("full_local", "full_pref", "full_pmany", "full_ilv", "full_wil", "wm_pref", "wm_pmany")
 FILLS_OF_TUNEQ = (
@@ -43,9 +66,10 @@ Boot = tuple[str, EmulatedHost, str, str]
 
 
 def placement(seed: int = 1) -> Iterator[Boot]:
-    """Ordinary guests on every emulated host, and the kernel's selftest."""
+    """Ordinary guests on every emulated host, files of many runs, and the kernel's selftest."""
     for name, host in all_hosts().items():
         yield name, host, generate(host, seed), ""
+    yield "manyruns", emulate(Host.from_machine("xeon-e5-2680-2s")).host, MANY_RUNS, ""
     scenarios = [Scenario.from_yaml(datasets_path("scenarios") / f"{stem}.yaml") for stem in SELFTEST]
     emulation = emulate(scenarios[0].host)
     yield "selftest", emulation.host, "".join(to_script(scenario, emulation) for scenario in scenarios), ""
