@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
@@ -18,9 +19,22 @@ PAGE_ORDERS = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
 """Order of each page size that page tables can map (x86-64), smallest first."""
 _BINARY = {unit: 1 << 10 * power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))}
 
-_SIZE = re.compile(
-    r"\s{0,8}[-+]?[0-9_]{0,24}(\.[0-9]{0,24})?([eE][-+]?[0-9]{1,2})?\s{0,8}[A-Za-z]{0,12}\s{0,8}", re.ASCII
-)
+_NUMBER = r"(?:[0-9]{1,24}(?:\.[0-9]{0,24})?|\.[0-9]{1,24})(?:[eE][-+]?[0-9]{1,2})?"
+_SIZE = re.compile(rf"\s{{0,8}}([-+]?{_NUMBER})\s{{0,8}}([A-Za-z]{{0,12}})\s{{0,8}}", re.ASCII)
+_PRINTED = re.compile(rf"-?{_NUMBER}", re.ASCII)
+
+
+def parse_number(word: str) -> float:
+    """A number as programs print it: ASCII digits, a point, an exponent. Raises ValueError for all else.
+
+    ``float`` takes ``1_0``, digits of other scripts, ``nan`` and ``infinity`` besides.
+
+    >>> parse_number("-12.5e3")
+    -12500.0
+    """
+    if not _PRINTED.fullmatch(word):
+        raise ValueError(f"{word[:30]!a} is no number")
+    return float(word)
 
 
 @functools.cache
@@ -28,6 +42,23 @@ def _registry() -> pint.UnitRegistry:
     import pint
 
     return pint.UnitRegistry(cache_folder=None)
+
+
+@functools.lru_cache(maxsize=64)
+def _bytes_of(unit: str) -> Fraction | None:
+    """Bytes of a unit of information (none: a byte); None if it is none."""
+    if not unit:
+        return Fraction(1)
+    import pint
+
+    registry = _registry()
+    try:
+        one = registry.Quantity(1, unit).to_root_units()
+    except (pint.errors.PintError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError):
+        return None
+    return (
+        Fraction(one.m) / 8 if one.u == registry.bit else None
+    )  # pint has bits, radians and per cent without dimension
 
 
 def parse_bytes(value: int | str, field: str = "size") -> int:
@@ -40,24 +71,21 @@ def parse_bytes(value: int | str, field: str = "size") -> int:
         raise WorkbenchError(f"{field}: {value!r} is not a size; write bytes or a text such as '2 MiB'")
     if isinstance(value, int):
         number = value
-    elif plain := re.fullmatch(r"\s*([0-9]{1,15})\s*(B|[KMGTP]iB)\s*", value):
+    elif plain := re.fullmatch(r"\s*([0-9]{1,15})\s*(B|[KMGTP]iB)\s*", value, re.ASCII):
         # What nearly every scenario writes, without the second that importing pint takes.
         number = int(plain[1]) * _BINARY[plain[2]]
     else:
-        # One number and one unit. pint reads expressions too, and would work out "9**9**9**9 B" for ever.
-        if not _SIZE.fullmatch(value):
+        # One number and one unit. pint reads expressions too, would work out "9**9**9**9 B" for ever, and takes "017"
+        # for 0: it says what a unit is, and no more.
+        found = _SIZE.fullmatch(value)
+        factor = None if found is None else _bytes_of(found[2])
+        if found is None or factor is None:
             shown = repr(value) if len(value) <= 64 else f"{value[:20]!r}..."
             raise WorkbenchError(f"{field}: {shown} is not a size such as '2 MiB'")
-        import pint
-
-        try:
-            quantity: pint.Quantity = _registry().Quantity(value)
-            exact = quantity.m if quantity.unitless else quantity.to("byte").m
-            number = int(exact)
-        except (pint.errors.PintError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError) as error:
-            raise WorkbenchError(f"{field}: {value!r} is not a size such as '2 MiB'") from error
-        if number != exact:
+        exact = Fraction(found[1]) * factor
+        if exact.denominator != 1:
             raise WorkbenchError(f"{field}: {value!r} is not a whole number of bytes")
+        number = exact.numerator
     if number < 0:
         raise WorkbenchError(f"{field}: {value!r} is negative; sizes are 0 or more")
     return number

@@ -152,7 +152,8 @@ def test_text_of_mlc(tmp_path):
         ("read_percent,bandwidth\n1,2\n", "column for latency"),
         ("read_percent,bandwidth,latency\n100,one,2\n", "line 2"),
         ("read_percent,bandwidth,latency\n100,1,2\n", "two points"),
-        ("read_percent,bandwidth,latency\n100,1,nan\n100,2,3\n", "latencies above 0"),
+        ("read_percent,bandwidth,latency\n100,1,nan\n100,2,3\n", "must be numbers"),
+        ("read_percent,bandwidth,latency\n100,1,0\n100,2,3\n", "latencies above 0"),
         ("read_percent,bandwidth,latency\n120,1,100\n120,2,101\n", "120"),
         ("Intel(R) Memory Latency Checker - v3.11\nnothing\n", "no matrix"),
     ],
@@ -557,8 +558,8 @@ def test_shares_of_reads_may_be_parts_and_files_may_begin_with_a_mark(tmp_path):
     )
     made = calibrate.calibrate(path)
     assert made.memories[0].family().measured == (0.5, 1.0)
-    path.write_text("read_ratio,bandwidth,latency\n50,1,100\n50,20,nan\n")
-    with pytest.raises(WorkbenchError, match=r"m\.csv: line 3: calibrate: 20 GB/s at nan ns"):
+    path.write_text("read_ratio,bandwidth,latency\n50,1,100\n50,20,0\n")
+    with pytest.raises(WorkbenchError, match=r"m\.csv: line 3: calibrate: 20 GB/s at 0 ns"):
         calibrate.calibrate(path)
 
 

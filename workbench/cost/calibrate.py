@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from workbench.bitmap_lists import is_whole
 from workbench.cost.profile import Profile, from_mapping
 from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.limits import PROFILE_BYTES
+from workbench.units import parse_number
 
 READ_COLUMNS = ("read_percent", "read_pct_rounded", "rd_percentage", "read_pct", "read_ratio")
 BANDWIDTH_COLUMNS = ("bandwidth_gb_per_s", "bandwidth_smooth", "bandwidth_mean", "bandwidth")
@@ -76,8 +79,8 @@ def _from_table(reader: csv.DictReader[str], name: str, kind: str) -> Profile:
     curves: dict[float, list[tuple[float, float]]] = {}
     for line, row in enumerate(reader, 2):
         try:
-            share, speed, latency = (float(row[column]) for column in chosen)
-        except (TypeError, ValueError):
+            share, speed, latency = (parse_number(row[column].strip()) for column in chosen)
+        except (AttributeError, ValueError):
             raise WorkbenchError(f"calibrate: {', '.join(chosen)} must be numbers", line) from None
         if not (np.isfinite((share, speed, latency)).all() and speed >= 0 and latency > 0):
             raise WorkbenchError(
@@ -115,7 +118,7 @@ def from_mlc(text: str, name: str, kind: str = "dram") -> Profile:
     bandwidth = _matrix(lines, r"Measuring Memory Bandwidths between nodes")
     peaks = _peaks(lines)
     loaded = _loaded(lines)
-    single = re.search(r"Each iteration took [\d.]+ \w+ (?:frequency )?clocks \(\s*([\d.]+)\s*ns\)", text)
+    single = re.search(r"Each iteration took [0-9.]+ \w+ (?:frequency )?clocks \(\s*([0-9.]+)\s*ns\)", text)
     if not latency and single:
         latency = {0: {0: _number(single.group(1), text.count("\n", 0, single.start()) + 1)}}
     if not (latency or bandwidth or peaks or loaded):
@@ -174,16 +177,21 @@ def from_mlc(text: str, name: str, kind: str = "dram") -> Profile:
     )  # fmt: skip
 
 
-def _section(lines: Sequence[str], heading: str) -> Iterator[str]:
-    """Lines after a heading, up to the next one."""
+def _section(lines: Sequence[str], heading: str) -> Iterator[tuple[int, str]]:
+    """Lines after a heading, up to the next one, with their numbers."""
     inside = False
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         if re.match(heading, line):
             inside = True
         elif inside and (line.startswith("Measuring ") or line.startswith("$") or line.startswith("Command line")):
             return
         elif inside:
-            yield line
+            yield number, line
+
+
+def _numeric(word: str) -> bool:
+    """Whether a word has digits of any script: it is a number, or what should be one."""
+    return any(character.isdigit() for character in word)
 
 
 def _matrix(lines: Sequence[str], heading: str) -> dict[int, dict[int, float]]:
@@ -193,46 +201,55 @@ def _matrix(lines: Sequence[str], heading: str) -> dict[int, dict[int, float]]:
     """
     columns: list[int] = []
     out: dict[int, dict[int, float]] = {}
-    for line in _section(lines, heading):
+    for number, line in _section(lines, heading):
         words = line.split()
-        nodes = re.fullmatch(r"(?:numa node|socket)\s+(\d+(?:\s+\d+)*)", line, re.IGNORECASE)
-        if nodes:
+        nodes = re.fullmatch(r"(?:numa node|socket)\s+(\S.*)", line, re.IGNORECASE)
+        if nodes and all(map(_numeric, nodes[1].split())):
+            if not all(map(is_whole, nodes[1].split())):
+                raise WorkbenchError(f"calibrate: {line[:60]!r} names nodes by what is no number", number)
             columns = [int(word) for word in nodes[1].split()]
             if len(set(columns)) < len(columns):
-                raise WorkbenchError(f"calibrate: {line[:60]!r} names a node twice", lines.index(line) + 1)
-        elif columns and len(words) >= 2 and words[0].isdecimal():
-            if int(words[0]) in out or len(words) - 1 != len(columns):
+                raise WorkbenchError(f"calibrate: {line[:60]!r} names a node twice", number)
+        elif columns and len(words) >= 2 and (is_whole(words[0]) or _is_row(words, columns)):
+            if not is_whole(words[0]) or int(words[0]) in out or len(words) - 1 != len(columns):
                 said = f"calibrate: {line[:60]!r} is no row for {len(columns)} nodes, or one that was there before"
-                raise WorkbenchError(said, lines.index(line) + 1)
+                raise WorkbenchError(said, number)
             row = {}
             for column, word in zip(columns, words[1:], strict=True):
-                if re.fullmatch(r"\d+(\.\d+)?", word) and float(word) > 0:
-                    row[column] = float(word)
-                elif word != "-":
+                if word == "-":
+                    continue
+                try:
+                    row[column] = parse_number(word)
+                except ValueError:
+                    row[column] = math.nan
+                if not 0 < row[column] < math.inf:
                     said = f"calibrate: {word[:30]!r} from node {words[0]} to node {column} is no number above 0"
-                    raise WorkbenchError(said, lines.index(line) + 1)
+                    raise WorkbenchError(said, number)
             out[int(words[0])] = row
         elif columns and out and line:
             break
     return {node: row for node, row in out.items() if row}
 
 
+def _is_row(words: Sequence[str], columns: Sequence[int]) -> bool:
+    return len(words) == 1 + len(columns) and _numeric(words[0])
+
+
 def _peaks(lines: Sequence[str]) -> dict[float, float]:
     """Highest MB/s of all nodes together by share of reads in per cent."""
     found: dict[float, float] = {}
     for heading in (r"Measuring Peak Injection Memory Bandwidths", r"Measuring Maximum Memory Bandwidths"):
-        for line in _section(lines, heading):
+        for number, line in _section(lines, heading):
             for text, share in MIXES_OF_MLC.items():
-                match = re.match(re.escape(text) + r"\s*:?\s*([\d.]+)$", line)
-                if match:
-                    speed = _number(match.group(1), lines.index(line) + 1)
-                    found[share] = max(found.get(share, 0.0), speed)
+                match = re.match(re.escape(text) + r"(?:\s*:\s*|\s+)(\S+)$", line)
+                if match and match[1] != "-":
+                    found[share] = max(found.get(share, 0.0), _number(match[1], number))
     return {share: speed for share, speed in found.items() if speed > 0}
 
 
 def _number(text: str, line: int) -> float:
     try:
-        return float(text)
+        return parse_number(text)
     except ValueError:
         raise WorkbenchError(f"calibrate: {text[:30]!r} is no number", line) from None
 
@@ -240,14 +257,14 @@ def _number(text: str, line: int) -> float:
 def _loaded(lines: Sequence[str]) -> list[tuple[float, float, float]]:
     """(MB/s of all nodes, ns, injected delay) of the loaded latencies."""
     out = []
-    for line in _section(lines, r"Measuring Loaded Latencies"):
+    for number, line in _section(lines, r"Measuring Loaded Latencies"):
         words = line.split()
-        if len(words) == 3 and re.fullmatch(r"\d{5,}", words[0]):
+        if len(words) == 3 and _numeric(words[0]):
             try:
-                out.append((float(words[2]), float(words[1]), float(words[0])))
+                out.append((parse_number(words[2]), parse_number(words[1]), parse_number(words[0])))
             except ValueError:
                 said = f"calibrate: loaded latencies: {line[:60]!r} is no delay, ns and MB/s"
-                raise WorkbenchError(said, lines.index(line) + 1) from None
+                raise WorkbenchError(said, number) from None
     return [point for point in out if np.isfinite(point).all() and point[0] > 0 and point[1] > 0]
 
 

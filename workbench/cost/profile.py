@@ -35,6 +35,7 @@ from workbench.names import near, unknown
 from workbench.texts import Name, Prose
 from workbench.topology.host import Hardware, Kind, machine_names
 from workbench.topology.known import generations, profile_names
+from workbench.units import parse_number
 from workbench.validation import first_line, no_truth, number_only, whole_only
 
 if TYPE_CHECKING:
@@ -254,8 +255,8 @@ def read_curves(path: Path) -> dict[float, list[tuple[float, float]]]:
             raise WorkbenchError(f"curves: {path}: line 1: columns must be {', '.join(CSV_COLUMNS)}")
         for number, row in enumerate(reader, 2):
             try:
-                share, speed, latency = (float(row[name]) for name in CSV_COLUMNS)
-            except (TypeError, ValueError):
+                share, speed, latency = (parse_number(row[name].strip()) for name in CSV_COLUMNS)
+            except (AttributeError, ValueError):
                 raise WorkbenchError(f"curves: {path}: line {number}: three numbers are expected") from None
             found.setdefault(share, []).append((1000.0 * speed, latency))
     return found

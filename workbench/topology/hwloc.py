@@ -21,6 +21,7 @@ from workbench.topology.common import (
     page_bytes,
 )
 from workbench.topology.memory_kinds import kinds_by_figures
+from workbench.units import parse_number
 
 LATENCY = 1 << 2
 """Bit of a matrix's ``kind``: HWLOC_DISTANCES_KIND_MEANS_LATENCY."""
@@ -199,8 +200,8 @@ def _distances_of_version_1(root: Any, nodes: dict[int, Any]) -> list[list[int]]
         if len(values) != len(order) ** 2 or element.get("nbobjs") != str(len(order)):
             continue
         try:
-            base = float(element.get("latency_base") or "1")
-            scaled = [float(value) * base for value in values]
+            base = parse_number(element.get("latency_base", "1"))
+            scaled = [parse_number(value) * base for value in values]
             if not all(0 <= value < 1 << 16 for value in scaled):
                 raise ValueError
         except ValueError:

@@ -69,7 +69,7 @@ def read_numactl(text: str) -> Described:
                 open_list.extend(_continued(read, number, line, words, prefix))
         elif len(words) >= 4 and "available:" in words:
             stated = _available(words[words.index("available:") :], number)
-            if stated is not None and read.stated not in (None, stated):
+            if read.stated not in (None, stated):
                 raise WorkbenchError("numactl: other nodes are available than an earlier line says", number)
             read.stated = stated
         elif read.nodes and not read.matrix_line and not _is_prefix(words, prefix):
@@ -177,13 +177,15 @@ def _shape(words: list[str]) -> str:
     return re.sub("[0-9]+", "0", "".join(words))
 
 
-def _available(words: list[str], number: int) -> tuple[int, ...] | None:
+def _available(words: list[str], number: int) -> tuple[int, ...]:
     """The ids of ``available: 3 nodes (0-1,4)``."""
     try:
-        ids = parse_list(words[3].strip("()")) if len(words) > 3 else None
+        ids = parse_list(words[3].strip("()")) if len(words) > 3 else ()
     except ValueError:
-        return None
-    if ids is not None and is_whole(words[1]) and int(words[1]) != len(ids):
+        ids = ()
+    if not ids or not is_whole(words[1]):
+        raise WorkbenchError(f"numactl: {' '.join(words)[:60]!r} is not such as 'available: 2 nodes (0-1)'", number)
+    if int(words[1]) != len(ids):
         raise WorkbenchError(f"numactl: {' '.join(words)[:60]!r} lists {len(ids)} nodes", number)
     return ids
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from workbench.bitmap_lists import is_whole
 from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.kernels.folios import run as folio
@@ -204,7 +205,7 @@ def _number(value: Any, column: str, row: int, most: int, empty: bool = False) -
         return 0
     if isinstance(value, float) and value.is_integer():  # how a table writes a column with a gap
         value = int(value)
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18:
+    if isinstance(value, str) and is_whole(value):
         value = int(value)
     if column in ("node", "cpu") and (isinstance(value, bool) or not isinstance(value, int)):
         raise WorkbenchError(f"{field}: {_shown(value)} is not a whole number")

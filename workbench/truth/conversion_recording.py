@@ -19,7 +19,7 @@ from workbench.validation import first_line
 
 FORMAT = "guest_memfd conversion recording 1"
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_TERM = re.compile(r"([+-]?)(0x[0-9a-fA-F]+|\d+)([KMG]?)")
+_TERM = re.compile(r"([+-]?)(0x[0-9a-fA-F]+|[0-9]+)([KMG]?)")
 Count = Annotated[int, Field(ge=0)]
 PoolSize = Literal["2048", "1048576"]
 """KiB of a huge page, as /sys/kernel/mm/hugepages names its pools."""

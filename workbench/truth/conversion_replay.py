@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.bitmap_lists import format_list
+from workbench.bitmap_lists import format_list, is_whole
 from workbench.design.filemap import FILEMAP
 from workbench.design.hugetlb import HUGETLB
 from workbench.design.hugetlb_hvo import HUGETLB_HVO
@@ -33,6 +33,7 @@ from workbench.engine.system import System
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s
+from workbench.probe_words import c_number
 from workbench.profiles import KERNEL_PROFILES
 from workbench.tracking import page_cache
 from workbench.tracking.folio_file import ConversionFile
@@ -246,7 +247,7 @@ class Replay:
     def _create(self, words: list[str], _operation: RecordedOperation) -> Answer:
         """Which combinations of flags and order are refused is checked here; sizes and pools are the engine's."""
         name, given = words[0], _named(words[1:])
-        flags, order = int(given.get("flags", "0"), 0), int(given.get("order", "0"), 0)
+        flags, order = c_number(given.get("flags", "0")), c_number(given.get("order", "0"))
         length = size(given.get("size", "0"))
         if flags & ~(FLAG_MMAP | FLAG_INIT_SHARED | FLAG_HUGETLB) or length >= 1 << 63:
             return _refused(errno.EINVAL)
@@ -277,7 +278,7 @@ class Replay:
 
     def _falloc(self, words: list[str], _operation: RecordedOperation) -> Answer:
         file, (offset, length) = self.files[words[0]], _span(words[1:3])
-        mode = int(words[3], 0) if len(words) > 3 else 1
+        mode = c_number(words[3]) if len(words) > 3 else 1
         if mode == 3:
             return self._punch(words, _operation)
         if mode != 1 and length > 0:
@@ -303,11 +304,11 @@ class Replay:
         return _of(self._all(sc.SetMempolicy(**_policy(words))))
 
     def _cpu(self, words: list[str], _operation: RecordedOperation) -> Answer:
-        return _of(self._all(sc.SchedSetaffinity(cpu=int(words[0]))))
+        return _of(self._all(sc.SchedSetaffinity(cpu=c_number(words[0]))))
 
     def _sysfs(self, words: list[str], _operation: RecordedOperation) -> Answer:
         node = words[0].rpartition("/node")[2]
-        if "weighted_interleave" in words[0] and node.isdigit() and 1 <= int(words[1]) <= 255:
+        if "weighted_interleave" in words[0] and is_whole(node) and is_whole(words[1]) and 1 <= int(words[1]) <= 255:
             return _of(self._all(sc.SetWeights(weights={int(node): int(words[1])})))
         return {}
 
@@ -318,13 +319,13 @@ class Replay:
         file, (offset, length) = self.files[words[0]], _span(words[1:3])
         given = _named(words[4:])
         attributes = {"private": 8, "shared": 0}.get(words[3])
-        attributes = int(words[3], 0) if attributes is None else attributes
+        attributes = c_number(words[3]) if attributes is None else attributes
         if not file.open:
             return _refused(errno.EBADF)
         if "ptr" in given:
             return _refused(errno.EFAULT)
         old = file.order > 0 and self.rules.kernel == "B"
-        wrong = any(int(given.get(name, "0"), 0) for name in ("flags", "reserved", *(["eoff"] if old else [])))
+        wrong = any(c_number(given.get(name, "0")) for name in ("flags", "reserved", *(["eoff"] if old else [])))
         if wrong or attributes not in (0, 8) or self.vm_type == 0 or max(offset, length, offset + length) >= 1 << 63:
             return _refused(errno.EINVAL)
         to = "private" if attributes == 8 else "shared"
@@ -335,7 +336,7 @@ class Replay:
         return _refused(errno.ENOTTY)
 
     def _vm(self, words: list[str], _operation: RecordedOperation) -> Answer:
-        self.vm_type = int(words[0], 0)
+        self.vm_type = c_number(words[0])
         return {"errno": 0}
 
     def _cap(self, _words: list[str], _operation: RecordedOperation) -> Answer:
@@ -396,7 +397,7 @@ class Replay:
             at += count
 
     def _write(self, words: list[str], _operation: RecordedOperation) -> Answer:
-        return self._write_pages(words[0], np.array([size(words[1]) // PAGE_SIZE]), int(words[2]))
+        return self._write_pages(words[0], np.array([size(words[1]) // PAGE_SIZE]), c_number(words[2]))
 
     def _read(self, words: list[str], _operation: RecordedOperation) -> Answer:
         """The byte that was written there last, 0 where the page was zeroed since, -1 with a signal.
@@ -549,13 +550,13 @@ class Replay:
 
     def _squeeze(self, words: list[str], _operation: RecordedOperation) -> Answer:
         """From now on only so many pages are to be had, on the node or on all together (taken from the first)."""
-        node = int(words[1]) if len(words) > 1 else 0
+        node = c_number(words[1]) if len(words) > 1 else 0
         for system in self.systems.values():
             assert system.conversions is not None
             free = system.conversions.folios.vmemmap
             self.before_squeeze = free.copy()
             free[:] = 0
-            free[node] = int(words[0])
+            free[node] = c_number(words[0])
         return {}
 
     def _release(self, _words: list[str], _operation: RecordedOperation) -> Answer:
@@ -741,7 +742,7 @@ def _span(words: list[str]) -> tuple[int, int]:
 def _touched(words: list[str]) -> Int64s:
     """Pages of ``OFF N [STEP]``."""
     step = size(words[2]) if len(words) > 2 else PAGE_SIZE
-    return (size(words[0]) + step * np.arange(int(words[1], 0), dtype=np.int64)) // PAGE_SIZE
+    return (size(words[0]) + step * np.arange(c_number(words[1]), dtype=np.int64)) // PAGE_SIZE
 
 
 def _policy(words: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from workbench.validation import first_line
 Number = Annotated[int, Field(strict=True, ge=-WORD // 2, lt=WORD)]
 Pages = Annotated[int, Field(strict=True, ge=0, le=NODE_PAGES)]
 Text = Annotated[str, Field(strict=True, max_length=1 << 20)]
-NodeKey = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,3})$")]
+NodeKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,3})$")]
 Distance = Annotated[int, Field(strict=True, ge=0, le=255)]
 
 
@@ -67,7 +67,7 @@ class RecordedLine(_Model):
     range: Text = ""
     place_error: Text = ""
     dead: Text = ""
-    counts: dict[Annotated[str, Field(pattern=r"^-?\d{1,4}$")], Pages] = {}
+    counts: dict[Annotated[str, Field(pattern=r"^-?[0-9]{1,4}$")], Pages] = {}
     zones: dict[Name, Counters] = {}
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 from workbench import policy as mp
 from workbench import scenario as sc
+from workbench.bitmap_lists import is_whole
 from workbench.data import datasets_path, shipped
 from workbench.errors import WorkbenchError
 from workbench.files import read_file
-from workbench.probe_words import ORDERS
+from workbench.probe_words import ORDERS, c_number
 from workbench.profiles import of_version
 from workbench.topology.host import Host, Node, Zone
 from workbench.truth.document import validated
@@ -30,9 +31,9 @@ from workbench.units import PAGE_SIZE
 FORMAT_VERSION = 1
 MAX_BYTES = 1 << 28
 """An unpacked recording larger than this is refused."""
-_TASK = re.compile(r"^t(\d)$")
-_VERSION = re.compile(r"\d+\.\d+(\.\d+)?")
-_LABEL = re.compile(r"^(\d+)/(DMA|DMA32|Normal|Movable)$")
+_TASK = re.compile(r"^t([0-9])$")
+_VERSION = re.compile(r"[0-9]+\.[0-9]+(\.[0-9]+)?")
+_LABEL = re.compile(r"^([0-9]+)/(DMA|DMA32|Normal|Movable)$")
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _scenario(path: Path, number: int, entry: Any) -> RecordedScenario:
         raise WorkbenchError(f"{path.name}: scenario {number} has no name or no operations")
     header = str(entry.get("header", entry["name"])).split()
     tasks = next((word[6:] for word in header if word.startswith("tasks=")), "1")
-    if not tasks.isdecimal() or not 1 <= int(tasks) <= 64:
+    if not is_whole(tasks) or not 1 <= int(tasks) <= 64:
         raise WorkbenchError(f"{path.name}: {entry['name']}: tasks={tasks} is not a number of tasks")
     operations = tuple(_operation(path, entry["name"], position, op) for position, op in enumerate(entry["ops"]))
     return RecordedScenario(entry["name"], int(tasks), "noreset" not in header, operations)
@@ -194,7 +195,7 @@ def _operation(path: Path, scenario: str, position: int, entry: Any) -> Recorded
 
 def _range(where: str, entry: Mapping[str, Any]) -> tuple[int, int]:
     start, plus, count = str(entry.get("range", "")).partition("+")
-    if not plus or not start.isdecimal() or not count.isdecimal():
+    if not plus or not is_whole(start) or not is_whole(count):
         raise WorkbenchError(f"{where}: {entry.get('range')!r} is not a range of pages")
     return int(start), int(count)
 
@@ -206,7 +207,7 @@ def unpack_place(text: str, where: str = "place") -> list[tuple[int | None, int]
         if not part:
             continue
         value, star, count = part.partition("*")
-        if (value != "." and not value.lstrip("-").isdecimal()) or (star and not count.isdecimal()):
+        if (value != "." and not is_whole(value.removeprefix("-"))) or (star and not is_whole(count)):
             raise WorkbenchError(f"{where}: {part!r} is not a run of pages")
         runs.append((None if value == "." else int(value), int(count) if star else 1))
     return runs
@@ -236,16 +237,16 @@ def _host(path: Path, data: Mapping[str, Any]) -> tuple[Host, dict[int, int]]:
     cpulists = {int(node): str(text) for node, text in (derived.get("cpulist") or {}).items()}
     weights = {int(node): int(weight) for node, weight in (derived.get("wi_weights") or {}).items()}
     for name, lines in files.items():
-        matched = re.match(r"/sys/devices/system/node/node(\d+)/(distance|cpulist)$", name)
+        matched = re.match(r"/sys/devices/system/node/node([0-9]+)/(distance|cpulist)$", name)
         if matched and lines:
             node, text = int(matched.group(1)), str(lines[0])
             if matched.group(2) == "distance":
-                distances.setdefault(node, [int(x) for x in text.split()])
+                distances.setdefault(node, [c_number(x) for x in text.split()])
             else:
                 cpulists.setdefault(node, text)
-        matched = re.match(r"/sys/kernel/mm/mempolicy/weighted_interleave/node(\d+)$", name)
+        matched = re.match(r"/sys/kernel/mm/mempolicy/weighted_interleave/node([0-9]+)$", name)
         if matched and lines:
-            weights.setdefault(int(matched.group(1)), int(lines[0]))
+            weights.setdefault(int(matched.group(1)), c_number(str(lines[0]).strip()))
     declared = data["topology"].get("nodes") or []
     if not distances:
         raise WorkbenchError(f"{path.name}: does not say which distances Linux found")
@@ -295,7 +296,7 @@ def _memory(path: Path, ids: list[int], declared: list[Any], derived: Mapping[st
 
 
 def _size(path: Path, text: Any) -> int:
-    matched = re.fullmatch(r"(\d+)([KMG]?)", str(text))
+    matched = re.fullmatch(r"([0-9]{1,18})([KMG]?)", str(text))
     if not matched:
         raise WorkbenchError(f"{path.name}: topology: {text!r} is not a memory size such as 512M")
     return int(matched.group(1)) << {"K": 10, "M": 20, "G": 30, "": 20}[matched.group(2)]
@@ -350,11 +351,11 @@ def parse_zoneinfo(lines: list[str]) -> dict[str, dict[str, int]]:
     zones: dict[str, dict[str, int]] = {}
     current: dict[str, int] = {}
     for line in lines:
-        matched = re.match(r"Node (\d+), zone\s+(\w+)", line)
+        matched = re.match(r"Node ([0-9]+), zone\s+(\w+)", line)
         if matched:
             current = zones.setdefault(f"{matched.group(1)}/{matched.group(2)}", {})
             continue
-        matched = re.match(r"\s+(?:pages |nr_free_)?(free|min|low|high|managed|cma)\s+(\d+)$", line)
+        matched = re.match(r"\s+(?:pages |nr_free_)?(free|min|low|high|managed|cma)\s+([0-9]+)$", line)
         if matched:
             current.setdefault(matched.group(1), int(matched.group(2)))
     return {label: state for label, state in zones.items() if state.get("managed") and len(state) >= 5}
@@ -399,7 +400,7 @@ class _Replay:
 
 
 _OPENS = ("create", "memfd", "anon", "alias")
-NODE_MEMINFO = re.compile(r"/sys/devices/system/node/node(\d+)/meminfo$")
+NODE_MEMINFO = re.compile(r"/sys/devices/system/node/node([0-9]+)/meminfo$")
 _WITHOUT_MACHINE = (
     "setpol",
     "gettask",
@@ -413,7 +414,7 @@ _WITHOUT_MACHINE = (
     "eatto",
     "uneat",
 )
-_WEIGHT_FILE = re.compile(r"/sys/kernel/mm/mempolicy/weighted_interleave/node(\d+)$")
+_WEIGHT_FILE = re.compile(r"/sys/kernel/mm/mempolicy/weighted_interleave/node([0-9]+)$")
 _AUTO_WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave/auto"
 _NOT_SIMULATED = {
     "anon": "anonymous memory of the host is not simulated",
@@ -509,7 +510,7 @@ def to_scenario(
 
 
 def _bytes(word: str) -> int:
-    value = int(word[:-1], 0) if word.endswith("b") else int(word, 0) * PAGE_SIZE
+    value = c_number(word[:-1]) if word.endswith("b") else c_number(word) * PAGE_SIZE
     return value & (2**64 - 1)  # the calls take unsigned long
 
 
@@ -518,12 +519,12 @@ def _policy(mode: str, nodes: str) -> dict[str, Any]:
     known = [flag.lower() for flag in flags if flag.lower() in mp.MODE_FLAGS]
     if len(known) != len(flags):
         raise Unknown(f"mode flags {flags}")
-    value: str | int = name.lower() if name.lower() in mp.MODES else int(name, 0)
+    value: str | int = name.lower() if name.lower() in mp.MODES else c_number(name)
     return {"mode": value, "mode_flags": tuple(known), "nodes": "" if nodes in ("-", "none", "0x0") else nodes}
 
 
 def _flags(word: str, names: Mapping[str, int]) -> int:
-    return sum(names[part.lower()] if part.lower() in names else int(part, 0) for part in set(word.split("|")))
+    return sum(names[part.lower()] if part.lower() in names else c_number(part) for part in set(word.split("|")))
 
 
 _GMEM_FLAGS = {"mmap": 1, "shared": 2}
@@ -542,7 +543,7 @@ def counters_of(entry: Recorded) -> dict[int, dict[str, int]]:
     found: dict[str, int] = {}
     for line in entry.seen.get("file") or ():
         words = str(line).split()
-        if len(words) >= 4 and words[2].rstrip(":") in _COUNTERS and words[3].isdecimal():
+        if len(words) >= 4 and words[2].rstrip(":") in _COUNTERS and is_whole(words[3]):
             found[words[2].rstrip(":")] = int(words[3]) * 1024 // PAGE_SIZE
     return {int(matched.group(1)): found} if matched and len(found) == len(_COUNTERS) else {}
 
@@ -558,8 +559,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
     common: dict[str, Any] = {"task": f"t{entry.task}"}
     on = {**common, "file": arguments[0]}
     if verb == "create":
-        sizes[arguments[0]] = int(arguments[1])
-        return sc.Create(**on, size=int(arguments[1]) * PAGE_SIZE, raw_flags=_flags(arguments[2], _GMEM_FLAGS))
+        sizes[arguments[0]] = c_number(arguments[1])
+        return sc.Create(**on, size=c_number(arguments[1]) * PAGE_SIZE, raw_flags=_flags(arguments[2], _GMEM_FLAGS))
     if verb == "memfd" and len(rest) > 2:
         raise Unknown(_NOT_SIMULATED["memfd"])
     if verb == "vm":
@@ -582,17 +583,19 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
             to="private" if arguments[3] == "private" else "shared",
         )  # fmt: skip
     if verb == "memfd":
-        sizes[arguments[0]] = int(arguments[1])
+        sizes[arguments[0]] = c_number(arguments[1])
         number = entry.seen.get("ino")
-        return sc.Memfd(**on, size=int(arguments[1]) * PAGE_SIZE, inode=number if isinstance(number, int) else None)
+        return sc.Memfd(
+            **on, size=c_number(arguments[1]) * PAGE_SIZE, inode=number if isinstance(number, int) else None
+        )
     if verb == "preserve":
-        return sc.Preserve(**on, token=int(arguments[1]))
+        return sc.Preserve(**on, token=c_number(arguments[1]))
     if verb == "kexec":
         return sc.Kexec(**common)
     if verb == "retrieve":
         sizes[arguments[0]] = int(entry.seen.get("pages", 0))
         number = entry.seen.get("ino") or None
-        return sc.Retrieve(**on, token=int(arguments[1]), inode=number if isinstance(number, int) else None)
+        return sc.Retrieve(**on, token=c_number(arguments[1]), inode=number if isinstance(number, int) else None)
     if verb == "alias":
         sizes[arguments[0]] = sizes.get(arguments[1], 0) if entry.seen.get("ret", 0) != -1 else 0
         return sc.Alias(**on, of=arguments[1])
@@ -607,7 +610,7 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
     if verb == "setpol":
         return sc.SetMempolicy(**common, **_policy(arguments[0], arguments[1]))
     if verb == "setcpu":
-        return sc.SchedSetaffinity(**common, cpu=int(arguments[0]))
+        return sc.SchedSetaffinity(**common, cpu=c_number(arguments[0]))
     if verb == "reset":
         return sc.ResetRotation(**common)
     if verb == "gettask":
@@ -620,16 +623,16 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         if arguments[0] == "default":
             return sc.SetWeights(**common)
         pairs = [part.split(":") for part in arguments[0].split(",")]
-        return sc.SetWeights(**common, weights={int(node): int(weight) for node, weight in pairs})
+        return sc.SetWeights(**common, weights={c_number(node): c_number(weight) for node, weight in pairs})
     if verb == "write" and (weight := _WEIGHT_FILE.match(arguments[0])):
         return sc.SetWeights(**common, weights={int(weight.group(1)): _number(arguments[1])})
     if verb == "write" and arguments[0] == _AUTO_WEIGHTS:
         return sc.SetAutoWeights(**common, value=arguments[1][:64])
     if verb == "migrate":
-        return sc.MigratePages(**common, source=int(arguments[0]), target=int(arguments[1]))
+        return sc.MigratePages(**common, source=c_number(arguments[0]), target=c_number(arguments[1]))
     if verb in ("eat", "eatto"):
-        amount = {"size" if verb == "eat" else "leave_free": int(arguments[1]) * PAGE_SIZE}
-        return sc.Hog(**common, node=int(arguments[0]), bind=arguments[2] == "bind", **amount)
+        amount = {"size" if verb == "eat" else "leave_free": c_number(arguments[1]) * PAGE_SIZE}
+        return sc.Hog(**common, node=c_number(arguments[0]), bind=arguments[2] == "bind", **amount)
     if verb == "uneat":
         return sc.Unhog(**common)
     if verb == "zones":
@@ -641,11 +644,11 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
     if verb == "nodestat" or (verb == "cat" and NODE_MEMINFO.match(arguments[0])):
         return sc.Zones(**common)  # looks at counters, which are compared
     if verb in ("place", "counts", "reveal"):
-        start = int(arguments[1]) if len(rest) > 1 else 0
-        count = int(arguments[2]) if len(rest) > 2 else sizes.get(arguments[0], 0) - start
+        start = c_number(arguments[1]) if len(rest) > 1 else 0
+        count = c_number(arguments[2]) if len(rest) > 2 else sizes.get(arguments[0], 0) - start
         return sc.Observe(**on, offset=start * PAGE_SIZE, length=max(0, count) * PAGE_SIZE)
     if verb in ("getpol", "getnode"):
-        return sc.GetMempolicy(**on, offset=int(arguments[1]) * PAGE_SIZE, node=verb == "getnode")
+        return sc.GetMempolicy(**on, offset=c_number(arguments[1]) * PAGE_SIZE, node=verb == "getnode")
     if verb == "write":
         raise Unknown(f"{arguments[0]} is a file of the host that is not simulated")
     if verb == "unpin":
@@ -665,7 +668,7 @@ _RANGES = (
 def _number(word: str) -> int:
     """A number as kstrtou8 reads it; -1 for a text that is none, which no weight is."""
     try:
-        return int(word, 0)
+        return int(word, 8) if re.fullmatch("[+]?0[0-7]{1,22}", word) else c_number(word)
     except ValueError:
         return -1
 
@@ -675,16 +678,16 @@ def _translate_range(verb: str, on: dict[str, Any], arguments: list[str], given:
     if verb == "mbind":
         return sc.Mbind(**where, **_policy(arguments[3], arguments[4]), raw_flags=_flags(arguments[5], mp.MBIND_FLAGS))
     if verb == "home":
-        return sc.SetMempolicyHomeNode(**where, home_node=int(arguments[3]))
+        return sc.SetMempolicyHomeNode(**where, home_node=c_number(arguments[3]))
     if verb == "falloc":
-        return sc.Fallocate(**where, mode=int(arguments[3], 0) if given > 3 else None)
+        return sc.Fallocate(**where, mode=c_number(arguments[3]) if given > 3 else None)
     if verb == "punch":
         return sc.PunchHole(**where)
     if verb in ("touch", "rtouch"):
         order = _ORDERS.get(arguments[3], "sequential")
-        extra: dict[str, Any] = {"seed": int(arguments[4], 0)} if order == "random" else {}
+        extra: dict[str, Any] = {"seed": c_number(arguments[4])} if order == "random" else {}
         if order == "strided":
-            extra = {"stride": max(1, int(arguments[4], 0))}
+            extra = {"stride": max(1, c_number(arguments[4]))}
         return sc.Fault(**where, by="host", write=verb == "touch", order=order, **extra)
     if verb == "pin":
         return sc.Pin(**where)  # a pipe's references and those of io_uring are the same here: both fault the pages in
@@ -694,7 +697,7 @@ def _translate_range(verb: str, on: dict[str, Any], arguments: list[str], given:
         return sc.Fault(**where, by="prefault" if verb == "prefault" else "guest")
     if verb == "movepages":
         flags = _flags(arguments[4], mp.MBIND_FLAGS) if given > 4 else mp.MF_MOVE
-        return sc.MovePages(**where, node=int(arguments[3]), move_all=bool(flags & mp.MF_MOVE_ALL))
+        return sc.MovePages(**where, node=c_number(arguments[3]), move_all=bool(flags & mp.MF_MOVE_ALL))
     if verb == "madv":
-        return sc.Madvise(**where, advice=int(arguments[3], 0))
+        return sc.Madvise(**where, advice=c_number(arguments[3]))
     raise Unknown(verb)
