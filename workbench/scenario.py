@@ -198,7 +198,7 @@ class PassFd(Operation):
 
 
 class Mmap(Operation):
-    """mmap of the whole file."""
+    """mmap of the whole file. Of a file that is mapped it makes one more, which nothing but ``munmap`` with ``unnamed`` names."""
 
     op: Literal["mmap"] = "mmap"
     file: Name = "guest"
@@ -210,6 +210,7 @@ class Munmap(Operation):
 
     op: Literal["munmap"] = "munmap"
     file: Name = "guest"
+    unnamed: bool = Field(False, description="true: those that further mmap calls of the file made, too")
 
 
 class Close(Operation):

@@ -6,6 +6,7 @@ import errno
 import json
 from typing import get_args
 
+import pytest
 import xarray as xr
 
 from workbench import scenario as sc
@@ -85,6 +86,28 @@ def test_close_leaves_the_file_to_a_second_mapping() -> None:
         assert (dataset["event_errno"].values == 0).all()
         taken = dataset["free_pages"].values[0] - dataset["free_pages"].values[-1]
         assert int(taken.sum()) == left
+
+
+@pytest.mark.parametrize("metadata", ["off", "taken"])
+def test_every_mapping_can_be_unmapped(metadata: str) -> None:
+    """Those of further mmaps have no name: munmap takes them with ``unnamed``, and leaves an alias its own."""
+
+    def free(*operations: dict[str, object]) -> list[int]:
+        dataset = simulate(scenario([{"op": "create"}, *operations]).replace(metadata=metadata))
+        assert (dataset["event_errno"].values == 0).all()
+        pages: list[int] = dataset["free_pages"].values.sum(axis=1).tolist()
+        return pages
+
+    fault: dict[str, object] = {"op": "fault", "length": 2 * PAGE}
+    gone: dict[str, object] = {"op": "munmap", "unnamed": True}
+    extra = ({"op": "mmap"}, {"op": "mmap"}, fault)
+    plain = free(fault, {"op": "close"})[-1]
+    assert free(*extra, {"op": "close"})[-1] < plain
+    for ends in ([{"op": "close"}, gone], [gone, {"op": "close"}], [{"op": "munmap"}, {"op": "close"}, gone, gone]):
+        assert free(*extra, *ends)[-1] == plain
+    again: list[dict[str, object]] = [{"op": "alias", "file": "again", "of": "guest"}, {"op": "mmap", "file": "again"}]
+    kept = free(*extra, *again, gone, {"op": "close"}, {**fault, "file": "again"}, {"op": "close", "file": "again"})
+    assert kept[-2] < kept[-1] == plain
 
 
 def test_closing_an_alias_frees_nothing_while_the_file_is_open() -> None:

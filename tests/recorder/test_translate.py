@@ -131,6 +131,7 @@ def test_turns_become_one_call_each():
         ([{"op": "create"}, {"op": "fault", "by": "guest", "order": "random"}], {}, "order 'random' by 'guest'"),
         ([{"op": "create"}, {"op": "observe", "offset": 5}], {}, "multiples of 4 KiB"),
         ([{"op": "create", "task": "nobody"}], {}, "task 'nobody'"),
+        ([{"op": "create"}, {"op": "munmap", "unnamed": True}], {}, "mappings that no name is left of"),
         ([], {"guest": {"policy_interface": "fbind"}}, "guest.policy_interface: 'fbind' cannot be recorded"),
         ([], {"guest": {"memory": "1 GiB", "page_size": "1 GiB", "design": "hugetlb"}}, "guest.page_size"),
         ([], {"guest": {"confidential": "snp"}}, "'snp' cannot be recorded; .* has 'none' and 'sw_protected'"),

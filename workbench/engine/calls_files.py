@@ -223,15 +223,24 @@ def mmap(system: System, operation: sc.Mmap) -> Result:
 
 
 def munmap(system: System, operation: sc.Munmap) -> Result:
-    """The file dies with its last mapping if no descriptor is left."""
+    """The file dies with its last mapping if no descriptor is left.
+
+    Linux: mm/vma.c: do_vmi_munmap takes an address: each mmap made a VMA of its own, and a scenario's file is one of them.
+    """
     file = system.files.get(operation.file)
-    if file is not None and file.mapping is not None:
-        file.inode.mappings.remove(file.mapping)
+    if file is None:
+        return Result()
+    leaving = [file.mapping] if file.mapping is not None else []
+    if operation.unnamed:
+        named = [other.mapping for other in system.files.values() if other.inode is file.inode]
+        leaving += [mapping for mapping in file.inode.mappings if mapping not in named]
+    for mapping in leaving:
+        file.inode.mappings.remove(mapping)
         if system.metadata is not None:
-            system.metadata.unmapped(file.mapping)
-        file.mapping = None
-        if file.descriptor is None:
-            _put(system, file.inode)
+            system.metadata.unmapped(mapping)
+    file.mapping = None
+    if leaving and file.descriptor is None:
+        _put(system, file.inode)
     return Result()
 
 

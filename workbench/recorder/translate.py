@@ -166,6 +166,8 @@ class _Translator:
 
     def _simple(self, op: Any) -> str:
         if isinstance(op, (sc.Mmap, sc.Munmap, sc.Close)):
+            if getattr(op, "unnamed", False):
+                raise WorkbenchError("cannot be recorded: munmap of mappings that no name is left of")
             verb = {"mmap": "mmap", "munmap": "unmap", "close": "close"}[op.op]
             return f"{verb} {self._file(op.file)}" + (" private" if getattr(op, "private", False) else "")
         if getattr(op, "maxnode", None) is not None:
