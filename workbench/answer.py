@@ -30,7 +30,7 @@ from workbench.errors import WorkbenchError
 from workbench.intervals import ranges_text
 from workbench.kernels import filemap
 from workbench.limits import LISTED_PAGES, OBSERVED_RUNS
-from workbench.tracking.confidential import LARGEST_LEAF
+from workbench.tracking.confidential import DPAMT_PAGES_PER_2M, LARGEST_LEAF
 from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_SIZE
 
@@ -255,7 +255,7 @@ def _list_variables(system: System, log: Log, put: Put) -> None:
         from workbench.cost import access
 
         _put_group(access.NAMES, lambda: access.variables(system, len(log.results), log.accesses), put)
-        _put_group(access.RANGES, lambda: access.ranges(system, log.accesses), put)
+        _put_group(access.RANGES, lambda: access.ranges(system, len(log.results), log.accesses), put)
     if log.conversions:
         from workbench.tracking import folio_file as conversion
 
@@ -290,10 +290,23 @@ def _put_whole(system: System, table: np.ndarray, put: Put) -> None:
         for column, name in enumerate(("rmp_updates", "rmp_smashes", "rmp_entries_2m", "direct_map_splits")):
             put(name, functools.partial(lambda column: table[:, column], column))
         there = np.array([node.memory_bytes >> 30 for node in system.host.nodes], np.int64)
+        blocks = table[:, 4 + nodes : 4 + 2 * nodes] // (PAGE_SIZE * DPAMT_PAGES_PER_2M)  # with private memory
         put("rmpopt_regions", lambda: np.maximum(there - by_node, 0))
+        put("rmpopt_regions_low", lambda: np.maximum(there - _regions_held(system, by_node, blocks)[1], 0))
+        put("rmpopt_regions_high", lambda: np.maximum(there - _regions_held(system, by_node, blocks)[0], 0))
     elif system.scenario.guest.vm_type == "tdx":
         put("dynamic_pamt_bytes", lambda: table[:, 4 + nodes : 4 + 2 * nodes])
     put("device_leaves", lambda: table[:, 4 + 2 * nodes :])
+
+
+def _regions_held(system: System, held: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fewest and most 1 GiB regions that ``blocks`` of 2 MiB with private memory can lie in; 1 GiB pages are where they are."""
+    creates = [operation for operation in system.scenario.operations if isinstance(operation, sc.Create)]
+    sizes = {system.scenario.guest.page_size, *(each.page_size for each in creates if each.page_size is not None)}
+    if sizes == {"1 GiB"}:
+        return held, held
+    pages = 512 if "4 KiB" in sizes else 1  # of a block that lie apart, of which one at least is private
+    return -(-blocks // (512 * pages)), blocks * pages
 
 
 def _put_group(names: Iterable[str], make: Callable[[], dict[str, Any]], put: Put) -> None:

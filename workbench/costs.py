@@ -431,6 +431,11 @@ def drawn_value(name: str) -> float | None:
     return _DRAWN.get().get(name)
 
 
+def drawing() -> bool:
+    """Whether :func:`drawn` says anything at this moment."""
+    return bool(_DRAWN.get())
+
+
 def value(name: str, overrides: Mapping[str, float] | None = None) -> float:
     """Value of a parameter, or what ``overrides`` says instead."""
     if name not in COSTS:
@@ -518,3 +523,35 @@ def sample(
         drawn[0] = cost.value
         draws[name] = drawn
     return draws
+
+
+DRAWS = 25
+"""Draws, of which the first has the values, that the ends of a range are taken from where nobody asks for more."""
+ENDS = (0.05, 0.95)
+
+
+def ends(every: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high end of draws (draws, ...): nine in ten lie between them, and the value, which is the first."""
+    low, high = np.quantile(every[1:], ENDS, axis=0)
+    return np.minimum(low, every[0]), np.maximum(high, every[0])
+
+
+def draws_of(samples: int | None) -> int:
+    """How many draws answer ``samples``: as many as ends are taken from where nobody says how many."""
+    return DRAWS if samples is None else whole("samples", samples)
+
+
+def presented(every: Mapping[str, np.ndarray], samples: int | None) -> dict[str, np.ndarray]:
+    """Draws by name, each (draws, ...), as a Dataset has them: all of them, the value of one, or value and ends (None)."""
+    if samples is None:
+        out = {}
+        low, high = ends(np.concatenate([values.reshape(len(values), -1) for values in every.values()], axis=1))
+        start = 0
+        for name, values in every.items():
+            shape, size = values.shape[1:], values[0].size
+            out[name] = values[0]
+            for end, flat in (("low", low), ("high", high)):
+                out[f"{name}_{end}"] = flat[start : start + size].reshape(shape)
+            start += size
+        return out
+    return {name: values if samples > 1 else values[0] for name, values in every.items()}

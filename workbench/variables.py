@@ -29,6 +29,7 @@ class Variable:
     dims : in order; any variable may have ``sample`` (draws over the ranges of parameters) in front of them
     units : "1" for a number without unit, "" for texts
     source : where the numbers come from; needed for what is modelled or measured
+    ends : whether there are also ``NAME_low`` and ``NAME_high``, which hold the value and nine in ten draws
     """
 
     dims: tuple[str, ...]
@@ -37,9 +38,15 @@ class Variable:
     basis: Basis
     source: str = ""
     name: str = ""
+    ends: bool = False
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+        for end, side in (("low", "below"), ("high", "above")) if self.ends else ():
+            text = f"{self.long_name}, 5 % of draws {side}"
+            setattr(
+                owner, f"{name}_{end}", Variable(self.dims, self.units, text, self.basis, self.source, f"{name}_{end}")
+            )
 
 
 @dataclass(eq=False)
@@ -76,9 +83,9 @@ def counted(dims: str, units: str, long_name: str) -> Variable:
     return Variable(tuple(dims.split()), units, long_name, "counted")
 
 
-def modelled(dims: str, units: str, long_name: str, source: str) -> Variable:
-    """A variable of a model; ``source`` names the model."""
-    return Variable(tuple(dims.split()), units, long_name, "modelled", source)
+def modelled(dims: str, units: str, long_name: str, source: str, *, ends: bool = False) -> Variable:
+    """A variable of a model; ``source`` names the model, ``ends`` declares those of its range, too."""
+    return Variable(tuple(dims.split()), units, long_name, "modelled", source, ends=ends)
 
 
 def measured(dims: str, units: str, long_name: str, source: str) -> Variable:
@@ -170,9 +177,17 @@ class ConversionCounts(Schema):
     rmp_entries_2m = counted("event", "entries", "2 MiB RMP entries now")
     direct_map_splits = counted("event", "2 MiB", "2 MiB of the direct map split for entries of 4 KiB")
     rmpopt_regions = modelled("event node", "GiB", "1 GiB regions of the node without SNP guest memory", REGIONS)
+    rmpopt_regions_low = counted(
+        "event node", "GiB", "1 GiB regions without SNP guest memory at least, wherever folios lie"
+    )
+    rmpopt_regions_high = counted(
+        "event node", "GiB", "1 GiB regions without SNP guest memory at most, if folios are packed"
+    )
     dynamic_pamt_bytes = counted("event node", "B", "pairs of PAMT pages for private memory on the node")
     device_leaves = counted("event level", "mappings", "IOMMU mappings of what is mapped for devices, by size")
-    conversion_cycles = modelled("event part", "cycles", "time spent by conversions and khugepaged so far", CONVERSION)
+    conversion_cycles = modelled(
+        "event part", "cycles", "time spent by conversions and khugepaged so far", CONVERSION, ends=True
+    )
 
 
 class Stalls(Schema):
@@ -301,18 +316,18 @@ class Simulation(HostNodes, ConversionCounts, OutOfPlace):
     stream_event = exact("stream", "1", "access operation of the stream")
     stream_node = exact("stream", "1", "node whose vCPUs access")
     stream_vcpus = exact("stream", "1", "vCPUs of the stream")
-    stream_bandwidth = modelled("stream", "MB/s", "memory bandwidth of the stream", TRAFFIC)
-    stream_latency = modelled("stream", "ns", "loaded latency of an access to memory", TRAFFIC)
-    stream_bandwidth_low = modelled("stream", "MB/s", "memory bandwidth of the stream, 5 % of draws below", TRAFFIC)
-    stream_bandwidth_high = modelled("stream", "MB/s", "memory bandwidth of the stream, 5 % of draws above", TRAFFIC)
-    stream_latency_low = modelled("stream", "ns", "loaded latency of an access to memory, 5 % of draws below", TRAFFIC)
-    stream_latency_high = modelled("stream", "ns", "loaded latency of an access to memory, 5 % of draws above", TRAFFIC)
-    stream_idle_latency = modelled("stream", "ns", "latency of an access to memory on an idle host", TRAFFIC)
-    stream_walk = modelled("stream", "ns", "part of the latency spent in page walks", TRAFFIC)
-    stream_walk_traffic = modelled("stream", "MB/s", "memory bandwidth taken by page-table references", TRAFFIC)
-    stream_memory_fraction = modelled("stream", "1", "part of the accesses that the caches do not serve", TRAFFIC)
+    stream_bandwidth = modelled("stream", "MB/s", "memory bandwidth of the stream", TRAFFIC, ends=True)
+    stream_latency = modelled("stream", "ns", "loaded latency of an access to memory", TRAFFIC, ends=True)
+    stream_idle_latency = modelled("stream", "ns", "latency of an access to memory on an idle host", TRAFFIC, ends=True)
+    stream_walk = modelled("stream", "ns", "part of the latency spent in page walks", TRAFFIC, ends=True)
+    stream_walk_traffic = modelled(
+        "stream", "MB/s", "memory bandwidth taken by page-table references", TRAFFIC, ends=True
+    )
+    stream_memory_fraction = modelled(
+        "stream", "1", "part of the accesses that the caches do not serve", TRAFFIC, ends=True
+    )
     stream_share = counted("stream node", "1", "share of the accesses served by the node")
-    access_used = modelled("event node", "MB/s", "memory bandwidth used by accesses", TRAFFIC)
+    access_used = modelled("event node", "MB/s", "memory bandwidth used by accesses", TRAFFIC, ends=True)
 
 
 class ConversionRun(ConversionCounts):
@@ -344,13 +359,13 @@ class AccessCost(Schema):
 
     initiator = Coordinate("1", "node whose vCPUs access")
     node = Coordinate("1", "NUMA node id")
-    bandwidth = modelled("initiator", "MB/s", "memory bandwidth the vCPUs of the node get", TRAFFIC)
-    latency = modelled("initiator", "ns", "loaded latency of a memory access from the node", TRAFFIC)
-    idle_latency = modelled("initiator", "ns", "latency of a memory access on an idle host", TRAFFIC)
-    node_share = modelled("node", "1", "share of the accesses that the node serves", TRAFFIC)
-    node_used = modelled("node", "MB/s", "bandwidth taken from the node's memory", TRAFFIC)
-    node_load = modelled("node", "1", "used part of the node's memory bandwidth", TRAFFIC)
-    memory_fraction = modelled("", "1", "part of the accesses that the caches do not serve", TRAFFIC)
+    bandwidth = modelled("initiator", "MB/s", "memory bandwidth the vCPUs of the node get", TRAFFIC, ends=True)
+    latency = modelled("initiator", "ns", "loaded latency of a memory access from the node", TRAFFIC, ends=True)
+    idle_latency = modelled("initiator", "ns", "latency of a memory access on an idle host", TRAFFIC, ends=True)
+    node_share = modelled("node", "1", "share of the accesses that the node serves", TRAFFIC, ends=True)
+    node_used = modelled("node", "MB/s", "bandwidth taken from the node's memory", TRAFFIC, ends=True)
+    node_load = modelled("node", "1", "used part of the node's memory bandwidth", TRAFFIC, ends=True)
+    memory_fraction = modelled("", "1", "part of the accesses that the caches do not serve", TRAFFIC, ends=True)
 
 
 class Weights(Schema):
@@ -359,8 +374,8 @@ class Weights(Schema):
     policy = Coordinate("", "where the weights come from")
     node = Coordinate("1", "NUMA node id")
     weight = modelled("policy node", "1", "interleave weight", TRAFFIC)
-    bandwidth = modelled("policy", "MB/s", "bandwidth of all vCPUs", TRAFFIC)
-    latency = modelled("policy", "ns", "loaded latency", TRAFFIC)
+    bandwidth = modelled("policy", "MB/s", "bandwidth of all vCPUs", TRAFFIC, ends=True)
+    latency = modelled("policy", "ns", "loaded latency", TRAFFIC, ends=True)
 
 
 class WalkReferences(Schema):
@@ -377,14 +392,18 @@ class WalkCost(Schema):
     host_page = Coordinate("", "page size of the host's mappings")
     state = Coordinate("", "huge mappings before and after some became small ones")
     references = exact("host_page", "1", "references of a walk without caches")
-    miss = modelled("host_page", "1", "part of the accesses that miss the TLB", TRANSLATION)
-    misses_per_access = modelled("", "1", "TLB misses of an access", TRANSLATION)
-    memory_references = modelled("", "1", "page-table references of an access that reach memory", TRANSLATION)
-    guest_references = modelled("", "1", "of these, to the guest's own page table", TRANSLATION)
-    host_references = modelled("", "1", "of these, to the second-stage table", TRANSLATION)
-    remote_references = modelled("", "1", "of these, to a remote node", TRANSLATION)
-    cached = modelled("", "ns", "time an access spends in page-table references that a cache serves", TRANSLATION)
-    walk = modelled("", "ns", "time an access spends in page walks", TRANSLATION)
+    miss = modelled("host_page", "1", "part of the accesses that miss the TLB", TRANSLATION, ends=True)
+    misses_per_access = modelled("", "1", "TLB misses of an access", TRANSLATION, ends=True)
+    memory_references = modelled(
+        "", "1", "page-table references of an access that reach memory", TRANSLATION, ends=True
+    )
+    guest_references = modelled("", "1", "of these, to the guest's own page table", TRANSLATION, ends=True)
+    host_references = modelled("", "1", "of these, to the second-stage table", TRANSLATION, ends=True)
+    remote_references = modelled("", "1", "of these, to a remote node", TRANSLATION, ends=True)
+    cached = modelled(
+        "", "ns", "time an access spends in page-table references that a cache serves", TRANSLATION, ends=True
+    )
+    walk = modelled("", "ns", "time an access spends in page walks", TRANSLATION, ends=True)
 
 
 # ------------------------------------------------------------------------------------------------------- designs
@@ -472,11 +491,11 @@ class PolicyCosts(Schema):
 
     policy = Coordinate("", "how the guest is placed")
     node = Coordinate("1", "NUMA node id")
-    bandwidth = modelled("policy", "MB/s", "bandwidth of all vCPUs", TRAFFIC)
-    latency = modelled("policy", "ns", "loaded latency of an access", TRAFFIC)
+    bandwidth = modelled("policy", "MB/s", "bandwidth of all vCPUs", TRAFFIC, ends=True)
+    latency = modelled("policy", "ns", "loaded latency of an access", TRAFFIC, ends=True)
     local_share = counted("policy", "1", "share of the accesses on the vCPU's own node")
     node_share = counted("policy node", "1", "share of the accesses each node serves")
-    node_load = modelled("policy node", "1", "used part of the node's bandwidth", TRAFFIC)
+    node_load = modelled("policy node", "1", "used part of the node's bandwidth", TRAFFIC, ends=True)
     parameter = Coordinate("", "cost parameter")
     draw = modelled("parameter", "as parameter", "value of the parameter in the draw", TRAFFIC)
 
@@ -518,10 +537,10 @@ class VirtualNodes(Schema):
 
     view = Coordinate("", "what the guest is told")
     cell = Coordinate("1", "virtual node")
-    bandwidth = modelled("view cell", "MB/s", "bandwidth of the virtual node's vCPUs", TRAFFIC)
-    latency = modelled("view cell", "ns", "loaded latency of an access", TRAFFIC)
+    bandwidth = modelled("view cell", "MB/s", "bandwidth of the virtual node's vCPUs", TRAFFIC, ends=True)
+    latency = modelled("view cell", "ns", "loaded latency of an access", TRAFFIC, ends=True)
     local_share = counted("view cell", "1", "share of the accesses that stay on the vCPUs' host node")
-    slowdown = modelled("view", "1", "total bandwidth of the first view over this view's", TRAFFIC)
+    slowdown = modelled("view", "1", "total bandwidth of the first view over this view's", TRAFFIC, ends=True)
 
 
 _RANGES = "cost model of the workbench; ranges: workbench.costs"

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench import costs
-from workbench.cost import curves, traffic, translation, weights
+from workbench.cost import curves, machine, traffic, translation, weights
 from workbench.cost.machine import with_figures
 from workbench.errors import WorkbenchError
+from workbench.studies import placement_cost, vnuma
 from workbench.topology.host import AccessCoordinate, Host, Node
 
 GIB = 1 << 30
@@ -275,9 +276,65 @@ def test_access_operation_measures_the_moment():
     assert far > near
     assert result["access_used"].values[-1].sum() == pytest.approx(result["stream_bandwidth"].values.sum())
     assert result["stream_bandwidth"].attrs["basis"] == "modelled"
-    for name in ("stream_bandwidth", "stream_latency"):  # what is modelled has a range that holds it
-        low, value, high = (result[f"{name}{end}"].values for end in ("_low", "", "_high"))
-        assert (low <= value).all() and (value <= high).all() and (high > 1.1 * low).all(), name
+
+
+def test_every_modelled_figure_of_an_access_has_a_range_that_holds_it():
+    # 4 GiB in 4 KiB pages: caches of 16 to 384 MiB serve less than a tenth, and every access walks.
+    result = run({"op": "access", "pattern": "uniform"}, pages=1 << 20)
+    modelled = [
+        name
+        for name, v in result.data_vars.items()
+        if v.attrs["basis"] == "modelled" and name[-4:] not in ("_low", "high")
+    ]
+    assert len(modelled) == 7
+    for name in modelled:
+        low, value, high = (result[f"{name}{end}"].values[-1] for end in ("_low", "", "_high"))
+        wide = 1.01 if name == "stream_memory_fraction" else 1.1
+        at = value > 0
+        assert (low <= value).all() and (value <= high).all() and at.any() and (high[at] > wide * low[at]).all(), name
+    size = float(result["pages_per_node"].sum()) * 4096
+    caches = costs.COSTS["cache_bytes"]
+    assert result["stream_memory_fraction"].values == pytest.approx(1 - caches.value / size)
+    low, high = result["stream_memory_fraction_low"].values[0], result["stream_memory_fraction_high"].values[0]
+    assert (
+        1 - caches.high / size < low < 1 - 0.6 * caches.high / size
+        and 1 - 2 * caches.low / size < high < 1 - caches.low / size
+    )
+
+
+def test_what_nobody_asks_draws_of_has_the_ends_that_draws_have():
+    placed = wb.simulate(guest("0-1", "interleave"))
+    cells = [vnuma.Cell(0, 2, GIB, GIB // 2), vnuma.Cell(1, 2, GIB, GIB // 2)]
+    one = {"interleave": placement_cost.POLICIES["interleave"]}
+    for make in (
+        lambda **draws: traffic.access_cost(placed, TWO, "zipf", **draws),
+        lambda **draws: weights.best_weights(TWO, "streaming", vcpus={0: 2}, **draws),
+        lambda **draws: translation.walk_cost({"4 KiB": 64 * GIB}, exponent=0.99, **draws),
+        lambda **draws: vnuma.cost(TWO, cells, views=["distances", "flat"], **draws),
+        lambda **draws: placement_cost.policy_costs(TWO, memory="16 MiB", access="uniform", policies=one, **draws),
+    ):
+        alone, every, ends = make(samples=1), make(samples=costs.DRAWS), make()
+        drawn = [name for name, variable in every.data_vars.items() if "sample" in variable.dims and name != "draw"]
+        assert drawn and not any(str(name).endswith("_low") for name in alone)
+        for name in drawn:
+            values = every[name].transpose("sample", ...).values
+            assert ends[name].values == pytest.approx(values[0]) and alone[name].values == pytest.approx(values[0])
+            for end, part in (("low", 0.05), ("high", 0.95)):
+                limit = np.quantile(values[1:], part, axis=0)
+                limit = np.minimum(limit, values[0]) if end == "low" else np.maximum(limit, values[0])
+                assert ends[f"{name}_{end}"].values == pytest.approx(limit), name
+
+
+def test_machines_drawn_before_are_those_that_would_be_drawn():
+    first, values = machine.sampled(TWO, 3, 8)
+    values[1]["dram_latency"] = 1e9  # what one caller does to his draws is not seen by others
+    again, drawn = machine.sampled(TWO, 3, 8)
+    assert again[1] is first[1] and drawn[1]["dram_latency"] < 1e3
+    other = machine.sampled(TWO, 3, 8, {"dram_latency": 90.0})[0]
+    with costs.drawn({"dram_latency": 91.0}):
+        inside = machine.sampled(TWO, 3, 8)[0]
+    assert other[1] is not first[1] and inside[1] is not first[1] and machine.sampled(TWO, 3, 9)[0][1] is not first[1]
+    assert not machine.at_hand(TWO.model_copy(update={"name": "another"}))
 
 
 def test_accesses_that_follow_each_other_share_the_memory():

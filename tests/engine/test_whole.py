@@ -39,6 +39,9 @@ def test_an_snp_guest() -> None:
         assert one["rmp_entries_2m"].values.tolist() == [0, 0, 2048, 2047, 2047, 2045, 2045]
         assert one["direct_map_splits"].values.tolist() == [0, 0, 0, 1, 1, 1, 1]
         assert one["rmpopt_regions"].values.tolist() == [[8, 8], [8, 8], *[[6, 6]] * 5]
+        # 1024 blocks of a node fill two regions at least, and could be in every one.
+        assert one["rmpopt_regions_high"].values.tolist() == one["rmpopt_regions"].values.tolist()
+        assert one["rmpopt_regions_low"].values.tolist() == [[8, 8], [8, 8], *[[0, 0]] * 5]
     assert "dynamic_pamt_bytes" not in found
     assert not found["metadata_pages"].sel(kind="pamt").values.any(), "an RMP is made at boot"
     assert found["device_leaves"].values[:, -1].tolist() == [[256, 1, 0]] * 3
@@ -48,6 +51,8 @@ def test_an_snp_guest() -> None:
 def test_regions_of_1_gib_pages_are_free_once_all_of_one_is_shared() -> None:
     found = simulated("snp", "1 GiB", ("hugetlb-hvo", "pfn-range"))
     assert found["rmpopt_regions"].values[:, -1].tolist() == [[6, 6]] * 2
+    for end in ("low", "high"):  # 1 GiB pages are where they are
+        assert found[f"rmpopt_regions_{end}"].values.tolist() == found["rmpopt_regions"].values.tolist()
     assert found["rmp_smashes"].values[:, -1].tolist() == [1, 1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 
 from workbench import amounts, profiles, results
-from workbench.commands.summary import summarise
+from workbench.commands.summary import accesses, summarise
 from workbench.errors import WorkbenchError
 from workbench.explorer import Explorer, explore, pictures
 from workbench.plots import placement
@@ -446,7 +447,7 @@ def test_figures_and_tables_can_be_taken_along(explorer: Explorer) -> None:
     explorer.figure.value = "Compare"
     name, content = explorer.file("table csv")
     table = pd.read_csv(io.BytesIO(content), index_col="quantity")
-    assert name == "small-compare.csv" and table["basis"].value_counts()["modelled"] == 4
+    assert name == "small-compare.csv" and table["basis"].value_counts()["modelled"] == 12
     assert table.loc["guest on node 0"].tolist() == ["B", "exact", str(GIB // 4), str(GIB), 0.75 * GIB]
     assert table.loc["guest.policies.0.mode", ["basis", "A", "B"]].tolist() == ["setting", "interleave", "bind"]
     explorer.undo.click()
@@ -499,6 +500,23 @@ def test_nothing_present_is_not_a_distance_of_nothing(explorer: Explorer) -> Non
     assert "0.000" not in explorer.compare.value
     assert pictures.NOTHING in explorer.compare.value
     assert "latency of the vCPUs on node 0 (streaming, modelled)" in explorer.compare.value
+
+
+def test_what_vcpus_pay_has_the_range_that_a_run_prints(explorer: Explorer) -> None:
+    explorer.tabs.selected_index = 1
+    said = accesses(explorer.result, explorer.scenario.host)["0"]
+    row = explorer.vcpu_chart.data["rows"][0]
+    ns, low, high = (said[f"latency_ns{end}"] for end in ("", "_low", "_high"))
+    assert low < ns < high
+    numbers = re.search(
+        r"; ([\d.]+) \[([\d.]+), ([\d.]+)\] ns, [\d.]+ \[[\d.]+, [\d.]+\] GB/s \(modelled\)", row["note"]
+    )
+    assert numbers is not None and [float(each) for each in numbers.groups()] == pytest.approx(
+        [ns, low, high], rel=0.01
+    )
+    explorer.figure.value = "vCPUs"
+    table = pd.read_csv(io.BytesIO(explorer.file("table csv")[1]))
+    assert table["latency (ns, modelled, streaming, 5 % of draws above)"][0] == pytest.approx(high, rel=0.01)
 
 
 def test_python_and_commands_to_copy(explorer: Explorer) -> None:

@@ -128,6 +128,16 @@ def test_bad_options_are_named(options, match):
         ConversionFile(**({"size": 2 * MIB, "page_size": "2 MiB"} | options))
 
 
+def test_cycles_have_the_ends_that_draws_have():
+    series = private(4 * GIB).run_stream(gen.bad_guest(100), 10).series
+    series[3:, folio.N_COLLAPSED], series[3:, folio.N_COPIED] = 7, 1234
+    draws = cv.cycles(series, costs.DRAWS)
+    value, low, high = cv.cycle_ends(series)
+    assert value == pytest.approx(draws[0]) and value[4, -1] > value[0, -1] == 0
+    assert low == pytest.approx(np.minimum(np.quantile(draws[1:], 0.05, axis=0), value))
+    assert high == pytest.approx(np.maximum(np.quantile(draws[1:], 0.95, axis=0), value))
+
+
 def test_dataset_along_a_stream():
     file = private(4 * GIB)
     ds = run(file, gen.bad_guest(100), every=10, samples=8, seed=1)

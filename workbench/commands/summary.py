@@ -91,20 +91,17 @@ def accesses(run: Any, host: Any) -> dict[str, dict[str, float]]:
 
     ``low`` and ``high`` hold the values and nine in ten draws of the machine's parameters.
     """
-    from workbench.cost.access import DRAWS, ENDS
     from workbench.cost.traffic import access_cost
 
     if not np.asarray(run["vcpu_node"]).size or not np.asarray(run["pages_per_node"]).any():
         return {}
-    cost = access_cost(run, host, PATTERN, samples=DRAWS)
+    cost = access_cost(run, host, PATTERN)
     out: dict[str, dict[str, float]] = {}
-    for node in cost["initiator"].values.tolist():
+    for index, node in enumerate(cost["initiator"].values.tolist()):
         row = out[str(node)] = {}
         for name, unit in _FIGURES:
-            every = cost[name].sel(initiator=node).values
-            low, high = np.quantile(every[1:], ENDS)
-            ends = {"": every[0], "_low": min(low, every[0]), "_high": max(high, every[0])}
-            row |= {f"{name}_{unit}{end}": round(float(value), 1) for end, value in ends.items()}
+            for end in ("", "_low", "_high"):
+                row[f"{name}_{unit}{end}"] = round(float(cost[name + end].values[index]), 1)
     return out
 
 

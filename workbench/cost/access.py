@@ -12,10 +12,12 @@ memory with pages as large as the host's, and conversions that split huge mappin
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from workbench import costs as cost_table
 from workbench import scenario as sc
 from workbench.cost import traffic, translation
 from workbench.engine.host_state import HostState
@@ -26,20 +28,55 @@ from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 
 @dataclass(frozen=True)
-class AccessRecord:
-    """One access: the operation, the shares of the nodes (nodes,), what reaches memory, page walks, vCPUs.
+class Seen:
+    """What an access finds under one choice of parameters: shares of the nodes (nodes,), what reaches memory, page walks.
 
     walks : float64 (nodes,), page-table references in memory by node; cached : ns per access of the others
     beside : walks of accesses that caches serve, for each of one that reaches memory
     """
 
-    operation: sc.Access
     share: np.ndarray
     reached: float
     walks: np.ndarray
     cached: float
     beside: float
+
+
+@dataclass(frozen=True)
+class AccessRecord:
+    """One access: the operation, its vCPUs by node, and what was there at the moment of the call.
+
+    mapped : bytes by the size they are mapped at; empty where nothing is walked
+    guest_tables, host_tables : float64 (nodes,), where page tables lie
+    seen : what it finds with the parameters' own values
+    """
+
+    operation: sc.Access
     vcpus: dict[int, float]
+    reach: traffic.Reach
+    mapped: dict[str, float]
+    page_size: str
+    vm_type: str
+    guest_tables: np.ndarray
+    host_tables: np.ndarray
+    seen: tuple[Seen, ...] = ()
+
+    def under(self, chosen: Sequence[Mapping[str, float]]) -> tuple[Seen, ...]:
+        """What it finds under each choice of parameters."""
+        shares, reached = self.reach.of(np.array([cost_table.value("cache_bytes", values) for values in chosen]))
+        hot = self.operation.pattern == "zipf"
+        none = np.zeros(shares.shape[1])
+        if not self.mapped:
+            return tuple(Seen(share, float(part), none, 0.0, 0.0) for share, part in zip(shares, reached, strict=True))
+        exponent = traffic.ZIPF_EXPONENT if hot else 0.0
+        costs = translation.walks_of(self.mapped, self.page_size, self.vm_type, exponent, chosen)
+        found = []
+        for share, part, cost in zip(shares, reached.tolist(), costs, strict=True):
+            walks, cached = translation.table_walks(
+                cost, self.guest_tables, self.host_tables, reached=part if hot else 1.0
+            )
+            found.append(Seen(share, part, walks, cached, translation.walks_beside(cost, part, hot=hot)))
+        return tuple(found)
 
 
 def record(system: HostState, operation: sc.Access, inode: Inode, conversion: TrackedFile | None) -> AccessRecord:
@@ -50,25 +87,21 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Tr
         return np.array([np.bincount(system.zone_node, row, system.nodes) for row in zones])
 
     size = PAGE_SIZE << inode.order
-    share, reached = traffic.shares_of(count, inode.pages >> inode.order, size, operation)
+    touched = traffic.reach_of(count, inode.pages >> inode.order, size, operation, cost_table.value("cache_bytes"))
     places, number = np.unique([system.tasks[name].nid for name in system.vcpus], return_counts=True)
     vcpus = {int(system.node_ids[n]): float(k) for n, k in zip(places, number, strict=True)}
-    walks, cached, beside = np.zeros(system.nodes), 0.0, 0.0
     initiators = traffic.initiators_of(operation, vcpus)
-    first, last = traffic.touched(inode.pages >> inode.order, size, operation)
-    present = float(inode.folios_by_zone(len(system.free), first, last).sum()) * size
+    guest = system.scenario.guest
+    present = float(touched.counts.sum()) * size
+    mapped: dict[str, float] = {}
+    tables = np.zeros((2, system.nodes))
     if operation.pattern != "streaming" and present > 0:
-        guest = system.scenario.guest
-        mapped: dict[str, float] = {guest.page_size: present}
+        mapped = {guest.page_size: present}
         if conversion is not None:  # some of the huge mappings may be lost
             mapped = dict(zip(PAGE_ORDERS, conversion.mapping_share * present, strict=True))
-        exponent = traffic.ZIPF_EXPONENT if operation.pattern == "zipf" else 0.0
-        cost = translation.walk_cost(mapped, guest.page_size, confidential=guest.vm_type, exponent=exponent)
-        walks, cached = translation.table_walks(
-            cost, guest_table_share(system, inode), host_table_share(system), reached=reached if exponent else 1.0
-        )
-        beside = translation.walks_beside(cost, reached, hot=exponent > 0)
-    return AccessRecord(operation, share, reached, walks, cached, beside, initiators)
+        tables = np.array([guest_table_share(system, inode), host_table_share(system)])
+    made = AccessRecord(operation, initiators, touched, mapped, guest.page_size, guest.vm_type, *tables)
+    return replace(made, seen=made.under([{}]))
 
 
 def guest_table_share(system: HostState, inode: Inode) -> np.ndarray:
@@ -105,70 +138,80 @@ def variables(system: HostState, events: int, records: dict[int, AccessRecord]) 
     columns: dict[str, list[np.ndarray]] = {}
     used = np.zeros((events, system.nodes))
     for phase in _phases(sorted(records)):
-        parts = [
-            traffic.streams(
-                machine, r.share, r.vcpus, r.operation, extra_latency=r.cached, walks=r.walks, beside=r.beside
-            )
-            for r in (records[event] for event in phase)
-        ]
-        solution = traffic.solve(machine, traffic.together(parts))
-        used[phase] = solution.node_used[0]
-        rows = [len(part.initiator) for part in parts]
         chosen = [records[event] for event in phase]
+        parts = [_streams(machine, r) for r in chosen]
+        figures, used[phase] = _figures(machine, parts, [r.seen[0] for r in chosen])
         values = {
-            "event": np.repeat(phase, rows),
+            "event": np.repeat(phase, [len(part.initiator) for part in parts]),
             "node": np.concatenate([machine.node_ids[part.initiator] for part in parts]),
             "vcpus": np.concatenate([part.vcpus for part in parts]),
-            "bandwidth": solution.bandwidth[0],
-            "latency": solution.latency[0],
-            "idle_latency": solution.idle_latency[0],
-            "walk": solution.walk[0],
-            "walk_traffic": solution.walk_traffic[0],
-            "memory_fraction": np.repeat([r.reached for r in chosen], rows),
             "share": np.concatenate([part.shares[0] for part in parts]),
+            **dict(zip(DRAWN, figures, strict=True)),
         }
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
     return {f"stream_{name}": np.concatenate(pieces) for name, pieces in columns.items()} | {"access_used": used}
 
 
-RANGES = ("stream_bandwidth_low", "stream_bandwidth_high", "stream_latency_low", "stream_latency_high")
+def _streams(machine: traffic.Machine, r: AccessRecord) -> traffic.Streams:
+    seen = r.seen[0]
+    return traffic.streams(
+        machine, seen.share, r.vcpus, r.operation, extra_latency=seen.cached, walks=seen.walks, beside=seen.beside
+    )
+
+
+def _figures(
+    machine: traffic.Machine, parts: Sequence[traffic.Streams], seen: Sequence[Seen]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What accesses at the same time get: float64 (:data:`DRAWN`, streams), and MB/s taken from each node (nodes,)."""
+    found = traffic.solve(machine, traffic.together(parts))
+    reached = np.repeat([one.reached for one in seen], [len(part.initiator) for part in parts])
+    rows = [getattr(found, name)[0] for name in DRAWN if name != "memory_fraction"]
+    return np.array([*rows, reached]), found.node_used[0]
+
+
+DRAWN = ("bandwidth", "latency", "idle_latency", "walk", "walk_traffic", "memory_fraction")
+"""What a stream has that is drawn."""
+RANGES = tuple(
+    f"{name}_{end}" for name in (*(f"stream_{name}" for name in DRAWN), "access_used") for end in ("low", "high")
+)
 """What :func:`ranges` gives."""
-DRAWS = 25
-"""Draws of the machine's parameters (the first has their values) that the ranges are taken from."""
-ENDS = (0.05, 0.95)
 
 
-def ranges(system: HostState, records: dict[int, AccessRecord]) -> dict[str, np.ndarray]:
-    """Where nine in ten draws of the machine's parameters have the streams of :func:`variables`, float64 (streams,) each.
+def ranges(system: HostState, events: int, records: dict[int, AccessRecord]) -> dict[str, np.ndarray]:
+    """Where nine in ten draws of the parameters have what :func:`variables` says. The ends hold the values.
 
-    Placement and page walks are those of the run; what memory, links and cores do with them is drawn. The ends hold the values.
+    Placement is that of the run; what memory, links, cores, caches and page walks do with it is drawn.
     """
-    machines, chosen = traffic.sampled(system.host, DRAWS)
+    machines, chosen = traffic.sampled(system.host, cost_table.DRAWS)
+    walked = cost_table.sample(translation.TABLE_PARAMETERS, cost_table.DRAWS, seed=1)
+    for k, values in enumerate(chosen):
+        values |= {name: float(drawn[k]) for name, drawn in walked.items()}
     pieces: list[np.ndarray] = []
+    used = np.zeros((len(machines), events, system.nodes))
     for phase in _phases(sorted(records)):
+        those = [records[event] for event in phase]
+        base = [_streams(machines[0], r) for r in those]
+        seen = [r.under(chosen) for r in those]
         rows = []
-        for machine, drawn in zip(machines, chosen, strict=True):
+        for draw, (machine, values) in enumerate(zip(machines, chosen, strict=True)):
+            now = [each[draw] for each in seen]
             parts = [
-                traffic.streams(
-                    machine,
-                    r.share,
-                    r.vcpus,
-                    r.operation,
-                    costs=drawn,
-                    extra_latency=r.cached,
-                    walks=r.walks,
-                    beside=r.beside,
+                part.drawn(
+                    machine, r.operation, values, one.share,
+                    walks=np.broadcast_to(one.walks, part.walks.shape),
+                    extra_latency=np.full_like(part.extra_latency, one.cached),
+                    beside=np.full_like(part.beside, one.beside),
                 )
-                for r in (records[event] for event in phase)
-            ]
-            solution = traffic.solve(machine, traffic.together(parts))
-            rows.append((solution.bandwidth[0], solution.latency[0]))
+                for part, r, one in zip(base, those, now, strict=True)
+            ]  # fmt: skip
+            figures, used[draw, phase] = _figures(machine, parts, now)
+            rows.append(figures)
         pieces.append(np.array(rows))
-    every = np.concatenate(pieces, axis=2)  # draws, bandwidth and latency, streams
-    low, high = np.quantile(every[1:], ENDS, axis=0)
-    low, high = np.minimum(low, every[0]), np.maximum(high, every[0])
-    return dict(zip(RANGES, (low[0], high[0], low[1], high[1]), strict=True))
+    every = np.concatenate(pieces, axis=2)  # draws, figures, streams
+    low, high = cost_table.ends(every)
+    ends = itertools.chain.from_iterable(zip(low, high, strict=True))
+    return dict(zip(RANGES, (*ends, *cost_table.ends(used)), strict=True))
 
 
 def _phases(events: list[int]) -> list[list[int]]:

@@ -10,10 +10,12 @@ remote latency and bandwidth of the class, whatever its distance, and the others
 
 from __future__ import annotations
 
+import functools
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -114,19 +116,25 @@ class Machine:
 
         vcpus : float64 (nodes,), busy CPUs of each node, spread over its groups; all if left out
         """
-        mixes = len(curves.MIXES)
+        groups = self.core_groups if vcpus is None else np.clip(vcpus, 1.0, self.core_groups)
+        return np.concatenate((self._fixed_peaks, groups[:, None] * self.group_bandwidth))
+
+    @functools.cached_property
+    def _fixed_peaks(self) -> np.ndarray:
+        """Of :meth:`peaks` what does not depend on who is busy."""
         memory = self.bandwidth[:, None] * self.memory_shape
-        links = (self.link_bandwidth[:, :, None] * self.link_shape).reshape(-1, mixes)
+        links = (self.link_bandwidth[:, :, None] * self.link_shape).reshape(-1, len(curves.MIXES))
         # A port carries both ways as its links do; what it has for reads alone is port_bandwidth.
         ports = self.port_bandwidth[:, None] * self.link_shape.max(axis=1)
-        groups = self.core_groups if vcpus is None else np.clip(vcpus, 1.0, self.core_groups)
-        return np.concatenate((memory, links, ports, groups[:, None] * self.group_bandwidth))
+        return np.concatenate((memory, links, ports))
 
+    @functools.cached_property
     def curve_rows(self) -> np.ndarray:
         """int64 (resources,): row of :meth:`delays`; ports and cores share the links' and memories' delay."""
         flat = np.full(2 * self.nodes, len(self.families), np.int64)
         return np.concatenate((self.memory_family, self.link_family.ravel(), flat))
 
+    @functools.cached_property
     def delays(self) -> np.ndarray:
         """float64 (families + 1, mixes, loads), ns over idle; the last row is zero."""
         rows = [family.delays for family in self.families]
@@ -198,8 +206,17 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
         ``hardware`` names, or the one in ``datasets/profiles`` that names this host
     """
     cost_table.check(costs)
-    known = parameters(host)
-    given = profile_for(host, profile)
+    return _machine(host, costs, profile_for(host, profile), parameters(host), class_of(host))
+
+
+def _machine(
+    host: Host,
+    costs: Mapping[str, float] | None,
+    given: Profile | None,
+    known: Mapping[str, cost_table.Cost],
+    known_class: profiles.MachineClass | None,
+) -> Machine:
+    """:func:`machine`, with what does not depend on ``costs`` looked up before."""
     on_machine = given.costs if given is not None else {}
 
     def cost(name: str) -> float:
@@ -235,7 +252,6 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     duplex = {"cxl": curves.duplex_shape(cost("cxl_duplex")), "gpu": curves.duplex_shape(cost("link_duplex"))}
     bus = curves.bus_shape(cost("mixed_bandwidth"))
     memory_shape = np.array([duplex.get(kind, bus) for kind in kinds])
-    known_class = class_of(host)
     if known_class is not None and known_class.family is not None:
         families.append(known_class.family)
         memory_family[[kind == "dram" for kind in kinds]] = len(families) - 1
@@ -285,10 +301,18 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     unknown = sorted({kinds[i] for i in range(count) if not made.measured[i]})
     if unknown:
         basis = f"class {known_class.name}" if known_class is not None else "kind and distance (workbench.costs)"
-        made = replace(made, source=f"{made.source}; estimate for {', '.join(unknown)} nodes from {basis}")
+        made = _with(made, source=f"{made.source}; estimate for {', '.join(unknown)} nodes from {basis}")
     if np.isinf(made.queue).all():
-        made = replace(made, queue=_queues(made, cost("queue_factor")))
+        made = _with(made, queue=_queues(made, cost("queue_factor")))
+    made.__post_init__()
     return made
+
+
+def _with(made: Machine, **changes: Any) -> Machine:
+    """``replace`` without its checks, which take as long as all else: of what is still being put together."""
+    changed = object.__new__(Machine)
+    changed.__dict__.update({name: made.__dict__[name] for name in Machine.__dataclass_fields__}, **changes)
+    return changed
 
 
 def _drawn_around(
@@ -313,7 +337,7 @@ def _drawn_around(
             if memory.nodes is not None:
                 mine = [int(node) in memory.nodes for node in made.node_ids]
             width[mine] = np.log1p(2.0 * memory.spread) / np.log(cost_table.COSTS["given_latency"].high)
-    return replace(
+    return _with(
         made,
         bandwidth=np.where(made.bandwidth != estimate[0], made.bandwidth * bandwidth, made.bandwidth),
         latency=np.where(made.latency != estimate[1], made.latency * latency**width, made.latency),
@@ -462,6 +486,7 @@ def sampled(
     ``given_bandwidth`` and ``given_latency`` otherwise. All of a :class:`Machine` is given.
     """
     cost_table.check(costs)
+    cost_table.whole("samples", samples)
     if isinstance(host, Machine):
         given = cost_table.sample(("given_bandwidth", "given_latency"), samples, seed)
         pairs = zip(*(values.tolist() for values in given.values()), strict=True)
@@ -473,16 +498,36 @@ def sampled(
             for fast, late in pairs
         ]  # fmt: skip
         return machines, [dict(costs or {}) for _ in range(samples)]
-    given_profile, known = profile_for(host, profile), parameters(host)
+    given_profile, parameters_of_class = profile_for(host, profile), parameters(host)
+    known = dict(parameters_of_class)
+    asked = (samples, seed, host, given_profile)
+    plain = not costs and not cost_table.drawing()
+    if plain:
+        for kept in list(_DRAWN_BEFORE):
+            if kept[0] == asked:
+                return list(kept[1]), [dict(values) for values in kept[2]]
     for name, value in (given_profile.costs if given_profile is not None else {}).items():
         spread = cost_table.COSTS["given_latency"].high
         known[name] = known[name]._replace(value=value, low=value / spread, high=value * spread)
     draws = cost_table.sample(SAMPLED, samples, seed, known)
     chosen = [{**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})} for k in range(samples)]
-    machines = [machine(host, values, profile) for values in chosen]
+    of_class = class_of(host)
+    machines = [_machine(host, values, given_profile, parameters_of_class, of_class) for values in chosen]
     for made, values in zip(machines, chosen, strict=True):  # a profile may know the cores
         values |= {"lines_streaming": made.lines_streaming, "lines_random": made.lines_random, **(costs or {})}
+    if plain and len(host.nodes) <= _KEPT_NODES:
+        _DRAWN_BEFORE.appendleft((asked, list(machines), [dict(values) for values in chosen]))
     return machines, chosen
+
+
+def at_hand(host: Host) -> bool:
+    """Whether draws of this host, as many as ends are taken from, were made before."""
+    return any(kept[0][:3] == (cost_table.DRAWS, 0, host) for kept in list(_DRAWN_BEFORE))
+
+
+_KEPT_NODES = 128
+_DRAWN_BEFORE: deque[tuple[tuple[object, ...], list[Machine], list[dict[str, float]]]] = deque(maxlen=3)
+"""What was drawn last: who edits a scenario asks for the same hosts over and over, and to draw takes longer than to use it."""
 
 
 SAMPLED = (

@@ -15,7 +15,7 @@ Everything here is modelled: it carries a source, and ``samples`` runs it over t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,53 +92,93 @@ def memory_shares(
     for the part of the range they hold; streaming never does, because it evicts what it will need. Where all hits, rates
     and latencies are those that accesses would get that did not.
     """
-    access = access_pattern(access)
-    if access.file not in dataset["file"].values:
+    cache = cost_table.value("cache_bytes", costs)
+    share, reached = reach(dataset, access_pattern(access), cache).of(np.array([cache]))
+    return share[0], float(reached[0])
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What an access touches, from which :meth:`of` says what of it reaches memory beside caches of some size.
+
+    edges : float64 (buckets + 1,), folios from the first that is touched, the hottest under zipf
+    heat : float64 (buckets + 1,), sum of the weights of all folios before each edge
+    counts : float64 (buckets, nodes), folios that are present
+    """
+
+    edges: np.ndarray
+    heat: np.ndarray
+    counts: np.ndarray
+    page_size: int
+    pattern: str
+
+    def of(self, caches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of nodes, float64 (n, nodes), and part of the accesses that reaches memory, (n,), with ``caches`` bytes.
+
+        A bucket that the caches hold a part of counts for the rest, as if its nodes were mixed evenly within it.
+        """
+        from workbench.kernels import translation
+
+        none = np.zeros((len(caches), self.counts.shape[1]))
+        if len(self.edges) < 2:
+            return none, np.zeros(len(caches))
+        cached = caches // self.page_size
+        below, above = self.heat[:-1], self.heat[1:]
+        size = np.diff(self.edges)
+        everything = float(((above - below) / size) @ self.counts.sum(axis=1))
+        if everything <= 0.0:
+            return none, np.zeros(len(caches))
+        if self.pattern != "zipf":
+            share = np.broadcast_to(((above - below) / size) @ self.counts / everything, none.shape)
+            if self.pattern == "streaming":
+                return share, np.ones(len(caches))
+            return share, np.maximum(0.0, 1.0 - cached / self.counts.sum())
+        most = self.edges[-1]
+        held = np.array([translation.harmonic(float(min(one, most)), ZIPF_EXPONENT) for one in cached])
+        kept = (above - np.clip(held[:, None], below, above)) / size @ self.counts
+        total = kept.sum(axis=1)
+        share = np.divide(kept, total[:, None], out=none, where=total[:, None] > 0)
+        return share, total / everything
+
+
+def reach(dataset: xr.Dataset, access: Access, cache: float) -> Reach:
+    """:func:`reach_of` of a file in a result."""
+    files = dataset.variables["file"].values.tolist()  # read past xarray: one ``sel`` takes as long as all of this
+    if access.file not in files:
         raise WorkbenchError(f"access.file: {access.file!r} is not in this result")
-    pages = int(dataset["file_pages"].sel(file=access.file))
 
     def count(edges: np.ndarray) -> np.ndarray:
         return results.node_counts(dataset, access.file, edges)
 
-    return shares_of(count, pages, int(dataset["page_size"]), access, costs)
+    pages = int(dataset.variables["file_pages"].values[files.index(access.file)])
+    return reach_of(count, pages, int(dataset.variables["page_size"].values), access, cache)
 
 
-def shares_of(
-    count: Callable[[np.ndarray], np.ndarray],
-    pages: int,
-    page_size: int,
-    access: Access,
-    costs: Mapping[str, float] | None = None,
-) -> tuple[np.ndarray, float]:
-    """:func:`memory_shares` of a file of ``pages`` folios; ``count(edges)`` gives folios per node between edges."""
+def reach_of(
+    count: Callable[[np.ndarray], np.ndarray], pages: int, page_size: int, access: Access, cache: float
+) -> Reach:
+    """What an access touches of a file of ``pages`` folios; buckets of zipf have an edge where ``cache`` bytes end.
+
+    count : ``count(edges)`` gives folios per node between edges
+    """
     from workbench.kernels import translation
 
     first, last = touched(pages, page_size, access)
     if first >= last:
-        return count(np.array([first, first], np.int64))[0] * 0.0, 0.0
-    cached = cost_table.value("cache_bytes", costs) // page_size
-    exponent = ZIPF_EXPONENT if access.pattern == "zipf" else 0.0
-    edges = np.array([first, last], np.int64)
-    if exponent:
-        # Pages of one bucket count alike; buckets grow with rank, so the error in the weight stays below 5 %.
-        near = np.arange(min(64, last - first))
-        far = np.unique(np.geomspace(64, max(65, last - first), 400).astype(np.int64))
-        edges = np.unique(np.concatenate((near, far, [min(int(cached), last - first), last - first])))
-        edges = edges[edges <= last - first] + first
-    counts = count(edges).astype(float)
-    weight = np.empty(len(edges) - 1)
-    kept = np.empty(len(edges) - 1)
-    for row in range(len(weight)):
-        begin, end = float(edges[row] - first), float(edges[row + 1] - first)
-        weight[row] = (translation.harmonic(end, exponent) - translation.harmonic(begin, exponent)) / (end - begin)
-        kept[row] = 0.0 if exponent and end <= cached else weight[row]
-    everything = float((counts * weight[:, None]).sum())
-    share = (counts * kept[:, None]).sum(axis=0)
-    total = float(share.sum())
-    reached = total / everything if everything > 0 else 0.0
-    if not exponent and access.pattern != "streaming" and everything > 0:
-        reached = max(0.0, 1.0 - cached / float(counts.sum()))
-    return (share / total if total > 0 else share), reached
+        nothing = count(np.array([first, first], np.int64))
+        return Reach(np.zeros(1), np.zeros(1), nothing[:0].astype(float), page_size, access.pattern)
+    edges = np.array([0, last - first], np.int64)
+    if access.pattern != "zipf":
+        return Reach(
+            edges.astype(float), edges.astype(float), count(edges + first).astype(float), page_size, access.pattern
+        )
+    # Pages of one bucket count alike; buckets grow with rank, so the error in the weight stays below 5 %.
+    near = np.arange(min(64, last - first))
+    far = np.unique(np.geomspace(64, max(65, last - first), 400).astype(np.int64))
+    edges = np.unique(np.concatenate((near, far, [min(int(cache // page_size), last - first), last - first])))
+    edges = edges[edges <= last - first]
+    heat = np.array([translation.harmonic(float(edge), ZIPF_EXPONENT) for edge in edges])
+    return Reach(edges.astype(float), heat, count(edges + first).astype(float), page_size, access.pattern)
 
 
 def touched(pages: int, page_size: int, access: Access) -> tuple[int, int]:
@@ -185,6 +225,13 @@ class Streams:
     write_fraction: np.ndarray
     extra_latency: np.ndarray
     beside: np.ndarray
+
+    def drawn(
+        self, host: Machine, access: Access, costs: Mapping[str, float], share: np.ndarray, **others: np.ndarray
+    ) -> Streams:
+        """The same streams of one access under one draw: other lines in flight and shares (nodes,), and ``others``."""
+        window = self.vcpus * (lines_in_flight(host, access.pattern, costs) * LINE_BYTES)
+        return replace(self, window=window, shares=np.broadcast_to(share, self.shares.shape), **others)
 
 
 @dataclass(frozen=True)
@@ -320,7 +367,7 @@ def solve(host: Machine, demand: Streams, *, unsolved: str = "error") -> Solutio
     busy = np.zeros(host.nodes)
     np.add.at(busy, demand.initiator, demand.vcpus)
     arrays = host_traffic.MachineArrays(
-        host.home, host.latency, host.peaks(busy), host.curve_rows(), curves.LOADS, host.delays(), host.queue
+        host.home, host.latency, host.peaks(busy), host.curve_rows, curves.LOADS, host.delays, host.queue
     )
     every = 1.0 + demand.beside  # walks for each of an access that reaches memory
     walks = np.ascontiguousarray(demand.walks * every[:, None], float)
@@ -360,7 +407,7 @@ def access_cost(
     access: Access | Mapping[str, object] | str | None = None,
     *,
     vcpus: Mapping[int, float] | None = None,
-    samples: int = 1,
+    samples: int | None = None,
     seed: int = 0,
     costs: Mapping[str, float] | None = None,
     extra_latency: float = 0.0,
@@ -375,7 +422,8 @@ def access_cost(
     host : its host
     access : pattern, range, write fraction, initiators; a name of a pattern will do
     vcpus : node id -> vCPUs there; those of the guest if left out
-    samples : draws over the ranges of the parameters; with more than 1 the variables get a ``sample`` dimension
+    samples : draws over the ranges of the parameters; with more than 1 the variables get a ``sample`` dimension, with 1 they
+        are the values, and if left out they have ends of their ranges (``latency_low``, ``latency_high``)
     seed : of the draws
     costs : parameter values instead of the registry's
     extra_latency : ns per access besides memory, such as the part of page walks that caches serve
@@ -386,52 +434,35 @@ def access_cost(
     ``node_load`` (node) and ``memory_fraction``, all ``modelled``.
     """
     access = access_pattern(access)
-    cost_table.whole("samples", samples)
+    number = cost_table.draws_of(samples)
     if vcpus is None:
-        found, number = np.unique(dataset["vcpu_node"].values, return_counts=True)
-        vcpus = {int(node): float(n) for node, n in zip(found, number, strict=True)}
+        found, count = np.unique(dataset.variables["vcpu_node"].values, return_counts=True)
+        vcpus = {int(node): float(n) for node, n in zip(found, count, strict=True)}
     vcpus = initiators_of(access, vcpus)
-    if samples > 1:
-        machines, chosen = sampled(host, samples, seed, costs, profile)
+    if number > 1:
+        machines, chosen = sampled(host, number, seed, costs, profile)
     else:
         machines, chosen = [machine(host, costs, profile)], [dict(costs or {})]
-    share: list[np.ndarray] = []
-    reached: list[float] = []
-    solutions: list[Solution] = []
-    for model, values in zip(machines, chosen, strict=True):
-        if not share or access.pattern == "zipf":
-            nodes, part = memory_shares(dataset, access, costs=values)
-        share.append(nodes)
-        reached.append(part)
-        demand = streams(model, nodes, vcpus, access, costs=values, extra_latency=extra_latency, walks=walks)
-        solutions.append(solve(model, demand))
-    provenance = results.provenance(
-        command="cost.traffic.access_cost", dataset=dataset, host=host, access=access, vcpus=vcpus, samples=samples,
-        seed=seed, costs=costs, extra_latency=extra_latency, walks=None if walks is None else list(walks),
-        profile=profile if isinstance(profile, str) or profile is None else profile.name,
-    )  # fmt: skip
-    return _cost_dataset(machines[0], list(vcpus), solutions, np.array(share), np.array(reached), samples, provenance)
-
-
-def _cost_dataset(
-    model: Machine,
-    initiators: list[int],
-    solutions: list[Solution],
-    share: np.ndarray,
-    reached: np.ndarray,
-    samples: int,
-    provenance: str,
-) -> xr.Dataset:
-    pick = slice(None) if samples > 1 else 0
-    values = {
-        name: np.concatenate([getattr(solution, name) for solution in solutions])[pick]
+    caches = np.array([cost_table.value("cache_bytes", values) for values in chosen])
+    share, reached = reach(dataset, access, float(caches[0])).of(caches)
+    demand = streams(machines[0], share[0], vcpus, access, costs=costs, extra_latency=extra_latency, walks=walks)
+    solutions = [
+        solve(model, demand.drawn(model, access, values, share[k]))
+        for k, (model, values) in enumerate(zip(machines, chosen, strict=True))
+    ]
+    every = {
+        name: np.concatenate([getattr(solution, name) for solution in solutions])
         for name in ("bandwidth", "latency", "idle_latency", "node_used", "node_load")
     }
     return results.make(
         AccessCost,
-        values | {"node_share": share[pick], "memory_fraction": reached[pick]},
-        {"initiator": initiators, "node": model.node_ids},
-        provenance=provenance,
-        source=model.source,
-        attributes={"estimated": int(model.estimated)},
-    )
+        cost_table.presented(every | {"node_share": share, "memory_fraction": reached}, samples),
+        {"initiator": list(vcpus), "node": machines[0].node_ids},
+        provenance=results.provenance(
+            command="cost.traffic.access_cost", dataset=dataset, host=host, access=access, vcpus=vcpus, samples=samples,
+            seed=seed, costs=costs, extra_latency=extra_latency, walks=None if walks is None else list(walks),
+            profile=profile if isinstance(profile, str) or profile is None else profile.name,
+        ),
+        source=machines[0].source,
+        attributes={"estimated": int(machines[0].estimated)},
+    )  # fmt: skip

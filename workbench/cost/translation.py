@@ -6,7 +6,7 @@ modelled, with the parameters of :mod:`workbench.costs`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ SAMPLED = (
     "walk_cached_latency", "dram_latency", "remote_latency_ratio",
 )  # fmt: skip
 """Parameters that ``samples`` varies."""
+TABLE_PARAMETERS = SAMPLED[:6]
+"""Those that what :func:`table_walks` says depends on."""
 TLB_PARAMETERS = ("tlb_entries_4k", "tlb_entries_2m", "tlb_entries_1g")
 
 
@@ -60,7 +62,7 @@ def walk_cost(
     remote_latency: float | None = None,
     exponent: float = 0.0,
     costs: Mapping[str, float] | None = None,
-    samples: int = 1,
+    samples: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Page-walk cost of random accesses to memory mapped at one or several host page sizes.
@@ -74,7 +76,7 @@ def walk_cost(
     local_share : part of the leaf entries that lie on the local node
     remote_latency : ns of one on a remote node; by the registry's ratio if left out
     samples, seed : draws over the ranges of the parameters (sample 0: their values); with more than 1 all modelled
-        variables get a ``sample`` dimension
+        variables get a ``sample`` dimension, with 1 they are the values, and if left out they have ends (``walk_low``)
     exponent : of the Zipf law by which 4 KiB pages are touched, the first being the hottest; 0 is uniform
 
     Returns a Dataset over ``host_page``: ``miss`` (part of the accesses to memory of that size), ``references`` (of a
@@ -89,44 +91,76 @@ def walk_cost(
         table_latency=table_latency, local_share=local_share, remote_latency=remote_latency, exponent=exponent,
         costs=costs, samples=samples, seed=seed,
     )  # fmt: skip
-    cost_table.whole("samples", samples)
-    if not isinstance(mapped, Mapping):
-        raise WorkbenchError(f"mapped: {repr(mapped)[:60]} is no mapping of page sizes to bytes")
+    number = cost_table.draws_of(samples)
     exponent = cost_table.number("exponent", exponent, zero=True)
-    if samples > 1:
-        draws = cost_table.sample(SAMPLED, samples, seed)
-        each = [
-            walk_cost(
-                mapped,
-                guest_page,
-                confidential=confidential,
-                table_latency=table_latency,
-                local_share=local_share,
-                remote_latency=remote_latency,
-                exponent=exponent,
-                costs={**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})},
-            )
-            for k in range(samples)
-        ]
-        return results.stack(WalkCost, each, "sample", provenance=text).assign(references=each[0]["references"])
     cost_table.check(costs)
-
-    def cost(name: str) -> float:
-        return cost_table.value(name, costs)
-
     for name, given in (("table_latency", table_latency), ("remote_latency", remote_latency)):
         if given is not None:
             cost_table.number(name, given, "ns")
-    if confidential not in LARGEST_LEAF:
-        raise WorkbenchError(f"confidential: {confidential!r} is not one of {', '.join(LARGEST_LEAF)}")
     if not cost_table.is_number(local_share) or not 0.0 <= local_share <= 1.0:
         raise WorkbenchError(f"local_share: {local_share!r} is not between 0 and 1")
     guest_order = _order(guest_page)
+    by_order = _by_order(mapped, confidential)
+    draws = cost_table.sample(SAMPLED, number, seed) if number > 1 else {}
+    each = [
+        _walked(
+            by_order, guest_order, local_share, table_latency, remote_latency, exponent,
+            {**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})},
+        )
+        for k in range(number)
+    ]  # fmt: skip
+    levels = [translation.page_table_levels(order, 4) for order in (guest_order, *by_order)]
+    references = [translation.nested_walk_references(levels[0], host) for host in levels[1:]]
+    every = {name: np.array([one[name] for one in each]) for name in each[0]}
+    return results.make(
+        WalkCost,
+        {"references": np.array(references, np.int64), **cost_table.presented(every, samples)},
+        {"host_page": list(PAGE_ORDERS)},
+        provenance=text,
+    )
+
+
+def walks_of(
+    mapped: Mapping[str, float],
+    guest_page: str,
+    confidential: str,
+    exponent: float,
+    chosen: Sequence[Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    """What :func:`walk_cost` says under several choices of parameters, as plain numbers: what :func:`table_walks` takes."""
+    by_order, order = _by_order(mapped, confidential), _order(guest_page)
+    return [_walked(by_order, order, 1.0, None, None, exponent, values) for values in chosen]
+
+
+def _by_order(mapped: Mapping[str, float], confidential: str) -> dict[int, float]:
+    """Bytes by the order of the host's mappings; larger ones than this kind of guest has are of its largest."""
+    if not isinstance(mapped, Mapping):
+        raise WorkbenchError(f"mapped: {repr(mapped)[:60]} is no mapping of page sizes to bytes")
+    if confidential not in LARGEST_LEAF:
+        raise WorkbenchError(f"confidential: {confidential!r} is not one of {', '.join(LARGEST_LEAF)}")
     by_order = dict.fromkeys(PAGE_ORDERS.values(), 0.0)
     for page, size in mapped.items():
         if not cost_table.is_number(size) or size < 0:
             raise WorkbenchError(f"mapped: {repr(size)[:60]} bytes of {page}; sizes are 0 or more")
         by_order[min(_order(page), PAGE_ORDERS[LARGEST_LEAF[confidential]])] += float(size)
+    return by_order
+
+
+def _walked(
+    by_order: Mapping[int, float],
+    guest_order: int,
+    local_share: float,
+    table_latency: float | None,
+    remote_latency: float | None,
+    exponent: float,
+    costs: Mapping[str, float],
+) -> dict[str, Any]:
+    """The modelled variables of :func:`walk_cost` under one choice of parameters."""
+    from workbench.kernels import translation
+
+    def cost(name: str) -> float:
+        return cost_table.value(name, costs)
+
     orders = np.array(list(by_order), np.int64)
     covered = np.minimum(orders, guest_order)  # one TLB entry covers no more than the smaller of the two pages
     entries = np.array([cost(name) for name in TLB_PARAMETERS])
@@ -134,9 +168,6 @@ def walk_cost(
     merged = np.where(orders <= guest_order, merged, 0.0)
     miss = np.zeros(3)
     misses = translation.mapped_miss_fractions(merged, orders, entries, np.array([0, 0, 1]), miss)
-    guest_levels = translation.page_table_levels(guest_order, 4)
-    host_levels = [translation.page_table_levels(int(order), 4) for order in orders]
-    references = np.array([translation.nested_walk_references(guest_levels, h) for h in host_levels], np.int64)
     local = cost("dram_latency") if table_latency is None else table_latency
     remote = local * cost("remote_latency_ratio") if remote_latency is None else remote_latency
     total = sum(by_order.values())
@@ -155,24 +186,16 @@ def walk_cost(
         host_references += weight * per_size_miss[index] * host_leaf * reach * hot
     leaf = guest_references + host_references
     mean_latency = local_share * local + (1.0 - local_share) * remote
-    walk = translation.walk_latency(2.0 * misses, leaf, mean_latency, cost("walk_cached_latency"))
-    cached = translation.walk_latency(2.0 * misses, leaf, 0.0, cost("walk_cached_latency"))
-    return results.make(
-        WalkCost,
-        {
-            "miss": per_size_miss,
-            "references": references,
-            "misses_per_access": misses,
-            "memory_references": leaf,
-            "guest_references": guest_references,
-            "host_references": host_references,
-            "remote_references": leaf * (1.0 - local_share),
-            "cached": cached,
-            "walk": walk,
-        },
-        {"host_page": list(PAGE_ORDERS)},
-        provenance=text,
-    )
+    return {
+        "miss": per_size_miss,
+        "misses_per_access": misses,
+        "memory_references": leaf,
+        "guest_references": guest_references,
+        "host_references": host_references,
+        "remote_references": leaf * (1.0 - local_share),
+        "cached": translation.walk_latency(2.0 * misses, leaf, 0.0, cost("walk_cached_latency")),
+        "walk": translation.walk_latency(2.0 * misses, leaf, mean_latency, cost("walk_cached_latency")),
+    }
 
 
 def _zipf_factors(
@@ -202,13 +225,13 @@ def _zipf_factors(
 
 
 def table_walks(
-    cost: xr.Dataset, guest_tables: np.ndarray, host_tables: np.ndarray, *, reached: float = 1.0
+    cost: xr.Dataset | Mapping[str, Any], guest_tables: np.ndarray, host_tables: np.ndarray, *, reached: float = 1.0
 ) -> tuple[np.ndarray, float]:
     """What page walks load: references in memory by node, and ns that caches serve, for each access that reaches memory.
 
     Parameters
     ----------
-    cost : of :func:`walk_cost`
+    cost : of :func:`walk_cost`, or one of :func:`walks_of`
     guest_tables : float64 (nodes,), where the pages of the guest's own page table lie; sums to 1
     host_tables : float64 (nodes,), where those of the second stage lie
     reached : part of the accesses that data caches do not serve, under a law that makes the same pages hot for them and for the
@@ -228,12 +251,12 @@ def table_walks(
     return walks * each, float(cost["cached"]) * each
 
 
-def walks_beside(cost: xr.Dataset, reached: float, *, hot: bool) -> float:
+def walks_beside(cost: xr.Dataset | Mapping[str, Any], reached: float, *, hot: bool) -> float:
     """Walks of accesses whose data a cache holds and the TLB does not, for each one of an access that reaches memory.
 
     Parameters
     ----------
-    cost : of :func:`walk_cost`
+    cost : of :func:`walk_cost`, or one of :func:`walks_of`
     reached : part of the accesses that data caches do not serve; where that is none there is nothing to count by, and it is 0
     hot : whether the same pages are hot for both, so that what misses the TLB hits a cache only where the caches keep more
         pages; by chance otherwise, and an access that a cache serves walks as often as any

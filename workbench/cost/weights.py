@@ -109,7 +109,7 @@ def best_weights(
     nodes: Sequence[int] | None = None,
     vcpus: Mapping[int, float] | None = None,
     costs: Mapping[str, float] | None = None,
-    samples: int = 1,
+    samples: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Interleave weights that give the most bandwidth, beside the kernel's automatic ones, plain interleave and local.
@@ -122,7 +122,8 @@ def best_weights(
     vcpus : node id -> vCPUs; one for every CPU of the host if left out
     costs : parameter values instead of the registry's
     samples, seed : draws over the ranges of the parameters for the weights found (sample 0: their values), of a
-        :class:`Machine` over those of given figures; with more than 1, bandwidth and latency get a ``sample`` dimension
+        :class:`Machine` over those of given figures; with more than 1, bandwidth and latency get a ``sample`` dimension, with 1
+        they are the values, and if left out they have ends (``bandwidth_low``)
 
     Returns a Dataset over ``policy`` (optimum, automatic, interleave, local) and ``node``: ``weight`` (0: not in the
     nodemask), ``bandwidth`` in MB/s of all vCPUs together and ``latency`` in ns, averaged over vCPUs. The optimum is
@@ -130,7 +131,7 @@ def best_weights(
     for every access, the least mean latency is sought instead of the most bandwidth.
     """
     access = access_pattern(access)
-    cost_table.whole("samples", samples)
+    draws = cost_table.draws_of(samples)
     cost_table.whole("seed", seed, 0)
     if nodes is not None and not len(nodes):
         raise WorkbenchError("nodes: none; a policy needs a node")
@@ -166,20 +167,19 @@ def best_weights(
     optimum = whole[good[whole[good].sum(axis=1).argmin()]].astype(np.int64)
     optimum //= np.gcd.reduce(optimum[optimum > 0])
     weights = np.array([optimum, automatic, allowed.astype(np.int64), np.ceil(local).astype(np.int64)])
-    if samples > 1:
-        machines, draws = sampled(host, samples, seed, costs)
+    if draws > 1:
+        machines, chosen = sampled(host, draws, seed, costs)
     else:
-        machines, draws = [model], [dict(costs or {})]
+        machines, chosen = [model], [dict(costs or {})]
     shares = weights / weights.sum(axis=1, keepdims=True)
-    bandwidth, latency = np.empty((2, len(weights), len(machines)))
-    for k, (drawn, values) in enumerate(zip(machines, draws, strict=True)):
+    bandwidth, latency = np.empty((2, draws, len(weights)))
+    for k, (drawn, values) in enumerate(zip(machines, chosen, strict=True)):
         solution = solve(drawn, streams(drawn, shares, vcpus, access, costs=values))
-        bandwidth[:, k] = solution.bandwidth.sum(axis=1)
-        latency[:, k] = solution.latency @ number / number.sum()
-    pick = slice(None) if len(machines) > 1 else 0
+        bandwidth[k] = solution.bandwidth.sum(axis=1)
+        latency[k] = solution.latency @ number / number.sum()
     return results.make(
         Weights,
-        {"weight": weights, "bandwidth": bandwidth.T[pick], "latency": latency.T[pick]},
+        {"weight": weights, **cost_table.presented({"bandwidth": bandwidth, "latency": latency}, samples)},
         {"policy": ["optimum", "automatic", "interleave", "local"], "node": model.node_ids},
         provenance=results.provenance(
             command="cost.weights.best_weights", host=host, access=access, nodes=nodes, vcpus=vcpus, costs=costs,

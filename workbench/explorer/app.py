@@ -253,7 +253,8 @@ class Explorer:
                 w.VBox(
                     [
                         _aid(
-                            "The memory each group of vCPUs uses; full colour is local. Distance is SLIT, 10 is local."
+                            "The memory each group of vCPUs uses; full colour is local. Distance is SLIT, 10 is local. [ ] holds "
+                            "nine in ten draws of the cost parameters."
                         ),
                         self.pattern,
                         self.vcpu_chart,
@@ -263,7 +264,7 @@ class Explorer:
                     [_aid("Counters after every operation; move the slider above to see any moment."), self.time_chart]
                 ),
                 w.VBox([_aid("Each call with what Linux returns; a refused call is a result."), self.calls]),
-                w.VBox([_aid("A is the pinned run, B the present one."), self.compare]),
+                w.VBox([_aid("A is the pinned run, B the present one; [ ] holds nine in ten draws."), self.compare]),
                 w.VBox([_aid("The whole result as an xarray.Dataset: <code>explorer.result</code>."), self.dataset]),
                 w.VBox(
                     [
@@ -492,6 +493,9 @@ class Explorer:
             self.host_chart.data = data
             self.bars_chart.data = data
         elif name == "vCPUs":
+            if not pictures.draws_at_hand(run):  # of a host just edited; the ends follow the values
+                self.vcpu_chart.data = pictures.vcpus(run, self._serial, self.pattern.value, ends=False)
+                self._serial += 1
             self.vcpu_chart.data = pictures.vcpus(run, self._serial, self.pattern.value)
         elif name == "Over time":
             whole = self.controller.run

@@ -139,7 +139,7 @@ function bars(data, width, height) {
 // One bar for each node that runs vCPUs: where the memory lies that it uses; numbers of the model beside it.
 function vcpus(data, width) {
   // Where there is no room for the model's words beside a bar, they stand below it.
-  const below = width < 620, rowH = below ? 42 : 26, left = 108, right = below ? 90 : 356;
+  const below = width < 760, rowH = below ? 42 : 26, left = 108, right = below ? 90 : 496;
   const height = Math.max(60, data.rows.length * rowH + 34);
   const root = svg("svg", { width, height, role: "group", "aria-label": data.summary });
   const inner = Math.max(60, width - left - right);

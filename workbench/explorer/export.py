@@ -130,7 +130,6 @@ def _vcpu_frame(run: ShownRun, pattern: str) -> pd.DataFrame:
 
     dataset = run.dataset
     costs = pictures.costs(run, pattern)
-    latency, bandwidth = ({node: pair[k] for node, pair in costs.items()} for k in (0, 1))
     frame = pd.DataFrame(
         {
             "node": dataset["vcpu_node"].values,
@@ -139,8 +138,10 @@ def _vcpu_frame(run: ShownRun, pattern: str) -> pd.DataFrame:
         },
         index=pd.Index(dataset["vcpu"].values.astype(str), name="vcpu"),
     )
-    frame[f"latency (ns, modelled, {pattern})"] = frame["node"].map(latency)
-    frame[f"bandwidth of all vCPUs on the node (MB/s, modelled, {pattern})"] = frame["node"].map(bandwidth)
+    for name, what in (("latency", "latency (ns"), ("bandwidth", "bandwidth of all vCPUs on the node (MB/s")):
+        for end, which in (("value", ""), ("low", ", 5 % of draws below"), ("high", ", 5 % of draws above")):
+            column = {node: getattr(getattr(cost, name), end) for node, cost in costs.items()}
+            frame[f"{what}, modelled, {pattern}{which})"] = frame["node"].map(column)
     return frame
 
 
@@ -165,10 +166,12 @@ def _compare_frame(run: ShownRun, pinned: ShownRun, pattern: str) -> pd.DataFram
     for name, what in (("local_share", "local share, mean over vCPUs"), ("mean_distance", "mean distance")):
         rows.append((what, "1", "exact", *(pictures.mean(each, name) for each in both)))
     paid = [pictures.present_costs(each, pattern) for each in both]
-    for part, (what, unit) in enumerate((("latency", "ns"), ("bandwidth", "MB/s"))):
+    for what, unit in (("latency", "ns"), ("bandwidth", "MB/s")):
         for node in sorted({*paid[0], *paid[1]}):
-            heading = f"{what} of the vCPUs on node {node}, {pattern}"
-            rows.append((heading, unit, "modelled", *(each[node][part] if node in each else None for each in paid)))
+            for end, which in (("value", ""), ("low", ", 5 % of draws below"), ("high", ", 5 % of draws above")):
+                heading = f"{what} of the vCPUs on node {node}, {pattern}{which}"
+                both_ends = (getattr(getattr(each[node], what), end) if node in each else None for each in paid)
+                rows.append((heading, unit, "modelled", *both_ends))
     records = [(*row, None if None in row else row[4] - row[3]) for row in rows]
     records += [(path, "", "setting", old, new, None) for path, old, new in pictures.changed_settings(pinned, run)]
     columns = ["quantity", "unit", "basis", "A", "B", "B - A"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -364,7 +364,7 @@ def host(run: ShownRun, pinned: ShownRun | None, serial: int) -> dict[str, Any]:
     }
 
 
-def vcpus(run: ShownRun, serial: int, pattern: str = "streaming") -> dict[str, Any]:
+def vcpus(run: ShownRun, serial: int, pattern: str = "streaming", *, ends: bool = True) -> dict[str, Any]:
     """For each node that runs vCPUs: the share of memory on every node, and what the model says it costs."""
     dataset = run.dataset
     amount = guest_bytes(dataset)
@@ -372,8 +372,8 @@ def vcpus(run: ShownRun, serial: int, pattern: str = "streaming") -> dict[str, A
     palette = {node["id"]: node["color"] for node in nodes(dataset)}
     numbers = dataset.variables["vcpu_node"].values
     modelled = {
-        node: f"{latency:.0f} ns, {bandwidth / 1000:.3g} GB/s (modelled)"
-        for node, (latency, bandwidth) in costs(run, pattern).items()
+        node: f"{cost.latency.text()} ns, {cost.bandwidth.text(1000)} GB/s (modelled)"
+        for node, cost in costs(run, pattern, ends=ends).items()
     }
     rows: list[dict[str, Any]] = []
     for node in sorted({int(n) for n in numbers}):
@@ -403,19 +403,63 @@ def vcpus(run: ShownRun, serial: int, pattern: str = "streaming") -> dict[str, A
     return {"rows": rows, "summary": spoken or "This guest has no vCPUs.", "serial": serial}
 
 
-def costs(run: ShownRun, pattern: str) -> dict[int, tuple[float, float]]:
-    """Modelled latency (ns) and bandwidth (MB/s) of the vCPUs of each node; empty where the model cannot tell."""
+class Modelled(NamedTuple):
+    """A modelled number, and where nine in ten draws of the parameters have it."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, scale: float = 1.0) -> str:
+        """With its range, such as ``92 [74, 180]``."""
+        value, low, high = (_three_digits(number / scale) for number in self)
+        return value if np.isnan(self.low) else f"{value} [{low}, {high}]"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+class Cost(NamedTuple):
+    """What the vCPUs of a node get: ns and MB/s."""
+
+    latency: Modelled
+    bandwidth: Modelled
+
+
+def draws_at_hand(run: ShownRun) -> bool:
+    """Whether the run's host was drawn before, which takes longer than to use the draws."""
+    from workbench.cost import machine
+
+    return machine.at_hand(run.scenario.host)
+
+
+def costs(run: ShownRun, pattern: str, *, ends: bool = True) -> dict[int, Cost]:
+    """Modelled latency and bandwidth of the vCPUs of each node; empty where the model cannot tell.
+
+    Without ``ends``, the ends of the ranges are NaN.
+    """
     from workbench.cost import traffic
 
     try:
-        cost = traffic.access_cost(run.dataset, run.scenario.host, pattern)
+        cost = traffic.access_cost(run.dataset, run.scenario.host, pattern, samples=None if ends else 1).variables
     except (WorkbenchError, ValueError):
         return {}
     found = {}
-    for node in cost["initiator"].values:
-        latency, bandwidth = (float(cost[name].sel(initiator=node)) for name in ("latency", "bandwidth"))
-        if np.isfinite(latency) and np.isfinite(bandwidth):
-            found[int(node)] = (latency, bandwidth)
+    for at, node in enumerate(cost["initiator"].values.tolist()):
+        pair = Cost(
+            *(
+                Modelled(
+                    *(
+                        float(cost[name + end].values[at]) if name + end in cost else np.nan
+                        for end in ("", "_low", "_high")
+                    )
+                )
+                for name in Cost._fields
+            )
+        )
+        if np.isfinite([part.value for part in pair]).all():
+            found[node] = pair
     return found
 
 
@@ -561,7 +605,7 @@ def changed_settings(pinned: ShownRun, run: ShownRun) -> list[tuple[str, str, st
     return [(path, _short(old, path), _short(new, path)) for path, old, new in changed]
 
 
-def present_costs(run: ShownRun, pattern: str) -> dict[int, tuple[float, float]]:
+def present_costs(run: ShownRun, pattern: str) -> dict[int, Cost]:
     """What :func:`costs` says of a run; nothing where nothing is present."""
     return costs(run, pattern) if sum(guest_bytes(run.dataset).values()) else {}
 
@@ -571,17 +615,20 @@ def _cost_rows(pinned: ShownRun, run: ShownRun, pattern: str, most: int = 8) -> 
     present = [present_costs(each, pattern) for each in (pinned, run)]
     places = sorted({*present[0], *present[1]})
     rows: list[tuple[str, str, str]] = []
-    for part, what, scale, unit in ((0, "latency", 1, "ns"), (1, "bandwidth", 1000, "GB/s")):
+    for what, scale, unit in (("latency", 1, "ns"), ("bandwidth", 1000, "GB/s")):
         heading = f"{what} of the vCPUs on node {{}} ({pattern.replace('_', ' ')}, modelled)"
+        every = [{node: getattr(cost, what) for node, cost in each.items()} for each in present]
         if len(places) <= most:
             for node in places:
-                cells = [f"{each[node][part] / scale:.3g} {unit}" if node in each else NOTHING for each in present]
+                cells = [f"{each[node].text(scale)} {unit}" if node in each else NOTHING for each in every]
                 rows.append((heading.format(node), cells[0], cells[1]))
         else:
             cells = []
-            for each in present:
-                values = [pair[part] / scale for pair in each.values()]
-                cells.append(f"{min(values):.3g} to {max(values):.3g} {unit}" if values else NOTHING)
+            for each in every:
+                values, lows, highs = zip(*each.values(), strict=True) if each else ((), (), ())
+                ends = [one / scale for one in (min(values), max(values), min(lows), max(highs))] if values else []
+                least, most_, low, high = map(_three_digits, ends) if ends else [""] * 4
+                cells.append(f"{least} to {most_} [{low}, {high}] {unit}" if ends else NOTHING)
             rows.append((heading.format(f"{places[0]} to {places[-1]}"), cells[0], cells[1]))
     return rows
 

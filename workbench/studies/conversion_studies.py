@@ -51,7 +51,13 @@ def _private(size: int, page_size: str, **options: Any) -> ConversionFile:
 
 
 def run(
-    file: ConversionFile, stream: Int64s, every: int = 1, *, samples: int = 1, seed: int = 0, name: str = "stream"
+    file: ConversionFile,
+    stream: Int64s,
+    every: int = 1,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    name: str = "stream",
 ) -> xr.Dataset:
     """Carry out a stream and return a Dataset along ``event``, one row after each ``every`` operations.
 

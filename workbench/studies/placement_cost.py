@@ -110,7 +110,7 @@ def scenario_of(
     weights = None
     if choice.mode == "weighted_interleave":
         if choice.weights == "optimum":
-            best = cost_weights.best_weights(host, access, vcpus=guest.vcpus, costs=costs)["weight"].sel(
+            best = cost_weights.best_weights(host, access, vcpus=guest.vcpus, costs=costs, samples=1)["weight"].sel(
                 policy="optimum"
             )
             weights = {int(n): int(w) for n, w in zip(best["node"].values, best.values, strict=True) if w > 0}
@@ -160,7 +160,7 @@ def policy_costs(
     policies: Mapping[str, Choice] | None = None,
     access: Access | Mapping[str, object] | str | None = None,
     partitioned: bool = False,
-    samples: int = 1,
+    samples: int | None = None,
     seed: int = 0,
     page_size: str = "4 KiB",
     confidential: str = "none",
@@ -176,7 +176,8 @@ def policy_costs(
     policies : name -> :class:`Choice`; :data:`POLICIES` if left out
     access : pattern of the vCPUs; streaming if left out
     partitioned : each vCPU node touches its own part of the guest only; otherwise all touch all of it
-    samples, seed : draws over the ranges of the parameters, the same for every policy
+    samples, seed : draws over the ranges of the parameters, the same for every policy; with 1 there are values alone, and if
+        left out they have ends (``bandwidth_low``)
     page_size, confidential : of the guest
     extra_latency : ns per access besides memory
 
@@ -189,7 +190,7 @@ def policy_costs(
     from workbench.simulation import simulate
 
     access = traffic.access_pattern(access)
-    cost_table.whole("samples", samples)
+    draws = cost_table.draws_of(samples)
     extra_latency = cost_table.number("extra_latency", extra_latency, "ns", zero=True)
     if vcpus is not None:
         traffic.running(vcpus)
@@ -200,18 +201,22 @@ def policy_costs(
     if unknown:
         raise WorkbenchError(f"vcpus: node {unknown[0]} is not a node of {host.name}")
     guest = _Guest(parse_bytes(memory, "memory"), number, page_size, confidential)
-    machines, chosen = sampled(host, samples, seed) if samples > 1 else ([traffic.machine(host)], [{}])
+    machines, chosen = sampled(host, draws, seed) if draws > 1 else ([traffic.machine(host)], [{}])
+    if draws > 1 and access.pattern != "streaming":  # which walks no page table
+        walked_with = cost_table.sample(translation.TABLE_PARAMETERS, draws, seed + 1)
+        for k, values in enumerate(chosen):
+            values |= {name: float(drawn[k]) for name, drawn in walked_with.items()}
     names = list(POLICIES if policies is None else policies)
     for name, chosen_policy in (policies or {}).items():
         if not isinstance(chosen_policy, Choice):
             raise WorkbenchError(f"policies: {name!r} is {repr(chosen_policy)[:60]}, which is no Choice")
     if not names:
         raise WorkbenchError("policies: none; one or more are needed")
-    total = np.zeros((len(names), samples))
-    latency = np.zeros((len(names), samples))
+    total = np.zeros((draws, len(names)))
+    latency = np.zeros((draws, len(names)))
     local = np.zeros(len(names))
     share = np.zeros((len(names), len(host.nodes)))
-    load = np.zeros((len(names), samples, len(host.nodes)))
+    load = np.zeros((draws, len(names), len(host.nodes)))
     weight = np.array(list(number.values()), float)
     for row, name in enumerate(names):
         choice = (POLICIES if policies is None else policies)[name]
@@ -234,14 +239,15 @@ def policy_costs(
             dataset, access.model_copy(update={"pattern": "uniform", "offset": 0, "length": None})
         )
         second_stage = _second_stage(dataset, own, weight)
+        walked: dict[int, list[tuple[np.ndarray, float, float]]] = {}  # by length of the part
+        for node in number:
+            length = ranges[node][1]
+            if length not in walked:
+                walked[length] = _walks(dataset, own_part[node], guest, whole[0], second_stage, chosen)
         for k, (model, drawn) in enumerate(zip(machines, chosen, strict=True)):
-            walked: dict[int, tuple[np.ndarray, float, float]] = {}  # by length of the part
             streams = []
             for node, n in number.items():
-                length = ranges[node][1]
-                if length not in walked:
-                    walked[length] = _walks(dataset, own_part[node], guest, whole[0], second_stage, drawn)
-                walks, cached, beside = walked[length]
+                walks, cached, beside = walked[ranges[node][1]][k]
                 streams.append(
                     traffic.streams(
                         model, parts[node], {node: float(n)}, access, costs=drawn, walks=walks, beside=beside,
@@ -249,24 +255,18 @@ def policy_costs(
                     )
                 )  # fmt: skip
             solution = traffic.solve(model, traffic.together(streams))
-            total[row, k] = solution.bandwidth.sum()
-            latency[row, k] = solution.latency[0] @ weight / weight.sum()
-            load[row, k] = solution.node_load[0]
-    pick = slice(None) if samples > 1 else 0
-    values: dict[str, np.ndarray] = {
-        "bandwidth": total.T[pick],
-        "latency": latency.T[pick],
-        "local_share": local,
-        "node_share": share,
-        "node_load": load.swapaxes(0, 1)[pick],
-    }
+            total[k, row] = solution.bandwidth.sum()
+            latency[k, row] = solution.latency[0] @ weight / weight.sum()
+            load[k, row] = solution.node_load[0]
+    every = {"bandwidth": total, "latency": latency, "node_load": load}
+    made = {"local_share": local, "node_share": share, **cost_table.presented(every, samples)}
     coordinates: dict[str, object] = {"policy": names, "node": host.node_ids}
-    if samples > 1:
+    if samples is not None and samples > 1:
         coordinates["parameter"] = list(chosen[0])
-        values["draw"] = np.array([list(draw.values()) for draw in chosen])
+        made["draw"] = np.array([list(draw.values()) for draw in chosen])
     return results.make(
         PolicyCosts,
-        values,
+        made,
         coordinates,
         provenance=results.provenance(
             command="studies.placement_cost.policy_costs", host=host, memory=memory, vcpus=number,
@@ -289,20 +289,22 @@ def _walks(
     guest: _Guest,
     tables: np.ndarray,
     second_stage: np.ndarray,
-    drawn: dict[str, float],
-) -> tuple[np.ndarray, float, float]:
+    chosen: Sequence[Mapping[str, float]],
+) -> list[tuple[np.ndarray, float, float]]:
     """References to page tables in memory by node, float64 (nodes,), ns of the others, and walks beside, of an access to a
-    part of the guest; see :mod:`workbench.cost.translation`."""
+    part of the guest under each choice of parameters; see :mod:`workbench.cost.translation`."""
     if part.pattern == "streaming" or not part.length:
-        return np.zeros(len(tables)), 0.0, 0.0
+        return [(np.zeros(len(tables)), 0.0, 0.0)] * len(chosen)
     hot = part.pattern == "zipf"
-    cost = translation.walk_cost(
-        {guest.page_size: part.length}, guest.page_size, confidential=guest.confidential,
-        exponent=traffic.ZIPF_EXPONENT if hot else 0.0, costs=drawn,
-    )  # fmt: skip
-    reached = traffic.memory_shares(dataset, part, costs=drawn)[1]
-    walks, cached = translation.table_walks(cost, tables, second_stage, reached=reached if hot else 1.0)
-    return walks, cached, translation.walks_beside(cost, reached, hot=hot)
+    exponent = traffic.ZIPF_EXPONENT if hot else 0.0
+    costs = translation.walks_of({guest.page_size: part.length}, guest.page_size, guest.confidential, exponent, chosen)
+    caches = np.array([cost_table.value("cache_bytes", drawn) for drawn in chosen])
+    reached = traffic.reach(dataset, part, float(caches[0])).of(caches)[1].tolist()
+    found = []
+    for cost, reaches in zip(costs, reached, strict=True):
+        walks, cached = translation.table_walks(cost, tables, second_stage, reached=reaches if hot else 1.0)
+        found.append((walks, cached, translation.walks_beside(cost, reaches, hot=hot)))
+    return found
 
 
 def _second_stage(dataset: xr.Dataset, own: list[int], weight: np.ndarray) -> np.ndarray:

@@ -103,7 +103,7 @@ def cost(
     *,
     views: Sequence[str] = VIEWS,
     access: Access | Mapping[str, object] | str | None = None,
-    samples: int = 1,
+    samples: int | None = None,
     seed: int = 0,
     costs: Mapping[str, float] | None = None,
 ) -> xr.Dataset:
@@ -118,7 +118,8 @@ def cost(
     views : names from :data:`VIEWS`
     access : pattern of the vCPUs; streaming if left out
     samples : draws over the ranges of the parameters; with more than 1 the modelled variables get a ``sample`` dimension,
-        of which sample 0 has the parameters' values
+        of which sample 0 has the parameters' values; with 1 they are those values, and if left out they have ends
+        (``latency_low``)
     seed : of the draws
     costs : parameter values instead of the registry's
 
@@ -127,9 +128,9 @@ def cost(
     """
     if not cells:
         raise WorkbenchError("cells: a guest has at least one virtual node")
-    cost_table.whole("samples", samples)
+    draws = cost_table.draws_of(samples)
     machines, chosen = (
-        sampled(host, samples, seed, costs) if samples > 1 else ([traffic.machine(host, costs)], [dict(costs or {})])
+        sampled(host, draws, seed, costs) if draws > 1 else ([traffic.machine(host, costs)], [dict(costs or {})])
     )
     own = [machines[0].index_of(cell.host_node) for cell in cells]
     if backing is None:
@@ -137,7 +138,7 @@ def cost(
     backing = np.asarray(backing, float)
     if backing.shape != (len(cells), machines[0].nodes):
         raise WorkbenchError(f"backing: {backing.shape} values for {len(cells)} cells and {machines[0].nodes} nodes")
-    bandwidth, latency = np.empty((2, samples, len(views), len(cells)))
+    bandwidth, latency = np.empty((2, draws, len(views), len(cells)))
     local = np.empty((len(views), len(cells)))
     for row, view in enumerate(views):
         if view == "flat":
@@ -156,15 +157,10 @@ def cost(
             solution = traffic.solve(machine, traffic.together(parts))
             bandwidth[draw, row], latency[draw, row] = solution.bandwidth[0], solution.latency[0]
     total = bandwidth.sum(axis=2)
-    pick = slice(None) if samples > 1 else 0
+    every = {"bandwidth": bandwidth, "latency": latency, "slowdown": total[:, :1] / total}
     return results.make(
         VirtualNodes,
-        {
-            "bandwidth": bandwidth[pick],
-            "latency": latency[pick],
-            "local_share": local,
-            "slowdown": (total[:, :1] / total)[pick],
-        },
+        {"local_share": local, **cost_table.presented(every, samples)},
         {"view": list(views), "cell": np.arange(len(cells))},
         provenance=results.provenance(
             command="studies.vnuma.cost",

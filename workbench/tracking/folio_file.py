@@ -368,32 +368,69 @@ def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool =
     ``clear_page``; what khugepaged collapses, :func:`workbench.tracking.collapse_times.busy`.
     """
     draws = costs.sample(CYCLE_PARAMETERS, samples, seed)
+    parts = [np.outer(each, number) for each, number in _cycles_each(series, draws, two_stage)]
+    parts.append(_collapsing(series[:, folio.N_COLLAPSED], series[:, folio.N_COPIED], draws))
+    return np.stack(parts, axis=-1)
+
+
+def cycle_ends(
+    series: Int64s, *, two_stage: bool = False
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Value, low and high end of :func:`cycles`, float64 (rows, parts) each; of parts that only grow with a count, the ends of
+    what one takes are enough, and of many rows most have the same collapses."""
+    draws = costs.sample(CYCLE_PARAMETERS, costs.DRAWS)
+    linear = _cycles_each(series, draws, two_stage)
+    found: list[list[npt.NDArray[np.float64]]] = [[], [], []]
+    for each, number in linear:
+        for parts, end in zip(found, (each[0], *costs.ends(each)), strict=True):
+            parts.append(end * number)
+    rows, where = np.unique(series[:, [folio.N_COLLAPSED, folio.N_COPIED]], axis=0, return_inverse=True)
+    every = _collapsing(rows[:, 0], rows[:, 1], draws)
+    for parts, end in zip(found, (every[0], *costs.ends(every)), strict=True):
+        parts.append(end[where.ravel()])
+    value, low, high = (np.stack(parts, axis=-1) for parts in found)
+    return value, low, high
+
+
+def _cycles_each(
+    series: Int64s, draws: dict[str, npt.NDArray[np.float64]], two_stage: bool
+) -> list[tuple[npt.NDArray[np.float64], Int64s]]:
+    """Of every part but the last what one takes, float64 (draws,), and how many there were, int64 (rows,)."""
     pieces = folio.BLOCKS_1G if two_stage else folio.PAGES_1G
     pages = pieces * (series[:, folio.N_SPLITS_1G] + series[:, folio.N_MERGES_1G])
     pages = pages + folio.PAGES_2M * (series[:, folio.N_SPLITS_2M] + series[:, folio.N_MERGES_2M])
-    parts = (
-        np.outer(draws["conversion_fixed"], series[:, folio.N_CONVERSIONS]),
-        np.outer(draws["split_merge_per_page"], pages),
-        np.outer(draws["invalidation"], series[:, folio.N_INVALIDATIONS]),
-        np.outer(draws["clear_page"] * draws["cpu_frequency"], series[:, folio.N_ZEROED]),
-        draws["cpu_frequency"][:, None]
-        * collapse_times.busy(series[:, folio.N_COLLAPSED], series[:, folio.N_COPIED], draws),
-    )
-    return np.stack(parts, axis=-1)
+    return [
+        (draws["conversion_fixed"], series[:, folio.N_CONVERSIONS]),
+        (draws["split_merge_per_page"], pages),
+        (draws["invalidation"], series[:, folio.N_INVALIDATIONS]),
+        (draws["clear_page"] * draws["cpu_frequency"], series[:, folio.N_ZEROED]),
+    ]
+
+
+def _collapsing(folios: Int64s, copied: Int64s, draws: dict[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Cycles of khugepaged, float64 (draws, rows)."""
+    return draws["cpu_frequency"][:, None] * collapse_times.busy(folios, copied, draws)
 
 
 EVENT_COUNTERS = tuple(name for name in ConversionCounts.variables if name in folio.COUNTERS)
 """Counters that a Dataset keeps along ``event``."""
-NAMES = (*EVENT_COUNTERS, "mapping_share", "stage2_tables", "vmemmap_pages", "conversion_cycles")
-"""What :func:`variables` gives."""
+NAMES = (*EVENT_COUNTERS, "mapping_share", "stage2_tables", "vmemmap_pages",
+         "conversion_cycles", "conversion_cycles_low", "conversion_cycles_high")  # fmt: skip
+"""What :func:`variables` gives of a run."""
 
 
 def variables(
-    series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False, largest_leaf: str = "1 GiB"
+    series: Int64s,
+    samples: int | None = None,
+    seed: int = 0,
+    *,
+    two_stage: bool = False,
+    largest_leaf: str = "1 GiB",
 ) -> dict[str, object]:
     """Values of :class:`workbench.variables.ConversionCounts`, from counters and vmemmap pages by node.
 
-    ``largest_leaf``: largest second-stage mapping of this kind of guest.
+    ``largest_leaf``: largest second-stage mapping of this kind of guest. ``samples``: draws of the cycles; their value and ends
+    if left out.
     """
     out: dict[str, object] = {name: series[:, folio.COUNTERS.index(name)] for name in EVENT_COUNTERS}
     out["mapping_share"] = mapping_share(series, largest_leaf)
@@ -401,6 +438,9 @@ def variables(
         series[:, folio.N_PRESENT], series[:, folio.N_MAPPED_1G], series[:, folio.N_MAPPED_2M], largest_leaf
     )
     out["vmemmap_pages"] = series[:, len(folio.COUNTERS) :]
+    if samples is None:
+        value, low, high = cycle_ends(series, two_stage=two_stage)
+        return out | {"conversion_cycles": value, "conversion_cycles_low": low, "conversion_cycles_high": high}
     modelled = cycles(series, samples, seed, two_stage=two_stage)
     out["conversion_cycles"] = modelled if samples > 1 else modelled[0]
     return out
