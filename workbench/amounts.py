@@ -29,8 +29,8 @@ def bytes_per_node(run: HasVariables) -> np.ndarray:
 
 
 def one_name_each(run: HasVariables) -> np.ndarray:
-    """Whether a name is the first of its file, bool (file,): what several names share is counted once in a sum."""
-    names = len(np.asarray(run["file_page_size"]))
+    """Whether a name is the first of its file, bool (file,) or (design, file): what several share is once in a sum."""
+    names = np.asarray(run["file_page_size"]).shape[-1]
     first: np.ndarray = np.asarray(run["file_inode"]) if "file_inode" in run else np.arange(names)
     return first == np.arange(names)
 
@@ -38,6 +38,13 @@ def one_name_each(run: HasVariables) -> np.ndarray:
 def bytes_of_all_files(run: HasVariables) -> np.ndarray:
     """Bytes of all files on each node, int64 (node,); a file of several names is one."""
     amount: np.ndarray = bytes_per_node(run)[one_name_each(run)].sum(axis=0)
+    return amount
+
+
+def size_of_all_files(run: HasVariables) -> np.ndarray:
+    """Bytes of all files, allocated or not, int64 () or (design,); a file of several names is one."""
+    sizes: np.ndarray = np.asarray(run["file_page_size"]) * np.asarray(run["file_pages"])
+    amount: np.ndarray = np.sum(sizes, axis=-1, where=one_name_each(run))
     return amount
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from workbench import profiles, results
@@ -131,12 +132,21 @@ def _with_all_files(parts: list[xr.Dataset]) -> list[xr.Dataset]:
     names = list(dict.fromkeys(str(name) for part in parts for name in part["file"].values))
     nothing: dict[str, object] = {"page_node": -1, "page_pfn": -1}
     out = []
+    several = next((part["file_inode"].attrs for part in parts if "file_inode" in part), None)
     for part in parts:
+        if several is not None:  # places among all names; a name that this run has not is nobody's other name
+            own = part["file"].values
+            first = own[part["file_inode"].values] if "file_inode" in part else own
+            of_name = dict(zip(own.tolist(), first.tolist(), strict=True))
+            part = part.drop_vars("file_inode", errors="ignore")
         fill = {str(name): nothing.get(str(name), 0) for name, made in part.data_vars.items() if "file" in made.dims}
-        if part.sizes["file"] != len(names):
+        if part["file"].values.tolist() != names:  # fewer, or in another order
             kinds = {name: made.dtype for name, made in part.data_vars.items() if name in fill}
             part = part.reindex(file=names, fill_value=fill)
             part = part.assign({name: part[name].astype(kind) for name, kind in kinds.items()})
+        if several is not None:
+            places = np.array([names.index(of_name.get(name, name)) for name in part["file"].values.tolist()], np.int64)
+            part = part.assign(file_inode=("file", places, several))
         out.append(part)
     return out
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import workbench as wb
+from workbench import amounts
 from workbench.data import datasets_path
 from workbench.engine import calls
 from workbench.engine.filemap import FileMap
@@ -340,3 +341,32 @@ def test_a_stream_that_finds_no_memory_ends_the_guest() -> None:
     died = int(np.flatnonzero(single["event_errno"].values == errno.ENOMEM)[0])
     assert int(single["conversions"].values[died]) == int(many["conversions"].values.max())
     assert int(single["event_pages"].sum()) == int(many["event_pages"].sum())
+
+
+def test_kernels_of_which_one_makes_a_second_backend_have_their_files_in_one_order() -> None:
+    """Under 7.3 a conversion makes ``guest.shared`` before the next file is there; names of one file stay names of one."""
+    operations = [
+        {"op": "create", "flags": []},
+        {"op": "convert", **pages(4), "to": "shared"},
+        {"op": "memfd", "file": "ram", "size": 8 * PAGE_SIZE},
+        {"op": "alias", "file": "again", "of": "ram"},
+        {"op": "fault", "file": "ram", "by": "host"},
+    ]
+    guest = {"memory": PAGES * PAGE_SIZE, "vm_type": "snp", "vcpus": [{"node": 1}]}
+    scenario = wb.Scenario.from_mapping({"host": HOST, "guest": guest, "operations": operations})
+    for kernels in (["7.3", "7.4"], ["7.4", "7.3"]):
+        found = wb.simulate(scenario, kernel_profiles=kernels)
+        names = found["file"].values.tolist()
+        for number, kernel in enumerate(kernels):
+            alone = wb.simulate(scenario.replace(kernel_profile=kernel))
+            for file in alone["file"].values:
+                of = {"file": file}
+                assert (
+                    found["pages_per_node"]
+                    .sel(of)[number]
+                    .equals(alone["pages_per_node"].sel(of).assign_coords(kernel=kernel))
+                )
+            first = found["file_inode"].values[number].tolist()
+            assert [names[at] for at in first] == [name if name != "again" else "ram" for name in names]
+        backend = [PAGES * PAGE_SIZE if kernel == "7.3" else 0 for kernel in kernels]
+        assert amounts.size_of_all_files(found).tolist() == [(PAGES + 8) * PAGE_SIZE + more for more in backend]

@@ -43,6 +43,12 @@ def test_a_policy_of_the_shared_backend() -> None:
     )
 
 
+@pytest.mark.parametrize("other", [{"op": "alias", "of": "ram"}, {"op": "pass_fd", "of": "private"}])
+def test_a_second_name_changes_no_share(other: dict[str, Any]) -> None:
+    """A file of several names is one: it is counted, and its policy said, once."""
+    assert warnings(other | {"file": "again"}, BIND) == warnings(BIND)
+
+
 def test_a_policy_of_the_file_that_nobody_can_map() -> None:
     (line,) = warnings({**BIND, "file": "private"})
     assert line.startswith("mbind bind 1 of private: refused, its VMM cannot map it; its memory follows")

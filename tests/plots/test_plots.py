@@ -17,6 +17,7 @@ from workbench import results
 from workbench.bitmap_lists import format_list
 from workbench.errors import WorkbenchError
 from workbench.plots import common as plots_common
+from workbench.plots import designs as plots_designs
 from workbench.plots import palette
 from workbench.plots import placement as plots
 from workbench.plots import recording as plots_recording
@@ -376,3 +377,26 @@ def test_recordings_have_the_colours_of_their_host() -> None:
     assert [(text.get_text(), text.get_color()) for text in made.axes[0].texts[:2]] == [
         (str(node), plots_common.text_colour(palette.NODE_COLOURS[node])) for node in (1, 3)
     ]
+
+
+def test_shares_of_mappings_are_of_files_not_of_their_names() -> None:
+    """A second name of the file that a device maps halves no share."""
+    page = [{"op": "create"}, {"op": "fallocate"}, {"op": "iommu_map"}]
+    host = {"name": "h", "distances": [[10]], "nodes": [{"id": 0, "memory_bytes": 4 << 30, "cpus": "0"}]}
+    guest: dict[str, Any] = {"memory": "8 MiB", "page_size": "2 MiB", "vcpus": [{"node": 0}]}
+
+    def of(vm_type: str, *operations: dict[str, Any]) -> xr.Dataset:
+        fields = {
+            "host": host,
+            "guest": guest | {"vm_type": vm_type, "design": "hugetlb"},
+            "operations": [*page, *operations],
+        }
+        fields |= {"kernel_profile": "proposal-hugetlb", "metadata": "off"}
+        return simulate(Scenario.from_mapping(fields), designs=["hugetlb", "hugetlb-hvo"])
+
+    tdx = of("tdx")
+    lines = [
+        [line.get_ydata()[-1] for axes in plots_designs.mappings(made, tdx).axes for line in axes.get_lines()]
+        for made in (of("none"), of("none", {"op": "alias", "file": "again", "of": "guest"}))
+    ]
+    assert lines[0] == lines[1] and lines[0][6:8] == [100.0, 100.0]

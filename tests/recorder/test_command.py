@@ -19,6 +19,11 @@ def run(*arguments, stdin=""):
         (["kernel-selftest-mbind", "--kernel", "nowhere", "-o", "OUT"], "--kernel nowhere: no such file or directory"),
         (["snp-guest-boots", "--kernel", "nowhere", "-o", "OUT"], "--kernel nowhere: no such file or directory"),
         (["kernel-selftest-mbind", "--kernel", "."], "-o: missing"),
+        (
+            ["snp-guest-boots", "--kernel", "nowhere", "-o", "OUT", "--set", "kernel_profile=none"],
+            "'none' is unknown; there are 6.12",
+        ),
+        (["snp-guest-boots", "--kernel", "nowhere", "-o", "OUT", "--host", "none"], "machine: 'none' is not known"),
         (["nothing.txt", "--kernel", ".", "-o", "OUT"], "'nothing.txt': No such file or directory"),
         (
             ["kernel-selftest-mbind", "--kernel", ".", "-o", "OUT", "--qemu", "no-qemu"],

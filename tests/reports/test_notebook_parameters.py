@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from reports.notebooks import notebook
 
+from workbench.data import datasets_path, notebooks_path
 from workbench.errors import WorkbenchError
 from workbench.reports import report
 from workbench.reports.notebook_parameters import Parameter, check_values, read_notebook, read_parameters
@@ -120,6 +122,25 @@ def test_a_cell_that_is_no_python():
     broken = new_notebook(cells=[new_code_cell("x = = 1", metadata={"tags": ["parameters"]})])
     with pytest.raises(WorkbenchError, match="not Python"):
         read_parameters(broken)
+
+
+def test_names_that_do_not_exist_are_refused_with_those_that_do():
+    """Before a kernel starts: whatever a ready notebook calls a kind of guest, a design or a rule. Data sets likewise."""
+    asked = 0
+    for path in sorted(notebooks_path().glob("*.ipynb")):
+        declared = read_parameters(read_notebook(path))
+        for name, parameter in declared.items():
+            if parameter.annotation.startswith("Literal["):
+                with pytest.raises(WorkbenchError, match=re.escape(f"parameter '{name}' is {parameter.annotation}")):
+                    check_values(declared, {}, {name: "nonsense"}, path.name)
+                asked += 1
+            assert name not in ("confidential", "vm_type", "page_size", "design") or parameter.annotation.startswith(
+                "L"
+            ), path
+    assert asked > 8
+    for folder, known in (("recordings", "tuneq.json.gz"), ("published", "snp_rmp.yaml")):
+        with pytest.raises(WorkbenchError, match=f"{folder}: 'nonsense' is unknown; .*{known}"):
+            datasets_path(folder, "nonsense")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"not json", b"\xff\xfe", b'{"cells": 3, "nbformat": 4}'])

@@ -59,17 +59,18 @@ def record(
         if not output.name.endswith((".json", ".json.gz")):
             raise WorkbenchError(f"--output: {output.name!a} must end in .json or .json.gz")
         replacing.check(output, _is_recording, "recording", force=force, field="--output")
-    kernel_package.check(kernel)
     if scenario.endswith(".txt"):
         value = read_file(Path(scenario), TEXT_BYTES, "scenario").decode("utf-8", "backslashreplace")
         if host is None:
             raise WorkbenchError("--host: missing; a script does not say on which host it runs")
     else:
         value = read_scenario(scenario, set_ or [])
+    emulated = _host(host)
+    kernel_package.check(kernel)
     with tempfile.TemporaryDirectory() as directory:
         target = output if output is not None else Path(directory) / "recording.json.gz"
         with progress_bar("scripts") as progress:
-            result = run(value, _host(host), kernel, target, progress=progress, timeout=timeout, qemu=qemu,
+            result = run(value, emulated, kernel, target, progress=progress, timeout=timeout, qemu=qemu,
                          budget_mib=max(1, int(parse_bytes(budget)) >> 20), kernel_arguments=append)  # fmt: skip
         operations = sum(len(entry["ops"]) for entry in result["scenarios"])
         typer.echo(f"{len(result['scenarios'])} scripts, {operations} operations on {result['kernel'].split(' (')[0]}")

@@ -19,12 +19,14 @@ from workbench.engine.system import System
 
 def unreached(system: System, operations: Sequence[sc.Operation], results: Sequence[Result]) -> list[str]:
     """One line for each policy that a scenario sets and that its private memory does not get."""
-    files = {name: file.inode for name, file in system.files.items()}
-    private = {name: inode for name, inode in files.items() if _cannot_be_bound(inode)}
+    names: dict[Inode, str] = {}  # of a file with several, the first
+    for name, file in system.files.items():
+        names.setdefault(file.inode, name)
+    private = {name for name, file in system.files.items() if _cannot_be_bound(file.inode)}
     if not private:
         return []
-    amounts = {name: _nodes(system, inode) for name, inode in files.items()}
-    hidden = np.sum([amounts[name] for name in private], axis=0)
+    amounts = {inode: _nodes(system, inode) for inode in names}
+    hidden = np.sum([amount for inode, amount in amounts.items() if _cannot_be_bound(inode)], axis=0)
     total = np.sum(list(amounts.values()), axis=0)
     if not hidden.sum():
         return []
@@ -35,7 +37,7 @@ def unreached(system: System, operations: Sequence[sc.Operation], results: Seque
     )
     share = _percent(hidden.sum() / total.sum())
     out: list[str] = []
-    for name, inode in files.items():
+    for inode, name in names.items():
         for policy in (
             dict.fromkeys(policy.describe() for *_, policy in inode.shared_policy) if name not in private else ()
         ):

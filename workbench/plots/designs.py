@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from workbench import amounts
 from workbench.design import DESIGNS
 from workbench.errors import WorkbenchError
 from workbench.plots import common
@@ -182,7 +183,7 @@ def mappings(dataset: xr.Dataset, confidential: xr.Dataset) -> Figure:
             "mappings: simulations of a guest that a device maps and of a TDX guest have what is drawn"
         )
     made = figure(9.5, 5.6)
-    memory = float((dataset["file_page_size"] * dataset["file_pages"]).sum("file").max())
+    memory = float(amounts.size_of_all_files(dataset).max())
     kept = {level: 100 * dataset["mapping_share"].sel(level=level) for level in ("1 GiB", "2 MiB")}
     device = {
         level: dataset["device_leaves"].sel(level=level) * (100 * (PAGE_SIZE << PAGE_ORDERS[level]) / memory)
