@@ -325,6 +325,13 @@ def test_what_nobody_asks_draws_of_has_the_ends_that_draws_have():
                 assert ends[f"{name}_{end}"].values == pytest.approx(limit), name
 
 
+@pytest.mark.parametrize("node", ["0", 0.0, True, None, 7])
+def test_only_a_whole_number_is_a_node(node):
+    with pytest.raises(WorkbenchError, match=f"^node: {node!r} is not a node of this host .0, 1.$"):
+        machine.machine(TWO).index_of(node)
+    assert machine.machine(TWO).index_of(np.int64(1)) == 1
+
+
 def test_machines_drawn_before_are_those_that_would_be_drawn():
     first, values = machine.sampled(TWO, 3, 8)
     values[1]["dram_latency"] = 1e9  # what one caller does to his draws is not seen by others

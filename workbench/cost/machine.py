@@ -104,10 +104,13 @@ class Machine:
         return not bool(self.measured.all())
 
     def index_of(self, node: int) -> int:
-        """Position of a node id."""
-        found = np.flatnonzero(self.node_ids == node)
+        """Position of a node id, a whole number."""
+        whole = isinstance(node, int | np.integer) and not isinstance(node, bool)
+        found = np.flatnonzero(self.node_ids == node) if whole else np.empty(0, np.int64)
         if len(found) == 0:
-            raise WorkbenchError(f"node: {node} is not a node of this host ({', '.join(map(str, self.node_ids))})")
+            raise WorkbenchError(
+                f"node: {repr(node)[:60]} is not a node of this host ({', '.join(map(str, self.node_ids))})"
+            )
         return int(found[0])
 
     def peaks(self, vcpus: np.ndarray | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ them: the range then goes up to all that the other direction of a full-duplex li
 *remote given local*  its local figure is its own, the ratio is that of the nearest generations of its maker, or of its class
 *generation*  nothing is its own: latency and share of the theoretical peak are those of the nearest generations of its maker
 *class*  nothing is its own but the name of its generation: figures of the class, which other machines gave
-*kernel times*, *threads*, *signs*  see :mod:`workbench.truth.held_out_work`
+*kernel times*, *alike*, *threads*, *signs*  see :mod:`workbench.truth.held_out_work`
 
 Ranges are what the others span: all of their curves, or as much to both sides as the worst of the other generations lies beside
 what its own neighbours say (:func:`neighbour_factors`). Published values are those of
@@ -57,6 +57,7 @@ QUESTIONS = (
     Question("generation", "nothing but the generations beside it", goal=20.0, inside=0.9),
     Question("class", "nothing but its generation", goal=20.0, inside=0.9),
     Question("kernel times", "nothing but other machines", inside=0.8),
+    Question("kernel times alike", "machines of its maker, or kernels as old", inside=0.8),
     Question("threads", "the time of one thread"),
     Question("signs", "DRAM and CXL alone", signs=True),
 )
@@ -66,8 +67,8 @@ QUESTIONS = (
 def held_out() -> tuple[HeldOut, ...]:
     """Every value that can be predicted without its own machine. Times of conversions are not among them: one machine has any."""
     return (
-        *_loaded_latencies(), *_peaks_by_mix(), *_neighbours(), *_of_a_class(), *work.kernel_work(), *work.thread_ramps(),
-        *work.stream_signs(),
+        *_loaded_latencies(), *_peaks_by_mix(), *_neighbours(), *_of_a_class(), *work.kernel_work(),
+        *work.kernel_work_of_a_maker(), *work.thread_ramps(), *work.stream_signs(),
     )  # fmt: skip
 
 
