@@ -73,17 +73,21 @@ def streams(run: Any) -> list[dict[str, float]]:
         return []
     columns = {
         "event": "stream_event", "node": "stream_node", "vcpus": "stream_vcpus",
-        "memory_fraction": "stream_memory_fraction",
-        **{f"{name}_{unit}{end}": f"stream_{name}{end}" for name, unit in _FIGURES for end in ("", "_low", "_high")},
+        **{f"memory_fraction{end}": f"stream_memory_fraction{end}" for end in _ENDS},
+        **{f"{name}_{unit}{end}": f"stream_{name}{end}" for name, unit in _FIGURES for end in _ENDS},
     }  # fmt: skip
     values = {name: np.asarray(run[of]).tolist() for name, of in columns.items()}
     return [
-        {name: round(value, 4 if name == "memory_fraction" else 1) for name, value in zip(values, row, strict=True)}
+        {
+            name: round(value, 4 if name.startswith("memory_fraction") else 1)
+            for name, value in zip(values, row, strict=True)
+        }
         for row in zip(*values.values(), strict=True)
     ]
 
 
 _FIGURES = (("latency", "ns"), ("bandwidth", "mb_s"))
+_ENDS = ("", "_low", "_high")
 
 
 def accesses(run: Any, host: Any) -> dict[str, dict[str, float]]:
@@ -100,7 +104,7 @@ def accesses(run: Any, host: Any) -> dict[str, dict[str, float]]:
     for index, node in enumerate(cost["initiator"].values.tolist()):
         row = out[str(node)] = {}
         for name, unit in _FIGURES:
-            for end in ("", "_low", "_high"):
+            for end in _ENDS:
                 row[f"{name}_{unit}{end}"] = round(float(cost[name + end].values[index]), 1)
     return out
 
@@ -240,7 +244,9 @@ def print_summary(summary: dict[str, Any], design: str = "") -> None:
             caption="latency and bandwidth are those of accesses that no cache serves",
         )
         for one in got[:_SHOWN]:
-            table.add_row(f"event {one['event']}", str(one["node"]), *_with_ends(one), f"{one['memory_fraction']:.1%}")
+            part, low, high = (100 * one[f"memory_fraction{end}"] for end in _ENDS)
+            reach = f"{part:.1f}% ({low:.3g} to {high:.3g})"
+            table.add_row(f"event {one['event']}", str(one["node"]), *_with_ends(one), reach)
         console().print(table)
         if len(got) > _SHOWN:
             typer.echo(f"and {len(got) - _SHOWN} more; --json has all")
