@@ -248,3 +248,37 @@ def _until(condition: Callable[[], bool], seconds: float = 5) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.002)
+
+
+def test_the_thread_of_an_edit_waits_for_a_run_that_is_over_at_once(engine: Engine) -> None:
+    told: list[tuple[str, str, bool]] = []
+    made = Controller(SCENARIO, simulate=engine, breath=30.0)
+    made.notify = lambda event: told.append((event, threading.current_thread().name, made.awaited))
+    try:
+        assert made.edit("guest.memory", set_value("guest.memory", "2 GiB"))
+        assert made.run is not None and made.run.scenario.guest.memory == 2 << 30, "no need to wait for it"
+        mine = [event for event, thread, _ in told if thread == threading.current_thread().name]
+        assert mine == ["errors", "scenario"]
+        assert ("running", "workbench explorer", True) in told, "its beginning is nothing to show"
+        engine.error = WorkbenchError("no")
+        assert made.edit("guest.memory", set_value("guest.memory", "3 GiB"))
+        assert made.wait(5) and made.failure == "no" and not made.awaited
+    finally:
+        made.close()
+
+
+def test_a_run_that_takes_longer_is_told_of_and_not_waited_for(engine: Engine) -> None:
+    engine.gate.clear()
+    told: list[tuple[str, str, bool]] = []
+    made = Controller(SCENARIO, simulate=engine, breath=0.02)
+    made.notify = lambda event: told.append((event, threading.current_thread().name, made.awaited))
+    try:
+        assert made.edit("guest.memory", set_value("guest.memory", "2 GiB"))
+        assert made.running and not made.awaited
+        assert told[-1] == ("running", threading.current_thread().name, False)
+        assert made.edit("guest.memory", set_value("guest.memory", "3 GiB")), "one of a drag, and at once"
+        assert told[-1] == ("running", threading.current_thread().name, False)
+        engine.gate.set()
+        assert made.wait(5) and made.run is not None and made.run.scenario.guest.memory == 3 << 30
+    finally:
+        made.close()

@@ -29,6 +29,8 @@ from workbench.units import format_bytes, parse_bytes
 logger = logging.getLogger(__name__)
 SHOW_PROGRESS_AFTER = 0.3
 """Seconds after which a run shows its progress; shorter ones would only flicker."""
+BREATH = 0.05
+"""Seconds that an edit waits for its run: what is shown by then needs no mark of being worked out."""
 WAIT_FOR_FIRST = 1.0
 """Seconds that the first display waits for the first result."""
 LARGEST_DOWNLOAD = 64 << 20
@@ -49,7 +51,7 @@ class Explorer:
 
     def __init__(self, scenario: Scenario, *, simulate: Simulate = _engine) -> None:
         self._lock = threading.RLock()
-        self.controller = Controller(scenario, simulate=simulate, notify=self._notify)
+        self.controller = Controller(scenario, simulate=simulate, breath=BREATH, notify=self._notify)
         # A second one replays the beginning of the run for the time slider.
         self._replay = Controller(scenario, simulate=simulate, notify=self._notify_replay)
         self._serial = 0
@@ -340,7 +342,6 @@ class Explorer:
                 self._lock.release()
 
     def _load_editors(self) -> None:
-        self._mark_old()
         self.goto_error.layout.display = "none"
         scenario = self.controller.scenario
         self.title.value = (
@@ -374,7 +375,7 @@ class Explorer:
         A picture is of the run that was painted last, which is older than the last run while views are being worked out.
         """
         run, painted, scenario = self.controller.run, self._painted, self.controller.scenario
-        waiting = painted is not None and painted.scenario is not scenario
+        waiting = painted is not None and painted.scenario is not scenario and not self.controller.awaited
         if waiting or self._replaying:
             self.root.add_class("wb-old")
         else:

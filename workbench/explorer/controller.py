@@ -63,6 +63,8 @@ class Controller:
     simulate : the engine
     pause : seconds that an edit waits for a newer one before it is run, if it came as soon after the one before: a drag.
         An edit by itself is run at once
+    breath : seconds that the thread of such an edit waits for its run, which is mostly over by then: what that thread does
+        next, messages to the browser most of all, would take Python's lock and the browser's attention from it
     notify : called with the name of what changed. Calls come from the thread that edits and, for ``running``,
         ``progress``, ``result`` and ``failed``, from the worker thread.
     """
@@ -73,10 +75,11 @@ class Controller:
         *,
         simulate: Simulate = _engine,
         pause: float = 0.03,
+        breath: float = 0.0,
         notify: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._simulate = simulate
-        self._pause = pause
+        self._pause, self._breath = pause, breath
         self.notify = notify
         self._scenario = scenario
         self._mapping = scenario.to_mapping()
@@ -96,6 +99,7 @@ class Controller:
         self._done = 0
         self._asked = (-math.inf, -math.inf)
         """When the last two requests came."""
+        self._awaited = False
         self._request: Scenario | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -200,6 +204,16 @@ class Controller:
         """Whether a run is wanted or under way."""
         return self._done < self._wanted
 
+    @property
+    def awaited(self) -> bool:
+        """Whether the edit's thread still waits for its run; nobody has been told of it by then."""
+        return self._awaited and self.running
+
+    @property
+    def _dragged(self) -> bool:
+        """Whether the last request came so soon after the one before that more may come."""
+        return self._asked[1] - self._asked[0] < DRAG
+
     def start(self) -> None:
         """Ask for a run of the present scenario; a run of an older one is cancelled."""
         with self._condition:
@@ -211,7 +225,13 @@ class Controller:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="workbench explorer", daemon=True)
                 self._thread.start()
+            self._awaited = bool(self._breath) and not self._dragged and threading.current_thread() is not self._thread
             self._condition.notify_all()
+            if self._awaited:
+                self._condition.wait_for(lambda: not self.running, self._breath)
+                self._awaited = False
+        if self._breath and self.running:
+            self.notify("running")
 
     def cancel(self) -> None:
         """Stop the run under way; the last good result stays."""
@@ -249,8 +269,7 @@ class Controller:
                     return
                 number, request = self._wanted, self._request
                 # In a drag, a newer edit within the pause takes the place of this one.
-                drag = self._asked[1] - self._asked[0] < DRAG
-                patient = request is not None and drag
+                patient = request is not None and self._dragged
                 if patient and self._condition.wait_for(lambda: self._wanted != number, self._pause):  # noqa: B023
                     continue
             if request is not None:
