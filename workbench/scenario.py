@@ -449,8 +449,18 @@ class Observe(_OnRange):
     op: Literal["observe"] = "observe"
 
 
+class CheckExtension(Operation):
+    """KVM_CHECK_EXTENSION on the VM: what guest_memfd can do on this kernel for this type of VM, as a number of flags.
+
+    KVM_CAP_VM_TYPES is none of them: its answer is the machine's and the kernel configuration's.
+    """
+
+    op: Literal["check_extension"] = "check_extension"
+    capability: Literal["guest_memfd", "guest_memfd_flags", "memory_attributes", "pre_fault_memory"]
+
+
 class CreateVm(Operation):
-    """KVM_CREATE_VM: a machine of the guest's type in place of the one before."""
+    """KVM_CREATE_VM: a machine of the guest's type (``guest.vm_type``) in place of the one before."""
 
     op: Literal["create_vm"] = "create_vm"
 
@@ -622,6 +632,7 @@ AnyOperation = Annotated[
     | Unhog
     | Zones
     | Observe
+    | CheckExtension
     | CreateVm
     | Memslot
     | SetMemoryAttributes
@@ -853,6 +864,14 @@ class Scenario(_Model):
     def conversion_mode(self) -> profiles.ConversionMode:
         """How this scenario's conversions are done."""
         return self.guest.conversion.mode or self.kernel.conversion[0]
+
+    @property
+    def init_shared_allowed(self) -> bool:
+        """arch/x86/kvm/x86.c: kvm_arch_supports_gmem_init_shared: 6.18 to 7.3 types without private memory, from 7.4 on every
+        type while pages convert in place."""
+        if not self.guest.private_memory:
+            return True
+        return self.kernel.private_init_shared and self.conversion_mode == "in-place"
 
     @property
     def generation(self) -> str:

@@ -21,6 +21,7 @@ from workbench.kernels.folios import run as folio
 
 GIB, TIB = 1 << 30, 1 << 40
 COUNT = int(os.environ.get("BENCH_FOLIO_CONVERSIONS", "10000000"))
+SMALL_GUEST = 512 << 30
 ROWS = os.environ.get("BENCH_FOLIO_ROWS", "")
 LIMIT_OF_C = 1.25
 LIMIT_BYTES_PER_PAGE = 0.2
@@ -45,6 +46,33 @@ def new_guest(size: int, order: int, generation: int, folios: int = folio.HUGETL
     stream = np.array([[folio.GUEST_FAULT, 0, size, 1, 0, 0], [folio.LRU_DRAIN, *[0] * 5]])
     run(state, stream, np.zeros(2, np.int32), np.zeros(2, np.int64))
     return state
+
+
+def small_guest(size: int) -> folio.FolioState:
+    """Without a pool: all private, a run of 4 KiB folios of any length in each 2 MiB. ``new_guest`` has no such folios."""
+    options = np.zeros(folio.OPTIONS, np.int64)
+    options[:3] = size >> 12, folio.ORDER_2M, folio.GENERATION_C
+    options[folio.FOLIOS], options[folio.FALLBACK] = folio.BUDDY_FOLIOS, 1
+    host = folio.new_host(np.full(2, 1 << 40), np.array([[0, 1], [1, 0]]), np.zeros((2, 2), np.int64))
+    state = folio.new_state(options, host)
+    rng = np.random.default_rng(2)
+    blocks = size >> 21
+    first = rng.integers(0, 512, blocks)
+    stream = np.zeros((blocks + 1, 6), np.int64)
+    stream[:blocks, folio.OP], stream[blocks, folio.OP] = folio.GUEST_FAULT, folio.LRU_DRAIN
+    stream[:blocks, folio.OFFSET] = (np.arange(blocks) << 21) + (first << 12)
+    stream[:blocks, folio.LENGTH] = rng.integers(1, 513 - first) << 12
+    stream[:blocks, folio.ARGUMENT] = 1
+    run(state, stream, np.zeros(blocks + 1, np.int32), np.zeros(blocks + 1, np.int64))
+    return state
+
+
+def collapses(size: int) -> np.ndarray:
+    """Every 2 MiB once, in any order, int64 (n, 6)."""
+    blocks = np.random.default_rng(3).permutation(size >> 21)
+    stream = np.zeros((len(blocks), 6), np.int64)
+    stream[:, folio.OP], stream[:, folio.OFFSET], stream[:, folio.NODE] = folio.COLLAPSE, blocks << 21, blocks & 1
+    return stream
 
 
 def copied(state: folio.FolioState) -> folio.FolioState:
@@ -89,6 +117,38 @@ def large_guest() -> None:
     print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
+def compared(library: ctypes.CDLL, name: str, fresh: folio.FolioState, stream: np.ndarray) -> list[str]:
+    """A row of the table: the port and this on one state, whose every array and answer must be the same afterwards."""
+    count = len(stream)
+    errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)
+    c_errors, c_offsets = errors.copy(), offsets.copy()
+    work = copied(fresh)  # one for both: where memory lies, in huge pages or not, is part of the time
+    port = CState(
+        **{field: pointer(getattr(work, field)) for field in FIELDS}, nodes=2, blocks_2m=len(work.reference_row)
+    )
+
+    def reset() -> None:
+        for array, content in zip(work, fresh, strict=True):
+            array[...] = content
+
+    def run_c() -> None:
+        library.run(ctypes.byref(port), pointer(stream), ctypes.c_int64(count), pointer(c_errors), pointer(c_offsets))
+
+    def run_mine() -> None:
+        run(work, stream, errors, offsets)
+
+    times = measure({"C": Variant(run_c, reset), "Numba": Variant(run_mine, reset)}, repetitions=5)
+    mine = copied(work)
+    reset()
+    run_c()
+    for field in FIELDS:
+        assert np.array_equal(getattr(mine, field), getattr(work, field)), field
+    assert np.array_equal(errors, c_errors) and np.array_equal(offsets, c_offsets)
+    ratio = times.ratio("Numba", "C")
+    each = (duration(times[what] / count) for what in ("C", "Numba"))
+    return [name, *each, f"{ratio:.3g} ×", f"{LIMIT_OF_C:g} ×", verdict(ratio, LIMIT_OF_C)]
+
+
 def main() -> None:
     """Print the tables."""
     library = compile_c(Path(__file__).with_name("folio_port.c").read_text())
@@ -98,8 +158,6 @@ def main() -> None:
     else:
         library.run.restype = ctypes.c_int64
         stream = random_stream(TIB, COUNT)
-        errors, offsets = np.zeros(COUNT, np.int32), np.zeros(COUNT, np.int64)
-        c_errors, c_offsets = errors.copy(), offsets.copy()
         for name, order, generation, folios in (
             ("1 GiB folios, generation C", 18, folio.GENERATION_C, folio.HUGETLB_FOLIOS),
             ("1 GiB folios, generation B", 18, folio.GENERATION_B, folio.HUGETLB_FOLIOS),
@@ -111,35 +169,15 @@ def main() -> None:
             if not any(part in name for part in ROWS.split(",")):
                 continue
             fresh = new_guest(TIB, order, generation, folios)
-            work = copied(fresh)  # one for both: where memory lies, in huge pages or not, is part of the time
-            port = CState(
-                **{field: pointer(getattr(work, field)) for field in FIELDS}, nodes=2, blocks_2m=len(work.reference_row)
-            )
-
-            def reset(state: folio.FolioState = work, fresh: folio.FolioState = fresh) -> None:
-                for array, content in zip(state, fresh, strict=True):
-                    array[...] = content
-
-            def run_c(port: CState = port) -> None:
-                library.run(
-                    ctypes.byref(port), pointer(stream), ctypes.c_int64(COUNT), pointer(c_errors), pointer(c_offsets)
-                )
-
-            def run_mine(state: folio.FolioState = work) -> None:
-                run(state, stream, errors, offsets)
-
-            times = measure({"C": Variant(run_c, reset), "Numba": Variant(run_mine, reset)}, repetitions=5)
-            mine = copied(work)
-            reset()
-            run_c()
-            for field in FIELDS:
-                assert np.array_equal(getattr(mine, field), getattr(work, field)), field
-            assert np.array_equal(errors, c_errors) and np.array_equal(offsets, c_offsets)
-            ratio = times.ratio("Numba", "C")
-            rows.append([name, duration(times["C"] / COUNT), duration(times["Numba"] / COUNT), f"{ratio:.3g} ×",
-                         f"{LIMIT_OF_C:g} ×", verdict(ratio, LIMIT_OF_C)])  # fmt: skip
+            rows.append(compared(library, name, fresh, stream))
         header = ["1 TiB, 4 KiB to 2 MiB log-uniform", "C", "this", "ratio", "goal", ""]
-        print_table(f"{COUNT:,} random conversions: each", header, rows)
+        if rows:
+            print_table(f"{COUNT:,} random conversions: each", header, rows)
+        name = "4 KiB folios, 1 to 512 of them, into one of 2 MiB"
+        if any(part in name for part in ROWS.split(",")):
+            row = compared(library, name, small_guest(SMALL_GUEST), collapses(SMALL_GUEST))
+            header[0] = f"{SMALL_GUEST // GIB} GiB, ranges in any order"
+            print_table(f"khugepaged, {SMALL_GUEST >> 21:,} ranges of 2 MiB: each", header, [row])
     if ROWS:
         return
 

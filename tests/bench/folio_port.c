@@ -1,12 +1,12 @@
 /* The conversion path of kernels/folios/run.py in C: same state, same algorithm, one huge page size, one-step splits,
- * with the second stage's leaves and with what merges do to content. References and poison are absent from the benchmark's
+ * with the second stage's leaves and with what merges do to content; and what khugepaged makes of 4 KiB folios. References and poison are absent from the benchmark's
  * streams, and memory for xarray nodes is not counted there, so only the tests for their absence are here. */
 
 #include <stdint.h>
 
 enum { NONE, BASE, SPLIT, HUGE_2M, HUGE_1G };
 enum { PAGES, BACKING, GENERATION, SPLITTING, SPLIT_AT, MERGING, HVO, XARRAY = 9, FOLIOS = 13,
-       HUGETLB_FOLIOS = 0, SMALL_FOLIOS = 2 };
+       HUGETLB_FOLIOS = 0, BUDDY_FOLIOS, SMALL_FOLIOS };
 enum { N_SHARED, N_PRESENT, N_MAPPED_1G, N_MAPPED_2M, N_LOST_1G, N_LOST_2M, N_REGAINED_1G, N_REGAINED_2M,
        N_SPLITS_1G, N_SPLITS_2M, N_MERGES_1G, N_MERGES_2M, N_UNOPTIMISED, N_CONVERSIONS, N_CONVERTED, N_WITHOUT_WORK,
        N_FAILED, N_ROLLBACKS, N_INVALIDATIONS, N_INVALIDATED, N_LOST_PRIVATE, N_SPINS, N_DRAINS, N_ZEROED, N_TAKEN,
@@ -31,7 +31,7 @@ struct state {
 enum { SHARED, LEVEL, SLABS };
 enum { LEAF_NONE, LEAF_4K, LEAF_2M, LEAF_1G, LEAF_MASK = 3, RETURNED_2M = 4, RETURNED_1G = 8,
        UPTODATE_ALL = 16, UPTODATE_SOME = 32, ANY_UPTODATE = 48 };
-enum { UPTODATE = 1, CONTENT_LOST, PAGE_COLUMNS };
+enum { PRESENT, UPTODATE, CONTENT_LOST, PAGE_COLUMNS };
 enum { FULL, HOME, EXTRA };
 enum { FREE, ORDER = 5 };
 enum { COUNTERS = 45, AT = COUNTERS, TAKEN = COUNTERS + 2 };
@@ -462,7 +462,35 @@ static int convert_blocks(struct state *s, int64_t first, int64_t end, int to_sh
     return 0;
 }
 
-enum { CONVERT, OP = 0, OFFSET, LENGTH, ARGUMENT, COLUMNS = 6 };
+static int collapse_small(struct state *s, int64_t offset, int64_t node) {
+    int64_t page = offset >> 12, block = offset >> 21, copied = 0, *counts = s->numbers;
+    if (offset < 0 || offset & ((1 << 21) - 1) || page + 512 > s->options[PAGES]) return EINVAL;
+    if (s->options[FOLIOS] != BUDDY_FOLIOS || s->blocks[2 * block + LEVEL] != BASE || s->blocks[2 * block + SHARED])
+        return EINVAL;
+    if (counts[N_ROWS] || counts[N_LRU] || counts[N_POISONED]) __builtin_trap();
+    unmap_range(s, page, page + 512);
+    counts[N_INVALIDATIONS]++;
+    counts[N_INVALIDATED] += 512 << 12;
+    for (int64_t word = block << 3; word < (block + 1) << 3; word++) {
+        copied += __builtin_popcountll(s->pages[PAGE_COLUMNS * word + PRESENT]);
+        s->pages[PAGE_COLUMNS * word + PRESENT] = 0;
+    }
+    s->blocks[2 * block + LEVEL] = HUGE_2M;
+    backing_row(s, block)[HOME] = (int16_t)node;
+    if (!(s->marks[block] & UPTODATE_ALL)) {
+        if (s->marks[block] & UPTODATE_SOME)
+            for (int64_t word = block << 3; word < (block + 1) << 3; word++) s->pages[PAGE_COLUMNS * word + UPTODATE] = 0;
+        s->marks[block] = (s->marks[block] & ~ANY_UPTODATE) | UPTODATE_ALL;
+    }
+    counts[N_PRESENT] += 512 - copied;
+    counts[N_MAPPED_2M]++;
+    counts[N_COLLAPSED]++;
+    counts[N_COPIED] += copied;
+    returned(s, block, 0);
+    return 0;
+}
+
+enum { CONVERT, COLLAPSE = 12, OP = 0, OFFSET, LENGTH, ARGUMENT, NODE, COLUMNS = 6 };
 
 int64_t run(struct state *s, const int64_t *stream, int64_t n, int32_t *errors, int64_t *offsets) {
     int64_t failed = 0, size = s->options[PAGES] * 4096;
@@ -470,8 +498,13 @@ int64_t run(struct state *s, const int64_t *stream, int64_t n, int32_t *errors, 
         const int64_t *row = stream + i * COLUMNS;
         int64_t from = row[OFFSET], bytes = row[LENGTH];
         int error;
-        if (row[OP] != CONVERT) return -1;
         s->numbers[AT] = -1;
+        if (row[OP] == COLLAPSE) {
+            errors[i] = collapse_small(s, from, row[NODE]);
+            offsets[i] = -1;
+            continue;
+        }
+        if (row[OP] != CONVERT) return -1;
         s->numbers[N_CONVERSIONS]++;
         if (from < 0 || bytes <= 0 || (from | bytes) & 4095 || from > size || bytes > size - from) error = EINVAL;
         else if (s->options[GENERATION] == 0 || s->options[BACKING] == 0 || s->options[FOLIOS] == SMALL_FOLIOS)

@@ -76,7 +76,7 @@ def test_every_operation_that_linux_has():
         {"op": "migrate_pages", "source": 2, "target": 5}, {"op": "madvise", "length": "4 KiB", "advice": 9},
         {"op": "hog", "node": 2, "size": "1 MiB", "bind": True}, {"op": "unhog"}, {"op": "zones"},
         {"op": "reset_rotation"}, {"op": "set_weights"}, {"op": "set_mems_allowed"}, {"op": "observe", "length": "8 KiB"},
-        {"op": "prefault"},
+        {"op": "prefault"}, {"op": "check_extension", "capability": "guest_memfd_flags"},
         strict=False,
     ))  # fmt: skip
     assert out[2:-2] == [
@@ -85,7 +85,7 @@ def test_every_operation_that_linux_has():
         "gettask", "getil", "getpol g1 2", "getnode g1 0", "falloc g0 0 2", "falloc g0 0 100b 0", "punch g0 1 1",
         "touch g0 0 2 rand 9", "rtouch g0 0 2 stride 3", "touch g0 0 2 rev", "vtouch g0 0 2", "prefault g0 0 2",
         "migrate 0 1", "madv g0 0 1 9", "eat 0 256 bind", "uneat", "zones", "reset", "weights default", "cpuset off",
-        "place g0 0 2", "falloc g0 0 64", "place g0",
+        "place g0 0 2", "falloc g0 0 64", "kvmcap GUEST_MEMFD_FLAGS", "place g0",
     ]  # fmt: skip
 
 

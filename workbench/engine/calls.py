@@ -70,6 +70,7 @@ CALLS: dict[type[sc.Operation], Call] = {
     sc.MigratePages: calls_migration.migrate_pages,
     sc.Compact: calls_migration.compact,
     sc.Convert: calls_conversion.convert,
+    sc.CheckExtension: calls_conversion.check_extension,
     sc.CreateVm: calls_conversion.create_vm,
     sc.Memslot: calls_conversion.memslot,
     sc.SetMemoryAttributes: calls_conversion.set_memory_attributes,

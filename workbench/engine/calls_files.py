@@ -57,7 +57,7 @@ def create(system: System, operation: sc.Create) -> Result:
     if order and not kernel.huge_pages:
         places = profiles.having(profiles.with_huge_pages())
         return failed(errno.EINVAL, reason=f"huge pages: not on {kernel.name}; on {places}", **detail)
-    if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not _init_shared_allowed(system.scenario):
+    if flags & GUEST_MEMFD_FLAG_INIT_SHARED and not system.scenario.init_shared_allowed:
         places = profiles.having(profiles.with_private_init_shared())
         reason = f"init_shared: not for VM type {system.scenario.guest.vm_type} on {kernel.name}; in place on {places}"
         return failed(errno.EINVAL, reason=reason, **detail)
@@ -100,14 +100,6 @@ def flags_word(scenario: sc.Scenario, operation: sc.Create) -> int:
             names = ()  # a file that can be mapped would serve shared accesses too, and the second backend none
     words = {"mmap": GUEST_MEMFD_FLAG_MMAP, "init_shared": GUEST_MEMFD_FLAG_INIT_SHARED}
     return sum(words[name] for name in dict.fromkeys(names or ()))
-
-
-def _init_shared_allowed(scenario: sc.Scenario) -> bool:
-    """arch/x86/kvm/x86.c: kvm_arch_supports_gmem_init_shared: 6.18 to 7.3 types without private memory, from 7.4 on every
-    type while pages convert in place."""
-    if not scenario.guest.private_memory:
-        return True
-    return scenario.kernel.private_init_shared and scenario.conversion_mode == "in-place"
 
 
 def _huge_pages_start_shared(system: System, operation: sc.Create, order: int) -> bool:

@@ -29,6 +29,7 @@ class Verb:
 
 
 _LOOKS = "looks at the host; counters include the background's use"
+_ASKED = "VM_TYPES and what is given by number: the answer is the machine's"
 _PRIVATE = "private memory: judged with the VM type of the guest"
 
 VERBS: dict[str, Verb] = {
@@ -66,7 +67,7 @@ VERBS: dict[str, Verb] = {
                  "where memory ends depends on the background's use"),
     # Private memory
     "vm": Verb("none|sw_protected|sev|sev_es|snp|tdx|NUMBER", "a virtual machine of this type from here on", 1, 1, _PRIVATE),
-    "kvmcap": Verb("NUMBER|NAME", "KVM_CHECK_EXTENSION on the virtual machine", 1, 1, "the answer is the kernel's alone"),
+    "kvmcap": Verb("NUMBER|NAME", "KVM_CHECK_EXTENSION on the virtual machine", 1, 1, _ASKED),
     "slot": Verb("gI [gJ]", "memslot of a file; shared accesses go to the mapping of gJ", 1, 2, _PRIVATE),
     "attr": Verb("gI BYTES BYTES private|shared|NUMBER [FLAGS]",
                  "KVM_SET_MEMORY_ATTRIBUTES on the guest addresses of the file", 4, 5, _PRIVATE),

@@ -198,6 +198,8 @@ class _Translator:
             return f"falloc {self._byte_range(op)}" + (f" {op.mode}" if op.mode is not None else "")
         if isinstance(op, sc.PunchHole):
             return f"punch {self._byte_range(op)}"
+        if isinstance(op, sc.CheckExtension):
+            return f"kvmcap {op.capability.upper()}"
         if isinstance(op, sc.CreateVm):
             return f"vm {self.scenario.guest.vm_type}"
         if isinstance(op, sc.Memslot):

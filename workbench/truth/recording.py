@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from workbench import policy as mp
 from workbench import scenario as sc
@@ -422,7 +422,7 @@ _NOT_SIMULATED = {
     "alias": "the file is not simulated",
     "unpin": "nothing that is simulated was pinned",
     "fill": "where memory ends depends on the background's use",
-    "kvmcap": "the answer is the kernel's alone",
+    "kvmcap": "the answer is the machine's and the kernel configuration's",
     "pool": "changes the host behind the files",
     "pools": "looks at the host",
     "numastat": "counters include the background's use",
@@ -567,6 +567,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         if entry.seen.get("errno") == 0 and rest[0] in ("none", "sw_protected"):
             return sc.CreateVm(**common)
         raise Unknown(f"virtual machines of type {rest[0]} are not replayed")
+    if verb == "kvmcap" and rest[0].lower() in get_args(sc.CheckExtension.model_fields["capability"].annotation):
+        return sc.CheckExtension(**common, capability=rest[0].lower())
     if verb == "slot":
         return sc.Memslot(**on, backend=arguments[1] if len(rest) > 1 else None)
     if verb == "attr":
