@@ -198,6 +198,8 @@ def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> 
     if word is None:
         word = KVM_MEMORY_ATTRIBUTE_PRIVATE if operation.private else 0
     known = KVM_MEMORY_ATTRIBUTE_PRIVATE if system.scenario.guest.private_memory else 0
+    if word & ~known and not known:
+        return failed(errno.EINVAL, reason=profiles.without_private_memory(system.scenario.guest.vm_type))
     if word & ~known or operation.raw_flags or length <= 0 or operation.offset % PAGE_SIZE or length % PAGE_SIZE:
         return failed(errno.EINVAL)
     if file is None:
