@@ -148,10 +148,12 @@ class FileMap:
 
     def tiled(self) -> Int64s:
         """The zone of every folio of all allocation rows, in the order in which they were placed."""
-        rows = self.allocations[: int(self.progress[ALLOCATIONS])]
+        rows = self.allocations[: int(self.progress[ALLOCATIONS])].tolist()
+        if len(rows) == 1 and rows[0][kernels.PERIOD] == 1:  # of one zone, as most often
+            return np.full(rows[0][kernels.COUNT], self.tiles[rows[0][kernels.OFFSET]], np.int64)
         parts = [
             np.tile(self.tiles[offset : offset + period], -(-count // period))[:count]
-            for _, count, _, offset, period in rows.tolist()
+            for _, count, _, offset, period in rows
         ]
         return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
 

@@ -330,6 +330,8 @@ class Metadata:
             # Pages that all come in one order need no list: whole batches go to their tables as they are handed out.
             direct = whole * batch
             for level in range(len(missing) - 1, -1, -1):
+                if not direct:
+                    break
                 count = _length([missing[level]])
                 missing[level], others = _split(missing[level], max(0, count - direct), step)
                 direct -= _length([others])
