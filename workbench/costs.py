@@ -315,6 +315,16 @@ _ALL = (
         f"{CLEARING}: 17.5 GB/s, 38 to 50 with clear_pages() on AMD; range: 61 GB/s on EPYC 9B24 (reply to v4) to {KTASK}: "
         "100 GiB in 41.13 s, 1569 ns for 4 KiB",
     ),
+    Cost(
+        "remote_wait",
+        1.0,
+        "1",
+        0.25,
+        1.0,
+        f"estimate: part of what memory of another node is later by that work on it waits for. {KTASK}: if a node's 128 GiB "
+        "come first, one thread takes 1.21 to 1.38 times as long for the rest, where latencies differ by 1.35 to 2.3. The "
+        "value is the most it can be",
+    ),
     Cost("touch_page", 224.0, "ns/4KiB", 200.0, 340.0, f"{HYPERALLOC}: huge-manual second touch"),
     Cost(
         "iommu_unmap_2m",

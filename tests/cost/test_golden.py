@@ -12,6 +12,7 @@ from workbench.cost.kernel_times import kernel_times
 from workbench.cost.machine import machine, parameters
 from workbench.errors import WorkbenchError
 from workbench.topology.host import Host, Node, machine_names
+from workbench.truth.published import read_table
 
 GIB = 1 << 30
 
@@ -385,6 +386,14 @@ def test_kernel_times_on_paper():
     assert float(kept["struct_pages"]) == pytest.approx(64 * 21.1e-9)
     remote = kernel_times(where, GIB, samples=1, node=1, source=0, costs={**flat_bus, "remote_latency_ratio": 2.0})
     assert float(remote["clear"]) == pytest.approx(2 * float(one["clear"]))
+    half = {
+        **flat_bus,
+        "remote_latency_ratio": 2.0,
+        "remote_wait": 0.5,
+    }  # waits for half of the 100 ns that it is later by
+    assert float(kernel_times(where, GIB, samples=1, node=1, source=0, costs=half)["clear"]) == pytest.approx(
+        1.5 * float(one["clear"])
+    )
     assert one["clear"].attrs["basis"] == "modelled"
 
 
@@ -398,6 +407,18 @@ def test_published_kernel_times_lie_in_the_range():
         rate = GIB / 1e9 / kernel_times(where, GIB, page, samples=400)["clear"].values[1:]
         low, high = np.quantile(rate, (0.05, 0.95))
         assert all(low <= value <= high for value in published), (page, low, high)
+
+
+def test_published_clearing_of_remote_memory_lies_in_the_range():
+    """One thread clears 100 GiB of its own node in 41.13 s; with 128 GiB a node the rest of 200, 400, 800 is on others."""
+    rows = [row for row in read_table("hugetlb_runtime").rows if row[:2] == ("E7-8895 v3", "1 GiB") and row[5] == 1]
+    alone = rows[0][6] / rows[0][4]
+    slower = [(seconds - 128 * alone) / (gib - 128) / alone for *_, gib, _, seconds in rows[1:]]
+    assert slower == pytest.approx([1.25, 1.21, 1.38], abs=0.01)
+    where = host("dram", "dram")
+    near, far = (kernel_times(where, GIB, samples=400, node=node, source=0)["clear"].values[1:] for node in (0, 1))
+    low, high = np.quantile(far / near, (0.05, 0.95))
+    assert low < min(slower) and max(slower) < high < 2.3
 
 
 # -------------------------------------------------------------------------------------------------- weights

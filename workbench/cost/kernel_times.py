@@ -3,7 +3,8 @@
 One thread's time comes from published measurements on several machines and has a range that covers them. Several threads
 divide the work, and wait longer for memory the busier they make it (the curves of the machine), until it is as fast as it
 gets: clearing writes whole lines (read for ownership included where the instruction does not avoid it), a struct page is 64
-bytes that are read and written back. On a remote node one thread is slower by the ratio of latencies, and many share the link.
+bytes that are read and written back. On a remote node one thread is slower by the ratio of latencies at most, and many share
+the link.
 
 Times of SNP and TDX work (accepting pages, RMPUPDATE, PSMASH, encryption) are not here: no measurement of them was found
 that says what it was measured on. All times are modelled.
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 CLEAR = {"4 KiB": "clear_page_4k", "2 MiB": "clear_page_2m", "1 GiB": "clear_page_1g"}
 KEPT_BY_HVO = 64
 """struct pages of a huge page that are initialised where HVO leaves the rest to one shared page of vmemmap."""
-KERNEL_SAMPLED = (*CLEAR.values(), "struct_page_init", "struct_page_bytes_moved", "ept_fault")
+KERNEL_SAMPLED = (*CLEAR.values(), "struct_page_init", "struct_page_bytes_moved", "ept_fault", "remote_wait")
 _HALVINGS = 40
 CLEAR_BYTES = 2.0
 """Bytes that memory moves for each byte cleared: read for ownership, and written back."""
@@ -48,14 +49,17 @@ def _rate_cap(host: Machine, node: int, source: int) -> float:
     return float(min(memory, host.link_bandwidth[near, far] * host.link_shape[near, far, half]))
 
 
-def seconds(one: float, units: float, threads: int, moved: float, host: Machine, node: int, source: int) -> float:
+def seconds(
+    one: float, units: float, threads: int, moved: float, host: Machine, node: int, source: int, wait: float = 1.0
+) -> float:
     """Seconds of ``units`` units of ``one`` ns and ``moved`` bytes each, by ``threads`` threads.
 
     ``one`` is what a unit takes one thread on memory that nobody else uses. With more of them each waits by as much longer as
-    latency grows with the load they make together; the load at which both agree is found on the curve.
+    latency grows with the load they make together; the load at which both agree is found on the curve. ``wait`` is the part of
+    what remote memory is later by that a unit waits for.
     """
     idle = float(host.latency[source, node])
-    alone = one * idle / float(host.latency[:, node].min())
+    alone = one * (1.0 + wait * (idle / float(host.latency[:, node].min()) - 1.0))
     fastest = 1000.0 * moved / _rate_cap(host, node, source)
     slower = 1.0 + host.families[host.memory_family[node]].delays[len(curves.MIXES) // 2] / idle
     per_unit = alone / threads / np.interp(min(1.0, fastest / alone), curves.LOADS, slower)
@@ -118,9 +122,10 @@ def kernel_times(
         def cost(name: str, k: int = k, values: Mapping[str, float] = values) -> float:
             return float((costs or {}).get(name, kernel[name][k]))
 
-        times[0, k] = seconds(cost(CLEAR[page]), small, threads, CLEAR_BYTES * PAGE_SIZE, model, at, by)
+        wait = cost("remote_wait")
+        times[0, k] = seconds(cost(CLEAR[page]), small, threads, CLEAR_BYTES * PAGE_SIZE, model, at, by, wait)
         moved = cost("struct_page_bytes_moved") * STRUCT_PAGE / 64.0
-        times[1, k] = seconds(cost("struct_page_init"), initialised, threads, moved, model, at, by)
+        times[1, k] = seconds(cost("struct_page_init"), initialised, threads, moved, model, at, by, wait)
     pick = slice(None) if samples > 1 else 0
     return results.make(
         KernelTimes,
