@@ -138,8 +138,8 @@ function bars(data, width, height) {
 
 // One bar for each node that runs vCPUs: where the memory lies that it uses; numbers of the model beside it.
 function vcpus(data, width) {
-  // Where there is no room for the model's words beside a bar, they stand below it.
-  const below = width < 760, rowH = below ? 42 : 26, left = 108, right = below ? 90 : 496;
+  // Where the words of the model would leave a bar less than 300 pixels, they stand below it.
+  const below = width < 904, rowH = below ? 42 : 26, left = 108, right = below ? 90 : 496;
   const height = Math.max(60, data.rows.length * rowH + 34);
   const root = svg("svg", { width, height, role: "group", "aria-label": data.summary });
   const inner = Math.max(60, width - left - right);
