@@ -77,10 +77,12 @@ def made(flags: int, size: int = SIZE) -> dict[str, object]:
 @pytest.mark.parametrize("vm_type", VM_TYPES)
 @pytest.mark.parametrize("kernel", RELEASED)
 def test_flags(kernel: str, vm_type: str) -> None:
-    """test_guest_memfd_flags: each single bit, and the two together."""
+    """test_guest_memfd_flags: each single bit, and the two together; the VM says which there are."""
     words = [*(1 << bit for bit in range(64)), MMAP | INIT_SHARED]
-    answers = run(kernel, vm_type, [{**made(flags), "file": f"f{flags}"} for flags in words])
-    expected = ["EINVAL" if flags & ~allowed(kernel, vm_type) else "" for flags in words]
+    asked = {"op": "check_extension", "capability": "guest_memfd_flags"}
+    said, *answers = run(kernel, vm_type, [asked, *({**made(flags), "file": f"f{flags}"} for flags in words)])
+    assert said["ret"] == allowed(kernel, vm_type)
+    expected = ["EINVAL" if flags & ~said["ret"] else "" for flags in words]
     assert [answer["errno"] for answer in answers] == expected
 
 
@@ -311,6 +313,28 @@ def test_only_the_page_that_was_named(kernel: str, page: int) -> None:
         assert seen(answers)[len(touched) + 1 :] == expected
     back = [convert("private", page), convert("shared", page), *all_pages]
     assert seen(in_place(kernel, MMAP | INIT_SHARED, back, pages=4)) == ["fine"] * 6
+
+
+@pytest.mark.parametrize("page", range(4))
+@pytest.mark.parametrize("kernel", IN_PLACE)
+def test_what_host_and_guest_reach_of_each_page(kernel: str, page: int) -> None:
+    """indexing: all are shared, last page first; one becomes private, is used by the guest alone, and comes back."""
+
+    def each(pages: Sequence[int]) -> list[dict[str, object]]:
+        return [touch(number) for number in pages for touch in (host, guest, host)]
+
+    operations = [
+        *each(range(3, -1, -1)),
+        convert("private", page),
+        guest(page),
+        *each(range(4)),
+        convert("shared", page),
+    ]
+    answers = in_place(kernel, MMAP | INIT_SHARED, [*operations, *each(range(4))], pages=4)
+    private = ["SIGBUS", "fine", "SIGBUS"]
+    seen_of_each = [said for number in range(4) for said in (private if number == page else ["fine"] * 3)]
+    assert seen(answers) == ["fine"] * 14 + seen_of_each + ["fine"] * 13
+    assert not any("content_lost_pages" in answer for answer in answers)
 
 
 @pytest.mark.parametrize("page", range(8))
