@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,32 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise WorkbenchError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A new directory beside ``path`` (whose own is made if it is missing), gone at the end with all that is in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent.absolute()))
+    looks = 1
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        looks = LATE_LOOKS
+        raise
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            for _ in range(1, looks):  # a thread of Zarr's ends what it is writing, and makes the directories for it
+                time.sleep(LATE / LATE_LOOKS)
+                shutil.rmtree(folder, ignore_errors=True)
+        except KeyboardInterrupt:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+LATE, LATE_LOOKS = 0.5, 20
+"""Seconds after an interrupt in which files may still come into such a directory, and how often they are removed."""
 
 
 def read_file(path: Path, most: int, field: str) -> bytes:

@@ -21,7 +21,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import traceback
 import zipfile
 from collections.abc import Hashable, Mapping, Sequence
@@ -34,6 +33,7 @@ from xarray.indexes import PandasIndex
 
 from workbench import duck_arrays, replacing, shown
 from workbench.errors import WorkbenchError
+from workbench.files import folder_beside
 from workbench.units import PAGE_SIZE
 from workbench.variables import Schema
 
@@ -333,29 +333,24 @@ def save(dataset: xr.Dataset, path: str | Path, *, force: bool = False) -> Path:
         variable.encoding = {}
     if not name.endswith(".nc"):  # Zarr has no portable form for texts of fixed length
         stored = _with_texts(stored, np.dtypes.StringDType())
-    temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent.absolute()))
-        made = temporary / name
-        if name.endswith(".nc"):
-            # By way of memory: HDF5 ends the process when the disk is full.
-            content = io.BytesIO()
-            stored.to_netcdf(content, engine="h5netcdf")
-            made.write_bytes(content.getbuffer())
-        elif name.endswith(".zip"):
-            # Zipped afterwards: writing into an archive would keep every version of each metadata file.
-            stored.to_zarr(temporary / "store", mode="w", consolidated=False)
-            archive = shutil.make_archive(str(temporary / "archive"), "zip", temporary / "store")
-            os.replace(archive, made)
-        else:
-            stored.to_zarr(made, mode="w", consolidated=False)
-        replacing.exchange(made, target)
+        with folder_beside(target) as temporary:
+            made = temporary / name
+            if name.endswith(".nc"):
+                # By way of memory: HDF5 ends the process when the disk is full.
+                content = io.BytesIO()
+                stored.to_netcdf(content, engine="h5netcdf")
+                made.write_bytes(content.getbuffer())
+            elif name.endswith(".zip"):
+                # Zipped afterwards: writing into an archive would keep every version of each metadata file.
+                stored.to_zarr(temporary / "store", mode="w", consolidated=False)
+                archive = shutil.make_archive(str(temporary / "archive"), "zip", temporary / "store")
+                os.replace(archive, made)
+            else:
+                stored.to_zarr(made, mode="w", consolidated=False)
+            replacing.exchange(made, target)
     except OSError as error:
         raise WorkbenchError(f"output: cannot write {target}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

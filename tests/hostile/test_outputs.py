@@ -25,6 +25,7 @@ import pytest
 import typer
 from recorder.test_kernel_build import FRAGMENT, tarball
 
+from workbench.__main__ import main as entry
 from workbench.commands import cli
 from workbench.data import datasets_path
 
@@ -280,7 +281,7 @@ def test_what_the_command_made_is_replaced_and_the_rest_by_force(
 EVENTS = {"os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "open", "ctypes.dlsym"}
 
 
-def _killed(words: tuple[str, ...], near: str, at: int) -> int | None:
+def _killed(words: tuple[str, ...], near: str, at: int, how: signal.Signals = signal.SIGKILL) -> int | None:
     """Run a command in a fork that is killed before its ``at``-th step near its output; the steps it took if it was not."""
     reads, writes = os.pipe()
     child = os.fork()
@@ -295,15 +296,16 @@ def _killed(words: tuple[str, ...], near: str, at: int) -> int | None:
                 return
             if event == "ctypes.dlsym" and arguments[1] != "renameat2":
                 return
-            if taken == at:
-                os.kill(os.getpid(), signal.SIGKILL)
             taken += 1
+            if taken == at + 1:
+                os.kill(os.getpid(), how)
 
         try:
             signal.alarm(60)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             sys.argv = ["workbench", *words]
             sys.addaudithook(step)
-            cli.main()
+            entry()
         finally:
             os.write(writes, str(taken).encode())
             os._exit(0)
@@ -336,3 +338,20 @@ def test_killed_in_between_the_old_is_there_or_the_new(
             assert code == 0, (at, steps, said)
         for left in given.glob(".workbench-*"):
             assert left.is_dir()
+
+
+@pytest.mark.parametrize("name", ["run", "run .nc", "import", "report"])
+def test_asked_to_end_in_between_nothing_half_made_stays(
+    name: str, given: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    """SIGTERM, as schedulers and ``timeout`` send it, is Ctrl-C: Python would end without a word and leave the directories."""
+    output = COMMANDS[name]
+    words = (*output.words, output.name, "--force")
+    command(*words)
+    around, old = {path.name for path in given.iterdir()}, tree(given / output.name)
+    steps = _killed(words, str(given), 1 << 30)
+    assert steps, "it writes"
+    for at in sorted({steps // 2, steps - 2} & set(range(steps))):
+        assert (_killed(words, str(given), at, signal.SIGTERM) or steps) > at, "it ended in its own way"
+        assert {path.name for path in given.iterdir()} == around
+        assert set(tree(given / output.name)) == set(old)

@@ -6,6 +6,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import xarray as xr
 
 from workbench import results
 from workbench.errors import WorkbenchError
+from workbench.files import folder_beside
 from workbench.reports.report import make_report
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
@@ -27,6 +30,24 @@ def dataset() -> xr.Dataset:
     return simulate(
         Scenario.from_mapping({"host": host, "guest": {"memory": "8 KiB"}, "operations": [{"op": "create"}]})
     )
+
+
+def test_what_a_thread_still_writes_after_an_interrupt_goes_too(tmp_path: Path) -> None:
+    """Zarr writes in a thread of its own, which makes directories anew."""
+
+    def late(folder: Path) -> None:
+        for number in range(10):
+            (folder / "c" / str(number)).mkdir(parents=True)
+            time.sleep(0.01)
+
+    def interrupted() -> None:
+        with folder_beside(tmp_path / "made" / "x.zarr") as folder:
+            threading.Thread(target=late, args=(folder,)).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list((tmp_path / "made").iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

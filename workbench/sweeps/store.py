@@ -17,8 +17,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ import xarray as xr
 
 from workbench import results
 from workbench.errors import WorkbenchError
+from workbench.files import folder_beside
 from workbench.sweeps.grid import Grid
 from workbench.variables import Coordinate, Sweep, Variable
 
@@ -283,24 +282,18 @@ def _check_same(path: Path, grid: Grid) -> None:
 def _create(path: Path, grid: Grid, nodes: Sequence[int]) -> None:
     """Make the store beside its place and rename it: two that start at once end with one of them."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        with folder_beside(path) as folder:
+            store = folder / "store"
+            with quiet_zarr():
+                _write_template(store, grid, nodes)
+            with contextlib.suppress(FileExistsError):
+                try:
+                    os.rename(store, path)
+                except OSError:
+                    if not path.exists():
+                        raise
     except OSError as error:
         raise WorkbenchError(f"sweep: cannot make {str(path)!r}: {error.strerror or error}") from error
-    try:
-        store = folder / "store"
-        with quiet_zarr():
-            _write_template(store, grid, nodes)
-        with contextlib.suppress(FileExistsError):
-            try:
-                os.rename(store, path)
-            except OSError as error:
-                if not path.exists():
-                    raise WorkbenchError(f"sweep: cannot make {str(path)!r}: {error.strerror or error}") from error
-    except OSError as error:
-        raise WorkbenchError(f"sweep: cannot make {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_template(store: Path, grid: Grid, nodes: Sequence[int]) -> None:
