@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -355,3 +356,24 @@ def test_asked_to_end_in_between_nothing_half_made_stays(
         assert (_killed(words, str(given), at, signal.SIGTERM) or steps) > at, "it ended in its own way"
         assert {path.name for path in given.iterdir()} == around
         assert set(tree(given / output.name)) == set(old)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["docs", "machines show .pdf", "machines calibrate", "oracle fetch", "snapshot", "record .gz", "import", "report"],
+)
+def test_a_disk_without_room_is_one_line_and_leaves_what_was_there(
+    name: str, given: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    output = COMMANDS[name]
+    words = (*output.words, output.name, "--force")
+    command(*words)
+    around, old = {path.name for path in given.iterdir()}, tree(given / output.name)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # every file, as if so much were left
+    try:
+        code, said = command(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2 and said.count("\n") == 1 and "File too large" in said, said
+    assert {path.name for path in given.iterdir()} == around and tree(given / output.name) == old

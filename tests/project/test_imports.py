@@ -54,7 +54,7 @@ WINGS = {
     "ready": {"data", "errors", "scenario"},
     "variables": {"costs"},
     "amounts": {"units"},
-    "results": {"duck_arrays", "errors", "kernels", "replacing", "scenario", "shown", "units", "variables"},
+    "results": {"duck_arrays", "errors", "files", "kernels", "replacing", "scenario", "shown", "units", "variables"},
     "tracking": SCENE,
     "engine": SCENE | {"tracking"},
     "cost": SCENE | {"tracking", "engine"},

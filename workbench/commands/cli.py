@@ -355,6 +355,9 @@ def main() -> None:
             name = str(error.filename)
             typer.echo(f"workbench: {one_line(ValueError(name[:60]))}...: no file has so long a name", err=True)
             raise SystemExit(2) from None
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            typer.echo(f"workbench: {one_line(str(error.filename or 'output'))[:200]}: {error.strerror}", err=True)
+            raise SystemExit(2) from None
         from workbench.commands.fault_log import write
 
         kept = write(error)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter
@@ -114,7 +115,9 @@ def draw(host: Host, out: Path, *, force: bool = False) -> None:
     kind = _format(out)
     figure = topology(host_dataset(host), title=host.title or host.name, assumed=", ".join(host.assumed))
     with whole_file(out) as temporary:
-        figure.savefig(temporary, format=kind, metadata=_PICTURES[kind])
+        content = io.BytesIO()  # what writes PDF stumbles over a full disk
+        figure.savefig(content, format=kind, metadata=_PICTURES[kind])
+        temporary.write_bytes(content.getbuffer())
 
 
 def _list(as_json: bool) -> None:

@@ -71,18 +71,22 @@ def build(
         Sphinx warned about something, a notebook failed, or ``target`` is not ours. Nothing is replaced then.
     """
     check_replaceable(target, force)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".workbench-docs-", dir=target.parent) as temporary:
-        source, made = Path(temporary, "source"), Path(temporary, "site")
-        shutil.copytree(root("docs"), source, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
-        say("writing the reference")
-        reference.write(source / "reference", command)
-        notebooks.write(source / "notebooks", kept, run=run, say=say)
-        with contextlib.suppress(WorkbenchError, OSError):
-            shutil.copytree(root("notebooks") / "images", source / "images", dirs_exist_ok=True)
-        say("making the pages")
-        sphinx(source, made, Path(temporary, "doctrees"))
-        replacing.exchange(made, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".workbench-docs-", dir=target.parent) as temporary:
+            source, made = Path(temporary, "source"), Path(temporary, "site")
+            shutil.copytree(root("docs"), source, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
+            say("writing the reference")
+            reference.write(source / "reference", command)
+            notebooks.write(source / "notebooks", kept, run=run, say=say)
+            with contextlib.suppress(WorkbenchError, OSError):
+                shutil.copytree(root("notebooks") / "images", source / "images", dirs_exist_ok=True)
+            say("making the pages")
+            sphinx(source, made, Path(temporary, "doctrees"))
+            replacing.exchange(made, target)
+    except OSError as error:
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        raise WorkbenchError(f"-o: cannot write {str(target)!a}: {why or error}") from error
     return target / "index.html"
 
 
