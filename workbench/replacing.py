@@ -43,10 +43,7 @@ def check(
     field : the option that named the place
     folder : the output may be a directory
     """
-    try:
-        without_controls(target.name)
-    except ValueError as error:
-        raise WorkbenchError(f"{field}: {error}") from None
+    check_names(target, field)
     try:
         if target.is_symlink():
             raise WorkbenchError(f"{field}: {str(target)!a} is a link; name the place itself")
@@ -64,6 +61,16 @@ def check(
         raise WorkbenchError(f"{field}: {str(target)[:200]!a}: not a file name") from None
     if not force and not ours(target):
         raise WorkbenchError(f"{field}: {str(target)!a} is there and no {what}; --force replaces it")
+
+
+def check_names(target: Path, field: str = "-o") -> None:
+    """Refuse names, of what is made and of directories made for it, that take over a terminal that lists them."""
+    for place in (target, *target.parents):
+        if place == target or not os.path.exists(place):
+            try:
+                without_controls(place.name)
+            except ValueError as error:
+                raise WorkbenchError(f"{field}: {error}") from None
 
 
 def exchange(made: Path, target: Path) -> None:

@@ -377,3 +377,14 @@ def test_a_disk_without_room_is_one_line_and_leaves_what_was_there(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 2 and said.count("\n") == 1 and "File too large" in said, said
     assert {path.name for path in given.iterdir()} == around and tree(given / output.name) == old
+
+
+def test_no_command_makes_a_name_that_a_terminal_takes_orders_from(
+    given: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    around = {path.name for path in given.iterdir()}
+    for name, output in sorted(COMMANDS.items(), key=lambda item: item[0] != "docs"):
+        for place in (f"\x1b[2J{output.name}", f"\u202e/{output.name}"):
+            code, said = command(*output.words, place)
+            assert code == 2 and "names have none" in said and said[:-1].isprintable(), (name, said)
+            assert {path.name for path in given.iterdir()} == around, name

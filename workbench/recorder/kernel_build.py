@@ -246,6 +246,7 @@ def _require_room(output: Path) -> None:
 
 def make_directory(path: Path) -> None:
     """Make a directory for results; raises WorkbenchError where that cannot be."""
+    replacing.check_names(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -28,6 +28,7 @@ import xarray as xr
 from workbench import results
 from workbench.errors import WorkbenchError
 from workbench.files import folder_beside
+from workbench.replacing import check_names
 from workbench.sweeps.grid import Grid
 from workbench.variables import Coordinate, Sweep, Variable
 
@@ -237,7 +238,8 @@ def open_store(path: Path, grid: Grid, nodes: Sequence[int]) -> Iterator[SweepSt
 
     Raises WorkbenchError when the path holds something else, another sweep, or is being written by another process.
     """
-    if not path.exists():
+    if not os.path.exists(path):
+        check_names(path)
         _create(path, grid, nodes)
     with _locked(path):
         _check_same(path, grid)
