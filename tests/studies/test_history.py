@@ -54,6 +54,28 @@ def test_the_table_that_people_ask_for() -> None:
     assert "6.18" not in study.first_refusal(dataset)
 
 
+def test_what_a_call_asked_for_is_its_answer() -> None:
+    """Each kernel's number of a capability, and the policy that it reads back: on 6.18 the VMA's, which places nothing."""
+    asked = {"op": "get_mempolicy", "offset": 0, "file": "guest"}
+    operations = [
+        {"op": "check_extension", "capability": "guest_memfd_flags"},
+        *SCENARIO["operations"][:1],
+        {"op": "mbind", "mode": "interleave", "mode_flags": ["static"], "nodes": "0-1"},
+        asked,
+        {"op": "set_mempolicy", "mode": "bind", "nodes": "1"},
+        {"op": "get_mempolicy"},
+        asked | {"node": True},
+    ]
+    scenario = wb.Scenario.from_mapping(SCENARIO | {"operations": operations})
+    kernels = ["6.17", "6.18", "7.3"]
+    rows = study.table(study.history(scenario, kernels))
+    assert rows[0]["call"] == "check_extension guest_memfd_flags" and rows[3]["call"] == "get_mempolicy guest"
+    assert [rows[0][name] for name in kernels] == ["ok: 0", "ok: 3", "ok: 3"] and rows[0]["changes"] == ["6.18"]
+    assert [rows[3][name] for name in kernels] == ["EFAULT", *["ok: interleave 0-1 (static)"] * 2]
+    assert rows[5]["7.3"] == "ok: bind 1"
+    assert [rows[6][name] for name in kernels] == ["EFAULT", "ok: node 1", "ok: node 0"]
+
+
 @pytest.mark.parametrize(
     ("text", "name", "exact"),
     [

@@ -124,14 +124,15 @@ def check_extension(system: System, operation: sc.CheckExtension) -> Result:
     """
     scenario = system.scenario
     kernel, private = scenario.kernel, scenario.guest.private_memory
+    answer = 1  # KVM_PRE_FAULT_MEMORY, with two-dimensional paging
     if operation.capability == "guest_memfd":
-        return Result(int(kernel.maps or private))
-    if operation.capability == "guest_memfd_flags":
+        answer = int(kernel.maps or private)
+    elif operation.capability == "guest_memfd_flags":
         shared = GUEST_MEMFD_FLAG_INIT_SHARED if scenario.init_shared_allowed else 0
-        return Result(GUEST_MEMFD_FLAG_MMAP | shared if kernel.maps else 0)
-    if operation.capability == "memory_attributes":
-        return Result(KVM_MEMORY_ATTRIBUTE_PRIVATE if private and scenario.conversion_mode == "out-of-place" else 0)
-    return Result(1)  # KVM_PRE_FAULT_MEMORY, with two-dimensional paging
+        answer = GUEST_MEMFD_FLAG_MMAP | shared if kernel.maps else 0
+    elif operation.capability == "memory_attributes":
+        answer = KVM_MEMORY_ATTRIBUTE_PRIVATE if private and scenario.conversion_mode == "out-of-place" else 0
+    return Result(answer, 0, {"capability": operation.capability})
 
 
 def create_vm(system: System, operation: sc.CreateVm) -> Result:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import xarray as xr
 
+from workbench import policy as mp
 from workbench import profiles
 from workbench.bitmap_lists import format_list
 from workbench.scenario import Scenario
@@ -36,7 +37,7 @@ def history(
 def table(dataset: xr.Dataset) -> list[dict[str, object]]:
     """One row for each call: its number, what it was, each kernel's answer, and the kernels at which the answer changes.
 
-    An answer is "ok" or the errno's name, with the pages that the call placed by node.
+    An answer is "ok" or the errno's name, with the pages that the call placed by node, or with what it was asked.
     """
     names = [str(name) for name in dataset["kernel"].values]
     rows: list[dict[str, object]] = []
@@ -46,7 +47,8 @@ def table(dataset: xr.Dataset) -> list[dict[str, object]]:
         changes = [
             name for name, answer, before in zip(names[1:], answers[1:], answers, strict=False) if answer != before
         ]
-        text = f"{one['event_op'].values[0]} {one['event_file'].values[0]}".strip()
+        capability = json.loads(str(one["event_detail"].values[0])).get("capability", "")
+        text = f"{one['event_op'].values[0]} {capability or one['event_file'].values[0]}".strip()
         rows.append({"event": int(event), "call": text, **dict(zip(names, answers, strict=True)), "changes": changes})
     return rows
 
@@ -68,9 +70,30 @@ def first_refusal(dataset: xr.Dataset) -> dict[str, str]:
 def _answer(event: xr.Dataset) -> str:
     if int(event["event_errno"]):
         return str(event["event_error"].values)
+    if asked := _asked(event):
+        return f"ok: {asked}"
     nodes: dict[int, list[int]] = {}
     for node, count in zip(event["node"].values.tolist(), event["event_pages"].values.tolist(), strict=True):
         if count:
             nodes.setdefault(count, []).append(node)
     placed = [f"{count:,}{' each' if len(on) > 1 else ''} on {format_list(on)}" for count, on in nodes.items()]
     return "ok" if not placed else "ok: " + ", ".join(placed)
+
+
+def _asked(event: xr.Dataset) -> str:
+    """The answer of a call that asks the kernel something; empty for any other."""
+    op, detail = str(event["event_op"].values), json.loads(str(event["event_detail"].values))
+    if op == "check_extension":
+        return str(int(event["event_ret"]))
+    if op != "get_mempolicy":
+        return ""
+    if "node" in detail:
+        return f"node {detail['node']}"
+    mode = int(detail["mode"])
+    flags = [name for name, bit in mp.MODE_FLAGS.items() if mode & bit]
+    words = [
+        mp.MODES[mode & ~sum(mp.MODE_FLAGS.values())],
+        str(detail["nodes"]),
+        f"({', '.join(flags)})" if flags else "",
+    ]
+    return " ".join(word for word in words if word)
