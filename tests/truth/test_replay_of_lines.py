@@ -158,7 +158,8 @@ def test_files_that_are_not_simulated_take_only_their_own_lines_along(replay, op
         ({"op": "write /proc/sys/vm/swappiness 10", "text": "write 0"}, "swappiness is a file of the host that is not"),
         ({"op": "cat /proc/version", "file": ["Linux"]}, "reads a file of the host"),
         ({"op": "nodestat", "counters": {}}, "the first look at a node's counters"),
-        ({"op": "kvmcap 244", "ret": 3, "errno": 0}, "kernel's alone"),
+        ({"op": "kvmcap 244", "ret": 3, "errno": 0}, "given by number"),
+        ({"op": "kvmcap VM_TYPES", "ret": 3, "errno": 0}, "the machine's answer"),
         ({"op": "unheard g0", "text": "ERR unknown op"}, "unheard is no verb"),
     ],
 )
@@ -166,6 +167,12 @@ def test_lines_that_are_passed_over_say_why(replay, line, reason):
     report = replay([*START, line, WHERE])
     assert report.judged == 3 and not report.mismatches
     assert reason in " ".join(report.not_judged)
+
+
+@pytest.mark.parametrize(("answer", "mismatches"), [(3, 0), (1, 1)])
+def test_what_the_vm_says_that_it_can_is_judged(replay, answer, mismatches):
+    report = replay([*START, {"op": "kvmcap GUEST_MEMFD_FLAGS", "ret": answer, "errno": 0}])
+    assert len(report.mismatches) == mismatches and not report.not_judged
 
 
 SEEN = {

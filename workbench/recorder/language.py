@@ -29,7 +29,7 @@ class Verb:
 
 
 _LOOKS = "looks at the host; counters include the background's use"
-_ASKED = "VM_TYPES and what is given by number: the answer is the machine's"
+_ASKED = "VM_TYPES, the machine's answer, and capabilities given by number are not judged"
 _PRIVATE = "private memory: judged with the VM type of the guest"
 
 VERBS: dict[str, Verb] = {

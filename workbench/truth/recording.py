@@ -422,7 +422,7 @@ _NOT_SIMULATED = {
     "alias": "the file is not simulated",
     "unpin": "nothing that is simulated was pinned",
     "fill": "where memory ends depends on the background's use",
-    "kvmcap": "the answer is the machine's and the kernel configuration's",
+    "kvmcap": "VM_TYPES, the machine's answer, and capabilities given by number are not judged",
     "pool": "changes the host behind the files",
     "pools": "looks at the host",
     "numastat": "counters include the background's use",
