@@ -39,7 +39,7 @@ from workbench.safe_yaml import named as named_yaml
 from workbench.texts import Name, Prose
 from workbench.topology.host import Host
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, page_size_name, parse_bytes
-from workbench.validation import first_line
+from workbench.validation import first_line, number_only, truth_only
 
 SCHEMA_VERSION = 1
 
@@ -52,6 +52,8 @@ def _no_truth(value: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(_no_truth)]
+Number = Annotated[float, BeforeValidator(number_only)]
+Truth = Annotated[bool, BeforeValidator(truth_only)]
 Bytes = Annotated[int, Field(lt=WORD), BeforeValidator(parse_bytes)]
 FileBytes = Annotated[int, Field(le=FILE_BYTES), BeforeValidator(parse_bytes)]
 Word = Annotated[Whole, Field(ge=-WORD // 2, lt=WORD)]
@@ -163,8 +165,8 @@ class Memfd(Operation):
     inode: Whole | None = Field(
         None, ge=0, lt=FILE_NUMBER, description="inode number, which shifts its interleave; counted if left out"
     )
-    hugetlb: bool = Field(False, description="MFD_HUGETLB: pages of guest.page_size out of the pools of hugetlb")
-    anonymous: bool = Field(
+    hugetlb: Truth = Field(False, description="MFD_HUGETLB: pages of guest.page_size out of the pools of hugetlb")
+    anonymous: Truth = Field(
         False,
         description="MAP_PRIVATE, MAP_ANONYMOUS, MADV_HUGEPAGE: no descriptor and no page cache, 2 MiB where it can be",
     )
@@ -202,7 +204,7 @@ class Mmap(Operation):
 
     op: Literal["mmap"] = "mmap"
     file: Name = "guest"
-    private: bool = False
+    private: Truth = False
 
 
 class Munmap(Operation):
@@ -210,7 +212,7 @@ class Munmap(Operation):
 
     op: Literal["munmap"] = "munmap"
     file: Name = "guest"
-    unnamed: bool = Field(False, description="true: those that further mmap calls of the file made, too")
+    unnamed: Truth = Field(False, description="true: those that further mmap calls of the file made, too")
 
 
 class Close(Operation):
@@ -218,7 +220,7 @@ class Close(Operation):
 
     op: Literal["close"] = "close"
     file: Name = "guest"
-    unmap: bool = Field(True, description="false: the mapping stays, and with it the file until munmap")
+    unmap: Truth = Field(True, description="false: the mapping stays, and with it the file until munmap")
 
 
 class Mbind(_OnRange, _WithPolicy):
@@ -261,7 +263,7 @@ class GetMempolicy(Operation):
     op: Literal["get_mempolicy"] = "get_mempolicy"
     file: Name | None = None
     offset: Bytes = 0
-    node: bool = False
+    node: Truth = False
 
 
 class SetMempolicyHomeNode(_OnRange):
@@ -320,7 +322,7 @@ class Fault(_OnRange):
 
     op: Literal["fault"] = "fault"
     by: Literal["host", "guest", "prefault"] = "host"
-    write: bool = True
+    write: Truth = True
     order: Literal["sequential", "reverse", "strided", "random"] = "sequential"
     stride: Count = Field(1, description="pages, for the strided order")
     seed: Seed = Field(0, description="start of the random order; 0 means a fixed constant")
@@ -364,7 +366,7 @@ class FirstTouch(Operation):
     order: Literal["sequential", "reverse", "strided", "random"] = "sequential"
     stride: Count = 1
     turn: Whole = Field(0, ge=0, le=FILE_BYTES // PAGE_SIZE, description="pages of a turn")
-    shared: bool = False
+    shared: Truth = False
 
 
 class Prefault(Operation):
@@ -379,7 +381,7 @@ class MovePages(_OnRange):
 
     op: Literal["move_pages"] = "move_pages"
     node: Int
-    move_all: bool = False
+    move_all: Truth = False
 
 
 class MigratePages(Operation):
@@ -411,7 +413,7 @@ class Hog(Operation):
     node: NodeId
     size: Bytes | None = None
     leave_free: Bytes | None = None
-    bind: bool = False
+    bind: Truth = False
 
     @model_validator(mode="after")
     def _one_amount(self) -> Hog:
@@ -480,7 +482,7 @@ class SetMemoryAttributes(_OnRange):
     """KVM_SET_MEMORY_ATTRIBUTES on the VM: the gfns of a range of the file become private or shared."""
 
     op: Literal["set_memory_attributes"] = "set_memory_attributes"
-    private: bool = True
+    private: Truth = True
     raw_attributes: Whole | None = Field(None, description="attributes word passed as it is, instead of `private`")
     raw_flags: Whole = 0
 
@@ -502,7 +504,7 @@ class ConvertStream(Operation):
     every: Whole | None = Field(
         None, ge=1, description="conversions that are one event; left out: 1 up to 4096 of them, in place up to 100,000"
     )
-    fraction: float = Field(0.25, gt=0, le=1, description="share of memory that a balloon takes")
+    fraction: Number = Field(0.25, gt=0, le=1, description="share of memory that a balloon takes")
     seed: Whole | None = Field(None, ge=0, lt=1 << 63, description="the scenario's if left out")
 
 
@@ -559,8 +561,8 @@ class Access(_OnRange):
     op: Literal["access"] = "access"
     initiators: Nodes | None = Field(None, description="nodes whose vCPUs access; all vCPU nodes if left out")
     pattern: Literal["uniform", "zipf", "streaming", "pointer_chasing"] = "uniform"
-    write_fraction: float = Field(0.0, ge=0, le=1)
-    demand_mbps: float | None = Field(
+    write_fraction: Number = Field(0.0, ge=0, le=1)
+    demand_mbps: Number | None = Field(
         None, gt=0, le=RATE, description="MB/s of each initiator; as much as it gets if left out"
     )
 
@@ -574,7 +576,7 @@ class Preserve(Operation):
     op: Literal["preserve"] = "preserve"
     file: Name
     token: Whole = Field(ge=0, lt=1 << 63, description="by which the next kernel's process asks for it")
-    vm: bool = Field(True, description="the VM of a guest_memfd goes into the session too; without it the kexec fails")
+    vm: Truth = Field(True, description="the VM of a guest_memfd goes into the session too; without it the kexec fails")
 
 
 class Kexec(Operation):
@@ -689,7 +691,7 @@ class Conversion(_Model):
     )
     merge: Literal["eager", "lazy", "never"] = "eager"
     split_on: Literal["conversion", "host_fault"] = "conversion"
-    drain_lru: bool = Field(
+    drain_lru: Truth = Field(
         True, description="drain the per-CPU lru_add batches before giving up, as in-place conversion v5 on does"
     )
 
@@ -708,7 +710,7 @@ class Guest(_Model):
     vcpus: tuple[Vcpu, ...] = Field((), max_length=MAX_VCPUS, description="one on the first node with CPUs if left out")
     policies: tuple[Policy, ...] = Field((), max_length=MAX_OPERATIONS)
     conversion: Conversion = Conversion()
-    small_page_fallback: bool = Field(False, description="use 4 KiB folios where the huge page pool is empty")
+    small_page_fallback: Truth = Field(False, description="use 4 KiB folios where the huge page pool is empty")
 
     @model_validator(mode="before")
     @classmethod
@@ -769,7 +771,7 @@ class Boot(_Model):
     """What the host's boot decided."""
 
     lowmem: Bytes | None = Field(None, description="memory below 4 GiB; 2 GiB if left out")
-    transparent_hugepages: bool = Field(
+    transparent_hugepages: Truth = Field(
         False, description="khugepaged raises the watermarks, as it does on systems where THP is enabled at boot"
     )
     zonelists: Literal["boot", "hotplug"] = Field(
@@ -779,11 +781,11 @@ class Boot(_Model):
         None,
         description="huge pages of the guest's size per node id; designs that take them from the zones have no pool",
     )
-    movable_gigantic_pages: bool = Field(
+    movable_gigantic_pages: Truth = Field(
         False,
         description="vm.movable_gigantic_pages: 1 GiB pages may come from ZONE_MOVABLE, as 2 MiB pages always may",
     )
-    kho: bool = Field(
+    kho: Truth = Field(
         False, description="kexec handover: scratch areas are set aside, which pages that cannot move never get"
     )
     vmemmap_pages: dict[NodeId, Pages] | None = Field(
@@ -814,14 +816,14 @@ class Scenario(_Model):
     operations: tuple[AnyOperation, ...] = Field((), max_length=MAX_OPERATIONS)
     seed: Whole = Field(0, ge=0, lt=1 << 63)
     output: Literal["auto", "counts", "runs", "pages"] = "auto"
-    pfns: bool = Field(
+    pfns: Truth = Field(
         False, description="also keep the pfn of every folio (modelled: what the boot left free is not known)"
     )
     metadata: Literal["off", "counted", "taken"] = Field(
         "counted",
         description="page tables, tables of KVM, page-cache nodes: counted by node, or also taken from the zones",
     )
-    strict: bool = True
+    strict: Truth = True
 
     def _repr_html_(self) -> str:
         return shown.scenario(self)
