@@ -35,6 +35,8 @@ PROFILE_BYTES = 64 << 20
 """Costs of a machine: a profile, curves, what other benchmarks print."""
 TRACE_BYTES = 256 << 20
 """A trace of conversions, CSV or Parquet."""
+TRACE_UNPACKED = 1 << 30
+"""Of its columns: what is listed in it, and what comes of that."""
 TRACE_ROWS = 4_000_000
 """Operations of a trace; a stream that is drawn has as many at most."""
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from workbench import results
 from workbench.cost import calibrate, profile
+from workbench.errors import WorkbenchError
 from workbench.reports import gallery, html, notebook_parameters
 from workbench.reports.report import read_report
 from workbench.running import run
@@ -101,6 +102,21 @@ def test_notebooks_of_the_corpus_are_clean() -> None:
         assert not any(
             cell.get("outputs") or cell.get("execution_count") for cell in json.loads(path.read_bytes())["cells"]
         )
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {}, [], {"output_type": 1}, {"output_type": "stream", "name": "stdout"}, {"output_type": "display_data", "data": []},
+        {"output_type": "stream", "name": 1, "text": "x"}, {"output_type": "error", "traceback": [1]},
+    ],
+)  # fmt: skip
+def test_outputs_that_are_none_are_one_line(output: Any, tmp_path: Path) -> None:
+    book = json.loads(SMALL.read_bytes())
+    book["cells"][-1]["outputs"] = [output]
+    (tmp_path / "x.ipynb").write_text(json.dumps(book))
+    with pytest.raises(WorkbenchError, match="not a Jupyter notebook"):
+        notebook(tmp_path / "x.ipynb")
 
 
 @pytest.mark.parametrize(("entry", "path"), SEEDS, ids=[f"{entry}-{path.name}" for entry, path in SEEDS])

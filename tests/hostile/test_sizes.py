@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,16 @@ import numpy.typing as npt
 import pytest
 
 from reference.growth import costs_less, seconds
+from workbench.data import datasets_path
 from workbench.engine import handover
 from workbench.engine.generators import in_turns
 from workbench.errors import WorkbenchError
 from workbench.kernels import zonelist
 from workbench.running import run
 from workbench.scenario import Scenario
+from workbench.tracking import traces
 from workbench.tracking.light_file import LightFile
+from workbench.truth import recording, verify
 
 MIB = 1 << 20
 NODES = [{"id": node, "memory_bytes": "8 TiB", "cpus": str(node)} for node in (0, 1)]
@@ -162,3 +167,30 @@ def test_pins_cost_what_is_pinned() -> None:
         return taken
 
     assert costs_less(lambda: pins(64_000), lambda: pins(8_000), 25)
+
+
+def test_a_table_is_not_unpacked_beyond_what_traces_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that a Parquet file lists once and means often, and long ones that compress well."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(traces, "TRACE_UNPACKED", 1 << 20)
+    zeros = pa.array([0] * 4000)
+    for texts in (pa.array(["x" * 600] * 4000).dictionary_encode(), pa.array(["x" * 600] * 4000)):
+        table = pa.table({"offset": zeros, "length": zeros, "to": texts})
+        pq.write_table(table, tmp_path / "t.parquet", use_dictionary=texts.type != pa.string())
+        assert (tmp_path / "t.parquet").stat().st_size < 1 << 18
+        with pytest.raises(WorkbenchError, match=r"unpacks to more than 1 MiB$"):
+            traces.read_trace(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(("name", "verb"), [("facts-F_semantics", "place g0 32 "), ("conversion/1g", "touch a ")])
+def test_a_line_of_a_recording_lists_no_more_pages_than_a_scenario(name: str, verb: str, tmp_path: Path) -> None:
+    document = recording.load(datasets_path("recordings") / f"{name}.json.gz")
+    script = next(one for one in document["scenarios"] if any(line["op"].startswith(verb) for line in one["ops"]))
+    line = next(line for line in script["ops"] if line["op"].startswith(verb))
+    line["op"] = f"{line['op'].rsplit(' ', 1)[0]} 999999999999"
+    document["scenarios"] = [script]
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    (report,) = verify.verify([tmp_path / "x.json"])
+    assert "pages would be listed one by one" in str(report.scenarios[0].mismatches)

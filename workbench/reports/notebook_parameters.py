@@ -241,4 +241,25 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         for name, kind in (("cell_type", str), ("source", str), ("metadata", dict)):
             if not isinstance(cell.get(name), kind):
                 raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook (cell {number} has no {name})")
+        if cell.cell_type == "code" and not _outputs_are_whole(cell.get("outputs")):
+            said = f"cell {number} has outputs that are none"
+            raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({said})")
     return notebook
+
+
+_OF_OUTPUTS: dict[str, dict[str, type]] = {"stream": {"name": str, "text": str}, "error": {"traceback": list}}
+_OF_SHOWN: dict[str, type] = {"data": dict, "metadata": dict}
+"""What an output has that a report reads, by its kind; those that are shown."""
+
+
+def _outputs_are_whole(outputs: object) -> bool:
+    return isinstance(outputs, list) and all(
+        isinstance(output, dict)
+        and isinstance(output.get("output_type"), str)
+        and all(
+            isinstance(output.get(name), kind)
+            for name, kind in _OF_OUTPUTS.get(output["output_type"], _OF_SHOWN).items()
+        )
+        and all(isinstance(line, str) for line in output.get("traceback", ()))
+        for output in outputs
+    )

@@ -22,7 +22,7 @@ from workbench.bitmap_lists import is_whole
 from workbench.errors import WorkbenchError, of_file
 from workbench.files import read_file
 from workbench.kernels.folios import run as folio
-from workbench.limits import FILE_BYTES, MAX_CPUS, MAX_NUMNODES, TRACE_BYTES, TRACE_ROWS
+from workbench.limits import FILE_BYTES, MAX_CPUS, MAX_NUMNODES, TRACE_BYTES, TRACE_ROWS, TRACE_UNPACKED
 from workbench.names import unknown
 from workbench.tracking.tracked_file import KINDS, OPERATIONS
 from workbench.units import PAGE_SIZE, parse_bytes
@@ -40,6 +40,8 @@ _ARGUMENTS: dict[str, tuple[str, Mapping[str, int]]] = {
     **dict.fromkeys(("pin", "unpin"), ("kind", KINDS)),
 }
 """Operations with an argument: the column that it stands in, and what may stand there."""
+_BATCH = 1024
+"""Rows of a Parquet file that are unpacked at once."""
 _ROW = re.compile(r"\brow ([0-9]+)")
 
 
@@ -150,7 +152,7 @@ def _csv(content: bytes) -> tuple[dict[str, Sequence[Any]], list[int]]:
     return dict(zip(header, columns, strict=True)), lines
 
 
-def _parquet(content: bytes) -> dict[str, Sequence[Any]]:
+def _parquet(content: bytes) -> Mapping[str, Sequence[Any]]:
     """Columns of integers and texts; how many rows there are is known before any is read."""
     import pyarrow as pa
     import pyarrow.parquet
@@ -162,10 +164,23 @@ def _parquet(content: bytes) -> dict[str, Sequence[Any]]:
         known = [column for column in header if column in COLUMNS]
         if len(known) < len(header):  # told apart from what is known before the rest is unpacked
             return dict.fromkeys(header, ())
-        table = file.read()
-        if table.nbytes > 8 * TRACE_BYTES:
-            raise WorkbenchError(f"trace: it unpacks to more than {8 * TRACE_BYTES >> 20} MiB")
-        return {column: table[column].to_pylist() for column in header}
+        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+        unpacked = sum(
+            group.total_byte_size for group in groups
+        )  # as the file says; texts that are there often count once
+        columns: dict[str, list[Any]] = {column: [] for column in header}
+        for part in file.iter_batches(_BATCH) if unpacked <= TRACE_UNPACKED else ():
+            values = [one.dictionary_decode() if isinstance(one, pa.DictionaryArray) else one for one in part.columns]
+            unpacked += sum(one.nbytes for one in values)
+            if unpacked > TRACE_UNPACKED:
+                break
+            for column, one in zip(header, values, strict=True):
+                columns[column] += one.to_pylist()
+        if unpacked > TRACE_UNPACKED:
+            raise WorkbenchError(f"trace: it unpacks to more than {TRACE_UNPACKED >> 20} MiB")
+        return columns
+    except WorkbenchError:
+        raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise WorkbenchError(f"trace: it cannot be read: {line}") from None

@@ -28,6 +28,7 @@ from workbench.design.filemap import FILEMAP
 from workbench.design.hugetlb import HUGETLB
 from workbench.design.hugetlb_hvo import HUGETLB_HVO
 from workbench.engine import calls
+from workbench.engine.host_state import check_listed
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
 from workbench.errnos import errno_name
@@ -741,8 +742,9 @@ def _span(words: list[str]) -> tuple[int, int]:
 
 def _touched(words: list[str]) -> Int64s:
     """Pages of ``OFF N [STEP]``."""
-    step = size(words[2]) if len(words) > 2 else PAGE_SIZE
-    return (size(words[0]) + step * np.arange(c_number(words[1]), dtype=np.int64)) // PAGE_SIZE
+    step, count = size(words[2]) if len(words) > 2 else PAGE_SIZE, c_number(words[1])
+    check_listed(count, "a line's touches")
+    return (size(words[0]) + step * np.arange(count, dtype=np.int64)) // PAGE_SIZE
 
 
 def _policy(words: list[str]) -> dict[str, Any]:

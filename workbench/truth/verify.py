@@ -38,6 +38,7 @@ from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
 from workbench.answer import Answer
+from workbench.engine.host_state import check_listed
 from workbench.engine.metadata import CACHE_LEAST, CACHE_OBJECTS, SLAB_PAGES
 from workbench.errors import WorkbenchError
 from workbench.kernels import fault_order
@@ -462,6 +463,7 @@ def _observed(dataset: xr.Dataset | Answer, event: int, scenario: sc.Scenario) -
     operation = scenario.operations[event]
     assert isinstance(operation, sc.Observe) and operation.length is not None
     start, count = operation.offset // PAGE_SIZE, operation.length // PAGE_SIZE
+    check_listed(count, "a line's range")
     out = np.full(count, -1, np.int16)
     mine = np.asarray(dataset["observed_run_event"]) == event
     starts = np.asarray(dataset["observed_run_start"])[mine] - start
