@@ -8,14 +8,19 @@ from importlib import resources
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.names import near
+from workbench.names import near, unknown
 
 
 def datasets_path(*parts: str) -> Path:
-    """A path below ``datasets/``; one that is not there is an error that names it."""
-    path = root("datasets").joinpath(*parts)
-    if not path.exists():
-        raise WorkbenchError(f"datasets: {'/'.join(parts)} is not there")
+    """A path below ``datasets/``; one that is not there is an error that names it, and what is there."""
+    path = root("datasets")
+    for part in parts:
+        within, path = path, path / part
+        if not os.path.exists(path):  # which, unlike Path.exists, takes names that are too long
+            there = sorted(
+                one.name for one in within.iterdir() if one.suffix not in (".md", ".py") and one.name[0] != "_"
+            )
+            raise WorkbenchError(f"{within.name}: {unknown(part, there)}")
     return path
 
 
