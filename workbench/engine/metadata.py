@@ -712,7 +712,7 @@ class Metadata:
                 trees[PAGE_CACHE] = SharedNodes(np.zeros(self.system.nodes, np.int64), file=inode.tracked)
             for kind, tree in trees.items():
                 slabs = self._slabs_of(kind)
-                more = tree.wanted() - int(tree.nodes.sum())
+                more = tree.wanted() - sum(tree.nodes.tolist())
                 if more < 0:  # which went is not known: where most of them are
                     gone = last_of(tree.nodes, -more)
                     tree.nodes -= gone

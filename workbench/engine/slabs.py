@@ -43,26 +43,34 @@ class Slabs:
         for nid in np.flatnonzero(freed):
             slabs = int(self.zones[nid].sum()) // self.pages
             empty = slabs - -(-int(self.live[nid]) // self.objects)
-            back = last_of(self.zones[nid], max(0, empty - MIN_PARTIAL) * self.pages)
-            self.zones[nid] -= back
-            out += back
+            if empty > MIN_PARTIAL:
+                back = last_of(self.zones[nid], (empty - MIN_PARTIAL) * self.pages)
+                self.zones[nid] -= back
+                out += back
         return out
 
     def held(self, zone_node: Int64s, nodes: int) -> Int64s:
         """Pages by kind and node, int64 (2, nodes): the second kind has its share, the first what is over."""
         out = np.zeros((2, nodes), np.int64)
-        for nid in np.flatnonzero(self.zones.any(axis=1)):
-            pages = np.bincount(zone_node, self.zones[nid], nodes).astype(np.int64)
-            objects = self.parts[:, nid]
-            share = pages * objects[1] // max(int(objects.sum()), 1)
-            out[1] += share
-            out[0] += pages - share
+        for nid in np.flatnonzero(self.zones.any(axis=1)).tolist():
+            by_node: dict[int, int] = {}  # of few zones, mostly one: no array
+            for zone in np.flatnonzero(self.zones[nid]).tolist():
+                node = int(zone_node[zone])
+                by_node[node] = by_node.get(node, 0) + int(self.zones[nid, zone])
+            first, second = self.parts[:, nid].tolist()
+            for node, pages in by_node.items():
+                share = pages * second // max(first + second, 1)
+                out[1, node] += share
+                out[0, node] += pages - share
         return out
 
 
 def last_of(by_place: Int64s, count: int) -> Int64s:
     """``count`` of what lies in each place, int64 (places,), of the fullest first."""
     out = np.zeros_like(by_place)
-    for place in np.argsort(-by_place, kind="stable"):
-        out[place] = min(int(by_place[place]), count - int(out.sum()))
+    for place in np.argsort(-by_place, kind="stable").tolist():
+        if count <= 0:
+            break
+        out[place] = min(int(by_place[place]), count)
+        count -= int(out[place])
     return out

@@ -113,7 +113,8 @@ class ConversionFile(TrackedFile):
         count = len(stream)
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)
         series = np.zeros((count // every if every else 0, len(folio.COUNTERS) + self.nodes), np.int64)
-        self.state = self.state._replace(pool_poison=self.host.pool_poison)  # another file may have made it longer
+        if self.state.pool_poison is not self.host.pool_poison:  # another file has made it longer
+            self.state = self.state._replace(pool_poison=self.host.pool_poison)
         done = 0
         while done < count:
             done = int(folio.run(self.state, stream, errors, offsets, every, series, done))
