@@ -133,6 +133,28 @@ def test_check_of_what_is_no_report(tmp_path):
         check_report(tmp_path / "gone.html")
 
 
+@pytest.mark.parametrize("given", [
+    {"notebook": {}}, {"notebook": {"path": 1, "sha256": ""}}, {"figures": None}, {"figures": [1]}, {"versions": []},
+    {"figures": [{"number": "1", "kind": "data", "sha256": ""}]}, {"parameters": [[[]]]}, {"versions": {"numpy": 2}},
+])  # fmt: skip
+def test_facts_of_other_types_are_one_line_that_names_the_field(given, tmp_path):
+    facts = {"schema": "workbench-report/1", "notebook": {"path": "gone.ipynb", "sha256": ""}} | given
+    page = f'<script type="application/json" id="wb-report">{embedded_json(facts)}</script>'
+    (tmp_path / "x.html").write_text(page)
+    with pytest.raises(WorkbenchError, match=rf"report: '.*x\.html': {next(iter(given))}") as refused:
+        check_report(tmp_path / "x.html")
+    assert "\n" not in str(refused.value)
+
+
+def test_facts_of_a_hundred_thousand_levels_are_no_report(tmp_path):
+    """json.loads says RecursionError, and no ValueError, of them."""
+    (tmp_path / "x.html").write_text(f'<script type="application/json" id="wb-report">{"[" * 100_000}</script>')
+    with pytest.raises(WorkbenchError, match="not a report"):
+        check_report(tmp_path / "x.html")
+    with pytest.raises(WorkbenchError, match="no reports"):
+        make_gallery(tmp_path, tmp_path / "gallery.html")
+
+
 def test_a_failing_cell_is_named_and_nothing_is_written(folder):
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(NotebookFailed) as caught:

@@ -257,6 +257,10 @@ def test_another_grid_or_another_thing_in_its_place(tmp_path):
     (tmp_path / "notes").mkdir()
     with pytest.raises(WorkbenchError, match="not the store of a sweep"):
         sweep(grid(), out=tmp_path / "notes", run=run, workers=0)
+    for text in ("[]", '{"attributes": null}', "[" * 100_000, "\x00"):
+        (tmp_path / "notes" / "zarr.json").write_text(text)
+        with pytest.raises(WorkbenchError, match="not the store of a sweep"):
+            sweep(grid(), out=tmp_path / "notes", run=run, workers=0)
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "s.zarr", Path("/proc/nowhere/s.zarr")):
         with pytest.raises(WorkbenchError, match="sweep: "):

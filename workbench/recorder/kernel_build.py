@@ -189,7 +189,7 @@ def _source(work: Path, source: Path | None, say: Callable[[str], None], fresh: 
     known = _identity(source)
     stamp = work / _STAMP
     if not fresh and known is not None and stamp.is_file():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
             before = json.loads(stamp.read_text())
             tree = work / before["tree"]
             if before["identity"] == known and (tree / "Makefile").is_file():

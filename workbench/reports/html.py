@@ -452,7 +452,7 @@ def read_embedded(page: str) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(page[at + len(start) : page.index("</script>", at)])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

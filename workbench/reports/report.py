@@ -25,11 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from workbench.data import notebooks_path, root
 from workbench.errors import WorkbenchError
 from workbench.files import read_file, whole_file
 from workbench.limits import REPORT_BYTES
 from workbench.reports.html import HIDDEN_TAG, METADATA_KEY, Figure
+from workbench.validation import first_line
 from workbench.variables import CLOCK
 
 if TYPE_CHECKING:
@@ -235,7 +238,7 @@ def record(data: Any) -> None:
         return
     try:
         provenance = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     if not isinstance(provenance, dict):
         return
@@ -549,6 +552,30 @@ def check_report(
     return Comparison(tuple(rows), tuple(notes))
 
 
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Book(_Strict):
+    path: str
+    sha256: str
+
+
+class _Drawn(_Strict):
+    number: int
+    kind: str
+    sha256: str
+
+
+class _Facts(_Strict):
+    """What of a report is read again; it may come from anybody."""
+
+    notebook: _Book
+    figures: list[_Drawn] = []
+    parameters: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+
 def read_report(path: Path) -> dict[str, Any]:
     """Return the facts embedded in a report, or raise WorkbenchError when the file is not one."""
     from workbench.reports.html import read_embedded
@@ -560,6 +587,10 @@ def read_report(path: Path) -> dict[str, Any]:
     found = read_embedded(text)
     if not found or found.get("schema") != SCHEMA or not isinstance(found.get("notebook"), dict):
         raise WorkbenchError(f"report: {str(path)!r}: not a report made by 'workbench report'")
+    try:
+        _Facts.model_validate(found)
+    except ValidationError as error:
+        raise WorkbenchError(f"report: {str(path)!r}: {first_line(error, _Facts)}") from None
     return found
 
 

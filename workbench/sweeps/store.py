@@ -272,10 +272,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _check_same(path: Path, grid: Grid) -> None:
     try:
-        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8")).get("attributes", {})
-    except (OSError, ValueError) as error:
+        described = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkbenchError(f"sweep: {str(path)!r} is there and is not the store of a sweep") from error
-    if attributes.get("schema") != SCHEMA:
+    attributes = described.get("attributes") if isinstance(described, dict) else None
+    if not isinstance(attributes, dict) or attributes.get("schema") != SCHEMA:
         raise WorkbenchError(f"sweep: {str(path)!r} is there and is not the store of a sweep")
     if attributes.get("fingerprint") != fingerprint(grid):
         raise WorkbenchError(f"sweep: {str(path)!r} holds another sweep; name another store (or remove it)")
