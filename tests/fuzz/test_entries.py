@@ -156,7 +156,8 @@ def harm(place: Path, seed: int) -> str:
     elif way == 2:
         path.mkdir()
     elif way == 3 and len(files) > 1:
-        path.write_bytes(rng.choice(files).read_bytes() if rng.choice(files).exists() else b"{}")
+        other = rng.choice(files)
+        path.write_bytes(other.read_bytes() if other.exists() else b"{}")
     elif way == 4:
         path.write_bytes(
             content.replace(b"float64", b"int8").replace(b'"int8"', b'"float64"').replace(b"int64", b"<f2")
