@@ -203,6 +203,15 @@ def tree(place: Path) -> dict[str, Any]:
     return {"": place.read_bytes() if place.is_file() else place.stat().st_mode} if place.exists() else {}
 
 
+def made_before(
+    output: Output, given: Path, command: Callable[..., tuple[int, str]]
+) -> tuple[tuple[str, ...], set[str], dict[str, Any]]:
+    """The command has made its output: how to make it again, what lies in its directory, and what it is."""
+    words = (*output.words, output.name, "--force")
+    command(*words)
+    return words, {path.name for path in given.iterdir()}, tree(given / output.name)
+
+
 def foreign(output: Output, place: Path) -> Iterator[str]:
     """Put one thing after another that no command made where the output would go, or a file of it."""
     target = place / output.inside if output.inside else place
@@ -346,16 +355,13 @@ def test_asked_to_end_in_between_nothing_half_made_stays(
     name: str, given: Path, command: Callable[..., tuple[int, str]]
 ) -> None:
     """SIGTERM, as schedulers and ``timeout`` send it, is Ctrl-C: Python would end without a word and leave the directories."""
-    output = COMMANDS[name]
-    words = (*output.words, output.name, "--force")
-    command(*words)
-    around, old = {path.name for path in given.iterdir()}, tree(given / output.name)
+    words, around, old = made_before(COMMANDS[name], given, command)
     steps = _killed(words, str(given), 1 << 30)
     assert steps, "it writes"
     for at in sorted({steps // 2, steps - 2} & set(range(steps))):
         assert (_killed(words, str(given), at, signal.SIGTERM) or steps) > at, "it ended in its own way"
         assert {path.name for path in given.iterdir()} == around
-        assert set(tree(given / output.name)) == set(old)
+        assert set(tree(given / COMMANDS[name].name)) == set(old)
 
 
 @pytest.mark.parametrize(
@@ -365,10 +371,7 @@ def test_asked_to_end_in_between_nothing_half_made_stays(
 def test_a_disk_without_room_is_one_line_and_leaves_what_was_there(
     name: str, given: Path, command: Callable[..., tuple[int, str]]
 ) -> None:
-    output = COMMANDS[name]
-    words = (*output.words, output.name, "--force")
-    command(*words)
-    around, old = {path.name for path in given.iterdir()}, tree(given / output.name)
+    words, around, old = made_before(COMMANDS[name], given, command)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # every file, as if so much were left
     try:
@@ -376,7 +379,7 @@ def test_a_disk_without_room_is_one_line_and_leaves_what_was_there(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 2 and said.count("\n") == 1 and "File too large" in said, said
-    assert {path.name for path in given.iterdir()} == around and tree(given / output.name) == old
+    assert {path.name for path in given.iterdir()} == around and tree(given / COMMANDS[name].name) == old
 
 
 def test_no_command_makes_a_name_that_a_terminal_takes_orders_from(
