@@ -198,16 +198,18 @@ def test_setting_the_vm_type_replaces_what_was_written_under_either_name() -> No
             assert wb.Scenario.from_mapping(mapping).guest.vm_type == "tdx"
 
 
-CAPABILITIES = ("guest_memfd", "guest_memfd_flags", "memory_attributes", "pre_fault_memory")
+CAPABILITIES = (
+    "guest_memfd", "guest_memfd_flags", "memory_attributes", "pre_fault_memory", "guest_memfd_memory_attributes",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("kernel", "vm_type", "answers"),
     [
-        ("6.12", "none", (0, 0, 0, 1)), ("6.17", "none", (0, 0, 0, 1)), ("6.18", "none", (1, 3, 0, 1)),
-        ("7.3", "none", (1, 3, 0, 1)), ("7.3", "sw_protected", (1, 1, 8, 1)),  # recorded up to here
-        ("6.17", "snp", (1, 0, 8, 1)), ("7.4", "none", (1, 3, 0, 1)), ("7.4", "tdx", (1, 3, 0, 1)),
-        ("proposal-hugetlb", "snp", (1, 3, 0, 1)),
+        ("6.12", "none", (0, 0, 0, 1, 0)), ("6.17", "none", (0, 0, 0, 1, 0)), ("6.18", "none", (1, 3, 0, 1, 0)),
+        ("7.3", "none", (1, 3, 0, 1, 0)), ("7.3", "sw_protected", (1, 1, 8, 1, 0)),  # recorded up to here
+        ("6.17", "snp", (1, 0, 8, 1, 0)), ("7.4", "none", (1, 3, 0, 1, 0)), ("7.4", "tdx", (1, 3, 0, 1, 8)),
+        ("proposal-hugetlb", "snp", (1, 3, 0, 1, 8)),
     ],
 )  # fmt: skip
 def test_what_a_vm_says_that_it_can(kernel: str, vm_type: str, answers: tuple[int, ...]) -> None:
@@ -218,8 +220,8 @@ def test_what_a_vm_says_that_it_can(kernel: str, vm_type: str, answers: tuple[in
     guest = {"memory": "1 MiB", "vm_type": vm_type, "vcpus": [{"node": 0}]}
     scenario = {"host": "epyc1-naples-2s", "kernel_profile": kernel, "guest": guest, "operations": [*asked, *tried]}
     found = wb.simulate(wb.Scenario.from_mapping(scenario))
-    assert found["event_ret"].values[:4].tolist() == list(answers)
-    assert (found["event_errno"].values[4:] == 0).tolist() == [not word & ~flags for word in range(5)]
+    assert found["event_ret"].values[:5].tolist() == list(answers)
+    assert (found["event_errno"].values[5:] == 0).tolist() == [not word & ~flags for word in range(5)]
     if vm_type != "none":
         mode = "out-of-place" if answers[2] else "in-place"
         assert found.attrs["conversion_mode"] == mode
@@ -230,4 +232,4 @@ def test_a_machine_that_converts_out_of_place_has_attributes() -> None:
     guest = {"memory": "1 MiB", "vm_type": "snp", "vcpus": [{"node": 0}], "conversion": {"mode": "out-of-place"}}
     asked = [{"op": "check_extension", "capability": name} for name in CAPABILITIES]
     scenario = {"host": "epyc1-naples-2s", "kernel_profile": "7.4", "guest": guest, "operations": asked}
-    assert wb.simulate(wb.Scenario.from_mapping(scenario))["event_ret"].values.tolist() == [1, 1, 8, 1]
+    assert wb.simulate(wb.Scenario.from_mapping(scenario))["event_ret"].values.tolist() == [1, 1, 8, 1, 0]

@@ -458,7 +458,9 @@ class CheckExtension(Operation):
     """
 
     op: Literal["check_extension"] = "check_extension"
-    capability: Literal["guest_memfd", "guest_memfd_flags", "memory_attributes", "pre_fault_memory"]
+    capability: Literal[
+        "guest_memfd", "guest_memfd_flags", "guest_memfd_memory_attributes", "memory_attributes", "pre_fault_memory"
+    ]
 
 
 class CreateVm(Operation):

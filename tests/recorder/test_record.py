@@ -323,3 +323,25 @@ def test_qemu_accepts_every_host(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "no-kernel" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "errnos", "message"),
+    [
+        ("in-place", (25, 25), "converts nothing in place .ENOTTY.; Linux from 7.4 on does, with `--append kvm.gmem"),
+        ("out-of-place", (25,), "VMs have no attributes .ENOTTY. as long as .*guest.conversion.mode: in-place"),
+        ("in-place", (25, 11), ""),
+        ("out-of-place", (22,), ""),
+        ("in-place", (), ""),
+    ],
+)
+def test_conversions_that_a_kernel_has_not(mode, errnos, message):
+    """Each mode is a call of its own, which one kernel has at a time; a single refusal of another kind is an answer."""
+    verb = {"in-place": "convert", "out-of-place": "attr"}[mode]
+    lines = [{"op": f"t1 {verb} g0 0 4 private", "ret": -1, "errno": errno} for errno in errnos]
+    result = {"scenarios": [{"ops": [{"op": "create g0 4 0", "errno": 0}, *lines]}]}
+    if message:
+        with pytest.raises(WorkbenchError, match=message):
+            record.check_conversion(result, mode)
+    else:
+        record.check_conversion(result, mode)

@@ -175,6 +175,33 @@ def test_what_the_vm_says_that_it_can_is_judged(replay, answer, mismatches):
     assert len(report.mismatches) == mismatches and not report.not_judged
 
 
+@pytest.mark.parametrize(("answer", "mismatches"), [(0, 0), (8, 1)])
+def test_attributes_of_files_are_judged_by_the_kernel(replay, answer, mismatches):
+    """7.3 has none; the number under which a kernel says so is its own."""
+    line = {"op": "kvmcap GUEST_MEMFD_MEMORY_ATTRIBUTES", "ret": answer, "errno": 0, "capability": 252}
+    report = replay([*START, line])
+    assert len(report.mismatches) == mismatches and not report.not_judged
+
+
+@pytest.mark.parametrize(("errno", "mismatches"), [(22, 0), (0, 1), (12, 1)])
+def test_huge_pages_that_a_kernel_lacks_are_judged(replay, errno, mismatches):
+    line = {"op": "create g1 512 MMAP|HUGETLB_2M", "ret": -1 if errno else 9, "errno": errno, "mmap": 0}
+    report = replay([*START, {**line, "lacks": "GUEST_MEMFD_FLAG_HUGETLB"}, WHERE])
+    assert bool(report.mismatches) == bool(mismatches) and not report.not_judged
+
+
+def test_huge_pages_that_a_kernel_has_are_passed_over_with_all_lines_on_the_file(replay):
+    lines = [
+        {"op": "create g1 512 HUGETLB_2M", "ret": 9, "errno": 0},
+        {"op": "falloc g1 0 512", "ret": 0, "errno": 0},
+        {"op": "counts g1", "counts": {"0": 512}},
+        WHERE,
+    ]
+    report = replay([*START, *lines])
+    assert report.judged == 3 and not report.mismatches and sum(report.not_judged.values()) == 3
+    assert any("huge pages" in reason for reason in report.not_judged)
+
+
 SEEN = {
     "place": {"place": "0*16", "range": "0+16"},
     "reveal": {"place": "0*16", "range": "0+16"},

@@ -119,8 +119,9 @@ def check_extension(system: System, operation: sc.CheckExtension) -> Result:
     """virt/kvm/kvm_main.c: kvm_vm_ioctl_check_extension_generic: 0 for what the VM has not. Recorded on 6.12 to 7.3.
 
     Up to 6.17 KVM_CAP_GUEST_MEMFD is for types with private memory, and its flags are no capability yet. A kernel whose
-    pages change sides in place has no attributes of the VM. That the hugetlb flag of posted series is among the flags, and
-    its bit, differs from series to series: it is left out.
+    pages change sides in place has no attributes of the VM but of the file (KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES, whose number
+    differs from series to series). That the hugetlb flag of posted series is among the flags, and its bit, differs, too: it is
+    left out.
     """
     scenario = system.scenario
     kernel, private = scenario.kernel, scenario.guest.private_memory
@@ -132,6 +133,9 @@ def check_extension(system: System, operation: sc.CheckExtension) -> Result:
         answer = GUEST_MEMFD_FLAG_MMAP | shared if kernel.maps else 0
     elif operation.capability == "memory_attributes":
         answer = KVM_MEMORY_ATTRIBUTE_PRIVATE if private and scenario.conversion_mode == "out-of-place" else 0
+    elif operation.capability == "guest_memfd_memory_attributes":
+        in_place = scenario.conversion_mode == "in-place" and "in-place" in kernel.conversion
+        answer = KVM_MEMORY_ATTRIBUTE_PRIVATE if private and in_place else 0
     return Result(answer, 0, {"capability": operation.capability})
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from workbench.errors import WorkbenchError
+from workbench.probe_words import ORDERS
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ _PRIVATE = "private memory: judged with the VM type of the guest"
 
 VERBS: dict[str, Verb] = {
     # Files
-    "create": Verb("gI PAGES MMAP|SHARED|0", "guest_memfd with these flags, mapped if it can be", 3, 3),
+    "create": Verb("gI PAGES MMAP|SHARED|HUGETLB_2M|HUGETLB_1G|NUMBER",
+                   "guest_memfd with these flags, mapped if it can be; `lacks` tells of huge pages that this kernel has none of",
+                   3, 3),
     "memfd": Verb("gI PAGES [2M|1G]", "tmpfs file, or hugetlb file of that page size, mapped", 2, 3),
     "anon": Verb("gI PAGES", "anonymous memory, named like a file", 2, 2, _PRIVATE),
     "alias": Verb("gJ gI", "second descriptor and mapping of a file", 2, 2),
@@ -104,8 +107,38 @@ VERBS: dict[str, Verb] = {
     "sleep": Verb("MILLISECONDS", "wait", 1, 1, "returns nothing"),
 }  # fmt: skip
 
+_MODES = (
+    "DEFAULT", "PREFERRED", "BIND", "INTERLEAVE", "LOCAL", "PREFERRED_MANY", "WEIGHTED_INTERLEAVE",
+    "STATIC", "RELATIVE", "NUMA_BALANCING",
+)  # fmt: skip
+HUGE_FLAGS = {"HUGETLB_2M": 9, "HUGETLB_1G": 18}
+"""Flags of ``create`` that ask for huge pages, and the order of those."""
+NAMES: dict[str, tuple[str, ...]] = {
+    "mode": _MODES,
+    "mbind": ("STRICT", "MOVE", "MOVE_ALL"),
+    "huge": ("2M", "1G"),
+    "vm": ("none", "sw_protected", "sev", "sev_es", "snp", "tdx"),
+    "attribute": ("private", "shared"),
+    "capability": (
+        "MEMORY_ATTRIBUTES", "GUEST_MEMFD", "VM_TYPES", "PRE_FAULT_MEMORY", "GUEST_MEMFD_FLAGS",
+        "GUEST_MEMFD_MEMORY_ATTRIBUTES",
+    ),
+    "create": ("MMAP", "SHARED", *HUGE_FLAGS),
+}  # fmt: skip
+"""Names that the probe knows, by its table of them; beside these it takes numbers, and any other word for one: for 0."""
+_NAMED = {
+    ("create", 3): "create", ("memfd", 3): "huge", ("mbind", 4): "mode", ("mbind", 6): "mbind", ("setpol", 1): "mode",
+    ("vm", 1): "vm", ("kvmcap", 1): "capability", ("attr", 4): "attribute", ("convert", 4): "attribute",
+    ("movepages", 5): "mbind",
+}  # fmt: skip
+_ONE_OF = {
+    ("mmap", 2): ("private",), ("touch", 4): tuple(ORDERS.values()), ("rtouch", 4): tuple(ORDERS.values()),
+    ("pin", 4): ("uring", "splice"), ("pool", 1): NAMES["huge"], ("eat", 3): ("bind",), ("eatto", 3): ("bind",),
+}  # fmt: skip
+
 _TASK = re.compile(r"t\d$")
 _NAME = re.compile(r"g\d$")
+_NUMBER = re.compile(r"[-+]?(0[xX][0-9a-fA-F]+|[0-9]+)")
 _HEADER = re.compile(r"tasks=[1-8]|noreset")
 
 
@@ -173,3 +206,17 @@ def _check_line(where: str, words: list[str]) -> None:
     for word, form in zip(words[1:], verb.words.split(), strict=False):
         if form in ("gI", "gJ") and not (_NAME.match(word) and int(word[1]) < 8):
             raise WorkbenchError(f"{where}: {word!r} is no file; files are g0 to g7")
+    for place, word in enumerate(words):
+        _check_names(where, word, _NAMED.get((words[0], place), ""), _ONE_OF.get((words[0], place), (word,)))
+
+
+def _check_names(where: str, word: str, kind: str, one_of: tuple[str, ...]) -> None:
+    """A name that is none would be read as 0, which is another flag, mode or type; one size of huge pages a file."""
+    if word not in one_of:
+        raise WorkbenchError(f"{where}: {word!r} is not one of {', '.join(one_of)}")
+    names = NAMES.get(kind, ())
+    for part in word.split("|") if names else ():
+        if part not in names and not _NUMBER.fullmatch(part):
+            raise WorkbenchError(f"{where}: {part!r} is neither a number nor one of {', '.join(names)}")
+    if kind == "create" and len(HUGE_FLAGS.keys() & set(word.split("|"))) > 1:
+        raise WorkbenchError(f"{where}: {word!r} names two sizes of huge pages")

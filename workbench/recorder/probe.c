@@ -275,9 +275,12 @@ static const struct name vm_names[] = {
 static const struct name attribute_names[] = { { "private", ATTRIBUTE_PRIVATE }, { "shared", 0 }, { NULL, 0 } };
 static const struct name capability_names[] = {
 	{ "MEMORY_ATTRIBUTES", CAP_MEMORY_ATTRIBUTES }, { "GUEST_MEMFD", CAP_GUEST_MEMFD }, { "VM_TYPES", CAP_VM_TYPES },
-	{ "PRE_FAULT_MEMORY", CAP_PRE_FAULT_MEMORY }, { "GUEST_MEMFD_FLAGS", CAP_GUEST_MEMFD_FLAGS }, { NULL, 0 },
+	{ "PRE_FAULT_MEMORY", CAP_PRE_FAULT_MEMORY }, { "GUEST_MEMFD_FLAGS", CAP_GUEST_MEMFD_FLAGS },
+	{ "GUEST_MEMFD_MEMORY_ATTRIBUTES", CAP_OF_FILE_ATTRIBUTES }, { NULL, 0 },
 };
-static const struct name create_names[] = { { "MMAP", 1 }, { "SHARED", 2 }, { NULL, 0 } };
+static const struct name create_names[] = {
+	{ "MMAP", 1 }, { "SHARED", 2 }, { "HUGETLB_2M", FLAG_HUGETLB }, { "HUGETLB_1G", FLAG_HUGETLB }, { NULL, 0 },
+};
 
 /* Names or numbers joined by |. */
 static long flags_of(const char *word, const struct name *names)
@@ -516,10 +519,50 @@ static char *address_of_call(void)
 	return FILE_OF_CALL->address ? FILE_OF_CALL->address : NOWHERE;
 }
 
+/*
+ * Whether files of this machine convert in place, asked of a file: a conversion of nothing is EINVAL where the call is there
+ * and changes nothing, and ENOTTY elsewhere, be it for the kernel's version or for kvm.gmem_in_place_conversion.
+ */
+static bool converts_in_place(int machine)
+{
+	struct kvm_create_guest_memfd wanted = { .size = PAGE };
+	struct attributes_of_file nothing = { .attributes = 0 };
+	int fd = ioctl(machine, KVM_CREATE_GUEST_MEMFD, &wanted);
+	if (fd < 0)
+		return false;
+	bool there = !ioctl(fd, SET_ATTRIBUTES_OF_FILE, &nothing) || errno == EINVAL;
+	close(fd);
+	return there;
+}
+
+/* KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES: which attributes a file takes; and the number under which the kernel says so. */
+static long file_attributes(int machine, long *number_)
+{
+	if (!converts_in_place(machine))
+		return 0;
+	for (long capability = CAP_OF_FILE_FIRST; capability <= CAP_OF_FILE_LAST; capability++) {
+		long answer = ioctl(machine, KVM_CHECK_EXTENSION, capability);
+		if (answer == ATTRIBUTE_PRIVATE) {
+			*number_ = capability;
+			return answer;
+		}
+	}
+	return 0;
+}
+
+/* extra[1]: huge pages were asked for by name and are none of this kernel's flags; what it says to them stands, too. */
 static long do_create(void)
 {
 	struct file *file = FILE_OF_CALL;
-	struct kvm_create_guest_memfd wanted = { .size = ARGUMENT(0) * PAGE, .flags = ARGUMENT(1) };
+	struct create_with_order wanted = {
+		.size = ARGUMENT(0) * PAGE, .flags = ARGUMENT(1), .page_order = ARGUMENT(2),
+	};
+	if (ARGUMENT(2)) {
+		long flags = ioctl(vm, KVM_CHECK_EXTENSION, CAP_GUEST_MEMFD_FLAGS);
+		box->extra[1] = flags < 0 || !(flags & FLAG_HUGETLB);
+	}
+	if (box->extra[1])
+		wanted.page_order = 0;
 	long fd = ioctl(vm, KVM_CREATE_GUEST_MEMFD, &wanted);
 	int error = errno;
 	*file = (struct file){ .fd = fd, .kind = FILE_GUEST_MEMFD, .pages = ARGUMENT(0) };
@@ -721,7 +764,8 @@ static long do_madvise(void)
 
 static long do_capability(void)
 {
-	return ioctl(vm, KVM_CHECK_EXTENSION, ARGUMENT(0));
+	return ARGUMENT(0) == CAP_OF_FILE_ATTRIBUTES ? file_attributes(vm, &box->extra[0])
+						     : ioctl(vm, KVM_CHECK_EXTENSION, ARGUMENT(0));
 }
 
 #include "probe_private.h"
@@ -766,6 +810,7 @@ static void read_create(char *const *w, int words)
 {
 	read_pages(w, words);
 	ARGUMENT(1) = flags_of(w[3], create_names);
+	ARGUMENT(2) = strstr(w[3], "HUGETLB_2M") ? 9 : strstr(w[3], "HUGETLB_1G") ? 18 : 0;
 }
 
 static void read_memfd(char *const *w, int words)
@@ -901,6 +946,15 @@ static void report_create(void)
 {
 	if (ARGUMENT(1) & 1)
 		number("mmap", box->extra[0]);
+	if (box->extra[1])
+		text("lacks", "GUEST_MEMFD_FLAG_HUGETLB");
+}
+
+/* The number that the capability has in this kernel, where that differs from series to series. */
+static void report_capability(void)
+{
+	if (box->extra[0])
+		number("capability", box->extra[0]);
 }
 
 /* The inode number shifts the interleave of tmpfs (mm/shmem.c: shmem_get_pgoff_policy). */
@@ -1028,7 +1082,7 @@ static const struct verb verbs[] = {
 	{ "movepages", do_movepages, read_movepages, report_movepages },
 	{ "migrate", do_migrate, read_number, report_nothing },
 	{ "madv", do_madvise, read_pages, report_nothing },
-	{ "kvmcap", do_capability, read_capability, report_nothing },
+	{ "kvmcap", do_capability, read_capability, report_capability },
 };
 
 /* ---------------------------------------------------------------------------------------------------- process of a script */
@@ -1829,8 +1883,10 @@ static void describe_kvm(void)
 		put(",\"create_vm\":%d", machine < 0 ? errno : 0);
 		for (size_t i = 0; machine >= 0 && i < sizeof asked / sizeof *asked; i++)
 			put(",\"%s\":%d", asked[i].name, ioctl(machine, KVM_CHECK_EXTENSION, asked[i].capability));
-		if (machine >= 0)
+		if (machine >= 0) {
+			put(",\"converts_in_place\":%d", converts_in_place(machine));
 			close(machine);
+		}
 		close(device);
 	}
 	put("}");

@@ -43,6 +43,21 @@ struct attributes_of_file {
 };
 #define SET_ATTRIBUTES_OF_FILE _IOWR(KVMIO, 0xd2, struct attributes_of_file)
 
+/*
+ * Huge pages of guest_memfd, in no released kernel: a flag, and the order of the pages behind the flags, where released
+ * kernels have a reserved field (public trees AMDESE/linux-kvm and intel/tdx, 2026). RFC v2 of May 2025 has the same flag with
+ * the logarithm of the size in the flags' highest bits, and its bits 0 and 1 mean other things: it is asked by number.
+ */
+struct create_with_order {
+	uint64_t size, flags;
+	uint8_t page_order, reserved8;
+	uint16_t reserved16;
+	uint32_t reserved32;
+	uint64_t reserved[5];
+};
+_Static_assert(sizeof(struct create_with_order) == sizeof(struct kvm_create_guest_memfd), "one request, one size");
+#define FLAG_HUGETLB (1L << 2)
+
 /* Live update (include/uapi/linux/liveupdate.h): sessions hold files that the next kernel takes up. */
 struct session_of_name {
 	uint32_t size;
@@ -75,6 +90,13 @@ struct end_of_session {
 #define CAP_VM_TYPES 235
 #define CAP_PRE_FAULT_MEMORY 236
 #define CAP_GUEST_MEMFD_FLAGS 244
+/*
+ * KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES: 246, 248, 249 or 250 in one posting or another; 7.3 gave those to other things, so
+ * that the merged number is a later one. It is looked for in this range, where a file converts in place at all.
+ */
+#define CAP_OF_FILE_ATTRIBUTES (-1L)
+#define CAP_OF_FILE_FIRST 246
+#define CAP_OF_FILE_LAST 263
 
 #define CALL_KEXEC_FILE_LOAD 320
 #define CALL_MEMBARRIER 324

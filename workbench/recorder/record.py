@@ -7,6 +7,7 @@ hardware and no privileges. What the kernel can do is asked of it at the boot.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import shutil
@@ -88,14 +89,13 @@ def record(
     if isinstance(kernel, (str, Path)):
         kernel = [kernel]
     parts = kernel if isinstance(kernel, kernel_package.KernelImage) else kernel_package.load(kernel)
-    vm_type = scenario.guest.vm_type if isinstance(scenario, Scenario) else "none"
     if out is None:
         result = _run(machine, script, parts, qemu, timeout, progress, Path(tempfile.gettempdir()) / "recording")
-        check_vm_type(result, vm_type)
+        _check_kernel(result, scenario)
         return result
     with whole_file(Path(out)) as temporary:
         result = _run(machine, script, parts, qemu, timeout, progress, Path(out))
-        check_vm_type(result, vm_type)
+        _check_kernel(result, scenario)
         text = json.dumps(result, separators=(",", ":")).encode()
         temporary.write_bytes(gzip.compress(text, mtime=0) if str(out).endswith(".gz") else text)
     return result
@@ -110,6 +110,30 @@ def check_vm_type(result: dict[str, Any], vm_type: str) -> None:
             f"guest.vm_type: this kernel makes no virtual machine of type {vm_type!r} ({errno_name(refused)}); one that "
             f"`workbench oracle build` makes does, or any with CONFIG_KVM_SW_PROTECTED_VM"
         )
+
+
+def check_conversion(result: dict[str, Any], mode: str) -> None:
+    """Raise WorkbenchError where all conversions of a scenario are calls that this kernel has not: ENOTTY, and no page moved."""
+    verb = {"in-place": "convert", "out-of-place": "attr"}[mode]
+    lines = [op for scenario in result["scenarios"] for op in scenario["ops"] if verb in op["op"].split()[:2]]
+    if not lines or any(op.get("errno") != errno.ENOTTY for op in lines):
+        return
+    if mode == "in-place":
+        raise WorkbenchError(
+            "conversion: this kernel's guest_memfd converts nothing in place (ENOTTY); Linux from 7.4 on does, with "
+            "`--append kvm.gmem_in_place_conversion=1`; every other one takes guest.conversion.mode: out-of-place"
+        )
+    raise WorkbenchError(
+        "conversion: this kernel's VMs have no attributes (ENOTTY) as long as its guest_memfds convert in place "
+        "(kvm.gmem_in_place_conversion); it takes guest.conversion.mode: in-place"
+    )
+
+
+def _check_kernel(result: dict[str, Any], scenario: Scenario | str) -> None:
+    """What a scenario asks for and the kernel has not; a script may ask just that."""
+    if isinstance(scenario, Scenario):
+        check_vm_type(result, scenario.guest.vm_type)
+        check_conversion(result, scenario.conversion_mode)
 
 
 def require_tools(qemu: str = "qemu-system-x86_64") -> None:

@@ -417,6 +417,7 @@ _WITHOUT_MACHINE = (
 _WEIGHT_FILE = re.compile(r"/sys/kernel/mm/mempolicy/weighted_interleave/node([0-9]+)$")
 _AUTO_WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave/auto"
 _NOT_SIMULATED = {
+    "create": "a guest_memfd of huge pages: recordings of conversion (datasets/recordings/conversion) are replayed with those",
     "anon": "anonymous memory of the host is not simulated",
     "memfd": "hugetlb files of the host are not simulated",
     "alias": "the file is not simulated",
@@ -527,7 +528,7 @@ def _flags(word: str, names: Mapping[str, int]) -> int:
     return sum(names[part.lower()] if part.lower() in names else c_number(part) for part in set(word.split("|")))
 
 
-_GMEM_FLAGS = {"mmap": 1, "shared": 2}
+_GMEM_FLAGS = {"mmap": 1, "shared": 2, "hugetlb_2m": 4, "hugetlb_1g": 4}
 _ORDERS = {word: order for order, word in ORDERS.items()}
 
 
@@ -558,6 +559,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
     arguments = [*rest, *["0"] * 8]
     common: dict[str, Any] = {"task": f"t{entry.task}"}
     on = {**common, "file": arguments[0]}
+    if verb == "create" and "HUGETLB" in arguments[2] and "lacks" not in entry.seen:
+        raise Unknown(_NOT_SIMULATED["create"])  # a kernel that has no such pages refused the flag, which is judged
     if verb == "create":
         sizes[arguments[0]] = c_number(arguments[1])
         return sc.Create(**on, size=c_number(arguments[1]) * PAGE_SIZE, raw_flags=_flags(arguments[2], _GMEM_FLAGS))
