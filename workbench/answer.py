@@ -29,6 +29,7 @@ from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.intervals import ranges_text
 from workbench.kernels import filemap
+from workbench.kernels.folios import run as folio
 from workbench.limits import LISTED_PAGES, OBSERVED_RUNS
 from workbench.tracking.confidential import DPAMT_PAGES_PER_2M, LARGEST_LEAF
 from workbench.tracking.whole import WATCHED
@@ -60,9 +61,12 @@ class Log:
         self.observed: list[tuple[int, str, np.ndarray]] = []
         self.observed_runs = 0
         self.accesses: dict[int, Any] = {}
-        self.conversions: list[np.ndarray] = []
-        self.whole: list[np.ndarray] = []
-        self.users: list[np.ndarray] = []
+        self.conversions: np.ndarray | None = None
+        self.whole = np.empty((0, 0), np.int64)
+        self.users: list[list[list[int]]] = []
+        if system.conversions is not None:
+            self.conversions = np.empty((len(operations), len(folio.COUNTERS) + system.nodes), np.int64)
+            self.whole = np.zeros((len(operations), 4 + 2 * system.nodes + 3), np.int64)
         metadata = system.metadata
         self.metadata = None if metadata is None else np.empty((len(operations), *metadata.held.shape), np.int64)
         self.attributes: list[list[int]] | None = [] if attributes.wanted(system.scenario) else None
@@ -72,18 +76,18 @@ class Log:
         number = len(self.results)
         self.results.append(result)
         self.placed[number] = system.placed
-        if system.conversions is not None:
-            row = system.conversions.row()
-            self.conversions.append(row)
-            self.whole.append(self._whole_row(system, operation))
+        vmemmap = pamt = None
+        if system.conversions is not None and self.conversions is not None:
+            row = self.conversions[number]
+            vmemmap = system.conversions.count(row)
             self.users.append(system.conversions.users_row(row))
+            if system.scenario.guest.vm_type in WATCHED or system.conversions.devices:
+                self._look_what_is_whole(system, operation, number)
+                pamt = self.whole[number, 4 + system.nodes : 4 + 2 * system.nodes] // PAGE_SIZE
         if self.attributes is not None:
             self.attributes.append(_attribute_row(system))
         if self.metadata is not None and system.metadata is not None:
-            if self.conversions or system.scenario.guest.private_memory or system.metadata.light:
-                vmemmap = self.conversions[-1][-system.nodes :] if self.conversions else None
-                pairs = slice(4 + system.nodes, 4 + 2 * system.nodes)
-                pamt = self.whole[-1][pairs] // PAGE_SIZE if self.whole else None
+            if vmemmap is not None or system.scenario.guest.private_memory or system.metadata.light:
                 system.metadata.settle(system.task(operation), vmemmap, pamt)
             self.metadata[number] = system.metadata.held
         self.free[number] = system.free  # after what the call has left to be taken
@@ -122,15 +126,15 @@ class Log:
         else:
             result.detail["not_listed"] = True
 
-    def _whole_row(self, system: System, operation: sc.Operation) -> np.ndarray:
+    def _look_what_is_whole(self, system: System, operation: sc.Operation, number: int) -> None:
         """What stays whole after an operation: sums of all files, then by node, then leaves of devices."""
-        assert system.conversions is not None
-        out = np.zeros(4 + 2 * system.nodes + 3, np.int64)
+        assert system.conversions is not None and self.conversions is not None
+        out = self.whole[number]
         watched = system.scenario.guest.vm_type in WATCHED  # of other types nothing but leaves of devices
         # Of many conversions each was looked at when it was made.
         changed = watched and not isinstance(operation, ConvertMany)
         changed = changed and (
-            len(self.conversions) < 2 or not np.array_equal(self.conversions[-1], self.conversions[-2])
+            number == 0 or not np.array_equal(self.conversions[number], self.conversions[number - 1])
         )
         for inode in system.conversions.inodes:
             if inode.tracked is None or inode.evicted:
@@ -146,7 +150,6 @@ class Log:
                 out[:-3] += whole.row()
             if devices and inode.users is not None:
                 out[-3:] += whole.device_leaves(inode.users.iommu.intervals())
-        return out
 
 
 class Answer:
@@ -222,7 +225,7 @@ class Answer:
         }
         if self.log.metadata is not None and system.metadata is not None:
             out["kind"] = np.array(KINDS)
-        if self.log.conversions:
+        if self.log.conversions is not None:
             from workbench.tracking import folio_file as conversion
 
             out |= {"level": np.array(conversion.LEVELS), "part": np.array(conversion.PARTS), "user": np.array(USERS)}
@@ -256,20 +259,20 @@ def _list_variables(system: System, log: Log, put: Put) -> None:
 
         _put_group(access.NAMES, lambda: access.variables(system, len(log.results), log.accesses), put)
         _put_group(access.RANGES, lambda: access.ranges(system, len(log.results), log.accesses), put)
-    if log.conversions:
+    if log.conversions is not None:
         from workbench.tracking import folio_file as conversion
 
-        scenario = system.scenario
+        scenario, counted = system.scenario, log.conversions
         _put_group(
             conversion.NAMES,
             lambda: conversion.variables(
-                np.array(log.conversions),
+                counted,
                 two_stage=scenario.generation == "two-stage",
                 largest_leaf=LARGEST_LEAF[scenario.guest.vm_type],
             ),
             put,
         )
-        _put_whole(system, np.array(log.whole, np.int64), put)
+        _put_whole(system, log.whole, put)
         users = np.array(log.users, np.int64).reshape(-1, 3, len(USERS))
         put("user_invalidations", lambda: users[:, 0])
         put("user_mapped_pages", lambda: users[:, 1])

@@ -11,6 +11,7 @@ from workbench.engine.generators import expand
 from workbench.engine.metadata import KINDS, LIGHT_MAP, STATE_TREE
 from workbench.engine.range_trees import MapleSlab, nodes_of
 from workbench.engine.system import System
+from workbench.kernels.folios.run import COUNTERS
 from workbench.tracking.offset_maps import MapleMap
 from workbench.units import PAGE_SIZE
 
@@ -178,7 +179,7 @@ def test_struct_pages_and_tables_come_from_one_stock_beside_the_pools():
     system, before = System(given), None
     for operation in expand(given):
         assert not calls.apply(system, operation).errno
-        vmemmap = system.conversions.row()[-system.nodes :]
+        vmemmap = system.conversions.count(np.empty(len(COUNTERS) + system.nodes, np.int64))
         system.metadata.settle(system.task(operation), vmemmap)
         stock = system.conversions.folios.vmemmap
         np.testing.assert_array_equal(stock, system.metadata.zones.free)

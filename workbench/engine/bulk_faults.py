@@ -145,7 +145,7 @@ def _possible(system: System, first: sc.Fault, file: OpenFile) -> bool:
         return True
     if metadata.light_map(inode) is not None:  # its nodes follow from what is there after each fault
         return False
-    return metadata.only_counts() and metadata.has_tree(inode) and not system.scenario.guest.private_memory
+    return metadata.only_counts() and metadata.has_tree(inode)
 
 
 def _rows(system: System, file: OpenFile, first: sc.Fault, operations: Sequence[sc.Operation]) -> Int64s:

@@ -73,18 +73,19 @@ def convert(system: System, operation: sc.Convert) -> Result:
         return failed(errno.EINVAL, reason=profiles.without_private_memory(scenario.guest.vm_type))
     _, file = _tracking(system, inode)
     offset, length = byte_span(operation, inode)
-    first, last = (min(page, inode.pages) for page in (offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)))
-    shared = _state_runs(file, first, last, True) if operation.to == "private" and inode.mappings else no_intervals()
+    first, last = min(offset // PAGE_SIZE, inode.pages), min(-(-(offset + length) // PAGE_SIZE), inode.pages)
     users, to_shared = inode.users, operation.to == "shared"
-    losing = no_intervals() if users is None else users.differing(first, last, to_shared)
-    before = file.uptodate_words(first, last) if operation.to == "private" else None
+    mappings = [] if to_shared else [mapping for mapping in inode.mappings if not mapping.empty]
+    shared = _state_runs(file, first, last, True) if mappings else no_intervals()
+    losing = None if users is None else users.differing(first, last, to_shared)
+    before = None if to_shared else file.uptodate_words(first, last)
     outcome = file.convert(offset, length, operation.to)
-    if users is not None and outcome.errno != errno.EINVAL:
+    if users is not None and losing is not None and outcome.errno != errno.EINVAL:
         users.converted(losing, outcome)
-    if outcome.errno in (0, errno.EAGAIN):
+    if mappings and outcome.errno in (0, errno.EAGAIN):
         end = _unmapped_to(system, inode, offset + length, outcome, shared)
         for low, high in shared.tolist():
-            for mapping in inode.mappings:
+            for mapping in mappings:
                 mapping.zap(low, min(high, end))
     return result_of(outcome, **_content_lost(file, first, last, before))
 

@@ -44,8 +44,9 @@ def iommu_map(system: System, operation: sc.IommuMap) -> Result:
             return failed(errno.EFAULT, error_offset=missing * PAGE_SIZE)
     areas = np.concatenate((areas, [[first, end]]))
     inode.device_areas = areas[np.argsort(areas[:, 0])]
-    if inode.users is not None:
+    if inode.users is not None and system.conversions is not None:
         inode.users.iommu_map(first, end)
+        system.conversions.devices = True
     return Result(0, 0, {"pinned_pages": pinned})
 
 

@@ -19,7 +19,7 @@ from workbench.design import DESIGNS
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
-from workbench.engine.users import IOMMU, KVM, NAMES, Users
+from workbench.engine.users import Users, pages_under
 from workbench.errors import WorkbenchError
 from workbench.kernels import placement as placed
 from workbench.kernels.folios import run as folio
@@ -68,6 +68,7 @@ class Conversions:
         self.system = system
         nodes = system.nodes
         self.light = system.design.store == "pfn map"
+        self.devices = False  # until one maps pages
         self.hvo = system.design.struct_pages == "optimised" and system.order > 0
         mine = system.zone_page_size == PAGE_SIZE << system.order  # pools, or zones of 4 KiB pages
         free = np.bincount(system.zone_node[mine], system.free[mine], nodes).astype(np.int64)
@@ -170,7 +171,12 @@ class Conversions:
     def _new(self, map_: FileMap, first_row: int) -> Iterator[tuple[Int64s, Int64s]]:
         """Folios placed since allocation row ``first_row`` that are still there, and their nodes, in chunks."""
         for row in range(first_row, int(map_.progress[placed.ALLOCATIONS])):
-            first, count, step = (int(value) for value in map_.allocations[row, :3])
+            first, count, step = map_.allocations[row, :3].tolist()
+            if count == 1:  # most calls touch one
+                zone = map_.zone_at(first)
+                if zone >= 0:
+                    yield np.array([first], np.int64), self.system.zone_node[zone : zone + 1]
+                continue
             low = first if step > 0 else first - count + 1
             for start in range(low, low + count, _CHUNK):
                 folios = np.arange(start, min(start + _CHUNK, low + count), dtype=np.int64)
@@ -275,28 +281,29 @@ class Conversions:
 
     # -------------------------------------------------------------------------------------------- counting
 
-    def users_row(self, row: Int64s) -> Int64s:
-        """KVM and the IOMMU, int64 (3, 2): invalidations they were told of, pages they map now, pages they lost to a notice.
+    def count(self, row: Int64s) -> Int64s:
+        """Counters of all files together and vmemmap pages by node, into ``row`` int64 (counters + nodes,); those pages."""
+        counters, vmemmap = row[: len(folio.COUNTERS)], row[len(folio.COUNTERS) :]
+        counters[:], vmemmap[:] = self.past, 0
+        for inode in self.inodes:
+            if inode.tracked is not None:
+                counters += inode.tracked.counts
+                vmemmap += inode.tracked.vmemmap_taken
+        return vmemmap
 
-        What KVM loses is not counted: the guest faults it in again. ``row``: what :meth:`row` says now.
+    def users_row(self, row: Int64s) -> list[list[int]]:
+        """KVM and the IOMMU, [3][2]: invalidations they were told of, pages they map now, pages they lost to a notice.
+
+        What KVM loses is not counted: the guest faults it in again. ``row``: what :meth:`count` says now.
         """
+        if not (self.light or self.devices):
+            return [[int(row[folio.N_INVALIDATIONS]), 0], [pages_under(row), 0], [0, 0]]
         mapped, iommu = 0, self.past_users.tolist()
         for inode in self.inodes:
             if inode.users is not None:
                 mapped += inode.users.kvm_pages
                 iommu = [past + now for past, now in zip(iommu, inode.users.iommu_row(), strict=True)]
-        out = np.empty((3, len(NAMES)), np.int64)
-        out[:, KVM], out[:, IOMMU] = (row[folio.N_INVALIDATIONS], mapped, 0), iommu
-        return out
-
-    def row(self) -> Int64s:
-        """Counters of all files together and vmemmap pages by node, int64 (counters + nodes,)."""
-        out = np.zeros(len(folio.COUNTERS) + self.system.nodes, np.int64)
-        out[: len(folio.COUNTERS)] = self.past
-        for file in self.files():
-            out[: len(folio.COUNTERS)] += file.counts
-            out[len(folio.COUNTERS) :] += file.vmemmap_taken
-        return out
+        return [list(pair) for pair in zip((int(row[folio.N_INVALIDATIONS]), mapped, 0), iommu, strict=True)]
 
 
 def _free_ranges(system: HostState, zones: npt.NDArray[np.bool_]) -> list[list[tuple[int, int]]]:

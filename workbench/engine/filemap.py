@@ -235,8 +235,18 @@ class FileMap:
             self._folios -= sum(freed.tolist())
         return freed
 
+    def zone_at(self, page: int) -> int:
+        """Zone of one folio index, -1 if absent."""
+        runs = self.cut(page, page + 1)
+        if not len(runs):
+            return -1
+        first, _, step, offset, period = self.allocations[runs[0, 2]].tolist()
+        return int(self.tiles[offset + (page - first) * step % period])
+
     def zone_of(self, pages: Int64s) -> Int64s:
         """Zone of each folio index, -1 if absent."""
+        if len(pages) == 1:
+            return np.array([self.zone_at(int(pages[0]))], np.int64)
         out = np.empty(len(pages), np.int64)
         if len(pages):
             runs = self.cut(int(pages.min()), int(pages.max()) + 1)

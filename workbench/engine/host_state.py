@@ -948,8 +948,8 @@ class HostState:
     def is_plain_4k(self, inode: Inode) -> bool:
         """Whether pages of the file need nothing but a zone: no huge ones, no blocks, pfns or CMA to settle."""
         return (
-            inode.order == 0 and inode.small is None and inode.tracked is None and self.blocks is None
-            and self.free_pfns is None and not (inode.movable and self._has_cma)
+            inode.order == 0 and inode.small is None and self.blocks is None and self.free_pfns is None
+            and not (inode.movable and self._has_cma)
         )  # fmt: skip
 
     def _plain(self, inode: Inode) -> bool:

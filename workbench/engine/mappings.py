@@ -64,6 +64,11 @@ class Mapping:
         """Remove pages from the page tables."""
         self._page_tables.erase(start, end)
 
+    @property
+    def empty(self) -> bool:
+        """Whether the page tables map nothing."""
+        return not len(self._page_tables)
+
     def mapped(self, start: int = 0, end: int = _FAR) -> Int64s:
         """Pages of ``[start, end)`` that have an entry in the page tables, as intervals int64 (n, 2)."""
         runs = self._page_tables.cut(start, end)[:, :2]

@@ -39,6 +39,11 @@ _FEW_WORDS = 64
 """Words of 64 pages that are one integer rather than an array."""
 
 
+def _as_one(words: np.ndarray, low: int, end: int) -> int:
+    """Words [low, end) as one number."""
+    return int(words[low]) if end - low == 1 else int.from_bytes(words[low:end].tobytes(), "little")
+
+
 def nodes_of(ranges: int) -> int:
     """Nodes of a tree of so many ranges that were stored in ascending order; none where nothing is stored."""
     nodes = 0
@@ -117,14 +122,14 @@ class StateTree(Tree):
         low, end = first >> 6, min(((first + pages) >> 6) + 1, self._words())
         if offset < 0 or pages <= 0 or low >= end or end - low > _FEW_WORDS:
             return False
-        named = (1 << min((end - low) << 6, self.file.size // PAGE_SIZE - (low << 6))) - 1
-        states, words = (self.file.state.shared, self.seen), slice(low, end)
-        now, before = (int.from_bytes(state[words].tobytes(), "little") for state in states)
+        state, seen = self.file.state.shared, self.seen
+        now, before = _as_one(state, low, end), _as_one(seen, low, end)
         if now != before:
-            for state, bits, sign in zip(states, (now, before), (1, -1), strict=True):
-                last = int(state[low - 1]) >> 63 if low else bits & 1
-                self.ranges += sign * ((bits ^ (bits << 1 | last)) & named).bit_count()
-            self.seen[words] = self.file.state.shared[words]
+            named = (1 << min((end - low) << 6, self.file.size // PAGE_SIZE - (low << 6))) - 1
+            now_last, last = (int(state[low - 1]) >> 63, int(seen[low - 1]) >> 63) if low else (now & 1, before & 1)
+            self.ranges += ((now ^ (now << 1 | now_last)) & named).bit_count()
+            self.ranges -= ((before ^ (before << 1 | last)) & named).bit_count()
+            seen[low:end] = state[low:end]
         return True
 
     def _borders(self, state: np.ndarray, words: Int64s) -> int:

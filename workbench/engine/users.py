@@ -35,6 +35,11 @@ _FRAME, _LEVEL = 3, 4
 _LEAST_ROWS = 64
 
 
+def pages_under(counts: Int64s) -> int:
+    """4 KiB pages under the leaves of the second stage that these counters have."""
+    return sum(int(counts[leaf]) << order for leaf, order in _LEAVES)
+
+
 class Mapped:
     """Pages that one user has in its page tables, by runs, with the frame and the size of the leaf behind each."""
 
@@ -174,10 +179,10 @@ class Users:
 
     # ---------------------------------------------------------------------------------------------- invalidations
 
-    def differing(self, start: int, end: int, to_shared: bool) -> Int64s:
-        """Pages of [start, end) that a conversion would change, as intervals, as far as anybody here could lose them."""
+    def differing(self, start: int, end: int, to_shared: bool) -> Int64s | None:
+        """Pages of [start, end) that a conversion would change, as intervals; None: nobody here could lose any."""
         if self.light is None or not (self.kvm.pages or self.iommu.pages) or end <= start:
-            return np.empty((0, 2), np.int64)
+            return None
         flags = self.file.is_shared(start, end) != to_shared
         parts = equal_intervals(flags, start)
         return parts[flags[parts[:, 0] - start]]
@@ -230,8 +235,7 @@ class Users:
         """4 KiB pages under leaves of the second stage."""
         if self.light is not None:
             return self.kvm.pages
-        counts = self.file.counts
-        return sum(int(counts[leaf]) << order for leaf, order in _LEAVES)
+        return pages_under(self.file.counts)
 
     def iommu_row(self) -> tuple[int, int, int]:
         """Of the IOMMU: invalidations it was told of, pages it maps now, pages it lost."""

@@ -107,9 +107,7 @@ class ConversionFile(TrackedFile):
 
     # --------------------------------------------------------------------------------------------- operations
 
-    def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
-        """Carry out a stream, int64 (n, 6) as :data:`workbench.kernels.folios.run.OP` ... CPU; counters after each ``every``."""
-        self._check_stream(stream)
+    def _carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
         count = len(stream)
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)
         series = np.zeros((count // every if every else 0, len(folio.COUNTERS) + self.nodes), np.int64)
@@ -138,6 +136,9 @@ class ConversionFile(TrackedFile):
         Returns the number inserted: less than all when a fresh folio under a shared page could not be split for want
         of memory (ENOMEM). That one is in the file in generation C, whole, and not in B; the rest are not.
         """
+        if len(folios) == 1:
+            at = int(folios[0]) * (PAGE_SIZE << self.order)
+            return int(not self._one(folio.INSERT, at, 0, node=int(nodes[0]), cpu=cpu).errno)
         stream = np.zeros((len(folios), 6), np.int64)
         stream[:, folio.OP], stream[:, folio.CPU] = folio.INSERT, cpu
         stream[:, folio.OFFSET], stream[:, folio.NODE] = folios * (PAGE_SIZE << self.order), nodes

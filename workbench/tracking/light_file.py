@@ -73,9 +73,7 @@ class LightFile(TrackedFile):
         self.state = light_map.grown(self.state)
         self.memory.start, self.memory.end = self.state.start, self.state.end
 
-    def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
-        """Carry out a stream; counters after each ``every`` operations."""
-        self._check_stream(stream)
+    def _carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
         self._refresh()
         count = len(stream)
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)

@@ -97,9 +97,14 @@ class TrackedFile(ABC):
         self.size, self.page_size = size, page_size
         self.largest_leaf = choice("confidential", confidential, LARGEST_LEAF)
 
-    @abstractmethod
     def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
         """Carry out a stream, int64 (n, 6) as :data:`workbench.kernels.folios.run.OP` ... CPU; counters after each ``every``."""
+        self._check_stream(stream)
+        return self._carry_out(stream, every)
+
+    @abstractmethod
+    def _carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
+        """:meth:`run_stream` of operations that were checked."""
 
     @abstractmethod
     def insert(self, folios: Int64s, nodes: Int64s) -> int:
@@ -212,23 +217,26 @@ class TrackedFile(ABC):
             ("node", folio.NODE, self.nodes),
             ("cpu", folio.CPU, self.cpus),
         )
-        if len(stream) == 1:  # one call, as most are: no reductions
-            row = stream[0].tolist()
-            wrong = [(name, limit) for name, column, limit in columns if not 0 <= row[column] < limit]
-            conversions = stream if row[folio.OP] == folio.CONVERT else stream[:0]
-        else:
-            values = stream if len(stream) else np.zeros((1, 6), np.int64)
-            low, high = values.min(axis=0), values.max(axis=0)
-            wrong = [(name, limit) for name, column, limit in columns if low[column] < 0 or high[column] >= limit]
-            conversions = stream[stream[:, folio.OP] == folio.CONVERT]
+        values = stream if len(stream) else np.zeros((1, 6), np.int64)
+        low, high = values.min(axis=0), values.max(axis=0)
+        wrong = [(name, limit) for name, column, limit in columns if low[column] < 0 or high[column] >= limit]
         for name, limit in wrong:
             raise WorkbenchError(f"stream: a value of column {name} is outside 0 to {limit - 1}")
-        if self.converted is not None and len(conversions):
-            self.converted.append(conversions)
+        if self.converted is not None:
+            conversions = stream[stream[:, folio.OP] == folio.CONVERT]
+            if len(conversions):
+                self.converted.append(conversions)
 
     def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
-        errors, offsets, _ = self.run_stream(np.array([[op, offset, length, argument, node, cpu]], np.int64))
-        return Outcome(int(errors[0]), int(offsets[0]) if offsets[0] >= 0 else None)
+        """One operation: checked without reductions, for most calls are one."""
+        stream = np.array([[op, offset, length, argument, node, cpu]], np.int64)
+        if not (0 <= node < self.nodes and 0 <= cpu < self.cpus):
+            self._check_stream(stream)
+        if op == folio.CONVERT and self.converted is not None:
+            self.converted.append(stream)
+        errors, offsets, _ = self._carry_out(stream)
+        named = int(offsets[0])
+        return Outcome(int(errors[0]), named if named >= 0 else None)
 
     def convert(self, offset: int, length: int, to: str) -> Outcome:
         """KVM_GMEM_CONVERT_SHARED / _PRIVATE. EINVAL for a bad range, EAGAIN with the offset of a held page, ENOMEM."""
