@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import workbench as wb
 from workbench.cost import machine
+from workbench.cost.traffic import PATTERNS, access_cost
 from workbench.costs import COSTS
 from workbench.errors import WorkbenchError
 from workbench.plots import sweep as plots_sweep
+from workbench.studies import sensitivity as studies
 from workbench.studies.sensitivity import sensitivity, sobol
+from workbench.topology.host import Host
 
 
 def test_indices_of_the_ishigami_function():
     def ishigami(unit):
-        x = np.pi * (2 * unit - 1)
-        return np.array([np.sin(x[0]) + 7 * np.sin(x[1]) ** 2 + 0.1 * x[2] ** 4 * np.sin(x[0])])
+        x = np.pi * (2 * unit.T - 1)
+        return np.array([np.sin(x[0]) + 7 * np.sin(x[1]) ** 2 + 0.1 * x[2] ** 4 * np.sin(x[0])]).T
 
     first, total = sobol(ishigami, 3, 4096)
     # Ishigami and Homma 1990, a = 7, b = 0.1
@@ -25,7 +30,7 @@ def test_indices_of_the_ishigami_function():
 
 
 def test_a_function_that_does_not_vary_has_no_indices():
-    first, total = sobol(lambda unit: np.array([3.0]), 2, 8)
+    first, total = sobol(lambda unit: np.full((len(unit), 1), 3.0), 2, 8)
     assert np.isnan(first).all()
     assert np.isnan(total).all()
 
@@ -109,27 +114,113 @@ def test_the_tornado_shows_what_matters_strongest_on_top(scenario):
         plots_sweep.tornado(found, "bandwidth")
 
 
-@pytest.mark.parametrize("pattern", ["streaming", "zipf", "pointer_chasing"])
-def test_the_lean_model_prices_as_access_cost_does(pattern):
-    from workbench.cost.traffic import access_cost
-    from workbench.simulation import simulate
-    from workbench.studies import sensitivity as study
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", ["spr-8468v-cxl", "epyc1-naples-2s", "xeon-e5-2680-2s"])
+def test_choices_solved_at_once_cost_what_access_cost_says_of_each(name, pattern):
+    """One after the other, changed in one parameter only, and all again: what is solved once for several is the same."""
+    host = Host.from_machine(name)
+    rng = np.random.default_rng([len(name), PATTERNS.index(pattern)])
+    ids = [node.id for node in host.nodes]
+    nodes = ",".join(map(str, sorted(rng.choice(ids, rng.integers(1, len(ids) + 1), replace=False))))
+    cpus = [node.id for node in host.nodes if node.cpus]
+    scenario = wb.Scenario.from_mapping(
+        {
+            "host": host,
+            "guest": {"memory": "64 MiB", "vcpus": [{"node": int(rng.choice(cpus))} for _ in range(int(rng.integers(1, 9)))]},
+            "operations": [
+                {"op": "create"}, {"op": "mmap"}, {"op": "mbind", "mode": "interleave", "nodes": nodes}, {"op": "first_touch"},
+            ],
+        }
+    )  # fmt: skip
+    access = {"pattern": pattern, "write_fraction": float(rng.choice([0.0, 0.3]))}
+    low, high = (np.array([getattr(COSTS[n], end) for n in machine.SAMPLED]) for end in ("low", "high"))
+    a, b = low * (high / low) ** rng.random((2, 3, len(low)))
+    rows = [*a, *(np.where(np.arange(len(low)) == at, b[0], a[0]) for at in range(len(low))), *a]
+    read: set[str] = set()
+    columns = dict(zip(machine.SAMPLED, np.ascontiguousarray(np.array(rows).T), strict=True))
+    priced = studies._AccessModel(scenario, access)
+    at_once, placed = priced.rows(columns, len(rows), read), wb.simulate(scenario)
+    for k, row in enumerate(rows):
+        values = dict(zip(machine.SAMPLED, row.tolist(), strict=True))
+        one = access_cost(placed, host, access, costs=values, samples=1)
+        for output, (_, _, how) in studies.OUTPUTS.items():
+            assert at_once[output][k] == getattr(np, how)(one[output].values), (output, k)
+    changed = [any(at_once[o][3 + at] != at_once[o][0] for o in studies.OUTPUTS) for at in range(len(low))]
+    assert {n for n, moves in zip(machine.SAMPLED, changed, strict=True) if moves} <= read
+    assert len(priced._kept) <= 3 + len(read)
 
-    scenario = scenario_of_the_lean_model()
-    model, placed = study._access_model(scenario, pattern), simulate(scenario)
-    for values in ({}, {"dram_latency": 70.0, "cache_bytes": 1 << 20}):
-        priced = access_cost(placed, scenario.host, pattern, costs=values)
-        for name, value in model(values).items():
-            how = study.OUTPUTS[name][2]
-            assert value == pytest.approx(float(getattr(priced[name], how)()), rel=1e-12), name
+
+ALWAYS = {"dram_latency", "dram_bandwidth", "queue_factor", "lines_streaming"}
 
 
-def scenario_of_the_lean_model():
-    from workbench.scenario import Scenario
-    from workbench.topology.host import Host
+@pytest.mark.parametrize(
+    ("nodes", "write_fraction", "more"),
+    [
+        ("0", 0.0, set()),
+        ("0", 0.25, {"mixed_bandwidth"}),
+        ("0,1", 0.0, {"remote_latency_ratio", "remote_bandwidth_ratio", "link_ports"}),
+        (
+            "0,1",
+            0.25,
+            {"remote_latency_ratio", "remote_bandwidth_ratio", "link_ports", "mixed_bandwidth", "link_duplex"},
+        ),
+    ],
+)
+def test_what_nobody_meets_is_not_solved_again(scenario, nodes, write_fraction, more):
+    """Of their own node vCPUs meet latency, bandwidth and queue; of another's the way there; who writes meets mixes too."""
+    names = machine.SAMPLED
+    value = np.array([COSTS[name].value for name in names])
+    rows = value * np.where(np.eye(len(names), dtype=bool), 1.01, 1.0)
+    operations = [
+        {"op": "create"},
+        {"op": "mmap"},
+        {"op": "mbind", "mode": "interleave", "nodes": nodes},
+        {"op": "first_touch"},
+    ]
+    placed = scenario.replace(operations=operations)
+    priced = studies._AccessModel(placed, {"pattern": "streaming", "write_fraction": write_fraction})
+    priced(dict(zip(names, value.tolist(), strict=True)))
+    met = set()
+    for name, row in zip(names, rows.tolist(), strict=True):
+        before = len(priced._kept)
+        priced(dict(zip(names, row, strict=True)))
+        met |= {name} if len(priced._kept) > before else set()
+    assert met == ALWAYS | more
 
-    host = Host.from_machine("epyc1-naples-2s")
-    return Scenario.from_mapping({"host": host, "guest": {"memory": "64 MiB", "vcpus": [{"node": 0}, {"node": 3}]}})
+
+def test_where_no_page_is_choices_solved_at_once_are_those_one_by_one(scenario):
+    empty = scenario.replace(operations=[{"op": "create"}])
+    values = {"dram_latency": np.array([70.0, 70.0, 100.0])}
+    found = studies._AccessModel(empty, "streaming").rows(values, 3, set())
+    np.testing.assert_array_equal(found["idle_latency"], [70.0, 70.0, 100.0])
+    assert not found["bandwidth"].any()
+
+
+def test_machines_made_at_once_are_those_made_one_by_one():
+    host = Host.from_machine("spr-8468v-cxl")
+    near = host.model_copy(update={"distances": [[min(16, far) for far in row] for row in host.distances]})
+    rng = np.random.default_rng(4)
+    values = {
+        n: COSTS[n].low * (COSTS[n].high / COSTS[n].low) ** rng.random(4)
+        for n in (*machine.SAMPLED, "reference_distance")
+    }
+    for of, name in ((host, None), (host, "epyc-7742"), (near, None)):
+        made = machine.machines(of, values, name)
+        for k, at_once in enumerate(made):
+            one = machine.machine(of, {n: float(column[k]) for n, column in values.items()}, name)
+            for field in (
+                *(f.name for f in dataclasses.fields(one) if f.name != "families"),
+                "curve_rows",
+                "delays",
+                "fixed_peaks",
+            ):
+                np.testing.assert_array_equal(getattr(at_once, field), getattr(one, field), err_msg=field)
+    with pytest.raises(WorkbenchError, match="dram_latency"):
+        machine.machines(host, {"dram_latency": np.array([90.0, -1.0])})
+    with pytest.raises(WorkbenchError, match="dram_latency"):
+        machine.machines(host, {"dram_latency": np.array([90.0, np.nan])})
+    with pytest.raises(WorkbenchError, match="as many values of each"):
+        machine.machines(host, {"dram_latency": np.ones(2), "cxl_latency": np.ones(3)})
 
 
 def test_every_modelled_parameter_of_a_host_is_taken_when_none_is_named(scenario):
@@ -138,9 +229,7 @@ def test_every_modelled_parameter_of_a_host_is_taken_when_none_is_named(scenario
 
 
 def test_parameters_that_nobody_reads_are_not_tried_and_the_indices_are_the_same(scenario):
-    from workbench.studies import sensitivity as studies
-
-    model, asked = studies._access_model(scenario, None), []
+    model, asked = studies._AccessModel(scenario, None), []
 
     def counted(values):
         asked.append(values)

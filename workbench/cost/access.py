@@ -140,13 +140,14 @@ def variables(system: HostState, events: int, records: dict[int, AccessRecord]) 
     for phase in _phases(sorted(records)):
         chosen = [records[event] for event in phase]
         parts = [_streams(machine, r) for r in chosen]
-        figures, used[phase] = _figures(machine, parts, [r.seen[0] for r in chosen])
+        figures, found = _figures([machine], [traffic.together(parts)], parts, [r.seen for r in chosen])
+        used[phase] = found[0]
         values = {
             "event": np.repeat(phase, [len(part.initiator) for part in parts]),
             "node": np.concatenate([machine.node_ids[part.initiator] for part in parts]),
             "vcpus": np.concatenate([part.vcpus for part in parts]),
             "share": np.concatenate([part.shares[0] for part in parts]),
-            **dict(zip(DRAWN, figures, strict=True)),
+            **dict(zip(DRAWN, figures[0], strict=True)),
         }
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
@@ -161,13 +162,20 @@ def _streams(machine: traffic.Machine, r: AccessRecord) -> traffic.Streams:
 
 
 def _figures(
-    machine: traffic.Machine, parts: Sequence[traffic.Streams], seen: Sequence[Seen]
+    machines: Sequence[traffic.Machine],
+    demands: Sequence[traffic.Streams],
+    parts: Sequence[traffic.Streams],
+    seen: Sequence[Sequence[Seen]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What accesses at the same time get: float64 (:data:`DRAWN`, streams), and MB/s taken from each node (nodes,)."""
-    found = traffic.solve(machine, traffic.together(parts))
-    reached = np.repeat([one.reached for one in seen], [len(part.initiator) for part in parts])
-    rows = [getattr(found, name)[0] for name in DRAWN if name != "memory_fraction"]
-    return np.array([*rows, reached]), found.node_used[0]
+    """What accesses at the same time get: float64 (draws, :data:`DRAWN`, streams), and MB/s of each node (draws, 1, nodes).
+
+    demands : all streams of each draw; parts : the streams of each access; seen : for each access what each draw has
+    """
+    found = traffic.solve_draws(machines, demands)
+    reached = np.array([[one.reached for one in each[: len(machines)]] for each in seen]).T
+    rows = [getattr(found, name) for name in DRAWN if name != "memory_fraction"]
+    rows.append(np.repeat(reached, [len(part.initiator) for part in parts], axis=1))
+    return np.stack(rows, axis=1), found.node_used[:, None]
 
 
 DRAWN = ("bandwidth", "latency", "idle_latency", "walk", "walk_traffic", "memory_fraction")
@@ -193,21 +201,20 @@ def ranges(system: HostState, events: int, records: dict[int, AccessRecord]) -> 
         those = [records[event] for event in phase]
         base = [_streams(machines[0], r) for r in those]
         seen = [r.under(chosen) for r in those]
-        rows = []
+        demands = []
         for draw, (machine, values) in enumerate(zip(machines, chosen, strict=True)):
-            now = [each[draw] for each in seen]
             parts = [
                 part.drawn(
-                    machine, r.operation, values, one.share,
-                    walks=np.broadcast_to(one.walks, part.walks.shape),
-                    extra_latency=np.full_like(part.extra_latency, one.cached),
-                    beside=np.full_like(part.beside, one.beside),
+                    machine, r.operation, values, each[draw].share,
+                    walks=np.broadcast_to(each[draw].walks, part.walks.shape),
+                    extra_latency=np.full_like(part.extra_latency, each[draw].cached),
+                    beside=np.full_like(part.beside, each[draw].beside),
                 )
-                for part, r, one in zip(base, those, now, strict=True)
+                for part, r, each in zip(base, those, seen, strict=True)
             ]  # fmt: skip
-            figures, used[draw, phase] = _figures(machine, parts, now)
-            rows.append(figures)
-        pieces.append(np.array(rows))
+            demands.append(traffic.together(parts))
+        figures, used[:, phase] = _figures(machines, demands, base, seen)
+        pieces.append(figures)
     every = np.concatenate(pieces, axis=2)  # draws, figures, streams
     low, high = cost_table.ends(every)
     ends = itertools.chain.from_iterable(zip(low, high, strict=True))

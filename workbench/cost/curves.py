@@ -124,24 +124,24 @@ def family(curves: Mapping[float, Points], source: str = "") -> Family:
     return Family(float(np.median(idles)), np.interp(MIXES, at, peaks), grid, tuple(float(s) for s in at), source)
 
 
-def duplex_shape(mixed: float) -> np.ndarray:
+def duplex_shape(mixed: float | np.ndarray) -> np.ndarray:
     """float64 (mixes,), bandwidth by share of reads relative to reads alone, of a link that carries both ways at once.
 
     Parameters
     ----------
-    mixed : bandwidth at equal reads and writes over that of reads alone
+    mixed : bandwidth at equal reads and writes over that of reads alone; of (n, 1) the shapes are (n, mixes)
     Reads fill one direction and writes the other, so the total is ``1 / max(reads, writes)`` of one direction, twice as much at
     equal reads and writes; requests, headers and what coherence adds to writes take part of it, or more (below 1).
     """
     return np.asarray(np.maximum(MIXES, 1.0 - MIXES) ** -np.log2(mixed))
 
 
-def bus_shape(mixed: float) -> np.ndarray:
+def bus_shape(mixed: float | np.ndarray) -> np.ndarray:
     """float64 (mixes,), bandwidth by share of reads relative to reads alone, of a bus that turns round for writes.
 
     Parameters
     ----------
-    mixed : bandwidth at equal reads and writes over that of reads alone
+    mixed : bandwidth at equal reads and writes over that of reads alone; of (n, 1) the shapes are (n, mixes)
     The first writes cost most: half of the loss is there at one write in ten (Mess, Xeon 8460Y and Grace).
     """
     lost = np.interp(MIXES, (0.0, 0.5, 0.67, 0.75, 0.9, 1.0), (1.0, 1.0, 0.85, 0.75, 0.5, 0.0))

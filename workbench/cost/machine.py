@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -80,19 +80,7 @@ class Machine:
     source: str
 
     def __post_init__(self) -> None:
-        _positive("bandwidth", self.bandwidth, self.node_ids)
-        _positive("port_bandwidth", self.port_bandwidth, self.node_ids)
-        _positive("latency", self.latency, self.node_ids)
-        if not (self.queue > 0).all():
-            raise WorkbenchError("queue: lengths are above 0")
-        if not (self.group_bandwidth > 0).all():
-            raise WorkbenchError("group_bandwidth: caps are above 0")
-        between = ~np.eye(self.nodes, dtype=bool)
-        if (
-            self.nodes > 1
-            and not (np.isfinite(self.link_bandwidth[between]) & (self.link_bandwidth[between] > 0)).all()
-        ):
-            raise WorkbenchError("link_bandwidth: a number above 0 MB/s for every pair of nodes")
+        _check(self)
 
     @property
     def nodes(self) -> int:
@@ -105,13 +93,7 @@ class Machine:
 
     def index_of(self, node: int) -> int:
         """Position of a node id, a whole number."""
-        whole = isinstance(node, int | np.integer) and not isinstance(node, bool)
-        found = np.flatnonzero(self.node_ids == node) if whole else np.empty(0, np.int64)
-        if len(found) == 0:
-            raise WorkbenchError(
-                f"node: {repr(node)[:60]} is not a node of this host ({', '.join(map(str, self.node_ids))})"
-            )
-        return int(found[0])
+        return _index_of(self.node_ids, node)
 
     def peaks(self, vcpus: np.ndarray | None = None) -> np.ndarray:
         """float64 (resources, mixes), MB/s: memory, links, ports, cores in the order of
@@ -119,17 +101,13 @@ class Machine:
 
         vcpus : float64 (nodes,), busy CPUs of each node, spread over its groups; all if left out
         """
-        groups = self.core_groups if vcpus is None else np.clip(vcpus, 1.0, self.core_groups)
-        return np.concatenate((self._fixed_peaks, groups[:, None] * self.group_bandwidth))
+        groups = self.core_groups if vcpus is None else np.minimum(np.maximum(vcpus, 1.0), self.core_groups)
+        return np.concatenate((self.fixed_peaks, groups[:, None] * self.group_bandwidth))
 
     @functools.cached_property
-    def _fixed_peaks(self) -> np.ndarray:
+    def fixed_peaks(self) -> np.ndarray:
         """Of :meth:`peaks` what does not depend on who is busy."""
-        memory = self.bandwidth[:, None] * self.memory_shape
-        links = (self.link_bandwidth[:, :, None] * self.link_shape).reshape(-1, len(curves.MIXES))
-        # A port carries both ways as its links do; what it has for reads alone is port_bandwidth.
-        ports = self.port_bandwidth[:, None] * self.link_shape.max(axis=1)
-        return np.concatenate((memory, links, ports))
+        return _fixed_peaks(self)
 
     @functools.cached_property
     def curve_rows(self) -> np.ndarray:
@@ -142,6 +120,37 @@ class Machine:
         """float64 (families + 1, mixes, loads), ns over idle; the last row is zero."""
         rows = [family.delays for family in self.families]
         return np.stack([*rows, np.zeros((len(curves.MIXES), len(curves.LOADS)))])
+
+
+def _index_of(node_ids: np.ndarray, node: int) -> int:
+    whole = isinstance(node, int | np.integer) and not isinstance(node, bool)
+    found = np.flatnonzero(node_ids == node) if whole else np.empty(0, np.int64)
+    if len(found) == 0:
+        raise WorkbenchError(f"node: {repr(node)[:60]} is not a node of this host ({', '.join(map(str, node_ids))})")
+    return int(found[0])
+
+
+def _fixed_peaks(of: Machine | _Drawn) -> np.ndarray:
+    """:attr:`Machine.fixed_peaks` of one machine or, with a first dimension, of several."""
+    memory = of.bandwidth[..., None] * of.memory_shape
+    links = of.link_bandwidth[..., None] * of.link_shape
+    # A port carries both ways as its links do; what it has for reads alone is port_bandwidth.
+    ports = of.port_bandwidth[..., None] * of.link_shape.max(axis=-2)
+    return np.concatenate((memory, links.reshape(*memory.shape[:-2], -1, memory.shape[-1]), ports), axis=-2)
+
+
+def _check(of: Machine | _Drawn) -> None:
+    """Refuse figures that no machine has."""
+    _positive("bandwidth", of.bandwidth, of.node_ids)
+    _positive("port_bandwidth", of.port_bandwidth, of.node_ids)
+    _positive("latency", of.latency, of.node_ids)
+    if not (of.queue > 0).all():
+        raise WorkbenchError("queue: lengths are above 0")
+    if not (of.group_bandwidth > 0).all():
+        raise WorkbenchError("group_bandwidth: caps are above 0")
+    between = of.link_bandwidth[..., ~np.eye(of.nodes, dtype=bool)]
+    if not (np.isfinite(between) & (between > 0)).all():
+        raise WorkbenchError("link_bandwidth: a number above 0 MB/s for every pair of nodes")
 
 
 def _positive(name: str, values: np.ndarray, nodes: np.ndarray) -> None:
@@ -209,27 +218,109 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
         ``hardware`` names, or the one in ``datasets/profiles`` that names this host
     """
     cost_table.check(costs)
-    return _machine(host, costs, profile_for(host, profile), parameters(host), class_of(host))
+    given = profile_for(host, profile)
+    if costs or cost_table.drawing():
+        return _machines(host, costs or {}, 1, given)[0]
+    asked = (host, given)
+    for kept, before in list(_MADE_BEFORE):
+        if kept == asked:
+            return before
+    made = _machines(host, {}, 1, given)[0]
+    if len(host.nodes) <= _KEPT_NODES:
+        _MADE_BEFORE.appendleft((asked, made))
+    return made
 
 
-def _machine(
+def machines(host: Host, costs: Mapping[str, np.ndarray], profile: Profile | str | None = None) -> list[Machine]:
+    """:func:`machine` under several choices of parameters, float64 (choices,) of each: what is of the host is found once."""
+    for end in (np.min, np.max):
+        cost_table.check({name: float(end(values)) for name, values in costs.items()})
+    lengths = {len(values) for values in costs.values()}
+    if len(lengths) != 1:
+        raise WorkbenchError("costs: as many values of each parameter, and of one at least")
+    return _machines(host, costs, lengths.pop(), profile_for(host, profile))
+
+
+@dataclass
+class _Drawn:
+    """A machine under several choices of parameters while it is put together: as :class:`Machine`, and what the choices
+    decide has a first dimension for them. Arrays are changed in place."""
+
+    node_ids: np.ndarray
+    kinds: tuple[str, ...]
+    bandwidth: np.ndarray
+    memory_shape: np.ndarray
+    latency: np.ndarray
+    link_bandwidth: np.ndarray
+    link_shape: np.ndarray
+    port_bandwidth: np.ndarray
+    home: np.ndarray
+    core_groups: np.ndarray
+    group_bandwidth: np.ndarray
+    queue: np.ndarray
+    lines_streaming: np.ndarray
+    lines_random: np.ndarray
+    families: list[curves.Family]
+    memory_family: np.ndarray
+    link_family: np.ndarray
+    cpus: np.ndarray
+    measured: np.ndarray
+    source: str
+
+    @property
+    def nodes(self) -> int:
+        return len(self.node_ids)
+
+    def each(self) -> list[Machine]:
+        """The machines. They share what is alike, and what :meth:`Machine.peaks` and others would work out of each."""
+        self.families = tuple(self.families)  # type: ignore[assignment]
+        peaks = _fixed_peaks(self)
+        shared = {name: getattr(self, name) for name in Machine.__dataclass_fields__ if name not in _CHOSEN}
+        columns = [getattr(self, name) for name in _CHOSEN]
+        lines = self.lines_streaming.tolist(), self.lines_random.tolist()
+        out = []
+        for k, rows in enumerate(zip(*columns, *lines, peaks, strict=True)):
+            made = object.__new__(Machine)  # checked before, all at once
+            made.__dict__.update(shared)
+            made.__dict__.update(zip(_EACH, rows, strict=True))
+            if k == 0:
+                shared |= {"curve_rows": made.curve_rows, "delays": made.delays}
+            out.append(made)
+        return out
+
+
+_CHOSEN = (
+    "bandwidth", "memory_shape", "latency", "link_bandwidth", "link_shape", "port_bandwidth", "group_bandwidth", "queue",
+)  # fmt: skip
+"""Arrays that choices of parameters decide."""
+_EACH = (*_CHOSEN, "lines_streaming", "lines_random", "fixed_peaks")
+
+
+def _machines(
     host: Host,
-    costs: Mapping[str, float] | None,
+    costs: Mapping[str, float] | Mapping[str, np.ndarray],
+    choices: int,
     given: Profile | None,
-    known: Mapping[str, cost_table.Cost],
-    known_class: profiles.MachineClass | None,
-) -> Machine:
-    """:func:`machine`, with what does not depend on ``costs`` looked up before."""
+) -> list[Machine]:
+    """:func:`machine` under each of so many choices of parameters; those of which one value is given have it in all."""
+    known, known_class = parameters(host), class_of(host)
     on_machine = given.costs if given is not None else {}
 
-    def cost(name: str) -> float:
-        if costs is not None and name in costs:
-            return float(costs[name])
-        now = cost_table.drawn_value(name)
-        return float(on_machine.get(name, known[name].value)) if now is None else now
+    @functools.cache
+    def cost(name: str) -> np.ndarray:
+        now = costs[name] if name in costs else cost_table.drawn_value(name)
+        out = np.empty(choices)
+        out[:] = on_machine.get(name, known[name].value) if now is None else now
+        return out
+
+    def of_nodes(of_kinds: Iterable[np.ndarray]) -> np.ndarray:
+        return np.ascontiguousarray(np.array(list(of_kinds)).swapaxes(0, 1))
+
+    def shape(name: str) -> np.ndarray:
+        return curves.duplex_shape(cost(name)[:, None])
 
     distance = np.asarray(host.distance_matrix, float)
-    count = len(host.nodes)
+    count, mixes = len(host.nodes), len(curves.MIXES)
     cpus = np.array([len(node.cpus) for node in host.nodes], np.int64)
     kinds = tuple(node.kind for node in host.nodes)
     with_cpus = np.flatnonzero(cpus > 0) if cpus.any() else np.arange(count)
@@ -243,18 +334,19 @@ def _machine(
     excess = np.maximum(distance - nearest, 0.0)
     sockets = distance[np.ix_(with_cpus, with_cpus)]
     others = sockets[sockets >= OTHER_SOCKET]
-    beyond = (others.min() if others.size else cost("reference_distance")) - 10.0
+    beyond = (np.full(choices, others.min()) if others.size else cost("reference_distance")) - 10.0
     step = cost("dram_latency") * (cost("remote_latency_ratio") - 1.0) / beyond
-    bandwidth = np.array([cost(f"{kind}_bandwidth") for kind in kinds])
-    latency = np.array([cost(f"{kind}_latency") for kind in kinds]) + excess * step
+    farther = excess * step[:, None, None]
+    bandwidth = of_nodes(cost(f"{kind}_bandwidth") for kind in kinds)
+    latency = of_nodes(cost(f"{kind}_latency") for kind in kinds)[:, None] + farther
     measured = np.zeros(count, bool)
     generic = curves.generic()
     uses = list(generic)
     families = list(generic.values())
     memory_family = np.array([uses.index(USE_OF_KIND[kind]) for kind in kinds], np.int64)
-    duplex = {"cxl": curves.duplex_shape(cost("cxl_duplex")), "gpu": curves.duplex_shape(cost("link_duplex"))}
-    bus = curves.bus_shape(cost("mixed_bandwidth"))
-    memory_shape = np.array([duplex.get(kind, bus) for kind in kinds])
+    duplex = {"cxl": shape("cxl_duplex"), "gpu": shape("link_duplex")}
+    bus = curves.bus_shape(cost("mixed_bandwidth")[:, None])
+    memory_shape = of_nodes(duplex.get(kind, bus) for kind in kinds)
     if known_class is not None and known_class.family is not None:
         families.append(known_class.family)
         memory_family[[kind == "dram" for kind in kinds]] = len(families) - 1
@@ -266,73 +358,71 @@ def _machine(
         mine = [(source, a) for source, where, a in reported if where == target and a.read_bandwidth]
         if mine:
             source, best = max(mine, key=lambda pair: (pair[1].read_bandwidth or 0, -distance[pair[0], target]))
-            bandwidth[target] = read = best.read_bandwidth or 0
+            read = best.read_bandwidth or 0
+            bandwidth[:, target] = read
             if best.write_bandwidth and best.write_bandwidth != best.read_bandwidth:
                 ratio = read / best.write_bandwidth
-                memory_shape[target] = 1.0 / (curves.MIXES + (1.0 - curves.MIXES) * ratio)
+                memory_shape[:, target] = 1.0 / (curves.MIXES + (1.0 - curves.MIXES) * ratio)
             if best.read_latency:
-                latency[:, target] = best.read_latency + excess[:, target] * step
+                latency[:, :, target] = best.read_latency + farther[:, :, target]
                 measured[target] = True
 
-    dram = [bandwidth[i] for i in range(count) if kinds[i] == "dram"] or [cost("dram_bandwidth")]
-    reference = float(np.max(dram))
-    ratio = cost("remote_bandwidth_ratio")
-    link = reference * ratio ** np.clip((distance[:, home] - 10.0) / beyond, 0.0, 1.0)
+    dram = [i for i in range(count) if kinds[i] == "dram"]
+    reference = bandwidth[:, dram].max(axis=1) if dram else cost("dram_bandwidth")
+    remote = reference * cost("remote_bandwidth_ratio")
+    nearness = np.clip((distance[:, home] - 10.0) / beyond[:, None, None], 0.0, 1.0)
+    link = reference[:, None, None] * cost("remote_bandwidth_ratio")[:, None, None] ** nearness
     estimated_link = link.copy()
-    link_shape = np.broadcast_to(curves.duplex_shape(cost("link_duplex")), (count, count, len(curves.MIXES)))
+    link_shape = np.broadcast_to(shape("link_duplex")[:, None, None], (choices, count, count, mixes))
     link_family = np.full((count, count), uses.index("link"), np.int64)
-    port = np.full(count, reference * ratio * cost("link_ports"))
-    groups, group = np.ones(count), np.full((count, len(curves.MIXES)), np.inf)
+    port = np.repeat((remote * cost("link_ports"))[:, None], count, axis=1)
+    groups, group = np.ones(count), np.full((choices, count, mixes), np.inf)
     if known_class is not None and known_class.core_group:
         groups = np.maximum(1.0, np.ceil(cpus / known_class.threads / known_class.core_group))
-        group[:] = cost("core_group_bandwidth") * curves.duplex_shape(cost("core_group_duplex"))
+        group[:] = (cost("core_group_bandwidth")[:, None] * shape("core_group_duplex"))[:, None]
     for source, target, a in reported:
         if a.read_latency:
-            latency[source, target] = a.read_latency
+            latency[:, source, target] = a.read_latency
         if a.read_bandwidth and home[source] != home[target] and kinds[target] == "dram":
-            link[home[source], home[target]] = a.read_bandwidth
-    port = np.maximum(port, np.where(np.eye(count, dtype=bool), 0.0, link).max(axis=1, initial=0.0))
-    made = Machine(
+            link[:, home[source], home[target]] = a.read_bandwidth
+    made = _Drawn(
         np.array([node.id for node in host.nodes], np.int64), kinds, bandwidth, memory_shape, latency, link, link_shape,
-        port, home, groups, group, np.full(count, np.inf),
-        cost("lines_streaming"), cost("lines_random"), tuple(families), memory_family, link_family, cpus, measured,
+        _with_links(port, link), home, groups, group, np.full((choices, count), np.inf),
+        cost("lines_streaming"), cost("lines_random"), families, memory_family, link_family, cpus, measured,
         f"host {host.name}",
     )  # fmt: skip
     if given is not None:
-        made = apply(made, given, distance, excess * step)
-    made = _drawn_around(made, given, (*estimate, estimated_link), cost("given_bandwidth"), cost("given_latency"))
+        _apply(made, given, distance, farther)
+    _draw_around(made, given, (*estimate, estimated_link), cost("given_bandwidth"), cost("given_latency"))
     unknown = sorted({kinds[i] for i in range(count) if not made.measured[i]})
     if unknown:
         basis = f"class {known_class.name}" if known_class is not None else "kind and distance (workbench.costs)"
-        made = _with(made, source=f"{made.source}; estimate for {', '.join(unknown)} nodes from {basis}")
+        made.source = f"{made.source}; estimate for {', '.join(unknown)} nodes from {basis}"
     if np.isinf(made.queue).all():
-        made = _with(made, queue=_queues(made, cost("queue_factor")))
-    made.__post_init__()
-    return made
+        made.queue = _queues(made, cost("queue_factor"))
+    _check(made)
+    return made.each()
 
 
-def _with(made: Machine, **changes: Any) -> Machine:
-    """``replace`` without its checks, which take as long as all else: of what is still being put together."""
-    changed = object.__new__(Machine)
-    changed.__dict__.update({name: made.__dict__[name] for name in Machine.__dataclass_fields__}, **changes)
-    return changed
+def _with_links(port: np.ndarray, link: np.ndarray) -> np.ndarray:
+    """Ports, (..., nodes), that carry at least what the fastest of their links (..., nodes, nodes) does."""
+    between = np.where(np.eye(link.shape[-1], dtype=bool), 0.0, link)
+    return np.maximum(port, between.max(axis=-1, initial=0.0))
 
 
-def _drawn_around(
-    made: Machine,
+def _draw_around(
+    made: _Drawn,
     given: Profile | None,
     estimate: tuple[np.ndarray, np.ndarray, np.ndarray],
-    bandwidth: float,
-    latency: float,
-) -> Machine:
-    """What is given of a machine, as one draw of its measurement has it; estimates stay as they are.
+    bandwidth: np.ndarray,
+    latency: np.ndarray,
+) -> None:
+    """What is given of a machine becomes what draws of its measurement have; estimates stay as they are.
 
     estimate : bandwidth, latency and link bandwidth without anything that is given
     bandwidth, latency : parameters ``given_bandwidth`` and ``given_latency``; memory that states its spread has its latency
         drawn within twice as much to both sides
     """
-    if bandwidth == latency == 1.0:
-        return made
     width = np.ones(made.nodes)
     for memory in given.memories if given is not None else ():
         if memory.spread is not None:
@@ -340,107 +430,100 @@ def _drawn_around(
             if memory.nodes is not None:
                 mine = [int(node) in memory.nodes for node in made.node_ids]
             width[mine] = np.log1p(2.0 * memory.spread) / np.log(cost_table.COSTS["given_latency"].high)
-    return _with(
-        made,
-        bandwidth=np.where(made.bandwidth != estimate[0], made.bandwidth * bandwidth, made.bandwidth),
-        latency=np.where(made.latency != estimate[1], made.latency * latency**width, made.latency),
-        link_bandwidth=np.where(
-            made.link_bandwidth != estimate[2], made.link_bandwidth * bandwidth, made.link_bandwidth
-        ),
-    )
+    late = (latency[:, None] ** width)[:, None]
+    made.latency = np.where(made.latency != estimate[1], made.latency * late, made.latency)
+    made.bandwidth = np.where(made.bandwidth != estimate[0], made.bandwidth * bandwidth[:, None], made.bandwidth)
+    links, fast = made.link_bandwidth, bandwidth[:, None, None]
+    made.link_bandwidth = np.where(links != estimate[2], links * fast, links)
 
 
-def _queues(made: Machine, factor: float) -> np.ndarray:
+def _queues(made: _Drawn, factor: np.ndarray) -> np.ndarray:
     """Bytes of each home node's queue: ``factor`` times what its fastest memory needs at its peak."""
-    need = np.zeros(made.nodes)
+    need = np.zeros_like(made.bandwidth)
     for index in range(made.nodes):
-        near = made.latency[made.home[index], index]
-        at_peak = near + made.families[made.memory_family[index]].delays[-1, -1]
         home = made.home[index]
-        need[home] = max(need[home], made.bandwidth[index] * at_peak / 1000.0)
-    return np.where(need > 0, factor * need, np.inf)
+        at_peak = made.latency[:, home, index] + made.families[made.memory_family[index]].delays[-1, -1]
+        need[:, home] = np.maximum(need[:, home], made.bandwidth[:, index] * at_peak / 1000.0)
+    return np.where(need > 0, factor[:, None] * need, np.inf)
 
 
-def apply(base: Machine, given: Profile, distance: np.ndarray, farther: np.ndarray) -> Machine:
-    """The machine with the figures of a profile.
+def _apply(made: _Drawn, given: Profile, distance: np.ndarray, farther: np.ndarray) -> None:
+    """Give a machine the figures of a profile.
 
     Parameters
     ----------
     distance : float64 (nodes, nodes), SLIT
-    farther : float64 (nodes, nodes), ns over the latency from the nearest CPUs, where the profile has no figure
+    farther : float64 (choices, nodes, nodes), ns over the latency from the nearest CPUs, where the profile has no figure
     """
-    bandwidth, latency, shape = base.bandwidth.copy(), base.latency.copy(), base.memory_shape.copy()
-    link, link_shape = base.link_bandwidth.copy(), np.array(base.link_shape)
-    memory_family, link_family = base.memory_family.copy(), base.link_family.copy()
-    measured, queue, port = base.measured.copy(), base.queue.copy(), base.port_bandwidth.copy()
-    groups, group = base.core_groups, base.group_bandwidth
-    families = list(base.families)
-    _nodes_exist(base, given)
+    bandwidth, latency, link, memory_shape = made.bandwidth, made.latency, made.link_bandwidth, made.memory_shape
+    made.link_shape = link_shape = np.array(made.link_shape)
+    _nodes_exist(made.node_ids, given)
+
+    def peaks(of: Mapping[float, float], fast: np.ndarray, shape: np.ndarray) -> None:
+        for k in range(len(fast)):
+            fast[k], shape[k] = profiles.peaks_of(of, shape[k])
+
     for memory in given.memories:
         chosen = [
-            i for i in range(base.nodes)
-            if (memory.nodes is None and base.kinds[i] == memory.kind) or int(base.node_ids[i]) in (memory.nodes or ())
+            i for i in range(made.nodes)
+            if (memory.nodes is None and made.kinds[i] == memory.kind) or int(made.node_ids[i]) in (memory.nodes or ())
         ]  # fmt: skip
         family = memory.family()
         if family is not None:
-            families.append(family)
+            made.families.append(family)
         for index in chosen:
             if family is not None:
-                memory_family[index] = len(families) - 1
-                shape[index] = family.shape
-                bandwidth[index] = family.peaks[-1]
+                made.memory_family[index] = len(made.families) - 1
+                memory_shape[:, index] = family.shape
+                bandwidth[:, index] = family.peaks[-1]
             if memory.peaks:
-                bandwidth[index], shape[index] = profiles.peaks_of(memory.peaks, shape[index])
+                peaks(memory.peaks, bandwidth[:, index], memory_shape[:, index])
             elif memory.bandwidth is not None:
-                bandwidth[index] = memory.bandwidth
+                bandwidth[:, index] = memory.bandwidth
             idle = memory.idle_latency or (family.idle if family is not None else None)
             if idle is not None:
-                latency[:, index] = idle + farther[:, index]
-            measured[index] |= idle is not None and (family is not None or bool(memory.peaks or memory.bandwidth))
+                latency[:, :, index] = idle + farther[:, :, index]
+            made.measured[index] |= idle is not None and (family is not None or bool(memory.peaks or memory.bandwidth))
     for entry in given.links:
-        pairs = np.zeros((base.nodes, base.nodes), bool)
+        pairs = np.zeros((made.nodes, made.nodes), bool)
         if entry.distance is not None:
-            pairs = (distance == entry.distance) & ~np.eye(base.nodes, dtype=bool)
+            pairs = (distance == entry.distance) & ~np.eye(made.nodes, dtype=bool)
         elif entry.initiator is not None and entry.target is not None:
-            pairs[base.index_of(entry.initiator), base.index_of(entry.target)] = True
+            pairs[_index_of(made.node_ids, entry.initiator), _index_of(made.node_ids, entry.target)] = True
         family = entry.family()
         if family is not None:
-            families.append(family)
+            made.families.append(family)
         for source, target in np.argwhere(pairs):
-            near, far = base.home[source], base.home[target]
+            near, far = made.home[source], made.home[target]
             idle = entry.idle_latency or (family.idle if family is not None else None)
             if idle is not None:
-                latency[source, target] = idle
+                latency[:, source, target] = idle
             if near == far or far != target:
                 continue  # memory without CPUs is reached over the links of its home, which other pairs describe
             if family is not None:
-                link_family[near, far] = len(families) - 1
-                link[near, far], link_shape[near, far] = family.peaks[-1], family.shape
+                made.link_family[near, far] = len(made.families) - 1
+                link[:, near, far], link_shape[:, near, far] = family.peaks[-1], family.shape
             if entry.peaks:
-                link[near, far], link_shape[near, far] = profiles.peaks_of(entry.peaks, link_shape[near, far])
+                peaks(entry.peaks, link[:, near, far], link_shape[:, near, far])
             elif entry.bandwidth is not None:
-                link[near, far] = entry.bandwidth
+                link[:, near, far] = entry.bandwidth
     if given.port_bandwidth is not None:
-        port[:] = given.port_bandwidth
-    port = np.maximum(port, np.where(np.eye(base.nodes, dtype=bool), 0.0, link).max(axis=1, initial=0.0))
+        made.port_bandwidth[:] = given.port_bandwidth
+    made.port_bandwidth = _with_links(made.port_bandwidth, link)
     if given.cores is not None and given.cores.group is not None:
-        groups = np.maximum(1.0, np.ceil(base.cpus / given.cores.threads / given.cores.group))
+        made.core_groups = np.maximum(1.0, np.ceil(made.cpus / given.cores.threads / given.cores.group))
         read, mixed = profiles.peaks_of(given.cores.group_peaks, np.ones(len(curves.MIXES)))
-        group = np.broadcast_to(read * mixed, group.shape)
+        made.group_bandwidth = np.broadcast_to(read * mixed, made.group_bandwidth.shape)
     if given.queue_lines is not None:
-        queue[:] = given.queue_lines * LINE_BYTES
-    streaming, random = base.lines_streaming, base.lines_random
+        made.queue[:] = given.queue_lines * LINE_BYTES
     if given.cores is not None:
-        streaming, random = given.cores.lines_streaming or streaming, given.cores.lines_random or random
-    return replace(
-        base, bandwidth=bandwidth, memory_shape=shape, latency=latency, link_bandwidth=link, link_shape=link_shape,
-        port_bandwidth=port, core_groups=groups, group_bandwidth=group, queue=queue,
-        lines_streaming=streaming, lines_random=random, families=tuple(families), memory_family=memory_family,
-        link_family=link_family, measured=measured, source=f"{base.source} ({given.source})",
-    )  # fmt: skip
+        for name in ("lines_streaming", "lines_random"):
+            if known := getattr(given.cores, name):
+                setattr(made, name, np.full(len(bandwidth), float(known)))
+    made.source = f"{made.source} ({given.source})"
 
 
-def _nodes_exist(base: Machine, given: Profile) -> None:
+def _nodes_exist(node_ids: np.ndarray, given: Profile) -> None:
     """Refuse a profile that describes nodes which the host has not: it is another machine's."""
     described = [(f"memories.{at}.nodes", memory.nodes or ()) for at, memory in enumerate(given.memories)]
     for at, link in enumerate(given.links):
@@ -448,10 +531,10 @@ def _nodes_exist(base: Machine, given: Profile) -> None:
         described += [(f"links.{at}.{name}", (node,)) for name, node in ends.items() if node is not None]
     for field, nodes in described:
         for node in nodes:
-            if node not in base.node_ids:
+            if node not in node_ids:
                 raise WorkbenchError(
                     f"profile: {given.name}: {field}: {node} is not a node of this host "
-                    f"({', '.join(map(str, base.node_ids))})"
+                    f"({', '.join(map(str, node_ids))})"
                 )
 
 
@@ -493,16 +576,15 @@ def sampled(
     if isinstance(host, Machine):
         given = cost_table.sample(("given_bandwidth", "given_latency"), samples, seed)
         pairs = zip(*(values.tolist() for values in given.values()), strict=True)
-        machines = [
+        made_of = [
             replace(
                 host, bandwidth=host.bandwidth * fast, latency=host.latency * late,
                 link_bandwidth=host.link_bandwidth * fast, port_bandwidth=host.port_bandwidth * fast,
             )
             for fast, late in pairs
         ]  # fmt: skip
-        return machines, [dict(costs or {}) for _ in range(samples)]
-    given_profile, parameters_of_class = profile_for(host, profile), parameters(host)
-    known = dict(parameters_of_class)
+        return made_of, [dict(costs or {}) for _ in range(samples)]
+    given_profile, known = profile_for(host, profile), parameters(host)
     asked = (samples, seed, host, given_profile)
     plain = not costs and not cost_table.drawing()
     if plain:
@@ -514,13 +596,13 @@ def sampled(
         known[name] = known[name]._replace(value=value, low=value / spread, high=value * spread)
     draws = cost_table.sample(SAMPLED, samples, seed, known)
     chosen = [{**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})} for k in range(samples)]
-    of_class = class_of(host)
-    machines = [_machine(host, values, given_profile, parameters_of_class, of_class) for values in chosen]
-    for made, values in zip(machines, chosen, strict=True):  # a profile may know the cores
+    columns = {name: np.array([values[name] for values in chosen], float) for name in chosen[0]}
+    made_of = _machines(host, columns, samples, given_profile)
+    for made, values in zip(made_of, chosen, strict=True):  # a profile may know the cores
         values |= {"lines_streaming": made.lines_streaming, "lines_random": made.lines_random, **(costs or {})}
     if plain and len(host.nodes) <= _KEPT_NODES:
-        _DRAWN_BEFORE.appendleft((asked, list(machines), [dict(values) for values in chosen]))
-    return machines, chosen
+        _DRAWN_BEFORE.appendleft((asked, list(made_of), [dict(values) for values in chosen]))
+    return made_of, chosen
 
 
 def at_hand(host: Host) -> bool:
@@ -530,7 +612,8 @@ def at_hand(host: Host) -> bool:
 
 _KEPT_NODES = 128
 _DRAWN_BEFORE: deque[tuple[tuple[object, ...], list[Machine], list[dict[str, float]]]] = deque(maxlen=3)
-"""What was drawn last: who edits a scenario asks for the same hosts over and over, and to draw takes longer than to use it."""
+_MADE_BEFORE: deque[tuple[tuple[Host, Profile | None], Machine]] = deque(maxlen=3)
+"""What was drawn and made last: who edits a scenario asks for the same hosts again, and to draw takes longer than to use it."""
 
 
 SAMPLED = (

@@ -14,6 +14,7 @@ Everything here is modelled: it carries a source, and ``samples`` runs it over t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from workbench.topology.host import Host
 
 PATTERNS = ("uniform", "zipf", "streaming", "pointer_chasing")
+LINES = dict.fromkeys(PATTERNS, "lines_random") | {
+    "streaming": "lines_streaming", "pointer_chasing": "lines_pointer_chasing",
+}  # fmt: skip
+"""Parameter that says how many cache lines one vCPU keeps in flight, by pattern."""
 TOLERANCE = 1e-6
 """Greatest change of any node's or link's load, as part of its capacity, in the last step of the fixed point."""
 MAX_ITERATIONS = 500
@@ -67,7 +72,7 @@ def access_pattern(access: Access | Mapping[str, object] | str | None) -> Access
 
 def lines_in_flight(host: Machine, pattern: str, costs: Mapping[str, float] | None = None) -> float:
     """Cache lines one vCPU keeps in flight under a pattern."""
-    name = {"streaming": "lines_streaming", "pointer_chasing": "lines_pointer_chasing"}.get(pattern, "lines_random")
+    name = LINES[pattern]
     if costs is not None and name in costs:
         return cost_table.value(name, costs)
     return {"streaming": host.lines_streaming, "pointer_chasing": 1.0}.get(pattern, host.lines_random)
@@ -227,11 +232,13 @@ class Streams:
     beside: np.ndarray
 
     def drawn(
-        self, host: Machine, access: Access, costs: Mapping[str, float], share: np.ndarray, **others: np.ndarray
+        self, host: Machine, access: Access, costs: Mapping[str, float], share: np.ndarray | None, **others: np.ndarray
     ) -> Streams:
-        """The same streams of one access under one draw: other lines in flight and shares (nodes,), and ``others``."""
+        """The same streams of one access under one draw: other lines in flight, ``others``, and shares (nodes,) if given."""
+        if share is not None:
+            others["shares"] = np.broadcast_to(share, self.shares.shape)
         window = self.vcpus * (lines_in_flight(host, access.pattern, costs) * LINE_BYTES)
-        return replace(self, window=window, shares=np.broadcast_to(share, self.shares.shape), **others)
+        return replace(self, window=window, **others)
 
 
 @dataclass(frozen=True)
@@ -357,48 +364,104 @@ def together(parts: Sequence[Streams]) -> Streams:
     )
 
 
+def met(hosts: Sequence[Machine], demands: Sequence[Streams]) -> list[bytes]:
+    """For each draw of a host a digest of all that its solution takes from the draw.
+
+    Two draws with one digest have one solution: what changes a node, a link or cores that nobody uses, or what mixes of reads
+    and writes get where all is read, does not change it.
+    """
+    n, first, source = hosts[0].nodes, demands[0], demands[0].initiator
+    drawn = {name: [getattr(demand, name) for demand in demands] for name in _DRAWN}
+    drawn = {name: column[:1] if all(one is column[0] for one in column) else column for name, column in drawn.items()}
+    shares, walks = np.array(drawn["shares"]), np.array(drawn["walks"])
+    target = np.flatnonzero(shares.any(axis=(0, 1, 2)) | walks.any(axis=(0, 1, 2)))
+    near, far = hosts[0].home[source][:, None], hosts[0].home[target]
+    between = near != far
+    links = (n + near * n + far)[between]
+    ports = n + n * n + np.concatenate(((near + 0 * far)[between], (far + 0 * near)[between]))
+    rows = np.unique(np.concatenate((target, links, ports)))
+    only_reads = not first.write_fraction.any() and not walks.any()
+    mixes = slice(-1, None) if only_reads else slice(None)
+    parts = [
+        np.array([host.fixed_peaks[rows, mixes] for host in hosts]),
+        np.array([host.group_bandwidth[source, mixes] for host in hosts]),
+        np.array([host.latency for host in hosts])[:, source][:, :, np.union1d(target, source)],
+        np.array([host.queue[near] for host in hosts]),
+        *(np.array(column) for column in drawn.values() if len(column) == len(hosts)),
+    ]
+    together = np.concatenate([part.reshape(len(hosts), -1) for part in parts], axis=1)
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in together]
+
+
+_DRAWN = ("shares", "walks", "window", "extra_latency", "beside")
+"""Of :class:`Streams`, what may differ from draw to draw."""
+
+
 def solve(host: Machine, demand: Streams, *, unsolved: str = "error") -> Solution:
     """Rates and latencies of streams that run at the same time.
 
     unsolved : what becomes of placements for which the fixed point is not met: "error", or "nan" for numbers that are none
     """
+    return solve_draws((host,), (demand,), unsolved=unsolved)
+
+
+def solve_draws(hosts: Sequence[Machine], demands: Sequence[Streams], *, unsolved: str = "error") -> Solution:
+    """:func:`solve` of streams under several draws of parameters: of one host, by the same vCPUs.
+
+    Placements of the solution are those of the first draw, then those of the second, and so on.
+    """
     from workbench.kernels import host_traffic
 
-    busy = np.zeros(host.nodes)
-    np.add.at(busy, demand.initiator, demand.vcpus)
-    arrays = host_traffic.MachineArrays(
-        host.home, host.latency, host.peaks(busy), host.curve_rows, curves.LOADS, host.delays, host.queue
-    )
-    every = 1.0 + demand.beside  # walks for each of an access that reaches memory
-    walks = np.ascontiguousarray(demand.walks * every[:, None], float)
-    asked = host_traffic.Demand(
-        np.ascontiguousarray(demand.shares, float), walks, demand.initiator, demand.write_fraction,
-        demand.extra_latency * every, demand.window, demand.wanted, demand.vcpus,
-    )  # fmt: skip
-    rate, latency, idle, walk, used, capacity, wait, iterations = host_traffic.solve_placements(
-        arrays, asked, TOLERANCE, MAX_ITERATIONS, MAX_PASSES
-    )
+    first, n = demands[0], hosts[0].nodes
+    busy = np.zeros(n)
+    np.add.at(busy, first.initiator, first.vcpus)
+    beside = any(more.any() for more in {id(demand.beside): demand.beside for demand in demands}.values())
+    solved, walked = [], []
+    for host, demand in zip(hosts, demands, strict=True):
+        walks, extra = demand.walks, demand.extra_latency
+        if beside:
+            every = 1.0 + demand.beside  # walks for each of an access that reaches memory
+            walks, extra = walks * every[:, None], extra * every
+        arrays = host_traffic.MachineArrays(
+            host.home, host.latency, host.peaks(busy), host.curve_rows, curves.LOADS, host.delays, host.queue
+        )
+        walks = np.ascontiguousarray(walks, float)
+        asked = host_traffic.Demand(
+            np.ascontiguousarray(demand.shares, float), walks, demand.initiator, demand.write_fraction, extra,
+            demand.window, demand.wanted, demand.vcpus,
+        )  # fmt: skip
+        solved.append(host_traffic.solve_placements(arrays, asked, TOLERANCE, MAX_ITERATIONS, MAX_PASSES))
+        walked.append(walks)
+    rate, latency, idle, walk, used, capacity, wait, iterations = map(_joined, zip(*solved, strict=True))
     failed = iterations < 0
     if failed.any():
         if unsolved == "error":
-            at = int(np.flatnonzero(failed)[0])
+            draw, at = divmod(int(np.flatnonzero(failed)[0]), len(first.shares))
             raise WorkbenchError(
-                f"traffic: no fixed point found for placement {at} of {len(failed)} after {MAX_ITERATIONS} steps; "
-                f"shares {np.round(demand.shares[at], 4).tolist()}"
+                f"traffic: no fixed point found for placement {at} of {len(first.shares)} after {MAX_ITERATIONS} steps; "
+                f"shares {np.round(demands[draw].shares[at], 4).tolist()}"
             )
         for values in (rate, latency, idle, walk, used, wait):
             values[failed] = np.nan
-    n = host.nodes
     load = used / capacity
-    if demand.beside.any():  # what those walks took is not spent by the accesses whose latency this is
-        latency = latency - walk * demand.beside / every
-        walk = walk / every
-        own = np.where(demand.shares.sum(axis=2) > 0, (demand.walks * host.latency[demand.initiator]).sum(axis=2), 0.0)
-        idle = idle - (own + demand.extra_latency) * demand.beside
+    if beside:  # what those walks took is not spent by the accesses whose latency this is
+        rows = [
+            (np.broadcast_to(of.beside, of.shares.shape[:2]), np.broadcast_to(of.extra_latency, of.shares.shape[:2]),
+             (of.walks * host.latency[of.initiator]).sum(axis=2), of.shares.sum(axis=2) > 0)
+            for host, of in zip(hosts, demands, strict=True)
+        ]  # fmt: skip
+        more, extra, own, visits = map(_joined, zip(*rows, strict=True))
+        latency = latency - walk * more / (1.0 + more)
+        walk = walk / (1.0 + more)
+        idle = idle - (np.where(visits, own, 0.0) + extra) * more
     return Solution(
-        rate, latency, idle, walk, rate * walks.sum(axis=2), used[:, :n], load[:, :n],
+        rate, latency, idle, walk, rate * _joined(walked).sum(axis=2), used[:, :n], load[:, :n],
         load[:, n : n + n * n].reshape(-1, n, n), wait, iterations,
     )  # fmt: skip
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def access_cost(
@@ -440,29 +503,26 @@ def access_cost(
         vcpus = {int(node): float(n) for node, n in zip(found, count, strict=True)}
     vcpus = initiators_of(access, vcpus)
     if number > 1:
-        machines, chosen = sampled(host, number, seed, costs, profile)
+        drawn, chosen = sampled(host, number, seed, costs, profile)
     else:
-        machines, chosen = [machine(host, costs, profile)], [dict(costs or {})]
+        drawn, chosen = [machine(host, costs, profile)], [dict(costs or {})]
     caches = np.array([cost_table.value("cache_bytes", values) for values in chosen])
     share, reached = reach(dataset, access, float(caches[0])).of(caches)
-    demand = streams(machines[0], share[0], vcpus, access, costs=costs, extra_latency=extra_latency, walks=walks)
-    solutions = [
-        solve(model, demand.drawn(model, access, values, share[k]))
-        for k, (model, values) in enumerate(zip(machines, chosen, strict=True))
-    ]
+    demand = streams(drawn[0], share[0], vcpus, access, costs=costs, extra_latency=extra_latency, walks=walks)
+    rows = zip(drawn, chosen, share, strict=True)
+    solution = solve_draws(drawn, [demand.drawn(model, access, values, row) for model, values, row in rows])
     every = {
-        name: np.concatenate([getattr(solution, name) for solution in solutions])
-        for name in ("bandwidth", "latency", "idle_latency", "node_used", "node_load")
+        name: getattr(solution, name) for name in ("bandwidth", "latency", "idle_latency", "node_used", "node_load")
     }
     return results.make(
         AccessCost,
         cost_table.presented(every | {"node_share": share, "memory_fraction": reached}, samples),
-        {"initiator": list(vcpus), "node": machines[0].node_ids},
+        {"initiator": list(vcpus), "node": drawn[0].node_ids},
         provenance=results.provenance(
             command="cost.traffic.access_cost", dataset=dataset, host=host, access=access, vcpus=vcpus, samples=samples,
             seed=seed, costs=costs, extra_latency=extra_latency, walks=None if walks is None else list(walks),
             profile=profile if isinstance(profile, str) or profile is None else profile.name,
         ),
-        source=machines[0].source,
-        attributes={"estimated": int(machines[0].estimated)},
+        source=drawn[0].source,
+        attributes={"estimated": int(drawn[0].estimated)},
     )  # fmt: skip

@@ -8,6 +8,7 @@ Communications 181 (2010), total by that of Jansen, Computer Physics Communicati
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import xarray as xr
 
 from workbench import costs as cost_table
 from workbench import results
+from workbench.cost import curves
 from workbench.errors import WorkbenchError
 from workbench.variables import Sensitivity
 
@@ -66,30 +68,31 @@ def sensitivity(
     names, low, high, value = _ranges(parameters)
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
         raise WorkbenchError(f"sensitivity.samples: {samples!r} is not an integer from 0 on")
-    own = model is not None
     if model is None:
         for output in outputs:
             if output not in OUTPUTS:
                 raise WorkbenchError(f"sensitivity.outputs: {output!r} is unknown; known are {', '.join(OUTPUTS)}")
-        model = _access_model(scenario, access)
+    priced = _AccessModel(scenario, access) if model is None else model
+    read: set[str] = set() if model is None else set(names)
 
-    read: set[str] = set(names) if own else set()
+    def evaluate(rows: np.ndarray) -> np.ndarray:
+        if isinstance(priced, _AccessModel):
+            found = priced.rows(dict(zip(names, np.ascontiguousarray(rows.T), strict=True)), len(rows), read)
+            return np.stack([found[output] for output in outputs], axis=1)
+        return np.array([one(dict(zip(names, row, strict=True))) for row in rows.tolist()])
 
-    def evaluate(values: np.ndarray) -> np.ndarray:
-        given = dict(zip(names, map(float, values), strict=True))
-        found = model(given if own else _Noted(given, read))
+    def one(values: Mapping[str, float]) -> list[float]:
+        found = priced(values)
         missing = [output for output in outputs if output not in found]
         if missing:
             raise WorkbenchError(f"sensitivity.outputs: the model has no {missing[0]!r}; it has {', '.join(found)}")
-        return np.array([found[output] for output in outputs], float)
+        return [float(found[output]) for output in outputs]
 
-    base = evaluate(value)
-    ends = np.empty((len(outputs), len(names), 2))
-    for at in range(len(names)):
-        for end, bound in enumerate((low, high)):
-            changed = value.copy()
-            changed[at] = bound[at]
-            ends[:, at, end] = evaluate(changed)
+    at_once = np.repeat(value[None], 1 + 2 * len(names), axis=0)
+    at_once[1::2][range(len(names)), range(len(names))] = low
+    at_once[2::2][range(len(names)), range(len(names))] = high
+    base, *changed = evaluate(at_once)
+    ends = np.array(changed).reshape(len(names), 2, len(outputs)).transpose(2, 0, 1)
     first, total = sobol(
         lambda unit: evaluate(low * (high / low) ** unit), len(names), samples, seed, len(outputs),
         read=lambda at: names[at] in read,
@@ -157,31 +160,79 @@ def _ranges(
     return names, np.array(low), np.array(high), np.array(value)
 
 
-def _access_model(scenario: Scenario, access: Any) -> Model:
+class _AccessModel:
     """Prices the placement as :func:`workbench.cost.traffic.access_cost` does, without its Dataset."""
-    from workbench.cost import traffic
-    from workbench.simulation import simulate
 
-    placed = simulate(scenario)
-    access = traffic.access_pattern(access)
-    found, number = np.unique(placed["vcpu_node"].values, return_counts=True)
-    vcpus = traffic.initiators_of(access, {int(n): float(k) for n, k in zip(found, number, strict=True)})
-    shares = traffic.memory_shares(placed, access)[0]
+    def __init__(self, scenario: Scenario, access: Any) -> None:
+        from workbench.cost import traffic
+        from workbench.simulation import simulate
 
-    def model(values: Mapping[str, float]) -> Mapping[str, float]:
-        # what the caches hold of a skewed pattern depends on their size
-        mine = traffic.memory_shares(placed, access, costs=values)[0] if access.pattern == "zipf" else shares
-        host = traffic.machine(scenario.host, values)
-        solution = traffic.solve(host, traffic.streams(host, mine, vcpus, access, costs=values))
-        return {name: float(getattr(np, how)(getattr(solution, name))) for name, (_, _, how) in OUTPUTS.items()}
+        self._host = scenario.host
+        self._placed = simulate(scenario)
+        self._access = traffic.access_pattern(access)
+        found, number = np.unique(self._placed["vcpu_node"].values, return_counts=True)
+        vcpus = {int(n): float(k) for n, k in zip(found, number, strict=True)}
+        self._vcpus = traffic.initiators_of(self._access, vcpus)
+        self._share = functools.lru_cache(_KEPT)(self._share_beside)
+        self._kept: dict[bytes, np.ndarray] = {}
+        nodes = len(self._host.nodes)
+        self._at_once = max(1, min(256, _ROOM // (8 * len(curves.MIXES) * (nodes * nodes + 3 * nodes))))
 
-    return model
+    def __call__(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Outputs under one choice of parameters."""
+        found = self.rows({name: np.array([one], float) for name, one in values.items()}, 1, set())
+        return {name: float(one[0]) for name, one in found.items()}
+
+    def rows(self, values: Mapping[str, np.ndarray], count: int, read: set[str]) -> dict[str, np.ndarray]:
+        """Outputs, float64 (count,) each, under as many choices; the parameters that were looked at are added to ``read``."""
+        parts = []
+        for begin in range(0, count, self._at_once):
+            some = {name: column[begin : begin + self._at_once] for name, column in values.items()}
+            parts.append(self._solved(_Noted(some, read), min(self._at_once, count - begin)))
+        return dict(zip(OUTPUTS, np.concatenate(parts).T, strict=True))
+
+    def _solved(self, values: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+        """float64 (count, outputs). Choices of which the accesses meet the same are solved once."""
+        from workbench.cost import machine, traffic
+
+        machines = machine.machines(self._host, values) if values else [machine.machine(self._host)]
+        shares: list[np.ndarray | None] = [None] * count
+        if self._access.pattern == "zipf" and "cache_bytes" in values:  # what the caches hold depends on their size
+            shares = list(map(self._share, values["cache_bytes"].tolist()))
+        name = traffic.LINES[self._access.pattern]
+        lines = [{name: one} for one in values[name].tolist()] if name in values else [{}] * count
+        demand = traffic.streams(machines[0], self._share(None), self._vcpus, self._access)
+        demands = list(map(demand.drawn, machines, [self._access] * count, lines, shares))
+        keys = traffic.met(machines, demands)
+        out = [self._kept.get(key) for key in keys]
+        new = list({key: at for at, key in enumerate(keys) if out[at] is None}.values())
+        if new:
+            solution = traffic.solve_draws([machines[at] for at in new], [demands[at] for at in new])
+            columns = [getattr(np, how)(getattr(solution, name), axis=1) for name, (_, _, how) in OUTPUTS.items()]
+            now = dict(zip([keys[at] for at in new], np.stack(columns, axis=1), strict=True))
+            if len(self._kept) < _KEPT:
+                self._kept |= now
+            out = [now[key] if found is None else found for key, found in zip(keys, out, strict=True)]
+        return np.array(out)
+
+    def _share_beside(self, cache: float | None) -> np.ndarray:
+        """Share of the accesses that each node serves, beside so large a cache."""
+        from workbench.cost import traffic
+
+        costs = None if cache is None else {"cache_bytes": cache}
+        return traffic.memory_shares(self._placed, self._access, costs=costs)[0]
 
 
-class _Noted(dict[str, float]):
+_KEPT = 1 << 16
+"""Solutions, and shares beside caches of some size, that are kept for choices that differ in what does not matter."""
+_ROOM = 1 << 25
+"""Bytes of the arrays of machines that are solved at once."""
+
+
+class _Noted(dict[str, np.ndarray]):
     """Parameter values that note which of them the cost model looks at; to check them all is no look."""
 
-    def __init__(self, values: Mapping[str, float], read: set[str]) -> None:
+    def __init__(self, values: Mapping[str, np.ndarray], read: set[str]) -> None:
         super().__init__(values)
         self._read = read
 
@@ -189,7 +240,7 @@ class _Noted(dict[str, float]):
         self._read.add(str(name))
         return super().__contains__(name)
 
-    def __getitem__(self, name: str) -> float:
+    def __getitem__(self, name: str) -> np.ndarray:
         self._read.add(name)
         return super().__getitem__(name)
 
@@ -208,8 +259,13 @@ def sobol(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sobol indices of a function of the unit cube: first order and total, float64 (outputs, parameters).
 
-    NaN where the function does not vary or ``samples`` is 0. Takes samples x (parameters + 2) evaluations, less those for
-    parameters that ``read`` says nobody has looked at: to change them changes nothing.
+    Parameters
+    ----------
+    function : of points, float64 (n, parameters), to float64 (n, outputs)
+    read : whether anybody has looked at a parameter; to change the others changes nothing
+
+    NaN where the function does not vary or ``samples`` is 0. Takes samples x (parameters + 2) points, less those for parameters
+    that nobody has looked at.
     """
     if not samples:
         nothing = np.full((outputs, parameters), np.nan)
@@ -220,14 +276,13 @@ def sobol(
         (np.argsort(random.random((samples, parameters)), axis=0) + random.random((samples, parameters))) / samples
         for _ in range(2)
     )
-    of_a = np.array([function(row) for row in a]).reshape(samples, -1)
-    of_b = np.array([function(row) for row in b]).reshape(samples, -1)
+    of_a, of_b = function(a), function(b)
     spread = np.concatenate((of_a, of_b)).var(axis=0)
     first, total = np.empty((2, of_a.shape[1], parameters))
     for at in range(parameters):
         mixed = a.copy()
         mixed[:, at] = b[:, at]
-        of_mixed = np.array([function(row) for row in mixed]).reshape(samples, -1) if read(at) else of_a
+        of_mixed = function(mixed) if read(at) else of_a
         with np.errstate(divide="ignore", invalid="ignore"):
             first[:, at] = ((of_b - of_b.mean(axis=0)) * (of_mixed - of_a)).mean(axis=0) / spread
             total[:, at] = 0.5 * ((of_a - of_mixed) ** 2).mean(axis=0) / spread
