@@ -42,7 +42,7 @@ class Attributes:
     ``shared``: 4 KiB pages without the attribute PRIVATE. ``punched``: private pages that a hole
     freed and nobody has touched since. ``known``: folios that were ever freed, and ``origins`` int64 (n, 3) what backed each
     first: first folio, folios, allocation row of the file's map (rows of a map stay what they are). ``changed``: ranges whose
-    attribute was set or cleared since somebody asked; all of them at first.
+    attribute was set or cleared since somebody asked, and whether it was cleared; ``looked_at``: whether anybody did ask.
     """
 
     elsewhere: bool = False
@@ -51,12 +51,23 @@ class Attributes:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     known: PageSet = field(default_factory=PageSet)
     origins: list[Int64s] = field(default_factory=list)
-    changed: list[tuple[int, int]] = field(default_factory=lambda: [(0, _FAR)])
+    changed: list[tuple[int, int, bool]] = field(default_factory=list)
+    looked_at: bool = False
 
-    def take_changed(self) -> list[tuple[int, int]]:
-        """Ranges that were set or cleared since this was asked last."""
+    def take_changed(self, pages: int) -> list[tuple[int, int, bool]]:
+        """Parts of a file of so many pages that were set or cleared since this was asked last, and whether they are shared."""
         changed, self.changed = self.changed, []
-        return changed
+        if len(changed) == 1 and self.looked_at:
+            start, end, shared = changed[0]
+            return [(start, min(end, pages), shared)] if start < min(end, pages) else []
+        ranges = [(start, min(end, pages)) for start, end, _ in changed] if self.looked_at else [(0, pages)]
+        self.looked_at = True
+        sides = (True, False)
+        return [(*part, shared) for start, end in ranges for shared in sides for part in self.parts(start, end, shared)]
+
+    def was_followed(self) -> None:
+        """What changed is known elsewhere."""
+        self.changed, self.looked_at = [], True
 
     def private_parts(self, start: int, end: int) -> Int64s:
         """Intervals of [start, end) with the attribute PRIVATE."""
@@ -76,12 +87,12 @@ class Attributes:
     def set_shared(self, start: int, end: int) -> None:
         """kvm_vm_set_mem_attributes: the attribute is cleared."""
         self.shared.add(start, end)
-        self.changed.append((start, end))
+        self.changed.append((start, end, True))
 
     def set_private(self, start: int, end: int) -> None:
         """kvm_vm_set_mem_attributes: the attribute is set."""
         self.shared.remove(start, end)
-        self.changed.append((start, end))
+        self.changed.append((start, end, False))
 
     def flip(self, start: int, end: int, to_shared: bool) -> None:
         """:meth:`set_shared` or :meth:`set_private` of pages all of which are otherwise."""
@@ -89,12 +100,14 @@ class Attributes:
             self.shared.add_absent(start, end)
         else:
             self.shared.remove_present(start, end)
-        self.changed.append((start, end))
+        self.changed.append((start, end, to_shared))
 
     def note_hole(self, map_: FileMap, order: int, start: int, end: int) -> None:
         """Before private pages [start, end) are freed: remember what backed them, the first time."""
         first, last = start >> order, end >> order
-        unknown = () if self.known.holds(first, last) else self.known.outside(first, last).tolist()
+        unknown: list[list[int]] = []
+        if not self.known.holds(first, last):
+            unknown = [[first, last]] if last - first == 1 else self.known.outside(first, last).tolist()
         for low, high in unknown:
             self.origins.append(map_.cut(low, high))
             self.known.add_absent(low, high)

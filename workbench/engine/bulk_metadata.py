@@ -113,4 +113,4 @@ class BulkMetadata:
         for tree in self.trees:
             tree.settle()
         if self.inode.attributes is not None:
-            self.inode.attributes.take_changed()
+            self.inode.attributes.was_followed()

@@ -433,7 +433,7 @@ class Metadata:
             if by_policy and self.taking:
                 self._zones().free[:] -= pages * (slabs.pages - 1)
             pages *= slabs.pages if by_policy else 1
-            slabs.zones[nid] += pages
+            slabs.take(nid, pages)
             if pages.sum() < wanted * slabs.pages:
                 return False
         slabs.live[nid] += objects
@@ -456,7 +456,8 @@ class Metadata:
 
     def _count_slabs(self, slabs: Slabs) -> None:
         """Pages of slabs by node and by what their objects are for."""
-        self.held[list(slabs.kinds)] = slabs.held(self._zones().zone_node, self.system.nodes)
+        first, second = slabs.kinds
+        self.held[first], self.held[second] = slabs.held(self._zones().zone_node, self.system.nodes)
 
     # ------------------------------------------------------------------------------------------ of many faults
 
@@ -641,8 +642,8 @@ class Metadata:
         """What follows from the state after a call: attributes of the VM, struct pages that splits brought back."""
         complete = True
         for inode, states in self.system.with_attributes():
-            for start, end in states.take_changed():
-                complete &= self._settle_attributes(task, inode, states, start, min(end, inode.pages))
+            for part in states.take_changed(inode.pages):
+                complete &= self._settle_attributes(task, inode, states, *part)
         if vmemmap is not None:
             self.held[VMEMMAP] = vmemmap
         if pamt is not None and self.system.scenario.guest.vm_type == "tdx":
@@ -734,19 +735,19 @@ class Metadata:
     def _slabs_of(self, kind: int) -> Slabs:
         return self.xarray if kind in self.xarray.kinds else self.maple
 
-    def _settle_attributes(self, task: Thread, inode: Inode, states: Attributes, start: int, end: int) -> bool:
-        """An entry of the xarray for each private gfn of [start, end), none for a shared one."""
+    def _settle_attributes(
+        self, task: Thread, inode: Inode, states: Attributes, start: int, end: int, shared: bool
+    ) -> bool:
+        """An entry of the xarray for each of private gfns [start, end), none for shared ones."""
         maps = self.attribute_nodes.setdefault(inode, [])
+        if not shared:
+            return self._enter_nodes(task, ATTRIBUTES, maps, _missing_nodes(maps, XA_CHUNK_SHIFT, start, end))
 
         def any_private(first: int, last: int) -> bool:
             return not states.shared.holds(first, min(last, inode.pages))
 
-        for low, high in states.parts(start, end, shared=True):
-            self._free_nodes(ATTRIBUTES, maps, XA_CHUNK_SHIFT, low, high, any_private)
-        return all(
-            self._enter_nodes(task, ATTRIBUTES, maps, _missing_nodes(maps, XA_CHUNK_SHIFT, low, high))
-            for low, high in states.parts(start, end, shared=False)
-        )
+        self._free_nodes(ATTRIBUTES, maps, XA_CHUNK_SHIFT, start, end, any_private)
+        return True
 
     # --------------------------------------------------------------------------------------- between two pages
 

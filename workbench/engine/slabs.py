@@ -27,6 +27,12 @@ class Slabs:
         """Pages of the slabs of each node, by zone."""
         self.parts = np.zeros((2, nodes), np.int64)
         """Objects of each kind, by node."""
+        self._lie: dict[int, list[tuple[int, int]]] = {}
+
+    def take(self, nid: int, pages: Int64s) -> None:
+        """New slabs of a node, whose pages are of these zones, int64 (zones,)."""
+        self.zones[nid] += pages
+        self._lie.pop(nid, None)
 
     def room(self, nid: int) -> int:
         """Objects that the slabs of a node have room for."""
@@ -46,23 +52,33 @@ class Slabs:
             if empty > MIN_PARTIAL:
                 back = last_of(self.zones[nid], (empty - MIN_PARTIAL) * self.pages)
                 self.zones[nid] -= back
+                self._lie.pop(nid, None)
                 out += back
         return out
 
     def held(self, zone_node: Int64s, nodes: int) -> Int64s:
         """Pages by kind and node, int64 (2, nodes): the second kind has its share, the first what is over."""
         out = np.zeros((2, nodes), np.int64)
-        for nid in np.flatnonzero(self.zones.any(axis=1)).tolist():
-            by_node: dict[int, int] = {}  # of few zones, mostly one: no array
-            for zone in np.flatnonzero(self.zones[nid]).tolist():
-                node = int(zone_node[zone])
-                by_node[node] = by_node.get(node, 0) + int(self.zones[nid, zone])
+        for nid in range(nodes):
+            lie = self._lie.get(nid)
+            if lie is None:
+                lie = self._lie[nid] = self._by_node(nid, zone_node)
+            if not lie:
+                continue
             first, second = self.parts[:, nid].tolist()
-            for node, pages in by_node.items():
+            for node, pages in lie:
                 share = pages * second // max(first + second, 1)
                 out[1, node] += share
                 out[0, node] += pages - share
         return out
+
+    def _by_node(self, nid: int, zone_node: Int64s) -> list[tuple[int, int]]:
+        """Where the slabs of a node lie: node and pages; remembered until it takes or gives back a slab."""
+        by_node: dict[int, int] = {}
+        for zone in np.flatnonzero(self.zones[nid]).tolist():
+            node = int(zone_node[zone])
+            by_node[node] = by_node.get(node, 0) + int(self.zones[nid, zone])
+        return list(by_node.items())
 
 
 def last_of(by_place: Int64s, count: int) -> Int64s:
