@@ -62,8 +62,12 @@ class Attributes:
             return [(start, min(end, pages), shared)] if start < min(end, pages) else []
         ranges = [(start, min(end, pages)) for start, end, _ in changed] if self.looked_at else [(0, pages)]
         self.looked_at = True
-        sides = (True, False)
-        return [(*part, shared) for start, end in ranges for shared in sides for part in self.parts(start, end, shared)]
+        return [
+            (low, high, shared)
+            for start, end in ranges
+            for shared in (True, False)
+            for low, high in self.parts(start, end, shared)
+        ]
 
     def was_followed(self) -> None:
         """What changed is known elsewhere."""

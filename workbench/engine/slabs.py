@@ -27,12 +27,12 @@ class Slabs:
         """Pages of the slabs of each node, by zone."""
         self.parts = np.zeros((2, nodes), np.int64)
         """Objects of each kind, by node."""
-        self._lie: dict[int, list[tuple[int, int]]] = {}
+        self._lie: list[list[tuple[int, int]] | None] = [None] * nodes
 
     def take(self, nid: int, pages: Int64s) -> None:
         """New slabs of a node, whose pages are of these zones, int64 (zones,)."""
         self.zones[nid] += pages
-        self._lie.pop(nid, None)
+        self._lie[nid] = None
 
     def room(self, nid: int) -> int:
         """Objects that the slabs of a node have room for."""
@@ -52,7 +52,7 @@ class Slabs:
             if empty > MIN_PARTIAL:
                 back = last_of(self.zones[nid], (empty - MIN_PARTIAL) * self.pages)
                 self.zones[nid] -= back
-                self._lie.pop(nid, None)
+                self._lie[nid] = None
                 out += back
         return out
 
@@ -60,7 +60,7 @@ class Slabs:
         """Pages by kind and node, int64 (2, nodes): the second kind has its share, the first what is over."""
         out = np.zeros((2, nodes), np.int64)
         for nid in range(nodes):
-            lie = self._lie.get(nid)
+            lie = self._lie[nid]
             if lie is None:
                 lie = self._lie[nid] = self._by_node(nid, zone_node)
             if not lie:
