@@ -591,7 +591,10 @@ class Kexec(Operation):
 
 
 class Retrieve(Operation):
-    """LIVEUPDATE_SESSION_RETRIEVE_FD and mmap: a memfd of the kernel before, without the policy it had there."""
+    """LIVEUPDATE_SESSION_RETRIEVE_FD and mmap: a memfd of the kernel before, without the policy it had there.
+
+    The session holds the file beside whoever retrieved it, until ``finish`` or ``close_session``.
+    """
 
     op: Literal["retrieve"] = "retrieve"
     file: Name
@@ -599,6 +602,21 @@ class Retrieve(Operation):
     inode: Whole | None = Field(
         None, ge=0, lt=FILE_NUMBER, description="inode number, which shifts its interleave; counted if left out"
     )
+
+
+class Finish(Operation):
+    """LIVEUPDATE_SESSION_FINISH: the session of the kernel before gives its files up. Those that nobody retrieved are gone."""
+
+    op: Literal["finish"] = "finish"
+
+
+class CloseSession(Operation):
+    """close of the live-update session: one of the kernel before is finished; of this kernel's own all files are thawed.
+
+    The next ``preserve`` makes a new one. A session that a ``kexec`` is to hand over must be open.
+    """
+
+    op: Literal["close_session"] = "close_session"
 
 
 AnyOperation = Annotated[
@@ -651,7 +669,9 @@ AnyOperation = Annotated[
     | Access
     | Preserve
     | Kexec
-    | Retrieve,
+    | Retrieve
+    | Finish
+    | CloseSession,
     Field(discriminator="op"),
 ]
 

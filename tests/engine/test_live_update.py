@@ -7,6 +7,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import workbench as wb
 from workbench.errnos import EHWPOISON
@@ -108,27 +110,29 @@ def test_a_session_holds_a_file_that_nobody_else_has(again):
         look("again"),
         {"op": "get_mempolicy", "file": "again", "offset": 0},
         {"op": "close", "file": "again"},
+        {"op": "finish"},
     )
     assert not any(errors)
-    assert nodes_at(dataset, 3) == nodes_at(dataset, len(errors) - 3) == [1, 0] * 32
-    assert json.loads(str(dataset["event_detail"].values[-2]))["mode"] == 0
-    assert json.loads(str(dataset["event_detail"].values[-5]))["policy_lost"] == {"g": ["interleave 0-1"]}
+    assert nodes_at(dataset, 3) == nodes_at(dataset, len(errors) - 4) == [1, 0] * 32
+    assert json.loads(str(dataset["event_detail"].values[-3]))["mode"] == 0
+    assert json.loads(str(dataset["event_detail"].values[-6]))["policy_lost"] == {"g": ["interleave 0-1"]}
     free = dataset["free_pages"].sum("zone").values
     assert free[0] - free[-2] == 64 and free[0] == free[-1]
 
 
 def test_unknown_tokens_and_files_that_are_asked_for_twice():
     dataset, errors = run(
-        preserve(),
         {"op": "retrieve", "file": "early", "token": 1},  # this kernel has taken nothing over
+        preserve(),
+        {"op": "retrieve", "file": "early", "token": 1},  # nor has its own session
         {"op": "kexec"},
         {"op": "retrieve", "file": "a", "token": 7},
         {"op": "retrieve", "file": "b", "token": 1},
         {"op": "retrieve", "file": "c", "token": 1},
         look("c"),
     )
-    assert errors == [0, 0, errno.ENOENT, 0, errno.ENOENT, 0, 0, 0]
-    assert nodes_at(dataset, 7) == [0] * 64
+    assert errors == [0, errno.ENOENT, 0, errno.EINVAL, 0, errno.ENOENT, 0, 0, 0]
+    assert nodes_at(dataset, 8) == [0] * 64
 
 
 def test_no_page_is_lost_whoever_retrieves_or_forgets():
@@ -140,10 +144,131 @@ def test_no_page_is_lost_whoever_retrieves_or_forgets():
         {"op": "kexec"},
         {"op": "retrieve", "file": "g", "token": 1},
         {"op": "close", "file": "g"},
+        {"op": "finish"},
     )
     free = dataset["free_pages"].sum("zone").values
     assert not any(errors)
-    assert free[0] - free[3] == 128 and free[0] - free[4] == 64 and free[0] == free[-1]
+    assert free[0] - free[3] == 128 and free[0] - free[4] == free[0] - free[-2] == 64 and free[0] == free[-1]
+
+
+FINISH, CLOSE_SESSION, KEXEC = {"op": "finish"}, {"op": "close_session"}, {"op": "kexec"}
+
+
+def retrieve(file="g", token=1):
+    return {"op": "retrieve", "file": file, "token": token}
+
+
+def close(file="g"):
+    return {"op": "close", "file": file}
+
+
+def lost(dataset):
+    """Pages that are taken, against the start, after each operation behind the memfd."""
+    free = dataset["free_pages"].sum("zone").values
+    return (free[0] - free[1:]).tolist()
+
+
+@pytest.mark.parametrize("end", [FINISH, CLOSE_SESSION], ids=["finish", "close"])
+def test_a_session_holds_what_was_retrieved_until_it_is_finished(end):
+    """luo_retrieve_file: "keep this file in LUO until finish". Whoever closed it can ask again."""
+    look_again = (retrieve("again"), look("again"), close("again"))
+    dataset, errors = run(preserve(), KEXEC, retrieve(), close(), *look_again, end, retrieve("late"))
+    assert errors == [*[0] * 9, errno.ENOENT]
+    assert nodes_at(dataset, 6) == [0] * 64
+    assert lost(dataset) == [*[64] * 7, 0, 0]
+
+
+@pytest.mark.parametrize("end", [FINISH, CLOSE_SESSION], ids=["finish", "close"])
+def test_what_nobody_retrieved_is_gone_with_the_session(end):
+    """memfd_luo_finish: memfd_luo_discard_folios. A file that somebody has stays with him, and is his alone."""
+    other = {"op": "memfd", "file": "o", "size": 16 * PAGE}
+    dataset, errors = run(other, preserve(), preserve("o", 2), KEXEC, retrieve("o", 2), end, look("o"), close("o"))
+    assert not any(errors)
+    assert lost(dataset) == [0, 64, 80, 80, 80, 16, 16, 0]
+
+
+def test_calls_are_for_sessions_of_their_kind():
+    """luo_session.c: luo_ioctl_type_valid; luo_session_retrieve. Only a new session takes files, only an old one gives them."""
+    here = run(FINISH, CLOSE_SESSION, preserve(), FINISH, retrieve("x"), CLOSE_SESSION, CLOSE_SESSION)[1]
+    assert here == [0, errno.ENOENT, errno.EBADF, 0, errno.EINVAL, errno.EINVAL, 0, errno.EBADF]
+    there = (preserve(), KEXEC, retrieve(), preserve("g", 2), FINISH, FINISH, preserve("g", 2), retrieve("x"))
+    _, errors = run(*there, CLOSE_SESSION, retrieve("x"), preserve("g", 2), FINISH)
+    assert errors == [*[0] * 4, errno.EINVAL, 0, 0, errno.EINVAL, errno.ENOENT, 0, errno.ENOENT, 0, errno.EINVAL]
+
+
+def test_a_new_session_that_is_closed_gives_its_files_back():
+    """luo_file_unpreserve_files, memfd_luo_unpreserve: thawed, and freed where the session alone had them; nothing goes over."""
+    other = {"op": "memfd", "file": "o", "size": 16 * PAGE}
+    punch = {"op": "punch_hole", "file": "g", **EVERY}
+    dataset, errors = run(other, preserve(), preserve("o", 2), close("o"), punch, CLOSE_SESSION, look(), punch)
+    assert errors == [*[0] * 5, errno.EPERM, 0, 0, 0]
+    assert lost(dataset) == [0, 64, 80, 80, 80, 64, 64, 0]
+    _, errors = run(preserve(), CLOSE_SESSION, KEXEC, retrieve("x"), look())
+    assert errors == [0, 0, 0, 0, errno.ENOENT, errno.EBADF]
+
+
+def test_a_file_goes_through_two_kexecs_and_forgotten_ones_through_one():
+    """A session that nobody finished is not handed over again."""
+    other = {"op": "memfd", "file": "o", "size": 16 * PAGE}
+    again = (retrieve("g"), CLOSE_SESSION, preserve("g", 3), KEXEC, retrieve("n", 3), look("n"), CLOSE_SESSION)
+    dataset, errors = run(other, preserve(), KEXEC, *again)
+    assert not any(errors)
+    assert nodes_at(dataset, 9) == [0] * 64 and lost(dataset)[-1] == 64
+    forgotten = (preserve(), preserve("o", 2), KEXEC, retrieve("o", 2), close("o"), KEXEC, retrieve("x", 2))
+    dataset, errors = run(other, *forgotten)
+    assert errors == [*[0] * 8, errno.ENOENT]
+    assert lost(dataset) == [0, 64, 80, 80, 80, 80, 0, 0]
+    dataset, errors = run(preserve(), KEXEC, {**other, "file": "g"}, KEXEC)  # the name means another file by then
+    assert not any(errors) and lost(dataset) == [64, 64, 64, 0]
+
+
+CALLS = st.one_of(
+    *(st.just(call) for call in (KEXEC, FINISH, CLOSE_SESSION)),
+    st.builds(preserve, st.sampled_from("gog"), st.integers(1, 3)),
+    st.builds(retrieve, st.sampled_from("gox"), st.integers(1, 3)),
+    st.builds(close, st.sampled_from("gox")),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(CALLS, max_size=14))
+def test_no_page_is_lost_in_any_order_of_calls(calls):
+    """And none is free while somebody has its file: what can be looked at is whole."""
+    other = {"op": "memfd", "file": "o", "size": 64 * PAGE}
+    filled = [on(name, "fault", by="host") for name in "go"]
+    every = [look(name) for name in "gox"]
+    end = [CLOSE_SESSION, KEXEC, FINISH, KEXEC]
+    dataset, errors = run(other, *filled, *calls, *every, *map(close, "gox"), *end)
+    assert not any(errors[:4]) and set(errors) <= {
+        0,
+        errno.EINVAL,
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.EBUSY,
+        errno.EBADF,
+    }
+    assert lost(dataset)[-1] == 0
+    for position in range(len(calls) + 4, len(calls) + 7):
+        assert errors[position] or nodes_at(dataset, position) == [0] * 64
+
+
+def test_descriptors_of_a_session_are_there_while_it_is_open():
+    """The lowest free one: a retrieve where there is nothing to retrieve leaves none behind."""
+    files = [{"op": "memfd", "file": name, "size": PAGE} for name in "nm"]
+    for before, taken in ([retrieve("x")], [1, 2]), ([preserve()], [1, 3]), ([preserve(), CLOSE_SESSION], [1, 2]):
+        numbers = run(*before, *files)[0]["event_ret"].values
+        assert (numbers[-2:] - numbers[0]).tolist() == taken  # the device was open first, and is closed again
+
+
+def test_a_guest_memfd_of_the_series_is_held_and_given_up_as_a_memfd_is():
+    dataset, errors = run(
+        {**SHARED_FILE, "file": "o"}, SHARED_FILE, on("m", "fault", by="host"), on("o", "fault", by="host"), preserve("m"),
+        preserve("o", 2), KEXEC, retrieve("n"), close("n"), retrieve("n"), look("n"), close("n"), FINISH, retrieve("n"),
+        **PRESERVED,
+    )  # fmt: skip
+    assert errors == [*[0] * 14, errno.ENOENT]
+    assert nodes_at(dataset, 11) == [0] * 64
+    assert lost(dataset)[-3:] == [128, 0, 0]
 
 
 def test_new_processes_run_where_the_old_ones_began():

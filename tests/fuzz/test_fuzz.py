@@ -26,12 +26,13 @@ NUMBERS = st.sampled_from([0, 1, 4095, 4096, 8192, 1 << 21, 1 << 31, 1 << 50, 1 
 SCALARS = st.one_of(NUMBERS, st.none(), st.booleans(), st.floats(), st.text(max_size=8), st.just([]), st.just({}))
 NODES = [{"id": node, "memory_bytes": "64 MiB", "cpus": str(node)} for node in (0, 1)]
 OPS = ["fault", "fallocate", "punch_hole", "mbind", "move_pages", "convert", "observe", "pin", "hwpoison", "hog", "close",
-       "collapse", "mmap", "munmap", "alias", "memfd", "madvise", "kexec", "get_mempolicy", "check_extension"]  # fmt: skip
+       "collapse", "mmap", "munmap", "alias", "memfd", "madvise", "kexec", "get_mempolicy", "check_extension",
+       "preserve", "retrieve", "finish", "close_session"]  # fmt: skip
 FIELDS = {
     "offset": NUMBERS, "length": NUMBERS, "node": NUMBERS, "nodes": SCALARS, "size": NUMBERS, "to": st.just("shared"),
     "mode": st.sampled_from(["bind", "interleave", 3, 999]), "advice": NUMBERS, "order": st.sampled_from(["reverse", "random"]),
     "of": st.just("guest"), "file": st.sampled_from(["guest", "t"]), "by": st.sampled_from(["host", "guest", "prefault"]),
-    "stride": NUMBERS, "raw_flags": NUMBERS,
+    "stride": NUMBERS, "raw_flags": NUMBERS, "token": st.sampled_from([0, 1, 1 << 63]), "inode": NUMBERS,
 }  # fmt: skip
 RECORDING = json.loads(gzip.decompress((datasets_path("recordings") / "facts-X_corner.json.gz").read_bytes()))
 

@@ -223,6 +223,7 @@ WORDS = {
 RANGES = ("falloc", "punch", "touch", "rtouch", "vtouch", "prefault", "odirect")
 ALONE = (
     "reset", "gettask", "getil", "zones", "meminfo", "nodestat", "numastat", "pools", "kho", "uneat", "kexec", "finish",
+    "close_session",
 )  # fmt: skip
 
 

@@ -83,6 +83,8 @@ CALLS: dict[type[sc.Operation], Call] = {
     sc.Preserve: calls_kexec.preserve,
     sc.Kexec: calls_kexec.kexec,
     sc.Retrieve: calls_kexec.retrieve,
+    sc.Finish: calls_kexec.finish,
+    sc.CloseSession: calls_kexec.close_session,
     sc.SchedSetaffinity: calls_host.sched_setaffinity,
     sc.Hog: calls_host.hog,
     sc.Unhog: calls_host.unhog,

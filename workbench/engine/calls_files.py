@@ -232,13 +232,17 @@ def munmap(system: System, operation: sc.Munmap) -> Result:
             system.metadata.unmapped(mapping)
     file.mapping = None
     if leaving and file.descriptor is None:
-        _put(system, file.inode)
+        put(system, file.inode)
     return Result()
 
 
-def _put(system: System, inode: Inode) -> None:
-    """Drop a reference; without any descriptor and mapping the inode dies, unless a session has it (luo_preserve_file: fget)."""
-    if not inode.mappings and not inode.descriptors and inode not in system.session.values():
+def put(system: System, inode: Inode) -> None:
+    """Drop a reference; without any descriptor and mapping the inode dies, unless a live-update session has it.
+
+    kernel/liveupdate/luo_file.c: luo_preserve_file (fget) in the kernel before, luo_retrieve_file (get_file) in the next.
+    """
+    held = (*system.session.values(), *system.handed_over.values())
+    if not inode.mappings and not inode.descriptors and inode not in held:
         system.free_inode(inode)
 
 
@@ -250,7 +254,7 @@ def close(system: System, operation: sc.Close) -> Result:
     if operation.unmap:
         munmap(system, sc.Munmap(file=operation.file))
     system.close_descriptor(file)
-    _put(system, file.inode)
+    put(system, file.inode)
     return Result()
 
 

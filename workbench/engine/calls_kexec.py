@@ -20,6 +20,7 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import handover
+from workbench.engine.calls_files import put
 from workbench.engine.calls_host import unhog
 from workbench.engine.handover import CannotPreserve, Format, PolicyRange, Preserved
 from workbench.engine.host_state import HostState
@@ -40,16 +41,19 @@ _NO_EXTENTS = np.empty((0, 4), np.int64)
 def preserve(system: System, operation: sc.Preserve) -> Result:
     """kernel/liveupdate/luo_file.c: luo_preserve_file; mm/memfd_luo.c: memfd_luo_preserve.
 
-    EEXIST for a token in use, ENOENT for a file that no handler takes, EBUSY for one that is in the session already. The
-    calling task allocates what a memfd lacks (memfd_pin_folios). That pages in ZONE_MOVABLE or in scratch areas are migrated
-    out first is not modelled.
+    EINVAL on the session of the kernel before, EEXIST for a token in use, ENOENT for a file that no handler takes, EBUSY for
+    one that is in the session already. The calling task allocates what a memfd lacks (memfd_pin_folios). That pages in
+    ZONE_MOVABLE or in scratch areas are migrated out first is not modelled.
 
     A guest_memfd keeps its holes; its VM goes into the session with it (``vm``). The posted series, read in its source
     (``virt/kvm/guest_memfd_luo.c: kvm_gmem_luo_can_preserve``, ``kvm_gmem_luo_preserve``): its handler takes only files that
     were created with INIT_SHARED, of 4 KiB folios, of a VM without private memory, others find no handler; EHWPOISON if one of
     its folios is poisoned.
     """
-    _open_session(system)
+    if error := _open_session(system, retrieved=False):
+        return failed(
+            error, reason="live update: the session is that of the kernel before; close_session, then preserve"
+        )
     file = system.files.get(operation.file)
     if operation.token in system.session:
         return failed(errno.EEXIST)
@@ -77,9 +81,11 @@ def preserve(system: System, operation: sc.Preserve) -> Result:
 def retrieve(system: System, operation: sc.Retrieve) -> Result:
     """luo_retrieve_file, memfd_luo_retrieve: a new inode with the old pages; no policy, and nothing is frozen.
 
-    ENOENT for a token that no file of the kernel before has. Whoever asks twice gets the same file again.
+    ENOENT for a token that no file of the kernel before has, or where no session came from there or it was finished; EINVAL on
+    a session of this kernel. Whoever asks twice gets the same file again, which the session holds until it is finished.
     """
-    _open_session(system)
+    if error := _open_session(system, retrieved=True):
+        return failed(error)
     inode = system.handed_over.get(operation.token)
     if inode is None:
         return failed(errno.ENOENT)
@@ -97,12 +103,54 @@ def retrieve(system: System, operation: sc.Retrieve) -> Result:
     return Result(descriptor, 0, {"pages": inode.pages})
 
 
-def _open_session(system: System) -> None:
-    """LIVEUPDATE_IOCTL_CREATE_SESSION, or RETRIEVE_SESSION: the device is open for as long as that takes."""
+def finish(system: System, operation: sc.Finish) -> Result:
+    """luo_session_finish, luo_file_finish, memfd_luo_finish: EINVAL on a session of this kernel, ENOENT where none came.
+
+    The session stays open and is empty then: a second time changes nothing. No handler of 7.3.4 refuses (``can_finish``). The
+    posted series for guest_memfd discards what nobody retrieved just so (``kvm_gmem_luo_finish``).
+    """
+    if error := _open_session(system, retrieved=True):
+        return failed(error)
+    _let_go(system, system.handed_over)
+    return Result()
+
+
+def close_session(system: System, operation: sc.CloseSession) -> Result:
+    """luo_session_release: finishes a session of the kernel before, else luo_file_unpreserve_files. EBADF if none is open."""
     if system.session_descriptor is None:
+        return failed(errno.EBADF)
+    if system.session_retrieved:
+        _let_go(system, system.handed_over)
+        system.session_waits = False
+    else:
+        _let_go(system, system.session)
+        system.vm_in_session = False
+    system.descriptors[""].give_back(system.session_descriptor)
+    system.session_descriptor, system.session_retrieved = None, False
+    return Result()
+
+
+def _let_go(system: System, files: dict[int, Inode]) -> None:
+    """The last file first: nothing freezes it any more, and if nobody else has it, its pages are freed."""
+    while files:
+        _, inode = files.popitem()
+        inode.frozen = False
+        put(system, inode)
+
+
+def _open_session(system: System, *, retrieved: bool) -> int:
+    """LIVEUPDATE_IOCTL_CREATE_SESSION, or RETRIEVE_SESSION: the device is open for as long as that takes. Returns an errno.
+
+    One that is open is taken as it is, and refuses the calls of the other kind (luo_session.c: luo_ioctl_type_valid).
+    """
+    if system.session_descriptor is None:
+        if retrieved and not system.session_waits:
+            return errno.ENOENT
         device = system.new_descriptor()
         system.session_descriptor = system.new_descriptor()
         system.descriptors[""].give_back(device)
+        system.session_retrieved = retrieved
+    return 0 if system.session_retrieved == retrieved else errno.EINVAL
 
 
 def kexec(system: System, operation: sc.Kexec) -> Result:
@@ -176,16 +224,20 @@ def _start_again(system: System) -> dict[str, list[str]]:
     kept = {file.inode for file in system.files.values() if file.descriptor and file.inode.kind == "guest_memfd"}
     if system.scenario.kernel.preserves_guest_memfd:
         kept = set()
+    unfinished = system.handed_over.values()  # nobody hands a session over a second time
     system.handed_over, system.session, system.vm_in_session = system.session, {}, False
+    system.session_waits = system.session_descriptor is not None and not system.session_retrieved
     waiting = dict.fromkeys(system.handed_over.values())
     if system.session_descriptor is not None:
         system.descriptors[""].give_back(system.session_descriptor)
-        system.session_descriptor = None
+        system.session_descriptor, system.session_retrieved = None, False
     system.memfds = 0
     if system.metadata is not None:
         system.metadata.processes_end()
     lost: dict[str, list[str]] = {}
-    for inode in dict.fromkeys([*system.inodes(), *waiting]):  # of a session's files all names may be others' by now
+    for inode in dict.fromkeys(
+        [*system.inodes(), *waiting, *unfinished]
+    ):  # of a session's files all names may be others' by now
         inode.mappings = []
         if inode in waiting or (inode in kept and not system.scenario.kernel.preserves_policy):
             if had := list(dict.fromkeys(policy.describe() for *_, policy in inode.shared_policy)):

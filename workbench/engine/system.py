@@ -64,8 +64,12 @@ class System(HostState):
         """Files that are to be handed over by the live-update session, by token."""
         self.vm_in_session = False
         self.handed_over: dict[int, Inode] = {}
-        """Files of the kernel before, by token; they have no descriptor until somebody retrieves them."""
+        """Files of the kernel before, by token, until their session is finished; nobody has one who did not retrieve it."""
         self.session_descriptor: int | None = None
+        self.session_retrieved = False
+        """The open session is that of the kernel before."""
+        self.session_waits = False
+        """The kernel before handed a session over, which nobody has closed."""
         self.killed = False
         self.bulk: BulkConversions | None = None
         """A stream of conversions that the kernel holds the files of, until something else looks at them."""
@@ -126,7 +130,8 @@ class System(HostState):
     def oom_kill(self) -> None:
         """mm/oom_kill.c: the process ends, and with it all its files."""
         self.killed = True
-        for inode in dict.fromkeys([*self.inodes(), *self.session.values()]):
+        given = self.handed_over.values() if self.session_retrieved else ()  # a session nobody asked for waits on
+        for inode in dict.fromkeys([*self.inodes(), *self.session.values(), *given]):
             self.free_inode(inode)
         if self.metadata is not None:
             self.metadata.processes_end()

@@ -15,6 +15,8 @@ from workbench.recorder.scenario_generator import MODES, Place, Script
 WORDS = "kho=on liveupdate=on"
 BOOTS = (("k2eq", 1), ("k2eq", 2), ("k3uneq", 3), ("k3uneq", 4))
 """Host and seed of each boot."""
+SESSIONS = (("k2eq", 1), ("k2eq", 2), ("k3uneq", 3), ("k3uneq", 4))
+"""Of each that goes through a kexec to see what a session holds."""
 
 
 def generate(host: EmulatedHost, seed: int = 1) -> str:
@@ -73,7 +75,60 @@ def generate(host: EmulatedHost, seed: int = 1) -> str:
     return s.text()
 
 
+def sessions(host: EmulatedHost, seed: int = 1) -> str:
+    """Which call a session of which kernel takes, what it holds, and who still has a file once it is finished or closed."""
+    place = Place.of(host)
+    rng = random.Random(f"{host.name}/{seed}/sessions")
+    s = Script(place, f"sessions{seed}", rng, tasks=2)
+    for line in rng.sample(("finish", "retrieve g6 1", "close_session"), 3):
+        s(line, 0)
+    files = [s.create(rng.choice((40, 200)), "memfd") for _ in range(4)]
+    for file in files:
+        start, count = s.stretch(file)
+        s(f"touch {file} {start} {count} {s.order()}", s.task())
+    for number, file in enumerate(files[:2]):
+        s(f"preserve {file} {number}", s.task())
+    for line in rng.sample(("finish", "retrieve g6 1", f"punch {files[0]} 0 8", f"close {files[1]}"), 4):
+        s(line, s.task())
+    s("close_session", 1)
+    s(f"punch {files[0]} 0 8", 0)
+    s.create(64, "memfd")
+    s.files.pop(files[1])
+    kept = [files[0], *files[2:]]
+    for number, file in enumerate(kept):
+        s(f"preserve {file} {number + 4}", s.task())
+    s.place_all()
+    s("meminfo")
+    s("kexec")
+    s("meminfo")
+    if rng.random() < 0.5:
+        s("close_session", 0)
+    s(f"retrieve {kept[0]} 4", 0)
+    s(f"preserve {kept[0]} 9", 1)
+    s(f"close {kept[0]}", 0)
+    s(f"retrieve {kept[0]} 4", 1)
+    s(f"place {kept[0]}")
+    s("retrieve g6 5", 0)
+    s("place g6")
+    if rng.random() < 0.5:
+        s("close g6", 1)
+    for line in rng.sample(("finish", "close_session"), rng.randint(1, 2)):
+        s(line, s.task())
+    s("meminfo")
+    for line in rng.sample(
+        ("finish", "retrieve g7 6", f"preserve {kept[0]} 9", f"punch {kept[0]} 0 8", "close_session"), 5
+    ):
+        s(line, s.task())
+    s(f"place {kept[0]}")
+    s("memfd g5 16", 0)
+    s("preserve g5 1", 0)
+    s("meminfo")
+    return s.text()
+
+
 def boots() -> list[tuple[str, EmulatedHost, str]]:
     """Name, host and script of each boot."""
     known = handover_hosts()
-    return [(f"{name}-{seed}", known[name], generate(known[name], seed)) for name, seed in BOOTS]
+    through = [(f"{name}-{seed}", known[name], generate(known[name], seed)) for name, seed in BOOTS]
+    kept = [(f"{name}-sessions{seed}", known[name], sessions(known[name], seed)) for name, seed in SESSIONS]
+    return through + kept

@@ -83,7 +83,8 @@ VERBS: dict[str, Verb] = {
     "preserve": Verb("gI TOKEN", "the file into the live-update session, for the next kernel", 2, 2),
     "kexec": Verb("", "into the next kernel, which goes on behind this line with new processes; once, in the last script", 0, 0),
     "retrieve": Verb("gI TOKEN", "a file of the kernel before, mapped", 2, 2),
-    "finish": Verb("", "end the session", 0, 0, "returns nothing that a placement depends on"),
+    "finish": Verb("", "the session of the kernel before gives its files up; those that nobody retrieved are gone", 0, 0),
+    "close_session": Verb("", "close the session: finish one of the kernel before, take all files out of a new one", 0, 0),
     # Looking
     "place": Verb("gI [OFF PAGES]", "node of each page", 1, 3),
     "counts": Verb("gI [OFF PAGES]", "pages on each node", 1, 3),

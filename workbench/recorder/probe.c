@@ -1061,6 +1061,7 @@ static const struct verb verbs[] = {
 	{ "preserve", do_preserve, read_pages, report_nothing },
 	{ "retrieve", do_retrieve, read_pages, report_retrieve },
 	{ "finish", do_finish, read_nothing, report_nothing },
+	{ "close_session", do_close_session, read_nothing, report_nothing },
 	{ "fill", do_fill, read_pages, report_fill },
 	{ "alias", do_alias, read_alias, report_nothing },
 	{ "mmap", do_mmap, read_mmap, report_nothing },

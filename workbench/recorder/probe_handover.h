@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Files that go from one kernel to the next: a live-update session (/dev/liveupdate), and the kexec itself. Part of
- * probe.c; do_preserve and do_retrieve run in a task, the rest in the supervisor.
+ * probe.c; the calls on a session run in a task, the rest in the supervisor.
  */
 
 #define SESSION_NAME "recording"
@@ -51,6 +51,13 @@ static long do_finish(void)
 {
 	struct end_of_session wanted = { .size = sizeof wanted };
 	return open_session(RETRIEVE_SESSION) ? -1 : ioctl(session, SESSION_FINISH, &wanted);
+}
+
+static long do_close_session(void)
+{
+	long result = close(session);
+	session = -1;
+	return result;
 }
 
 /* Load the next kernel: the same image and initial file system, which goes on behind this line of the script. */

@@ -32,15 +32,18 @@ MAX_FILES = 8
 MAX_TASKS = 8
 MAX_FILE_PAGES = 1 << 17
 MAX_LINES = 20_000
+_HANDOVER = "a handover is recorded from a script (`workbench record SCRIPT.txt`)"
 _NOT_ON_LINUX = {
     "fbind": "v3 of the series only; Linux 7.3 has mbind",
     "hwpoison": "the probe does not inject memory errors",
     "iommu_map": "the emulated machine has no IOMMU user",
     "iommu_unmap": "the emulated machine has no IOMMU user",
     "access": "accesses have no result that could be recorded",
-    "preserve": "a handover is recorded from a script (`workbench record --script`)",
-    "kexec": "a handover is recorded from a script (`workbench record --script`)",
-    "retrieve": "a handover is recorded from a script (`workbench record --script`)",
+    "preserve": _HANDOVER,
+    "kexec": _HANDOVER,
+    "retrieve": _HANDOVER,
+    "finish": _HANDOVER,
+    "close_session": _HANDOVER,
     "pass_fd": "the probe is one process",
     "read": "the probe reads through mappings only",
     "write": "the probe writes through mappings only",

@@ -430,7 +430,6 @@ _NOT_SIMULATED = {
     "meminfo": "free pages include the background's use",
     "kho": "looks at the host",
     "cat": "reads a file of the host",
-    "finish": "returns nothing that a placement depends on",
     "pfns": "physical frame numbers depend on the boot",
     "sleep": "returns nothing",
 }
@@ -597,6 +596,8 @@ def _translate(entry: Recorded, sizes: dict[str, int], recording: Recording) -> 
         return sc.Preserve(**on, token=c_number(arguments[1]))
     if verb == "kexec":
         return sc.Kexec(**common)
+    if verb in ("finish", "close_session"):
+        return sc.Finish(**common) if verb == "finish" else sc.CloseSession(**common)
     if verb == "retrieve":
         sizes[arguments[0]] = int(entry.seen.get("pages", 0))
         number = entry.seen.get("ino") or None
