@@ -289,10 +289,10 @@ def collapse_small(s: FolioState, offset: int, node: int, cpu: int) -> int:
     unmap_range(s, page, page + PAGES_2M)
     s.numbers[N_INVALIDATIONS] += 1
     s.numbers[N_INVALIDATED] += PAGES_2M << 12
-    copied = np.int64(0)
+    copied, pages = np.int64(0), s.pages
     for word in range(block << 3, (block + 1) << 3):
-        copied += popcount(s.pages[word, PRESENT])
-        s.pages[word, PRESENT] = ZERO
+        copied += popcount(pages[word, PRESENT])
+        pages[word, PRESENT] = ZERO
     s.blocks[block, LEVEL] = HUGE_2M
     s.backing[block, HOME] = node
     touch_content(s, page, page + PAGES_2M)

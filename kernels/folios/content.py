@@ -62,13 +62,12 @@ def _zero(s: FolioState, first: int, end: int) -> None:
 @natural_kernel
 def _set(s: FolioState, first_block: int, blocks: int, uptodate: bool) -> None:
     """All of these 2 MiB ranges are up to date, or none of them."""
+    marks, pages, all_of_it = s.marks, s.pages, np.uint8(UPTODATE_ALL if uptodate else 0)
     for block in range(first_block, first_block + blocks):
-        if s.marks[block] & UPTODATE_SOME != 0:
+        if marks[block] & UPTODATE_SOME != 0:
             for word in range(block << 3, (block + 1) << 3):
-                s.pages[word, UPTODATE] = ZERO
-        s.marks[block] &= _NEITHER
-        if uptodate:
-            s.marks[block] |= np.uint8(UPTODATE_ALL)
+                pages[word, UPTODATE] = ZERO
+        marks[block] = (marks[block] & _NEITHER) | all_of_it
 
 
 @natural_kernel

@@ -140,11 +140,12 @@ def unmap_range(s: FolioState, first: int, end: int) -> None:
             s.marks[block] &= _NO_LEAF
             continue
         low, high = max(first, block << 9), min(end, (block + 1) << 9)
+        gone, small = np.int64(0), s.small  # in registers: a store could be to any array
         for word in range(low >> 6, ((high - 1) >> 6) + 1):
-            bits = s.small[word] & mask(word, low, high)
-            if bits != ZERO:
-                s.numbers[N_LEAVES_4K] -= popcount(bits)
-                s.small[word] ^= bits
+            bits = small[word] & mask(word, low, high)
+            gone += popcount(bits)
+            small[word] ^= bits
+        s.numbers[N_LEAVES_4K] -= gone
         if high - low == PAGES_2M:
             s.marks[block] &= _NO_LEAF
 
