@@ -20,10 +20,17 @@ Progress = Callable[[int, int], None]
 
 
 def run(
-    scenario: sc.Scenario, *, progress: Progress | None = None, cancelled: Callable[[], bool] = lambda: False
+    scenario: sc.Scenario,
+    *,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+    wait: bool = False,
 ) -> Answer:
-    """Run a scenario; parameters and errors are those of :func:`workbench.simulation.simulate`."""
-    prepare(kernels_needed(scenario), wait=False)
+    """Run a scenario; parameters and errors are those of :func:`workbench.simulation.simulate`.
+
+    wait : for kernels that are not compiled yet, instead of interpreting them: one run of many is not the answer
+    """
+    prepare(kernels_needed(scenario), wait=wait)
     with garbage.seldom():
         system = System(scenario, cancelled)
         operations = list(expand(scenario))

@@ -11,13 +11,22 @@ With ``strict: true`` (the default) a nodemask outside the host or empty where n
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from workbench import garbage, profiles, shown
 from workbench import policy as mempolicy
@@ -823,6 +832,10 @@ _SAID_OVER = 4
 """Lines about ranges over others."""
 
 
+_HOSTS: deque[Host] = deque(maxlen=4)
+"""Hosts that were found consistent last: to look again is a tenth of a short run."""
+
+
 class Scenario(_Model):
     """Host, guest and operations; the unit that everything else takes."""
 
@@ -902,16 +915,20 @@ class Scenario(_Model):
         """Rules of conversion in place, by their name in :mod:`workbench.tracking.generations`."""
         return self.guest.conversion.generation or self.kernel.generation or "C"
 
-    @field_validator("host", mode="before")
+    @field_validator("host", mode="wrap")
     @classmethod
-    def _host(cls, value: object) -> object:
+    def _host(cls, value: object, validate: ValidatorFunctionWrapHandler) -> Host:
         if isinstance(value, str):
-            return Host.from_machine(value)
-        if isinstance(value, Mapping) and set(value) == {"machine"}:
-            return Host.from_machine(str(value["machine"]))
-        if isinstance(value, Mapping) and set(value) == {"file"}:
-            return Host.from_file(Path(str(value["file"])))
-        return value
+            value = Host.from_machine(value)
+        elif isinstance(value, Mapping) and set(value) == {"machine"}:
+            value = Host.from_machine(str(value["machine"]))
+        elif isinstance(value, Mapping) and set(value) == {"file"}:
+            value = Host.from_file(Path(str(value["file"])))
+        if any(passed is value for passed in list(_HOSTS)):
+            return value  # type: ignore[return-value]
+        host: Host = validate(value)
+        _HOSTS.append(host)
+        return host
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:

@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import workbench.scenario
 from reference.growth import costs_less, seconds
 from workbench.data import datasets_path
+from workbench.errors import WorkbenchError
 from workbench.running import run
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
 from workbench.sweeps.grid import Metric, measure
 from workbench.sweeps.sweep import run_cell, sweep
+from workbench.topology.host import Host
 
 READY = sorted(datasets_path("scenarios").glob("*.yaml"))
 REDUCTIONS = ("mean", "sum", "min", "max", "last")
@@ -110,3 +113,16 @@ def test_a_sweep_costs_little_beside_its_cells(tmp_path):
         sweep({**cells(400), "chunk": 100}, out=tmp_path / f"{next(numbers)}.zarr", workers=0)
 
     assert costs_less(lambda: seconds(swept), lambda: seconds(loop), 1.6)
+
+
+def test_a_host_that_passed_is_not_looked_at_again_and_a_changed_copy_is(monkeypatch):
+    mapping = {"host": Host.from_machine("epyc1-naples-2s"), "guest": {"memory": "4 MiB"}}
+    passed: list[Host] = []
+    monkeypatch.setattr(workbench.scenario, "_HOSTS", passed)
+    first, second = Scenario.from_mapping(mapping), Scenario.from_mapping(mapping)
+    assert second.host is first.host is mapping["host"]
+    assert len(passed) == 1
+    damaged = mapping["host"].model_copy(update={"distances": ((9,),)})
+    with pytest.raises(WorkbenchError, match="host: distances"):
+        Scenario.from_mapping({**mapping, "host": damaged})
+    assert len(passed) == 1

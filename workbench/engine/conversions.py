@@ -53,12 +53,10 @@ _NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "m
 
 def wanted(scenario: sc.Scenario) -> bool:
     """Whether a scenario has an operation that needs the state of single pages."""
-    needing: tuple[type[sc.Operation], ...] = (
-        (*_OPERATIONS, sc.Kexec) if DESIGNS[scenario.guest.design].store == "pfn map" else _OPERATIONS
-    )
-    if scenario.conversion_mode == "out-of-place":  # conversions leave the file itself alone
-        needing = tuple(kind for kind in needing if kind not in (sc.Convert, sc.ConvertStream))
-    return not scenario.kinds.isdisjoint(needing)
+    found = scenario.kinds.intersection(_OPERATIONS)
+    if found and scenario.conversion_mode == "out-of-place":  # conversions leave the file itself alone
+        found -= {sc.Convert, sc.ConvertStream}
+    return bool(found) or (sc.Kexec in scenario.kinds and DESIGNS[scenario.guest.design].store == "pfn map")
 
 
 class Conversions:

@@ -54,8 +54,7 @@ __all__ = ["Estimate", "Grid", "estimate", "read_store", "run_cell", "sweep"]
 
 def run_cell(mapping: Mapping[str, Any]) -> Answer:
     """Run one cell: what it found as plain arrays, worked out for the metrics that ask, without the map of pages."""
-    from workbench.kernels.compile import prepare
-    from workbench.running import kernels_needed, run
+    from workbench.running import run
     from workbench.scenario import Scenario
 
     host = mapping.get("host")
@@ -63,9 +62,7 @@ def run_cell(mapping: Mapping[str, Any]) -> Answer:
         host = _machine(host)
     elif isinstance(host, Mapping):
         host = _described(json.dumps(host))
-    scenario = Scenario.from_mapping({"output": "counts", **mapping, "host": host})
-    prepare(kernels_needed(scenario))  # waits for it: one cell is not the answer
-    return run(scenario)
+    return run(Scenario.from_mapping({"output": "counts", **mapping, "host": host}), wait=True)
 
 
 @functools.lru_cache(maxsize=64)
