@@ -52,12 +52,16 @@ def find_scenario(given: str | Path) -> Path:
     return shipped(given, datasets_path("scenarios"), (".yaml",), "scenario")
 
 
-def scenario(given: str | Path) -> Scenario:
-    """The scenario in a file, or the ready one of that name. Raises WorkbenchError.
+def scenario(given: Scenario | str | Path) -> Scenario:
+    """The scenario itself, the ready one of that name, or one in a file or as YAML text of several lines.
+
+    What every function of the workbench does with the scenario that it is given. Raises WorkbenchError.
 
     >>> scenario("weighted-interleave-cxl").replace(**{"guest.memory": "4 GiB"}).guest.memory >> 30
     4
     """
+    if isinstance(given, Scenario):
+        return given
     if not isinstance(given, (str, Path)):
         raise WorkbenchError(f"scenario: {type(given).__name__} is none; a Scenario, a ready one's name or a file is")
-    return Scenario.from_yaml(find_scenario(given))
+    return Scenario.from_yaml(given if isinstance(given, str) and "\n" in given else find_scenario(given))

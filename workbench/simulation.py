@@ -35,7 +35,7 @@ def simulate(
 
     Parameters
     ----------
-    scenario : the scenario, the name of a ready one (``"weighted-interleave-cxl"``) or a file with one
+    scenario : the scenario, the name of a ready one (``"weighted-interleave-cxl"``), a file with one or its YAML text
     designs : run it under each of these designs instead of its own; every variable that has the same shape under all of
         them then has a dimension ``design`` (tables of zones, whose pools differ, are left out)
     kernel_profiles : run it under the rules of each of these kernels (:data:`workbench.profiles.KERNEL_PROFILES`), along
@@ -51,8 +51,7 @@ def simulate(
     Cancelled
         ``cancelled`` returned True.
     """
-    if not isinstance(scenario, sc.Scenario):
-        scenario = read_ready(scenario)
+    scenario = read_ready(scenario)
     if designs is not None and kernel_profiles is not None:
         raise WorkbenchError("designs and kernel profiles: one of the two can be compared in a run")
     if designs is not None:

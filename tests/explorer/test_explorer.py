@@ -296,7 +296,9 @@ def test_setting_the_scenario_moves_the_widgets(explorer: Explorer) -> None:
     assert explorer.guest.memory.value == "4 GiB"
     assert explorer.workload.seed.value == 5
     assert sum(on_nodes(explorer).values()) == 4
-    with pytest.raises(WorkbenchError, match="is not a Scenario"):
+    explorer.scenario = "conversion-drifts"
+    assert explorer.guest.memory.value == "64 MiB"
+    with pytest.raises(WorkbenchError, match="dict is none; a Scenario, a ready one's name or a file is"):
         explorer.scenario = {"guest": {}}  # type: ignore[assignment]
 
 

@@ -23,6 +23,7 @@ from workbench.explorer.controller import Controller, Event, ShownRun, Simulate,
 from workbench.explorer.editors import Editor, GuestEditor, MachineEditor, PolicyEditor, WorkloadEditor
 from workbench.explorer.widgets import STYLE, AddressSpace, Chart, Share, TimeSlider
 from workbench.kernels import first_use
+from workbench.ready import scenario as read_ready
 from workbench.scenario import Scenario
 from workbench.units import format_bytes, parse_bytes
 
@@ -43,13 +44,14 @@ def _aid(text: str) -> w.HTML:
 
 
 class Explorer:
-    """An instrument for one scenario. Show it as the last expression of a cell.
+    """An instrument for one scenario (or the name of a ready one, or a file). Show it as the last expression of a cell.
 
     ``scenario`` and ``result`` are what the editors describe and what the engine answered; setting ``scenario`` moves
     the widgets. ``close()`` ends its thread and its widgets.
     """
 
-    def __init__(self, scenario: Scenario, *, simulate: Simulate = _engine) -> None:
+    def __init__(self, scenario: Scenario | str | Path, *, simulate: Simulate = _engine) -> None:
+        scenario = read_ready(scenario)
         self._lock = threading.RLock()
         self.controller = Controller(scenario, simulate=simulate, breath=BREATH, notify=self._notify)
         # A second one replays the beginning of the run for the time slider.
@@ -90,10 +92,8 @@ class Explorer:
         return self.controller.scenario
 
     @scenario.setter
-    def scenario(self, scenario: Scenario) -> None:
-        if not isinstance(scenario, Scenario):
-            raise WorkbenchError(f"scenario: {type(scenario).__name__} is not a Scenario; use Scenario.from_mapping")
-        self.controller.scenario = scenario
+    def scenario(self, scenario: Scenario | str | Path) -> None:
+        self.controller.scenario = read_ready(scenario)
         self._update_static()
 
     @property
@@ -772,13 +772,11 @@ def default_scenario() -> Scenario:
 
 
 def explore(scenario: Scenario | str | Path | None = None) -> Explorer:
-    """Open the explorer on a scenario, a scenario file, or a guest on a real two-socket machine.
+    """Open the explorer on a scenario, a ready one by name, a scenario file, or a guest on a real two-socket machine.
+
+    ``explore("conversion-drifts")`` opens what ``workbench explore conversion-drifts`` does.
 
     Show it as the last expression of a notebook cell. Keep it in a name to go on with ``explorer.scenario`` and
     ``explorer.result``.
     """
-    if scenario is None:
-        scenario = default_scenario()
-    elif not isinstance(scenario, Scenario):
-        scenario = Scenario.from_yaml(scenario)
-    return Explorer(scenario)
+    return Explorer(default_scenario() if scenario is None else read_ready(scenario))

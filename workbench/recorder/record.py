@@ -22,6 +22,7 @@ from typing import Any
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.files import whole_file
+from workbench.ready import scenario as read_ready
 from workbench.recorder import initramfs, kernel_package, language, probe_output
 from workbench.recorder.kernel_package import RAM_DISK
 from workbench.recorder.qemu import EmulatedHost, emulate
@@ -39,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 
 def record(
-    scenario: Scenario | str,
+    scenario: Scenario | str | Path,
     host: Host | EmulatedHost | None = None,
     kernel: kernel_package.KernelImage | str | Path | Sequence[str | Path] = (),
     out: str | Path | None = None,
@@ -55,7 +56,8 @@ def record(
     Parameters
     ----------
     scenario:
-        A Scenario, or the text of a script in the recorder's language (several scenarios in one boot).
+        A Scenario, a ready one's name or a file of one; or the text of a script in the recorder's language, which has a
+        line for each call (several scenarios in one boot).
     host:
         What to emulate; the Scenario's own host if left out. A Host is scaled down to ``budget_mib`` MiB.
     kernel:
@@ -73,6 +75,8 @@ def record(
         Something is missing (the line says which Debian package has it), the scenario cannot be recorded, or the
         machine died: then the line names a file with the last lines of its console. No recording is written.
     """
+    if isinstance(scenario, Path) or (isinstance(scenario, str) and scenario and "\n" not in scenario):
+        scenario = read_ready(scenario)
     if isinstance(scenario, Scenario):
         emulation = emulate(host if isinstance(host, Host) else scenario.host, budget_mib)
         machine, script = emulation.host, to_script(scenario, emulation)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -24,10 +25,14 @@ def released() -> list[str]:
 
 
 def history(
-    scenario: Scenario, kernels: Sequence[str] | None = None, *, progress: Callable[[int, int], None] | None = None
+    scenario: Scenario | str | Path,
+    kernels: Sequence[str] | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
     """The Dataset of :func:`workbench.simulate` with a dimension ``kernel``.
 
+    scenario : a scenario, the name of a ready one or a file, as ``simulate`` takes it
     kernels : names of profiles; all released ones, oldest first, if left out
     progress : called with (operations done, operations in all)
     """

@@ -19,9 +19,12 @@ from workbench import costs as cost_table
 from workbench import results
 from workbench.cost import curves
 from workbench.errors import WorkbenchError
+from workbench.ready import scenario as read_ready
 from workbench.variables import Sensitivity
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from workbench.scenario import Scenario
 
 Model = Callable[[Mapping[str, float]], Mapping[str, float]]
@@ -37,7 +40,7 @@ OUTPUTS: dict[str, tuple[str, str, str]] = {
 
 
 def sensitivity(
-    scenario: Scenario,
+    scenario: Scenario | str | Path,
     outputs: Sequence[str] = ("latency", "bandwidth"),
     parameters: Sequence[str] | Mapping[str, tuple[float, float]] | None = None,
     *,
@@ -50,7 +53,7 @@ def sensitivity(
 
     Parameters
     ----------
-    scenario : simulated once; its placement is what is priced
+    scenario : a scenario, the name of a ready one or a file; simulated once, and its placement is what is priced
     outputs : names in :data:`OUTPUTS`, or of what ``model`` returns
     parameters : names in :data:`workbench.costs.COSTS`, varied over their ranges, or names with (low, high);
         all that the traffic model samples if left out
@@ -65,6 +68,7 @@ def sensitivity(
     ``one_at_a_time`` (output, parameter, end) with ``end`` low and high; ``first_order`` and ``total``; and for the
     parameters ``value``, ``low`` and ``high``. All modelled.
     """
+    scenario = read_ready(scenario) if scenario is not None else scenario
     names, low, high, value = _ranges(parameters)
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
         raise WorkbenchError(f"sensitivity.samples: {samples!r} is not an integer from 0 on")

@@ -191,7 +191,7 @@ class Grid:
     def from_mapping(cls, mapping: Mapping[str, Any], folder: Path = Path()) -> Grid:
         """Validate a grid.
 
-        Keys: ``base`` (a scenario mapping, a path, or the name of a ready scenario), ``axes``, and optionally
+        Keys: ``base`` (a Scenario or its mapping, a path, or the name of a ready scenario), ``axes``, and optionally
         ``name``, ``metrics`` and ``chunk`` (cells written at a time; smaller loses less when killed).
 
         ``axes`` maps a name to one of
@@ -235,14 +235,14 @@ def _base(given: object, folder: Path) -> dict[str, Any]:
 
     if isinstance(given, Mapping):
         base: object = dict(given)
-    elif isinstance(given, str) and "\n" not in given:
-        from workbench.data import datasets_path
+    elif isinstance(given, (str, Path)) and "\n" not in str(given):
+        from workbench.ready import find_scenario
 
-        places = [Path(given), folder / given, datasets_path() / "scenarios" / f"{given}.yaml"]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            raise WorkbenchError(f"grid.base: {given!r} is neither a scenario file nor a ready scenario")
-        base = load(found, "grid.base")
+        beside = folder / given
+        try:
+            base = load(beside if beside.is_file() and not Path(given).is_file() else find_scenario(given), "grid.base")
+        except OSError as error:
+            raise WorkbenchError(f"grid.base: {str(given)[:60]!r}: {error.strerror}") from None
     elif hasattr(given, "to_mapping"):
         base = given.to_mapping()
     else:
