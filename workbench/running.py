@@ -57,7 +57,7 @@ def run(
 def kernels_needed(scenario: sc.Scenario) -> list[str]:
     """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
     modules = ["zonelist", "placement", "fault_order", "filemap", "runs"]
-    if sc.Fault in scenario.kinds and len(scenario.operations) > LEAST:
+    if not scenario.kinds.isdisjoint((sc.Fault, sc.Fallocate)) and len(scenario.operations) > LEAST:
         modules += ["faults"]
     if attributes.wanted(scenario):
         modules.append("two_backends")

@@ -19,7 +19,7 @@ from workbench.running import run
 MEMORY = 8 << 20
 PAGES = MEMORY // 4096
 LENGTHS = st.sampled_from([1, 1, 1, 2, 3, 64, 700])
-BY = st.sampled_from(["host", "guest", "guest", "prefault"])
+BY = st.sampled_from(["host", "guest", "guest", "prefault", "nobody"])
 TASKS = st.sampled_from(["vcpu0", "vcpu1"])
 FAULT = st.builds(
     lambda first, pages, order, task: {
@@ -43,12 +43,19 @@ HOST = {
 }
 
 
+def allocation(fault: dict[str, object]) -> dict[str, object]:
+    """A call on the file in the place of a fault; those that went to and fro are refused, for their length or mode."""
+    order = fault.get("order")
+    length, mode = int(str(fault["length"])) + (order == "strided"), 2 if order == "reverse" else None
+    return {"op": "fallocate", "offset": fault["offset"], "length": length, "mode": mode, "task": fault["task"]}
+
+
 def scenario(
     parts: list[tuple[str, list[dict[str, object]], list[dict[str, object]]]], **fields: object
 ) -> wb.Scenario:
     operations: list[dict[str, object]] = [{"op": "create"}]
     for by, faults, others in parts:
-        operations += [fault | {"by": by} for fault in faults] + others
+        operations += [allocation(fault) if by == "nobody" else fault | {"by": by} for fault in faults] + others
     return wb.Scenario.from_mapping({
         "host": HOST, "guest": {"memory": MEMORY, "vcpus": [{"node": 0}, {"node": 1}]}, "operations": operations, **fields,
     })  # fmt: skip
@@ -97,7 +104,9 @@ def test_the_same_as_one_after_another(
     assert_equal(given_)
 
 
-@pytest.mark.parametrize(("by", "memory"), [("host", "4 GiB"), ("guest", "8 MiB"), ("prefault", "4 GiB")])
+@pytest.mark.parametrize(
+    ("by", "memory"), [("host", "4 GiB"), ("guest", "8 MiB"), ("prefault", "4 GiB"), ("nobody", "4 GiB")]
+)
 def test_long_lists_are_carried_out_together(by: str, memory: str) -> None:
     """All but the first, and those for which the tree of the page cache grows."""
     faults: list[dict[str, object]] = [
@@ -120,3 +129,14 @@ def test_memory_that_runs_out_ends_the_process_at_the_same_fault() -> None:
     assert assert_equal(given_) > 10
     errors = run(given_)["event_error"].tolist()
     assert errors[3] == "" and errors[-1] == "ESRCH" and "ENOMEM" in errors
+
+
+@pytest.mark.parametrize("mode", [None, 0, 1])
+def test_a_file_of_tmpfs_that_is_allocated_grows_where_it_does_alone(mode: int | None) -> None:
+    """Without KEEP_SIZE; what lies past its end is no part of a list."""
+    calls: list[dict[str, object]] = [
+        {"op": "fallocate", "file": "m", "offset": 4096 * (37 * number % (PAGES + 64)), "length": 8192, "mode": mode}
+        for number in range(400)
+    ]
+    operations = [{"op": "memfd", "file": "m", "size": MEMORY}, *calls]
+    assert assert_equal(scenario([]).replace(operations=operations)) > 250

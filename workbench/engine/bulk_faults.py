@@ -1,4 +1,4 @@
-"""Many faults of a scenario at once: operations one after another that touch the same file in the same way.
+"""Many faults of a scenario at once: operations one after another that touch the same file in the same way, or allocate in it.
 
 The kernel (:mod:`workbench.kernels.faults`) carries them out in their order, as far as nothing but a page's zone has to be
 decided; what it is not sure of is left to the function of the operation. Metadata that are only counted decide nothing, so
@@ -30,6 +30,7 @@ _ROOM = 64  # pieces of one fault
 _SMALL_TABLE = 64  # rows of requests
 _TOO_MANY_POLICIES = -1
 _STEPS = {"sequential": 1, "reverse": -1}
+_Touch = sc.Fault | sc.Fallocate
 
 
 class Done(NamedTuple):
@@ -61,7 +62,7 @@ class BulkFaults:
         if number < self._not_before or before is None or before.errno:
             return None
         first = self.operations[number - 1]
-        if not isinstance(first, sc.Fault):
+        if not isinstance(first, _Touch):
             return None
         file = self.system.files.get(first.file)
         self._not_before = number + 1
@@ -79,11 +80,12 @@ class BulkFaults:
         self._not_before = number + count + (status != placement.DONE)
         return done
 
-    def _run(self, first: sc.Fault, file: OpenFile, rows: Int64s) -> tuple[Done | None, int]:
+    def _run(self, first: _Touch, file: OpenFile, rows: Int64s) -> tuple[Done | None, int]:
         """Carry out faults like the first one, as far as they can be together, and whether that was all."""
         system, inode = self.system, file.inode
         tasks = list(system.tasks.values())
-        walk = system.host_walk(file.mapping) if first.by == "host" else system.guest_walk(inode)
+        by = _by(first)
+        walk = None if by is None else system.host_walk(file.mapping) if by == "host" else system.guest_walk(inode)
         if system.metadata is not None:
             rows = rows[: system.metadata.foreseen(inode, rows[:, 1])]
         if len(rows) < LEAST:
@@ -100,7 +102,7 @@ class BulkFaults:
             np.empty((len(rows), zones), np.int64), np.empty((len(rows), zones), np.int64), np.empty((len(rows), 2), np.int64),
         )  # fmt: skip
         before = system.free.copy()
-        status = self._place(given, file, first.by == "host", requests)
+        status = self._place(given, file, by == "host", requests)
         done = int(given.at[kernel.FAULT])
         if status == placement.OUT_OF_MEMORY:  # asked again alone, it is refused
             self.begun[:] = given.placed[done]
@@ -111,7 +113,7 @@ class BulkFaults:
             free = np.concatenate((before[None], given.free[: done - 1]))
             whose = [tasks[row] for row in rows[:done, 3].tolist()]
             held = system.metadata.count_faults(inode, walk, rows[:done], whose, free, given.rotations)
-        said = {pages: calls_mm.touched(first, pages) for pages in np.unique(rows[:, 1] - rows[:, 0]).tolist()}
+        said = {pages: _result(first, pages) for pages in np.unique(rows[:, 1] - rows[:, 0]).tolist()}
         results = [said[pages] for pages in (rows[:done, 1] - rows[:done, 0]).tolist()]
         return Done(results, given.placed[:done], given.free[:done], held), status
 
@@ -130,16 +132,26 @@ class BulkFaults:
                 raise Cancelled
 
 
-def _possible(system: System, first: sc.Fault, file: OpenFile) -> bool:
+def _by(first: _Touch) -> str | None:
+    """Who touches; nobody does what is allocated by a call on the file."""
+    return first.by if isinstance(first, sc.Fault) else None
+
+
+def _result(first: _Touch, pages: int) -> Result:
+    return calls_mm.touched(first, pages) if isinstance(first, sc.Fault) else Result()
+
+
+def _possible(system: System, first: _Touch, file: OpenFile) -> bool:
     """Whether faults like one that went well need nothing but zones for their pages, and metadata that are only counted."""
     inode, metadata = file.inode, system.metadata
     if system.killed or system.bulk is not None or system.conversions is not None or inode.frozen:
         return False
     if inode.attributes is not None or inode.backend is not None or not system.is_plain_4k(inode):
         return False
-    if first.by == "host" and (file.mapping is None or inode.private):
+    by = _by(first)
+    if by == "host" and (file.mapping is None or inode.private):
         return False
-    if first.by != "host" and inode.kind != "guest_memfd":
+    if by in ("guest", "prefault") and inode.kind != "guest_memfd":
         return False
     if metadata is None:
         return True
@@ -148,22 +160,25 @@ def _possible(system: System, first: sc.Fault, file: OpenFile) -> bool:
     return metadata.only_counts() and metadata.has_tree(inode)
 
 
-def _rows(system: System, file: OpenFile, first: sc.Fault, operations: Sequence[sc.Operation]) -> Int64s:
+def _rows(system: System, file: OpenFile, first: _Touch, operations: Sequence[sc.Operation]) -> Int64s:
     """First page, end, step and row of the task of each fault like the first one, up to whatever is something else.
 
     Faults that are not all in the file are something else, as are long ones and those that go to and fro.
     """
-    pages = file.inode.pages
-    if first.by == "host" and file.mapping is not None:
+    pages, kind, by, mode = file.inode.pages, type(first), _by(first), getattr(first, "mode", None)
+    if by == "host" and file.mapping is not None:
         pages = min(pages, file.mapping.pages)
     of_task: dict[str | None, int] = {name: row for row, name in enumerate(system.tasks)}
     of_task[None] = 0
     out: list[tuple[int, int, int, int]] = []
     for fault in operations:
-        if not isinstance(fault, sc.Fault) or fault.file != first.file or fault.by != first.by or fault.length is None:
+        if not isinstance(fault, _Touch) or type(fault) is not kind or fault.file != first.file or fault.length is None:
             break
-        start, count = fault.offset // PAGE_SIZE, fault.length // PAGE_SIZE
-        step, task = _STEPS.get(fault.order, 0), of_task.get(fault.task, -1)
+        if isinstance(fault, sc.Fault):
+            step = _STEPS.get(fault.order, 0) if fault.by == by else 0
+        else:
+            step = int(fault.mode == mode and (fault.offset | fault.length) % PAGE_SIZE == 0)
+        start, count, task = fault.offset // PAGE_SIZE, fault.length // PAGE_SIZE, of_task.get(fault.task, -1)
         if not 0 < count <= _PAGES or start + count > pages or task < 0 or not step:
             break
         out.append((start, start + count, step, task))
