@@ -106,8 +106,8 @@ def retrieve(system: System, operation: sc.Retrieve) -> Result:
 def finish(system: System, operation: sc.Finish) -> Result:
     """luo_session_finish, luo_file_finish, memfd_luo_finish: EINVAL on a session of this kernel, ENOENT where none came.
 
-    The session stays open and is empty then: a second time changes nothing. No handler of 7.3.4 refuses (``can_finish``). The
-    posted series for guest_memfd discards what nobody retrieved just so (``kvm_gmem_luo_finish``).
+    Recorded on 7.3.4. The session stays open and is empty then: a second time changes nothing. No handler of 7.3.4 refuses
+    (``can_finish``). The posted series for guest_memfd discards what nobody retrieved just so (``kvm_gmem_luo_finish``).
     """
     if error := _open_session(system, retrieved=True):
         return failed(error)

@@ -126,9 +126,34 @@ def sessions(host: EmulatedHost, seed: int = 1) -> str:
     return s.text()
 
 
+HELD = """\
+scenario held
+memfd g0 30000
+memfd g1 20000
+preserve g0 1
+preserve g1 2
+meminfo
+kexec
+meminfo
+retrieve g0 1
+close g0
+meminfo
+finish
+meminfo
+close_session
+memfd g0 30000
+preserve g0 3
+close g0
+meminfo
+close_session
+meminfo
+"""
+"""Files so large that free memory shows who holds them: one retrieved and closed, one forgotten, one in a session alone."""
+
+
 def boots() -> list[tuple[str, EmulatedHost, str]]:
     """Name, host and script of each boot."""
     known = handover_hosts()
     through = [(f"{name}-{seed}", known[name], generate(known[name], seed)) for name, seed in BOOTS]
     kept = [(f"{name}-sessions{seed}", known[name], sessions(known[name], seed)) for name, seed in SESSIONS]
-    return through + kept
+    return [*through, *kept, ("k2eq-held", known["k2eq"], HELD)]
