@@ -373,9 +373,11 @@ class Weights(Schema):
 
     policy = Coordinate("", "where the weights come from")
     node = Coordinate("1", "NUMA node id")
-    weight = modelled("policy node", "1", "interleave weight", TRAFFIC)
+    weight = modelled("policy node", "1", "interleave weight", TRAFFIC, ends=True)
+    share = modelled("policy node", "1", "share of the pages that weights of its own give a node", TRAFFIC, ends=True)
     bandwidth = modelled("policy", "MB/s", "bandwidth of all vCPUs", TRAFFIC, ends=True)
     latency = modelled("policy", "ns", "loaded latency", TRAFFIC, ends=True)
+    wins = modelled("policy", "1", "part of the draws in which the policy is the best of these", TRAFFIC)
 
 
 class WalkReferences(Schema):

@@ -9,7 +9,7 @@ import workbench as wb
 from workbench import costs
 from workbench.cost import curves, profile, traffic, translation, weights
 from workbench.cost.kernel_times import kernel_times
-from workbench.cost.machine import machine, parameters
+from workbench.cost.machine import SAMPLED, machine, parameters
 from workbench.errors import WorkbenchError
 from workbench.topology.host import Host, Node, machine_names
 from workbench.truth.published import read_table
@@ -437,3 +437,40 @@ def test_best_weights_on_paper():
     assert best["weight"].sel(policy="optimum").values.tolist() == [4, 1]
     assert float(best["bandwidth"].sel(policy="optimum")) == pytest.approx(125_000, rel=1e-4)
     assert curves.MIXES[-1] == 1.0
+
+
+def test_ranges_of_weights_on_paper():
+    """DRAM of 142 GB/s, CXL drawn from 17 to 60, all else given: a draw's best shares are as the bandwidths, c : 142.
+
+    Shares a + b = 1 get min(142 / a, c / b) in a draw, local memory alone 142, one page each 2 c.
+    """
+    where = host("dram", "cxl", cpus=[256, 0])
+    given = {name: costs.COSTS[name].value for name in SAMPLED if name != "cxl_bandwidth"}
+    given |= {"queue_factor": 1e6, "lines_streaming": 1e4}  # neither queues nor cores limit anything
+    dram, drawn = 142_000.0, costs.sample(SAMPLED, 25)["cxl_bandwidth"]
+    best = weights.best_weights(where, "streaming", costs=given, samples=25)
+    share = best["share"].sel(policy="optimum").transpose("sample", "node").values
+    got = np.minimum(dram / share[:, 0], drawn / share[:, 1])
+    assert (
+        share.sum(axis=1) == pytest.approx(1.0)
+        and (got >= 0.994 * (dram + drawn)).all()
+        and (got <= dram + drawn).all()
+    )
+    weight = best["weight"].sel(policy="optimum").values
+    near, far = weight / weight.sum()
+    assert [near, far] == pytest.approx(share[0])
+    kept = np.minimum(dram / near, drawn / far)
+    four = np.array([kept, 2 * drawn, np.full(25, dram)])
+    best = best.sel(policy=["optimum", "interleave", "local"])
+    assert best["bandwidth"].transpose("policy", "sample").values == pytest.approx(four, rel=1e-3)
+    wins = (four >= 0.995 * got)[:, 1:].mean(axis=1)
+    assert 0.0 < wins[0] < 0.5 and best["wins"].values == pytest.approx(wins)
+    ends = weights.best_weights(where, "streaming", costs=given)
+    for end, part in (("low", 0.05), ("high", 0.95)):
+        at = ends[f"share_{end}"].sel(policy="optimum", node=1).item()
+        assert at == pytest.approx(np.quantile(drawn[1:] / (dram + drawn[1:]), part), rel=0.05)
+        scaled = ends[f"weight_{end}"].sel(policy="optimum").values
+        assert scaled == pytest.approx(ends[f"share_{end}"].sel(policy="optimum").values * weight.sum())
+    fixed = ends.sel(policy=["interleave", "local"])
+    assert (fixed["share_low"].values == fixed["share_high"].values).all()
+    assert f"node 1 {100 * far:.0f} % [" in weights.sentence(ends)

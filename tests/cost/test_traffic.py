@@ -200,6 +200,39 @@ def test_optimum_is_the_best_of_all_small_weights():
     assert best["weight"].sel(policy="optimum").values.tolist() == [8, 1]
 
 
+@pytest.mark.parametrize("pattern", ["streaming", "pointer_chasing"])
+def test_ends_of_weights_hold_the_value_and_are_one_where_nothing_is_drawn(pattern):
+    for where in (TWO, CXL, host(["dram", "hbm", "cxl"], [[10, 12, 24], [12, 10, 24], [24, 24, 10]], cpus=[16, 0, 0])):
+        best = weights.best_weights(where, pattern, vcpus={0: 16})
+        weight, share = best["weight"].values, best["share"].values
+        assert share == pytest.approx(weight / weight.sum(axis=1, keepdims=True))
+        for name, value in (("share", share), ("weight", weight)):
+            assert (best[f"{name}_low"].values <= value * (1 + 1e-12)).all()
+            assert (best[f"{name}_high"].values >= value * (1 - 1e-12)).all()
+        assert ((best["wins"].values >= 0) & (best["wins"].values <= 1)).all()
+        fixed = {name: costs.COSTS[name].value for name in machine.SAMPLED}
+        same = weights.best_weights(where, pattern, vcpus={0: 16}, costs=fixed)
+        for name in ("share", "weight", "bandwidth", "latency"):
+            assert (same[f"{name}_low"].values == same[f"{name}_high"].values).all(), name
+        assert same["wins"].values.tolist()[0] == 1.0
+    alone = weights.best_weights(TWO, pattern, vcpus={0: 16}, samples=1)
+    assert "wins" not in alone and "share_low" not in alone
+    with pytest.raises(WorkbenchError, match="needs draws"):
+        weights.sentence(alone)
+
+
+def test_figures_that_are_drawn_alike_leave_weights_as_they_are():
+    """All bandwidths and all latencies of a machine are drawn by one factor each: the best shares keep their ratio."""
+    where = with_figures(traffic.machine(CXL), {0: 200_000, 1: 25_000})
+    best = weights.best_weights(where, "streaming", vcpus={0: 64})
+    assert best["weight"].sel(policy="optimum").values.tolist() == [8, 1]
+    low, high = (best[f"share_{end}"].sel(policy="optimum").values for end in ("low", "high"))
+    assert low.tolist() == high.tolist() == pytest.approx([8 / 9, 1 / 9])
+    assert best["wins"].sel(policy="optimum").item() == 1.0 and weights.sentence(best).startswith(
+        "optimum wins in 100 %"
+    )
+
+
 def test_latency_bound_guests_want_the_near_node():
     best = weights.best_weights(CXL, "pointer_chasing", vcpus={0: 1})
     assert best["weight"].sel(policy="optimum").values.tolist() == [1, 0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from typer.testing import CliRunner
 
 import workbench as wb
@@ -162,7 +163,14 @@ def test_deviations_show_every_compared_value():
 
 def test_weights_and_views_and_walks_have_axes_with_units():
     best = weights.best_weights(CXL, "streaming")
-    left, _ = plots_traffic.weights(best).axes
+    figure = plots_traffic.weights(best)
+    left, right = figure.axes
+    lines = [line for shown in right.collections for line in shown.get_segments()]
+    assert [line[:, 0].tolist() for line in lines] == pytest.approx(
+        np.column_stack((best["bandwidth_low"], best["bandwidth_high"])) / 1000
+    )
+    assert [text.get_text() for text in right.texts] == [f"best in {100 * wins:.0f} %" for wins in best["wins"].values]
+    assert weights.sentence(best)[:40] in " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", " ")
     drawn = {bars.get_label(): to_hex(bars.patches[0].get_facecolor()) for bars in left.containers}
     assert drawn == {f"node {node}": colour for node, colour in colours_of_host(CXL).items()}
     cells = [vnuma.Cell(n, 2, 1 << 30, 1 << 30) for n in (0, 4)]

@@ -12,7 +12,7 @@ import xarray as xr
 from workbench import costs as cost_table
 from workbench import results
 from workbench.cost.machine import Machine, machine, reported_bandwidth, sampled
-from workbench.cost.traffic import access_pattern, initiators_of, running, solve, streams, together
+from workbench.cost.traffic import access_pattern, initiators_of, met, running, solve, solve_draws, streams, together
 from workbench.errors import WorkbenchError
 from workbench.variables import Weights
 
@@ -102,6 +102,49 @@ def _best_shares(
     return best
 
 
+def _optimum(
+    model: Machine,
+    starts: np.ndarray,
+    allowed: np.ndarray,
+    vcpus: Mapping[int, float],
+    access: Access,
+    costs: Mapping[str, float] | None,
+    *,
+    found: np.ndarray | None = None,
+    search: bool = True,
+) -> np.ndarray:
+    """The smallest weights within 0.5 % of the best that were found, int64 (nodes,).
+
+    starts : float64 (n, nodes), weights to begin with
+    found : weights that are taken if they are as near to the best
+    search : whether shares are changed from there, or only the best of what there is to begin with is taken
+    """
+    starts = starts / starts.sum(axis=1, keepdims=True)
+    starts = np.vstack((starts, _separate_shares(model, allowed, vcpus, access, costs)))
+    if search:
+        best = _best_shares(model, starts, allowed, vcpus, access, costs)
+    else:
+        best = starts[int(_totals(model, starts, vcpus, access, costs).argmax())]
+    candidates = []
+    for largest in range(1, 65):
+        weight = np.round(best / best.max() * largest)
+        candidates.append(np.where((weight == 0) & (best > 0.002), 1.0, weight))
+    whole = np.array(candidates if found is None else [found, *candidates])
+    totals = _totals(model, whole / whole.sum(axis=1, keepdims=True), vcpus, access, costs)
+    good = np.flatnonzero(totals >= totals.max() * (1 - NEAR))
+    if found is not None and good[0] == 0:
+        return found
+    optimum = whole[good[whole[good].sum(axis=1).argmin()]].astype(np.int64)
+    return np.asarray(optimum // np.gcd.reduce(optimum[optimum > 0]))
+
+
+SEARCHED_NODES = 16
+"""Nodes of a policy up to which every draw's best weights are searched for; of more, draws take the best of the guesses that
+a search begins with, as a search takes seconds."""
+NEAR = 0.005
+"""Weights that give less by so small a part than the best that were found are as good."""
+
+
 def best_weights(
     host: Host | Machine,
     access: Access | Mapping[str, object] | str | None = None,
@@ -121,14 +164,20 @@ def best_weights(
     nodes : nodes the policy may use; all if left out
     vcpus : node id -> vCPUs; one for every CPU of the host if left out
     costs : parameter values instead of the registry's
-    samples, seed : draws over the ranges of the parameters for the weights found (sample 0: their values), of a
-        :class:`Machine` over those of given figures; with more than 1, bandwidth and latency get a ``sample`` dimension, with 1
-        they are the values, and if left out they have ends (``bandwidth_low``)
+    samples, seed : draws over the ranges of the parameters (sample 0: their values), of a :class:`Machine` over those of given
+        figures; with more than 1, share, bandwidth and latency get a ``sample`` dimension, with 1 they are the values, and if
+        left out they have ends (``bandwidth_low``)
 
     Returns a Dataset over ``policy`` (optimum, automatic, interleave, local) and ``node``: ``weight`` (0: not in the
-    nodemask), ``bandwidth`` in MB/s of all vCPUs together and ``latency`` in ns, averaged over vCPUs. The optimum is
-    found by search; its weights are the smallest whole numbers within 0.5 % of it. For pointer chasing, which waits
-    for every access, the least mean latency is sought instead of the most bandwidth.
+    nodemask), ``share`` of the pages, ``bandwidth`` in MB/s of all vCPUs together and ``latency`` in ns, averaged over vCPUs.
+    The optimum is found by search; its weights are the smallest whole numbers within 0.5 % of it. For pointer chasing, which
+    waits for every access, the least mean latency is sought instead of the most bandwidth.
+
+    Draws have weights of their own: ``share`` of a draw is that of the weights which are best if the machine is as drawn (and of
+    those that a kernel would compute from estimated bandwidths); the ends of ``weight`` are its ends times the sum of the
+    weights. Where ``weight`` is within 0.5 % of a draw's best, too, it is taken. ``bandwidth`` and ``latency`` of a draw are
+    those of ``weight``, which a guest keeps whatever the machine is like. ``wins`` is the part of the draws in which a policy
+    with its ``weight`` is within 0.5 % of the best that was found for the draw.
     """
     access = access_pattern(access)
     draws = cost_table.draws_of(samples)
@@ -145,41 +194,64 @@ def best_weights(
     number = running(vcpus)
     allowed = np.zeros(model.nodes, bool)
     allowed[[model.index_of(node) for node in (model.node_ids if nodes is None else nodes)]] = True
-    automatic = automatic_weights(host) * allowed
     from_estimates = not isinstance(host, Machine) and not any(a.read_bandwidth for a in host.access or ())
-    if from_estimates:
-        automatic = automatic_weights(model) * allowed
     local = np.zeros(model.nodes)
     for node, count in vcpus.items():
         near = np.where(allowed, model.latency[model.index_of(node)], np.inf)
         local[int(near.argmin())] += count
-    starts = np.array([automatic, allowed, local, np.where(allowed, model.bandwidth, 0.0)], float)
-    starts /= starts.sum(axis=1, keepdims=True)
-    starts = np.vstack((starts, _separate_shares(model, allowed, vcpus, access, costs)))
-    best = _best_shares(model, starts, allowed, vcpus, access, costs)
-    candidates = []
-    for largest in range(1, 65):
-        weight = np.round(best / best.max() * largest)
-        candidates.append(np.where((weight == 0) & (best > 0.002), 1.0, weight))
-    whole = np.array(candidates)
-    totals = _totals(model, whole / whole.sum(axis=1, keepdims=True), vcpus, access, costs)
-    good = np.flatnonzero(totals >= totals.max() * 0.995)
-    optimum = whole[good[whole[good].sum(axis=1).argmin()]].astype(np.int64)
-    optimum //= np.gcd.reduce(optimum[optimum > 0])
-    weights = np.array([optimum, automatic, allowed.astype(np.int64), np.ceil(local).astype(np.int64)])
+
+    def of_kernel(drawn: Machine) -> np.ndarray:
+        if isinstance(host, Machine) or from_estimates:
+            return automatic_weights(drawn) * allowed
+        return automatic_weights(host) * allowed
+
+    def table(
+        drawn: Machine, values: Mapping[str, float] | None, found: np.ndarray | None = None, search: bool = True
+    ) -> np.ndarray:
+        """Weights of the four policies on one machine, int64 (policies, nodes)."""
+        automatic = of_kernel(drawn)
+        starts = np.array([automatic, allowed, local, np.where(allowed, drawn.bandwidth, 0.0)], float)
+        if found is not None:
+            starts = np.vstack((starts, found))
+        optimum = _optimum(drawn, starts, allowed, vcpus, access, values, found=found, search=search)
+        return np.array([optimum, automatic, allowed.astype(np.int64), np.ceil(local).astype(np.int64)])
+
+    weights = table(model, costs)
     if draws > 1:
         machines, chosen = sampled(host, draws, seed, costs)
     else:
         machines, chosen = [model], [dict(costs or {})]
-    shares = weights / weights.sum(axis=1, keepdims=True)
-    bandwidth, latency = np.empty((2, draws, len(weights)))
-    for k, (drawn, values) in enumerate(zip(machines, chosen, strict=True)):
-        solution = solve(drawn, streams(drawn, shares, vcpus, access, costs=values))
-        bandwidth[k] = solution.bandwidth.sum(axis=1)
-        latency[k] = solution.latency @ number / number.sum()
+    # Draws that look alike from the nodes of the policy have one optimum.
+    anywhere = streams(machines[0], allowed / allowed.sum(), vcpus, access, costs=chosen[0])
+    drawn = zip(machines, chosen, strict=True)
+    alike = met(machines, [anywhere.drawn(one, access, values, None) for one, values in drawn])
+    best, tables = {alike[0]: weights[0]}, [weights]
+    search = int(allowed.sum()) <= SEARCHED_NODES
+    for one, values, key in zip(machines[1:], chosen[1:], alike[1:], strict=True):
+        if key in best:
+            tables.append(np.array([best[key], of_kernel(one), *weights[2:]]))
+        else:
+            tables.append(table(one, values, weights[0], search))
+            best[key] = tables[-1][0]
+    share = np.array([each / each.sum(axis=1, keepdims=True) for each in tables])
+    demands = [
+        streams(one, np.vstack((share[0], share[k, :1])), vcpus, access, costs=values)
+        for k, (one, values) in enumerate(zip(machines, chosen, strict=True))
+    ]
+    solution = solve_draws(machines, demands)
+    bandwidth = solution.bandwidth.sum(axis=1).reshape(draws, -1)  # of the four, and of a draw's own optimum
+    latency = (solution.latency @ number / number.sum()).reshape(draws, -1)
+    every = {"share": share, "bandwidth": bandwidth[:, :-1], "latency": latency[:, :-1]}
+    found = cost_table.presented(every, samples)
+    if samples is None:
+        for end in ("low", "high"):
+            found[f"weight_{end}"] = found[f"share_{end}"] * weights.sum(axis=1, keepdims=True)
+    if draws > 1:
+        value = (1.0 / latency if access.pattern == "pointer_chasing" else bandwidth)[1:]
+        found["wins"] = (value >= value.max(axis=1, keepdims=True) * (1 - NEAR)).mean(axis=0)[:-1]
     return results.make(
         Weights,
-        {"weight": weights, **cost_table.presented({"bandwidth": bandwidth, "latency": latency}, samples)},
+        {"weight": weights, **found},
         {"policy": ["optimum", "automatic", "interleave", "local"], "node": model.node_ids},
         provenance=results.provenance(
             command="cost.weights.best_weights", host=host, access=access, nodes=nodes, vcpus=vcpus, costs=costs,
@@ -191,5 +263,32 @@ def best_weights(
             if from_estimates
             else model.source,
             "pattern": access.pattern,
+            "draws": draws - 1,
         },
     )  # fmt: skip
+
+
+def sentence(found: xr.Dataset) -> str:
+    """:func:`best_weights` in words: which policy wins how often, and what each node gets of the pages.
+
+    The dataset has draws, or ends that were taken from some.
+    """
+    if "wins" not in found:
+        raise WorkbenchError("sentence: needs draws; call best_weights without samples or with more than 1")
+    wins = found["wins"].values
+    order = np.argsort(-wins, kind="stable")
+    names = found["policy"].values
+    first, *others = [f"{names[k]} {{}}{100 * wins[k]:.0f} %" for k in order if wins[k] > 0]
+    text = "; ".join([first.format("wins in "), *(other.format("in ") for other in others)])
+    share = found["share"].sel(policy="optimum")
+    if "sample" in share.dims:
+        low, high = cost_table.ends(share.transpose("sample", "node").values)
+        share = share.isel(sample=0)
+    else:
+        low, high = (found[f"share_{end}"].sel(policy="optimum").values for end in ("low", "high"))
+    parts = [
+        f"node {node} {100 * value:.0f} % [{100 * a:.0f}, {100 * b:.0f}]"
+        for node, value, a, b in zip(found["node"].values, share.values, low, high, strict=True)
+        if b > 0
+    ]
+    return f"{text} of {found.attrs['draws']} draws. The best weights give {', '.join(parts)} of the pages"

@@ -10,6 +10,7 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
+from workbench.cost.weights import sentence
 from workbench.plots import common
 
 if TYPE_CHECKING:
@@ -277,7 +278,10 @@ def speedups(dataset: xr.DataArray, title: str, xlabel: str) -> Figure:
 
 
 def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's and the best") -> Figure:
-    """Share of pages per node and bandwidth for the policies of :func:`workbench.cost.traffic.best_weights`."""
+    """Share of pages per node and bandwidth for the policies of :func:`workbench.cost.weights.best_weights`.
+
+    Lines go from 5 to 95 % of the draws, of which the words below say what they give each node.
+    """
     names = [str(policy) for policy in dataset["policy"].values]
     share = dataset["weight"] / dataset["weight"].sum("node")
     known = common.colours_of_provenance(dataset)
@@ -300,16 +304,40 @@ def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's 
         left.invert_yaxis()
         if dataset.sizes["node"] <= 8:
             left.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-        drawn = dataset["bandwidth"] / 1000
-        if "sample" in drawn.dims:
-            low, high = (drawn.quantile(q, "sample").values for q in (0.05, 0.95))
-            drawn = drawn.median("sample")
+        speed = dataset["bandwidth"] / 1000
+        drawn = _ends(dataset, "bandwidth")
+        if "sample" in speed.dims:
+            speed = speed.median("sample")
+        if drawn is not None:
+            low, high = (end.values / 1000 for end in drawn)
             right.hlines(range(len(names)), low, high, color=common.INK, lw=1.0, zorder=3)
-        right.barh(range(len(names)), drawn, color="#0072b2", height=0.7)
+        right.barh(range(len(names)), speed, color="#0072b2", height=0.7)
+        if "wins" in dataset:
+            for row, wins in enumerate(dataset["wins"].values):
+                right.text(
+                    1.02,
+                    row,
+                    f"best in {100 * wins:.0f} %",
+                    transform=right.get_yaxis_transform(),
+                    va="center",
+                    fontsize=8,
+                )
         right.set(xlabel="bandwidth of all vCPUs, GB/s")
         made.suptitle(f"{title} ({dataset.attrs['pattern'].replace('_', ' ')})", fontsize=10)
-        _note(made, f"automatic weights from: {_short(str(dataset.attrs['automatic_from']), 110)}")
+        words = f"automatic weights from: {_short(str(dataset.attrs['automatic_from']), 110)}"
+        _note(made, f"{_short(sentence(dataset), 300)}. {words.capitalize()}" if "wins" in dataset else words)
     return made
+
+
+def _ends(dataset: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray] | None:
+    """5 and 95 % of the draws of a variable, if there are any."""
+    if f"{name}_low" in dataset:
+        return dataset[f"{name}_low"], dataset[f"{name}_high"]
+    if "sample" not in dataset[name].dims:
+        return None
+    drawn = dataset[name].isel(sample=slice(1, None))  # the first has the parameters' own values and is no draw
+    low, high = (drawn.quantile(part, "sample") for part in (0.05, 0.95))
+    return low, high
 
 
 def views(dataset: xr.Dataset, title: str = "What a wrong view of NUMA costs the guest") -> Figure:
