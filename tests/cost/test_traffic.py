@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -183,6 +184,56 @@ def test_bad_access_is_one_line():
         traffic.access_pattern("zipff")
     with pytest.raises(WorkbenchError, match="runs no vCPU"):
         traffic.access_cost(wb.simulate(guest("0", "bind")), TWO, {"initiators": "1"})
+
+
+@pytest.mark.parametrize("name", ["spr-8468v-cxl", "epyc1-naples-2s"])
+def test_streams_that_are_alike_are_solved_as_one(name, monkeypatch):
+    """A class gets what its streams get one by one: each as much, in all as many times as there are of them."""
+    where = Host.from_machine(name)
+    machines, chosen = machine.sampled(where, 3)
+    rng = np.random.default_rng(len(name))
+    vcpus = {node.id: float(rng.integers(1, 5)) for node in where.nodes if node.cpus}
+    for pattern in ("streaming", "uniform"):
+        kinds = []
+        for _ in range(3):
+            shares, walks = rng.dirichlet(np.ones(len(where.nodes)), (2, 2))
+            access = {
+                "pattern": pattern,
+                "write_fraction": rng.choice([0.0, 0.3]),
+                "demand_mbps": rng.choice([None, 500.0]),
+            }
+            kinds.append(
+                traffic.streams(machines[0], shares, vcpus, access, walks=walks * rng.choice([0, 1]), extra_latency=3.0,
+                                beside=rng.choice([0.0, 0.5]))
+            )  # fmt: skip
+        base = traffic.together([kinds[k] for k in rng.integers(3, size=24)])
+        demands = [
+            base.drawn(of, traffic.access_pattern(pattern), values, None)
+            for of, values in zip(machines, chosen, strict=True)
+        ]
+        alone = traffic.solve_draws(machines, demands, unsolved="nan")
+        monkeypatch.setattr(traffic, "MANY_STREAMS", 2)
+        solved = []
+        monkeypatch.setattr(traffic, "_solve_classes", noted(traffic._solve_classes, solved))
+        together = traffic.solve_draws(machines, demands, unsolved="nan")
+        monkeypatch.undo()
+        assert len(solved) == 1 and len(solved[0][2]) <= 3 * len(vcpus)
+        met = (alone.iterations >= 0) & (together.iterations >= 0)  # nearly all: demands like these are nobody's
+        assert met.mean() > 0.6
+        for field in dataclasses.fields(traffic.Solution):
+            if field.name != "iterations":
+                one, other = getattr(alone, field.name), getattr(together, field.name)
+                assert other[met] == pytest.approx(one[met], rel=1e-6, abs=1e-9), field.name
+
+
+def noted(function, calls):
+    """The function, which notes what it is called with."""
+
+    def called(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return called
 
 
 # -------------------------------------------------------------------------------------------------- weights

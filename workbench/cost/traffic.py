@@ -46,6 +46,8 @@ TOLERANCE = 1e-6
 MAX_ITERATIONS = 500
 MAX_PASSES = 60
 """Solutions of the fixed point until mixes of reads and writes and the waits in shared queues have settled."""
+MANY_STREAMS = 256
+"""Streams from which on it is looked whether some are alike: to look takes as long as to solve fewer."""
 ZIPF_EXPONENT = 0.99
 """Exponent of the zipf pattern (that of the YCSB benchmark)."""
 
@@ -408,10 +410,15 @@ def solve(host: Machine, demand: Streams, *, unsolved: str = "error") -> Solutio
 def solve_draws(hosts: Sequence[Machine], demands: Sequence[Streams], *, unsolved: str = "error") -> Solution:
     """:func:`solve` of streams under several draws of parameters: of one host, by the same vCPUs.
 
-    Placements of the solution are those of the first draw, then those of the second, and so on.
+    Placements of the solution are those of the first draw, then those of the second, and so on. Where streams are many, those
+    that are alike are solved as one: the same but for what the tolerance leaves open.
     """
     from workbench.kernels import host_traffic
 
+    if len(demands[0].initiator) >= MANY_STREAMS:
+        each, which = _classes(demands)
+        if 2 * len(each) <= len(which):
+            return _solve_classes(hosts, demands, each, which, unsolved)
     first, n = demands[0], hosts[0].nodes
     busy = np.zeros(n)
     np.add.at(busy, first.initiator, first.vcpus)
@@ -439,7 +446,7 @@ def solve_draws(hosts: Sequence[Machine], demands: Sequence[Streams], *, unsolve
             draw, at = divmod(int(np.flatnonzero(failed)[0]), len(first.shares))
             raise WorkbenchError(
                 f"traffic: no fixed point found for placement {at} of {len(first.shares)} after {MAX_ITERATIONS} steps; "
-                f"shares {np.round(demands[draw].shares[at], 4).tolist()}"
+                f"shares {repr(np.round(demands[draw].shares[at], 4).tolist())[:120]}"
             )
         for values in (rate, latency, idle, walk, used, wait):
             values[failed] = np.nan
@@ -457,6 +464,41 @@ def solve_draws(hosts: Sequence[Machine], demands: Sequence[Streams], *, unsolve
     return Solution(
         rate, latency, idle, walk, rate * _joined(walked).sum(axis=2), used[:, :n], load[:, :n],
         load[:, n : n + n * n].reshape(-1, n, n), wait, iterations,
+    )  # fmt: skip
+
+
+def _classes(demands: Sequence[Streams]) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of streams that are alike in every draw: the first stream of each, and the class of every stream."""
+    rows = [
+        np.moveaxis(value, -2, 0) if field.name in ("shares", "walks") else value
+        for demand in demands
+        for field in fields(Streams)
+        for value in (getattr(demand, field.name),)
+    ]
+    table = np.concatenate([row.reshape(len(demands[0].initiator), -1).astype(float) for row in rows], axis=1)
+    numbers: dict[bytes, int] = {}
+    which = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in table])
+    return np.unique(which, return_index=True)[1], which
+
+
+def _solve_classes(
+    hosts: Sequence[Machine], demands: Sequence[Streams], first: np.ndarray, which: np.ndarray, unsolved: str
+) -> Solution:
+    """:func:`solve_draws` of one stream for each class, which has the vCPUs and the bytes in flight of all of the class."""
+    count = np.bincount(which).astype(float)
+    few = [
+        replace(
+            demand, shares=demand.shares[:, first], walks=demand.walks[:, first], initiator=demand.initiator[first],
+            write_fraction=demand.write_fraction[first], extra_latency=demand.extra_latency[first],
+            beside=demand.beside[first], vcpus=demand.vcpus[first] * count, window=demand.window[first] * count,
+            wanted=demand.wanted[first] * count,
+        )
+        for demand in demands
+    ]  # fmt: skip
+    found = solve_draws(hosts, few, unsolved=unsolved)
+    return replace(
+        found, latency=found.latency[:, which], idle_latency=found.idle_latency[:, which], walk=found.walk[:, which],
+        bandwidth=(found.bandwidth / count)[:, which], walk_traffic=(found.walk_traffic / count)[:, which],
     )  # fmt: skip
 
 
