@@ -14,7 +14,9 @@ Everything here is modelled: it carries a source, and ``samples`` runs it over t
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
@@ -124,7 +126,6 @@ class Reach:
 
         A bucket that the caches hold a part of counts for the rest, as if its nodes were mixed evenly within it.
         """
-        from workbench.kernels import translation
 
         none = np.zeros((len(caches), self.counts.shape[1]))
         if len(self.edges) < 2:
@@ -141,24 +142,46 @@ class Reach:
                 return share, np.ones(len(caches))
             return share, np.maximum(0.0, 1.0 - cached / self.counts.sum())
         most = self.edges[-1]
-        held = np.array([translation.harmonic(float(min(one, most)), ZIPF_EXPONENT) for one in cached])
+        held = np.array([_heat(float(min(one, most))) for one in cached])
         kept = (above - np.clip(held[:, None], below, above)) / size @ self.counts
         total = kept.sum(axis=1)
         share = np.divide(kept, total[:, None], out=none, where=total[:, None] > 0)
         return share, total / everything
 
 
-def reach(dataset: xr.Dataset, access: Access, cache: float) -> Reach:
-    """:func:`reach_of` of a file in a result."""
+def reach(
+    dataset: xr.Dataset, access: Access, cache: float, counted: dict[tuple[int, int], np.ndarray] | None = None
+) -> Reach:
+    """:func:`reach_of` of a file in a result.
+
+    counted : folios per node between two edges that are known; what is counted now is added
+    """
     files = dataset.variables["file"].values.tolist()  # read past xarray: one ``sel`` takes as long as all of this
     if access.file not in files:
         raise WorkbenchError(f"access.file: {access.file!r} is not in this result")
 
     def count(edges: np.ndarray) -> np.ndarray:
-        return results.node_counts(dataset, access.file, edges)
+        if not counted:
+            found = results.node_counts(dataset, access.file, edges)
+            if counted is not None:
+                counted.update(zip(itertools.pairwise(edges.tolist()), found, strict=True))
+            return found
+        between = list(itertools.pairwise(edges.tolist()))
+        for pair in between:
+            if pair not in counted:
+                counted[pair] = results.node_counts(dataset, access.file, pair)[0]
+        return np.array([counted[pair] for pair in between])
 
     pages = int(dataset.variables["file_pages"].values[files.index(access.file)])
     return reach_of(count, pages, int(dataset.variables["page_size"].values), access, cache)
+
+
+@functools.lru_cache(1 << 14)
+def _heat(pages: float) -> float:
+    """Weight of so many of the hottest pages under zipf."""
+    from workbench.kernels import translation
+
+    return float(translation.harmonic(pages, ZIPF_EXPONENT))
 
 
 def reach_of(
@@ -168,7 +191,6 @@ def reach_of(
 
     count : ``count(edges)`` gives folios per node between edges
     """
-    from workbench.kernels import translation
 
     first, last = touched(pages, page_size, access)
     if first >= last:
@@ -184,7 +206,7 @@ def reach_of(
     far = np.unique(np.geomspace(64, max(65, last - first), 400).astype(np.int64))
     edges = np.unique(np.concatenate((near, far, [min(int(cache // page_size), last - first), last - first])))
     edges = edges[edges <= last - first]
-    heat = np.array([translation.harmonic(float(edge), ZIPF_EXPONENT) for edge in edges])
+    heat = np.array([_heat(float(edge)) for edge in edges])
     return Reach(edges.astype(float), heat, count(edges + first).astype(float), page_size, access.pattern)
 
 

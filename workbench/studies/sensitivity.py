@@ -179,6 +179,7 @@ class _AccessModel:
         self._vcpus = traffic.initiators_of(self._access, vcpus)
         self._share = functools.lru_cache(_KEPT)(self._share_beside)
         self._kept: dict[bytes, np.ndarray] = {}
+        self._counted: dict[tuple[int, int], np.ndarray] = {}
         nodes = len(self._host.nodes)
         self._at_once = max(1, min(256, _ROOM // (8 * len(curves.MIXES) * (nodes * nodes + 3 * nodes))))
 
@@ -223,8 +224,8 @@ class _AccessModel:
         """Share of the accesses that each node serves, beside so large a cache."""
         from workbench.cost import traffic
 
-        costs = None if cache is None else {"cache_bytes": cache}
-        return traffic.memory_shares(self._placed, self._access, costs=costs)[0]
+        size = cost_table.value("cache_bytes", None if cache is None else {"cache_bytes": cache})
+        return traffic.reach(self._placed, self._access, size, self._counted).of(np.array([size]))[0][0]
 
 
 _KEPT = 1 << 16
