@@ -266,6 +266,8 @@ def test_ends_of_weights_hold_the_value_and_are_one_where_nothing_is_drawn(patte
         for name in ("share", "weight", "bandwidth", "latency"):
             assert (same[f"{name}_low"].values == same[f"{name}_high"].values).all(), name
         assert same["wins"].values.tolist()[0] == 1.0
+    lost = best.assign(wins=0 * best["wins"])
+    assert weights.sentence(lost).startswith("none wins in any of 24 draws. The best weights give node 0 ")
     alone = weights.best_weights(TWO, pattern, vcpus={0: 16}, samples=1)
     assert "wins" not in alone and "share_low" not in alone
     with pytest.raises(WorkbenchError, match="needs draws"):

@@ -278,8 +278,8 @@ def sentence(found: xr.Dataset) -> str:
     wins = found["wins"].values
     order = np.argsort(-wins, kind="stable")
     names = found["policy"].values
-    first, *others = [f"{names[k]} {{}}{100 * wins[k]:.0f} %" for k in order if wins[k] > 0]
-    text = "; ".join([first.format("wins in "), *(other.format("in ") for other in others)])
+    winning = [(names[k], f"{100 * wins[k]:.0f} %") for k in order if wins[k] > 0]
+    text = "; ".join(f"{name} {'in' if number else 'wins in'} {part}" for number, (name, part) in enumerate(winning))
     share = found["share"].sel(policy="optimum")
     if "sample" in share.dims:
         low, high = cost_table.ends(share.transpose("sample", "node").values)
@@ -291,4 +291,4 @@ def sentence(found: xr.Dataset) -> str:
         for node, value, a, b in zip(found["node"].values, share.values, low, high, strict=True)
         if b > 0
     ]
-    return f"{text} of {found.attrs['draws']} draws. The best weights give {', '.join(parts)} of the pages"
+    return f"{text or 'none wins in any'} of {found.attrs['draws']} draws. The best weights give {', '.join(parts)} of the pages"

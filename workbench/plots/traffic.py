@@ -324,8 +324,11 @@ def weights(dataset: xr.Dataset, title: str = "Interleave weights: the kernel's 
                 )
         right.set(xlabel="bandwidth of all vCPUs, GB/s")
         made.suptitle(f"{title} ({dataset.attrs['pattern'].replace('_', ' ')})", fontsize=10)
-        words = f"automatic weights from: {_short(str(dataset.attrs['automatic_from']), 110)}"
-        _note(made, f"{_short(sentence(dataset), 300)}. {words.capitalize()}" if "wins" in dataset else words)
+        source = f"weights from: {_short(str(dataset.attrs['automatic_from']), 110)}"
+        if "wins" in dataset:
+            _note(made, f"{_short(sentence(dataset), 300)}. Automatic {source}")
+        else:
+            _note(made, f"automatic {source}")
     return made
 
 
