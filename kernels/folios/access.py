@@ -15,7 +15,7 @@ import numpy as np
 from workbench.kernels.bits import ALL, ONE, ZERO, popcount, test_bit
 from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.content import forget_content, touch_content, touch_unmapped
-from workbench.kernels.folios.poison import any_poison, forget_poison, never_handed_out, room_for_poison
+from workbench.kernels.folios.poison import add_poison, any_poison, forget_poison, never_handed_out
 from workbench.kernels.folios.references import first_referenced, lru_add, row_of_references, spin
 from workbench.kernels.folios.second_stage import (
     has_huge_leaf,
@@ -236,10 +236,7 @@ def poison_page(s: FolioState, offset: int) -> int:
         split_2m(s, page >> 9)
     page = _head(s, page)
     if not any_poison(s, page, page + 1):
-        if not room_for_poison(s):
-            return NEEDS_ROOM
-        s.poison[s.numbers[N_POISONED]] = page
-        s.numbers[N_POISONED] += 1
+        add_poison(s, page)
         if small:
             unmap_range(s, page, page + 1)
             s.numbers[N_INVALIDATIONS] += 1

@@ -12,39 +12,69 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.kernels.compile import natural_kernel
+from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.state import *
 
 
 @natural_kernel
+def first_poison(s: FolioState, page: int) -> int:
+    """Row of the first poisoned page of the file from ``page`` on."""
+    low, high = np.int64(0), s.numbers[N_POISONED]
+    while low < high:
+        middle = (low + high) >> 1
+        if s.poison[middle] < page:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@natural_kernel
 def any_poison(s: FolioState, first: int, end: int) -> bool:
-    for row in range(s.numbers[N_POISONED]):
-        if first <= s.poison[row] < end:
-            return True
-    return False
+    row = first_poison(s, first)
+    return bool(row < s.numbers[N_POISONED] and s.poison[row] < end)
+
+
+@natural_kernel
+def _add(s: FolioState, page: int) -> None:
+    at = first_poison(s, page)
+    for row in range(s.numbers[N_POISONED], at, -1):
+        s.poison[row] = s.poison[row - 1]
+    s.poison[at] = page
+    s.numbers[N_POISONED] += 1
+
+
+@natural_kernel
+def _remove(s: FolioState, first: int, end: int) -> int:
+    low, high, rows = first_poison(s, first), first_poison(s, end), s.numbers[N_POISONED]
+    if low < high:
+        for row in range(high, rows):
+            s.poison[row - high + low] = s.poison[row]
+        s.numbers[N_POISONED] = rows - (high - low)
+    return high - low
+
+
+@natural_kernel
+def add_poison(s: FolioState, page: int) -> None:
+    """A page of the file is poisoned that was not."""
+    _add(s, page)
+    s.host[0, POISONED] += 1
 
 
 @natural_kernel
 def forget_poison(s: FolioState, first: int, end: int) -> bool:
-    before = s.numbers[N_POISONED]
-    row = 0
-    while row < s.numbers[N_POISONED]:
-        if first <= s.poison[row] < end:
-            s.numbers[N_POISONED] -= 1
-            s.poison[row] = s.poison[s.numbers[N_POISONED]]
-        else:
-            row += 1
-    return s.numbers[N_POISONED] < before
+    """Pages [first, end) are gone with their marks; whether there were any."""
+    if s.numbers[N_POISONED] == 0:
+        return False
+    gone = _remove(s, first, end)
+    s.host[0, POISONED] -= gone
+    return bool(gone > 0)
 
 
-@natural_kernel
-def room_for_poison(s: FolioState) -> bool:
-    """Whether one more page can be poisoned wherever the poisoned pages of file and pools end up."""
-    in_pools = 0
-    for row in range(s.pool_poison.shape[0]):
-        in_pools += s.pool_poison[row, POISON_NODE] >= 0
-    poisoned = s.numbers[N_POISONED] + in_pools
-    return poisoned < s.poison.shape[0] and poisoned < s.pool_poison.shape[0]
+@inlined_natural_kernel
+def lacks_room_for_poison(s: FolioState) -> bool:
+    """Whether the next poisoned page could find no row: any file and the pools must have one for all there are on the host."""
+    return s.host[0, POISONED] >= s.poison.shape[0] or s.host[0, POISONED] >= s.pool_poison.shape[0]
 
 
 @natural_kernel
@@ -67,16 +97,14 @@ def to_pool(s: FolioState, node: int, size: int, first: int, end: int) -> None:
         return
     s.numbers[N_POISONED_TO_POOL] += 1
     free = 0
-    for entry in range(s.numbers[N_POISONED]):
-        if not first <= s.poison[entry] < end:
-            continue
+    for entry in range(first_poison(s, first), first_poison(s, end)):
         while s.pool_poison[free, POISON_NODE] >= 0:
             free += 1
         s.pool_poison[free, POISON_NODE] = node
         s.pool_poison[free, POISON_SIZE] = size
         s.pool_poison[free, POISON_DEPTH] = 0
         s.pool_poison[free, POISON_PAGE] = s.poison[entry] - first
-    forget_poison(s, first, end)
+    _remove(s, first, end)
 
 
 @natural_kernel
@@ -98,6 +126,5 @@ def from_pool(s: FolioState, node: int, size: int, first: int) -> None:
         if r[POISON_DEPTH] > depth:
             r[POISON_DEPTH] -= 1
             continue
-        s.poison[s.numbers[N_POISONED]] = first + r[POISON_PAGE]
-        s.numbers[N_POISONED] += 1
+        _add(s, first + r[POISON_PAGE])
         r[POISON_NODE] = -1

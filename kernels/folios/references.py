@@ -14,6 +14,7 @@ import numpy as np
 
 from workbench.kernels.bits import test_bit
 from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
+from workbench.kernels.folios.poison import first_poison
 from workbench.kernels.folios.state import *
 
 
@@ -65,12 +66,12 @@ def _first_referenced_now(s: FolioState, first: int, end: int, shared_only: bool
         if found < end:
             break
     # A poisoned 4 KiB folio keeps the reference memory_failure() took; one in an lru_add batch keeps the batch's.
-    for row in range(s.numbers[N_POISONED]):
+    for row in range(first_poison(s, first), s.numbers[N_POISONED]):
         page = s.poison[row]
-        if (
-            first <= page < found
-            and (s.blocks[page >> 9, LEVEL] == BASE or s.options[FOLIOS] != HUGETLB_FOLIOS)
-            and (not shared_only or test_bit(s.shared, page))
+        if page >= found:
+            break
+        if (s.blocks[page >> 9, LEVEL] == BASE or s.options[FOLIOS] != HUGETLB_FOLIOS) and (
+            not shared_only or test_bit(s.shared, page)
         ):
             found = page
     if s.numbers[N_LRU] > 0:

@@ -43,7 +43,7 @@ from workbench.kernels.folios.access import (
     unmap_slot,
     unpin,
 )
-from workbench.kernels.folios.poison import never_handed_out
+from workbench.kernels.folios.poison import lacks_room_for_poison, never_handed_out
 from workbench.kernels.folios.references import first_referenced, lru_drain
 from workbench.kernels.folios.second_stage import (
     any_leaf,
@@ -89,6 +89,9 @@ def run(
     is NEEDS_ROOM), or where an INSERT failed.
     """
     for i in range(start, stream.shape[0]):
+        if lacks_room_for_poison(state):
+            errors[i] = NEEDS_ROOM
+            return i
         state.numbers[AT] = -1
         row = stream[i]
         op, offset, length, argument = row[OP], row[OFFSET], row[LENGTH], row[ARGUMENT]

@@ -219,8 +219,9 @@ content up, until the page leaves the file."""
 # columns of ``pool_poison``
 POISON_NODE, POISON_SIZE, POISON_DEPTH, POISON_PAGE = range(4)
 # columns of ``host``
-FREE, POOL, POOL_FULL, ORDER = 0, 1, 3, 5
-"""POOL, POOL_FULL: 2 MiB, then 1 GiB; ORDER: the first of one column per node; after them twice as many, POOL_EXTRA."""
+FREE, POOL, POOL_FULL, POISONED, ORDER = 0, 1, 3, 5, 6
+"""POOL, POOL_FULL: 2 MiB, then 1 GiB; POISONED: pages in all files and pools, in the first row; ORDER: the first of one column
+per node; after them twice as many, POOL_EXTRA."""
 # entries of ``numbers`` after the counters
 AT, RELEASED, TAKEN = len(COUNTERS), len(COUNTERS) + 1, len(COUNTERS) + 2
 """AT: page named by the error of the operation, or -1; TAKEN: one entry per node, then as many for pages given back."""
@@ -248,11 +249,11 @@ class _Arrays(NamedTuple):
     """int32 (rows, 513, KINDS), references per page and kind; last "page": in TRANSIENT the sum of those on pages of the file, in
     ORPHAN of the others, 0 else. Row 0 is unused."""
     poison: np.ndarray
-    """int64 (rows,), poisoned pages, the first ``poisoned_pages`` entries."""
+    """int64 (rows,), poisoned pages, the first ``poisoned_pages`` entries, ascending."""
     batch: np.ndarray
     """int64 (cpus, 32), pages in each CPU's lru_add batch, -1 for a page that left the file; last column: how many."""
     host: np.ndarray
-    """int64 (N, 5 + 3 N), :func:`new_host`; with ``pool_poison`` the only array that is not the file's own."""
+    """int64 (N, ORDER + 3 N), :func:`new_host`; with ``pool_poison`` the only array that is not the file's own."""
     pool_poison: np.ndarray
     """int64 (rows, 4), poisoned pages inside huge pages that are in a pool: node, size, how many huge pages were given
     back after it (pools are LIFO, ``mm/hugetlb.c: enqueue_hugetlb_folio``), page in it; node -1: row is free."""
@@ -374,7 +375,7 @@ class FolioState(_Arrays):
     @property
     def pool_full(self) -> np.ndarray:
         """int64 (N, 2), how many of them are not vmemmap-optimised (they are taken first)."""
-        return self.host[:, POOL_FULL:ORDER]
+        return self.host[:, POOL_FULL:POISONED]
 
     @property
     def pool_extra(self) -> np.ndarray:
@@ -442,7 +443,7 @@ def grown(state: FolioState) -> FolioState:
     def twice(array: np.ndarray, value: int = 0) -> np.ndarray:
         return np.concatenate([array, np.full_like(array, value)])
 
-    poisoned = state.numbers[N_POISONED] + np.count_nonzero(state.pool_poison[:, POISON_NODE] >= 0)
+    poisoned = state.host[0, POISONED]
     if poisoned >= len(state.poison):
         return state._replace(poison=twice(state.poison))
     if poisoned >= len(state.pool_poison):

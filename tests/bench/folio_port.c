@@ -33,7 +33,7 @@ enum { LEAF_NONE, LEAF_4K, LEAF_2M, LEAF_1G, LEAF_MASK = 3, RETURNED_2M = 4, RET
        UPTODATE_ALL = 16, UPTODATE_SOME = 32, ANY_UPTODATE = 48 };
 enum { PRESENT, UPTODATE, CONTENT_LOST, PAGE_COLUMNS };
 enum { FULL, HOME, EXTRA };
-enum { FREE, ORDER = 5 };
+enum { FREE, ORDER = 6 };
 enum { COUNTERS = 45, AT = COUNTERS, TAKEN = COUNTERS + 2 };
 
 static inline int16_t *backing_row(struct state *s, int64_t row) { return s->backing + row * (EXTRA + s->nodes); }

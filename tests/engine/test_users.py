@@ -464,11 +464,29 @@ def test_an_unpin_lets_go_of_no_device_and_of_the_oldest_frame_first() -> None:
 
 @pytest.mark.parametrize("name", ["pfn-range", "pfn-range 4 KiB"])
 def test_users_that_are_told_nothing_are_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Users, "invalidate", lambda self, start, end: None)
+    monkeypatch.setattr(Users, "invalidate", lambda self, start, end, page_by_page=False: None)
     once = settings(max_examples=200, stateful_step_count=20, phases=[Phase.generate], database=None, derandomize=True,
                     deadline=None, report_multiple_bugs=False)  # fmt: skip
     with pytest.raises(AssertionError):
         run_state_machine_as_test(MACHINES[name], settings=once)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_device_is_told_of_each_page_that_is_poisoned(private: bool) -> None:
+    """However many of them one call names; half of them lie outside its area."""
+    seen = []
+    for calls in ([(0, 16)], [(page, 1) for page in range(16)]):
+        one = system("pfn-range", "4 KiB")
+        assert apply(one, sc.Create(flags=("mmap",))).errno == apply(one, sc.Fault(by="guest")).errno == 0
+        if not private:
+            assert apply(one, sc.Convert(offset=0, length=8 << 12, to="shared")).errno == 0
+        assert apply(one, sc.IommuMap(offset=4 << 12, length=8 << 12)).errno == 0
+        for first, pages in calls:
+            assert apply(one, sc.Hwpoison(offset=first << 12, length=pages << 12)).errno == 0
+        counters = np.empty(len(folio.COUNTERS) + one.nodes, np.int64)
+        one.conversions.count(counters)
+        seen.append([pair[1] for pair in one.conversions.users_row(counters)])  # of the IOMMU
+    assert seen == [[8, 0, 8], [8, 0, 8]]
 
 
 def test_runs_of_a_user_are_those_of_a_list_of_pages() -> None:

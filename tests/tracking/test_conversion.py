@@ -371,6 +371,43 @@ def test_engine_never_hands_out_a_huge_page_with_its_first_page_poisoned():
     assert int(ds["free_pages"][4].sum() - ds["free_pages"][0].sum()) == -1
 
 
+@pytest.mark.parametrize("each", [7, 12, 100])
+def test_pools_have_room_for_the_poisoned_pages_of_all_files_of_a_host(each):
+    """One file alone never gave them more than it had room for; two wrote past the end, and one took what the other had given."""
+    host = HostMemory.make(pool_2m=2)
+    files = [ConversionFile(4 * MIB, "2 MiB", host) for _ in range(2)]
+    for file in files:
+        assert file.guest_fault(0).errno == 0
+        assert file.convert(0, 4096, "shared").errno == 0  # split, so that each page has a mark
+        assert {file.hwpoison(4096 * page).errno for page in range(each, 0, -1)} == {errno.EBUSY}
+        assert file.poisoned().tolist() == list(range(1, each + 1))
+    for file in files:
+        assert file.convert(0, 4096, "private").errno == 0 and file.punch_hole(0, 2 * MIB).errno == 0
+        assert not len(file.poisoned())
+    taker = files[0]
+    assert taker.guest_fault(0, 4096).errno == taker.guest_fault(2 * MIB, 4096).errno == 0
+    assert taker.poisoned().tolist() == [first + page for first in (0, 512) for page in range(1, each + 1)]
+    assert host.array[0, folio.POISONED] == 2 * each
+
+
+def test_poison_is_found_however_much_there_is():
+    """Rows are ascending: random pages against a plain set, and all that a hole takes away."""
+    size = 64 * MIB
+    file = private(size, "4 KiB")
+    order = np.random.default_rng(5).permutation(size // 4096)[:5000]
+    stream = np.zeros((len(order), 6), np.int64)
+    stream[:, folio.OP], stream[:, folio.OFFSET] = folio.POISON, order * 4096
+    assert not file.run_stream(stream).errors.any() and not file.run_stream(stream).errors.any()  # once is enough
+    assert file.poisoned().tolist() == sorted(order.tolist())
+    first, pages = 3000, 2500
+    assert file.convert(first * 4096, pages * 4096, "shared").errno == 0
+    refused = file.convert(first * 4096, pages * 4096, "private")
+    assert refused == (errno.EAGAIN, 4096 * min(page for page in order.tolist() if page >= first))
+    assert file.punch_hole(first * 4096, pages * 4096).errno == 0
+    left = sorted(page for page in order.tolist() if not first <= page < first + pages)
+    assert file.poisoned().tolist() == left and file.count("poisoned_pages") == len(left)
+
+
 @pytest.mark.parametrize("generation", ["B", "C", "two-stage"])
 @pytest.mark.parametrize(
     ("page_size", "design"), [("4 KiB", "filemap"), ("2 MiB", "hugetlb-hvo"), ("1 GiB", "hugetlb")]

@@ -318,11 +318,11 @@ def hwpoison(system: System, operation: sc.Hwpoison) -> Result:
     stream[:, folio.OFFSET] = offset + PAGE_SIZE * np.arange(len(stream))
     errors = file.run_stream(stream).errors
     marked = np.isin(errors, (0, errno.EBUSY))
-    for page in (offset // PAGE_SIZE + np.flatnonzero(errors == 0)).tolist():
+    for low, high in true_intervals(errors == 0, offset // PAGE_SIZE).tolist():
         for mapping in inode.mappings:
-            mapping.zap(page, page + 1)
+            mapping.zap(low, high)
         if inode.users is not None:
-            inode.users.invalidate(page, page + 1)
+            inode.users.invalidate(low, high, page_by_page=True)
     error = errno.ENOENT if not marked.any() else int(errors[marked].max())
     return result_of(Outcome(error, None), pages=int(marked.sum()))
 

@@ -206,14 +206,16 @@ class Users:
         for low, high in parts.tolist():
             self.invalidate(low, min(high, stop))
 
-    def invalidate(self, start: int, end: int) -> None:
-        """Pages [start, end) go away, or change sides."""
+    def invalidate(self, start: int, end: int, page_by_page: bool = False) -> None:
+        """Pages [start, end) go away, or change sides; each for itself, of which a device is told as often, or all at once."""
         if end <= start:
             return
         self.kvm.zap(start, end)
         areas = self.inode.device_areas
-        if self.told and ((areas[:, 0] < end) & (areas[:, 1] > start)).any():
-            self.calls += 1
+        touched = areas[(areas[:, 0] < end) & (areas[:, 1] > start)]
+        if self.told and len(touched):
+            pages = np.minimum(touched[:, 1], end) - np.maximum(touched[:, 0], start)
+            self.calls += int(pages.sum()) if page_by_page else 1
             self.lost += self.iommu.zap(start, end)
 
     def moved(self, start: int, end: int) -> None:
