@@ -1,16 +1,20 @@
 """YAML from people nobody knows: size, nesting and aliases are bounded before anything is built.
 
-What is read are mappings, lists, texts, numbers and truth values: no dates, no binary, no other tags. A key that is there
-twice is an error, as is an alias inside what it stands for.
+What is read are mappings, lists, texts, numbers and truth values: no dates, no binary, no other tags. Plain words mean what
+they do in the core schema of YAML 1.2, not 1.1: ``true`` and ``false`` are truth values; ``yes``, ``no``, ``on`` and ``off`` are
+texts. ``0o17``, ``0x1f`` and ``1e5`` are numbers; ``4_096``, ``0b1`` and ``1:30`` are texts, which no field for a number takes.
+``017``, of which the two make different things, is refused. A key that is there twice is an error, as is an alias inside
+what it stands for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -25,7 +29,14 @@ MAX_NUMBER = 40
 """Characters of a number."""
 # The C parser is some ten times faster, which a scenario of a thousand ranges feels.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_OCTAL = re.compile(r"[-+]?0[0-7]{1,20}")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_BOOL = re.compile("true|True|TRUE|false|False|FALSE")
+_NULL = re.compile("null|Null|NULL|~|")
+"""Plain scalars of the core schema (yaml.org/spec/1.2.2, 10.3.2); whatever matches none of them is a text."""
 _FIELD = re.compile(r"([\w.\[\]]+): ")
 """What a message begins with that names a field."""
 _TAG = "tag:yaml.org,2002:"
@@ -35,6 +46,8 @@ _TAGS = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", 
 
 class _Scalars(_Base):  # type: ignore[misc]
     """What a safe loader makes of single scalars of what JSON has."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__("")
@@ -54,30 +67,61 @@ class _Scalars(_Base):  # type: ignore[misc]
         return made
 
     def number(self, node: yaml.ScalarNode) -> int | float | str:
-        """``!!int`` or ``!!float``, of no more digits than anything has. ``1:30`` is the text that was written, not 90."""
-        if ":" in node.value:
-            return self.text(node)
-        if _OCTAL.fullmatch(node.value) and int(node.value, 8) != int(node.value):
-            shown = f"{node.value[:20]} is {int(node.value, 8)} to some and {int(node.value)} to others; write it without the 0"
-            raise yaml.constructor.ConstructorError(None, None, shown, node.start_mark)
-        if len(node.value) > MAX_NUMBER:
-            shown = f"{node.value[:20]}... has {len(node.value)} characters; numbers have at most {MAX_NUMBER}"
-            raise yaml.constructor.ConstructorError(None, None, shown, node.start_mark)
-        made = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
-        try:
-            return made(node)
-        except (ValueError, OverflowError, IndexError):
-            shown = f"{node.value[:20]!r} is no number"
-            raise yaml.constructor.ConstructorError(None, None, shown, node.start_mark) from None
+        """``!!int`` or ``!!float``, of no more digits than anything has, and of one value to every reader."""
+        text, whole = node.value, node.tag.endswith(":int")
+        if not (_INT if whole else _FLOAT).fullmatch(text):
+            raise _refused(node, f"{text[:20]!r} is no number")
+        if len(text) > MAX_NUMBER:
+            raise _refused(node, f"{text[:20]}... has {len(text)} characters; numbers have at most {MAX_NUMBER}")
+        if not whole:
+            named = text[-1] in "fFnN"
+            made = float(text.replace(".", "", 1) if named else text)
+            if math.isinf(made) and not named:
+                raise _refused(node, f"{text[:20]} is beyond the largest number")
+            return made
+        if _LEADING_ZERO.fullmatch(text) and (other := _in_yaml_1_1(text)) != str(int(text)):
+            raise _refused(node, f"{text[:20]} is {other} to some and {int(text)} to others; write it without the 0")
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
-    def text(self, node: yaml.ScalarNode) -> str:
-        """What looks like a date is the text that was written; a tag that says so is refused."""
-        return str(self.construct_scalar(node))
+    def truth(self, node: yaml.ScalarNode) -> bool:
+        """``!!bool``."""
+        if not _BOOL.fullmatch(node.value):
+            raise _refused(node, f"{node.value[:20]!r} is neither true nor false")
+        return bool(node.value.lower() == "true")
 
 
-for _kind in ("int", "float"):
-    _Scalars.add_constructor(f"{_TAG}{_kind}", _Scalars.number)
-_Scalars.add_constructor(f"{_TAG}timestamp", _Scalars.text)
+def _refused(node: yaml.ScalarNode, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _in_yaml_1_1(text: str) -> str:
+    """What digits behind a 0 are there: a number to the base of 8, or no number at all."""
+    return "a text" if set(text) & {"8", "9"} else str(int(text, 8))
+
+
+for _kind, _made in (("int", _Scalars.number), ("float", _Scalars.number), ("bool", _Scalars.truth)):
+    _Scalars.add_constructor(f"{_TAG}{_kind}", _made)
+for _kind, _form, _first in (
+    ("int", _INT, "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+    ("bool", _BOOL, "tTfF"),
+    ("null", _NULL, ["~", "n", "N", ""]),
+):
+    _Scalars.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_form.pattern})\Z"), list(_first))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts that are numbers to one of the two versions are in quotes."""
+
+
+_Dumper.add_implicit_resolver(
+    f"{_TAG}float", re.compile(rf"(?:{_FLOAT.pattern}|{_INT.pattern})\Z"), list("-+.0123456789")
+)
+
+
+def dump(value: object, **options: Any) -> str:
+    """YAML text that :func:`load` reads back, and readers of version 1.1 alike; options are those of ``yaml.dump``."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, **options))
 
 
 def load(source: str | Path, field: str) -> Mapping[str, Any]:

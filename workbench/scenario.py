@@ -11,12 +11,12 @@ With ``strict: true`` (the default) a nodemask outside the host or empty where n
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -43,7 +43,7 @@ from workbench.limits import (
     RATE,
     WORD,
 )
-from workbench.safe_yaml import load_text
+from workbench.safe_yaml import dump, load_text
 from workbench.safe_yaml import named as named_yaml
 from workbench.texts import Name, Prose
 from workbench.topology.host import Host
@@ -53,10 +53,15 @@ from workbench.validation import first_line, number_only, truth_only
 SCHEMA_VERSION = 1
 
 
+_DIGITS = re.compile("[-+]?[0-9]{1,25}")
+
+
 def _no_truth(value: object) -> object:
     """``true`` is no number, though Python counts it as 1."""
     if isinstance(value, bool):
         raise ValueError("must be a whole number, not a truth value")
+    if isinstance(value, str) and not _DIGITS.fullmatch(value):  # pydantic takes 4_096 and digits of other scripts
+        raise ValueError(f"must be a whole number, not the text {ascii(value)[:60]}")
     return value
 
 
@@ -1023,7 +1028,7 @@ class Scenario(_Model):
 
     def to_yaml(self) -> str:
         """The scenario as YAML text; ``from_yaml`` reads it back to an equal scenario."""
-        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True, width=100)
+        return dump(self.to_mapping(), allow_unicode=True, width=100)
 
     def to_mapping(self) -> dict[str, Any]:
         """The scenario as plain mappings, lists, numbers and texts; fields that have their default are left out."""

@@ -137,7 +137,7 @@ def _put(made: dict[str, Any], key: str, value: Any) -> None:
 def put_back(value: Any, taken: Taken, plain: Callable[[str], Any]) -> None:
     """Put the runs where their marks are in what was read. Raises NotFlat if a mark is not an element of a list."""
     if any(plain(key) != key for key in {key for run in taken.runs for element in run for key in element}):
-        raise NotFlat  # as `on`, which YAML has for true
+        raise NotFlat  # as `null`, which is no text
     found: list[int] = []
     _fill(value, taken.runs, found, _DEEPEST)
     if sorted(found) != list(range(len(taken.runs))):

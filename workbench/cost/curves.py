@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import yaml
 
 from workbench import costs as cost_table
+from workbench import safe_yaml
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 
@@ -151,7 +151,7 @@ def bus_shape(mixed: float | np.ndarray) -> np.ndarray:
 @functools.cache
 def generic() -> dict[str, Family]:
     """Families by use (dram, hbm, cxl, link) that stand in where a machine has none of its own."""
-    document = yaml.safe_load(datasets_path("curves", "bandwidth-latency.yaml").read_text(encoding="utf-8"))
+    document = safe_yaml.load(datasets_path("curves", "bandwidth-latency.yaml"), "curves")
     found = {}
     for entry in document["curves"].values():
         if entry["use"] != "none":

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workbench import costs as cost_table
@@ -281,9 +280,8 @@ def write_profile(made: Profile, path: Path) -> None:
 
 def profile_text(made: Profile) -> str:
     """A profile as YAML, signed, so that it can be told from one that was edited."""
-    text = yaml.safe_dump(
-        made.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True, width=120,
-        default_flow_style=None,
+    text = safe_yaml.dump(
+        made.model_dump(mode="json", exclude_defaults=True), allow_unicode=True, width=120, default_flow_style=None,
     )  # fmt: skip
     return replacing.signed(_COMMAND, text)
 

@@ -15,9 +15,8 @@ from typing import Any, get_args
 
 import ipywidgets as w
 import numpy as np
-import yaml
 
-from workbench import profiles
+from workbench import profiles, safe_yaml
 from workbench import scenario as sc
 from workbench.bitmap_lists import format_list, parse_list
 from workbench.design import DESIGNS
@@ -759,9 +758,7 @@ class WorkloadEditor(Editor):
             widget.layout.display = "" if percent else "none"
 
     def _written(self, text: str) -> Edit:
-        from workbench.safe_yaml import load
-
-        operations = load(f"operations:\n{text}\n", "operations")["operations"] if text.strip() else []
+        operations = safe_yaml.load(f"operations:\n{text}\n", "operations")["operations"] if text.strip() else []
         if not isinstance(operations, list):
             raise WorkbenchError("operations: must be a list, each entry with a key `op`")
         return set_value("operations", operations)
@@ -772,7 +769,7 @@ class WorkloadEditor(Editor):
         with self.loading():
             self.seed.value = min(scenario.seed, 2**53)
             operations = mapping.get("operations", [])
-            self.text.value = yaml.safe_dump(operations[:MOST_WRITTEN], sort_keys=False, width=60) if operations else ""
+            self.text.value = safe_yaml.dump(operations[:MOST_WRITTEN], width=60) if operations else ""
             self.text.disabled = len(operations) > MOST_WRITTEN
             self.locked.value = (
                 f'<div class="wb-note" role="note">{len(operations):,} operations: the first {MOST_WRITTEN} are shown '

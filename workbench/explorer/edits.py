@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
+from workbench import safe_yaml
 from workbench.design import DESIGNS, FILEMAP, HUGETLB
 from workbench.errors import WorkbenchError
 from workbench.policy import format_nodes, nodemask, nodes_of, parse_nodes
@@ -308,4 +307,4 @@ def short_yaml(scenario: Scenario) -> str:
     if host.name in machine_names() and Host.from_machine(host.name) == host:
         mapping["host"] = host.name
     with_units(mapping)
-    return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=100)
+    return safe_yaml.dump(mapping, allow_unicode=True, width=100)

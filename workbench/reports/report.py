@@ -248,9 +248,9 @@ def record(data: Any) -> None:
     if isinstance(scenario, str):
         shown = scenario
     else:
-        import yaml
+        from workbench import safe_yaml
 
-        shown = yaml.safe_dump(scenario or grid, sort_keys=False, width=100)
+        shown = safe_yaml.dump(scenario or grid, width=100)
     name = str(data.attrs.get("scenario") or data.attrs.get("name") or "scenario")
     key = hashlib.sha256(shown.encode()).hexdigest()
     _recorded[key] = {"name": name, "yaml": shown, "seed": provenance.get("seed")}
