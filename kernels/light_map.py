@@ -52,6 +52,7 @@ from workbench.kernels.folios.run import (
     UNPIN,
 )
 from workbench.kernels.maps import maple
+from workbench.kernels.page_lists import first_from, put_in, take_out
 
 # options
 PAGES, UNIT_ORDER, GROUP_SHIFT, GENERATION = 0, 1, 2, 3
@@ -697,14 +698,7 @@ def _populate(s: LightState, page: Int, node: Int) -> Int:
 @kernel
 def _poison_row(s: LightState, page: Int) -> Int:
     """Row of the first poisoned page at ``page`` or beyond."""
-    low, high = np.int64(0), s.counts[N_POISONED]
-    while low < high:
-        middle = (low + high) >> 1
-        if s.poison[middle] < page:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return first_from(s.poison, s.counts[N_POISONED], page)
 
 
 @kernel
@@ -872,9 +866,7 @@ def _poison(s: LightState, offset: Int) -> Int:
         return 0
     if s.counts[N_POISONED] == s.poison.shape[0]:
         return _lacks(s, _LACKS_POISON)
-    for row in range(s.counts[N_POISONED], at, -1):
-        s.poison[row] = s.poison[row - 1]
-    s.poison[at] = page
+    put_in(s.poison, s.counts[N_POISONED], page)
     s.counts[N_POISONED] += 1
     s.counts[N_INVALIDATIONS] += 1
     s.counts[N_INVALIDATED] += 4096
@@ -918,12 +910,9 @@ def _punch(s: LightState, offset: Int, length: Int) -> Int:
 
 @kernel
 def _free_unit(s: LightState, unit: Int, first: Int, end: Int) -> None:
-    low, high = _poison_row(s, first), _poison_row(s, end)
-    poisoned = low < high
-    if poisoned:
-        for row in range(high, s.counts[N_POISONED]):
-            s.poison[row - high + low] = s.poison[row]
-        s.counts[N_POISONED] -= high - low
+    gone = take_out(s.poison, s.counts[N_POISONED], first, end)
+    s.counts[N_POISONED] -= gone
+    poisoned = gone > 0
     _count_mappings(s, unit, -1)
     pfn, node = s.unit_pfn[unit], np.int64(s.unit_node[unit])
     withheld = _withhold_pinned(s, first, end, pfn, np.int64(-1) if poisoned else node)

@@ -23,8 +23,13 @@ def equal_intervals(values: npt.NDArray[np.generic], base: int = 0) -> Int64s:
     """Maximal stretches of equal neighbours in ``values`` (n,), whose first index is ``base``."""
     if not len(values):
         return no_intervals()
+    if len(values) == 1:  # of a single page, as most often
+        return np.array([[base, base + 1]], np.int64)
     edges = np.flatnonzero(values[1:] != values[:-1]) + 1
-    return np.column_stack((np.append(0, edges), np.append(edges, len(values)))).astype(np.int64) + base
+    out = np.empty((len(edges) + 1, 2), np.int64)
+    out[0, 0], out[-1, 1] = 0, len(values)
+    out[1:, 0] = out[:-1, 1] = edges
+    return out + base
 
 
 def true_intervals(flags: npt.NDArray[np.bool_], base: int = 0) -> Int64s:

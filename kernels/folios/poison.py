@@ -14,19 +14,13 @@ import numpy as np
 
 from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.state import *
+from workbench.kernels.page_lists import first_from, put_in, take_out
 
 
 @natural_kernel
 def first_poison(s: FolioState, page: int) -> int:
     """Row of the first poisoned page of the file from ``page`` on."""
-    low, high = np.int64(0), s.numbers[N_POISONED]
-    while low < high:
-        middle = (low + high) >> 1
-        if s.poison[middle] < page:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return first_from(s.poison, s.numbers[N_POISONED], page)
 
 
 @natural_kernel
@@ -37,21 +31,15 @@ def any_poison(s: FolioState, first: int, end: int) -> bool:
 
 @natural_kernel
 def _add(s: FolioState, page: int) -> None:
-    at = first_poison(s, page)
-    for row in range(s.numbers[N_POISONED], at, -1):
-        s.poison[row] = s.poison[row - 1]
-    s.poison[at] = page
+    put_in(s.poison, s.numbers[N_POISONED], page)
     s.numbers[N_POISONED] += 1
 
 
 @natural_kernel
 def _remove(s: FolioState, first: int, end: int) -> int:
-    low, high, rows = first_poison(s, first), first_poison(s, end), s.numbers[N_POISONED]
-    if low < high:
-        for row in range(high, rows):
-            s.poison[row - high + low] = s.poison[row]
-        s.numbers[N_POISONED] = rows - (high - low)
-    return high - low
+    gone = take_out(s.poison, s.numbers[N_POISONED], first, end)
+    s.numbers[N_POISONED] -= gone
+    return gone
 
 
 @natural_kernel
