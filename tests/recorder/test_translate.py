@@ -145,6 +145,24 @@ def test_refusals(operations, fields, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kernel", ["proposal-hugetlb", "proposal-hugetlb-rfc2"])
+def test_huge_pages_are_asked_for_where_the_kernel_of_the_scenario_has_them(kernel):
+    """Pools first: as they are stated, or for all of the guest on each node; and what stays of 4 KiB."""
+    guest = {"memory": "8 MiB", "page_size": "2 MiB", "design": "hugetlb-hvo", "vm_type": "sw_protected"}
+    operations = [{"op": "create"}, {"op": "create", "file": "small", "page_size": "4 KiB", "size": "64 KiB"},
+                  {"op": "fault", "by": "guest"}]  # fmt: skip
+    given = scenario(*operations, guest=guest, kernel_profile=kernel)
+    out = lines(given)
+    pools = [line.split() for line in out if line.startswith("pool")]
+    assert len(pools) == len(given.host.nodes) and {(pool[1], pool[3]) for pool in pools} == {("2M", "4")}
+    flags = [line.split()[3] for line in out if line.startswith("create")]
+    assert flags[0].split("|")[-1] == "HUGETLB_2M" and "HUGETLB" not in flags[1]
+    assert out.index(" ".join(pools[-1])) < out.index(f"create g0 2048 {flags[0]}")
+    node = given.host.nodes[-1].id
+    stated = lines(given.replace(**{"boot.hugetlb_pages": {str(node): 5}}))
+    assert [line.split()[1::2] for line in stated if line.startswith("pool")] == [["2M", "5"]]
+
+
 def test_private_memory_is_the_kernels_to_refuse():
     """Out of place the calls of a VMM, in place the call on the descriptor; a kernel without the type says so."""
     operations = [
@@ -181,7 +199,9 @@ READY = sorted(path for path in datasets_path("scenarios").glob("*.yaml"))
 def test_ready_scenarios_translate_or_say_why_not(path):
     value = Scenario.from_yaml(path)
     guest = value.guest
-    can_be_recorded = guest.policy_interface == "mbind" and guest.design == "filemap" and guest.vm_type != "snp"
+    huge = value.kernel.huge_pages and guest.design.startswith("hugetlb") and guest.page_size == "2 MiB"
+    can_be_recorded = guest.policy_interface == "mbind" and guest.vm_type not in ("snp", "tdx")
+    can_be_recorded &= guest.design == "filemap" or huge
     can_be_recorded &= not guest.private_memory or sc.Observe not in value.kinds  # out of place nobody can look
     if not can_be_recorded:
         with pytest.raises(WorkbenchError, match="cannot be recorded"):

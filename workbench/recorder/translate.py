@@ -1,8 +1,9 @@
 """A Scenario as a script in the recorder's language.
 
-Files are of 4 KiB folios, policies set by mbind on a mapping. What the probe or the emulated machine cannot do is refused with
-a line that says which operation and why; what a kernel cannot do the kernel says itself: of the VM types ``sw_protected`` runs
-without special hardware, where it was built in, and conversions are the calls that a VMM makes in the scenario's mode.
+Files are of 4 KiB folios, or of 2 MiB pages of a pool where the scenario's kernel has such guest_memfds (series of 2026);
+policies are set by mbind on a mapping. What the probe or the emulated machine cannot do is refused with a line that says which
+operation and why; what a kernel cannot do the kernel says itself: of the VM types ``sw_protected`` runs without special
+hardware, where it was built in, and conversions are the calls that a VMM makes in the scenario's mode.
 
 Nodes and CPUs are named by the numbers that Linux gives the emulated ones. Where that changes the order of nodes (one
 without CPUs comes last on x86), a rotation walks them in the new order: compare the recording with a simulation of the
@@ -26,12 +27,14 @@ from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP
 from workbench.errors import WorkbenchError
 from workbench.probe_words import ORDERS, TOUCHES
 from workbench.recorder.qemu import Emulation
-from workbench.units import PAGE_SIZE, format_bytes
+from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes
 
 MAX_FILES = 8
 MAX_TASKS = 8
 MAX_FILE_PAGES = 1 << 17
 MAX_LINES = 20_000
+_HUGE = {"2 MiB": "2M"}
+"""Page sizes of a guest that fits the emulated machine, as the script has them."""
 _HANDOVER = "a handover is recorded from a script (`workbench record SCRIPT.txt`)"
 _NOT_ON_LINUX = {
     "fbind": "v3 of the series only; Linux 7.3 has mbind",
@@ -63,7 +66,7 @@ def script_name(name: str) -> str:
 
 class _Translator:
     def __init__(self, scenario: sc.Scenario, emulation: Emulation) -> None:
-        _refuse_guest(scenario.guest)
+        _refuse_guest(scenario)
         self.scenario, self.emulation, self.host = scenario, emulation, scenario.host
         self.files: dict[str, str] = {}
         self.pages: dict[str, int] = {}
@@ -80,6 +83,7 @@ class _Translator:
             self._add(number, f"setcpu {self._cpu(task)}")
         if self.scenario.guest.private_memory:
             self._add(0, f"vm {self.scenario.guest.vm_type}")
+        self.lines += self._pools()
         for position, operation in enumerate(self.operations):
             try:
                 self._operation(operation)
@@ -233,9 +237,21 @@ class _Translator:
             word = flags_word(self.scenario, op)
             flags = str(word)
             (self.unmapped.discard if word & GUEST_MEMFD_FLAG_MMAP else self.unmapped.add)(op.file)
+        if huge := _HUGE.get(op.page_size or self.scenario.guest.page_size):
+            flags = f"HUGETLB_{huge}" if flags == "0" else f"{flags}|HUGETLB_{huge}"
         self._add(task, f"create {name} {self.pages[op.file]} {flags}")
         if op.file in self.unmapped and self.scenario.conversion_mode == "out-of-place":
             self._private_from_the_start(op.file, task)
+
+    def _pools(self) -> list[str]:
+        """Pools for a guest of huge pages: as the scenario has them at boot, or on each node enough for all of the guest."""
+        guest = self.scenario.guest
+        if not PAGE_ORDERS[guest.page_size]:
+            return []
+        whole = -(-guest.memory // (PAGE_SIZE << PAGE_ORDERS[guest.page_size]))
+        stated = self.scenario.boot.hugetlb_pages
+        pages = dict.fromkeys((node.id for node in self.host.nodes), whole) if stated is None else stated
+        return [f"pool {_HUGE[guest.page_size]} {self.emulation.of_node(node)} {n}" for node, n in pages.items() if n]
 
     def _private_from_the_start(self, file: str, task: int) -> None:
         """What a VMM does with memory that it cannot map, unless the scenario makes the memslot itself: all of it is private."""
@@ -383,13 +399,18 @@ def _amount(value: int) -> str:
     return f"{value}b" if value % PAGE_SIZE else str(value // PAGE_SIZE)
 
 
-def _refuse_guest(guest: sc.Guest) -> None:
-    allowed = {
-        "page_size": ("4 KiB",), "design": ("filemap",), "policy_interface": ("mbind",), "vm_type": ("none", "sw_protected"),
-    }  # fmt: skip
+def _refuse_guest(scenario: sc.Scenario) -> None:
+    huge = scenario.kernel.huge_pages
+    allowed: dict[str, tuple[str, ...]] = {
+        "page_size": ("4 KiB", *_HUGE) if huge else ("4 KiB",),
+        "design": ("filemap", "hugetlb", "hugetlb-hvo") if huge else ("filemap",),
+        "policy_interface": ("mbind",),
+        "vm_type": ("none", "sw_protected"),
+    }
     for field, values in allowed.items():
-        if getattr(guest, field) not in values:
+        if getattr(scenario.guest, field) not in values:
             has = " and ".join(map(repr, values))
             raise WorkbenchError(
-                f"guest.{field}: {getattr(guest, field)!r} cannot be recorded; the emulated machine has {has}"
+                f"guest.{field}: {getattr(scenario.guest, field)!r} cannot be recorded; the emulated machine has {has}"
+                + (f" under kernel_profile {scenario.kernel.name}" if field in ("page_size", "design") else "")
             )
