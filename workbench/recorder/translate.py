@@ -20,6 +20,7 @@ import numpy as np
 
 from workbench import policy as mempolicy
 from workbench import scenario as sc
+from workbench.design import DESIGNS
 from workbench.engine import attributes
 from workbench.engine.calls_files import flags_word
 from workbench.engine.generators import expand, in_turns, shared_turns
@@ -401,9 +402,10 @@ def _amount(value: int) -> str:
 
 def _refuse_guest(scenario: sc.Scenario) -> None:
     huge = scenario.kernel.huge_pages
+    in_pools = [one.name for one in DESIGNS.values() if one.store == "page cache" and one.folios == "hugetlb"]
     allowed: dict[str, tuple[str, ...]] = {
         "page_size": ("4 KiB", *_HUGE) if huge else ("4 KiB",),
-        "design": ("filemap", "hugetlb", "hugetlb-hvo") if huge else ("filemap",),
+        "design": tuple(in_pools) if huge else ("filemap",),
         "policy_interface": ("mbind",),
         "vm_type": ("none", "sw_protected"),
     }
