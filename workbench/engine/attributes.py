@@ -30,10 +30,6 @@ COUNTERS = two_backends.COUNTERS
 """Variables along ``event``; shared_pages and the pages of the backends are those of the moment, the rest sums."""
 
 
-_FAR = 1 << 52
-"""Pages that no file has."""
-
-
 @dataclass(eq=False)
 class Attributes:
     """Which gfns are shared, and what conversions did so far.

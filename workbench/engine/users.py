@@ -27,8 +27,8 @@ from workbench.units import PAGE_ORDERS
 if TYPE_CHECKING:
     from workbench.engine.objects import Inode
 
-KVM, IOMMU = 0, 1
 NAMES = ("kvm", "iommu")
+IOMMU = NAMES.index("iommu")
 _ORDERS = (0, folio.ORDER_2M, folio.ORDER_1G)
 _LEAVES = tuple(zip((folio.N_LEAVES_4K, folio.N_LEAVES_2M, folio.N_LEAVES_1G), _ORDERS, strict=True))
 _FRAME, _LEVEL = 3, 4
