@@ -1,44 +1,64 @@
 """``workbench`` and ``python -m workbench``: from the first moment on, Ctrl-C is one line and exit code 130.
 
 Importing what a command needs takes a second, in which Python would answer with the place that it was importing. SIGTERM,
-by which schedulers and ``timeout`` end what they started, is Ctrl-C: the files and directories that were being written go.
+by which schedulers and ``timeout`` end what they started, and SIGHUP, by which a closed terminal does, are Ctrl-C: the files
+and directories that were being written go.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
+import time
+
+ASKED = (signal.SIGTERM, signal.SIGHUP)
+AGAIN = 2.0
+"""Seconds in which such a signal that comes again is the same one: a terminal that closes sends it, and so does its shell."""
+_heard_at = [float("-inf")]
 
 
 def _interrupted(*_: object) -> None:
-    os.write(2, b"workbench: interrupted; nothing was written\n")
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        os.write(2, b"workbench: interrupted; nothing was written\n")
     os._exit(130)
 
 
+def _asked_to_end(*_: object) -> None:
+    before, _heard_at[0] = _heard_at[0], time.monotonic()
+    if _heard_at[0] - before > AGAIN:  # else what is being removed would stay
+        raise KeyboardInterrupt
+
+
 def main() -> None:
-    """Entry point: the command line, with Ctrl-C answered before, while and after it is imported."""
+    """Entry point: the command line, with Ctrl-C answered before, while and after it is imported.
+
+    A signal that whoever starts us has us ignore (``nohup``, a shell's background) stays ignored.
+    """
     heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heard:
         signal.signal(signal.SIGINT, _interrupted)
-    asked = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    asked = [number for number in ASKED if signal.getsignal(number) is signal.SIG_DFL]
+    for number in asked:
+        signal.signal(number, _interrupted)
     from workbench.commands import cli
 
     try:
-        if asked:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in asked:
+            signal.signal(number, _asked_to_end)
         if heard:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         cli.main()
     except SystemExit as end:
-        if heard:  # what is left to do when a process ends has nothing to say
-            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-        if asked:
-            signal.signal(signal.SIGTERM, lambda *_: os._exit(130))
+        # What is left to do when a process ends has nothing to say.
+        for number in [*asked, *([signal.SIGINT] if heard else [])]:
+            signal.signal(number, lambda *_: os._exit(130))
         if end.code == 130:  # Python ends itself by the signal if it came inside an exec(), as dataclasses are made
             atexit._run_exitfuncs()
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
             os._exit(130)
         raise
 

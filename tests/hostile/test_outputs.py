@@ -307,12 +307,13 @@ def _killed(words: tuple[str, ...], near: str, at: int, how: signal.Signals = si
             if event == "ctypes.dlsym" and arguments[1] != "renameat2":
                 return
             taken += 1
-            if taken == at + 1:
+            if taken == at + 1 or (how == signal.SIGHUP and taken == at + 2):  # by the terminal, and by its shell
                 os.kill(os.getpid(), how)
 
         try:
             signal.alarm(60)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
             sys.argv = ["workbench", *words]
             sys.addaudithook(step)
             entry()
@@ -350,16 +351,20 @@ def test_killed_in_between_the_old_is_there_or_the_new(
             assert left.is_dir()
 
 
-@pytest.mark.parametrize("name", ["run", "run .nc", "import", "report"])
+@pytest.mark.parametrize("name", ["run", "run .nc", "import", "report", "docs"])
 def test_asked_to_end_in_between_nothing_half_made_stays(
     name: str, given: Path, command: Callable[..., tuple[int, str]]
 ) -> None:
-    """SIGTERM, as schedulers and ``timeout`` send it, is Ctrl-C: Python would end without a word and leave the directories."""
+    """SIGTERM, as schedulers and ``timeout`` send it, and SIGHUP, as a closed terminal does, are Ctrl-C.
+
+    Python would end without a word and leave the directories.
+    """
     words, around, old = made_before(COMMANDS[name], given, command)
     steps = _killed(words, str(given), 1 << 30)
     assert steps, "it writes"
-    for at in sorted({steps // 2, steps - 2} & set(range(steps))):
-        assert (_killed(words, str(given), at, signal.SIGTERM) or steps) > at, "it ended in its own way"
+    moments = sorted({steps // 2, steps - 2} & set(range(steps)))
+    for at, how in zip(moments, (signal.SIGHUP, signal.SIGTERM), strict=False):
+        assert (_killed(words, str(given), at, how) or steps) > at, "it ended in its own way"
         assert {path.name for path in given.iterdir()} == around
         assert set(tree(given / COMMANDS[name].name)) == set(old)
 

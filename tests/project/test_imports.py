@@ -19,6 +19,7 @@ COMPILERS = {f"workbench.kernels.{name}" for name in ("compile", "code_cache", "
 GROUND = {
     "errors", "errnos", "limits", "texts", "units", "files", "safe_yaml", "yaml_lists", "bitmap_lists", "data", "policy", "costs",
     "intervals", "probe_words", "profiles", "design", "names", "replacing", "validation", "shown", "garbage",
+    "children",
 }  # fmt: skip
 """What every wing may use; among these, and from ``topology`` up, the table below says who may use whom."""
 SCENE = GROUND | {"topology", "scenario", "ready", "variables", "results", "kernels"}
@@ -31,6 +32,7 @@ WINGS = {
     "names": set(),
     "intervals": set(),
     "garbage": set(),
+    "children": set(),
     "texts": set(),
     "probe_words": set(),
     "duck_arrays": set(),

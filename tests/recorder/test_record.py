@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -272,11 +273,52 @@ def test_a_kernel_without_virtio_speaks_over_the_serial_line(tools, tmp_path):
     assert value["done"] and value["scenarios"][0]["ops"][1]["place"] == ".*4"
 
 
-def test_interrupt_ends_the_machine(tools, tmp_path):
+MOMENTS = {
+    "while it runs": "",
+    "before Popen knows it": """
+import os, signal, subprocess, threading, time
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # whom the system may interrupt instead
+inner = subprocess.Popen._execute_child
+def started(self, args, *rest, **more):
+    inner(self, args, *rest, **more)
+    if args[0] == "qemu-fake":
+        wait_for_machine()
+        os.kill(os.getpid(), signal.HOW)
+        for _ in range(1000): pass
+subprocess.Popen._execute_child = started
+""",
+    "twice": """
+import os, signal, subprocess
+inner = subprocess.Popen.kill
+def kill(self):
+    os.kill(os.getpid(), signal.HOW)
+    inner(self)
+subprocess.Popen.kill = kill
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "moment"),
+    [
+        (signal.SIGINT, "before Popen knows it"),
+        (signal.SIGKILL, "before Popen knows it"),
+        (signal.SIGTERM, "while it runs"),
+        (signal.SIGHUP, "twice"),
+    ],
+)
+def test_interrupt_ends_the_machine(how, moment, tools, tmp_path):
+    """Whatever ends the command ends the machine, also while it is being started and while it is being ended."""
     marker = tmp_path / "pid"
     kernel = tools(f"echo $$ > {marker}; exec sleep 60\n")
     code = (
-        "from workbench.recorder import record\nfrom workbench.recorder.qemu import EmulatedHost, EmulatedNode\n"
+        "import pathlib, signal, time\nfrom workbench.recorder import record\n"
+        "from workbench.recorder.qemu import EmulatedHost, EmulatedNode\n"
+        "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+        "    signal.signal(number, signal.default_int_handler)\n"
+        "def wait_for_machine():\n"
+        f"    while not (pathlib.Path({str(marker)!r}).exists() and pathlib.Path({str(marker)!r}).read_text().strip()):\n"
+        f"        time.sleep(0.01)\n{MOMENTS[moment].replace('HOW', how.name)}\n"
         f"record.record({SCRIPT!r}, EmulatedHost('one', (EmulatedNode(256, (0,)),)), "
         f"{[str(path) for path in kernel]!r}, {str(tmp_path / 'r.json')!r}, qemu='qemu-fake')"
     )
@@ -284,12 +326,19 @@ def test_interrupt_ends_the_machine(tools, tmp_path):
     while not marker.exists() or not marker.read_text().strip():
         assert child.poll() is None
         time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
+    if moment != "before Popen knows it":
+        child.send_signal(how)
     assert child.wait(20) != 0
-    machine = int(marker.read_text())
-    with pytest.raises(ProcessLookupError):
-        os.kill(machine, 0)
-    assert not (tmp_path / "r.json").exists() and not list(tmp_path.glob(".r.json*"))
+    machine = Path(f"/proc/{marker.read_text().strip()}/stat")
+    for _ in range(100):  # whose parent is killed ends a moment later
+        if not machine.exists() or machine.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(int(marker.read_text()), signal.SIGKILL)
+        pytest.fail("the machine lives on")
+    assert not (tmp_path / "r.json").exists()
+    assert how == signal.SIGKILL or not list(tmp_path.glob(".r.json*"))
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,9 @@ def main() -> None:
         sys.stderr.close()
         raise SystemExit(1) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EIO and error.filename is None:  # a closed terminal
+            sys.stderr.close()
+            raise SystemExit(1) from None
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             name = str(error.filename)
             typer.echo(f"workbench: {one_line(ValueError(name[:60]))}...: no file has so long a name", err=True)

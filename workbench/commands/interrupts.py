@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import typer
 
 EXIT_CODE = 130
@@ -11,6 +13,7 @@ _told: list[str] = []
 def tell(what: str) -> typer.Exit:
     """Say once that Ctrl-C ended the command, and what there is; returns what the command then raises."""
     if not _told:
-        typer.echo(f"workbench: interrupted; {what}", err=True)
         _told.append(what)
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            typer.echo(f"workbench: interrupted; {what}", err=True)
     return typer.Exit(EXIT_CODE)

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
-from workbench import replacing
+from workbench import children, replacing
 from workbench.errors import WorkbenchError
 from workbench.files import read_file, whole_file
 from workbench.limits import TEXT_BYTES
@@ -230,10 +230,9 @@ def require_tools() -> None:
         if shutil.which(tool) is None:
             raise WorkbenchError(f"{tool}: not found; install the Debian package {package}")
     for header, package in HEADERS.items():
-        asked = subprocess.run(
-            ["gcc", "-E", "-xc", "-", "-o", os.devnull], input=f"#include <{header}>\n", capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        asked = children.run(
+            ["gcc", "-E", "-xc", "-", "-o", os.devnull], input=f"#include <{header}>\n", capture_output=True, text=True
+        )
         if asked.returncode:
             raise WorkbenchError(f"{header}: not found; install the Debian package {package}")
 
@@ -317,9 +316,7 @@ def _download(packages: Sequence[str], directory: Path, suites: Iterable[str]) -
         "-o", "APT::Sandbox::User=root",
     ]  # fmt: skip
     for command in (["update"], ["download", *packages]):
-        done = subprocess.run(
-            ["apt-get", "-q", *options, *command], cwd=directory, capture_output=True, text=True, check=False
-        )
+        done = children.run(["apt-get", "-q", *options, *command], cwd=directory, capture_output=True, text=True)
         if done.returncode:
             reason = next((line for line in done.stderr.splitlines() if line.startswith("E:")), done.stderr[:200])
             raise WorkbenchError(f"apt-get {command[0]}: {reason.strip()} (suites {', '.join(suites)})")
@@ -351,14 +348,14 @@ def unpack(source: Path, work: Path) -> Path:
             raise WorkbenchError(
                 "dpkg-deb: not found; install the Debian package dpkg, or give the tarball of the source"
             )
-        done = subprocess.run(["dpkg-deb", "-x", source, work / "package"], capture_output=True, text=True, check=False)
+        done = children.run(["dpkg-deb", "-x", source, work / "package"], capture_output=True, text=True)
         tarballs = sorted((work / "package").rglob("linux-source-*.tar.*"))
         if done.returncode or not tarballs:
             raise WorkbenchError(f"--source {source}: is no package linux-source-* of Debian, or damaged")
         source = tarballs[0]
     (work / "source").mkdir()
-    done = subprocess.run(
-        ["tar", "-xf", source, "-C", work / "source", "--no-same-owner"], capture_output=True, text=True, check=False
+    done = children.run(
+        ["tar", "-xf", source, "-C", work / "source", "--no-same-owner"], capture_output=True, text=True
     )
     if done.returncode:
         reason = (done.stderr.splitlines() or ["no message"])[0]
@@ -419,13 +416,14 @@ def _run(command: list[str], tree: Path, log: Path, progress: Progress | None = 
     """Run in the tree with its output in the log; nothing of it outlives this call. Raises for a failure."""
     start = log.stat().st_size
     already = sum(1 for _ in tree.rglob("*.o")) if progress is not None else 0
-    with log.open("a") as file:
+    with log.open("a") as file, children.interrupts_wait() as waiting:
         process = subprocess.Popen(
             command, cwd=tree, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             env={**os.environ, **_IDENTITY, "LC_ALL": "C"}, start_new_session=True,
+            preexec_fn=children.tied(signal.SIGTERM),  # which make passes on
         )  # fmt: skip
         try:
-            while process.poll() is None:
+            while process.poll() is None and not waiting.arrived:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.5)
                 if progress is not None:
@@ -443,5 +441,5 @@ def _run(command: list[str], tree: Path, log: Path, progress: Progress | None = 
 
 
 def _first_line(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = children.run(command, capture_output=True, text=True)
     return (done.stdout.splitlines() or [""])[0]

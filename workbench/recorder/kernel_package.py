@@ -11,7 +11,6 @@ import gzip
 import lzma
 import re
 import shutil
-import subprocess
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from workbench import children
 from workbench.errors import WorkbenchError
 
 RAM_DISK = "brd"
@@ -167,7 +167,7 @@ def _unpacked(name: str, data: bytes, suffix: str | None) -> bytes:
     if suffix == ".zst":
         if shutil.which("zstd") is None:
             raise WorkbenchError(f"--kernel {name}: zstd not found; install the Debian package zstd")
-        done = subprocess.run(["zstd", "-dc"], input=data, capture_output=True, check=False)
+        done = children.run(["zstd", "-dc"], input=data, capture_output=True)
         if done.returncode:
             raise WorkbenchError(f"--kernel {name}: is damaged (zstd cannot unpack it)")
         return done.stdout

@@ -11,7 +11,6 @@ import errno
 import gzip
 import json
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench import children
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.files import whole_file
@@ -152,7 +152,7 @@ def build_probe(directory: Path) -> Path:
     """Compile the probe into a directory and return its path."""
     target = directory / "probe"
     command = ["gcc", "-O2", "-static", "-pthread", "-o", str(target), str(PROBE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = children.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = next((line for line in done.stderr.splitlines() if "error" in line or "cannot find" in line), "")
         if "cannot find -l" in done.stderr or "No such file or directory" in done.stderr:
@@ -205,17 +205,15 @@ def _wait(command: list[str], output: Path, script: str, timeout: float, progres
     total = sum(line.split()[:1] == ["scenario"] for line in script.splitlines())
     started = time.monotonic()
     booted = False
-    with tempfile.TemporaryFile("w+") as messages:
-        # An interrupt waits until the process is in hand: inside Popen it would leave one that nobody knows.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with tempfile.TemporaryFile("w+") as messages, children.interrupts_wait() as waiting:
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=messages, stderr=subprocess.STDOUT)
-        except OSError as error:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            raise WorkbenchError(f"{command[0]}: {error.strerror or error}") from None
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=messages, stderr=subprocess.STDOUT, preexec_fn=children.tied()
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise WorkbenchError(f"{command[0]}: {getattr(error, 'strerror', None) or error}") from None
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            while process.poll() is None:
+            while process.poll() is None and not waiting.arrived:
                 time.sleep(0.2)
                 if progress is not None:
                     progress(_said(output).count('\n{"end":'), total)
