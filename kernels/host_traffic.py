@@ -41,15 +41,15 @@ LONGEST_WAIT = 1e7
 
 @record
 class MachineArrays(NamedTuple):
-    """A host in arrays.
+    """A host in arrays, under one or several draws of what is not known for sure.
 
     home : int64 (nodes,), node whose links lead to the node's memory (itself where it has CPUs)
-    latency : float64 (nodes, nodes), idle ns from CPUs of the row to memory of the column
-    peaks : float64 (resources, mixes), MB/s at shares of reads 0, 1/(mixes-1), ... 1; inf where nothing limits
+    latency : float64 (draws, nodes, nodes), idle ns from CPUs of the row to memory of the column
+    peaks : float64 (draws, resources, mixes), MB/s at shares of reads 0, 1/(mixes-1), ... 1; inf where nothing limits
     family : int64 (resources,), row of ``delays``
     loads : float64 (points,), loads 0..1 of the points of all curves
     delays : float64 (families, mixes, points), ns over idle
-    queue : float64 (nodes,), bytes the shared queue of a home node holds; inf for no limit
+    queue : float64 (draws, nodes), bytes the shared queue of a home node holds; inf for no limit
     """
 
     home: np.ndarray
@@ -63,14 +63,15 @@ class MachineArrays(NamedTuple):
 
 @record
 class Demand(NamedTuple):
-    """Streams in arrays.
+    """Streams in arrays, under as many draws.
 
-    shares : float64 (placements, streams, nodes), share of the data accesses; each row sums to 1, or to 0
-    walks : float64 (placements, streams, nodes), references to page tables in memory that one access makes
+    shares : float64 (draws, placements, streams, nodes), share of the data accesses; each row sums to 1, or to 0
+    walks : float64 (draws, placements, streams, nodes), references to page tables in memory that one access makes
     initiator : int64 (streams,), node index of the CPUs
     write_fraction : float64 (streams,), part of the stream's data traffic that is written
-    extra_latency : float64 (streams,), ns per access besides memory
-    window, wanted, weight : float64 (streams,), bytes in flight, MB/s at most, fairness weight
+    extra_latency : float64 (draws, streams), ns per access besides memory
+    window : float64 (draws, streams), bytes in flight
+    wanted, weight : float64 (streams,), MB/s at most, fairness weight
     """
 
     shares: np.ndarray
@@ -138,7 +139,7 @@ def _visit(
 
 @kernel
 def build_streams(
-    machine: MachineArrays, demand: Demand, placement: int, streams: Streams, work: Work, idle: np.ndarray
+    machine: MachineArrays, demand: Demand, draw: int, placement: int, streams: Streams, work: Work, idle: np.ndarray
 ) -> int:
     """Visits of every stream from the shares of its accesses and walks per node; returns the number of visits.
 
@@ -150,8 +151,8 @@ def build_streams(
         in walks, ``extra_latency`` included, and how often an access goes to memory, page tables included
     idle : float64 (streams,), output, ns
     """
-    home, latency, write_fraction = machine.home, machine.latency, demand.write_fraction
-    shares, walks = demand.shares[placement], demand.walks[placement]
+    home, latency, write_fraction = machine.home, machine.latency[draw], demand.write_fraction
+    shares, walks = demand.shares[draw, placement], demand.walks[draw, placement]
     start, resource, visits = streams.start, streams.resource, streams.visits
     reads, walked = work.reads, work.walked
     nodes = shares.shape[1]
@@ -188,7 +189,7 @@ def build_streams(
             at = _visit(cores, everything, read, everything - total, at, resource, visits, reads, walked)
         start[stream + 1] = at
         data = nearness / total if total > 0.0 else latency[source, source]
-        work.idle_walk[stream] = in_walks + demand.extra_latency[stream]
+        work.idle_walk[stream] = in_walks + demand.extra_latency[draw, stream]
         work.requests[stream] = 1.0 + everything - total
         idle[stream] = data + work.idle_walk[stream]
     return at
@@ -299,7 +300,7 @@ def next_wait(
 def solve_placements(
     machine: MachineArrays, demand: Demand, tolerance: float, max_iterations: int, max_passes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Solve many placements of the same streams on one host.
+    """Solve many placements of the same streams on one host, under every draw of it.
 
     Parameters
     ----------
@@ -309,25 +310,27 @@ def solve_placements(
 
     Returns
     -------
+    The placements under the first draw, then those under the second, and so on:
     rate, latency, idle latency, walk : float64 (placements, streams), MB/s of data, ns of an access with its walk, and
         the part of the loaded latency that is spent in walks; a wait for one's turn counts in proportion
     used, capacity : float64 (placements, resources), MB/s; the capacity at the mix found
     wait : float64 (placements, nodes), ns in the queue of each home node
     iterations : int64 (placements,), of all passes together; -1 where the tolerance was not met
     """
-    placements, streams, nodes = demand.shares.shape
-    resources, points = machine.peaks.shape[0], machine.loads.shape[0]
+    draws, placements, streams, nodes = demand.shares.shape
+    resources, points = machine.peaks.shape[1], machine.loads.shape[0]
+    rows = draws * placements
     visited = streams * (4 * nodes + 1)
     most = min(visited, resources)
     found = Found(
-        rate=np.zeros((placements, streams)),
-        latency=np.zeros((placements, streams)),
-        idle=np.zeros((placements, streams)),
-        walk=np.zeros((placements, streams)),
-        used=np.zeros((placements, resources)),
-        capacity=np.repeat(machine.peaks[None, :, -1], placements, axis=0),
-        wait=np.zeros((placements, nodes)),
-        iterations=np.zeros(placements, np.int64),
+        rate=np.zeros((rows, streams)),
+        latency=np.zeros((rows, streams)),
+        idle=np.zeros((rows, streams)),
+        walk=np.zeros((rows, streams)),
+        used=np.zeros((rows, resources)),
+        capacity=np.repeat(machine.peaks[:, :, -1], placements, axis=0),
+        wait=np.zeros((rows, nodes)),
+        iterations=np.zeros(rows, np.int64),
     )
     work = Work(
         reads=np.empty(visited),
@@ -351,7 +354,7 @@ def solve_placements(
         visits=visits,
         usage=visits,
         idle_latency=np.empty(streams),
-        window=demand.window,
+        window=np.empty(streams),
         wanted=np.empty(streams),
         weight=demand.weight,
     )
@@ -384,13 +387,17 @@ def _solve_placements(
     max_passes: int,
 ) -> None:
     """:func:`solve_placements` into ``found``."""
-    home, queue = machine.home, machine.queue
+    home = machine.home
     mix, low, high, inside, drain, requests = work.mix, work.low, work.high, work.inside, work.drain, work.requests
     rate, loaded, delay = solution.rate, solution.latency, solution.delay
-    for placement in range(demand.shares.shape[0]):
-        idle, wait = found.idle[placement], found.wait[placement]
-        count = build_streams(machine, demand, placement, streams, work, idle)
+    placements = demand.shares.shape[1]
+    for row in range(demand.shares.shape[0] * placements):
+        draw = row // placements
+        queue, extra_latency = machine.queue[draw], demand.extra_latency[draw]
+        idle, wait = found.idle[row], found.wait[row]
+        count = build_streams(machine, demand, draw, row - draw * placements, streams, work, idle)
         for stream in range(rate.shape[0]):
+            streams.window[stream] = demand.window[draw, stream]
             visited = streams.start[stream + 1] > streams.start[stream]
             streams.wanted[stream] = demand.wanted[stream] if visited else 0.0
         few = _renumber(streams.resource, count, work.number, work.touched)
@@ -403,9 +410,12 @@ def _solve_placements(
         settled = False
         for _ in range(max_passes):
             for index in range(few):
-                row = work.touched[index]
+                of = work.touched[index]
                 resources.capacity[index] = at_mix(
-                    mix[index], machine.peaks[row], machine.delays[machine.family[row]], resources.curve_delays[index]
+                    mix[index],
+                    machine.peaks[draw, of],
+                    machine.delays[machine.family[of]],
+                    resources.curve_delays[index],
                 )
             for stream in range(rate.shape[0]):
                 streams.idle_latency[stream] = idle[stream] + requests[stream] * wait[home[demand.initiator[stream]]]
@@ -418,7 +428,7 @@ def _solve_placements(
             drain[:] = 0.0
             for stream in range(rate.shape[0]):
                 node = home[demand.initiator[stream]]
-                outside = requests[stream] * wait[node] + demand.extra_latency[stream]
+                outside = requests[stream] * wait[node] + extra_latency[stream]
                 inside[node] += rate[stream] * max(0.0, loaded[stream] - outside) / MBPS_PER_BYTE_PER_NS
                 drain[node] += rate[stream] * requests[stream]
             for node in range(queue.shape[0]):
@@ -435,16 +445,16 @@ def _solve_placements(
                 settled = False
             if settled or steps < 0:
                 break
-        found.iterations[placement] = done if settled else -1
+        found.iterations[row] = done if settled else -1
         for stream in range(rate.shape[0]):
             total, part = streams.idle_latency[stream], work.idle_walk[stream]
             part += (requests[stream] - 1.0) * wait[home[demand.initiator[stream]]]
             for visit in range(streams.start[stream], streams.start[stream + 1]):
                 total += streams.visits[visit] * delay[streams.resource[visit]]
                 part += work.walked[visit] * delay[streams.resource[visit]]
-            found.rate[placement, stream], found.latency[placement, stream] = rate[stream], loaded[stream]
-            found.walk[placement, stream] = loaded[stream] * part / total if total > 0.0 else 0.0
+            found.rate[row, stream], found.latency[row, stream] = rate[stream], loaded[stream]
+            found.walk[row, stream] = loaded[stream] * part / total if total > 0.0 else 0.0
         for index in range(few):
-            found.used[placement, work.touched[index]] = solution.used[index]
-            found.capacity[placement, work.touched[index]] = resources.capacity[index]
+            found.used[row, work.touched[index]] = solution.used[index]
+            found.capacity[row, work.touched[index]] = resources.capacity[index]
             work.number[work.touched[index]] = -1

@@ -280,8 +280,7 @@ def test_class_defaults_hold_what_was_measured(name, figures, local, remote, gbp
     where = TWO.model_copy(update={"hardware": Hardware(generation=name, **figures)})
     machines, _ = sampled(where, 200, seed=1)
     value = machines[0]
-    latencies = np.array([m.latency[0] for m in machines[1:]])
-    speeds = np.array([m.bandwidth[0] for m in machines[1:]]) / 1000
+    latencies, speeds = machines.latency[1:, 0], machines.bandwidth[1:, 0] / 1000
     for drawn, middle, published in (
         (latencies[:, 0], value.latency[0, 0], local), (latencies[:, 1], value.latency[0, 1], remote),
         (speeds, value.bandwidth[0] / 1000, gbps),

@@ -207,15 +207,12 @@ def test_streams_that_are_alike_are_solved_as_one(name, monkeypatch):
                                 beside=rng.choice([0.0, 0.5]))
             )  # fmt: skip
         base = traffic.together([kinds[k] for k in rng.integers(3, size=24)])
-        demands = [
-            base.drawn(of, traffic.access_pattern(pattern), values, None)
-            for of, values in zip(machines, chosen, strict=True)
-        ]
-        alone = traffic.solve_draws(machines, demands, unsolved="nan")
+        demand = base.drawn(traffic.lines_drawn(machines, pattern, chosen))
+        alone = traffic.solve_draws(machines, demand, unsolved="nan")
         monkeypatch.setattr(traffic, "MANY_STREAMS", 2)
         solved = []
         monkeypatch.setattr(traffic, "_solve_classes", noted(traffic._solve_classes, solved))
-        together = traffic.solve_draws(machines, demands, unsolved="nan")
+        together = traffic.solve_draws(machines, demand, unsolved="nan")
         monkeypatch.undo()
         assert len(solved) == 1 and len(solved[0][2]) <= 3 * len(vcpus)
         met = (alone.iterations >= 0) & (together.iterations >= 0)  # nearly all: demands like these are nobody's
@@ -422,11 +419,11 @@ def test_machines_drawn_before_are_those_that_would_be_drawn():
     first, values = machine.sampled(TWO, 3, 8)
     values[1]["dram_latency"] = 1e9  # what one caller does to his draws is not seen by others
     again, drawn = machine.sampled(TWO, 3, 8)
-    assert again[1] is first[1] and drawn[1]["dram_latency"] < 1e3
+    assert again is first and drawn[1]["dram_latency"] < 1e3
     other = machine.sampled(TWO, 3, 8, {"dram_latency": 90.0})[0]
     with costs.drawn({"dram_latency": 91.0}):
         inside = machine.sampled(TWO, 3, 8)[0]
-    assert other[1] is not first[1] and inside[1] is not first[1] and machine.sampled(TWO, 3, 9)[0][1] is not first[1]
+    assert other is not first and inside is not first and machine.sampled(TWO, 3, 9)[0] is not first
     assert not machine.at_hand(TWO.model_copy(update={"name": "another"}))
 
 

@@ -36,9 +36,17 @@ def demand(shares, walks=None, writes=0.0, window=640.0, wanted=INF, extra=0.0, 
     )  # fmt: skip
 
 
+def draws(hosts, demands):
+    """Machines and streams as those of one host and one set of vCPUs under as many draws."""
+    of = lambda field, parts: np.array([getattr(part, field) for part in parts])  # noqa: E731
+    machines = {field: of(field, hosts) for field in ("latency", "peaks", "queue")}
+    streams = {field: of(field, demands) for field in ("shares", "walks", "extra_latency", "window")}
+    return hosts[0]._replace(**machines), demands[0]._replace(**streams)
+
+
 def solve(host, asked, tolerance=1e-8):
     rate, latency, idle, walk, used, capacity, wait, iterations = host_traffic.solve_placements(
-        host, asked, tolerance, 500, 60
+        *draws([host], [asked]), tolerance, 500, 60
     )
     assert (iterations > 0).all()
     return rate, latency, idle, walk, used, capacity, wait
@@ -254,5 +262,24 @@ def test_queues_of_two_sockets_that_move_each_other_settle():
 def test_what_cannot_be_solved_is_marked():
     """A stream that wants 1000 MB/s through a queue of one byte, and has no window that waiting would shrink."""
     asked = demand([[[1, 0]]], window=0.0, wanted=1000.0, initiator=(0,))
-    *_, iterations = host_traffic.solve_placements(machine(queue=1.0), asked, 1e-8, 500, 60)
+    *_, iterations = host_traffic.solve_placements(*draws([machine(queue=1.0)], [asked]), 1e-8, 500, 60)
     assert iterations.tolist() == [-1]
+
+
+def test_draws_at_once_are_draws_one_by_one():
+    """Each has figures, queues, lines in flight, shares and walks of its own; none leaves anything to the next."""
+    rng = np.random.default_rng(7)
+    hosts, demands = [], []
+    for queue in (INF, 8000.0, 3e4, INF):
+        memory, link = rng.uniform(1e3, 1e5, (2, 2)), rng.uniform(1e3, 3e4, 2)
+        delays = np.broadcast_to([[[0.0, 80.0]], [[0.0, 90.0]]], (1, 2, 2, 2))[0]
+        hosts.append(machine(memory, link, rng.uniform(70, 200, (2, 2)), queue=queue, delays=FLAT + delays[:1]))
+        shares = rng.dirichlet(np.ones(2), (3, 4)) * rng.choice([0.0, 1.0], (3, 1, 1), p=[0.3, 0.7])
+        walks = rng.uniform(0, 1, (3, 4, 2)) * np.array([0, 0, 1, 1])[:, None]
+        window, extra = rng.uniform(500, 6e4, (2, 4)) * np.array([[1.0], [1e-3]])
+        demands.append(demand(shares, walks, writes=[0, 0.3, 0, 1], window=window, extra=extra, initiator=(0, 1, 0, 1)))
+    found = host_traffic.solve_placements(*draws(hosts, demands), 1e-8, 500, 60)
+    assert (found[-1] > 0).all()
+    for k, pair in enumerate(zip(hosts, demands, strict=True)):
+        for together, alone in zip(found, solve(*pair), strict=False):
+            assert np.array_equal(together[3 * k : 3 * k + 3], alone)

@@ -140,7 +140,7 @@ def variables(system: HostState, events: int, records: dict[int, AccessRecord]) 
     for phase in _phases(sorted(records)):
         chosen = [records[event] for event in phase]
         parts = [_streams(machine, r) for r in chosen]
-        figures, found = _figures([machine], [traffic.together(parts)], parts, [r.seen for r in chosen])
+        figures, found = _figures(machine.alone, traffic.together(parts), parts, [r.seen for r in chosen])
         used[phase] = found[0]
         values = {
             "event": np.repeat(phase, [len(part.initiator) for part in parts]),
@@ -162,16 +162,16 @@ def _streams(machine: traffic.Machine, r: AccessRecord) -> traffic.Streams:
 
 
 def _figures(
-    machines: Sequence[traffic.Machine],
-    demands: Sequence[traffic.Streams],
+    machines: traffic.Draws,
+    demand: traffic.Streams,
     parts: Sequence[traffic.Streams],
     seen: Sequence[Sequence[Seen]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """What accesses at the same time get: float64 (draws, :data:`DRAWN`, streams), and MB/s of each node (draws, 1, nodes).
 
-    demands : all streams of each draw; parts : the streams of each access; seen : for each access what each draw has
+    demand : all streams; parts : the streams of each access; seen : for each access what each draw has
     """
-    found = traffic.solve_draws(machines, demands)
+    found = traffic.solve_draws(machines, demand)
     reached = np.array([[one.reached for one in each[: len(machines)]] for each in seen]).T
     rows = [getattr(found, name) for name in DRAWN if name != "memory_fraction"]
     rows.append(np.repeat(reached, [len(part.initiator) for part in parts], axis=1))
@@ -201,19 +201,16 @@ def ranges(system: HostState, events: int, records: dict[int, AccessRecord]) -> 
         those = [records[event] for event in phase]
         base = [_streams(machines[0], r) for r in those]
         seen = [r.under(chosen) for r in those]
-        demands = []
-        for draw, (machine, values) in enumerate(zip(machines, chosen, strict=True)):
-            parts = [
-                part.drawn(
-                    machine, r.operation, values, each[draw].share,
-                    walks=np.broadcast_to(each[draw].walks, part.walks.shape),
-                    extra_latency=np.full_like(part.extra_latency, each[draw].cached),
-                    beside=np.full_like(part.beside, each[draw].beside),
-                )
-                for part, r, each in zip(base, those, seen, strict=True)
-            ]  # fmt: skip
-            demands.append(traffic.together(parts))
-        figures, used[:, phase] = _figures(machines, demands, base, seen)
+        parts = [
+            part.drawn(
+                traffic.lines_drawn(machines, r.operation.pattern, chosen), np.array([one.share for one in each]),
+                walks=np.array([np.broadcast_to(one.walks, part.walks.shape) for one in each]),
+                extra_latency=np.array([np.full_like(part.extra_latency, one.cached) for one in each]),
+                beside=np.array([np.full_like(part.beside, one.beside) for one in each]),
+            )
+            for part, r, each in zip(base, those, seen, strict=True)
+        ]  # fmt: skip
+        figures, used[:, phase] = _figures(machines, traffic.together(parts), base, seen)
         pieces.append(figures)
     every = np.concatenate(pieces, axis=2)  # draws, figures, streams
     low, high = cost_table.ends(every)

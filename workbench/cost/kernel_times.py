@@ -106,7 +106,7 @@ def kernel_times(
         raise WorkbenchError(f"size: {size!r} bytes are not whole pages of {page}")
     cost_table.whole("threads", threads)
     machines, draws = (
-        sampled(host, samples, seed, costs) if samples > 1 else ([machine(host, costs)], [dict(costs or {})])
+        sampled(host, samples, seed, costs) if samples > 1 else (machine(host, costs).alone, [dict(costs or {})])
     )
     kernel = cost_table.sample(KERNEL_SAMPLED, samples, seed + 1)
     at = machines[0].index_of(node) if node is not None else int(np.argmax([n.memory_bytes > 0 for n in host.nodes]))

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -102,12 +102,16 @@ class Machine:
         vcpus : float64 (nodes,), busy CPUs of each node, spread over its groups; all if left out
         """
         groups = self.core_groups if vcpus is None else np.minimum(np.maximum(vcpus, 1.0), self.core_groups)
-        return np.concatenate((self.fixed_peaks, groups[:, None] * self.group_bandwidth))
+        return np.concatenate((self.fixed_peaks, groups[:, None] * self.group_bandwidth), axis=-2)
 
     @functools.cached_property
     def fixed_peaks(self) -> np.ndarray:
         """Of :meth:`peaks` what does not depend on who is busy."""
-        return _fixed_peaks(self)
+        memory = self.bandwidth[..., None] * self.memory_shape
+        links = self.link_bandwidth[..., None] * self.link_shape
+        # A port carries both ways as its links do; what it has for reads alone is port_bandwidth.
+        ports = self.port_bandwidth[..., None] * self.link_shape.max(axis=-2)
+        return np.concatenate((memory, links.reshape(*memory.shape[:-2], -1, memory.shape[-1]), ports), axis=-2)
 
     @functools.cached_property
     def curve_rows(self) -> np.ndarray:
@@ -121,6 +125,55 @@ class Machine:
         rows = [family.delays for family in self.families]
         return np.stack([*rows, np.zeros((len(curves.MIXES), len(curves.LOADS)))])
 
+    @functools.cached_property
+    def alone(self) -> Draws:
+        """This machine as the only draw."""
+        return self._with(Draws, {name: np.asarray(getattr(self, name))[None] for name in _CHOSEN})
+
+    def _with(self, kind: type[_Kind], chosen: Mapping[str, object]) -> _Kind:
+        """A machine with other figures that choices decide; it is made of one that is checked, and shares what is alike."""
+        made = object.__new__(kind)
+        made.__dict__.update(self.__dict__, curve_rows=self.curve_rows, delays=self.delays)
+        made.__dict__.pop("alone", None)
+        made.__dict__.update(chosen)
+        return made
+
+
+class Draws(Machine):
+    """A machine under several choices of parameters: what they decide has a first dimension for them, lines in flight too.
+
+    Each of them is a :class:`Machine`: ``draws[k]``.
+    """
+
+    lines_streaming: np.ndarray  # type: ignore[assignment]
+    lines_random: np.ndarray  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Nothing: whoever puts a machine together checks it when all its figures are there."""
+
+    def __len__(self) -> int:
+        return len(self.bandwidth)
+
+    def __iter__(self) -> Iterator[Machine]:
+        return (self[k] for k in range(len(self)))
+
+    def __getitem__(self, at: int) -> Machine:
+        figures: dict[str, object] = {name: getattr(self, name)[at] for name in _CHOSEN}
+        return self._with(Machine, figures | {name: float(getattr(self, name)[at]) for name in _LINES})
+
+    def some(self, at: np.ndarray) -> Draws:
+        """Those at these positions."""
+        return self._with(Draws, {name: getattr(self, name)[at] for name in _CHOSEN})
+
+
+_Kind = TypeVar("_Kind", bound=Machine)
+_LINES = ("lines_streaming", "lines_random")
+_CHOSEN = (
+    "bandwidth", "memory_shape", "latency", "link_bandwidth", "link_shape", "port_bandwidth", "group_bandwidth", "queue",
+    "fixed_peaks", *_LINES,
+)  # fmt: skip
+"""What choices of parameters decide, and what is worked out of it alone."""
+
 
 def _index_of(node_ids: np.ndarray, node: int) -> int:
     whole = isinstance(node, int | np.integer) and not isinstance(node, bool)
@@ -130,16 +183,7 @@ def _index_of(node_ids: np.ndarray, node: int) -> int:
     return int(found[0])
 
 
-def _fixed_peaks(of: Machine | _Drawn) -> np.ndarray:
-    """:attr:`Machine.fixed_peaks` of one machine or, with a first dimension, of several."""
-    memory = of.bandwidth[..., None] * of.memory_shape
-    links = of.link_bandwidth[..., None] * of.link_shape
-    # A port carries both ways as its links do; what it has for reads alone is port_bandwidth.
-    ports = of.port_bandwidth[..., None] * of.link_shape.max(axis=-2)
-    return np.concatenate((memory, links.reshape(*memory.shape[:-2], -1, memory.shape[-1]), ports), axis=-2)
-
-
-def _check(of: Machine | _Drawn) -> None:
+def _check(of: Machine) -> None:
     """Refuse figures that no machine has."""
     _positive("bandwidth", of.bandwidth, of.node_ids)
     _positive("port_bandwidth", of.port_bandwidth, of.node_ids)
@@ -231,7 +275,7 @@ def machine(host: Host, costs: Mapping[str, float] | None = None, profile: Profi
     return made
 
 
-def machines(host: Host, costs: Mapping[str, np.ndarray], profile: Profile | str | None = None) -> list[Machine]:
+def machines(host: Host, costs: Mapping[str, np.ndarray], profile: Profile | str | None = None) -> Draws:
     """:func:`machine` under several choices of parameters, float64 (choices,) of each: what is of the host is found once."""
     for end in (np.min, np.max):
         cost_table.check({name: float(end(values)) for name, values in costs.items()})
@@ -241,67 +285,12 @@ def machines(host: Host, costs: Mapping[str, np.ndarray], profile: Profile | str
     return _machines(host, costs, lengths.pop(), profile_for(host, profile))
 
 
-@dataclass
-class _Drawn:
-    """A machine under several choices of parameters while it is put together: as :class:`Machine`, and what the choices
-    decide has a first dimension for them. Arrays are changed in place."""
-
-    node_ids: np.ndarray
-    kinds: tuple[str, ...]
-    bandwidth: np.ndarray
-    memory_shape: np.ndarray
-    latency: np.ndarray
-    link_bandwidth: np.ndarray
-    link_shape: np.ndarray
-    port_bandwidth: np.ndarray
-    home: np.ndarray
-    core_groups: np.ndarray
-    group_bandwidth: np.ndarray
-    queue: np.ndarray
-    lines_streaming: np.ndarray
-    lines_random: np.ndarray
-    families: list[curves.Family]
-    memory_family: np.ndarray
-    link_family: np.ndarray
-    cpus: np.ndarray
-    measured: np.ndarray
-    source: str
-
-    @property
-    def nodes(self) -> int:
-        return len(self.node_ids)
-
-    def each(self) -> list[Machine]:
-        """The machines. They share what is alike, and what :meth:`Machine.peaks` and others would work out of each."""
-        self.families = tuple(self.families)  # type: ignore[assignment]
-        peaks = _fixed_peaks(self)
-        shared = {name: getattr(self, name) for name in Machine.__dataclass_fields__ if name not in _CHOSEN}
-        columns = [getattr(self, name) for name in _CHOSEN]
-        lines = self.lines_streaming.tolist(), self.lines_random.tolist()
-        out = []
-        for k, rows in enumerate(zip(*columns, *lines, peaks, strict=True)):
-            made = object.__new__(Machine)  # checked before, all at once
-            made.__dict__.update(shared)
-            made.__dict__.update(zip(_EACH, rows, strict=True))
-            if k == 0:
-                shared |= {"curve_rows": made.curve_rows, "delays": made.delays}
-            out.append(made)
-        return out
-
-
-_CHOSEN = (
-    "bandwidth", "memory_shape", "latency", "link_bandwidth", "link_shape", "port_bandwidth", "group_bandwidth", "queue",
-)  # fmt: skip
-"""Arrays that choices of parameters decide."""
-_EACH = (*_CHOSEN, "lines_streaming", "lines_random", "fixed_peaks")
-
-
 def _machines(
     host: Host,
     costs: Mapping[str, float] | Mapping[str, np.ndarray],
     choices: int,
     given: Profile | None,
-) -> list[Machine]:
+) -> Draws:
     """:func:`machine` under each of so many choices of parameters; those of which one value is given have it in all."""
     known, known_class = parameters(host), class_of(host)
     on_machine = given.costs if given is not None else {}
@@ -374,6 +363,8 @@ def _machines(
     link = reference[:, None, None] * cost("remote_bandwidth_ratio")[:, None, None] ** nearness
     estimated_link = link.copy()
     link_shape = np.broadcast_to(shape("link_duplex")[:, None, None], (choices, count, count, mixes))
+    if given is not None:
+        link_shape = link_shape.copy()
     link_family = np.full((count, count), uses.index("link"), np.int64)
     port = np.repeat((remote * cost("link_ports"))[:, None], count, axis=1)
     groups, group = np.ones(count), np.full((choices, count, mixes), np.inf)
@@ -385,23 +376,26 @@ def _machines(
             latency[:, source, target] = a.read_latency
         if a.read_bandwidth and home[source] != home[target] and kinds[target] == "dram":
             link[:, home[source], home[target]] = a.read_bandwidth
-    made = _Drawn(
+    lines: tuple[Any, Any] = cost("lines_streaming"), cost("lines_random")
+    made = Draws(
         np.array([node.id for node in host.nodes], np.int64), kinds, bandwidth, memory_shape, latency, link, link_shape,
         _with_links(port, link), home, groups, group, np.full((choices, count), np.inf),
-        cost("lines_streaming"), cost("lines_random"), families, memory_family, link_family, cpus, measured,
-        f"host {host.name}",
+        *lines, (), memory_family, link_family, cpus, measured, "",
     )  # fmt: skip
+    text = f"host {host.name}"
     if given is not None:
-        _apply(made, given, distance, farther)
+        families += _apply(made, given, len(families), distance, farther)
+        text = f"{text} ({given.source})"
     _draw_around(made, given, (*estimate, estimated_link), cost("given_bandwidth"), cost("given_latency"))
     unknown = sorted({kinds[i] for i in range(count) if not made.measured[i]})
     if unknown:
         basis = f"class {known_class.name}" if known_class is not None else "kind and distance (workbench.costs)"
-        made.source = f"{made.source}; estimate for {', '.join(unknown)} nodes from {basis}"
+        text = f"{text}; estimate for {', '.join(unknown)} nodes from {basis}"
+    made = replace(made, families=tuple(families), source=text)
     if np.isinf(made.queue).all():
-        made.queue = _queues(made, cost("queue_factor"))
+        made.queue[:] = _queues(made, cost("queue_factor"))
     _check(made)
-    return made.each()
+    return made
 
 
 def _with_links(port: np.ndarray, link: np.ndarray) -> np.ndarray:
@@ -411,7 +405,7 @@ def _with_links(port: np.ndarray, link: np.ndarray) -> np.ndarray:
 
 
 def _draw_around(
-    made: _Drawn,
+    made: Draws,
     given: Profile | None,
     estimate: tuple[np.ndarray, np.ndarray, np.ndarray],
     bandwidth: np.ndarray,
@@ -431,13 +425,15 @@ def _draw_around(
                 mine = [int(node) in memory.nodes for node in made.node_ids]
             width[mine] = np.log1p(2.0 * memory.spread) / np.log(cost_table.COSTS["given_latency"].high)
     late = (latency[:, None] ** width)[:, None]
-    made.latency = np.where(made.latency != estimate[1], made.latency * late, made.latency)
-    made.bandwidth = np.where(made.bandwidth != estimate[0], made.bandwidth * bandwidth[:, None], made.bandwidth)
-    links, fast = made.link_bandwidth, bandwidth[:, None, None]
-    made.link_bandwidth = np.where(links != estimate[2], links * fast, links)
+    for figures, plain, factor in (
+        (made.bandwidth, estimate[0], bandwidth[:, None]),
+        (made.latency, estimate[1], late),
+        (made.link_bandwidth, estimate[2], bandwidth[:, None, None]),
+    ):
+        np.multiply(figures, factor, out=figures, where=figures != plain)
 
 
-def _queues(made: _Drawn, factor: np.ndarray) -> np.ndarray:
+def _queues(made: Draws, factor: np.ndarray) -> np.ndarray:
     """Bytes of each home node's queue: ``factor`` times what its fastest memory needs at its peak."""
     need = np.zeros_like(made.bandwidth)
     for index in range(made.nodes):
@@ -447,16 +443,17 @@ def _queues(made: _Drawn, factor: np.ndarray) -> np.ndarray:
     return np.where(need > 0, factor[:, None] * need, np.inf)
 
 
-def _apply(made: _Drawn, given: Profile, distance: np.ndarray, farther: np.ndarray) -> None:
-    """Give a machine the figures of a profile.
+def _apply(made: Draws, given: Profile, known: int, distance: np.ndarray, farther: np.ndarray) -> list[curves.Family]:
+    """Give a machine the figures of a profile, and return the families of curves that it adds to as many as are known.
 
     Parameters
     ----------
     distance : float64 (nodes, nodes), SLIT
     farther : float64 (choices, nodes, nodes), ns over the latency from the nearest CPUs, where the profile has no figure
     """
-    bandwidth, latency, link, memory_shape = made.bandwidth, made.latency, made.link_bandwidth, made.memory_shape
-    made.link_shape = link_shape = np.array(made.link_shape)
+    bandwidth, latency, memory_shape = made.bandwidth, made.latency, made.memory_shape
+    link, link_shape = made.link_bandwidth, made.link_shape
+    families: list[curves.Family] = []
     _nodes_exist(made.node_ids, given)
 
     def peaks(of: Mapping[float, float], fast: np.ndarray, shape: np.ndarray) -> None:
@@ -470,10 +467,10 @@ def _apply(made: _Drawn, given: Profile, distance: np.ndarray, farther: np.ndarr
         ]  # fmt: skip
         family = memory.family()
         if family is not None:
-            made.families.append(family)
+            families.append(family)
         for index in chosen:
             if family is not None:
-                made.memory_family[index] = len(made.families) - 1
+                made.memory_family[index] = known + len(families) - 1
                 memory_shape[:, index] = family.shape
                 bandwidth[:, index] = family.peaks[-1]
             if memory.peaks:
@@ -492,7 +489,7 @@ def _apply(made: _Drawn, given: Profile, distance: np.ndarray, farther: np.ndarr
             pairs[_index_of(made.node_ids, entry.initiator), _index_of(made.node_ids, entry.target)] = True
         family = entry.family()
         if family is not None:
-            made.families.append(family)
+            families.append(family)
         for source, target in np.argwhere(pairs):
             near, far = made.home[source], made.home[target]
             idle = entry.idle_latency or (family.idle if family is not None else None)
@@ -501,7 +498,7 @@ def _apply(made: _Drawn, given: Profile, distance: np.ndarray, farther: np.ndarr
             if near == far or far != target:
                 continue  # memory without CPUs is reached over the links of its home, which other pairs describe
             if family is not None:
-                made.link_family[near, far] = len(made.families) - 1
+                made.link_family[near, far] = known + len(families) - 1
                 link[:, near, far], link_shape[:, near, far] = family.peaks[-1], family.shape
             if entry.peaks:
                 peaks(entry.peaks, link[:, near, far], link_shape[:, near, far])
@@ -509,18 +506,18 @@ def _apply(made: _Drawn, given: Profile, distance: np.ndarray, farther: np.ndarr
                 link[:, near, far] = entry.bandwidth
     if given.port_bandwidth is not None:
         made.port_bandwidth[:] = given.port_bandwidth
-    made.port_bandwidth = _with_links(made.port_bandwidth, link)
+    made.port_bandwidth[:] = _with_links(made.port_bandwidth, link)
     if given.cores is not None and given.cores.group is not None:
-        made.core_groups = np.maximum(1.0, np.ceil(made.cpus / given.cores.threads / given.cores.group))
+        made.core_groups[:] = np.maximum(1.0, np.ceil(made.cpus / given.cores.threads / given.cores.group))
         read, mixed = profiles.peaks_of(given.cores.group_peaks, np.ones(len(curves.MIXES)))
-        made.group_bandwidth = np.broadcast_to(read * mixed, made.group_bandwidth.shape)
+        made.group_bandwidth[:] = read * mixed
     if given.queue_lines is not None:
         made.queue[:] = given.queue_lines * LINE_BYTES
     if given.cores is not None:
-        for name in ("lines_streaming", "lines_random"):
-            if known := getattr(given.cores, name):
-                setattr(made, name, np.full(len(bandwidth), float(known)))
-    made.source = f"{made.source} ({given.source})"
+        for name in _LINES:
+            if lines := getattr(given.cores, name):
+                getattr(made, name)[:] = lines
+    return families
 
 
 def _nodes_exist(node_ids: np.ndarray, given: Profile) -> None:
@@ -565,7 +562,7 @@ def sampled(
     seed: int = 0,
     costs: Mapping[str, float] | None = None,
     profile: Profile | str | None = None,
-) -> tuple[list[Machine], list[dict[str, float]]]:
+) -> tuple[Draws, list[dict[str, float]]]:
     """The machine under ``samples`` draws of the parameters (sample 0: their values), and the draws.
 
     What a profile or the host gives is drawn too: within its stated spread where it has one, and within the range of
@@ -575,14 +572,11 @@ def sampled(
     cost_table.whole("samples", samples)
     if isinstance(host, Machine):
         given = cost_table.sample(("given_bandwidth", "given_latency"), samples, seed)
-        pairs = zip(*(values.tolist() for values in given.values()), strict=True)
-        made_of = [
-            replace(
-                host, bandwidth=host.bandwidth * fast, latency=host.latency * late,
-                link_bandwidth=host.link_bandwidth * fast, port_bandwidth=host.port_bandwidth * fast,
-            )
-            for fast, late in pairs
-        ]  # fmt: skip
+        same, fast = host.alone.some(np.zeros(samples, np.int64)), given["given_bandwidth"][:, None]
+        made_of = replace(
+            same, bandwidth=same.bandwidth * fast, latency=same.latency * given["given_latency"][:, None, None],
+            link_bandwidth=same.link_bandwidth * fast[:, None], port_bandwidth=same.port_bandwidth * fast,
+        )  # fmt: skip
         return made_of, [dict(costs or {}) for _ in range(samples)]
     given_profile, known = profile_for(host, profile), parameters(host)
     asked = (samples, seed, host, given_profile)
@@ -590,7 +584,7 @@ def sampled(
     if plain:
         for kept in list(_DRAWN_BEFORE):
             if kept[0] == asked:
-                return list(kept[1]), [dict(values) for values in kept[2]]
+                return kept[1], [dict(values) for values in kept[2]]
     for name, value in (given_profile.costs if given_profile is not None else {}).items():
         spread = cost_table.COSTS["given_latency"].high
         known[name] = known[name]._replace(value=value, low=value / spread, high=value * spread)
@@ -598,10 +592,10 @@ def sampled(
     chosen = [{**{name: float(values[k]) for name, values in draws.items()}, **(costs or {})} for k in range(samples)]
     columns = {name: np.array([values[name] for values in chosen], float) for name in chosen[0]}
     made_of = _machines(host, columns, samples, given_profile)
-    for made, values in zip(made_of, chosen, strict=True):  # a profile may know the cores
-        values |= {"lines_streaming": made.lines_streaming, "lines_random": made.lines_random, **(costs or {})}
+    for values, *lines in zip(chosen, made_of.lines_streaming.tolist(), made_of.lines_random.tolist(), strict=True):
+        values |= {**dict(zip(_LINES, lines, strict=True)), **(costs or {})}  # a profile may know the cores
     if plain and len(host.nodes) <= _KEPT_NODES:
-        _DRAWN_BEFORE.appendleft((asked, list(made_of), [dict(values) for values in chosen]))
+        _DRAWN_BEFORE.appendleft((asked, made_of, [dict(values) for values in chosen]))
     return made_of, chosen
 
 
@@ -611,7 +605,7 @@ def at_hand(host: Host) -> bool:
 
 
 _KEPT_NODES = 128
-_DRAWN_BEFORE: deque[tuple[tuple[object, ...], list[Machine], list[dict[str, float]]]] = deque(maxlen=3)
+_DRAWN_BEFORE: deque[tuple[tuple[object, ...], Draws, list[dict[str, float]]]] = deque(maxlen=3)
 _MADE_BEFORE: deque[tuple[tuple[Host, Profile | None], Machine]] = deque(maxlen=3)
 """What was drawn and made last: who edits a scenario asks for the same hosts again, and to draw takes longer than to use it."""
 

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from workbench import costs as cost_table
 from workbench import results
 from workbench.cost import curves
-from workbench.cost.machine import LINE_BYTES, Machine, machine, sampled
+from workbench.cost.machine import LINE_BYTES, Draws, Machine, machine, sampled
 from workbench.errors import WorkbenchError
 from workbench.validation import first_line
 from workbench.variables import AccessCost
@@ -80,6 +80,12 @@ def lines_in_flight(host: Machine, pattern: str, costs: Mapping[str, float] | No
     if costs is not None and name in costs:
         return cost_table.value(name, costs)
     return {"streaming": host.lines_streaming, "pointer_chasing": 1.0}.get(pattern, host.lines_random)
+
+
+def lines_drawn(hosts: Draws, pattern: str, chosen: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """:func:`lines_in_flight` of every draw, float64 (draws,), with the parameters that each has."""
+    own = np.broadcast_to(lines_in_flight(hosts, pattern), len(hosts)).tolist()
+    return np.array([values.get(LINES[pattern], one) for values, one in zip(chosen, own, strict=True)], float)
 
 
 def memory_shares(
@@ -238,6 +244,8 @@ def initiators_of(access: Access, vcpus: Mapping[int, float]) -> dict[int, float
 class Streams:
     """Streams to be solved together: one row per initiator and access operation.
 
+    Under several draws of parameters (:meth:`drawn`) what is drawn has a first dimension for them.
+
     shares : float64 (..., streams, nodes); initiator : int64 (streams,), node index; vcpus : float64 (streams,)
     walks : float64 (..., streams, nodes), page-table references in memory that one access makes, by node
     window : float64 (streams,), bytes in flight; wanted : float64 (streams,), MB/s at most
@@ -255,14 +263,28 @@ class Streams:
     extra_latency: np.ndarray
     beside: np.ndarray
 
-    def drawn(
-        self, host: Machine, access: Access, costs: Mapping[str, float], share: np.ndarray | None, **others: np.ndarray
-    ) -> Streams:
-        """The same streams of one access under one draw: other lines in flight, ``others``, and shares (nodes,) if given."""
+    def drawn(self, lines: np.ndarray, share: np.ndarray | None = None, **others: np.ndarray) -> Streams:
+        """The same streams of one access under draws of the lines in flight (draws,), of shares (draws, nodes), of others."""
         if share is not None:
-            others["shares"] = np.broadcast_to(share, self.shares.shape)
-        window = self.vcpus * (lines_in_flight(host, access.pattern, costs) * LINE_BYTES)
-        return replace(self, window=window, **others)
+            others["shares"] = np.broadcast_to(share[:, None, None], (len(share), *self.shares.shape))
+        return replace(self, window=self.vcpus * (lines[:, None] * LINE_BYTES), **others)
+
+    def draws(self, *names: str) -> list[str]:
+        """Which fields of those differ from draw to draw; all that may if none is named."""
+        return [name for name in names or _DRAWN if getattr(self, name).ndim > _DRAWN[name]]
+
+    def some(self, at: np.ndarray) -> Streams:
+        """The draws at these positions."""
+        return replace(self, **{name: getattr(self, name)[at] for name in self.draws()})
+
+    def of_draws(self, name: str, count: int) -> np.ndarray:
+        """A field with a dimension for so many draws."""
+        value = getattr(self, name)
+        return np.broadcast_to(value, (count, *value.shape[-_DRAWN[name] :]))
+
+
+_DRAWN = {"shares": 3, "walks": 3, "window": 1, "extra_latency": 1, "beside": 1}
+"""Of :class:`Streams`, what may differ from draw to draw, and how many dimensions it has besides."""
 
 
 @dataclass(frozen=True)
@@ -382,43 +404,37 @@ def together(parts: Sequence[Streams]) -> Streams:
     """Streams of several accesses that run at the same time."""
     return Streams(
         *(
-            np.concatenate([getattr(part, f.name) for part in parts], axis=1 if f.name in ("shares", "walks") else 0)
+            np.concatenate([getattr(part, f.name) for part in parts], axis=-2 if f.name in ("shares", "walks") else -1)
             for f in fields(Streams)
         )
     )
 
 
-def met(hosts: Sequence[Machine], demands: Sequence[Streams]) -> list[bytes]:
+def met(hosts: Draws, demand: Streams) -> list[bytes]:
     """For each draw of a host a digest of all that its solution takes from the draw.
 
     Two draws with one digest have one solution: what changes a node, a link or cores that nobody uses, or what mixes of reads
     and writes get where all is read, does not change it.
     """
-    n, first, source = hosts[0].nodes, demands[0], demands[0].initiator
-    drawn = {name: [getattr(demand, name) for demand in demands] for name in _DRAWN}
-    drawn = {name: column[:1] if all(one is column[0] for one in column) else column for name, column in drawn.items()}
-    shares, walks = np.array(drawn["shares"]), np.array(drawn["walks"])
-    target = np.flatnonzero(shares.any(axis=(0, 1, 2)) | walks.any(axis=(0, 1, 2)))
-    near, far = hosts[0].home[source][:, None], hosts[0].home[target]
+    n, source = hosts.nodes, demand.initiator
+    shares, walks = demand.shares.reshape(-1, n), demand.walks.reshape(-1, n)
+    target = np.flatnonzero(shares.any(axis=0) | walks.any(axis=0))
+    near, far = hosts.home[source][:, None], hosts.home[target]
     between = near != far
     links = (n + near * n + far)[between]
     ports = n + n * n + np.concatenate(((near + 0 * far)[between], (far + 0 * near)[between]))
     rows = np.unique(np.concatenate((target, links, ports)))
-    only_reads = not first.write_fraction.any() and not walks.any()
+    only_reads = not demand.write_fraction.any() and not walks.any()
     mixes = slice(-1, None) if only_reads else slice(None)
     parts = [
-        np.array([host.fixed_peaks[rows, mixes] for host in hosts]),
-        np.array([host.group_bandwidth[source, mixes] for host in hosts]),
-        np.array([host.latency for host in hosts])[:, source][:, :, np.union1d(target, source)],
-        np.array([host.queue[near] for host in hosts]),
-        *(np.array(column) for column in drawn.values() if len(column) == len(hosts)),
+        hosts.fixed_peaks[:, rows, mixes],
+        hosts.group_bandwidth[:, source, mixes],
+        hosts.latency[:, source][:, :, np.union1d(target, source)],
+        hosts.queue[:, near],
+        *(getattr(demand, name) for name in demand.draws()),
     ]
-    together = np.concatenate([part.reshape(len(hosts), -1) for part in parts], axis=1)
+    together = np.ascontiguousarray(np.concatenate([part.reshape(len(hosts), -1) for part in parts], axis=1))
     return [hashlib.blake2b(row, digest_size=16).digest() for row in together]
-
-
-_DRAWN = ("shares", "walks", "window", "extra_latency", "beside")
-"""Of :class:`Streams`, what may differ from draw to draw."""
 
 
 def solve(host: Machine, demand: Streams, *, unsolved: str = "error") -> Solution:
@@ -426,10 +442,10 @@ def solve(host: Machine, demand: Streams, *, unsolved: str = "error") -> Solutio
 
     unsolved : what becomes of placements for which the fixed point is not met: "error", or "nan" for numbers that are none
     """
-    return solve_draws((host,), (demand,), unsolved=unsolved)
+    return solve_draws(host.alone, demand, unsolved=unsolved)
 
 
-def solve_draws(hosts: Sequence[Machine], demands: Sequence[Streams], *, unsolved: str = "error") -> Solution:
+def solve_draws(hosts: Draws, demand: Streams, *, unsolved: str = "error") -> Solution:
     """:func:`solve` of streams under several draws of parameters: of one host, by the same vCPUs.
 
     Placements of the solution are those of the first draw, then those of the second, and so on. Where streams are many, those
@@ -437,95 +453,78 @@ def solve_draws(hosts: Sequence[Machine], demands: Sequence[Streams], *, unsolve
     """
     from workbench.kernels import host_traffic
 
-    if len(demands[0].initiator) >= MANY_STREAMS:
-        each, which = _classes(demands)
+    if len(demand.initiator) >= MANY_STREAMS:
+        each, which = _classes(demand)
         if 2 * len(each) <= len(which):
-            return _solve_classes(hosts, demands, each, which, unsolved)
-    first, n = demands[0], hosts[0].nodes
+            return _solve_classes(hosts, demand, each, which, unsolved)
+    n = hosts.nodes
     busy = np.zeros(n)
-    np.add.at(busy, first.initiator, first.vcpus)
-    beside = any(more.any() for more in {id(demand.beside): demand.beside for demand in demands}.values())
-    solved, walked = [], []
-    for host, demand in zip(hosts, demands, strict=True):
-        walks, extra = demand.walks, demand.extra_latency
-        if beside:
-            every = 1.0 + demand.beside  # walks for each of an access that reaches memory
-            walks, extra = walks * every[:, None], extra * every
-        arrays = host_traffic.MachineArrays(
-            host.home, host.latency, host.peaks(busy), host.curve_rows, curves.LOADS, host.delays, host.queue
-        )
-        walks = np.ascontiguousarray(walks, float)
-        asked = host_traffic.Demand(
-            np.ascontiguousarray(demand.shares, float), walks, demand.initiator, demand.write_fraction, extra,
-            demand.window, demand.wanted, demand.vcpus,
-        )  # fmt: skip
-        solved.append(host_traffic.solve_placements(arrays, asked, TOLERANCE, MAX_ITERATIONS, MAX_PASSES))
-        walked.append(walks)
-    rate, latency, idle, walk, used, capacity, wait, iterations = map(_joined, zip(*solved, strict=True))
+    np.add.at(busy, demand.initiator, demand.vcpus)
+    shares, walks, window, extra, beside = (demand.of_draws(name, len(hosts)) for name in _DRAWN)
+    if beside.any():
+        every = 1.0 + beside  # walks for each of an access that reaches memory
+        walks, extra = walks * every[:, None, :, None], extra * every
+    shares, walks, extra, window = (np.require(value, float, ("C", "W")) for value in (shares, walks, extra, window))
+    arrays = host_traffic.MachineArrays(
+        hosts.home, hosts.latency, hosts.peaks(busy), hosts.curve_rows, curves.LOADS, hosts.delays, hosts.queue
+    )
+    asked = host_traffic.Demand(
+        shares, walks, demand.initiator, demand.write_fraction, extra, window, demand.wanted, demand.vcpus
+    )
+    rate, latency, idle, walk, used, capacity, wait, iterations = host_traffic.solve_placements(
+        arrays, asked, TOLERANCE, MAX_ITERATIONS, MAX_PASSES
+    )
     failed = iterations < 0
     if failed.any():
         if unsolved == "error":
-            draw, at = divmod(int(np.flatnonzero(failed)[0]), len(first.shares))
+            draw, at = divmod(int(np.flatnonzero(failed)[0]), shares.shape[1])
             raise WorkbenchError(
-                f"traffic: no fixed point found for placement {at} of {len(first.shares)} after {MAX_ITERATIONS} steps; "
-                f"shares {repr(np.round(demands[draw].shares[at], 4).tolist())[:120]}"
+                f"traffic: no fixed point found for placement {at} of {shares.shape[1]} after {MAX_ITERATIONS} steps; "
+                f"shares {repr(np.round(shares[draw, at], 4).tolist())[:120]}"
             )
         for values in (rate, latency, idle, walk, used, wait):
             values[failed] = np.nan
     load = used / capacity
-    if beside:  # what those walks took is not spent by the accesses whose latency this is
-        rows = [
-            (np.broadcast_to(of.beside, of.shares.shape[:2]), np.broadcast_to(of.extra_latency, of.shares.shape[:2]),
-             (of.walks * host.latency[of.initiator]).sum(axis=2), of.shares.sum(axis=2) > 0)
-            for host, of in zip(hosts, demands, strict=True)
-        ]  # fmt: skip
-        more, extra, own, visits = map(_joined, zip(*rows, strict=True))
+    if beside.any():  # what those walks took is not spent by the accesses whose latency this is
+        more = np.repeat(beside, shares.shape[1], axis=0)
+        own = (demand.of_draws("walks", len(hosts)) * hosts.latency[:, None, demand.initiator]).sum(axis=3)
+        own = np.where(shares.sum(axis=3) > 0, own, 0.0) + demand.of_draws("extra_latency", len(hosts))[:, None]
         latency = latency - walk * more / (1.0 + more)
         walk = walk / (1.0 + more)
-        idle = idle - (np.where(visits, own, 0.0) + extra) * more
+        idle = idle - own.reshape(idle.shape) * more
     return Solution(
-        rate, latency, idle, walk, rate * _joined(walked).sum(axis=2), used[:, :n], load[:, :n],
+        rate, latency, idle, walk, rate * walks.sum(axis=3).reshape(rate.shape), used[:, :n], load[:, :n],
         load[:, n : n + n * n].reshape(-1, n, n), wait, iterations,
     )  # fmt: skip
 
 
-def _classes(demands: Sequence[Streams]) -> tuple[np.ndarray, np.ndarray]:
+def _classes(demand: Streams) -> tuple[np.ndarray, np.ndarray]:
     """Classes of streams that are alike in every draw: the first stream of each, and the class of every stream."""
     rows = [
-        np.moveaxis(value, -2, 0) if field.name in ("shares", "walks") else value
-        for demand in demands
+        np.moveaxis(getattr(demand, field.name), -2 if field.name in ("shares", "walks") else -1, 0)
         for field in fields(Streams)
-        for value in (getattr(demand, field.name),)
     ]
-    table = np.concatenate([row.reshape(len(demands[0].initiator), -1).astype(float) for row in rows], axis=1)
+    table = np.concatenate([row.reshape(len(demand.initiator), -1).astype(float) for row in rows], axis=1)
     numbers: dict[bytes, int] = {}
     which = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in table])
     return np.unique(which, return_index=True)[1], which
 
 
-def _solve_classes(
-    hosts: Sequence[Machine], demands: Sequence[Streams], first: np.ndarray, which: np.ndarray, unsolved: str
-) -> Solution:
+def _solve_classes(hosts: Draws, demand: Streams, first: np.ndarray, which: np.ndarray, unsolved: str) -> Solution:
     """:func:`solve_draws` of one stream for each class, which has the vCPUs and the bytes in flight of all of the class."""
     count = np.bincount(which).astype(float)
-    few = [
-        replace(
-            demand, shares=demand.shares[:, first], walks=demand.walks[:, first], initiator=demand.initiator[first],
-            write_fraction=demand.write_fraction[first], extra_latency=demand.extra_latency[first],
-            beside=demand.beside[first], vcpus=demand.vcpus[first] * count, window=demand.window[first] * count,
-            wanted=demand.wanted[first] * count,
+    few = Streams(
+        *(
+            np.take(getattr(demand, field.name), first, axis=-2 if field.name in ("shares", "walks") else -1)
+            for field in fields(Streams)
         )
-        for demand in demands
-    ]  # fmt: skip
+    )
+    few = replace(few, vcpus=few.vcpus * count, window=few.window * count, wanted=few.wanted * count)
     found = solve_draws(hosts, few, unsolved=unsolved)
     return replace(
         found, latency=found.latency[:, which], idle_latency=found.idle_latency[:, which], walk=found.walk[:, which],
         bandwidth=(found.bandwidth / count)[:, which], walk_traffic=(found.walk_traffic / count)[:, which],
     )  # fmt: skip
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def access_cost(
@@ -569,24 +568,23 @@ def access_cost(
     if number > 1:
         drawn, chosen = sampled(host, number, seed, costs, profile)
     else:
-        drawn, chosen = [machine(host, costs, profile)], [dict(costs or {})]
+        drawn, chosen = machine(host, costs, profile).alone, [dict(costs or {})]
     caches = np.array([cost_table.value("cache_bytes", values) for values in chosen])
     share, reached = reach(dataset, access, float(caches[0])).of(caches)
     demand = streams(drawn[0], share[0], vcpus, access, costs=costs, extra_latency=extra_latency, walks=walks)
-    rows = zip(drawn, chosen, share, strict=True)
-    solution = solve_draws(drawn, [demand.drawn(model, access, values, row) for model, values, row in rows])
+    solution = solve_draws(drawn, demand.drawn(lines_drawn(drawn, access.pattern, chosen), share))
     every = {
         name: getattr(solution, name) for name in ("bandwidth", "latency", "idle_latency", "node_used", "node_load")
     }
     return results.make(
         AccessCost,
         cost_table.presented(every | {"node_share": share, "memory_fraction": reached}, samples),
-        {"initiator": list(vcpus), "node": drawn[0].node_ids},
+        {"initiator": list(vcpus), "node": drawn.node_ids},
         provenance=results.provenance(
             command="cost.traffic.access_cost", dataset=dataset, host=host, access=access, vcpus=vcpus, samples=samples,
             seed=seed, costs=costs, extra_latency=extra_latency, walks=None if walks is None else list(walks),
             profile=profile if isinstance(profile, str) or profile is None else profile.name,
         ),
-        source=drawn[0].source,
-        attributes={"estimated": int(drawn[0].estimated)},
+        source=drawn.source,
+        attributes={"estimated": int(drawn.estimated)},
     )  # fmt: skip

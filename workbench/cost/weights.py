@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +13,17 @@ import xarray as xr
 from workbench import costs as cost_table
 from workbench import results
 from workbench.cost.machine import Machine, machine, reported_bandwidth, sampled
-from workbench.cost.traffic import access_pattern, initiators_of, met, running, solve, solve_draws, streams, together
+from workbench.cost.traffic import (
+    access_pattern,
+    initiators_of,
+    lines_drawn,
+    met,
+    running,
+    solve,
+    solve_draws,
+    streams,
+    together,
+)
 from workbench.errors import WorkbenchError
 from workbench.variables import Weights
 
@@ -220,25 +231,24 @@ def best_weights(
     if draws > 1:
         machines, chosen = sampled(host, draws, seed, costs)
     else:
-        machines, chosen = [model], [dict(costs or {})]
+        machines, chosen = model.alone, [dict(costs or {})]
     # Draws that look alike from the nodes of the policy have one optimum.
     anywhere = streams(machines[0], allowed / allowed.sum(), vcpus, access, costs=chosen[0])
-    drawn = zip(machines, chosen, strict=True)
-    alike = met(machines, [anywhere.drawn(one, access, values, None) for one, values in drawn])
+    lines = lines_drawn(machines, access.pattern, chosen)
+    alike = met(machines, anywhere.drawn(lines))
     best, tables = {alike[0]: weights[0]}, [weights]
     search = int(allowed.sum()) <= SEARCHED_NODES
-    for one, values, key in zip(machines[1:], chosen[1:], alike[1:], strict=True):
+    for one, values, key in itertools.islice(zip(machines, chosen, alike, strict=True), 1, None):
         if key in best:
             tables.append(np.array([best[key], of_kernel(one), *weights[2:]]))
         else:
             tables.append(table(one, values, weights[0], search))
             best[key] = tables[-1][0]
     share = np.array([each / each.sum(axis=1, keepdims=True) for each in tables])
-    demands = [
-        streams(one, np.vstack((share[0], share[k, :1])), vcpus, access, costs=values)
-        for k, (one, values) in enumerate(zip(machines, chosen, strict=True))
-    ]
-    solution = solve_draws(machines, demands)
+    rows = np.concatenate((np.broadcast_to(share[0], share.shape), share[:, :1]), axis=1)
+    asked = streams(machines[0], rows[0], vcpus, access, costs=chosen[0])
+    shares = np.broadcast_to(rows[:, :, None], (draws, *asked.shares.shape))
+    solution = solve_draws(machines, asked.drawn(lines, shares=shares))
     bandwidth = solution.bandwidth.sum(axis=1).reshape(draws, -1)  # of the four, and of a draw's own optimum
     latency = (solution.latency @ number / number.sum()).reshape(draws, -1)
     every = {"share": share, "bandwidth": bandwidth[:, :-1], "latency": latency[:, :-1]}

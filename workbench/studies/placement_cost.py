@@ -201,7 +201,7 @@ def policy_costs(
     if unknown:
         raise WorkbenchError(f"vcpus: node {unknown[0]} is not a node of {host.name}")
     guest = _Guest(parse_bytes(memory, "memory"), number, page_size, confidential)
-    machines, chosen = sampled(host, draws, seed) if draws > 1 else ([traffic.machine(host)], [{}])
+    machines, chosen = sampled(host, draws, seed) if draws > 1 else (traffic.machine(host).alone, [{}])
     if draws > 1 and access.pattern != "streaming":  # which walks no page table
         walked_with = cost_table.sample(translation.TABLE_PARAMETERS, draws, seed + 1)
         for k, values in enumerate(chosen):

@@ -200,19 +200,19 @@ class _AccessModel:
         """float64 (count, outputs). Choices of which the accesses meet the same are solved once."""
         from workbench.cost import machine, traffic
 
-        machines = machine.machines(self._host, values) if values else [machine.machine(self._host)]
-        shares: list[np.ndarray | None] = [None] * count
+        machines = machine.machines(self._host, values) if values else machine.machine(self._host).alone
+        share: np.ndarray | None = None
         if self._access.pattern == "zipf" and "cache_bytes" in values:  # what the caches hold depends on their size
-            shares = list(map(self._share, values["cache_bytes"].tolist()))
-        name = traffic.LINES[self._access.pattern]
-        lines = [{name: one} for one in values[name].tolist()] if name in values else [{}] * count
-        demand = traffic.streams(machines[0], self._share(None), self._vcpus, self._access)
-        demands = list(map(demand.drawn, machines, [self._access] * count, lines, shares))
-        keys = traffic.met(machines, demands)
+            share = np.array(list(map(self._share, values["cache_bytes"].tolist())))
+        lines = traffic.LINES[self._access.pattern]
+        own = traffic.lines_in_flight(machines, self._access.pattern)
+        drawn = values[lines] if lines in values else np.broadcast_to(own, count)
+        demand = traffic.streams(machines[0], self._share(None), self._vcpus, self._access).drawn(drawn, share)
+        keys = traffic.met(machines, demand)
         out = [self._kept.get(key) for key in keys]
         new = list({key: at for at, key in enumerate(keys) if out[at] is None}.values())
         if new:
-            solution = traffic.solve_draws([machines[at] for at in new], [demands[at] for at in new])
+            solution = traffic.solve_draws(machines.some(np.array(new)), demand.some(np.array(new)))
             columns = [getattr(np, how)(getattr(solution, name), axis=1) for name, (_, _, how) in OUTPUTS.items()]
             now = dict(zip([keys[at] for at in new], np.stack(columns, axis=1), strict=True))
             if len(self._kept) < _KEPT:

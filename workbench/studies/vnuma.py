@@ -130,7 +130,7 @@ def cost(
         raise WorkbenchError("cells: a guest has at least one virtual node")
     draws = cost_table.draws_of(samples)
     machines, chosen = (
-        sampled(host, draws, seed, costs) if draws > 1 else ([traffic.machine(host, costs)], [dict(costs or {})])
+        sampled(host, draws, seed, costs) if draws > 1 else (traffic.machine(host, costs).alone, [dict(costs or {})])
     )
     own = [machines[0].index_of(cell.host_node) for cell in cells]
     if backing is None:
