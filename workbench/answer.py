@@ -144,12 +144,26 @@ class Log:
                 continue
             whole = system.conversions.whole(inode)
             if changed:
-                one = isinstance(operation, sc.Convert) and system.files[operation.file].inode is inode
-                whole.look(*(system.pages(operation, inode.pages) if one else (0, inode.pages)))
+                whole.look(*_part_that_changed(system, operation, inode))
             if watched:
                 out[:-3] += whole.row()
             if devices and inode.users is not None:
                 out[-3:] += whole.device_leaves(inode.users.iommu.intervals())
+
+
+_OF_A_RANGE = (sc.Convert, sc.Fault, sc.Fallocate, sc.PunchHole, sc.Pin, sc.Unpin)
+"""Operations that change nothing but folios that a range of one file touches."""
+
+
+def _part_that_changed(system: System, operation: sc.Operation, inode: Inode) -> tuple[int, int]:
+    """Pages of a file that an operation may have changed."""
+    if not isinstance(operation, _OF_A_RANGE):
+        return 0, inode.pages
+    file = system.files.get(operation.file)
+    if file is None or file.inode is not inode:
+        return 0, 0
+    start, end = system.pages(operation, inode.pages)
+    return start >> inode.order << inode.order, -(-end >> inode.order) << inode.order
 
 
 class Answer:

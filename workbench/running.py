@@ -15,6 +15,7 @@ from workbench.engine.generators import expand
 from workbench.engine.system import System
 from workbench.errors import Cancelled
 from workbench.kernels.compile import prepare
+from workbench.tracking.whole import WATCHED
 
 Progress = Callable[[int, int], None]
 
@@ -66,4 +67,6 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
             modules += ["maps.maple", "pfn_range", "light_map"]
         else:
             modules += ["folios.run"]
+        if scenario.guest.vm_type in WATCHED:
+            modules.append("whole")
     return modules

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import workbench as wb
+from workbench import answer
 from workbench.errors import WorkbenchError
 from workbench.plots import designs as plots_designs
+from workbench.running import run
 
 
 def simulated(
@@ -72,3 +79,49 @@ def test_a_td_needs_a_pair_of_pages_for_each_2_mib() -> None:
     assert [line.get_ydata()[-1] for line in device] == [100 / 2048] * 2, "of 3 MiB one lies whole"
     with pytest.raises(WorkbenchError, match="TDX guest"):
         plots_designs.mappings(found, found.drop_vars("dynamic_pamt_bytes"))
+
+
+CALL = st.builds(
+    lambda op, first, pages, more: {"op": op, "offset": first * 4096, "length": pages * 4096, **more},
+    st.just("fault"), st.integers(0, 2100), st.sampled_from([1, 1, 3, 64, 512, 700]),
+    st.fixed_dictionaries({"by": st.sampled_from(["guest", "host"]), "task": st.sampled_from(["vcpu0", "vcpu1"])}),
+) | st.builds(
+    lambda op, first, pages, more: {"op": op, "offset": first * 4096, "length": pages * 4096, **more},
+    st.just("convert"), st.integers(0, 2100), st.sampled_from([1, 1, 3, 512, 1024]),
+    st.fixed_dictionaries({"to": st.sampled_from(["shared", "private"])}),
+) | st.builds(
+    lambda op, first, pages: {"op": op, "offset": first * 4096, "length": pages * 4096},
+    st.sampled_from(["pin", "unpin", "punch_hole", "fallocate"]), st.integers(0, 2100), st.sampled_from([1, 64, 512]),
+)  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(CALL, max_size=25), st.sampled_from(["snp", "tdx"]),
+    st.sampled_from([("4 KiB", "filemap"), ("2 MiB", "hugetlb"), ("2 MiB", "thp"), ("2 MiB", "pfn-range"),
+                     ("1 GiB", "hugetlb-hvo")]),
+)  # fmt: skip
+def test_a_look_at_the_part_that_a_call_names_is_a_look_at_all(
+    calls: list[dict[str, object]], vm_type: str, pages: tuple[str, str]
+) -> None:
+    """After each call, of two files; what is looked at in part is counted up, and in the end counted anew it is the same."""
+    memory = "2 GiB" if pages[0] == "1 GiB" else "10 MiB"
+    nodes = [{"id": i, "memory_bytes": "8 GiB", "cpus": [i]} for i in range(2)]
+    guest = {"memory": memory, "page_size": pages[0], "design": pages[1], "vm_type": vm_type}
+    given_ = wb.Scenario.from_mapping({
+        "host": {"name": "two", "nodes": nodes, "distances": [[10, 20], [20, 10]]},
+        "guest": guest | {"vcpus": [{"node": 0}, {"node": 1}]}, **({"kernel_profile": "7.4"} if pages[0] == "4 KiB" else {}),
+        "operations": [{"op": "create"}, *calls, {"op": "convert", "offset": 0, "length": 0, "to": "shared"}],
+    })  # fmt: skip
+    parts = run(given_)
+    with mock.patch.object(answer, "_OF_A_RANGE", ()):
+        all_ = run(given_)
+    np.testing.assert_array_equal(parts.log.whole, all_.log.whole)
+    conversions = parts.system.conversions
+    assert conversions is not None
+    for inode in conversions.inodes:
+        state = conversions.whole(inode).state
+        held = state.private > 0
+        assert state.row[2:4].tolist() == [state.large.sum(), state.direct_split.sum()]
+        regions = [len(np.unique(state.region[held & (state.node == node)])) for node in range(2)]
+        assert state.row[4:].tolist() == [*regions, *np.bincount(state.node[held], minlength=2).tolist()]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from workbench.kernels import whole as kernel
 from workbench.kernels.folios import run as folio
 from workbench.tracking.confidential import DPAMT_PAGES_PER_2M
 from workbench.tracking.tracked_file import Blocks, Int64s, TrackedFile
@@ -35,39 +36,52 @@ class Whole:
 
     def __init__(self, file: TrackedFile, nodes: int) -> None:
         blocks = -(-(file.size // PAGE_SIZE) // folio.PAGES_2M)
+        most = -(-blocks // folio.BLOCKS_1G) + 1
         self.file, self.nodes = file, nodes
-        self.present, self.private = np.zeros(blocks, np.int64), np.zeros(blocks, np.int64)
-        self.node = np.full(blocks, -1, np.int64)
-        self.large: Bools = np.zeros(blocks, bool)
-        """The block has a 2 MiB entry."""
-        self.direct_split: Bools = np.zeros(blocks, bool)
-        """The direct map of the block is split."""
-        self.updates = self.smashes = 0
-        self._region = np.full(blocks, -1, np.int64)
-        self._most = -(-blocks // folio.BLOCKS_1G) + 1
-        self._held = np.zeros(nodes * self._most, np.int64)
-        self._row: Int64s | None = None
+        self.state = kernel.Whole(
+            present=np.zeros(blocks, np.int64), private=np.zeros(blocks, np.int64), node=np.full(blocks, -1, np.int64),
+            large=np.zeros(blocks, np.uint8), direct_split=np.zeros(blocks, np.uint8),
+            region=np.full(blocks, -1, np.int64), held=np.zeros(nodes * most, np.int64), before=np.zeros(nodes, np.int64),
+            row=np.zeros(kernel.REGIONS + 2 * nodes, np.int64),
+        )  # fmt: skip
+
+    @property
+    def updates(self) -> int:
+        """Entries of the RMP that were written so far."""
+        return int(self.state.row[kernel.UPDATES])
+
+    @property
+    def smashes(self) -> int:
+        """Entries of 2 MiB that were taken apart so far."""
+        return int(self.state.row[kernel.SMASHES])
 
     def row(self) -> Int64s:
-        """Updates, smashes, blocks with a 2 MiB entry, blocks whose direct map is split, then :meth:`regions` and
-        :meth:`pamt_bytes`, int64 (4 + 2 nodes,); not to be written to."""
-        if self._row is None:
-            sums = (self.updates, self.smashes, self.large.sum(), self.direct_split.sum())
-            self._row = np.concatenate((np.array(sums, np.int64), self.regions(), self.pamt_bytes()))
-        return self._row
+        """Updates, smashes, blocks with a 2 MiB entry, blocks whose direct map is split, then by node 1 GiB regions that hold
+        private memory, then bytes of pairs of PAMT pages for it, int64 (4 + 2 nodes,)."""
+        row = self.state.row.copy()
+        row[kernel.REGIONS + self.nodes :] *= DPAMT_PAGES_PER_2M * PAGE_SIZE
+        return row
 
     def look(self, first: int, end: int) -> None:
         """Pages [first, end) of the file may have changed."""
-        low, high = first // folio.PAGES_2M, min(len(self.private), -(-end // folio.PAGES_2M))
-        if low >= high:
-            return
-        if high - low == 1 and self._look_at_one(low):
-            return
-        self._compare(slice(low, high), self.file.blocks(low, high))
+        low, high = first // folio.PAGES_2M, min(len(self.state.private), -(-end // folio.PAGES_2M))
+        one = self.file.block(low) if high - low == 1 else None
+        if one is not None:
+            kernel.look_at_one(self.state, low, one.present, one.private, one.node, one.whole, True)
+        elif low < high:
+            self._look(np.arange(low, high), self.file.blocks(low, high), True)
 
     def look_at(self, blocks: Int64s) -> None:
         """Blocks int64 (n,), each once, may have changed, as by one call each."""
-        self._compare(blocks, self.file.blocks_at(blocks))
+        self._look(blocks, self.file.blocks_at(blocks), True)
+
+    def look_after(self, blocks: Int64s) -> None:
+        """Blocks int64 (n,), each once, are as :meth:`follow` left them, or nobody asks what was done to the RMP."""
+        self._look(blocks, self.file.blocks_at(blocks), False)
+
+    def _look(self, blocks: Int64s, now: Blocks, counts: bool) -> None:
+        present, private, node, _, whole = now
+        kernel.look(self.state, blocks, present, private, node, np.ascontiguousarray(whole), counts)
 
     def follow(self, first: Int64s, end: Int64s, to_shared: Bools, bits: dict[int, tuple[int, int]]) -> int:
         """What conversions of pages [first, end), (n,) each, do one after the other; returns how many were followed.
@@ -78,9 +92,9 @@ class Whole:
         """
         folios, entries = not self.file.stays_whole, self.file.order > 0
         blocks = np.fromiter(bits, np.int64, len(bits))
-        large = dict(zip(blocks.tolist(), self.large[blocks].tolist(), strict=True))
+        large = dict(zip(blocks.tolist(), self.state.large[blocks].tolist(), strict=True))
         split: set[int] = set()
-        done = 0
+        done = updates = smashes = 0
         for low, high, shares in zip(first.tolist(), end.tolist(), to_shared.tolist(), strict=True):
             changes, depends = [], False
             for block in range(low >> folio.ORDER_2M, ((high - 1) >> folio.ORDER_2M) + 1 if low < high else 0):
@@ -96,86 +110,20 @@ class Whole:
             for block, there, before, after in changes:
                 bits[block] = there, after
                 was, made = large[block], entries and not before and after == _ALL
-                self.updates += 1 if made or (was and not after) else (before ^ after).bit_count()
+                updates += 1 if made or (was and not after) else (before ^ after).bit_count()
                 if was and after:
-                    self.smashes += 1
+                    smashes += 1
                     split.add(block)
                 elif not made and after & ~before:
                     split.add(block)
                 large[block] = made
             done += 1
-        self.large[blocks] = list(large.values())
-        self.direct_split[list(split)] = True
+        state = self.state
+        state.large[blocks] = list(large.values())
+        state.direct_split[list(split)] = 1
+        state.row[: kernel.REGIONS] += updates, smashes, 0, 0
+        state.row[kernel.LARGE : kernel.REGIONS] = state.large.sum(), state.direct_split.sum()
         return done
-
-    def _compare(self, blocks: slice | Int64s, now: Blocks) -> None:
-        present, private, _, _, whole = now
-        before, large = self.private[blocks], self.large[blocks]
-        same = np.array_equal(present, self.present[blocks])
-        if same and np.array_equal(private, before):
-            return
-        made = (before == 0) & (private == folio.PAGES_2M) & whole
-        gone, smashed = large & (private == 0), large & (private > 0) & (private < folio.PAGES_2M)
-        single = np.where(made | gone, 0, np.abs(private - before))
-        self.updates += int(made.sum() + gone.sum() + single.sum())
-        self.smashes += int(smashed.sum())
-        self.large[blocks] = (large & ~gone & ~smashed) | made
-        self.direct_split[blocks] |= smashed | ((private > before) & ~made)
-        self._take_over(blocks, now)
-
-    def look_after(self, blocks: Int64s) -> None:
-        """Blocks int64 (n,), each once, are as :meth:`follow` left them, or nobody asks what was done to the RMP."""
-        self._take_over(blocks, self.file.blocks_at(blocks))
-
-    def _take_over(self, blocks: slice | Int64s, now: Blocks) -> None:
-        """These blocks are now so: regions and pairs of PAMT pages follow."""
-        present, private, node, _, _ = now
-        before = self.private[blocks]
-        self._row = None
-        moved = not np.array_equal(present, self.present[blocks]) or not np.array_equal(node, self.node[blocks])
-        if not moved:
-            self._count(blocks, before > 0, -1)
-            self._count(blocks, private > 0, 1)
-        self.present[blocks], self.private[blocks], self.node[blocks] = present, private, node
-        if moved:
-            self._lay_out()
-
-    def _look_at_one(self, block: int) -> bool:
-        """:meth:`look` at one block of which only the states of pages may have changed; False: more may have."""
-        found = self.file.block(block)
-        if found is None or (found.present, found.node) != (int(self.present[block]), int(self.node[block])):
-            return False
-        private, before, large = found.private, int(self.private[block]), bool(self.large[block])
-        if private == before:
-            return True
-        made = before == 0 and private == folio.PAGES_2M and found.whole
-        gone = large and private == 0
-        smashed = large and 0 < private < folio.PAGES_2M
-        updates = made + gone + (0 if made or gone else abs(private - before))
-        self.updates += updates
-        self.smashes += smashed
-        self.large[block] = (large and not gone and not smashed) or made
-        split = bool(self.direct_split[block]) or smashed or (private > before and not made)
-        held, region = (private > 0) - (before > 0), int(self._region[block])
-        if self._row is not None and not held and bool(self.direct_split[block]) == split:
-            self._row = self._row.copy()
-            self._row[:3] += updates, smashed, int(self.large[block]) - large
-        else:
-            self._row = None
-        self.direct_split[block] = split
-        if held and region >= 0:
-            self._held[region] += held
-        self.private[block] = private
-        return True
-
-    def regions(self) -> Int64s:
-        """1 GiB regions of each node that hold private memory, int64 (nodes,)."""
-        return np.asarray((self._held.reshape(self.nodes, -1) > 0).sum(axis=1), np.int64)
-
-    def pamt_bytes(self) -> Int64s:
-        """Bytes of pairs of PAMT pages for private memory on each node, int64 (nodes,)."""
-        used = np.bincount(self.node[(self.private > 0) & (self.node >= 0)], minlength=self.nodes)
-        return used.astype(np.int64) * DPAMT_PAGES_PER_2M * PAGE_SIZE
 
     def device_leaves(self, areas: Int64s) -> Int64s:
         """Leaves of 4 KiB, 2 MiB, 1 GiB that map areas int64 (n, 2) of pages for a device, as large as memory
@@ -196,17 +144,3 @@ class Whole:
                 blocks_1g += bool(whole[at].all() and len(np.unique(private[at])) == 1)
         small = pages - blocks_2m * folio.PAGES_2M
         return np.array([small, blocks_2m - blocks_1g * folio.BLOCKS_1G, blocks_1g], np.int64)
-
-    def _count(self, blocks: slice | Int64s, holds: Bools, sign: int) -> None:
-        region = self._region[blocks]
-        np.add.at(self._held, region[holds & (region >= 0)], sign)
-
-    def _lay_out(self) -> None:
-        """Give every block the region that its first page lies in, and count those that hold private memory."""
-        for node in range(self.nodes):
-            mine = np.flatnonzero(self.node == node)
-            start = np.cumsum(self.present[mine]) - self.present[mine]
-            self._region[mine] = node * self._most + start // folio.PAGES_1G
-        self._region[self.node < 0] = -1
-        self._held[:] = 0
-        self._count(slice(None), self.private > 0, 1)
