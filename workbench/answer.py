@@ -109,6 +109,11 @@ class Log:
         self.free[low:high] = done.free
         if self.metadata is not None and done.metadata is not None:
             self.metadata[low:high] = done.metadata
+        if self.conversions is not None and done.states is not None:
+            self.conversions[low:high] = done.states.counters
+            self.users += done.states.users
+            if done.states.whole is not None:
+                self.whole[low:high, :-3] = done.states.whole
 
     def _observe(self, system: System, operation: sc.Observe, result: Result) -> None:
         """List the runs of a range. Too many of them are refused, or in a replay named as not listed."""

@@ -104,6 +104,50 @@ def test_the_same_as_one_after_another(
     assert_equal(given_)
 
 
+CONVERSION = st.one_of(
+    st.builds(lambda first, pages, to: {"op": "convert", "offset": first * 4096, "length": pages * 4096, "to": to},
+              st.integers(0, PAGES - 1), st.sampled_from([1, 64, 512, 1024]), st.sampled_from(["shared", "private"])),
+    st.builds(lambda op, first, pages: {"op": op, "offset": first * 4096, "length": pages * 4096},
+              st.sampled_from(["pin", "pin", "unpin", "punch_hole", "hwpoison", "madvise", "iommu_map"]),
+              st.integers(0, PAGES - 1), st.sampled_from([1, 1, 3])).map(
+                  lambda call: call | ({"advice": 4} if call["op"] == "madvise" else {})),
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(BY, st.lists(FAULT, min_size=1, max_size=12), st.lists(CONVERSION, max_size=3)), max_size=5),
+    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["sw_protected", "snp", "tdx"]),
+    st.sampled_from([(), ("mmap",), ("mmap", "init_shared")]),
+)  # fmt: skip
+def test_the_same_of_a_file_that_converts(
+    parts: list[tuple[str, list[dict[str, object]], list[dict[str, object]]]],
+    metadata: str,
+    vm_type: str,
+    flags: tuple[str, ...],
+) -> None:
+    given_ = scenario(parts, metadata=metadata, kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
+    half = {"op": "convert", "offset": MEMORY // 2, "length": MEMORY // 2, "to": "shared"}
+    other = {"op": "create", "file": "other", "size": "2 MiB"}
+    operations = given_.to_mapping()["operations"][1:]
+    assert_equal(given_.replace(operations=[{"op": "create", "flags": list(flags)}, other, half, *operations]))
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
+@pytest.mark.parametrize(
+    ("by", "to"), [("host", "shared"), ("guest", "shared"), ("guest", "private"), ("nobody", "shared")]
+)
+def test_long_lists_of_a_file_that_converts_are_carried_out_together(vm_type: str, by: str, to: str) -> None:
+    faults: list[dict[str, object]] = [
+        {"op": "fault", "offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        for number in range(200)
+    ]
+    given_ = scenario([(by, faults, [])], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
+    operations = given_.to_mapping()["operations"]
+    convert = {"op": "convert", "offset": 4096, "length": MEMORY - 4096, "to": to}
+    assert assert_equal(given_.replace(operations=[operations[0], convert, *operations[1:]])) > 180
+
+
 @pytest.mark.parametrize(
     ("by", "memory"), [("host", "4 GiB"), ("guest", "8 MiB"), ("prefault", "4 GiB"), ("nobody", "4 GiB")]
 )

@@ -17,6 +17,8 @@ from workbench import scenario as sc
 from workbench.engine import calls_mm
 from workbench.engine.objects import OpenFile, Result
 from workbench.engine.system import System
+from workbench.engine.tracked_faults import States, TrackedFaults
+from workbench.engine.tracked_faults import possible as tracked_possible
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s
 from workbench.kernels import faults as kernel
@@ -43,6 +45,8 @@ class Done(NamedTuple):
     """int64 (n, zones)."""
     metadata: Int64s | None
     """int64 (n, kinds, nodes)."""
+    states: States | None = None
+    """Of conversions, where there are any."""
 
 
 class BulkFaults:
@@ -88,6 +92,10 @@ class BulkFaults:
         walk = None if by is None else system.host_walk(file.mapping) if by == "host" else system.guest_walk(inode)
         if system.metadata is not None:
             rows = rows[: system.metadata.foreseen(inode, rows[:, 1])]
+        tracked = None
+        if system.conversions is not None:
+            tracked = TrackedFaults(system, inode, rows, by, file.mapping)
+            rows = rows[: tracked.count]
         if len(rows) < LEAST:
             return None, kernel.LEFT
         whole = np.array([[rows[:, 0].min(), rows[:, 1].max()]], np.int64)
@@ -108,14 +116,17 @@ class BulkFaults:
             self.begun[:] = given.placed[done]
         if not done:
             return None, status
+        states = None if tracked is None else tracked.carry_out(done)
         held = None
         if system.metadata is not None:
             free = np.concatenate((before[None], given.free[: done - 1]))
             whose = [tasks[row] for row in rows[:done, 3].tolist()]
             held = system.metadata.count_faults(inode, walk, rows[:done], whose, free, given.rotations)
+            if states is not None and states.pamt is not None:
+                system.metadata.hold_pamt(held, states.pamt)
         said = {pages: _result(first, pages) for pages in np.unique(rows[:, 1] - rows[:, 0]).tolist()}
         results = [said[pages] for pages in (rows[:done, 1] - rows[:done, 0]).tolist()]
-        return Done(results, given.placed[:done], given.free[:done], held), status
+        return Done(results, given.placed[:done], given.free[:done], held, states), status
 
     def _place(self, given: kernel.Faults, file: OpenFile, maps: bool, requests: placement.Requests) -> int:
         """Run the kernel until it has done all, or comes to a fault that has to be carried out alone; returns its status."""
@@ -144,12 +155,12 @@ def _result(first: _Touch, pages: int) -> Result:
 def _possible(system: System, first: _Touch, file: OpenFile) -> bool:
     """Whether faults like one that went well need nothing but zones for their pages, and metadata that are only counted."""
     inode, metadata = file.inode, system.metadata
-    if system.killed or system.bulk is not None or system.conversions is not None or inode.frozen:
+    if system.killed or system.bulk is not None or inode.frozen or not tracked_possible(system, inode):
         return False
     if inode.attributes is not None or inode.backend is not None or not system.is_plain_4k(inode):
         return False
     by = _by(first)
-    if by == "host" and (file.mapping is None or inode.private):
+    if by == "host" and (file.mapping is None or (inode.private and inode.tracked is None)):
         return False
     if by in ("guest", "prefault") and inode.kind != "guest_memfd":
         return False

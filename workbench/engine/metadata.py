@@ -521,6 +521,11 @@ class Metadata:
                 map_.add_singles(wanted[mine, 1], taken[mine])
         return held
 
+    def hold_pamt(self, held: Int64s, pamt: Int64s) -> None:
+        """So many PAMT pages int64 (n, nodes) are counted after each of n faults, in ``held`` int64 (n, kinds, nodes) too."""
+        held[:, PAMT] = pamt
+        self.held[PAMT] = pamt[-1]
+
     def _need_tables(self, walk: Walk, rows: Int64s, tasks: list[Thread]) -> dict[int, list[tuple[int, int]]]:
         """Which faults are the first to need tables, and which: level and number, in the order in which they are made.
 
