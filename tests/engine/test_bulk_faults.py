@@ -148,6 +148,28 @@ def test_long_lists_of_a_file_that_converts_are_carried_out_together(vm_type: st
     assert assert_equal(given_.replace(operations=[operations[0], convert, *operations[1:]])) > 180
 
 
+@pytest.mark.parametrize("by", ["host", "guest"])
+def test_a_poisoned_page_and_a_device_are_met_one_by_one(by: str) -> None:
+    """A fault on the page fails; what a device maps is looked at after each call."""
+    faults: list[dict[str, object]] = [
+        {"op": "fault", "offset": 4096 * (PAGES - 64 + number), "length": 4096, "task": "vcpu0", "by": by}
+        for number in range(64)
+    ]
+    for call, error in (("hwpoison", by == "guest"), ("iommu_map", False)):
+        state = [
+            {"op": "create"},
+            {"op": "convert", "to": "shared"},
+            faults[40],
+            {"op": call, "offset": faults[40]["offset"], "length": 4096},
+        ]
+        given_ = scenario([], kernel_profile="7.4").replace(
+            **{"guest.vm_type": "sw_protected", "operations": [*state, *faults]}
+        )
+        assert not assert_equal(given_)
+        assert assert_equal(given_.replace(operations=[*state[:3], *faults])) > 60
+        assert (run(given_)["event_error"][4:] == "EHWPOISON").sum() == error
+
+
 @pytest.mark.parametrize(
     ("by", "memory"), [("host", "4 GiB"), ("guest", "8 MiB"), ("prefault", "4 GiB"), ("nobody", "4 GiB")]
 )
