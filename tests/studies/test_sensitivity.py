@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench.cost import machine
+from workbench.cost import machine, traffic
 from workbench.cost.traffic import PATTERNS, access_cost
 from workbench.costs import COSTS
 from workbench.errors import WorkbenchError
@@ -191,9 +191,34 @@ def test_what_nobody_meets_is_not_solved_again(scenario, nodes, write_fraction, 
 def test_where_no_page_is_choices_solved_at_once_are_those_one_by_one(scenario):
     empty = scenario.replace(operations=[{"op": "create"}])
     values = {"dram_latency": np.array([70.0, 70.0, 100.0])}
-    found = studies._AccessModel(empty, "streaming").rows(values, 3, set())
-    np.testing.assert_array_equal(found["idle_latency"], [70.0, 70.0, 100.0])
-    assert not found["bandwidth"].any()
+    for pattern, more in (("streaming", {}), ("zipf", {"cache_bytes": np.array([2e7, 0.0, 2e7])})):
+        found = studies._AccessModel(empty, pattern).rows(values | more, 3, set())
+        np.testing.assert_array_equal(found["idle_latency"], [70.0, 70.0, 100.0])
+        assert not found["bandwidth"].any()
+
+
+@pytest.mark.parametrize("part", [{}, {"offset": 5 << 20, "length": 33 << 20}, {"offset": 1 << 40}])
+def test_shares_beside_many_caches_are_those_beside_each(part):
+    """Cut where a bucket begins, within one, twice within one, before the first page and behind the last."""
+    placed = wb.simulate(
+        wb.Scenario.from_mapping(
+            {
+                "host": "spr-8468v-cxl",
+                "guest": {"memory": "64 MiB", "vcpus": [{"node": 0}]},
+                "operations": [
+                    {"op": "create"}, {"op": "mmap"}, {"op": "mbind", "mode": "interleave", "nodes": "0-2", "length": "20 MiB"},
+                    {"op": "first_touch", "length": "50 MiB"},
+                ],
+            }
+        )
+    )  # fmt: skip
+    access = traffic.access_pattern({"pattern": "zipf", **part})
+    beside = traffic.SharesBeside(placed, access)
+    for seed in (1, 2):  # what is found first is kept
+        caches = 4096.0 * np.array([0, 1, 63, 64, 65, 66, 1e3, 16383, 16384, 1e6])
+        caches = np.concatenate((caches, np.random.default_rng(seed).uniform(0, 7e7, 40), [4097.0]))
+        each = [traffic.reach(placed, access, one).of(np.array([one]))[0][0] for one in caches]
+        np.testing.assert_array_equal(beside.of(caches), each)
 
 
 def test_machines_made_at_once_are_those_made_one_by_one():

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
@@ -154,32 +153,59 @@ class Reach:
         share = np.divide(kept, total[:, None], out=none, where=total[:, None] > 0)
         return share, total / everything
 
+    def split(self, edge: float, before: np.ndarray) -> Reach:
+        """With an edge more, before which so many folios of its bucket lie, float64 (nodes,)."""
+        at = int(np.searchsorted(self.edges, edge))
+        if self.edges[at] == edge:
+            return self
+        halves = (before, self.counts[at - 1] - before)
+        return replace(
+            self,
+            edges=np.concatenate((self.edges[:at], (edge,), self.edges[at:])),
+            heat=np.concatenate((self.heat[:at], (_heat(edge),), self.heat[at:])),
+            counts=np.concatenate((self.counts[: at - 1], halves, self.counts[at:])),
+        )
 
-def reach(
-    dataset: xr.Dataset, access: Access, cache: float, counted: dict[tuple[int, int], np.ndarray] | None = None
-) -> Reach:
-    """:func:`reach_of` of a file in a result.
 
-    counted : folios per node between two edges that are known; what is counted now is added
-    """
-    files = dataset.variables["file"].values.tolist()  # read past xarray: one ``sel`` takes as long as all of this
+class SharesBeside:
+    """Shares of the nodes in an access beside caches of many sizes, each as :meth:`Reach.of` of its own :func:`reach`."""
+
+    def __init__(self, dataset: xr.Dataset, access: Access) -> None:
+        self._dataset, self._access = dataset, access
+        self._reach = reach(dataset, access, None)
+        size = self._reach.page_size
+        self._first, _ = touched(_pages(dataset, access), size, access)
+        self._found: dict[float, np.ndarray] = {}  # by folios that the caches hold
+
+    def of(self, caches: np.ndarray) -> np.ndarray:
+        """float64 (n, nodes)."""
+        edges = self._reach.edges
+        held = np.minimum(caches // self._reach.page_size, edges[-1])
+        new = np.setdiff1d(held, list(self._found))
+        if len(new):
+            begin = edges[np.maximum(np.searchsorted(edges, new) - 1, 0)]  # of the bucket in which an edge lies
+            between = np.union1d(begin, new)
+            counts = results.node_counts(self._dataset, self._access.file, between.astype(np.int64) + self._first)
+            before = np.vstack((np.zeros(counts.shape[1]), counts.cumsum(axis=0)))
+            parts = before[np.searchsorted(between, new)] - before[np.searchsorted(between, begin)]
+            for edge, part in zip(new, parts, strict=True):
+                self._found[edge] = self._reach.split(edge, part).of(edge[None] * self._reach.page_size)[0][0]
+        return np.array([self._found[one] for one in held])
+
+
+def reach(dataset: xr.Dataset, access: Access, cache: float | None) -> Reach:
+    """:func:`reach_of` of a file in a result."""
+    return reach_of(
+        lambda edges: results.node_counts(dataset, access.file, edges), _pages(dataset, access),
+        int(dataset.variables["page_size"].values), access, cache,
+    )  # fmt: skip
+
+
+def _pages(dataset: xr.Dataset, access: Access) -> int:
+    files = dataset.variables["file"].values.tolist()  # read past xarray: one ``sel`` takes as long as all of a reach
     if access.file not in files:
         raise WorkbenchError(f"access.file: {access.file!r} is not in this result")
-
-    def count(edges: np.ndarray) -> np.ndarray:
-        if not counted:
-            found = results.node_counts(dataset, access.file, edges)
-            if counted is not None:
-                counted.update(zip(itertools.pairwise(edges.tolist()), found, strict=True))
-            return found
-        between = list(itertools.pairwise(edges.tolist()))
-        for pair in between:
-            if pair not in counted:
-                counted[pair] = results.node_counts(dataset, access.file, pair)[0]
-        return np.array([counted[pair] for pair in between])
-
-    pages = int(dataset.variables["file_pages"].values[files.index(access.file)])
-    return reach_of(count, pages, int(dataset.variables["page_size"].values), access, cache)
+    return int(dataset.variables["file_pages"].values[files.index(access.file)])
 
 
 @functools.lru_cache(1 << 14)
@@ -191,9 +217,9 @@ def _heat(pages: float) -> float:
 
 
 def reach_of(
-    count: Callable[[np.ndarray], np.ndarray], pages: int, page_size: int, access: Access, cache: float
+    count: Callable[[np.ndarray], np.ndarray], pages: int, page_size: int, access: Access, cache: float | None
 ) -> Reach:
-    """What an access touches of a file of ``pages`` folios; buckets of zipf have an edge where ``cache`` bytes end.
+    """What an access touches of a file of ``pages`` folios; buckets of zipf have an edge where ``cache`` bytes end, if given.
 
     count : ``count(edges)`` gives folios per node between edges
     """
@@ -210,7 +236,8 @@ def reach_of(
     # Pages of one bucket count alike; buckets grow with rank, so the error in the weight stays below 5 %.
     near = np.arange(min(64, last - first))
     far = np.unique(np.geomspace(64, max(65, last - first), 400).astype(np.int64))
-    edges = np.unique(np.concatenate((near, far, [min(int(cache // page_size), last - first), last - first])))
+    held = [] if cache is None else [min(int(cache // page_size), last - first)]
+    edges = np.unique(np.concatenate((near, far, held, [last - first]))).astype(np.int64)
     edges = edges[edges <= last - first]
     heat = np.array([_heat(float(edge)) for edge in edges])
     return Reach(edges.astype(float), heat, count(edges + first).astype(float), page_size, access.pattern)

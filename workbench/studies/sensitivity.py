@@ -8,7 +8,6 @@ Communications 181 (2010), total by that of Jansen, Computer Physics Communicati
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -177,11 +176,12 @@ class _AccessModel:
         found, number = np.unique(self._placed["vcpu_node"].values, return_counts=True)
         vcpus = {int(n): float(k) for n, k in zip(found, number, strict=True)}
         self._vcpus = traffic.initiators_of(self._access, vcpus)
-        self._share = functools.lru_cache(_KEPT)(self._share_beside)
+        self._shares = traffic.SharesBeside(self._placed, self._access) if self._access.pattern == "zipf" else None
+        cache = cost_table.value("cache_bytes")
+        self._share = traffic.reach(self._placed, self._access, cache).of(np.array([cache]))[0][0]
         self._kept: dict[bytes, np.ndarray] = {}
-        self._counted: dict[tuple[int, int], np.ndarray] = {}
         nodes = len(self._host.nodes)
-        self._at_once = max(1, min(256, _ROOM // (8 * len(curves.MIXES) * (nodes * nodes + 3 * nodes))))
+        self._at_once = max(1, min(1024, _ROOM // (8 * len(curves.MIXES) * (nodes * nodes + 3 * nodes))))
 
     def __call__(self, values: Mapping[str, float]) -> dict[str, float]:
         """Outputs under one choice of parameters."""
@@ -202,12 +202,12 @@ class _AccessModel:
 
         machines = machine.machines(self._host, values) if values else machine.machine(self._host).alone
         share: np.ndarray | None = None
-        if self._access.pattern == "zipf" and "cache_bytes" in values:  # what the caches hold depends on their size
-            share = np.array(list(map(self._share, values["cache_bytes"].tolist())))
+        if self._shares is not None and "cache_bytes" in values:  # what the caches hold depends on their size
+            share = self._shares.of(values["cache_bytes"])
         lines = traffic.LINES[self._access.pattern]
         own = traffic.lines_in_flight(machines, self._access.pattern)
         drawn = values[lines] if lines in values else np.broadcast_to(own, count)
-        demand = traffic.streams(machines[0], self._share(None), self._vcpus, self._access).drawn(drawn, share)
+        demand = traffic.streams(machines[0], self._share, self._vcpus, self._access).drawn(drawn, share)
         keys = traffic.met(machines, demand)
         out = [self._kept.get(key) for key in keys]
         new = list({key: at for at, key in enumerate(keys) if out[at] is None}.values())
@@ -220,16 +220,9 @@ class _AccessModel:
             out = [now[key] if found is None else found for key, found in zip(keys, out, strict=True)]
         return np.array(out)
 
-    def _share_beside(self, cache: float | None) -> np.ndarray:
-        """Share of the accesses that each node serves, beside so large a cache."""
-        from workbench.cost import traffic
-
-        size = cost_table.value("cache_bytes", None if cache is None else {"cache_bytes": cache})
-        return traffic.reach(self._placed, self._access, size, self._counted).of(np.array([size]))[0][0]
-
 
 _KEPT = 1 << 16
-"""Solutions, and shares beside caches of some size, that are kept for choices that differ in what does not matter."""
+"""Solutions that are kept for choices that differ in what does not matter."""
 _ROOM = 1 << 25
 """Bytes of the arrays of machines that are solved at once."""
 
