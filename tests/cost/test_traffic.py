@@ -298,6 +298,28 @@ def test_automatic_weights_are_those_of_the_kernel():
     assert weights.automatic_weights(CXL).tolist() == [1, 1]  # no bandwidth recorded: mode auto keeps 1
 
 
+def test_streams_side_by_side_are_those_of_all_placements_together():
+    where = machine.machine(TWO)
+    rows, access = np.array([[1.0, 0.0], [0.25, 0.75], [0.0, 1.0]]), {"pattern": "uniform", "demand_mbps": 900.0}
+    asked = {"vcpus": {0: 2.0, 1: 3.0}, "access": access, "extra_latency": 4.0, "beside": 0.5}
+    found = traffic.streams(where, rows, **asked, walks=0.5 * rows).side_by_side()
+    wanted = traffic.together([traffic.streams(where, row, **asked, walks=0.5 * row) for row in rows])
+    for field in dataclasses.fields(wanted):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(wanted, field.name), err_msg=field.name)
+
+
+def test_a_search_for_weights_solves_no_shares_twice(monkeypatch):
+    solved = []
+
+    def noted(model, demand, **others):
+        solved.extend(row.tobytes() for row in demand.shares if demand.shares.shape[1] == 2)
+        return traffic.solve(model, demand, **others)
+
+    monkeypatch.setattr(weights, "solve", noted)
+    weights.best_weights(TWO, "streaming", vcpus={0: 4, 1: 4}, samples=1)
+    assert len(solved) == len(set(solved)) > 20
+
+
 def test_sixty_four_nodes_have_best_weights():
     best = weights.best_weights(Host.from_machine("altix-ia64-64n"), vcpus={0: 2}, nodes=list(range(8)))
     assert float(best["bandwidth"].sel(policy="optimum")) >= float(best["bandwidth"].max()) * 0.995

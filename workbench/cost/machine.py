@@ -93,7 +93,15 @@ class Machine:
 
     def index_of(self, node: int) -> int:
         """Position of a node id, a whole number."""
-        return _index_of(self.node_ids, node)
+        whole = isinstance(node, int | np.integer) and not isinstance(node, bool)
+        if not whole or node not in self._positions:
+            known = ", ".join(map(str, self.node_ids))
+            raise WorkbenchError(f"node: {repr(node)[:60]} is not a node of this host ({known})")
+        return self._positions[node]
+
+    @functools.cached_property
+    def _positions(self) -> dict[int, int]:
+        return {node: at for at, node in enumerate(self.node_ids.tolist())}
 
     def peaks(self, vcpus: np.ndarray | None = None) -> np.ndarray:
         """float64 (resources, mixes), MB/s: memory, links, ports, cores in the order of
@@ -173,14 +181,6 @@ _CHOSEN = (
     "fixed_peaks", *_LINES,
 )  # fmt: skip
 """What choices of parameters decide, and what is worked out of it alone."""
-
-
-def _index_of(node_ids: np.ndarray, node: int) -> int:
-    whole = isinstance(node, int | np.integer) and not isinstance(node, bool)
-    found = np.flatnonzero(node_ids == node) if whole else np.empty(0, np.int64)
-    if len(found) == 0:
-        raise WorkbenchError(f"node: {repr(node)[:60]} is not a node of this host ({', '.join(map(str, node_ids))})")
-    return int(found[0])
 
 
 def _check(of: Machine) -> None:
@@ -486,7 +486,7 @@ def _apply(made: Draws, given: Profile, known: int, distance: np.ndarray, farthe
         if entry.distance is not None:
             pairs = (distance == entry.distance) & ~np.eye(made.nodes, dtype=bool)
         elif entry.initiator is not None and entry.target is not None:
-            pairs[_index_of(made.node_ids, entry.initiator), _index_of(made.node_ids, entry.target)] = True
+            pairs[made.index_of(entry.initiator), made.index_of(entry.target)] = True
         family = entry.family()
         if family is not None:
             families.append(family)

@@ -300,6 +300,12 @@ class Streams:
         """Which fields of those differ from draw to draw; all that may if none is named."""
         return [name for name in names or _DRAWN if getattr(self, name).ndim > _DRAWN[name]]
 
+    def side_by_side(self) -> Streams:
+        """The streams of all placements as those of one, at the same time."""
+        count, rows = len(self.shares), (1, -1, self.shares.shape[2])
+        others = {f.name: np.tile(getattr(self, f.name), count) for f in fields(self) if f.name not in _ROWS}
+        return Streams(shares=self.shares.reshape(rows), walks=self.walks.reshape(rows), **others)
+
     def some(self, at: np.ndarray) -> Streams:
         """The draws at these positions."""
         return replace(self, **{name: getattr(self, name)[at] for name in self.draws()})
@@ -310,6 +316,8 @@ class Streams:
         return np.broadcast_to(value, (count, *value.shape[-_DRAWN[name] :]))
 
 
+_ROWS = ("shares", "walks")
+"""Of :class:`Streams`, what has a row of nodes for each stream of each placement."""
 _DRAWN = {"shares": 3, "walks": 3, "window": 1, "extra_latency": 1, "beside": 1}
 """Of :class:`Streams`, what may differ from draw to draw, and how many dimensions it has besides."""
 
@@ -431,7 +439,7 @@ def together(parts: Sequence[Streams]) -> Streams:
     """Streams of several accesses that run at the same time."""
     return Streams(
         *(
-            np.concatenate([getattr(part, f.name) for part in parts], axis=-2 if f.name in ("shares", "walks") else -1)
+            np.concatenate([getattr(part, f.name) for part in parts], axis=-2 if f.name in _ROWS else -1)
             for f in fields(Streams)
         )
     )
@@ -527,10 +535,7 @@ def solve_draws(hosts: Draws, demand: Streams, *, unsolved: str = "error") -> So
 
 def _classes(demand: Streams) -> tuple[np.ndarray, np.ndarray]:
     """Classes of streams that are alike in every draw: the first stream of each, and the class of every stream."""
-    rows = [
-        np.moveaxis(getattr(demand, field.name), -2 if field.name in ("shares", "walks") else -1, 0)
-        for field in fields(Streams)
-    ]
+    rows = [np.moveaxis(getattr(demand, field.name), -2 if field.name in _ROWS else -1, 0) for field in fields(Streams)]
     table = np.concatenate([row.reshape(len(demand.initiator), -1).astype(float) for row in rows], axis=1)
     numbers: dict[bytes, int] = {}
     which = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in table])
@@ -542,7 +547,7 @@ def _solve_classes(hosts: Draws, demand: Streams, first: np.ndarray, which: np.n
     count = np.bincount(which).astype(float)
     few = Streams(
         *(
-            np.take(getattr(demand, field.name), first, axis=-2 if field.name in ("shares", "walks") else -1)
+            np.take(getattr(demand, field.name), first, axis=-2 if field.name in _ROWS else -1)
             for field in fields(Streams)
         )
     )

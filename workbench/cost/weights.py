@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +21,6 @@ from workbench.cost.traffic import (
     solve,
     solve_draws,
     streams,
-    together,
 )
 from workbench.errors import WorkbenchError
 from workbench.variables import Weights
@@ -53,49 +51,50 @@ def automatic_weights(host: Host | Machine) -> np.ndarray:
     return out
 
 
-def _totals(
-    model: Machine, shares: np.ndarray, vcpus: Mapping[int, float], access: Access, costs: Mapping[str, float] | None
-) -> np.ndarray:
-    """What is to be large, for each row of shares: MB/s of all streams; for pointer chasing, 1 / mean latency."""
-    solution = solve(model, streams(model, shares, vcpus, access, costs=costs), unsolved="nan")
-    solution = replace(
-        solution, bandwidth=np.nan_to_num(solution.bandwidth), latency=np.nan_to_num(solution.latency, nan=np.inf)
-    )
-    if access.pattern == "pointer_chasing":
-        number = np.array(list(vcpus.values()), float)
-        return np.asarray(number.sum() / (solution.latency @ number))
-    return np.asarray(solution.bandwidth.sum(axis=1))
+class _Model:
+    """What shares of the nodes give on one machine; each is solved once, though searches ask for many again."""
+
+    def __init__(
+        self, machine: Machine, vcpus: Mapping[int, float], access: Access, costs: Mapping[str, float] | None
+    ) -> None:
+        self._machine, self._vcpus, self._access, self._costs = machine, vcpus, access, costs
+        self._known: dict[bytes, float] = {}
+
+    def totals(self, shares: np.ndarray) -> np.ndarray:
+        """What is to be large, for each row of shares: MB/s of all streams; for pointer chasing, 1 / mean latency."""
+        keys = [row.tobytes() for row in shares]
+        new = {key: at for at, key in enumerate(keys) if key not in self._known}
+        if new:
+            self._known.update(zip(new, self._solved(shares[list(new.values())]).tolist(), strict=True))
+        return np.array([self._known[key] for key in keys])
+
+    def _solved(self, shares: np.ndarray) -> np.ndarray:
+        demand = streams(self._machine, shares, self._vcpus, self._access, costs=self._costs)
+        solution = solve(self._machine, demand, unsolved="nan")
+        if self._access.pattern == "pointer_chasing":
+            number = np.array(list(self._vcpus.values()), float)
+            return np.asarray(number.sum() / (np.nan_to_num(solution.latency, nan=np.inf) @ number))
+        return np.asarray(np.nan_to_num(solution.bandwidth).sum(axis=1))
+
+    def separate_shares(self, targets: np.ndarray) -> np.ndarray:
+        """Shares if every node could be used at its own speed: what one stream for each vCPU node and target takes.
+
+        Returns float64 (2, nodes): with all bytes in flight for every target, and divided among them.
+        """
+        out = []
+        for part in (1.0, 1.0 / len(targets)):
+            few = {node: number * part for node, number in self._vcpus.items()}
+            each = np.eye(self._machine.nodes)[targets]
+            flows = streams(self._machine, each, few, self._access, costs=self._costs).side_by_side()
+            out.append(solve(self._machine, flows).node_used[0])
+        used = np.array(out)
+        return used / used.sum(axis=1, keepdims=True)
 
 
-def _separate_shares(
-    model: Machine, allowed: np.ndarray, vcpus: Mapping[int, float], access: Access, costs: Mapping[str, float] | None
-) -> np.ndarray:
-    """Shares if every node could be used at its own speed: what one stream for each vCPU node and target takes.
-
-    Returns float64 (2, nodes): with all bytes in flight for every target, and divided among them.
-    """
-    targets = np.flatnonzero(allowed)
-    out = []
-    for part in (1.0, 1.0 / len(targets)):
-        few = {node: number * part for node, number in vcpus.items()}
-        flows = [streams(model, row, few, access, costs=costs) for row in np.eye(model.nodes)[targets]]
-        out.append(solve(model, together(flows)).node_used[0])
-    used = np.array(out)
-    return used / used.sum(axis=1, keepdims=True)
-
-
-def _best_shares(
-    model: Machine,
-    starts: np.ndarray,
-    allowed: np.ndarray,
-    vcpus: Mapping[int, float],
-    access: Access,
-    costs: Mapping[str, float] | None,
-) -> np.ndarray:
+def _best_shares(model: _Model, starts: np.ndarray, nodes: np.ndarray) -> np.ndarray:
     """Shares with the greatest total bandwidth found by changing one node's share at a time, from several starts."""
-    totals = _totals(model, starts, vcpus, access, costs)
+    totals = model.totals(starts)
     best, best_total = starts[int(totals.argmax())], float(totals.max())
-    nodes = np.flatnonzero(allowed)
     # Many nodes start from a good guess and take few rounds: a round costs four solutions for each node.
     for factor in (4.0, 2.0, 1.3, 1.1, 1.03, 1.01):
         for _ in range(60 if len(nodes) <= 16 else 6):
@@ -106,7 +105,7 @@ def _best_shares(
                     moved[node] = value
                     if moved.sum() > 0:
                         moves.append(moved / moved.sum())
-            totals = _totals(model, np.array(moves), vcpus, access, costs)
+            totals = model.totals(np.array(moves))
             if totals.max() <= best_total * (1 + 2e-4):
                 break
             best, best_total = moves[int(totals.argmax())], float(totals.max())
@@ -114,12 +113,9 @@ def _best_shares(
 
 
 def _optimum(
-    model: Machine,
+    model: _Model,
     starts: np.ndarray,
     allowed: np.ndarray,
-    vcpus: Mapping[int, float],
-    access: Access,
-    costs: Mapping[str, float] | None,
     *,
     found: np.ndarray | None = None,
     search: bool = True,
@@ -131,17 +127,15 @@ def _optimum(
     search : whether shares are changed from there, or only the best of what there is to begin with is taken
     """
     starts = starts / starts.sum(axis=1, keepdims=True)
-    starts = np.vstack((starts, _separate_shares(model, allowed, vcpus, access, costs)))
-    if search:
-        best = _best_shares(model, starts, allowed, vcpus, access, costs)
-    else:
-        best = starts[int(_totals(model, starts, vcpus, access, costs).argmax())]
+    nodes = np.flatnonzero(allowed)
+    starts = np.vstack((starts, model.separate_shares(nodes)))
+    best = _best_shares(model, starts, nodes) if search else starts[int(model.totals(starts).argmax())]
     candidates = []
     for largest in range(1, 65):
         weight = np.round(best / best.max() * largest)
         candidates.append(np.where((weight == 0) & (best > 0.002), 1.0, weight))
     whole = np.array(candidates if found is None else [found, *candidates])
-    totals = _totals(model, whole / whole.sum(axis=1, keepdims=True), vcpus, access, costs)
+    totals = model.totals(whole / whole.sum(axis=1, keepdims=True))
     good = np.flatnonzero(totals >= totals.max() * (1 - NEAR))
     if found is not None and good[0] == 0:
         return found
@@ -224,7 +218,7 @@ def best_weights(
         starts = np.array([automatic, allowed, local, np.where(allowed, drawn.bandwidth, 0.0)], float)
         if found is not None:
             starts = np.vstack((starts, found))
-        optimum = _optimum(drawn, starts, allowed, vcpus, access, values, found=found, search=search)
+        optimum = _optimum(_Model(drawn, vcpus, access, values), starts, allowed, found=found, search=search)
         return np.array([optimum, automatic, allowed.astype(np.int64), np.ceil(local).astype(np.int64)])
 
     weights = table(model, costs)
