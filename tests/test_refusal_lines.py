@@ -75,3 +75,15 @@ def test_columns_of_a_trace_are_looked_at_once_each(tmp_path: Path) -> None:
 def test_a_directory_in_the_place_of_a_recording_is_named() -> None:
     with pytest.raises(WorkbenchError, match=r"^\.: '\.': Is a directory$"):
         recording.load(Path("."))
+
+
+def test_no_message_is_longer_than_is_read_or_takes_over_a_terminal() -> None:
+    """Whoever raises shows the value as it was given: here is the one place that all pass."""
+    assert str(WorkbenchError("f: 'x' is not 1")) == "f: 'x' is not 1"
+    said = str(WorkbenchError(f"field: {'x' * 5000} is not one of a, b"))
+    assert (
+        said.startswith("field: xxx") and said.endswith("is not one of a, b") and " [...] " in said and len(said) < 900
+    )
+    said = str(WorkbenchError("f: \x1b[2J\u202e\ud800\ttext\nnext"))
+    assert said == r"f: \x1b[2J\u202e\ud800\ttext next"
+    assert len(str(WorkbenchError("\x1b" * 5000))) < 2000

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -17,21 +18,25 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def tied(how: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
     """A ``preexec_fn``: the child gets this signal when the thread that started it ends (prctl PR_SET_PDEATHSIG)."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # found before the fork, after which less is allowed
-    parent = os.getpid()
-
-    def tie() -> None:
-        if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, int(how))
-            if os.getppid() != parent:  # it ended before
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    return tie
+    return partial(tie, os.getpid(), how, _prctl())  # found before the fork, after which less is allowed
 
 
-def run(command: list[Any], **options: Any) -> subprocess.CompletedProcess[Any]:
-    """``subprocess.run`` of a program that is killed when this process ends."""
-    return subprocess.run(command, check=False, preexec_fn=tied(), **options)
+def tie(parent: int, how: signal.Signals, prctl: Callable[[int, int], int] | None = None) -> None:
+    """This process gets a signal when its parent ends; if that has ended, the process does at once."""
+    prctl = prctl or _prctl()
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(how))
+        if os.getppid() != parent:
+            os._exit(130)
+
+
+def _prctl() -> Callable[[int, int], int] | None:
+    return getattr(ctypes.CDLL(None), "prctl", None)
+
+
+def run(command: list[Any], how: signal.Signals = signal.SIGKILL, **options: Any) -> subprocess.CompletedProcess[Any]:
+    """``subprocess.run`` of a program that gets a signal when this process ends."""
+    return subprocess.run(command, check=False, preexec_fn=tied(how), **options)
 
 
 class Waiting:

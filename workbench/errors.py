@@ -10,17 +10,26 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MOST = 900
+"""Characters of a message."""
 _HAS_LINE = re.compile(r"\blines? [0-9]")
 
 
 class WorkbenchError(ValueError):
     """Bad input. ``str(error)`` is one line that names the field, the value and what is allowed.
 
-    ``at`` is the line of the file that is read, counted from 1; 0 where the whole of it is meant.
+    ``at`` is the line of the file that is read, counted from 1; 0 where the whole of it is meant. Values are shown as
+    they were given, so that their controls are escaped here, and of what is longer than anybody reads the middle is left
+    out: the field stands at its begin, what is allowed at its end.
     """
 
     def __init__(self, message: str = "", at: int = 0) -> None:
-        super().__init__(message)
+        if len(message) > MOST:
+            message = f"{message[: MOST // 2]} [...] {message[-MOST // 4 :]}"
+        if not message.isprintable():
+            message = " ".join(message.splitlines())
+            message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__(message[: 2 * MOST])
         self.at = at
 
 

@@ -72,6 +72,19 @@ LATE, LATE_LOOKS = 0.5, 20
 """Seconds after an interrupt in which files may still come into such a directory, and how often they are removed."""
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether anything has this name; what no file can be named, and where nobody may look, is not there."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a regular file has this name; what no file can be named, and where nobody may look, is none."""
+    return is_there(path) and Path(path).is_file()
+
+
 def read_file(path: Path, most: int, field: str) -> bytes:
     """The bytes of a regular file of at most ``most`` bytes (procfs says 0 and is read all the same).
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import random
 from collections.abc import Callable
+from typing import Any
+
+import yaml
 
 from workbench.errors import WorkbenchError
 
@@ -37,6 +42,54 @@ def damaged(content: bytes, seed: int) -> bytes:
             lines[first], lines[second] = lines[second], lines[rng.choice((first, second))]
             content = b"\n".join(lines)
     return content
+
+
+ODD: list[Any] = [
+    None, True, False, -1, 0, 1, 1.5, -0.0, 1e308, float("nan"), float("inf"), 1 << 31, 1 << 62, 1 << 63, 1 << 64, 10**400,
+    "", " ", "0", "-1", "nan",
+    "1e400", "0x10", "1_000", "yes", "\x1b[2J", "\u202eabc", "a\u0000b", "\ud800", "\u0663", "x" * 3000,
+    "a\nb", "../../x", "/dev/zero", "0-99999999", "9" * 30, "1 GiB", "8 EiB", [], {}, [[]], [None], {"": None}, {"x": {}},
+    {0: 1}, {1.5: 2}, {None: 1}, ["a"] * 300, "{}", "!!python/object:x", "2024-01-01", "bind", "all", "!0", "=0",
+]  # fmt: skip
+"""What stands nowhere, or not there: numbers from the edges, texts that take over a terminal, other types."""
+
+
+def _inside(value: Any) -> list[Any]:
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return ([value] if parts else []) + [found for part in parts for found in _inside(part)]
+
+
+def changed(content: bytes, seed: int) -> bytes:
+    """A YAML or JSON text of which one to three values are another: odd, doubled, gone, renamed, exchanged or nested."""
+    rng = random.Random(seed)
+    root = [yaml.safe_load(content)]
+    for _ in range(rng.randint(1, 3)):
+        place = rng.choice(_inside(root))
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = rng.choice(keys)
+        way = rng.randrange(8)
+        if way <= 2:
+            place[key] = copy.deepcopy(rng.choice(ODD))
+        elif way == 3:
+            other = rng.choice(_inside(root))
+            place[key] = copy.deepcopy(rng.choice(list(other.values()) if isinstance(other, dict) else other))
+        elif way == 4:
+            value = place[key]
+            place[key] = rng.choice([str(value), [value], [value, value], {"x": value}, {str(value)[:50]: 1}])
+        elif way == 5 and isinstance(place, dict):
+            place[rng.choice(["x", "op", 0, None, "\x1b", "a" * 500, *keys])] = place.pop(key)
+        elif way == 6 and place is not root:
+            del place[key]
+        elif way == 7 and isinstance(place[key], (int, float)) and not isinstance(place[key], bool):
+            place[key] = rng.choice([-1, 0, 0.5, 2, 7, 1 << 20, 1 << 40, 1 << 60]) * place[key]
+        if not root or not _inside(root):
+            break
+    text = json.dumps(root[0], default=str, skipkeys=True) if root else ""
+    return (
+        text.encode("utf-8", "surrogatepass")
+        if rng.random() < 0.8
+        else text.replace('"', "'").encode("utf-8", "replace")
+    )
 
 
 def answers(ask: Callable[[], object], content: bytes) -> None:

@@ -95,3 +95,15 @@ def test_the_server_ends_with_the_command_and_hides_the_token(how: signal.Signal
         while not all(_ended(int(pid)) for pid in children) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert all(_ended(int(pid)) for pid in children)
+
+
+def test_a_server_that_is_interrupted_while_it_starts_has_nothing_to_say() -> None:
+    code = (
+        "import os, signal, sys\nfrom workbench.commands import explorer_server\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'voila.configuration': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\nexplorer_server.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")

@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import bs4
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -227,9 +229,36 @@ def test_batch_runs_all_and_says_which_failed(folder):
     assert "<b>pages</b> 4" in index  # the same in all: said once
 
 
+def test_a_batch_that_is_killed_takes_its_jobs_along(tmp_path):
+    """Nobody can answer SIGKILL, so that the jobs hear of it from the kernel, and their notebooks from them."""
+    begun = tmp_path / "begun"
+    source = f"import os, time\nopen({str(begun)!r}, 'w').write(f'{{os.getppid()}} {{os.getpid()}}')\ntime.sleep(100)"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbformat.write(book, tmp_path / "n.ipynb")
+    (tmp_path / "jobs.yaml").write_text("jobs: [{notebook: n.ipynb}]\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "workbench", "batch", "jobs.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as batch:
+        while not (begun.exists() and begun.read_text()):
+            assert batch.poll() is None
+            time.sleep(0.1)
+        batch.kill()
+    left = [Path(f"/proc/{pid}/stat") for pid in begun.read_text().split()]
+    for _ in range(200):
+        if all(not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z" for stat in left):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a job lives on")
+    assert not (tmp_path / "n-1.html").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        (f"jobs: [{{notebook: {'x' * 300}}}]", "no such file"),
         ("", "mapping"),
         ("jobs: []", "'jobs' needs a list"),
         ("jobs: [1]", "job 1: 1 is not a mapping"),

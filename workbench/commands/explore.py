@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import os
@@ -18,12 +17,13 @@ from typing import Annotated
 
 import typer
 
+from workbench import children
 from workbench.data import root
 from workbench.errors import WorkbenchError
 
 IDLE_SECONDS = 600
 """A kernel whose tab is gone ends when it has been idle so long."""
-_TCP_LISTEN, _PR_SET_PDEATHSIG = "0A", 1
+_TCP_LISTEN = "0A"
 
 
 def explore(
@@ -46,20 +46,12 @@ def explore(
     port = _port_to_use(port)
     with tempfile.TemporaryDirectory(prefix="workbench-explore-") as directory:
         notebook = write_notebook(Path(directory), text)
-        command = voila_command(notebook, port, browser=browser, dark=dark)
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        process = subprocess.Popen(command, env=environment(token), preexec_fn=_end_with_parent)
         try:
-            while process.poll() is None and not _listens(process.pid, port):
-                time.sleep(0.1)
-            if process.returncode is None:
-                typer.echo(f"explorer: http://127.0.0.1:{port}/?token={token}")
-                typer.echo("Ctrl-C ends it")
-            code = process.wait()
+            code = _serve(voila_command(notebook, port, browser=browser, dark=dark), token, port)
         except KeyboardInterrupt:
             return
         finally:
-            _end(process)
             signal.signal(signal.SIGTERM, before)
     if code:
         raise WorkbenchError(f"explore: the server ended with code {code}; is port {port} free?")
@@ -93,9 +85,21 @@ def _listens(pid: int, port: int) -> bool:
         return False
 
 
-def _end_with_parent() -> None:
-    """In the child: Ctrl-C when its parent dies, whatever kills that (prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+def _serve(command: list[str], token: str, port: int) -> int:
+    """Run the server until it ends, and return its code, or until Ctrl-C, which ends it; so does the end of its parent."""
+    with children.interrupts_wait() as waiting:
+        process = subprocess.Popen(command, env=environment(token), preexec_fn=children.tied(signal.SIGINT))
+        try:
+            while process.poll() is None and not waiting.arrived and not _listens(process.pid, port):
+                time.sleep(0.1)
+            if process.returncode is None and not waiting.arrived:
+                typer.echo(f"explorer: http://127.0.0.1:{port}/?token={token}")
+                typer.echo("Ctrl-C ends it")
+            while process.poll() is None and not waiting.arrived:
+                time.sleep(0.2)
+        finally:
+            _end(process)
+    return process.wait()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -132,13 +136,6 @@ def write_notebook(directory: Path, scenario: str | None) -> Path:
     return target
 
 
-LAUNCH = (
-    "import os, sys; from voila.app import Voila; "
-    "Voila.launch_instance([*sys.argv[1:], '--token=' + os.environ.pop('WORKBENCH_TOKEN')])"
-)
-"""Voila takes its token as an argument only, and the process list shows arguments to everybody; the environment it does not."""
-
-
 def voila_command(notebook: Path, port: int, *, browser: bool = False, dark: bool = False) -> list[str]:
     """Voila on 127.0.0.1 with the token of its environment; nobody without the address gets in.
 
@@ -146,7 +143,8 @@ def voila_command(notebook: Path, port: int, *, browser: bool = False, dark: boo
     :data:`workbench.commands.explorer_sessions.MOST_SESSIONS` at most.
     """
     return [
-        *(sys.executable, "-c", LAUNCH, str(notebook), "--Voila.ip=127.0.0.1", f"--port={port}", "--port_retries=0"),
+        *(sys.executable, "-m", "workbench.commands.explorer_server", str(notebook)),
+        *("--Voila.ip=127.0.0.1", f"--port={port}", "--Voila.port_retries=0"),
         *("--template=explorer", "--show_tracebacks=True", "--Voila.log_level=WARN"),
         "--VoilaConfiguration.multi_kernel_manager_class=workbench.commands.explorer_sessions.Sessions",
         *(f"--MappingKernelManager.cull_idle_timeout={IDLE_SECONDS}", "--MappingKernelManager.cull_interval=30"),

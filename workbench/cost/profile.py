@@ -28,7 +28,7 @@ from workbench.cost import curves
 from workbench.cost.curves import Family
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError, of_file
-from workbench.files import read_file, whole_file
+from workbench.files import is_file, read_file, whole_file
 from workbench.limits import PROFILE_BYTES
 from workbench.names import near, unknown
 from workbench.texts import Name, Prose
@@ -305,7 +305,7 @@ def from_mapping(document: object, name: str = "profile", folder: Path | None = 
         for entry in given if isinstance(given, list | tuple) else ():
             if isinstance(entry, dict) and entry.get("curves_file") and folder is not None:
                 path = folder / str(entry["curves_file"])
-                if not path.is_file():
+                if not is_file(path):
                     raise WorkbenchError(f"profile: {name}: {part}.curves_file: {path} does not exist")
                 entry = {**entry, "curves": read_curves(path)}
             entries.append(entry)
@@ -341,7 +341,7 @@ def read_profile(name: str | Path) -> Profile:
     """A profile by name, or from a YAML file."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not is_file(path):
             raise WorkbenchError(f"profile: {path} does not exist")
     elif str(name) in profile_names():
         path = datasets_path("profiles", f"{name}.yaml")

@@ -15,7 +15,7 @@ from typing import Any
 import ipywidgets as w
 import xarray as xr
 
-from workbench import results, shown
+from workbench import children, results, shown
 from workbench.data import notebooks_path
 from workbench.errors import WorkbenchError
 from workbench.explorer import edits, export, pictures, ranking, static
@@ -684,7 +684,7 @@ class Explorer:
         threading.Thread(target=self._run_report, args=(self.scenario,), daemon=True).start()
 
     def _run_report(self, scenario: Scenario) -> None:
-        import subprocess
+        import signal
         import sys
 
         target = Path.cwd() / "explorer.html"
@@ -701,7 +701,7 @@ class Explorer:
                 "scenario",
                 str(path),
             ]
-            reply = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
+            reply = children.run([*command, "-o", str(target)], signal.SIGTERM, capture_output=True, text=True)
         if reply.returncode == 0:
             note = f"report: {html.escape(str(target))}"
         else:

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import tokenize
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
@@ -231,7 +232,12 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     import nbformat
 
     try:
-        notebook = nbformat.reads(read_file(path, NOTEBOOK_BYTES, "notebook").decode("utf-8"), as_version=4)
+        text = read_file(path, NOTEBOOK_BYTES, "notebook").decode("utf-8")
+        with warnings.catch_warnings():  # of cells without names, which nobody asks for here
+            warnings.simplefilter("ignore")
+            notebook = nbformat.reads(text, as_version=4)
+        if _SURROGATE.search(text):
+            json.dumps(notebook, ensure_ascii=False).encode()  # half a character is none
     except WorkbenchError:
         raise
     except Exception as error:  # nbformat raises many kinds for what is not a notebook
@@ -241,12 +247,16 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         for name, kind in (("cell_type", str), ("source", str), ("metadata", dict)):
             if not isinstance(cell.get(name), kind):
                 raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook (cell {number} has no {name})")
+        tags = cell.metadata.get("tags", [])
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook (tags of cell {number} are no names)")
         if cell.cell_type == "code" and not _outputs_are_whole(cell.get("outputs")):
             said = f"cell {number} has outputs that are none"
             raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({said})")
     return notebook
 
 
+_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _OF_OUTPUTS: dict[str, dict[str, type]] = {"stream": {"name": str, "text": str}, "error": {"traceback": list}}
 _OF_SHOWN: dict[str, type] = {"data": dict, "metadata": dict}
 """What an output has that a report reads, by its kind; those that are shown."""
@@ -261,5 +271,14 @@ def _outputs_are_whole(outputs: object) -> bool:
             for name, kind in _OF_OUTPUTS.get(output["output_type"], _OF_SHOWN).items()
         )
         and all(isinstance(line, str) for line in output.get("traceback", ()))
+        and all(map(_is_shown, output.get("data", {}).items()))
         for output in outputs
     )
+
+
+def _is_shown(part: tuple[object, object]) -> bool:
+    """A text, or its lines; of JSON, and of what is neither text nor picture, nothing is asked."""
+    mime, value = part
+    if not isinstance(mime, str) or mime.endswith("json") or not mime.startswith(("text/", "image/")):
+        return isinstance(mime, str)
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(line, str) for line in value))

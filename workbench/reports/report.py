@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.data import notebooks_path, root
 from workbench.errors import WorkbenchError
-from workbench.files import read_file, whole_file
+from workbench.files import is_file, is_there, read_file, whole_file
 from workbench.limits import REPORT_BYTES
 from workbench.reports.html import HIDDEN_TAG, METADATA_KEY, Figure
 from workbench.validation import first_line
@@ -376,7 +376,7 @@ def hash_path(path: Path) -> str:
 
     Links in a directory are not followed, and nothing but regular files is read.
     """
-    if not path.exists():
+    if not is_there(path):
         return "gone"
     files = []
     size = 0
@@ -597,7 +597,7 @@ def read_report(path: Path) -> dict[str, Any]:
 def _find_notebook(report: Path, recorded: str) -> Path:
     name = Path(recorded).name
     for place in (Path(recorded), notebooks_path().parent / recorded, notebooks_path() / name, report.parent / name):
-        if place.is_file():
+        if is_file(place):
             return place
     raise WorkbenchError(f"report {str(report)!r}: its notebook {recorded!r} is not here; name it after the report")
 
@@ -679,6 +679,11 @@ def _kernel_manager() -> Iterator[Any]:
         class LocalKernelManager(AsyncKernelManager):
             transport = "ipc"
             ip = os.path.join(folder, "socket")
+
+            def __init__(self, **options: Any) -> None:
+                super().__init__(**options)
+                if not self.connection_file:  # else one in the temporary directory, which an interrupt leaves there
+                    self.connection_file = os.path.join(folder, f"{self.kernel_id or id(self)}.json")
 
         yield LocalKernelManager
 

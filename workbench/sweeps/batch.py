@@ -15,7 +15,9 @@ checked before the first one starts.
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -25,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import replacing
+from workbench import children, replacing
 from workbench.errors import WorkbenchError
+from workbench.files import is_file
 
 _JOB_KEYS = ("name", "notebook", "parameters", "out", "timeout")
 _LOG_BEGINS = "notebook "
@@ -85,13 +88,13 @@ def read_jobs(path: Path, out_dir: Path | None = None) -> list[Job]:
         place = one.get("notebook", defaults.get("notebook"))
         if not isinstance(place, str):
             raise WorkbenchError(f"{where}: 'notebook' is missing")
-        notebook = next((p for p in (Path(place), path.parent / place) if p.is_file()), None)
+        notebook = next((p for p in (Path(place), path.parent / place) if is_file(p)), None)
         if notebook is None:
             try:
                 notebook = find_notebook(place)
             except WorkbenchError as error:
                 raise WorkbenchError(f"{where}: {error}") from None
-        if not notebook.is_file():
+        if not is_file(notebook):
             raise WorkbenchError(f"{where}: notebook {place!r} is not there")
         parameters = {**_mapping(defaults, where), **_mapping(one, where)}
         declared = read_parameters(read_notebook(notebook), notebook.name)
@@ -203,7 +206,7 @@ def _run_job(
     job.out.parent.mkdir(parents=True, exist_ok=True)
     order = {
         "notebook": str(job.notebook), "out": str(job.out), "parameters": dict(job.parameters), "timeout": job.timeout,
-        "force": force,
+        "force": force, "parent": os.getpid(),
     }  # fmt: skip
     with job.log.open("w", encoding="utf-8") as log:
         with guard:
@@ -233,12 +236,15 @@ def _run_job(
 def _child() -> int:
     """One job, told on standard input; what it says goes to the log."""
     import json
-    import signal
 
     from workbench.reports.report import NotebookFailed, make_report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the kernel is ended too
-    order = json.load(sys.stdin)
+    try:
+        order = json.load(sys.stdin)
+    except ValueError:  # who had something to tell was killed before
+        return 130
+    children.tie(order["parent"], signal.SIGTERM)  # whatever ends the batch, also SIGKILL
     print(f"{_LOG_BEGINS}{order['notebook']}\nparameters {json.dumps(order['parameters'])}", flush=True)
     try:
         made = make_report(

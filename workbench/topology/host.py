@@ -27,7 +27,7 @@ from workbench import shown
 from workbench.bitmap_lists import format_list, parse_list
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError, of_file
-from workbench.files import read_file
+from workbench.files import is_there, read_file
 from workbench.limits import MAX_CPUS, MAX_NUMNODES, NODE_PAGES, RATE, XML_BYTES
 from workbench.names import near, unknown
 from workbench.texts import Name, Prose
@@ -368,7 +368,7 @@ class Host(_Model):
             return cls.from_yaml(datasets_path("machines") / f"{name}.yaml")
         if name == "this":
             return cls.from_sysfs()
-        if "\x00" not in name and Path(name).exists():
+        if is_there(name):
             return cls.from_file(name)
         names = machine_names()
         raise WorkbenchError(

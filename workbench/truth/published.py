@@ -29,6 +29,7 @@ from workbench import costs as cost_table
 from workbench import results, safe_yaml
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
+from workbench.files import is_file
 from workbench.units import PAGE_SIZE
 from workbench.variables import Published
 
@@ -156,7 +157,7 @@ def read_table(name: str | Path) -> Table:
     """A table by id, or from a YAML file."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not is_file(path):
             raise WorkbenchError(f"table: {path} does not exist")
     elif str(name) in table_names():
         path = datasets_path("published", f"{name}.yaml")
@@ -168,7 +169,13 @@ def read_table(name: str | Path) -> Table:
     missing = [key for key in ("id", "title", "source", "columns", "rows", "model") if key not in document]
     if missing:
         raise WorkbenchError(f"table: {path}: {missing[0]!r} is missing")
+    for key in ("columns", "rows"):
+        if not isinstance(document[key], list):
+            raise WorkbenchError(f"table: {path}: {key}: {document[key]!r} is not a list")
     columns = tuple(str(column) for column in document["columns"])
+    for row in document["rows"]:
+        if not isinstance(row, list) or not all(value is None or isinstance(value, (str, int, float)) for value in row):
+            raise WorkbenchError(f"table: {path}: rows: {row!r} is not a list of numbers and texts")
     rows = tuple(tuple(row) for row in document["rows"])
     for row in rows:
         if len(row) != len(columns):
@@ -186,11 +193,14 @@ def reproduce(name: str | Path) -> xr.Dataset:
     """A published table beside the model: :class:`workbench.variables.Published`; attributes name the source."""
     table = read_table(name)
     if table.model["kind"] == "none":
-        rows = [Row(table.id, "all", "", float("nan"), float("nan"), "unmodelled", table.model["why"])]
+        why = str(table.model.get("why", ""))
+        rows = [Row(table.id, "all", "", float("nan"), float("nan"), "unmodelled", why)]
     else:
         try:
             rows = rows_with_ranges(table)
-        except (KeyError, TypeError, IndexError) as error:
+        except WorkbenchError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise WorkbenchError(f"table {table.id}: model section or columns do not fit: {error!r}") from error
     return as_dataset(rows, table)
 

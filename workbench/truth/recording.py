@@ -21,7 +21,7 @@ from workbench import scenario as sc
 from workbench.bitmap_lists import is_whole
 from workbench.data import datasets_path, shipped
 from workbench.errors import WorkbenchError
-from workbench.files import read_file
+from workbench.files import is_there, read_file
 from workbench.probe_words import ORDERS, c_number
 from workbench.profiles import of_version
 from workbench.topology.host import Host, Node, Zone
@@ -95,7 +95,7 @@ class Recording:
 def find_recording(given: str | Path) -> Path:
     """A recording file, or a shipped recording by name (``t2eq``)."""
     inside = datasets_path("recordings", "conversion") / f"{given}.json.gz"
-    if not Path(given).suffix and inside.exists():
+    if not Path(given).suffix and is_there(inside):
         return inside
     return shipped(given, datasets_path("recordings"), (".json.gz",), "recording")
 
