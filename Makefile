@@ -57,10 +57,14 @@ QUICK := tests/project tests/topology tests/cost tests/tracking
 quick: lint
 	$(PYTEST) -n 2 --dist loadfile -m 'not slow' $(QUICK) --ignore=tests/project/test_wheel.py
 
-# The fuzz targets for long: FUZZ_EXAMPLES a target, with every index of the kernels checked.
-FUZZ_EXAMPLES ?= 100000
+# The fuzz targets for long, with every index of the kernels checked: FUZZ_ROUNDS times FUZZ_EXAMPLES inputs a target, so
+# that each has its turn soon. It ends with the first round in which something failed, which is kept in .hypothesis and
+# comes first in the next run, or by Ctrl-C; each round says of every target how many inputs were answered and refused.
+FUZZ_EXAMPLES ?= 1000
+FUZZ_ROUNDS ?= 100
 fuzz: env
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) NUMBA_BOUNDSCHECK=1 $(PYTEST) -n 2 tests/fuzz
+	for round in $$(seq $(FUZZ_ROUNDS)); do \
+	  FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) NUMBA_BOUNDSCHECK=1 $(PYTEST) -n 2 tests/fuzz || exit; done
 
 # Faults put into the code one by one, each of which a test must find; CI tries another part each day.
 MUTANTS ?= 1/1

@@ -12,24 +12,14 @@ import contextlib
 import os
 import signal
 import sys
-import time
 
 ASKED = (signal.SIGTERM, signal.SIGHUP)
-AGAIN = 2.0
-"""Seconds in which such a signal that comes again is the same one: a terminal that closes sends it, and so does its shell."""
-_heard_at = [float("-inf")]
 
 
 def _interrupted(*_: object) -> None:
     with contextlib.suppress(OSError):  # of a terminal that was closed
         os.write(2, b"workbench: interrupted; nothing was written\n")
     os._exit(130)
-
-
-def _asked_to_end(*_: object) -> None:
-    before, _heard_at[0] = _heard_at[0], time.monotonic()
-    if _heard_at[0] - before > AGAIN:  # else what is being removed would stay
-        raise KeyboardInterrupt
 
 
 def main() -> None:
@@ -43,17 +33,15 @@ def main() -> None:
     asked = [number for number in ASKED if signal.getsignal(number) is signal.SIG_DFL]
     for number in asked:
         signal.signal(number, _interrupted)
-    from workbench.commands import cli
+    from workbench.commands import cli, interrupts
 
+    answered = [*asked, *([signal.SIGINT] if heard else [])]
     try:
-        for number in asked:
-            signal.signal(number, _asked_to_end)
-        if heard:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in answered:
+            signal.signal(number, interrupts.heard)
         cli.main()
     except SystemExit as end:
-        # What is left to do when a process ends has nothing to say.
-        for number in [*asked, *([signal.SIGINT] if heard else [])]:
+        for number in answered:  # what is left to do when a process ends has nothing to say
             signal.signal(number, lambda *_: os._exit(130))
         if end.code == 130:  # Python ends itself by the signal if it came inside an exec(), as dataclasses are made
             atexit._run_exitfuncs()

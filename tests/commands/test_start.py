@@ -63,3 +63,19 @@ def test_bytecode_is_made_with_the_environment() -> None:
     (command,) = (line for line in planned.splitlines() if "compileall" in line)
     assert command.index("compileall") < command.index("workbench.kernels.warm")
     assert set(command.partition("&&")[0].split()) >= {"workbench", "kernels"}
+
+
+def test_an_interrupt_that_a_library_makes_another_error_of_is_one() -> None:
+    """pydantic answers Ctrl-C with a SchemaError while it builds a model: that was a fault of ours, with a file to send."""
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'workbench.topology.host':\n"
+        "            try: os.kill(os.getpid(), signal.SIGHUP)\n"
+        "            except KeyboardInterrupt as error: raise ValueError(error) from None\n"
+        "sys.meta_path.insert(0, Interrupting())\nsys.argv = ['workbench', 'machines']\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\nfrom workbench.__main__ import main\nmain()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "workbench: interrupted; nothing was written\n")

@@ -13,7 +13,10 @@ import yaml
 
 from workbench.errors import WorkbenchError
 
+LONG = "FUZZ_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
+ENDED = {"answered": 0, "refused": 0}
+"""Inputs so far."""
 PIECES = [
     b"", b"-1", b"0", b"9" * 25, b"nan", b"1e9", b"\0", b"\xff\xfe", b"<", b">", b"&amp;", b"'", b'"', b"{", b"}", b",",
     b"=", b"0-99999", b"node 0 cpus:", b"node distances:", b"available:", b"\xd9\xa3", b"all", b"!0", b"../", b"\n",
@@ -92,12 +95,16 @@ def changed(content: bytes, seed: int) -> bytes:
     )
 
 
-def answers(ask: Callable[[], object], content: bytes) -> None:
+def answers(ask: Callable[[], Any], content: object) -> Any:
+    """The answer, or None for what is refused in one line. ``content`` is shown when neither comes."""
     try:
-        ask()
+        answer = ask()
     except WorkbenchError as error:
         said = str(error)
     else:
-        return
+        ENDED["answered"] += 1
+        return answer
+    ENDED["refused"] += 1
     assert "\n" not in said, content
     assert len(said) < 1000, content
+    return None

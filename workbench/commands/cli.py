@@ -336,12 +336,15 @@ def main() -> None:
         line = usage_line(error)
         typer.echo(error.format_message() if line is None else one_line(line), err=True)
         raise SystemExit(2) from None
-    except WorkbenchError as error:
-        typer.echo(f"workbench: {one_line(error)}", err=True)
-        raise SystemExit(2) from None
     except KeyboardInterrupt:
         interrupts.tell("nothing was written")
         raise SystemExit(interrupts.EXIT_CODE) from None
+    except WorkbenchError as error:
+        if interrupts.came:
+            interrupts.tell("nothing was written")
+            raise SystemExit(interrupts.EXIT_CODE) from None
+        typer.echo(f"workbench: {one_line(error)}", err=True)
+        raise SystemExit(2) from None
     except MemoryError:
         typer.echo(
             "workbench: what was asked for needs more memory than this machine gives; nothing was written", err=True
@@ -351,6 +354,9 @@ def main() -> None:
         sys.stderr.close()
         raise SystemExit(1) from None
     except Exception as error:
+        if interrupts.came:
+            interrupts.tell("nothing was written")
+            raise SystemExit(interrupts.EXIT_CODE) from None
         if isinstance(error, OSError) and error.errno == errno.EIO and error.filename is None:  # a closed terminal
             sys.stderr.close()
             raise SystemExit(1) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -152,7 +153,8 @@ def build_probe(directory: Path) -> Path:
     """Compile the probe into a directory and return its path."""
     target = directory / "probe"
     command = ["gcc", "-O2", "-static", "-pthread", "-o", str(target), str(PROBE)]
-    done = children.run(command, capture_output=True, text=True)
+    # What the compiler keeps for itself goes with the directory: an interrupt ends it too quickly to remove it.
+    done = children.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(directory)})
     if done.returncode:
         reason = next((line for line in done.stderr.splitlines() if "error" in line or "cannot find" in line), "")
         if "cannot find -l" in done.stderr or "No such file or directory" in done.stderr:

@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import stat
 import sys
 import time
@@ -674,18 +675,25 @@ def _kernel_manager() -> Iterator[Any]:
     if os.name == "nt":
         yield AsyncKernelManager
         return
-    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
+    folder = tempfile.mkdtemp(prefix="kernel-")
 
-        class LocalKernelManager(AsyncKernelManager):
-            transport = "ipc"
-            ip = os.path.join(folder, "socket")
+    class LocalKernelManager(AsyncKernelManager):
+        transport = "ipc"
+        ip = os.path.join(folder, "socket")
 
-            def __init__(self, **options: Any) -> None:
-                super().__init__(**options)
-                if not self.connection_file:  # else one in the temporary directory, which an interrupt leaves there
-                    self.connection_file = os.path.join(folder, f"{self.kernel_id or id(self)}.json")
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            if not self.connection_file:  # else one in the temporary directory, which an interrupt leaves there
+                self.connection_file = os.path.join(folder, f"{self.kernel_id or id(self)}.json")
 
+    try:
         yield LocalKernelManager
+    finally:
+        for _ in range(20):  # a kernel that is being ended may still put its socket there
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.1)
 
 
 def _failure(notebook: nbformat.NotebookNode, name: str, error: Any) -> NotebookFailed:
