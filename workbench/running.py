@@ -10,6 +10,7 @@ from workbench.answer import Answer, Log
 from workbench.design import DESIGNS
 from workbench.engine import attributes, conversions
 from workbench.engine.bulk_faults import LEAST, BulkFaults
+from workbench.engine.bulk_tracked import BulkTracked
 from workbench.engine.calls import apply
 from workbench.engine.generators import expand
 from workbench.engine.system import System
@@ -36,10 +37,10 @@ def run(
         system = System(scenario, cancelled)
         operations = list(expand(scenario))
         log = Log(system, operations)
-        many = BulkFaults(system, operations)
+        many, calls = BulkFaults(system, operations), BulkTracked(system, operations)
         number = 0
         while number < len(operations):
-            done = many.run(number, log.results[-1] if number else None)
+            done = many.run(number, log.results[-1] if number else None) or calls.run(number)
             if done is None:
                 system.placed[:], many.begun[:] = many.begun, 0
                 log.keep(system, operations[number], apply(system, operations[number]))
@@ -67,6 +68,8 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
             modules += ["maps.maple", "pfn_range", "light_map"]
         else:
             modules += ["folios.run"]
+            if len(scenario.operations) > LEAST:
+                modules.append("state_ranges")
         if scenario.guest.vm_type in WATCHED:
             modules.append("whole")
     return modules

@@ -40,6 +40,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from workbench import profiles
 from workbench.engine.attributes import Attributes
@@ -717,19 +718,43 @@ class Metadata:
             if self.light and isinstance(inode.tracked, LightFile) and PAGE_CACHE not in trees:
                 trees[PAGE_CACHE] = SharedNodes(np.zeros(self.system.nodes, np.int64), file=inode.tracked)
             for kind, tree in trees.items():
-                slabs = self._slabs_of(kind)
-                more = tree.wanted() - sum(tree.nodes.tolist())
-                if more < 0:  # which went is not known: where most of them are
-                    gone = last_of(tree.nodes, -more)
-                    tree.nodes -= gone
-                    self._free_tree_nodes(kind, gone)
-                elif more and self._take_objects(task, slabs, more):
-                    tree.nodes[task.nid] += more
-                    slabs.parts[slabs.kinds.index(kind), task.nid] += more
-                    self._count_slabs(slabs)
-                elif more:
-                    complete = False
+                complete &= self._resize(task, kind, tree, tree.wanted())
         return complete
+
+    def _resize(self, task: Thread, kind: int, tree: Tree, wanted: int) -> bool:
+        """A tree has so many nodes now. False: no memory for a slab."""
+        more = wanted - sum(tree.nodes.tolist())
+        if more < 0:  # which went is not known: where most of them are
+            gone = last_of(tree.nodes, -more)
+            tree.nodes -= gone
+            self._free_tree_nodes(kind, gone)
+        elif more:
+            slabs = self._slabs_of(kind)
+            if not self._take_objects(task, slabs, more):
+                return False
+            tree.nodes[task.nid] += more
+            slabs.parts[slabs.kinds.index(kind), task.nid] += more
+            self._count_slabs(slabs)
+        return True
+
+    def follow_states(
+        self, inode: Inode, tasks: list[Thread], first: Int64s, end: Int64s, to_shared: npt.NDArray[np.bool_]
+    ) -> Int64s:
+        """Conversions of pages [first, end), (n,) each, by these tasks: what is held after each, int64 (n, kinds, nodes).
+
+        They are only counted, and nothing else of the file has changed meanwhile.
+        """
+        tree = self.trees[inode][STATE_TREE]
+        assert isinstance(tree, StateTree)
+        nodes = tree.follow(first, end, to_shared)
+        held = np.empty((len(nodes), *self.held.shape), np.int64)
+        filled = 0
+        for number in np.flatnonzero(np.diff(nodes, prepend=tree.nodes.sum())).tolist():
+            held[filled:number] = self.held
+            filled = number
+            self._resize(tasks[number], STATE_TREE, tree, int(nodes[number]))
+        held[filled:] = self.held
+        return held
 
     def _free_tree_nodes(self, kind: int, nodes: Int64s) -> None:
         slabs = self._slabs_of(kind)

@@ -19,7 +19,7 @@ from workbench.engine.filemap import FileMap
 from workbench.engine.objects import Inode
 from workbench.intervals import Int64s
 from workbench.kernels import filemap as kernels
-from workbench.kernels import light_map
+from workbench.kernels import light_map, state_ranges
 from workbench.kernels.folios import run as folio
 from workbench.kernels.maps import maple
 from workbench.kernels.placement import ALLOCATIONS
@@ -94,6 +94,16 @@ class StateTree(Tree):
             if len(rows) > 1 or not self._look_at_few(int(rows[0, folio.OFFSET]), int(rows[0, folio.LENGTH])):
                 self._look(rows[:, folio.OFFSET] // PAGE_SIZE, rows[:, folio.LENGTH] // PAGE_SIZE)
         return super().wanted()
+
+    def follow(self, first: Int64s, end: Int64s, to_shared: np.ndarray) -> Int64s:
+        """Nodes after each of n conversions of pages [first, end) since the last look, int64 (n,)."""
+        assert self.file is not None
+        changes = np.empty(len(first), np.int64)
+        state_ranges.follow(self.seen, self.file.size // PAGE_SIZE, first, end, to_shared, changes)
+        ranges = self.ranges + np.cumsum(changes)
+        self.ranges = int(ranges[-1])
+        different, which = np.unique(ranges, return_inverse=True)
+        return np.array([nodes_of(count) for count in different.tolist()], np.int64)[which]
 
     def _words(self) -> int:
         assert self.file is not None

@@ -1,4 +1,4 @@
-"""Many faults of a file that converts in place: what each does to the state of its pages, after they were placed together.
+"""Many calls on a file that converts in place: the state after each, and what faults do to it that were placed together.
 
 A fault puts in the file what was placed for it, and touches its pages: rows of one stream of the tracked file, whose counters
 after each row are those after each fault. For SNP and TDX what stays whole is looked at after each one.
@@ -19,8 +19,8 @@ from workbench.intervals import Int64s, in_intervals
 from workbench.kernels.folios import run as folio
 from workbench.kernels.placement import ALLOCATIONS
 from workbench.tracking.folio_file import ConversionFile
-from workbench.tracking.tracked_file import bits_at
-from workbench.tracking.whole import WATCHED, Whole
+from workbench.tracking.tracked_file import TrackedFile, bits_at
+from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_SIZE
 
 Bools = npt.NDArray[np.bool_]
@@ -60,14 +60,11 @@ class TrackedFaults:
     def __init__(self, system: System, inode: Inode, rows: Int64s, by: str | None, mapping: Mapping | None) -> None:
         assert system.conversions is not None and isinstance(inode.tracked, ConversionFile)
         self.system, self.inode, self.by = system, inode, by
-        self.conversions: Conversions = system.conversions
         self.tracked = inode.tracked
         length = rows[:, 1] - rows[:, 0]
         rows = rows[: int(np.searchsorted(np.cumsum(length), MOST_PAGES, side="right"))]
         rows = rows[: _first_true(rows[:, 2] != 1)]  # upwards, as folios are put in
-        length = rows[:, 1] - rows[:, 0]
-        self.fault = np.repeat(np.arange(len(rows)), length)
-        self.page = np.arange(len(self.fault)) - np.repeat(np.cumsum(length) - length, length) + rows[self.fault, 0]
+        self.fault, self.page = pages_of(rows[:, 0], rows[:, 1])
         _, first = np.unique(self.page, return_index=True)
         self.is_first: Bools = np.zeros(len(self.page), bool)
         """Whether no fault before has the page."""
@@ -86,26 +83,14 @@ class TrackedFaults:
 
     def carry_out(self, done: int) -> States:
         """After the first ``done`` faults were placed: enter what is new, and touch."""
-        inode, tracked, conversions = self.inode, self.tracked, self.conversions
+        inode = self.inode
         stream, fault = self._stream(self.fault < done)
         inode.entered[0] = int(inode.map.progress[ALLOCATIONS])
-        before = np.zeros(len(folio.COUNTERS) + tracked.nodes, np.int64)
-        conversions.count(before)
-        own = np.concatenate((tracked.counts, tracked.vmemmap_taken))
-        end = np.searchsorted(fault, np.arange(done), side="right")
-        series = np.empty((done, len(before)), np.int64)
-        whole = pamt = None
-        vm_type = self.system.scenario.guest.vm_type
-        if vm_type in WATCHED:
-            whole = self._one_by_one(stream, end, series)
-        else:
-            found = tracked.run_stream(stream, every=1)
-            assert not found.errors.any()
-            series[:] = np.concatenate((own[None], found.series))[end]
-        series += before - own
-        if whole is not None and vm_type == "tdx":
-            pamt = whole[:, -tracked.nodes :] // PAGE_SIZE
-        return States(series, [conversions.users_row(row) for row in series], whole, pamt)
+        errors, _, states = after_each(
+            self.system, inode, stream, np.searchsorted(fault, np.arange(done), side="right")
+        )
+        assert not errors.any()
+        return states
 
     def _stream(self, mine: Bools) -> tuple[Int64s, Int64s]:
         """Rows int64 (m, 6) of faults, each first what is put in and then what is touched, and the fault of each row."""
@@ -126,27 +111,62 @@ class TrackedFaults:
         order = np.argsort(of, kind="stable")
         return np.concatenate((put, touch))[order], of[order]
 
-    def _one_by_one(self, stream: Int64s, end: Int64s, series: Int64s) -> Int64s:
-        """Each fault as a stream of its own: counters after each into ``series``, and what stays whole of all files."""
-        conversions, tracked = self.conversions, self.tracked
-        whole = conversions.whole(self.inode)
-        others = [other for other in conversions.inodes if other is not self.inode and not other.evicted]
-        rows = np.empty((len(end), len(whole.row())), np.int64)
-        rows[:] = sum((conversions.whole(other).row() for other in others), np.zeros(rows.shape[1], np.int64))
-        low = 0
-        for number, high in enumerate(end.tolist()):
-            if low < high:
-                assert not tracked.run_stream(stream[low:high]).errors.any()
-                self._look(whole, stream[low:high])
-            series[number] = np.concatenate((tracked.counts, tracked.vmemmap_taken))
-            rows[number] += whole.row()
-            low = high
-        return rows
 
-    @staticmethod
-    def _look(whole: Whole, stream: Int64s) -> None:
-        offset, length = stream[:, folio.OFFSET], np.maximum(stream[:, folio.LENGTH], PAGE_SIZE)
-        whole.look(int(offset.min()) // PAGE_SIZE, int((offset + length).max()) // PAGE_SIZE)
+def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> tuple[Int64s, Int64s, States]:
+    """Carry out a stream int64 (m, 6) on a tracked file: errors and byte offsets of each row, and states after each of n calls.
+
+    ``end`` int64 (n,): where the rows of each call end. Nothing but the file changes in any counter, and no device maps pages.
+    """
+    conversions, tracked = system.conversions, inode.tracked
+    assert conversions is not None and tracked is not None
+    before = np.zeros(len(folio.COUNTERS) + tracked.nodes, np.int64)
+    conversions.count(before)
+    own = np.concatenate((tracked.counts, tracked.vmemmap_taken))
+    vm_type = system.scenario.guest.vm_type
+    whole = pamt = None
+    if vm_type in WATCHED:
+        errors, offsets, series, whole = _one_by_one(conversions, inode, tracked, stream, end)
+    else:
+        found = tracked.run_checked(stream, every=1)
+        errors, offsets, series = found.errors.astype(np.int64), found.offsets, found.series
+        if len(series) != len(end) or end[0] != 1:  # a call may have several rows, or none
+            series = np.concatenate((own[None], series))[end]
+    if whole is not None and vm_type == "tdx":
+        pamt = whole[:, -tracked.nodes :] // PAGE_SIZE
+    series += before - own
+    return errors, offsets, States(series, [conversions.users_row(row) for row in series], whole, pamt)
+
+
+def _one_by_one(
+    conversions: Conversions, inode: Inode, tracked: TrackedFile, stream: Int64s, end: Int64s
+) -> tuple[Int64s, Int64s, Int64s, Int64s]:
+    """Each call as a stream of its own: errors, offsets, counters after each, and what stays whole of all files."""
+    whole = conversions.whole(inode)
+    others = [other for other in conversions.inodes if other is not inode and not other.evicted]
+    rows = np.empty((len(end), len(whole.row())), np.int64)
+    rows[:] = sum((conversions.whole(other).row() for other in others), np.zeros(rows.shape[1], np.int64))
+    series = np.empty((len(end), len(folio.COUNTERS) + tracked.nodes), np.int64)
+    errors, offsets = np.zeros(len(stream), np.int64), np.zeros(len(stream), np.int64)
+    low_page = stream[:, folio.OFFSET] // PAGE_SIZE
+    end_page = -(-(stream[:, folio.OFFSET] + np.maximum(stream[:, folio.LENGTH], 1)) // PAGE_SIZE)
+    low = 0
+    for number, high in enumerate(end.tolist()):
+        if low < high:
+            found = tracked.run_checked(stream[low:high])
+            errors[low:high], offsets[low:high] = found.errors, found.offsets
+            whole.look(int(low_page[low:high].min()), int(end_page[low:high].max()))
+        series[number, : len(folio.COUNTERS)] = tracked.counts
+        series[number, len(folio.COUNTERS) :] = tracked.vmemmap_taken
+        rows[number] += whole.row()
+        low = high
+    return errors, offsets, series, rows
+
+
+def pages_of(first: Int64s, end: Int64s) -> tuple[Int64s, Int64s]:
+    """The pages of ranges [first, end), int64 (n,) each, one range after the other: row of each page, and the page."""
+    length = end - first
+    row = np.repeat(np.arange(len(first)), length)
+    return row, np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length) + first[row]
 
 
 def _first_true(flags: Bools) -> int:

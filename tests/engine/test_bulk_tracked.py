@@ -1,0 +1,124 @@
+"""Conversions and pins carried out together leave the same results, event by event, as one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench as wb
+from workbench.answer import Answer
+from workbench.engine import bulk_faults, bulk_tracked
+from workbench.engine.objects import Result
+from workbench.running import run
+
+MEMORY = 8 << 20
+PAGES = MEMORY // 4096
+TASKS = st.sampled_from(["vcpu0", "vcpu1", None])
+RANGE = {
+    "offset": st.integers(0, PAGES - 1).map(lambda page: page * 4096) | st.sampled_from([0, 512 * 4096, 4095]),
+    "length": st.sampled_from([1, 1, 1, 2, 3, 64, 65, 512, 700]).map(lambda pages: pages * 4096) | st.just(100),
+    "task": TASKS,
+}
+CALL = st.one_of(
+    st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": st.sampled_from(["shared", "private"])}),
+    st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": st.sampled_from(["shared", "private"])}),
+    st.fixed_dictionaries({
+        "op": st.sampled_from(["pin", "pin", "unpin"]), **RANGE,
+        "kind": st.sampled_from(["long_term", "long_term", "transient"]),
+    }),
+)  # fmt: skip
+OTHER = st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate"]), **RANGE}).map(
+    lambda call: call | {"offset": call["offset"] // 4096 * 4096, "length": -(-call["length"] // 4096) * 4096}
+)
+HOST = {
+    "name": "two",
+    "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}, {"id": 1, "memory_bytes": "256 MiB", "cpus": [1]}],
+    "distances": [[10, 20], [20, 10]],
+}
+DONE = bulk_faults.Done
+
+
+def scenario(operations: list[dict[str, Any]], vm_type: str = "sw_protected", **fields: object) -> wb.Scenario:
+    guest = {"memory": MEMORY, "vcpus": [{"node": 0}, {"node": 1}], "vm_type": vm_type}
+    return wb.Scenario.from_mapping(
+        {"host": HOST, "guest": guest, "operations": operations, "kernel_profile": "7.4", **fields}
+    )
+
+
+def together(given_: wb.Scenario, least: int) -> tuple[Answer, int]:
+    """The answer with lists of so many calls carried out together, and how many were."""
+    many: list[int] = []
+
+    def done(results: list[Result], *state: Any) -> bulk_faults.Done:
+        many.append(len(results))
+        return DONE(results, *state)
+
+    with mock.patch.object(bulk_tracked, "LEAST", least), mock.patch.object(bulk_tracked, "Done", done):
+        return run(given_), sum(many)
+
+
+def assert_equal(given_: wb.Scenario) -> int:
+    (one, none), (other, many) = together(given_, 1 << 30), together(given_, 2)
+    assert not none
+    assert one.names == other.names
+    for name in one.names:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    for first, second in zip(one.system.inodes(), other.system.inodes(), strict=True):
+        for left, right in zip(first.mappings, second.mappings, strict=True):
+            np.testing.assert_array_equal(left.mapped(), right.mapped())
+    return many
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(CALL, min_size=1, max_size=15), st.lists(OTHER, max_size=2)), max_size=5),
+    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["sw_protected", "snp", "tdx"]),
+    st.sampled_from([(), ("mmap",), ("mmap", "init_shared")]), st.booleans(),
+)  # fmt: skip
+def test_the_same_as_one_after_another(
+    parts: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]],
+    metadata: str,
+    vm_type: str,
+    flags: tuple[str, ...],
+    filled: bool,
+) -> None:
+    calls = [call for some, others in parts for call in (*some, *others)]
+    before: list[dict[str, Any]] = [
+        {"op": "create", "file": "other", "size": "2 MiB"},
+        {"op": "create", "flags": list(flags)},
+    ]
+    before += [{"op": "fallocate"}] * filled
+    assert_equal(scenario([*before, *calls], vm_type, metadata=metadata))
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
+def test_long_lists_are_carried_out_together(vm_type: str) -> None:
+    """Pages that go to and fro, some of them pinned meanwhile; the tree of states grows to several levels and shrinks."""
+    calls: list[dict[str, Any]] = []
+    for number in range(600):
+        page = {"offset": 4096 * (2 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        calls += [{"op": "convert", "to": "shared", **page}] + [{"op": "pin", **page}] * (number % 3 == 0)
+    calls += [
+        {"op": "convert", "to": "private", "offset": 8192 * (599 - number), "length": 4096} for number in range(600)
+    ]
+    calls += [{"op": "unpin", "offset": 8192 * number, "length": 4096} for number in range(0, 600, 3)]
+    given_ = scenario([{"op": "create"}, {"op": "fallocate"}, *calls], vm_type)
+    assert assert_equal(given_) == len(calls)
+    errors = run(given_)["event_error"].tolist()
+    assert errors.count("EAGAIN") == 200 == len(errors) - errors.count("")
+
+
+@pytest.mark.parametrize(
+    ("vm_type", "kernel", "error"),
+    [("none", "7.4", "EINVAL"), ("sw_protected", "6.17", ""), ("sw_protected", "7.4", "")],
+)
+def test_who_cannot_convert_in_place_is_answered_call_by_call(vm_type: str, kernel: str, error: str) -> None:
+    calls = [{"op": "convert", "to": "shared", "offset": 4096 * number, "length": 4096} for number in range(40)]
+    given_ = scenario([{"op": "create"}, *calls], vm_type, kernel_profile=kernel)
+    assert assert_equal(given_) == (40 if (vm_type, kernel) == ("sw_protected", "7.4") else 0)
+    assert set(run(given_)["event_error"].tolist()[1:]) == {error}

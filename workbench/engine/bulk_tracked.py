@@ -1,0 +1,146 @@
+"""Many calls on the pages of a file that converts in place, one after another: conversions, pins and what drops pins.
+
+Of 4 KiB folios these place and free nothing, so that they are one stream of the tracked file, whose counters after each row are
+those after each call. What else follows is followed here: entries of the host's page tables, the tree of states, and for SNP
+and TDX what stays whole.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+import numpy as np
+
+from workbench import scenario as sc
+from workbench.engine.bulk_faults import LEAST, MOST, Done
+from workbench.engine.objects import Inode, Result
+from workbench.engine.system import System
+from workbench.engine.tracked_faults import after_each, pages_of, possible
+from workbench.intervals import Int64s
+from workbench.kernels.folios import run as folio
+from workbench.tracking.folio_file import ConversionFile
+from workbench.tracking.tracked_file import KINDS, bits_at
+from workbench.units import PAGE_SIZE
+
+_Call = sc.Convert | sc.Pin | sc.Unpin
+_CALLS = (sc.Convert, sc.Pin, sc.Unpin)
+_PAGES = 2048  # of one call
+_OPS = {sc.Convert: folio.CONVERT, sc.Pin: folio.PIN, sc.Unpin: folio.UNPIN}
+
+
+class BulkTracked:
+    """Looks ahead in the operations of a run."""
+
+    def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
+        self.system, self.operations = system, operations
+        self._not_before, self._most = 0, MOST
+
+    def run(self, number: int) -> Done | None:
+        """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
+        first = self.operations[number]
+        if number < self._not_before or not isinstance(first, _CALLS):
+            return None
+        inode = self._inode(first)
+        calls = [] if inode is None else self._alike(first, inode, self.operations[number : number + self._most])
+        self._not_before = number + max(len(calls), 1)
+        if inode is None or len(calls) < LEAST:
+            return None
+        done = self._run(inode, calls)
+        count = 0 if done is None else len(done.results)
+        self._most = min(2 * self._most, MOST) if count == len(calls) else max(2 * count, LEAST)
+        self._not_before = number + count + (count < len(calls))
+        return done
+
+    def _inode(self, first: _Call) -> Inode | None:
+        """The file that a call is about, if such calls need nothing but what is followed here."""
+        system, file, metadata = self.system, self.system.files.get(first.file), self.system.metadata
+        scenario = system.scenario
+        if file is None or file.descriptor is None or system.killed or system.bulk is not None:
+            return None
+        if scenario.conversion_mode != "in-place" or "in-place" not in scenario.kernel.conversion:
+            return None
+        inode = file.inode
+        if not isinstance(inode.tracked, ConversionFile) or not possible(system, inode) or inode.kept:
+            return None
+        if not system.is_plain_4k(inode) or not scenario.guest.private_memory:
+            return None
+        return inode if metadata is None or metadata.only_counts() else None
+
+    def _alike(self, first: _Call, inode: Inode, operations: Sequence[sc.Operation]) -> list[_Call]:
+        """Calls on the same file up to whatever is something else, or reaches out of the file, or is long."""
+        size, tasks, name = inode.pages * PAGE_SIZE, self.system.tasks, first.file
+        calls: list[_Call] = []
+        for call in operations:
+            if not isinstance(call, _CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
+                break
+            length = call.length
+            if length is None or not 0 < length <= _PAGES * PAGE_SIZE or call.offset + length > size:
+                break
+            calls.append(call)
+        return calls
+
+    def _run(self, inode: Inode, calls: list[_Call]) -> Done | None:
+        """Carry out such calls up to the first that has to place pages."""
+        system, metadata, tracked = self.system, self.system.metadata, inode.tracked
+        assert isinstance(tracked, ConversionFile)
+        rows = [(_OPS[type(call)], call.offset, call.length, _argument(call), 0, 0) for call in calls]
+        stream = np.array(rows, np.int64)
+        stream = stream[: _first_pin_of_absent(tracked, stream)]
+        count = len(stream)
+        if count < LEAST:
+            return None
+        first, end = _pages(stream)
+        errors, offsets, states = after_each(system, inode, stream, np.arange(1, count + 1))
+        self._map(inode, stream, errors, offsets)
+        held = None
+        if metadata is not None:
+            tasks = [system.task(call) for call in calls[:count]]
+            done = (stream[:, folio.OP] == folio.CONVERT) & (errors == 0)
+            to_shared = stream[:, folio.ARGUMENT] == 1
+            held = metadata.follow_states(inode, tasks, first, np.where(done, end, first), to_shared)
+            if states.pamt is not None:
+                metadata.hold_pamt(held, states.pamt)
+        results = [_result(*row) for row in zip(errors.tolist(), offsets.tolist(), strict=True)]
+        free = np.broadcast_to(system.free, (count, len(system.free)))
+        return Done(results, np.zeros_like(free), free, held, states)
+
+    @staticmethod
+    def _map(inode: Inode, stream: Int64s, errors: Int64s, offsets: Int64s) -> None:
+        """The host's page tables: what is pinned is mapped, up to a private page; what is to be private is not, held or not."""
+        op, argument = stream[:, folio.OP], stream[:, folio.ARGUMENT]
+        first, end = _pages(stream)
+        maps = (op == folio.PIN) & (argument != folio.TRANSIENT)
+        zaps = (op == folio.CONVERT) & (argument == 0) & np.isin(errors, (0, errno.EAGAIN))
+        stop = np.where(maps & (errors != 0), offsets // PAGE_SIZE, end)
+        some = np.flatnonzero((maps | zaps) & (stop > first))
+        for low, high, is_mapped in zip(first[some].tolist(), stop[some].tolist(), maps[some].tolist(), strict=True):
+            for mapping in inode.mappings:
+                if is_mapped:
+                    mapping.map(low, high)
+                elif not mapping.empty:
+                    mapping.zap(low, high)
+
+
+def _argument(call: _Call) -> int:
+    return int(call.to == "shared") if isinstance(call, sc.Convert) else KINDS[call.kind]
+
+
+def _pages(stream: Int64s) -> tuple[Int64s, Int64s]:
+    """First page and end of each row's range."""
+    first = stream[:, folio.OFFSET] // PAGE_SIZE
+    return first, -(-(stream[:, folio.OFFSET] + stream[:, folio.LENGTH]) // PAGE_SIZE)
+
+
+def _result(error: int, offset: int) -> Result:
+    detail = {"error_offset": offset} if offset >= 0 else {}
+    return Result(-1, error, detail) if error else Result(0, 0, detail)
+
+
+def _first_pin_of_absent(tracked: ConversionFile, stream: Int64s) -> int:
+    """The first row that pins a page which is not there, and so would have to be placed; how many rows there are if none does."""
+    pins = np.flatnonzero((stream[:, folio.OP] == folio.PIN) & (stream[:, folio.ARGUMENT] != folio.TRANSIENT))
+    first, end = _pages(stream[pins])
+    row, page = pages_of(first, end)
+    absent = pins[row[~bits_at(tracked.state.present, page)]]
+    return int(absent[0]) if len(absent) else len(stream)
