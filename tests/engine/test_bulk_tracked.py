@@ -71,7 +71,15 @@ def assert_equal(given_: wb.Scenario) -> int:
     for first, second in zip(one.system.inodes(), other.system.inodes(), strict=True):
         for left, right in zip(first.mappings, second.mappings, strict=True):
             np.testing.assert_array_equal(left.mapped(), right.mapped())
+    assert trees(one) == trees(other)
     return many
+
+
+def trees(answer: Answer) -> list[tuple[int, list[int]]]:
+    """Ranges and nodes of all maple trees."""
+    metadata = answer.system.metadata
+    listed = [] if metadata is None else [tree for of in metadata.trees.values() for tree in of.values()]
+    return [(tree.ranges, tree.nodes.tolist()) for tree in listed]
 
 
 @settings(max_examples=20, deadline=None)

@@ -26,7 +26,7 @@ from workbench.units import PAGE_SIZE
 _Call = sc.Convert | sc.Pin | sc.Unpin
 _CALLS = (sc.Convert, sc.Pin, sc.Unpin)
 _PAGES = 2048  # of one call
-_OPS = {sc.Convert: folio.CONVERT, sc.Pin: folio.PIN, sc.Unpin: folio.UNPIN}
+_OPS: dict[type[_Call], int] = {sc.Convert: folio.CONVERT, sc.Pin: folio.PIN, sc.Unpin: folio.UNPIN}
 
 
 class BulkTracked:
