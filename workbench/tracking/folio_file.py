@@ -6,6 +6,8 @@ carries out a whole stream in one kernel call; :func:`variables` names what it c
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -361,6 +363,12 @@ CYCLE_PARAMETERS = (
 )  # fmt: skip
 
 
+@functools.lru_cache(4)
+def _draws(samples: int, seed: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Draws of the parameters, which nobody changes: a comparison of designs asks for the same of each."""
+    return costs.sample(CYCLE_PARAMETERS, samples, seed)
+
+
 def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool = False) -> npt.NDArray[np.float64]:
     """Modelled cycles so far by part, float64 (samples, rows, parts); sample 0 takes the parameters as given.
 
@@ -369,7 +377,7 @@ def cycles(series: Int64s, samples: int = 1, seed: int = 0, *, two_stage: bool =
     measurement exists) 512 for 1 GiB into 2 MiB; every invalidation ``invalidation``; every page zeroed by a punch
     ``clear_page``; what khugepaged collapses, :func:`workbench.tracking.collapse_times.busy`.
     """
-    draws = costs.sample(CYCLE_PARAMETERS, samples, seed)
+    draws = _draws(costs.whole("samples", samples), costs.whole("seed", seed, 0))
     parts = [np.outer(each, number) for each, number in _cycles_each(series, draws, two_stage)]
     parts.append(_collapsing(series[:, folio.N_COLLAPSED], series[:, folio.N_COPIED], draws))
     return np.stack(parts, axis=-1)
@@ -380,7 +388,7 @@ def cycle_ends(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Value, low and high end of :func:`cycles`, float64 (rows, parts) each; of parts that only grow with a count, the ends of
     what one takes are enough, and of many rows most have the same collapses."""
-    draws = costs.sample(CYCLE_PARAMETERS, costs.DRAWS)
+    draws = _draws(costs.DRAWS, 0)
     linear = _cycles_each(series, draws, two_stage)
     found: list[list[npt.NDArray[np.float64]]] = [[], [], []]
     for each, number in linear:
