@@ -22,11 +22,23 @@ def _interrupted(*_: object) -> None:
     os._exit(130)
 
 
+def _open_what_is_closed() -> None:
+    """Who starts us with ``<&-`` or ``>&-`` gives nothing and wants nothing; the next file would get that number."""
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
     """Entry point: the command line, with Ctrl-C answered before, while and after it is imported.
 
     A signal that whoever starts us has us ignore (``nohup``, a shell's background) stays ignored.
     """
+    _open_what_is_closed()
     heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heard:
         signal.signal(signal.SIGINT, _interrupted)

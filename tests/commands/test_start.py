@@ -79,3 +79,22 @@ def test_an_interrupt_that_a_library_makes_another_error_of_is_one() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (130, "workbench: interrupted; nothing was written\n")
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "said"),
+    [
+        ("<&-", 2, "workbench: scenario: must be a mapping"),
+        (">&-", 2, "workbench: scenario: must be a mapping"),
+        ("2>&-", 2, ""),
+        ("<&- >&- 2>&-", 2, ""),
+    ],
+)
+def test_closed_streams_are_empty_ones(closed: str, code: int, said: str) -> None:
+    """Each was a fault of ours: Python has no stream there, and the next file that is opened gets its number."""
+    command = f'exec "$0" -m workbench run - {closed}'
+    ended = subprocess.run(
+        ["sh", "-c", command, sys.executable], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.startswith(said) and ended.stderr.count("\n") == bool(said)
