@@ -14,6 +14,7 @@ import workbench as wb
 from workbench.answer import Answer
 from workbench.engine import bulk_faults, bulk_tracked
 from workbench.engine.objects import Result
+from workbench.engine.range_trees import StateTree
 from workbench.running import run
 
 MEMORY = 8 << 20
@@ -79,6 +80,9 @@ def trees(answer: Answer) -> list[tuple[int, list[int]]]:
     """Ranges and nodes of all maple trees."""
     metadata = answer.system.metadata
     listed = [] if metadata is None else [tree for of in metadata.trees.values() for tree in of.values()]
+    for tree in listed:
+        if isinstance(tree, StateTree) and tree.file is not None:
+            np.testing.assert_array_equal(tree.seen, tree.file.state.shared)
     return [(tree.ranges, tree.nodes.tolist()) for tree in listed]
 
 
@@ -102,6 +106,36 @@ def test_the_same_as_one_after_another(
     ]
     before += [{"op": "fallocate"}] * filled
     assert_equal(scenario([*before, *calls], vm_type, metadata=metadata))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(CALL.map(lambda call: call | {"to": "shared"} if call["op"] == "convert" else call), min_size=2, max_size=25),
+    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["sw_protected", "snp", "tdx"]),
+    st.sampled_from([("2 MiB", "hugetlb"), ("2 MiB", "hugetlb-hvo"), ("2 MiB", "thp"), ("2 MiB", "contiguous-4k"),
+                     ("2 MiB", "pfn-range"), ("1 GiB", "hugetlb-hvo")]),
+    st.sampled_from(["", "proposal-hugetlb", "proposal-hugetlb-rfc2", "proposal-two-stage"]),
+    st.none() | st.integers(0, 40), st.booleans(),
+)  # fmt: skip
+def test_huge_pages_that_are_shared(
+    calls: list[dict[str, Any]],
+    metadata: str,
+    vm_type: str,
+    pages: tuple[str, str],
+    kernel: str,
+    left: int | None,
+    filled: bool,
+) -> None:
+    """Conversions of huge pages to shared, of which some find no memory for struct pages."""
+    memory = 2 << 30 if pages[0] == "1 GiB" else MEMORY
+    before: list[dict[str, Any]] = [{"op": "create"}] + [{"op": "fault", "by": "guest"}] * filled
+    given_ = scenario([*before, *calls], vm_type, metadata=metadata, kernel_profile=kernel or None)
+    host = {**HOST, "nodes": [node | {"memory_bytes": "4 GiB"} for node in HOST["nodes"]]}  # type: ignore[attr-defined]
+    given_ = given_.replace(
+        host=host, **{"guest.memory": memory, "guest.page_size": pages[0], "guest.design": pages[1]},
+        boot={} if left is None else {"vmemmap_pages": {0: left, 1: left}},
+    )  # fmt: skip
+    assert_equal(given_)
 
 
 @pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])

@@ -15,6 +15,7 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
+from workbench.engine.metadata import PAMT
 from workbench.engine.objects import OpenFile, Result
 from workbench.engine.system import System
 from workbench.engine.tracked_faults import States, TrackedFaults
@@ -123,7 +124,7 @@ class BulkFaults:
             whose = [tasks[row] for row in rows[:done, 3].tolist()]
             held = system.metadata.count_faults(inode, walk, rows[:done], whose, free, given.rotations)
             if states is not None and states.pamt is not None:
-                system.metadata.hold_pamt(held, states.pamt)
+                system.metadata.hold_after(held, PAMT, states.pamt)
         said = {pages: _result(first, pages) for pages in np.unique(rows[:, 1] - rows[:, 0]).tolist()}
         results = [said[pages] for pages in (rows[:done, 1] - rows[:done, 0]).tolist()]
         return Done(results, given.placed[:done], given.free[:done], held, states), status

@@ -1,8 +1,8 @@
 """Many calls on the pages of a file that converts in place, one after another: conversions, pins and what drops pins.
 
 Of 4 KiB folios these place and free nothing, so that they are one stream of the tracked file, whose counters after each row are
-those after each call. What else follows is followed here: entries of the host's page tables, the tree of states, and for SNP
-and TDX what stays whole.
+those after each call; of larger ones it is conversions to shared that do. What else follows is followed here: entries of the
+host's page tables, the tree of states, and for SNP and TDX what stays whole.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine.bulk_faults import LEAST, MOST, Done
+from workbench.engine.metadata import PAMT, VMEMMAP
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
 from workbench.engine.tracked_faults import after_each, pages_of, possible
@@ -63,9 +64,9 @@ class BulkTracked:
         inode = file.inode
         if not isinstance(inode.tracked, ConversionFile) or not possible(system, inode) or inode.kept:
             return None
-        if not system.is_plain_4k(inode) or not scenario.guest.private_memory:
+        if inode.small is not None or not scenario.guest.private_memory:
             return None
-        return inode if metadata is None or metadata.only_counts() else None
+        return inode if metadata is None or metadata.follows_states(inode) else None
 
     def _alike(self, first: _Call, inode: Inode, operations: Sequence[sc.Operation]) -> list[_Call]:
         """Calls on the same file up to whatever is something else, or reaches out of the file, or is long."""
@@ -77,6 +78,8 @@ class BulkTracked:
             length = call.length
             if length is None or not 0 < length <= _PAGES * PAGE_SIZE or call.offset + length > size:
                 break
+            if inode.order and not (isinstance(call, sc.Convert) and call.to == "shared"):
+                break  # a merge is asked what it lost, and folios that nobody holds any more go back to pools
             calls.append(call)
         return calls
 
@@ -90,20 +93,27 @@ class BulkTracked:
         count = len(stream)
         if count < LEAST:
             return None
-        first, end = _pages(stream)
+        first, _ = _pages(stream)
         errors, offsets, states = after_each(system, inode, stream, np.arange(1, count + 1))
         self._map(inode, stream, errors, offsets)
         held = None
         if metadata is not None:
             tasks = [system.task(call) for call in calls[:count]]
-            done = (stream[:, folio.OP] == folio.CONVERT) & (errors == 0)
             to_shared = stream[:, folio.ARGUMENT] == 1
-            held = metadata.follow_states(inode, tasks, first, np.where(done, end, first), to_shared)
+            held = metadata.follow_states(inode, tasks, first, self._reached(inode, stream, errors, offsets), to_shared)
+            metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
             if states.pamt is not None:
-                metadata.hold_pamt(held, states.pamt)
+                metadata.hold_after(held, PAMT, states.pamt)
         results = [_result(*row) for row in zip(errors.tolist(), offsets.tolist(), strict=True)]
         free = np.broadcast_to(system.free, (count, len(system.free)))
         return Done(results, np.zeros_like(free), free, held, states)
+
+    def _reached(self, inode: Inode, stream: Int64s, errors: Int64s, offsets: Int64s) -> Int64s:
+        """Where what each row has converted ends: of refused ones, in generation C, before the block that refused."""
+        first, end = _pages(stream)
+        block_by_block = self.system.rules.kernel == "C" and inode.order > 0
+        stopped = np.where(block_by_block & (offsets >= 0), np.maximum(offsets // PAGE_SIZE, first), first)
+        return np.where(stream[:, folio.OP] != folio.CONVERT, first, np.where(errors == 0, end, stopped))
 
     @staticmethod
     def _map(inode: Inode, stream: Int64s, errors: Int64s, offsets: Int64s) -> None:

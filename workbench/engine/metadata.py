@@ -466,6 +466,10 @@ class Metadata:
         """Whether metadata change nothing in a run, and slabs hold nodes of the page cache alone."""
         return not self.taking and self.zones is None and not self.xarray.parts[1].any()
 
+    def follows_states(self, inode: Inode) -> bool:
+        """Whether of what conversions change nothing but the tree of a file's states is metadata, and it changes nothing."""
+        return not self.taking and not self.light and STATE_TREE in self.trees.get(inode, {})
+
     def has_tree(self, inode: Inode) -> bool:
         """Whether there is a tree of the page cache that has grown, or none at all."""
         maps = self.caches.get(inode, [])
@@ -522,10 +526,10 @@ class Metadata:
                 map_.add_singles(wanted[mine, 1], taken[mine])
         return held
 
-    def hold_pamt(self, held: Int64s, pamt: Int64s) -> None:
-        """So many PAMT pages int64 (n, nodes) are counted after each of n faults, in ``held`` int64 (n, kinds, nodes) too."""
-        held[:, PAMT] = pamt
-        self.held[PAMT] = pamt[-1]
+    def hold_after(self, held: Int64s, kind: int, pages: Int64s) -> None:
+        """So many pages int64 (n, nodes) of a kind are there after each of n calls, in ``held`` int64 (n, kinds, nodes) too."""
+        held[:, kind] = pages
+        self.held[kind] = pages[-1]
 
     def _need_tables(self, walk: Walk, rows: Int64s, tasks: list[Thread]) -> dict[int, list[tuple[int, int]]]:
         """Which faults are the first to need tables, and which: level and number, in the order in which they are made.
