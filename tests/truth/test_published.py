@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.truth import published
 
@@ -178,3 +179,10 @@ def test_contention_is_bounded(own, locked, users):
 def test_lock_parameters_are_recovered(own, locked):
     found = published.lock_parameters((1, own + locked), (26, published.contended(26, own, locked)))
     assert found == pytest.approx((own, locked), rel=1e-6, abs=1e-6)
+
+
+def test_columns_of_a_table_are_a_list(tmp_path):
+    text = datasets_path("published", "asct_graviton2.yaml").read_text()
+    (tmp_path / "t.yaml").write_text(text.replace("columns: [MB/s, ns]", "columns: 3"))
+    with pytest.raises(WorkbenchError, match="columns: 3 is not a list"):
+        published.reproduce(str(tmp_path / "t.yaml"))

@@ -197,7 +197,8 @@ def reproduce(name: str | Path) -> xr.Dataset:
         rows = [Row(table.id, "all", "", float("nan"), float("nan"), "unmodelled", why)]
     else:
         try:
-            rows = rows_with_ranges(table)
+            with np.errstate(divide="raise", invalid="raise", over="raise"):  # else warnings, and figures that are none
+                rows = rows_with_ranges(table)
         except WorkbenchError:
             raise
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
