@@ -40,7 +40,7 @@ class BulkTracked:
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first = self.operations[number]
-        if number < self._not_before or not isinstance(first, _CALLS):
+        if self.system.conversions is None or number < self._not_before or not isinstance(first, _CALLS):
             return None
         inode = self._inode(first)
         calls = [] if inode is None else self._alike(first, inode, self.operations[number : number + self._most])

@@ -76,7 +76,8 @@ class FileMap:
 
     def replace(self, runs: Int64s) -> None:
         """These runs int64 (n, 3) are what is present, of allocation rows that are there."""
-        self._forget_found()
+        self._whole = (0, 0)
+        self._known.clear()
         self._runs.replace(runs)
         self._folios = None
 
@@ -208,9 +209,14 @@ class FileMap:
         """Whether ``[start, end)`` was found without holes before; False says nothing."""
         return (self._whole[0] <= start and end <= self._whole[1]) or (end - start == 1 and start in self._known)
 
-    def _forget_found(self) -> None:
-        self._whole = (0, 0)
-        self._known.clear()
+    def _forget_found(self, start: int, end: int) -> None:
+        """Folios [start, end) may be absent from now on."""
+        if self._whole[0] < end and start < self._whole[1]:
+            self._whole = (0, 0)
+        if end - start == 1:  # what else was found is still there: where nodes come and go one by one, most of it
+            self._known.discard(start)
+        else:
+            self._known.clear()
 
     def cut(self, start: int, end: int) -> Int64s:
         """Runs int64 (n, 3) clipped to ``[start, end)``."""
@@ -235,7 +241,7 @@ class FileMap:
             freed[zone] = 1
         else:
             freed = self.counts(zones, start, end)
-        self._forget_found()
+        self._forget_found(start, end)
         self._runs.erase(start, end)
         if self._folios is not None:
             self._folios -= sum(freed.tolist())
