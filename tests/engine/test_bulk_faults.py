@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-from unittest import mock
-
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench as wb
-from workbench.answer import Answer
+from reference import one_after_another
 from workbench.engine import bulk_faults
-from workbench.engine.objects import Result
 from workbench.running import run
 
 MEMORY = 8 << 20
@@ -61,29 +56,8 @@ def scenario(
     })  # fmt: skip
 
 
-def together(given: wb.Scenario, least: int) -> tuple[Answer, int]:
-    """The answer with lists of so many faults carried out together, and how many were."""
-    many: list[int] = []
-
-    def done(results: list[Result], *state: Any) -> bulk_faults.Done:
-        many.append(len(results))
-        return DONE(results, *state)
-
-    with mock.patch.object(bulk_faults, "LEAST", least), mock.patch.object(bulk_faults, "Done", done):
-        return run(given), sum(many)
-
-
-DONE = bulk_faults.Done
-
-
 def assert_equal(given: wb.Scenario) -> int:
-    (one, none), (other, many) = together(given, 1 << 30), together(given, 2)
-    assert not none
-    assert one.names == other.names
-    for name in one.names:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-    np.testing.assert_array_equal(one.system.rotations, other.system.rotations)
-    return many
+    return one_after_another.assert_equal(bulk_faults, given)
 
 
 @settings(max_examples=10, deadline=None)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench as wb
-from workbench.answer import Answer
-from workbench.engine import bulk_faults, bulk_tracked
-from workbench.engine.objects import Result
-from workbench.engine.range_trees import StateTree
+from reference import one_after_another
+from workbench.engine import bulk_tracked
 from workbench.running import run
 
 MEMORY = 8 << 20
@@ -41,7 +37,6 @@ HOST = {
     "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}, {"id": 1, "memory_bytes": "256 MiB", "cpus": [1]}],
     "distances": [[10, 20], [20, 10]],
 }
-DONE = bulk_faults.Done
 
 
 def scenario(operations: list[dict[str, Any]], vm_type: str = "sw_protected", **fields: object) -> wb.Scenario:
@@ -51,39 +46,8 @@ def scenario(operations: list[dict[str, Any]], vm_type: str = "sw_protected", **
     )
 
 
-def together(given_: wb.Scenario, least: int) -> tuple[Answer, int]:
-    """The answer with lists of so many calls carried out together, and how many were."""
-    many: list[int] = []
-
-    def done(results: list[Result], *state: Any) -> bulk_faults.Done:
-        many.append(len(results))
-        return DONE(results, *state)
-
-    with mock.patch.object(bulk_tracked, "LEAST", least), mock.patch.object(bulk_tracked, "Done", done):
-        return run(given_), sum(many)
-
-
 def assert_equal(given_: wb.Scenario) -> int:
-    (one, none), (other, many) = together(given_, 1 << 30), together(given_, 2)
-    assert not none
-    assert one.names == other.names
-    for name in one.names:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-    for first, second in zip(one.system.inodes(), other.system.inodes(), strict=True):
-        for left, right in zip(first.mappings, second.mappings, strict=True):
-            np.testing.assert_array_equal(left.mapped(), right.mapped())
-    assert trees(one) == trees(other)
-    return many
-
-
-def trees(answer: Answer) -> list[tuple[int, list[int]]]:
-    """Ranges and nodes of all maple trees."""
-    metadata = answer.system.metadata
-    listed = [] if metadata is None else [tree for of in metadata.trees.values() for tree in of.values()]
-    for tree in listed:
-        if isinstance(tree, StateTree) and tree.file is not None:
-            np.testing.assert_array_equal(tree.seen, tree.file.state.shared)
-    return [(tree.ranges, tree.nodes.tolist()) for tree in listed]
+    return one_after_another.assert_equal(bulk_tracked, given_)
 
 
 @settings(max_examples=20, deadline=None)

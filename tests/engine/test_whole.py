@@ -14,6 +14,7 @@ from workbench import answer
 from workbench.errors import WorkbenchError
 from workbench.plots import designs as plots_designs
 from workbench.running import run
+from workbench.tracking.whole import Whole
 
 
 def simulated(
@@ -125,3 +126,28 @@ def test_a_look_at_the_part_that_a_call_names_is_a_look_at_all(
         assert state.row[2:4].tolist() == [state.large.sum(), state.direct_split.sum()]
         regions = [len(np.unique(state.region[held & (state.node == node)])) for node in range(2)]
         assert state.row[4:].tolist() == [*regions, *np.bincount(state.node[held], minlength=2).tolist()]
+
+
+@pytest.mark.parametrize("vm_type", ["snp", "tdx"])
+def test_a_call_on_a_page_is_followed_by_a_look_at_its_block(vm_type: str) -> None:
+    """And of a kind that says nothing of where, by a look at all: the cost of a call is not that of the file."""
+    one = {"offset": "6 MiB", "length": 4096}
+    calls = [{"op": "fault", "by": "guest", **one}, {"op": "punch_hole", **one}, {"op": "fallocate", **one},
+             {"op": "convert", "to": "shared", **one}, {"op": "pin", **one}, {"op": "unpin", **one},
+             {"op": "hwpoison", **one}]  # fmt: skip
+    nodes = [{"id": 0, "memory_bytes": "8 GiB", "cpus": [0]}]
+    given_ = wb.Scenario.from_mapping({
+        "host": {"name": "one", "nodes": nodes, "distances": [[10]]}, "kernel_profile": "7.4",
+        "guest": {"memory": "4 GiB", "vm_type": vm_type}, "operations": [{"op": "create"}, *calls],
+    })  # fmt: skip
+    looked: list[tuple[int, int]] = []
+    look = Whole.look
+
+    def noted(self: Whole, first: int, end: int) -> None:
+        looked.append((first, end))
+        look(self, first, end)
+
+    with mock.patch.object(Whole, "look", noted):
+        assert not run(given_)["event_errno"].any()
+    sizes = [end - first for first, end in looked]  # unpin changes no counter
+    assert sizes == [1 << 20, *[1] * 5, 1 << 20]

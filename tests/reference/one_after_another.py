@@ -1,0 +1,55 @@
+"""Operations that a run carries out together, against the same ones carried out one after another."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+import workbench as wb
+from workbench.answer import Answer
+from workbench.engine import bulk_faults
+from workbench.engine.objects import Result
+from workbench.engine.range_trees import StateTree
+from workbench.running import run
+
+_DONE = bulk_faults.Done
+
+
+def together(module: ModuleType, given: wb.Scenario, least: int) -> tuple[Answer, int]:
+    """The answer where a module of the engine takes lists of at least so many operations, and how many it took."""
+    many: list[int] = []
+
+    def done(results: list[Result], *state: Any) -> bulk_faults.Done:
+        many.append(len(results))
+        return _DONE(results, *state)
+
+    with mock.patch.object(module, "LEAST", least), mock.patch.object(module, "Done", done):
+        return run(given), sum(many)
+
+
+def assert_equal(module: ModuleType, given: wb.Scenario) -> int:
+    """Every variable is the same, event by event, and so is what the next operation would find; how many were taken together."""
+    (one, none), (other, many) = together(module, given, 1 << 30), together(module, given, 2)
+    assert not none
+    assert one.names == other.names
+    for name in one.names:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    np.testing.assert_array_equal(one.system.rotations, other.system.rotations)
+    for first, second in zip(one.system.inodes(), other.system.inodes(), strict=True):
+        for left, right in zip(first.mappings, second.mappings, strict=True):
+            np.testing.assert_array_equal(left.mapped(), right.mapped())
+    assert _trees(one) == _trees(other)
+    return many
+
+
+def _trees(answer: Answer) -> list[tuple[int, list[int]]]:
+    """Ranges and nodes of all maple trees; a tree of states has seen those that there are."""
+    metadata = answer.system.metadata
+    listed = [] if metadata is None else [tree for of in metadata.trees.values() for tree in of.values()]
+    for tree in listed:
+        if isinstance(tree, StateTree) and tree.file is not None:
+            np.testing.assert_array_equal(tree.seen, tree.file.state.shared)
+    return [(tree.ranges, tree.nodes.tolist()) for tree in listed]
