@@ -67,9 +67,7 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]
         else:
-            modules += ["folios.run"]
-            if len(scenario.operations) > LEAST:
-                modules.append("state_ranges")
+            modules += ["folios.run", "state_ranges"]
         if scenario.guest.vm_type in WATCHED:
             modules.append("whole")
     return modules

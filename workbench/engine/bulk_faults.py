@@ -67,7 +67,7 @@ class BulkFaults:
         if number < self._not_before or before is None or before.errno:
             return None
         first = self.operations[number - 1]
-        if not isinstance(first, _Touch):
+        if not isinstance(first, _Touch) or not self._goes_on(number, first):
             return None
         file = self.system.files.get(first.file)
         self._not_before = number + 1
@@ -84,6 +84,14 @@ class BulkFaults:
         self._most = min(2 * self._most, MOST) if status == placement.DONE else max(2 * count, LEAST)
         self._not_before = number + count + (status != placement.DONE)
         return done
+
+    def _goes_on(self, number: int, first: _Touch) -> bool:
+        """Whether a list that is worth it may begin here: where it had to reach there is another like the first one."""
+        last = number + LEAST - 1
+        if last >= len(self.operations):
+            return False
+        there = self.operations[last]
+        return isinstance(there, _Touch) and type(there) is type(first) and there.file == first.file
 
     def _run(self, first: _Touch, file: OpenFile, rows: Int64s) -> tuple[Done | None, int]:
         """Carry out faults like the first one, as far as they can be together, and whether that was all."""

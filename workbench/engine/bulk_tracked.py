@@ -42,6 +42,9 @@ class BulkTracked:
         first = self.operations[number]
         if self.system.conversions is None or number < self._not_before or not isinstance(first, _CALLS):
             return None
+        last = number + LEAST - 1
+        if last >= len(self.operations) or not isinstance(self.operations[last], _CALLS):
+            return None  # no list that is worth it
         inode = self._inode(first)
         calls = [] if inode is None else self._alike(first, inode, self.operations[number : number + self._most])
         self._not_before = number + max(len(calls), 1)
