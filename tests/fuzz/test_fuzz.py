@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fuzz.damage import EXAMPLES, answers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from workbench import safe_yaml
@@ -76,8 +76,15 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES = [place for place in places(RECORDING) if place]
 
 
+DISTANCE = ("files", "/sys/devices/system/node/node0/distance", 0)
+
+
 @settings(max_examples=EXAMPLES)
-@given(st.lists(st.tuples(st.sampled_from(PLACES), SCALARS), min_size=1, max_size=2))
+@given(changes=st.lists(st.tuples(st.sampled_from(PLACES), SCALARS), min_size=1, max_size=2))
+@example(changes=[(DISTANCE, "00")])
+@example(changes=[(DISTANCE, "10 x")])
+@example(changes=[(("files", "/sys/kernel/mm/mempolicy/weighted_interleave/node0"), ["0x"])])
+@example(changes=[(("files", f"/sys/devices/system/node/node{'9' * 5000}/distance"), ["10 20"])])
 def test_recordings(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     data = copy.deepcopy(RECORDING)
     for place, value in changes:

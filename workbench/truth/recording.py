@@ -237,16 +237,17 @@ def _host(path: Path, data: Mapping[str, Any]) -> tuple[Host, dict[int, int]]:
     cpulists = {int(node): str(text) for node, text in (derived.get("cpulist") or {}).items()}
     weights = {int(node): int(weight) for node, weight in (derived.get("wi_weights") or {}).items()}
     for name, lines in files.items():
-        matched = re.match(r"/sys/devices/system/node/node([0-9]+)/(distance|cpulist)$", name)
+        matched = re.match(r"/sys/devices/system/node/node([0-9]{1,4})/(distance|cpulist)$", name)
         if matched and lines:
             node, text = int(matched.group(1)), str(lines[0])
             if matched.group(2) == "distance":
-                distances.setdefault(node, [c_number(x) for x in text.split()])
+                distances.setdefault(node, _decimals(path, name, text))
             else:
                 cpulists.setdefault(node, text)
-        matched = re.match(r"/sys/kernel/mm/mempolicy/weighted_interleave/node([0-9]+)$", name)
+        matched = re.match(r"/sys/kernel/mm/mempolicy/weighted_interleave/node([0-9]{1,4})$", name)
         if matched and lines:
-            weights.setdefault(int(matched.group(1)), c_number(str(lines[0]).strip()))
+            for weight in _decimals(path, name, str(lines[0]))[:1]:
+                weights.setdefault(int(matched.group(1)), weight)
     declared = data["topology"].get("nodes") or []
     if not distances:
         raise WorkbenchError(f"{path.name}: does not say which distances Linux found")
@@ -278,6 +279,15 @@ def _host(path: Path, data: Mapping[str, Any]) -> tuple[Host, dict[int, int]]:
     weights = {node: weight for node, weight in weights.items() if 1 <= weight <= 255}
     told = bool(data["topology"].get("hmat")) or any(weight > 1 for weight in weights.values())
     return host, weights if told else {}
+
+
+def _decimals(path: Path, name: str, text: str) -> list[int]:
+    """The numbers of a line of a file of the kernel's."""
+    words = text.split()
+    for word in words:
+        if not is_whole(word):
+            raise WorkbenchError(f"{path.name}: {name}: {word[:30]!a} is no number")
+    return [int(word) for word in words]
 
 
 def _memory(path: Path, ids: list[int], declared: list[Any], derived: Mapping[str, Any]) -> dict[int, int]:
