@@ -92,7 +92,7 @@ def test_recordings(tmp_path_factory: pytest.TempPathFactory, changes: list[tupl
         try:
             for key in place[:-1]:
                 target = target[key]
-            target[place[-1]] = value
+            target[place[-1]] = copy.deepcopy(value)
         except (TypeError, KeyError, IndexError):
             continue  # the first change took this place away
     path = Path(tmp_path_factory.getbasetemp()) / "fuzzed.json"
