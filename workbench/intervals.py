@@ -105,3 +105,10 @@ def in_intervals(pages: Int64s, intervals: Int64s) -> npt.NDArray[np.bool_]:
     position = np.searchsorted(intervals[:, 0], pages, side="right") - 1
     ends = np.concatenate((intervals[:, 1], [np.iinfo(np.int64).min]))
     return pages < ends[position]
+
+
+def pages_of(first: Int64s, end: Int64s) -> tuple[Int64s, Int64s]:
+    """The pages of ranges [first, end), int64 (n,) each, one range after the other: row of each page, and the page."""
+    length = end - first
+    row = np.repeat(np.arange(len(first)), length)
+    return row, np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length) + first[row]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from workbench.engine.objects import Inode
 from workbench.engine.system import System
 from workbench.errors import Cancelled
-from workbench.intervals import Int64s
+from workbench.intervals import Int64s, pages_of
 from workbench.kernels.folios import run as folio
 from workbench.tracking.tracked_file import TrackedFile
 from workbench.tracking.whole import WATCHED, WIDE, Whole
@@ -150,8 +150,7 @@ def _changed_to(system: System, inode: Inode, start: Int64s, end: Int64s, errors
 def _blocks(start: Int64s, end: Int64s) -> Int64s:
     """Blocks of 2 MiB that rows of pages [start, end) touch, each once, ascending."""
     touched = union(start >> folio.ORDER_2M, np.where(end > start, -(-end >> folio.ORDER_2M), 0))
-    count = touched[:, 1] - touched[:, 0]
-    return np.repeat(touched[:, 0] - (np.cumsum(count) - count), count) + np.arange(int(count.sum()))
+    return pages_of(touched[:, 0], touched[:, 1])[1]
 
 
 def _in_batches(

@@ -15,7 +15,7 @@ import numpy as np
 from workbench.engine.filemap import FileMap
 from workbench.engine.metadata import ATTRIBUTES, PAGE_CACHE, XA_CHUNK_SHIFT, Metadata
 from workbench.engine.objects import Inode, Thread
-from workbench.intervals import Int64s, equal_intervals
+from workbench.intervals import Int64s, equal_intervals, pages_of
 from workbench.kernels import two_backends as kernel
 from workbench.kernels.folios import run as folio
 from workbench.units import PAGE_SIZE
@@ -96,8 +96,7 @@ class BulkMetadata:
         start, end = start[start < end], end[start < end]
         if not len(start):
             return
-        low, count = start >> XA_CHUNK_SHIFT, ((end - 1) >> XA_CHUNK_SHIFT) + 1 - (start >> XA_CHUNK_SHIFT)
-        nodes = _once(np.sort(np.repeat(low - (np.cumsum(count) - count), count) + np.arange(int(count.sum()))))
+        nodes = _once(np.sort(pages_of(start >> XA_CHUNK_SHIFT, ((end - 1) >> XA_CHUNK_SHIFT) + 1)[1]))
         changes = np.zeros((2, self.metadata.system.nodes), np.int64)
         for tree, (which, kind) in zip(self.trees, TREES, strict=True):
             if len(tree.levels) <= 1 and int(end.max()) == 1:

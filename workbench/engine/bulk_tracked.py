@@ -17,8 +17,8 @@ from workbench.engine.bulk_faults import LEAST, MOST, Done
 from workbench.engine.metadata import PAMT, VMEMMAP
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
-from workbench.engine.tracked_faults import after_each, pages_of, possible
-from workbench.intervals import Int64s
+from workbench.engine.tracked_faults import after_each, possible
+from workbench.intervals import Int64s, pages_of
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.tracked_file import KINDS, bits_at

@@ -50,7 +50,7 @@ from workbench.engine.objects import Inode, Thread
 from workbench.engine.policy_request import policy_nodemask
 from workbench.engine.range_trees import LightMap, MapleSlab, SharedNodes, StateTree, Tree
 from workbench.engine.slabs import Slabs, last_of
-from workbench.intervals import Int64s, no_intervals
+from workbench.intervals import Int64s, no_intervals, pages_of
 from workbench.kernels import placement
 from workbench.tracking.light_file import LightFile
 from workbench.units import PAGE_ORDERS
@@ -1054,10 +1054,8 @@ def _first_of(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
     if (low == high).all():
         index, first = np.unique(low, return_index=True)
         return first.astype(np.int64), index
-    length = high - low + 1
-    interval = np.repeat(np.arange(len(low)), length)
-    within = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
-    index, first = np.unique(low[interval] + within, return_index=True)
+    interval, each = pages_of(low, high + 1)
+    index, first = np.unique(each, return_index=True)
     return interval[first].astype(np.int64), index
 
 

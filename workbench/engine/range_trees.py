@@ -17,7 +17,7 @@ import numpy as np
 
 from workbench.engine.filemap import FileMap
 from workbench.engine.objects import Inode
-from workbench.intervals import Int64s
+from workbench.intervals import Int64s, pages_of
 from workbench.kernels import filemap as kernels
 from workbench.kernels import light_map, state_ranges
 from workbench.kernels.folios import run as folio
@@ -121,7 +121,7 @@ class StateTree(Tree):
         elif len(low) == 1:
             touched = np.arange(low[0], low[0] + count[0])
         else:
-            touched = np.unique(np.repeat(low - (np.cumsum(count) - count), count) + np.arange(int(count.sum())))
+            touched = np.unique(pages_of(low, low + count)[1])
         self.ranges += self._borders(now, touched) - self._borders(self.seen, touched)
         self.seen[touched] = now[touched]
 

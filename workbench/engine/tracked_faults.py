@@ -15,7 +15,7 @@ from workbench.engine.conversions import Conversions
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode
 from workbench.engine.system import System
-from workbench.intervals import Int64s, in_intervals
+from workbench.intervals import Int64s, in_intervals, pages_of
 from workbench.kernels.folios import run as folio
 from workbench.kernels.placement import ALLOCATIONS
 from workbench.tracking.folio_file import ConversionFile
@@ -127,7 +127,7 @@ def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> tup
     if vm_type in WATCHED:
         errors, offsets, series, whole = _one_by_one(conversions, inode, tracked, stream, end)
     else:
-        found = tracked.run_checked(stream, every=1)
+        found = tracked.carry_out(stream, every=1)
         errors, offsets, series = found.errors.astype(np.int64), found.offsets, found.series
         if len(series) != len(end) or end[0] != 1:  # a call may have several rows, or none
             series = np.concatenate((own[None], series))[end]
@@ -152,7 +152,7 @@ def _one_by_one(
     low = 0
     for number, high in enumerate(end.tolist()):
         if low < high:
-            found = tracked.run_checked(stream[low:high])
+            found = tracked.carry_out(stream[low:high])
             errors[low:high], offsets[low:high] = found.errors, found.offsets
             whole.look(int(low_page[low:high].min()), int(end_page[low:high].max()))
         series[number, : len(folio.COUNTERS)] = tracked.counts
@@ -160,13 +160,6 @@ def _one_by_one(
         rows[number] += whole.row()
         low = high
     return errors, offsets, series, rows
-
-
-def pages_of(first: Int64s, end: Int64s) -> tuple[Int64s, Int64s]:
-    """The pages of ranges [first, end), int64 (n,) each, one range after the other: row of each page, and the page."""
-    length = end - first
-    row = np.repeat(np.arange(len(first)), length)
-    return row, np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length) + first[row]
 
 
 def _first_true(flags: Bools) -> int:

@@ -109,7 +109,7 @@ class ConversionFile(TrackedFile):
 
     # --------------------------------------------------------------------------------------------- operations
 
-    def _carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
+    def carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
         count = len(stream)
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)
         series = np.zeros((count // every if every else 0, len(folio.COUNTERS) + self.nodes), np.int64)

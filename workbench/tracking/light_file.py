@@ -73,7 +73,7 @@ class LightFile(TrackedFile):
         self.state = light_map.grown(self.state)
         self.memory.start, self.memory.end = self.state.start, self.state.end
 
-    def _carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
+    def carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
         self._refresh()
         count = len(stream)
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)

@@ -100,15 +100,11 @@ class TrackedFile(ABC):
     def run_stream(self, stream: Int64s, every: int = 0) -> StreamResult:
         """Carry out a stream, int64 (n, 6) as :data:`workbench.kernels.folios.run.OP` ... CPU; counters after each ``every``."""
         self._check_stream(stream)
-        return self._carry_out(stream, every)
-
-    def run_checked(self, stream: Int64s, every: int = 0) -> StreamResult:
-        """:meth:`run_stream` of operations that are valid, by somebody who follows conversions himself."""
-        return self._carry_out(stream, every)
+        return self.carry_out(stream, every)
 
     @abstractmethod
-    def _carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
-        """:meth:`run_stream` of operations that were checked."""
+    def carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
+        """:meth:`run_stream` of operations that are valid, by somebody who follows conversions himself."""
 
     @abstractmethod
     def insert(self, folios: Int64s, nodes: Int64s) -> int:
@@ -238,7 +234,7 @@ class TrackedFile(ABC):
             self._check_stream(stream)
         if op == folio.CONVERT and self.converted is not None:
             self.converted.append(stream)
-        errors, offsets, _ = self._carry_out(stream)
+        errors, offsets, _ = self.carry_out(stream)
         named = int(offsets[0])
         return Outcome(int(errors[0]), named if named >= 0 else None)
 
