@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import pickle
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from workbench.kernels.folios import run as folio
 from workbench.plots import designs as plots_designs
 from workbench.tracking.offset_maps import XarrayMap
 from workbench.units import PAGE_ORDERS
+from workbench.variables import DesignSharing
 
 MIB2 = 512
 GIB = 1 << 18
@@ -430,6 +434,75 @@ def test_free_ranges_of_single_pages_make_every_page_an_extent() -> None:
     swept = design_sweeps.sharing(["4 KiB"], (1 / 1024,), (4 << 10,))
     per_gib = swept["extents"].values.ravel()
     assert per_gib[1] == GIB - GIB // 1024 and per_gib[0] < GIB / 400
+
+
+def compared(run: designs.FileWorkload) -> dict[str, np.ndarray]:
+    """What is kept of a point, read off the Dataset of a comparison: for each GiB of guest."""
+    result = designs.compare(run, samples=1)
+    return {
+        name: result[name].values * ((1 << 30) / result.attrs["guest_bytes"])
+        for name in DesignSharing.variables
+    }  # fmt: skip
+
+
+@given(
+    case=st.sampled_from([(size, free) for size, cases in design_sweeps.CASES.items() for free in cases]),
+    share=st.floats(0, 1 / 8),
+    run=st.sampled_from(design_sweeps.RUNS),
+    confidential=st.sampled_from(["none", "sw_protected", "snp", "tdx"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=15)
+def test_cells_have_the_numbers_of_a_comparison(
+    case: tuple[str, str], share: float, run: int, confidential: str, seed: int
+) -> None:
+    size, free = case
+    wanted = compared(design_sweeps._run(size, share, run, free, confidential, seed))
+    grid = pickle.loads(pickle.dumps(design_sweeps._grid([case], [share], [run], confidential, seed)))
+    cells = [design_sweeps.run_cell(grid.cell((0, 0, 0, at))) for at in range(len(DESIGNS))]
+    scale = (1 << 30) / design_sweeps.GUESTS[size]
+    for name in DesignSharing.variables:
+        found = [cell[name] * scale for cell in cells if not np.isnan(cell[name])]
+        assert found == np.atleast_1d(wanted[name]).tolist(), name
+
+
+def test_a_sweep_of_designs_goes_on_where_it_was_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = (["2 MiB"], (1 / 1024, 1 / 4), (4 << 10, 2 << 20))
+    carried_out, cells = design_sweeps.run_cell, []
+
+    def ends(cell: Mapping[str, object]) -> dict[str, float]:
+        if len(cells) == 30:
+            raise KeyboardInterrupt
+        cells.append(cell)
+        return carried_out(cell)
+
+    monkeypatch.setattr(design_sweeps, "run_cell", ends)
+    with pytest.raises(KeyboardInterrupt):
+        design_sweeps.sharing(*grid, out=tmp_path / "s.zarr", workers=0)
+    monkeypatch.setattr(design_sweeps, "run_cell", lambda cell: cells.append(cell) or carried_out(cell))
+    swept = design_sweeps.sharing(*grid, out=tmp_path / "s.zarr", workers=0)
+    assert len(cells) < 48 + 30  # cells that were written are not computed again
+    for at, free in enumerate(design_sweeps.CASES["2 MiB"]):
+        for run in grid[2]:
+            for share in grid[1]:
+                wanted = compared(design_sweeps._run("2 MiB", share, run, free, "none", 0))
+                for name, values in wanted.items():
+                    here = swept[name].isel(case=at).sel(run=run, share=share).values
+                    np.testing.assert_array_equal(here, values, name)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"page_sizes": ["3 KiB"]}, "^page_size: '3 KiB' is not one of"),
+        ({"shares": []}, r"^sharing.shares: needs at least one"),
+        ({"confidential": "sev"}, "^confidential: 'sev' is not one of"),
+        ({"page_sizes": ["4 KiB"], "shares": [2.0], "runs": [4096]}, "^sharing: 12 of 12 cells failed, the first: .*share: 2"),
+    ],
+)  # fmt: skip
+def test_a_sweep_of_designs_says_what_is_wrong(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(WorkbenchError, match=said):
+        design_sweeps.sharing(**given, workers=0)
 
 
 def test_structures_cross_where_extents_are_many() -> None:

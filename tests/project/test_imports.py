@@ -64,7 +64,7 @@ WINGS = {
     "running": SCENE | {"tracking", "engine", "answer"},
     "simulation": SCENE | {"running"},
     "recorder": SCENE | {"tracking", "engine"},
-    "designs": SCENE | {"tracking", "engine", "cost", "simulation"},
+    "designs": SCENE | {"tracking", "engine", "cost", "simulation", "sweeps"},
     "truth": SCENE | {"answer", "running", "tracking", "engine", "cost", "simulation"},
     "studies": SCENE | {"answer", "running", "tracking", "engine", "cost", "simulation", "designs", "truth"},
     "reports": SCENE,

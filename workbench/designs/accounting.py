@@ -8,6 +8,7 @@ Blocks are 2 MiB, words are groups of 64 pages, as in :mod:`workbench.kernels.fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -77,14 +78,20 @@ def page_cache_depth(pages: int, words: Bools, huge_2m: Bools, huge_1g: Bools) -
 
 def state_tree_bytes(shared_ranges: Int64s, pages: int) -> int:
     """Bytes of the maple tree of private and shared ranges; ``shared_ranges``: intervals int64 (n, 2) of pages."""
-    edges = shared_ranges.ravel()
+    return _state_tree_nodes(shared_ranges.astype(np.int64).tobytes(), pages) * maple.NODE_BYTES
+
+
+@functools.lru_cache(maxsize=1)
+def _state_tree_nodes(shared_ranges: bytes, pages: int) -> int:
+    """The ranges are those of the run: designs that are compared ask for the same tree one after another."""
+    edges = np.frombuffer(shared_ranges, np.int64)
     starts_shared = len(edges) > 0 and edges[0] == 0
     borders = edges[edges < pages] if starts_shared else np.append(0, edges[edges < pages])
     shared = (np.arange(len(borders)) + starts_shared) % 2
     tree = MapleMap(pages)
     # Two values that never continue each other: private 0, shared 1, at pfns far apart.
     tree.run(np.stack((borders, np.diff(np.append(borders, pages)), shared << 40), axis=1))
-    return tree.nodes * maple.NODE_BYTES
+    return tree.nodes
 
 
 def stage2_bytes(blocks: Bools, mapped_1g: int, mapped_2m: int) -> int:

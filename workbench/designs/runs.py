@@ -6,7 +6,8 @@ Huge and 4 KiB folios are :class:`workbench.tracking.folio_file.ConversionFile`,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,16 +79,37 @@ class DesignOutcome:
     units: Int64s
     """Node index of each unit, -1 where none is present."""
     shared: np.ndarray
-    cycles: np.ndarray
-    """float64 (DRAWS,), modelled."""
+    counts: Int64s
+    """Counters of the file, as :data:`workbench.kernels.folios.run.COUNTERS` names them."""
     poisoned: Int64s
     """Poisoned pages."""
+    initialised: int = 0
+    """Struct pages written for what became shared, beside those of folios that were split or merged."""
+
+    @functools.cached_property
+    def cycles(self) -> np.ndarray:
+        """Of all conversions, float64 (DRAWS,), modelled; worked out for who asks."""
+        spent = cycles(self.counts[None, :], DRAWS)[:, 0].sum(axis=1)
+        if self.initialised:
+            draws = costs.sample((*CYCLE_PARAMETERS, "struct_page_init"), DRAWS)  # the same draws as those of cycles()
+            spent += draws["struct_page_init"] * draws["cpu_frequency"] * self.initialised
+        return spent
 
 
-def carry_out(run: FileWorkload, design: Design, borders: Int64s, structure: str, group: str) -> DesignOutcome:
-    """Carry out a run under one design; the series has a value for each of ``borders[1:]``."""
+def carry_out(
+    run: FileWorkload,
+    design: Design,
+    borders: Int64s,
+    structure: str,
+    group: str,
+    structures: Sequence[str] = pagemap.NAMES,
+) -> DesignOutcome:
+    """Carry out a run under one design; the series has a value for each of ``borders[1:]``.
+
+    structures: those in which the light map is counted, ``structure`` among them.
+    """
     if design.store == "pfn map":
-        return _light(run, borders, structure, group)
+        return _light(run, borders, structure, group, structures)
     return _folios(run, borders, design)
 
 
@@ -194,8 +216,7 @@ def _folios(run: FileWorkload, borders: Int64s, design: Design) -> DesignOutcome
     if run.unit_order == 0:  # a node is kept per 2 MiB only: say what is present
         units = np.minimum(units, 0)
     units = units[:: max(1, (1 << run.unit_order) // folio.PAGES_2M)]
-    spent = cycles(file.counts[None, :], DRAWS)[:, 0].sum(axis=1)
-    return DesignOutcome(errors, offsets, values, series, units, state.shared, spent, file.poisoned())
+    return DesignOutcome(errors, offsets, values, series, units, state.shared, file.counts, file.poisoned())
 
 
 def _by_unit(run: FileWorkload) -> tuple[Int64s, Int64s]:
@@ -274,7 +295,7 @@ def light_file(run: FileWorkload, group: str = "256 KiB") -> LightFile:
     return LightFile(run.pages * PAGE_SIZE, run.page_size, memory, generation="B", group=group)
 
 
-def _light(run: FileWorkload, borders: Int64s, structure: str, group: str) -> DesignOutcome:
+def _light(run: FileWorkload, borders: Int64s, structure: str, group: str, structures: Sequence[str]) -> DesignOutcome:
     file = light_file(run, group)
 
     def sample() -> tuple[int, int]:
@@ -290,7 +311,7 @@ def _light(run: FileWorkload, borders: Int64s, structure: str, group: str) -> De
     present_shared = np.where(np.repeat(blocks, 8), shared, np.uint64(0))
     words = present_shared != 0
     extents = file.extents()
-    maps = {name: acc.map_size(name, run.pages, extents) for name in pagemap.NAMES if name != "maple"}
+    maps = {name: acc.map_size(name, run.pages, extents) for name in structures if name != "maple"}
     maps["maple"] = int(state.top[maple.NODES]) * maple.NODE_BYTES, int(state.top[maple.HEIGHT])
     values: dict[str, float] = {
         "struct_page_bytes": counts["vmemmap_pages"] * PAGE_SIZE,
@@ -315,8 +336,5 @@ def _light(run: FileWorkload, borders: Int64s, structure: str, group: str) -> De
     units = np.where(state.unit_pfn >= 0, state.unit_node.astype(np.int64), -1)
     if run.unit_order == 0:
         units = np.where(blocks[: -(-run.pages // folio.PAGES_2M)], 0, -1)
-    draws = costs.sample((*CYCLE_PARAMETERS, "struct_page_init"), DRAWS)  # the same draws as those of cycles()
     written = counts["vmemmap_taken"] * struct_pages.PAGES_PER_VMEMMAP_PAGE
-    spent = cycles(file.counts[None, :], DRAWS)[:, 0].sum(axis=1)
-    spent += draws["struct_page_init"] * draws["cpu_frequency"] * written
-    return DesignOutcome(errors, offsets, values, series, units, shared, spent, file.poisoned())
+    return DesignOutcome(errors, offsets, values, series, units, shared, file.counts, file.poisoned(), written)

@@ -1,27 +1,37 @@
 """Where the comparison of designs turns: how much is shared and how scattered, how fragmented free memory is, page size.
 
-Every point is a run of :mod:`workbench.designs.compare` on a small guest whose costs are given for each GiB of it; the structures
-of the map are filled and timed on their own, because a guest with so many extents would be too large to run.
+Every point is a run as :mod:`workbench.designs.compare` carries it out, on a small guest whose costs are given for each GiB of
+it: under each design a cell of a sweep (:mod:`workbench.sweeps.sweep`). The structures of the map are filled and timed on their
+own, because a guest with so many extents would be too large to run, and one after another in this process, because what runs
+beside would be in their times.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from workbench import results
-from workbench.design import DESIGNS
+from workbench.design import DESIGNS, choose
 from workbench.designs.accounting import map_size
-from workbench.designs.compare import FileWorkload, compare
+from workbench.designs.dataset import METADATA
+from workbench.designs.runs import FileWorkload, carry_out
 from workbench.engine import conversion_streams as gen
+from workbench.errors import WorkbenchError
 from workbench.kernels.folios import run as folio
+from workbench.sweeps.grid import Axis, Grid, Metric
+from workbench.tracking.confidential import LARGEST_LEAF
 from workbench.tracking.offset_maps import OffsetMap, offset_map
+from workbench.tracking.tracked_file import choice
 from workbench.units import PAGE_ORDERS, PAGE_SIZE, format_bytes, parse_bytes
 from workbench.variables import DesignSharing, MapStructures
 
@@ -34,12 +44,45 @@ CASES = {"4 KiB": ("whole", "4 KiB"), "2 MiB": ("whole", "2 MiB"), "1 GiB": ("wh
 _KEPT = ("metadata_bytes", "struct_page_bytes", "private_map_bytes", "page_cache_bytes", "stage2_table_bytes")
 
 
+@functools.lru_cache(maxsize=1)
 def _run(page_size: str, share: float, run: int, free: str, confidential: str, seed: int) -> FileWorkload:
+    """The designs of a point, which are cells one after another, read the same."""
     memory = GUESTS[page_size]
     stream = np.concatenate((gen.prefault(memory, page_size, 1), gen.shared_for_good(memory, share, run, seed=seed)))
     free_run = 0 if free == "whole" else parse_bytes(free) // PAGE_SIZE
     pages = memory // PAGE_SIZE
     return FileWorkload(pages, page_size, (pages,), stream, confidential, free_run=free_run)
+
+
+def run_cell(cell: Mapping[str, Any]) -> dict[str, float]:
+    """One design at one point: what is kept of it, as it is counted; ``extents`` if it has a light map."""
+    run = _run(*(cell[name] for name in ("page_size", "share", "run", "free", "confidential", "seed")))
+    (design,) = choose([cell["design"]])
+    borders = np.array([0, len(run.stream)])
+    values = carry_out(run, design, borders, "maple", "256 KiB", structures=("maple",)).values
+    found = {name: values[name] for name in _KEPT if name in values}
+    return found | {"metadata_bytes": sum(values[name] for name in METADATA), "extents": values.get("extents", np.nan)}
+
+
+def _grid(
+    cases: Sequence[tuple[str, str]], shares: Sequence[float], runs: Sequence[int], confidential: str, seed: int
+) -> Grid:
+    """Cells of :func:`sharing`: plain numbers and texts, in the order of its dimensions."""
+    axes: dict[str, list[dict[str, Any]]] = {
+        "case": [{"page_size": size, "free": free} for size, free in cases],
+        "run": [{"run": int(run)} for run in runs],
+        "share": [{"share": float(share)} for share in shares],
+        "design": [{"design": name} for name in DESIGNS],
+    }
+    return Grid(
+        "sharing",
+        {"confidential": confidential, "seed": seed},
+        tuple(
+            Axis(name, tuple(points[0]), tuple(tuple(point.values()) for point in points), tuple(range(len(points))))
+            for name, points in axes.items()
+        ),
+        tuple(Metric(name, name, "sum") for name in (*_KEPT, "extents")),
+    )
 
 
 def sharing(
@@ -49,27 +92,36 @@ def sharing(
     *,
     confidential: str = "none",
     seed: int = 0,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool | None = None,
 ) -> xr.Dataset:
     """Costs of each design over share of memory shared, length of its runs, page size and fragmentation.
 
     Dimensions ``case`` (page size and free ranges), ``run`` (bytes), ``share``, ``design``; bytes for each GiB of guest.
-    ``filemap`` stands for huge page designs at 4 KiB, which are the same there.
+    ``filemap`` stands for huge page designs at 4 KiB, which are the same there. ``out``, ``workers`` and ``progress`` are those
+    of :func:`workbench.sweeps.sweep.sweep`: a store to go on with when this was ended, processes, a bar.
     """
+    from workbench.sweeps.sweep import sweep
+
+    for size in page_sizes:
+        choice("page_size", size, CASES)
+    choice("confidential", confidential, LARGEST_LEAF)
     cases = [(size, free) for size in page_sizes for free in CASES[size]]
-    shape = (len(cases), len(runs), len(shares), len(DESIGNS))
-    values = {name: np.empty(shape) for name in _KEPT}
-    extents = np.empty(shape[:3])
-    for i, (size, free) in enumerate(cases):
-        for j, length in enumerate(runs):
-            for k, share in enumerate(shares):
-                result = compare(_run(size, share, length, free, confidential, seed), samples=1)
-                scale = (1 << 30) / result.attrs["guest_bytes"]
-                for name, out in values.items():
-                    out[i, j, k] = result[name].values * scale
-                extents[i, j, k] = float(result["extents"]) * scale
+    for name, along in (("page_sizes", page_sizes), ("shares", shares), ("runs", runs)):
+        if not len(along):
+            raise WorkbenchError(f"sharing.{name}: needs at least one")
+    swept = sweep(
+        _grid(cases, shares, runs, confidential, seed), out=out, workers=workers, run=run_cell, progress=progress
+    )
+    if failed := [str(text) for text in swept["error"].values.ravel() if text]:
+        raise WorkbenchError(f"sharing: {len(failed)} of {swept['error'].size} cells failed, the first: {failed[0]}")
+    scale = np.array([(1 << 30) / GUESTS[size] for size, _ in cases])[:, None, None, None]
+    values = {name: swept[name].values * scale for name in (*_KEPT, "extents")}
+    mapped = next(at for at, design in enumerate(DESIGNS.values()) if design.store == "pfn map")
     return results.make(
         DesignSharing,
-        {**values, "extents": extents},
+        {**values, "extents": values["extents"][..., mapped]},
         {
             "case": [f"{size} pages, free ranges {free}" for size, free in cases],
             "run": list(runs),

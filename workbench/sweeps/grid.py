@@ -472,15 +472,20 @@ def _metrics(given: object) -> tuple[Metric, ...]:
     return tuple(found)
 
 
-def measure(metric: Metric, found: Answer | xr.Dataset, nodes: Sequence[int]) -> np.ndarray:
-    """One metric of what a cell found: float64 (), or (len(nodes),) with NaN for nodes the cell's host lacks."""
+def measure(metric: Metric, found: Answer | xr.Dataset | dict[str, float], nodes: Sequence[int]) -> np.ndarray:
+    """One metric of what a cell found: float64 (), or (len(nodes),) with NaN for nodes the cell's host lacks.
+
+    A dict has the numbers themselves.
+    """
     if metric.variable not in found:
-        names = found.data_vars if isinstance(found, xr.Dataset) else found.names
+        names = found if isinstance(found, dict) else found.data_vars if isinstance(found, xr.Dataset) else found.names
         raise WorkbenchError(
             f"metric {metric.name!r}: the result has no variable {metric.variable!r}; it has "
             + ", ".join(sorted(str(name) for name in names))
         )
     dims: tuple[str, ...]
+    if isinstance(found, dict):
+        return np.float64(found[metric.variable])  # type: ignore[return-value]
     if isinstance(found, xr.Dataset):
         variable = found[metric.variable]
         values, dims = variable.values, tuple(map(str, variable.dims))

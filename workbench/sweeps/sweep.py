@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from workbench.answer import Answer
 
-ComputeCell = Callable[[Mapping[str, Any]], "Answer | xr.Dataset"]
-"""What computes a cell: a scenario as plain mappings in, what it found out."""
+ComputeCell = Callable[[Mapping[str, Any]], "Answer | xr.Dataset | dict[str, float]"]
+"""What computes a cell: a scenario as plain mappings in, what it found out; or the numbers by name, of a run of another kind."""
 Found = tuple[dict[str, np.ndarray], dict[int, str], dict[int, str]]
 """Values of each metric, cells first; errors of the cells that failed, and warnings of others, by their place among them."""
 
@@ -203,7 +203,7 @@ def _run_cells(part: Grid, cells: np.ndarray, nodes: Sequence[int], run: Compute
             continue
         for metric, value in zip(part.metrics, row, strict=True):
             values[metric.name][at] = value
-        if said := found.attrs.get("warnings", "") if isinstance(found, xr.Dataset) else found.warnings:
+        if said := found.attrs.get("warnings", "") if isinstance(found, xr.Dataset) else getattr(found, "warnings", ""):
             warnings[at] = said
     return values, errors, warnings
 
