@@ -259,6 +259,9 @@ def test_the_thread_of_an_edit_waits_for_a_run_that_is_over_at_once(engine: Engi
         assert made.run is not None and made.run.scenario.guest.memory == 2 << 30, "no need to wait for it"
         mine = [event for event, thread, _ in told if thread == threading.current_thread().name]
         assert mine == ["errors", "scenario"]
+        assert [event for event, _, _ in told if event in ("result", "scenario")] == ["result", "scenario"], (
+            "the picture first"
+        )
         assert ("running", "workbench explorer", True) in told, "its beginning is nothing to show"
         engine.error = WorkbenchError("no")
         assert made.edit("guest.memory", set_value("guest.memory", "3 GiB"))

@@ -362,7 +362,8 @@ class Explorer:
         if run is None or not self.space.frame:
             return
         shown = pictures.ranges(self.controller.scenario, self.space.frame["nodes"])
-        self.space.frame = {**self.space.frame, "force": False, "ranges": shown}
+        if shown != self.space.frame["ranges"]:  # mostly the run was over first, and its picture has them
+            self.space.frame = {**self.space.frame, "force": False, "ranges": shown}
         self.space.selected = self.policy.selected
 
     def _show_errors(self) -> None:

@@ -64,7 +64,7 @@ class Controller:
     pause : seconds that an edit waits for a newer one before it is run, if it came as soon after the one before: a drag.
         An edit by itself is run at once
     breath : seconds that the thread of such an edit waits for its run, which is mostly over by then: what that thread does
-        next, messages to the browser most of all, would take Python's lock and the browser's attention from it
+        next, editors and messages to the browser, would take Python's lock and the browser's attention from it
     notify : called with the name of what changed. Calls come from the thread that edits and, for ``running``,
         ``progress``, ``result`` and ``failed``, from the worker thread.
     """
@@ -82,7 +82,6 @@ class Controller:
         self._pause, self._breath = pause, breath
         self.notify = notify
         self._scenario = scenario
-        self._mapping = scenario.to_mapping()
         self._undo: list[Scenario] = []
         self._redo: list[Scenario] = []
         self._merge_key: tuple[str, float] = ("", 0.0)
@@ -121,7 +120,7 @@ class Controller:
     @property
     def mapping(self) -> dict[str, Any]:
         """A copy of the scenario as plain mappings and lists."""
-        return copy.deepcopy(self._mapping)
+        return self._scenario.to_mapping()
 
     def edit(self, field: str, change: Edit) -> bool:
         """Apply a change made at ``field``; True if it (with what was pending) gives a valid scenario."""
@@ -164,10 +163,11 @@ class Controller:
         self._become(scenario)
 
     def _become(self, scenario: Scenario) -> None:
+        """The run first, and what shows the settings after it: the picture is what somebody waits for."""
         self._scenario = scenario
-        self._mapping = scenario.to_mapping()
+        self._ask()
         self.notify("scenario")
-        self.start()
+        self._tell_of_run()
 
     @property
     def can_undo(self) -> bool:
@@ -216,6 +216,10 @@ class Controller:
 
     def start(self) -> None:
         """Ask for a run of the present scenario; a run of an older one is cancelled."""
+        self._ask()
+        self._tell_of_run()
+
+    def _ask(self) -> None:
         with self._condition:
             if self._closed:
                 return
@@ -230,6 +234,9 @@ class Controller:
             if self._awaited:
                 self._condition.wait_for(lambda: not self.running, self._breath)
                 self._awaited = False
+
+    def _tell_of_run(self) -> None:
+        """A run that its edit no longer waits for is told of."""
         if self._breath and self.running:
             self.notify("running")
 
