@@ -2,10 +2,11 @@
 
 Linux: ``virt/kvm/guest_memfd.c`` (``kvm_gmem_get_folio``), ``mm/shmem.c``: a present page is found; of the others each is placed
 by :func:`workbench.kernels.placement.place_pieces` under the policy at its index. A fault is what one operation of a scenario
-touches, upwards or downwards; here a list of them costs what the pages cost, without a call from Python for each.
+touches, upwards or downwards; here a list of them costs what the pages cost, without a call from Python for each. One that has
+no pages does nothing: of another operation between them the state is wanted as well.
 
 =============== ============================ =====================================================================
-``faults``      int64 (n, 4)                 first page, end, step (+1 or -1), row of ``row_of``
+``faults``      int64 (n, 5)                 first page, end, step (+1 or -1), row of ``row_of``, whether it maps
 ``ranges``      int64 (r, 2)                 policy ranges, ascending and disjoint
 ``row_of``      int64 (tasks, r + 1)         row of the request table under each range; the last one outside of all
 =============== ============================ =====================================================================
@@ -69,13 +70,12 @@ def run(
     given: Faults,
     present: tables.Runs,
     mapped: tables.Runs,
-    maps: bool,
     requests: Requests,
     turns: Interleaving,
     zones: Zones,
     output: Output,
 ) -> Int:
-    """Carry out faults in their order. ``maps``: each enters its pages in the page table ``mapped`` as well.
+    """Carry out faults in their order; those that map enter their pages in the page table ``mapped`` as well.
 
     Returns DONE, NEEDS_ROOM (for allocation rows, tiles or runs), OUT_OF_MEMORY or LEFT, for the fault at ``at``.
     """
@@ -83,7 +83,7 @@ def run(
     while at[FAULT] < faults.shape[0]:
         fault = at[FAULT]
         if at[STAGE] == _BEGIN:
-            if _blocks(present) < FREE_BLOCKS or (maps and _blocks(mapped) < FREE_BLOCKS):
+            if _blocks(present) < FREE_BLOCKS or _blocks(mapped) < FREE_BLOCKS:
                 return NEEDS_ROOM
             count = _find_pieces(given, fault, present)
             if count < 0:
@@ -110,7 +110,7 @@ def run(
         given.rotations[fault, 0], given.rotations[fault, 1] = turns.rotations[task, 0], turns.rotations[task, 1]
         if at[STATUS] == OUT_OF_MEMORY:
             return OUT_OF_MEMORY
-        if maps:
+        if faults[fault, 4] != 0:
             tables.join(mapped, faults[fault, 0], faults[fault, 1])
         at[STAGE] = _BEGIN
         at[FAULT] += 1

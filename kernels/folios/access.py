@@ -113,7 +113,7 @@ def access(s: FolioState, op: int, offset: int, length: int, argument: int, node
                 return ENOENT
     else:
         guest = op == GUEST_FAULT
-        error = _touch(s, first, end, guest, not guest or argument != 1, node, cpu)
+        error = _touch(s, first, end, guest, argument if guest else 0, node, cpu)
         if error != 0:
             return EFAULT if op == PIN and error == SIGBUS else error
     if op == PIN:
@@ -125,13 +125,14 @@ def access(s: FolioState, op: int, offset: int, length: int, argument: int, node
 
 
 @natural_kernel
-def _touch(s: FolioState, page: int, end: int, guest: bool, shared: bool, node: int, cpu: int) -> int:
+def _touch(s: FolioState, page: int, end: int, guest: bool, argument: int, node: int, cpu: int) -> int:
     """Touch each page through the host mapping or from the guest; the first that fails ends it.
 
     EFAULT: the guest's idea of the page differs, KVM_EXIT_MEMORY_FAULT.
     """
     while page < end:
         error = np.int64(0)
+        shared = test_bit(s.shared, page) if argument == AS_IT_IS and page < s.options[PAGES] else argument != 1
         if page >= s.options[PAGES] or test_bit(s.shared, page) != shared:
             error = EFAULT if guest else SIGBUS
         if error == 0:

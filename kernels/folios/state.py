@@ -92,8 +92,9 @@ EAGER, LAZY, NEVER = 0, 1, 2
 ) = range(13)
 OP, OFFSET, LENGTH, ARGUMENT, NODE, CPU = range(6)
 """Columns of a stream. ARGUMENT: CONVERT 1 = to shared; PIN, UNPIN kind (TRANSIENT, LONG_TERM, DEVICE); GUEST_FAULT 1 = as
-private. UNMAP: the memslot of the range is deleted. INSERT: a folio of the file's size, taken from its node by somebody
-else, is put in. COLLAPSE: the 4 KiB folios of the 2 MiB at OFFSET are copied into such a folio of NODE."""
+private, AS_IT_IS = as each page is. UNMAP: the memslot of the range is deleted. INSERT: a folio of the file's size, taken from
+its node by somebody else, is put in. COLLAPSE: the 4 KiB folios of the 2 MiB at OFFSET are copied into such a folio of NODE."""
+AS_IT_IS = 2
 TRANSIENT, LONG_TERM, DEVICE, ORPHAN, DEVICE_ORPHAN = range(5)
 KINDS = 5
 """Kinds of references. DEVICE: the long-term pin of a device, which nobody else can drop; at most one for a page, of the file or

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+from random import Random
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,17 +13,20 @@ from hypothesis import strategies as st
 import workbench as wb
 from reference import one_after_another
 from workbench.engine import bulk_faults
+from workbench.engine.metadata import KINDS
 from workbench.running import run
 
 MEMORY = 8 << 20
 PAGES = MEMORY // 4096
 LENGTHS = st.sampled_from([1, 1, 1, 2, 3, 64, 700])
-BY = st.sampled_from(["host", "guest", "guest", "prefault", "nobody"])
+BY = st.lists(st.sampled_from(["host", "guest", "guest", "prefault", "nobody"]), min_size=1, max_size=3)
+"""Who touches in turn; one most of the time."""
 TASKS = st.sampled_from(["vcpu0", "vcpu1"])
 FAULT = st.builds(
     lambda first, pages, order, task: {
         "op": "fault", "offset": first * 4096, "length": pages * 4096, "order": order, "task": task},
-    st.integers(0, PAGES), LENGTHS, st.sampled_from(["sequential", "sequential", "reverse", "strided"]), TASKS,
+    st.integers(0, PAGES) | st.integers(0, 7), LENGTHS,
+    st.sampled_from(["sequential", "sequential", "reverse", "strided"]), TASKS,
 )  # fmt: skip
 MODES = st.sampled_from(["bind", "preferred", "interleave", "weighted_interleave"])
 NODES = st.sampled_from(["0", "1", "0-1"])
@@ -45,12 +52,17 @@ def allocation(fault: dict[str, object]) -> dict[str, object]:
     return {"op": "fallocate", "offset": fault["offset"], "length": length, "mode": mode, "task": fault["task"]}
 
 
+def in_turn(by: list[str], number: int, fault: dict[str, object]) -> dict[str, object]:
+    one = by[number % len(by)]
+    return allocation(fault) if one == "nobody" else fault | {"by": one}
+
+
 def scenario(
-    parts: list[tuple[str, list[dict[str, object]], list[dict[str, object]]]], **fields: object
+    parts: list[tuple[list[str], list[dict[str, object]], list[dict[str, object]]]], **fields: object
 ) -> wb.Scenario:
     operations: list[dict[str, object]] = [{"op": "create"}]
     for by, faults, others in parts:
-        operations += [allocation(fault) if by == "nobody" else fault | {"by": by} for fault in faults] + others
+        operations += [in_turn(by, number, fault) for number, fault in enumerate(faults)] + others
     return wb.Scenario.from_mapping({
         "host": HOST, "guest": {"memory": MEMORY, "vcpus": [{"node": 0}, {"node": 1}]}, "operations": operations, **fields,
     })  # fmt: skip
@@ -66,7 +78,7 @@ def assert_equal(given: wb.Scenario) -> int:
     st.sampled_from([("none", "7.3"), ("sw_protected", "7.4"), ("snp", "7.4"), ("tdx", "7.3")]),
 )  # fmt: skip
 def test_the_same_as_one_after_another(
-    parts: list[tuple[str, list[dict[str, object]], list[dict[str, object]]]],
+    parts: list[tuple[list[str], list[dict[str, object]], list[dict[str, object]]]],
     metadata: str,
     full: bool,
     guest: tuple[str, str],
@@ -80,7 +92,11 @@ def test_the_same_as_one_after_another(
 
 CONVERSION = st.one_of(
     st.builds(lambda first, pages, to: {"op": "convert", "offset": first * 4096, "length": pages * 4096, "to": to},
-              st.integers(0, PAGES - 1), st.sampled_from([1, 64, 512, 1024]), st.sampled_from(["shared", "private"])),
+              st.integers(0, PAGES - 1) | st.integers(0, 7), st.sampled_from([1, 1, 2, 64, 512, 1024]),
+              st.sampled_from(["shared", "private"])),
+    st.builds(lambda op, first, pages, kind: {"op": op, "offset": first * 4096, "length": pages * 4096, "kind": kind},
+              st.sampled_from(["pin", "pin", "unpin"]), st.integers(0, 7), st.sampled_from([1, 1, 3]),
+              st.sampled_from(["long_term", "transient"])),
     st.builds(lambda op, first, pages: {"op": op, "offset": first * 4096, "length": pages * 4096},
               st.sampled_from(["pin", "pin", "unpin", "punch_hole", "hwpoison", "madvise", "iommu_map"]),
               st.integers(0, PAGES - 1), st.sampled_from([1, 1, 3])).map(
@@ -90,20 +106,24 @@ CONVERSION = st.one_of(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(BY, st.lists(FAULT, min_size=1, max_size=12), st.lists(CONVERSION, max_size=3)), max_size=5),
+    st.lists(st.tuples(BY, st.lists(FAULT, min_size=1, max_size=12), st.lists(CONVERSION, max_size=6)), max_size=5),
     st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["sw_protected", "snp", "tdx"]),
-    st.sampled_from([(), ("mmap",), ("mmap", "init_shared")]),
+    st.sampled_from([(), ("mmap",), ("mmap", "init_shared")]), st.randoms(use_true_random=False),
 )  # fmt: skip
 def test_the_same_of_a_file_that_converts(
-    parts: list[tuple[str, list[dict[str, object]], list[dict[str, object]]]],
+    parts: list[tuple[list[str], list[dict[str, object]], list[dict[str, object]]]],
     metadata: str,
     vm_type: str,
     flags: tuple[str, ...],
+    random: Random,
 ) -> None:
+    """Faults and what converts, pins or takes pages away, in any order."""
     given_ = scenario(parts, metadata=metadata, kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
     half = {"op": "convert", "offset": MEMORY // 2, "length": MEMORY // 2, "to": "shared"}
     other = {"op": "create", "file": "other", "size": "2 MiB"}
     operations = given_.to_mapping()["operations"][1:]
+    if random.random() < 0.7:
+        random.shuffle(operations)
     assert_equal(given_.replace(operations=[{"op": "create", "flags": list(flags)}, other, half, *operations]))
 
 
@@ -116,10 +136,115 @@ def test_long_lists_of_a_file_that_converts_are_carried_out_together(vm_type: st
         {"op": "fault", "offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
         for number in range(200)
     ]
-    given_ = scenario([(by, faults, [])], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
+    given_ = scenario([([by], faults, [])], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
     operations = given_.to_mapping()["operations"]
     convert = {"op": "convert", "offset": 4096, "length": MEMORY - 4096, "to": to}
     assert assert_equal(given_.replace(operations=[operations[0], convert, *operations[1:]])) > 180
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
+@pytest.mark.parametrize("filled", [False, True])
+def test_conversions_and_faults_in_turns_are_carried_out_together(vm_type: str, filled: bool) -> None:
+    """A page is shared, touched and pinned by the host, and private again once nobody holds it, as the guest finds."""
+    turns: list[dict[str, Any]] = []
+    for number in range(60):
+        page = {"offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        private = {"op": "convert", "to": "private", **page}
+        turns += [
+            {"op": "convert", "to": "shared", **page}, {"op": "fault", "by": "host", **page},
+            *([{"op": "pin", **page}, private, {"op": "fault", "by": "host", **page}] * (number % 3 == 0)),
+            *([{"op": "unpin", **page}] * (number % 3 == 0)), private,
+            {"op": "fault", "by": "host", **page}, {"op": "fault", "by": "guest", **page},
+        ]  # fmt: skip
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
+    first = {"op": "fault", "by": "guest", **({} if filled else {"offset": MEMORY // 2, "length": 4096})}
+    given_ = given_.replace(operations=[{"op": "create"}, first, *turns])
+    assert assert_equal(given_) > len(turns) - 10
+    results = run(given_).log.results
+    assert sum(result.errno == errno.EAGAIN for result in results) == 20
+    assert sum(result.detail.get("bad") == 1 for result in results) == 60
+
+
+def on_few_pages(op: dict[str, Any], first: int, pages: int, task: str) -> dict[str, Any]:
+    return op | {"offset": first * 4096, "length": pages * 4096, "task": task}
+
+
+FEW = st.builds(
+    on_few_pages,
+    st.sampled_from([
+        *[{"op": "convert", "to": to} for to in ("shared", "private")] * 2,
+        *[{"op": "fault", "by": by} for by in ("host", "host", "host", "guest", "prefault")],
+        {"op": "fallocate"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"},
+    ]),
+    st.integers(0, 5), st.sampled_from([1, 1, 1, 1, 2, 3]), TASKS,
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(FEW, min_size=4, max_size=40), st.sampled_from(["sw_protected", "tdx"]), st.sampled_from([(), ("mmap",)])
+)
+def test_the_same_on_few_pages(calls: list[dict[str, Any]], vm_type: str, flags: tuple[str, ...]) -> None:
+    """Each call finds what several before it have left: host's faults on absent pages, on held ones, on those of both sides."""
+    far = {"offset": MEMORY - 4096, "length": 4096}
+    before = [{"op": "create", "flags": list(flags)}, {"op": "convert", "to": "shared", **far}]
+    before += [{"op": "fault", "by": by, **far} for by in ("guest", "prefault", "host")] + [{"op": "fallocate", **far}]
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
+    assert_equal(given_.replace(operations=[*before, *calls]))
+
+
+def page(first: int, pages: int = 1) -> dict[str, Any]:
+    return {"offset": first * 4096, "length": pages * 4096}
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        # a refused conversion leaves the page beside the held one shared, and absent
+        [{"op": "pin", **page(0)}, {"op": "convert", "to": "private", **page(0, 2)}, {"op": "fault", "by": "host", **page(1)}],
+        # what a pin has mapped leaves two parts, each with a table of its own
+        [{"op": "fault", "by": "guest", **page(511, 3)}, {"op": "pin", **page(512)},
+         {"op": "fault", "by": "host", **page(511, 3)}],
+        # a pin of a page that is absent, and of one that was put there before
+        [{"op": "pin", **page(3)}, {"op": "fault", "by": "guest", **page(5)}, {"op": "pin", **page(5)},
+         {"op": "pin", **page(5, 2)}],
+        # a page that is private again is not placed
+        [{"op": "convert", "to": "private", **page(7)}, {"op": "fault", "by": "host", **page(7)}],
+    ],
+)  # fmt: skip
+def test_what_is_not_certain_beforehand_is_found_as_it_is(calls: list[dict[str, Any]]) -> None:
+    before = [{"op": "create"}, {"op": "convert", "to": "shared"}, {"op": "fault", "by": "guest", **page(PAGES - 1)}]
+    before += [{"op": "fault", "by": "host", **page(PAGES - 1)}, {"op": "fault", "by": "host", **page(0)}]
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": "sw_protected"})
+    assert_equal(given_.replace(operations=[*before, *calls]))
+
+
+def test_slabs_for_states_come_from_where_memory_is_at_that_call() -> None:
+    """The node of the task falls to its mark by the faults between the conversions."""
+    calls: list[dict[str, Any]] = []
+    for number in range(700):
+        calls += [
+            {"op": "convert", "to": "shared", **page(2 * number)},
+            {"op": "fault", "by": "guest", **page(2 * number, 2)},
+        ]
+    before = [{"op": "hog", "node": 0, "leave_free": "4 MiB"}, {"op": "create"}]
+    before += [{"op": "fault", "by": "guest", **page(PAGES - 1)}]
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": "sw_protected"})
+    given_ = given_.replace(operations=[*before, *calls])
+    assert assert_equal(given_) == len(calls)
+    trees = run(given_)["metadata_pages"][-1, KINDS.index("state_tree")]
+    assert (trees > 0).all()
+
+
+@pytest.mark.parametrize("vm_type", ["none", "sw_protected"])
+def test_faults_of_all_kinds_in_turns_are_carried_out_together(vm_type: str) -> None:
+    by = ["guest", "nobody", "prefault"] + ["host"] * (vm_type == "none")
+    faults: list[dict[str, object]] = [
+        {"op": "fault", "offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        for number in range(200)
+    ]
+    given_ = scenario([(by, faults, [])]).replace(**{"guest.vm_type": vm_type})
+    assert assert_equal(given_) > 180
 
 
 @pytest.mark.parametrize("by", ["host", "guest"])
@@ -153,7 +278,7 @@ def test_long_lists_are_carried_out_together(by: str, memory: str) -> None:
         {"op": "fault", "offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
         for number in range(200)
     ]
-    given_ = scenario([(by, faults, [])]).replace(**{"guest.memory": memory})
+    given_ = scenario([([by], faults, [])]).replace(**{"guest.memory": memory})
     assert assert_equal(given_) > 180
     if by != "host":  # the host maps nothing of it
         assert assert_equal(given_.replace(**{"guest.vm_type": "snp", "kernel_profile": "7.4"})) > 180
@@ -163,7 +288,7 @@ def test_memory_that_runs_out_ends_the_process_at_the_same_fault() -> None:
     faults: list[dict[str, object]] = [
         {"op": "fault", "offset": 65536 * number, "length": 65536} for number in range(128)
     ]
-    given_ = scenario([("host", faults, [])])
+    given_ = scenario([(["host"], faults, [])])
     hogs = [{"op": "hog", "node": node, "leave_free": "3 MiB"} for node in (0, 1)]
     given_ = given_.replace(operations=[*hogs, *given_.to_mapping()["operations"]])
     assert assert_equal(given_) > 10

@@ -210,11 +210,12 @@ class Conversion(RuleBasedStateMachine):
         arguments = {"o": offset, "n": length, "node_": node, "cpu_": cpu}
         self.both("host_fault", fast.HOST_FAULT, offset, length, 0, node, cpu, **arguments)
 
-    @rule(chosen=ranges, private=st.sampled_from([True, True, True, False]), node=st.integers(0, 1))
+    @rule(chosen=ranges, private=st.sampled_from([True, True, True, False, None]), node=st.integers(0, 1))
     def guest_fault(self, chosen, private, node):
         offset, length = self.span(chosen)
         arguments = {"o": offset, "n": length, "p": private, "node_": node, "cpu_": 0}
-        self.both("guest_fault", fast.GUEST_FAULT, offset, length, int(private), node, 0, **arguments)
+        argument = fast.AS_IT_IS if private is None else int(private)
+        self.both("guest_fault", fast.GUEST_FAULT, offset, length, argument, node, 0, **arguments)
 
     @rule(chosen=ranges, align=st.booleans())
     def punch(self, chosen, align):

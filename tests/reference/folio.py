@@ -565,7 +565,8 @@ class File:
         for index in range(offset // 4096, -(-(offset + length) // 4096)):
             self.host_touch(index, node, cpu)
 
-    def guest_fault(self, offset: int, length: int, private: bool, node: int, cpu: int) -> None:
+    def guest_fault(self, offset: int, length: int, private: bool | None, node: int, cpu: int) -> None:
+        """As private or as shared; None: as each page is."""
         for index in range(offset // 4096, -(-(offset + length) // 4096)):
             if index >= self.pages_total or self.pages[index].shared == private:
                 raise Failure(errno.EFAULT, index)

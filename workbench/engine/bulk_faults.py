@@ -1,9 +1,9 @@
-"""Many faults of a scenario at once: operations one after another that touch the same file in the same way, or allocate in it.
+"""Many faults of a scenario at once: operations one after another that touch the same file, or allocate in it.
 
-The kernel (:mod:`workbench.kernels.faults`) carries them out in their order, as far as nothing but a page's zone has to be
-decided; what it is not sure of is left to the function of the operation. Metadata that are only counted decide nothing, so
-that they follow from what was placed (:class:`workbench.engine.metadata.Metadata` counts them, fault by fault where there are
-any).
+Of a file that converts in place conversions and pins come between (:mod:`workbench.engine.tracked_faults`). The kernel
+(:mod:`workbench.kernels.faults`) carries them out in their order, as far as nothing but a page's zone has to be decided; what it
+is not sure of is left to the function of the operation. Metadata that are only counted decide nothing, so that they follow from
+what was placed (:class:`workbench.engine.metadata.Metadata` counts them, fault by fault where there are any).
 """
 
 from __future__ import annotations
@@ -15,15 +15,30 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
-from workbench.engine.metadata import PAMT
-from workbench.engine.objects import OpenFile, Result
+from workbench.engine.metadata import LIGHT_MAP, PAMT, STATE_TREE, Walk
+from workbench.engine.objects import OpenFile, Result, Thread
 from workbench.engine.system import System
-from workbench.engine.tracked_faults import States, TrackedFaults
+from workbench.engine.tracked_faults import (
+    ALLOCATED,
+    BY_GUEST,
+    BY_HOST,
+    CALLED,
+    CALLS,
+    Call,
+    Outcomes,
+    States,
+    TrackedFaults,
+    calls_possible,
+    pages_of_calls,
+    result_of_call,
+    row_of_call,
+)
 from workbench.engine.tracked_faults import possible as tracked_possible
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s
 from workbench.kernels import faults as kernel
 from workbench.kernels import placement
+from workbench.kernels.folios import run as folio
 from workbench.units import PAGE_SIZE
 
 LEAST, MOST = 16, 4096
@@ -34,6 +49,10 @@ _SMALL_TABLE = 64  # rows of requests
 _TOO_MANY_POLICIES = -1
 _STEPS = {"sequential": 1, "reverse": -1}
 _Touch = sc.Fault | sc.Fallocate
+_TOUCHES = (sc.Fault, sc.Fallocate)
+_ALIKE = (*_TOUCHES, *CALLS)
+_Way = tuple[str, str | int | None]
+"""File, and how it is touched: ``host``, ``guest``, ``prefault``, or the mode of a call that allocates."""
 
 
 class Done(NamedTuple):
@@ -50,63 +69,120 @@ class Done(NamedTuple):
     """Of conversions, where there are any."""
 
 
+class _List(NamedTuple):
+    """Operations that are to be carried out together, as far as they are looked at."""
+
+    operations: list[_Touch | Call]
+    rows: Int64s
+    """int64 (n, 5), as :mod:`workbench.kernels.faults` takes them."""
+    kind: Int64s
+    calls: Int64s
+    """int64 (n, 6), rows of streams of a tracked file."""
+    tracked: TrackedFaults | None
+
+
 class BulkFaults:
     """Looks ahead in the operations of a run."""
 
     def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
         self.system, self.operations = system, operations
-        self._not_before, self._most = 1, MOST
+        self._not_before, self._most = 0, MOST
+        self._went_well: set[_Way] = set()
+        """What was allowed since something else was done: it is allowed again."""
         self.begun = np.zeros(len(system.free), np.int64)
         """int64 (zones,), pages that the operation that has to be done alone has been given already."""
 
     def run(self, number: int, before: Result | None) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone.
 
-        The operation before was one of them, with the result ``before``: what was allowed to it is allowed to them.
+        ``before``: what the operation before it has returned, alone or as the last of a list.
         """
-        if number < self._not_before or before is None or before.errno:
+        if before is not None:
+            self._note(self.operations[number - 1], before)
+        if number < self._not_before or not self._went_well or not self._goes_on(number):
             return None
-        first = self.operations[number - 1]
-        if not isinstance(first, _Touch) or not self._goes_on(number, first):
-            return None
-        file = self.system.files.get(first.file)
+        file = self.system.files.get(self.operations[number].file)  # type: ignore[attr-defined]
         self._not_before = number + 1
-        if file is None or not _possible(self.system, first, file):
+        if file is None or not _possible(self.system, file):
             return None
-        rows = _rows(self.system, file, first, self.operations[number : number + self._most])
-        if len(rows) < LEAST:
+        given = self._list(file, self.operations[number : number + self._most])
+        if len(given.rows) < LEAST:  # what ends it would end one that begins later, too
+            self._not_before = number + len(given.rows) + 1
             return None
-        done, status = self._run(first, file, rows)
+        done, status = self._run(file, given)
         if status == _TOO_MANY_POLICIES:  # to find out again would cost their number
-            self._not_before, self._most = number + len(rows), MOST
+            self._not_before, self._most = number + len(given.rows), MOST
             return None
         count = 0 if done is None else len(done.results)
         self._most = min(2 * self._most, MOST) if status == placement.DONE else max(2 * count, LEAST)
         self._not_before = number + count + (status != placement.DONE)
         return done
 
-    def _goes_on(self, number: int, first: _Touch) -> bool:
-        """Whether a list that is worth it may begin here: where it had to reach there is another like the first one."""
-        last = number + LEAST - 1
-        if last >= len(self.operations):
-            return False
-        there = self.operations[last]
-        return isinstance(there, _Touch) and type(there) is type(first) and there.file == first.file
+    def _note(self, last: sc.Operation, result: Result) -> None:
+        """What is known of the operations to come by the last one."""
+        if isinstance(last, _TOUCHES) and not result.errno:
+            self._went_well.add((last.file, _way(last)))
+        elif not isinstance(last, CALLS):
+            self._went_well.clear()
 
-    def _run(self, first: _Touch, file: OpenFile, rows: Int64s) -> tuple[Done | None, int]:
-        """Carry out faults like the first one, as far as they can be together, and whether that was all."""
+    def _goes_on(self, number: int) -> bool:
+        """Whether a list that is worth it may begin here: so many operations on a file, of which some touch it."""
+        part = self.operations[number : number + LEAST]
+        if len(part) < LEAST or not isinstance(part[-1], _ALIKE):
+            return False
+        touches = False
+        for one in part:
+            if not isinstance(one, _ALIKE) or one.file != part[-1].file:
+                return False
+            touches |= isinstance(one, _TOUCHES)
+        return touches
+
+    def _list(self, file: OpenFile, operations: Sequence[sc.Operation]) -> _List:
+        """Operations on a file up to whatever is something else, or has not gone well before.
+
+        Faults that are not all in the file are something else, as are long ones and those that go to and fro.
+        """
         system, inode = self.system, file.inode
-        tasks = list(system.tasks.values())
-        by = _by(first)
-        walk = None if by is None else system.host_walk(file.mapping) if by == "host" else system.guest_walk(inode)
+        name, calls = getattr(operations[0], "file", None), inode.tracked is not None and calls_possible(system, file)
+        reach = {way: _reach(file, way) for at, way in self._went_well if at == name}
+        of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
+        of_task[None] = 0
+        taken: list[_Touch | Call] = []
+        rows: list[tuple[int, int, int, int, int]] = []
+        kinds: list[int] = []
+        streams: list[tuple[int, int, int, int, int, int]] = []
+        for one in operations:
+            if not isinstance(one, _ALIKE) or one.file != name:
+                break
+            task, call, pages = of_task.get(one.task, -1), _NO_CALL, _NO_PAGES
+            if isinstance(one, CALLS):
+                found = row_of_call(one, inode) if calls else None
+                call = _NO_CALL if found is None else found
+                whole, of = found is not None, CALLED
+            else:
+                pages, way = _pages(one), _way(one)
+                whole = pages[1] <= reach.get(way, 0) and pages != _NO_PAGES
+                of = BY_HOST if way == "host" else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
+            if not whole or task < 0:
+                break
+            taken.append(one)
+            rows.append((*pages, task, int(of == BY_HOST and inode.tracked is None)))
+            kinds.append(of)
+            streams.append(call)
+        table, kind = np.array(rows, np.int64).reshape(-1, 5), np.array(kinds, np.int64)
+        stream = np.array(streams, np.int64).reshape(-1, 6)
         if system.metadata is not None:
-            rows = rows[: system.metadata.foreseen(inode, rows[:, 1])]
+            table = table[: system.metadata.foreseen(inode, np.maximum(table[:, 1], 1))]
         tracked = None
-        if system.conversions is not None:
-            tracked = TrackedFaults(system, inode, rows, by, file.mapping)
-            rows = rows[: tracked.count]
-        if len(rows) < LEAST:
-            return None, kernel.LEFT
+        if system.conversions is not None and len(table) >= LEAST:
+            tracked = TrackedFaults(system, inode, table, kind, stream, file.mapping)
+            table = tracked.rows
+        return _List(taken, table, kind, stream, tracked)
+
+    def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
+        """Carry out operations of a list, as far as they can be together, and whether that was all."""
+        system, inode, rows, tracked = self.system, file.inode, listed.rows, listed.tracked
+        tasks = list(system.tasks.values())
         whole = np.array([[rows[:, 0].min(), rows[:, 1].max()]], np.int64)
         ranges, policies = system.policy_ranges(inode, 0, whole)
         if len(policies) * len(tasks) > _SMALL_TABLE + len(rows):
@@ -119,32 +195,30 @@ class BulkFaults:
             np.empty((len(rows), zones), np.int64), np.empty((len(rows), zones), np.int64), np.empty((len(rows), 2), np.int64),
         )  # fmt: skip
         before = system.free.copy()
-        status = self._place(given, file, by == "host", requests)
+        status = self._place(given, file, requests)
         done = int(given.at[kernel.FAULT])
         if status == placement.OUT_OF_MEMORY:  # asked again alone, it is refused
             self.begun[:] = given.placed[done]
         if not done:
             return None, status
-        states = None if tracked is None else tracked.carry_out(done)
+        found = None if tracked is None else tracked.carry_out(done)
         held = None
         if system.metadata is not None:
-            free = np.concatenate((before[None], given.free[: done - 1]))
             whose = [tasks[row] for row in rows[:done, 3].tolist()]
-            held = system.metadata.count_faults(inode, walk, rows[:done], whose, free, given.rotations)
-            if states is not None and states.pamt is not None:
-                system.metadata.hold_after(held, PAMT, states.pamt)
-        said = {pages: _result(first, pages) for pages in np.unique(rows[:, 1] - rows[:, 0]).tolist()}
-        results = [said[pages] for pages in (rows[:done, 1] - rows[:done, 0]).tolist()]
+            held = _held_after(system, file, listed, rows[:done], found, whose, before, given)
+        results = _results(listed.operations[:done], rows, found)
+        states = None if found is None else found.states
         return Done(results, given.placed[:done], given.free[:done], held, states), status
 
-    def _place(self, given: kernel.Faults, file: OpenFile, maps: bool, requests: placement.Requests) -> int:
+    def _place(self, given: kernel.Faults, file: OpenFile, requests: placement.Requests) -> int:
         """Run the kernel until it has done all, or comes to a fault that has to be carried out alone; returns its status."""
         system, map_, mapping = self.system, file.inode.map, file.mapping
         turns, zones = system.turns_and_zones(file.inode, 0)
+        maps = bool(given.faults[:, 4].any())
         while True:
             present = map_.room()
             mapped = mapping.room() if maps and mapping is not None else present
-            status = kernel.run(given, present, mapped, maps, requests, turns, zones, system.output_of(map_))
+            status = kernel.run(given, present, mapped, requests, turns, zones, system.output_of(map_))
             if status != placement.NEEDS_ROOM:
                 return int(status)
             map_.grow(1024, 4 * len(system.output_of(map_).cycle))
@@ -152,26 +226,42 @@ class BulkFaults:
                 raise Cancelled
 
 
-def _by(first: _Touch) -> str | None:
-    """Who touches; nobody does what is allocated by a call on the file."""
-    return first.by if isinstance(first, sc.Fault) else None
+_NO_CALL = (0, 0, 0, 0, 0, 0)
+_NO_PAGES = (0, 0, 1)
 
 
-def _result(first: _Touch, pages: int) -> Result:
-    return calls_mm.touched(first, pages) if isinstance(first, sc.Fault) else Result()
+def _pages(touch: _Touch) -> tuple[int, int, int]:
+    """First page, end and step of what is touched; none, where a call is refused, or goes to and fro."""
+    start, count = touch.offset // PAGE_SIZE, 0 if touch.length is None else touch.length // PAGE_SIZE
+    if isinstance(touch, sc.Fault):
+        step = _STEPS.get(touch.order, 0)
+    else:
+        step = int((touch.offset | (touch.length or 0)) % PAGE_SIZE == 0)
+    return (start, start + count, step) if step and 0 < count <= _PAGES else _NO_PAGES
 
 
-def _possible(system: System, first: _Touch, file: OpenFile) -> bool:
-    """Whether faults like one that went well need nothing but zones for their pages, and metadata that are only counted."""
+def _way(touch: _Touch) -> str | int | None:
+    return touch.by if isinstance(touch, sc.Fault) else touch.mode
+
+
+def _reach(file: OpenFile, way: str | int | None) -> int:
+    """Up to which page of a file something that went well needs nothing but zones for its pages; 0: nowhere."""
+    inode = file.inode
+    if way == "host":
+        if file.mapping is None or (inode.private and inode.tracked is None):
+            return 0
+        return min(inode.pages, file.mapping.pages)
+    if way in ("guest", "prefault") and inode.kind != "guest_memfd":
+        return 0
+    return inode.pages
+
+
+def _possible(system: System, file: OpenFile) -> bool:
+    """Whether faults of a file can be carried out together: it needs nothing but zones, and metadata are only counted."""
     inode, metadata = file.inode, system.metadata
     if system.killed or system.bulk is not None or inode.frozen or not tracked_possible(system, inode):
         return False
     if inode.attributes is not None or inode.backend is not None or not system.is_plain_4k(inode):
-        return False
-    by = _by(first)
-    if by == "host" and (file.mapping is None or (inode.private and inode.tracked is None)):
-        return False
-    if by in ("guest", "prefault") and inode.kind != "guest_memfd":
         return False
     if metadata is None:
         return True
@@ -180,26 +270,74 @@ def _possible(system: System, first: _Touch, file: OpenFile) -> bool:
     return metadata.only_counts() and metadata.has_tree(inode)
 
 
-def _rows(system: System, file: OpenFile, first: _Touch, operations: Sequence[sc.Operation]) -> Int64s:
-    """First page, end, step and row of the task of each fault like the first one, up to whatever is something else.
-
-    Faults that are not all in the file are something else, as are long ones and those that go to and fro.
-    """
-    pages, kind, by, mode = file.inode.pages, type(first), _by(first), getattr(first, "mode", None)
-    if by == "host" and file.mapping is not None:
-        pages = min(pages, file.mapping.pages)
-    of_task: dict[str | None, int] = {name: row for row, name in enumerate(system.tasks)}
-    of_task[None] = 0
-    out: list[tuple[int, int, int, int]] = []
-    for fault in operations:
-        if not isinstance(fault, _Touch) or type(fault) is not kind or fault.file != first.file or fault.length is None:
-            break
-        if isinstance(fault, sc.Fault):
-            step = _STEPS.get(fault.order, 0) if fault.by == by else 0
+def _results(operations: Sequence[_Touch | Call], rows: Int64s, found: Outcomes | None) -> list[Result]:
+    """What each operation returned. Of what the host touches together all pages were shared, but for single ones."""
+    said: dict[tuple[str | int | None, int], Result] = {}
+    out: list[Result] = []
+    errors = [0] * len(operations) if found is None else found.errors.tolist()
+    offsets = errors if found is None else found.offsets.tolist()
+    for one, error, offset in zip(operations, errors, offsets, strict=True):
+        if isinstance(one, CALLS):
+            out.append(result_of_call(error, offset))
+        elif error:
+            out.append(Result(0, 0, {"bad": 1, "first": offset // PAGE_SIZE}))
+        elif isinstance(one, sc.Fallocate):
+            out.append(said.setdefault((None, 0), Result()))
         else:
-            step = int(fault.mode == mode and (fault.offset | fault.length) % PAGE_SIZE == 0)
-        start, count, task = fault.offset // PAGE_SIZE, fault.length // PAGE_SIZE, of_task.get(fault.task, -1)
-        if not 0 < count <= _PAGES or start + count > pages or task < 0 or not step:
-            break
-        out.append((start, start + count, step, task))
-    return np.array(out, np.int64).reshape(-1, 4)
+            pages = (one.length or 0) // PAGE_SIZE
+            key = (one.by, pages)
+            if key not in said:
+                said[key] = calls_mm.touched(one, pages)
+            out.append(said[key])
+    return out
+
+
+def _held_after(
+    system: System,
+    file: OpenFile,
+    listed: _List,
+    rows: Int64s,
+    found: Outcomes | None,
+    tasks: list[Thread],
+    before: Int64s,
+    given: kernel.Faults,
+) -> Int64s:
+    """Metadata after each of n operations, int64 (n, kinds, nodes)."""
+    metadata, inode, count = system.metadata, file.inode, len(rows)
+    assert metadata is not None
+    free, rotations, kind = given.free[:count], given.rotations[:count], listed.kind[:count]
+    free_before = np.concatenate((before[None], free[:-1]))
+    at_first = metadata.held.copy()
+    held = np.empty((count, *at_first.shape), np.int64)
+    held[:] = at_first
+
+    def count_faults(walk: Walk | None, pages: Int64s) -> None:
+        """What is held more by faults on these pages (n, 2), of those that have any."""
+        some = np.flatnonzero(pages[:, 1] > pages[:, 0])
+        if not len(some):
+            return
+        which = np.column_stack((pages, rows[:, 2:]))[some]
+        whose = [tasks[row] for row in some.tolist()]
+        was = metadata.held.copy()
+        after = metadata.count_faults(inode, walk, which, whose, free_before[some], rotations[some])
+        held[some[0] :] += (after - was)[np.searchsorted(some, np.arange(some[0], count), side="right") - 1]
+
+    count_faults(None, rows)  # nodes of the page cache, whoever needs one first
+    by_host, by_guest = kind == BY_HOST, kind == BY_GUEST
+    walked = rows[:, :2] if found is None else found.walked
+    if by_host.any():
+        count_faults(system.host_walk(file.mapping), walked * by_host[:, None])
+    if by_guest.any():
+        count_faults(system.guest_walk(inode), rows[:, :2] * by_guest[:, None])
+    if found is not None and (kind == CALLED).any():
+        calls = listed.calls[:count]
+        first, end = pages_of_calls(calls)
+        converted = (kind == CALLED) & (calls[:, folio.OP] == folio.CONVERT) & (found.errors == 0)
+        to_shared = calls[:, folio.ARGUMENT] == 1
+        trees = metadata.follow_states(
+            inode, tasks, first, np.where(converted, end, first), to_shared, (free, rotations)
+        )
+        held[:, [STATE_TREE, LIGHT_MAP]] = trees[:, [STATE_TREE, LIGHT_MAP]]
+    if found is not None and found.states.pamt is not None:
+        metadata.hold_after(held, PAMT, found.states.pamt)
+    return held

@@ -75,6 +75,10 @@ class Mapping:
         runs[:, 1] += runs[:, 0]
         return runs
 
+    def unmapped(self, start: int, end: int) -> Int64s:
+        """Pages of ``[start, end)`` that have none, likewise."""
+        return self._page_tables.gaps(start, end)
+
     def set_policy(
         self, start: int, end: int, policy: Mempolicy | None, set_shared: Callable[[int, int, Mempolicy | None], None]
     ) -> None:

@@ -742,22 +742,31 @@ class Metadata:
         return True
 
     def follow_states(
-        self, inode: Inode, tasks: list[Thread], first: Int64s, end: Int64s, to_shared: npt.NDArray[np.bool_]
+        self,
+        inode: Inode,
+        tasks: list[Thread],
+        first: Int64s,
+        end: Int64s,
+        to_shared: npt.NDArray[np.bool_],
+        found: tuple[Int64s, Int64s] | None = None,
     ) -> Int64s:
         """Conversions of pages [first, end), (n,) each, by these tasks: what is held after each, int64 (n, kinds, nodes).
 
-        They are only counted, and nothing else of the file has changed meanwhile.
+        They are only counted. ``found``: free pages of each zone and rotations of the task after each, if these change meanwhile.
         """
         tree = self.trees[inode][STATE_TREE]
         assert isinstance(tree, StateTree)
-        nodes = tree.follow(first, end, to_shared)
+        nodes, kept = tree.follow(first, end, to_shared), self.system.rotations.copy()
         held = np.empty((len(nodes), *self.held.shape), np.int64)
         filled = 0
         for number in np.flatnonzero(np.diff(nodes, prepend=tree.nodes.sum())).tolist():
             held[filled:number] = self.held
             filled = number
+            if found is not None:
+                self.before, self.system.rotations[tasks[number].index] = (of[number] for of in found)
             self._resize(tasks[number], STATE_TREE, tree, int(nodes[number]))
         held[filled:] = self.held
+        self.before, self.system.rotations[:] = None, kept
         return held
 
     def _free_tree_nodes(self, kind: int, nodes: Int64s) -> None:

@@ -1,31 +1,44 @@
-"""Many calls on a file that converts in place: the state after each, and what faults do to it that were placed together.
+"""Many calls on a file that converts in place: the state after each, and what they do to it that were placed together.
 
-A fault puts in the file what was placed for it, and touches its pages: rows of one stream of the tracked file, whose counters
-after each row are those after each fault. For SNP and TDX what stays whole is looked at after each one.
+A fault puts in the file what was placed for it, and touches its pages; conversions and pins come between. All are rows of one
+stream of the tracked file, whose counters after each row are those after each call. For SNP and TDX what stays whole is looked
+at after each one.
+
+What a host's fault places depends on the states that it finds, and so on conversions before it. Of a single page that is known
+beforehand: one to private is refused where somebody holds the page, which then is there.
 """
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from workbench import scenario as sc
 from workbench.engine.conversions import Conversions
 from workbench.engine.mappings import Mapping
-from workbench.engine.objects import Inode
+from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
 from workbench.intervals import Int64s, in_intervals, pages_of
 from workbench.kernels.folios import run as folio
 from workbench.kernels.placement import ALLOCATIONS
 from workbench.tracking.folio_file import ConversionFile
-from workbench.tracking.tracked_file import TrackedFile, bits_at
+from workbench.tracking.tracked_file import KINDS, TrackedFile, bits_at
 from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_SIZE
 
 Bools = npt.NDArray[np.bool_]
+Call = sc.Convert | sc.Pin | sc.Unpin
+CALLS = (sc.Convert, sc.Pin, sc.Unpin)
+_OPS: dict[type[Call], int] = {sc.Convert: folio.CONVERT, sc.Pin: folio.PIN, sc.Unpin: folio.UNPIN}
+ALLOCATED, BY_GUEST, BY_HOST, CALLED = range(4)
+"""What a row of a list does: allocates by a call on the file, touches as the guest or as the host, or is one of :data:`CALLS`."""
 MOST_PAGES = 1 << 14
 """Of one list of faults: each has rows of its own."""
+_CALL_PAGES = 2048  # of one call
+_AS_BEFORE, _NO, _YES, _UNSURE = range(4)
 
 
 class States(NamedTuple):
@@ -51,65 +64,200 @@ def possible(system: System, inode: Inode) -> bool:
     return tracked.count("poisoned_pages") == 0
 
 
-class TrackedFaults:
-    """A list of faults ``rows`` int64 (n, 4) as :mod:`workbench.kernels.faults` takes them, of a tracked file.
+def calls_possible(system: System, file: OpenFile) -> bool:
+    """Whether conversions and pins of a file need nothing but its own state, and what is followed here and by who asks."""
+    scenario, inode, metadata = system.scenario, file.inode, system.metadata
+    if file.descriptor is None or system.killed or system.bulk is not None or not scenario.guest.private_memory:
+        return False
+    if scenario.conversion_mode != "in-place" or "in-place" not in scenario.kernel.conversion:
+        return False
+    if (
+        not isinstance(inode.tracked, ConversionFile)
+        or not possible(system, inode)
+        or inode.kept
+        or inode.small is not None
+    ):
+        return False
+    return metadata is None or metadata.follows_states(inode)
 
-    ``by``: ``host``, through ``mapping``; ``guest`` and ``prefault``; None for calls that only allocate.
+
+def row_of_call(call: Call, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
+    """A call as a row of a stream of the tracked file; None: it reaches out of the file, or is long."""
+    length = call.length
+    if length is None or not 0 < length <= _CALL_PAGES * PAGE_SIZE or call.offset + length > inode.pages * PAGE_SIZE:
+        return None
+    argument = int(call.to == "shared") if isinstance(call, sc.Convert) else KINDS[call.kind]
+    return _OPS[type(call)], call.offset, length, argument, 0, 0
+
+
+def pages_of_calls(stream: Int64s) -> tuple[Int64s, Int64s]:
+    """First page and end of each row's range."""
+    first = stream[:, folio.OFFSET] // PAGE_SIZE
+    return first, -(-(stream[:, folio.OFFSET] + stream[:, folio.LENGTH]) // PAGE_SIZE)
+
+
+def maps_and_zaps(stream: Int64s, errors: Int64s, offsets: Int64s) -> tuple[Bools, Bools, Int64s]:
+    """Which calls map their pages for the host, which unmap them, and up to where.
+
+    What is pinned is mapped, up to a private page; what is to be private is not, held or not.
+    """
+    op, argument = stream[:, folio.OP], stream[:, folio.ARGUMENT]
+    maps = (op == folio.PIN) & (argument != folio.TRANSIENT)
+    zaps = (op == folio.CONVERT) & (argument == 0) & np.isin(errors, (0, errno.EAGAIN))
+    return maps, zaps, np.where(maps & (errors != 0), offsets // PAGE_SIZE, pages_of_calls(stream)[1])
+
+
+def result_of_call(error: int, offset: int) -> Result:
+    detail = {"error_offset": offset} if offset >= 0 else {}
+    return Result(-1, error, detail) if error else Result(0, 0, detail)
+
+
+class Outcomes(NamedTuple):
+    """What came of n rows of a list."""
+
+    errors: Int64s
+    offsets: Int64s
+    """Byte offsets that errors name."""
+    walked: Int64s
+    """int64 (n, 2), pages [first, end) for which a host's fault went through its page tables: what it had not mapped."""
+    states: States
+
+
+class TrackedFaults:
+    """A list of operations on a tracked file of 4 KiB pages.
+
+    ``rows`` int64 (n, 5): of faults as :mod:`workbench.kernels.faults` takes them; of calls nothing but their task.
+    ``kind`` (n,) says which they are, ``calls`` int64 (n, 6) has rows of streams, ``mapping`` is the host's.
     """
 
-    def __init__(self, system: System, inode: Inode, rows: Int64s, by: str | None, mapping: Mapping | None) -> None:
+    def __init__(
+        self, system: System, inode: Inode, rows: Int64s, kind: Int64s, calls: Int64s, mapping: Mapping | None
+    ) -> None:
         assert system.conversions is not None and isinstance(inode.tracked, ConversionFile)
-        self.system, self.inode, self.by = system, inode, by
+        self.system, self.inode, self.mapping = system, inode, mapping
         self.tracked = inode.tracked
-        length = rows[:, 1] - rows[:, 0]
-        rows = rows[: int(np.searchsorted(np.cumsum(length), MOST_PAGES, side="right"))]
-        rows = rows[: _first_true(rows[:, 2] != 1)]  # upwards, as folios are put in
-        self.fault, self.page = pages_of(rows[:, 0], rows[:, 1])
-        _, first = np.unique(self.page, return_index=True)
-        self.is_first: Bools = np.zeros(len(self.page), bool)
-        """Whether no fault before has the page."""
-        self.is_first[first] = True
-        self.shared = bits_at(self.tracked.state.shared, self.page)
-        self.touched: Bools = np.full(len(self.page), by is not None)
-        """Pages that are touched, and not found in the host's page tables."""
-        self.count = len(rows)
-        """So many of the rows can be carried out together."""
-        if by == "host" and mapping is not None:
-            self.touched = self.is_first & ~in_intervals(self.page, mapping.mapped())
-            begins = self.touched & ~np.append(False, self.touched[:-1] & (np.diff(self.fault) == 0))
-            parts = np.bincount(self.fault[begins], minlength=len(rows))
-            refused = np.bincount(self.fault[~self.shared], minlength=len(rows)) > 0
-            self.count = _first_true(refused | (parts > 1))
+        count = int(np.searchsorted(np.cumsum(rows[:, 1] - rows[:, 0]), MOST_PAGES, side="right"))
+        count = _first_true(rows[:count, 2] != 1)  # upwards, as folios are put in
+        self.rows = rows[:count].copy()
+        """As far as it is certain beforehand what they place, which is all that is left of each."""
+        self.kind, self.calls = kind[:count], calls[:count]
+        self.span = self.rows[:, :2].copy()
+        is_call = self.kind == CALLED
+        self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
+        if (self.kind == BY_HOST).any() or (self.calls[is_call, folio.OP] == folio.PIN).any():
+            self.rows = self.rows[: self._look_ahead()]
 
-    def carry_out(self, done: int) -> States:
-        """After the first ``done`` faults were placed: enter what is new, and touch."""
+    def _look_ahead(self) -> int:
+        """How many rows come before one that finds what is not certain; leaves of the host's faults what they place."""
+        span = self.span
+        edges, cell = np.unique(span, return_inverse=True)
+        cells = cell.reshape(span.shape)
+        # Of pages between two edges: their state, whether something was put there, and whether the host has them mapped.
+        state, mapped = (np.full(len(edges), _AS_BEFORE, np.int8) for _ in range(2))
+        placed = np.zeros(len(edges), bool)
+        present, shared = self.tracked.state.present, self.tracked.state.shared
+        was_present, was_shared = (bits_at(bits, span[:, 0]).tolist() for bits in (present, shared))
+        in_map = None if self.mapping is None else self.mapping.mapped()
+        rows = np.column_stack((self.kind, span, cells)).tolist()
+        for number, (kind, first, end, low, high) in enumerate(rows):
+            here = slice(low, high)
+            if kind == CALLED:
+                op, offset, length, argument = self.calls[number, :4].tolist()
+                if op == folio.CONVERT and (offset | length) % PAGE_SIZE == 0:
+                    state[here] = _YES if argument else _NO if end - first == 1 else _UNSURE
+                    if not argument:
+                        mapped[here] = _UNSURE
+                elif op == folio.PIN and argument != folio.TRANSIENT:
+                    if not (placed[low] or was_present[number]) or (
+                        end - first > 1 and not self._are_there(number, edges, placed)
+                    ):
+                        return number
+                    mapped[here] = _UNSURE
+            elif kind != BY_HOST:
+                placed[here] = True
+            elif end - first == 1:
+                found = int(state[low])
+                if found == _UNSURE and not (placed[low] or was_present[number]):
+                    return number
+                if found == _YES or (found == _AS_BEFORE and was_shared[number]):
+                    placed[low], mapped[low] = True, _YES
+                else:
+                    self.rows[number, 1] = first
+                    mapped[low] = _UNSURE
+            else:
+                pages = np.arange(first, end)
+                at = np.searchsorted(edges, pages, side="right") - 1
+                known = np.where(state[at] == _AS_BEFORE, np.where(bits_at(shared, pages), _YES, _NO), state[at])
+                assert in_map is not None
+                there = np.where(mapped[at] == _AS_BEFORE, in_intervals(pages, in_map), mapped[at] == _YES)
+                parts = int(np.count_nonzero(np.diff(there.astype(np.int8), prepend=1) < 0))
+                if (known != _YES).any() or (mapped[at] == _UNSURE).any() or parts > 1:
+                    return number
+                placed[here], mapped[here] = True, _YES
+        return len(span)
+
+    def _are_there(self, number: int, edges: Int64s, placed: Bools) -> bool:
+        """Whether all pages of a row are there for certain, when its turn comes."""
+        pages = np.arange(*self.span[number].tolist())
+        there = placed[np.searchsorted(edges, pages, side="right") - 1] | bits_at(self.tracked.state.present, pages)
+        return bool(there.all())
+
+    def carry_out(self, done: int) -> Outcomes:
+        """After the first ``done`` rows were placed: enter what is new, touch, convert and pin."""
         inode = self.inode
-        stream, fault = self._stream(self.fault < done)
+        stream, row = self._stream(done)
         inode.entered[0] = int(inode.map.progress[ALLOCATIONS])
-        errors, _, states = after_each(
-            self.system, inode, stream, np.searchsorted(fault, np.arange(done), side="right")
-        )
-        assert not errors.any()
-        return states
+        end = np.searchsorted(row, np.arange(done), side="right")
+        errors, offsets, states = after_each(self.system, inode, stream, end)
+        last = np.where(np.diff(end, prepend=0) > 0, end - 1, -1)  # of its rows it says how it ended
+        errors, offsets = np.append(errors, 0)[last], np.append(offsets, -1)[last]
+        return Outcomes(errors, offsets, self._map(done, errors, offsets), states)
 
-    def _stream(self, mine: Bools) -> tuple[Int64s, Int64s]:
-        """Rows int64 (m, 6) of faults, each first what is put in and then what is touched, and the fault of each row."""
-        system, fault, page = self.system, self.fault, self.page
-        new = np.flatnonzero(mine & self.is_first & ~bits_at(self.tracked.state.present, page))
-        kind = self.touched & mine
-        alike = (np.diff(fault) == 0) & (np.diff(page) == 1) & kind[1:] & kind[:-1] & (np.diff(self.shared) == 0)
-        begin = np.flatnonzero(kind & ~np.append(False, alike)[: len(kind)])
-        last = np.flatnonzero(kind & ~np.append(alike, False)[: len(kind)])
-        put, touch = np.zeros((len(new), 6), np.int64), np.zeros((len(begin), 6), np.int64)
+    def _stream(self, done: int) -> tuple[Int64s, Int64s]:
+        """Stream int64 (m, 6) of rows, each first what is put in and then what is done, and the row that each is of."""
+        fault, page = pages_of(self.rows[:done, 0], self.rows[:done, 1])
+        is_first = np.zeros(len(page), bool)
+        is_first[np.unique(page, return_index=True)[1]] = True
+        new = np.flatnonzero(is_first & ~bits_at(self.tracked.state.present, page))
+        put = np.zeros((len(new), 6), np.int64)
         put[:, folio.OP], put[:, folio.OFFSET] = folio.INSERT, page[new] * PAGE_SIZE
-        put[:, folio.NODE] = system.zone_node[self.inode.map.zone_of(page[new])]
-        touch[:, folio.OP] = folio.HOST_FAULT if self.by == "host" else folio.GUEST_FAULT
-        touch[:, folio.OFFSET] = page[begin] * PAGE_SIZE
-        touch[:, folio.LENGTH] = (page[last] - page[begin] + 1) * PAGE_SIZE
-        touch[:, folio.ARGUMENT] = 0 if self.by == "host" else ~self.shared[begin]
-        of = np.concatenate((fault[new], fault[begin]))
+        put[:, folio.NODE] = self.system.zone_node[self.inode.map.zone_of(page[new])]
+        act = np.flatnonzero(self.kind[:done] != ALLOCATED)
+        kind, rows = self.kind[act], self.calls[act]
+        touch = kind != CALLED
+        by_host = kind[touch] == BY_HOST
+        rows[touch, folio.OP] = np.where(by_host, folio.HOST_FAULT, folio.GUEST_FAULT)
+        rows[touch, folio.OFFSET] = self.span[act[touch], 0] * PAGE_SIZE
+        rows[touch, folio.LENGTH] = (self.span[act[touch], 1] - self.span[act[touch], 0]) * PAGE_SIZE
+        rows[touch, folio.ARGUMENT] = np.where(by_host, 0, folio.AS_IT_IS)
+        of = np.concatenate((fault[new], act))
         order = np.argsort(of, kind="stable")
-        return np.concatenate((put, touch))[order], of[order]
+        return np.concatenate((put, rows))[order], of[order]
+
+    def _map(self, done: int, errors: Int64s, offsets: Int64s) -> Int64s:
+        """The host's page tables; returns which pages were not there when its faults came (see :class:`Outcomes`)."""
+        walked = np.zeros((done, 2), np.int64)
+        kind = self.kind[:done]
+        maps, zaps, stop = maps_and_zaps(self.calls[:done], errors, offsets)
+        faults = (kind == BY_HOST) & (errors == 0)
+        maps, zaps = maps & (kind == CALLED), zaps & (kind == CALLED)
+        stop = np.where(kind == CALLED, stop, self.span[:done, 1])
+        some = np.flatnonzero(faults | maps | zaps)
+        first = self.span[some, 0].tolist()
+        for number, low, high in zip(some.tolist(), first, stop[some].tolist(), strict=True):
+            if faults[number]:
+                assert self.mapping is not None
+                missing = self.mapping.unmapped(low, high)
+                if len(missing):
+                    walked[number] = missing[0]
+                    self.mapping.map(low, high)
+            elif low < high:
+                for mapping in self.inode.mappings:
+                    if maps[number]:
+                        mapping.map(low, high)
+                    elif not mapping.empty:
+                        mapping.zap(low, high)
+        return walked
 
 
 def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> tuple[Int64s, Int64s, States]:
