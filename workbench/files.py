@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,15 +26,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise WorkbenchError(f"cannot write {str(path)!r}: it is a directory")
     if path.exists() and not path.is_file():  # whoever may write to /dev would put a file in the place of a device
         raise WorkbenchError(f"cannot write {str(path)!r}: it is not a regular file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise WorkbenchError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent.absolute() / f".{path.name}.{_word()}.tmp"
     try:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             yield temporary
             umask = os.umask(0)
             os.umask(umask)
@@ -43,16 +39,24 @@ def whole_file(path: Path) -> Iterator[Path]:
         except OSError as error:
             raise WorkbenchError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a place that is none
+            temporary.unlink(missing_ok=True)
+
+
+def _word() -> str:
+    """Eight random letters and digits. Who makes a file lets nobody choose its name: an interrupt might come when it is there
+    and its name not yet told."""
+    return base64.b32encode(os.urandom(5)).decode().lower()
 
 
 @contextlib.contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
     """A new directory beside ``path`` (whose own is made if it is missing), gone at the end with all that is in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent.absolute()))
+    folder = path.parent.absolute() / f".{path.name}.{_word()}"
     looks = 1
     try:
+        os.mkdir(folder, 0o700)
         yield folder
     except KeyboardInterrupt:
         looks = LATE_LOOKS

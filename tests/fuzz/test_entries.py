@@ -63,13 +63,18 @@ def seed_of(path: Path) -> bytes:
     return json.dumps(book).encode()
 
 
+FACTS = ("parameters", "facts", "versions", "scenarios", "inputs")
+
+
 def notebook(path: Path) -> None:
     """What a report reads of a notebook, and what it shows of its outputs; walls hold whatever they are."""
     book = notebook_parameters.read_notebook(path)
     declared = notebook_parameters.read_parameters(book, path.name)
     notebook_parameters.check_values(declared, {}, {"sizes": "[1]", "share": "nan"}, path.name)
-    page = re.sub("<cite>[^<]*</cite>", "", "".join(html.build_page(book).parts).lower())  # addresses as text
+    made = html.build_page(book)
+    page = re.sub("<cite>[^<]*</cite>", "", "".join(made.parts).lower())  # addresses as text
     assert not any(word in page for word in ("<script", "<iframe", "<meta", "<link", "http:/", "https:/", " onerror="))
+    html.render(book, made, dict.fromkeys(("version", "command", "check", "embedded"), "") | dict.fromkeys(FACTS, ()))
 
 
 def reports(path: Path) -> None:
@@ -116,6 +121,19 @@ def test_notebooks_of_the_corpus_are_clean() -> None:
 def test_cells_that_are_none_are_one_line(cell: dict[str, Any], tmp_path: Path) -> None:
     book = json.loads(SMALL.read_bytes())
     book["cells"][-1] |= cell
+    (tmp_path / "x.ipynb").write_text(json.dumps(book))
+    with pytest.raises(WorkbenchError, match="not a Jupyter notebook"):
+        notebook(tmp_path / "x.ipynb")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"kernelspec": {"x": 1}}, {"kernelspec": {"name": 1, "display_name": "x"}}, {"title": 1}, {"authors": {}}],
+)
+def test_what_is_said_of_a_notebook_and_is_none_is_one_line(metadata: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever would be refused when the notebook has been run is refused before."""
+    book = json.loads(SMALL.read_bytes())
+    book["metadata"] |= metadata
     (tmp_path / "x.ipynb").write_text(json.dumps(book))
     with pytest.raises(WorkbenchError, match="not a Jupyter notebook"):
         notebook(tmp_path / "x.ipynb")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xarray as xr
 
 from workbench import results
 from workbench.errors import WorkbenchError
-from workbench.files import folder_beside
+from workbench.files import folder_beside, whole_file
 from workbench.reports.report import make_report
 from workbench.scenario import Scenario
 from workbench.simulation import simulate
@@ -48,6 +52,25 @@ def test_what_a_thread_still_writes_after_an_interrupt_goes_too(tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list((tmp_path / "made").iterdir()) == []
+
+
+@pytest.mark.parametrize(("beside", "made"), [(whole_file, "open"), (folder_beside, "mkdir")])
+def test_what_was_just_made_when_an_interrupt_came_goes_too(
+    beside: Callable[[Path], AbstractContextManager[Path]], made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anybody was told its name."""
+    make, seen = getattr(os, made), []
+
+    def makes(place: Any, *more: Any, **options: Any) -> Any:
+        make(place, *more, **options)
+        seen.append(os.path.basename(place))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, made, makes)
+    with pytest.raises(KeyboardInterrupt), beside(tmp_path / "x"):
+        pass
+    monkeypatch.undo()
+    assert seen and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

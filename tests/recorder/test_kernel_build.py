@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -211,6 +212,33 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path, fragment):
     assert seen[-1][0] == 1 + 3, "what was compiled before counts too"
     assert sorted(os.listdir(out)) == ["build.json", "build.log", "bzImage", "config"]
     assert json.loads((out / "build.json").read_text())["source"] == "linux.tar.xz"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_what_a_compiler_started_ends_with_the_command(tmp_path, how):
+    """make ends the compilers that it knows; what these have started went on until it was done."""
+    (tmp_path / "Makefile").write_text("all:\n\t@sleep 60 & echo $$! > pid.new; mv pid.new pid; wait\n")
+    (tmp_path / "log").touch()
+    code = (
+        "from pathlib import Path\nfrom workbench.recorder import kernel_build as b\n"
+        f"b._make(Path({str(tmp_path)!r}), ['all'], Path({str(tmp_path / 'log')!r}), 1, None)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "pid").exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(how)
+    child.wait(20)
+    started = int((tmp_path / "pid").read_text())
+    for _ in range(50):
+        try:
+            if not Path(f"/proc/{started}/cmdline").read_bytes():  # it ended, and nobody has asked how
+                return
+        except OSError:
+            return
+        time.sleep(0.1)
+    os.kill(started, signal.SIGKILL)
+    pytest.fail("what the compiler started lives on")
 
 
 def test_another_source_and_a_fresh_start_use_no_tree_from_before(tmp_path, fragment):

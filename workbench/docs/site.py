@@ -8,7 +8,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -19,6 +18,7 @@ from workbench import replacing
 from workbench.data import root
 from workbench.docs import notebooks, reference
 from workbench.errors import WorkbenchError
+from workbench.files import folder_beside
 
 TITLE = "guest_memfd NUMA workbench"
 SETTINGS: dict[str, Any] = {
@@ -72,9 +72,8 @@ def build(
     """
     check_replaceable(target, force)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".workbench-docs-", dir=target.parent) as temporary:
-            source, made = Path(temporary, "source"), Path(temporary, "site")
+        with folder_beside(target) as temporary:
+            source, made = temporary / "source", temporary / "site"
             shutil.copytree(root("docs"), source, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
             say("writing the reference")
             reference.write(source / "reference", command)
@@ -82,7 +81,7 @@ def build(
             with contextlib.suppress(WorkbenchError, OSError):
                 shutil.copytree(root("notebooks") / "images", source / "images", dirs_exist_ok=True)
             say("making the pages")
-            sphinx(source, made, Path(temporary, "doctrees"))
+            sphinx(source, made, temporary / "doctrees")
             replacing.exchange(made, target)
     except OSError as error:
         why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror

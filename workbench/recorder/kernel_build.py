@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from workbench import children, replacing
 from workbench.errors import WorkbenchError
-from workbench.files import read_file, whole_file
+from workbench.files import folder_beside, read_file, whole_file
 from workbench.limits import TEXT_BYTES
 from workbench.recorder import kernel_package
 
@@ -290,8 +289,8 @@ def fetch(
         raise WorkbenchError(f"apt-get: not found; give a source with --source ({packages[0]} of Debian, or a tarball)")
     directory = directory.resolve()
     files = []
-    with tempfile.TemporaryDirectory(prefix=".workbench-fetch-", dir=directory) as temporary:
-        for path in _download(packages, Path(temporary), suites):
+    with folder_beside(directory / "fetch") as temporary:
+        for path in _download(packages, temporary, suites):
             target = directory / path.name
             content = path.read_bytes()
             replacing.check(target, partial(_same, content), "such package", force=force)
@@ -412,15 +411,20 @@ def _make(tree: Path, targets: list[str], log: Path, jobs: int, progress: Progre
     _run(["make", f"-j{jobs}", *targets], tree, log, progress)
 
 
+_GROUP = """trap 'trap "" TERM; kill -TERM 0; wait; exit 143' TERM; "$@" & wait $!"""
+"""Runs its words, and when it is asked to end all that they started: make ends its children, not what these have started, and a
+compiler is a child of the one that make knows."""
+
+
 def _run(command: list[str], tree: Path, log: Path, progress: Progress | None = None) -> None:
     """Run in the tree with its output in the log; nothing of it outlives this call. Raises for a failure."""
     start = log.stat().st_size
     already = sum(1 for _ in tree.rglob("*.o")) if progress is not None else 0
     with log.open("a") as file, children.interrupts_wait() as waiting:
         process = subprocess.Popen(
-            command, cwd=tree, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            ["sh", "-c", _GROUP, "sh", *command], cwd=tree, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             env={**os.environ, **_IDENTITY, "LC_ALL": "C"}, start_new_session=True,
-            preexec_fn=children.tied(signal.SIGTERM),  # which make passes on
+            preexec_fn=children.tied(signal.SIGTERM),
         )  # fmt: skip
         try:
             while process.poll() is None and not waiting.arrived:

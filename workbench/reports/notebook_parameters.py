@@ -241,8 +241,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     except WorkbenchError:
         raise
     except Exception as error:  # nbformat raises many kinds for what is not a notebook
-        line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({line})") from error
+        raise _no_notebook(path, error) from error
     for number, cell in enumerate(notebook.cells):  # nbformat says of what lacks only that it lacks
         for name, kind in (("cell_type", str), ("source", str), ("metadata", dict)):
             if not isinstance(cell.get(name), kind):
@@ -253,7 +252,18 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         if cell.cell_type == "code" and not _outputs_are_whole(cell.get("outputs")):
             said = f"cell {number} has outputs that are none"
             raise WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({said})")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nbformat.validate(notebook, relax_add_props=True)  # as nbconvert does, when the notebook has been run
+    except Exception as error:  # of what is not even to be compared, others than its own
+        raise _no_notebook(path, error) from error
     return notebook
+
+
+def _no_notebook(path: Path, error: Exception) -> WorkbenchError:
+    line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({line})")
 
 
 _SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
