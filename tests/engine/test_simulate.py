@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -264,6 +266,33 @@ OPERATIONS = st.lists(
     ),
     max_size=14,
 )
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32))
+def test_parts_counted_at_once_are_those_counted_one_by_one(seed):
+    """Runs with gaps, cut from allocations that go up and down, over edges of which some meet none."""
+    random = np.random.default_rng(seed)
+    bounds = np.unique(random.integers(0, 200, 2 * random.integers(1, 8)))
+    bounds = bounds[: len(bounds) // 2 * 2].reshape(-1, 2)
+    step, period = random.choice([1, -1], len(bounds)), random.integers(1, 9, len(bounds))
+    before = random.integers(0, 20, len(bounds))  # folios of the allocation that are no longer there
+    first = np.where(step > 0, bounds[:, 0] - before, bounds[:, 1] - 1 + before)
+    size = bounds[:, 1] - bounds[:, 0] + before
+    allocations = np.column_stack((first, size, step, np.cumsum(period) - period, period)).astype(np.int64)
+    runs = np.column_stack((bounds[:, 0], bounds[:, 1] - bounds[:, 0], np.arange(len(bounds)))).astype(np.int64)
+    tiles = random.integers(0, 5, int(period.sum())).astype(np.int16)
+    edges = np.sort(random.integers(0, 210, 12))
+    dataset = SimpleNamespace(sizes={"node": 5})
+    answers = []
+    for most in (results._ADDED_UP, 0):
+        with mock.patch.object(results, "_ADDED_UP", most):
+            answers.append(results._counts(dataset, (runs, allocations, tiles), edges).tolist())
+    assert answers[0] == answers[1]
+    present = sum(
+        int(((runs[:, 0] <= page) & (page < runs[:, 0] + runs[:, 1])).sum()) for page in range(edges[0], edges[-1])
+    )
+    assert np.sum(answers[0]) == present
 
 
 @settings(max_examples=60)
