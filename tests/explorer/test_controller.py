@@ -92,6 +92,14 @@ def test_a_result_that_nobody_wants_any_more_is_not_shown(controller: Controller
     assert controller.run is before
 
 
+def test_a_host_is_checked_again_only_when_an_edit_changes_it(controller: Controller) -> None:
+    assert controller.edit("seed", set_value("seed", 7))
+    assert controller.scenario.host is SCENARIO.host
+    assert controller.edit("host.node", set_value("host.nodes.0.memory_bytes", "8 GiB"))
+    assert controller.scenario.host.nodes[0].memory_bytes == 8 << 30 and controller.scenario.seed == 7
+    assert not controller.edit("host.node", set_value("host.nodes.0.memory_bytes", -1))
+
+
 def test_quick_edits_run_only_the_newest(controller: Controller, engine: Engine) -> None:
     for size in range(1, 40):
         controller.edit("guest.memory", set_value("guest.memory", f"{size} MiB"))

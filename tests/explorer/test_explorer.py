@@ -331,13 +331,15 @@ def test_shares_agree_with_a_count_of_every_page(explorer: Explorer) -> None:
 
 
 def test_a_frame_goes_to_the_browser_once(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture of a run that its edit waits for has the new ranges: they are not sent a second time."""
+    """The picture of a run that its edit waits for has the new ranges; the bars are drawn from what the host's picture got."""
     sent: list[dict[str, Any]] = []
     monkeypatch.setattr("workbench.explorer.controller.DRAG", 0.0)
     explorer.controller._breath = 30.0
     explorer.space.observe(lambda change: sent.append(change["new"]), "frame")
     explorer.policy.nodes.selected = [1, 2]
     assert [[part["label"] for part in frame["ranges"]] for frame in sent] == [["interleave 1-2"]]
+    assert explorer.bars_chart.source is explorer.host_chart and explorer.host_chart.data["nodes"][1]["guest"]
+    assert not explorer.bars_chart.data
 
 
 def test_the_time_slider_shows_the_beginning_of_the_run(explorer: Explorer) -> None:

@@ -23,6 +23,9 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+// A text that stays is not set: it would be laid out anew.
+function put(node, words) { if (node.textContent !== words) node.textContent = words; }
+
 function render({ model, el }) {
   el.classList.add("wb-space");
   const canvas = element("canvas", { tabindex: "0", role: "img", "data-testid": "address-space" });
@@ -192,11 +195,13 @@ function render({ model, el }) {
     if (!view || view[1] > f.total) view = [0, f.total];
     theme = getComputedStyle(el);
     const top = layout(), ratio = window.devicePixelRatio || 1;
-    canvas.style.height = `${top.height}px`;
-    canvas.width = width() * ratio;
-    canvas.height = top.height * ratio;
-    const context = canvas.getContext("2d");
-    context.scale(ratio, ratio);
+    const context = canvas.getContext("2d"), wide = Math.floor(width() * ratio), high = Math.floor(top.height * ratio);
+    if (canvas.width !== wide || canvas.height !== high) {  // to set a size anew has the page laid out
+      canvas.style.height = `${top.height}px`;
+      [canvas.width, canvas.height] = [wide, high];
+    }
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, width(), top.height);
     const ink = style("--wb-ink", "#222"), soft = style("--wb-soft", "#777"), line = style("--wb-line", "#bbb");
 
     // where the view lies in the whole guest
@@ -269,7 +274,7 @@ function render({ model, el }) {
       context.strokeStyle = ink;
       context.beginPath(); context.moveTo(pointer + 0.5, top.ranges); context.lineTo(pointer + 0.5, top.axis); context.stroke();
     }
-    where.textContent = `${exact(Math.round(view[0]))} to ${exact(Math.round(view[1]))} (${bytes(view[1] - view[0])} of ${bytes(f.total)})`;
+    put(where, `${exact(Math.round(view[0]))} to ${exact(Math.round(view[1]))} (${bytes(view[1] - view[0])} of ${bytes(f.total)})`);
     canvas.setAttribute("aria-label", `Address space of ${f.file}: ${f.summary} View: ${where.textContent}. Plus and minus zoom, arrows move, Home shows everything.`);
     el.dataset.start = Math.round(view[0]);
     el.dataset.stop = Math.round(view[1]);
@@ -325,7 +330,7 @@ function render({ model, el }) {
   }
 
   let described = null;  // x of which the line below the map speaks
-  function say() { if (!drag) readout.textContent = described === null || !view ? "" : describe(described); }
+  function say() { if (!drag) put(readout, described === null || !view ? "" : describe(described)); }
 
   function hit(x, y) {
     const top = layout();

@@ -32,6 +32,9 @@ SHOW_PROGRESS_AFTER = 0.3
 """Seconds after which a run shows its progress; shorter ones would only flicker."""
 BREATH = 0.05
 """Seconds that an edit waits for its run: what is shown by then needs no mark of being worked out."""
+GIVE_WAY = 0.0002
+"""Seconds that who sends the map gives Python's lock to the thread that carries it to the browser, which otherwise gets it
+when the other views are worked out too."""
 WAIT_FOR_FIRST = 1.0
 """Seconds that the first display waits for the first result."""
 LARGEST_DOWNLOAD = 64 << 20
@@ -173,7 +176,7 @@ class Explorer:
         self.goto_error = w.HTML(layout=w.Layout(display="none"))
         self.goto_error.add_class("wb-error")
         self.host_chart = Chart(kind="host", height=250)
-        self.bars_chart = Chart(kind="bars", height=250)
+        self.bars_chart = Chart(kind="bars", height=250, source=self.host_chart)
         self.vcpu_chart = Chart(kind="vcpus")
         self.time_chart = Chart(kind="time", height=300)
         self.pattern = w.Dropdown(
@@ -394,12 +397,12 @@ class Explorer:
         running = controller.running or controller.run is None
         if not running:
             self._started = 0.0
-        elif not self._started:
+        elif not self._started and not controller.awaited:
             self._started = time.monotonic()
             later = threading.Timer(1.1 * SHOW_PROGRESS_AFTER, lambda: self._notify("progress"))
             later.daemon = True
             later.start()
-        slow = running and time.monotonic() - self._started > SHOW_PROGRESS_AFTER
+        slow = running and self._started > 0 and time.monotonic() - self._started > SHOW_PROGRESS_AFTER
         done, total = controller.progress
         if slow:
             self.bar.max, self.bar.value = max(1, total), done
@@ -417,10 +420,8 @@ class Explorer:
             self.status.value = f'<span class="wb-status" role="status">{text}</span>'
         elif controller.run is not None:
             run = controller.run
-            refused = int((run.dataset["event_errno"].values != 0).sum())
-            if self._summary[0] is not run:
-                self._summary = (run, pictures.summary(run.dataset))
-            text = self._summary[1]
+            refused = int((run.dataset.variables["event_errno"].values != 0).sum())
+            text = pictures.summary_of(run)
             if refused:
                 text += f' <span class="wb-bad">{refused} of {run.dataset.sizes["event"]} calls refused.</span>'
             for line in pictures.warnings(run.dataset):
@@ -446,6 +447,7 @@ class Explorer:
             if self.time.value < last:
                 self._replay_beginning(run)
         self._show_space(force=False)
+        time.sleep(GIVE_WAY)
         self.unpin.layout.display = "" if self.controller.pinned else "none"
         self._stale = set(range(len(VIEWS)))
         self._tab_opened()
@@ -453,7 +455,6 @@ class Explorer:
         self._show_running()
 
     _replay_of: ShownRun | None = None
-    _summary: tuple[ShownRun | None, str] = (None, "")
     _moving = False
 
     def _show_space(self, *, force: bool) -> None:
@@ -491,9 +492,9 @@ class Explorer:
         name, pinned = VIEWS[index], self.controller.pinned
         self._serial += 1
         if name == "Nodes":
-            data = pictures.host(run, pinned, self._serial)
-            self.host_chart.data = data
-            self.bars_chart.data = data
+            self.host_chart.data = pictures.host(
+                run, pinned, self._serial
+            )  # and of the bars, which it is the source of
         elif name == "vCPUs":
             if not pictures.draws_at_hand(run):  # of a host just edited; the ends follow the values
                 self.vcpu_chart.data = pictures.vcpus(run, self._serial, self.pattern.value, ends=False)

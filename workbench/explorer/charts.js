@@ -196,8 +196,10 @@ function time(data, width, height) {
 
 const KINDS = { host, bars, vcpus, time };
 
-function render({ model, el }) {
+async function render({ model, el }) {
   el.classList.add("wb-chart");
+  // What two pictures show goes to the browser once, to the one that is the source of the other.
+  const name = model.get("source"), source = name ? await model.widget_manager.get_model(name.replace("IPY_MODEL_", "")) : model;
   let asked = 0;
   const said = document.createElement("output");
   said.className = "wb-said";
@@ -222,29 +224,30 @@ function render({ model, el }) {
     event.preventDefault();
     event.stopPropagation();
   });
+  let width = 0;  // as the observer saw it last: to ask while drawing would have the page laid out for each picture
   const draw = () => {
     asked = 0;
-    const data = model.get("data"), width = Math.floor(el.clientWidth);
+    const data = source.get("data");
     if (!data || !data.summary) el.textContent = "working it out …";
     if (!data || !data.summary || width < 40) return;
     const before = items(), focused = before.indexOf(document.activeElement);
     const reachable = Math.max(0, before.findIndex((item) => item.getAttribute("tabindex") === "0"));
-    el.replaceChildren(KINDS[model.get("kind")](data, width, model.get("height")), said);
-    for (const item of items()) {
+    const picture = KINDS[model.get("kind")](data, width, model.get("height"));
+    for (const item of picture.querySelectorAll("[data-item]")) {
       item.setAttribute("role", "img");
       item.setAttribute("aria-label", item.querySelector("title").textContent);
     }
+    el.replaceChildren(picture, said);
     reach(reachable < items().length ? reachable : 0, focused >= 0);
     el.dataset.kind = model.get("kind");
     el.dataset.serial = data.serial;
   };
   const later = () => { asked ||= requestAnimationFrame(draw); };
-  model.on("change:data", later);
+  source.on("change:data", later);
   // A hidden tab has no width; draw when it gets one.
-  let last = 0;
-  const observer = new ResizeObserver(() => { if (el.clientWidth !== last) { last = el.clientWidth; later(); } });
+  const observer = new ResizeObserver(() => { if (el.clientWidth !== width) { width = el.clientWidth; later(); } });
   observer.observe(el);
   later();
-  return () => { observer.disconnect(); cancelAnimationFrame(asked); };
+  return () => { source.off("change:data", later); observer.disconnect(); cancelAnimationFrame(asked); };
 }
 export default { render };

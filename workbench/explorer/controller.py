@@ -131,6 +131,9 @@ class Controller:
             try:
                 for edit in edits.values():
                     edit(mapping)
+                host = self._scenario.host
+                if mapping.get("host") == host.model_dump(mode="json", exclude_defaults=True):
+                    mapping["host"] = host  # mostly: it is what takes longest to check again
                 scenario = Scenario.from_mapping(mapping)
             except WorkbenchError as error:
                 message = str(error)

@@ -183,7 +183,15 @@ def _part(start: int, end: int, label: str) -> dict[str, Any]:
     return {"start": start, "end": end, "label": label, "color": color, "ink": ink}
 
 
+_SUMMARIES: WeakKeyDictionary[ShownRun, str] = WeakKeyDictionary()
 _STATES: WeakKeyDictionary[ShownRun, list[dict[str, Any]]] = WeakKeyDictionary()
+
+
+def summary_of(run: ShownRun) -> str:
+    """:func:`summary` of a run, worked out once: the map, the host and the status line all say it."""
+    if run not in _SUMMARIES:
+        _SUMMARIES[run] = summary(run.dataset)
+    return _SUMMARIES[run]
 
 
 def states(run: ShownRun) -> list[dict[str, Any]]:
@@ -281,7 +289,7 @@ def space(
         "nodes": shown,
         "ranges": ranges(scenario, shown),
         "states": states(run),
-        "summary": summary(dataset),
+        "summary": summary_of(run),
         "compare": pinned is not None,
         "force": force,
         "serial": serial,
@@ -325,13 +333,14 @@ def host(run: ShownRun, pinned: ShownRun | None, serial: int) -> dict[str, Any]:
     names = {"memory": "memory", "memory_bytes": "memory", "cpus": "cpus"}
     of_host = {names[field] for field in run.scenario.host.assumed if field in names}
     assumed = {node.id: sorted(of_host | set(node.assumed)) for node in run.scenario.host.nodes}
-    for i, node in enumerate(int(n) for n in dataset.variables["node"].values):
-        memory, mine = int(dataset.variables["node_memory"].values[i]), amount[node]
+    read = dataset.variables
+    sizes, cpus, kinds = (read[f"node_{name}"].values.tolist() for name in ("memory", "cpus", "kind"))
+    for i, node in enumerate(read["node"].values.tolist()):
+        memory, mine = sizes[i], amount[node]
         beside = metadata[i] if taken else 0  # what was only counted is still free
         other = max(0, memory - free[node] - mine - beside) if dataset.sizes["event"] else 0
-        kind = str(dataset.variables["node_kind"].values[i])
         text = (
-            f"node {node} ({kind}), {int(dataset['node_cpus'].values[i])} CPUs: {format_bytes(memory)}, "
+            f"node {node} ({kinds[i]}), {cpus[i]} CPUs: {format_bytes(memory)}, "
             f"guest {format_bytes(mine)}, its page tables and other metadata {format_bytes(metadata[i])}, "
             f"other use and reserves {format_bytes(other)}, free {format_bytes(free[node])}"
         )
@@ -342,10 +351,10 @@ def host(run: ShownRun, pinned: ShownRun | None, serial: int) -> dict[str, Any]:
         shown.append(
             {
                 "id": node,
-                "kind": kind,
+                "kind": kinds[i],
                 "memory": memory,
                 "assumed": assumed.get(node, []),
-                "cpus": int(dataset.variables["node_cpus"].values[i]),
+                "cpus": cpus[i],
                 "guest": mine,
                 "guest_a": before.get(node, 0),
                 "metadata": metadata[i],
@@ -359,7 +368,7 @@ def host(run: ShownRun, pinned: ShownRun | None, serial: int) -> dict[str, Any]:
         "distances": dataset.variables["distance"].values.tolist(),
         "assumed": sorted(run.scenario.host.assumed),
         "compare": pinned is not None,
-        "summary": summary(dataset),
+        "summary": summary_of(run),
         "serial": serial,
     }
 

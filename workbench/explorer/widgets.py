@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import anywidget
+import ipywidgets
 import traitlets
 
 _HERE = Path(__file__).parent
@@ -24,12 +25,13 @@ class AddressSpace(anywidget.AnyWidget):
 
 
 class Chart(anywidget.AnyWidget):
-    """One of the SVG pictures of charts.js: host, bars, vcpus, time."""
+    """One of the SVG pictures of charts.js: host, bars, vcpus, time; of its own data, or of those of another picture."""
 
     _esm = _HERE / "charts.js"
     kind = traitlets.Unicode().tag(sync=True)
     height = traitlets.Int(220).tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
+    source = traitlets.Instance(ipywidgets.Widget, allow_none=True).tag(sync=True, **ipywidgets.widget_serialization)
 
 
 class TimeSlider(anywidget.AnyWidget):
