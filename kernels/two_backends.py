@@ -119,7 +119,7 @@ def _store(b: Backends, which: Int, start: Int, end: Int, row: Int) -> None:
 
 
 @kernel
-def _find(b: Backends, which: Int, start: Int, end: Int) -> bool:
+def find(b: Backends, which: Int, start: Int, end: Int) -> bool:
     """Whether a map has an entry in [start, end); ``found`` then has the first: first page, last page, entry."""
     if start >= end or not maple.find(b.nodes[which], b.tops[which], start, b.found, b.path):
         return False
@@ -129,9 +129,9 @@ def _find(b: Backends, which: Int, start: Int, end: Int) -> bool:
 
 
 @kernel
-def _end_of_set(b: Backends, which: Int, start: Int, end: Int) -> Int:
+def end_of_set(b: Backends, which: Int, start: Int, end: Int) -> Int:
     """End of the stretch of a set that ``start`` is in, at most ``end``."""
-    while start < end and _find(b, which, start, end) and b.found[0] <= start:
+    while start < end and find(b, which, start, end) and b.found[0] <= start:
         start = b.found[1] + 1
     return min(start, end)
 
@@ -192,7 +192,7 @@ def holds(b: Backends, which: Int, numbers: np.ndarray, shift: Int, pages: Int, 
 def _present(b: Backends, which: Int, start: Int, end: Int) -> Int:
     """Pages of [start, end) that a map has."""
     pages, page = 0, start
-    while _find(b, which, page, end):
+    while find(b, which, page, end):
         low, page = max(b.found[0], page), min(b.found[1] + 1, end)
         pages += page - low
     return pages
@@ -202,7 +202,7 @@ def _present(b: Backends, which: Int, start: Int, end: Int) -> Int:
 def _erase(b: Backends, which: Int, start: Int, end: Int, file: Output, zones: Zones) -> Int:
     """Free the pages of [start, end); how many there were."""
     page, pages = start, 0
-    while _find(b, which, page, end):
+    while find(b, which, page, end):
         low, page = max(b.found[0], page), min(b.found[1] + 1, end)
         add_run(low, page - low, b.found[2] >> ROW_SHIFT, file.allocations, file.tiles, zones.free)
         pages += page - low
@@ -248,7 +248,7 @@ def _touch(
     page = start
     while status == DONE and page < end:
         hole_end = end
-        if _find(b, which, page, end):
+        if find(b, which, page, end):
             if b.found[0] <= page:
                 page = b.found[1] + 1
                 continue
@@ -290,14 +290,14 @@ def _note_hole(b: Backends, start: Int, end: Int) -> Int:
     while page < end:
         if not _room(b, ORIGINS, _MARGIN):
             return NEEDS_ROOM
-        if _find(b, ORIGINS, page, end):
+        if find(b, ORIGINS, page, end):
             if b.found[0] <= page:
                 page = b.found[1] + 1
                 continue
             gap_end = b.found[0]
         else:
             gap_end = end
-        if _find(b, PRIVATE, page, gap_end):
+        if find(b, PRIVATE, page, gap_end):
             row = b.found[2] >> ROW_SHIFT
             if b.found[0] <= page:
                 gap_end = min(gap_end, b.found[1] + 1)
@@ -362,13 +362,13 @@ def _guest_touch(
     """A vCPU touches [start, end): the attribute of each gfn says which file has the page."""
     page = start
     while page < end:
-        part_end = _end_of_set(b, ATTRIBUTES, page, end)
+        part_end = end_of_set(b, ATTRIBUTES, page, end)
         if part_end > page:
             status = _touch(
                 b, SHARED, page, part_end, task, asking_shared, requests_shared, shared, turns, zones_shared
             )
         else:
-            part_end = b.found[0] if _find(b, ATTRIBUTES, page, end) else end
+            part_end = b.found[0] if find(b, ATTRIBUTES, page, end) else end
             if not _room(b, PUNCHED, _MARGIN):
                 return NEEDS_ROOM
             status = _touch(
@@ -456,7 +456,7 @@ def run(
             status, page = DONE, start
             while page < end:
                 part_end = end
-                if _find(b, ATTRIBUTES, page, end):
+                if find(b, ATTRIBUTES, page, end):
                     if b.found[0] <= page:
                         page = b.found[1] + 1
                         continue
@@ -473,9 +473,9 @@ def run(
                 page = part_end
         else:
             status, page = DONE, start
-            while _find(b, ATTRIBUTES, page, end):
+            while find(b, ATTRIBUTES, page, end):
                 page = max(page, b.found[0])
-                part_end = _end_of_set(b, ATTRIBUTES, page, end)
+                part_end = end_of_set(b, ATTRIBUTES, page, end)
                 status = _to_private(b, page, part_end, shared, zones_shared)
                 if status != DONE:
                     break

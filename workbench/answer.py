@@ -101,7 +101,7 @@ class Log:
             inode = system.files[operation.file].inode
             self.accesses[number] = access.record(system, operation, inode, inode.tracked)
 
-    def keep_many(self, done: Done) -> None:
+    def keep_many(self, system: System, done: Done) -> None:
         """Note the states after many operations, none of which was refused."""
         low, high = len(self.results), len(self.results) + len(done.results)
         self.results += done.results
@@ -109,6 +109,8 @@ class Log:
         self.free[low:high] = done.free
         if self.metadata is not None and done.metadata is not None:
             self.metadata[low:high] = done.metadata
+        if self.attributes is not None and done.attributes is not None and system.bulk is not None:
+            self.attributes += (done.attributes + _attribute_row(system, beside=system.bulk.inode)).tolist()
         if self.conversions is not None and done.states is not None:
             self.conversions[low:high] = done.states.counters
             self.users += done.states.users
@@ -605,10 +607,12 @@ def _node_runs(system: System, map_: FileMap, start: int = 0, end: int = np.iinf
     return out
 
 
-def _attribute_row(system: System) -> list[int]:
-    """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`), of all files together."""
+def _attribute_row(system: System, beside: Inode | None = None) -> list[int]:
+    """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`), of all files, but one, together."""
     rows: list[list[int]] = []
     for inode, states in system.with_attributes():
+        if inode is beside:
+            continue
         if system.bulk is not None and system.bulk.inode is inode:
             rows.append(list(system.bulk.row().values()))
         elif inode.backend is not None:

@@ -9,6 +9,7 @@ from workbench import scenario as sc
 from workbench.answer import Answer, Log
 from workbench.design import DESIGNS
 from workbench.engine import attributes, conversions
+from workbench.engine.bulk_backends import BulkBackends
 from workbench.engine.bulk_faults import LEAST, BulkFaults
 from workbench.engine.bulk_tracked import BulkTracked
 from workbench.engine.calls import apply
@@ -38,15 +39,16 @@ def run(
         operations = list(expand(scenario))
         log = Log(system, operations)
         many, calls = BulkFaults(system, operations), BulkTracked(system, operations)
+        backends = BulkBackends(system, operations)
         number = 0
         while number < len(operations):
-            done = many.run(number, log.results[-1] if number else None) or calls.run(number)
+            done = many.run(number, log.results[-1] if number else None) or calls.run(number) or backends.run(number)
             if done is None:
-                system.placed[:], many.begun[:] = many.begun, 0
+                system.placed[:], system.begun[:] = system.begun, 0
                 log.keep(system, operations[number], apply(system, operations[number]))
                 number += 1
             else:
-                log.keep_many(done)
+                log.keep_many(system, done)
                 number += len(done.results)
             if progress is not None:
                 progress(number, len(operations))
@@ -63,6 +65,8 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
         modules += ["faults"]
     if attributes.wanted(scenario):
         modules.append("two_backends")
+        if sc.Convert in scenario.kinds and len(scenario.operations) > LEAST:
+            modules.append("backend_nodes")
     if conversions.wanted(scenario):
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]

@@ -7,6 +7,7 @@ import pytest
 
 import workbench as wb
 from workbench.engine.metadata import KINDS
+from workbench.running import run
 from workbench.scenario import Scenario
 
 GIB = 1 << 30
@@ -226,3 +227,26 @@ def test_single_faults_of_a_task_that_interleaves_find_pages_for_their_tables() 
     held = wb.simulate(given)["metadata_pages"].sel(kind=["second_stage", "second_stage_ready"]).sum("node").values
     assert held[2:, 0].tolist() == [3 + number for number in range(120)]
     assert ((held[2:, 1] > 1) & (held[2:, 1] <= 41)).all()
+
+
+@pytest.mark.parametrize(
+    ("pages", "nodes"),
+    [
+        ([0], [0]),  # an entry of index 0 needs no node
+        ([0, 1], [0, 1]),
+        ([5000], [3]),  # a new tree has the nodes on the way to its page alone
+        ([5000, 0], [3, 5]),
+        ([0, 100], [0, 3]),  # one above the entry of index 0, the root, and one for page 100
+        ([0, 5000], [0, 5]),
+        ([1, 5000], [1, 5]),
+        ([1, 100, 5000], [1, 3, 6]),
+        ([0, 4095, 4096, 262143, 262144], [0, 3, 6, 8, 12]),
+    ],
+)
+def test_nodes_of_a_tree_that_grows(pages: list[int], nodes: list[int]) -> None:
+    """lib/xarray.c: xas_expand puts nodes above what is there; worked out on paper."""
+    calls = [{"op": "create"}, *({"op": "fallocate", "offset": 4096 * page, "length": 4096} for page in pages)]
+    for number, count in enumerate(nodes, start=2):
+        run_ = run(scenario(calls[:number], memory="2GiB", metadata="counted"))
+        assert run_.system.metadata is not None
+        assert run_.system.metadata.xarray.live.sum() == count

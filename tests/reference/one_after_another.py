@@ -11,6 +11,7 @@ import numpy as np
 import workbench as wb
 from workbench.answer import Answer
 from workbench.engine import bulk_faults
+from workbench.engine.filemap import FileMap
 from workbench.engine.objects import Result
 from workbench.engine.range_trees import StateTree
 from workbench.running import run
@@ -42,7 +43,26 @@ def assert_equal(module: ModuleType, given: wb.Scenario) -> int:
         for left, right in zip(first.mappings, second.mappings, strict=True):
             np.testing.assert_array_equal(left.mapped(), right.mapped())
     assert _trees(one) == _trees(other)
+    assert _nodes(one) == _nodes(other)
     return many
+
+
+def _nodes(answer: Answer) -> list[Any]:
+    """Where each xarray node lies, and how full the slabs are."""
+    metadata = answer.system.metadata
+    if metadata is None:
+        return []
+    trees = [*metadata.caches.items(), *metadata.attribute_nodes.items()]
+    # A tree without levels is a tree of one that is empty.
+    nodes = [(inode.name, [_zones(map_) for map_ in maps] or [[]]) for inode, maps in trees]
+    slabs = [[one.live.tolist(), one.parts.tolist(), one.zones.tolist()] for one in (metadata.xarray, metadata.maple)]
+    return [sorted(one for one in nodes if one[1] != [[]]), slabs]
+
+
+def _zones(map_: FileMap) -> list[list[int]]:
+    """Each that is present, and its zone."""
+    present = [page for low, high in map_.present.tolist() for page in range(low, high)]
+    return [[page, map_.zone_at(page)] for page in present]
 
 
 def _trees(answer: Answer) -> list[tuple[int, list[int]]]:

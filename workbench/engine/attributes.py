@@ -65,6 +65,11 @@ class Attributes:
             for low, high in self.parts(start, end, shared)
         ]
 
+    @property
+    def run_count(self) -> int:
+        """How many runs the sets have."""
+        return self.shared.run_count + self.punched.run_count + self.known.run_count
+
     def was_followed(self) -> None:
         """What changed is known elsewhere."""
         self.changed, self.looked_at = [], True

@@ -16,6 +16,7 @@ from workbench.engine.objects import Inode, Thread
 from workbench.engine.runs import PageSet
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s
+from workbench.kernels import backend_nodes as each
 from workbench.kernels import placement
 from workbench.kernels import two_backends as kernel
 from workbench.kernels.folios import run as folio
@@ -23,6 +24,11 @@ from workbench.kernels.maps import maple
 
 ROWS_AT_ONCE = 1 << 16
 """Rows of a stream in one call of the kernel; between calls a run can be cancelled."""
+_Files = tuple[
+    placement.Output, placement.Output, kernel.Asking, kernel.Asking, placement.Requests, placement.Requests,
+    placement.Zones, placement.Zones, placement.Interleaving,
+]  # fmt: skip
+"""Of the guest_memfd and the ordinary file, each, and what turns."""
 
 
 def possible(system: HostState, inode: Inode, stream: Int64s) -> bool:
@@ -73,9 +79,16 @@ class BulkConversions:
         self.state.where[kernel.ENTERED_PRIVATE] = inode.map.progress[placement.ALLOCATIONS]
         self.state.where[kernel.ENTERED_SHARED] = self.backend.map.progress[placement.ALLOCATIONS]
         asked = [self._ask(one) for one in (inode, self.backend)]
-        self._asking, self._requests = [one[0] for one in asked], [one[1] for one in asked]
-        counted = system.metadata
-        self.metadata = None if counted is None else BulkMetadata(counted, inode, self.backend)
+        self._asking, self._requests = (asked[0][0], asked[1][0]), (asked[0][1], asked[1][1])
+        self._scratch = (
+            np.empty(max(int(system.weights.sum()), system.nodes, 256) + 1, np.int64),
+            np.empty(system.nodes, np.int64),
+            np.empty(len(system.free), np.int64),
+        )
+        self.ran_out = False
+        """Memory ran out in a conversion that was begun: whoever has the files next is told (:meth:`settle`)."""
+        self._metadata: BulkMetadata | None = None
+        """Of streams; made for the first one."""
 
     def _ask(self, inode: Inode) -> tuple[kernel.Asking, placement.Requests]:
         """Policies of a file's pages, and what the tasks ask for under each."""
@@ -88,6 +101,8 @@ class BulkConversions:
 
         ``task`` makes all the calls; left out, each is made by the one whose number its row names.
         """
+        if self._metadata is None and self.system.metadata is not None:
+            self._metadata = BulkMetadata(self.system.metadata, self.inode, self.backend)
         errors = np.zeros(len(stream), np.int32)
         stream = np.ascontiguousarray(stream, np.int64).copy()
         stream[:, folio.CPU] = stream[:, folio.CPU] % len(self.system.tasks) if task is None else task.index
@@ -97,44 +112,60 @@ class BulkConversions:
 
     def count_metadata(self, task: Thread, stream: Int64s) -> None:
         """Nodes that came and went with the part of a stream that was just run."""
-        if self.metadata is not None:
-            self.metadata.count(task, stream, self._holds)
+        if self._metadata is not None:
+            self._metadata.count(task, stream, self._holds)
 
     def _holds(self, which: int, numbers: Int64s) -> np.ndarray:
         out = np.zeros(len(numbers), np.uint8)
         kernel.holds(self.state, which, numbers, XA_CHUNK_SHIFT, self.inode.pages, out)
         return out.astype(bool)
 
+    def run_each(self, given: each.Conversions, nodes: each.Nodes) -> each.Nodes:
+        """Carry out conversions one by one (:mod:`workbench.kernels.backend_nodes`); what became of the nodes.
+
+        What streams know of nodes has to be given back before (:meth:`end_streams`).
+        """
+        while True:
+            status = int(each.run_each(given, nodes, self.inode.pages, self.state, *self._files()))
+            if self.system.cancelled():
+                raise Cancelled
+            if status != placement.NEEDS_ROOM:
+                self.ran_out = status == placement.OUT_OF_MEMORY
+                return nodes
+            self._grow()
+            if len(nodes.events) // 2 < given.at[each.EVENTS] + 2 * len(nodes.nid) + 2:
+                nodes = nodes._replace(events=np.concatenate((nodes.events, nodes.events)))
+
     def _run(self, stream: Int64s, errors: np.ndarray) -> None:
         system, state = self.system, self.state
         state.where[kernel.AT] = 0
-        scratch = np.empty(max(int(system.weights.sum()), system.nodes, 256) + 1, np.int64)
-        target, taken = np.empty(system.nodes, np.int64), np.empty(len(system.free), np.int64)
-        turns, private = system.turns_and_zones(self.inode, 0)
-        _, shared = system.turns_and_zones(self.backend, 0)  # the same zones in an order of their own
         while True:
-            mine, other = (
-                placement.Output(one.progress, one.allocations, one.tiles, scratch, target, taken)
-                for one in (self.inode.map, self.backend.map)
-            )
-            status = kernel.run(
-                stream, errors, self.inode.pages, self.state, mine, other, self._asking[0], self._asking[1],
-                self._requests[0], self._requests[1], private, shared, turns,
-            )  # fmt: skip
+            status = kernel.run(stream, errors, self.inode.pages, self.state, *self._files())
             if system.cancelled():
                 raise Cancelled
             if status != placement.NEEDS_ROOM:
                 break
-            self._grow(len(scratch))
+            self._grow()
         system.placed += self.state.placed
         self.state.placed[:] = 0
         if status == placement.OUT_OF_MEMORY:
             raise OutOfMemory
 
-    def _grow(self, cycle: int) -> None:
+    def _files(self) -> _Files:
+        """What the kernel needs of the two files and the host, as it is now."""
+        system = self.system
+        mine, other = (
+            placement.Output(one.progress, one.allocations, one.tiles, *self._scratch)
+            for one in (self.inode.map, self.backend.map)
+        )
+        turns, private = system.turns_and_zones(self.inode, 0)
+        _, shared = system.turns_and_zones(self.backend, 0)  # the same zones in an order of their own
+        return mine, other, *self._asking, *self._requests, private, shared, turns
+
+    def _grow(self) -> None:
         """Longer arrays for whatever is nearly full."""
         for map_ in (self.inode.map, self.backend.map):
-            map_.grow(1024, 1024 + 2 * cycle)
+            map_.grow(1024, 1024 + 2 * len(self._scratch[0]))
         nodes = self.state.nodes
         if (self.state.tops[:, maple.NODES] > nodes.shape[1] // 2).any():
             longer = np.zeros((kernel.MAPS, 2 * nodes.shape[1], maple.NODE_WORDS), np.int64)
@@ -145,6 +176,12 @@ class BulkConversions:
         """The counters as they are now (:data:`workbench.engine.attributes.COUNTERS`)."""
         return dict(zip(kernel.COUNTERS, self.state.counts.tolist(), strict=True))
 
+    def end_streams(self) -> None:
+        """Give back what streams know of nodes."""
+        if self._metadata is not None:
+            self._metadata.settle()
+            self._metadata = None
+
     def settle(self) -> None:
         """Write everything back to the files."""
         self.inode.map.replace(self._listed(kernel.PRIVATE))
@@ -153,8 +190,7 @@ class BulkConversions:
         self.attributes.punched = PageSet(_as_intervals(self._listed(kernel.PUNCHED)))
         self.attributes.keep_known(self._listed(kernel.ORIGINS), kernel.NO_ROW)
         self.attributes.counts |= self.row()
-        if self.metadata is not None:
-            self.metadata.settle()
+        self.end_streams()
 
     def _listed(self, which: int) -> Int64s:
         out = np.empty((int(self.state.tops[which, maple.ENTRIES]), 3), np.int64)

@@ -67,6 +67,8 @@ class Done(NamedTuple):
     """int64 (n, kinds, nodes)."""
     states: States | None = None
     """Of conversions, where there are any."""
+    attributes: Int64s | None = None
+    """int64 (n, counters), of the file that was converted out of place (:data:`workbench.engine.attributes.COUNTERS`)."""
 
 
 class _List(NamedTuple):
@@ -89,8 +91,6 @@ class BulkFaults:
         self._not_before, self._most = 0, MOST
         self._went_well: set[_Way] = set()
         """What was allowed since something else was done: it is allowed again."""
-        self.begun = np.zeros(len(system.free), np.int64)
-        """int64 (zones,), pages that the operation that has to be done alone has been given already."""
 
     def run(self, number: int, before: Result | None) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone.
@@ -198,7 +198,7 @@ class BulkFaults:
         status = self._place(given, file, requests)
         done = int(given.at[kernel.FAULT])
         if status == placement.OUT_OF_MEMORY:  # asked again alone, it is refused
-            self.begun[:] = given.placed[done]
+            system.begun[:] = given.placed[done]
         if not done:
             return None, status
         found = None if tracked is None else tracked.carry_out(done)

@@ -103,11 +103,9 @@ def convert_many(system: System, operation: ConvertMany) -> Result:
     if file is not None and file.descriptor is not None and bulk_in_place.possible(system, file.inode, operation.rows):
         errors = _in_place(system, operation, file.inode)
     elif file is not None and bulk_conversions.possible(system, file.inode, operation.rows):
-        if system.bulk is None or system.bulk.inode is not file.inode:
-            system.settle()
-            system.bulk = bulk_conversions.BulkConversions(system, file.inode)
-        errors = system.bulk.run(operation.rows, system.task(operation))
-        system.bulk.count_metadata(system.task(operation), operation.rows)
+        bulk = system.lend(file.inode)
+        errors = bulk.run(operation.rows, system.task(operation))
+        bulk.count_metadata(system.task(operation), operation.rows)
     else:
         errors = _one_by_one(system, operation, operation.rows)
     refused = int(np.count_nonzero(errors))
@@ -153,9 +151,9 @@ def apply(system: System, operation: sc.Operation) -> Result:
     """Carry out one operation on the system."""
     if system.killed:
         return failed(errno.ESRCH, killed=True)
-    if system.bulk is not None and not isinstance(operation, ConvertMany):
-        system.settle()
     try:
+        if system.bulk is not None and not isinstance(operation, ConvertMany):
+            system.settle()
         result = CALLS[type(operation)](system, operation)
     except OutOfMemory:
         system.settle()

@@ -179,6 +179,11 @@ class FileMap:
         return self._folios
 
     @property
+    def run_count(self) -> int:
+        """How many runs are present."""
+        return len(self._runs)
+
+    @property
     def empty(self) -> bool:
         """Whether nothing is present."""
         return not len(self._runs)

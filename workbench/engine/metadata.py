@@ -301,7 +301,7 @@ class Metadata:
             return []
         first, last = start >> inode.order, -(-end >> inode.order)
         maps = self.caches.setdefault(inode, [])
-        return _missing_nodes(maps, _lowest(inode.order), first, last)
+        return _missing_nodes(maps, _lowest(inode.order), first, last, lambda: inode.map.any(0, 1))
 
     # --------------------------------------------------------------------------------------------- what is taken
 
@@ -454,6 +454,26 @@ class Metadata:
             self._take_objects(task, self.xarray, int(net[task.nid]))
         else:
             self._count_slabs(self.xarray)
+
+    def change_objects(self, task: Thread, nid: int, came: int, free: Int64s, rotation: Int64s) -> None:
+        """So many xarray nodes of a NUMA node came, by the hand of a task, or went (negative), as to slabs alone.
+
+        They are only counted: with ``free`` int64 (zones,) pages, and the task's rotation int64 (2,) as it was.
+        """
+        rotations = self.system.rotations
+        kept = rotations[task.index].copy()
+        self.before, rotations[task.index] = free, rotation
+        if came > 0:
+            self._take_objects(task, self.xarray, came)
+        else:
+            freed = np.zeros(self.system.nodes, np.int64)
+            freed[nid] = -came
+            self._free_objects(self.xarray, freed)
+        self.before, rotations[task.index] = None, kept
+
+    def slab_pages(self, parts: Int64s) -> Int64s:
+        """Pages of slabs, int64 (n, 2, nodes), with so many nodes of page cache and attributes, int64 (n, 2, nodes)."""
+        return self.xarray.held_along(self._zones().zone_node, self.system.nodes, parts)
 
     def _count_slabs(self, slabs: Slabs) -> None:
         """Pages of slabs by node and by what their objects are for."""
@@ -784,7 +804,8 @@ class Metadata:
         """An entry of the xarray for each of private gfns [start, end), none for shared ones."""
         maps = self.attribute_nodes.setdefault(inode, [])
         if not shared:
-            return self._enter_nodes(task, ATTRIBUTES, maps, _missing_nodes(maps, XA_CHUNK_SHIFT, start, end))
+            missing = _missing_nodes(maps, XA_CHUNK_SHIFT, start, end, lambda: not states.shared.holds(0, 1))
+            return self._enter_nodes(task, ATTRIBUTES, maps, missing)
 
         def any_private(first: int, last: int) -> bool:
             return not states.shared.holds(first, min(last, inode.pages))
@@ -1036,20 +1057,28 @@ def _lowest(order: int) -> int:
     return XA_CHUNK_SHIFT * (order // XA_CHUNK_SHIFT + 1) - order
 
 
-def _missing_nodes(maps: list[FileMap], lowest: int, first: int, last: int) -> list[Int64s]:
-    """Nodes that entries [first, last) need and that are not there, level by level; ``maps`` grows as the tree does."""
+def _missing_nodes(
+    maps: list[FileMap], lowest: int, first: int, last: int, has_first: Callable[[], bool]
+) -> list[Int64s]:
+    """Nodes that entries [first, last) need and that are not there, level by level; ``maps`` grows as the tree does.
+
+    lib/xarray.c: xas_expand: the nodes of a tree with more levels stand above what is there, if anything is. ``has_first``:
+    whether the entry of index 0 is.
+    """
     if last <= first:
         return [no_intervals() for _ in maps]
-    levels = len(maps)
+    levels, stands = len(maps), bool(maps) and not maps[0].empty
     while not maps or (last - 1) >> (lowest + XA_CHUNK_SHIFT * (len(maps) - 1)):
         maps.append(FileMap())
     if len(maps) == 1 and last == 1 and lowest == XA_CHUNK_SHIFT:  # a single entry needs no node
         return [no_intervals()]
     out = []
+    alone = levels == 1 < len(maps) and not stands and lowest == XA_CHUNK_SHIFT and has_first()
     for level, map_ in enumerate(maps):
         shift = lowest + XA_CHUNK_SHIFT * level
         missing = map_.absent(first >> shift, ((last - 1) >> shift) + 1)
-        if level and map_.empty and (not len(missing) or missing[0, 0] > 0):  # the tree grows above what is there
+        above = map_.empty and (alone or (stands and level > 0))
+        if above and (not len(missing) or missing[0, 0] > 0):
             missing = np.concatenate((np.array([[0, 1]], np.int64), missing))
         out.append(missing)
         if not len(missing) and len(maps) == levels:  # nodes that are there hang on others

@@ -149,6 +149,11 @@ class PageSet:
             self._runs.replace(np.column_stack((intervals[:, 0], length, np.zeros_like(length))))
             self.pages = int(length.sum())
 
+    @property
+    def run_count(self) -> int:
+        """How many intervals there are."""
+        return len(self._runs)
+
     def add(self, start: int, end: int) -> None:
         """Add pages ``[start, end)``."""
         self.pages += self._runs.pages_missing(start, end)

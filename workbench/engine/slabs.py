@@ -6,11 +6,14 @@ What is not known: how much of a slab was free before; the model starts with non
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from workbench.intervals import Int64s
 
 MIN_PARTIAL = 5
+Number = TypeVar("Number", int, Int64s)
 
 
 class Slabs:
@@ -28,6 +31,11 @@ class Slabs:
         self.parts = np.zeros((2, nodes), np.int64)
         """Objects of each kind, by node."""
         self._lie: list[list[tuple[int, int]] | None] = [None] * nodes
+
+    @property
+    def most_room(self) -> int:
+        """Room, in objects, with which a slab that becomes empty is given back."""
+        return (MIN_PARTIAL + 1) * self.objects
 
     def take(self, nid: int, pages: Int64s) -> None:
         """New slabs of a node, whose pages are of these zones, int64 (zones,)."""
@@ -60,17 +68,30 @@ class Slabs:
         """Pages by kind and node, int64 (2, nodes): the second kind has its share, the first what is over."""
         out = np.zeros((2, nodes), np.int64)
         for nid in range(nodes):
-            lie = self._lie[nid]
-            if lie is None:
-                lie = self._lie[nid] = self._by_node(nid, zone_node)
-            if not lie:
+            if not (lie := self._where(nid, zone_node)):
                 continue
             first, second = self.parts[:, nid].tolist()
             for node, pages in lie:
-                share = pages * second // max(first + second, 1)
+                share = _share(pages, first, second)
                 out[1, node] += share
                 out[0, node] += pages - share
         return out
+
+    def held_along(self, zone_node: Int64s, nodes: int, parts: Int64s) -> Int64s:
+        """:meth:`held` with each of n times so many objects of each kind and node, int64 (n, 2, nodes)."""
+        out = np.zeros((len(parts), 2, nodes), np.int64)
+        for nid in range(nodes):
+            for node, pages in self._where(nid, zone_node):
+                share = _share(pages, parts[:, 0, nid], parts[:, 1, nid])
+                out[:, 1, node] += share
+                out[:, 0, node] += pages - share
+        return out
+
+    def _where(self, nid: int, zone_node: Int64s) -> list[tuple[int, int]]:
+        lie = self._lie[nid]
+        if lie is None:
+            lie = self._lie[nid] = self._by_node(nid, zone_node)
+        return lie
 
     def _by_node(self, nid: int, zone_node: Int64s) -> list[tuple[int, int]]:
         """Where the slabs of a node lie: node and pages; remembered until it takes or gives back a slab."""
@@ -79,6 +100,12 @@ class Slabs:
             node = int(zone_node[zone])
             by_node[node] = by_node.get(node, 0) + int(self.zones[nid, zone])
         return list(by_node.items())
+
+
+def _share(pages: int, first: Number, second: Number) -> Number:
+    """What of the pages of slabs is the second kind's, by how many objects of both there are."""
+    both = first + second
+    return pages * second // (both + (both == 0))
 
 
 def last_of(by_place: Int64s, count: int) -> Int64s:

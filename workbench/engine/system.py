@@ -19,7 +19,7 @@ from workbench.engine import conversions
 from workbench.engine.attributes import Attributes
 from workbench.engine.bulk_conversions import BulkConversions
 from workbench.engine.conversions import Conversions
-from workbench.engine.host_state import HostState
+from workbench.engine.host_state import HostState, OutOfMemory
 from workbench.engine.objects import Inode, OpenFile
 from workbench.intervals import Int64s
 from workbench.tracking.whole import WATCHED
@@ -71,14 +71,25 @@ class System(HostState):
         self.session_waits = False
         """The kernel before handed a session over, which nobody has closed."""
         self.killed = False
+        self.begun = np.zeros(len(self.free), np.int64)
+        """int64 (zones,), pages that an operation which was begun together with others, and is done alone, has already."""
         self.bulk: BulkConversions | None = None
         """A stream of conversions that the kernel holds the files of, until something else looks at them."""
 
+    def lend(self, inode: Inode) -> BulkConversions:
+        """Let the kernel have the two files of a guest."""
+        if self.bulk is None or self.bulk.inode is not inode:
+            self.settle()
+            self.bulk = BulkConversions(self, inode)
+        return self.bulk
+
     def settle(self) -> None:
-        """Have the files of a stream back."""
+        """Have the files of a stream back. Raises OutOfMemory if the conversion that was made last found none."""
         if self.bulk is not None:
-            self.bulk.settle()
-            self.bulk = None
+            bulk, self.bulk = self.bulk, None
+            bulk.settle()
+            if bulk.ran_out:
+                raise OutOfMemory
 
     def look(self, operation: Any) -> None:
         """After one of many calls that are one event: what else depends on the state that each left, the VM's attributes too.

@@ -1,0 +1,254 @@
+"""Conversions out of place one by one: the state after each, and the xarray nodes that it makes and frees.
+
+What a conversion does to the two files is in :mod:`workbench.kernels.two_backends`. Beside the pages three trees change, in
+this order (``lib/xarray.c``: ``xas_create``, ``xas_delete_node``): that of the file which loses pages, that of the ordinary file
+where it gains some, and the VM's attributes (``virt/kvm/kvm_main.c``: ``kvm_vm_set_mem_attributes``), which have an entry for
+each private gfn. Of each only nodes that the conversions of a list touch are known here, each with the NUMA node it lies on.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from workbench.kernels.compile import Int, kernel, record
+from workbench.kernels.folios.state import ARGUMENT, CPU, LENGTH, OFFSET
+from workbench.kernels.placement import (
+    DONE,
+    NEEDS_ROOM,
+    OUT_OF_MEMORY,
+    Interleaving,
+    Output,
+    Requests,
+    Zones,
+)
+from workbench.kernels.two_backends import (
+    AT,
+    ATTRIBUTES,
+    PRIVATE,
+    SHARED,
+    Asking,
+    Backends,
+    end_of_set,
+    find,
+    run,
+)
+
+LEFT = 3
+"""Returned for a conversion of more than one part, or one for which a tree grows: it is to be carried out alone."""
+NODES_SHIFT = 6
+TREES = 3
+"""Of the files PRIVATE and SHARED, and of the ATTRIBUTES."""
+ERASED, ENTERED, SETTLED = range(3)
+"""When nodes come or go: with the pages freed, with the pages placed, and with the attributes."""
+ROW, STAGE, LOW, HIGH, EVENTS = range(5)
+"""Fields of ``at``: conversion, what is done of it next, its part that changes sides, events written."""
+_BEGIN, _RUN = 0, 1
+_PAGE_SHIFT = 12
+
+
+@record
+class Conversions(NamedTuple):
+    """A list of conversions, whose ranges are whole pages inside the file, and what they lead to."""
+
+    stream: np.ndarray
+    """int64 (n, 6), as :func:`workbench.kernels.two_backends.run` takes them."""
+    errors: np.ndarray
+    """int32 (n,), stay 0."""
+    at: np.ndarray
+    """int64 (5,), zero at the first call; carries on after NEEDS_ROOM."""
+    counts: np.ndarray
+    """int64 (n, counters), receives the counters after each."""
+    placed: np.ndarray
+    """int64 (n, zones), receives the pages that each places."""
+    free: np.ndarray
+    """int64 (n, zones), receives the free pages after each."""
+    rotations: np.ndarray
+    """int64 (n, 2), receives the rotation of its task after each."""
+
+
+@record
+class Nodes(NamedTuple):
+    """Nodes of the three trees that the conversions touch, level after level from the lowest, of each level ascending."""
+
+    owner: np.ndarray
+    """int64 (TREES, nodes), the NUMA node of each; -1: there is none."""
+    first: np.ndarray
+    """int64 (n, levels), where those of each conversion begin; without levels nothing is followed."""
+    height: np.ndarray
+    """int64 (TREES,), levels in use."""
+    nid: np.ndarray
+    """int64 (tasks,), NUMA node of each task."""
+    events: np.ndarray
+    """int64 (room, 4), receives: conversion, when, NUMA node, and how many nodes came (went: negative)."""
+
+
+@kernel
+def run_each(
+    given: Conversions,
+    nodes: Nodes,
+    pages: Int,
+    b: Backends,
+    private: Output,
+    shared: Output,
+    asking_private: Asking,
+    asking_shared: Asking,
+    requests_private: Requests,
+    requests_shared: Requests,
+    zones_private: Zones,
+    zones_shared: Zones,
+    turns: Interleaving,
+) -> Int:
+    """Carry out conversions of a guest of ``pages`` pages in their order.
+
+    Returns DONE, NEEDS_ROOM (of the maps, rows or events), OUT_OF_MEMORY or LEFT, for the conversion at ``at``.
+    """
+    at, stream = given.at, given.stream
+    while at[ROW] < stream.shape[0]:
+        row = at[ROW]
+        if at[STAGE] == _BEGIN:
+            status = _look(given, nodes, row, pages, b)
+            if status != DONE:
+                return status
+            at[STAGE], b.where[AT] = _RUN, 0
+        status = run(
+            stream[row : row + 1],
+            given.errors[row : row + 1],
+            pages,
+            b,
+            private,
+            shared,
+            asking_private,
+            asking_shared,
+            requests_private,
+            requests_shared,
+            zones_private,
+            zones_shared,
+            turns,
+        )
+        if status == NEEDS_ROOM:
+            return NEEDS_ROOM
+        for zone in range(b.placed.shape[0]):
+            given.placed[row, zone], given.free[row, zone] = b.placed[zone], zones_private.free[zone]
+            b.placed[zone] = 0
+        for counter in range(b.counts.shape[0]):
+            given.counts[row, counter] = b.counts[counter]
+        task = stream[row, CPU]
+        given.rotations[row, 0], given.rotations[row, 1] = turns.rotations[task, 0], turns.rotations[task, 1]
+        if status == OUT_OF_MEMORY:
+            return OUT_OF_MEMORY
+        if nodes.first.shape[1] > 0 and at[LOW] < at[HIGH]:
+            _follow(given, nodes, row, pages, b)
+        at[STAGE] = _BEGIN
+        at[ROW] += 1
+    return DONE
+
+
+@kernel
+def _look(given: Conversions, nodes: Nodes, row: Int, pages: Int, b: Backends) -> Int:
+    """Find the part of a conversion that changes sides; DONE, or why the conversion cannot be carried out here or now."""
+    at, to_shared = given.at, given.stream[row, ARGUMENT] != 0
+    start = given.stream[row, OFFSET] >> _PAGE_SHIFT
+    end = start + (given.stream[row, LENGTH] >> _PAGE_SHIFT)
+    low, high, beyond = end, end, end
+    if to_shared:
+        low = end_of_set(b, ATTRIBUTES, start, end)
+        if find(b, ATTRIBUTES, low, end):
+            high = b.found[0]
+            beyond = end_of_set(b, ATTRIBUTES, high, end)
+    elif find(b, ATTRIBUTES, start, end):
+        low = max(start, b.found[0])
+        high = end_of_set(b, ATTRIBUTES, low, end)
+        if find(b, ATTRIBUTES, high, end):
+            beyond = b.found[0]
+    if beyond < end:
+        return LEFT
+    at[LOW], at[HIGH] = low, high
+    if nodes.first.shape[1] == 0 or low >= high:
+        return DONE
+    if nodes.events.shape[0] - at[EVENTS] < 2 * nodes.nid.shape[0] + 2:
+        return NEEDS_ROOM
+    height = nodes.height[SHARED if to_shared else ATTRIBUTES]
+    if (high - 1) >> (NODES_SHIFT * height) != 0:
+        return LEFT
+    return DONE
+
+
+@kernel
+def _follow(given: Conversions, nodes: Nodes, row: Int, pages: Int, b: Backends) -> None:
+    """Nodes that a conversion, which was just carried out, made and freed."""
+    if given.stream[row, ARGUMENT]:
+        _free(given, nodes, row, PRIVATE, ERASED, pages, b)
+        _enter(given, nodes, row, SHARED, ENTERED)
+        _free(given, nodes, row, ATTRIBUTES, SETTLED, pages, b)
+    else:
+        _free(given, nodes, row, SHARED, ERASED, pages, b)
+        _enter(given, nodes, row, ATTRIBUTES, SETTLED)
+
+
+@kernel
+def _free(given: Conversions, nodes: Nodes, row: Int, tree: Int, when: Int, pages: Int, b: Backends) -> None:
+    """Of the nodes of what changed sides, those at its ends stay if they hold anything yet, and so does each node above."""
+    at, start = given.at, given.stream[row, OFFSET] >> _PAGE_SHIFT
+    begin = at[EVENTS]
+    for level in range(nodes.height[tree]):
+        shift = NODES_SHIFT * (level + 1)
+        low, high = at[LOW] >> shift, ((at[HIGH] - 1) >> shift) + 1
+        if _holds(b, tree, low, shift, pages):
+            low += 1
+        if low < high and _holds(b, tree, high - 1, shift, pages):
+            high -= 1
+        if low >= high:
+            return
+        place = nodes.first[row, level] - (start >> shift)
+        for node in range(low, high):
+            nid = nodes.owner[tree, place + node]
+            if nid >= 0:
+                nodes.owner[tree, place + node] = -1
+                _note(given, nodes, row, begin, when, nid, -1)
+
+
+@kernel
+def _enter(given: Conversions, nodes: Nodes, row: Int, tree: Int, when: Int) -> None:
+    """Nodes that what changed sides needs and that are not there; those that are hang on others.
+
+    A single entry, of index 0, needs none.
+    """
+    at, start = given.at, given.stream[row, OFFSET] >> _PAGE_SHIFT
+    if nodes.height[tree] <= 1 and at[HIGH] == 1:
+        return
+    nid, begin = nodes.nid[given.stream[row, CPU]], at[EVENTS]
+    for level in range(nodes.height[tree]):
+        shift, came = NODES_SHIFT * (level + 1), 0
+        place = nodes.first[row, level] - (start >> shift)
+        for node in range(at[LOW] >> shift, ((at[HIGH] - 1) >> shift) + 1):
+            if nodes.owner[tree, place + node] < 0:
+                nodes.owner[tree, place + node] = nid
+                came += 1
+        if came == 0:
+            return
+        _note(given, nodes, row, begin, when, nid, came)
+
+
+@kernel
+def _note(given: Conversions, nodes: Nodes, row: Int, begin: Int, when: Int, nid: Int, came: Int) -> None:
+    """Nodes of one NUMA node that come, or go, at one time are one event."""
+    for event in range(begin, given.at[EVENTS]):
+        if nodes.events[event, 2] == nid:
+            nodes.events[event, 3] += came
+            return
+    event = given.at[EVENTS]
+    nodes.events[event, 0], nodes.events[event, 1] = row, when
+    nodes.events[event, 2], nodes.events[event, 3] = nid, came
+    given.at[EVENTS] += 1
+
+
+@kernel
+def _holds(b: Backends, tree: Int, node: Int, shift: Int, pages: Int) -> bool:
+    """Whether a node has an entry: a page of a file, or the attribute of a private gfn."""
+    start, end = node << shift, (node + 1) << shift
+    if tree != ATTRIBUTES:
+        return find(b, tree, start, end)
+    end = min(end, pages)
+    return bool(end_of_set(b, ATTRIBUTES, start, end) < end)

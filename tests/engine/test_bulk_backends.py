@@ -1,0 +1,109 @@
+"""Conversions out of place carried out together leave the same results, event by event, as one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench as wb
+from reference import one_after_another
+from workbench.engine import bulk_backends
+from workbench.engine.metadata import NODES_IN_SLAB
+from workbench.running import run
+
+MEMORY = 34 << 20
+PAGES = MEMORY // 4096
+"""More than 8,192: pages beyond 4,096 need a third level of nodes."""
+TASKS = st.sampled_from(["vcpu0", "vcpu1", None])
+RANGE = {
+    "offset": st.sampled_from([0, 0, 1, 62, 63, 64, 500, 4095, 4096, 5000, PAGES - 1]).map(lambda page: page * 4096)
+    | st.integers(0, PAGES).map(lambda page: page * 4096)
+    | st.just(100),
+    "length": st.sampled_from([1, 1, 1, 2, 3, 64, 65, 128, 700, PAGES]).map(lambda pages: pages * 4096) | st.just(100),
+    "task": TASKS,
+}
+TO = st.sampled_from(["shared", "private"])
+CONVERT = st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": TO})
+OTHER = st.one_of(
+    st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fallocate"]), **RANGE}),
+    st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("guest"), **RANGE}),
+    st.fixed_dictionaries({"op": st.just("set_memory_attributes"), **RANGE, "private": st.booleans()}),
+    st.fixed_dictionaries({"op": st.just("convert_stream"), "stream": st.just("uniform_random"), "count": st.just(20)}),
+    st.fixed_dictionaries({"op": st.just("set_mempolicy"), "mode": st.just("interleave"), "nodes": st.just("0-1"),
+                           "task": TASKS}),
+    st.fixed_dictionaries({"op": st.just("mmap"), "file": st.just("guest.shared")}),
+).map(
+    lambda call: {**call, "offset": call["offset"] // 4096 * 4096, "length": -(-call["length"] // 4096) * 4096}
+    if "offset" in call and call["op"] != "fault"
+    else call
+)  # fmt: skip
+
+
+def scenario(operations: list[dict[str, Any]], memory: str = "256 MiB", **fields: object) -> wb.Scenario:
+    host = {
+        "name": "two",
+        "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}, {"id": 1, "memory_bytes": memory, "cpus": [1]}],
+        "distances": [[10, 20], [20, 10]],
+    }
+    guest = {"memory": MEMORY, "vcpus": [{"node": 0}, {"node": 1}], "vm_type": "sw_protected"}
+    return wb.Scenario.from_mapping(
+        {"host": host, "guest": guest, "operations": operations, "kernel_profile": "7.3", **fields}
+    )
+
+
+def assert_equal(given_: wb.Scenario) -> int:
+    return one_after_another.assert_equal(bulk_backends, given_)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(CONVERT, min_size=1, max_size=15), st.lists(OTHER, max_size=2)), max_size=5),
+    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["6.12", "6.18", "7.3"]), st.booleans(),
+)  # fmt: skip
+def test_the_same_as_one_after_another(
+    parts: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], metadata: str, kernel: str, filled: bool
+) -> None:
+    calls = [call for some, others in parts for call in (*some, *others)]
+    before: list[dict[str, Any]] = [{"op": "create"}, *([{"op": "fallocate"}] * filled)]
+    assert_equal(scenario([*before, *calls], metadata=metadata, kernel_profile=kernel))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(CONVERT.map(lambda call: call | {"to": "shared"}), min_size=20, max_size=60), st.integers(0, 20))
+def test_memory_that_runs_out_ends_the_guest_as_it_would(calls: list[dict[str, Any]], left: int) -> None:
+    """Pages are private and absent at first, so that what is shared is new: some MiB more than the host has."""
+    host = [{"op": "hog", "node": node, "leave_free": f"{left} MiB"} for node in (0, 1)]
+    assert_equal(scenario([{"op": "create"}, *host, *calls], "64 MiB"))
+
+
+@pytest.mark.parametrize("metadata", ["counted", "off"])
+def test_long_lists_are_carried_out_together(metadata: str) -> None:
+    """Pages that go to and fro; trees grow, and empty, and slabs are taken and given back."""
+    calls: list[dict[str, Any]] = []
+    for low in range(0, PAGES, 40):
+        calls += [
+            {"op": "convert", "to": "shared", "offset": 4096 * low, "length": 4096, "task": f"vcpu{low // 40 % 2}"}
+        ]
+    for low in range(0, PAGES, 40):
+        page = (low * 37) % PAGES // 40 * 40
+        calls += [{"op": "convert", "to": ["private", "shared"][low % 3 == 0], "offset": 4096 * page, "length": 4096}]
+    given_ = scenario([{"op": "create"}, {"op": "fallocate"}, *calls], metadata=metadata)
+    # Of a list the first is made alone if its tree of pages is yet to grow.
+    assert assert_equal(given_) >= len(calls) - 4
+    if metadata == "counted":
+        held = run(given_)["metadata_pages"].sum(axis=2)
+        assert held.max() > 4 * (PAGES // 64) // NODES_IN_SLAB
+        assert len(set(held[:, 3].tolist())) > 3
+
+
+def test_a_page_that_goes_to_and_fro_alone_is_carried_out_together() -> None:
+    """Nothing else is shared: each time the tree of what is shared is empty before, or after."""
+    for page in (0, 1, 5000):
+        calls = [
+            {"op": "convert", "to": to, "offset": 4096 * page, "length": 4096} for to in ["shared", "private"] * 40
+        ]
+        given_ = scenario([{"op": "create"}, {"op": "fallocate"}, *calls])
+        assert assert_equal(given_) >= len(calls) - 2

@@ -1,0 +1,129 @@
+"""Many calls that convert out of place, one after another: in the kernel, with the state after each.
+
+Where the two files hold 4 KiB pages that nobody has mapped, a conversion is attributes, holes, pages and xarray nodes
+(:mod:`workbench.engine.bulk_conversions`, :mod:`workbench.engine.converted_nodes`). The files stay with the kernel from one
+list to the next, until something else looks at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from workbench import scenario as sc
+from workbench.engine import bulk_conversions
+from workbench.engine.attributes import COUNTERS
+from workbench.engine.bulk_faults import LEAST, MOST, Done
+from workbench.engine.converted_nodes import ConvertedNodes
+from workbench.engine.objects import Inode, Result
+from workbench.engine.system import System
+from workbench.intervals import Int64s
+from workbench.kernels import backend_nodes as kernel
+from workbench.kernels.folios import run as folio
+from workbench.units import PAGE_SIZE
+
+_PAGES = 2048  # of one call
+_RUNS = 64
+"""Runs of the two files to a call, up to which it is worth it to give them to the kernel and have them back."""
+
+
+class BulkBackends:
+    """Looks ahead in the operations of a run."""
+
+    def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
+        self.system, self.operations = system, operations
+        self._not_before, self._most, self._wait = 1, MOST, 1
+
+    def run(self, number: int) -> Done | None:
+        """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
+        first = self.operations[number]
+        if number < self._not_before or not isinstance(first, sc.Convert) or self.system.conversions is not None:
+            return None
+        last = number + LEAST - 1
+        if last >= len(self.operations) or not isinstance(self.operations[last], sc.Convert):
+            return None  # no list that is worth it
+        inode = self._inode(first)
+        rows = [] if inode is None else self._rows(first, inode, self.operations[number : number + self._most])
+        self._not_before = number + max(len(rows), 1)
+        if inode is None or len(rows) < LEAST or not self._is_worth_it(inode, len(rows)):
+            return None
+        done, complete = self._run(inode, np.array(rows, np.int64))
+        count = 0 if done is None else len(done.results)
+        self._most = min(2 * self._most, MOST) if complete else max(2 * count, LEAST)
+        self._wait = 1 if complete or count >= LEAST else min(2 * self._wait, MOST)
+        self._not_before = number + count + (0 if complete else self._wait)
+        return done
+
+    def _inode(self, first: sc.Convert) -> Inode | None:
+        """The file that a call is about, if such calls need nothing but what is followed here."""
+        system, file, metadata = self.system, self.system.files.get(first.file), self.system.metadata
+        scenario = system.scenario
+        if file is None or file.descriptor is None or file.inode.kind != "guest_memfd" or system.killed:
+            return None
+        if scenario.conversion_mode != "out-of-place" or "out-of-place" not in scenario.kernel.conversion:
+            return None
+        inode, backend = file.inode, file.inode.backend
+        if backend is None or not (system.is_plain_4k(inode) and system.is_plain_4k(backend)):
+            return None
+        if not bulk_conversions.possible(system, inode, np.array([[folio.CONVERT, 0, 0, 0, 0, 0]])):
+            return None
+        if metadata is None:
+            return inode
+        followed = inode.attributes is not None and inode.attributes.looked_at and not inode.attributes.changed
+        return inode if followed and metadata.zones is None and not metadata.light else None
+
+    def _rows(self, first: sc.Convert, inode: Inode, operations: Sequence[sc.Operation]) -> list[tuple[int, ...]]:
+        """Rows of a stream for calls on the same file, up to whatever is something else, is refused, or is long."""
+        size, name = inode.pages * PAGE_SIZE, first.file
+        rows: list[tuple[int, ...]] = []
+        tasks: dict[str | None, int] = {task: row for row, task in enumerate(self.system.tasks)}
+        tasks[None] = 0
+        for call in operations:
+            if not isinstance(call, sc.Convert) or call.file != name or (task := tasks.get(call.task)) is None:
+                break
+            offset, length = call.offset, call.length
+            if length is None or not 0 < length <= _PAGES * PAGE_SIZE or offset + length > size:
+                break
+            if (offset | length) % PAGE_SIZE:
+                break
+            rows.append((folio.CONVERT, offset, length, int(call.to == "shared"), 0, task))
+        return rows
+
+    def _is_worth_it(self, inode: Inode, calls: int) -> bool:
+        if self.system.bulk is not None and self.system.bulk.inode is inode:
+            return True
+        assert inode.backend is not None and inode.attributes is not None
+        return inode.map.run_count + inode.backend.map.run_count + inode.attributes.run_count <= _RUNS * calls
+
+    def _run(self, inode: Inode, stream: Int64s) -> tuple[Done | None, bool]:
+        """Carry out conversions, as far as they can be here, and whether that was all."""
+        system, count = self.system, len(stream)
+        tasks = list(system.tasks.values())
+        bulk = system.lend(inode)
+        bulk.end_streams()
+        given = kernel.Conversions(
+            stream, np.zeros(count, np.int32), np.zeros(5, np.int64), np.empty((count, len(COUNTERS)), np.int64),
+            np.empty((count, len(system.free)), np.int64), np.empty((count, len(system.free)), np.int64),
+            np.empty((count, 2), np.int64),
+        )  # fmt: skip
+        followed, nid = None, np.array([task.nid for task in tasks], np.int64)
+        nodes = kernel.Nodes(
+            np.empty((kernel.TREES, 0), np.int64), np.empty((count, 0), np.int64), np.zeros(kernel.TREES, np.int64),
+            nid, np.empty((0, 4), np.int64),
+        )  # fmt: skip
+        if system.metadata is not None:
+            first = stream[:, folio.OFFSET] // PAGE_SIZE
+            end = first + stream[:, folio.LENGTH] // PAGE_SIZE
+            assert inode.backend is not None
+            followed = ConvertedNodes(system.metadata, inode, inode.backend, first, end, nid)
+            nodes = followed.nodes
+        nodes = bulk.run_each(given, nodes)
+        done = int(given.at[kernel.ROW])
+        if bulk.ran_out:
+            system.begun[:] = given.placed[done]
+        held = None if followed is None else followed.held_after(nodes, given, done, tasks)
+        if not done:
+            return None, False
+        results = [Result() for _ in range(done)]
+        return Done(results, given.placed[:done], given.free[:done], held, None, given.counts[:done]), done == count
