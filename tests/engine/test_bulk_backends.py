@@ -107,3 +107,12 @@ def test_a_page_that_goes_to_and_fro_alone_is_carried_out_together() -> None:
         ]
         given_ = scenario([{"op": "create"}, {"op": "fallocate"}, *calls])
         assert assert_equal(given_) >= len(calls) - 2
+
+
+def test_the_first_page_alone_needs_no_node_until_the_tree_grows() -> None:
+    calls = [{"op": "convert", "to": "shared", "offset": 4096 * page, "length": 4096} for page in [0] * 40 + [64] * 40]
+    given_ = scenario([{"op": "create"}, *calls])
+    assert assert_equal(given_) >= 70
+    metadata = run(given_).system.metadata
+    assert metadata is not None
+    assert metadata.xarray.parts[0].sum() == 3

@@ -1073,7 +1073,7 @@ def _missing_nodes(
     if len(maps) == 1 and last == 1 and lowest == XA_CHUNK_SHIFT:  # a single entry needs no node
         return [no_intervals()]
     out = []
-    alone = levels == 1 < len(maps) and not stands and lowest == XA_CHUNK_SHIFT and has_first()
+    alone = levels <= 1 < len(maps) and not stands and lowest == XA_CHUNK_SHIFT and has_first()
     for level, map_ in enumerate(maps):
         shift = lowest + XA_CHUNK_SHIFT * level
         missing = map_.absent(first >> shift, ((last - 1) >> shift) + 1)
