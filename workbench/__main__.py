@@ -48,6 +48,7 @@ def main() -> None:
     from workbench.commands import cli, interrupts
 
     answered = [*asked, *([signal.SIGINT] if heard else [])]
+    sys.unraisablehook = interrupts.swallowed
     try:
         for number in answered:
             signal.signal(number, interrupts.heard)

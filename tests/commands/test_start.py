@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
 
 import workbench
+from workbench.commands import interrupts
 from workbench.commands.terminal import console
 
 LOADED = """
@@ -47,6 +52,25 @@ print("numba.np.arrayobj" in sys.modules, rtsys._init)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+def test_a_signal_that_comes_in_a_callback_is_an_interrupt_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is raised in one, as importing a module has, Python prints and goes on."""
+    monkeypatch.setattr(sys, "unraisablehook", interrupts.swallowed)
+    monkeypatch.setattr(interrupts, "came", [])
+    before = signal.signal(signal.SIGTERM, interrupts.heard)
+    try:
+        ends = io.StringIO()
+        kept = weakref.ref(ends, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            del ends
+            assert kept() is None
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "" and len(interrupts.came) == 1
 
 
 def test_a_name_between_colons_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

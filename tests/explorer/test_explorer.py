@@ -144,6 +144,8 @@ HWLOC_OR_NOT = "this is no topology"
         ("host.yaml", "name: [", False),
         ("host.xml", HWLOC_OR_NOT, False),
         ("host.txt", HWLOC_OR_NOT, False),
+        ("host." + "y" * 300, HWLOC_OR_NOT, False),
+        ("host.\0", HWLOC_OR_NOT, False),
     ],
 )  # fmt: skip
 def test_a_machine_from_a_file(explorer: Explorer, name: str, content: str, good: bool) -> None:
@@ -218,6 +220,7 @@ INVALID = [
     ("workload", "piece", "5 KiB", "conversions"),
     ("workload", "text", "- op: levitate", "operations.text"),
     ("workload", "text", "{", "operations.text"),
+    ("workload", "text", "- op: create\nguest: {memory: 1 MiB}", "operations.text"),
     ("guest.vcpu_nodes", "selected", [], "guest.vcpus"),
 ]
 

@@ -209,11 +209,12 @@ class MachineEditor(Editor):
         import tempfile
 
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / ("host" + Path(name).suffix.lower())
+            ending = name.lower().rpartition(".")[2]  # of any length and of any characters
+            path = Path(directory) / ("host.yaml" if ending in ("yaml", "yml") else "host.xml")
             path.write_bytes(content)
-            if path.suffix in (".yaml", ".yml"):
+            if path.suffix == ".yaml":
                 return self._use(Host.from_yaml(path))
-            if path.suffix == ".xml":
+            if ending == "xml":
                 return self._use(Host.from_hwloc_xml(path))
             return self._use(Host.from_numactl(content.decode("utf-8", "replace")))
 
@@ -758,7 +759,12 @@ class WorkloadEditor(Editor):
             widget.layout.display = "" if percent else "none"
 
     def _written(self, text: str) -> Edit:
-        operations = safe_yaml.load(f"operations:\n{text}\n", "operations")["operations"] if text.strip() else []
+        given = safe_yaml.load(f"operations:\n{text}\n", "operations") if text.strip() else {"operations": []}
+        if other := [str(key) for key in given if key != "operations"]:
+            raise WorkbenchError(
+                f"operations: {other[0][:60]!r} is no entry of the list; other fields have no place here"
+            )
+        operations = given["operations"]
         if not isinstance(operations, list):
             raise WorkbenchError("operations: must be a list, each entry with a key `op`")
         return set_value("operations", operations)
