@@ -76,6 +76,11 @@ LATE, LATE_LOOKS = 0.5, 20
 """Seconds after an interrupt in which files may still come into such a directory, and how often they are removed."""
 
 
+def real_path(path: str | Path) -> Path:
+    """Where a path leads; ``Path.resolve`` ends in a RuntimeError at links that lead round in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def is_there(path: str | Path) -> bool:
     """Whether anything has this name; what no file can be named, and where nobody may look, is not there."""
     try:
@@ -102,6 +107,8 @@ def read_file(path: Path, most: int, field: str) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise WorkbenchError(f"{field}: {shown} is not a regular file")
             content = file.read(most + 1)
+            if content is None:  # /proc/kmsg, for one, waits for more
+                raise WorkbenchError(f"{field}: {shown} has nothing to be read now")
     except (OSError, ValueError) as error:
         if isinstance(error, WorkbenchError):
             raise

@@ -5,7 +5,9 @@ Not here: what starts a server or a measurement, and what asks an archive for pa
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,11 @@ from pathlib import Path
 import pytest
 import typer
 
+from workbench import files
 from workbench.commands import cli
+from workbench.errors import WorkbenchError
+from workbench.reports import report
+from workbench.topology import trees
 
 cli._register_all()
 ROOT = typer.main.get_command(cli.app)
@@ -115,6 +121,8 @@ def test_files_of_every_kind(command: str, ends: Callable[..., int], tmp_path: P
     for name, content in CONTENTS.items():
         (given / name).write_bytes(content)
     os.mkfifo(given / "fifo")
+    (given / "circle").symlink_to("circle")
+    (given / "endless").symlink_to("/dev/zero")
     codes = [ends(FILES[command](str(path), "out")) for path in sorted(given.iterdir())]
     assert 2 in codes and ends(FILES[command](str(given / "missing" / "file"), "out")) in (1, 2)
     assert all((given / name).read_bytes() == content for name, content in CONTENTS.items()), "a file was overwritten"
@@ -123,3 +131,40 @@ def test_files_of_every_kind(command: str, ends: Callable[..., int], tmp_path: P
 @pytest.mark.parametrize("option", OPTIONS)
 def test_words_of_every_kind(option: str, ends: Callable[..., int]) -> None:
     assert 2 in [ends(OPTIONS[option](word)) for word in WORDS]
+
+
+def test_a_file_that_waits_for_more_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """/proc/kmsg is a regular file, and may have nothing to say."""
+
+    class Waits(io.FileIO):
+        def read(self, size: int | None = -1, /) -> None:  # type: ignore[override]
+            return None
+
+    (tmp_path / "x").touch()
+    monkeypatch.setattr(files, "open", Waits, raising=False)
+    with pytest.raises(WorkbenchError, match=r"^scenario: '.*/x' has nothing to be read now$"):
+        files.read_file(tmp_path / "x", 10, "scenario")
+
+
+def test_a_gallery_beside_links_that_lead_round_in_a_circle(ends: Callable[..., int], tmp_path: Path) -> None:
+    page = Path(__file__).parents[1] / "fuzz/corpus/gallery/report.html"
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "r.html").write_bytes(page.read_bytes())
+    (tmp_path / "circle").symlink_to("circle")
+    assert ends(["gallery", "reports", "-o", "circle/x.html"]) == 2
+
+
+@pytest.mark.parametrize("command", ["capacity", "show", "import host"])
+def test_a_directory_in_which_nobody_may_look_is_one_line(
+    command: str, ends: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may, so that the system is asked to refuse."""
+
+    def refused(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(trees, "folder_tree", refused)
+    monkeypatch.setattr(report, "_files_below", refused)
+    (tmp_path / "hidden").mkdir()
+    assert ends(FILES[command](str(tmp_path / "hidden"), "out")) == 2
+    assert report.hash_path(tmp_path / "hidden") == "not computed (Permission denied)"

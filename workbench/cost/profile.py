@@ -28,7 +28,7 @@ from workbench.cost import curves
 from workbench.cost.curves import Family
 from workbench.data import datasets_path
 from workbench.errors import WorkbenchError, of_file
-from workbench.files import is_file, read_file, whole_file
+from workbench.files import is_file, read_file, real_path, whole_file
 from workbench.limits import PROFILE_BYTES
 from workbench.names import near, unknown
 from workbench.texts import Name, Prose
@@ -357,7 +357,7 @@ def with_profile(host: Host, name: str | Path) -> Host:
     """The host with a profile by name or file, which the cost model then uses; it must exist."""
     read_profile(name)
     path = Path(name)
-    kept = str(path.resolve()) if path.suffix in (".yaml", ".yml") else str(name)
+    kept = str(real_path(path)) if path.suffix in (".yaml", ".yml") else str(name)
     known = host.hardware or Hardware()
     return host.model_copy(update={"hardware": known.model_copy(update={"profile": kept})})
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from workbench import children, replacing
 from workbench.errors import WorkbenchError
-from workbench.files import folder_beside, read_file, whole_file
+from workbench.files import folder_beside, read_file, real_path, whole_file
 from workbench.limits import TEXT_BYTES
 from workbench.recorder import kernel_package
 
@@ -217,7 +217,7 @@ def _identity(source: Path | None) -> list[str | int] | None:
     if not source.is_file():
         return None
     status = source.stat()
-    return [str(source.resolve()), status.st_size, status.st_mtime_ns]
+    return [str(real_path(source)), status.st_size, status.st_mtime_ns]
 
 
 # ------------------------------------------------------------------------------------------------------- what is needed
@@ -287,7 +287,7 @@ def fetch(
                 raise WorkbenchError(f"{what}: {word[:100]!a} is not the name of one")
     if shutil.which("apt-get") is None:
         raise WorkbenchError(f"apt-get: not found; give a source with --source ({packages[0]} of Debian, or a tarball)")
-    directory = directory.resolve()
+    directory = real_path(directory)
     files = []
     with folder_beside(directory / "fetch") as temporary:
         for path in _download(packages, temporary, suites):
@@ -384,7 +384,7 @@ def configure(tree: Path, fragment: Path, options: dict[str, str], log: Path) ->
     with whole_file(log) as temporary:
         temporary.write_text(_LOG_BEGINS)
     _make(tree, ["tinyconfig"], log, 1, None)
-    _run(["sh", "scripts/kconfig/merge_config.sh", "-m", ".config", str(fragment.resolve())], tree, log)
+    _run(["sh", "scripts/kconfig/merge_config.sh", "-m", ".config", str(real_path(fragment))], tree, log)
     _make(tree, ["olddefconfig"], log, 1, None)
     taken = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", (tree / ".config").read_text(), re.MULTILINE))
     missing = {name: value for name, value in options.items() if taken.get(name, "n") != value}

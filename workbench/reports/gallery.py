@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from workbench import replacing
 from workbench.errors import WorkbenchError
-from workbench.files import read_file
+from workbench.files import read_file, real_path
 from workbench.limits import REPORT_BYTES
 
 MARK = '<meta name="generator" content="workbench gallery">'
@@ -139,7 +139,7 @@ def make_gallery(folder: Path, out: Path | None = None, *, force: bool = False) 
     entries = find_reports(folder)
     if not entries:
         raise WorkbenchError(f"gallery: no reports below {str(folder)!r}")
-    prefix = quote(os.path.relpath(folder, out.parent) + "/") if out.parent.resolve() != folder.resolve() else ""
+    prefix = quote(os.path.relpath(folder, out.parent) + "/") if real_path(out.parent) != real_path(folder) else ""
     same, columns = columns_of(entries)
     own = {
         entry.link: {

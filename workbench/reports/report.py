@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.data import notebooks_path, root
 from workbench.errors import WorkbenchError
-from workbench.files import is_file, is_there, read_file, whole_file
+from workbench.files import is_file, is_there, read_file, real_path, whole_file
 from workbench.limits import REPORT_BYTES
 from workbench.reports.html import HIDDEN_TAG, METADATA_KEY, Figure
 from workbench.validation import first_line
@@ -379,6 +379,13 @@ def hash_path(path: Path) -> str:
     """
     if not is_there(path):
         return "gone"
+    try:
+        return _hash(path)
+    except OSError as error:
+        return f"not computed ({error.strerror or error})"
+
+
+def _hash(path: Path) -> str:
     files = []
     size = 0
     for item in _files_below(path) if path.is_dir() else [path]:
@@ -725,7 +732,7 @@ def _summaries(notebook: nbformat.NotebookNode) -> Iterator[dict[str, Any]]:
 
 def _public_path(path: Path) -> str:
     """A path as others may see it: relative to the checkout or to here, else the bare name."""
-    absolute = path.resolve()
+    absolute = real_path(path)
     for base in (notebooks_path().parent, Path.cwd()):
         with contextlib.suppress(ValueError):
             return absolute.relative_to(base).as_posix()

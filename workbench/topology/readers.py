@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from workbench import limits
 from workbench.errors import WorkbenchError, of_file
-from workbench.files import read_file
+from workbench.files import read_file, real_path
 from workbench.topology import dmesg, lscpu, snapshot, trees
 from workbench.topology.common import Described
 from workbench.topology.hwloc import read_hwloc
@@ -142,6 +142,13 @@ def parse_xml(content: bytes, field: str) -> Any:
 def read_directory(path: Path) -> dict[str, Any]:
     """A host from a copy of sysfs, its parent, or a directory with the output of numactl (and lscpu) in files."""
     try:
+        return _read_directory(path)
+    except OSError as error:  # in which nobody may look, for one
+        raise WorkbenchError(f"machine: {str(path)[:200]!r}: {error.strerror or error}") from None
+
+
+def _read_directory(path: Path) -> dict[str, Any]:
+    try:
         return read_tree(trees.folder_tree(path))
     except WorkbenchError as error:
         texts = {}
@@ -151,7 +158,7 @@ def read_directory(path: Path) -> dict[str, Any]:
                     texts[file.name] = decoded(read_file(file, limits.TEXT_BYTES, "machine"))
         if not texts:
             raise
-        return _of_texts(texts).called(path.resolve().name)
+        return _of_texts(texts).called(real_path(path).name)
 
 
 def read_archive(path: Path) -> dict[str, Any]:

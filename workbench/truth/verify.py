@@ -41,6 +41,7 @@ from workbench.answer import Answer
 from workbench.engine.host_state import check_listed
 from workbench.engine.metadata import CACHE_LEAST, CACHE_OBJECTS, SLAB_PAGES
 from workbench.errors import WorkbenchError
+from workbench.files import real_path
 from workbench.kernels import fault_order
 from workbench.limits import OBSERVED_RUNS
 from workbench.running import run
@@ -159,7 +160,7 @@ def verify(paths: Sequence[str | Path], progress: Callable[[int, int], None] | N
 
     Paths may be names of shipped recordings (``t2eq``). Raises WorkbenchError for a file that is not whole.
     """
-    found = [find_recording(path).resolve() for path in paths]
+    found = [real_path(find_recording(path)) for path in paths]
     for at, file in enumerate(found):
         if file in found[:at]:
             first = str(paths[found.index(file)])
