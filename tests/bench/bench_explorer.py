@@ -44,15 +44,21 @@ HUGE = {"guest.memory": "256 GiB", "guest.page_size": "2 MiB", "guest.design": "
 SMALL = {"guest.memory": "1 TiB", "guest.page_size": "4 KiB", "guest.design": "filemap"}
 HOST = {"host": "epyc4-genoa-2s-nps1", "guest.vcpus": [{"node": 0}, {"node": 1}], "guest.policies.0.nodes": "0-1"}
 ROOM = {"host.nodes.0.memory_bytes": "2 TiB", "host.nodes.1.memory_bytes": "2 TiB"}
+# "took": the map is in a frame; "all": the last picture of the open view is.
 CLICK = """() => new Promise((resolve) => {
-  const space = document.querySelector('.wb-space'), before = space.dataset.serial, start = performance.now();
+  const space = document.querySelector('.wb-space'), start = performance.now();
+  const views = [space, ...[...document.querySelectorAll('.wb-chart')].filter((e) => e.offsetParent)];
+  const before = views.map((e) => e.dataset.serial), at = {}, inFrame = (then) => requestAnimationFrame(() => setTimeout(then));
   const seen = new MutationObserver(() => {
-    if (space.dataset.serial === before) return;
+    if (!at.click && space.dataset.serial !== before[0]) {
+      Object.assign(at, {click: performance.timeOrigin + start, received: Number(space.dataset.received), painted: Number(space.dataset.painted)});
+      inFrame(() => { at.took = performance.now() - start; });
+    }
+    if (views.some((e, i) => e.dataset.serial === before[i])) return;
     seen.disconnect();
-    const at = {click: performance.timeOrigin + start, received: Number(space.dataset.received), painted: Number(space.dataset.painted)};
-    requestAnimationFrame(() => setTimeout(() => resolve({...at, took: performance.now() - start})));
+    inFrame(() => resolve({...at, all: performance.now() - start}));
   });
-  seen.observe(space, {attributes: true});
+  for (const view of views) seen.observe(view, {attributes: true});
   [...document.querySelectorAll(".wb-nodes button[data-node='1']")].filter((e) => e.offsetParent)[0].click();
 })"""
 
@@ -70,11 +76,12 @@ def main() -> None:
             start = time.perf_counter()
             page.wait_for_selector(".wb-chart svg", timeout=180_000)
             print(f"first display, imports included: {time.perf_counter() - start:.1f} s (goal 3 s, warm cache)")
+            page.evaluate("document.querySelector('.wb-explorer').scrollIntoView()")
             execute = "(c) => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code: c}); }"
-            for label, changes, goal in (
-                ("64 GiB in 4 KiB pages, interleaved over 4 of 8 nodes", {}, 80),
-                ("256 GiB in 2 MiB pages", HOST | HUGE, 200),
-                ("1 TiB in 4 KiB pages", SMALL | ROOM, 1000),
+            for label, changes in (
+                ("64 GiB in 4 KiB pages, interleaved over 4 of 8 nodes", {}),
+                ("256 GiB in 2 MiB pages", HOST | HUGE),
+                ("1 TiB in 4 KiB pages", SMALL | ROOM),
             ):
                 if changes:
                     page.evaluate(execute, f"explorer.scenario = explorer.scenario.replace(**{changes!r})")
@@ -94,7 +101,8 @@ def main() -> None:
                 times = [click["took"] for click in clicks]
                 print(
                     f"{label}: click to picture {statistics.median(times):.0f} ms median, {min(times):.0f} ms least, "
-                    f"{max(times):.0f} ms worst (goal {goal} ms)"
+                    f"{max(times):.0f} ms worst (goal 80 ms); to the last picture of the open view "
+                    f"{statistics.median(click['all'] for click in clicks):.0f} ms median"
                 )
                 print("  of it: " + ", ".join(f"{name} {value:.1f}" for name, value in parts(clicks, rows).items()))
 
@@ -112,7 +120,7 @@ def parts(clicks: list[dict[str, float]], rows: list[dict[str, float]]) -> dict[
         making = row["dataset done"] - row["dataset"]
         for name, value in (
             ("click to Python", row["edit"] - click["click"] / 1e3),
-            ("edit, editors and thread", row["simulate"] - row["edit"]),
+            ("edit and thread", row["simulate"] - row["edit"]),
             ("engine", row["simulate done"] - row["simulate"] - making),
             ("Dataset", making),
             ("picture from Dataset", row["picture done"] - row["simulate done"]),
