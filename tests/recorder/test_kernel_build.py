@@ -252,6 +252,26 @@ def test_another_source_and_a_fresh_start_use_no_tree_from_before(tmp_path, frag
         assert any(line.startswith("unpacking") for line in said) is not again
 
 
+def test_a_stamp_that_no_build_wrote_starts_over(tmp_path):
+    """And nothing outside the output is ever built in."""
+    work, source, mine = tmp_path / "unfinished", tarball(tmp_path / "a.tar.xz"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "Makefile").touch()
+    kernel_build._source(work, source, lambda _: None, False)
+    whole = (work / "source.json").read_text()
+    changes = [{"tree": tree} for tree in ("../mine", str(mine), None, 1, "\0", "x" * 5000, "/", "\ud800")]
+    changes += [{"identity": []}, {"identity": float("nan")}]
+    texts = ["null", "{", "\ud800", "[" * 100_000, "1" * 5000, '{"tree": 1, "tree": 2}']
+    for text in (*(json.dumps(json.loads(whole) | change) for change in changes), *texts):
+        (work / "source.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+        said = []
+        tree, _ = kernel_build._source(work, source, said.append, False)
+        assert said == ["unpacking a.tar.xz"] and tree.is_relative_to(work), text[:200]
+    said = []
+    kernel_build._source(work, source, said.append, False)
+    assert len(said) == 1 and said[0].startswith("going on")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

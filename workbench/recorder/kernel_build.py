@@ -24,7 +24,7 @@ from pathlib import Path
 
 from workbench import children, replacing
 from workbench.errors import WorkbenchError
-from workbench.files import folder_beside, read_file, real_path, whole_file
+from workbench.files import folder_beside, is_file, read_file, real_path, whole_file
 from workbench.limits import TEXT_BYTES
 from workbench.recorder import kernel_package
 
@@ -191,7 +191,8 @@ def _source(work: Path, source: Path | None, say: Callable[[str], None], fresh: 
         with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
             before = json.loads(stamp.read_text())
             tree = work / before["tree"]
-            if before["identity"] == known and (tree / "Makefile").is_file():
+            inside = real_path(tree).is_relative_to(real_path(work))  # a build writes into its tree
+            if before["identity"] == known and inside and is_file(tree / "Makefile"):
                 say(f"going on with the build that was interrupted ({work}; --fresh starts over)")
                 return tree, str(before["packed"])
     shutil.rmtree(work, ignore_errors=True)
