@@ -1,9 +1,9 @@
-"""Conversions out of place one by one: the state after each, and the xarray nodes that it makes and frees.
+"""Conversions out of place and guest faults one by one: the state after each, and the xarray nodes that it makes and frees.
 
-What a conversion does to the two files is in :mod:`workbench.kernels.two_backends`. Beside the pages three trees change, in
-this order (``lib/xarray.c``: ``xas_create``, ``xas_delete_node``): that of the file which loses pages, that of the ordinary file
-where it gains some, and the VM's attributes (``virt/kvm/kvm_main.c``: ``kvm_vm_set_mem_attributes``), which have an entry for
-each private gfn. Of each only nodes that the conversions of a list touch are known here, each with the NUMA node it lies on.
+What they do to the two files is in :mod:`workbench.kernels.two_backends`. Beside the pages three trees change, in this order
+(``lib/xarray.c``: ``xas_create``, ``xas_delete_node``): that of the file which loses pages, that of the file which gains some,
+and the VM's attributes (``virt/kvm/kvm_main.c``: ``kvm_vm_set_mem_attributes``), which have an entry for each private gfn.
+Of each only nodes that the calls of a list touch are known here, each with the NUMA node it lies on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.kernels.compile import Int, kernel, record
-from workbench.kernels.folios.state import ARGUMENT, CPU, LENGTH, OFFSET
+from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, LENGTH, OFFSET, OP
 from workbench.kernels.placement import (
     DONE,
     NEEDS_ROOM,
@@ -36,21 +36,21 @@ from workbench.kernels.two_backends import (
 )
 
 LEFT = 3
-"""Returned for a conversion of more than one part, or one for which a tree grows: it is to be carried out alone."""
+"""Returned for a call of more than one part, or one for which a tree grows: it is to be carried out alone."""
 NODES_SHIFT = 6
 TREES = 3
 """Of the files PRIVATE and SHARED, and of the ATTRIBUTES."""
 ERASED, ENTERED, SETTLED = range(3)
 """When nodes come or go: with the pages freed, with the pages placed, and with the attributes."""
 ROW, STAGE, LOW, HIGH, EVENTS = range(5)
-"""Fields of ``at``: conversion, what is done of it next, its part that changes sides, events written."""
+"""Fields of ``at``: call, what is done of it next, its part that changes sides or is touched, events written."""
 _BEGIN, _RUN = 0, 1
 _PAGE_SHIFT = 12
 
 
 @record
-class Conversions(NamedTuple):
-    """A list of conversions, whose ranges are whole pages inside the file, and what they lead to."""
+class Calls(NamedTuple):
+    """A list of conversions and guest faults, whose ranges are whole pages inside the file, and what they lead to."""
 
     stream: np.ndarray
     """int64 (n, 6), as :func:`workbench.kernels.two_backends.run` takes them."""
@@ -70,23 +70,23 @@ class Conversions(NamedTuple):
 
 @record
 class Nodes(NamedTuple):
-    """Nodes of the three trees that the conversions touch, level after level from the lowest, of each level ascending."""
+    """Nodes of the three trees that the calls touch, level after level from the lowest, of each level ascending."""
 
     owner: np.ndarray
     """int64 (TREES, nodes), the NUMA node of each; -1: there is none."""
     first: np.ndarray
-    """int64 (n, levels), where those of each conversion begin; without levels nothing is followed."""
+    """int64 (n, levels), where those of each call begin; without levels nothing is followed."""
     height: np.ndarray
     """int64 (TREES,), levels in use."""
     nid: np.ndarray
     """int64 (tasks,), NUMA node of each task."""
     events: np.ndarray
-    """int64 (room, 4), receives: conversion, when, NUMA node, and how many nodes came (went: negative)."""
+    """int64 (room, 4), receives: call, when, NUMA node, and how many nodes came (went: negative)."""
 
 
 @kernel
 def run_each(
-    given: Conversions,
+    given: Calls,
     nodes: Nodes,
     pages: Int,
     b: Backends,
@@ -100,15 +100,15 @@ def run_each(
     zones_shared: Zones,
     turns: Interleaving,
 ) -> Int:
-    """Carry out conversions of a guest of ``pages`` pages in their order.
+    """Carry out the calls on a guest of ``pages`` pages in their order.
 
-    Returns DONE, NEEDS_ROOM (of the maps, rows or events), OUT_OF_MEMORY or LEFT, for the conversion at ``at``.
+    Returns DONE, NEEDS_ROOM (of the maps, rows or events), OUT_OF_MEMORY or LEFT, for the call at ``at``.
     """
     at, stream = given.at, given.stream
     while at[ROW] < stream.shape[0]:
         row = at[ROW]
         if at[STAGE] == _BEGIN:
-            status = _look(given, nodes, row, pages, b)
+            status = _look(given, nodes, row, b)
             if status != DONE:
                 return status
             at[STAGE], b.where[AT] = _RUN, 0
@@ -146,13 +146,19 @@ def run_each(
 
 
 @kernel
-def _look(given: Conversions, nodes: Nodes, row: Int, pages: Int, b: Backends) -> Int:
-    """Find the part of a conversion that changes sides; DONE, or why the conversion cannot be carried out here or now."""
+def _look(given: Calls, nodes: Nodes, row: Int, b: Backends) -> Int:
+    """Find the part of a call that changes sides, or is touched; DONE, or why the call cannot be carried out here or now."""
     at, to_shared = given.at, given.stream[row, ARGUMENT] != 0
     start = given.stream[row, OFFSET] >> _PAGE_SHIFT
     end = start + (given.stream[row, LENGTH] >> _PAGE_SHIFT)
     low, high, beyond = end, end, end
-    if to_shared:
+    tree: Int = ATTRIBUTES
+    if given.stream[row, OP] != CONVERT:
+        low, high, tree = start, end, _touched(b, start, end)
+        if tree == ATTRIBUTES:  # neither file has all of it
+            return LEFT
+    elif to_shared:
+        tree = SHARED
         low = end_of_set(b, ATTRIBUTES, start, end)
         if find(b, ATTRIBUTES, low, end):
             high = b.found[0]
@@ -169,16 +175,17 @@ def _look(given: Conversions, nodes: Nodes, row: Int, pages: Int, b: Backends) -
         return DONE
     if nodes.events.shape[0] - at[EVENTS] < 2 * nodes.nid.shape[0] + 2:
         return NEEDS_ROOM
-    height = nodes.height[SHARED if to_shared else ATTRIBUTES]
-    if (high - 1) >> (NODES_SHIFT * height) != 0:
+    if (high - 1) >> (NODES_SHIFT * nodes.height[tree]) != 0:
         return LEFT
     return DONE
 
 
 @kernel
-def _follow(given: Conversions, nodes: Nodes, row: Int, pages: Int, b: Backends) -> None:
-    """Nodes that a conversion, which was just carried out, made and freed."""
-    if given.stream[row, ARGUMENT]:
+def _follow(given: Calls, nodes: Nodes, row: Int, pages: Int, b: Backends) -> None:
+    """Nodes that a call, which was just carried out, made and freed."""
+    if given.stream[row, OP] != CONVERT:
+        _enter(given, nodes, row, _touched(b, given.at[LOW], given.at[HIGH]), ENTERED)
+    elif given.stream[row, ARGUMENT]:
         _free(given, nodes, row, PRIVATE, ERASED, pages, b)
         _enter(given, nodes, row, SHARED, ENTERED)
         _free(given, nodes, row, ATTRIBUTES, SETTLED, pages, b)
@@ -188,7 +195,7 @@ def _follow(given: Conversions, nodes: Nodes, row: Int, pages: Int, b: Backends)
 
 
 @kernel
-def _free(given: Conversions, nodes: Nodes, row: Int, tree: Int, when: Int, pages: Int, b: Backends) -> None:
+def _free(given: Calls, nodes: Nodes, row: Int, tree: Int, when: Int, pages: Int, b: Backends) -> None:
     """Of the nodes of what changed sides, those at its ends stay if they hold anything yet, and so does each node above."""
     at, start = given.at, given.stream[row, OFFSET] >> _PAGE_SHIFT
     begin = at[EVENTS]
@@ -210,8 +217,8 @@ def _free(given: Conversions, nodes: Nodes, row: Int, tree: Int, when: Int, page
 
 
 @kernel
-def _enter(given: Conversions, nodes: Nodes, row: Int, tree: Int, when: Int) -> None:
-    """Nodes that what changed sides needs and that are not there; those that are hang on others.
+def _enter(given: Calls, nodes: Nodes, row: Int, tree: Int, when: Int) -> None:
+    """Nodes that what changed sides, or was touched, needs and that are not there; those that are hang on others.
 
     A single entry, of index 0, needs none.
     """
@@ -232,7 +239,7 @@ def _enter(given: Conversions, nodes: Nodes, row: Int, tree: Int, when: Int) -> 
 
 
 @kernel
-def _note(given: Conversions, nodes: Nodes, row: Int, begin: Int, when: Int, nid: Int, came: Int) -> None:
+def _note(given: Calls, nodes: Nodes, row: Int, begin: Int, when: Int, nid: Int, came: Int) -> None:
     """Nodes of one NUMA node that come, or go, at one time are one event."""
     for event in range(begin, given.at[EVENTS]):
         if nodes.events[event, 2] == nid:
@@ -242,6 +249,17 @@ def _note(given: Conversions, nodes: Nodes, row: Int, begin: Int, when: Int, nid
     nodes.events[event, 0], nodes.events[event, 1] = row, when
     nodes.events[event, 2], nodes.events[event, 3] = nid, came
     given.at[EVENTS] += 1
+
+
+@kernel
+def _touched(b: Backends, start: Int, end: Int) -> Int:
+    """Which file has gfns [start, end), PRIVATE or SHARED; ATTRIBUTES if they are of both kinds."""
+    shared_end = end_of_set(b, ATTRIBUTES, start, end)
+    if shared_end == end:
+        return SHARED
+    if shared_end > start or find(b, ATTRIBUTES, start, end):
+        return ATTRIBUTES
+    return PRIVATE
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Conversions out of place carried out together leave the same results, event by event, as one after another."""
+"""Conversions out of place and faults of their guest leave the same carried out together, event by event, as one by one."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ RANGE = {
 }
 TO = st.sampled_from(["shared", "private"])
 CONVERT = st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": TO})
+FAULT = st.fixed_dictionaries({"op": st.just("fault"), **RANGE, "by": st.sampled_from(["guest", "guest", "prefault"])})
+CALL = st.one_of(CONVERT, CONVERT, FAULT)
 OTHER = st.one_of(
     st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fallocate"]), **RANGE}),
-    st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("guest"), **RANGE}),
+    st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("guest"), **RANGE, "order": st.just("reverse")}),
     st.fixed_dictionaries({"op": st.just("set_memory_attributes"), **RANGE, "private": st.booleans()}),
     st.fixed_dictionaries({"op": st.just("convert_stream"), "stream": st.just("uniform_random"), "count": st.just(20)}),
     st.fixed_dictionaries({"op": st.just("set_mempolicy"), "mode": st.just("interleave"), "nodes": st.just("0-1"),
@@ -60,7 +62,7 @@ def assert_equal(given_: wb.Scenario) -> int:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.lists(CONVERT, min_size=1, max_size=15), st.lists(OTHER, max_size=2)), max_size=5),
+    st.lists(st.tuples(st.lists(CALL, min_size=1, max_size=15), st.lists(OTHER, max_size=2)), max_size=5),
     st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["6.12", "6.18", "7.3"]), st.booleans(),
 )  # fmt: skip
 def test_the_same_as_one_after_another(
@@ -72,7 +74,10 @@ def test_the_same_as_one_after_another(
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(CONVERT.map(lambda call: call | {"to": "shared"}), min_size=20, max_size=60), st.integers(0, 20))
+@given(
+    st.lists(CALL.map(lambda call: call | {"to": "shared"} if "to" in call else call), min_size=20, max_size=60),
+    st.integers(0, 20),
+)
 def test_memory_that_runs_out_ends_the_guest_as_it_would(calls: list[dict[str, Any]], left: int) -> None:
     """Pages are private and absent at first, so that what is shared is new: some MiB more than the host has."""
     host = [{"op": "hog", "node": node, "leave_free": f"{left} MiB"} for node in (0, 1)]
@@ -116,3 +121,53 @@ def test_the_first_page_alone_needs_no_node_until_the_tree_grows() -> None:
     metadata = run(given_).system.metadata
     assert metadata is not None
     assert metadata.xarray.parts[0].sum() == 3
+
+
+def test_conversions_and_faults_in_turns_are_carried_out_together() -> None:
+    """To shared, back, and touched again: fresh pages each time, and the tables that the first touch needs."""
+    calls: list[dict[str, Any]] = []
+    for number in range(300):
+        page = {"offset": 4096 * (number * 37 % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        calls += [{"op": "convert", "to": "shared", **page}, {"op": "fault", "by": "guest", **page}]
+        calls += [{"op": "convert", "to": "private", **page}, {"op": "fault", "by": "prefault", **page}]
+    given_ = scenario([{"op": "create"}, {"op": "fault", "by": "guest", "length": 4096}, *calls])
+    assert assert_equal(given_) >= len(calls) - 8
+    assert run(given_)["refaulted_pages"].tolist()[-1] == 300
+
+
+def test_slabs_come_from_where_they_would_when_a_node_fills_up() -> None:
+    """A fault of 32 nodes needs a slab: it is taken from what was free before its pages, which are too many for the node."""
+    calls = [
+        {"op": "fault", "by": "guest", "offset": row << 23, "length": 8 << 20, "task": "vcpu0"} for row in range(4)
+    ]
+    grow: list[dict[str, Any]] = [{"op": "convert", "to": "shared", "offset": 0, "length": 4096}]
+    grow += [{"op": "fault", "by": "guest", "offset": 4096 * (PAGES - 1), "length": 4096}] * 8
+    given_ = scenario([{"op": "create"}, {"op": "hog", "node": 0, "leave_free": "20 MiB"}, *grow, *calls])
+    assert assert_equal(given_) >= 7
+    answer = run(given_)
+    assert answer.system.metadata is not None
+    assert (answer.system.metadata.xarray.zones.sum(axis=0) > 0).sum() == 3  # two of node 0
+    assert (answer["event_pages"].sum(axis=0) > 0).all()
+
+
+def test_slabs_follow_the_rotation_of_the_task_that_touches() -> None:
+    """By policy a slab is on the node whose turn it is after the pages: one for every 28 nodes, after some rows of two pages."""
+    calls: list[dict[str, Any]] = [
+        {"op": "set_mempolicy", "mode": "interleave", "nodes": "0-1", "task": "vcpu0"},
+        {"op": "convert", "to": "shared", "offset": 0, "length": 4096},
+    ]
+    for row in (PAGES // 64 - 1, *range(PAGES // 64)):  # the first one makes the tree grow
+        length = 4096 * (1 + (row % 3 == 0))
+        calls.append({"op": "fault", "by": "guest", "offset": (row << 18) + 8192, "length": length, "task": "vcpu0"})
+    given_ = scenario([{"op": "create"}, *calls], kernel_profile="6.18")
+    assert given_.kernel.slabs_by_policy
+    assert assert_equal(given_) >= 100
+
+
+def test_slabs_that_become_empty_are_given_back() -> None:
+    calls = [{"op": "convert", "to": to, "offset": row << 18, "length": 1 << 18, "task": "vcpu0"}
+             for to in ("shared", "private") for row in range(256)]  # fmt: skip
+    given_ = scenario([{"op": "create"}, {"op": "fallocate"}, *calls]).replace(**{"guest.memory": "64 MiB"})
+    assert assert_equal(given_) >= 500
+    held = run(given_)["metadata_pages"][:, 3:5].sum(axis=(1, 2))
+    assert held[-1] < held.max()

@@ -1,6 +1,6 @@
-"""Many calls that convert out of place, one after another: in the kernel, with the state after each.
+"""Many conversions out of place and faults of their guest, one after another: in the kernel, with the state after each.
 
-Where the two files hold 4 KiB pages that nobody has mapped, a conversion is attributes, holes, pages and xarray nodes
+Where the two files hold 4 KiB pages that nobody has mapped, these are attributes, holes, pages, xarray nodes and tables
 (:mod:`workbench.engine.bulk_conversions`, :mod:`workbench.engine.converted_nodes`). The files stay with the kernel from one
 list to the next, until something else looks at them.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine import bulk_conversions
+from workbench.engine import bulk_conversions, calls_mm
 from workbench.engine.attributes import COUNTERS
 from workbench.engine.bulk_faults import LEAST, MOST, Done
 from workbench.engine.converted_nodes import ConvertedNodes
@@ -23,6 +23,8 @@ from workbench.kernels import backend_nodes as kernel
 from workbench.kernels.folios import run as folio
 from workbench.units import PAGE_SIZE
 
+_Call = sc.Convert | sc.Fault
+_CALLS = (sc.Convert, sc.Fault)
 _PAGES = 2048  # of one call
 _RUNS = 64
 """Runs of the two files to a call, up to which it is worth it to give them to the kernel and have them back."""
@@ -38,24 +40,24 @@ class BulkBackends:
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first = self.operations[number]
-        if number < self._not_before or not isinstance(first, sc.Convert) or self.system.conversions is not None:
+        if number < self._not_before or not isinstance(first, _CALLS) or self.system.conversions is not None:
             return None
         last = number + LEAST - 1
-        if last >= len(self.operations) or not isinstance(self.operations[last], sc.Convert):
+        if last >= len(self.operations) or not isinstance(self.operations[last], _CALLS):
             return None  # no list that is worth it
         inode = self._inode(first)
         rows = [] if inode is None else self._rows(first, inode, self.operations[number : number + self._most])
         self._not_before = number + max(len(rows), 1)
         if inode is None or len(rows) < LEAST or not self._is_worth_it(inode, len(rows)):
             return None
-        done, complete = self._run(inode, np.array(rows, np.int64))
+        done, complete = self._run(inode, self.operations[number : number + len(rows)], np.array(rows, np.int64))
         count = 0 if done is None else len(done.results)
         self._most = min(2 * self._most, MOST) if complete else max(2 * count, LEAST)
         self._wait = 1 if complete or count >= LEAST else min(2 * self._wait, MOST)
         self._not_before = number + count + (0 if complete else self._wait)
         return done
 
-    def _inode(self, first: sc.Convert) -> Inode | None:
+    def _inode(self, first: _Call) -> Inode | None:
         """The file that a call is about, if such calls need nothing but what is followed here."""
         system, file, metadata = self.system, self.system.files.get(first.file), self.system.metadata
         scenario = system.scenario
@@ -64,7 +66,7 @@ class BulkBackends:
         if scenario.conversion_mode != "out-of-place" or "out-of-place" not in scenario.kernel.conversion:
             return None
         inode, backend = file.inode, file.inode.backend
-        if backend is None or not (system.is_plain_4k(inode) and system.is_plain_4k(backend)):
+        if backend is None or inode.frozen or not (system.is_plain_4k(inode) and system.is_plain_4k(backend)):
             return None
         if not bulk_conversions.possible(system, inode, np.array([[folio.CONVERT, 0, 0, 0, 0, 0]])):
             return None
@@ -73,21 +75,27 @@ class BulkBackends:
         followed = inode.attributes is not None and inode.attributes.looked_at and not inode.attributes.changed
         return inode if followed and metadata.zones is None and not metadata.light else None
 
-    def _rows(self, first: sc.Convert, inode: Inode, operations: Sequence[sc.Operation]) -> list[tuple[int, ...]]:
+    def _rows(self, first: _Call, inode: Inode, operations: Sequence[sc.Operation]) -> list[tuple[int, ...]]:
         """Rows of a stream for calls on the same file, up to whatever is something else, is refused, or is long."""
         size, name = inode.pages * PAGE_SIZE, first.file
         rows: list[tuple[int, ...]] = []
         tasks: dict[str | None, int] = {task: row for row, task in enumerate(self.system.tasks)}
         tasks[None] = 0
+        faults = self.system.vcpu_open and not self.system.files[name].process
         for call in operations:
-            if not isinstance(call, sc.Convert) or call.file != name or (task := tasks.get(call.task)) is None:
+            if not isinstance(call, _CALLS) or call.file != name or (task := tasks.get(call.task)) is None:
                 break
             offset, length = call.offset, call.length
             if length is None or not 0 < length <= _PAGES * PAGE_SIZE or offset + length > size:
                 break
             if (offset | length) % PAGE_SIZE:
                 break
-            rows.append((folio.CONVERT, offset, length, int(call.to == "shared"), 0, task))
+            if isinstance(call, sc.Convert):
+                rows.append((folio.CONVERT, offset, length, int(call.to == "shared"), 0, task))
+            elif faults and call.by != "host" and call.order == "sequential":
+                rows.append((folio.GUEST_FAULT, offset, length, 0, 0, task))
+            else:
+                break
         return rows
 
     def _is_worth_it(self, inode: Inode, calls: int) -> bool:
@@ -96,13 +104,13 @@ class BulkBackends:
         assert inode.backend is not None and inode.attributes is not None
         return inode.map.run_count + inode.backend.map.run_count + inode.attributes.run_count <= _RUNS * calls
 
-    def _run(self, inode: Inode, stream: Int64s) -> tuple[Done | None, bool]:
-        """Carry out conversions, as far as they can be here, and whether that was all."""
+    def _run(self, inode: Inode, calls: Sequence[sc.Operation], stream: Int64s) -> tuple[Done | None, bool]:
+        """Carry out calls, as far as they can be here, and whether that was all."""
         system, count = self.system, len(stream)
         tasks = list(system.tasks.values())
         bulk = system.lend(inode)
         bulk.end_streams()
-        given = kernel.Conversions(
+        given = kernel.Calls(
             stream, np.zeros(count, np.int32), np.zeros(5, np.int64), np.empty((count, len(COUNTERS)), np.int64),
             np.empty((count, len(system.free)), np.int64), np.empty((count, len(system.free)), np.int64),
             np.empty((count, 2), np.int64),
@@ -125,5 +133,18 @@ class BulkBackends:
         held = None if followed is None else followed.held_after(nodes, given, done, tasks)
         if not done:
             return None, False
-        results = [Result() for _ in range(done)]
-        return Done(results, given.placed[:done], given.free[:done], held, None, given.counts[:done]), done == count
+        return Done(
+            _results(calls[:done]), given.placed[:done], given.free[:done], held, None, given.counts[:done]
+        ), done == count
+
+
+def _results(calls: Sequence[sc.Operation]) -> list[Result]:
+    """What each call returned, of which none was refused."""
+    said: dict[tuple[str, int], Result] = {}
+    out: list[Result] = []
+    for call in calls:
+        key = (call.by, call.length or 0) if isinstance(call, sc.Fault) else ("", 0)
+        if key not in said:
+            said[key] = calls_mm.touched(call, key[1] // PAGE_SIZE) if isinstance(call, sc.Fault) else Result()
+        out.append(said[key])
+    return out

@@ -120,7 +120,7 @@ class BulkConversions:
         kernel.holds(self.state, which, numbers, XA_CHUNK_SHIFT, self.inode.pages, out)
         return out.astype(bool)
 
-    def run_each(self, given: each.Conversions, nodes: each.Nodes) -> each.Nodes:
+    def run_each(self, given: each.Calls, nodes: each.Nodes) -> each.Nodes:
         """Carry out conversions one by one (:mod:`workbench.kernels.backend_nodes`); what became of the nodes.
 
         What streams know of nodes has to be given back before (:meth:`end_streams`).

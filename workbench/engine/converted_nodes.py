@@ -1,7 +1,8 @@
-"""xarray nodes while conversions out of place run one by one in the kernel (:mod:`workbench.kernels.backend_nodes`).
+"""xarray nodes and tables while conversions out of place and guest faults run one by one in the kernel.
 
 Trees are those of a guest's two files and of the VM's attributes (:mod:`workbench.engine.metadata`); only nodes that the list
-touches are looked up. The kernel says which came and went; here they fill slabs, conversion by conversion.
+touches are looked up. The kernel (:mod:`workbench.kernels.backend_nodes`) says which came and went; here they fill slabs, call
+by call. Tables of the second stage are made by the first fault that needs them, and stay.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from workbench.engine.objects import Inode, Thread
 from workbench.intervals import Int64s, equal_intervals, pages_of
 from workbench.kernels import backend_nodes as kernel
 from workbench.kernels.folios import run as folio
+from workbench.units import PAGE_SIZE
 
 
 class ConvertedNodes:
-    """Nodes that conversions of pages [first, end), int64 (n,) each, touch. ``nid`` int64 (tasks,): NUMA node of each task."""
+    """Nodes that calls on pages [first, end), int64 (n,) each, touch. ``nid`` int64 (tasks,): NUMA node of each task."""
 
     def __init__(
         self, metadata: Metadata, inode: Inode, backend: Inode, first: Int64s, end: Int64s, nid: Int64s
     ) -> None:
-        self.metadata = metadata
+        self.metadata, self.inode = metadata, inode
         self.trees = (
             metadata.caches.setdefault(inode, []),
             metadata.caches.setdefault(backend, []),
@@ -51,8 +53,8 @@ class ConvertedNodes:
         begin = sum(map(len, self.touched[:level]))
         return nodes[begin : begin + len(self.touched[level])]
 
-    def held_after(self, nodes: kernel.Nodes, given: kernel.Conversions, done: int, tasks: list[Thread]) -> Int64s:
-        """What is held after each of the first ``done`` conversions, int64 (done, kinds, nodes); enters what came and went.
+    def held_after(self, nodes: kernel.Nodes, given: kernel.Calls, done: int, tasks: list[Thread]) -> Int64s:
+        """What is held after each of the first ``done`` calls, int64 (done, kinds, nodes); enters what came and went.
 
         ``tasks`` of the scenario, by the number that the stream has of each.
         """
@@ -79,11 +81,27 @@ class ConvertedNodes:
         if done:
             slabs.parts[:] = parts[-1]
             metadata.held[:] = held[-1]
+            self._add_tables(held, given, done, tasks)
         self._enter(nodes.owner)
         return held
 
+    def _add_tables(self, held: Int64s, given: kernel.Calls, done: int, tasks: list[Thread]) -> None:
+        """Tables of the second stage that guest faults need, in ``held`` too."""
+        some = np.flatnonzero(given.stream[:done, folio.OP] != folio.CONVERT)
+        if not len(some):
+            return
+        metadata, stream = self.metadata, given.stream[some]
+        first = stream[:, folio.OFFSET] // PAGE_SIZE
+        end = first + stream[:, folio.LENGTH] // PAGE_SIZE
+        rows = np.column_stack((first, end, np.ones_like(first), stream[:, folio.CPU]))
+        whose = [tasks[number] for number in stream[:, folio.CPU].tolist()]
+        before, was = given.free[some] + given.placed[some], metadata.held.copy()
+        walk = metadata.of_guest(self.inode)
+        after = metadata.count_faults(None, walk, rows, whose, before, given.rotations[some])
+        held[some[0] :] += (after - was)[np.searchsorted(some, np.arange(some[0], done), side="right") - 1]
+
     def _parts_after(self, events: Int64s, done: int) -> Int64s:
-        """Objects of page cache and attributes after each conversion, int64 (done, 2, nodes)."""
+        """Objects of page cache and attributes after each call, int64 (done, 2, nodes)."""
         parts = np.zeros((done, *self.metadata.xarray.parts.shape), np.int64)
         if done:
             parts[0] = self.metadata.xarray.parts
@@ -92,7 +110,7 @@ class ConvertedNodes:
         return np.cumsum(parts, axis=0, out=parts)
 
     def _fill(self, held: Int64s, parts: Int64s) -> None:
-        """Pages of slabs after conversions between which no slab came or went."""
+        """Pages of slabs after calls between which no slab came or went."""
         if len(held):
             held[:, [PAGE_CACHE, ATTRIBUTES]] = self.metadata.slab_pages(parts)
 

@@ -504,16 +504,18 @@ class Metadata:
         return int(beyond[0]) if len(beyond) else len(ends)
 
     def count_faults(
-        self, inode: Inode, walk: Walk | None, rows: Int64s, tasks: list[Thread], free: Int64s, rotations: Int64s
+        self, inode: Inode | None, walk: Walk | None, rows: Int64s, tasks: list[Thread], free: Int64s, rotations: Int64s
     ) -> Int64s:
         """Tables and nodes of faults that have placed their pages: what is held after each, int64 (n, kinds, nodes).
+
+        ``inode``: None for tables alone.
 
         ``rows`` int64 (n, 4) as :mod:`workbench.kernels.faults` takes them, of a file of 4 KiB pages; ``free`` int64 (n, zones)
         before each of them, ``rotations`` int64 (n, 2) of its task after it. The tree of the page cache does not grow.
         """
         held = np.empty((len(rows), *self.held.shape), np.int64)
         tables = {} if walk is None else self._need_tables(walk, rows, tasks)
-        objects = self._enter_many_nodes(inode, rows, tasks)
+        objects = {} if inode is None else self._enter_many_nodes(inode, rows, tasks)
         popped: list[Int64s] = []
         kept, filled = self.system.rotations.copy(), 0
         for number in sorted(tables.keys() | objects.keys()):
