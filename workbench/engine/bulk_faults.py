@@ -89,6 +89,8 @@ class BulkFaults:
     def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
         self.system, self.operations = system, operations
         self._not_before, self._most = 0, MOST
+        self._alike_to = self._touch = 0
+        """Where operations alike end, and the next one that touches the file."""
         self._went_well: set[_Way] = set()
         """What was allowed since something else was done: it is allowed again."""
 
@@ -102,8 +104,8 @@ class BulkFaults:
         if number < self._not_before or not self._went_well or not self._goes_on(number):
             return None
         file = self.system.files.get(self.operations[number].file)  # type: ignore[attr-defined]
-        self._not_before = number + 1
         if file is None or not _possible(self.system, file):
+            self._not_before = number + LEAST  # what is asked changes seldom
             return None
         given = self._list(file, self.operations[number : number + self._most])
         if len(given.rows) < LEAST:  # what ends it would end one that begins later, too
@@ -126,16 +128,19 @@ class BulkFaults:
             self._went_well.clear()
 
     def _goes_on(self, number: int) -> bool:
-        """Whether a list that is worth it may begin here: so many operations on a file, of which some touch it."""
-        part = self.operations[number : number + LEAST]
-        if len(part) < LEAST or not isinstance(part[-1], _ALIKE):
+        """Whether a list that is worth it may begin here: so many operations on a file, of which an early one touches it."""
+        operations = self.operations
+        if self._alike_to <= number:  # each operation is looked at once
+            file, end = getattr(operations[number], "file", None), number
+            while end < len(operations) and isinstance(operations[end], _ALIKE) and operations[end].file == file:  # type: ignore[attr-defined]
+                end += 1
+            self._alike_to = max(end, number + 1)
+        if self._alike_to - number < LEAST:
             return False
-        touches = False
-        for one in part:
-            if not isinstance(one, _ALIKE) or one.file != part[-1].file:
-                return False
-            touches |= isinstance(one, _TOUCHES)
-        return touches
+        self._touch = max(self._touch, number)
+        while self._touch < self._alike_to and not isinstance(operations[self._touch], _TOUCHES):
+            self._touch += 1
+        return self._touch < number + LEAST
 
     def _list(self, file: OpenFile, operations: Sequence[sc.Operation]) -> _List:
         """Operations on a file up to whatever is something else, or has not gone well before.

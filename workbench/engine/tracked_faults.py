@@ -67,16 +67,13 @@ def possible(system: System, inode: Inode) -> bool:
 def calls_possible(system: System, file: OpenFile) -> bool:
     """Whether conversions and pins of a file need nothing but its own state, and what is followed here and by who asks."""
     scenario, inode, metadata = system.scenario, file.inode, system.metadata
+    if not isinstance(inode.tracked, ConversionFile) or inode.kept or inode.small is not None:
+        return False
     if file.descriptor is None or system.killed or system.bulk is not None or not scenario.guest.private_memory:
         return False
     if scenario.conversion_mode != "in-place" or "in-place" not in scenario.kernel.conversion:
         return False
-    if (
-        not isinstance(inode.tracked, ConversionFile)
-        or not possible(system, inode)
-        or inode.kept
-        or inode.small is not None
-    ):
+    if not possible(system, inode):
         return False
     return metadata is None or metadata.follows_states(inode)
 

@@ -17,7 +17,8 @@ from workbench.tracking.tracked_file import GENERATIONS, Blocks, Int64s, StreamR
 from workbench.units import PAGE_SIZE
 
 GROUPS = {"256 KiB": light_map.GROUP_256K, "128 MiB": light_map.GROUP_128M}
-_COMMON = [(folio.COUNTERS.index(name), row) for row, name in enumerate(light_map.COUNTERS) if name in folio.COUNTERS]
+_HERE = np.array([row for row, name in enumerate(light_map.COUNTERS) if name in folio.COUNTERS])
+_THERE = np.array([folio.COUNTERS.index(light_map.COUNTERS[row]) for row in _HERE.tolist()])
 
 
 class LightFile(TrackedFile):
@@ -67,6 +68,8 @@ class LightFile(TrackedFile):
 
     def _refresh(self) -> None:
         """Another file may have made the host's table of free ranges longer."""
+        if self.state.start is self.memory.start:
+            return
         self.state = self.state._replace(start=self.memory.start, end=self.memory.end)
 
     def _grow(self) -> None:
@@ -116,8 +119,7 @@ class LightFile(TrackedFile):
     def counts(self) -> Int64s:
         """The counters that the two kernels share; those of split and merge stay 0, for nothing is."""
         out = np.zeros(len(folio.COUNTERS), np.int64)
-        for there, here in _COMMON:
-            out[there] = self.state.counts[here]
+        out[_THERE] = self.state.counts[_HERE]
         return out
 
     def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
