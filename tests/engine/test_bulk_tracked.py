@@ -32,6 +32,11 @@ CALL = st.one_of(
 OTHER = st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate"]), **RANGE}).map(
     lambda call: call | {"offset": call["offset"] // 4096 * 4096, "length": -(-call["length"] // 4096) * 4096}
 )
+TOUCHES = st.lists(
+    st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": st.just("shared")})
+    | st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "host"]), **RANGE}), max_size=4,
+).map(lambda calls: [call | {"offset": call["offset"] // 4096 * 4096, "length": -(-call["length"] // 4096) * 4096}
+                     for call in calls])  # fmt: skip
 HOST = {
     "name": "two",
     "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}, {"id": 1, "memory_bytes": "256 MiB", "cpus": [1]}],
@@ -74,26 +79,28 @@ def test_the_same_as_one_after_another(
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.lists(CALL.map(lambda call: call | {"to": "shared"} if call["op"] == "convert" else call), min_size=2, max_size=25),
+    st.lists(CALL | CALL.map(lambda call: call | {"to": "shared"} if call["op"] == "convert" else call), min_size=2, max_size=25),
     st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["sw_protected", "snp", "tdx"]),
     st.sampled_from([("2 MiB", "hugetlb"), ("2 MiB", "hugetlb-hvo"), ("2 MiB", "thp"), ("2 MiB", "contiguous-4k"),
                      ("2 MiB", "pfn-range"), ("1 GiB", "hugetlb-hvo")]),
     st.sampled_from(["", "proposal-hugetlb", "proposal-hugetlb-rfc2", "proposal-two-stage"]),
-    st.none() | st.integers(0, 40), st.booleans(),
+    st.none() | st.integers(0, 40), st.sampled_from(["", "nobody", "nobody", "guest"]), TOUCHES,
 )  # fmt: skip
-def test_huge_pages_that_are_shared(
+def test_the_same_of_huge_pages(
     calls: list[dict[str, Any]],
     metadata: str,
     vm_type: str,
     pages: tuple[str, str],
     kernel: str,
     left: int | None,
-    filled: bool,
+    filled: str,
+    touched: list[dict[str, Any]],
 ) -> None:
-    """Conversions of huge pages to shared, of which some find no memory for struct pages."""
+    """Conversions of huge pages, of which some find no memory for struct pages; some pages were touched before, or are mapped."""
     memory = 2 << 30 if pages[0] == "1 GiB" else MEMORY
-    before: list[dict[str, Any]] = [{"op": "create"}] + [{"op": "fault", "by": "guest"}] * filled
-    given_ = scenario([*before, *calls], vm_type, metadata=metadata, kernel_profile=kernel or None)
+    before: list[dict[str, Any]] = [{"op": "create", "flags": ["mmap"]}]
+    before += [{"op": "fallocate"}] if filled == "nobody" else [{"op": "fault", "by": "guest"}] * (filled == "guest")
+    given_ = scenario([*before, *touched, *calls], vm_type, metadata=metadata, kernel_profile=kernel or None)
     host = {**HOST, "nodes": [node | {"memory_bytes": "4 GiB"} for node in HOST["nodes"]]}  # type: ignore[attr-defined]
     given_ = given_.replace(
         host=host, **{"guest.memory": memory, "guest.page_size": pages[0], "guest.design": pages[1]},
@@ -128,3 +135,39 @@ def test_who_cannot_convert_in_place_is_answered_call_by_call(vm_type: str, kern
     given_ = scenario([{"op": "create"}, *calls], vm_type, kernel_profile=kernel)
     assert assert_equal(given_) == (40 if (vm_type, kernel) == ("sw_protected", "7.4") else 0)
     assert set(run(given_)["event_error"].tolist()[1:]) == {error}
+
+
+@pytest.mark.parametrize("kernel", ["proposal-hugetlb", "proposal-hugetlb-rfc2"])
+@pytest.mark.parametrize("design", ["hugetlb-hvo", "thp"])
+def test_huge_pages_that_go_to_and_fro_are_carried_out_together(kernel: str, design: str) -> None:
+    """But for one whose merge loses what a page has; of pages that the host has mapped, and of one that somebody holds."""
+    page, block = {"offset": 5 * 4096, "length": 4096}, 2 << 20
+    beyond = {"offset": 3 * block + 4096 * 100, "length": 4096}
+    flips = [
+        {
+            "op": "convert",
+            "to": to,
+            "offset": block * (1 + number % 3) + 4096 * number,
+            "length": 4096 * (1 + number % 2),
+        }
+        for number in range(40)
+        for to in ("shared", "private")
+    ]
+    before = [
+        {"op": "create", "flags": ["mmap"]}, {"op": "fallocate"}, {"op": "convert", "to": "shared", **page},
+        {"op": "fault", "by": "guest", "offset": block, "length": 3 * block}, {"op": "fault", **page},
+        {"op": "convert", "to": "shared", "offset": 2 * block + 4096 * 100, "length": block + 4096},
+        {"op": "pin", "offset": 2 * block + 4096 * 100, "length": 4096}, {"op": "fault", **beyond},
+    ]  # fmt: skip
+    held = {"op": "convert", "to": "private", "offset": 2 * block, "length": block + 4096 * 110}
+    loses = {"op": "convert", "to": "private", **page}
+    given_ = scenario([*before, *flips[:40], held, *flips[40:], loses, *flips], kernel_profile=kernel)
+    given_ = given_.replace(**{"guest.page_size": "2 MiB", "guest.design": design})
+    together = assert_equal(given_)
+    answer = run(given_)
+    mapped = [mapping.mapped().tolist() for inode in answer.system.inodes() for mapping in inode.mappings]
+    assert (mapped[0] == [[1636, 1637]]) == (kernel == "proposal-hugetlb")
+    lost = [result.detail.get("content_lost_pages") for result in answer.log.results]
+    assert lost.count(1) == (design == "hugetlb-hvo")
+    assert answer["event_error"].tolist().count("EAGAIN") > 0
+    assert (together > 140) == (kernel == "proposal-hugetlb")  # of generation B it is asked what was shared

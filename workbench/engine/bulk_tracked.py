@@ -1,7 +1,7 @@
 """Many calls on the pages of a file that converts in place, one after another: conversions, pins and what drops pins.
 
-Of 4 KiB folios these place and free nothing, so that they are one stream of the tracked file, whose counters after each row are
-those after each call; of larger ones it is conversions to shared that do. What else follows is followed here: entries of the
+These place and free nothing, so that they are one stream of the tracked file, whose counters after each row are those after
+each call; of larger folios than 4 KiB it is conversions that do. What else follows is followed here: entries of the
 host's page tables, the tree of states, and for SNP and TDX what stays whole.
 """
 
@@ -53,14 +53,10 @@ class BulkTracked:
             self._not_before = number + 1
             return None
         calls, stream = self._alike(first, inode, self.operations[number : number + self._most])
-        self._not_before = number + max(len(calls), 1)
-        if len(calls) < LEAST:
-            return None
-        done = self._run(inode, calls, stream)
-        count = 0 if done is None else len(done.results)
+        count = self._together(inode, stream)
+        self._not_before = number + max(count + (count < len(calls)), 1)
         self._most = min(2 * self._most, MOST) if count == len(calls) else max(2 * count, LEAST)
-        self._not_before = number + count + (count < len(calls))
-        return done
+        return self._run(inode, calls[:count], stream[:count]) if count >= LEAST else None
 
     def _inode(self, first: Call) -> Inode | None:
         """The file that a call is about, if such calls need nothing but what is followed here."""
@@ -76,26 +72,29 @@ class BulkTracked:
             if not isinstance(call, CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
                 break
             row = row_of_call(call, inode)
-            if row is None or (inode.order and not (isinstance(call, sc.Convert) and call.to == "shared")):
-                break  # a merge is asked what it lost, and folios that nobody holds any more go back to pools
+            if row is None or (inode.order and not isinstance(call, sc.Convert)):
+                break  # folios that nobody holds any more go back to pools
             calls.append(call)
             rows.append(row)
         return calls, np.array(rows, np.int64).reshape(-1, 6)
 
-    def _run(self, inode: Inode, calls: list[Call], stream: Int64s) -> Done | None:
-        """Carry out such calls up to the first that has to place pages."""
-        system, metadata, tracked = self.system, self.system.metadata, inode.tracked
-        assert isinstance(tracked, ConversionFile)
-        stream = stream[: _first_pin_of_absent(tracked, stream)]
-        count = len(stream)
-        if count < LEAST:
-            return None
+    def _together(self, inode: Inode, stream: Int64s) -> int:
+        """How many calls come before one that has to place pages, or is asked what it has lost."""
+        assert isinstance(inode.tracked, ConversionFile)
+        if not inode.order:
+            return _first_pin_of_absent(inode.tracked, stream)
+        unmapped = self.system.rules.kernel == "B" and not all(mapping.empty for mapping in inode.mappings)
+        return _first_merge_that_is_asked(inode.tracked, stream, unmapped)
+
+    def _run(self, inode: Inode, calls: list[Call], stream: Int64s) -> Done:
+        """Carry out such calls."""
+        system, metadata, count = self.system, self.system.metadata, len(calls)
         first, _ = pages_of_calls(stream)
         errors, offsets, states = after_each(system, inode, stream, np.arange(1, count + 1))
         self._map(inode, stream, errors, offsets)
         held = None
         if metadata is not None:
-            tasks = [system.task(call) for call in calls[:count]]
+            tasks = [system.task(call) for call in calls]
             to_shared = stream[:, folio.ARGUMENT] == 1
             held = metadata.follow_states(inode, tasks, first, self._reached(inode, stream, errors, offsets), to_shared)
             metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
@@ -109,14 +108,18 @@ class BulkTracked:
         """Where what each row has converted ends: of refused ones, in generation C, before the block that refused."""
         first, end = pages_of_calls(stream)
         block_by_block = self.system.rules.kernel == "C" and inode.order > 0
-        stopped = np.where(block_by_block & (offsets >= 0), np.maximum(offsets // PAGE_SIZE, first), first)
+        unit = offsets // PAGE_SIZE >> inode.order << inode.order
+        stopped = np.where(block_by_block & (offsets >= 0), np.maximum(unit, first), first)
         return np.where(stream[:, folio.OP] != folio.CONVERT, first, np.where(errors == 0, end, stopped))
 
     @staticmethod
     def _map(inode: Inode, stream: Int64s, errors: Int64s, offsets: Int64s) -> None:
-        """The host's page tables."""
+        """The host's page tables. Of a unit in which somebody holds a page nothing is unmapped beyond it."""
         first, _ = pages_of_calls(stream)
         maps, zaps, stop = maps_and_zaps(stream, errors, offsets)
+        if inode.order:
+            unit = offsets // PAGE_SIZE >> inode.order
+            stop = np.where(errors == 0, stop, np.minimum(stop, (unit + 1) << inode.order))
         some = np.flatnonzero((maps | zaps) & (stop > first))
         for low, high, is_mapped in zip(first[some].tolist(), stop[some].tolist(), maps[some].tolist(), strict=True):
             for mapping in inode.mappings:
@@ -133,3 +136,25 @@ def _first_pin_of_absent(tracked: ConversionFile, stream: Int64s) -> int:
     row, page = pages_of(first, end)
     absent = pins[row[~bits_at(tracked.state.present, page)]]
     return int(absent[0]) if len(absent) else len(stream)
+
+
+def _first_merge_that_is_asked(tracked: ConversionFile, stream: Int64s, unmapped: bool) -> int:
+    """The first row to private after which it has to be asked what a merge has lost; how many rows there are if none is.
+
+    Nothing is lost of a unit in which all is up to date, or nothing, nor of memory of the page allocator. ``unmapped``: a refused
+    one unmaps by what it found shared.
+    """
+    private = np.flatnonzero(stream[:, folio.ARGUMENT] == 0)
+    if unmapped and len(private):
+        return int(private[0])
+    if tracked.state.options[folio.FOLIOS] != folio.HUGETLB_FOLIOS:
+        return len(stream)
+    first, end = pages_of_calls(stream[private])
+    row, unit = pages_of(first >> tracked.order, -(-end >> tracked.order))
+    each, which = np.unique(unit, return_inverse=True)
+    shift = tracked.order - folio.ORDER_2M
+    marks = tracked.state.marks[(each[:, None] << shift) + np.arange(1 << shift)]
+    whole = (marks & folio.UPTODATE_ALL != 0).all(axis=1)
+    untouched = (marks & (folio.UPTODATE_ALL | folio.UPTODATE_SOME) == 0).all(axis=1)
+    asked = private[row[~(whole | untouched)[which]]]
+    return int(asked[0]) if len(asked) else len(stream)

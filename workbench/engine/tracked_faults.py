@@ -67,7 +67,7 @@ def possible(system: System, inode: Inode) -> bool:
 def calls_possible(system: System, file: OpenFile) -> bool:
     """Whether conversions and pins of a file need nothing but its own state, and what is followed here and by who asks."""
     scenario, inode, metadata = system.scenario, file.inode, system.metadata
-    if not isinstance(inode.tracked, ConversionFile) or inode.kept or inode.small is not None:
+    if not isinstance(inode.tracked, ConversionFile) or inode.kept:
         return False
     if file.descriptor is None or system.killed or system.bulk is not None or not scenario.guest.private_memory:
         return False
@@ -292,8 +292,9 @@ def _one_by_one(
     rows[:] = sum((conversions.whole(other).row() for other in others), np.zeros(rows.shape[1], np.int64))
     series = np.empty((len(end), len(folio.COUNTERS) + tracked.nodes), np.int64)
     errors, offsets = np.zeros(len(stream), np.int64), np.zeros(len(stream), np.int64)
-    low_page = stream[:, folio.OFFSET] // PAGE_SIZE
-    end_page = -(-(stream[:, folio.OFFSET] + np.maximum(stream[:, folio.LENGTH], 1)) // PAGE_SIZE)
+    unit = PAGE_SIZE << inode.order  # what is split or merges is all of it
+    low_page = stream[:, folio.OFFSET] // unit << inode.order
+    end_page = -(-(stream[:, folio.OFFSET] + np.maximum(stream[:, folio.LENGTH], 1)) // unit) << inode.order
     low = 0
     for number, high in enumerate(end.tolist()):
         if low < high:
