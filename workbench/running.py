@@ -11,6 +11,7 @@ from workbench.design import DESIGNS
 from workbench.engine import attributes, conversions
 from workbench.engine.bulk_backends import BulkBackends
 from workbench.engine.bulk_faults import LEAST, BulkFaults
+from workbench.engine.bulk_present import BulkPresent
 from workbench.engine.bulk_tracked import BulkTracked
 from workbench.engine.calls import apply
 from workbench.engine.generators import expand
@@ -39,10 +40,11 @@ def run(
         operations = list(expand(scenario))
         log = Log(system, operations)
         many, calls = BulkFaults(system, operations), BulkTracked(system, operations)
-        backends = BulkBackends(system, operations)
+        backends, present = BulkBackends(system, operations), BulkPresent(system, operations, many)
         number = 0
         while number < len(operations):
-            done = many.run(number, log.results[-1] if number else None) or calls.run(number) or backends.run(number)
+            before = log.results[-1] if number else None
+            done = many.run(number, before) or calls.run(number) or present.run(number) or backends.run(number)
             if done is None:
                 system.placed[:], system.begun[:] = system.begun, 0
                 log.keep(system, operations[number], apply(system, operations[number]))

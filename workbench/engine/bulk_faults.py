@@ -91,7 +91,7 @@ class BulkFaults:
         self._not_before, self._most = 0, MOST
         self._alike_to = self._touch = 0
         """Where operations alike end, and the next one that touches the file."""
-        self._went_well: set[_Way] = set()
+        self.went_well: set[_Way] = set()
         """What was allowed since something else was done: it is allowed again."""
 
     def run(self, number: int, before: Result | None) -> Done | None:
@@ -101,7 +101,7 @@ class BulkFaults:
         """
         if before is not None:
             self._note(self.operations[number - 1], before)
-        if number < self._not_before or not self._went_well or not self._goes_on(number):
+        if number < self._not_before or not self.went_well or not self._goes_on(number):
             return None
         file = self.system.files.get(self.operations[number].file)  # type: ignore[attr-defined]
         if file is None or not _possible(self.system, file):
@@ -123,9 +123,9 @@ class BulkFaults:
     def _note(self, last: sc.Operation, result: Result) -> None:
         """What is known of the operations to come by the last one."""
         if isinstance(last, _TOUCHES) and not result.errno:
-            self._went_well.add((last.file, _way(last)))
+            self.went_well.add((last.file, way(last)))
         elif not isinstance(last, CALLS):
-            self._went_well.clear()
+            self.went_well.clear()
 
     def _goes_on(self, number: int) -> bool:
         """Whether a list that is worth it may begin here: so many operations on a file, of which an early one touches it."""
@@ -149,7 +149,7 @@ class BulkFaults:
         """
         system, inode = self.system, file.inode
         name, calls = getattr(operations[0], "file", None), inode.tracked is not None and calls_possible(system, file)
-        reach = {way: _reach(file, way) for at, way in self._went_well if at == name}
+        ends = {of: reach(file, of) for at, of in self.went_well if at == name}
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0
         taken: list[_Touch | Call] = []
@@ -165,9 +165,9 @@ class BulkFaults:
                 call = _NO_CALL if found is None else found
                 whole, of = found is not None, CALLED
             else:
-                pages, way = _pages(one), _way(one)
-                whole = pages[1] <= reach.get(way, 0) and pages != _NO_PAGES
-                of = BY_HOST if way == "host" else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
+                pages, of_way = _pages(one), way(one)
+                whole = pages[1] <= ends.get(of_way, 0) and pages != _NO_PAGES
+                of = BY_HOST if of_way == "host" else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
             if not whole or task < 0:
                 break
             taken.append(one)
@@ -245,18 +245,19 @@ def _pages(touch: _Touch) -> tuple[int, int, int]:
     return (start, start + count, step) if step and 0 < count <= _PAGES else _NO_PAGES
 
 
-def _way(touch: _Touch) -> str | int | None:
+def way(touch: _Touch) -> str | int | None:
+    """How a file is touched."""
     return touch.by if isinstance(touch, sc.Fault) else touch.mode
 
 
-def _reach(file: OpenFile, way: str | int | None) -> int:
+def reach(file: OpenFile, by: str | int | None) -> int:
     """Up to which page of a file something that went well needs nothing but zones for its pages; 0: nowhere."""
     inode = file.inode
-    if way == "host":
+    if by == "host":
         if file.mapping is None or (inode.private and inode.tracked is None):
             return 0
         return min(inode.pages, file.mapping.pages)
-    if way in ("guest", "prefault") and inode.kind != "guest_memfd":
+    if by in ("guest", "prefault") and inode.kind != "guest_memfd":
         return 0
     return inode.pages
 
