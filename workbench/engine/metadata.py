@@ -756,11 +756,12 @@ class Metadata:
             self._free_tree_nodes(kind, gone)
         elif more:
             slabs = self._slabs_of(kind)
+            parts = slabs.parts[slabs.kinds.index(kind)]
+            parts[task.nid] += more
             if not self._take_objects(task, slabs, more):
+                parts[task.nid] -= more
                 return False
             tree.nodes[task.nid] += more
-            slabs.parts[slabs.kinds.index(kind), task.nid] += more
-            self._count_slabs(slabs)
         return True
 
     def follow_states(

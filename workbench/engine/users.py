@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.engine.runs import Runs
-from workbench.intervals import Int64s, equal_intervals
+from workbench.intervals import Int64s, equal_intervals, no_intervals
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
@@ -68,11 +68,20 @@ class Mapped:
         """Take away the leaves that pages [start, end) touch, huge ones whole. Returns how many pages went."""
         if end <= start or not self.pages:
             return 0
-        for border in (start, end - 1):
-            for _, _, row in self._runs.cut(border, border + 1).tolist():
-                order = _ORDERS[int(self._rows[row, _LEVEL])]
+        alone = end - start == 1
+        for border in (start,) if alone else (start, end - 1):
+            order = self._order_at(border)
+            if order > 0:
                 start, end = min(start, border >> order << order), max(end, ((border >> order) + 1) << order)
+            elif order < 0 and alone:
+                return 0
         return self._erase(start, end)
+
+    def _order_at(self, page: int) -> int:
+        """Order of the leaf that maps a page; -1: none does."""
+        for _, _, row in self._runs.cut(page, page + 1).tolist():
+            return _ORDERS[int(self._rows[row, _LEVEL])]
+        return -1
 
     def gaps(self, start: int, end: int) -> Int64s:
         """What of pages [start, end) is not mapped, int64 (n, 2)."""
@@ -92,7 +101,7 @@ class Mapped:
         return np.column_stack((runs[first, 0], ends[np.append(first[1:], True)[: len(runs)]]))
 
     def _erase(self, start: int, end: int) -> int:
-        gone = int(self._runs.cut(start, end)[:, 1].sum())
+        gone = sum(pages for _, pages, _ in self._runs.cut(start, end).tolist())
         if gone:
             self._runs.erase(start, end)
             self.pages -= gone
@@ -184,6 +193,8 @@ class Users:
         if self.light is None or not (self.kvm.pages or self.iommu.pages) or end <= start:
             return None
         flags = self.file.is_shared(start, end) != to_shared
+        if end - start == 1:  # as most calls have it
+            return np.array([[start, end]], np.int64) if flags[0] else no_intervals()
         parts = equal_intervals(flags, start)
         return parts[flags[parts[:, 0] - start]]
 
@@ -212,8 +223,10 @@ class Users:
             return
         self.kvm.zap(start, end)
         areas = self.inode.device_areas
+        if not (self.told and len(areas)):
+            return
         touched = areas[(areas[:, 0] < end) & (areas[:, 1] > start)]
-        if self.told and len(touched):
+        if len(touched):
             pages = np.minimum(touched[:, 1], end) - np.maximum(touched[:, 0], start)
             self.calls += int(pages.sum()) if page_by_page else 1
             self.lost += self.iommu.zap(start, end)
