@@ -22,7 +22,6 @@ import json
 import os
 import struct
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ import numpy as np
 
 from workbench.errnos import EHWPOISON
 from workbench.errors import WorkbenchError
+from workbench.files import whole_file
 from workbench.kernels import kho
 from workbench.units import PAGE_SIZE
 
@@ -385,16 +385,10 @@ def preserve(path: str | os.PathLike[str], state: Preserved, format: Format = "p
     """Write the handover file; returns its size. Refuses (:func:`check_preservable`) before a byte is written."""
     check_preservable(state, format=format, **holders)  # type: ignore[arg-type]
     data = serialise(state, format)
-    target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, target)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     return len(data)
 
 
