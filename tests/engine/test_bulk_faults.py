@@ -208,6 +208,9 @@ def page(first: int, pages: int = 1) -> dict[str, Any]:
         # a pin of a page that is absent, and of one that was put there before
         [{"op": "pin", **page(3)}, {"op": "fault", "by": "guest", **page(5)}, {"op": "pin", **page(5)},
          {"op": "pin", **page(5, 2)}],
+        # as many rows as calls, but not one of each: the guest's has a page put in and touches it, the last one has none
+        [{"op": "fallocate", **page(PAGES - 1)}, {"op": "fault", "by": "host", **page(0)},
+         {"op": "fault", "by": "guest", **page(1)}, {"op": "fallocate", **page(1)}],
         # a page that is private again is not placed
         [{"op": "convert", "to": "private", **page(7)}, {"op": "fault", "by": "host", **page(7)}],
     ],
