@@ -171,3 +171,13 @@ def test_slabs_that_become_empty_are_given_back() -> None:
     assert assert_equal(given_) >= 500
     held = run(given_)["metadata_pages"][:, 3:5].sum(axis=(1, 2))
     assert held[-1] < held.max()
+
+
+def test_what_a_conversion_was_given_before_memory_ran_out_is_its_own() -> None:
+    calls = [{"op": "convert", "to": "shared", "offset": row << 18, "length": 1 << 18} for row in range(40)]
+    host = [{"op": "hog", "node": node, "leave_free": "5 MiB"} for node in (0, 1)]
+    given_ = scenario([{"op": "create"}, *host, *calls], "64 MiB")
+    assert assert_equal(given_) >= 20
+    answer = run(given_)
+    last = answer["event_error"].tolist().index("ENOMEM")
+    assert 0 < answer["event_pages"][last].sum() < 64
