@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import WorkbenchError
-from workbench.units import PAGE_ORDERS, PAGE_SHIFT, PAGE_SIZE, byte_unit, exact_bytes, format_bytes, parse_bytes
+from workbench.units import (
+    PAGE_ORDERS,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    byte_unit,
+    check_processes,
+    check_seconds,
+    exact_bytes,
+    format_bytes,
+    parse_bytes,
+)
 
 
 def test_page_sizes_have_the_size_of_their_name() -> None:
@@ -52,3 +64,18 @@ def test_expressions_are_no_sizes(text: str) -> None:
     """pint works expressions out, which may take for ever."""
     with pytest.raises(WorkbenchError, match="is not a size such as"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, 0, 1e308, 31_622_401, 10**400])
+def test_no_time_limits(value: float) -> None:
+    """NaN never passes, and timers of the system overflow."""
+    with pytest.raises(WorkbenchError, match=r"^x: .* seconds; a number above 0 and up to 31,622,400 is needed$"):
+        check_seconds(value, "x")
+
+
+def test_time_limits_and_processes() -> None:
+    assert [check_seconds(value, "x") for value in (0.5, 1, 31_622_400)] == [0.5, 1, 31_622_400]
+    assert [check_processes(value, "x", 0) for value in (0, 1, 1024)] == [0, 1, 1024]
+    for value, least in ((0, 1), (-1, 0), (1025, 1), (1 << 64, 1)):
+        with pytest.raises(WorkbenchError, match=rf"^x: {value} at once; {least} to 1,024 are allowed$"):
+            check_processes(value, "x", least)

@@ -18,8 +18,8 @@ from workbench.errors import WorkbenchError
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same directory; rename it to ``path`` at the end, remove it on any failure.
 
-    The directory is made if it is missing, and tried at once, so that a place nobody may write to is refused before
-    the work is done. Raises WorkbenchError for a read-only or full directory.
+    The directory is made if it is missing, and tried at once, so that a place nobody may write to, and one that is full, is
+    refused before the work is done. Raises WorkbenchError for a read-only or full directory.
     """
     path = Path(path)
     if path.is_dir():
@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            _try_to_write(temporary)
             yield temporary
             umask = os.umask(0)
             os.umask(umask)
@@ -41,6 +41,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # of a place that is none
             temporary.unlink(missing_ok=True)
+
+
+def _try_to_write(path: Path) -> None:
+    """Make an empty file for its owner alone, where there is room for one block. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, bytes(os.fstat(descriptor).st_blksize))
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _word() -> str:

@@ -58,6 +58,10 @@ MAX_OPERATIONS = 1_000_000
 """Operations and policy ranges of a scenario."""
 OBSERVED_RUNS = 1 << 24
 """Runs of one node that the observations of a scenario list in all: some 400 MB."""
+SECONDS = 366 * 24 * 3600
+"""Of a time limit: timers of the system overflow, and nobody waits longer than a year."""
+PROCESSES = 1024
+"""Workers, notebooks or compilers that one command starts at once on this machine."""
 LISTED_PAGES = 1 << 28
 """Pages that one operation may list one by one, as a random order does: 1 TiB of 4 KiB pages, some 6 GiB of arrays."""
 TRACKED_FOLIOS = 1 << 28

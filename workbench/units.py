@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
+from workbench.limits import PROCESSES, SECONDS
 
 if TYPE_CHECKING:
     import pint
@@ -35,6 +36,20 @@ def parse_number(word: str) -> float:
     if not _PRINTED.fullmatch(word):
         raise ValueError(f"{word[:30]!a} is no number")
     return float(word)
+
+
+def check_seconds(value: float, field: str) -> float:
+    """A time limit in seconds as it was given. Raises WorkbenchError for none (NaN too) and for more than a year."""
+    if not 0 < value <= SECONDS:
+        raise WorkbenchError(f"{field}: {value!r:.30} seconds; a number above 0 and up to {SECONDS:,} is needed")
+    return value
+
+
+def check_processes(value: int, field: str, least: int = 1) -> int:
+    """How many processes may be started at once, as it was given. Raises WorkbenchError for too few or too many."""
+    if not least <= value <= PROCESSES:
+        raise WorkbenchError(f"{field}: {value!r:.30} at once; {least} to {PROCESSES:,} are allowed")
+    return value
 
 
 @functools.cache

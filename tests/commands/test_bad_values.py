@@ -17,6 +17,7 @@ import typer
 
 from workbench import files
 from workbench.commands import cli
+from workbench.data import datasets_path
 from workbench.errors import WorkbenchError
 from workbench.reports import report
 from workbench.topology import trees
@@ -42,7 +43,11 @@ CONTENTS: dict[str, bytes] = {
 WORDS = (
     "", "\x00", "\x1b[31m", "nan", "-1", "9" * 400, "../../etc/passwd", "💥", "a,b,,", "{", "1e309", "=", "guest.memory=",
     "guest.memory=9e99 TiB", "guest.memory=-1", "host=null", "operations=[1]", "a.b.c.d.e=1", "guest=*x", "boot.kho=2",
+    "inf", "1e308", str(1 << 31), str(1 << 64),
 )  # fmt: skip
+
+GRID = datasets_path("sweeps") / "policies.yaml"
+JOBS = Path("jobs.yaml")
 
 FILES: dict[str, Callable[[str, str], list[str]]] = {
     "run": lambda file, out: ["run", file],
@@ -82,6 +87,15 @@ OPTIONS: dict[str, Callable[[str], list[str]]] = {
     "calibrate kind": lambda word: ["machines", "calibrate", "nothing", "--kind", word],
     "reproduce": lambda word: ["reproduce", word],
     "report parameter": lambda word: ["report", "01_placement", "-p", "nonesuch", word, "-o", "x.html"],
+    "report timeout": lambda word: ["report", "01_placement", "--timeout", word, "-o", "x.html"],
+    "verify most": lambda word: ["verify", "nothing", "--most", word],
+    "measure budget": lambda word: ["measure", "--budget", word],
+    "record timeout": lambda word: ["record", "full-node", "--kernel", "nothing", "-o", "x.json", "--timeout", word],
+    "record budget": lambda word: ["record", "full-node", "--kernel", "nothing", "-o", "x.json", "--budget", word],
+    "oracle build jobs": lambda word: ["oracle", "build", "-o", "x", "--source", "nothing", "-j", word],
+    "batch workers": lambda word: ["batch", str(JOBS), "-j", word],
+    "sweep workers": lambda word: ["sweep", str(GRID), "-o", "x.zarr", "--workers", word],
+    "explore port": lambda word: ["explore", "--port", word],
     "sweep scheduler": lambda word: ["sweep", "nothing", "-o", "x.zarr", "--scheduler", word],
     "import": lambda word: ["import", word],
     "verify": lambda word: ["verify", word],
@@ -130,6 +144,7 @@ def test_files_of_every_kind(command: str, ends: Callable[..., int], tmp_path: P
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_words_of_every_kind(option: str, ends: Callable[..., int]) -> None:
+    JOBS.write_text("jobs: [{notebook: nothing}]\n")
     assert 2 in [ends(OPTIONS[option](word)) for word in WORDS]
 
 

@@ -276,7 +276,7 @@ def test_a_stamp_that_no_build_wrote_starts_over(tmp_path):
     ("arguments", "message"),
     [
         (["build", "-o", "OUT", "--source", "nowhere.deb"], "nowhere.deb: no such file"),
-        (["build", "-o", "OUT", "--jobs", "0"], "--jobs 0; must be at least 1"),
+        (["build", "-o", "OUT", "--jobs", "0"], "--jobs: 0 at once; 1 to 1,024 are allowed"),
         (["build", "-o", "FILE"], "FILE"),
         (["build", "-o", "OUT", "--fragment", "none"], "--fragment none: no such file"),
     ],

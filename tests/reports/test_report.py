@@ -21,7 +21,8 @@ from reports.notebooks import write
 from workbench.errors import WorkbenchError
 from workbench.reports.gallery import FoundReport, columns_of, make_gallery
 from workbench.reports.html import clean, embedded_json, without_hosts
-from workbench.reports.report import NotebookFailed, check_report, digest, make_report, read_report
+from workbench.reports.notebook_parameters import read_notebook
+from workbench.reports.report import NotebookFailed, check_report, digest, execute, make_report, read_report
 from workbench.sweeps.batch import read_jobs, run_batch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,6 +205,32 @@ def test_a_full_disk(folder, monkeypatch):
     assert not list(folder.glob("*full.html*"))
 
 
+def test_a_disk_that_is_full_before(folder, monkeypatch):
+    """Nobody waits for a notebook whose report has no room."""
+    import errno
+
+    from workbench.reports import report
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report, "execute", lambda *rest, **more: pytest.fail("it was run"))
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(WorkbenchError, match="No space left on device"):
+        make_report(folder / "small.ipynb", folder / "full.html")
+    assert not list(folder.glob("*full.html*"))
+
+
+def test_half_seconds_are_whole_ones_to_the_library(folder, monkeypatch):
+    import papermill
+
+    seen = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *rest, **more: seen.append(more["execution_timeout"]))
+    for limit in (0.5, 2.5, 3, None):
+        execute(read_notebook(folder / "small.ipynb"), {}, "small.ipynb", timeout=limit)
+    assert seen == [1, 3, 3, None]
+
+
 def test_batch_runs_all_and_says_which_failed(folder):
     jobs = folder / "jobs.yaml"
     jobs.write_text(
@@ -267,6 +294,8 @@ def test_a_batch_that_is_killed_takes_its_jobs_along(tmp_path):
         ("jobs: [{notebook: small.ipynb, parameters: {page: 1}}]", "job 1: small.ipynb: no parameter 'page'"),
         ("jobs: [{notebook: small.ipynb, params: {}}]", "no key 'params'"),
         ("jobs: [{notebook: small.ipynb, timeout: -1}]", "timeout: -1"),
+        ("jobs: [{notebook: small.ipynb, timeout: .inf}]", "timeout: inf"),
+        ("defaults: {timeout: 1.0e+308}\njobs: [{notebook: small.ipynb}]", "timeout: 1e+308"),
         ("jobs: [{notebook: small.ipynb, out: a}, {notebook: small.ipynb, out: a}]", "job 2: out"),
         ("job: []", "'jobs' needs a list"),
     ],

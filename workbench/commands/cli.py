@@ -145,7 +145,7 @@ def verify(
         list[Path], typer.Argument(help="recordings (.json or .json.gz), or names of shipped ones (t2eq)")
     ],
     json_: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
-    most: Annotated[int, typer.Option(help="mismatches to print")] = 20,
+    most: Annotated[int, typer.Option(min=0, help="mismatches to print")] = 20,
 ) -> None:
     """Replay recordings of a real kernel and compare every return value, errno and page. Exit code 0 only if all agree."""
     from workbench.truth.verify import verify as replay

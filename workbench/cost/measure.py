@@ -31,7 +31,7 @@ from workbench.cost.profile import Profile, from_mapping
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.topology.host import Host
-from workbench.units import PAGE_SIZE, format_bytes
+from workbench.units import PAGE_SIZE, check_seconds, format_bytes
 
 LINE = 64
 MPOL_BIND = 2
@@ -311,8 +311,7 @@ def measure(
     buffer_bytes : memory of each thread; four times the last-level cache, within limits, if left out
     progress : told about the progress
     """
-    if not np.isfinite(budget) or budget <= 0:
-        raise WorkbenchError(f"measure.budget: {budget!r} seconds; a number above 0 is needed")
+    check_seconds(budget, "measure.budget")
     if platform.system() != "Linux":
         raise WorkbenchError(f"measure: needs Linux, not {platform.system()}")
     from_mapping({"name": name, "source": "-", "queue_lines": 1.0}, "measure.name")  # refused before the time is spent

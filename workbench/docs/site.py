@@ -84,8 +84,11 @@ def build(
             sphinx(source, made, temporary / "doctrees")
             replacing.exchange(made, target)
     except OSError as error:
-        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
-        raise WorkbenchError(f"-o: cannot write {str(target)!a}: {why or error}") from error
+        why = str(error.args[0][0][2]) if isinstance(error, shutil.Error) else error.strerror or str(error)
+        why = re.sub(
+            r"^\[Errno \d+\] ([^:]+):.*", r"\1", why, flags=re.DOTALL
+        )  # shutil's has the names of its own places
+        raise WorkbenchError(f"-o: cannot write {str(target)!a}: {why}") from error
     return target / "index.html"
 
 

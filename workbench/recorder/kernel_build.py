@@ -27,6 +27,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import folder_beside, is_file, read_file, real_path, whole_file
 from workbench.limits import TEXT_BYTES
 from workbench.recorder import kernel_package
+from workbench.units import check_processes
 
 FRAGMENT = Path(__file__).with_name("kernel.config")
 PACKAGE = "linux-source-7.3"
@@ -112,8 +113,8 @@ def build(
         raise WorkbenchError(f"--fragment {fragment}: no such file")
     options = read_fragment(fragment)
     require_tools()
-    if jobs is not None and jobs < 1:
-        raise WorkbenchError(f"--jobs {jobs}; must be at least 1")
+    if jobs is not None:
+        check_processes(jobs, "--jobs")
     check_replaceable(output, force)
     make_directory(output)
     _require_room(output)

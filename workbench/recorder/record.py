@@ -30,6 +30,7 @@ from workbench.recorder.qemu import EmulatedHost, emulate
 from workbench.recorder.translate import to_script
 from workbench.scenario import Scenario
 from workbench.topology.host import Host
+from workbench.units import check_seconds
 
 PROBE = Path(__file__).with_name("probe.c")
 TIMEOUT = 1800.0
@@ -76,6 +77,7 @@ def record(
         Something is missing (the line says which Debian package has it), the scenario cannot be recorded, or the
         machine died: then the line names a file with the last lines of its console. No recording is written.
     """
+    check_seconds(timeout, "timeout")
     if isinstance(scenario, Path) or (isinstance(scenario, str) and scenario and "\n" not in scenario):
         scenario = read_ready(scenario)
     if isinstance(scenario, Scenario):

@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -33,6 +34,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import is_file, is_there, read_file, real_path, whole_file
 from workbench.limits import REPORT_BYTES
 from workbench.reports.html import HIDDEN_TAG, METADATA_KEY, Figure
+from workbench.units import check_seconds
 from workbench.validation import first_line
 from workbench.variables import CLOCK
 
@@ -639,7 +641,8 @@ def execute(
     from nbformat.v4 import new_code_cell
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    whole = None if timeout is None else math.ceil(check_seconds(timeout, "timeout"))  # nbclient takes no half seconds
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what fails is said once, by whoever called
     prepared = copy.deepcopy(notebook)
     first, last = (
         new_code_cell(
@@ -661,12 +664,12 @@ def execute(
                 # It is interrupted when it is to end, and would say so where errors of ours stand alone.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 progress_bar=bar if progress else False,
-                execution_timeout=timeout,
+                execution_timeout=whole,
             )
     except PapermillExecutionError as error:
         raise _failure(notebook, name, error) from error
     except CellTimeoutError as error:
-        raise NotebookFailed(f"{name}: a cell took longer than {timeout:g} s") from error
+        raise NotebookFailed(f"{name}: a cell took longer than {whole} s") from error
     except (DeadKernelError, RuntimeError, PapermillException) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotebookFailed(f"{name}: the kernel did not finish: {line}") from error

@@ -30,6 +30,7 @@ from typing import Any
 from workbench import children, replacing
 from workbench.errors import WorkbenchError
 from workbench.files import is_file
+from workbench.units import check_processes, check_seconds
 
 _JOB_KEYS = ("name", "notebook", "parameters", "out", "timeout")
 _LOG_BEGINS = "notebook "
@@ -126,9 +127,9 @@ def _mapping(given: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 def _timeout(value: object, where: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise WorkbenchError(f"{where}: timeout: {value!r} is not a number of seconds above 0")
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise WorkbenchError(f"{where}: timeout: {value!r} is not a number of seconds")
+    return float(check_seconds(value, f"{where}: timeout"))
 
 
 def check_replaceable(jobs: list[Job], force: bool) -> None:
@@ -160,8 +161,7 @@ def run_batch(
     force: whatever reports and logs are there may be replaced.
     finished: called after each job. On Ctrl-C running jobs are ended, no new ones start, and KeyboardInterrupt goes on.
     """
-    if workers < 1:
-        raise WorkbenchError(f"batch.workers: {workers} is not 1 or more")
+    check_processes(workers, "batch.workers")
     check_replaceable(jobs, force)
     running: dict[int, subprocess.Popen] = {}
     guard = threading.Lock()

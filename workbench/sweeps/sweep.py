@@ -28,6 +28,7 @@ import xarray as xr
 from workbench.errors import WorkbenchError
 from workbench.sweeps.grid import MAX_CHUNK, Grid, measure
 from workbench.sweeps.store import FAILED, PENDING, SweepStore, open_store, read_store
+from workbench.units import check_processes
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -248,8 +249,8 @@ def _fill(
 ) -> None:
     if client is not None and scheduler is not None:
         raise WorkbenchError("sweep: give a client or the address of a scheduler, not both")
-    if workers is not None and workers < 0:
-        raise WorkbenchError(f"sweep.workers: {workers} is not 0 or more")
+    if workers is not None:
+        check_processes(workers, "sweep.workers", least=0)
     nodes = _nodes(grid)
     with open_store(out, grid, nodes) as store:
         left = _Left(store, (PENDING, FAILED) if retry_failed else (PENDING,))
