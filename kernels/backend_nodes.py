@@ -1,4 +1,4 @@
-"""Conversions out of place and guest faults one by one: the state after each, and the xarray nodes that it makes and frees.
+"""Conversions out of place, attributes and guest faults one by one: the state after each, and xarray nodes that come and go.
 
 What they do to the two files is in :mod:`workbench.kernels.two_backends`. Beside the pages three trees change, in this order
 (``lib/xarray.c``: ``xas_create``, ``xas_delete_node``): that of the file which loses pages, that of the file which gains some,
@@ -26,7 +26,11 @@ from workbench.kernels.placement import (
 from workbench.kernels.two_backends import (
     AT,
     ATTRIBUTES,
+    BACKING,
+    NOTHING,
     PRIVATE,
+    SAME_FILE,
+    SET_ATTRIBUTES,
     SHARED,
     Asking,
     Backends,
@@ -50,7 +54,7 @@ _PAGE_SHIFT = 12
 
 @record
 class Calls(NamedTuple):
-    """A list of conversions and guest faults, whose ranges are whole pages inside the file, and what they lead to."""
+    """A list of conversions, attributes and guest faults, whose ranges are whole pages inside the file, and what they lead to."""
 
     stream: np.ndarray
     """int64 (n, 6), as :func:`workbench.kernels.two_backends.run` takes them."""
@@ -108,7 +112,7 @@ def run_each(
     while at[ROW] < stream.shape[0]:
         row = at[ROW]
         if at[STAGE] == _BEGIN:
-            status = _look(given, nodes, row, b)
+            status = _look(given, nodes, row, zones_private.zonelists.shape[0], b)
             if status != DONE:
                 return status
             at[STAGE], b.where[AT] = _RUN, 0
@@ -146,16 +150,21 @@ def run_each(
 
 
 @kernel
-def _look(given: Calls, nodes: Nodes, row: Int, b: Backends) -> Int:
-    """Find the part of a call that changes sides, or is touched; DONE, or why the call cannot be carried out here or now."""
-    at, to_shared = given.at, given.stream[row, ARGUMENT] != 0
+def _look(given: Calls, nodes: Nodes, row: Int, numa: Int, b: Backends) -> Int:
+    """Find the part of a call that changes sides, or is touched; DONE, or why the call cannot be carried out here or now.
+
+    ``numa``: NUMA nodes, each of which may be one event of what comes or goes.
+    """
+    at, to_shared, op = given.at, given.stream[row, ARGUMENT] != 0, given.stream[row, OP]
     start = given.stream[row, OFFSET] >> _PAGE_SHIFT
     end = start + (given.stream[row, LENGTH] >> _PAGE_SHIFT)
     low, high, beyond = end, end, end
     tree: Int = ATTRIBUTES
-    if given.stream[row, OP] != CONVERT:
+    if op == SET_ATTRIBUTES:
+        low, high = start, end
+    elif op != CONVERT:
         low, high, tree = start, end, _touched(b, start, end)
-        if tree == ATTRIBUTES:  # neither file has all of it
+        if tree == ATTRIBUTES or (tree == SHARED and b.where[BACKING] == NOTHING):  # no file has all of it
             return LEFT
     elif to_shared:
         tree = SHARED
@@ -173,8 +182,10 @@ def _look(given: Calls, nodes: Nodes, row: Int, b: Backends) -> Int:
     at[LOW], at[HIGH] = low, high
     if nodes.first.shape[1] == 0 or low >= high:
         return DONE
-    if nodes.events.shape[0] - at[EVENTS] < 2 * nodes.nid.shape[0] + 2:
+    if nodes.events.shape[0] - at[EVENTS] < 2 * numa + 2:
         return NEEDS_ROOM
+    if op == SET_ATTRIBUTES and to_shared:  # no tree grows
+        return DONE
     if (high - 1) >> (NODES_SHIFT * nodes.height[tree]) != 0:
         return LEFT
     return DONE
@@ -183,7 +194,12 @@ def _look(given: Calls, nodes: Nodes, row: Int, b: Backends) -> Int:
 @kernel
 def _follow(given: Calls, nodes: Nodes, row: Int, pages: Int, b: Backends) -> None:
     """Nodes that a call, which was just carried out, made and freed."""
-    if given.stream[row, OP] != CONVERT:
+    if given.stream[row, OP] == SET_ATTRIBUTES:
+        if given.stream[row, ARGUMENT]:
+            _free(given, nodes, row, ATTRIBUTES, SETTLED, pages, b)
+        else:
+            _enter(given, nodes, row, ATTRIBUTES, SETTLED)
+    elif given.stream[row, OP] != CONVERT:
         _enter(given, nodes, row, _touched(b, given.at[LOW], given.at[HIGH]), ENTERED)
     elif given.stream[row, ARGUMENT]:
         _free(given, nodes, row, PRIVATE, ERASED, pages, b)
@@ -254,6 +270,8 @@ def _note(given: Calls, nodes: Nodes, row: Int, begin: Int, when: Int, nid: Int,
 @kernel
 def _touched(b: Backends, start: Int, end: Int) -> Int:
     """Which file has gfns [start, end), PRIVATE or SHARED; ATTRIBUTES if they are of both kinds."""
+    if b.where[BACKING] == SAME_FILE:
+        return PRIVATE
     shared_end = end_of_set(b, ATTRIBUTES, start, end)
     if shared_end == end:
         return SHARED

@@ -68,8 +68,13 @@ COUNTERS = (
     PRIVATE_NOW,
     SHARED_BACKEND_NOW,
 ) = range(len(COUNTERS))
-AT, PENDING_LOW, PENDING_END, ENTERED_PRIVATE, ENTERED_SHARED = range(5)
-"""Fields of ``where``: row of the stream, pages of the shared file yet to be touched, rows entered in the maps."""
+SET_ATTRIBUTES = 64
+"""An operation beside those of :mod:`workbench.kernels.folios.run`: the gfns of the range are shared (ARGUMENT 1) or private from
+now on, and nothing else happens."""
+AT, PENDING_LOW, PENDING_END, ENTERED_PRIVATE, ENTERED_SHARED, BACKING = range(6)
+"""Fields of ``where``: row of the stream, pages of the shared file yet to be touched, rows entered in the maps, and what backs
+gfns that are shared."""
+OTHER_FILE, NOTHING, SAME_FILE = range(3)
 _PAGE_SHIFT = 12
 _MARGIN = 16
 """Stores that every map has room for before something is begun that cannot be repeated."""
@@ -90,7 +95,7 @@ class Backends(NamedTuple):
     counts: np.ndarray
     """int64 (counters,)."""
     where: np.ndarray
-    """int64 (5,)."""
+    """int64 (6,)."""
     placed: np.ndarray
     """int64 (zones,), receives pages placed."""
     piece: np.ndarray
@@ -344,6 +349,21 @@ def _to_private(b: Backends, start: Int, end: Int, shared: Output, zones: Zones)
 
 
 @kernel
+def _set_attributes(b: Backends, start: Int, end: Int, shared: bool) -> Int:
+    """kvm_vm_set_mem_attributes alone, of gfns of either kind."""
+    if not _room(b, ATTRIBUTES, _MARGIN):
+        return NEEDS_ROOM
+    before = _present(b, ATTRIBUTES, start, end)
+    if shared:
+        b.counts[SHARED_NOW] += end - start - before
+        _store(b, ATTRIBUTES, start, end, 0)
+    elif before > 0:
+        b.counts[SHARED_NOW] -= before
+        _store(b, ATTRIBUTES, start, end, -1)
+    return DONE
+
+
+@kernel
 def _guest_touch(
     b: Backends,
     start: Int,
@@ -359,16 +379,16 @@ def _guest_touch(
     zones_shared: Zones,
     turns: Interleaving,
 ) -> Int:
-    """A vCPU touches [start, end): the attribute of each gfn says which file has the page."""
-    page = start
+    """A vCPU touches [start, end): the attribute of each gfn says which file has the page, if there are two."""
+    page, one_file = start, b.where[BACKING] == SAME_FILE
     while page < end:
-        part_end = end_of_set(b, ATTRIBUTES, page, end)
+        part_end = page if one_file else end_of_set(b, ATTRIBUTES, page, end)
         if part_end > page:
             status = _touch(
                 b, SHARED, page, part_end, task, asking_shared, requests_shared, shared, turns, zones_shared
             )
         else:
-            part_end = b.found[0] if find(b, ATTRIBUTES, page, end) else end
+            part_end = b.found[0] if not one_file and find(b, ATTRIBUTES, page, end) else end
             if not _room(b, PUNCHED, _MARGIN):
                 return NEEDS_ROOM
             status = _touch(
@@ -403,8 +423,8 @@ def run(
 
     Parameters
     ----------
-    stream : int64 (n, 6), operations as :mod:`workbench.kernels.folios.run` has them (CONVERT and GUEST_FAULT); CPU is the
-        task that makes the call
+    stream : int64 (n, 6), operations as :mod:`workbench.kernels.folios.run` has them (CONVERT and GUEST_FAULT) and
+        SET_ATTRIBUTES, of whole pages; CPU is the task that makes the call
     errors : int32 (n,), receives errnos: EINVAL for a length of 0 or what is not aligned
 
     Returns
@@ -432,7 +452,9 @@ def run(
             b.where[PENDING_LOW] = b.where[PENDING_END]
         offset, length = stream[row, OFFSET], stream[row, LENGTH]
         start, end = offset >> _PAGE_SHIFT, min(pages, (offset + length) >> _PAGE_SHIFT)
-        if stream[row, OP] != CONVERT:
+        if stream[row, OP] == SET_ATTRIBUTES:
+            status = _set_attributes(b, start, end, stream[row, ARGUMENT] != 0)
+        elif stream[row, OP] != CONVERT:
             status = _guest_touch(
                 b,
                 start,

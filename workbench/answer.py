@@ -613,9 +613,11 @@ def _attribute_row(system: System, beside: Inode | None = None) -> list[int]:
     for inode, states in system.with_attributes():
         if inode is beside:
             continue
+        if inode.backend is None:  # nothing is converted
+            continue
         if system.bulk is not None and system.bulk.inode is inode:
             rows.append(list(system.bulk.row().values()))
-        elif inode.backend is not None:
+        else:
             of_file = list(states.counts.values())  # in the order of COUNTERS
             of_file[_SHARED] = states.shared.pages
             of_file[_PRIVATE_BACKEND] = inode.map.folios

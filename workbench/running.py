@@ -65,10 +65,9 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
     modules = ["zonelist", "placement", "fault_order", "filemap", "runs"]
     if not scenario.kinds.isdisjoint((sc.Fault, sc.Fallocate)) and len(scenario.operations) > LEAST:
         modules += ["faults"]
-    if attributes.wanted(scenario):
-        modules.append("two_backends")
-        if sc.Convert in scenario.kinds and len(scenario.operations) > LEAST:
-            modules.append("backend_nodes")
+    lists = len(scenario.operations) > LEAST and _lists_of_backends(scenario)
+    if lists or attributes.wanted(scenario):
+        modules += ["two_backends"] + ["backend_nodes"] * lists
     if conversions.wanted(scenario):
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]
@@ -77,3 +76,10 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
         if scenario.guest.vm_type in WATCHED:
             modules.append("whole")
     return modules
+
+
+def _lists_of_backends(scenario: sc.Scenario) -> bool:
+    """Whether conversions out of place, or attributes, may run together."""
+    if conversions.wanted(scenario) or scenario.conversion_mode != "out-of-place":
+        return False
+    return sc.SetMemoryAttributes in scenario.kinds or (sc.Convert in scenario.kinds and attributes.wanted(scenario))

@@ -1,4 +1,4 @@
-"""Conversions out of place and faults of their guest leave the same carried out together, event by event, as one by one."""
+"""Conversions out of place, attributes and guest faults leave the same carried out together, event by event, as one by one."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ RANGE = {
 TO = st.sampled_from(["shared", "private"])
 CONVERT = st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": TO})
 FAULT = st.fixed_dictionaries({"op": st.just("fault"), **RANGE, "by": st.sampled_from(["guest", "guest", "prefault"])})
-CALL = st.one_of(CONVERT, CONVERT, FAULT)
+SET = st.fixed_dictionaries(
+    {"op": st.just("set_memory_attributes"), **RANGE, "private": st.booleans()},
+    optional={"raw_attributes": st.sampled_from([0, 8, 1]), "raw_flags": st.sampled_from([0, 0, 1])},
+)
+CALL = st.one_of(CONVERT, CONVERT, FAULT, SET)
+ALONE = st.one_of(SET, SET, FAULT)
 OTHER = st.one_of(
     st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fallocate"]), **RANGE}),
     st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("guest"), **RANGE, "order": st.just("reverse")}),
-    st.fixed_dictionaries({"op": st.just("set_memory_attributes"), **RANGE, "private": st.booleans()}),
     st.fixed_dictionaries({"op": st.just("convert_stream"), "stream": st.just("uniform_random"), "count": st.just(20)}),
     st.fixed_dictionaries({"op": st.just("set_mempolicy"), "mode": st.just("interleave"), "nodes": st.just("0-1"),
                            "task": TASKS}),
@@ -71,6 +75,28 @@ def test_the_same_as_one_after_another(
     calls = [call for some, others in parts for call in (*some, *others)]
     before: list[dict[str, Any]] = [{"op": "create"}, *([{"op": "fallocate"}] * filled)]
     assert_equal(scenario([*before, *calls], metadata=metadata, kernel_profile=kernel))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(ALONE, min_size=1, max_size=15), st.lists(OTHER, max_size=1)), max_size=5),
+    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["6.18", "7.3"]), st.booleans(),
+    st.sampled_from(["sw_protected", "sw_protected", "tdx", "none"]), st.sampled_from([None, [], ["mmap"]]),
+)  # fmt: skip
+def test_a_guest_memfd_alone_is_the_same_as_one_after_another(
+    parts: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]],
+    metadata: str,
+    kernel: str,
+    slot: bool,
+    vm_type: str,
+    flags: list[str] | None,
+) -> None:
+    """Without conversions nothing backs what is shared, or with a slot's own mapping something that is not simulated."""
+    calls = [call for some, others in parts for call in (*some, *others)]
+    calls = [call for call in calls if call["op"] not in ("mmap", "convert_stream")]
+    before: list[dict[str, Any]] = [{"op": "create", "flags": flags}, *([{"op": "memslot"}] * slot)]
+    given_ = scenario([*before, *calls], metadata=metadata, kernel_profile=kernel)
+    assert_equal(given_.replace(**{"guest.vm_type": vm_type}))
 
 
 @settings(max_examples=15, deadline=None)
@@ -181,3 +207,54 @@ def test_what_a_conversion_was_given_before_memory_ran_out_is_its_own() -> None:
     answer = run(given_)
     last = answer["event_error"].tolist().index("ENOMEM")
     assert 0 < answer["event_pages"][last].sum() < 64
+
+
+@pytest.mark.parametrize(("metadata", "flags"), [("counted", []), ("off", []), ("counted", ["mmap"])])
+def test_attributes_and_faults_in_turns_are_carried_out_together(metadata: str, flags: list[str]) -> None:
+    """Of a guest_memfd alone, which can be mapped or not: gfns become private, are touched, and all are shared again."""
+    calls: list[dict[str, Any]] = []
+    for number in range(300):
+        page = {"offset": 4096 * (number * 37 % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        calls += [{"op": "set_memory_attributes", **page}, {"op": "fault", "by": "guest", **page}]
+    for number in range(300):
+        page = {"offset": 4096 * (number * 37 % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        calls += [{"op": "set_memory_attributes", "private": False, **page}]
+    given_ = scenario([{"op": "create", "flags": flags}, *calls], metadata=metadata)
+    assert assert_equal(given_) >= len(calls) - 8
+    if metadata == "counted":
+        held = run(given_)["metadata_pages"].sum(axis=2)[:, 4]
+        assert held.max() > 0 == held[-1]
+
+
+def test_trees_that_have_no_level_yet_are_followed() -> None:
+    """What is shared needs no node of attributes, and of the file nothing is there before the last call."""
+    calls: list[dict[str, Any]] = [{"op": "fault", "by": "guest", "length": 100}]
+    calls += [{"op": "set_memory_attributes", "private": False, "length": 4096}] * 5
+    calls += [{"op": "fault", "by": "guest", "length": 8192}]
+    given_ = scenario([{"op": "create"}, *calls])
+    assert assert_equal(given_) >= 4
+    assert run(given_)["metadata_pages"][-1, 3].sum() > 0
+
+
+def test_nodes_that_lie_on_more_numa_nodes_than_there_are_tasks_go_at_once() -> None:
+    """The task was on each node in turn: each conversion frees nodes of all of them, and each is an event."""
+    nodes, areas = range(8), range(32)
+    host = {
+        "name": "eight",
+        "nodes": [{"id": node, "memory_bytes": "64 MiB", "cpus": [node]} for node in nodes],
+        "distances": [[10 if one == other else 20 for other in nodes] for one in nodes],
+    }
+    calls: list[dict[str, Any]] = []
+    for node in nodes:
+        calls += [{"op": "sched_setaffinity", "cpu": node}]
+        calls += [
+            {"op": "fault", "by": "guest", "offset": (8 * area + node) << 18, "length": 4096}
+            for area in reversed(areas)
+        ]
+    calls += [{"op": "convert", "to": "shared", "offset": area << 21, "length": 7 << 18}
+              for area in reversed(areas)]  # fmt: skip
+    guest = {"memory": "64 MiB", "vcpus": [{"node": 0}], "vm_type": "sw_protected"}
+    given_ = wb.Scenario.from_mapping(
+        {"host": host, "guest": guest, "operations": [{"op": "create"}, *calls], "kernel_profile": "7.3"}
+    )
+    assert assert_equal(given_) >= 250

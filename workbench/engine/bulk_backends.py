@@ -1,8 +1,9 @@
-"""Many conversions out of place and faults of their guest, one after another: in the kernel, with the state after each.
+"""Many conversions out of place, attributes and faults of their guest, one after another: in the kernel, the state after each.
 
 Where the two files hold 4 KiB pages that nobody has mapped, these are attributes, holes, pages, xarray nodes and tables
 (:mod:`workbench.engine.bulk_conversions`, :mod:`workbench.engine.converted_nodes`). The files stay with the kernel from one
-list to the next, until something else looks at them.
+list to the next, until something else looks at them. There may be a guest_memfd alone, whose pages are of
+private gfns, or where it can be mapped of all.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from workbench.engine.system import System
 from workbench.intervals import Int64s
 from workbench.kernels import backend_nodes as kernel
 from workbench.kernels.folios import run as folio
+from workbench.kernels.two_backends import SET_ATTRIBUTES
 from workbench.units import PAGE_SIZE
 
-_Call = sc.Convert | sc.Fault
-_CALLS = (sc.Convert, sc.Fault)
+_Call = sc.Convert | sc.SetMemoryAttributes | sc.Fault
+_CALLS = (sc.Convert, sc.SetMemoryAttributes, sc.Fault)
 _PAGES = 2048  # of one call
 _RUNS = 64
 """Runs of the two files to a call, up to which it is worth it to give them to the kernel and have them back."""
@@ -46,14 +48,16 @@ class BulkBackends:
         if last >= len(self.operations) or not isinstance(self.operations[last], _CALLS):
             return None  # no list that is worth it
         inode = self._inode(first)
-        rows = [] if inode is None else self._rows(first, inode, self.operations[number : number + self._most])
+        least = LEAST if inode is None else self._worth_it(inode)
+        most = max(self._most, min(least, MOST))
+        rows = [] if inode is None else self._rows(first, inode, self.operations[number : number + most])
         self._not_before = number + max(len(rows), 1)
-        if inode is None or len(rows) < LEAST or not self._is_worth_it(inode, len(rows)):
+        if inode is None or len(rows) < least:
             return None
         done, complete = self._run(inode, self.operations[number : number + len(rows)], np.array(rows, np.int64))
         count = 0 if done is None else len(done.results)
         self._most = min(2 * self._most, MOST) if complete else max(2 * count, LEAST)
-        self._wait = 1 if complete or count >= LEAST else min(2 * self._wait, MOST)
+        self._wait = 1 if complete or count >= least else min(2 * self._wait, MOST)
         self._not_before = number + count + (0 if complete else self._wait)
         return done
 
@@ -66,9 +70,9 @@ class BulkBackends:
         if scenario.conversion_mode != "out-of-place" or "out-of-place" not in scenario.kernel.conversion:
             return None
         inode, backend = file.inode, file.inode.backend
-        if backend is None or inode.frozen or not (system.is_plain_4k(inode) and system.is_plain_4k(backend)):
+        if inode.frozen or not system.is_plain_4k(inode) or not (backend is None or system.is_plain_4k(backend)):
             return None
-        if not bulk_conversions.possible(system, inode, np.array([[folio.CONVERT, 0, 0, 0, 0, 0]])):
+        if not bulk_conversions.can_be_lent(system, inode):
             return None
         if metadata is None:
             return inode
@@ -81,7 +85,8 @@ class BulkBackends:
         rows: list[tuple[int, ...]] = []
         tasks: dict[str | None, int] = {task: row for row, task in enumerate(self.system.tasks)}
         tasks[None] = 0
-        faults = self.system.vcpu_open and not self.system.files[name].process
+        faults, converts = self.system.vcpu_open and not self.system.files[name].process, inode.backend is not None
+        can_be_private = self.system.scenario.guest.private_memory
         for call in operations:
             if not isinstance(call, _CALLS) or call.file != name or (task := tasks.get(call.task)) is None:
                 break
@@ -90,7 +95,13 @@ class BulkBackends:
                 break
             if (offset | length) % PAGE_SIZE:
                 break
-            if isinstance(call, sc.Convert):
+            if isinstance(call, sc.SetMemoryAttributes):
+                if call.raw_attributes is not None or call.raw_flags or (call.private and not can_be_private):
+                    break
+                rows.append((SET_ATTRIBUTES, offset, length, int(not call.private), 0, task))
+            elif isinstance(call, sc.Convert):
+                if not converts:
+                    break
                 rows.append((folio.CONVERT, offset, length, int(call.to == "shared"), 0, task))
             elif faults and call.by != "host" and call.order == "sequential":
                 rows.append((folio.GUEST_FAULT, offset, length, 0, 0, task))
@@ -98,11 +109,13 @@ class BulkBackends:
                 break
         return rows
 
-    def _is_worth_it(self, inode: Inode, calls: int) -> bool:
+    def _worth_it(self, inode: Inode) -> int:
+        """So many calls at least make up for giving the files to the kernel."""
         if self.system.bulk is not None and self.system.bulk.inode is inode:
-            return True
-        assert inode.backend is not None and inode.attributes is not None
-        return inode.map.run_count + inode.backend.map.run_count + inode.attributes.run_count <= _RUNS * calls
+            return LEAST
+        assert inode.attributes is not None
+        runs = 0 if inode.backend is None else inode.backend.map.run_count
+        return max(LEAST, -(-(inode.map.run_count + runs + inode.attributes.run_count) // _RUNS))
 
     def _run(self, inode: Inode, calls: Sequence[sc.Operation], stream: Int64s) -> tuple[Done | None, bool]:
         """Carry out calls, as far as they can be here, and whether that was all."""
@@ -123,7 +136,6 @@ class BulkBackends:
         if system.metadata is not None:
             first = stream[:, folio.OFFSET] // PAGE_SIZE
             end = first + stream[:, folio.LENGTH] // PAGE_SIZE
-            assert inode.backend is not None
             followed = ConvertedNodes(system.metadata, inode, inode.backend, first, end, nid)
             nodes = followed.nodes
         nodes = bulk.run_each(given, nodes)
@@ -133,9 +145,8 @@ class BulkBackends:
         held = None if followed is None else followed.held_after(nodes, given, done, tasks)
         if not done:
             return None, False
-        return Done(
-            _results(calls[:done]), given.placed[:done], given.free[:done], held, None, given.counts[:done]
-        ), done == count
+        counts = given.counts[:done] if inode.backend is not None else np.zeros_like(given.counts[:done])
+        return Done(_results(calls[:done]), given.placed[:done], given.free[:done], held, None, counts), done == count
 
 
 def _results(calls: Sequence[sc.Operation]) -> list[Result]:

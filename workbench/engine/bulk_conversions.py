@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.engine.bulk_metadata import BulkMetadata
+from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState, OutOfMemory
 from workbench.engine.metadata import XA_CHUNK_SHIFT
-from workbench.engine.objects import Inode, Thread
+from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, Thread
 from workbench.engine.runs import PageSet
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s
@@ -33,28 +34,33 @@ _Files = tuple[
 
 def possible(system: HostState, inode: Inode, stream: Int64s) -> bool:
     """Whether a stream can run in the kernel: two backends of 4 KiB pages that no page table of the host has entries of."""
-    if inode.attributes is None or inode.backend is None or inode.order or inode.flags:
+    # A guest's faults need tables that each asks for itself.
+    kinds = (folio.CONVERT,) if system.metadata is not None else (folio.CONVERT, folio.GUEST_FAULT)
+    return inode.backend is not None and can_be_lent(system, inode) and bool(np.isin(stream[:, folio.OP], kinds).all())
+
+
+def can_be_lent(system: HostState, inode: Inode) -> bool:
+    """Whether the kernel can have a guest's files: of 4 KiB pages, and if there are two the host has mapped pages of neither."""
+    if inode.attributes is None or inode.order or (inode.backend is not None and inode.flags):
         return False
     if system.free_pfns is not None or system.blocks is not None:
         return False
     if system.metadata is not None and system.metadata.taking:
         return False
-    # A guest's faults need tables that each asks for itself.
-    kinds = (folio.CONVERT,) if system.metadata is not None else (folio.CONVERT, folio.GUEST_FAULT)
-    if not np.isin(stream[:, folio.OP], kinds).all():
-        return False
-    return not any(len(mapping.mapped()) for one in (inode, inode.backend) for mapping in one.mappings)
+    files = () if inode.backend is None else (inode, inode.backend)
+    return not any(len(mapping.mapped()) for one in files for mapping in one.mappings)
 
 
 class BulkConversions:
-    """One guest's two files in the kernel's maps, from its construction to :meth:`settle`."""
+    """One guest's two files in the kernel's maps, from its construction to :meth:`settle`; the second may be none."""
 
     def __init__(self, system: HostState, inode: Inode) -> None:
-        assert inode.attributes is not None and inode.backend is not None
+        assert inode.attributes is not None
         self.system, self.inode, self.backend, self.attributes = system, inode, inode.backend, inode.attributes
+        self._maps = (inode.map, FileMap() if inode.backend is None else inode.backend.map)
         given = [
             inode.map.runs,
-            self.backend.map.runs,
+            self._maps[1].runs,
             _as_runs(self.attributes.shared.intervals()),
             _as_runs(self.attributes.punched.intervals()),
             self.attributes.known_runs(kernel.NO_ROW),
@@ -66,7 +72,7 @@ class BulkConversions:
             found=np.zeros(3, np.int64),
             path=np.zeros((2, maple.MAX_HEIGHT + 1), np.int64),
             counts=np.array([self.attributes.counts[name] for name in kernel.COUNTERS], np.int64),
-            where=np.zeros(5, np.int64),
+            where=np.zeros(6, np.int64),
             placed=np.zeros(zones, np.int64),
             piece=np.zeros((1, 4), np.int64),
         )
@@ -75,10 +81,13 @@ class BulkConversions:
             kernel.load(self.state, which, np.ascontiguousarray(runs))
         self.state.counts[kernel.SHARED_NOW] = self.attributes.shared.pages
         self.state.counts[kernel.PRIVATE_NOW] = inode.map.folios
-        self.state.counts[kernel.SHARED_BACKEND_NOW] = self.backend.map.folios
+        self.state.counts[kernel.SHARED_BACKEND_NOW] = self._maps[1].folios
+        if inode.backend is None:
+            one_file = inode.flags & GUEST_MEMFD_FLAG_MMAP
+            self.state.where[kernel.BACKING] = kernel.SAME_FILE if one_file else kernel.NOTHING
         self.state.where[kernel.ENTERED_PRIVATE] = inode.map.progress[placement.ALLOCATIONS]
-        self.state.where[kernel.ENTERED_SHARED] = self.backend.map.progress[placement.ALLOCATIONS]
-        asked = [self._ask(one) for one in (inode, self.backend)]
+        self.state.where[kernel.ENTERED_SHARED] = self._maps[1].progress[placement.ALLOCATIONS]
+        asked = [self._ask(one) for one in (inode, self.backend or inode)]
         self._asking, self._requests = (asked[0][0], asked[1][0]), (asked[0][1], asked[1][1])
         self._scratch = (
             np.empty(max(int(system.weights.sum()), system.nodes, 256) + 1, np.int64),
@@ -101,6 +110,7 @@ class BulkConversions:
 
         ``task`` makes all the calls; left out, each is made by the one whose number its row names.
         """
+        assert self.backend is not None
         if self._metadata is None and self.system.metadata is not None:
             self._metadata = BulkMetadata(self.system.metadata, self.inode, self.backend)
         errors = np.zeros(len(stream), np.int32)
@@ -133,7 +143,7 @@ class BulkConversions:
                 self.ran_out = status == placement.OUT_OF_MEMORY
                 return nodes
             self._grow()
-            if len(nodes.events) // 2 < given.at[each.EVENTS] + 2 * len(nodes.nid) + 2:
+            if len(nodes.events) // 2 < given.at[each.EVENTS] + 2 * self.system.nodes + 2:
                 nodes = nodes._replace(events=np.concatenate((nodes.events, nodes.events)))
 
     def _run(self, stream: Int64s, errors: np.ndarray) -> None:
@@ -154,17 +164,14 @@ class BulkConversions:
     def _files(self) -> _Files:
         """What the kernel needs of the two files and the host, as it is now."""
         system = self.system
-        mine, other = (
-            placement.Output(one.progress, one.allocations, one.tiles, *self._scratch)
-            for one in (self.inode.map, self.backend.map)
-        )
+        mine, other = (placement.Output(one.progress, one.allocations, one.tiles, *self._scratch) for one in self._maps)
         turns, private = system.turns_and_zones(self.inode, 0)
-        _, shared = system.turns_and_zones(self.backend, 0)  # the same zones in an order of their own
+        _, shared = system.turns_and_zones(self.backend or self.inode, 0)  # the same zones in an order of their own
         return mine, other, *self._asking, *self._requests, private, shared, turns
 
     def _grow(self) -> None:
         """Longer arrays for whatever is nearly full."""
-        for map_ in (self.inode.map, self.backend.map):
+        for map_ in self._maps:
             map_.grow(1024, 1024 + 2 * len(self._scratch[0]))
         nodes = self.state.nodes
         if (self.state.tops[:, maple.NODES] > nodes.shape[1] // 2).any():
@@ -184,8 +191,8 @@ class BulkConversions:
 
     def settle(self) -> None:
         """Write everything back to the files."""
-        self.inode.map.replace(self._listed(kernel.PRIVATE))
-        self.backend.map.replace(self._listed(kernel.SHARED))
+        for which, map_ in zip((kernel.PRIVATE, kernel.SHARED), self._maps, strict=True):
+            map_.replace(self._listed(which))
         self.attributes.shared = PageSet(_as_intervals(self._listed(kernel.ATTRIBUTES)))
         self.attributes.punched = PageSet(_as_intervals(self._listed(kernel.PUNCHED)))
         self.attributes.keep_known(self._listed(kernel.ORIGINS), kernel.NO_ROW)

@@ -1,4 +1,4 @@
-"""xarray nodes and tables while conversions out of place and guest faults run one by one in the kernel.
+"""xarray nodes and tables while conversions out of place, attributes and guest faults run one by one in the kernel.
 
 Trees are those of a guest's two files and of the VM's attributes (:mod:`workbench.engine.metadata`); only nodes that the list
 touches are looked up. The kernel (:mod:`workbench.kernels.backend_nodes`) says which came and went; here they fill slabs, call
@@ -21,15 +21,15 @@ class ConvertedNodes:
     """Nodes that calls on pages [first, end), int64 (n,) each, touch. ``nid`` int64 (tasks,): NUMA node of each task."""
 
     def __init__(
-        self, metadata: Metadata, inode: Inode, backend: Inode, first: Int64s, end: Int64s, nid: Int64s
+        self, metadata: Metadata, inode: Inode, backend: Inode | None, first: Int64s, end: Int64s, nid: Int64s
     ) -> None:
         self.metadata, self.inode = metadata, inode
         self.trees = (
             metadata.caches.setdefault(inode, []),
-            metadata.caches.setdefault(backend, []),
+            [] if backend is None else metadata.caches.setdefault(backend, []),
             metadata.attribute_nodes.setdefault(inode, []),
         )
-        levels = max(map(len, self.trees))
+        levels = max(1, *map(len, self.trees))  # none would say that nothing is followed
         self.touched: list[Int64s] = []
         """int64 (m,) of each level, numbers of the nodes."""
         begins = np.empty((len(first), levels), np.int64)
@@ -46,7 +46,7 @@ class ConvertedNodes:
                 self._part(self.before[tree], level)[:] = map_.zone_of(self.touched[level])
         self.nodes = kernel.Nodes(
             self.before.copy(), begins, np.array([len(maps) for maps in self.trees], np.int64), nid,
-            np.empty((4 * len(first) + 2 * len(nid) + 2, 4), np.int64),
+            np.empty((4 * len(first) + 2 * metadata.system.nodes + 2, 4), np.int64),
         )  # fmt: skip
 
     def _part(self, nodes: Int64s, level: int) -> Int64s:
@@ -87,7 +87,7 @@ class ConvertedNodes:
 
     def _add_tables(self, held: Int64s, given: kernel.Calls, done: int, tasks: list[Thread]) -> None:
         """Tables of the second stage that guest faults need, in ``held`` too."""
-        some = np.flatnonzero(given.stream[:done, folio.OP] != folio.CONVERT)
+        some = np.flatnonzero(given.stream[:done, folio.OP] == folio.GUEST_FAULT)
         if not len(some):
             return
         metadata, stream = self.metadata, given.stream[some]
