@@ -37,6 +37,12 @@ class Cancelled(Exception):
     """Whoever asked for a run wants it no longer. Nothing is wrong with the input, and Ctrl-C is something else."""
 
 
+def reason(error: BaseException, most: int = 120) -> str:
+    """The first line of what an error of a library says, cut to ``most`` characters; its kind if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:most] if lines else type(error).__name__
+
+
 @contextmanager
 def of_file(name: str) -> Iterator[None]:
     """What is refused inside is refused of this file: its name comes first, then the line if one is known."""

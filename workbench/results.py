@@ -32,7 +32,7 @@ import xarray as xr
 from xarray.indexes import PandasIndex
 
 from workbench import duck_arrays, replacing, shown
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files import folder_beside
 from workbench.units import PAGE_SIZE
 from workbench.variables import Schema
@@ -44,6 +44,7 @@ duck_arrays.ask_without_importing()
 shown.in_notebooks()
 
 SCHEMA_VERSION = 1
+_PACKAGE = "guest-memfd-workbench"
 
 # ------------------------------------------------------------------------------------------------------ making
 
@@ -148,7 +149,7 @@ def stack(
 def software_versions() -> dict[str, str]:
     """Versions of this package and of those that results depend on."""
     versions = {}
-    for package in ("guest-memfd-workbench", "numpy", "numba", "xarray"):
+    for package in (_PACKAGE, "numpy", "numba", "xarray"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # running from a plain checkout
@@ -407,18 +408,18 @@ def _load_netcdf(path: Path) -> xr.Dataset:
         try:
             return xr.load_dataset(path, engine="h5netcdf")
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            said = reason(error, 300)
             step: BaseException | None = error
             while step is not None:
                 traceback.clear_frames(step.__traceback__)
                 step = step.__context__
-        raise OSError(reason)
+        raise OSError(said)
     finally:
         sys.unraisablehook = told
 
 
 def load(path: str | Path) -> xr.Dataset:
-    """Read a stored result into memory."""
+    """Read a stored result into memory. Raises WorkbenchError for what is none, is damaged, or has another schema."""
     source = Path(path)
     if not source.exists():
         raise WorkbenchError(f"result: {source} does not exist")
@@ -433,11 +434,26 @@ def load(path: str | Path) -> xr.Dataset:
         else:
             dataset = xr.open_zarr(source, consolidated=False).load()
     except Exception as error:  # the storage libraries raise many kinds for a damaged file
-        raise WorkbenchError(f"result: {source} cannot be read as a result: {str(error).splitlines()[0]}") from error
-    dataset = _with_texts(dataset, str)
-    if "provenance" not in dataset.attrs:
+        raise WorkbenchError(f"result: {source} cannot be read as a result: {reason(error, 300)}") from error
+    _check_provenance(source, dataset.attrs.get("provenance"))
+    return _with_texts(dataset, str)
+
+
+def _check_provenance(source: Path, text: object) -> None:
+    """Whether a result says of itself that we made it, by the schema that we read. Raises WorkbenchError."""
+    try:
+        made = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        made = None
+    if not isinstance(made, dict):
         raise WorkbenchError(f"result: {source} is not a result of this workbench (no provenance)")
-    return dataset
+    if (version := made.get("schema_version")) != SCHEMA_VERSION:
+        software = made.get("software")
+        by = software.get(_PACKAGE) if isinstance(software, dict) else None
+        raise WorkbenchError(
+            f"result: {source} has schema version {version!r:.40}, written by {_PACKAGE} {by!s:.40}; this one, "
+            f"{software_versions()[_PACKAGE]}, reads version {SCHEMA_VERSION}"
+        )
 
 
 def read_provenance(dataset: xr.Dataset) -> dict[str, Any]:

@@ -356,6 +356,33 @@ def test_storage_errors_are_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["x.zarr", "x.zarr.zip", "x.nc"])
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            {"schema_version": 2, "software": {"guest-memfd-workbench": "9.1"}},
+            r"has schema version 2, written by .* 9\.1; this",
+        ),
+        (
+            {"schema_version": "1", "software": 7},
+            r"has schema version '1', written by .* None; this one, .*, reads version 1$",
+        ),
+        ({}, "has schema version None"),
+        ([1], "no provenance"),
+        ("{", "no provenance"),
+        ("[" * 100_000, "no provenance"),
+    ],
+)
+def test_results_of_another_schema_are_refused(tmp_path, name, made, said):
+    dataset = run()
+    dataset.attrs["provenance"] = made if isinstance(made, str) else json.dumps(made)
+    place = results.save(dataset, tmp_path / name)
+    with pytest.raises(WorkbenchError, match=said) as caught:
+        results.load(place)
+    assert str(caught.value).isprintable()
+
+
 def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -292,3 +292,21 @@ def test_errors_of_the_command_are_one_line(tmp_path, arguments, message):
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("workbench: ") and message in line
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get of Debian")
+def test_an_archive_that_nobody_signed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it sends would be built, and a Makefile is code; whoever stands on the way can send anything."""
+    suite = tmp_path / "archive" / "dists" / "suite"
+    (suite / "main" / "binary-amd64").mkdir(parents=True)
+    packages = suite / "main" / "binary-amd64" / "Packages"
+    packages.write_text("Package: linux-source\nVersion: 1\nArchitecture: all\nFilename: x_1_all.deb\nSize: 1\n")
+    digest = hashlib.sha256(packages.read_bytes()).hexdigest()
+    (suite / "Release").write_text(
+        "Suite: suite\nCodename: suite\nComponents: main\nArchitectures: amd64\n"
+        f"SHA256:\n {digest} {packages.stat().st_size} main/binary-amd64/Packages\n"
+    )
+    monkeypatch.setattr(kernel_build, "_archive", lambda: f"file://{tmp_path}/archive")
+    with pytest.raises(WorkbenchError, match=r"^apt-get update: E: .* is not signed"):
+        kernel_build.fetch(["linux-source"], tmp_path / "out", ["suite"])
+    assert not list((tmp_path / "out").iterdir())

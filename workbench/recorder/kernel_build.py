@@ -33,6 +33,8 @@ FRAGMENT = Path(__file__).with_name("kernel.config")
 PACKAGE = "linux-source-7.3"
 SUITES = ("trixie-backports", "experimental")
 """Debian suites that hold the newest source, tried in this order."""
+KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
+"""Keys of Debian's archive; what it sends is built and run, so that what they did not sign is refused."""
 EXPECTED_OBJECTS = 1267
 """Objects that the fragment compiles of 7.3.4; other versions differ a little. For the progress bar only."""
 UNFINISHED = "unfinished"
@@ -277,8 +279,8 @@ def fetch(
 ) -> list[Path]:
     """Download packages from Debian suites beside the system's own, which stay as they are; returns the files.
 
-    The archive is the one that the system's own sources name. A file of a package's name that is another is replaced
-    with ``force`` only.
+    The archive is the one that the system's own sources name, and what comes from it is signed by Debian. A file of a package's
+    name that is another is replaced with ``force`` only.
     """
     for what, words, pattern in (
         ("package", packages, r"[a-z0-9][a-z0-9+.-]*"),
@@ -310,7 +312,10 @@ def _download(packages: Sequence[str], directory: Path, suites: Iterable[str]) -
     (directory / "lists" / "partial").mkdir(parents=True)
     (directory / "cache" / "archives" / "partial").mkdir(parents=True)
     archive, sources = _archive(), directory / "sources.list"
-    sources.write_text("".join(f"deb [trusted=yes] {archive} {suite} main\n" for suite in suites))
+    signed = next(
+        (f"[signed-by={path}] " for path in map(Path, KEYRINGS) if path.is_file()), ""
+    )  # else by those apt trusts
+    sources.write_text("".join(f"deb {signed}{archive} {suite} main\n" for suite in suites))
     options = [
         "-o", f"Dir::Etc::sourcelist={sources}", "-o", "Dir::Etc::sourceparts=-",
         "-o", f"Dir::State::Lists={directory / 'lists'}", "-o", f"Dir::Cache={directory / 'cache'}",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from workbench.data import notebooks_path, shipped
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files import read_file
 from workbench.limits import NOTEBOOK_BYTES
 from workbench.names import near
@@ -262,8 +262,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def _no_notebook(path: Path, error: Exception) -> WorkbenchError:
-    line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({line})")
+    return WorkbenchError(f"notebook {str(path)!r}: not a Jupyter notebook ({reason(error)})")
 
 
 _SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)

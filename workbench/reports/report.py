@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.data import notebooks_path, root
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files import is_file, is_there, read_file, real_path, whole_file
 from workbench.limits import REPORT_BYTES
 from workbench.reports.html import HIDDEN_TAG, METADATA_KEY, Figure
@@ -671,8 +671,7 @@ def execute(
     except CellTimeoutError as error:
         raise NotebookFailed(f"{name}: a cell took longer than {whole} s") from error
     except (DeadKernelError, RuntimeError, PapermillException) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NotebookFailed(f"{name}: the kernel did not finish: {line}") from error
+        raise NotebookFailed(f"{name}: the kernel did not finish: {reason(error, 300)}") from error
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Protocol, cast
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files import read_file
 from workbench.limits import ARCHIVE_BYTES, ARCHIVE_MEMBERS, KERNEL_FILE_BYTES, MAX_NUMNODES
 
@@ -259,7 +259,7 @@ def archive_tree(path: Path, wanted: Callable[[str], bool]) -> ArchiveTree:
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, MemoryError) as error:
         if isinstance(error, WorkbenchError):
             raise
-        raise WorkbenchError(f"snapshot: not a tar archive that can be read: {_reason(error)}") from None
+        raise WorkbenchError(f"snapshot: not a tar archive that can be read: {reason(error)}") from None
     short = name
     for ending in (".gz", ".bz2", ".xz", ".tgz", ".tbz2", ".txz", ".tar"):
         short = short.removesuffix(ending)
@@ -335,11 +335,6 @@ class _Limited:
         if self._read > ARCHIVE_BYTES:
             raise WorkbenchError(f"snapshot: unpacks to more than {ARCHIVE_BYTES >> 20} MiB; a snapshot has a few")
         return content
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:120] if text else type(error).__name__
 
 
 def _decoded(content: bytes) -> str:

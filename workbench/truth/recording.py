@@ -20,7 +20,7 @@ from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.bitmap_lists import is_whole
 from workbench.data import datasets_path, shipped
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files import is_there, read_file
 from workbench.probe_words import ORDERS, c_number
 from workbench.profiles import of_version
@@ -155,7 +155,7 @@ def load(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, WorkbenchError):
             raise
-        raise WorkbenchError(f"{path.name}: not JSON, or truncated ({str(error).splitlines()[0]})") from None
+        raise WorkbenchError(f"{path.name}: not JSON, or truncated ({reason(error)})") from None
     if not isinstance(data, dict):
         raise WorkbenchError(f"{path.name}: not a recording (the top level is not a mapping)")
     return data

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.limits import MAX_VCPUS
 from workbench.units import PAGE_SIZE
 from workbench.vmconfig import words
@@ -259,7 +259,7 @@ def from_toml(text: str) -> Mapping[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise WorkbenchError(f"not valid TOML: {str(error).splitlines()[0][:100]}") from None
+        raise WorkbenchError(f"not valid TOML: {reason(error)}") from None
 
 
 def from_json(text: str) -> Mapping[str, Any]:
@@ -269,4 +269,4 @@ def from_json(text: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, WorkbenchError):
             raise
-        raise WorkbenchError(f"not valid JSON: {str(error).splitlines()[0][:100]}") from None
+        raise WorkbenchError(f"not valid JSON: {reason(error)}") from None
