@@ -36,7 +36,7 @@ WINGS = {
     "texts": set(),
     "probe_words": set(),
     "duck_arrays": set(),
-    "units": {"errors"},
+    "units": {"errors", "limits"},
     "files": {"errors"},
     "replacing": {"errors", "files", "texts"},
     "yaml_lists": set(),
