@@ -343,7 +343,7 @@ def _present(s: LightState, page: Int) -> bool:
 
 
 @kernel
-def _run_end(s: LightState, page: Int, end: Int, shared: bool) -> Int:
+def run_end(s: LightState, page: Int, end: Int, shared: bool) -> Int:
     """End of the run of pages in one state that starts at ``page``, at most ``end``."""
     while page < end:
         word = s.shared[page >> 6]
@@ -359,9 +359,9 @@ def _run_end(s: LightState, page: Int, end: Int, shared: bool) -> Int:
 
 
 @kernel
-def _next_in(s: LightState, page: Int, end: Int, shared: bool) -> Int:
+def next_in(s: LightState, page: Int, end: Int, shared: bool) -> Int:
     """First page of [page, end) in the given state, ``end`` if there is none."""
-    return _run_end(s, page, end, not shared)
+    return run_end(s, page, end, not shared)
 
 
 @kernel
@@ -587,7 +587,7 @@ def _convert(s: LightState, offset: Int, length: Int, to_shared: bool) -> Int:
     worked = False
     while first < end and error == 0:
         stop = min(end, (first // block + 1) * block)
-        if _next_in(s, first, stop, not to_shared) < stop:
+        if next_in(s, first, stop, not to_shared) < stop:
             worked = True
             error = _convert_block(s, first, stop, to_shared)
         first = stop
@@ -601,7 +601,7 @@ def _convert(s: LightState, offset: Int, length: Int, to_shared: bool) -> Int:
 @kernel
 def _convert_block(s: LightState, first: Int, end: Int, to_shared: bool) -> Int:
     """All of [first, end) or nothing; some page of it is in the other state."""
-    page = _next_in(s, first, end, not to_shared)
+    page = next_in(s, first, end, not to_shared)
     if not to_shared:
         held = _first_referenced(s, first, end)
         if held >= 0:
@@ -616,7 +616,7 @@ def _convert_block(s: LightState, first: Int, end: Int, to_shared: bool) -> Int:
     _count_invalidations(s, page, end, to_shared)
     order = s.options[UNIT_ORDER]
     while page < end:
-        stop = _run_end(s, page, end, not to_shared)
+        stop = run_end(s, page, end, not to_shared)
         # One run of pages in the other state, unit by unit where units are present.
         at = page
         while at < stop:
@@ -637,7 +637,7 @@ def _convert_block(s: LightState, first: Int, end: Int, to_shared: bool) -> Int:
             at = high
         s.counts[N_CONVERTED] += stop - page
         s.counts[N_SHARED] += stop - page if to_shared else page - stop
-        page = _next_in(s, stop, end, not to_shared)
+        page = next_in(s, stop, end, not to_shared)
     return 0
 
 
@@ -645,10 +645,10 @@ def _convert_block(s: LightState, first: Int, end: Int, to_shared: bool) -> Int:
 def _count_invalidations(s: LightState, page: Int, end: Int, to_shared: bool) -> None:
     """One notification per run that changes, of exactly that run: there is no block to round out to."""
     while page < end:
-        stop = _run_end(s, page, end, not to_shared)
+        stop = run_end(s, page, end, not to_shared)
         s.counts[N_INVALIDATIONS] += 1
         s.counts[N_INVALIDATED] += (stop - page) << 12
-        page = _next_in(s, stop, end, not to_shared)
+        page = next_in(s, stop, end, not to_shared)
 
 
 @kernel
@@ -663,20 +663,20 @@ def _populate(s: LightState, page: Int, node: Int) -> Int:
     first = unit << order
     end = min(first + pages, s.options[PAGES])
     runs = 0  # private ones: each becomes an extent
-    at = _next_in(s, first, end, False)
+    at = next_in(s, first, end, False)
     while at < end:
         runs += 1
-        at = _next_in(s, _run_end(s, at, end, False), end, False)
+        at = next_in(s, run_end(s, at, end, False), end, False)
     if maple.room(s.nodes, s.top) < runs // 4 + 64 * maple.store_nodes(s.top):
         return _lacks(s, _LACKS_NODES)
     if s.count[node] + 2 > s.start.shape[1]:
         return _lacks(s, _LACKS_RANGES)
     needed = 0
     shift = s.options[GROUP_SHIFT]
-    at = _next_in(s, first, end, True)
+    at = next_in(s, first, end, True)
     while at < end:
         needed += s.group[at >> shift] == 0
-        at = _next_in(s, min(end, ((at >> shift) + 1) << shift), end, True)
+        at = next_in(s, min(end, ((at >> shift) + 1) << shift), end, True)
     if needed > _groups_free(s):
         return ENOMEM
     pfn = pfn_range.alloc(s.start, s.end, s.count, node, pfn_range.FIRST_FIT, pages, pages)
@@ -686,11 +686,11 @@ def _populate(s: LightState, page: Int, node: Int) -> Int:
     s.unit_node[unit] = node
     s.counts[N_PRESENT] += end - first
     _count_mappings(s, unit, 1)
-    at = _next_in(s, first, end, False)
+    at = next_in(s, first, end, False)
     while at < end:
-        stop = _run_end(s, at, end, False)
+        stop = run_end(s, at, end, False)
         _store(s, at, stop - at, pfn + at - first)
-        at = _next_in(s, stop, end, False)
+        at = next_in(s, stop, end, False)
     _count_groups(s, first, end, 1)
     return 0
 
@@ -729,7 +729,7 @@ def _host_fault(s: LightState, offset: Int, length: Int, node: Int) -> Int:
             return error
         if s.counts[N_POISONED] == 0:
             unit_end = min(((page >> s.options[UNIT_ORDER]) + 1) << s.options[UNIT_ORDER], s.options[PAGES])
-            page = _run_end(s, page, min(end, unit_end), True)
+            page = run_end(s, page, min(end, unit_end), True)
         else:
             page += 1
     return 0
@@ -751,7 +751,7 @@ def _guest_fault(s: LightState, offset: Int, length: Int, private: bool, node: I
             return EHWPOISON
         if s.counts[N_POISONED] == 0:
             unit_end = min(((page >> s.options[UNIT_ORDER]) + 1) << s.options[UNIT_ORDER], s.options[PAGES])
-            page = _run_end(s, page, min(end, unit_end), not private)
+            page = run_end(s, page, min(end, unit_end), not private)
         else:
             page += 1
     return 0

@@ -144,6 +144,24 @@ def cut(runs: Runs, start: Int, end: Int, out: np.ndarray) -> Int:
 
 
 @kernel
+def pages_in(runs: Runs, start: Int, end: Int) -> Int:
+    """How many pages of ``[start, end)`` runs hold."""
+    used, rows, pages = runs.head[USED], runs.rows, 0
+    if used == 0 or end <= start:
+        return 0
+    position = _block_at(runs, start)
+    at = _row_beyond(runs, runs.order[position], start)
+    while position < used:
+        block = runs.order[position]
+        for row in range(block * BLOCK + at, block * BLOCK + runs.fill[block]):
+            if rows[row, FIRST] >= end:
+                return pages
+            pages += min(rows[row, FIRST] + rows[row, LENGTH], end) - max(rows[row, FIRST], start)
+        position, at = position + 1, 0
+    return pages
+
+
+@kernel
 def next_page(runs: Runs, page: Int) -> Int:
     """First page at ``page`` or beyond that a run holds; -1: none."""
     if runs.head[USED] == 0:

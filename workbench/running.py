@@ -11,6 +11,7 @@ from workbench.design import DESIGNS
 from workbench.engine import attributes, conversions
 from workbench.engine.bulk_backends import BulkBackends
 from workbench.engine.bulk_faults import LEAST, BulkFaults
+from workbench.engine.bulk_light import BulkLight
 from workbench.engine.bulk_present import BulkPresent
 from workbench.engine.bulk_tracked import BulkTracked
 from workbench.engine.calls import apply
@@ -41,10 +42,12 @@ def run(
         log = Log(system, operations)
         many, calls = BulkFaults(system, operations), BulkTracked(system, operations)
         backends, present = BulkBackends(system, operations), BulkPresent(system, operations, many)
+        light = BulkLight(system, operations, many)
         number = 0
         while number < len(operations):
             before = log.results[-1] if number else None
-            done = many.run(number, before) or calls.run(number) or present.run(number) or backends.run(number)
+            done = many.run(number, before) or calls.run(number) or light.run(number) or present.run(number)
+            done = done or backends.run(number)
             if done is None:
                 system.placed[:], system.begun[:] = system.begun, 0
                 log.keep(system, operations[number], apply(system, operations[number]))
@@ -71,6 +74,8 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
     if conversions.wanted(scenario):
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]
+            if sc.Convert in scenario.kinds and len(scenario.operations) > LEAST:
+                modules += ["light_rows", "state_ranges", "tree_nodes"]
         else:
             modules += ["folios.run", "state_ranges"]
         if scenario.guest.vm_type in WATCHED:

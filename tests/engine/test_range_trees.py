@@ -9,9 +9,10 @@ import workbench as wb
 from workbench.engine import calls
 from workbench.engine.generators import expand
 from workbench.engine.metadata import KINDS, LIGHT_MAP, STATE_TREE
-from workbench.engine.range_trees import MapleSlab, nodes_of
+from workbench.engine.range_trees import MapleSlab, SharedNodes, nodes_of
 from workbench.engine.system import System
 from workbench.kernels.folios.run import COUNTERS
+from workbench.tracking.light_file import LightFile
 from workbench.tracking.offset_maps import MapleMap
 from workbench.units import PAGE_SIZE
 
@@ -168,6 +169,19 @@ def test_what_a_file_without_struct_page_shares_has_nodes_in_the_page_cache():
     system = run(scenario(operations))
     assert system.metadata.xarray.live.sum() == system.metadata.xarray.parts[0].sum() == 5
     assert run(scenario([*operations, back])).metadata.xarray.live.sum() == 0
+
+
+def test_nodes_of_what_is_shared_are_counted_again_when_as_much_is_shared_elsewhere():
+    """Two groups of one 16 MiB; then one of them and one of another."""
+    file = LightFile(64 * MIB, "4 KiB")
+    tree = SharedNodes(np.zeros(1, np.int64), file=file)
+    file.insert(np.arange(64 * MIB // PAGE_SIZE), np.zeros(64 * MIB // PAGE_SIZE, np.int64))
+    for at in (0, MIB):
+        file.convert(at, PAGE_SIZE, "shared")
+    assert tree.wanted() == 2 + 1 + 1
+    file.convert(0, PAGE_SIZE, "private")
+    file.convert(17 * MIB, PAGE_SIZE, "shared")
+    assert tree.wanted() == 2 + 2 + 1
 
 
 def test_struct_pages_and_tables_come_from_one_stock_beside_the_pools():

@@ -38,6 +38,7 @@ def check(runs: Runs, pages: dict[int, int], start: int, end: int) -> None:
     assert merged(runs.cut(start, end)) == listed(pages, start, end)
     absent = [page for low, high in runs.gaps(start, end).tolist() for page in range(low, high)]
     assert absent == [page for page in range(start, end) if page not in pages]
+    assert kernels.pages_in(runs.room(0), start, end) == sum(start <= page < end for page in pages)
     assert runs.any(start, end) == any(start <= page < end for page in pages)
     assert len(runs) == len(runs.all())
     assert runs.end() == max(pages, default=-1) + 1

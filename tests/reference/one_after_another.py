@@ -42,6 +42,8 @@ def assert_equal(module: ModuleType, given: wb.Scenario) -> int:
     for first, second in zip(one.system.inodes(), other.system.inodes(), strict=True):
         for left, right in zip(first.mappings, second.mappings, strict=True):
             np.testing.assert_array_equal(left.mapped(), right.mapped())
+        if first.users is not None and second.users is not None:
+            np.testing.assert_array_equal(first.users.kvm.runs(), second.users.kvm.runs())
     assert _trees(one) == _trees(other)
     assert _nodes(one) == _nodes(other)
     return many

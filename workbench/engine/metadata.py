@@ -548,6 +548,10 @@ class Metadata:
                 map_.add_singles(wanted[mine, 1], taken[mine])
         return held
 
+    def first_to_need(self, walk: Walk, rows: Int64s, tasks: list[Thread]) -> list[int]:
+        """Which faults, rows int64 (n, 4) as :meth:`count_faults` has them, find a table missing, or nothing kept ready."""
+        return sorted(self._need_tables(walk, rows, tasks))
+
     def hold_after(self, held: Int64s, kind: int, pages: Int64s) -> None:
         """So many pages int64 (n, nodes) of a kind are there after each of n calls, in ``held`` int64 (n, kinds, nodes) too."""
         held[:, kind] = pages
@@ -744,10 +748,10 @@ class Metadata:
             if self.light and isinstance(inode.tracked, LightFile) and PAGE_CACHE not in trees:
                 trees[PAGE_CACHE] = SharedNodes(np.zeros(self.system.nodes, np.int64), file=inode.tracked)
             for kind, tree in trees.items():
-                complete &= self._resize(task, kind, tree, tree.wanted())
+                complete &= self.resize(task, kind, tree, tree.wanted())
         return complete
 
-    def _resize(self, task: Thread, kind: int, tree: Tree, wanted: int) -> bool:
+    def resize(self, task: Thread, kind: int, tree: Tree, wanted: int) -> bool:
         """A tree has so many nodes now. False: no memory for a slab."""
         more = wanted - sum(tree.nodes.tolist())
         if more < 0:  # which went is not known: where most of them are
@@ -755,7 +759,7 @@ class Metadata:
             tree.nodes -= gone
             self._free_tree_nodes(kind, gone)
         elif more:
-            slabs = self._slabs_of(kind)
+            slabs = self.slabs_of(kind)
             parts = slabs.parts[slabs.kinds.index(kind)]
             parts[task.nid] += more
             if not self._take_objects(task, slabs, more):
@@ -787,18 +791,23 @@ class Metadata:
             filled = number
             if found is not None:
                 self.before, self.system.rotations[tasks[number].index] = (of[number] for of in found)
-            self._resize(tasks[number], STATE_TREE, tree, int(nodes[number]))
+            self.resize(tasks[number], STATE_TREE, tree, int(nodes[number]))
         held[filled:] = self.held
         self.before, self.system.rotations[:] = None, kept
         return held
 
     def _free_tree_nodes(self, kind: int, nodes: Int64s) -> None:
-        slabs = self._slabs_of(kind)
+        slabs = self.slabs_of(kind)
         slabs.parts[slabs.kinds.index(kind)] -= nodes
         self._free_objects(slabs, nodes)
         self._count_slabs(slabs)
 
-    def _slabs_of(self, kind: int) -> Slabs:
+    def hold_objects_after(self, held: Int64s, slabs: Slabs, parts: Int64s) -> None:
+        """Slabs have so many objects int64 (n, 2, nodes) after each of n calls: pages, in ``held`` int64 (n, kinds, nodes)."""
+        held[:, list(slabs.kinds)] = slabs.held_along(self._zones().zone_node, self.system.nodes, parts)
+
+    def slabs_of(self, kind: int) -> Slabs:
+        """The cache of which the nodes of trees of a kind are objects."""
         return self.xarray if kind in self.xarray.kinds else self.maple
 
     def _settle_attributes(

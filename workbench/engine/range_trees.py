@@ -205,21 +205,30 @@ class SharedNodes(Tree):
     def wanted(self) -> int:
         """Nodes of all levels: groups of 64 pages with struct pages are the lowest, and the file's own counts say the others."""
         assert self.file is not None
-        state = self.file.state
-        seen = int(state.counts[light_map.N_VMEMMAP]), int(state.counts[light_map.N_SHARED])
+        counts = self.file.state.counts
+        seen = int(counts[light_map.N_VMEMMAP]), int(counts[light_map.N_CONVERTED])
         if seen != self.seen:
             self.seen, self.count = seen, seen[0]
-            there = _any_of(state.shared_2m > 0, 8)  # of 16 MiB each
-            while seen[0] and len(there) > 1:
-                self.count += int(np.count_nonzero(there))
-                there = _any_of(there, 64)
-            self.count += seen[0] > 0  # the highest
+            if seen[0]:
+                self.count += sum(int(np.count_nonzero(level)) for level in self.levels()) + 1  # the highest
         return self.count
 
+    def levels(self) -> list[Int64s]:
+        """Of each node above the lowest level how many children it has, level by level; of the first how many 2 MiB of 16 MiB are
+        shared at all. Levels of one node are left out."""
+        assert self.file is not None
+        out: list[Int64s] = []
+        below, each = self.file.state.shared_2m > 0, 8
+        while len(below) > each:
+            out.append(np.add.reduceat(below, np.arange(0, len(below), each), dtype=np.int64))
+            below, each = out[-1] > 0, 64
+        return out
 
-def _any_of(flags: np.ndarray, each: int) -> np.ndarray:
-    """Whether any of ``each`` flags that follow one another is set, bool (ceil(n / each),)."""
-    return np.logical_or.reduceat(flags, np.arange(0, len(flags), each))
+    def followed(self, count: int) -> None:
+        """Somebody else has counted: so many there are now."""
+        assert self.file is not None
+        counts = self.file.state.counts
+        self.seen, self.count = (int(counts[light_map.N_VMEMMAP]), int(counts[light_map.N_CONVERTED])), count
 
 
 def ranges_in(map_: FileMap, first: int, last: int) -> int:

@@ -42,6 +42,10 @@ class Slabs:
         self.zones[nid] += pages
         self._lie[nid] = None
 
+    def count(self) -> Int64s:
+        """Slabs of each node."""
+        return self.zones.sum(axis=1) // self.pages
+
     def room(self, nid: int) -> int:
         """Objects that the slabs of a node have room for."""
         return int(self.zones[nid].sum()) // self.pages * self.objects - int(self.live[nid])

@@ -66,16 +66,20 @@ def possible(system: System, inode: Inode) -> bool:
 
 def calls_possible(system: System, file: OpenFile) -> bool:
     """Whether conversions and pins of a file need nothing but its own state, and what is followed here and by who asks."""
-    scenario, inode, metadata = system.scenario, file.inode, system.metadata
-    if not isinstance(inode.tracked, ConversionFile) or inode.kept:
-        return False
-    if file.descriptor is None or system.killed or system.bulk is not None or not scenario.guest.private_memory:
-        return False
-    if scenario.conversion_mode != "in-place" or "in-place" not in scenario.kernel.conversion:
+    inode, metadata = file.inode, system.metadata
+    if not isinstance(inode.tracked, ConversionFile) or inode.kept or not converts_in_place(system, file):
         return False
     if not possible(system, inode):
         return False
     return metadata is None or metadata.follows_states(inode)
+
+
+def converts_in_place(system: System, file: OpenFile) -> bool:
+    """Whether the ioctl that converts is there, and nothing keeps it from the file."""
+    scenario = system.scenario
+    if file.descriptor is None or system.killed or system.bulk is not None or not scenario.guest.private_memory:
+        return False
+    return scenario.conversion_mode == "in-place" and "in-place" in scenario.kernel.conversion
 
 
 def row_of_call(call: Call, inode: Inode) -> tuple[int, int, int, int, int, int] | None:

@@ -19,6 +19,7 @@ from workbench.engine.runs import Runs
 from workbench.intervals import Int64s, equal_intervals, no_intervals
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
+from workbench.kernels.runs import Runs as Table
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.light_file import LightFile
 from workbench.tracking.tracked_file import Outcome, TrackedFile
@@ -106,6 +107,15 @@ class Mapped:
             self._runs.erase(start, end)
             self.pages -= gone
         return gone
+
+    def lend(self, blocks: int, rows: int) -> tuple[Table, Int64s, int]:
+        """The runs and their rows, with room for so many blocks and rows: for a kernel, until :meth:`take_back`."""
+        self._make_room(rows)
+        return self._runs.room(blocks), self._rows, self._used
+
+    def take_back(self, used: int, pages: int) -> None:
+        """So many rows are in use, and so many pages are mapped."""
+        self._used, self.pages = used, pages
 
     def _make_room(self, rows: int) -> None:
         """Rows that no run names any more go first."""

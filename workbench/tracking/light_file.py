@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from workbench.kernels import light_map
+from workbench.kernels import light_map, light_rows
 from workbench.kernels.folios import run as folio
 from workbench.kernels.maps import maple
+from workbench.kernels.runs import Runs
+from workbench.kernels.whole import Whole
 from workbench.tracking.host_memory import RangeMemory
 from workbench.tracking.tracked_file import GENERATIONS, Blocks, Int64s, StreamResult, TrackedFile, choice
 from workbench.units import PAGE_SIZE
@@ -93,6 +95,14 @@ class LightFile(TrackedFile):
                 series[done // every - 1] = [*self.counts, *self.vmemmap_taken]
         return StreamResult(errors, offsets, series)
 
+    def carry_out_rows(self, given: light_rows.Rows, mapped: Runs, placed: Runs, watched: Whole) -> int:
+        """Calls one by one, and what follows from each (:func:`workbench.kernels.light_rows.run`), until some table is too short
+        that is not the file's own."""
+        self._refresh()
+        while (status := int(light_rows.run(given, self.state, mapped, placed, watched))) == light_rows.LACKS_STATE:
+            self._grow()
+        return status
+
     def insert(self, folios: Int64s, nodes: Int64s) -> int:
         """Back units on their nodes from the ranges there; ENOMEM, for want of struct pages, ends it."""
         stream = np.zeros((len(folios), 6), np.int64)
@@ -118,8 +128,13 @@ class LightFile(TrackedFile):
     @property
     def counts(self) -> Int64s:
         """The counters that the two kernels share; those of split and merge stay 0, for nothing is."""
-        out = np.zeros(len(folio.COUNTERS), np.int64)
-        out[_THERE] = self.state.counts[_HERE]
+        return self.counts_of(self.state.counts)
+
+    @staticmethod
+    def counts_of(own: Int64s) -> Int64s:
+        """:attr:`counts` from the map's own counters, int64 (..., counters)."""
+        out = np.zeros((*own.shape[:-1], len(folio.COUNTERS)), np.int64)
+        out[..., _THERE] = own[..., _HERE]
         return out
 
     def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:

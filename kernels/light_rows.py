@@ -1,0 +1,318 @@
+"""Calls on a file without struct page one after another: conversions, and the guest's faults on pages that are there.
+
+:mod:`workbench.kernels.light_map` converts; here is what follows from each row: the guest's leaves that go and come
+(``virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin``, ``arch/x86/kvm/mmu/mmu.c: kvm_mmu_max_mapping_level``), nodes of the
+map and of what is in the page cache, and what of the memory stays whole. Nothing is poisoned, pinned, or mapped by a device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from workbench.kernels import light_map, runs
+from workbench.kernels.bits import test_bit
+from workbench.kernels.compile import Int, kernel, record
+from workbench.kernels.folios.run import (
+    ARGUMENT,
+    CONVERT,
+    EINVAL,
+    GENERATION_B,
+    LENGTH,
+    NEEDS_ROOM,
+    OFFSET,
+    OP,
+    ORDER_1G,
+    ORDER_2M,
+    PAGES_2M,
+)
+from workbench.kernels.light_map import LightState, next_in, run_end
+from workbench.kernels.maps import maple
+from workbench.kernels.runs import FIRST, VALUE, Runs
+from workbench.kernels.whole import Whole, look_at_one
+
+ROW, USED, MAPPED, LARGEST, WANTED = range(5)
+"""Entries of ``at``: the next row, rows of ``leaves`` in use, pages that the guest has mapped, order of the largest leaf that its
+kind allows, and how much there is too little of."""
+DONE, LACKS_STATE, LACKS_BLOCKS, LACKS_LEAVES = range(4)
+"""Return codes: all rows are done; the map, the table of what is mapped, or that of its leaves must grow."""
+LEVEL = 4
+"""Column of ``leaves``."""
+GROUP_SHIFT = 12
+"""log2 of the pages below a node of the second level of an xarray: 64 of 64 pages."""
+
+
+@record
+class Rows(NamedTuple):
+    """N nodes, n calls, each of which names at most k - 2 pages: what is left after each, and what the guest has mapped."""
+
+    stream: np.ndarray
+    """int64 (n, 6), columns as :mod:`workbench.kernels.folios.run` has them; what converts nothing is a fault of the guest."""
+    errors: np.ndarray
+    """int32 (n,)."""
+    offsets: np.ndarray
+    """int64 (n,), byte offsets that errors name, -1: none."""
+    counters: np.ndarray
+    """int64 (n, COUNTERS + N), of the file, then vmemmap pages that it holds by node."""
+    nodes: np.ndarray
+    """int64 (n, 2), of the map, and of what is in the page cache."""
+    mapped: np.ndarray
+    """int64 (n,), pages that the guest has mapped."""
+    whole: np.ndarray
+    """int64 (n, 4 + 2 N), what stays whole; (0, ...): nobody asks."""
+    leaves: np.ndarray
+    """int64 (rows, 5), as :class:`workbench.engine.users.Mapped` has them."""
+    pieces: np.ndarray
+    """int64 (k, 3), working space."""
+    gaps: np.ndarray
+    """int64 (k, 2), working space."""
+    children: np.ndarray
+    """int64 (cells,), of each node of the page cache above the lowest how many children it has, level by level; but that the
+    lowest of these levels counts 2 MiB of its 16 MiB that are shared at all. Levels of one node are left out."""
+    levels: np.ndarray
+    """int64 (L,), where each level begins in ``children``."""
+    there: np.ndarray
+    """int64 (L,), nodes of each level that have any."""
+    at: np.ndarray
+    """int64 (5,), ROW ..."""
+
+
+@kernel
+def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Whole) -> Int:
+    """Carry out rows from ``at[ROW]`` on. ``mapped``: what the guest has mapped; ``placed``: what backs the file's units."""
+    for row in range(given.at[ROW], given.stream.shape[0]):
+        given.at[ROW] = row
+        call = given.stream[row]
+        first = call[OFFSET] >> 12
+        end = min((call[OFFSET] + call[LENGTH] + 4095) >> 12, state.options[light_map.PAGES])
+        before = state.counts[light_map.N_CONVERTED]
+        if call[OP] == CONVERT:
+            status = _convert(given, state, mapped, row, first, end)
+        else:
+            status = _fault(given, state, mapped, placed, first, end)
+        if status != DONE:
+            return status
+        if state.counts[light_map.N_CONVERTED] != before:
+            _count_shared(given, state, first, end)
+            if given.whole.shape[0] > 0:
+                _look(state, watched, first, end)
+        _note(given, state, watched, row)
+    given.at[ROW] = given.stream.shape[0]
+    return DONE
+
+
+@kernel
+def _note(given: Rows, s: LightState, watched: Whole, row: Int) -> None:
+    counters = s.counts.shape[0]
+    for counter in range(counters):
+        given.counters[row, counter] = s.counts[counter]
+    for node in range(s.taken.shape[0]):
+        given.counters[row, counters + node] = s.taken[node] - s.freed[node]
+    given.nodes[row, 0] = s.top[maple.NODES]
+    given.nodes[row, 1] = _shared_nodes(given, s)
+    given.mapped[row] = given.at[MAPPED]
+    if given.whole.shape[0] > 0:
+        for entry in range(watched.row.shape[0]):
+            given.whole[row, entry] = watched.row[entry]
+
+
+@kernel
+def _lacks_blocks(given: Rows, mapped: Runs, changes: Int) -> bool:
+    """Whether so many runs that are put in may need more blocks than are free: a block that is full becomes two."""
+    used = mapped.head[runs.USED]
+    given.at[WANTED] = min(changes, used + changes // (runs.BLOCK // 2) + 1) + 1
+    return bool(mapped.order.shape[0] - used < given.at[WANTED])
+
+
+# ------------------------------------------------------------------------------------------------------ conversions
+
+
+@kernel
+def _convert(given: Rows, s: LightState, mapped: Runs, row: Int, first: Int, end: Int) -> Int:
+    to_shared = given.stream[row, ARGUMENT] == 1
+    parts = 0
+    page = next_in(s, first, end, not to_shared)
+    while page < end:
+        stop = run_end(s, page, end, not to_shared)
+        given.gaps[parts, 0], given.gaps[parts, 1] = page, stop
+        parts += 1
+        page = next_in(s, stop, end, not to_shared)
+    if _lacks_blocks(given, mapped, parts):
+        return LACKS_BLOCKS
+    light_map.run(s, given.stream[: row + 1], given.errors, given.offsets, row)
+    error, offset = given.errors[row], given.offsets[row]
+    if error == NEEDS_ROOM:
+        return LACKS_STATE
+    if parts == 0 or error == EINVAL:
+        return DONE
+    stop = given.gaps[parts - 1, 1]
+    order = s.options[light_map.UNIT_ORDER]
+    if error != 0 and (s.options[light_map.GENERATION] == GENERATION_B or order == 0):
+        stop = stop if offset >= 0 else 0
+    elif error != 0 and offset >= 0:
+        stop = offset >> 12 >> order << order
+    for part in range(parts):
+        _zap(given, mapped, given.gaps[part, 0], min(given.gaps[part, 1], stop))
+    return DONE
+
+
+@kernel
+def _zap(given: Rows, mapped: Runs, start: Int, end: Int) -> None:
+    """Take away the leaves that pages [start, end) touch, huge ones whole."""
+    if end <= start or given.at[MAPPED] == 0:
+        return
+    low, high = start, end
+    for side in range(1 if end - start == 1 else 2):
+        border = start if side == 0 else end - 1
+        order = _order_at(given, mapped, border)
+        if order > 0:
+            low, high = min(low, border >> order << order), max(high, ((border >> order) + 1) << order)
+    _erase(given, mapped, low, high)
+
+
+@kernel
+def _order_at(given: Rows, mapped: Runs, page: Int) -> Int:
+    """Order of the leaf that maps a page; -1: none does."""
+    if runs.cut(mapped, page, page + 1, given.pieces) == 0:
+        return -1
+    return _order_of(given.leaves[given.pieces[0, VALUE], LEVEL])
+
+
+@kernel
+def _order_of(level: Int) -> Int:
+    return 0 if level == 0 else ORDER_2M if level == 1 else ORDER_1G
+
+
+@kernel
+def _erase(given: Rows, mapped: Runs, start: Int, end: Int) -> None:
+    gone = runs.pages_in(mapped, start, end)
+    if gone > 0:
+        runs.erase(mapped, start, end)
+        given.at[MAPPED] -= gone
+
+
+# ------------------------------------------------------------------------------------------------------- faults
+
+
+@kernel
+def _fault(given: Rows, s: LightState, mapped: Runs, placed: Runs, first: Int, end: Int) -> Int:
+    """The guest touches pages that are there: what it had not mapped gets leaves."""
+    most = 3 * (end - first) + 2  # each page a gap of its own, and units at both ends
+    if given.at[USED] + most > given.leaves.shape[0]:
+        given.at[WANTED] = most
+        return LACKS_LEAVES
+    if _lacks_blocks(given, mapped, 2 * most):
+        return LACKS_BLOCKS
+    page = first
+    while page < end:
+        shared = test_bit(s.shared, page)
+        stop = run_end(s, page, end, shared)
+        for gap in range(runs.gaps(mapped, page, stop, given.gaps)):
+            _map(given, s, mapped, placed, given.gaps[gap, 0], given.gaps[gap, 1], shared)
+        page = stop
+    return DONE
+
+
+@kernel
+def _map(given: Rows, s: LightState, mapped: Runs, placed: Runs, page: Int, end: Int, shared: bool) -> None:
+    """Leaves for pages [page, end) of one state, as large as the unit, its state and the kind of guest allow."""
+    while page < end:
+        level = 0 if shared else _level(given, s, page >> ORDER_2M)
+        stop = min(end, ((page >> ORDER_2M) + 1) << ORDER_2M)
+        while stop < end and (shared or _level(given, s, stop >> ORDER_2M) == level):
+            stop = min(end, stop + PAGES_2M)
+        order = _order_of(level)
+        _add(given, s, mapped, placed, page >> order << order, (stop + (1 << order) - 1) >> order << order, level)
+        page = stop
+
+
+@kernel
+def _level(given: Rows, s: LightState, block: Int) -> Int:
+    """Level of the leaf that a fault on private pages of a block of 2 MiB installs."""
+    order, largest = s.options[light_map.UNIT_ORDER], given.at[LARGEST]
+    if order == 0 or largest == 0:
+        return 0
+    if order == ORDER_1G and largest == ORDER_1G and s.shared_1g[block >> (ORDER_1G - ORDER_2M)] == 0:
+        return 2
+    return 1 if s.shared_2m[block] == 0 else 0
+
+
+@kernel
+def _add(given: Rows, s: LightState, mapped: Runs, placed: Runs, start: Int, end: Int, level: Int) -> None:
+    """Map pages [start, end), in place of what was there, by the frames that back them."""
+    order = s.options[light_map.UNIT_ORDER]
+    begin = given.at[USED]
+    count = runs.cut(placed, start >> order, (end + (1 << order) - 1) >> order, given.pieces)
+    for piece in range(count):
+        row = given.leaves[begin + piece]
+        unit = given.pieces[piece, FIRST]
+        low = max(unit << order, start)
+        pages = min((unit + given.pieces[piece, runs.LENGTH]) << order, end) - low
+        row[0], row[1], row[2], row[3], row[LEVEL] = low, pages, 1, 2 * given.pieces[piece, VALUE], level
+        _erase(given, mapped, low, low + pages)
+        given.at[MAPPED] += pages
+    given.at[USED] = begin + count
+    runs.enter(mapped, given.leaves, begin, begin + count)
+
+
+# ------------------------------------------------------------------------------------------- nodes, and what is whole
+
+
+@kernel
+def _shared_nodes(given: Rows, s: LightState) -> Int:
+    """xarray nodes of what is in the page cache: groups of struct pages are the lowest, and one is the highest."""
+    count = s.counts[light_map.N_VMEMMAP]
+    if count > 0:
+        for level in range(given.there.shape[0]):
+            count += given.there[level]
+        count += 1
+    return count
+
+
+@kernel
+def _count_shared(given: Rows, s: LightState, first: Int, end: Int) -> None:
+    """Pages [first, end) have changed sides: nodes above them have children, or none."""
+    if given.levels.shape[0] == 0:
+        return
+    blocks = 1 << (GROUP_SHIFT - ORDER_2M)
+    for cell in range(first >> GROUP_SHIFT, ((end - 1) >> GROUP_SHIFT) + 1):
+        before, now = given.children[cell], np.int64(0)
+        for block in range(cell * blocks, min((cell + 1) * blocks, s.shared_2m.shape[0])):
+            now += s.shared_2m[block] > 0
+        given.children[cell] = now
+        level, number = 0, cell
+        while (before > 0) != (now > 0):
+            change = 1 if now > 0 else -1
+            given.there[level] += change
+            level, number = level + 1, number >> 6
+            if level == given.levels.shape[0]:
+                break
+            at = given.levels[level] + number
+            before = given.children[at]
+            now = before + change
+            given.children[at] = now
+
+
+@kernel
+def _look(s: LightState, watched: Whole, first: Int, end: Int) -> None:
+    """Look at the blocks of 2 MiB of which pages [first, end) may have changed sides."""
+    order = s.options[light_map.UNIT_ORDER]
+    for block in range(first >> ORDER_2M, ((end - 1) >> ORDER_2M) + 1):
+        if order > 0:
+            unit = block >> (order - ORDER_2M)
+            there = s.unit_pfn[unit] >= 0
+            present = np.int64(PAGES_2M if there else 0)
+            private = np.int64(PAGES_2M - s.shared_2m[block] if there else 0)
+            node = np.int64(s.unit_node[unit] if there else -1)
+            look_at_one(watched, block, present, private, node, there, True)
+            continue
+        present, private, node = np.int64(0), np.int64(0), np.int64(-1)
+        low = block << ORDER_2M
+        for page in range(low, min(low + PAGES_2M, s.options[light_map.PAGES])):
+            if s.unit_pfn[page] >= 0:
+                if present == 0:
+                    node = np.int64(s.unit_node[page])
+                present += 1
+                private += not test_bit(s.shared, page)
+        look_at_one(watched, block, present, private, node, False, True)

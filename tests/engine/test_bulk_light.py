@@ -1,0 +1,150 @@
+"""Conversions and faults of a file without struct pages carried out together leave the same as one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench as wb
+from reference import one_after_another
+from workbench.engine import bulk_light
+from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, STATE_TREE
+from workbench.running import run
+
+MEMORY = 8 << 20
+PAGES = MEMORY // 4096
+RANGE = {
+    "offset": st.integers(0, PAGES - 1).map(lambda page: page * 4096) | st.sampled_from([0, 512 * 4096, 1024 * 4096]),
+    "length": st.sampled_from([1, 1, 1, 2, 64, 512, 513, 700]).map(lambda pages: pages * 4096),
+    "task": st.sampled_from(["vcpu0", "vcpu1", None]),
+}
+CONVERT = st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": st.sampled_from(["shared", "private"])})
+BAD = st.sampled_from(
+    [{"offset": 100, "length": 4096}, {"offset": 4096, "length": 100}, {"offset": MEMORY, "length": 4096}]
+)
+CALL = st.one_of(
+    CONVERT, CONVERT, CONVERT, st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
+    st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "guest", "prefault"]), **RANGE}),
+    st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "guest", "prefault"]), **RANGE}),
+)  # fmt: skip
+OTHER = st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate", "pin", "unpin"]), **RANGE})
+HOST = {
+    "name": "two",
+    "nodes": [{"id": 0, "memory_bytes": "4 GiB", "cpus": [0]}, {"id": 1, "memory_bytes": "4 GiB", "cpus": [1]}],
+    "distances": [[10, 20], [20, 10]],
+}
+
+
+def scenario(
+    operations: list[dict[str, Any]],
+    vm_type: str = "sw_protected",
+    page_size: str = "4 KiB",
+    memory: int | str = MEMORY,
+    **fields: Any,
+) -> wb.Scenario:
+    guest = {"memory": memory, "vcpus": [{"node": 0}, {"node": 1}], "vm_type": vm_type, "design": "pfn-range"}
+    return wb.Scenario.from_mapping(
+        {"host": HOST, "guest": {**guest, "page_size": page_size}, "operations": operations, **fields}
+    )
+
+
+def assert_equal(given_: wb.Scenario) -> int:
+    return one_after_another.assert_equal(bulk_light, given_)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(CALL, min_size=2, max_size=20), st.lists(OTHER, max_size=2)), min_size=1, max_size=3),
+    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["sw_protected", "snp", "tdx"]),
+    st.sampled_from(["4 KiB", "4 KiB", "2 MiB", "2 MiB", "1 GiB"]),
+    st.sampled_from(["", "", "proposal-hugetlb", "proposal-hugetlb-rfc2", "7.4"]),
+    st.sampled_from([("mmap",), ("mmap",), ("mmap", "init_shared")]),
+    st.sampled_from(["", "nobody", "guest", "guest", "guest"]), st.none() | st.integers(0, 40),
+)  # fmt: skip
+def test_the_same_as_one_after_another(
+    parts: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]],
+    metadata: str,
+    vm_type: str,
+    page_size: str,
+    kernel: str,
+    flags: tuple[str, ...],
+    filled: str,
+    left: int | None,
+) -> None:
+    """Some find no memory for struct pages; pages are pinned, punched out and mapped by the host in between."""
+    before: list[dict[str, Any]] = [
+        {"op": "create", "file": "other", "size": "2 MiB" if page_size != "1 GiB" else "1 GiB", "flags": ["mmap"]},
+        {"op": "create", "flags": list(flags)},
+        {"op": "convert", "file": "other", "to": "shared"},
+        {"op": "fault", "file": "other", "by": "guest"},
+        {"op": "fault", "by": "guest", "offset": MEMORY // 2, "length": 4096},
+        {"op": "convert", "offset": MEMORY // 4, "length": 8192, "to": "shared"},
+        {"op": "fault", "offset": MEMORY // 4, "length": 8192},
+    ]
+    before += [{"op": "fallocate"}] if filled == "nobody" else [{"op": "fault", "by": "guest"}] * (filled == "guest")
+    calls = [call for some, others in parts for call in (*some, *others)]
+    boot = {} if left is None else {"vmemmap_pages": {0: left, 1: left}}
+    memory = "1 GiB" if page_size == "1 GiB" else MEMORY
+    fields = {"metadata": metadata, "boot": boot} | ({"kernel_profile": kernel} if kernel else {})
+    assert_equal(scenario([*before, *calls], vm_type, page_size, memory, **fields))
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
+@pytest.mark.parametrize("page_size", ["4 KiB", "2 MiB"])
+def test_long_lists_are_carried_out_together(vm_type: str, page_size: str) -> None:
+    """Pages that go over all of a file and come back, touched in between: slabs of its trees are taken and given back."""
+    memory = 24 << 20
+    pages = [{"offset": 4096 * (2 * number * 37 % (memory // 4096)), "length": 4096} for number in range(700)]
+    calls: list[dict[str, Any]] = []
+    for number, page in enumerate(pages):
+        calls += [{"op": "convert", "to": "shared", "task": f"vcpu{number % 2}", **page}]
+        calls += [{"op": "fault", "by": "guest", "task": f"vcpu{number % 3 % 2}", **page}] * (number % 2)
+    calls += [{"op": "convert", "to": "private", **page} for page in pages]
+    calls += [{"op": "fault", "by": "guest", **page} for page in pages[::5]]
+    host = {"op": "fault", "offset": pages[3]["offset"], "length": 4096}
+    before = [
+        {"op": "create", "flags": ["mmap"]}, {"op": "fault", "by": "guest", "task": "vcpu1"},
+        {"op": "convert", "to": "shared", **pages[3]}, host,
+    ]  # fmt: skip
+    given_ = scenario([*before, *calls], vm_type, page_size, memory)
+    assert assert_equal(given_) == len(calls)
+    answer = run(given_)
+    held = answer["metadata_pages"].sum(axis=-1)
+    for kind in (LIGHT_MAP, STATE_TREE):
+        steps = np.sign(np.diff(held[:, kind]))
+        assert (steps > 0).any() and (steps < 0).any()
+    assert not [mapping for inode in answer.system.inodes() for mapping in inode.mappings if not mapping.empty]
+
+
+def test_nodes_of_what_is_shared_along_a_large_file() -> None:
+    """A page of each 16 MiB of 3 GiB is shared and private again: three levels of nodes above the groups of struct pages."""
+    memory, step = 3 << 30, 16 << 20
+    there = [{"op": "fault", "by": "guest", "offset": at, "length": 4096} for at in range(0, memory, step)]
+    shared = [{"op": "convert", "to": "shared", "offset": at, "length": 4096} for at in range(0, memory, step)]
+    private = [one | {"to": "private"} for one in shared]
+    given_ = scenario([{"op": "create"}, *there, *shared, *private], memory=memory)
+    assert assert_equal(given_) == 2 * len(shared)
+    answer = run(given_)
+    nodes = next(iter(answer.system.metadata.trees.values()))[PAGE_CACHE]  # type: ignore[union-attr]
+    pages = answer["metadata_pages"][:, PAGE_CACHE].sum(axis=1)
+    # 192 groups, as many nodes of 16 MiB, 3 of 1 GiB and one above: 388 objects, 28 to a slab of 4 pages.
+    assert pages[1 + 2 * len(shared) - 1] == 14 * 4
+    assert nodes.nodes.sum() == 0
+
+
+@pytest.mark.parametrize("reason", ["pin", "poison", "device"])
+def test_what_is_not_followed_is_answered_call_by_call(reason: str) -> None:
+    page = {"offset": 4096 * 600, "length": 4096}
+    calls = [{"op": "convert", "to": "shared", "offset": 4096 * number, "length": 4096} for number in range(40)]
+    first = {
+        "pin": [{"op": "convert", "to": "shared", **page}, {"op": "pin", **page}],
+        "poison": [{"op": "hwpoison", **page}],
+        "device": [{"op": "iommu_map", **page}],
+    }[reason]
+    given_ = scenario([{"op": "create", "flags": ["mmap"]}, {"op": "fault", "by": "guest"}, *first, *calls])
+    assert assert_equal(given_) == 0
+    assert set(run(given_)["event_error"].tolist()[2:]) == {""}

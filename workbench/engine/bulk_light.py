@@ -1,0 +1,261 @@
+"""Many calls on a file without struct pages, one after another: conversions, and the guest's faults on pages that are there.
+
+They place and free no memory of the file. One kernel carries them out (:mod:`workbench.kernels.light_rows`) and says what is left
+after each: counters, nodes, what the guest has mapped, what stays whole. What it cannot follow are pins, poisoned pages and
+devices; with these each is a call of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from workbench import scenario as sc
+from workbench.engine import calls_mm
+from workbench.engine.bulk_faults import LEAST, MOST, BulkFaults, Done, reach, way
+from workbench.engine.followed_trees import FollowedTrees
+from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP, Metadata
+from workbench.engine.objects import Inode, OpenFile, Result
+from workbench.engine.range_trees import SharedNodes, StateTree
+from workbench.engine.system import System
+from workbench.engine.tracked_faults import States, converts_in_place, pages_of_calls, result_of_call, row_of_call
+from workbench.intervals import Int64s, in_intervals, pages_of
+from workbench.kernels import light_map
+from workbench.kernels import light_rows as kernel
+from workbench.kernels import whole as kernel_of_whole
+from workbench.kernels.folios import run as folio
+from workbench.tracking.confidential import DPAMT_PAGES_PER_2M
+from workbench.tracking.light_file import LightFile
+from workbench.tracking.whole import WATCHED
+from workbench.units import PAGE_ORDERS, PAGE_SIZE
+
+_KINDS = (sc.Convert, sc.Fault)
+_PAGES = 2048  # of one fault
+_TREES = {LIGHT_MAP, STATE_TREE, PAGE_CACHE}
+
+
+class BulkLight:
+    """Looks ahead in the operations of a run; ``before`` knows what has gone well."""
+
+    def __init__(self, system: System, operations: Sequence[sc.Operation], before: BulkFaults) -> None:
+        self.system, self.operations, self.before = system, operations, before
+        self._not_before, self._most = 0, MOST
+
+    def run(self, number: int) -> Done | None:
+        """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
+        conversions, last = self.system.conversions, number + LEAST - 1
+        if conversions is None or not conversions.light or number < self._not_before or last >= len(self.operations):
+            return None
+        first = self.operations[number]
+        if not isinstance(first, _KINDS) or not isinstance(self.operations[last], _KINDS):
+            return None
+        file = self.system.files.get(first.file)
+        self._not_before = number + LEAST  # what is asked changes seldom
+        if file is None or not _possible(self.system, file):
+            return None
+        calls, stream = self._alike(file, first.file, self.operations[number : number + self._most])
+        if not (stream[:, folio.OP] == folio.CONVERT).any():  # faults alone are somebody else's
+            self._not_before = number + max(len(calls), 1)
+            return None
+        self._not_before = number + len(calls) + (len(calls) < self._most)
+        self._most = min(2 * self._most, MOST) if len(calls) == self._most else max(2 * len(calls), LEAST)
+        return self._run(file, calls, stream) if len(calls) >= LEAST else None
+
+    def _alike(
+        self, file: OpenFile, name: str, operations: Sequence[sc.Operation]
+    ) -> tuple[list[sc.Convert | sc.Fault], Int64s]:
+        """Calls on a file up to whatever is something else, or reaches out of the file, or is long; rows of a stream."""
+        inode, tasks = file.inode, self.system.tasks
+        ends = {of: reach(file, of) for at, of in self.before.went_well if at == name and of != "host"}
+        calls: list[sc.Convert | sc.Fault] = []
+        rows: list[tuple[int, int, int, int, int, int]] = []
+        for one in operations:
+            if not isinstance(one, _KINDS) or one.file != name or (one.task is not None and one.task not in tasks):
+                break
+            row = row_of_call(one, inode) if isinstance(one, sc.Convert) else _row_of_fault(one, ends.get(way(one), 0))
+            if row is None:
+                break
+            calls.append(one)
+            rows.append(row)
+        stream = np.array(rows, np.int64).reshape(-1, 6)
+        count = _first_absent(inode, stream)
+        return calls[:count], stream[:count]
+
+    def _run(self, file: OpenFile, calls: list[sc.Convert | sc.Fault], stream: Int64s) -> Done:
+        """Carry out such calls."""
+        system, inode, metadata = self.system, file.inode, self.system.metadata
+        given, states = _carry_out(system, inode, stream)
+        errors, offsets = given.errors.astype(np.int64), given.offsets
+        _unmap(inode, stream, errors)
+        held = None
+        if metadata is not None:
+            held = _held_after(system, metadata, inode, calls, given)
+            metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
+            if states.pamt is not None:
+                metadata.hold_after(held, PAMT, states.pamt)
+        said: dict[tuple[str, int], Result] = {}
+        results: list[Result] = []
+        for one, error, offset, length in zip(
+            calls, errors.tolist(), offsets.tolist(), stream[:, folio.LENGTH].tolist(), strict=True
+        ):
+            if isinstance(one, sc.Fault):
+                key = (one.by, length)
+                if key not in said:
+                    said[key] = calls_mm.touched(one, length // PAGE_SIZE)
+                results.append(said[key])
+            else:
+                results.append(result_of_call(error, offset))
+        free = np.broadcast_to(system.free, (len(calls), len(system.free)))
+        return Done(results, np.zeros_like(free), free, held, states)
+
+
+def _possible(system: System, file: OpenFile) -> bool:
+    """Whether calls on a file change nothing but what is followed here."""
+    inode, conversions, metadata = file.inode, system.conversions, system.metadata
+    tracked = inode.tracked
+    if conversions is None or conversions.devices or not isinstance(tracked, LightFile) or inode.users is None:
+        return False
+    if inode.frozen or inode.evicted or inode.small is not None or inode.attributes is not None:
+        return False
+    if tracked.state.counts[light_map.N_PINS] or tracked.state.counts[light_map.N_POISONED]:
+        return False
+    if not converts_in_place(system, file):
+        return False
+    return metadata is None or (not metadata.taking and metadata.trees.get(inode, {}).keys() == _TREES)
+
+
+def _row_of_fault(fault: sc.Fault, end: int) -> tuple[int, int, int, int, int, int] | None:
+    """A fault of the guest as a row of a stream; None: it goes to and fro, is long, or reaches beyond ``end``."""
+    length = fault.length
+    if length is None or fault.order != "sequential" or not PAGE_SIZE <= length <= _PAGES * PAGE_SIZE:
+        return None
+    start, count = fault.offset // PAGE_SIZE, length // PAGE_SIZE
+    if start + count > end:
+        return None
+    return folio.GUEST_FAULT, start * PAGE_SIZE, count * PAGE_SIZE, folio.AS_IT_IS, 0, 0
+
+
+def _first_absent(inode: Inode, stream: Int64s) -> int:
+    """The first fault of a page that is not there; how many rows there are if none is."""
+    assert isinstance(inode.tracked, LightFile)
+    faults = np.flatnonzero(stream[:, folio.OP] != folio.CONVERT)
+    first, end = pages_of_calls(stream[faults])
+    row, unit = pages_of(first >> inode.order, -(-end >> inode.order))
+    absent = faults[row[inode.tracked.state.unit_pfn[unit] < 0]]
+    return int(absent[0]) if len(absent) else len(stream)
+
+
+def _carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows, States]:
+    """Run the kernel; states after each row."""
+    conversions, tracked, users = system.conversions, inode.tracked, inode.users
+    assert conversions is not None and users is not None and isinstance(tracked, LightFile)
+    count, counters = len(stream), len(light_map.COUNTERS)
+    before = np.zeros(len(folio.COUNTERS) + tracked.nodes, np.int64)
+    conversions.count(before)
+    own, mapped = np.concatenate((tracked.counts, tracked.vmemmap_taken)), users.kvm.pages
+    told = np.array(conversions.users_row(before), np.int64)
+    watched = system.scenario.guest.vm_type in WATCHED
+    whole = conversions.whole(inode).state if watched else _NO_WHOLE
+    others = [
+        conversions.whole(one).row() for one in conversions.inodes if watched and one is not inode and not one.evicted
+    ]
+    given = _rows(system, inode, tracked, stream, len(whole.row) if watched else 0)
+    blocks = rows = 1
+    while True:
+        table, leaves, given.at[kernel.USED] = users.kvm.lend(blocks, rows)
+        given = given._replace(leaves=leaves)
+        status = tracked.carry_out_rows(given, table, inode.map.room(), whole)
+        users.kvm.take_back(int(given.at[kernel.USED]), int(given.at[kernel.MAPPED]))
+        if status == kernel.DONE:
+            break
+        wanted = int(given.at[kernel.WANTED])
+        blocks, rows = (wanted, 1) if status == kernel.LACKS_BLOCKS else (1, wanted)
+    series = np.concatenate((tracked.counts_of(given.counters[:, :counters]), given.counters[:, counters:]), axis=1)
+    series += before - own
+    of_users = np.tile(told, (count, 1, 1))
+    of_users[:, 0, 0] = series[:, folio.N_INVALIDATIONS]
+    of_users[:, 1, 0] += given.mapped - mapped
+    if not watched:
+        return given, States(series, of_users.tolist(), None, None)
+    given.whole[:, kernel_of_whole.REGIONS + tracked.nodes :] *= DPAMT_PAGES_PER_2M * PAGE_SIZE
+    stays = given.whole + sum(others, np.zeros(given.whole.shape[1], np.int64))
+    pamt = stays[:, -tracked.nodes :] // PAGE_SIZE if system.scenario.guest.vm_type == "tdx" else None
+    return given, States(series, of_users.tolist(), stays, pamt)
+
+
+def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watched: int) -> kernel.Rows:
+    """What the kernel is given, but for the rows of leaves."""
+    count, longest = len(stream), int(stream[:, folio.LENGTH].max()) // PAGE_SIZE + 4
+    levels: list[Int64s] = []
+    if system.metadata is not None:
+        shared = system.metadata.trees[inode][PAGE_CACHE]
+        assert isinstance(shared, SharedNodes) and inode.users is not None
+        levels = shared.levels()
+    at = np.zeros(5, np.int64)
+    at[kernel.LARGEST] = PAGE_ORDERS[tracked.largest_leaf]
+    at[kernel.MAPPED] = 0 if inode.users is None else inode.users.kvm.pages
+    return kernel.Rows(
+        stream=stream, errors=np.zeros(count, np.int32), offsets=np.full(count, -1, np.int64),
+        counters=np.empty((count, len(light_map.COUNTERS) + tracked.nodes), np.int64),
+        nodes=np.empty((count, 2), np.int64), mapped=np.empty(count, np.int64),
+        whole=np.empty((count if watched else 0, watched), np.int64), leaves=np.zeros((0, 5), np.int64),
+        pieces=np.empty((longest, 3), np.int64), gaps=np.empty((longest, 2), np.int64),
+        children=np.concatenate([np.zeros(0, np.int64), *levels]),
+        levels=np.cumsum([0, *map(len, levels)])[:-1].astype(np.int64),
+        there=np.array([np.count_nonzero(level) for level in levels], np.int64), at=at,
+    )  # fmt: skip
+
+
+_NO_WHOLE = kernel_of_whole.Whole(
+    *(
+        np.zeros(0, of)
+        for of in (np.int64, np.int64, np.int64, np.uint8, np.uint8, np.int64, np.int64, np.int64, np.int64)
+    )
+)
+
+
+def _unmap(inode: Inode, stream: Int64s, errors: Int64s) -> None:
+    """What the host has mapped of pages that became private: nobody holds one, so that all of them go."""
+    private = np.flatnonzero((stream[:, folio.OP] == folio.CONVERT) & (stream[:, folio.ARGUMENT] == 0) & (errors == 0))
+    first, end = pages_of_calls(stream[private])
+    for mapping in inode.mappings:
+        if mapping.empty or not len(private):
+            continue
+        row, page = pages_of(first, end)
+        for number in np.unique(row[in_intervals(page, mapping.mapped())]).tolist():
+            mapping.zap(int(first[number]), int(end[number]))
+
+
+def _held_after(
+    system: System, metadata: Metadata, inode: Inode, calls: list[sc.Convert | sc.Fault], given: kernel.Rows
+) -> Int64s:
+    """Nodes of trees, and tables of the guest: what is held after each call, int64 (n, kinds, nodes)."""
+    stream, trees = given.stream, metadata.trees[inode]
+    first, end = pages_of_calls(stream)
+    states, shared = trees[STATE_TREE], trees[PAGE_CACHE]
+    assert isinstance(states, StateTree) and isinstance(shared, SharedNodes)
+    converted = stream[:, folio.OP] == folio.CONVERT
+    block_by_block = system.rules.kernel == "C" and inode.order > 0
+    unit = given.offsets // PAGE_SIZE >> inode.order << inode.order
+    stopped = np.where(block_by_block & (given.offsets >= 0), np.maximum(unit, first), first)
+    reached = np.where(~converted, first, np.where(given.errors == 0, end, stopped))
+    wanted = {
+        LIGHT_MAP: given.nodes[:, 0],
+        PAGE_CACHE: given.nodes[:, 1],
+        STATE_TREE: states.follow(first, reached, stream[:, folio.ARGUMENT] == 1),
+    }
+    shared.followed(int(given.nodes[-1, 1]))
+    tasks = [system.task(one) for one in calls]
+    followed = FollowedTrees(metadata, trees, np.column_stack([wanted[kind] for kind in trees]), tasks)
+    faults = np.flatnonzero(~converted)
+    walk = system.guest_walk(inode) if len(faults) else None
+    if walk is None:
+        return followed.run([], lambda row: None)
+    rows = np.column_stack((first, end, np.ones_like(first), np.zeros_like(first)))[faults]
+    needed = metadata.first_to_need(walk, rows, [tasks[number] for number in faults.tolist()])
+
+    def enter(row: int) -> None:
+        metadata.enter_tables(tasks[row], walk, int(first[row]), int(end[row]))
+
+    return followed.run(faults[needed].tolist(), enter)
