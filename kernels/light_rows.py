@@ -1,4 +1,4 @@
-"""Calls on a file without struct page one after another: conversions, and the guest's faults on pages that are there.
+"""Calls on a file without struct page one after another: conversions, and faults on pages that are there.
 
 :mod:`workbench.kernels.light_map` converts; here is what follows from each row: the guest's leaves that go and come
 (``virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin``, ``arch/x86/kvm/mmu/mmu.c: kvm_mmu_max_mapping_level``), nodes of the
@@ -19,6 +19,7 @@ from workbench.kernels.folios.run import (
     CONVERT,
     EINVAL,
     GENERATION_B,
+    HOST_FAULT,
     LENGTH,
     NEEDS_ROOM,
     OFFSET,
@@ -26,6 +27,7 @@ from workbench.kernels.folios.run import (
     ORDER_1G,
     ORDER_2M,
     PAGES_2M,
+    SIGBUS,
 )
 from workbench.kernels.light_map import LightState, next_in, run_end
 from workbench.kernels.maps import maple
@@ -48,11 +50,11 @@ class Rows(NamedTuple):
     """N nodes, n calls, each of which names at most k - 2 pages: what is left after each, and what the guest has mapped."""
 
     stream: np.ndarray
-    """int64 (n, 6), columns as :mod:`workbench.kernels.folios.run` has them; what converts nothing is a fault of the guest."""
+    """int64 (n, 6), columns as :mod:`workbench.kernels.folios.run` has them: CONVERT, HOST_FAULT of a page, GUEST_FAULT."""
     errors: np.ndarray
     """int32 (n,)."""
     offsets: np.ndarray
-    """int64 (n,), byte offsets that errors name, -1: none."""
+    """int64 (n,), byte offsets that errors of conversions name, -1: none."""
     counters: np.ndarray
     """int64 (n, COUNTERS + N), of the file, then vmemmap pages that it holds by node."""
     nodes: np.ndarray
@@ -89,6 +91,9 @@ def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Who
         before = state.counts[light_map.N_CONVERTED]
         if call[OP] == CONVERT:
             status = _convert(given, state, mapped, row, first, end)
+        elif call[OP] == HOST_FAULT:
+            status = DONE
+            given.errors[row] = 0 if test_bit(state.shared, first) else SIGBUS
         else:
             status = _fault(given, state, mapped, placed, first, end)
         if status != DONE:

@@ -29,7 +29,8 @@ BAD = st.sampled_from(
 CALL = st.one_of(
     CONVERT, CONVERT, CONVERT, st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
     st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "guest", "prefault"]), **RANGE}),
-    st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "guest", "prefault"]), **RANGE}),
+    st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "prefault"]), **RANGE}),
+    st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("host"), **RANGE}).map(lambda call: call | {"length": 4096}),
 )  # fmt: skip
 OTHER = st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate", "pin", "unpin"]), **RANGE})
 HOST = {
@@ -103,8 +104,10 @@ def test_long_lists_are_carried_out_together(vm_type: str, page_size: str) -> No
     for number, page in enumerate(pages):
         calls += [{"op": "convert", "to": "shared", "task": f"vcpu{number % 2}", **page}]
         calls += [{"op": "fault", "by": "guest", "task": f"vcpu{number % 3 % 2}", **page}] * (number % 2)
+        calls += [{"op": "fault", "by": "host", "task": f"vcpu{number % 3 % 2}", **page}] * (number % 5 == 0)
     calls += [{"op": "convert", "to": "private", **page} for page in pages]
-    calls += [{"op": "fault", "by": "guest", **page} for page in pages[::5]]
+    calls += [{"op": "fault", "by": by, **page} for page in pages[::5] for by in ("guest", "host")]
+    calls.append({"op": "convert", "to": "private", **pages[0]})
     host = {"op": "fault", "offset": pages[3]["offset"], "length": 4096}
     before = [
         {"op": "create", "flags": ["mmap"]}, {"op": "fault", "by": "guest", "task": "vcpu1"},

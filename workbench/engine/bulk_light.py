@@ -1,7 +1,8 @@
-"""Many calls on a file without struct pages, one after another: conversions, and the guest's faults on pages that are there.
+"""Many calls on a file without struct pages, one after another: conversions, and faults on pages that are there.
 
 They place and free no memory of the file. One kernel carries them out (:mod:`workbench.kernels.light_rows`) and says what is left
-after each: counters, nodes, what the guest has mapped, what stays whole. What it cannot follow are pins, poisoned pages and
+after each: counters, nodes, what the guest has mapped, what stays whole. The host's page tables are entered here, and tables of
+both in their turn. What it cannot follow are pins, poisoned pages and
 devices; with these each is a call of its own.
 """
 
@@ -15,7 +16,7 @@ from workbench import scenario as sc
 from workbench.engine import calls_mm
 from workbench.engine.bulk_faults import LEAST, MOST, BulkFaults, Done, reach, way
 from workbench.engine.followed_trees import FollowedTrees
-from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP, Metadata
+from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP, Metadata, Walk
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.range_trees import SharedNodes, StateTree
 from workbench.engine.system import System
@@ -67,7 +68,7 @@ class BulkLight:
     ) -> tuple[list[sc.Convert | sc.Fault], Int64s]:
         """Calls on a file up to whatever is something else, or reaches out of the file, or is long; rows of a stream."""
         inode, tasks = file.inode, self.system.tasks
-        ends = {of: reach(file, of) for at, of in self.before.went_well if at == name and of != "host"}
+        ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
         calls: list[sc.Convert | sc.Fault] = []
         rows: list[tuple[int, int, int, int, int, int]] = []
         for one in operations:
@@ -87,10 +88,10 @@ class BulkLight:
         system, inode, metadata = self.system, file.inode, self.system.metadata
         given, states = _carry_out(system, inode, stream)
         errors, offsets = given.errors.astype(np.int64), given.offsets
-        _unmap(inode, stream, errors)
+        walked = _map(file, stream, errors)
         held = None
         if metadata is not None:
-            held = _held_after(system, metadata, inode, calls, given)
+            held = _held_after(system, metadata, file, calls, given, walked)
             metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
             if states.pamt is not None:
                 metadata.hold_after(held, PAMT, states.pamt)
@@ -99,7 +100,9 @@ class BulkLight:
         for one, error, offset, length in zip(
             calls, errors.tolist(), offsets.tolist(), stream[:, folio.LENGTH].tolist(), strict=True
         ):
-            if isinstance(one, sc.Fault):
+            if isinstance(one, sc.Fault) and error:
+                results.append(Result(0, 0, {"bad": 1, "first": one.offset // PAGE_SIZE}))
+            elif isinstance(one, sc.Fault):
                 key = (one.by, length)
                 if key not in said:
                     said[key] = calls_mm.touched(one, length // PAGE_SIZE)
@@ -126,14 +129,14 @@ def _possible(system: System, file: OpenFile) -> bool:
 
 
 def _row_of_fault(fault: sc.Fault, end: int) -> tuple[int, int, int, int, int, int] | None:
-    """A fault of the guest as a row of a stream; None: it goes to and fro, is long, or reaches beyond ``end``."""
-    length = fault.length
-    if length is None or fault.order != "sequential" or not PAGE_SIZE <= length <= _PAGES * PAGE_SIZE:
+    """A fault as a row of a stream; None: it goes to and fro, is long (of the host: not a page), or reaches beyond ``end``."""
+    if fault.length is None or fault.order != "sequential":
         return None
-    start, count = fault.offset // PAGE_SIZE, length // PAGE_SIZE
-    if start + count > end:
+    start, count, by_host = fault.offset // PAGE_SIZE, fault.length // PAGE_SIZE, fault.by == "host"
+    if not 0 < count <= (1 if by_host else _PAGES) or start + count > end:
         return None
-    return folio.GUEST_FAULT, start * PAGE_SIZE, count * PAGE_SIZE, folio.AS_IT_IS, 0, 0
+    op, argument = (folio.HOST_FAULT, 0) if by_host else (folio.GUEST_FAULT, folio.AS_IT_IS)
+    return op, start * PAGE_SIZE, count * PAGE_SIZE, argument, 0, 0
 
 
 def _first_absent(inode: Inode, stream: Int64s) -> int:
@@ -215,23 +218,46 @@ _NO_WHOLE = kernel_of_whole.Whole(
 )
 
 
-def _unmap(inode: Inode, stream: Int64s, errors: Int64s) -> None:
-    """What the host has mapped of pages that became private: nobody holds one, so that all of them go."""
-    private = np.flatnonzero((stream[:, folio.OP] == folio.CONVERT) & (stream[:, folio.ARGUMENT] == 0) & (errors == 0))
-    first, end = pages_of_calls(stream[private])
-    for mapping in inode.mappings:
-        if mapping.empty or not len(private):
-            continue
-        row, page = pages_of(first, end)
-        for number in np.unique(row[in_intervals(page, mapping.mapped())]).tolist():
-            mapping.zap(int(first[number]), int(end[number]))
+def _map(file: OpenFile, stream: Int64s, errors: Int64s) -> np.ndarray:
+    """The host's page tables: which faults of the host had not mapped their page, bool (n,).
+
+    Of pages that become private all go, for nobody holds one.
+    """
+    inode, walked = file.inode, np.zeros(len(stream), bool)
+    by_host = (stream[:, folio.OP] == folio.HOST_FAULT) & (errors == 0)
+    private = (stream[:, folio.OP] == folio.CONVERT) & (stream[:, folio.ARGUMENT] == 0) & (errors == 0)
+    first, end = pages_of_calls(stream)
+    if not by_host.any():  # what is mapped there is from the start
+        some = np.flatnonzero(private)
+        row, page = pages_of(first[some], end[some])
+        there = [mapping.mapped() for mapping in inode.mappings if not mapping.empty]
+        zaps = [some[row[in_intervals(page, one)]] for one in there]
+        rows = np.unique(np.concatenate([np.zeros(0, np.int64), *zaps]))
+    else:
+        rows = np.flatnonzero(by_host | private)
+    lists = (rows.tolist(), first[rows].tolist(), end[rows].tolist(), by_host[rows].tolist())
+    for number, low, high, touches in zip(*lists, strict=True):
+        if not touches:
+            for mapping in inode.mappings:
+                if not mapping.empty:
+                    mapping.zap(low, high)
+        elif file.mapping is not None and len(file.mapping.unmapped(low, high)):
+            walked[number] = True
+            file.mapping.map(low, high)
+    return walked
 
 
 def _held_after(
-    system: System, metadata: Metadata, inode: Inode, calls: list[sc.Convert | sc.Fault], given: kernel.Rows
+    system: System,
+    metadata: Metadata,
+    file: OpenFile,
+    calls: list[sc.Convert | sc.Fault],
+    given: kernel.Rows,
+    walked: np.ndarray,
 ) -> Int64s:
-    """Nodes of trees, and tables of the guest: what is held after each call, int64 (n, kinds, nodes)."""
-    stream, trees = given.stream, metadata.trees[inode]
+    """Nodes of trees, and tables: what is held after each call, int64 (n, kinds, nodes)."""
+    inode, stream = file.inode, given.stream
+    trees = metadata.trees[inode]
     first, end = pages_of_calls(stream)
     states, shared = trees[STATE_TREE], trees[PAGE_CACHE]
     assert isinstance(states, StateTree) and isinstance(shared, SharedNodes)
@@ -248,14 +274,19 @@ def _held_after(
     shared.followed(int(given.nodes[-1, 1]))
     tasks = [system.task(one) for one in calls]
     followed = FollowedTrees(metadata, trees, np.column_stack([wanted[kind] for kind in trees]), tasks)
-    faults = np.flatnonzero(~converted)
-    walk = system.guest_walk(inode) if len(faults) else None
-    if walk is None:
-        return followed.run([], lambda row: None)
-    rows = np.column_stack((first, end, np.ones_like(first), np.zeros_like(first)))[faults]
-    needed = metadata.first_to_need(walk, rows, [tasks[number] for number in faults.tolist()])
+    walks: dict[int, Walk] = {}
+    by_guest = stream[:, folio.OP] == folio.GUEST_FAULT
+    for faults, walk in (
+        (by_guest, system.guest_walk(inode) if by_guest.any() else None),
+        (walked, system.host_walk(file.mapping) if walked.any() else None),
+    ):
+        some = np.flatnonzero(faults)
+        if walk is not None:
+            rows = np.column_stack((first, end, np.ones_like(first), np.zeros_like(first)))[some]
+            needed = metadata.first_to_need(walk, rows, [tasks[number] for number in some.tolist()])
+            walks |= dict.fromkeys(some[needed].tolist(), walk)
 
     def enter(row: int) -> None:
-        metadata.enter_tables(tasks[row], walk, int(first[row]), int(end[row]))
+        metadata.enter_tables(tasks[row], walks[row], int(first[row]), int(end[row]))
 
-    return followed.run(faults[needed].tolist(), enter)
+    return followed.run(sorted(walks), enter)
