@@ -113,6 +113,8 @@ class Log:
             self.attributes += (done.attributes + _attribute_row(system, beside=system.bulk.inode)).tolist()
         if self.conversions is not None and done.states is not None:
             self.conversions[low:high] = done.states.counters
+            if done.states.leaves is not None:
+                self.whole[low:high, -3:] = done.states.leaves
             self.users += done.states.users
             if done.states.whole is not None:
                 self.whole[low:high, :-3] = done.states.whole
@@ -146,19 +148,16 @@ class Log:
         for inode in system.conversions.inodes:
             if inode.tracked is None or inode.evicted:
                 continue
-            devices = inode.users is not None and inode.users.iommu.pages
-            if not (watched or devices):
-                continue
-            whole = system.conversions.whole(inode)
-            if changed:
-                whole.look(*_part_that_changed(system, operation, inode))
             if watched:
+                whole = system.conversions.whole(inode)
+                if changed:
+                    whole.look(*_part_that_changed(system, operation, inode))
                 out[:-3] += whole.row()
-            if devices and inode.users is not None:
-                out[-3:] += whole.device_leaves(inode.users.iommu.intervals())
+            if inode.users is not None and inode.users.iommu.pages:
+                out[-3:] += system.conversions.device_leaves(inode, inode.users.iommu)
 
 
-_OF_A_RANGE = (sc.Convert, sc.Fault, sc.Fallocate, sc.PunchHole, sc.Pin, sc.Unpin)
+_OF_A_RANGE = (sc.Convert, sc.Fault, sc.Fallocate, sc.PunchHole, sc.Pin, sc.Unpin, sc.IommuMap, sc.IommuUnmap)
 """Operations that change nothing but folios that a range of one file touches."""
 
 

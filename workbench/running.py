@@ -10,6 +10,7 @@ from workbench.answer import Answer, Log
 from workbench.design import DESIGNS
 from workbench.engine import attributes, conversions
 from workbench.engine.bulk_backends import BulkBackends
+from workbench.engine.bulk_devices import BulkDevices
 from workbench.engine.bulk_faults import LEAST, BulkFaults
 from workbench.engine.bulk_light import BulkLight
 from workbench.engine.bulk_present import BulkPresent
@@ -42,12 +43,12 @@ def run(
         log = Log(system, operations)
         many, calls = BulkFaults(system, operations), BulkTracked(system, operations)
         backends, present = BulkBackends(system, operations), BulkPresent(system, operations, many)
-        light = BulkLight(system, operations, many)
+        light, devices = BulkLight(system, operations, many), BulkDevices(system, operations)
         number = 0
         while number < len(operations):
             before = log.results[-1] if number else None
             done = many.run(number, before) or calls.run(number) or light.run(number) or present.run(number)
-            done = done or backends.run(number)
+            done = done or backends.run(number) or devices.run(number)
             if done is None:
                 system.placed[:], system.begun[:] = system.begun, 0
                 log.keep(system, operations[number], apply(system, operations[number]))

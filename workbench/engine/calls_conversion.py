@@ -264,17 +264,20 @@ def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
     return Result()
 
 
-def pin(system: System, operation: sc.Pin, kind: str | None = None) -> Result:
-    """GUP faults absent shared pages in, up to the first private one.
-
-    ``kind`` of :data:`workbench.tracking.tracked_file.KINDS`: that of the operation, if left out. A device's pins are its own.
-    """
-    kind = operation.kind if kind is None else kind
+def pin(system: System, operation: sc.Pin) -> Result:
+    """GUP faults absent shared pages in, up to the first private one."""
     inode = tracked_inode(system, operation)
     if inode is None:
         return failed(errno.EBADF)
+    return pin_range(system, operation, inode, *byte_span(operation, inode), operation.kind)
+
+
+def pin_range(system: System, operation: sc.Operation, inode: Inode, offset: int, length: int, kind: str) -> Result:
+    """:func:`pin` of bytes of a tracked file, by the task that makes a call.
+
+    ``kind`` of :data:`workbench.tracking.tracked_file.KINDS`; a device's pins are its own.
+    """
     conversions, file = _tracking(system, inode)
-    offset, length = byte_span(operation, inode)
     if kind != "transient" and length > 0:
         start, end = offset // PAGE_SIZE, min(inode.pages, -(-(offset + length) // PAGE_SIZE))
         runs = _state_runs(file, start, end, True) if start < end else no_intervals()
@@ -286,13 +289,18 @@ def pin(system: System, operation: sc.Pin, kind: str | None = None) -> Result:
     return result_of(file.pin(offset, length, kind))
 
 
-def unpin(system: System, operation: sc.Unpin, kind: str | None = None) -> Result:
+def unpin(system: System, operation: sc.Unpin) -> Result:
     """Drop references of one kind; what had left the file meanwhile is free once nobody holds it."""
     inode = tracked_inode(system, operation, closed=True)
     if inode is None:
         return failed(errno.EBADF)
+    return unpin_range(system, inode, *byte_span(operation, inode), operation.kind)
+
+
+def unpin_range(system: System, inode: Inode, offset: int, length: int, kind: str) -> Result:
+    """:func:`unpin` of bytes of a tracked file."""
     conversions, file = _tracking(system, inode)
-    outcome = file.unpin(*byte_span(operation, inode), operation.kind if kind is None else kind)
+    outcome = file.unpin(offset, length, kind)
     conversions.take_back(inode, file)
     if inode.evicted and not len(file.withheld()):
         conversions.retire(inode, file)

@@ -28,13 +28,12 @@ def iommu_map(system: System, operation: sc.IommuMap) -> Result:
     span = _pages_of(operation, inode)
     if span is None:
         return failed(errno.EINVAL)
-    (first, end), areas = span, inode.device_areas
-    if ((areas[:, 0] < end) & (areas[:, 1] > first)).any():
+    first, end = span
+    if inode.areas.touched(first, end):
         return failed(errno.EEXIST)
     pinned = 0
     if system.design.device_access == "pinned":
-        pin = sc.Pin(task=operation.task, file=operation.file, **_bytes_of(first, end))
-        result = calls_conversion.pin(system, pin, "device")
+        result = calls_conversion.pin_range(system, operation, inode, *_bytes_of(first, end), "device")
         if result.errno:
             return result
         pinned = end - first
@@ -42,8 +41,7 @@ def iommu_map(system: System, operation: sc.IommuMap) -> Result:
         missing = _first_without_pfn(inode, first, end)
         if missing < end:
             return failed(errno.EFAULT, error_offset=missing * PAGE_SIZE)
-    areas = np.concatenate((areas, [[first, end]]))
-    inode.device_areas = areas[np.argsort(areas[:, 0])]
+    inode.areas.add(first, end)
     if inode.users is not None and system.conversions is not None:
         inode.users.iommu_map(first, end)
         system.conversions.devices = True
@@ -58,16 +56,16 @@ def iommu_unmap(system: System, operation: sc.IommuUnmap) -> Result:
     span = _pages_of(operation, inode)
     if span is None:
         return failed(errno.EINVAL)
-    (first, end), areas = span, inode.device_areas
-    touched = (areas[:, 0] < end) & (areas[:, 1] > first)
-    if not touched.any() or (areas[touched, 0] < first).any() or (areas[touched, 1] > end).any():
+    first, end = span
+    touched = inode.areas.touched(first, end)
+    if not touched or touched[0][0] < first or touched[-1][1] > end:
         return failed(errno.ENOENT)
-    for low, high in areas[touched].tolist():
+    for low, high in touched:
         if inode.users is not None:
             inode.users.iommu_unmap(low, high)
-        if system.design.device_access == "pinned":
-            calls_conversion.unpin(system, sc.Unpin(file=operation.file, **_bytes_of(low, high)), "device")
-    inode.device_areas = areas[~touched]
+        if system.design.device_access == "pinned" and inode.tracked is not None:  # else its last page has just gone
+            calls_conversion.unpin_range(system, inode, *_bytes_of(low, high), "device")
+        inode.areas.remove(low)
     return Result()
 
 
@@ -79,8 +77,8 @@ def _pages_of(operation: sc.IommuMap | sc.IommuUnmap, inode: Inode) -> tuple[int
     return offset // PAGE_SIZE, (offset + length) // PAGE_SIZE
 
 
-def _bytes_of(first: int, end: int) -> dict[str, int]:
-    return {"offset": first * PAGE_SIZE, "length": (end - first) * PAGE_SIZE}
+def _bytes_of(first: int, end: int) -> tuple[int, int]:
+    return first * PAGE_SIZE, (end - first) * PAGE_SIZE
 
 
 def _first_without_pfn(inode: Inode, first: int, end: int) -> int:

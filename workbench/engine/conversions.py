@@ -19,7 +19,7 @@ from workbench.design import DESIGNS
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
-from workbench.engine.users import Users, pages_under
+from workbench.engine.users import Mapped, Users, pages_under
 from workbench.errors import WorkbenchError
 from workbench.kernels import placement as placed
 from workbench.kernels.folios import run as folio
@@ -98,6 +98,12 @@ class Conversions:
             assert inode.tracked is not None
             found = self._whole[inode] = Whole(inode.tracked, self.system.nodes)
         return found
+
+    def device_leaves(self, inode: Inode, iommu: Mapped) -> Int64s:
+        """Leaves of 4 KiB, 2 MiB, 1 GiB that map pages of a tracked file for devices."""
+        if not inode.order:  # nothing lies together
+            return np.array([iommu.pages, 0, 0])
+        return self.whole(inode).device_leaves(iommu.intervals())
 
     def add(self, inode: Inode) -> None:
         """A new guest_memfd inode. Raises WorkbenchError if its state would take too much memory."""

@@ -13,11 +13,12 @@ import numpy as np
 
 from workbench import policy as mp
 from workbench.engine.attributes import Attributes
+from workbench.engine.device_areas import DeviceAreas
 from workbench.engine.filemap import FileMap
 from workbench.engine.mappings import Mapping
 from workbench.engine.pfns import FilePfns
 from workbench.engine.users import Users
-from workbench.intervals import Int64s, no_intervals
+from workbench.intervals import Int64s
 from workbench.tracking.tracked_file import TrackedFile
 
 GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_FLAG_INIT_SHARED = 1, 2
@@ -69,7 +70,7 @@ class Inode:
     ``descriptors``: how many refer to the inode; ``names``: how many names of the scenario.
     ``migratable``: a guest_memfd whose pages can move (a posted series). ``frozen``: it is in a live-update session, which
     lets nobody allocate or punch it, nor fault pages of a guest_memfd in.
-    ``device_areas`` int64 (n, 2): first page and end of what is mapped for devices, ascending. ``users``: KVM and the IOMMU,
+    ``areas``: what is mapped for devices. ``users``: KVM and the IOMMU,
     of a tracked file.
     """
 
@@ -96,13 +97,18 @@ class Inode:
     reserve: int = 0
     migratable: bool = False
     anonymous: bool = False
-    device_areas: Int64s = field(default_factory=no_intervals)
+    areas: DeviceAreas = field(default_factory=DeviceAreas)
     users: Users | None = None
 
     @property
     def extent(self) -> int:
         """4 KiB pages up to the end of the file, or of its last page if that lies beyond."""
         return max(self.pages, self.map.end << self.order)
+
+    @property
+    def device_areas(self) -> Int64s:
+        """First page and end of what is mapped for devices, int64 (n, 2), ascending."""
+        return self.areas.intervals()
 
     @property
     def base_map(self) -> FileMap | None:

@@ -52,6 +52,8 @@ class States(NamedTuple):
     """int64 (n, 4 + 2 nodes), what stays whole; None: nobody asks."""
     pamt: Int64s | None
     """int64 (n, nodes), PAMT pages of a TDX guest."""
+    leaves: Int64s | None = None
+    """int64 (n, 3), of devices; None: there are none."""
 
 
 def possible(system: System, inode: Inode) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.engine.runs import Runs
-from workbench.intervals import Int64s, equal_intervals, no_intervals
+from workbench.intervals import Int64s, equal_intervals, no_intervals, pages_of
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
 from workbench.kernels.runs import Runs as Table
@@ -101,7 +101,13 @@ class Mapped:
         first = np.append(True, runs[1:, 0] != ends[:-1])[: len(runs)]
         return np.column_stack((runs[first, 0], ends[np.append(first[1:], True)[: len(runs)]]))
 
+    def pages_in(self, start: int, end: int) -> int:
+        """How many of pages [start, end) are mapped."""
+        return end - start - self._runs.pages_missing(start, end)
+
     def _erase(self, start: int, end: int) -> int:
+        if not self._runs.any(start, end):  # as most often
+            return 0
         gone = sum(pages for _, pages, _ in self._runs.cut(start, end).tolist())
         if gone:
             self._runs.erase(start, end)
@@ -161,6 +167,18 @@ class Users:
     def iommu_map(self, start: int, end: int) -> None:
         """A device maps pages that are all there."""
         self.iommu.add(self.frames(start, end))
+
+    def iommu_map_many(self, areas: Int64s) -> None:
+        """Areas int64 (n, 2), ascending, of a file of 4 KiB pages that are all there."""
+        if not len(areas):
+            return
+        runs = self.inode.map.cut(int(areas[0, 0]), int(areas[-1, 1]))
+        ends = runs[:, 0] + runs[:, 1]
+        area, run = pages_of(
+            np.searchsorted(ends, areas[:, 0], side="right"), np.searchsorted(runs[:, 0], areas[:, 1], side="left")
+        )
+        low, high = np.maximum(areas[area, 0], runs[run, 0]), np.minimum(areas[area, 1], ends[run])
+        self.iommu.add(np.column_stack((low, high - low, 2 * runs[run, 2])))
 
     def iommu_unmap(self, start: int, end: int) -> None:
         """An area is unmapped."""
