@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+import math
 import tempfile
 import threading
 import time
@@ -21,7 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.explorer import edits, export, pictures, ranking, static
 from workbench.explorer.controller import Controller, Event, ShownRun, Simulate, _engine
 from workbench.explorer.editors import Editor, GuestEditor, MachineEditor, PolicyEditor, WorkloadEditor
-from workbench.explorer.widgets import STYLE, AddressSpace, Chart, Share, TimeSlider
+from workbench.explorer.widgets import GESTURE, STYLE, AddressSpace, Chart, Share, TimeSlider
 from workbench.kernels import first_use
 from workbench.ready import scenario as read_ready
 from workbench.scenario import Scenario
@@ -538,7 +539,7 @@ class Explorer:
 
     def _zoomed(self, viewport: list[float]) -> None:
         with self._lock:
-            if len(viewport) >= 2 and viewport[1] > viewport[0] >= 0:
+            if len(viewport) >= 2 and 0 <= viewport[0] < viewport[1] < math.inf:
                 self.goto_error.layout.display = "none"  # it spoke of a place that is no longer asked for
                 self._viewport = (int(viewport[0]), int(viewport[1]))
                 self._show_space(force=False)
@@ -563,9 +564,9 @@ class Explorer:
             self._show_space(force=True)
 
     def _gesture(self, gesture: dict[str, Any]) -> None:
-        if not gesture.get("serial"):
+        if any(name not in gesture for name in GESTURE):
             return
-        index, start, end = (int(gesture[name]) for name in ("index", "start", "end"))
+        _, index, start, end = (gesture[name] for name in GESTURE)
         if index < 0:
             self.policy.add_range(start, end)
         else:
@@ -612,10 +613,10 @@ class Explorer:
             )
         return text
 
-    def _download(self, message: dict[str, Any], widget: Share | None = None) -> None:
+    def _download(self, message: object, widget: Share | None = None) -> None:
         widget = widget or self.share
         try:
-            name, content = self.file(str(message.get("download")))
+            name, content = self.file(str(message.get("download")) if isinstance(message, dict) else "")
         except (WorkbenchError, OSError) as error:
             widget.send({"error": str(error)})
             return

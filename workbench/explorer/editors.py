@@ -80,7 +80,9 @@ class Editor:
         """A change of the widget is an edit at ``field``."""
 
         def changed(change: Mapping[str, Any]) -> None:
-            if not self._loading:
+            if getattr(widget, "index", 0) is None:  # what is chosen of several is never nothing
+                widget.value = change["old"]
+            elif not self._loading:
                 self.try_edit(field, lambda: make(change["new"]))
 
         widget.observe(changed, trait)
@@ -273,6 +275,9 @@ class MachineEditor(Editor):
         return self._rebuilt(mapping)
 
     def _set_distances(self, values: list[list[object]]) -> Edit:
+        size = len(self.host.nodes)
+        if [len(line) for line in values] != [size] * size:
+            raise WorkbenchError(f"distances: {size} rows of {size} numbers are needed")
         for row, line in zip(self.host.nodes, values, strict=True):
             for column, value in zip(self.host.nodes, line, strict=True):
                 if not isinstance(value, int) or not 10 <= value <= 255:

@@ -8,8 +8,13 @@ import anywidget
 import ipywidgets
 import traitlets
 
+from workbench.bitmap_lists import is_whole
+from workbench.limits import MAX_NUMNODES
+
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "explorer.css").read_text()
+GESTURE = ("serial", "index", "start", "end")
+"""What a drag says: a number of its own, which range (-1: a new one), and its new bounds in bytes."""
 
 
 class AddressSpace(anywidget.AnyWidget):
@@ -21,7 +26,9 @@ class AddressSpace(anywidget.AnyWidget):
     shares_a = traitlets.Bytes(b"").tag(sync=True)
     selected = traitlets.Int(-1).tag(sync=True)
     viewport = traitlets.List(traitlets.Float()).tag(sync=True)
-    gesture = traitlets.Dict(default_value={"serial": 0}).tag(sync=True)
+    gesture = traitlets.Dict(per_key_traits=dict.fromkeys(GESTURE, traitlets.Int()), default_value={"serial": 0}).tag(
+        sync=True
+    )
 
 
 class Chart(anywidget.AnyWidget):
@@ -55,8 +62,22 @@ class NodePicker(anywidget.AnyWidget):
     selected = traitlets.List(traitlets.Int()).tag(sync=True)
     disabled = traitlets.Bool(False).tag(sync=True)
     weighted = traitlets.Bool(False).tag(sync=True)
-    weights = traitlets.Dict().tag(sync=True)
+    weights = traitlets.Dict(key_trait=traitlets.Unicode(), value_trait=traitlets.Int()).tag(sync=True)
     largest = traitlets.Int(32).tag(sync=True)
+
+    @traitlets.validate("selected")
+    def _of_nodes(self, proposal: traitlets.Bunch) -> list[int]:
+        selected: list[int] = proposal.value
+        if not all(0 <= node < MAX_NUMNODES for node in selected):
+            raise traitlets.TraitError("selected: not numbers of nodes")
+        return selected
+
+    @traitlets.validate("weights")
+    def _by_node(self, proposal: traitlets.Bunch) -> dict[str, int]:
+        if not all(is_whole(node) for node in proposal.value):
+            raise traitlets.TraitError("weights: keys are numbers of nodes")
+        weights: dict[str, int] = proposal.value
+        return weights
 
 
 class Matrix(anywidget.AnyWidget):
