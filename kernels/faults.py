@@ -1,12 +1,16 @@
-"""Many faults of one file, one after another: which zone backs what each of them is the first to touch.
+"""Many faults and holes of one file, one after another: which zone backs what is touched first, and what goes back.
 
 Linux: ``virt/kvm/guest_memfd.c`` (``kvm_gmem_get_folio``), ``mm/shmem.c``: a present page is found; of the others each is placed
 by :func:`workbench.kernels.placement.place_pieces` under the policy at its index. A fault is what one operation of a scenario
 touches, upwards or downwards; here a list of them costs what the pages cost, without a call from Python for each. One that has
-no pages does nothing: of another operation between them the state is wanted as well.
+no pages does nothing: of another operation between them the state is wanted as well. A hole
+(``virt/kvm/guest_memfd.c``: ``kvm_gmem_punch_hole``) frees what is there.
+
+Nodes of the file's xarray come and go with its pages (``lib/xarray.c``: ``xas_create``, ``xas_delete_node``). Only those that
+the list touches are known here.
 
 =============== ============================ =====================================================================
-``faults``      int64 (n, 5)                 first page, end, step (+1 or -1), row of ``row_of``, whether it maps
+``faults``      int64 (n, 5)                 first page, end, step (+1 or -1), row of ``row_of``, what it does
 ``ranges``      int64 (r, 2)                 policy ranges, ascending and disjoint
 ``row_of``      int64 (tasks, r + 1)         row of the request table under each range; the last one outside of all
 =============== ============================ =====================================================================
@@ -21,6 +25,7 @@ import numpy as np
 
 from workbench.kernels import runs as tables
 from workbench.kernels.compile import Int, kernel, record
+from workbench.kernels.filemap import add_run
 from workbench.kernels.placement import (
     ALLOCATIONS,
     DONE,
@@ -37,8 +42,12 @@ from workbench.kernels.placement import (
 
 LEFT = 3
 """Returned for a fault that has more pieces than there is room for: it is to be carried out alone."""
-FAULT, STAGE, PIECES, ENTERED, STATUS = 0, 1, 2, 3, 4
-"""Fields of ``at``: fault, what is done of it next, its pieces, allocation row entered next, and how placing ended."""
+FAULT, STAGE, PIECES, ENTERED, STATUS, EVENTS = range(6)
+"""Fields of ``at``: fault, what is done of it next, its pieces, allocation row entered next, how placing ended, and events of
+nodes that are written."""
+TOUCHES, MAPS, HOLE = range(3)
+"""What a row does: has its pages placed, enters them in a page table as well, or frees them and takes them out of it."""
+NODES_SHIFT = 6
 _BEGIN, _PLACE, _ENTER = 0, 1, 2
 FREE_BLOCKS = 2
 """Of each set of runs, before a fault begins."""
@@ -52,11 +61,13 @@ class Faults(NamedTuple):
     ranges: np.ndarray
     row_of: np.ndarray
     at: np.ndarray
-    """int64 (5,), zero at the first call; carries on after NEEDS_ROOM."""
+    """int64 (6,), zero at the first call; carries on after NEEDS_ROOM."""
     holes: np.ndarray
     """int64 (room, 2), working space."""
     pieces: np.ndarray
     """int64 (room, 4), working space."""
+    entered: np.ndarray
+    """int64 (n,), receives where the allocation rows of each end."""
     placed: np.ndarray
     """int64 (n, zones), receives the pages that each fault places."""
     free: np.ndarray
@@ -65,9 +76,24 @@ class Faults(NamedTuple):
     """int64 (n, 2), receives the rotation of the fault's task after each."""
 
 
+@record
+class Nodes(NamedTuple):
+    """Nodes of the file's xarray that the rows touch, level after level from the lowest, of each level ascending."""
+
+    owner: np.ndarray
+    """int64 (nodes,), the NUMA node of each; -1: there is none."""
+    first: np.ndarray
+    """int64 (n, levels), where those of each row begin; without levels nothing is followed."""
+    nid: np.ndarray
+    """int64 (tasks,), NUMA node of each task."""
+    events: np.ndarray
+    """int64 (n times different NUMA nodes, 3), receives: row, NUMA node, and how many nodes came (went: negative)."""
+
+
 @kernel
 def run(
     given: Faults,
+    nodes: Nodes,
     present: tables.Runs,
     mapped: tables.Runs,
     requests: Requests,
@@ -75,7 +101,7 @@ def run(
     zones: Zones,
     output: Output,
 ) -> Int:
-    """Carry out faults in their order; those that map enter their pages in the page table ``mapped`` as well.
+    """Carry out faults and holes in their order. ``mapped`` is the page table, or ``present`` again where there is none.
 
     Returns DONE, NEEDS_ROOM (for allocation rows, tiles or runs), OUT_OF_MEMORY or LEFT, for the fault at ``at``.
     """
@@ -85,6 +111,12 @@ def run(
         if at[STAGE] == _BEGIN:
             if _blocks(present) < FREE_BLOCKS or _blocks(mapped) < FREE_BLOCKS:
                 return NEEDS_ROOM
+            if faults[fault, 4] == HOLE:
+                _punch(given, fault, present, mapped, zones, output)
+                _free_nodes(given, nodes, fault, present)
+                _keep(given, fault, requests, turns, zones, progress[ALLOCATIONS])
+                at[FAULT] += 1
+                continue
             count = _find_pieces(given, fault, present)
             if count < 0:
                 return LEFT
@@ -105,16 +137,103 @@ def run(
                 return NEEDS_ROOM
         for zone in range(zones.free.shape[0]):
             given.placed[fault, zone] = given.free[fault, zone] - zones.free[zone]
-            given.free[fault, zone] = zones.free[zone]
-        task = requests.task[given.row_of[faults[fault, 3], 0]]
-        given.rotations[fault, 0], given.rotations[fault, 1] = turns.rotations[task, 0], turns.rotations[task, 1]
+        _keep(given, fault, requests, turns, zones, progress[ALLOCATIONS])
         if at[STATUS] == OUT_OF_MEMORY:
             return OUT_OF_MEMORY
-        if faults[fault, 4] != 0:
+        if faults[fault, 4] == MAPS:
             tables.join(mapped, faults[fault, 0], faults[fault, 1])
+        _enter_nodes(given, nodes, fault)
         at[STAGE] = _BEGIN
         at[FAULT] += 1
     return DONE
+
+
+@kernel
+def _keep(given: Faults, fault: Int, requests: Requests, turns: Interleaving, zones: Zones, allocations: Int) -> None:
+    """The state after a row."""
+    for zone in range(zones.free.shape[0]):
+        given.free[fault, zone] = zones.free[zone]
+    task = requests.task[given.row_of[given.faults[fault, 3], 0]]
+    given.rotations[fault, 0], given.rotations[fault, 1] = turns.rotations[task, 0], turns.rotations[task, 1]
+    given.entered[fault] = allocations
+
+
+@kernel
+def _punch(given: Faults, fault: Int, present: tables.Runs, mapped: tables.Runs, zones: Zones, output: Output) -> None:
+    """Pages of a hole go back to their zones."""
+    first, end, found = given.faults[fault, 0], given.faults[fault, 1], given.pieces
+    for zone in range(zones.free.shape[0]):
+        given.placed[fault, zone] = 0
+    page = first
+    while page < end:
+        count = tables.cut(present, page, end, found)
+        page = end if count <= found.shape[0] else found[found.shape[0] - 1, 0] + found[found.shape[0] - 1, 1]
+        for part in range(min(count, found.shape[0])):
+            add_run(found[part, 0], found[part, 1], found[part, 2], output.allocations, output.tiles, zones.free)
+    tables.erase(present, first, end)
+    tables.erase(mapped, first, end)
+
+
+@kernel
+def _enter_nodes(given: Faults, nodes: Nodes, fault: Int) -> None:
+    """Nodes that pages which were touched need and that are not there; those that are hang on others.
+
+    A single entry, of index 0, needs none.
+    """
+    first, end, levels = given.faults[fault, 0], given.faults[fault, 1], nodes.first.shape[1]
+    if end <= first or levels == 0 or (levels == 1 and end == 1):
+        return
+    nid, begin = nodes.nid[given.faults[fault, 3]], given.at[EVENTS]
+    for level in range(levels):
+        shift, came = NODES_SHIFT * (level + 1), 0
+        place = nodes.first[fault, level] - (first >> shift)
+        for node in range(first >> shift, ((end - 1) >> shift) + 1):
+            if nodes.owner[place + node] < 0:
+                nodes.owner[place + node] = nid
+                came += 1
+        if came == 0:
+            return
+        _note(given, nodes, fault, begin, nid, came)
+
+
+@kernel
+def _free_nodes(given: Faults, nodes: Nodes, fault: Int, present: tables.Runs) -> None:
+    """Nodes of a hole go; those at its ends stay if they hold anything yet, and so does each node above."""
+    first, end, begin = given.faults[fault, 0], given.faults[fault, 1], given.at[EVENTS]
+    for level in range(nodes.first.shape[1]):
+        shift = NODES_SHIFT * (level + 1)
+        low, high = first >> shift, ((end - 1) >> shift) + 1
+        if _holds(present, low, shift):
+            low += 1
+        if low < high and _holds(present, high - 1, shift):
+            high -= 1
+        if low >= high:
+            return
+        place = nodes.first[fault, level] - (first >> shift)
+        for node in range(low, high):
+            nid = nodes.owner[place + node]
+            if nid >= 0:
+                nodes.owner[place + node] = -1
+                _note(given, nodes, fault, begin, nid, -1)
+
+
+@kernel
+def _holds(present: tables.Runs, node: Int, shift: Int) -> bool:
+    """Whether a page below a node is there."""
+    page = tables.next_page(present, node << shift)
+    return bool(0 <= page < (node + 1) << shift)
+
+
+@kernel
+def _note(given: Faults, nodes: Nodes, fault: Int, begin: Int, nid: Int, came: Int) -> None:
+    """Nodes of one NUMA node that come, or go, with one row are one event."""
+    for event in range(begin, given.at[EVENTS]):
+        if nodes.events[event, 1] == nid:
+            nodes.events[event, 2] += came
+            return
+    event = given.at[EVENTS]
+    nodes.events[event, 0], nodes.events[event, 1], nodes.events[event, 2] = fault, nid, came
+    given.at[EVENTS] += 1
 
 
 @kernel

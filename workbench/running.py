@@ -67,7 +67,7 @@ def run(
 def kernels_needed(scenario: sc.Scenario) -> list[str]:
     """Modules of :mod:`workbench.kernels` whose entry points a run calls, in the order of their first call."""
     modules = ["zonelist", "placement", "fault_order", "filemap", "runs"]
-    if not scenario.kinds.isdisjoint((sc.Fault, sc.Fallocate)) and len(scenario.operations) > LEAST:
+    if not scenario.kinds.isdisjoint((sc.Fault, sc.Fallocate, sc.PunchHole)) and len(scenario.operations) > LEAST:
         modules += ["faults"]
     lists = len(scenario.operations) > LEAST and _lists_of_backends(scenario)
     if lists or attributes.wanted(scenario):

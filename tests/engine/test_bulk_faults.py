@@ -28,16 +28,19 @@ FAULT = st.builds(
     st.integers(0, PAGES) | st.integers(0, 7), LENGTHS,
     st.sampled_from(["sequential", "sequential", "reverse", "strided"]), TASKS,
 )  # fmt: skip
+HOLE = st.builds(
+    lambda first, pages, task: {"op": "punch_hole", "offset": first * 4096, "length": pages * 4096, "task": task},
+    st.integers(0, PAGES - 1) | st.integers(0, 7), LENGTHS, TASKS,
+)  # fmt: skip
 MODES = st.sampled_from(["bind", "preferred", "interleave", "weighted_interleave"])
 NODES = st.sampled_from(["0", "1", "0-1"])
 OTHER = st.one_of(
-    st.builds(lambda first, pages: {"op": "punch_hole", "offset": first * 4096, "length": pages * 4096},
-              st.integers(0, PAGES - 1), LENGTHS),
+    HOLE,
     st.builds(lambda first, mode, nodes: {"op": "mbind", "offset": first * 4096, "length": 65536, "mode": mode, "nodes": nodes},
               st.integers(0, PAGES - 16), MODES, NODES),
     st.builds(lambda task, mode, nodes: {"op": "set_mempolicy", "task": task, "mode": mode, "nodes": nodes}, TASKS, MODES, NODES),
 )  # fmt: skip
-PARTS = st.tuples(BY, st.lists(FAULT, min_size=1, max_size=12), st.lists(OTHER, max_size=2))
+PARTS = st.tuples(BY, st.lists(FAULT | FAULT | HOLE, min_size=1, max_size=12), st.lists(OTHER, max_size=2))
 HOST = {
     "name": "two",
     "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}, {"id": 1, "memory_bytes": "256 MiB", "cpus": [1]}],
@@ -54,6 +57,8 @@ def allocation(fault: dict[str, object]) -> dict[str, object]:
 
 def in_turn(by: list[str], number: int, fault: dict[str, object]) -> dict[str, object]:
     one = by[number % len(by)]
+    if fault["op"] == "punch_hole":
+        return fault
     return allocation(fault) if one == "nobody" else fault | {"by": one}
 
 
@@ -175,6 +180,7 @@ FEW = st.builds(
         *[{"op": "convert", "to": to} for to in ("shared", "private")] * 2,
         *[{"op": "fault", "by": by} for by in ("host", "host", "host", "guest", "prefault")],
         {"op": "fallocate"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"},
+        *[{"op": "punch_hole"}] * 2,
     ]),
     st.integers(0, 5), st.sampled_from([1, 1, 1, 1, 2, 3]), TASKS,
 )  # fmt: skip
@@ -211,6 +217,16 @@ def page(first: int, pages: int = 1) -> dict[str, Any]:
         # as many rows as calls, but not one of each: the guest's has a page put in and touches it, the last one has none
         [{"op": "fallocate", **page(PAGES - 1)}, {"op": "fault", "by": "host", **page(0)},
          {"op": "fault", "by": "guest", **page(1)}, {"op": "fallocate", **page(1)}],
+        # a page that left the file is absent for a pin, and not mapped for the host
+        [{"op": "punch_hole", **page(0)}, {"op": "pin", **page(0)}],
+        [{"op": "punch_hole", **page(0)}, {"op": "fault", "by": "guest", **page(0)}, {"op": "fault", "by": "host", **page(0)}],
+        [{"op": "fault", "by": "host", **page(0, 3)}, {"op": "punch_hole", **page(1)},
+         {"op": "fault", "by": "host", **page(0, 3)}],
+        [{"op": "convert", "to": "private", **page(0, 2)}, {"op": "punch_hole", **page(0)},
+         {"op": "fault", "by": "host", **page(0)}],
+        # one that somebody holds stays allocated
+        [{"op": "fault", "by": "host", **page(5, 2)}, {"op": "pin", **page(5)}, {"op": "punch_hole", **page(5, 2)},
+         {"op": "unpin", **page(5)}],
         # a page that is private again is not placed
         [{"op": "convert", "to": "private", **page(7)}, {"op": "fault", "by": "host", **page(7)}],
     ],
@@ -237,6 +253,73 @@ def test_slabs_for_states_come_from_where_memory_is_at_that_call() -> None:
     assert assert_equal(given_) == len(calls)
     trees = run(given_)["metadata_pages"][-1, KINDS.index("state_tree")]
     assert (trees > 0).all()
+
+
+EDGES = [0, 1, 2, 62, 63, 64, 65, 128, 4094, 4095, 4096, 4097, 4160, 8191, 8192]
+"""Pages around those at which a node of the page cache begins, of each level."""
+AT_EDGES = st.builds(
+    on_few_pages,
+    st.sampled_from([
+        *[{"op": "punch_hole"}] * 4, {"op": "fallocate"}, {"op": "fault", "by": "guest"}, {"op": "fault", "by": "host"},
+        {"op": "fault", "by": "prefault", "order": "reverse"},
+    ]),
+    st.sampled_from(EDGES), st.sampled_from([1, 1, 1, 1, 2, 3, 64, 2048]), TASKS,
+)  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(AT_EDGES, min_size=4, max_size=60), st.sampled_from([1, 2, 64, 65, 4096, 16384]),
+    st.sampled_from(["guest_memfd", "memfd", "tracked"]), st.sampled_from([(), ("mmap",), ("mmap", "init_shared")]),
+)  # fmt: skip
+def test_holes_leave_the_nodes_that_hold_something(
+    calls: list[dict[str, Any]], highest: int, kind: str, flags: tuple[str, ...]
+) -> None:
+    """Trees of one level up to three; what another mapping has of a page goes as well."""
+    before: list[dict[str, Any]] = [{"op": "create", "flags": list(flags)}]
+    if kind == "memfd":
+        before = [{"op": "memfd", "file": "guest", "size": "64 MiB"}]
+    if kind == "memfd" or flags:
+        before.append({"op": "alias", "file": "other", "of": "guest"})
+    last = page(highest - 1)
+    before += [{"op": "fault", "by": by, **last} for by in ("guest", "prefault", "host")] + [
+        {"op": "fallocate", **last}
+    ]
+    before += [{"op": "fault", "by": "host", "file": "other", **page(0, 3)}] * (kind == "memfd" or bool(flags))
+    before += [{"op": "fault", "by": by, **last} for by in ("guest", "prefault", "host")] + [
+        {"op": "fallocate", **last}
+    ]
+    given_ = scenario([], kernel_profile="7.3" if kind == "memfd" else "7.4").replace(**{"guest.memory": "64 MiB"})
+    if kind == "tracked":
+        shared = {"op": "convert", "to": "shared", **page(64, 8192)}
+        given_ = given_.replace(
+            **{"guest.vm_type": "sw_protected", "operations": [before[0], shared, *before[1:], *calls]}
+        )
+    else:
+        given_ = given_.replace(operations=[*before, *calls])
+    assert_equal(given_)
+
+
+@pytest.mark.parametrize("profile", ["7.3", "7.4"])
+@pytest.mark.parametrize("by", ["guest", "nobody", "host"])
+def test_holes_and_what_fills_them_are_carried_out_together(profile: str, by: str) -> None:
+    """All but the first, and those for which the tree grows; slabs of nodes come and go."""
+    calls: list[dict[str, Any]] = []
+    for turn in range(2):
+        for number in range(250):
+            fault: dict[str, Any] = {**page(64 * (250 - number)), "task": f"vcpu{int(number % 8 == 0)}"}
+            calls.append({"op": "fallocate", **fault} if by == "nobody" else {"op": "fault", "by": by, **fault})
+            if turn:
+                calls.append({"op": "punch_hole", **fault})
+        calls += [{"op": "punch_hole", **page(64 * number)} for number in range(250)] * (turn == 0)
+    convert = {"op": "convert", "to": "shared"} if profile == "7.4" else {"op": "fstat"}
+    flags = ["mmap", "init_shared"] if profile == "7.3" else ["mmap"]
+    given_ = scenario([], kernel_profile=profile).replace(**{"guest.memory": "64 MiB"})
+    given_ = given_.replace(**{"guest.vm_type": "sw_protected" if profile == "7.4" else "none"})
+    given_ = given_.replace(operations=[{"op": "create", "flags": flags}, convert, *calls])
+    assert assert_equal(given_) > len(calls) - 20
+    nodes = run(given_)["metadata_pages"][:, KINDS.index("page_cache")].sum(axis=1)
+    assert nodes.max() > nodes[-1] > 0
 
 
 @pytest.mark.parametrize("vm_type", ["none", "sw_protected"])

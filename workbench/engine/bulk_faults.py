@@ -1,9 +1,10 @@
-"""Many faults of a scenario at once: operations one after another that touch the same file, or allocate in it.
+"""Many faults of a scenario at once: operations one after another that touch the same file, allocate in it, or punch holes.
 
 Of a file that converts in place conversions and pins come between (:mod:`workbench.engine.tracked_faults`). The kernel
 (:mod:`workbench.kernels.faults`) carries them out in their order, as far as nothing but a page's zone has to be decided; what it
 is not sure of is left to the function of the operation. Metadata that are only counted decide nothing, so that they follow from
-what was placed (:class:`workbench.engine.metadata.Metadata` counts them, fault by fault where there are any).
+what was placed (:class:`workbench.engine.metadata.Metadata` counts them, fault by fault where there are any) and from nodes of
+the page cache that come and go (:mod:`workbench.engine.list_nodes`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
+from workbench.engine.list_nodes import ListNodes
 from workbench.engine.metadata import LIGHT_MAP, PAMT, STATE_TREE, Walk
 from workbench.engine.objects import OpenFile, Result, Thread
 from workbench.engine.system import System
@@ -24,11 +26,13 @@ from workbench.engine.tracked_faults import (
     BY_HOST,
     CALLED,
     CALLS,
+    PUNCHED,
     Call,
     Outcomes,
     States,
     TrackedFaults,
     calls_possible,
+    holes_possible,
     pages_of_calls,
     result_of_call,
     row_of_call,
@@ -50,7 +54,11 @@ _TOO_MANY_POLICIES = -1
 _STEPS = {"sequential": 1, "reverse": -1}
 _Touch = sc.Fault | sc.Fallocate
 _TOUCHES = (sc.Fault, sc.Fallocate)
-_ALIKE = (*_TOUCHES, *CALLS)
+_PLACES = (*_TOUCHES, sc.PunchHole)
+"""What places pages, or frees some."""
+_ALIKE = (*_PLACES, *CALLS)
+_DOES = np.zeros(5, np.int64)
+_DOES[[BY_HOST, PUNCHED]] = kernel.MAPS, kernel.HOLE
 _Way = tuple[str, str | int | None]
 """File, and how it is touched: ``host``, ``guest``, ``prefault``, or the mode of a call that allocates."""
 
@@ -74,7 +82,7 @@ class Done(NamedTuple):
 class _List(NamedTuple):
     """Operations that are to be carried out together, as far as they are looked at."""
 
-    operations: list[_Touch | Call]
+    operations: list[_Touch | sc.PunchHole | Call]
     rows: Int64s
     """int64 (n, 5), as :mod:`workbench.kernels.faults` takes them."""
     kind: Int64s
@@ -101,7 +109,9 @@ class BulkFaults:
         """
         if before is not None:
             self._note(self.operations[number - 1], before)
-        if number < self._not_before or not self.went_well or not self._goes_on(number):
+        if number < self._not_before or not self._goes_on(number):
+            return None
+        if not self.went_well and not isinstance(self.operations[number], sc.PunchHole):
             return None
         file = self.system.files.get(self.operations[number].file)  # type: ignore[attr-defined]
         if file is None or not _possible(self.system, file):
@@ -124,11 +134,11 @@ class BulkFaults:
         """What is known of the operations to come by the last one."""
         if isinstance(last, _TOUCHES) and not result.errno:
             self.went_well.add((last.file, way(last)))
-        elif not isinstance(last, CALLS):
+        elif not isinstance(last, (*CALLS, sc.PunchHole)):
             self.went_well.clear()
 
     def _goes_on(self, number: int) -> bool:
-        """Whether a list that is worth it may begin here: so many operations on a file, of which an early one touches it."""
+        """Whether a list that is worth it may begin here: operations on a file, early ones of which place or free pages."""
         operations = self.operations
         if self._alike_to <= number:  # each operation is looked at once
             file, end = getattr(operations[number], "file", None), number
@@ -138,7 +148,7 @@ class BulkFaults:
         if self._alike_to - number < LEAST:
             return False
         self._touch = max(self._touch, number)
-        while self._touch < self._alike_to and not isinstance(operations[self._touch], _TOUCHES):
+        while self._touch < self._alike_to and not isinstance(operations[self._touch], _PLACES):
             self._touch += 1
         return self._touch < number + LEAST
 
@@ -149,10 +159,14 @@ class BulkFaults:
         """
         system, inode = self.system, file.inode
         name, calls = getattr(operations[0], "file", None), inode.tracked is not None and calls_possible(system, file)
+        holes = file.descriptor is not None and holes_possible(inode)
         ends = {of: reach(file, of) for at, of in self.went_well if at == name}
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0
-        taken: list[_Touch | Call] = []
+        does = _DOES.tolist()
+        if inode.tracked is not None:  # what the host has mapped follows from its states
+            does[BY_HOST] = kernel.TOUCHES
+        taken: list[_Touch | sc.PunchHole | Call] = []
         rows: list[tuple[int, int, int, int, int]] = []
         kinds: list[int] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
@@ -164,6 +178,9 @@ class BulkFaults:
                 found = row_of_call(one, inode) if calls else None
                 call = _NO_CALL if found is None else found
                 whole, of = found is not None, CALLED
+            elif isinstance(one, sc.PunchHole):
+                pages = _pages(one)
+                whole, of = holes and pages != _NO_PAGES and pages[1] <= inode.pages, PUNCHED
             else:
                 pages, of_way = _pages(one), way(one)
                 whole = pages[1] <= ends.get(of_way, 0) and pages != _NO_PAGES
@@ -171,13 +188,14 @@ class BulkFaults:
             if not whole or task < 0:
                 break
             taken.append(one)
-            rows.append((*pages, task, int(of == BY_HOST and inode.tracked is None)))
+            rows.append((*pages, task, does[of]))
             kinds.append(of)
             streams.append(call)
         table, kind = np.array(rows, np.int64).reshape(-1, 5), np.array(kinds, np.int64)
         stream = np.array(streams, np.int64).reshape(-1, 6)
         if system.metadata is not None:
-            table = table[: system.metadata.foreseen(inode, np.maximum(table[:, 1], 1))]
+            grows = np.where(kind == PUNCHED, 1, np.maximum(table[:, 1], 1))
+            table = table[: system.metadata.foreseen(inode, grows)]
         tracked = None
         if system.conversions is not None and len(table) >= LEAST:
             tracked = TrackedFaults(system, inode, table, kind, stream, file.mapping)
@@ -195,35 +213,51 @@ class BulkFaults:
         requests, row_of = system.requests(inode, tasks, policies, 0)
         zones = len(system.free)
         given = kernel.Faults(
-            rows, np.ascontiguousarray(ranges), row_of, np.zeros(5, np.int64),
-            np.empty((_ROOM, 2), np.int64), np.empty((_ROOM, 4), np.int64),
+            rows, np.ascontiguousarray(ranges), row_of, np.zeros(6, np.int64),
+            np.empty((_ROOM, 2), np.int64), np.empty((_ROOM, 4), np.int64), np.empty(len(rows), np.int64),
             np.empty((len(rows), zones), np.int64), np.empty((len(rows), zones), np.int64), np.empty((len(rows), 2), np.int64),
         )  # fmt: skip
         before = system.free.copy()
-        status = self._place(given, file, requests)
+        listed_nodes = None
+        if system.metadata is not None:
+            listed_nodes = ListNodes(system.metadata, system.metadata.page_cache(inode), rows[:, 0], rows[:, 1])
+        nodes = _nodes(listed_nodes, len(rows), np.array([task.nid for task in tasks], np.int64))
+        status = self._place(given, nodes, file, requests)
         done = int(given.at[kernel.FAULT])
         if status == placement.OUT_OF_MEMORY:  # asked again alone, it is refused
             system.begun[:] = given.placed[done]
         if not done:
             return None, status
-        found = None if tracked is None else tracked.carry_out(done)
+        found = None if tracked is None else tracked.carry_out(given.entered[:done])
+        if tracked is None:
+            self._zap_others(file, rows[:done])
         held = None
-        if system.metadata is not None:
+        if listed_nodes is not None:
             whose = [tasks[row] for row in rows[:done, 3].tolist()]
-            held = _held_after(system, file, listed, rows[:done], found, whose, before, given)
+            held = _held_after(system, file, listed, rows[:done], found, whose, before, given, (listed_nodes, nodes))
         results = _results(listed.operations[:done], rows, found)
         states = None if found is None else found.states
         return Done(results, given.placed[:done], given.free[:done], held, states), status
 
-    def _place(self, given: kernel.Faults, file: OpenFile, requests: placement.Requests) -> int:
+    @staticmethod
+    def _zap_others(file: OpenFile, rows: Int64s) -> None:
+        """Holes are taken out of other mappings of the file as well, by which nobody has touched it meanwhile."""
+        others = [other for other in file.inode.mappings if other is not file.mapping and not other.empty]
+        if others:
+            for first, end in rows[rows[:, 4] == kernel.HOLE, :2].tolist():
+                for mapping in others:
+                    mapping.zap(first, end)
+
+    def _place(self, given: kernel.Faults, nodes: kernel.Nodes, file: OpenFile, requests: placement.Requests) -> int:
         """Run the kernel until it has done all, or comes to a fault that has to be carried out alone; returns its status."""
         system, map_, mapping = self.system, file.inode.map, file.mapping
         turns, zones = system.turns_and_zones(file.inode, 0)
-        maps = bool(given.faults[:, 4].any())
+        maps = bool(given.faults[:, 4].any()) and file.inode.tracked is None
+        holes = bool((given.faults[:, 4] == kernel.HOLE).any())
         while True:
-            present = map_.room()
+            present = map_.room(erases=holes)
             mapped = mapping.room() if maps and mapping is not None else present
-            status = kernel.run(given, present, mapped, requests, turns, zones, system.output_of(map_))
+            status = kernel.run(given, nodes, present, mapped, requests, turns, zones, system.output_of(map_))
             if status != placement.NEEDS_ROOM:
                 return int(status)
             map_.grow(1024, 4 * len(system.output_of(map_).cycle))
@@ -235,8 +269,18 @@ _NO_CALL = (0, 0, 0, 0, 0, 0)
 _NO_PAGES = (0, 0, 1)
 
 
-def _pages(touch: _Touch) -> tuple[int, int, int]:
-    """First page, end and step of what is touched; none, where a call is refused, or goes to and fro."""
+def _nodes(listed: ListNodes | None, count: int, nid: Int64s) -> kernel.Nodes:
+    """Nodes of the page cache that ``count`` rows touch, as the kernel follows them; ``nid`` int64 (tasks,)."""
+    if listed is None or not listed.trees:
+        nothing = np.empty((0, 3), np.int64)
+        return kernel.Nodes(np.empty(0, np.int64), np.empty((count, 0), np.int64), nid, nothing)
+    owner = listed.before[0].copy()
+    different = len(np.unique(np.concatenate((owner, nid))))
+    return kernel.Nodes(owner, listed.begins, nid, np.empty((count * different, 3), np.int64))
+
+
+def _pages(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
+    """First page, end and step of what is touched or freed; none, where a call is refused, or goes to and fro."""
     start, count = touch.offset // PAGE_SIZE, 0 if touch.length is None else touch.length // PAGE_SIZE
     if isinstance(touch, sc.Fault):
         step = _STEPS.get(touch.order, 0)
@@ -276,7 +320,7 @@ def _possible(system: System, file: OpenFile) -> bool:
     return metadata.only_counts() and metadata.has_tree(inode)
 
 
-def _results(operations: Sequence[_Touch | Call], rows: Int64s, found: Outcomes | None) -> list[Result]:
+def _results(operations: Sequence[_Touch | sc.PunchHole | Call], rows: Int64s, found: Outcomes | None) -> list[Result]:
     """What each operation returned. Of what the host touches together all pages were shared, but for single ones."""
     said: dict[tuple[str | int | None, int], Result] = {}
     out: list[Result] = []
@@ -287,7 +331,7 @@ def _results(operations: Sequence[_Touch | Call], rows: Int64s, found: Outcomes 
             out.append(result_of_call(error, offset))
         elif error:
             out.append(Result(0, 0, {"bad": 1, "first": offset // PAGE_SIZE}))
-        elif isinstance(one, sc.Fallocate):
+        elif isinstance(one, (sc.Fallocate, sc.PunchHole)):
             out.append(said.setdefault((None, 0), Result()))
         else:
             pages = (one.length or 0) // PAGE_SIZE
@@ -307,34 +351,36 @@ def _held_after(
     tasks: list[Thread],
     before: Int64s,
     given: kernel.Faults,
+    of_nodes: tuple[ListNodes, kernel.Nodes],
 ) -> Int64s:
     """Metadata after each of n operations, int64 (n, kinds, nodes)."""
     metadata, inode, count = system.metadata, file.inode, len(rows)
     assert metadata is not None
     free, rotations, kind = given.free[:count], given.rotations[:count], listed.kind[:count]
     free_before = np.concatenate((before[None], free[:-1]))
-    at_first = metadata.held.copy()
-    held = np.empty((count, *at_first.shape), np.int64)
-    held[:] = at_first
+    nodes, followed = of_nodes
+    events = followed.events[: int(given.at[kernel.EVENTS])]
+    events = np.insert(events, 1, 0, axis=1)  # all of the page cache
+    held = nodes.held_after(events, count, tasks, free_before[events[:, 0]], rotations)
+    nodes.enter(followed.owner[None])
 
-    def count_faults(walk: Walk | None, pages: Int64s) -> None:
+    def count_tables(walk: Walk | None, pages: Int64s) -> None:
         """What is held more by faults on these pages (n, 2), of those that have any."""
         some = np.flatnonzero(pages[:, 1] > pages[:, 0])
-        if not len(some):
+        if walk is None or not len(some):
             return
         which = np.column_stack((pages, rows[:, 2:]))[some]
         whose = [tasks[row] for row in some.tolist()]
         was = metadata.held.copy()
-        after = metadata.count_faults(inode, walk, which, whose, free_before[some], rotations[some])
+        after = metadata.count_faults(walk, which, whose, free_before[some], rotations[some])
         held[some[0] :] += (after - was)[np.searchsorted(some, np.arange(some[0], count), side="right") - 1]
 
-    count_faults(None, rows)  # nodes of the page cache, whoever needs one first
     by_host, by_guest = kind == BY_HOST, kind == BY_GUEST
     walked = rows[:, :2] if found is None else found.walked
     if by_host.any():
-        count_faults(system.host_walk(file.mapping), walked * by_host[:, None])
+        count_tables(system.host_walk(file.mapping), walked * by_host[:, None])
     if by_guest.any():
-        count_faults(system.guest_walk(inode), rows[:, :2] * by_guest[:, None])
+        count_tables(system.guest_walk(inode), rows[:, :2] * by_guest[:, None])
     if found is not None and (kind == CALLED).any():
         calls = listed.calls[:count]
         first, end = pages_of_calls(calls)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.engine.runs import Runs
-from workbench.intervals import Int64s, intervals_in, no_intervals, true_intervals
+from workbench.intervals import Int64s, intervals_in, no_intervals, pages_of, true_intervals
 from workbench.kernels import filemap as kernels
 from workbench.kernels.placement import ALLOCATIONS, TILES
 from workbench.kernels.runs import Runs as Table
@@ -50,10 +50,24 @@ class FileMap:
             longer[:used_entries] = self.tiles[:used_entries]
             self.tiles = longer
 
-    def room(self) -> Table:
-        """The table of runs, for a kernel that adds some."""
+    def room(self, erases: bool = False) -> Table:
+        """The table of runs, for a kernel that adds some, or ``erases`` some as well."""
         self._folios = None
+        if erases:
+            self._whole = (0, 0)
+            self._known.clear()
         return self._runs.room(_BLOCKS)
+
+    def placed_by(self, first: int, end: int) -> tuple[Int64s, Int64s, Int64s]:
+        """What allocation rows [first, end) placed, folio by folio, int64 (m,) each: row from ``first`` on, folio, zone."""
+        return self._each_of(self.allocations[first:end])
+
+    def _each_of(self, rows: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+        """Folios of allocation rows in the order in which they were placed: row, folio, zone, int64 (m,) each."""
+        row, place = pages_of(np.zeros(len(rows), np.int64), rows[:, kernels.COUNT])
+        of = rows[row]
+        zones = self.tiles[of[:, kernels.OFFSET] + place % of[:, kernels.PERIOD]].astype(np.int64)
+        return row, of[:, kernels.FIRST] + place * of[:, kernels.STEP], zones
 
     def add_singles(self, indices: Int64s, zones: Int64s) -> None:
         """Enter single folios int64 (n,), which were absent, with the zone of each."""
@@ -127,10 +141,7 @@ class FileMap:
         rows = self.allocations[:used]
         beyond = rows[:, kernels.FIRST] >= first
         taken, kept = rows[beyond], rows[~beyond]
-        count = taken[:, kernels.COUNT]
-        row = np.repeat(np.arange(len(taken)), count)
-        place = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-        zones = self.tiles[taken[row, kernels.OFFSET] + place % taken[row, kernels.PERIOD]].astype(np.int64)
+        zones = self._each_of(taken)[2]
         self.allocations[: len(kept)] = kept
         self.progress[ALLOCATIONS] = len(kept)
         return zones

@@ -490,10 +490,16 @@ class Metadata:
         """Whether of what conversions change nothing but the tree of a file's states is metadata, and it changes nothing."""
         return not self.taking and not self.light and STATE_TREE in self.trees.get(inode, {})
 
+    def page_cache(self, inode: Inode) -> list[list[FileMap]]:
+        """The tree of the page cache, level by level; none for what is in no page cache."""
+        return [] if self._is_in_no_cache(inode) else [self.caches.setdefault(inode, [])]
+
     def has_tree(self, inode: Inode) -> bool:
-        """Whether there is a tree of the page cache that has grown, or none at all."""
+        """Whether there is a tree of the page cache that needs nothing but its missing nodes while it does not grow, or none."""
         maps = self.caches.get(inode, [])
-        return self._is_in_no_cache(inode) or (len(maps) > 1 and not any(map_.empty for map_ in maps[1:]))
+        return self._is_in_no_cache(inode) or (
+            bool(maps) and (maps[0].empty or not any(map_.empty for map_ in maps[1:]))
+        )
 
     def foreseen(self, inode: Inode, ends: Int64s) -> int:
         """How many faults, which reach up to ``ends`` (n,), come before one for which the tree of the page cache grows."""
@@ -503,44 +509,32 @@ class Metadata:
         beyond = np.flatnonzero((ends - 1) >> (_lowest(inode.order) + XA_CHUNK_SHIFT * (levels - 1)))
         return int(beyond[0]) if len(beyond) else len(ends)
 
-    def count_faults(
-        self, inode: Inode | None, walk: Walk | None, rows: Int64s, tasks: list[Thread], free: Int64s, rotations: Int64s
-    ) -> Int64s:
-        """Tables and nodes of faults that have placed their pages: what is held after each, int64 (n, kinds, nodes).
-
-        ``inode``: None for tables alone.
+    def count_faults(self, walk: Walk, rows: Int64s, tasks: list[Thread], free: Int64s, rotations: Int64s) -> Int64s:
+        """Tables of faults that have placed their pages: what is held after each, int64 (n, kinds, nodes).
 
         ``rows`` int64 (n, 4) as :mod:`workbench.kernels.faults` takes them, of a file of 4 KiB pages; ``free`` int64 (n, zones)
-        before each of them, ``rotations`` int64 (n, 2) of its task after it. The tree of the page cache does not grow.
+        before each of them, ``rotations`` int64 (n, 2) of its task after it.
         """
         held = np.empty((len(rows), *self.held.shape), np.int64)
-        tables = {} if walk is None else self._need_tables(walk, rows, tasks)
-        objects = {} if inode is None else self._enter_many_nodes(inode, rows, tasks)
+        tables = self._need_tables(walk, rows, tasks)
         popped: list[Int64s] = []
         kept, filled = self.system.rotations.copy(), 0
-        for number in sorted(tables.keys() | objects.keys()):
-            task, new = tasks[number], objects.get(number, 0)
-            if number not in tables and new <= self.xarray.room(task.nid):
-                self.xarray.live[task.nid] += new
-                self.xarray.parts[0, task.nid] += new
-                continue
+        for number in sorted(tables):
+            task = tasks[number]
             held[filled:number] = self.held
             filled = number
             self.before, self.system.rotations[task.index] = free[number], rotations[number]
-            if walk is not None and walk.kind != SECOND_STAGE and number in tables:
+            if walk.kind != SECOND_STAGE:
                 self.enter_tables(task, walk, *rows[number, :3].tolist())
-            elif number in tables:
+            else:
                 self._make_ready(task)
                 zones = self._take_ready(task, len(tables[number]))
                 assert zones is not None  # what is only counted is always there
                 popped.append(zones)
-            if new:
-                self.xarray.parts[0, task.nid] += new
-                self._take_objects(task, self.xarray, new)
         held[filled:] = self.held
         self.before = None
         self.system.rotations[:] = kept
-        if walk is not None and popped:
+        if popped:
             wanted = np.array([table for number in sorted(tables) for table in tables[number]], np.int64).reshape(-1, 2)
             taken = np.concatenate(popped)
             for level, map_ in enumerate(walk.tables.maps):
@@ -578,20 +572,6 @@ class Metadata:
             for number, one in sorted(zip(fault[absent].tolist(), (table[absent] * ways).tolist(), strict=True)):
                 found.setdefault(number, []).append((level, abs(one)))
         return found
-
-    def _enter_many_nodes(self, inode: Inode, rows: Int64s, tasks: list[Thread]) -> dict[int, int]:
-        """Enter the nodes of the page cache that faults need; returns how many of them which fault was the first to need."""
-        count = np.zeros(len(rows), np.int64)
-        nids = np.array([task.nid for task in tasks], np.int64)
-        for level, map_ in enumerate(() if self._is_in_no_cache(inode) else self.caches[inode]):
-            shift = _lowest(inode.order) + XA_CHUNK_SHIFT * level
-            fault, node = _first_of(rows[:, 0] >> shift, (rows[:, 1] - 1) >> shift)
-            absent = map_.zone_of(node) < 0
-            if absent.any():
-                map_.add_singles(node[absent], nids[fault[absent]])
-                count += np.bincount(fault[absent], minlength=len(rows))
-        some = np.flatnonzero(count)
-        return dict(zip(some.tolist(), count[some].tolist(), strict=True))
 
     # ----------------------------------------------------------------------------------------- what is given back
 

@@ -1,8 +1,8 @@
 """Many calls on a file that converts in place: the state after each, and what they do to it that were placed together.
 
-A fault puts in the file what was placed for it, and touches its pages; conversions and pins come between. All are rows of one
-stream of the tracked file, whose counters after each row are those after each call. For SNP and TDX what stays whole is looked
-at after each one.
+A fault puts in the file what was placed for it, and touches its pages; conversions, pins and holes come between. All are rows of
+one stream of the tracked file, whose counters after each row are those after each call. For SNP and TDX what stays whole is
+looked at after each one.
 
 What a host's fault places depends on the states that it finds, and so on conversions before it. Of a single page that is known
 beforehand: one to private is refused where somebody holds the page, which then is there.
@@ -21,9 +21,8 @@ from workbench.engine.conversions import Conversions
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
-from workbench.intervals import Int64s, in_intervals, pages_of
+from workbench.intervals import Int64s, in_intervals
 from workbench.kernels.folios import run as folio
-from workbench.kernels.placement import ALLOCATIONS
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.tracked_file import KINDS, TrackedFile, bits_at
 from workbench.tracking.whole import WATCHED
@@ -33,12 +32,15 @@ Bools = npt.NDArray[np.bool_]
 Call = sc.Convert | sc.Pin | sc.Unpin
 CALLS = (sc.Convert, sc.Pin, sc.Unpin)
 _OPS: dict[type[Call], int] = {sc.Convert: folio.CONVERT, sc.Pin: folio.PIN, sc.Unpin: folio.UNPIN}
-ALLOCATED, BY_GUEST, BY_HOST, CALLED = range(4)
-"""What a row of a list does: allocates by a call on the file, touches as the guest or as the host, or is one of :data:`CALLS`."""
+ALLOCATED, BY_GUEST, BY_HOST, CALLED, PUNCHED = range(5)
+"""What a row of a list does: allocates by a call on the file, touches as the guest or as the host, is one of :data:`CALLS`, or
+punches a hole."""
 MOST_PAGES = 1 << 14
 """Of one list of faults: each has rows of its own."""
 _CALL_PAGES = 2048  # of one call
 _AS_BEFORE, _NO, _YES, _UNSURE = range(4)
+_OP_OF = np.zeros(5, np.int64)
+_OP_OF[[BY_GUEST, BY_HOST, PUNCHED]] = folio.GUEST_FAULT, folio.HOST_FAULT, folio.PUNCH
 
 
 class States(NamedTuple):
@@ -64,6 +66,11 @@ def possible(system: System, inode: Inode) -> bool:
     if not isinstance(tracked, ConversionFile) or inode.evicted or conversions.devices:
         return False
     return tracked.count("poisoned_pages") == 0
+
+
+def holes_possible(inode: Inode) -> bool:
+    """Whether what leaves a file is free at once: nobody holds a page of it, nor one that left it before."""
+    return inode.tracked is None or not (inode.kept or len(inode.tracked.pinned()))
 
 
 def calls_possible(system: System, file: OpenFile) -> bool:
@@ -147,7 +154,10 @@ class TrackedFaults:
         self.span = self.rows[:, :2].copy()
         is_call = self.kind == CALLED
         self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
-        if (self.kind == BY_HOST).any() or (self.calls[is_call, folio.OP] == folio.PIN).any():
+        pins = is_call & (self.calls[:, folio.OP] == folio.PIN)
+        if pins.any():  # what is held stays allocated when it leaves the file
+            self.rows = self.rows[: _first_true((self.kind == PUNCHED) & (np.cumsum(pins) > 0))]
+        if (self.kind == BY_HOST).any() or pins.any():
             self.rows = self.rows[: self._look_ahead()]
 
     def _look_ahead(self) -> int:
@@ -155,35 +165,35 @@ class TrackedFaults:
         span = self.span
         edges, cell = np.unique(span, return_inverse=True)
         cells = cell.reshape(span.shape)
-        # Of pages between two edges: their state, whether something was put there, and whether the host has them mapped.
-        state, mapped = (np.full(len(edges), _AS_BEFORE, np.int8) for _ in range(2))
-        placed = np.zeros(len(edges), bool)
+        # Of pages between two edges: their state, whether they are there, and whether the host has them mapped.
+        state, there, mapped = (np.full(len(edges), _AS_BEFORE, np.int8) for _ in range(3))
         present, shared = self.tracked.state.present, self.tracked.state.shared
         was_present, was_shared = (bits_at(bits, span[:, 0]).tolist() for bits in (present, shared))
         in_map = None if self.mapping is None else self.mapping.mapped()
         rows = np.column_stack((self.kind, span, cells)).tolist()
-        for number, (kind, first, end, low, high) in enumerate(rows):
+        for number, (kind, first, end, low, high) in enumerate(rows[: len(self.rows)]):
             here = slice(low, high)
-            if kind == CALLED:
+            is_there = there[low] == _YES or (there[low] == _AS_BEFORE and was_present[number])
+            if kind == PUNCHED:
+                there[here] = mapped[here] = _NO
+            elif kind == CALLED:
                 op, offset, length, argument = self.calls[number, :4].tolist()
                 if op == folio.CONVERT and (offset | length) % PAGE_SIZE == 0:
                     state[here] = _YES if argument else _NO if end - first == 1 else _UNSURE
                     if not argument:
                         mapped[here] = _UNSURE
                 elif op == folio.PIN and argument != folio.TRANSIENT:
-                    if not (placed[low] or was_present[number]) or (
-                        end - first > 1 and not self._are_there(number, edges, placed)
-                    ):
+                    if not is_there or (end - first > 1 and not self._are_there(number, edges, there)):
                         return number
                     mapped[here] = _UNSURE
             elif kind != BY_HOST:
-                placed[here] = True
+                there[here] = _YES
             elif end - first == 1:
                 found = int(state[low])
-                if found == _UNSURE and not (placed[low] or was_present[number]):
+                if found == _UNSURE and not is_there:
                     return number
                 if found == _YES or (found == _AS_BEFORE and was_shared[number]):
-                    placed[low], mapped[low] = True, _YES
+                    there[low], mapped[low] = _YES, _YES
                 else:
                     self.rows[number, 1] = first
                     mapped[low] = _UNSURE
@@ -192,48 +202,49 @@ class TrackedFaults:
                 at = np.searchsorted(edges, pages, side="right") - 1
                 known = np.where(state[at] == _AS_BEFORE, np.where(bits_at(shared, pages), _YES, _NO), state[at])
                 assert in_map is not None
-                there = np.where(mapped[at] == _AS_BEFORE, in_intervals(pages, in_map), mapped[at] == _YES)
-                parts = int(np.count_nonzero(np.diff(there.astype(np.int8), prepend=1) < 0))
+                mapped_now = np.where(mapped[at] == _AS_BEFORE, in_intervals(pages, in_map), mapped[at] == _YES)
+                parts = int(np.count_nonzero(np.diff(mapped_now.astype(np.int8), prepend=1) < 0))
                 if (known != _YES).any() or (mapped[at] == _UNSURE).any() or parts > 1:
                     return number
-                placed[here], mapped[here] = True, _YES
-        return len(span)
+                there[here], mapped[here] = _YES, _YES
+        return len(self.rows)
 
-    def _are_there(self, number: int, edges: Int64s, placed: Bools) -> bool:
+    def _are_there(self, number: int, edges: Int64s, there: npt.NDArray[np.int8]) -> bool:
         """Whether all pages of a row are there for certain, when its turn comes."""
         pages = np.arange(*self.span[number].tolist())
-        there = placed[np.searchsorted(edges, pages, side="right") - 1] | bits_at(self.tracked.state.present, pages)
-        return bool(there.all())
+        now = there[np.searchsorted(edges, pages, side="right") - 1]
+        return bool(np.where(now == _AS_BEFORE, bits_at(self.tracked.state.present, pages), now == _YES).all())
 
-    def carry_out(self, done: int) -> Outcomes:
-        """After the first ``done`` rows were placed: enter what is new, touch, convert and pin."""
-        inode = self.inode
-        stream, row = self._stream(done)
-        inode.entered[0] = int(inode.map.progress[ALLOCATIONS])
+    def carry_out(self, entered: Int64s) -> Outcomes:
+        """After some rows were placed: enter what is new, touch, convert, pin and punch.
+
+        ``entered`` int64 (done,): where the allocation rows of each end.
+        """
+        inode, done = self.inode, len(entered)
+        stream, row = self._stream(entered)
+        inode.entered[0] = int(entered[-1])
         end = np.searchsorted(row, np.arange(done), side="right")
         errors, offsets, states = after_each(self.system, inode, stream, end)
         last = np.where(np.diff(end, prepend=0) > 0, end - 1, -1)  # of its rows it says how it ended
         errors, offsets = np.append(errors, 0)[last], np.append(offsets, -1)[last]
         return Outcomes(errors, offsets, self._map(done, errors, offsets), states)
 
-    def _stream(self, done: int) -> tuple[Int64s, Int64s]:
+    def _stream(self, entered: Int64s) -> tuple[Int64s, Int64s]:
         """Stream int64 (m, 6) of rows, each first what is put in and then what is done, and the row that each is of."""
-        fault, page = pages_of(self.rows[:done, 0], self.rows[:done, 1])
-        is_first = np.zeros(len(page), bool)
-        is_first[np.unique(page, return_index=True)[1]] = True
-        new = np.flatnonzero(is_first & ~bits_at(self.tracked.state.present, page))
-        put = np.zeros((len(new), 6), np.int64)
-        put[:, folio.OP], put[:, folio.OFFSET] = folio.INSERT, page[new] * PAGE_SIZE
-        put[:, folio.NODE] = self.system.zone_node[self.inode.map.zone_of(page[new])]
+        begin, done = self.inode.entered[0], len(entered)
+        allocation, page, zone = self.inode.map.placed_by(begin, int(entered[-1]))
+        put = np.zeros((len(page), 6), np.int64)
+        put[:, folio.OP], put[:, folio.OFFSET] = folio.INSERT, page * PAGE_SIZE
+        put[:, folio.NODE] = self.system.zone_node[zone]
+        fault = np.searchsorted(entered, begin + allocation, side="right")
         act = np.flatnonzero(self.kind[:done] != ALLOCATED)
         kind, rows = self.kind[act], self.calls[act]
         touch = kind != CALLED
-        by_host = kind[touch] == BY_HOST
-        rows[touch, folio.OP] = np.where(by_host, folio.HOST_FAULT, folio.GUEST_FAULT)
+        rows[touch, folio.OP] = _OP_OF[kind[touch]]
         rows[touch, folio.OFFSET] = self.span[act[touch], 0] * PAGE_SIZE
         rows[touch, folio.LENGTH] = (self.span[act[touch], 1] - self.span[act[touch], 0]) * PAGE_SIZE
-        rows[touch, folio.ARGUMENT] = np.where(by_host, 0, folio.AS_IT_IS)
-        of = np.concatenate((fault[new], act))
+        rows[touch, folio.ARGUMENT] = np.where(kind[touch] == BY_GUEST, folio.AS_IT_IS, 0)
+        of = np.concatenate((fault, act))
         order = np.argsort(of, kind="stable")
         return np.concatenate((put, rows))[order], of[order]
 
@@ -243,7 +254,7 @@ class TrackedFaults:
         kind = self.kind[:done]
         maps, zaps, stop = maps_and_zaps(self.calls[:done], errors, offsets)
         faults = (kind == BY_HOST) & (errors == 0)
-        maps, zaps = maps & (kind == CALLED), zaps & (kind == CALLED)
+        maps, zaps = maps & (kind == CALLED), (zaps & (kind == CALLED)) | (kind == PUNCHED)
         stop = np.where(kind == CALLED, stop, self.span[:done, 1])
         some = np.flatnonzero(faults | maps | zaps)
         first = self.span[some, 0].tolist()
