@@ -322,6 +322,37 @@ def test_holes_and_what_fills_them_are_carried_out_together(profile: str, by: st
     assert nodes.max() > nodes[-1] > 0
 
 
+@pytest.mark.parametrize("kind", ["7.3", "7.4", "memfd"])
+def test_holes_of_a_file_that_holds_nothing_are_carried_out_together(kind: str) -> None:
+    """Also beyond all that its tree ever held; what a list took away, a fault alone finds absent."""
+    guest = {"op": "fault", "by": "host" if kind == "memfd" else "guest"}
+    fstat = {"op": "fstat", "file": "third"}
+    holes = [{"op": "punch_hole", **page(100 * number)} for number in range(60)]
+    calls = [
+        {"op": "create", "file": "third"}, guest | page(0, 2), fstat, guest | page(0), {"op": "punch_hole", **page(0, 2)},
+        *holes, fstat, guest | page(0), guest | page(1), {"op": "punch_hole", **page(0, 2)}, fstat, *holes,
+        {"op": "punch_hole", "offset": (1 << 63) - 8192, "length": 16384}, guest | page(0),
+    ]  # fmt: skip
+    file = {"op": "memfd", "file": "guest", "size": "64 MiB"} if kind == "memfd" else {"op": "create"}
+    convert = [{"op": "convert", "to": "shared"}] * (kind == "7.4")
+    given_ = scenario([], kernel_profile="7.3" if kind == "memfd" else kind).replace(**{"guest.memory": "64 MiB"})
+    given_ = given_.replace(**{"guest.vm_type": "none" if kind == "memfd" else "sw_protected"})
+    given_ = given_.replace(operations=[file, *convert, *calls])
+    assert assert_equal(given_) > 2 * len(holes)
+    assert run(given_)["event_error"][-2] == "EFBIG"
+
+
+def test_a_file_that_is_closed_has_no_holes() -> None:
+    calls = [
+        {"op": op, **page(number)} | ({"by": "host"} if op == "fault" else {})
+        for number in range(20)
+        for op in ("fault", "punch_hole")
+    ]
+    given_ = scenario([]).replace(operations=[{"op": "create"}, *calls, {"op": "close"}, *calls])
+    assert assert_equal(given_) == len(calls) - 1
+    assert (run(given_)["event_error"] == "EBADF").sum() == 20
+
+
 @pytest.mark.parametrize("vm_type", ["none", "sw_protected"])
 def test_faults_of_all_kinds_in_turns_are_carried_out_together(vm_type: str) -> None:
     by = ["guest", "nobody", "prefault"] + ["host"] * (vm_type == "none")
