@@ -157,7 +157,17 @@ class Log:
                 out[-3:] += system.conversions.device_leaves(inode, inode.users.iommu)
 
 
-_OF_A_RANGE = (sc.Convert, sc.Fault, sc.Fallocate, sc.PunchHole, sc.Pin, sc.Unpin, sc.IommuMap, sc.IommuUnmap)
+_OF_A_RANGE = (
+    sc.Convert,
+    sc.Fault,
+    sc.Fallocate,
+    sc.PunchHole,
+    sc.Pin,
+    sc.Unpin,
+    sc.IommuMap,
+    sc.IommuUnmap,
+    sc.Hwpoison,
+)
 """Operations that change nothing but folios that a range of one file touches."""
 
 

@@ -320,19 +320,30 @@ def hwpoison(system: System, operation: sc.Hwpoison) -> Result:
     pages = -(-min(length, inode.pages * PAGE_SIZE - offset) // PAGE_SIZE)
     if pages <= 0:
         return failed(errno.ENOENT, pages=0)
+    page = offset // PAGE_SIZE
+    if pages == 1:
+        errors = [file.hwpoison(offset).errno]
+        gone = [] if errors[0] else [[page, page + 1]]
+    else:
+        of_each = _poisoned(file, offset, pages)
+        errors, gone = of_each.tolist(), true_intervals(of_each == 0, page).tolist()
+    for low, high in gone:
+        for mapping in inode.mappings:
+            if not mapping.empty:
+                mapping.zap(low, high)
+        if inode.users is not None:
+            inode.users.invalidate(low, high, page_by_page=True)
+    marked = [error for error in errors if error in (0, errno.EBUSY)]
+    return result_of(Outcome(max(marked, default=errno.ENOENT), None), pages=len(marked))
+
+
+def _poisoned(file: TrackedFile, offset: int, pages: int) -> npt.NDArray[np.int32]:
+    """Errors of memory failure on so many pages, one after another."""
     check_listed(pages, "hwpoison")
     stream = np.zeros((pages, 6), np.int64)
     stream[:, folio.OP] = folio.POISON
     stream[:, folio.OFFSET] = offset + PAGE_SIZE * np.arange(len(stream))
-    errors = file.run_stream(stream).errors
-    marked = np.isin(errors, (0, errno.EBUSY))
-    for low, high in true_intervals(errors == 0, offset // PAGE_SIZE).tolist():
-        for mapping in inode.mappings:
-            mapping.zap(low, high)
-        if inode.users is not None:
-            inode.users.invalidate(low, high, page_by_page=True)
-    error = errno.ENOENT if not marked.any() else int(errors[marked].max())
-    return result_of(Outcome(error, None), pages=int(marked.sum()))
+    return file.run_stream(stream).errors
 
 
 def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, count: int) -> Result:

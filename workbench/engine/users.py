@@ -250,9 +250,9 @@ class Users:
         if end <= start:
             return
         self.kvm.zap(start, end)
-        areas = self.inode.device_areas
-        if not (self.told and len(areas)):
+        if not (self.told and len(self.inode.areas)):
             return
+        areas = self.inode.device_areas
         touched = areas[(areas[:, 0] < end) & (areas[:, 1] > start)]
         if len(touched):
             pages = np.minimum(touched[:, 1], end) - np.maximum(touched[:, 0], start)
