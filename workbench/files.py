@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
 import os
@@ -27,6 +28,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():  # whoever may write to /dev would put a file in the place of a device
         raise WorkbenchError(f"cannot write {str(path)!r}: it is not a regular file")
     temporary = path.parent.absolute() / f".{path.name}.{_word()}.tmp"
+    _unfinished[temporary] = os.getpid()
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # of a place that is none
             temporary.unlink(missing_ok=True)
+        _unfinished.pop(temporary, None)
 
 
 def _try_to_write(path: Path) -> None:
@@ -65,6 +68,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent.absolute() / f".{path.name}.{_word()}"
     looks = 1
+    _unfinished[folder] = os.getpid()
     try:
         os.mkdir(folder, 0o700)
         yield folder
@@ -80,6 +84,22 @@ def folder_beside(path: Path) -> Iterator[Path]:
         except KeyboardInterrupt:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        finally:
+            _unfinished.pop(folder, None)
+
+
+_unfinished: dict[Path, int] = {}
+"""What is being written, and by which process: a fork has its parent's."""
+
+
+@atexit.register
+def _remove_unfinished() -> None:
+    """What threads that nobody waits for were writing when the process ended, such as a report of the explorer's."""
+    for path, process in list(_unfinished.items()):
+        if process == os.getpid():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 LATE, LATE_LOOKS = 0.5, 20

@@ -54,6 +54,27 @@ def test_what_a_thread_still_writes_after_an_interrupt_goes_too(tmp_path: Path) 
     assert list((tmp_path / "made").iterdir()) == []
 
 
+@pytest.mark.parametrize("beside", ["whole_file", "folder_beside"])
+def test_what_a_thread_was_writing_when_its_process_ended_goes(beside: str, tmp_path: Path) -> None:
+    """As a report of the explorer's whose tab is closed."""
+    code = f"""
+import threading, time
+from pathlib import Path
+from workbench.files import {beside}
+there = threading.Event()
+def write():
+    with {beside}(Path("x.zarr")) as made:
+        (made / "part" if made.is_dir() else made).write_text("half")
+        there.set()
+        time.sleep(600)
+threading.Thread(target=write, daemon=True).start()
+there.wait()
+assert list(Path(".").iterdir())
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("beside", "made"), [(whole_file, "open"), (folder_beside, "mkdir")])
 def test_what_was_just_made_when_an_interrupt_came_goes_too(
     beside: Callable[[Path], AbstractContextManager[Path]], made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
