@@ -329,7 +329,8 @@ def test_holes_of_a_file_that_holds_nothing_are_carried_out_together(kind: str) 
     fstat = {"op": "fstat", "file": "third"}
     holes = [{"op": "punch_hole", **page(100 * number)} for number in range(60)]
     calls = [
-        {"op": "create", "file": "third"}, guest | page(0, 2), fstat, guest | page(0), {"op": "punch_hole", **page(0, 2)},
+        {"op": "create", "file": "third"}, guest | page(0, 2), guest | page(100), fstat, guest | page(0),
+        {"op": "punch_hole", **page(0, 2)},
         *holes, fstat, guest | page(0), guest | page(1), {"op": "punch_hole", **page(0, 2)}, fstat, *holes,
         {"op": "punch_hole", "offset": (1 << 63) - 8192, "length": 16384}, guest | page(0),
     ]  # fmt: skip
@@ -342,13 +343,25 @@ def test_holes_of_a_file_that_holds_nothing_are_carried_out_together(kind: str) 
     assert run(given_)["event_error"][-2] == "EFBIG"
 
 
+@pytest.mark.parametrize("profile", ["7.3", "7.4"])
+def test_a_hole_of_many_runs_frees_them_all_and_keeps_the_nodes_at_its_ends(profile: str) -> None:
+    calls = [{"op": "fault", "by": "guest", **page(number)} for number in range(300)]
+    calls += [{"op": "punch_hole", **page(10, 260)}, {"op": "fault", "by": "guest", **page(100)}]
+    convert = [{"op": "convert", "to": "shared"}] * (profile == "7.4")
+    given_ = scenario([], kernel_profile=profile).replace(**{"guest.vm_type": "sw_protected"})
+    given_ = given_.replace(operations=[{"op": "create"}, *convert, *calls])
+    assert assert_equal(given_) > len(calls) - 5
+    free = run(given_)["free_pages"].sum(axis=1)
+    assert free[-2] - free[-3] == 260
+
+
 def test_a_file_that_is_closed_has_no_holes() -> None:
     calls = [
         {"op": op, **page(number)} | ({"by": "host"} if op == "fault" else {})
         for number in range(20)
         for op in ("fault", "punch_hole")
     ]
-    given_ = scenario([]).replace(operations=[{"op": "create"}, *calls, {"op": "close"}, *calls])
+    given_ = scenario([]).replace(operations=[{"op": "create"}, *calls, {"op": "close", "unmap": False}, *calls])
     assert assert_equal(given_) == len(calls) - 1
     assert (run(given_)["event_error"] == "EBADF").sum() == 20
 
