@@ -123,6 +123,24 @@ def test_long_lists_are_carried_out_together(vm_type: str, page_size: str) -> No
     assert not [mapping for inode in answer.system.inodes() for mapping in inode.mappings if not mapping.empty]
 
 
+def test_faults_alone_are_carried_out_together() -> None:
+    """Some get leaves, of pages that changed sides; also where a page is pinned, with which no conversion is in a list."""
+    touches = [
+        {"op": "fault", "by": by, "offset": 4096 * (37 * number % (PAGES - 1)), "length": 4096 * (1 + (by == "guest"))}
+        for number in range(200)
+        for by in ("guest", "host")
+    ]
+    before = [
+        {"op": "create", "flags": ["mmap"]}, {"op": "fallocate"}, {"op": "convert", "to": "shared", "length": MEMORY // 2},
+        {"op": "fault", "by": "guest"}, {"op": "convert", "to": "private", "length": MEMORY // 4},
+        {"op": "pin", "offset": MEMORY // 4, "length": 4096}, {"op": "fault", "offset": MEMORY // 4, "length": 4096},
+    ]  # fmt: skip
+    given_ = scenario([*before, *touches], page_size="2 MiB")
+    assert assert_equal(given_) > 390
+    mapped = run(given_)["user_mapped_pages"][len(before) - 1 :, 0]
+    assert mapped[0] == PAGES - MEMORY // 4 // 4096 and mapped[-1] == PAGES
+
+
 def test_nodes_of_what_is_shared_along_a_large_file() -> None:
     """A page of each 16 MiB of 3 GiB is shared and private again: three levels of nodes above the groups of struct pages."""
     memory, step = 3 << 30, 16 << 20

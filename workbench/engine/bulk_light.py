@@ -56,9 +56,6 @@ class BulkLight:
         if file is None or not _possible(self.system, file):
             return None
         calls, stream = self._alike(file, first.file, self.operations[number : number + self._most])
-        if not (stream[:, folio.OP] == folio.CONVERT).any():  # faults alone are somebody else's
-            self._not_before = number + max(len(calls), 1)
-            return None
         self._not_before = number + len(calls) + (len(calls) < self._most)
         self._most = min(2 * self._most, MOST) if len(calls) == self._most else max(2 * len(calls), LEAST)
         return self._run(file, calls, stream) if len(calls) >= LEAST else None
@@ -67,14 +64,17 @@ class BulkLight:
         self, file: OpenFile, name: str, operations: Sequence[sc.Operation]
     ) -> tuple[list[sc.Convert | sc.Fault], Int64s]:
         """Calls on a file up to whatever is something else, or reaches out of the file, or is long; rows of a stream."""
-        inode, tasks = file.inode, self.system.tasks
+        inode, tasks, converts = file.inode, self.system.tasks, _may_convert(self.system, file)
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
         calls: list[sc.Convert | sc.Fault] = []
         rows: list[tuple[int, int, int, int, int, int]] = []
         for one in operations:
             if not isinstance(one, _KINDS) or one.file != name or (one.task is not None and one.task not in tasks):
                 break
-            row = row_of_call(one, inode) if isinstance(one, sc.Convert) else _row_of_fault(one, ends.get(way(one), 0))
+            if isinstance(one, sc.Convert):
+                row = row_of_call(one, inode) if converts else None
+            else:
+                row = _row_of_fault(one, ends.get(way(one), 0))
             if row is None:
                 break
             calls.append(one)
@@ -119,13 +119,20 @@ def _possible(system: System, file: OpenFile) -> bool:
     tracked = inode.tracked
     if conversions is None or conversions.devices or not isinstance(tracked, LightFile) or inode.users is None:
         return False
-    if inode.frozen or inode.evicted or inode.small is not None or inode.attributes is not None:
+    if system.killed or system.bulk is not None or inode.frozen or inode.evicted:
         return False
-    if tracked.state.counts[light_map.N_PINS] or tracked.state.counts[light_map.N_POISONED]:
+    if inode.small is not None or inode.attributes is not None or tracked.state.counts[light_map.N_POISONED]:
         return False
-    if not converts_in_place(system, file):
+    return metadata is None or not metadata.taking
+
+
+def _may_convert(system: System, file: OpenFile) -> bool:
+    """Whether conversions of such a file do not, either."""
+    inode, metadata = file.inode, system.metadata
+    assert isinstance(inode.tracked, LightFile)
+    if inode.tracked.state.counts[light_map.N_PINS] or not converts_in_place(system, file):
         return False
-    return metadata is None or (not metadata.taking and metadata.trees.get(inode, {}).keys() == _TREES)
+    return metadata is None or metadata.trees.get(inode, {}).keys() == _TREES
 
 
 def _row_of_fault(fault: sc.Fault, end: int) -> tuple[int, int, int, int, int, int] | None:
@@ -191,9 +198,9 @@ def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watc
     """What the kernel is given, but for the rows of leaves."""
     count, longest = len(stream), int(stream[:, folio.LENGTH].max()) // PAGE_SIZE + 4
     levels: list[Int64s] = []
-    if system.metadata is not None:
+    if system.metadata is not None and (stream[:, folio.OP] == folio.CONVERT).any():
         shared = system.metadata.trees[inode][PAGE_CACHE]
-        assert isinstance(shared, SharedNodes) and inode.users is not None
+        assert isinstance(shared, SharedNodes)
         levels = shared.levels()
     at = np.zeros(5, np.int64)
     at[kernel.LARGEST] = PAGE_ORDERS[tracked.largest_leaf]
@@ -257,23 +264,22 @@ def _held_after(
 ) -> Int64s:
     """Nodes of trees, and tables: what is held after each call, int64 (n, kinds, nodes)."""
     inode, stream = file.inode, given.stream
-    trees = metadata.trees[inode]
+    trees = metadata.trees.get(inode, {})
     first, end = pages_of_calls(stream)
-    states, shared = trees[STATE_TREE], trees[PAGE_CACHE]
-    assert isinstance(states, StateTree) and isinstance(shared, SharedNodes)
+    wanted = {kind: np.full(len(stream), tree.nodes.sum()) for kind, tree in trees.items()}
     converted = stream[:, folio.OP] == folio.CONVERT
-    block_by_block = system.rules.kernel == "C" and inode.order > 0
-    unit = given.offsets // PAGE_SIZE >> inode.order << inode.order
-    stopped = np.where(block_by_block & (given.offsets >= 0), np.maximum(unit, first), first)
-    reached = np.where(~converted, first, np.where(given.errors == 0, end, stopped))
-    wanted = {
-        LIGHT_MAP: given.nodes[:, 0],
-        PAGE_CACHE: given.nodes[:, 1],
-        STATE_TREE: states.follow(first, reached, stream[:, folio.ARGUMENT] == 1),
-    }
-    shared.followed(int(given.nodes[-1, 1]))
+    if converted.any():
+        states, shared = trees[STATE_TREE], trees[PAGE_CACHE]
+        assert isinstance(states, StateTree) and isinstance(shared, SharedNodes)
+        block_by_block = system.rules.kernel == "C" and inode.order > 0
+        unit = given.offsets // PAGE_SIZE >> inode.order << inode.order
+        stopped = np.where(block_by_block & (given.offsets >= 0), np.maximum(unit, first), first)
+        reached = np.where(~converted, first, np.where(given.errors == 0, end, stopped))
+        wanted[LIGHT_MAP], wanted[PAGE_CACHE] = given.nodes[:, 0], given.nodes[:, 1]
+        wanted[STATE_TREE] = states.follow(first, reached, stream[:, folio.ARGUMENT] == 1)
+        shared.followed(int(given.nodes[-1, 1]))
     tasks = [system.task(one) for one in calls]
-    followed = FollowedTrees(metadata, trees, np.column_stack([wanted[kind] for kind in trees]), tasks)
+    followed = FollowedTrees(metadata, trees, np.array([*wanted.values()], np.int64).reshape(-1, len(calls)).T, tasks)
     walks: dict[int, Walk] = {}
     by_guest = stream[:, folio.OP] == folio.GUEST_FAULT
     for faults, walk in (

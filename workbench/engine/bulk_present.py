@@ -1,7 +1,7 @@
-"""Many faults at once on pages that are there: of huge pages, or of a file without struct pages, that converts in place.
+"""Many faults at once on pages that are there, of a file of huge pages that converts in place.
 
-Nothing is placed. A file of folios has them as one stream (leaves of the second stage, content); of a light map they change
-nothing, for what the guest has mapped already. Tables of those who walk are entered call by call.
+Nothing is placed. The file has them as one stream (leaves of the second stage, content). Tables of those who walk are entered
+call by call. Files without struct pages are :mod:`workbench.engine.bulk_light`'s.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from workbench.engine import calls_mm
 from workbench.engine.bulk_faults import LEAST, MOST, BulkFaults, Done, reach, way
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
-from workbench.engine.tracked_faults import States, after_each
+from workbench.engine.tracked_faults import after_each
 from workbench.intervals import Int64s
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
-from workbench.tracking.light_file import LightFile
-from workbench.tracking.tracked_file import SIGBUS, bits_at
-from workbench.tracking.whole import WATCHED
+from workbench.tracking.tracked_file import bits_at
 from workbench.units import PAGE_SIZE
 
 _PAGES = 2048  # of one fault
@@ -71,12 +69,6 @@ class BulkPresent:
         for middle in range(folio.PAGES_2M, _PAGES, folio.PAGES_2M):
             there &= _there(inode, np.minimum(table[:, 0] + middle, table[:, 1] - 1))
         count = len(table) if there.all() else int(np.argmin(there))
-        users = inode.users
-        if isinstance(inode.tracked, LightFile) and users is not None:
-            for number, (start, end, by_host) in enumerate(table[:count].tolist()):
-                if not by_host and len(users.kvm.gaps(start, end)):  # the guest gets leaves
-                    count = number
-                    break
         return faults[:count], table[:count]
 
     def _run(self, file: OpenFile, faults: list[sc.Fault], rows: Int64s) -> Done:
@@ -85,18 +77,11 @@ class BulkPresent:
         assert inode.tracked is not None and system.conversions is not None
         by_host = rows[:, 2] == 1
         shared = bits_at(inode.tracked.state.shared, rows[:, 0])
-        if isinstance(inode.tracked, ConversionFile):
-            stream = np.zeros((count, 6), np.int64)
-            stream[:, folio.OP] = np.where(by_host, folio.HOST_FAULT, folio.GUEST_FAULT)
-            stream[:, folio.OFFSET], stream[:, folio.LENGTH] = (
-                rows[:, 0] * PAGE_SIZE,
-                (rows[:, 1] - rows[:, 0]) * PAGE_SIZE,
-            )
-            stream[:, folio.ARGUMENT] = np.where(by_host, 0, folio.AS_IT_IS)
-            errors, _, states = after_each(system, inode, stream, np.arange(1, count + 1))
-        else:
-            errors = np.where(by_host & ~shared, SIGBUS, 0)
-            states = _as_now(system, inode, count)
+        stream = np.zeros((count, 6), np.int64)
+        stream[:, folio.OP] = np.where(by_host, folio.HOST_FAULT, folio.GUEST_FAULT)
+        stream[:, folio.OFFSET], stream[:, folio.LENGTH] = rows[:, 0] * PAGE_SIZE, (rows[:, 1] - rows[:, 0]) * PAGE_SIZE
+        stream[:, folio.ARGUMENT] = np.where(by_host, 0, folio.AS_IT_IS)
+        errors, _, states = after_each(system, inode, stream, np.arange(1, count + 1))
         held = self._enter(file, faults, rows, errors, shared)
         said: dict[tuple[str, int], Result] = {}
         results: list[Result] = []
@@ -140,34 +125,16 @@ def _possible(system: System, file: OpenFile) -> bool:
     settings = system.scenario.guest.conversion
     if system.killed or system.bulk is not None or inode.frozen or inode.evicted or conversions is None:
         return False
-    light = isinstance(inode.tracked, LightFile)
-    if not light and not (isinstance(inode.tracked, ConversionFile) and inode.order):
+    if not isinstance(inode.tracked, ConversionFile) or not inode.order:
         return False
-    if inode.tracked is None or inode.tracked.count("poisoned_pages") or conversions.devices:
+    if inode.tracked.count("poisoned_pages") or conversions.devices:
         return False
-    if not light and (settings.merge == "lazy" or settings.split_on == "host_fault"):
+    if settings.merge == "lazy" or settings.split_on == "host_fault":
         return False
     return inode.attributes is None and (metadata is None or not metadata.taking)
 
 
 def _there(inode: Inode, pages: Int64s) -> np.ndarray:
     """Whether pages (n,) are in units that are there."""
-    if isinstance(inode.tracked, LightFile):
-        return np.asarray(inode.tracked.state.unit_pfn[pages >> inode.order] >= 0)
     assert isinstance(inode.tracked, ConversionFile)
     return np.asarray(inode.tracked.state.level[pages >> folio.ORDER_2M] > folio.BASE)
-
-
-def _as_now(system: System, inode: Inode, count: int) -> States:
-    """The states after calls that change none."""
-    conversions = system.conversions
-    assert conversions is not None and inode.tracked is not None
-    row = np.zeros(len(folio.COUNTERS) + inode.tracked.nodes, np.int64)
-    conversions.count(row)
-    users, whole, pamt = conversions.users_row(row), None, None
-    if system.scenario.guest.vm_type in WATCHED:
-        now = sum(conversions.whole(one).row() for one in conversions.inodes if not one.evicted)
-        whole = np.tile(now, (count, 1))
-        if system.scenario.guest.vm_type == "tdx":
-            pamt = whole[:, -inode.tracked.nodes :] // PAGE_SIZE
-    return States(np.tile(row, (count, 1)), [users] * count, whole, pamt)
