@@ -264,7 +264,7 @@ def _held_after(
 ) -> Int64s:
     """Nodes of trees, and tables: what is held after each call, int64 (n, kinds, nodes)."""
     inode, stream = file.inode, given.stream
-    trees = metadata.trees.get(inode, {})
+    trees = metadata.trees[inode]
     first, end = pages_of_calls(stream)
     wanted = {kind: np.full(len(stream), tree.nodes.sum()) for kind, tree in trees.items()}
     converted = stream[:, folio.OP] == folio.CONVERT
@@ -279,7 +279,7 @@ def _held_after(
         wanted[STATE_TREE] = states.follow(first, reached, stream[:, folio.ARGUMENT] == 1)
         shared.followed(int(given.nodes[-1, 1]))
     tasks = [system.task(one) for one in calls]
-    followed = FollowedTrees(metadata, trees, np.array([*wanted.values()], np.int64).reshape(-1, len(calls)).T, tasks)
+    followed = FollowedTrees(metadata, trees, np.column_stack([*wanted.values()]), tasks)
     walks: dict[int, Walk] = {}
     by_guest = stream[:, folio.OP] == folio.GUEST_FAULT
     for faults, walk in (

@@ -30,7 +30,7 @@ class FollowedTrees:
         ]
         self.state = kernel.Trees(
             wanted=np.ascontiguousarray(wanted), nid=np.array([task.nid for task in tasks], np.int64),
-            kinds=np.array(kinds, np.int64).reshape(-1, 2), nodes=np.zeros((len(trees), nodes), np.int64),
+            kinds=np.array(kinds, np.int64), nodes=np.zeros((len(trees), nodes), np.int64),
             live=np.zeros((caches, nodes), np.int64), parts=np.zeros((caches, 2, nodes), np.int64),
             slabs=np.zeros((caches, nodes), np.int64), objects=np.array([one.objects for one in self.slabs], np.int64),
             gone=np.zeros(nodes, np.int64), log=np.zeros((len(wanted), caches, 2, nodes), np.int64),
@@ -44,7 +44,6 @@ class FollowedTrees:
         kinds, order = list(self.trees), list(self.trees.values())
         change = 0
         self._read()
-        self.state.log[:] = self.state.parts
         for end in [*stops, calls]:
             while (change := int(kernel.follow(self.state, change, end * trees, MIN_PARTIAL))) < end * trees:
                 row, tree = divmod(change, trees)
