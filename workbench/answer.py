@@ -16,9 +16,9 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import attributes
-from workbench.engine.bulk_faults import Done
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import ConvertMany, policies_left_out
+from workbench.engine.lists.faults import Done
 from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System

@@ -9,14 +9,10 @@ from workbench import scenario as sc
 from workbench.answer import Answer, Log
 from workbench.design import DESIGNS
 from workbench.engine import attributes, conversions
-from workbench.engine.bulk_backends import BulkBackends
-from workbench.engine.bulk_devices import BulkDevices
-from workbench.engine.bulk_faults import LEAST, BulkFaults
-from workbench.engine.bulk_light import BulkLight
-from workbench.engine.bulk_present import BulkPresent
-from workbench.engine.bulk_tracked import BulkTracked
 from workbench.engine.calls import apply
 from workbench.engine.generators import expand
+from workbench.engine.lists.faults import LEAST
+from workbench.engine.lists.look_ahead import LookAhead
 from workbench.engine.system import System
 from workbench.errors import Cancelled
 from workbench.kernels.compile import prepare
@@ -41,14 +37,9 @@ def run(
         system = System(scenario, cancelled)
         operations = list(expand(scenario))
         log = Log(system, operations)
-        many, calls = BulkFaults(system, operations), BulkTracked(system, operations)
-        backends, present = BulkBackends(system, operations), BulkPresent(system, operations, many)
-        light, devices = BulkLight(system, operations, many), BulkDevices(system, operations)
-        number = 0
+        lists, number = LookAhead(system, operations), 0
         while number < len(operations):
-            before = log.results[-1] if number else None
-            done = many.run(number, before) or calls.run(number) or light.run(number) or present.run(number)
-            done = done or backends.run(number) or devices.run(number)
+            done = lists.run(number, log.results[-1] if number else None)
             if done is None:
                 system.placed[:], system.begun[:] = system.begun, 0
                 log.keep(system, operations[number], apply(system, operations[number]))

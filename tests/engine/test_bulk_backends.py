@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from reference import one_after_another
-from workbench.engine import bulk_backends
+from workbench.engine.lists import backends
 from workbench.engine.metadata import NODES_IN_SLAB
 from workbench.running import run
 
@@ -61,7 +61,7 @@ def scenario(operations: list[dict[str, Any]], memory: str = "256 MiB", **fields
 
 
 def assert_equal(given_: wb.Scenario) -> int:
-    return one_after_another.assert_equal(bulk_backends, given_)
+    return one_after_another.assert_equal(backends, given_)
 
 
 @settings(max_examples=40, deadline=None)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import workbench as wb
 from reference import one_after_another
 from workbench.answer import Answer
-from workbench.engine import bulk_devices
 from workbench.engine.device_areas import DeviceAreas
+from workbench.engine.lists import devices
 from workbench.running import run
 
 MEMORY = 8 << 20
@@ -49,10 +49,10 @@ def scenario(operations: list[dict[str, Any]], vm_type: str = "sw_protected", **
 
 def assert_equal(given_: wb.Scenario) -> int:
     """Also what the next call would find: areas, frames that devices have, and who holds which page."""
-    one, _ = one_after_another.together(bulk_devices, given_, 1 << 30)
-    other, _ = one_after_another.together(bulk_devices, given_, 2)
+    one, _ = one_after_another.together(devices, given_, 1 << 30)
+    other, _ = one_after_another.together(devices, given_, 2)
     assert _devices(one) == _devices(other)
-    return one_after_another.assert_equal(bulk_devices, given_)
+    return one_after_another.assert_equal(devices, given_)
 
 
 def _devices(answer: Answer) -> list[Any]:

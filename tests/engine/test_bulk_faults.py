@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from reference import one_after_another
-from workbench.engine import bulk_faults
+from workbench.engine.lists import faults as lists_of_faults
 from workbench.engine.metadata import KINDS
 from workbench.running import run
 
@@ -74,7 +74,7 @@ def scenario(
 
 
 def assert_equal(given: wb.Scenario) -> int:
-    return one_after_another.assert_equal(bulk_faults, given)
+    return one_after_another.assert_equal(lists_of_faults, given)
 
 
 @settings(max_examples=10, deadline=None)

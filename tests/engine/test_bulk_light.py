@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from reference import one_after_another
-from workbench.engine import bulk_light
+from workbench.engine.lists import light
 from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, STATE_TREE
 from workbench.running import run
 
@@ -54,7 +54,7 @@ def scenario(
 
 
 def assert_equal(given_: wb.Scenario) -> int:
-    return one_after_another.assert_equal(bulk_light, given_)
+    return one_after_another.assert_equal(light, given_)
 
 
 @settings(max_examples=40, deadline=None)

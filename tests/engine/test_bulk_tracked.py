@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from reference import one_after_another
-from workbench.engine import bulk_light, bulk_present, bulk_tracked
+from workbench.engine.lists import light, present, tracked
 from workbench.running import run
 
 MEMORY = 8 << 20
@@ -52,7 +52,7 @@ def scenario(operations: list[dict[str, Any]], vm_type: str = "sw_protected", **
 
 
 def assert_equal(given_: wb.Scenario) -> int:
-    return one_after_another.assert_equal(bulk_tracked, given_)
+    return one_after_another.assert_equal(tracked, given_)
 
 
 @settings(max_examples=20, deadline=None)
@@ -203,7 +203,7 @@ def test_the_same_of_faults_of_pages_that_are_there(
     calls = [call for faults, others in parts for call in (*faults, *others)]
     given_ = scenario([*before, *calls], vm_type, metadata=metadata, kernel_profile=kernel or None)
     given_ = given_.replace(**{"guest.page_size": pages[0], "guest.design": pages[1]})
-    one_after_another.assert_equal(bulk_light if pages[1] == "pfn-range" else bulk_present, given_)
+    one_after_another.assert_equal(light if pages[1] == "pfn-range" else present, given_)
 
 
 @pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
@@ -222,7 +222,7 @@ def test_long_lists_of_faults_of_pages_that_are_there(vm_type: str, pages: tuple
     ]  # fmt: skip
     given_ = scenario([*before, *faults, *faults], vm_type)
     given_ = given_.replace(**{"guest.page_size": pages[0], "guest.design": pages[1], "kernel_profile": None})
-    together = one_after_another.assert_equal(bulk_light if pages[1] == "pfn-range" else bulk_present, given_)
+    together = one_after_another.assert_equal(light if pages[1] == "pfn-range" else present, given_)
     assert together > 780
     results = run(given_).log.results
     assert sum(result.detail.get("bad") == 1 for result in results) == 178

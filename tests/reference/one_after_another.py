@@ -10,20 +10,20 @@ import numpy as np
 
 import workbench as wb
 from workbench.answer import Answer
-from workbench.engine import bulk_faults
 from workbench.engine.filemap import FileMap
+from workbench.engine.lists import faults
 from workbench.engine.objects import Result
 from workbench.engine.range_trees import StateTree
 from workbench.running import run
 
-_DONE = bulk_faults.Done
+_DONE = faults.Done
 
 
 def together(module: ModuleType, given: wb.Scenario, least: int) -> tuple[Answer, int]:
     """The answer where a module of the engine takes lists of at least so many operations, and how many it took."""
     many: list[int] = []
 
-    def done(results: list[Result], *state: Any) -> bulk_faults.Done:
+    def done(results: list[Result], *state: Any) -> faults.Done:
         many.append(len(results))
         return _DONE(results, *state)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.engine.list_nodes import ListNodes
+from workbench.engine.lists.nodes import ListNodes
 from workbench.engine.metadata import Metadata
 from workbench.engine.objects import Inode, Thread
 from workbench.intervals import Int64s

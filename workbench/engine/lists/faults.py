@@ -1,10 +1,10 @@
 """Many faults of a scenario at once: operations one after another that touch the same file, allocate in it, or punch holes.
 
-Of a file that converts in place conversions and pins come between (:mod:`workbench.engine.tracked_faults`). The kernel
+Of a file that converts in place conversions and pins come between (:mod:`workbench.engine.lists.tracked_faults`). The kernel
 (:mod:`workbench.kernels.faults`) carries them out in their order, as far as nothing but a page's zone has to be decided; what it
 is not sure of is left to the function of the operation. Metadata that are only counted decide nothing, so that they follow from
 what was placed (:class:`workbench.engine.metadata.Metadata` counts them, fault by fault where there are any) and from nodes of
-the page cache that come and go (:mod:`workbench.engine.list_nodes`).
+the page cache that come and go (:mod:`workbench.engine.lists.nodes`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
-from workbench.engine.list_nodes import ListNodes
-from workbench.engine.metadata import LIGHT_MAP, PAMT, STATE_TREE, Walk
-from workbench.engine.objects import OpenFile, Result, Thread
-from workbench.engine.system import System
-from workbench.engine.tracked_faults import (
+from workbench.engine.lists.nodes import ListNodes
+from workbench.engine.lists.tracked_faults import (
     ALLOCATED,
     BY_GUEST,
     BY_HOST,
@@ -37,7 +34,10 @@ from workbench.engine.tracked_faults import (
     result_of_call,
     row_of_call,
 )
-from workbench.engine.tracked_faults import possible as tracked_possible
+from workbench.engine.lists.tracked_faults import possible as tracked_possible
+from workbench.engine.metadata import LIGHT_MAP, PAMT, STATE_TREE, Walk
+from workbench.engine.objects import OpenFile, Result, Thread
+from workbench.engine.system import System
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s
 from workbench.kernels import faults as kernel

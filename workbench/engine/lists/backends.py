@@ -1,7 +1,7 @@
 """Many conversions out of place, attributes and faults of their guest, one after another: in the kernel, the state after each.
 
 Where the two files hold 4 KiB pages that nobody has mapped, these are attributes, holes, pages, xarray nodes and tables
-(:mod:`workbench.engine.bulk_conversions`, :mod:`workbench.engine.converted_nodes`). The files stay with the kernel from one
+(:mod:`workbench.engine.bulk_conversions`, :mod:`workbench.engine.lists.converted_nodes`). The files stay with the kernel from one
 list to the next, until something else looks at them. There may be a guest_memfd alone, whose pages are of
 private gfns, or where it can be mapped of all.
 """
@@ -15,8 +15,8 @@ import numpy as np
 from workbench import scenario as sc
 from workbench.engine import bulk_conversions, calls_mm
 from workbench.engine.attributes import COUNTERS
-from workbench.engine.bulk_faults import LEAST, MOST, Done
-from workbench.engine.converted_nodes import ConvertedNodes
+from workbench.engine.lists.converted_nodes import ConvertedNodes
+from workbench.engine.lists.faults import LEAST, MOST, Done
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
 from workbench.intervals import Int64s

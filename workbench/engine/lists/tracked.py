@@ -12,11 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine.bulk_faults import LEAST, MOST, Done
-from workbench.engine.metadata import PAMT, VMEMMAP
-from workbench.engine.objects import Inode
-from workbench.engine.system import System
-from workbench.engine.tracked_faults import (
+from workbench.engine.lists.faults import LEAST, MOST, Done
+from workbench.engine.lists.tracked_faults import (
     CALLS,
     Call,
     after_each,
@@ -26,6 +23,9 @@ from workbench.engine.tracked_faults import (
     result_of_call,
     row_of_call,
 )
+from workbench.engine.metadata import PAMT, VMEMMAP
+from workbench.engine.objects import Inode
+from workbench.engine.system import System
 from workbench.intervals import Int64s, pages_of
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile

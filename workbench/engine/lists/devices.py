@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench import scenario as sc
-from workbench.engine.bulk_faults import LEAST, MOST, Done
 from workbench.engine.bulk_in_place import union
 from workbench.engine.device_areas import DeviceAreas
+from workbench.engine.lists.faults import LEAST, MOST, Done
+from workbench.engine.lists.tracked_faults import States
 from workbench.engine.objects import Inode, Result, failed
 from workbench.engine.system import System
-from workbench.engine.tracked_faults import States
 from workbench.engine.users import Users
 from workbench.intervals import Int64s, in_intervals, pages_of
 from workbench.kernels.folios import run as folio

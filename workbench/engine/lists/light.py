@@ -2,8 +2,7 @@
 
 They place and free no memory of the file. One kernel carries them out (:mod:`workbench.kernels.light_rows`) and says what is left
 after each: counters, nodes, what the guest has mapped, what stays whole. The host's page tables are entered here, and tables of
-both in their turn. What it cannot follow are pins, poisoned pages and
-devices; with these each is a call of its own.
+both in their turn. What it cannot follow are pins, poisoned pages and devices; with these each is a call of its own.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
-from workbench.engine.bulk_faults import LEAST, MOST, BulkFaults, Done, reach, way
-from workbench.engine.followed_trees import FollowedTrees
+from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way
+from workbench.engine.lists.followed_trees import FollowedTrees
+from workbench.engine.lists.tracked_faults import States, converts_in_place, pages_of_calls, result_of_call, row_of_call
 from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP, Metadata, Walk
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.range_trees import SharedNodes, StateTree
 from workbench.engine.system import System
-from workbench.engine.tracked_faults import States, converts_in_place, pages_of_calls, result_of_call, row_of_call
 from workbench.intervals import Int64s, in_intervals, pages_of
 from workbench.kernels import light_map
 from workbench.kernels import light_rows as kernel

@@ -1,7 +1,7 @@
 """Many faults at once on pages that are there, of a file of huge pages that converts in place.
 
 Nothing is placed. The file has them as one stream (leaves of the second stage, content). Tables of those who walk are entered
-call by call. Files without struct pages are :mod:`workbench.engine.bulk_light`'s.
+call by call. Files without struct pages are :mod:`workbench.engine.lists.light`'s.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
-from workbench.engine.bulk_faults import LEAST, MOST, BulkFaults, Done, reach, way
+from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way
+from workbench.engine.lists.tracked_faults import after_each
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
-from workbench.engine.tracked_faults import after_each
 from workbench.intervals import Int64s
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
