@@ -14,6 +14,7 @@ import workbench as wb
 from reference import one_after_another
 from workbench.engine.lists import faults as lists_of_faults
 from workbench.engine.metadata import KINDS
+from workbench.engine.range_trees import MapleSlab
 from workbench.running import run
 
 MEMORY = 8 << 20
@@ -93,6 +94,29 @@ def test_the_same_as_one_after_another(
         hogs = [{"op": "hog", "node": 0, "leave_free": "4 MiB"}, {"op": "hog", "node": 1, "leave_free": "4 MiB"}]
         given_ = given_.replace(operations=[*hogs, *given_.to_mapping()["operations"]])
     assert_equal(given_)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(BY, st.lists(FAULT, min_size=3, max_size=24), st.lists(OTHER, max_size=2)), min_size=1, max_size=4),
+    st.sampled_from(["counted", "counted", "counted", "off", "taken"]), st.booleans(),
+    st.sampled_from([("none", "7.3"), ("sw_protected", "7.4"), ("snp", "7.4"), ("tdx", "7.3")]),
+)  # fmt: skip
+def test_the_same_of_a_file_without_struct_pages(
+    parts: list[tuple[list[str], list[dict[str, object]], list[dict[str, object]]]],
+    metadata: str,
+    full: bool,
+    guest: tuple[str, str],
+) -> None:
+    """Nodes of its offset -> pfn map follow from what lies together after each fault; each of them is a page here."""
+    design = {"guest.vm_type": guest[0], "guest.design": "pfn-range", "guest.page_size": "4 KiB"}
+    given_ = scenario(parts, metadata=metadata, kernel_profile=guest[1]).replace(**design)
+    if full:
+        hogs = [{"op": "hog", "node": 0, "leave_free": "4 MiB"}, {"op": "hog", "node": 1, "leave_free": "2 MiB"}]
+        given_ = given_.replace(operations=[*hogs, *given_.to_mapping()["operations"]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MapleSlab, "OBJECTS", 1)
+        assert_equal(given_)
 
 
 CONVERSION = st.one_of(

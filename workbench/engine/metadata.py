@@ -763,7 +763,13 @@ class Metadata:
         """
         tree = self.trees[inode][STATE_TREE]
         assert isinstance(tree, StateTree)
-        nodes, kept = tree.follow(first, end, to_shared), self.system.rotations.copy()
+        return self.follow_nodes(STATE_TREE, tree, tree.follow(first, end, to_shared), tasks, found)
+
+    def follow_nodes(
+        self, kind: int, tree: Tree, nodes: Int64s, tasks: list[Thread], found: tuple[Int64s, Int64s] | None = None
+    ) -> Int64s:
+        """A tree has ``nodes`` (n,) after each of n calls by these tasks: what is held after each, int64 (n, kinds, nodes)."""
+        kept = self.system.rotations.copy()
         held = np.empty((len(nodes), *self.held.shape), np.int64)
         filled = 0
         for number in np.flatnonzero(np.diff(nodes, prepend=tree.nodes.sum())).tolist():
@@ -771,7 +777,7 @@ class Metadata:
             filled = number
             if found is not None:
                 self.before, self.system.rotations[tasks[number].index] = (of[number] for of in found)
-            self.resize(tasks[number], STATE_TREE, tree, int(nodes[number]))
+            self.resize(tasks[number], kind, tree, int(nodes[number]))
         held[filled:] = self.held
         self.before, self.system.rotations[:] = None, kept
         return held

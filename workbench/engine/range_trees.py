@@ -65,6 +65,13 @@ class Tree:
         """Nodes that it has now."""
         return nodes_of(self.ranges)
 
+    def along(self, changes: Int64s) -> Int64s:
+        """Nodes after each of n calls by which the number of ranges changed so much, int64 (n,)."""
+        ranges = self.ranges + np.cumsum(changes)
+        self.ranges = int(ranges[-1])
+        different, which = np.unique(ranges, return_inverse=True)
+        return np.array([nodes_of(count) for count in different.tolist()], np.int64)[which]
+
 
 @dataclass(eq=False)
 class StateTree(Tree):
@@ -100,10 +107,7 @@ class StateTree(Tree):
         assert self.file is not None
         changes = np.empty(len(first), np.int64)
         state_ranges.follow(self.seen, self.file.size // PAGE_SIZE, first, end, to_shared, changes)
-        ranges = self.ranges + np.cumsum(changes)
-        self.ranges = int(ranges[-1])
-        different, which = np.unique(ranges, return_inverse=True)
-        return np.array([nodes_of(count) for count in different.tolist()], np.int64)[which]
+        return self.along(changes)
 
     def _words(self) -> int:
         assert self.file is not None
@@ -193,6 +197,30 @@ class LightMap(Tree):
             self.ranges += ranges_in(self.inode.map, first, last) - before
             self.entered = int(self.inode.map.progress[ALLOCATIONS])
 
+    def follow(self, first: Int64s, end: Int64s) -> Int64s:
+        """Nodes after each of n calls since the last look, which placed what was absent of pages [first, end), int64 (n,).
+
+        There are twice as many ranges as pages, and the hole before the first; but of two pages that follow one another there is
+        no hole between, and where they lie together the second begins no range.
+        """
+        assert self.inode is not None
+        map_ = self.inode.map
+        row, page = pages_of(first, end)
+        page, at = np.unique(page, return_index=True)
+        runs = map_.cut(int(page[0]), int(page[-1]) + 1)
+        new = runs[np.searchsorted(runs[:, 0], page, side="right") - 1, 2] >= self.entered
+        page, row = page[new], row[at[new]]
+        changes = 2 * np.bincount(row, minlength=len(first))
+        changes[row[page == 0]] -= 1
+        if len(page):
+            left = np.unique(np.concatenate((page[page > 0] - 1, page)))
+            left = left[map_.zone_of(left + 1) >= 0]
+            left = left[map_.zone_of(left) >= 0]
+            later = np.maximum(_of_page(page, row, left), _of_page(page, row, left + 1))
+            np.subtract.at(changes, later, 1 + _lie_together(map_, left).astype(np.int64))
+        self.entered = int(map_.progress[ALLOCATIONS])
+        return self.along(changes)
+
 
 @dataclass(eq=False)
 class SharedNodes(Tree):
@@ -229,6 +257,23 @@ class SharedNodes(Tree):
         assert self.file is not None
         counts = self.file.state.counts
         self.seen, self.count = (int(counts[light_map.N_VMEMMAP]), int(counts[light_map.N_CONVERTED])), count
+
+
+def _of_page(pages: Int64s, values: Int64s, wanted: Int64s) -> Int64s:
+    """The value of each wanted page, of those of ``pages``, ascending; -1 for one that is not among them."""
+    at = np.minimum(np.searchsorted(pages, wanted), len(pages) - 1)
+    return np.where(pages[at] == wanted, values[at], -1)
+
+
+def _lie_together(map_: FileMap, pages: Int64s) -> np.ndarray:
+    """Whether each of these pages, ascending, and the one that follows it, which are there, are of one range: bool (n,)."""
+    if not len(pages):
+        return np.zeros(0, np.bool_)
+    runs = map_.cut(int(pages[0]), int(pages[-1]) + 2)
+    run, following = (np.searchsorted(runs[:, 0], pages + beside, side="right") - 1 for beside in (0, 1))
+    in_turn = (run == following) | (runs[following, 2] == runs[run, 2] + 1)
+    together: np.ndarray = in_turn & (map_.zone_of(pages) == map_.zone_of(pages + 1))
+    return together
 
 
 def ranges_in(map_: FileMap, first: int, last: int) -> int:

@@ -36,7 +36,8 @@ from workbench.engine.lists.tracked_faults import (
 )
 from workbench.engine.lists.tracked_faults import possible as tracked_possible
 from workbench.engine.metadata import LIGHT_MAP, PAMT, STATE_TREE, Walk
-from workbench.engine.objects import OpenFile, Result, Thread
+from workbench.engine.objects import Inode, OpenFile, Result, Thread
+from workbench.engine.range_trees import LightMap
 from workbench.engine.system import System
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s
@@ -159,7 +160,7 @@ class BulkFaults:
         """
         system, inode = self.system, file.inode
         name, calls = getattr(operations[0], "file", None), inode.tracked is not None and calls_possible(system, file)
-        holes = file.descriptor is not None and holes_possible(inode)
+        holes = file.descriptor is not None and holes_possible(inode) and _light_map(system, inode) is None
         ends = {of: reach(file, of) for at, of in self.went_well if at == name}
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0
@@ -218,7 +219,9 @@ class BulkFaults:
             np.empty((len(rows), zones), np.int64), np.empty((len(rows), zones), np.int64), np.empty((len(rows), 2), np.int64),
         )  # fmt: skip
         before = system.free.copy()
-        listed_nodes = None
+        light, listed_nodes = _light_map(system, inode), None
+        if light is not None:
+            light.wanted()  # what is placed now is counted from here
         if system.metadata is not None:
             listed_nodes = ListNodes(system.metadata, system.metadata.page_cache(inode), rows[:, 0], rows[:, 1])
         nodes = _nodes(listed_nodes, len(rows), np.array([task.nid for task in tasks], np.int64))
@@ -315,9 +318,14 @@ def _possible(system: System, file: OpenFile) -> bool:
         return False
     if metadata is None:
         return True
-    if metadata.light_map(inode) is not None:  # its nodes follow from what is there after each fault
+    if inode.tracked is not None and metadata.light_map(inode) is not None:
         return False
     return metadata.only_counts() and metadata.has_tree(inode)
+
+
+def _light_map(system: System, inode: Inode) -> LightMap | None:
+    """The offset -> pfn map of a file, if its design has one and it is counted: nodes follow from what is placed."""
+    return None if system.metadata is None else system.metadata.light_map(inode)
 
 
 def _results(operations: Sequence[_Touch | sc.PunchHole | Call], rows: Int64s, found: Outcomes | None) -> list[Result]:
@@ -363,6 +371,11 @@ def _held_after(
     events = np.insert(events, 1, 0, axis=1)  # all of the page cache
     held = nodes.held_after(events, count, tasks, free_before[events[:, 0]], rotations)
     nodes.enter(followed.owner[None])
+    light = metadata.light_map(inode)
+    if light is not None:
+        extents = light.follow(rows[:, 0], rows[:, 1])
+        grown = metadata.follow_nodes(LIGHT_MAP, light, extents, tasks, (free, rotations))
+        held[:, [STATE_TREE, LIGHT_MAP]] = grown[:, [STATE_TREE, LIGHT_MAP]]
 
     def count_tables(walk: Walk | None, pages: Int64s) -> None:
         """What is held more by faults on these pages (n, 2), of those that have any."""
