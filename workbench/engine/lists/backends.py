@@ -16,7 +16,7 @@ from workbench import scenario as sc
 from workbench.engine import bulk_conversions, calls_mm
 from workbench.engine.attributes import COUNTERS
 from workbench.engine.lists.converted_nodes import ConvertedNodes
-from workbench.engine.lists.faults import LEAST, MOST, Done
+from workbench.engine.lists.faults import LEAST, MOST, Done, whole_pages
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
 from workbench.intervals import Int64s
@@ -27,7 +27,6 @@ from workbench.units import PAGE_SIZE
 
 _Call = sc.Convert | sc.SetMemoryAttributes | sc.Fault
 _CALLS = (sc.Convert, sc.SetMemoryAttributes, sc.Fault)
-_PAGES = 2048  # of one call
 _RUNS = 64
 """Runs of the two files to a call, up to which it is worth it to give them to the kernel and have them back."""
 
@@ -91,9 +90,7 @@ class BulkBackends:
             if not isinstance(call, _CALLS) or call.file != name or (task := tasks.get(call.task)) is None:
                 break
             offset, length = call.offset, call.length
-            if length is None or not 0 < length <= _PAGES * PAGE_SIZE or offset + length > size:
-                break
-            if (offset | length) % PAGE_SIZE:
+            if length is None or not whole_pages(offset, length, size):
                 break
             if isinstance(call, sc.SetMemoryAttributes):
                 if call.raw_attributes is not None or call.raw_flags or (call.private and not can_be_private):

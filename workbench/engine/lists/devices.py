@@ -16,7 +16,7 @@ import numpy.typing as npt
 from workbench import scenario as sc
 from workbench.engine.bulk_in_place import union
 from workbench.engine.device_areas import DeviceAreas
-from workbench.engine.lists.faults import LEAST, MOST, Done
+from workbench.engine.lists.faults import LEAST, MOST, Done, whole_pages
 from workbench.engine.lists.tracked_faults import States
 from workbench.engine.objects import Inode, Result, failed
 from workbench.engine.system import System
@@ -30,7 +30,6 @@ from workbench.units import PAGE_SIZE
 
 _Call = sc.IommuMap | sc.IommuUnmap
 _CALLS = (sc.IommuMap, sc.IommuUnmap)
-_PAGES = 2048  # of one call
 
 
 class _List(NamedTuple):
@@ -100,9 +99,7 @@ class BulkDevices:
             if not isinstance(call, _CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
                 break
             offset, length = call.offset, call.length
-            if length is None or not 0 < length <= _PAGES * PAGE_SIZE or offset + length > size:
-                break
-            if (offset | length) % PAGE_SIZE:
+            if length is None or not whole_pages(offset, length, size):
                 break
             calls.append(call)
             spans.append((offset // PAGE_SIZE, (offset + length) // PAGE_SIZE))

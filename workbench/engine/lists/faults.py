@@ -292,6 +292,11 @@ def _pages(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
     return (start, start + count, step) if step and 0 < count <= _PAGES else _NO_PAGES
 
 
+def whole_pages(offset: int, length: int, size: int) -> bool:
+    """Whether bytes of a call are whole pages of a file of ``size`` bytes, and no more than a list takes of one call."""
+    return 0 < length <= _PAGES * PAGE_SIZE and offset + length <= size and (offset | length) % PAGE_SIZE == 0
+
+
 def way(touch: _Touch) -> str | int | None:
     """How a file is touched."""
     return touch.by if isinstance(touch, sc.Fault) else touch.mode
