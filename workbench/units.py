@@ -21,6 +21,8 @@ PAGE_ORDERS = {"4 KiB": 0, "2 MiB": 9, "1 GiB": 18}
 _BINARY = {unit: 1 << 10 * power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))}
 
 _NUMBER = r"(?:[0-9]{1,24}(?:\.[0-9]{0,24})?|\.[0-9]{1,24})(?:[eE][-+]?[0-9]{1,2})?"
+_PLAIN = re.compile(r"\s{0,8}([0-9]{1,15})\s{0,8}(B|[KMGTP]iB)\s{0,8}", re.ASCII)
+"""What nearly every scenario writes."""
 _SIZE = re.compile(rf"\s{{0,8}}([-+]?{_NUMBER})\s{{0,8}}([A-Za-z]{{0,12}})\s{{0,8}}", re.ASCII)
 _PRINTED = re.compile(rf"-?{_NUMBER}", re.ASCII)
 
@@ -86,24 +88,32 @@ def parse_bytes(value: int | str, field: str = "size") -> int:
         raise WorkbenchError(f"{field}: {value!r} is not a size; write bytes or a text such as '2 MiB'")
     if isinstance(value, int):
         number = value
-    elif plain := re.fullmatch(r"\s*([0-9]{1,15})\s*(B|[KMGTP]iB)\s*", value, re.ASCII):
-        # What nearly every scenario writes, without the second that importing pint takes.
-        number = int(plain[1]) * _BINARY[plain[2]]
     else:
-        # One number and one unit. pint reads expressions too, would work out "9**9**9**9 B" for ever, and takes "017"
-        # for 0: it says what a unit is, and no more.
-        found = _SIZE.fullmatch(value)
-        factor = None if found is None else _bytes_of(found[2])
-        if found is None or factor is None:
-            shown = repr(value) if len(value) <= 64 else f"{value[:20]!r}..."
-            raise WorkbenchError(f"{field}: {shown} is not a size such as '2 MiB'")
-        exact = Fraction(found[1]) * factor
-        if exact.denominator != 1:
-            raise WorkbenchError(f"{field}: {value!r} is not a whole number of bytes")
-        number = exact.numerator
+        try:
+            number = _bytes_of_text(value)
+        except ValueError as error:
+            raise WorkbenchError(f"{field}: {error}") from None
     if number < 0:
         raise WorkbenchError(f"{field}: {value!r} is negative; sizes are 0 or more")
     return number
+
+
+@functools.lru_cache(maxsize=4096)  # operations have the same few lengths
+def _bytes_of_text(text: str) -> int:
+    """Bytes of a number and a unit; negative ones, too. Raises ValueError."""
+    if plain := _PLAIN.fullmatch(text):  # without the second that importing pint takes
+        return int(plain[1]) * _BINARY[plain[2]]
+    # One number and one unit. pint reads expressions too, would work out "9**9**9**9 B" for ever, and takes "017"
+    # for 0: it says what a unit is, and no more.
+    found = _SIZE.fullmatch(text)
+    factor = None if found is None else _bytes_of(found[2])
+    if found is None or factor is None:
+        shown = repr(text) if len(text) <= 64 else f"{text[:20]!r}..."
+        raise ValueError(f"{shown} is not a size such as '2 MiB'")
+    exact = Fraction(found[1]) * factor
+    if exact.denominator != 1:
+        raise ValueError(f"{text!r} is not a whole number of bytes")
+    return exact.numerator
 
 
 def page_size_name(value: object) -> object:
