@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from unittest import mock
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workbench import safe_yaml, yaml_lists
@@ -103,3 +104,64 @@ def test_a_key_that_is_there_twice_is_refused_with_its_lines() -> None:
     )
     with pytest.raises(WorkbenchError, match="line 102, column 28: 'length' is there twice, in lines 102 and 102"):
         safe_yaml.load(text, "x")
+
+
+NUMBERS = st.sampled_from(
+    ["0", "-0", "7", "1.5", "1e3", "-2.5E-3", "9" * 40, "9" * 41, "1e999", "NaN", "-Infinity", "true", "null"]
+)
+TEXTS = st.text(st.sampled_from("ab<=~0123:#-,[]{}'&*!|>%@\\\t\n é\x7f\u2028\ud83d\ude00"), max_size=6)
+JSON = st.recursive(
+    st.one_of(NUMBERS, TEXTS.map(json.dumps), TEXTS.map(lambda text: json.dumps(text, ensure_ascii=False))),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map(lambda many: f"[{', '.join(many)}]"),
+        st.lists(st.tuples(TEXTS.map(json.dumps), inner), max_size=4).map(
+            lambda many: "{" + ",\n".join(f"{key}: {value}" for key, value in many) + "}"
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+@example([("a", "9" * 41)], 0, "")
+@example([("a", "1e999")], 0, "")
+@example([("a", "NaN")], 0, "")
+@example([("a", "1"), ("a", "2")], 0, "")
+@example([("a", json.dumps("\ud83d"))], 0, "")
+@example([("a", '"\x7f"')], 0, "")
+@example([("a", '"b\x85c"')], 0, "")
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", "1"]), JSON), max_size=3),
+    st.integers(0, 80),
+    st.sampled_from(["", *"[]{},:\"'#&*!|>% \n0e."]),
+)
+def test_json_is_read_as_the_yaml_that_it_is(pairs: list[tuple[str, str]], where: int, what: str) -> None:
+    """The same values, or the same refusals, whichever reader it goes to; a character that strays in changes nothing of that."""
+    text = "{" + ", ".join(f'"{key}": {value}' for key, value in pairs) + "}\n"
+    text = text[:where] + what + text[where:]
+    answers = []
+    for reader in (safe_yaml._from_json, mock.Mock(side_effect=ValueError)):
+        with mock.patch.object(safe_yaml, "_from_json", reader):
+            try:
+                answers.append(repr(safe_yaml.load(text + "\n", "x")))
+            except WorkbenchError as error:
+                answers.append(str(error))
+    if "find expected" not in answers[1]:  # a line break before a colon is no YAML
+        assert answers[0] == answers[1]
+    elif answers[0] != answers[1]:
+        assert answers[0] == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("depth", [32, 33])
+def test_json_is_read_as_deep_as_yaml(depth: int) -> None:
+    text = '{"a": ' * (depth - 1) + "[]" + "}" * (depth - 1) + "\n"
+    if depth <= safe_yaml.MAX_DEPTH:
+        assert safe_yaml.load(text, "x") == json.loads(text)
+    else:
+        with pytest.raises(WorkbenchError, match="nested deeper than 32"):
+            safe_yaml.load(text, "x")
+
+
+def test_json_may_be_indented_by_tabs() -> None:
+    """YAML may not; JSON that a program has written so is JSON."""
+    value = {"name": "x", "operations": [{"op": "fault", "length": 4096}]}
+    assert safe_yaml.load(json.dumps(value, indent="\t"), "x") == value

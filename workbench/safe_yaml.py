@@ -10,9 +10,10 @@ what it stands for.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -289,6 +290,11 @@ def _build(text: str, field: str) -> Any:
         return scalars.value(yaml.ScalarEvent(None, None, (True, False), written))
 
     try:
+        if text.lstrip().startswith("{"):
+            return _from_json(text, plain)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        pass  # a flow mapping, or JSON with something to say about
+    try:
         taken = yaml_lists.take_out(text, plain)
         if taken is not None:
             value = _parse(taken.text, field)
@@ -297,6 +303,31 @@ def _build(text: str, field: str) -> Any:
     except (yaml_lists.NotFlat, yaml.YAMLError, ValueError, RecursionError):
         pass  # whatever is wrong is said of the text as it is
     return _parse(text, field)
+
+
+def _from_json(text: str, plain: Callable[[str], object]) -> Any:
+    """JSON, which is YAML, some ten times faster. Raises ValueError for all that YAML reads otherwise."""
+    if not text.isascii() or "\\" in text or "\x7f" in text:
+        raise ValueError("characters that are written otherwise, or may not be there")
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise ValueError("a key is there twice")
+        return made
+
+    value = json.loads(text, parse_int=plain, parse_float=plain, parse_constant=_no_json, object_pairs_hook=mapping)
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [each for many in inside for each in many if isinstance(each, (dict, list))]
+    if level:
+        raise ValueError("nested deeper than is read")
+    return value
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is a text in YAML")
 
 
 def _parse(text: str, field: str) -> Any:
