@@ -1,8 +1,9 @@
-"""Calls on a file without struct page one after another: conversions, and faults on pages that are there.
+"""Calls on a file without struct page one after another: conversions, and faults and pins of pages that are there.
 
 :mod:`workbench.kernels.light_map` converts; here is what follows from each row: the guest's leaves that go and come
 (``virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin``, ``arch/x86/kvm/mmu/mmu.c: kvm_mmu_max_mapping_level``), nodes of the
-map and of what is in the page cache, and what of the memory stays whole. Nothing is poisoned, pinned, or mapped by a device.
+map and of what is in the page cache, and what of the memory stays whole. Nothing is poisoned, mapped by a device, or pinned
+since before it left the file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from workbench.kernels.compile import Int, kernel, record
 from workbench.kernels.folios.run import (
     ARGUMENT,
     CONVERT,
+    EAGAIN,
     EINVAL,
     GENERATION_B,
     HOST_FAULT,
@@ -27,7 +29,9 @@ from workbench.kernels.folios.run import (
     ORDER_1G,
     ORDER_2M,
     PAGES_2M,
+    PIN,
     SIGBUS,
+    UNPIN,
 )
 from workbench.kernels.light_map import LightState, next_in, run_end
 from workbench.kernels.maps import maple
@@ -50,11 +54,14 @@ class Rows(NamedTuple):
     """N nodes, n calls, each of which names at most k - 2 pages: what is left after each, and what the guest has mapped."""
 
     stream: np.ndarray
-    """int64 (n, 6), columns as :mod:`workbench.kernels.folios.run` has them: CONVERT, HOST_FAULT of a page, GUEST_FAULT."""
+    """int64 (n, 6), columns as :mod:`workbench.kernels.folios.run` has them: CONVERT, HOST_FAULT of a page, GUEST_FAULT, PIN,
+    UNPIN."""
     errors: np.ndarray
     """int32 (n,)."""
     offsets: np.ndarray
-    """int64 (n,), byte offsets that errors of conversions name, -1: none."""
+    """int64 (n,), byte offsets that errors of conversions and pins name, -1: none."""
+    ends: np.ndarray
+    """int64 (n,), up to which page a conversion to private, refused or not, takes the host's mappings away."""
     counters: np.ndarray
     """int64 (n, COUNTERS + N), of the file, then vmemmap pages that it holds by node."""
     nodes: np.ndarray
@@ -91,6 +98,9 @@ def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Who
         before = state.counts[light_map.N_CONVERTED]
         if call[OP] == CONVERT:
             status = _convert(given, state, mapped, row, first, end)
+        elif call[OP] == PIN or call[OP] == UNPIN:
+            light_map.run(state, given.stream[: row + 1], given.errors, given.offsets, row)
+            status = LACKS_STATE if given.errors[row] == NEEDS_ROOM else DONE
         elif call[OP] == HOST_FAULT:
             status = DONE
             given.errors[row] = 0 if test_bit(state.shared, first) else SIGBUS
@@ -149,6 +159,7 @@ def _convert(given: Rows, s: LightState, mapped: Runs, row: Int, first: Int, end
     error, offset = given.errors[row], given.offsets[row]
     if error == NEEDS_ROOM:
         return LACKS_STATE
+    given.ends[row] = _unmapped_to(s, offset >> 12, end) if error == EAGAIN else end
     if parts == 0 or error == EINVAL:
         return DONE
     stop = given.gaps[parts - 1, 1]
@@ -160,6 +171,17 @@ def _convert(given: Rows, s: LightState, mapped: Runs, row: Int, first: Int, end
     for part in range(parts):
         _zap(given, mapped, given.gaps[part, 0], min(given.gaps[part, 1], stop))
     return DONE
+
+
+@kernel
+def _unmapped_to(s: LightState, held: Int, end: Int) -> Int:
+    """End of what is unmapped before a conversion finds that somebody holds a page: run by run, unit by unit, or all at once."""
+    order = s.options[light_map.UNIT_ORDER]
+    if order == 0:
+        return end
+    if s.options[light_map.GENERATION] == GENERATION_B:
+        return run_end(s, held, end, True)
+    return min(end, ((held >> order) + 1) << order)
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Conversions and faults of a file without struct pages carried out together leave the same as one after another."""
+"""Conversions, faults and pins of a file without struct pages carried out together leave the same as one after another."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ CONVERT = st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": st.sam
 BAD = st.sampled_from(
     [{"offset": 100, "length": 4096}, {"offset": 4096, "length": 100}, {"offset": MEMORY, "length": 4096}]
 )
+PIN = st.fixed_dictionaries(
+    {"op": st.sampled_from(["pin", "unpin"]), **RANGE, "kind": st.sampled_from(["long_term", "long_term", "transient"])}
+).map(lambda call: call | {"length": min(call["length"], 64 * 4096)})
 CALL = st.one_of(
-    CONVERT, CONVERT, CONVERT, st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
+    CONVERT, CONVERT, CONVERT, PIN, PIN, st.tuples(PIN, BAD).map(lambda two: two[0] | two[1]),
+    st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
     st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "guest", "prefault"]), **RANGE}),
     st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "prefault"]), **RANGE}),
     st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("host"), **RANGE}).map(lambda call: call | {"length": 4096}),
 )  # fmt: skip
-OTHER = st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate", "pin", "unpin"]), **RANGE})
+OTHER = st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate"]), **RANGE})
 HOST = {
     "name": "two",
     "nodes": [{"id": 0, "memory_bytes": "4 GiB", "cpus": [0]}, {"id": 1, "memory_bytes": "4 GiB", "cpus": [1]}],
@@ -76,7 +80,7 @@ def test_the_same_as_one_after_another(
     filled: str,
     left: int | None,
 ) -> None:
-    """Some find no memory for struct pages; pages are pinned, punched out and mapped by the host in between."""
+    """Some find no memory for struct pages, or pages that somebody holds; pages are punched out in between, also held ones."""
     before: list[dict[str, Any]] = [
         {"op": "create", "file": "other", "size": "2 MiB" if page_size != "1 GiB" else "1 GiB", "flags": ["mmap"]},
         {"op": "create", "flags": list(flags)},
@@ -124,7 +128,7 @@ def test_long_lists_are_carried_out_together(vm_type: str, page_size: str) -> No
 
 
 def test_faults_alone_are_carried_out_together() -> None:
-    """Some get leaves, of pages that changed sides; also where a page is pinned, with which no conversion is in a list."""
+    """Some get leaves, of pages that changed sides; also where a page is pinned."""
     touches = [
         {"op": "fault", "by": by, "offset": 4096 * (37 * number % (PAGES - 1)), "length": 4096 * (1 + (by == "guest"))}
         for number in range(200)
@@ -157,12 +161,52 @@ def test_nodes_of_what_is_shared_along_a_large_file() -> None:
     assert nodes.nodes.sum() == 0
 
 
-@pytest.mark.parametrize("reason", ["pin", "poison", "device"])
+@pytest.mark.parametrize("kernel", ["proposal-hugetlb", "proposal-hugetlb-rfc2"])
+@pytest.mark.parametrize("page_size", ["4 KiB", "2 MiB"])
+def test_pins_are_carried_out_together(page_size: str, kernel: str) -> None:
+    """Pages are held once and twice, by both kinds, and given back; conversions around them are refused, and unmap what they may.
+
+    The table of pins grows.
+    """
+    pages = [{"offset": 4096 * (37 * number % PAGES), "length": 4096} for number in range(150)]
+    kinds = ["long_term", "transient"]
+    calls: list[dict[str, Any]] = [{"op": "convert", "to": "shared", "length": MEMORY}]
+    for number, page in enumerate(pages):
+        one = {**page, "kind": kinds[number % 3 % 2]}
+        calls += [{"op": "pin", **one}, {"op": "pin", **one}][: 1 + number % 2]
+        calls += [{"op": "convert", "to": "private", "offset": page["offset"] & ~0x7FFF, "length": 0x8000}] * (
+            number % 5 == 0
+        )
+    calls += [{"op": "convert", "to": "private", "offset": 64 * 4096, "length": MEMORY // 2}]
+    for number, page in enumerate(pages[::2]):
+        calls += [
+            {"op": "unpin", **page, "kind": kinds[2 * number % 3 % 2]},
+            {"op": "convert", "to": "private", **page},
+        ]
+    calls += [{"op": "pin", **page} for page in pages[1::2]]
+    given_ = scenario(
+        [{"op": "create", "flags": ["mmap"]}, {"op": "fault", "by": "guest"}, *calls],
+        page_size=page_size,
+        kernel_profile=kernel,
+    )
+    assert assert_equal(given_) == len(calls)
+    answer = run(given_)
+    errors = answer["event_error"].tolist()[2:]
+    assert errors.count("EAGAIN") > 25 and errors.count("") > 300
+    (mapping,) = [mapping for inode in answer.system.inodes() for mapping in inode.mappings]
+    assert len(mapping.mapped()) > 10
+
+
+@pytest.mark.parametrize("reason", ["pin that left", "poison", "device"])
 def test_what_is_not_followed_is_answered_call_by_call(reason: str) -> None:
     page = {"offset": 4096 * 600, "length": 4096}
     calls = [{"op": "convert", "to": "shared", "offset": 4096 * number, "length": 4096} for number in range(40)]
     first = {
-        "pin": [{"op": "convert", "to": "shared", **page}, {"op": "pin", **page}],
+        "pin that left": [
+            {"op": "convert", "to": "shared", **page},
+            {"op": "pin", **page},
+            {"op": "punch_hole", **page},
+        ],
         "poison": [{"op": "hwpoison", **page}],
         "device": [{"op": "iommu_map", **page}],
     }[reason]

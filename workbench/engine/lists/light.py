@@ -1,8 +1,9 @@
-"""Many calls on a file without struct pages, one after another: conversions, and faults on pages that are there.
+"""Many calls on a file without struct pages, one after another: conversions, and faults and pins of pages that are there.
 
 They place and free no memory of the file. One kernel carries them out (:mod:`workbench.kernels.light_rows`) and says what is left
 after each: counters, nodes, what the guest has mapped, what stays whole. The host's page tables are entered here, and tables of
-both in their turn. What it cannot follow are pins, poisoned pages and devices; with these each is a call of its own.
+both in their turn. What it cannot follow are poisoned pages, devices, and pinned pages that left the file; with these each is a
+call of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from workbench import scenario as sc
 from workbench.engine import calls_mm
 from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way
 from workbench.engine.lists.followed_trees import FollowedTrees
-from workbench.engine.lists.tracked_faults import States, converts_in_place, pages_of_calls, result_of_call, row_of_call
+from workbench.engine.lists.tracked_faults import (
+    CALLS,
+    Call,
+    States,
+    converts_in_place,
+    maps_and_zaps,
+    pages_of_calls,
+    result_of_call,
+    row_of_call,
+)
 from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP, Metadata, Walk
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.range_trees import SharedNodes, StateTree
@@ -30,7 +40,7 @@ from workbench.tracking.light_file import LightFile
 from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
-_KINDS = (sc.Convert, sc.Fault)
+_KINDS = (*CALLS, sc.Fault)
 _PAGES = 2048  # of one fault
 _TREES = {LIGHT_MAP, STATE_TREE, PAGE_CACHE}
 
@@ -61,17 +71,17 @@ class BulkLight:
 
     def _alike(
         self, file: OpenFile, name: str, operations: Sequence[sc.Operation]
-    ) -> tuple[list[sc.Convert | sc.Fault], Int64s]:
+    ) -> tuple[list[Call | sc.Fault], Int64s]:
         """Calls on a file up to whatever is something else, or reaches out of the file, or is long; rows of a stream."""
-        inode, tasks, converts = file.inode, self.system.tasks, _may_convert(self.system, file)
+        inode, tasks, may_call = file.inode, self.system.tasks, _may_call(self.system, file)
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
-        calls: list[sc.Convert | sc.Fault] = []
+        calls: list[Call | sc.Fault] = []
         rows: list[tuple[int, int, int, int, int, int]] = []
         for one in operations:
             if not isinstance(one, _KINDS) or one.file != name or (one.task is not None and one.task not in tasks):
                 break
-            if isinstance(one, sc.Convert):
-                row = row_of_call(one, inode) if converts else None
+            if isinstance(one, CALLS):
+                row = row_of_call(one, inode) if may_call else None
             else:
                 row = _row_of_fault(one, ends.get(way(one), 0))
             if row is None:
@@ -82,12 +92,12 @@ class BulkLight:
         count = _first_absent(inode, stream)
         return calls[:count], stream[:count]
 
-    def _run(self, file: OpenFile, calls: list[sc.Convert | sc.Fault], stream: Int64s) -> Done:
+    def _run(self, file: OpenFile, calls: list[Call | sc.Fault], stream: Int64s) -> Done:
         """Carry out such calls."""
         system, inode, metadata = self.system, file.inode, self.system.metadata
         given, states = _carry_out(system, inode, stream)
         errors, offsets = given.errors.astype(np.int64), given.offsets
-        walked = _map(file, stream, errors)
+        walked = _map(file, stream, errors, offsets, given.ends)
         held = None
         if metadata is not None:
             held = _held_after(system, metadata, file, calls, given, walked)
@@ -125,11 +135,11 @@ def _possible(system: System, file: OpenFile) -> bool:
     return metadata is None or not metadata.taking
 
 
-def _may_convert(system: System, file: OpenFile) -> bool:
-    """Whether conversions of such a file do not, either."""
+def _may_call(system: System, file: OpenFile) -> bool:
+    """Whether conversions and pins of such a file do not, either."""
     inode, metadata = file.inode, system.metadata
     assert isinstance(inode.tracked, LightFile)
-    if inode.tracked.state.counts[light_map.N_PINS] or not converts_in_place(system, file):
+    if inode.kept or inode.tracked.state.counts[light_map.N_WITHHELD] or not converts_in_place(system, file):
         return False
     return metadata is None or metadata.trees.get(inode, {}).keys() == _TREES
 
@@ -146,9 +156,11 @@ def _row_of_fault(fault: sc.Fault, end: int) -> tuple[int, int, int, int, int, i
 
 
 def _first_absent(inode: Inode, stream: Int64s) -> int:
-    """The first fault of a page that is not there; how many rows there are if none is."""
+    """The first fault or pin of a page that is not there; how many rows there are if none is."""
     assert isinstance(inode.tracked, LightFile)
-    faults = np.flatnonzero(stream[:, folio.OP] != folio.CONVERT)
+    op, argument = stream[:, folio.OP], stream[:, folio.ARGUMENT]
+    places = np.isin(op, (folio.HOST_FAULT, folio.GUEST_FAULT)) | ((op == folio.PIN) & (argument != folio.TRANSIENT))
+    faults = np.flatnonzero(places)
     first, end = pages_of_calls(stream[faults])
     row, unit = pages_of(first >> inode.order, -(-end >> inode.order))
     absent = faults[row[inode.tracked.state.unit_pfn[unit] < 0]]
@@ -207,7 +219,7 @@ def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watc
     return kernel.Rows(
         stream=stream, errors=np.zeros(count, np.int32), offsets=np.full(count, -1, np.int64),
         counters=np.empty((count, len(light_map.COUNTERS) + tracked.nodes), np.int64),
-        nodes=np.empty((count, 2), np.int64), mapped=np.empty(count, np.int64),
+        ends=np.zeros(count, np.int64), nodes=np.empty((count, 2), np.int64), mapped=np.empty(count, np.int64),
         whole=np.empty((count if watched else 0, watched), np.int64), leaves=np.zeros((0, 5), np.int64),
         pieces=np.empty((longest, 3), np.int64), gaps=np.empty((longest, 2), np.int64),
         children=np.concatenate([np.zeros(0, np.int64), *levels]),
@@ -224,26 +236,29 @@ _NO_WHOLE = kernel_of_whole.Whole(
 )
 
 
-def _map(file: OpenFile, stream: Int64s, errors: Int64s) -> np.ndarray:
-    """The host's page tables: which faults of the host had not mapped their page, bool (n,).
-
-    Of pages that become private all go, for nobody holds one.
-    """
+def _map(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s, ends: Int64s) -> np.ndarray:
+    """The host's page tables: which faults of the host had not mapped their page, bool (n,)."""
     inode, walked = file.inode, np.zeros(len(stream), bool)
     by_host = (stream[:, folio.OP] == folio.HOST_FAULT) & (errors == 0)
-    private = (stream[:, folio.OP] == folio.CONVERT) & (stream[:, folio.ARGUMENT] == 0) & (errors == 0)
-    first, end = pages_of_calls(stream)
-    if not by_host.any():  # what is mapped there is from the start
+    pins, private, end = maps_and_zaps(stream, errors, offsets)
+    first, end = pages_of_calls(stream)[0], np.where(private, ends, end)
+    pins &= end > first
+    if not file.inode.mappings:
+        return walked
+    if not (by_host.any() or pins.any()):  # what is mapped there is from the start
         some = np.flatnonzero(private)
         row, page = pages_of(first[some], end[some])
         there = [mapping.mapped() for mapping in inode.mappings if not mapping.empty]
         zaps = [some[row[in_intervals(page, one)]] for one in there]
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *zaps]))
     else:
-        rows = np.flatnonzero(by_host | private)
-    lists = (rows.tolist(), first[rows].tolist(), end[rows].tolist(), by_host[rows].tolist())
-    for number, low, high, touches in zip(*lists, strict=True):
-        if not touches:
+        rows = np.flatnonzero(by_host | pins | private)
+    lists = (rows.tolist(), first[rows].tolist(), end[rows].tolist(), by_host[rows].tolist(), pins[rows].tolist())
+    for number, low, high, touches, pinned in zip(*lists, strict=True):
+        if pinned:
+            for mapping in inode.mappings:
+                mapping.map(low, high)
+        elif not touches:
             for mapping in inode.mappings:
                 if not mapping.empty:
                     mapping.zap(low, high)
@@ -257,7 +272,7 @@ def _held_after(
     system: System,
     metadata: Metadata,
     file: OpenFile,
-    calls: list[sc.Convert | sc.Fault],
+    calls: list[Call | sc.Fault],
     given: kernel.Rows,
     walked: np.ndarray,
 ) -> Int64s:
