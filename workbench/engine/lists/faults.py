@@ -119,15 +119,16 @@ class BulkFaults:
             self._not_before = number + LEAST  # what is asked changes seldom
             return None
         given = self._list(file, self.operations[number : number + self._most])
+        certain = len(given.rows) == len(given.operations)
         if len(given.rows) < LEAST:  # what ends it would end one that begins later, too
-            self._not_before = number + len(given.rows) + 1
+            self._not_before, self._most = number + len(given.rows) + 1, self._most if certain else LEAST
             return None
         done, status = self._run(file, given)
         if status == _TOO_MANY_POLICIES:  # to find out again would cost their number
             self._not_before, self._most = number + len(given.rows), MOST
             return None
         count = 0 if done is None else len(done.results)
-        self._most = min(2 * self._most, MOST) if status == placement.DONE else max(2 * count, LEAST)
+        self._most = min(2 * self._most, MOST) if certain and status == placement.DONE else max(2 * count, LEAST)
         self._not_before = number + count + (status != placement.DONE)
         return done
 

@@ -1,0 +1,77 @@
+"""Lists look ahead at no more than a few operations for each one there is, however often something ends them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from workbench import running
+from workbench.engine.lists.look_ahead import LookAhead
+from workbench.engine.system import System
+from workbench.scenario import Scenario
+from workbench.simulation import run
+
+PAGE, PAGES = 4096, 4096
+GUESTS: dict[str, dict[str, Any]] = {
+    "7.3": {"vm_type": "sw_protected", "memory": PAGE * PAGES},
+    "7.4": {"vm_type": "sw_protected", "memory": PAGE * PAGES, "conversion": {"mode": "in-place"}},
+    "snp": {"vm_type": "snp", "memory": PAGE * PAGES, "conversion": {"mode": "in-place"}},
+    "pfn-range": {"vm_type": "sw_protected", "memory": PAGE * PAGES, "design": "pfn-range"},
+}
+MIXES = {
+    "conversions": ["fault", "convert"],
+    "pins": ["fault", "convert", "pin", "unpin"],
+    "holes": ["fault", "fallocate", "punch_hole", "pin"],
+    "devices": ["fault", "iommu_map", "iommu_unmap"],
+    "attributes": ["fault", "set_memory_attributes", "convert"],
+}
+
+
+class Seen(list[Any]):
+    """Operations that count how many of their slices' elements are looked at."""
+
+    looks = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return Seen(found) if isinstance(at, slice) else found
+
+    def __iter__(self) -> Iterator[Any]:
+        for one in super().__iter__():
+            Seen.looks += 1
+            yield one
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("guest", GUESTS)
+def test_what_is_looked_at_ahead(guest: str, mix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single pages in no order, many of them refused; that a list was cut short once cost its whole length each time."""
+    drawn = random.Random(7)
+    calls = [
+        {"op": drawn.choice(MIXES[mix]), "offset": PAGE * drawn.randrange(PAGES), "length": PAGE} for _ in range(1500)
+    ]
+    for call in calls:
+        if call["op"] == "fault":
+            call["by"] = drawn.choice(["guest", "host"])
+        elif call["op"] == "convert":
+            call["to"] = drawn.choice(["shared", "private"])
+        elif call["op"] == "set_memory_attributes":
+            call["private"] = drawn.choice([True, False])
+    scenario = Scenario.from_mapping({
+        "host": {"name": "h", "nodes": [{"id": node, "memory_bytes": 1 << 30, "cpus": [node], "kind": "dram"} for node in (0, 1)],
+                 "distances": [[10, 20], [20, 10]]},
+        "guest": GUESTS[guest], "kernel_profile": "7.3" if guest == "7.3" else "7.4",
+        "operations": [{"op": "create"}, *({"file": "guest", **call} for call in calls)],
+    })  # fmt: skip
+    Seen.looks = 0
+
+    def looking(system: System, operations: list[Any]) -> LookAhead:
+        return LookAhead(system, Seen(operations))
+
+    monkeypatch.setattr(running, "LookAhead", looking)
+    run(scenario)
+    assert Seen.looks < 12 * len(calls)
+    assert Seen.looks or mix != "conversions"
