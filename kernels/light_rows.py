@@ -1,4 +1,4 @@
-"""Calls on a file without struct page one after another: conversions, and faults and pins of pages that are there.
+"""Calls on a file without struct page one after another: conversions, faults and pins, with what was placed for them.
 
 :mod:`workbench.kernels.light_map` converts; here is what follows from each row: the guest's leaves that go and come
 (``virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin``, ``arch/x86/kvm/mmu/mmu.c: kvm_mmu_max_mapping_level``), nodes of the
@@ -21,7 +21,9 @@ from workbench.kernels.folios.run import (
     EAGAIN,
     EINVAL,
     GENERATION_B,
+    GUEST_FAULT,
     HOST_FAULT,
+    INSERT,
     LENGTH,
     NEEDS_ROOM,
     OFFSET,
@@ -38,11 +40,12 @@ from workbench.kernels.maps import maple
 from workbench.kernels.runs import FIRST, VALUE, Runs
 from workbench.kernels.whole import Whole, look_at_one
 
-ROW, USED, MAPPED, LARGEST, WANTED = range(5)
+ROW, USED, MAPPED, LARGEST, WANTED, CALL, CAME = range(7)
 """Entries of ``at``: the next row, rows of ``leaves`` in use, pages that the guest has mapped, order of the largest leaf that its
-kind allows, and how much there is too little of."""
-DONE, LACKS_STATE, LACKS_BLOCKS, LACKS_LEAVES = range(4)
-"""Return codes: all rows are done; the map, the table of what is mapped, or that of its leaves must grow."""
+kind allows, how much there is too little of, the call that the row is of, and units that came with it."""
+DONE, LACKS_STATE, LACKS_BLOCKS, LACKS_LEAVES, REFUSED = range(5)
+"""Return codes: all rows are done; the map, the table of what is mapped, or that of its leaves must grow; a unit that was placed
+cannot be put in."""
 LEVEL = 4
 """Column of ``leaves``."""
 GROUP_SHIFT = 12
@@ -54,14 +57,14 @@ class Rows(NamedTuple):
     """N nodes, n calls, each of which names at most k - 2 pages: what is left after each, and what the guest has mapped."""
 
     stream: np.ndarray
-    """int64 (n, 6), columns as :mod:`workbench.kernels.folios.run` has them: CONVERT, HOST_FAULT of a page, GUEST_FAULT, PIN,
-    UNPIN."""
+    """int64 (m, 6), columns as :mod:`workbench.kernels.folios.run` has them: CONVERT, HOST_FAULT of a page, GUEST_FAULT, PIN,
+    UNPIN, or MERGE, which does nothing here. Each is a call; what is put in for it, INSERT, comes before."""
     errors: np.ndarray
-    """int32 (n,)."""
+    """int32 (m,)."""
     offsets: np.ndarray
-    """int64 (n,), byte offsets that errors of conversions and pins name, -1: none."""
+    """int64 (m,), byte offsets that errors of conversions and pins name, -1: none."""
     ends: np.ndarray
-    """int64 (n,), up to which page a conversion to private, refused or not, takes the host's mappings away."""
+    """int64 (m,), up to which page a conversion to private, refused or not, takes the host's mappings away."""
     counters: np.ndarray
     """int64 (n, COUNTERS + N), of the file, then vmemmap pages that it holds by node."""
     nodes: np.ndarray
@@ -84,7 +87,7 @@ class Rows(NamedTuple):
     there: np.ndarray
     """int64 (L,), nodes of each level that have any."""
     at: np.ndarray
-    """int64 (5,), ROW ..."""
+    """int64 (7,), ROW ..."""
 
 
 @kernel
@@ -93,6 +96,11 @@ def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Who
     for row in range(given.at[ROW], given.stream.shape[0]):
         given.at[ROW] = row
         call = given.stream[row]
+        if call[OP] == INSERT:
+            status = _insert(given, state, row)
+            if status != DONE:
+                return status
+            continue
         first = call[OFFSET] >> 12
         end = min((call[OFFSET] + call[LENGTH] + 4095) >> 12, state.options[light_map.PAGES])
         before = state.counts[light_map.N_CONVERTED]
@@ -104,32 +112,47 @@ def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Who
         elif call[OP] == HOST_FAULT:
             status = DONE
             given.errors[row] = 0 if test_bit(state.shared, first) else SIGBUS
-        else:
+        elif call[OP] == GUEST_FAULT:
             status = _fault(given, state, mapped, placed, first, end)
+        else:
+            status = DONE
         if status != DONE:
             return status
-        if state.counts[light_map.N_CONVERTED] != before:
+        converted = state.counts[light_map.N_CONVERTED] != before
+        if converted:
             _count_shared(given, state, first, end)
-            if given.whole.shape[0] > 0:
-                _look(state, watched, first, end)
-        _note(given, state, watched, row)
+        if given.whole.shape[0] > 0 and (converted or given.at[CAME] > 0):
+            _look(state, watched, first, end)
+        _note(given, state, watched, given.at[CALL])
+        given.at[CALL] += 1
+        given.at[CAME] = 0
     given.at[ROW] = given.stream.shape[0]
     return DONE
 
 
 @kernel
-def _note(given: Rows, s: LightState, watched: Whole, row: Int) -> None:
+def _insert(given: Rows, s: LightState, row: Int) -> Int:
+    """Put in a unit that was placed."""
+    light_map.run(s, given.stream[: row + 1], given.errors, given.offsets, row)
+    if given.errors[row] != 0:
+        return LACKS_STATE if given.errors[row] == NEEDS_ROOM else REFUSED
+    given.at[CAME] += 1
+    return DONE
+
+
+@kernel
+def _note(given: Rows, s: LightState, watched: Whole, call: Int) -> None:
     counters = s.counts.shape[0]
     for counter in range(counters):
-        given.counters[row, counter] = s.counts[counter]
+        given.counters[call, counter] = s.counts[counter]
     for node in range(s.taken.shape[0]):
-        given.counters[row, counters + node] = s.taken[node] - s.freed[node]
-    given.nodes[row, 0] = s.top[maple.NODES]
-    given.nodes[row, 1] = _shared_nodes(given, s)
-    given.mapped[row] = given.at[MAPPED]
+        given.counters[call, counters + node] = s.taken[node] - s.freed[node]
+    given.nodes[call, 0] = s.top[maple.NODES]
+    given.nodes[call, 1] = _shared_nodes(given, s)
+    given.mapped[call] = given.at[MAPPED]
     if given.whole.shape[0] > 0:
         for entry in range(watched.row.shape[0]):
-            given.whole[row, entry] = watched.row[entry]
+            given.whole[call, entry] = watched.row[entry]
 
 
 @kernel

@@ -35,7 +35,8 @@ of a node is one stock for struct pages and all other kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -541,6 +542,14 @@ class Metadata:
                 mine = wanted[:, 0] == level
                 map_.add_singles(wanted[mine, 1], taken[mine])
         return held
+
+    @contextmanager
+    def as_of(self, task: Thread, free: Int64s, rotation: Int64s) -> Iterator[None]:
+        """What is only counted is taken with ``free`` int64 (zones,) pages, and the task's rotation int64 (2,) as it was."""
+        kept = self.system.rotations[task.index].copy()
+        self.before, self.system.rotations[task.index] = free, rotation
+        yield
+        self.before, self.system.rotations[task.index] = None, kept
 
     def first_to_need(self, walk: Walk, rows: Int64s, tasks: list[Thread]) -> list[int]:
         """Which faults, rows int64 (n, 4) as :meth:`count_faults` has them, find a table missing, or nothing kept ready."""

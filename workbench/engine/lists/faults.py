@@ -51,7 +51,7 @@ LEAST, MOST = 16, 4096
 _PAGES = 2048  # of one fault
 _ROOM = 64  # pieces of one fault
 _SMALL_TABLE = 64  # rows of requests
-_TOO_MANY_POLICIES = -1
+TOO_MANY_POLICIES = -1
 _STEPS = {"sequential": 1, "reverse": -1}
 _Touch = sc.Fault | sc.Fallocate
 _TOUCHES = (sc.Fault, sc.Fallocate)
@@ -124,7 +124,7 @@ class BulkFaults:
             self._not_before, self._most = number + len(given.rows) + 1, self._most if certain else LEAST
             return None
         done, status = self._run(file, given)
-        if status == _TOO_MANY_POLICIES:  # to find out again would cost their number
+        if status == TOO_MANY_POLICIES:  # to find out again would cost their number
             self._not_before, self._most = number + len(given.rows), MOST
             return None
         count = 0 if done is None else len(done.results)
@@ -181,10 +181,10 @@ class BulkFaults:
                 call = _NO_CALL if found is None else found
                 whole, of = found is not None, CALLED
             elif isinstance(one, sc.PunchHole):
-                pages = _pages(one)
+                pages = pages_of_touch(one)
                 whole, of = holes and pages != _NO_PAGES and pages[1] <= inode.pages, PUNCHED
             else:
-                pages, of_way = _pages(one), way(one)
+                pages, of_way = pages_of_touch(one), way(one)
                 whole = pages[1] <= ends.get(of_way, 0) and pages != _NO_PAGES
                 of = BY_HOST if of_way == "host" else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
             if not whole or task < 0:
@@ -208,25 +208,18 @@ class BulkFaults:
         """Carry out operations of a list, as far as they can be together, and whether that was all."""
         system, inode, rows, tracked = self.system, file.inode, listed.rows, listed.tracked
         tasks = list(system.tasks.values())
-        whole = np.array([[rows[:, 0].min(), rows[:, 1].max()]], np.int64)
-        ranges, policies = system.policy_ranges(inode, 0, whole)
-        if len(policies) * len(tasks) > _SMALL_TABLE + len(rows):
-            return None, _TOO_MANY_POLICIES
-        requests, row_of = system.requests(inode, tasks, policies, 0)
-        zones = len(system.free)
-        given = kernel.Faults(
-            rows, np.ascontiguousarray(ranges), row_of, np.zeros(6, np.int64),
-            np.empty((_ROOM, 2), np.int64), np.empty((_ROOM, 4), np.int64), np.empty(len(rows), np.int64),
-            np.empty((len(rows), zones), np.int64), np.empty((len(rows), zones), np.int64), np.empty((len(rows), 2), np.int64),
-        )  # fmt: skip
+        asked = asked_for(system, inode, rows, tasks)
+        if asked is None:
+            return None, TOO_MANY_POLICIES
+        given, requests = asked
         before = system.free.copy()
         light, listed_nodes = _light_map(system, inode), None
         if light is not None:
             light.wanted()  # what is placed now is counted from here
         if system.metadata is not None:
             listed_nodes = ListNodes(system.metadata, system.metadata.page_cache(inode), rows[:, 0], rows[:, 1])
-        nodes = _nodes(listed_nodes, len(rows), np.array([task.nid for task in tasks], np.int64))
-        status = self._place(given, nodes, file, requests)
+        nodes = followed_nodes(listed_nodes, len(rows), np.array([task.nid for task in tasks], np.int64))
+        status = place(system, given, nodes, file, requests)
         done = int(given.at[kernel.FAULT])
         if status == placement.OUT_OF_MEMORY:  # asked again alone, it is refused
             system.begun[:] = given.placed[done]
@@ -239,7 +232,7 @@ class BulkFaults:
         if listed_nodes is not None:
             whose = [tasks[row] for row in rows[:done, 3].tolist()]
             held = _held_after(system, file, listed, rows[:done], found, whose, before, given, (listed_nodes, nodes))
-        results = _results(listed.operations[:done], rows, found)
+        results = results_of(listed.operations[:done], rows, found)
         states = None if found is None else found.states
         return Done(results, given.placed[:done], given.free[:done], held, states), status
 
@@ -252,28 +245,49 @@ class BulkFaults:
                 for mapping in others:
                     mapping.zap(first, end)
 
-    def _place(self, given: kernel.Faults, nodes: kernel.Nodes, file: OpenFile, requests: placement.Requests) -> int:
-        """Run the kernel until it has done all, or comes to a fault that has to be carried out alone; returns its status."""
-        system, map_, mapping = self.system, file.inode.map, file.mapping
-        turns, zones = system.turns_and_zones(file.inode, 0)
-        maps = bool(given.faults[:, 4].any()) and file.inode.tracked is None
-        holes = bool((given.faults[:, 4] == kernel.HOLE).any())
-        while True:
-            present = map_.room(erases=holes)
-            mapped = mapping.room() if maps and mapping is not None else present
-            status = kernel.run(given, nodes, present, mapped, requests, turns, zones, system.output_of(map_))
-            if status != placement.NEEDS_ROOM:
-                return int(status)
-            map_.grow(1024, 4 * len(system.output_of(map_).cycle))
-            if system.cancelled():
-                raise Cancelled
-
 
 _NO_CALL = (0, 0, 0, 0, 0, 0)
 _NO_PAGES = (0, 0, 1)
 
 
-def _nodes(listed: ListNodes | None, count: int, nid: Int64s) -> kernel.Nodes:
+def asked_for(
+    system: System, inode: Inode, rows: Int64s, tasks: list[Thread]
+) -> tuple[kernel.Faults, placement.Requests] | None:
+    """What the kernel of faults is given for ``rows`` of a list; None: there are too many policies."""
+    whole = np.array([[rows[:, 0].min(), rows[:, 1].max()]], np.int64)
+    ranges, policies = system.policy_ranges(inode, 0, whole)
+    if len(policies) * len(tasks) > _SMALL_TABLE + len(rows):
+        return None
+    requests, row_of = system.requests(inode, tasks, policies, 0)
+    zones = len(system.free)
+    given = kernel.Faults(
+        rows, np.ascontiguousarray(ranges), row_of, np.zeros(6, np.int64),
+        np.empty((_ROOM, 2), np.int64), np.empty((_ROOM, 4), np.int64), np.empty(len(rows), np.int64),
+        np.empty((len(rows), zones), np.int64), np.empty((len(rows), zones), np.int64), np.empty((len(rows), 2), np.int64),
+    )  # fmt: skip
+    return given, requests
+
+
+def place(
+    system: System, given: kernel.Faults, nodes: kernel.Nodes, file: OpenFile, requests: placement.Requests
+) -> int:
+    """Run the kernel until it has done all, or comes to a fault that has to be carried out alone; returns its status."""
+    map_, mapping = file.inode.map, file.mapping
+    turns, zones = system.turns_and_zones(file.inode, 0)
+    maps = bool(given.faults[:, 4].any()) and file.inode.tracked is None
+    holes = bool((given.faults[:, 4] == kernel.HOLE).any())
+    while True:
+        present = map_.room(erases=holes)
+        mapped = mapping.room() if maps and mapping is not None else present
+        status = kernel.run(given, nodes, present, mapped, requests, turns, zones, system.output_of(map_))
+        if status != placement.NEEDS_ROOM:
+            return int(status)
+        map_.grow(1024, 4 * len(system.output_of(map_).cycle))
+        if system.cancelled():
+            raise Cancelled
+
+
+def followed_nodes(listed: ListNodes | None, count: int, nid: Int64s) -> kernel.Nodes:
     """Nodes of the page cache that ``count`` rows touch, as the kernel follows them; ``nid`` int64 (tasks,)."""
     if listed is None or not listed.trees:
         nothing = np.empty((0, 3), np.int64)
@@ -283,7 +297,7 @@ def _nodes(listed: ListNodes | None, count: int, nid: Int64s) -> kernel.Nodes:
     return kernel.Nodes(owner, listed.begins, nid, np.empty((count * different, 3), np.int64))
 
 
-def _pages(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
+def pages_of_touch(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
     """First page, end and step of what is touched or freed; none, where a call is refused, or goes to and fro."""
     start, count = touch.offset // PAGE_SIZE, 0 if touch.length is None else touch.length // PAGE_SIZE
     if isinstance(touch, sc.Fault):
@@ -334,7 +348,9 @@ def _light_map(system: System, inode: Inode) -> LightMap | None:
     return None if system.metadata is None else system.metadata.light_map(inode)
 
 
-def _results(operations: Sequence[_Touch | sc.PunchHole | Call], rows: Int64s, found: Outcomes | None) -> list[Result]:
+def results_of(
+    operations: Sequence[_Touch | sc.PunchHole | Call], rows: Int64s, found: Outcomes | None
+) -> list[Result]:
     """What each operation returned. Of what the host touches together all pages were shared, but for single ones."""
     said: dict[tuple[str | int | None, int], Result] = {}
     out: list[Result] = []

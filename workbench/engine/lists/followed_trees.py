@@ -7,6 +7,7 @@ carried out as any (:meth:`workbench.engine.metadata.Metadata.resize`), in its t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -19,10 +20,20 @@ from workbench.kernels import tree_nodes as kernel
 
 
 class FollowedTrees:
-    """``trees`` by kind, ``wanted`` int64 (n, trees): the nodes of each after each of n calls, made by ``tasks``."""
+    """``trees`` by kind, ``wanted`` int64 (n, trees): the nodes of each after each of n calls, made by ``tasks``.
 
-    def __init__(self, metadata: Metadata, trees: dict[int, Tree], wanted: Int64s, tasks: list[Thread]) -> None:
-        self.metadata, self.trees, self.tasks = metadata, trees, tasks
+    ``found``: free pages of each zone int64 (n, zones) and rotations of the task int64 (n, 2) after each, if these change.
+    """
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        trees: dict[int, Tree],
+        wanted: Int64s,
+        tasks: list[Thread],
+        found: tuple[Int64s, Int64s] | None = None,
+    ) -> None:
+        self.metadata, self.trees, self.tasks, self.found = metadata, trees, tasks, found
         self.slabs = (metadata.xarray, metadata.maple)
         nodes, caches = metadata.system.nodes, len(self.slabs)
         kinds = [
@@ -49,7 +60,10 @@ class FollowedTrees:
                 row, tree = divmod(change, trees)
                 self._fill(row)
                 self._write()
-                self.metadata.resize(self.tasks[row], kinds[tree], order[tree], int(self.state.wanted[row, tree]))
+                task = self.tasks[row]
+                found = None if self.found is None else self.metadata.as_of(task, *(of[row] for of in self.found))
+                with found or nullcontext():
+                    self.metadata.resize(task, kinds[tree], order[tree], int(self.state.wanted[row, tree]))
                 self._read()
                 if tree == trees - 1:
                     self.state.log[row] = self.state.parts

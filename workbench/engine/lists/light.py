@@ -9,6 +9,8 @@ call of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +42,15 @@ from workbench.tracking.light_file import LightFile
 from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
+
+class Placed(NamedTuple):
+    """Of n calls that placed pages: free pages int64 (n, zones) before and after each, its task's rotation int64 (n, 2) after."""
+
+    before: Int64s
+    free: Int64s
+    rotations: Int64s
+
+
 _KINDS = (*CALLS, sc.Fault)
 _PAGES = 2048  # of one fault
 _TREES = {LIGHT_MAP, STATE_TREE, PAGE_CACHE}
@@ -62,7 +73,7 @@ class BulkLight:
             return None
         file = self.system.files.get(first.file)
         self._not_before = number + LEAST  # what is asked changes seldom
-        if file is None or not _possible(self.system, file):
+        if file is None or not possible(self.system, file):
             return None
         calls, stream = self._alike(file, first.file, self.operations[number : number + self._most])
         self._not_before = number + len(calls) + (len(calls) < self._most)
@@ -73,7 +84,7 @@ class BulkLight:
         self, file: OpenFile, name: str, operations: Sequence[sc.Operation]
     ) -> tuple[list[Call | sc.Fault], Int64s]:
         """Calls on a file up to whatever is something else, or reaches out of the file, or is long; rows of a stream."""
-        inode, tasks, may_call = file.inode, self.system.tasks, _may_call(self.system, file)
+        inode, tasks, calls_too = file.inode, self.system.tasks, may_call(self.system, file)
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
         calls: list[Call | sc.Fault] = []
         rows: list[tuple[int, int, int, int, int, int]] = []
@@ -81,7 +92,7 @@ class BulkLight:
             if not isinstance(one, _KINDS) or one.file != name or (one.task is not None and one.task not in tasks):
                 break
             if isinstance(one, CALLS):
-                row = row_of_call(one, inode) if may_call else None
+                row = row_of_call(one, inode) if calls_too else None
             else:
                 row = _row_of_fault(one, ends.get(way(one), 0))
             if row is None:
@@ -95,15 +106,10 @@ class BulkLight:
     def _run(self, file: OpenFile, calls: list[Call | sc.Fault], stream: Int64s) -> Done:
         """Carry out such calls."""
         system, inode, metadata = self.system, file.inode, self.system.metadata
-        given, states = _carry_out(system, inode, stream)
+        given, states = carry_out(system, inode, stream)
         errors, offsets = given.errors.astype(np.int64), given.offsets
-        walked = _map(file, stream, errors, offsets, given.ends)
-        held = None
-        if metadata is not None:
-            held = _held_after(system, metadata, file, calls, given, walked)
-            metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
-            if states.pamt is not None:
-                metadata.hold_after(held, PAMT, states.pamt)
+        walked = map_for_host(file, stream, errors, offsets, given.ends)
+        held = None if metadata is None else held_after(system, metadata, file, calls, given, walked, states)
         said: dict[tuple[str, int], Result] = {}
         results: list[Result] = []
         for one, error, offset, length in zip(
@@ -122,7 +128,7 @@ class BulkLight:
         return Done(results, np.zeros_like(free), free, held, states)
 
 
-def _possible(system: System, file: OpenFile) -> bool:
+def possible(system: System, file: OpenFile) -> bool:
     """Whether calls on a file change nothing but what is followed here."""
     inode, conversions, metadata = file.inode, system.conversions, system.metadata
     tracked = inode.tracked
@@ -135,7 +141,7 @@ def _possible(system: System, file: OpenFile) -> bool:
     return metadata is None or not metadata.taking
 
 
-def _may_call(system: System, file: OpenFile) -> bool:
+def may_call(system: System, file: OpenFile) -> bool:
     """Whether conversions and pins of such a file do not, either."""
     inode, metadata = file.inode, system.metadata
     assert isinstance(inode.tracked, LightFile)
@@ -167,11 +173,11 @@ def _first_absent(inode: Inode, stream: Int64s) -> int:
     return int(absent[0]) if len(absent) else len(stream)
 
 
-def _carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows, States]:
-    """Run the kernel; states after each row."""
+def carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows, States]:
+    """Run the kernel; states after each call."""
     conversions, tracked, users = system.conversions, inode.tracked, inode.users
     assert conversions is not None and users is not None and isinstance(tracked, LightFile)
-    count, counters = len(stream), len(light_map.COUNTERS)
+    counters = len(light_map.COUNTERS)
     before = np.zeros(len(folio.COUNTERS) + tracked.nodes, np.int64)
     conversions.count(before)
     own, mapped = np.concatenate((tracked.counts, tracked.vmemmap_taken)), users.kvm.pages
@@ -190,11 +196,12 @@ def _carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Row
         users.kvm.take_back(int(given.at[kernel.USED]), int(given.at[kernel.MAPPED]))
         if status == kernel.DONE:
             break
+        assert status != kernel.REFUSED  # whoever placed has seen to it that there is room
         wanted = int(given.at[kernel.WANTED])
         blocks, rows = (wanted, 1) if status == kernel.LACKS_BLOCKS else (1, wanted)
     series = np.concatenate((tracked.counts_of(given.counters[:, :counters]), given.counters[:, counters:]), axis=1)
     series += before - own
-    of_users = np.tile(told, (count, 1, 1))
+    of_users = np.tile(told, (len(series), 1, 1))
     of_users[:, 0, 0] = series[:, folio.N_INVALIDATIONS]
     of_users[:, 1, 0] += given.mapped - mapped
     if not watched:
@@ -207,19 +214,20 @@ def _carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Row
 
 def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watched: int) -> kernel.Rows:
     """What the kernel is given, but for the rows of leaves."""
-    count, longest = len(stream), int(stream[:, folio.LENGTH].max()) // PAGE_SIZE + 4
+    rows, longest = len(stream), int(stream[:, folio.LENGTH].max()) // PAGE_SIZE + 4
+    count = int(np.count_nonzero(stream[:, folio.OP] != folio.INSERT))
     levels: list[Int64s] = []
-    if system.metadata is not None and (stream[:, folio.OP] == folio.CONVERT).any():
+    if system.metadata is not None and np.isin(stream[:, folio.OP], (folio.CONVERT, folio.INSERT)).any():
         shared = system.metadata.trees[inode][PAGE_CACHE]
         assert isinstance(shared, SharedNodes)
         levels = shared.levels()
-    at = np.zeros(5, np.int64)
+    at = np.zeros(7, np.int64)
     at[kernel.LARGEST] = PAGE_ORDERS[tracked.largest_leaf]
     at[kernel.MAPPED] = 0 if inode.users is None else inode.users.kvm.pages
     return kernel.Rows(
-        stream=stream, errors=np.zeros(count, np.int32), offsets=np.full(count, -1, np.int64),
+        stream=stream, errors=np.zeros(rows, np.int32), offsets=np.full(rows, -1, np.int64),
         counters=np.empty((count, len(light_map.COUNTERS) + tracked.nodes), np.int64),
-        ends=np.zeros(count, np.int64), nodes=np.empty((count, 2), np.int64), mapped=np.empty(count, np.int64),
+        ends=np.zeros(rows, np.int64), nodes=np.empty((count, 2), np.int64), mapped=np.empty(count, np.int64),
         whole=np.empty((count if watched else 0, watched), np.int64), leaves=np.zeros((0, 5), np.int64),
         pieces=np.empty((longest, 3), np.int64), gaps=np.empty((longest, 2), np.int64),
         children=np.concatenate([np.zeros(0, np.int64), *levels]),
@@ -236,7 +244,7 @@ _NO_WHOLE = kernel_of_whole.Whole(
 )
 
 
-def _map(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s, ends: Int64s) -> np.ndarray:
+def map_for_host(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s, ends: Int64s) -> np.ndarray:
     """The host's page tables: which faults of the host had not mapped their page, bool (n,)."""
     inode, walked = file.inode, np.zeros(len(stream), bool)
     by_host = (stream[:, folio.OP] == folio.HOST_FAULT) & (errors == 0)
@@ -268,32 +276,38 @@ def _map(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s, ends: 
     return walked
 
 
-def _held_after(
+def held_after(
     system: System,
     metadata: Metadata,
     file: OpenFile,
-    calls: list[Call | sc.Fault],
+    calls: Sequence[Call | sc.Fault | sc.Fallocate],
     given: kernel.Rows,
     walked: np.ndarray,
+    states: States,
+    placed: Placed | None = None,
 ) -> Int64s:
-    """Nodes of trees, and tables: what is held after each call, int64 (n, kinds, nodes)."""
+    """What is held after each call, int64 (n, kinds, nodes): nodes of trees, tables, struct pages and PAMT."""
     inode, stream = file.inode, given.stream
     trees = metadata.trees[inode]
     first, end = pages_of_calls(stream)
     wanted = {kind: np.full(len(stream), tree.nodes.sum()) for kind, tree in trees.items()}
     converted = stream[:, folio.OP] == folio.CONVERT
+    if converted.any() or placed is not None:
+        shared = trees[PAGE_CACHE]
+        assert isinstance(shared, SharedNodes)
+        wanted[LIGHT_MAP], wanted[PAGE_CACHE] = given.nodes[:, 0], given.nodes[:, 1]
+        shared.followed(int(given.nodes[-1, 1]))
     if converted.any():
-        states, shared = trees[STATE_TREE], trees[PAGE_CACHE]
-        assert isinstance(states, StateTree) and isinstance(shared, SharedNodes)
+        of_states = trees[STATE_TREE]
+        assert isinstance(of_states, StateTree)
         block_by_block = system.rules.kernel == "C" and inode.order > 0
         unit = given.offsets // PAGE_SIZE >> inode.order << inode.order
         stopped = np.where(block_by_block & (given.offsets >= 0), np.maximum(unit, first), first)
         reached = np.where(~converted, first, np.where(given.errors == 0, end, stopped))
-        wanted[LIGHT_MAP], wanted[PAGE_CACHE] = given.nodes[:, 0], given.nodes[:, 1]
-        wanted[STATE_TREE] = states.follow(first, reached, stream[:, folio.ARGUMENT] == 1)
-        shared.followed(int(given.nodes[-1, 1]))
+        wanted[STATE_TREE] = of_states.follow(first, reached, stream[:, folio.ARGUMENT] == 1)
     tasks = [system.task(one) for one in calls]
-    followed = FollowedTrees(metadata, trees, np.column_stack([*wanted.values()]), tasks)
+    after = None if placed is None else (placed.free, placed.rotations)
+    followed = FollowedTrees(metadata, trees, np.column_stack([*wanted.values()]), tasks, after)
     walks: dict[int, Walk] = {}
     by_guest = stream[:, folio.OP] == folio.GUEST_FAULT
     for faults, walk in (
@@ -307,6 +321,12 @@ def _held_after(
             walks |= dict.fromkeys(some[needed].tolist(), walk)
 
     def enter(row: int) -> None:
-        metadata.enter_tables(tasks[row], walks[row], int(first[row]), int(end[row]))
+        as_of = None if placed is None else metadata.as_of(tasks[row], placed.before[row], placed.rotations[row])
+        with as_of or nullcontext():
+            metadata.enter_tables(tasks[row], walks[row], int(first[row]), int(end[row]))
 
-    return followed.run(sorted(walks), enter)
+    held = followed.run(sorted(walks), enter)
+    metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
+    if states.pamt is not None:
+        metadata.hold_after(held, PAMT, states.pamt)
+    return held

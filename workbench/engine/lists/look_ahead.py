@@ -9,6 +9,7 @@ from workbench.engine.lists.backends import BulkBackends
 from workbench.engine.lists.devices import BulkDevices
 from workbench.engine.lists.faults import BulkFaults, Done
 from workbench.engine.lists.light import BulkLight
+from workbench.engine.lists.light_faults import BulkLightFaults
 from workbench.engine.lists.present import BulkPresent
 from workbench.engine.lists.tracked import BulkTracked
 from workbench.engine.objects import Result
@@ -23,6 +24,7 @@ class LookAhead:
         self._others = (
             BulkTracked(system, operations),
             BulkLight(system, operations, self._faults),
+            BulkLightFaults(system, operations, self._faults),
             BulkPresent(system, operations, self._faults),
             BulkBackends(system, operations),
             BulkDevices(system, operations),

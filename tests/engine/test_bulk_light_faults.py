@@ -1,0 +1,199 @@
+"""Calls that place pages of a file without struct pages leave together, conversions between, what they leave one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench as wb
+from reference import one_after_another
+from workbench.engine.lists import light_faults
+from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAGE_TABLES, SECOND_STAGE, STATE_TREE
+from workbench.engine.range_trees import MapleSlab
+from workbench.running import run
+
+MEMORY = 8 << 20
+PAGES = MEMORY // 4096
+RANGE = {
+    "offset": (st.integers(0, PAGES - 1) | st.integers(0, 9)).map(lambda page: page * 4096),
+    "length": st.sampled_from([1, 1, 1, 1, 2, 3, 64, 513]).map(lambda pages: pages * 4096),
+    "task": st.sampled_from(["vcpu0", "vcpu1", None]),
+}
+CONVERT = st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": st.sampled_from(["shared", "private"])})
+BAD = st.sampled_from(
+    [{"offset": 100, "length": 4096}, {"offset": 4096, "length": 100}, {"offset": MEMORY, "length": 4096}]
+)
+GUEST = st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "guest", "prefault"]), **RANGE})
+HOST = st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("host"), **RANGE})
+CALL = st.one_of(
+    CONVERT, CONVERT, st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
+    GUEST, GUEST, HOST.map(lambda call: call | {"length": 4096}), HOST.map(lambda call: call | {"length": 4096}), HOST,
+    st.fixed_dictionaries({"op": st.just("fallocate"), **RANGE}),
+)  # fmt: skip
+MODES = st.sampled_from(["bind", "preferred", "interleave", "weighted_interleave"])
+NODES = st.sampled_from(["0", "1", "0-1"])
+OTHER = st.one_of(
+    st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "pin", "unpin", "hwpoison", "iommu_map"]), **RANGE}),
+    st.fixed_dictionaries({"op": st.just("mbind"), **RANGE, "mode": MODES, "nodes": NODES}),
+    st.fixed_dictionaries({"op": st.just("set_mempolicy"), "task": RANGE["task"], "mode": MODES, "nodes": NODES}),
+)
+MACHINE = {
+    "name": "two",
+    "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}, {"id": 1, "memory_bytes": "256 MiB", "cpus": [1]}],
+    "distances": [[10, 20], [20, 10]],
+}
+WELL = [
+    {"op": "convert", "offset": MEMORY - 8192, "length": 4096, "to": "shared"},
+    *[{"op": "fault", "by": by, "offset": MEMORY - 8192, "length": 4096} for by in ("guest", "prefault", "host")],
+    {"op": "fallocate", "offset": MEMORY - 8192, "length": 4096},
+]
+"""Each way to touch the file goes well once."""
+
+
+def scenario(
+    operations: list[dict[str, Any]], vm_type: str = "sw_protected", memory: int = MEMORY, **fields: Any
+) -> wb.Scenario:
+    guest = {"memory": memory, "vcpus": [{"node": 0}, {"node": 1}], "vm_type": vm_type, "design": "pfn-range"}
+    return wb.Scenario.from_mapping(
+        {"host": MACHINE, "guest": {**guest, "page_size": "4 KiB"}, "operations": operations, **fields}
+    )
+
+
+def assert_equal(given_: wb.Scenario) -> int:
+    return one_after_another.assert_equal(light_faults, given_)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(CALL, min_size=2, max_size=20), st.lists(OTHER, max_size=2)), min_size=1, max_size=4),
+    st.sampled_from(["counted", "counted", "counted", "off", "taken"]), st.sampled_from(["sw_protected", "snp", "tdx"]),
+    st.sampled_from(["", "", "proposal-hugetlb", "proposal-hugetlb-rfc2", "7.4"]),
+    st.sampled_from([("mmap",), ("mmap",), ("mmap", "init_shared")]), st.none() | st.integers(0, 60), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_the_same_as_one_after_another(
+    parts: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]],
+    metadata: str,
+    vm_type: str,
+    kernel: str,
+    flags: tuple[str, ...],
+    left: int | None,
+    full: bool,
+    single: bool,
+) -> None:
+    """Some find no memory, or none for struct pages; policies change in between, pages are held, poisoned and punched out."""
+    hogs = [{"op": "hog", "node": 0, "leave_free": "4 MiB"}, {"op": "hog", "node": 1, "leave_free": "2 MiB"}]
+    before: list[dict[str, Any]] = [
+        {"op": "create", "file": "other", "size": "2 MiB", "flags": ["mmap"]},
+        {"op": "create", "flags": list(flags)}, *hogs * full,
+        {"op": "convert", "file": "other", "to": "shared"}, {"op": "fault", "file": "other", "by": "guest"},
+    ]  # fmt: skip
+    calls = [call for some, others in parts for call in (*WELL, *some, *others)]
+    boot = {} if left is None else {"vmemmap_pages": {0: left, 1: left}}
+    fields = {"metadata": metadata, "boot": boot} | ({"kernel_profile": kernel} if kernel else {})
+    with pytest.MonkeyPatch.context() as patch:
+        if single:  # each node of a maple tree is a page
+            patch.setattr(MapleSlab, "OBJECTS", 1)
+        assert_equal(scenario([*before, *calls], vm_type, **fields))
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
+@pytest.mark.parametrize("full", [False, True])
+def test_long_lists_are_carried_out_together(vm_type: str, full: bool) -> None:
+    """Pages that go over all of a file are placed by all who touch it; the host finds private ones, and gets none of them."""
+    memory = 24 << 20
+    calls: list[dict[str, Any]] = []
+    for number in range(500):
+        page = {"offset": 4096 * (37 * number % (memory // 4096)), "length": 4096, "task": f"vcpu{number % 2}"}
+        touches = [{"op": "fault", "by": "host"}, {"op": "fallocate"}, {"op": "fault", "by": "guest"}]
+        calls += [{"op": "fault", "by": "host", **page}] * (number % 4 == 0)  # private
+        calls += [{"op": "convert", "to": "shared", **page}] * (number % 3 < 2)
+        calls += [touches[number % 3] | page]
+        calls += [{"op": "convert", "to": "private", **page}] * (number % 5 == 0)
+        calls += [{"op": "fault", "by": "prefault", **page}] * (number % 7 == 0)
+    hogs = [{"op": "hog", "node": 0, "leave_free": "5 MiB"}] * full
+    given_ = scenario([{"op": "create"}, *hogs, *WELL, *calls], vm_type, memory)
+    assert assert_equal(given_) == len(calls)
+    answer = run(given_)
+    refused = [result.detail.get("bad") for result in answer.log.results[len(WELL) + 1 :]].count(1)
+    assert refused > 100
+    assert (answer["free_pages"][0] - answer["free_pages"][-1]).sum() > 450
+    steps = [np.diff(answer["metadata_pages"].sum(axis=-1)[:, kind]) for kind in (LIGHT_MAP, STATE_TREE, PAGE_CACHE)]
+    assert all((one > 0).any() for one in steps)
+
+
+def test_pages_placed_in_turns_by_policy() -> None:
+    """Rows of one fault are put in where the policy has placed them, and the guest has them mapped by frame."""
+    policy = [
+        {"op": "set_mempolicy", "task": task, "mode": "interleave", "nodes": "0-1"} for task in ("vcpu0", "vcpu1")
+    ]
+    calls = [
+        {"op": "fault", "by": "guest", "offset": 4096 * (97 * number % 1900), "length": 4096 * (1 + number % 9)}
+        for number in range(100)
+    ]
+    given_ = scenario([{"op": "create"}, *policy, *WELL, *calls])
+    assert assert_equal(given_) == len(calls)
+
+
+def test_what_is_counted_is_where_there_was_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node comes to its mark while the list runs: page tables and nodes of trees, a page each, are on it until then."""
+    monkeypatch.setattr(MapleSlab, "OBJECTS", 1)
+    # The last page above the mark is a host's, whose table comes from there, too.
+    hogs = [{"op": "hog", "node": 0, "leave_free": (3 << 20) + 6 * 4096}]
+    calls: list[dict[str, Any]] = []
+    for number in range(90):
+        page = 512 * number
+        calls += [{"op": "convert", "to": "shared", "offset": 4096 * page, "length": 4096}]
+        calls += [{"op": "fault", "by": "host", "offset": 4096 * page, "length": 4096}]
+        calls += [{"op": "fault", "by": "guest", "offset": 4096 * (page + 2), "length": 4096 * 8}]
+    given_ = scenario([{"op": "create"}, *hogs, *WELL, *calls], memory=192 << 20)
+    assert assert_equal(given_) == len(calls)
+    pages = run(given_)["metadata_pages"]
+    assert (pages[-1][[PAGE_TABLES, SECOND_STAGE, LIGHT_MAP, STATE_TREE]] > 0).all()
+
+
+def test_what_finds_no_memory_is_refused_alone() -> None:
+    hogs = [{"op": "hog", "node": node, "leave_free": "3 MiB"} for node in (0, 1)]
+    calls = [{"op": "fallocate", "offset": 4096 * 7 * number, "length": 4096 * 7} for number in range(250)]
+    given_ = scenario([{"op": "create"}, *hogs, *WELL, *calls], metadata="off")
+    assert assert_equal(given_) > 100
+    answer = run(given_)
+    killed = int(np.argmax(answer["event_error"] == "ESRCH")) - 1
+    assert answer["event_error"][killed] == "ENOMEM"
+    assert 0 < answer.log.placed[killed].sum() < 7
+
+
+def test_struct_pages_of_what_the_host_touches_have_nodes_above_them() -> None:
+    """Nothing is converted in the list; the file is large enough for two levels above the groups of struct pages."""
+    share = {"op": "convert", "to": "shared", "length": 20 << 20}
+    calls = [
+        {"op": "fault", "by": "host", "offset": 4096 * (101 * number % 5000), "length": 4096} for number in range(50)
+    ]
+    given_ = scenario([{"op": "create"}, *WELL, share, *calls], memory=24 << 20)
+    assert assert_equal(given_) == len(calls)
+    (nodes,) = [trees[PAGE_CACHE].nodes.sum() for trees in run(given_).system.metadata.trees.values()]  # type: ignore[union-attr]
+    assert nodes == len({101 * number % 5000 // 64 for number in range(50)}) + 2 + 1
+
+
+@pytest.mark.parametrize("reason", ["pin", "poison", "device", "struct pages"])
+def test_what_is_not_followed_is_answered_call_by_call(reason: str) -> None:
+    page = {"offset": MEMORY - 8192, "length": 4096}
+    calls = [
+        {"op": op, "offset": 8192 * number, "length": 4096} | ({"to": "shared"} if op == "convert" else {"by": "guest"})
+        for number in range(40)
+        for op in ("convert", "fault")
+    ]
+    first = {
+        "pin": [{"op": "pin", **page}],
+        "poison": [{"op": "hwpoison", **page}],
+        "device": [{"op": "iommu_map", **page}],
+        "struct pages": [],
+    }[reason]
+    boot = {"vmemmap_pages": {0: 1, 1: 1}} if reason == "struct pages" else {}
+    given_ = scenario([{"op": "create", "flags": ["mmap"]}, *WELL, *first, *WELL[1:4], *calls], boot=boot)
+    assert assert_equal(given_) < 4
+    assert ("ENOMEM" in run(given_)["event_error"]) == (reason == "struct pages")

@@ -1,0 +1,230 @@
+"""Many calls on a file of 4 KiB pages without struct pages, of which some place pages: faults, allocations, conversions between.
+
+Pages are placed first, as for any list of faults (:mod:`workbench.engine.lists.faults`); what was placed becomes rows of the
+stream that carries the calls out (:mod:`workbench.engine.lists.light`). A fault of the host places a page that is shared when its
+turn comes: as nobody holds a page and struct pages suffice, no conversion of the list is refused, and states are known before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench import scenario as sc
+from workbench.engine.lists.faults import (
+    LEAST,
+    MOST,
+    TOO_MANY_POLICIES,
+    BulkFaults,
+    Done,
+    asked_for,
+    followed_nodes,
+    pages_of_touch,
+    place,
+    reach,
+    results_of,
+    way,
+)
+from workbench.engine.lists.light import Placed, carry_out, held_after, map_for_host, may_call, possible
+from workbench.engine.lists.tracked_faults import MOST_PAGES, Outcomes, pages_of_calls, row_of_call
+from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE
+from workbench.engine.objects import Inode, OpenFile
+from workbench.engine.system import System
+from workbench.intervals import Int64s, pages_of
+from workbench.kernels import faults as kernel
+from workbench.kernels import light_map, placement
+from workbench.kernels.folios import run as folio
+from workbench.tracking.light_file import LightFile
+from workbench.tracking.tracked_file import bits_at
+from workbench.units import PAGE_SIZE
+
+Bools = npt.NDArray[np.bool_]
+_Call = sc.Convert | sc.Fault | sc.Fallocate
+_CALLS = (sc.Convert, sc.Fault, sc.Fallocate)
+
+
+class _List(NamedTuple):
+    """Calls that are to be carried out together."""
+
+    calls: list[_Call]
+    rows: Int64s
+    """int64 (n, 5), as :mod:`workbench.kernels.faults` takes them: what they place."""
+    stream: Int64s
+    """int64 (n, 6), as :mod:`workbench.kernels.light_rows` takes them: what they do."""
+
+
+class BulkLightFaults:
+    """Looks ahead in the operations of a run; ``before`` knows what has gone well."""
+
+    def __init__(self, system: System, operations: Sequence[sc.Operation], before: BulkFaults) -> None:
+        self.system, self.operations, self.before = system, operations, before
+        self._not_before, self._most = 0, MOST
+
+    def run(self, number: int) -> Done | None:
+        """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
+        conversions, last = self.system.conversions, number + LEAST - 1
+        if conversions is None or not conversions.light or number < self._not_before or last >= len(self.operations):
+            return None
+        first = self.operations[number]
+        if not isinstance(first, _CALLS) or not isinstance(self.operations[last], _CALLS):
+            return None
+        file = self.system.files.get(first.file)
+        self._not_before = number + LEAST  # what is asked changes seldom
+        if file is None or not _possible(self.system, file):
+            return None
+        listed = self._alike(file, first.file, self.operations[number : number + self._most])
+        self._not_before = number + len(listed.calls) + 1
+        if len(listed.calls) < LEAST or not _suffices(self.system, file.inode, listed):
+            return None
+        done, status = self._run(file, listed)
+        if status == TOO_MANY_POLICIES:  # to find out again would cost their number
+            self._most = MOST
+            return None
+        count = 0 if done is None else len(done.results)
+        self._most = min(2 * self._most, MOST) if status == placement.DONE else max(2 * count, LEAST)
+        self._not_before = number + count + (status != placement.DONE)
+        return done
+
+    def _alike(self, file: OpenFile, name: str, operations: Sequence[sc.Operation]) -> _List:
+        """Calls on a file up to whatever is something else, or has not gone well before."""
+        system, inode, converts = self.system, file.inode, _may_convert(self.system, file)
+        ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
+        of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
+        of_task[None] = 0
+        calls: list[_Call] = []
+        rows: list[tuple[int, int, int, int, int]] = []
+        streams: list[tuple[int, int, int, int, int, int]] = []
+        for one in operations:
+            if not isinstance(one, _CALLS) or one.file != name or one.task not in of_task:
+                break
+            first = end = 0
+            if isinstance(one, sc.Convert):
+                row = row_of_call(one, inode) if converts else None
+            else:
+                row = _row_of_touch(one, ends.get(way(one), 0))
+                if row is not None:
+                    first, end = row[folio.OFFSET] // PAGE_SIZE, (row[folio.OFFSET] + row[folio.LENGTH]) // PAGE_SIZE
+            if row is None:
+                break
+            calls.append(one)
+            rows.append((first, end, 1, of_task[one.task], kernel.TOUCHES))
+            streams.append(row)
+        table, stream = np.array(rows, np.int64).reshape(-1, 5), np.array(streams, np.int64).reshape(-1, 6)
+        private = (stream[:, folio.OP] == folio.HOST_FAULT) & ~_found_shared(inode, stream)
+        table[private, 1] = table[private, 0]  # the host is refused a page
+        count = int(np.searchsorted(np.cumsum(table[:, 1] - table[:, 0]), MOST_PAGES, side="right"))
+        return _List(calls[:count], table[:count], stream[:count])
+
+    def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
+        """Carry out such calls, as far as their pages are placed, and whether that was all."""
+        system, inode, metadata = self.system, file.inode, self.system.metadata
+        tasks = list(system.tasks.values())
+        asked = asked_for(system, inode, listed.rows, tasks)
+        if asked is None:
+            return None, TOO_MANY_POLICIES
+        given, requests = asked
+        before = system.free.copy()
+        nowhere = followed_nodes(None, len(listed.rows), np.array([task.nid for task in tasks], np.int64))
+        status = place(system, given, nowhere, file, requests)
+        done = int(given.at[kernel.FAULT])
+        if status == placement.OUT_OF_MEMORY:  # asked again alone, it is refused
+            system.begun[:] = given.placed[done]
+        if not done:
+            return None, status
+        calls, stream = listed.calls[:done], listed.stream[:done]
+        found, states = carry_out(system, inode, _with_what_was_placed(system, inode, stream, given.entered[:done]))
+        is_call = found.stream[:, folio.OP] != folio.INSERT
+        found = found._replace(
+            stream=stream, errors=found.errors[is_call], offsets=found.offsets[is_call], ends=found.ends[is_call]
+        )
+        errors, free = found.errors.astype(np.int64), given.free[:done]
+        walked = map_for_host(file, stream, errors, found.offsets, found.ends)
+        held = None
+        if metadata is not None:
+            placed = Placed(np.concatenate((before[None], free[:-1])), free, given.rotations[:done])
+            held = held_after(system, metadata, file, calls, found, walked, states, placed)
+        refused = (stream[:, folio.OP] == folio.HOST_FAULT) & (errors != 0)
+        offsets = np.where(refused, stream[:, folio.OFFSET], found.offsets)
+        results = results_of(calls, listed.rows, Outcomes(errors, offsets, listed.rows[:done, :2], states))
+        return Done(results, given.placed[:done], free, held, states), status
+
+
+def _possible(system: System, file: OpenFile) -> bool:
+    """Whether calls on a file place pages that need nothing but zones, and change nothing else but what is followed."""
+    inode, metadata = file.inode, system.metadata
+    if not possible(system, file) or not system.is_plain_4k(inode) or inode.backend is not None:
+        return False
+    if metadata is None:
+        return True
+    return metadata.only_counts() and metadata.trees.get(inode, {}).keys() >= {LIGHT_MAP, PAGE_CACHE}
+
+
+def _may_convert(system: System, file: OpenFile) -> bool:
+    """Whether conversions of a file are never refused for what somebody holds."""
+    assert isinstance(file.inode.tracked, LightFile)
+    return not file.inode.tracked.state.counts[light_map.N_PINS] and may_call(system, file)
+
+
+def _row_of_touch(touch: sc.Fault | sc.Fallocate, end: int) -> tuple[int, int, int, int, int, int] | None:
+    """What places pages as a row of a stream; None: it goes not upwards, is long (of the host: not a page), or beyond ``end``."""
+    first, stop, step = pages_of_touch(touch)
+    if step != 1 or first >= stop or stop > end:
+        return None
+    op, argument = folio.MERGE, 0
+    if isinstance(touch, sc.Fault):
+        if touch.by == "host" and stop - first > 1:
+            return None
+        op, argument = (folio.HOST_FAULT, 0) if touch.by == "host" else (folio.GUEST_FAULT, folio.AS_IT_IS)
+    return op, first * PAGE_SIZE, (stop - first) * PAGE_SIZE, argument, 0, 0
+
+
+def _found_shared(inode: Inode, stream: Int64s) -> Bools:
+    """Whether the first page of each row is shared when its turn comes, of faults of the host."""
+    assert isinstance(inode.tracked, LightFile)
+    first, end = pages_of_calls(stream)
+    shared = bits_at(inode.tracked.state.shared, first)
+    touches = stream[:, folio.OP] == folio.HOST_FAULT
+    whole = (stream[:, folio.OFFSET] | stream[:, folio.LENGTH]) % PAGE_SIZE == 0
+    converts = (stream[:, folio.OP] == folio.CONVERT) & whole
+    pages, at = np.unique(first[touches], return_index=True)
+    some = np.flatnonzero(touches | converts)
+    if len(pages) and converts.any():
+        now = shared[touches][at]
+        low, high = np.searchsorted(pages, first[some]), np.searchsorted(pages, end[some])
+        lists = (some, low, high, touches[some], stream[some, folio.ARGUMENT] == 1)
+        for number, begin, stop, touch, to_shared in zip(*(one.tolist() for one in lists), strict=True):
+            if touch:
+                shared[number] = now[begin]
+            else:
+                now[begin:stop] = to_shared
+    return shared
+
+
+def _suffices(system: System, inode: Inode, listed: _List) -> bool:
+    """Whether there are struct pages for whatever may be shared, and frames for whatever may be placed."""
+    tracked = inode.tracked
+    assert isinstance(tracked, LightFile)
+    state = tracked.state
+    shift = int(state.options[light_map.GROUP_SHIFT])
+    first, end = pages_of_calls(listed.stream)
+    groups = np.unique(pages_of(first >> shift, ((end - 1) >> shift) + 1)[1])
+    if len(groups) > (state.vmemmap >> (shift - light_map.GROUP_256K)).sum():
+        return False
+    wanted = int((listed.rows[:, 1] - listed.rows[:, 0]).sum())
+    free = np.bincount(system.zone_node, system.free, system.nodes)
+    return bool((tracked.memory.free_pages >= np.minimum(wanted, free)).all())
+
+
+def _with_what_was_placed(system: System, inode: Inode, stream: Int64s, entered: Int64s) -> Int64s:
+    """Each row of a stream after rows that put in what was placed for it; ``entered``: where the allocation rows of each end."""
+    begin, end = inode.entered[0], int(entered[-1])
+    allocation, page, zone = inode.map.placed_by(begin, end)
+    inode.entered[0] = end
+    put = np.zeros((len(page), 6), np.int64)
+    put[:, folio.OP], put[:, folio.OFFSET] = folio.INSERT, page * PAGE_SIZE
+    put[:, folio.NODE] = system.zone_node[zone]
+    of = np.concatenate((np.searchsorted(entered, begin + allocation, side="right"), np.arange(len(stream))))
+    return np.concatenate((put, stream))[np.argsort(of, kind="stable")]
