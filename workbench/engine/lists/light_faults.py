@@ -97,8 +97,9 @@ class BulkLightFaults:
         calls: list[_Call] = []
         rows: list[tuple[int, int, int, int, int]] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
+        pages = 0
         for one in operations:
-            if not isinstance(one, _CALLS) or one.file != name or one.task not in of_task:
+            if not isinstance(one, _CALLS) or one.file != name or one.task not in of_task or pages > MOST_PAGES:
                 break
             first = end = 0
             if isinstance(one, sc.Convert):
@@ -109,14 +110,14 @@ class BulkLightFaults:
                     first, end = row[folio.OFFSET] // PAGE_SIZE, (row[folio.OFFSET] + row[folio.LENGTH]) // PAGE_SIZE
             if row is None:
                 break
+            pages += end - first
             calls.append(one)
             rows.append((first, end, 1, of_task[one.task], kernel.TOUCHES))
             streams.append(row)
         table, stream = np.array(rows, np.int64).reshape(-1, 5), np.array(streams, np.int64).reshape(-1, 6)
         private = (stream[:, folio.OP] == folio.HOST_FAULT) & ~_found_shared(inode, stream)
         table[private, 1] = table[private, 0]  # the host is refused a page
-        count = int(np.searchsorted(np.cumsum(table[:, 1] - table[:, 0]), MOST_PAGES, side="right"))
-        return _List(calls[:count], table[:count], stream[:count])
+        return _List(calls, table, stream)
 
     def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
         """Carry out such calls, as far as their pages are placed, and whether that was all."""
