@@ -15,6 +15,12 @@ from workbench.kernels.compile import Int, natural_kernel, record
 PAGES_2M, PAGES_1G = 512, 1 << 18
 UPDATES, SMASHES, LARGE, DIRECT_SPLIT, REGIONS = range(5)
 """Entries of a row, which goes on with regions that hold private memory by node, then pairs of PAMT pages by node."""
+PAGES, BEFORE, UP, DOWN, CHANGED = range(5)
+"""Columns of ``stretches``: pages on the node; those before them on it, when regions were laid out; by how many more, or by more
+than how many fewer, a block would be in another region; whether blocks came, went or moved since."""
+STRETCH_SHIFT = 9
+"""log2 of the blocks of a stretch."""
+_FAR = 1 << 62
 
 
 @record
@@ -35,10 +41,27 @@ class Whole(NamedTuple):
     """int64 (B,), region that the block's first page lies in, -1 where nothing is."""
     held: np.ndarray
     """int64 (N * M,), blocks with private memory of each region, node by node."""
-    before: np.ndarray
-    """int64 (N,), working space."""
+    stretches: np.ndarray
+    """int64 (N, S, 5), columns PAGES ..., of each stretch of blocks what of it lies on each node."""
     row: np.ndarray
     """int64 (4 + 2 N,), UPDATES ... as of now."""
+
+
+def nobody_asks() -> Whole:
+    """Of a file of which nobody asks what stays whole: no blocks, on no node."""
+    return new_whole(0, 0)._replace(row=np.zeros(0, np.int64))
+
+
+def new_whole(blocks: int, nodes: int) -> Whole:
+    """Of a file that nothing backs yet."""
+    stretches = -(-blocks >> STRETCH_SHIFT)
+    most = stretches + 1  # of 1 GiB each, but for one that another begins in
+    return Whole(
+        present=np.zeros(blocks, np.int64), private=np.zeros(blocks, np.int64), node=np.full(blocks, -1, np.int64),
+        large=np.zeros(blocks, np.uint8), direct_split=np.zeros(blocks, np.uint8), region=np.full(blocks, -1, np.int64),
+        held=np.zeros(nodes * most, np.int64), stretches=np.zeros((nodes, stretches, 5), np.int64),
+        row=np.zeros(REGIONS + 2 * nodes, np.int64),
+    )  # fmt: skip
 
 
 @natural_kernel
@@ -57,28 +80,34 @@ def look(
     """
     moved = False
     for at in range(blocks.shape[0]):
-        moved |= _change(w, blocks[at], present[at], private[at], node[at], whole[at], counts)
+        moved |= change(w, blocks[at], present[at], private[at], node[at], whole[at], counts)
     if moved:
-        _lay_out(w)
+        lay_out(w)
 
 
 @natural_kernel
 def look_at_one(w: Whole, block: Int, present: Int, private: Int, node: Int, whole: bool, counts: bool) -> None:
     """:func:`look` at one block."""
-    if _change(w, block, present, private, node, whole, counts):
-        _lay_out(w)
+    if change(w, block, present, private, node, whole, counts):
+        lay_out(w)
 
 
 @natural_kernel
-def _change(w: Whole, block: Int, present: Int, private: Int, node: Int, whole: bool, counts: bool) -> bool:
+def change(w: Whole, block: Int, present: Int, private: Int, node: Int, whole: bool, counts: bool) -> bool:
     """One block is so now; whether memory came, went or moved, so that regions have to be laid out again."""
-    nodes = w.before.shape[0]
+    nodes = w.stretches.shape[0]
     before, node_before, region = w.private[block], w.node[block], w.region[block]
     moved = present != w.present[block] or node != node_before
     if not moved and private == before:
         return False
     if counts:
         _count_entries(w, block, before, private, whole)
+    if moved:
+        if region >= 0 and before > 0:
+            _hold(w, region, -1)
+        w.region[block] = -1
+        _count_pages(w, node_before, block, -w.present[block])
+        _count_pages(w, node, block, present)
     w.present[block], w.private[block], w.node[block] = present, private, node
     if before > 0 and node_before >= 0:
         w.row[REGIONS + nodes + node_before] -= 1
@@ -112,25 +141,50 @@ def _hold(w: Whole, region: Int, blocks: Int) -> None:
     before = w.held[region]
     w.held[region] = before + blocks
     if (before > 0) != (before + blocks > 0):
-        w.row[REGIONS + region // (w.held.shape[0] // w.before.shape[0])] += 1 if blocks > 0 else -1
+        w.row[REGIONS + region // (w.held.shape[0] // w.stretches.shape[0])] += 1 if blocks > 0 else -1
 
 
 @natural_kernel
-def _lay_out(w: Whole) -> None:
-    """Memory lies in the order of the file on its node, from the start of a region on: every block gets its region."""
-    nodes = w.before.shape[0]
-    most = w.held.shape[0] // nodes
-    for node in range(nodes):
-        w.row[REGIONS + node] = w.before[node] = 0
-    for region in range(w.held.shape[0]):
-        w.held[region] = 0
-    for block in range(w.node.shape[0]):
-        node = w.node[block]
-        if node < 0:
-            w.region[block] = -1
+def _count_pages(w: Whole, node: Int, block: Int, pages: Int) -> None:
+    """So many more pages of a block lie on a node."""
+    if node >= 0:
+        stretch = w.stretches[node, block >> STRETCH_SHIFT]
+        stretch[PAGES] += pages
+        stretch[CHANGED] = 1
+
+
+@natural_kernel
+def lay_out(w: Whole) -> None:
+    """Memory lies in the order of the file on its node, from the start of a region on: every block gets its region.
+
+    Most keep the one that they have: stretches are looked at that have changed, or in which a block gets to another by what has
+    come or gone before it.
+    """
+    for node in range(w.stretches.shape[0]):
+        before = np.int64(0)
+        for number in range(w.stretches.shape[1]):
+            stretch = w.stretches[node, number]
+            moved = before - stretch[BEFORE]
+            if stretch[CHANGED] == 1 or moved >= stretch[UP] or -moved > stretch[DOWN]:
+                _lay_out_stretch(w, node, number, before)
+            before += stretch[PAGES]
+
+
+@natural_kernel
+def _lay_out_stretch(w: Whole, node: Int, number: Int, before: Int) -> None:
+    most = w.held.shape[0] // w.stretches.shape[0]
+    stretch = w.stretches[node, number]
+    stretch[BEFORE], stretch[UP], stretch[DOWN], stretch[CHANGED] = before, _FAR, _FAR, 0
+    for block in range(number << STRETCH_SHIFT, min((number + 1) << STRETCH_SHIFT, w.node.shape[0])):
+        if w.node[block] != node:
             continue
-        region = node * most + w.before[node] // PAGES_1G
-        w.before[node] += w.present[block]
-        w.region[block] = region
-        if w.private[block] > 0:
-            _hold(w, region, 1)
+        region, known = node * most + before // PAGES_1G, w.region[block]
+        if region != known:
+            if w.private[block] > 0 and known >= 0:
+                _hold(w, known, -1)
+            if w.private[block] > 0:
+                _hold(w, region, 1)
+            w.region[block] = region
+        within = before % PAGES_1G
+        stretch[UP], stretch[DOWN] = min(stretch[UP], PAGES_1G - within), min(stretch[DOWN], within)
+        before += w.present[block]

@@ -59,6 +59,7 @@ from workbench.kernels.folios.second_stage import (
 )
 from workbench.kernels.folios.split import merge_range, split_range
 from workbench.kernels.folios.state import *
+from workbench.kernels.whole import Whole, change, lay_out
 
 _TOP = np.uint64(63)
 
@@ -69,8 +70,10 @@ def run(
     stream: np.ndarray,
     errors: np.ndarray,
     offsets: np.ndarray,
-    every: int,
+    ends: np.ndarray,
     series: np.ndarray,
+    watched: Whole,
+    rows: np.ndarray,
     start: int,
 ) -> int:
     """Carry out operations ``start`` ... of a stream.
@@ -80,14 +83,22 @@ def run(
     stream : int64 (n, 6), columns OP ... CPU; offsets and lengths in bytes, NODE a node index for new folios
     errors : int32 (n,), receives 0, an errno, or SIGBUS
     offsets : int64 (n,), receives the byte offset the error names, or -1
-    every : int, a row of ``series`` is written after each ``every`` operations; 0 = never
-    series : int64 (n // every, COUNTERS + N), receives the counters, then the vmemmap pages held by node
+    ends : int64 (c,), ascending: how many operations are done when each row of ``series`` is written
+    series : int64 (c, COUNTERS + N), receives the counters, then the vmemmap pages held by node
+    watched : what stays whole, looked at where operations since the row before have been
+    rows : int64 (c, 4 + 2 N), receives its row; (0, ...): nobody asks
 
     Returns
     -------
     Number of operations done; less than n if the room for references or poisoned pages must grow first (the error there
     is NEEDS_ROOM), or where an INSERT failed.
     """
+    at = np.int64(0)  # rows of ``series`` that are written
+    while at < ends.shape[0] and (ends[at] < start or (start > 0 and ends[at] == start)):
+        at += 1
+    while at < ends.shape[0] and ends[at] == start:
+        _sample(state, series[at], watched, rows, at)
+        at += 1
     for i in range(start, stream.shape[0]):
         if lacks_room_for_poison(state):
             errors[i] = NEEDS_ROOM
@@ -124,18 +135,51 @@ def run(
         if error == NEEDS_ROOM or (op == INSERT and error != 0):
             return i
         offsets[i] = state.numbers[AT] * 4096 if error != 0 and state.numbers[AT] >= 0 else -1
-        if every > 0 and (i + 1) % every == 0:
-            _sample(state, series[i // every])
+        if at < ends.shape[0] and ends[at] == i + 1:
+            if rows.shape[0] > 0:
+                _look(state, watched, stream, ends[at - 1] if at > 0 else 0, i + 1)
+            while at < ends.shape[0] and ends[at] == i + 1:
+                _sample(state, series[at], watched, rows, at)
+                at += 1
     return stream.shape[0]
 
 
 @natural_kernel
-def _sample(state: FolioState, row: np.ndarray) -> None:
+def _sample(state: FolioState, row: np.ndarray, watched: Whole, rows: np.ndarray, at: int) -> None:
     nodes = state.host.shape[0]
     for counter in range(AT):
         row[counter] = state.numbers[counter]
     for node in range(nodes):
         row[AT + node] = state.numbers[TAKEN + node] - state.numbers[TAKEN + nodes + node]
+    if rows.shape[0] > 0:
+        for entry in range(watched.row.shape[0]):
+            rows[at, entry] = watched.row[entry]
+
+
+@natural_kernel
+def _look(s: FolioState, watched: Whole, stream: np.ndarray, begin: int, end: int) -> None:
+    """Look at 2 MiB blocks of units, from the first to the last that operations [begin, end) were about."""
+    order = s.options[BACKING]
+    low, high = s.options[PAGES], np.int64(0)
+    for i in range(begin, end):
+        low = min(low, stream[i, OFFSET] >> 12 >> order << order)
+        high = max(high, (stream[i, OFFSET] + max(stream[i, LENGTH], 1) - 1) >> 12 >> order << order)
+    moved = False
+    small = s.options[FOLIOS] == SMALL_FOLIOS
+    for block in range(low >> 9, min(((high + (1 << order) - 1) >> 9) + 1, watched.private.shape[0])):
+        level = s.blocks[block, LEVEL]
+        present, private = np.int64(0), np.int64(0)
+        if level > BASE:
+            present, private = np.int64(PAGES_2M), np.int64(PAGES_2M - s.blocks[block, SHARED])
+        elif level == BASE:
+            for word in range(block << 3, (block + 1) << 3):
+                there = s.pages[word, PRESENT]
+                present += popcount(there)
+                private += popcount(there & (s.shared[word] ^ ALL))
+        node = np.int64(s.backing[block, HOME] if present > 0 else -1)
+        moved |= change(watched, block, present, private, node, level >= HUGE_2M or (level == SPLIT and small), True)
+    if moved:
+        lay_out(watched)
 
 
 @natural_kernel

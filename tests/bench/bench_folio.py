@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.harness import NO_COMPILER, Variant, compile_c, duration, measure, pointer, print_table, verdict
+from reference.not_asked import NOT_ASKED
 from workbench.kernels.folios import run as folio
 
 GIB, TIB = 1 << 30, 1 << 40
@@ -26,7 +27,6 @@ ROWS = os.environ.get("BENCH_FOLIO_ROWS", "")
 LIMIT_OF_C = 1.25
 LIMIT_BYTES_PER_PAGE = 0.2
 LIMIT_MEMORY = 4 * GIB
-NO_SERIES = np.zeros((0, len(folio.COUNTERS) + 2), np.int64)
 FIELDS = ("shared", "blocks", "gigas", "backing", "marks", "small", "pages", "host", "options", "numbers")
 
 
@@ -98,7 +98,7 @@ def conversions(offset: np.ndarray, length: np.ndarray, to_shared: np.ndarray) -
 
 def run(state: folio.FolioState, stream: np.ndarray, errors: np.ndarray, offsets: np.ndarray) -> None:
     """All of a stream of conversions, which need no more room."""
-    assert folio.run(state, stream, errors, offsets, 0, NO_SERIES, 0) == len(stream)
+    assert folio.run(state, stream, errors, offsets, *NOT_ASKED, 0) == len(stream)
 
 
 def state_bytes(state: folio.FolioState) -> int:

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from reference import folio as slow
 from reference.folio_kinds import BuddyFile, SmallFile
+from reference.not_asked import NOT_ASKED
 from reference.scale import INDICES_CHECKED
 from workbench.kernels.folios import run as fast
 
@@ -42,8 +43,7 @@ class Fast:
     def operate(self, op, offset=0, length=0, argument=0, node=0, cpu=0):
         stream = np.array([[op, offset, length, argument, node, cpu]], dtype=np.int64)
         errors, offsets = np.zeros(1, np.int32), np.zeros(1, np.int64)
-        none = np.zeros((0, len(fast.COUNTERS)), np.int64)
-        while fast.run(self.state, stream, errors, offsets, 0, none, 0) == 0:
+        while fast.run(self.state, stream, errors, offsets, *NOT_ASKED, 0) == 0:
             self.state = fast.grown(self.state)
         return int(errors[0]), int(offsets[0])
 

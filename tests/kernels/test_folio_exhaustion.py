@@ -10,6 +10,7 @@ import pytest
 
 from reference import folio as slow
 from reference.folio_blocks import Blocks
+from reference.not_asked import NOT_ASKED
 from reference.scale import JIT_DISABLED
 from workbench.kernels.folios import run as fast
 
@@ -46,9 +47,7 @@ class File:
         errors, offsets = np.zeros(len(stream), np.int32), np.zeros(len(stream), np.int64)
         done = 0
         while done < len(stream):
-            done = fast.run(
-                self.state, stream, errors, offsets, 0, np.zeros((0, len(fast.COUNTERS) + 2), np.int64), done
-            )
+            done = fast.run(self.state, stream, errors, offsets, *NOT_ASKED, done)
             self.state = self.state if done == len(stream) else fast.grown(self.state)
         return list(zip(errors.tolist(), offsets.tolist(), strict=True))
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from reference.light_map import LightFile
+from reference.not_asked import NOT_ASKED
 from reference.scale import JIT_DISABLED, examples
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
@@ -252,7 +253,7 @@ def test_huge_mappings_are_those_of_folios_split_in_two_stages_and_merged_at_onc
     seen = 0
     for row in stream:
         one, errors, offsets = row[None], np.zeros((2, 1), np.int32), np.zeros((2, 1), np.int64)
-        assert folio.run(heavy, one, errors[0], offsets[0], 0, np.zeros((0, 1), np.int64), 0) == 1
+        assert folio.run(heavy, one, errors[0], offsets[0], *NOT_ASKED, 0) == 1
         while light_map.run(light, one, errors[1], offsets[1], 0) == 0:
             light = light_map.grown(light)
         assert errors[0] == errors[1]

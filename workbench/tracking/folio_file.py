@@ -14,6 +14,7 @@ import numpy.typing as npt
 from workbench import costs
 from workbench.intervals import set_intervals
 from workbench.kernels.folios import run as folio
+from workbench.kernels.whole import Whole, nobody_asks
 from workbench.tracking import collapse_times, struct_pages
 from workbench.tracking.host_memory import HostMemory
 from workbench.tracking.tracked_file import (
@@ -38,6 +39,9 @@ XARRAYS = {"not counted": folio.XARRAY_FREE, "slabs": folio.XARRAY_SLABS, "two l
 LEAVES = {"1 GiB": folio.LEAF_ANY, "2 MiB": folio.LEAF_2M_AT_MOST, "4 KiB": folio.LEAF_4K_ONLY}
 FOLIOS = {"hugetlb": folio.HUGETLB_FOLIOS, "buddy": folio.BUDDY_FOLIOS, "small": folio.SMALL_FOLIOS}
 LEVELS = tuple(PAGE_ORDERS)
+NOBODY, NO_ROWS = nobody_asks(), np.zeros((0, 0), np.int64)
+"""Nobody asks what stays whole."""
+_NO_ENDS = np.zeros(0, np.int64)
 _LASTING, _LEFT = (folio.LONG_TERM, folio.DEVICE), (folio.ORPHAN, folio.DEVICE_ORPHAN)
 """Kinds of pins on pages of the file, and the same on pages that left it."""
 
@@ -110,19 +114,27 @@ class ConversionFile(TrackedFile):
     # --------------------------------------------------------------------------------------------- operations
 
     def carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
+        ends = np.arange(every, len(stream) + 1, every) if every else _NO_ENDS
+        return self.carry_out_calls(stream, ends)
+
+    def carry_out_calls(
+        self, stream: Int64s, ends: Int64s, watched: Whole = NOBODY, rows: Int64s = NO_ROWS
+    ) -> StreamResult:
+        """:meth:`carry_out`, with counters after calls that end at rows int64 (c,) of the stream, ascending.
+
+        ``watched``: what of the file stays whole, whose row after each call goes to ``rows`` int64 (c, entries).
+        """
         count = len(stream)
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)
-        series = np.zeros((count // every if every else 0, len(folio.COUNTERS) + self.nodes), np.int64)
+        series = np.zeros((len(ends), len(folio.COUNTERS) + self.nodes), np.int64)
+        assert len(rows) in (0, len(ends)) and rows.shape[1] == len(watched.row)
         if self.state.pool_poison is not self.host.pool_poison:  # another file has made it longer
             self.state = self.state._replace(pool_poison=self.host.pool_poison)
-        done = 0
-        while done < count:
-            done = int(folio.run(self.state, stream, errors, offsets, every, series, done))
-            if done < count:
-                if errors[done] != folio.NEEDS_ROOM:
-                    break
-                self.state = folio.grown(self.state)
-                self.host.pool_poison = self.state.pool_poison
+        done = int(folio.run(self.state, stream, errors, offsets, ends, series, watched, rows, 0))
+        while done < count and errors[done] == folio.NEEDS_ROOM:
+            self.state = folio.grown(self.state)
+            self.host.pool_poison = self.state.pool_poison
+            done = int(folio.run(self.state, stream, errors, offsets, ends, series, watched, rows, done))
         return StreamResult(errors, offsets, series)
 
     def release(self) -> None:

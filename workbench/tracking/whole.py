@@ -36,14 +36,8 @@ class Whole:
 
     def __init__(self, file: TrackedFile, nodes: int) -> None:
         blocks = -(-(file.size // PAGE_SIZE) // folio.PAGES_2M)
-        most = -(-blocks // folio.BLOCKS_1G) + 1
         self.file, self.nodes = file, nodes
-        self.state = kernel.Whole(
-            present=np.zeros(blocks, np.int64), private=np.zeros(blocks, np.int64), node=np.full(blocks, -1, np.int64),
-            large=np.zeros(blocks, np.uint8), direct_split=np.zeros(blocks, np.uint8),
-            region=np.full(blocks, -1, np.int64), held=np.zeros(nodes * most, np.int64), before=np.zeros(nodes, np.int64),
-            row=np.zeros(kernel.REGIONS + 2 * nodes, np.int64),
-        )  # fmt: skip
+        self.state = kernel.new_whole(blocks, nodes)
 
     @property
     def updates(self) -> int:
@@ -58,9 +52,12 @@ class Whole:
     def row(self) -> Int64s:
         """Updates, smashes, blocks with a 2 MiB entry, blocks whose direct map is split, then by node 1 GiB regions that hold
         private memory, then bytes of pairs of PAMT pages for it, int64 (4 + 2 nodes,)."""
-        row = self.state.row.copy()
-        row[kernel.REGIONS + self.nodes :] *= DPAMT_PAGES_PER_2M * PAGE_SIZE
-        return row
+        return self.rows_of(self.state.row.copy())
+
+    def rows_of(self, kept: Int64s) -> Int64s:
+        """:meth:`row` of rows as the kernel has them, int64 (..., 4 + 2 nodes), which are changed."""
+        kept[..., kernel.REGIONS + self.nodes :] *= DPAMT_PAGES_PER_2M * PAGE_SIZE
+        return kept
 
     def look(self, first: int, end: int) -> None:
         """Pages [first, end) of the file may have changed."""

@@ -236,12 +236,7 @@ def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watc
     )  # fmt: skip
 
 
-_NO_WHOLE = kernel_of_whole.Whole(
-    *(
-        np.zeros(0, of)
-        for of in (np.int64, np.int64, np.int64, np.uint8, np.uint8, np.int64, np.int64, np.int64, np.int64)
-    )
-)
+_NO_WHOLE = kernel_of_whole.nobody_asks()
 
 
 def map_for_host(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s, ends: Int64s) -> np.ndarray:

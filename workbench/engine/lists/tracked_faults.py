@@ -24,7 +24,7 @@ from workbench.engine.system import System
 from workbench.intervals import Int64s, in_intervals
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
-from workbench.tracking.tracked_file import KINDS, TrackedFile, bits_at
+from workbench.tracking.tracked_file import KINDS, StreamResult, bits_at
 from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_SIZE
 
@@ -280,49 +280,31 @@ def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> tup
     ``end`` int64 (n,): where the rows of each call end. Nothing but the file changes in any counter, and no device maps pages.
     """
     conversions, tracked = system.conversions, inode.tracked
-    assert conversions is not None and tracked is not None
+    assert conversions is not None and isinstance(tracked, ConversionFile)
     before = np.zeros(len(folio.COUNTERS) + tracked.nodes, np.int64)
     conversions.count(before)
     own = np.concatenate((tracked.counts, tracked.vmemmap_taken))
     vm_type = system.scenario.guest.vm_type
     whole = pamt = None
     if vm_type in WATCHED:
-        errors, offsets, series, whole = _one_by_one(conversions, inode, tracked, stream, end)
+        found, whole = _watched(conversions, inode, tracked, stream, end)
     else:
-        found = tracked.carry_out(stream, every=1)
-        errors, offsets, series = found.errors.astype(np.int64), found.offsets, found.series
-        if not np.array_equal(end, np.arange(1, len(series) + 1)):  # a call may have several rows, or none
-            series = np.concatenate((own[None], series))[end]
+        found = tracked.carry_out_calls(stream, end)
     if whole is not None and vm_type == "tdx":
         pamt = whole[:, -tracked.nodes :] // PAGE_SIZE
-    series += before - own
-    return errors, offsets, States(series, [conversions.users_row(row) for row in series], whole, pamt)
+    errors, series = found.errors.astype(np.int64), found.series + (before - own)
+    return errors, found.offsets, States(series, [conversions.users_row(row) for row in series], whole, pamt)
 
 
-def _one_by_one(
-    conversions: Conversions, inode: Inode, tracked: TrackedFile, stream: Int64s, end: Int64s
-) -> tuple[Int64s, Int64s, Int64s, Int64s]:
-    """Each call as a stream of its own: errors, offsets, counters after each, and what stays whole of all files."""
+def _watched(
+    conversions: Conversions, inode: Inode, tracked: ConversionFile, stream: Int64s, end: Int64s
+) -> tuple[StreamResult, Int64s]:
+    """The stream, and what stays whole of all files after each call."""
     whole = conversions.whole(inode)
     others = [other for other in conversions.inodes if other is not inode and not other.evicted]
-    rows = np.empty((len(end), len(whole.row())), np.int64)
-    rows[:] = sum((conversions.whole(other).row() for other in others), np.zeros(rows.shape[1], np.int64))
-    series = np.empty((len(end), len(folio.COUNTERS) + tracked.nodes), np.int64)
-    errors, offsets = np.zeros(len(stream), np.int64), np.zeros(len(stream), np.int64)
-    unit = PAGE_SIZE << inode.order  # what is split or merges is all of it
-    low_page = stream[:, folio.OFFSET] // unit << inode.order
-    end_page = -(-(stream[:, folio.OFFSET] + np.maximum(stream[:, folio.LENGTH], 1)) // unit) << inode.order
-    low = 0
-    for number, high in enumerate(end.tolist()):
-        if low < high:
-            found = tracked.carry_out(stream[low:high])
-            errors[low:high], offsets[low:high] = found.errors, found.offsets
-            whole.look(int(low_page[low:high].min()), int(end_page[low:high].max()))
-        series[number, : len(folio.COUNTERS)] = tracked.counts
-        series[number, len(folio.COUNTERS) :] = tracked.vmemmap_taken
-        rows[number] += whole.row()
-        low = high
-    return errors, offsets, series, rows
+    rows = np.zeros((len(end), len(whole.state.row)), np.int64)
+    found = tracked.carry_out_calls(stream, end, whole.state, rows)
+    return found, whole.rows_of(rows) + sum(conversions.whole(other).row() for other in others)
 
 
 def _first_true(flags: Bools) -> int:
