@@ -402,8 +402,8 @@ def test_faults_of_all_kinds_in_turns_are_carried_out_together(vm_type: str) -> 
 
 
 @pytest.mark.parametrize("by", ["host", "guest"])
-def test_a_poisoned_page_and_a_device_are_met_one_by_one(by: str) -> None:
-    """A fault on the page fails; what a device maps is looked at after each call."""
+def test_a_poisoned_page_is_met_alone_and_what_a_device_maps_with_the_others(by: str) -> None:
+    """A fault on the page fails; what a device has mapped stays mapped."""
     faults: list[dict[str, object]] = [
         {"op": "fault", "offset": 4096 * (PAGES - 64 + number), "length": 4096, "task": "vcpu0", "by": by}
         for number in range(64)
@@ -418,7 +418,7 @@ def test_a_poisoned_page_and_a_device_are_met_one_by_one(by: str) -> None:
         given_ = scenario([], kernel_profile="7.4").replace(
             **{"guest.vm_type": "sw_protected", "operations": [*state, *faults]}
         )
-        assert not assert_equal(given_)
+        assert assert_equal(given_) == 63 - (call == "hwpoison") - error
         assert assert_equal(given_.replace(operations=[*state[:3], *faults])) > 60
         assert (run(given_)["event_error"][4:] == "EHWPOISON").sum() == error
 

@@ -28,13 +28,15 @@ CALL = st.one_of(
         "op": st.sampled_from(["pin", "pin", "unpin"]), **RANGE,
         "kind": st.sampled_from(["long_term", "long_term", "transient"]),
     }),
+    st.fixed_dictionaries({"op": st.just("hwpoison"), **RANGE}),
 )  # fmt: skip
-OTHER = st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate"]), **RANGE}).map(
+DEVICE = st.fixed_dictionaries({"op": st.sampled_from(["iommu_map", "iommu_map", "iommu_unmap"]), **RANGE})
+OTHER = (st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate"]), **RANGE}) | DEVICE).map(
     lambda call: call | {"offset": call["offset"] // 4096 * 4096, "length": -(-call["length"] // 4096) * 4096}
 )
 TOUCHES = st.lists(
     st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": st.just("shared")})
-    | st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "host"]), **RANGE}), max_size=4,
+    | st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "host"]), **RANGE}) | DEVICE, max_size=4,
 ).map(lambda calls: [call | {"offset": call["offset"] // 4096 * 4096, "length": -(-call["length"] // 4096) * 4096}
                      for call in calls])  # fmt: skip
 HOST = {

@@ -302,10 +302,10 @@ class Conversions:
         """
         if not (self.light or self.devices):
             return [[int(row[folio.N_INVALIDATIONS]), 0], [pages_under(row), 0], [0, 0]]
-        mapped, iommu = 0, self.past_users.tolist()
+        mapped, iommu = 0 if self.light else pages_under(row), self.past_users.tolist()
         for inode in self.inodes:
             if inode.users is not None:
-                mapped += inode.users.kvm_pages
+                mapped += inode.users.kvm_pages if self.light else 0
                 iommu = [past + now for past, now in zip(iommu, inode.users.iommu_row(), strict=True)]
         return [list(pair) for pair in zip((int(row[folio.N_INVALIDATIONS]), mapped, 0), iommu, strict=True)]
 

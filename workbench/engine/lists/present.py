@@ -13,7 +13,7 @@ import numpy as np
 from workbench import scenario as sc
 from workbench.engine import calls_mm
 from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way
-from workbench.engine.lists.tracked_faults import after_each
+from workbench.engine.lists.tracked_faults import after_each, possible
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
 from workbench.intervals import Int64s
@@ -123,11 +123,11 @@ def _possible(system: System, file: OpenFile) -> bool:
     """Whether faults on pages that are there change nothing but what is followed here."""
     inode, conversions, metadata = file.inode, system.conversions, system.metadata
     settings = system.scenario.guest.conversion
-    if system.killed or system.bulk is not None or inode.frozen or inode.evicted or conversions is None:
+    if system.killed or system.bulk is not None or inode.frozen or conversions is None:
         return False
-    if not isinstance(inode.tracked, ConversionFile) or not inode.order:
+    if not isinstance(inode.tracked, ConversionFile) or not inode.order or not possible(system, inode):
         return False
-    if inode.tracked.count("poisoned_pages") or conversions.devices:
+    if inode.tracked.count("poisoned_pages"):
         return False
     if settings.merge == "lazy" or settings.split_on == "host_fault":
         return False

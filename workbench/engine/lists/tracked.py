@@ -1,12 +1,13 @@
-"""Many calls on the pages of a file that converts in place, one after another: conversions, pins and what drops pins.
+"""Many calls on the pages of a file that is tracked, one after another: conversions, pins, what drops pins, and poison.
 
 These place and free nothing, so that they are one stream of the tracked file, whose counters after each row are those after
-each call; of larger folios than 4 KiB it is conversions that do. What else follows is followed here: entries of the
+each call; of larger folios than 4 KiB it is conversions and poison that do. What else follows is followed here: entries of the
 host's page tables, the tree of states, and for SNP and TDX what stays whole.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,20 +18,25 @@ from workbench.engine.lists.tracked_faults import (
     CALLS,
     Call,
     after_each,
-    calls_possible,
+    converts_in_place,
+    first_among,
     maps_and_zaps,
     pages_of_calls,
+    pins_possible,
     result_of_call,
     row_of_call,
 )
 from workbench.engine.metadata import PAMT, VMEMMAP
-from workbench.engine.objects import Inode
+from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
 from workbench.intervals import Int64s, pages_of
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.tracked_file import bits_at
 from workbench.units import PAGE_SIZE
+
+_Call = Call | sc.Hwpoison
+_CALLS = (*CALLS, sc.Hwpoison)
 
 
 class BulkTracked:
@@ -43,10 +49,10 @@ class BulkTracked:
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first = self.operations[number]
-        if self.system.conversions is None or number < self._not_before or not isinstance(first, CALLS):
+        if self.system.conversions is None or number < self._not_before or not isinstance(first, _CALLS):
             return None
         last = number + LEAST - 1
-        if last >= len(self.operations) or not isinstance(self.operations[last], CALLS):
+        if last >= len(self.operations) or not isinstance(self.operations[last], _CALLS):
             return None  # no list that is worth it
         inode = self._inode(first)
         if inode is None:
@@ -58,21 +64,24 @@ class BulkTracked:
         self._most = min(2 * self._most, MOST) if count == len(calls) else max(2 * count, LEAST)
         return self._run(inode, calls[:count], stream[:count]) if count >= LEAST else None
 
-    def _inode(self, first: Call) -> Inode | None:
+    def _inode(self, first: _Call) -> Inode | None:
         """The file that a call is about, if such calls need nothing but what is followed here."""
         file = self.system.files.get(first.file)
-        return file.inode if file is not None and calls_possible(self.system, file) else None
+        return file.inode if file is not None and pins_possible(self.system, file) else None
 
-    def _alike(self, first: Call, inode: Inode, operations: Sequence[sc.Operation]) -> tuple[list[Call], Int64s]:
+    def _alike(self, first: _Call, inode: Inode, operations: Sequence[sc.Operation]) -> tuple[list[_Call], Int64s]:
         """Calls on the same file up to whatever is something else, or reaches out of the file, or is long; rows of a stream."""
         tasks, name = self.system.tasks, first.file
-        calls: list[Call] = []
+        converts = converts_in_place(self.system, self.system.files[name])
+        calls: list[_Call] = []
         rows: list[tuple[int, ...]] = []
         for call in operations:
-            if not isinstance(call, CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
+            if not isinstance(call, _CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
                 break
-            row = row_of_call(call, inode)
-            if row is None or (inode.order and not isinstance(call, sc.Convert)):
+            row = _row_of_poison(call, inode) if isinstance(call, sc.Hwpoison) else row_of_call(call, inode)
+            if row is None or (isinstance(call, sc.Convert) and not converts):
+                break
+            if inode.order and isinstance(call, (sc.Pin, sc.Unpin)):
                 break  # folios that nobody holds any more go back to pools
             calls.append(call)
             rows.append(row)
@@ -82,11 +91,11 @@ class BulkTracked:
         """How many calls come before one that has to place pages, or is asked what it has lost."""
         assert isinstance(inode.tracked, ConversionFile)
         if not inode.order:
-            return _first_pin_of_absent(inode.tracked, stream)
+            return min(_first_pin_of_absent(inode.tracked, stream), _first_pin_of_poison(inode.tracked, stream))
         unmapped = self.system.rules.kernel == "B" and not all(mapping.empty for mapping in inode.mappings)
         return _first_merge_that_is_asked(inode.tracked, stream, unmapped)
 
-    def _run(self, inode: Inode, calls: list[Call], stream: Int64s) -> Done:
+    def _run(self, inode: Inode, calls: list[_Call], stream: Int64s) -> Done:
         """Carry out such calls."""
         system, metadata, count = self.system, self.system.metadata, len(calls)
         first, _ = pages_of_calls(stream)
@@ -100,7 +109,10 @@ class BulkTracked:
             metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
             if states.pamt is not None:
                 metadata.hold_after(held, PAMT, states.pamt)
-        results = [result_of_call(*row) for row in zip(errors.tolist(), offsets.tolist(), strict=True)]
+        results = [
+            _poisoned(error) if isinstance(call, sc.Hwpoison) else result_of_call(error, offset)
+            for call, error, offset in zip(calls, errors.tolist(), offsets.tolist(), strict=True)
+        ]
         free = np.broadcast_to(system.free, (count, len(system.free)))
         return Done(results, np.zeros_like(free), free, held, states)
 
@@ -138,13 +150,21 @@ def _first_pin_of_absent(tracked: ConversionFile, stream: Int64s) -> int:
     return int(absent[0]) if len(absent) else len(stream)
 
 
+def _first_pin_of_poison(tracked: ConversionFile, stream: Int64s) -> int:
+    """The first row that pins a page which is poisoned, or will be in this list, and maps it all the same."""
+    poisons, pins = (np.flatnonzero(stream[:, folio.OP] == op) for op in (folio.POISON, folio.PIN))
+    bad = np.union1d(tracked.poisoned(), stream[poisons, folio.OFFSET] // PAGE_SIZE)
+    at = first_among(np.column_stack(pages_of_calls(stream[pins])), bad)
+    return int(pins[at]) if at < len(pins) else len(stream)
+
+
 def _first_merge_that_is_asked(tracked: ConversionFile, stream: Int64s, unmapped: bool) -> int:
     """The first row to private after which it has to be asked what a merge has lost; how many rows there are if none is.
 
     Nothing is lost of a unit in which all is up to date, or nothing, nor of memory of the page allocator. ``unmapped``: a refused
     one unmaps by what it found shared.
     """
-    private = np.flatnonzero(stream[:, folio.ARGUMENT] == 0)
+    private = np.flatnonzero((stream[:, folio.OP] == folio.CONVERT) & (stream[:, folio.ARGUMENT] == 0))
     if unmapped and len(private):
         return int(private[0])
     if tracked.state.options[folio.FOLIOS] != folio.HUGETLB_FOLIOS:
@@ -158,3 +178,16 @@ def _first_merge_that_is_asked(tracked: ConversionFile, stream: Int64s, unmapped
     untouched = (marks & (folio.UPTODATE_ALL | folio.UPTODATE_SOME) == 0).all(axis=1)
     asked = private[row[~(whole | untouched)[which]]]
     return int(asked[0]) if len(asked) else len(stream)
+
+
+def _row_of_poison(call: sc.Hwpoison, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
+    """Memory failure of one page as a row of a stream of the tracked file; None: of more, or out of the file."""
+    if call.length is None or not 0 < call.length <= PAGE_SIZE or call.offset >= inode.pages * PAGE_SIZE:
+        return None
+    return folio.POISON, call.offset // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE, 0, 0, 0
+
+
+def _poisoned(error: int) -> Result:
+    """What memory failure of one page returned: pages of huge ones are marked, although that is an error."""
+    marked = {"pages": int(error in (0, errno.EBUSY))}
+    return Result(-1, error, marked) if error else Result(0, 0, marked)

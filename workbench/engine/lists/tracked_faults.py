@@ -59,13 +59,13 @@ class States(NamedTuple):
 
 
 def possible(system: System, inode: Inode) -> bool:
-    """Whether faults of a file of 4 KiB pages do nothing but what is followed here: nothing is poisoned, no device maps pages."""
+    """Whether calls on a file do nothing but what is followed here: what a device maps of it is leaves of 4 KiB, or nothing."""
     conversions, tracked = system.conversions, inode.tracked
     if conversions is None:
         return True
-    if not isinstance(tracked, ConversionFile) or inode.evicted or conversions.devices:
+    if not isinstance(tracked, ConversionFile) or inode.evicted:
         return False
-    return tracked.count("poisoned_pages") == 0
+    return not (inode.order and inode.users is not None and inode.users.iommu.pages)
 
 
 def holes_possible(inode: Inode) -> bool:
@@ -74,11 +74,16 @@ def holes_possible(inode: Inode) -> bool:
 
 
 def calls_possible(system: System, file: OpenFile) -> bool:
-    """Whether conversions and pins of a file need nothing but its own state, and what is followed here and by who asks."""
+    """Whether conversions, too, of a file need nothing but what :func:`pins_possible` says."""
+    return pins_possible(system, file) and converts_in_place(system, file)
+
+
+def pins_possible(system: System, file: OpenFile) -> bool:
+    """Whether pins and poison of a file need nothing but its own state, and what is followed here and by who asks."""
     inode, metadata = file.inode, system.metadata
-    if not isinstance(inode.tracked, ConversionFile) or inode.kept or not converts_in_place(system, file):
+    if file.descriptor is None or system.killed or system.bulk is not None or inode.kept:
         return False
-    if not possible(system, inode):
+    if not isinstance(inode.tracked, ConversionFile) or not possible(system, inode):
         return False
     return metadata is None or metadata.follows_states(inode)
 
@@ -109,11 +114,12 @@ def pages_of_calls(stream: Int64s) -> tuple[Int64s, Int64s]:
 def maps_and_zaps(stream: Int64s, errors: Int64s, offsets: Int64s) -> tuple[Bools, Bools, Int64s]:
     """Which calls map their pages for the host, which unmap them, and up to where.
 
-    What is pinned is mapped, up to a private page; what is to be private is not, held or not.
+    What is pinned is mapped, up to a private page; what is to be private is not, held or not, nor is a poisoned page.
     """
     op, argument = stream[:, folio.OP], stream[:, folio.ARGUMENT]
     maps = (op == folio.PIN) & (argument != folio.TRANSIENT)
     zaps = (op == folio.CONVERT) & (argument == 0) & np.isin(errors, (0, errno.EAGAIN))
+    zaps |= (op == folio.POISON) & (errors == 0)
     return maps, zaps, np.where(maps & (errors != 0), offsets // PAGE_SIZE, pages_of_calls(stream)[1])
 
 
@@ -154,6 +160,7 @@ class TrackedFaults:
         self.span = self.rows[:, :2].copy()
         is_call = self.kind == CALLED
         self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
+        self.rows = self.rows[: first_among(self.span, self.tracked.poisoned())]
         pins = is_call & (self.calls[:, folio.OP] == folio.PIN)
         if pins.any():  # what is held stays allocated when it leaves the file
             self.rows = self.rows[: _first_true((self.kind == PUNCHED) & (np.cumsum(pins) > 0))]
@@ -277,7 +284,7 @@ class TrackedFaults:
 def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> tuple[Int64s, Int64s, States]:
     """Carry out a stream int64 (m, 6) on a tracked file: errors and byte offsets of each row, and states after each of n calls.
 
-    ``end`` int64 (n,): where the rows of each call end. Nothing but the file changes in any counter, and no device maps pages.
+    ``end`` int64 (n,): where the rows of each call end. Nothing but the file changes in any counter.
     """
     conversions, tracked = system.conversions, inode.tracked
     assert conversions is not None and isinstance(tracked, ConversionFile)
@@ -293,7 +300,14 @@ def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> tup
     if whole is not None and vm_type == "tdx":
         pamt = whole[:, -tracked.nodes :] // PAGE_SIZE
     errors, series = found.errors.astype(np.int64), found.series + (before - own)
-    return errors, found.offsets, States(series, [conversions.users_row(row) for row in series], whole, pamt)
+    leaves = None
+    if conversions.devices:
+        mapped = [inode for inode in conversions.inodes if inode.users is not None and inode.users.iommu.pages]
+        now = sum(
+            (conversions.device_leaves(one, one.users.iommu) for one in mapped if one.users), np.zeros(3, np.int64)
+        )
+        leaves = np.tile(now, (len(end), 1))
+    return errors, found.offsets, States(series, [conversions.users_row(row) for row in series], whole, pamt, leaves)
 
 
 def _watched(
@@ -305,6 +319,12 @@ def _watched(
     rows = np.zeros((len(end), len(whole.state.row)), np.int64)
     found = tracked.carry_out_calls(stream, end, whole.state, rows)
     return found, whole.rows_of(rows) + sum(conversions.whole(other).row() for other in others)
+
+
+def first_among(span: Int64s, pages: Int64s) -> int:
+    """The first of pages [first, end), int64 (n, 2), that has one of ascending ``pages``; n if none has."""
+    at = np.searchsorted(pages, span)
+    return _first_true(at[:, 0] < at[:, 1])
 
 
 def _first_true(flags: Bools) -> int:
