@@ -128,6 +128,29 @@ def test_long_lists_are_carried_out_together(vm_type: str) -> None:
     assert errors.count("EAGAIN") == 200 == len(errors) - errors.count("")
 
 
+def test_a_pin_of_a_poisoned_page_is_carried_out_alone_and_pages_of_a_device_stay_mapped() -> None:
+    """The pin is refused, but has mapped the page; by conversions KVM loses what the guest had touched, the device nothing."""
+
+    def page(number: int, pages: int = 1) -> dict[str, Any]:
+        return {"offset": 4096 * number, "length": 4096 * pages}
+
+    before = [
+        {"op": "create", "flags": ["mmap"]}, {"op": "mmap"}, {"op": "convert", "to": "shared"}, {"op": "fault", "by": "guest"},
+        {"op": "iommu_map", **page(100, 3)}, {"op": "fault", **page(30)},
+    ]  # fmt: skip
+    poison = [{"op": "hwpoison", **page(number)} for number in (7, 30)]
+    pins = [{"op": "pin", **page(number, 1 + 3 * (number == 6))} for number in range(14) if number != 7]
+    converts = [{"op": "convert", "to": "private", **page(number)} for number in range(90, 110)]
+    given_ = scenario([*before, *poison, *pins, *converts])
+    assert assert_equal(given_) == 2 + len(pins) - 1 + len(converts)
+    answer = run(given_)
+    assert [error for error in answer["event_error"].tolist() if error] == ["EFAULT"] + 3 * ["EAGAIN"]
+    assert answer["user_mapped_pages"].tolist()[-1] == [PAGES - 2 - 17, 3]
+    assert answer["device_leaves"].tolist()[-1] == [3, 0, 0]
+    mapped = [mapping.mapped().tolist() for inode in answer.system.inodes() for mapping in inode.mappings]
+    assert mapped[0] == [[0, 14]], "nor is a poisoned page mapped any more"
+
+
 @pytest.mark.parametrize(
     ("vm_type", "kernel", "error"),
     [("none", "7.4", "EINVAL"), ("sw_protected", "6.17", ""), ("sw_protected", "7.4", "")],
