@@ -7,7 +7,7 @@ no pages does nothing: of another operation between them the state is wanted as 
 (``virt/kvm/guest_memfd.c``: ``kvm_gmem_punch_hole``) frees what is there.
 
 Nodes of the file's xarray come and go with its pages (``lib/xarray.c``: ``xas_create``, ``xas_delete_node``). Only those that
-the list touches are known here.
+the list touches are known here. Ranges of an offset -> pfn map come and go, too (:mod:`workbench.engine.range_trees`).
 
 =============== ============================ =====================================================================
 ``faults``      int64 (n, 5)                 first page, end, step (+1 or -1), row of ``row_of``, what it does
@@ -25,7 +25,7 @@ import numpy as np
 
 from workbench.kernels import runs as tables
 from workbench.kernels.compile import Int, kernel, record
-from workbench.kernels.filemap import add_run
+from workbench.kernels.filemap import PERIOD, add_run, zone_of_page
 from workbench.kernels.placement import (
     ALLOCATIONS,
     DONE,
@@ -74,6 +74,8 @@ class Faults(NamedTuple):
     """int64 (n, zones), receives the free pages after each."""
     rotations: np.ndarray
     """int64 (n, 2), receives the rotation of the fault's task after each."""
+    ranges_more: np.ndarray
+    """int64 (n,), receives by how many ranges the file's offset -> pfn map has more after each; (0,): it has none."""
 
 
 @record
@@ -111,8 +113,10 @@ def run(
         if at[STAGE] == _BEGIN:
             if _blocks(present) < FREE_BLOCKS or _blocks(mapped) < FREE_BLOCKS:
                 return NEEDS_ROOM
+            _count_ranges(given, fault, present, output, -1)
             if faults[fault, 4] == HOLE:
                 _punch(given, fault, present, mapped, zones, output)
+                _count_ranges(given, fault, present, output, 1)
                 _free_nodes(given, nodes, fault, present)
                 _keep(given, fault, requests, turns, zones, progress[ALLOCATIONS])
                 at[FAULT] += 1
@@ -140,6 +144,7 @@ def run(
         _keep(given, fault, requests, turns, zones, progress[ALLOCATIONS])
         if at[STATUS] == OUT_OF_MEMORY:
             return OUT_OF_MEMORY
+        _count_ranges(given, fault, present, output, 1)
         if faults[fault, 4] == MAPS:
             tables.join(mapped, faults[fault, 0], faults[fault, 1])
         _enter_nodes(given, nodes, fault)
@@ -172,6 +177,44 @@ def _punch(given: Faults, fault: Int, present: tables.Runs, mapped: tables.Runs,
             add_run(found[part, 0], found[part, 1], found[part, 2], output.allocations, output.tiles, zones.free)
     tables.erase(present, first, end)
     tables.erase(mapped, first, end)
+
+
+@kernel
+def _count_ranges(given: Faults, fault: Int, present: tables.Runs, output: Output, sign: Int) -> None:
+    """Add (or take away) the ranges of the offset -> pfn map that begin at a page of a row, or right after its last one.
+
+    Extents and holes: pages lie together that one call placed in one zone, or one call right after the other.
+    """
+    first, end = given.faults[fault, 0], given.faults[fault, 1]
+    if given.ranges_more.shape[0] == 0:
+        return
+    if sign < 0:
+        given.ranges_more[fault] = 0
+    if first >= end:
+        return
+    count: Int = np.int64(first == 0)
+    found, page = given.pieces, max(first - 1, 0)
+    last: Int = np.int64(-1)  # page before, if it is there
+    row: Int = np.int64(-1)
+    zone: Int = np.int64(-1)
+    while page <= end:
+        parts = tables.cut(present, page, end + 1, found)
+        page = end + 1 if parts <= found.shape[0] else found[found.shape[0] - 1, 0] + found[found.shape[0] - 1, 1]
+        for part in range(min(parts, found.shape[0])):
+            begin, pages, of = found[part, 0], found[part, 1], found[part, 2]
+            at_begin = zone_of_page(begin, of, output.allocations, output.tiles)
+            if last >= 0 and begin == last + 1:
+                count += not (0 <= of - row <= 1 and zone == at_begin)
+            else:
+                count += np.int64(last >= 0) + np.int64(begin > max(first - 1, 0))
+            last, row, zone = begin + pages - 1, of, at_begin
+            if output.allocations[of, PERIOD] > 1:
+                for place in range(begin + 1, begin + pages):
+                    here = zone_of_page(place, of, output.allocations, output.tiles)
+                    count += here != zone
+                    zone = here
+    count += 0 <= last < end
+    given.ranges_more[fault] += sign * count
 
 
 @kernel

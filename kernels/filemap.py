@@ -38,9 +38,14 @@ def zone_of_pages(
                 high = middle
         out[position] = -1
         if low > 0 and page < runs[low - 1, 0] + runs[low - 1, 1]:
-            row = runs[low - 1, 2]
-            place = (page - allocations[row, FIRST]) * allocations[row, STEP]
-            out[position] = tiles[allocations[row, OFFSET] + place % allocations[row, PERIOD]]
+            out[position] = zone_of_page(page, runs[low - 1, 2], allocations, tiles)
+
+
+@kernel
+def zone_of_page(page: Int, row: Int, allocations: np.ndarray, tiles: np.ndarray) -> Int:
+    """Zone of a page of a run."""
+    place = (page - allocations[row, FIRST]) * allocations[row, STEP]
+    return np.int64(tiles[allocations[row, OFFSET] + place % allocations[row, PERIOD]])
 
 
 @kernel

@@ -6,14 +6,16 @@ import errno
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench as wb
 from reference import one_after_another
+from workbench.engine import range_trees
 from workbench.engine.lists import faults as lists_of_faults
-from workbench.engine.metadata import KINDS
+from workbench.engine.metadata import KINDS, LIGHT_MAP
 from workbench.engine.range_trees import MapleSlab
 from workbench.running import run
 
@@ -98,7 +100,10 @@ def test_the_same_as_one_after_another(
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.lists(st.tuples(BY, st.lists(FAULT, min_size=3, max_size=24), st.lists(OTHER, max_size=2)), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(BY, st.lists(FAULT | FAULT | HOLE, min_size=3, max_size=24), st.lists(OTHER, max_size=2)),
+        min_size=1, max_size=4,
+    ),
     st.sampled_from(["counted", "counted", "counted", "off", "taken"]), st.booleans(),
     st.sampled_from([("none", "7.3"), ("sw_protected", "7.4"), ("snp", "7.4"), ("tdx", "7.3")]),
 )  # fmt: skip
@@ -108,7 +113,7 @@ def test_the_same_of_a_file_without_struct_pages(
     full: bool,
     guest: tuple[str, str],
 ) -> None:
-    """Nodes of its offset -> pfn map follow from what lies together after each fault; each of them is a page here."""
+    """Nodes of its offset -> pfn map follow from what lies together after each call; each range is a node, and a page, here."""
     design = {"guest.vm_type": guest[0], "guest.design": "pfn-range", "guest.page_size": "4 KiB"}
     given_ = scenario(parts, metadata=metadata, kernel_profile=guest[1]).replace(**design)
     if full:
@@ -116,6 +121,7 @@ def test_the_same_of_a_file_without_struct_pages(
         given_ = given_.replace(operations=[*hogs, *given_.to_mapping()["operations"]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MapleSlab, "OBJECTS", 1)
+        patch.setattr(range_trees, "nodes_of", lambda ranges: ranges)
         assert_equal(given_)
 
 
@@ -344,6 +350,31 @@ def test_holes_and_what_fills_them_are_carried_out_together(profile: str, by: st
     assert assert_equal(given_) > len(calls) - 20
     nodes = run(given_)["metadata_pages"][:, KINDS.index("page_cache")].sum(axis=1)
     assert nodes.max() > nodes[-1] > 0
+
+
+@pytest.mark.parametrize("mode", ["default", "interleave"])
+def test_holes_of_a_file_without_struct_pages_are_carried_out_together(mode: str) -> None:
+    """Extents are cut and joined; what one call fills in lies together, and two zones never do."""
+    policy = {"op": "mbind", **page(0, PAGES), "mode": mode, "nodes": "0-1" * (mode != "default")}
+    calls: list[dict[str, Any]] = []
+    for number in range(200):
+        at = page(37 * number % (PAGES - 4), 1 + number % 3)
+        calls += [{"op": "punch_hole", **at}, {"op": "fault", "by": "guest", **at}][: 1 + number % 2]
+    calls += [{"op": "punch_hole", **page(0, 400)}, {"op": "fault", "by": "guest", **page(0, 400)}]
+    before = [{"op": "create"}, *[policy] * (mode != "default"), {"op": "fault", "by": "guest"}]
+    given_ = scenario([]).replace(**{"guest.vm_type": "sw_protected", "guest.design": "pfn-range"})
+    given_ = given_.replace(**{"guest.page_size": "4 KiB", "operations": [*before, *calls, {"op": "fstat"}, *calls]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MapleSlab, "OBJECTS", 1)
+        patch.setattr(range_trees, "nodes_of", lambda ranges: ranges)
+        assert assert_equal(given_) > 2 * len(calls) - 4
+        answer = run(given_)
+    (tree,) = answer.system.metadata.trees.values()  # type: ignore[union-attr]
+    light, map_ = tree[LIGHT_MAP], answer.system.inodes()[0].map
+    assert isinstance(light, range_trees.LightMap) and not light.stale
+    assert light.ranges == range_trees.ranges_in(map_, 0, map_.end) > 200
+    ranges = answer["metadata_pages"][len(before) :, LIGHT_MAP].sum(axis=1)
+    assert (np.diff(ranges) > 0).any() and (np.diff(ranges) < 0).any()
 
 
 @pytest.mark.parametrize("kind", ["7.3", "7.4", "memfd"])

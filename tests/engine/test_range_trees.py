@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import workbench as wb
-from workbench.engine import calls, range_trees
+from workbench.engine import calls
 from workbench.engine.generators import expand
 from workbench.engine.metadata import KINDS, LIGHT_MAP, STATE_TREE
-from workbench.engine.range_trees import LightMap, MapleSlab, SharedNodes, nodes_of, ranges_in
+from workbench.engine.range_trees import MapleSlab, SharedNodes, nodes_of
 from workbench.engine.system import System
 from workbench.kernels.folios.run import COUNTERS
 from workbench.tracking.light_file import LightFile
@@ -76,44 +74,6 @@ def test_a_light_map_is_counted_as_the_file_that_converts_has_it(mode):
         assert (np.abs(plain - tracked[:-1]) <= 0.45 * tracked[:-1] + 1).all()
 
 
-FAULTS = st.lists(
-    st.tuples(st.integers(0, 40), st.sampled_from([1, 1, 1, 2, 7]), st.booleans(), st.booleans()),
-    min_size=1,
-    max_size=30,
-)
-
-
-@settings(max_examples=40, deadline=None)
-@given(FAULTS, st.integers(0, 30), st.sampled_from(["default", "interleave"]))
-def test_ranges_after_each_of_many_faults(faults, known, mode):
-    """What a list says of each of its faults is what is found after each that is done alone."""
-    operations = [
-        {"op": "create"},
-        {"op": "set_mempolicy", "task": "t1", "mode": mode, "nodes": "0-1" * (mode != "default")},
-    ]
-    for page, pages, second, backwards in faults:
-        operations.append({
-            "op": "fault", "by": "guest", "task": f"t{int(second)}", "offset": page * PAGE_SIZE, "length": pages * PAGE_SIZE,
-            "order": "reverse" if backwards else "sequential",
-        })  # fmt: skip
-    system = System(given_ := scenario(operations))
-    after, listed = [], None
-    for number, operation in enumerate(expand(given_)):
-        assert not calls.apply(system, operation).errno
-        tree = system.metadata.light_map(system.files["guest"].inode)
-        tree.wanted()
-        if number == 1 + min(known, len(faults) - 1):
-            listed = LightMap(tree.nodes, tree.ranges, tree.inode, tree.entered)
-            after.clear()
-        elif number:
-            after.append(tree.ranges)
-    rows = np.array([fault[:2] for fault in faults[-len(after) :]])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(range_trees, "nodes_of", lambda ranges: ranges)
-        assert listed.follow(rows[:, 0], rows.sum(axis=1)).tolist() == after
-    assert listed.ranges == ranges_in(tree.inode.map, 0, tree.inode.map.end) and listed.entered == tree.entered
-
-
 def test_each_folio_that_is_punched_or_placed_later_counts_as_when_all_is_looked_at():
     """What faults add piece by piece is what the whole file has."""
     operations = [{"op": "create"}]
@@ -121,8 +81,10 @@ def test_each_folio_that_is_punched_or_placed_later_counts_as_when_all_is_looked
     for number, page in enumerate(pages.tolist()):
         one = {"offset": page * PAGE_SIZE, "length": PAGE_SIZE * (1 + page % 3)}
         operations.append({"op": "fault", "by": "guest", "task": "t0", **one})
-        if number % 50 == 49:
+        if number % 7 == 3:
             operations.append({"op": "punch_hole", **one})
+        if number % 50 == 49:
+            operations.append({"op": "mbind", "mode": "interleave", "nodes": "0-1", **one})
     system = run(scenario(operations))
     (inode,) = system.inodes()
     tree = system.metadata.light_map(inode)

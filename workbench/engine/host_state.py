@@ -42,6 +42,7 @@ _LIST_CHUNK = 1 << 22  # pages placed one by one between two looks at the clock
 _FEW = 4096  # pages that show how fast zones fall
 _NEARBY = 0.9  # of the way to a mark, from where its distance is seen exactly
 _INSERTED = 1 << 60  # "page" of a table that is placed between two pages of a file
+_FAR = 1 << 52  # pages: beyond any file
 _TOGETHER = 64  # pages placed before the slabs they need, where a zone reaches a mark
 _LOOKED_UP = 1 << 18  # entries of zonelists that are looked at to see where a rotation goes
 _LOOKS = 4  # at what pages need beside themselves: each comes a few hundred times closer to a mark
@@ -1334,7 +1335,13 @@ class HostState:
         ``moving``: others take their places at once, so that the tree keeps its nodes.
         """
         before = self.free.copy() if inode.movable else self.free
+        light = None if self.metadata is None or moving else self.metadata.light_map(inode)
+        near = min(last, _FAR)
+        ranges = None if light is None else light.before(first, near)
         freed = self.leave(inode, first, last)
+        if light is not None:
+            light.after(first, near, ranges)
+            light.stale |= ranges is None
         self.free += freed
         if inode.movable:
             self.settle_cma(before)
@@ -1342,7 +1349,7 @@ class HostState:
             limit = inode.pages >> inode.order
             self.free += inode.small.erase(first << inode.order, min(last, limit) << inode.order, len(self.free))
         if self.metadata is not None and not moving:
-            self.metadata.erased(inode, first, min(last, 1 << 52))
+            self.metadata.erased(inode, first, near)
         self.settle_blocks()
         return sum(freed.tolist())
 

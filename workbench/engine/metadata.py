@@ -589,8 +589,6 @@ class Metadata:
         maps = self.caches.get(inode)
         if maps:
             self._free_nodes(PAGE_CACHE, maps, _lowest(inode.order), first, last, inode.map.any)
-        if (light := self.light_map(inode)) is not None:
-            light.stale = True
 
     def _free_nodes(
         self,

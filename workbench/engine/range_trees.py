@@ -184,42 +184,26 @@ class LightMap(Tree):
         return super().wanted()
 
     def before(self, first: int, last: int) -> int | None:
-        """What :meth:`after` is to be told of folios [first, last) that are about to be placed."""
+        """What :meth:`after` is to be told of folios [first, last) that are about to be placed, or freed."""
         assert self.inode is not None
         if self.stale or self.inode.tracked is not None or self.entered != int(self.inode.map.progress[ALLOCATIONS]):
             return None
         return ranges_in(self.inode.map, first, last)
 
     def after(self, first: int, last: int, before: int | None) -> None:
-        """Folios [first, last) may have been placed."""
+        """Folios [first, last) may have been placed, or are freed."""
         assert self.inode is not None
         if before is not None:
             self.ranges += ranges_in(self.inode.map, first, last) - before
             self.entered = int(self.inode.map.progress[ALLOCATIONS])
 
-    def follow(self, first: Int64s, end: Int64s) -> Int64s:
-        """Nodes after each of n calls since the last look, which placed what was absent of pages [first, end), int64 (n,).
+    def follow(self, more: Int64s, entered: int) -> Int64s:
+        """Nodes after each of n calls since the last look, by which there were so many ranges more, int64 (n,).
 
-        There are twice as many ranges as pages, and the hole before the first; but of two pages that follow one another there is
-        no hole between, and where they lie together the second begins no range.
+        ``entered``: the file's allocations after the last of them.
         """
-        assert self.inode is not None
-        map_ = self.inode.map
-        row, page = pages_of(first, end)
-        page, at = np.unique(page, return_index=True)
-        runs = map_.cut(int(page[0]), int(page[-1]) + 1)
-        new = runs[np.searchsorted(runs[:, 0], page, side="right") - 1, 2] >= self.entered
-        page, row = page[new], row[at[new]]
-        changes = 2 * np.bincount(row, minlength=len(first))
-        changes[row[page == 0]] -= 1
-        if len(page):
-            left = np.unique(np.concatenate((page[page > 0] - 1, page)))
-            left = left[map_.zone_of(left + 1) >= 0]
-            left = left[map_.zone_of(left) >= 0]
-            later = np.maximum(_of_page(page, row, left), _of_page(page, row, left + 1))
-            np.subtract.at(changes, later, 1 + _lie_together(map_, left).astype(np.int64))
-        self.entered = int(map_.progress[ALLOCATIONS])
-        return self.along(changes)
+        self.entered = entered
+        return self.along(more)
 
 
 @dataclass(eq=False)
@@ -257,23 +241,6 @@ class SharedNodes(Tree):
         assert self.file is not None
         counts = self.file.state.counts
         self.seen, self.count = (int(counts[light_map.N_VMEMMAP]), int(counts[light_map.N_CONVERTED])), count
-
-
-def _of_page(pages: Int64s, values: Int64s, wanted: Int64s) -> Int64s:
-    """The value of each wanted page, of those of ``pages``, ascending; -1 for one that is not among them."""
-    at = np.minimum(np.searchsorted(pages, wanted), len(pages) - 1)
-    return np.where(pages[at] == wanted, values[at], -1)
-
-
-def _lie_together(map_: FileMap, pages: Int64s) -> np.ndarray:
-    """Whether each of these pages, ascending, and the one that follows it, which are there, are of one range: bool (n,)."""
-    if not len(pages):
-        return np.zeros(0, np.bool_)
-    runs = map_.cut(int(pages[0]), int(pages[-1]) + 2)
-    run, following = (np.searchsorted(runs[:, 0], pages + beside, side="right") - 1 for beside in (0, 1))
-    in_turn = (run == following) | (runs[following, 2] == runs[run, 2] + 1)
-    together: np.ndarray = in_turn & (map_.zone_of(pages) == map_.zone_of(pages + 1))
-    return together
 
 
 def ranges_in(map_: FileMap, first: int, last: int) -> int:

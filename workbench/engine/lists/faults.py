@@ -161,7 +161,7 @@ class BulkFaults:
         """
         system, inode = self.system, file.inode
         name, calls = getattr(operations[0], "file", None), inode.tracked is not None and calls_possible(system, file)
-        holes = file.descriptor is not None and holes_possible(inode) and _light_map(system, inode) is None
+        holes = file.descriptor is not None and holes_possible(inode)
         ends = {of: reach(file, of) for at, of in self.went_well if at == name}
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0
@@ -212,8 +212,8 @@ class BulkFaults:
         if asked is None:
             return None, TOO_MANY_POLICIES
         given, requests = asked
-        before = system.free.copy()
-        light, listed_nodes = _light_map(system, inode), None
+        before, light = system.free.copy(), _light_map(system, inode)
+        listed_nodes = None
         if light is not None:
             light.wanted()  # what is placed now is counted from here
         if system.metadata is not None:
@@ -259,11 +259,12 @@ def asked_for(
     if len(policies) * len(tasks) > _SMALL_TABLE + len(rows):
         return None
     requests, row_of = system.requests(inode, tasks, policies, 0)
-    zones = len(system.free)
+    zones, light = len(system.free), inode.tracked is None and _light_map(system, inode) is not None
     given = kernel.Faults(
         rows, np.ascontiguousarray(ranges), row_of, np.zeros(6, np.int64),
         np.empty((_ROOM, 2), np.int64), np.empty((_ROOM, 4), np.int64), np.empty(len(rows), np.int64),
         np.empty((len(rows), zones), np.int64), np.empty((len(rows), zones), np.int64), np.empty((len(rows), 2), np.int64),
+        np.empty(len(rows) if light else 0, np.int64),
     )  # fmt: skip
     return given, requests
 
@@ -395,7 +396,7 @@ def _held_after(
     nodes.enter(followed.owner[None])
     light = metadata.light_map(inode)
     if light is not None:
-        extents = light.follow(rows[:, 0], rows[:, 1])
+        extents = light.follow(given.ranges_more[:count], int(given.entered[count - 1]))
         grown = metadata.follow_nodes(LIGHT_MAP, light, extents, tasks, (free, rotations))
         held[:, [STATE_TREE, LIGHT_MAP]] = grown[:, [STATE_TREE, LIGHT_MAP]]
 
