@@ -268,6 +268,26 @@ def test_what_is_not_certain_beforehand_is_found_as_it_is(calls: list[dict[str, 
     assert_equal(given_.replace(operations=[*before, *calls]))
 
 
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp"])
+@pytest.mark.parametrize("ops", [["pin"], ["pin", "unpin", "fault", "convert"]])
+def test_pins_of_pages_that_are_absent_are_carried_out_together(ops: list[str], vm_type: str) -> None:
+    """A pin of a shared page places it, one of a private page is refused; what was converted meanwhile is known."""
+    drawn = Random(5)
+    calls = [{"op": drawn.choice(ops), **page(drawn.randrange(PAGES))} for _ in range(600)]
+    for call in calls:
+        if call["op"] == "fault":
+            call["by"] = drawn.choice(["guest", "host"])
+        elif call["op"] == "convert":
+            call["to"] = drawn.choice(["shared", "private"])
+    before = [{"op": "create"}, {"op": "convert", "to": "shared", **page(0, PAGES // 2)}]
+    before += [{"op": "fault", "by": by, **page(PAGES - 1)} for by in ("guest", "host")]
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
+    given_ = given_.replace(operations=[*before, *calls])
+    assert assert_equal(given_) > 550
+    errors = {result.errno for result in run(given_).log.results[len(before) :]}
+    assert {0, errno.EFAULT} <= errors
+
+
 def test_slabs_for_states_come_from_where_memory_is_at_that_call() -> None:
     """The node of the task falls to its mark by the faults between the conversions."""
     calls: list[dict[str, Any]] = []

@@ -112,7 +112,7 @@ class BulkFaults:
             self._note(self.operations[number - 1], before)
         if number < self._not_before or not self._goes_on(number):
             return None
-        if not self.went_well and not isinstance(self.operations[number], sc.PunchHole):
+        if not self.went_well and not isinstance(self.operations[number], (sc.PunchHole, sc.Pin)):
             return None
         file = self.system.files.get(self.operations[number].file)  # type: ignore[attr-defined]
         if file is None or not _possible(self.system, file):
@@ -180,6 +180,8 @@ class BulkFaults:
                 found = row_of_call(one, inode) if calls else None
                 call = _NO_CALL if found is None else found
                 whole, of = found is not None, CALLED
+                if isinstance(one, sc.Pin):
+                    pages = _page_of_pin(call)
             elif isinstance(one, sc.PunchHole):
                 pages = pages_of_touch(one)
                 whole, of = holes and pages != _NO_PAGES and pages[1] <= inode.pages, PUNCHED
@@ -306,6 +308,13 @@ def pages_of_touch(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
     else:
         step = int((touch.offset | (touch.length or 0)) % PAGE_SIZE == 0)
     return (start, start + count, step) if step and 0 < count <= _PAGES else _NO_PAGES
+
+
+def _page_of_pin(call: tuple[int, ...]) -> tuple[int, int, int]:
+    """Of a row of a stream, the page that it pins, if it is one and it stays pinned."""
+    page = call[folio.OFFSET] // PAGE_SIZE
+    one = call[folio.OFFSET] + call[folio.LENGTH] <= (page + 1) * PAGE_SIZE and call[folio.ARGUMENT] != folio.TRANSIENT
+    return (page, page + 1, 1) if one and call[folio.LENGTH] else _NO_PAGES
 
 
 def whole_pages(offset: int, length: int, size: int) -> bool:

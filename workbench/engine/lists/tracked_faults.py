@@ -142,7 +142,8 @@ class Outcomes(NamedTuple):
 class TrackedFaults:
     """A list of operations on a tracked file of 4 KiB pages.
 
-    ``rows`` int64 (n, 5): of faults as :mod:`workbench.kernels.faults` takes them; of calls nothing but their task.
+    ``rows`` int64 (n, 5): of faults as :mod:`workbench.kernels.faults` takes them; of calls their task, and the page that is
+    pinned, which is placed if it is not there (``mm/gup.c: faultin_page``).
     ``kind`` (n,) says which they are, ``calls`` int64 (n, 6) has rows of streams, ``mapping`` is the host's.
     """
 
@@ -160,6 +161,7 @@ class TrackedFaults:
         self.span = self.rows[:, :2].copy()
         is_call = self.kind == CALLED
         self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
+        self.rows[is_call, :2] = 0  # but for what is pinned and is not there
         self.rows = self.rows[: first_among(self.span, self.tracked.poisoned())]
         pins = is_call & (self.calls[:, folio.OP] == folio.PIN)
         if pins.any():  # what is held stays allocated when it leaves the file
@@ -190,8 +192,14 @@ class TrackedFaults:
                     if not argument:
                         mapped[here] = _UNSURE
                 elif op == folio.PIN and argument != folio.TRANSIENT:
-                    if not is_there or (end - first > 1 and not self._are_there(number, edges, there)):
+                    if end - first > 1 and not self._are_there(number, edges, there):
                         return number
+                    if not is_there:
+                        found = int(state[low])
+                        if found == _UNSURE:
+                            return number
+                        if found == _YES or (found == _AS_BEFORE and was_shared[number]):
+                            self.rows[number, :2], there[low] = (first, end), _YES
                     mapped[here] = _UNSURE
             elif kind != BY_HOST:
                 there[here] = _YES
