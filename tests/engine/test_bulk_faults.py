@@ -238,6 +238,7 @@ def page(first: int, pages: int = 1) -> dict[str, Any]:
     [
         # a refused conversion leaves the page beside the held one shared, and absent
         [{"op": "pin", **page(0)}, {"op": "convert", "to": "private", **page(0, 2)}, {"op": "fault", "by": "host", **page(1)}],
+        [{"op": "pin", **page(0)}, {"op": "convert", "to": "private", **page(0, 2)}, {"op": "pin", **page(1)}],
         # what a pin has mapped leaves two parts, each with a table of its own
         [{"op": "fault", "by": "guest", **page(511, 3)}, {"op": "pin", **page(512)},
          {"op": "fault", "by": "host", **page(511, 3)}],

@@ -44,6 +44,7 @@ from workbench.intervals import Int64s
 from workbench.kernels import faults as kernel
 from workbench.kernels import placement
 from workbench.kernels.folios import run as folio
+from workbench.tracking.folio_file import ConversionFile
 from workbench.units import PAGE_SIZE
 
 LEAST, MOST = 16, 4096
@@ -150,9 +151,19 @@ class BulkFaults:
         if self._alike_to - number < LEAST:
             return False
         self._touch = max(self._touch, number)
-        while self._touch < self._alike_to and not isinstance(operations[self._touch], _PLACES):
+        while self._touch < self._alike_to and not self._may_place(operations[self._touch]):
             self._touch += 1
         return self._touch < number + LEAST
+
+    def _may_place(self, operation: sc.Operation) -> bool:
+        """Whether an operation places or frees pages, as it looks now; other lists have pins of pages that are there."""
+        if not isinstance(operation, sc.Pin):
+            return isinstance(operation, _PLACES)
+        file, page = self.system.files.get(operation.file), operation.offset // PAGE_SIZE
+        tracked = None if file is None else file.inode.tracked
+        if not isinstance(tracked, ConversionFile) or page >= tracked.size // PAGE_SIZE:
+            return False
+        return not int(tracked.state.present[page >> 6]) >> (page & 63) & 1
 
     def _list(self, file: OpenFile, operations: Sequence[sc.Operation]) -> _List:
         """Operations on a file up to whatever is something else, or has not gone well before.
