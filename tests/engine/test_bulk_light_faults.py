@@ -29,10 +29,13 @@ BAD = st.sampled_from(
 )
 GUEST = st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "guest", "prefault"]), **RANGE})
 HOST = st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("host"), **RANGE})
+PIN = st.fixed_dictionaries(
+    {"op": st.sampled_from(["pin", "pin", "unpin"]), **RANGE, "kind": st.sampled_from(["long_term", "transient"])}
+)
 CALL = st.one_of(
     CONVERT, CONVERT, st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
     GUEST, GUEST, HOST.map(lambda call: call | {"length": 4096}), HOST.map(lambda call: call | {"length": 4096}), HOST,
-    st.fixed_dictionaries({"op": st.just("fallocate"), **RANGE}),
+    st.fixed_dictionaries({"op": st.just("fallocate"), **RANGE}), PIN, PIN,
 )  # fmt: skip
 MODES = st.sampled_from(["bind", "preferred", "interleave", "weighted_interleave"])
 NODES = st.sampled_from(["0", "1", "0-1"])
@@ -99,6 +102,45 @@ def test_the_same_as_one_after_another(
         if single:  # each node of a maple tree is a page
             patch.setattr(MapleSlab, "OBJECTS", 1)
         assert_equal(scenario([*before, *calls], vm_type, **fields))
+
+
+FEW = st.builds(
+    lambda op, first, pages, task: op | {"offset": first * 4096, "length": pages * 4096, "task": task},
+    st.sampled_from([
+        *[{"op": "convert", "to": to} for to in ("shared", "private", "private")],
+        *[{"op": "fault", "by": by} for by in ("host", "host", "host", "guest", "prefault")],
+        {"op": "fallocate"}, {"op": "pin"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"},
+    ]),
+    st.integers(0, 5), st.sampled_from([1, 1, 1, 1, 2, 3]), RANGE["task"],
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(FEW, min_size=4, max_size=40), st.sampled_from(["sw_protected", "tdx"]), st.booleans())
+def test_the_same_on_few_pages(calls: list[dict[str, Any]], vm_type: str, shared: bool) -> None:
+    """Each call finds what several before it have left: conversions that pins refuse, and who touches what is absent then."""
+    share = [{"op": "convert", "to": "shared", "length": 6 * 4096}] * shared
+    assert_equal(scenario([{"op": "create"}, *share, *WELL, *calls], vm_type))
+
+
+def test_a_conversion_that_a_pin_may_refuse_leaves_the_state_of_other_pages_open() -> None:
+    """The host places what a refused conversion left shared; a list ends before it, or before a pin of several such pages."""
+    page, next_page = {"offset": 0, "length": 4096}, {"offset": 4096, "length": 4096}
+    both = {"offset": 0, "length": 8192}
+    host = {"op": "fault", "by": "host"}
+    calls: list[dict[str, Any]] = [
+        {"op": "convert", "to": "shared", **both}, {"op": "pin", **page}, {"op": "convert", "to": "private", **page},
+        {"op": "convert", "to": "private", **both}, host | next_page, {"op": "unpin", **page},
+        {"op": "convert", "to": "private", **both}, host | next_page, {"op": "pin", "offset": 8192, "length": 8192},
+        {"op": "convert", "to": "shared", "offset": 8192, "length": 8192}, host | {"offset": 8192, "length": 4096},
+        {"op": "pin", "offset": 8192, "length": 8192}, {"op": "unpin", "offset": 8192, "length": 8192},
+    ]  # fmt: skip
+    given_ = scenario([{"op": "create"}, *WELL, *calls])
+    assert assert_equal(given_) >= len(calls) - 4
+    answer = run(given_)
+    errors = answer["event_error"][1 + len(WELL) :].tolist()
+    assert [number for number, error in enumerate(errors) if error == "EAGAIN"] == [2, 3]
+    assert [result.detail.get("bad") for result in answer.log.results[1 + len(WELL) :]][4:8:3] == [0, 1]
 
 
 @pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
@@ -179,7 +221,7 @@ def test_struct_pages_of_what_the_host_touches_have_nodes_above_them() -> None:
     assert nodes == len({101 * number % 5000 // 64 for number in range(50)}) + 2 + 1
 
 
-@pytest.mark.parametrize("reason", ["pin", "poison", "device", "struct pages"])
+@pytest.mark.parametrize("reason", ["left pinned", "poison", "device", "struct pages"])
 def test_what_is_not_followed_is_answered_call_by_call(reason: str) -> None:
     page = {"offset": MEMORY - 8192, "length": 4096}
     calls = [
@@ -188,7 +230,7 @@ def test_what_is_not_followed_is_answered_call_by_call(reason: str) -> None:
         for op in ("convert", "fault")
     ]
     first = {
-        "pin": [{"op": "pin", **page}],
+        "left pinned": [{"op": "pin", **page}, {"op": "punch_hole", **page}],
         "poison": [{"op": "hwpoison", **page}],
         "device": [{"op": "iommu_map", **page}],
         "struct pages": [],

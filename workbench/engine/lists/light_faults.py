@@ -1,8 +1,10 @@
-"""Many calls on a file of 4 KiB pages without struct pages, of which some place pages: faults, allocations, conversions between.
+"""Many calls on a file of 4 KiB pages without struct pages, of which some place pages: faults, allocations, what converts
+and pins between.
 
 Pages are placed first, as for any list of faults (:mod:`workbench.engine.lists.faults`); what was placed becomes rows of the
 stream that carries the calls out (:mod:`workbench.engine.lists.light`). A fault of the host places a page that is shared when its
-turn comes: as nobody holds a page and struct pages suffice, no conversion of the list is refused, and states are known before.
+turn comes, and so does a pin. As struct pages suffice, no conversion to shared is refused; one to private is where somebody holds
+a page, which then is there: of a single page the state is as good as known before, of others of its range it is not.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from workbench.engine.lists.faults import (
     way,
 )
 from workbench.engine.lists.light import Placed, carry_out, held_after, map_for_host, may_call, possible
-from workbench.engine.lists.tracked_faults import MOST_PAGES, Outcomes, pages_of_calls, row_of_call
+from workbench.engine.lists.tracked_faults import CALLS, MOST_PAGES, Call, Outcomes, pages_of_calls, row_of_call
 from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE
 from workbench.engine.objects import Inode, OpenFile
 from workbench.engine.system import System
@@ -42,8 +44,9 @@ from workbench.tracking.tracked_file import bits_at
 from workbench.units import PAGE_SIZE
 
 Bools = npt.NDArray[np.bool_]
-_Call = sc.Convert | sc.Fault | sc.Fallocate
-_CALLS = (sc.Convert, sc.Fault, sc.Fallocate)
+_Call = Call | sc.Fault | sc.Fallocate
+_CALLS = (*CALLS, sc.Fault, sc.Fallocate)
+_NO, _YES, _UNSURE = range(3)
 
 
 class _List(NamedTuple):
@@ -90,7 +93,7 @@ class BulkLightFaults:
 
     def _alike(self, file: OpenFile, name: str, operations: Sequence[sc.Operation]) -> _List:
         """Calls on a file up to whatever is something else, or has not gone well before."""
-        system, inode, converts = self.system, file.inode, _may_convert(self.system, file)
+        system, inode, calls_too = self.system, file.inode, may_call(self.system, file)
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0
@@ -102,12 +105,12 @@ class BulkLightFaults:
             if not isinstance(one, _CALLS) or one.file != name or one.task not in of_task or pages > MOST_PAGES:
                 break
             first = end = 0
-            if isinstance(one, sc.Convert):
-                row = row_of_call(one, inode) if converts else None
+            if isinstance(one, CALLS):
+                row = row_of_call(one, inode) if calls_too else None
             else:
                 row = _row_of_touch(one, ends.get(way(one), 0))
-                if row is not None:
-                    first, end = row[folio.OFFSET] // PAGE_SIZE, (row[folio.OFFSET] + row[folio.LENGTH]) // PAGE_SIZE
+            if row is not None and _places(row):
+                first, end = row[folio.OFFSET] // PAGE_SIZE, -(-(row[folio.OFFSET] + row[folio.LENGTH]) // PAGE_SIZE)
             if row is None:
                 break
             pages += end - first
@@ -115,9 +118,11 @@ class BulkLightFaults:
             rows.append((first, end, 1, of_task[one.task], kernel.TOUCHES))
             streams.append(row)
         table, stream = np.array(rows, np.int64).reshape(-1, 5), np.array(streams, np.int64).reshape(-1, 6)
-        private = (stream[:, folio.OP] == folio.HOST_FAULT) & ~_found_shared(inode, stream)
-        table[private, 1] = table[private, 0]  # the host is refused a page
-        return _List(calls, table, stream)
+        if not calls:
+            return _List(calls, table, stream)
+        nothing, count = _look_ahead(inode, stream)
+        table[nothing, 1] = table[nothing, 0]
+        return _List(calls[:count], table[:count], stream[:count])
 
     def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
         """Carry out such calls, as far as their pages are placed, and whether that was all."""
@@ -163,10 +168,10 @@ def _possible(system: System, file: OpenFile) -> bool:
     return metadata.only_counts() and metadata.trees.get(inode, {}).keys() >= {LIGHT_MAP, PAGE_CACHE}
 
 
-def _may_convert(system: System, file: OpenFile) -> bool:
-    """Whether conversions of a file are never refused for what somebody holds."""
-    assert isinstance(file.inode.tracked, LightFile)
-    return not file.inode.tracked.state.counts[light_map.N_PINS] and may_call(system, file)
+def _places(row: tuple[int, int, int, int, int, int]) -> bool:
+    """Whether a row of a stream may place pages."""
+    op = row[folio.OP]
+    return op not in (folio.CONVERT, folio.UNPIN) and not (op == folio.PIN and row[folio.ARGUMENT] == folio.TRANSIENT)
 
 
 def _row_of_touch(touch: sc.Fault | sc.Fallocate, end: int) -> tuple[int, int, int, int, int, int] | None:
@@ -182,26 +187,43 @@ def _row_of_touch(touch: sc.Fault | sc.Fallocate, end: int) -> tuple[int, int, i
     return op, first * PAGE_SIZE, (stop - first) * PAGE_SIZE, argument, 0, 0
 
 
-def _found_shared(inode: Inode, stream: Int64s) -> Bools:
-    """Whether the first page of each row is shared when its turn comes, of faults of the host."""
-    assert isinstance(inode.tracked, LightFile)
+def _look_ahead(inode: Inode, stream: Int64s) -> tuple[Bools, int]:
+    """Which faults of the host and pins place nothing, and how many rows come before one of which that is not certain."""
+    tracked = inode.tracked
+    assert isinstance(tracked, LightFile)
+    state, op, to_shared = tracked.state, stream[:, folio.OP], stream[:, folio.ARGUMENT] == 1
     first, end = pages_of_calls(stream)
-    shared = bits_at(inode.tracked.state.shared, first)
-    touches = stream[:, folio.OP] == folio.HOST_FAULT
-    whole = (stream[:, folio.OFFSET] | stream[:, folio.LENGTH]) % PAGE_SIZE == 0
-    converts = (stream[:, folio.OP] == folio.CONVERT) & whole
+    alone = end - first == 1
+    pins = (op == folio.PIN) & (stream[:, folio.ARGUMENT] != folio.TRANSIENT)
+    touches = (op == folio.HOST_FAULT) | (pins & alone)
+    converts = (op == folio.CONVERT) & ((stream[:, folio.OFFSET] | stream[:, folio.LENGTH]) % PAGE_SIZE == 0)
+    unsure = converts & ~to_shared & ~alone & bool(state.counts[light_map.N_PINS] or (op == folio.PIN).any())
+    shared = bits_at(state.shared, first)
+    count = _first_absent(state.unit_pfn, first, end, np.flatnonzero(pins & ~alone), len(stream))
     pages, at = np.unique(first[touches], return_index=True)
     some = np.flatnonzero(touches | converts)
     if len(pages) and converts.any():
-        now = shared[touches][at]
+        there, now = state.unit_pfn[first] >= 0, shared[touches][at].astype(np.int8)
         low, high = np.searchsorted(pages, first[some]), np.searchsorted(pages, end[some])
-        lists = (some, low, high, touches[some], stream[some, folio.ARGUMENT] == 1)
-        for number, begin, stop, touch, to_shared in zip(*(one.tolist() for one in lists), strict=True):
+        lists = (some, low, high, touches[some], unsure[some], to_shared[some])
+        for number, begin, stop, touch, may_stay, shares in zip(*(one.tolist() for one in lists), strict=True):
+            if touch and now[begin] == _UNSURE and not there[number]:
+                count = min(count, number)
+                break
             if touch:
-                shared[number] = now[begin]
+                shared[number] = now[begin] == _YES
+            elif may_stay:
+                now[begin:stop][now[begin:stop] == _YES] = _UNSURE
             else:
-                now[begin:stop] = to_shared
-    return shared
+                now[begin:stop] = _YES if shares else _NO
+    return (touches & ~shared) | (pins & ~alone), count
+
+
+def _first_absent(unit_pfn: Int64s, first: Int64s, end: Int64s, some: Int64s, count: int) -> int:
+    """The first of some rows of which a page is not there; ``count`` if there is none."""
+    row, page = pages_of(first[some], end[some])
+    absent = some[row[unit_pfn[page] < 0]]
+    return int(absent[0]) if len(absent) else count
 
 
 def _suffices(system: System, inode: Inode, listed: _List) -> bool:
