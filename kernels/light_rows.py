@@ -32,6 +32,7 @@ from workbench.kernels.folios.run import (
     ORDER_2M,
     PAGES_2M,
     PIN,
+    PUNCH,
     SIGBUS,
     UNPIN,
 )
@@ -58,7 +59,7 @@ class Rows(NamedTuple):
 
     stream: np.ndarray
     """int64 (m, 6), columns as :mod:`workbench.kernels.folios.run` has them: CONVERT, HOST_FAULT of a page, GUEST_FAULT, PIN,
-    UNPIN, or MERGE, which does nothing here. Each is a call; what is put in for it, INSERT, comes before."""
+    UNPIN, PUNCH, or MERGE, which does nothing here. Each is a call; what is put in for it, INSERT, comes before."""
     errors: np.ndarray
     """int32 (m,)."""
     offsets: np.ndarray
@@ -114,6 +115,8 @@ def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Who
             given.errors[row] = 0 if test_bit(state.shared, first) else SIGBUS
         elif call[OP] == GUEST_FAULT:
             status = _fault(given, state, mapped, placed, first, end)
+        elif call[OP] == PUNCH:
+            status = _punch(given, state, mapped, row, first, end)
         else:
             status = DONE
         if status != DONE:
@@ -242,6 +245,19 @@ def _erase(given: Rows, mapped: Runs, start: Int, end: Int) -> None:
         given.at[MAPPED] -= gone
 
 
+@kernel
+def _punch(given: Rows, s: LightState, mapped: Runs, row: Int, first: Int, end: Int) -> Int:
+    """Pages of 4 KiB, which nobody holds, leave the file: the guest has them mapped no more."""
+    if _lacks_blocks(given, mapped, 1):
+        return LACKS_BLOCKS
+    light_map.run(s, given.stream[: row + 1], given.errors, given.offsets, row)
+    if given.errors[row] == NEEDS_ROOM:
+        return LACKS_STATE
+    _zap(given, mapped, first, end)
+    given.at[CAME] += 1
+    return DONE
+
+
 # ------------------------------------------------------------------------------------------------------- faults
 
 
@@ -290,20 +306,37 @@ def _level(given: Rows, s: LightState, block: Int) -> Int:
 
 @kernel
 def _add(given: Rows, s: LightState, mapped: Runs, placed: Runs, start: Int, end: Int, level: Int) -> None:
-    """Map pages [start, end), in place of what was there, by the frames that back them."""
+    """Map pages [start, end), in place of what was there, by the frames that back them.
+
+    What a hole of this list takes away again has none any more.
+    """
     order = s.options[light_map.UNIT_ORDER]
-    begin = given.at[USED]
+    begin, page, used = given.at[USED], start, given.at[USED]
     count = runs.cut(placed, start >> order, (end + (1 << order) - 1) >> order, given.pieces)
     for piece in range(count):
-        row = given.leaves[begin + piece]
         unit = given.pieces[piece, FIRST]
         low = max(unit << order, start)
         pages = min((unit + given.pieces[piece, runs.LENGTH]) << order, end) - low
-        row[0], row[1], row[2], row[3], row[LEVEL] = low, pages, 1, 2 * given.pieces[piece, VALUE], level
-        _erase(given, mapped, low, low + pages)
-        given.at[MAPPED] += pages
-    given.at[USED] = begin + count
-    runs.enter(mapped, given.leaves, begin, begin + count)
+        if page < low:
+            _set_leaf(given, used, page, low - page, -1, level)
+            used += 1
+        _set_leaf(given, used, low, pages, 2 * given.pieces[piece, VALUE], level)
+        used += 1
+        page = low + pages
+    if page < end and order == 0:
+        _set_leaf(given, used, page, end - page, -1, level)
+        used += 1
+    for leaf in range(begin, used):
+        _erase(given, mapped, given.leaves[leaf, 0], given.leaves[leaf, 0] + given.leaves[leaf, 1])
+        given.at[MAPPED] += given.leaves[leaf, 1]
+    given.at[USED] = used
+    runs.enter(mapped, given.leaves, begin, used)
+
+
+@kernel
+def _set_leaf(given: Rows, number: Int, page: Int, pages: Int, frame: Int, level: Int) -> None:
+    row = given.leaves[number]
+    row[0], row[1], row[2], row[3], row[LEVEL] = page, pages, 1, frame, level
 
 
 # ------------------------------------------------------------------------------------------- nodes, and what is whole

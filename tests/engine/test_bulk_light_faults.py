@@ -29,6 +29,7 @@ BAD = st.sampled_from(
 )
 GUEST = st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "guest", "prefault"]), **RANGE})
 HOST = st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("host"), **RANGE})
+PUNCH = st.fixed_dictionaries({"op": st.just("punch_hole"), **RANGE})
 PIN = st.fixed_dictionaries(
     {"op": st.sampled_from(["pin", "pin", "unpin"]), **RANGE, "kind": st.sampled_from(["long_term", "transient"])}
 )
@@ -36,6 +37,7 @@ CALL = st.one_of(
     CONVERT, CONVERT, st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
     GUEST, GUEST, HOST.map(lambda call: call | {"length": 4096}), HOST.map(lambda call: call | {"length": 4096}), HOST,
     st.fixed_dictionaries({"op": st.just("fallocate"), **RANGE}), PIN, PIN,
+    PUNCH, PUNCH, st.tuples(PUNCH, BAD).map(lambda two: two[0] | two[1]),
 )  # fmt: skip
 MODES = st.sampled_from(["bind", "preferred", "interleave", "weighted_interleave"])
 NODES = st.sampled_from(["0", "1", "0-1"])
@@ -166,6 +168,26 @@ def test_long_lists_are_carried_out_together(vm_type: str, full: bool) -> None:
     assert (answer["free_pages"][0] - answer["free_pages"][-1]).sum() > 450
     steps = [np.diff(answer["metadata_pages"].sum(axis=-1)[:, kind]) for kind in (LIGHT_MAP, STATE_TREE, PAGE_CACHE)]
     assert all((one > 0).any() for one in steps)
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
+def test_holes_and_what_fills_them_are_carried_out_together(vm_type: str) -> None:
+    """Pages leave the file, with their struct pages, the guest's leaves and the host's mappings, and come back, or do not."""
+    calls: list[dict[str, Any]] = []
+    for number in range(300):
+        page = {"offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        wide = {"op": "punch_hole", "offset": page["offset"] & ~0xFFFF, "length": 0x10000}
+        calls += [{"op": "convert", "to": "shared", **page}, {"op": "fault", "by": "host", **page}] * (number % 3 == 0)
+        calls += [{"op": "fault", "by": "guest", **page}] * (number % 2)
+        calls += [{"op": "punch_hole", **page}, {"op": "fault", "by": ["guest", "host"][number % 4 // 2], **page}]
+        calls += [wide] * (number % 11 == 0)
+    given_ = scenario([{"op": "create"}, {"op": "fault", "by": "guest"}, *WELL, *calls, *calls[:9]], vm_type)
+    assert assert_equal(given_) > len(calls)
+    answer = run(given_)
+    free = answer["free_pages"].sum(axis=1)[len(WELL) + 2 :]
+    mapped = answer["user_mapped_pages"][len(WELL) + 2 :, 0]
+    assert np.diff(free).max() > 10 and (np.diff(free) < 0).any() and free[-1] > free[0] + 100
+    assert mapped[0] > mapped[-1] > 0 and (np.diff(mapped) > 0).any()
 
 
 def test_pages_placed_in_turns_by_policy() -> None:

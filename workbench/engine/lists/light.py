@@ -245,6 +245,7 @@ def map_for_host(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s
     by_host = (stream[:, folio.OP] == folio.HOST_FAULT) & (errors == 0)
     pins, private, end = maps_and_zaps(stream, errors, offsets)
     first, end = pages_of_calls(stream)[0], np.where(private, ends, end)
+    private |= stream[:, folio.OP] == folio.PUNCH
     pins &= end > first
     if not file.inode.mappings:
         return walked
@@ -275,7 +276,7 @@ def held_after(
     system: System,
     metadata: Metadata,
     file: OpenFile,
-    calls: Sequence[Call | sc.Fault | sc.Fallocate],
+    calls: Sequence[Call | sc.Fault | sc.Fallocate | sc.PunchHole],
     given: kernel.Rows,
     walked: np.ndarray,
     states: States,

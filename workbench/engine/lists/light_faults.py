@@ -1,10 +1,10 @@
-"""Many calls on a file of 4 KiB pages without struct pages, of which some place pages: faults, allocations, what converts
-and pins between.
+"""Many calls on a file of 4 KiB pages without struct pages, of which some place or free pages: faults, allocations, holes;
+what converts and pins comes between, but no pin is with a hole in a list.
 
-Pages are placed first, as for any list of faults (:mod:`workbench.engine.lists.faults`); what was placed becomes rows of the
-stream that carries the calls out (:mod:`workbench.engine.lists.light`). A fault of the host places a page that is shared when its
-turn comes, and so does a pin. As struct pages suffice, no conversion to shared is refused; one to private is where somebody holds
-a page, which then is there: of a single page the state is as good as known before, of others of its range it is not.
+Pages are placed and freed first, as for any list of faults (:mod:`workbench.engine.lists.faults`); what was placed becomes rows
+of the stream that carries the calls out (:mod:`workbench.engine.lists.light`). A fault of the host places a page that is shared
+when its turn comes, and so does a pin. As struct pages suffice, no conversion to shared is refused; one to private is where
+somebody holds a page, which then is there: of a single page the state is as good as known before, of others of its range not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from workbench.engine.lists.faults import (
     way,
 )
 from workbench.engine.lists.light import Placed, carry_out, held_after, map_for_host, may_call, possible
-from workbench.engine.lists.tracked_faults import CALLS, MOST_PAGES, Call, Outcomes, pages_of_calls, row_of_call
+from workbench.engine.lists.tracked_faults import (
+    CALLS,
+    MOST_PAGES,
+    Call,
+    Outcomes,
+    holes_possible,
+    pages_of_calls,
+    row_of_call,
+)
 from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE
 from workbench.engine.objects import Inode, OpenFile
 from workbench.engine.system import System
@@ -44,8 +52,8 @@ from workbench.tracking.tracked_file import bits_at
 from workbench.units import PAGE_SIZE
 
 Bools = npt.NDArray[np.bool_]
-_Call = Call | sc.Fault | sc.Fallocate
-_CALLS = (*CALLS, sc.Fault, sc.Fallocate)
+_Call = Call | sc.Fault | sc.Fallocate | sc.PunchHole
+_CALLS = (*CALLS, sc.Fault, sc.Fallocate, sc.PunchHole)
 _NO, _YES, _UNSURE = range(3)
 
 
@@ -95,27 +103,34 @@ class BulkLightFaults:
         """Calls on a file up to whatever is something else, or has not gone well before."""
         system, inode, calls_too = self.system, file.inode, may_call(self.system, file)
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
+        holes_to = inode.pages if file.descriptor is not None and holes_possible(inode) else 0
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0
         calls: list[_Call] = []
         rows: list[tuple[int, int, int, int, int]] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
         pages = 0
+        holds = frees = False
         for one in operations:
+            holds |= isinstance(one, sc.Pin | sc.Unpin)
+            frees |= isinstance(one, sc.PunchHole)
+            if holds and frees:  # what is held stays allocated when it leaves the file
+                break
             if not isinstance(one, _CALLS) or one.file != name or one.task not in of_task or pages > MOST_PAGES:
                 break
             first = end = 0
             if isinstance(one, CALLS):
                 row = row_of_call(one, inode) if calls_too else None
             else:
-                row = _row_of_touch(one, ends.get(way(one), 0))
+                row = _row_of_touch(one, holes_to if isinstance(one, sc.PunchHole) else ends.get(way(one), 0))
             if row is not None and _places(row):
                 first, end = row[folio.OFFSET] // PAGE_SIZE, -(-(row[folio.OFFSET] + row[folio.LENGTH]) // PAGE_SIZE)
             if row is None:
                 break
             pages += end - first
             calls.append(one)
-            rows.append((first, end, 1, of_task[one.task], kernel.TOUCHES))
+            does = kernel.HOLE if isinstance(one, sc.PunchHole) else kernel.TOUCHES
+            rows.append((first, end, 1, of_task[one.task], does))
             streams.append(row)
         table, stream = np.array(rows, np.int64).reshape(-1, 5), np.array(streams, np.int64).reshape(-1, 6)
         if not calls:
@@ -174,12 +189,14 @@ def _places(row: tuple[int, int, int, int, int, int]) -> bool:
     return op not in (folio.CONVERT, folio.UNPIN) and not (op == folio.PIN and row[folio.ARGUMENT] == folio.TRANSIENT)
 
 
-def _row_of_touch(touch: sc.Fault | sc.Fallocate, end: int) -> tuple[int, int, int, int, int, int] | None:
-    """What places pages as a row of a stream; None: it goes not upwards, is long (of the host: not a page), or beyond ``end``."""
+def _row_of_touch(
+    touch: sc.Fault | sc.Fallocate | sc.PunchHole, end: int
+) -> tuple[int, int, int, int, int, int] | None:
+    """What places or frees pages as a row of a stream; None: it goes not upwards, is long (of the host: no page), or beyond."""
     first, stop, step = pages_of_touch(touch)
     if step != 1 or first >= stop or stop > end:
         return None
-    op, argument = folio.MERGE, 0
+    op, argument = folio.PUNCH if isinstance(touch, sc.PunchHole) else folio.MERGE, 0
     if isinstance(touch, sc.Fault):
         if touch.by == "host" and stop - first > 1:
             return None
