@@ -30,9 +30,20 @@ KINDS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "punch_hole with pfns": lambda i, n: {"op": "punch_hole", "offset": 2 * PAGE * i, "length": PAGE},
     "alias beside attributes": lambda i, n: {"op": "alias", "file": f"a{i}", "of": "guest"},
     "memfd beside huge pages": lambda i, n: {"op": "memfd", "file": f"a{i}", "size": PAGE},
+    "unpin of what left the file": lambda i, n: {"op": "unpin", "offset": PAGE * i, "length": PAGE},
+    "unpin of what left a file without struct pages": lambda i, n: {"op": "unpin", "offset": PAGE * i, "length": PAGE},
     "observe": lambda i, n: {"op": "observe", "offset": PAGE * i, "length": PAGE},
 }  # fmt: skip
+SHARED: list[dict[str, Any]] = [{"op": "convert", "to": "shared"}, {"op": "pin"}, {"op": "punch_hole"}]
+BEFORE: dict[str, list[dict[str, Any]]] = {
+    "punch_hole": [{"op": "fallocate"}],
+    "punch_hole with pfns": [{"op": "fallocate"}],
+    "unpin of what left the file": SHARED,
+    "unpin of what left a file without struct pages": SHARED,
+}
 GUESTS: dict[str, dict[str, Any]] = {
+    "unpin of what left the file": {"vm_type": "sw_protected", "conversion": {"mode": "in-place"}},
+    "unpin of what left a file without struct pages": {"vm_type": "sw_protected", "design": "pfn-range"},
     "convert": {"vm_type": "sw_protected", "conversion": {"mode": "in-place"}},
     "convert out of place": {"vm_type": "snp", "conversion": {"mode": "out-of-place"}},
     "alias beside attributes": {"vm_type": "snp", "conversion": {"mode": "out-of-place"}},
@@ -55,7 +66,7 @@ def scenario(kind: str, count: int) -> Scenario:
             "output": "counts",
             "operations": [
                 {"op": "create"},
-                *([{"op": "fallocate"}] if kind.startswith("punch_hole") else []),
+                *BEFORE.get(kind, []),
                 *(KINDS[kind](i, count) for i in range(count)),
             ],
         }

@@ -301,7 +301,7 @@ def unpin_range(system: System, inode: Inode, offset: int, length: int, kind: st
     """:func:`unpin` of bytes of a tracked file."""
     conversions, file = _tracking(system, inode)
     outcome = file.unpin(offset, length, kind)
-    conversions.take_back(inode, file)
+    conversions.take_back(inode, file, offset // PAGE_SIZE, min(inode.pages, -(-(offset + length) // PAGE_SIZE)))
     if inode.evicted and not len(file.withheld()):
         conversions.retire(inode, file)
     return result_of(outcome)
@@ -509,7 +509,7 @@ def punch_hole(system: System, inode: Inode, offset: int, length: int) -> Result
     if first < last and shift:
         for low, high in true_intervals(~file.present(first, last), first).tolist():
             system.leave(inode, low, high)
-        conversions.take_back(inode, file)
+        conversions.take_back(inode, file, start, end)
     if outcome.errno in (0, errno.EAGAIN):
         if inode.users is not None:  # told of the whole range before anything leaves
             inode.users.invalidate(offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE))

@@ -205,7 +205,7 @@ class Conversions:
         self.erase_small(inode, file, 0, inode.pages, held)
         if inode.order:
             self.system.leave(inode, 0, inode.pages >> inode.order)
-            self.take_back(inode, file)
+            self.take_back(inode, file, 0, inode.pages)
         if not len(file.withheld()):
             self.retire(inode, file)
 
@@ -248,10 +248,13 @@ class Conversions:
         for (page, zone, poisoned, *pins), frame in zip(held.tolist(), frames, strict=True):
             if any(pins) or not poisoned:
                 inode.kept.setdefault(page, []).append([NOWHERE if poisoned else zone, *pins, frame])
-        self.take_back(inode, file)
+        self.take_back(inode, file, start, end)
 
-    def take_back(self, inode: Inode, file: TrackedFile) -> None:
-        """What the file has given up since the last look goes to the engine's pools, or its 4 KiB pages to their zones."""
+    def take_back(self, inode: Inode, file: TrackedFile, start: int, end: int) -> None:
+        """What the file has given up since the last look goes to the engine's pools, or its 4 KiB pages to their zones.
+
+        ``start``, ``end``: pages that may have lost their last pin.
+        """
         system = self.system
         if inode.order:
             system.free[: system.nodes] += file.returned()
@@ -260,12 +263,17 @@ class Conversions:
                 system.free[: system.nodes] += self.unusable - unusable
                 self.unusable = unusable
         if inode.kept:
-            self._let_go(inode, file)
+            self._let_go(inode, file, start, end)
         system.settle_blocks()
 
-    def _let_go(self, inode: Inode, file: TrackedFile) -> None:
+    def _let_go(self, inode: Inode, file: TrackedFile, start: int, end: int) -> None:
         """Pages that left the file are free once nobody has them pinned; of one kind the pin on the oldest goes first."""
-        pages = np.array(sorted(inode.kept), np.int64)
+        if end - start < len(inode.kept):
+            pages = np.array([page for page in range(start, end) if page in inode.kept], np.int64)
+        else:
+            pages = np.array(sorted(page for page in inode.kept if start <= page < end), np.int64)
+        if not len(pages):
+            return
         for page, left in zip(pages.tolist(), file.references(pages, left_file=True).tolist(), strict=True):
             frames = inode.kept[page]
             for kind in (1, 2):
