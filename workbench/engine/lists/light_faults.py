@@ -86,8 +86,9 @@ class BulkLightFaults:
         self._not_before = number + LEAST  # what is asked changes seldom
         if file is None or not _possible(self.system, file):
             return None
-        listed = self._alike(file, first.file, self.operations[number : number + self._most])
+        listed, certain = self._alike(file, first.file, self.operations[number : number + self._most])
         self._not_before = number + len(listed.calls) + 1
+        self._most = self._most if certain else max(len(listed.calls), LEAST)
         if len(listed.calls) < LEAST or not _suffices(self.system, file.inode, listed):
             return None
         done, status = self._run(file, listed)
@@ -95,12 +96,12 @@ class BulkLightFaults:
             self._most = MOST
             return None
         count = 0 if done is None else len(done.results)
-        self._most = min(2 * self._most, MOST) if status == placement.DONE else max(2 * count, LEAST)
+        self._most = min(2 * self._most, MOST) if certain and status == placement.DONE else max(2 * count, LEAST)
         self._not_before = number + count + (status != placement.DONE)
         return done
 
-    def _alike(self, file: OpenFile, name: str, operations: Sequence[sc.Operation]) -> _List:
-        """Calls on a file up to whatever is something else, or has not gone well before."""
+    def _alike(self, file: OpenFile, name: str, operations: Sequence[sc.Operation]) -> tuple[_List, bool]:
+        """Calls on a file up to whatever is something else, or has not gone well before; whether that, not doubt, ends them."""
         system, inode, calls_too = self.system, file.inode, may_call(self.system, file)
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
         holes_to = inode.pages if file.descriptor is not None and holes_possible(inode) else 0
@@ -134,10 +135,10 @@ class BulkLightFaults:
             streams.append(row)
         table, stream = np.array(rows, np.int64).reshape(-1, 5), np.array(streams, np.int64).reshape(-1, 6)
         if not calls:
-            return _List(calls, table, stream)
+            return _List(calls, table, stream), True
         nothing, count = _look_ahead(inode, stream)
         table[nothing, 1] = table[nothing, 0]
-        return _List(calls[:count], table[:count], stream[:count])
+        return _List(calls[:count], table[:count], stream[:count]), count == len(calls)
 
     def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
         """Carry out such calls, as far as their pages are placed, and whether that was all."""
