@@ -39,7 +39,7 @@ def run(
         log = Log(system, operations)
         lists, number = LookAhead(system, operations), 0
         while number < len(operations):
-            done = lists.run(number, log.results[-1] if number else None)
+            done = lists.run(number, log.results)
             if done is None:
                 system.placed[:], system.begun[:] = system.begun, 0
                 log.keep(system, operations[number], apply(system, operations[number]))

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from workbench import running
-from workbench.engine.lists.look_ahead import LookAhead
+from workbench.engine.lists import look_ahead
 from workbench.engine.system import System
 from workbench.scenario import Scenario
 from workbench.simulation import run
 
+LISTS = [made for name, made in vars(look_ahead).items() if name.startswith("Bulk")]
 PAGE, PAGES = 4096, 4096
 GUESTS: dict[str, dict[str, Any]] = {
     "7.3": {"vm_type": "sw_protected", "memory": PAGE * PAGES},
@@ -71,10 +71,12 @@ def test_what_is_looked_at_ahead(guest: str, mix: str, monkeypatch: pytest.Monke
     })  # fmt: skip
     Seen.looks = 0
 
-    def looking(system: System, operations: list[Any]) -> LookAhead:
-        return LookAhead(system, Seen(operations))
+    for made in LISTS:
 
-    monkeypatch.setattr(running, "LookAhead", looking)
+        def looking(system: System, operations: list[Any], *more: Any, made: Any = made) -> Any:
+            return made(system, Seen(operations), *more)
+
+        monkeypatch.setattr(look_ahead, made.__name__, looking)
     run(scenario)
     assert Seen.looks < 12 * len(calls)
     assert Seen.looks or mix != "conversions"

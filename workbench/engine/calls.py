@@ -94,6 +94,19 @@ CALLS: dict[type[sc.Operation], Call] = {
 }
 
 
+def idle(scenario: sc.Scenario) -> tuple[type[sc.Operation], ...]:
+    """Calls that the guest of a scenario has not, or that do nothing there: what they answer depends on no state."""
+    out: list[type[sc.Operation]] = [sc.CheckExtension]
+    interface = scenario.guest.policy_interface
+    if interface != "fbind":
+        out.append(sc.Fbind)
+    if interface not in ("fbind", "mbind"):
+        out.append(sc.SetPolicy)
+    if "out-of-place" not in scenario.kernel.conversion:
+        out.append(sc.SetMemoryAttributes)
+    return tuple(out)
+
+
 def convert_many(system: System, operation: ConvertMany) -> Result:
     """Operations of a stream one after another: in the kernel where that can be, else each as a call of its own.
 

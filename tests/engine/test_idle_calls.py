@@ -1,0 +1,140 @@
+"""Calls that change nothing leave the lists they stand in as they are; each has what the calls one after another leave."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench as wb
+from reference import one_after_another
+from workbench.engine.calls import CALLS, idle
+from workbench.engine.lists import backends, devices, faults, light, light_faults, tracked
+from workbench.engine.system import System
+from workbench.running import run
+
+PAGES = 2048
+HOST = {
+    "name": "two",
+    "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}, {"id": 1, "memory_bytes": "256 MiB", "cpus": [1]}],
+    "distances": [[10, 20], [20, 10]],
+}
+IDLE: list[dict[str, Any]] = [
+    {"op": "fbind", "mode": "bind", "nodes": "1"},
+    {"op": "policy", "mode": "bind", "nodes": "1"},
+    {"op": "set_memory_attributes", "private": True, "length": 4096},
+    {"op": "check_extension", "capability": "guest_memfd"},
+]
+BUSY: list[dict[str, Any]] = [
+    {"op": "fault", "by": "guest"},
+    {"op": "fault", "by": "host"},
+    {"op": "convert", "to": "shared"},
+    {"op": "convert", "to": "private"},
+    {"op": "pin"},
+    {"op": "unpin"},
+    {"op": "iommu_map"},
+    {"op": "iommu_unmap"},
+    {"op": "punch_hole"},
+]
+GUESTS: dict[str, tuple[str, dict[str, Any], list[ModuleType]]] = {
+    "ordinary": ("7.3", {"vm_type": "none"}, [faults]),
+    "7.3": ("7.3", {"vm_type": "sw_protected", "policy_interface": "none"}, [backends, faults]),
+    "in place": ("7.4", {"vm_type": "sw_protected"}, [faults, tracked, devices]),
+    "snp": ("7.4", {"vm_type": "snp", "policy_interface": "none"}, [faults, tracked]),
+    "tdx": ("7.4", {"vm_type": "tdx", "policy_interface": "create"}, [faults, tracked]),
+    "pfn-range": ("7.4", {"vm_type": "sw_protected", "design": "pfn-range"}, [light, light_faults]),
+}
+
+
+def scenario(guest: str, calls: list[dict[str, Any]], metadata: str = "counted") -> wb.Scenario:
+    profile, fields, _ = GUESTS[guest]
+    profile = {} if "design" in fields else {"kernel_profile": profile}
+    on_file = [{"file": "guest", **call} if call["op"] != "check_extension" else call for call in calls]
+    return wb.Scenario.from_mapping({
+        "host": HOST, "guest": {"memory": PAGES * 4096, **fields}, "metadata": metadata, **profile,
+        "operations": [{"op": "create"}, *on_file],
+    })  # fmt: skip
+
+
+def at(call: dict[str, Any], page: int) -> dict[str, Any]:
+    return call if call["op"] == "check_extension" else {**call, "offset": page * 4096, "length": 4096}
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Alike operations for a while, with idle ones in between."""
+    out: list[dict[str, Any]] = []
+    for _ in range(draw(st.integers(1, 4))):
+        kinds = draw(st.lists(st.sampled_from(BUSY), min_size=1, max_size=3)) + draw(
+            st.lists(st.sampled_from(IDLE), min_size=1, max_size=2)
+        )
+        chosen = draw(st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 40)), min_size=1, max_size=24))
+        out += [at(call, page) for call, page in chosen]
+    return out
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+@settings(max_examples=12, deadline=None)
+@given(calls=streams(), metadata=st.sampled_from(["counted", "counted", "off", "taken"]))
+def test_the_same_as_one_after_another(guest: str, calls: list[dict[str, Any]], metadata: str) -> None:
+    given_ = scenario(guest, calls, metadata)
+    for module in GUESTS[guest][2]:
+        one_after_another.assert_equal(module, given_)
+
+
+def idle_calls(guest: str) -> list[dict[str, Any]]:
+    given_ = scenario(guest, IDLE)
+    return [one for one, call in zip(IDLE, given_.operations[1:], strict=True) if isinstance(call, idle(given_))]
+
+
+def test_which_calls_are_idle() -> None:
+    found = {guest: [str(one["op"]) for one in idle_calls(guest)] for guest in GUESTS}
+    always = ["fbind", "check_extension"]
+    assert found["ordinary"] == found["in place"] == always
+    assert found["7.3"] == found["snp"] == found["tdx"] == ["fbind", "policy", "check_extension"]
+    assert found["pfn-range"] == ["fbind", "set_memory_attributes", "check_extension"]
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_idle_calls_end_no_list(guest: str) -> None:
+    """Of 300 operations, a third of which change nothing, the others are one list, but for the first that finds out."""
+    between = idle_calls(guest)
+    calls = [between[number // 3 % len(between)] if number % 3 == 2 else BUSY[0] for number in range(300)]
+    given_ = scenario(guest, [at(call, number) for number, call in enumerate(calls)])
+    assert one_after_another.assert_equal(faults, given_) >= 198
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_idle_calls_change_nothing(guest: str) -> None:
+    """Whatever the state is, and whether there is a file: before one is made, while it is used, when it is closed."""
+    given_ = scenario(guest, [])
+    between = idle_calls(guest)
+    uses = [at(BUSY[0], 3), {"op": "close", "unmap": False}]
+    plain = [{"op": "create"}, *[{"file": "guest", **use} for use in uses]]
+    strewn: list[dict[str, Any]] = []
+    for one in plain:
+        strewn += [*between, one]
+    strewn += between
+    first, second = (run(given_.replace(operations=operations)) for operations in (plain, strewn))
+    step = len(between) + 1
+    np.testing.assert_array_equal(first.log.free, second.log.free[step - 1 :: step])
+    np.testing.assert_array_equal(first.log.placed, second.log.placed[step - 1 :: step])
+    np.testing.assert_array_equal(first.log.metadata, second.log.metadata[step - 1 :: step])
+    errors = {result.errno for number, result in enumerate(second.log.results) if number % step != step - 1}
+    system = System(given_)
+    assert errors == {CALLS[type(op)](system, op).errno for op in scenario(guest, between).operations[1:]}
+
+
+@pytest.mark.parametrize(("guest", "module", "of"), [("7.3", backends, BUSY[2:4]), ("in place", devices, BUSY[6:8])])
+def test_idle_calls_stand_between_all_that_changes(guest: str, module: ModuleType, of: list[dict[str, Any]]) -> None:
+    """What conversions out of place count, and what devices map, is known of each event."""
+    between = idle_calls(guest)
+    calls = [at({"op": "fault", "by": "host"}, page) for page in range(20)] if guest == "in place" else []
+    calls = [at(BUSY[2], page) for page in range(20)] + calls
+    for number in range(60):
+        calls += [at(of[number % 7 % 2], number % 20), at(between[number % len(between)], number)]
+    assert one_after_another.assert_equal(module, scenario(guest, calls)) >= 59
