@@ -112,6 +112,7 @@ FEW = st.builds(
         *[{"op": "convert", "to": to} for to in ("shared", "private", "private")],
         *[{"op": "fault", "by": by} for by in ("host", "host", "host", "guest", "prefault")],
         {"op": "fallocate"}, {"op": "pin"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"},
+        {"op": "unpin", "kind": "transient"}, {"op": "punch_hole"},
     ]),
     st.integers(0, 5), st.sampled_from([1, 1, 1, 1, 2, 3]), RANGE["task"],
 )  # fmt: skip
@@ -243,7 +244,54 @@ def test_struct_pages_of_what_the_host_touches_have_nodes_above_them() -> None:
     assert nodes == len({101 * number % 5000 // 64 for number in range(50)}) + 2 + 1
 
 
-@pytest.mark.parametrize("reason", ["left pinned", "poison", "device", "struct pages"])
+def test_a_list_ends_where_a_page_that_somebody_holds_may_leave_or_be_free() -> None:
+    """Its hole and its unpin are calls of their own, and nothing else: no conversion, and no hole where a pin was refused."""
+    page, other = {"offset": 4096 * 40, "length": 4096}, {"offset": 4096 * 41, "length": 4096}
+    convert = {"op": "convert", "to": "shared"}
+    around = [{"op": op, "offset": 8192 * n, "length": 4096} for n in range(9) for op in ("fallocate", "punch_hole")]
+    calls: list[dict[str, Any]] = [
+        convert | page, {"op": "pin", **page}, {"op": "pin", **other}, {"op": "punch_hole", **other},
+        {"op": "pin", "kind": "transient", **page}, *around, {"op": "punch_hole", **page},
+        *around, {"op": "unpin", "kind": "transient", **page}, convert | other, {"op": "pin", **page}, {"op": "unpin", **page},
+        *around, {"op": "unpin", **page}, {"op": "punch_hole", **page}, *around,
+    ]  # fmt: skip
+    given_ = scenario([{"op": "create"}, *WELL, *calls])
+    assert assert_equal(given_) == len(calls) - 2
+    answer = run(given_)
+    errors = answer["event_error"][1 + len(WELL) :].tolist()
+    assert [(number, error) for number, error in enumerate(errors) if error] == [(2, "EFAULT"), (42, "EINVAL")]
+    free = np.diff(answer["free_pages"].sum(axis=1)[len(WELL) :])
+    drops = [
+        number
+        for number, one in enumerate(calls)
+        if one["op"] in ("punch_hole", "unpin") and one["offset"] == page["offset"]
+    ]
+    assert free[drops].tolist() == [
+        0,
+        0,
+        1,
+        0,
+        1,
+    ]  # a hole, a reference that there is not, the oldest, the last one, a hole
+
+
+def test_a_conversion_that_a_pin_refused_leaves_the_state_of_a_hole_open() -> None:
+    """What somebody held when it was to be private is shared yet when it has left, and the host places it again."""
+    page = {"offset": 0, "length": 4096}
+    private, host = {"op": "convert", "to": "private", **page}, {"op": "fault", "by": "host", **page}
+    for kind in ("transient", "long_term"):
+        calls: list[dict[str, Any]] = [
+            {"op": "convert", "to": "shared", **page}, host, {"op": "pin", "kind": kind, **page}, private,
+            *[{"op": "unpin", "kind": kind, **page}] * (kind == "long_term"), {"op": "punch_hole", **page}, host,
+            private, host, {"op": "punch_hole", **page}, host,
+        ]  # fmt: skip
+        given_ = scenario([{"op": "create"}, *WELL, *calls])
+        assert assert_equal(given_) >= len(calls) - 1
+        bad = [result.detail.get("bad") for result in run(given_).log.results[1 + len(WELL) :]]
+        assert [one for one in bad if one is not None] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("reason", ["poison", "device", "struct pages"])
 def test_what_is_not_followed_is_answered_call_by_call(reason: str) -> None:
     page = {"offset": MEMORY - 8192, "length": 4096}
     calls = [
@@ -252,7 +300,6 @@ def test_what_is_not_followed_is_answered_call_by_call(reason: str) -> None:
         for op in ("convert", "fault")
     ]
     first = {
-        "left pinned": [{"op": "pin", **page}, {"op": "punch_hole", **page}],
         "poison": [{"op": "hwpoison", **page}],
         "device": [{"op": "iommu_map", **page}],
         "struct pages": [],

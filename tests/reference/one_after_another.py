@@ -12,9 +12,11 @@ import workbench as wb
 from workbench.answer import Answer
 from workbench.engine.filemap import FileMap
 from workbench.engine.lists import faults
-from workbench.engine.objects import Result
+from workbench.engine.objects import Inode, Result
 from workbench.engine.range_trees import StateTree
+from workbench.engine.users import Mapped
 from workbench.running import run
+from workbench.tracking.light_file import LightFile
 
 _DONE = faults.Done
 
@@ -44,9 +46,32 @@ def assert_equal(module: ModuleType, given: wb.Scenario) -> int:
             np.testing.assert_array_equal(left.mapped(), right.mapped())
         if first.users is not None and second.users is not None:
             np.testing.assert_array_equal(first.users.kvm.runs(), second.users.kvm.runs())
+            np.testing.assert_array_equal(_frames(first.users.iommu), _frames(second.users.iommu))
+            assert first.users.iommu_row() == second.users.iommu_row()
+        assert first.areas.intervals().tolist() == second.areas.intervals().tolist()
+        assert first.kept == second.kept
+        assert _references(first) == _references(second)
     assert _trees(one) == _trees(other)
     assert _nodes(one) == _nodes(other)
     return many
+
+
+def _frames(mapped: Mapped) -> list[list[int]]:
+    """Pages that are mapped, and the frame of each."""
+    return [[page, frame] for first, pages, frame, _ in mapped.runs().tolist() for page in range(first, first + pages)]
+
+
+def _references(inode: Inode) -> list[Any]:
+    """Who holds which pages, in the file or out of it, what is poisoned, and, without struct pages, where each unit lies."""
+    tracked = inode.tracked
+    if tracked is None:
+        return []
+    out: list[Any] = [tracked.poisoned().tolist()]
+    for pages, left in ((tracked.pinned(), False), (tracked.withheld(), True)):
+        out.append([pages.tolist(), tracked.references(pages, left_file=left).tolist()])
+    if isinstance(tracked, LightFile):
+        out += [tracked.state.unit_pfn.tolist(), tracked.extents().tolist(), tracked.memory.free_pages.tolist()]
+    return out
 
 
 def _nodes(answer: Answer) -> list[Any]:

@@ -2,8 +2,8 @@
 
 They place and free no memory of the file. One kernel carries them out (:mod:`workbench.kernels.light_rows`) and says what is left
 after each: counters, nodes, what the guest has mapped, what stays whole. The host's page tables are entered here, and tables of
-both in their turn. What it cannot follow are poisoned pages, devices, and pinned pages that left the file; with these each is a
-call of its own.
+both in their turn. What it cannot follow are poisoned pages and devices; with these each is a call of its own, and so is an unpin
+of a page that has left the file.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class BulkLight:
             calls.append(one)
             rows.append(row)
         stream = np.array(rows, np.int64).reshape(-1, 6)
-        count = _first_absent(inode, stream)
+        count = min(_first_absent(inode, stream), first_unpin_of_kept(inode, stream))
         return calls[:count], stream[:count]
 
     def _run(self, file: OpenFile, calls: list[Call | sc.Fault], stream: Int64s) -> Done:
@@ -145,7 +145,7 @@ def may_call(system: System, file: OpenFile) -> bool:
     """Whether conversions and pins of such a file do not, either."""
     inode, metadata = file.inode, system.metadata
     assert isinstance(inode.tracked, LightFile)
-    if inode.kept or inode.tracked.state.counts[light_map.N_WITHHELD] or not converts_in_place(system, file):
+    if not converts_in_place(system, file):
         return False
     return metadata is None or metadata.trees.get(inode, {}).keys() == _TREES
 
@@ -171,6 +171,16 @@ def _first_absent(inode: Inode, stream: Int64s) -> int:
     row, unit = pages_of(first >> inode.order, -(-end >> inode.order))
     absent = faults[row[inode.tracked.state.unit_pfn[unit] < 0]]
     return int(absent[0]) if len(absent) else len(stream)
+
+
+def first_unpin_of_kept(inode: Inode, stream: Int64s) -> int:
+    """The first row that drops a reference of a page that has left the file, and so may free it; how many there are if none."""
+    drops = np.flatnonzero((stream[:, folio.OP] == folio.UNPIN) & (stream[:, folio.ARGUMENT] != folio.TRANSIENT))
+    if not inode.kept or not len(drops):
+        return len(stream)
+    row, page = pages_of(*pages_of_calls(stream[drops]))
+    kept = drops[row[np.isin(page, list(inode.kept))]]
+    return int(kept[0]) if len(kept) else len(stream)
 
 
 def carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows, States]:

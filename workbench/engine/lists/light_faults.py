@@ -1,10 +1,11 @@
 """Many calls on a file of 4 KiB pages without struct pages, of which some place or free pages: faults, allocations, holes;
-what converts and pins comes between, but no pin is with a hole in a list.
+what converts and pins comes between.
 
 Pages are placed and freed first, as for any list of faults (:mod:`workbench.engine.lists.faults`); what was placed becomes rows
 of the stream that carries the calls out (:mod:`workbench.engine.lists.light`). A fault of the host places a page that is shared
 when its turn comes, and so does a pin. As struct pages suffice, no conversion to shared is refused; one to private is where
 somebody holds a page, which then is there: of a single page the state is as good as known before, of others of its range not.
+A list ends before a hole that may take a page which somebody holds, and so stays allocated, and before an unpin of one.
 """
 
 from __future__ import annotations
@@ -30,13 +31,20 @@ from workbench.engine.lists.faults import (
     results_of,
     way,
 )
-from workbench.engine.lists.light import Placed, carry_out, held_after, map_for_host, may_call, possible
+from workbench.engine.lists.light import (
+    Placed,
+    carry_out,
+    first_unpin_of_kept,
+    held_after,
+    map_for_host,
+    may_call,
+    possible,
+)
 from workbench.engine.lists.tracked_faults import (
     CALLS,
     MOST_PAGES,
     Call,
     Outcomes,
-    holes_possible,
     pages_of_calls,
     row_of_call,
 )
@@ -104,19 +112,14 @@ class BulkLightFaults:
         """Calls on a file up to whatever is something else, or has not gone well before; whether that, not doubt, ends them."""
         system, inode, calls_too = self.system, file.inode, may_call(self.system, file)
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
-        holes_to = inode.pages if file.descriptor is not None and holes_possible(inode) else 0
+        holes_to = inode.pages if file.descriptor is not None else 0
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0
         calls: list[_Call] = []
         rows: list[tuple[int, int, int, int, int]] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
         pages = 0
-        holds = frees = False
         for one in operations:
-            holds |= isinstance(one, sc.Pin | sc.Unpin)
-            frees |= isinstance(one, sc.PunchHole)
-            if holds and frees:  # what is held stays allocated when it leaves the file
-                break
             if not isinstance(one, _CALLS) or one.file != name or one.task not in of_task or pages > MOST_PAGES:
                 break
             first = end = 0
@@ -206,35 +209,117 @@ def _row_of_touch(
 
 
 def _look_ahead(inode: Inode, stream: Int64s) -> tuple[Bools, int]:
-    """Which faults of the host and pins place nothing, and how many rows come before one of which that is not certain."""
+    """Which faults of the host and pins place nothing, and how many rows come before one of which that is not certain, or that
+    may free what somebody holds."""
     tracked = inode.tracked
     assert isinstance(tracked, LightFile)
     state, op, to_shared = tracked.state, stream[:, folio.OP], stream[:, folio.ARGUMENT] == 1
     first, end = pages_of_calls(stream)
     alone = end - first == 1
+    refers, holes = (op == folio.PIN) | (op == folio.UNPIN), op == folio.PUNCH
     pins = (op == folio.PIN) & (stream[:, folio.ARGUMENT] != folio.TRANSIENT)
     touches = (op == folio.HOST_FAULT) | (pins & alone)
     converts = (op == folio.CONVERT) & ((stream[:, folio.OFFSET] | stream[:, folio.LENGTH]) % PAGE_SIZE == 0)
-    unsure = converts & ~to_shared & ~alone & bool(state.counts[light_map.N_PINS] or (op == folio.PIN).any())
+    may_be_held = bool(state.counts[light_map.N_PINS] or (op == folio.PIN).any())
+    unsure = converts & ~to_shared & ~alone & may_be_held
     shared = bits_at(state.shared, first)
     count = _first_absent(state.unit_pfn, first, end, np.flatnonzero(pins & ~alone), len(stream))
+    count = min(count, first_unpin_of_kept(inode, stream))
     pages, at = np.unique(first[touches], return_index=True)
-    some = np.flatnonzero(touches | converts)
-    if len(pages) and converts.any():
-        there, now = state.unit_pfn[first] >= 0, shared[touches][at].astype(np.int8)
+    held = _Held(tracked, pages) if may_be_held and holes.any() else None
+    some = np.flatnonzero(touches | converts | ((holes | refers) & (held is not None)))
+    if held is not None or (len(pages) and converts.any()):
+        there, now = state.unit_pfn[pages] >= 0, shared[touches][at].astype(np.int8)
         low, high = np.searchsorted(pages, first[some]), np.searchsorted(pages, end[some])
-        lists = (some, low, high, touches[some], unsure[some], to_shared[some])
-        for number, begin, stop, touch, may_stay, shares in zip(*(one.tolist() for one in lists), strict=True):
-            if touch and now[begin] == _UNSURE and not there[number]:
+        lists = (some, low, high, touches[some], converts[some], unsure[some], to_shared[some])
+        for number, begin, stop, touch, converted, may_stay, shares in zip(
+            *(one.tolist() for one in lists), strict=True
+        ):
+            if touch and now[begin] == _UNSURE and not there[begin]:
+                count = min(count, number)
+                break
+            if held is not None and not held.follow(stream[number], begin, stop, now, there):
                 count = min(count, number)
                 break
             if touch:
                 shared[number] = now[begin] == _YES
-            elif may_stay:
+            elif converted and may_stay:
                 now[begin:stop][now[begin:stop] == _YES] = _UNSURE
-            else:
+            elif converted:
                 now[begin:stop] = _YES if shares else _NO
     return (touches & ~shared) | (pins & ~alone), count
+
+
+class _Held:
+    """Which pages somebody may hold, call by call, beside the state of ``pages``, ascending, that are touched one by one.
+
+    How many references a page has is known at most: a pin may be refused.
+    """
+
+    def __init__(self, tracked: LightFile, pages: Int64s) -> None:
+        self.number_of = {page: number for number, page in enumerate(pages.tolist())}
+        self.most: dict[tuple[int, int], int] = {}
+        """References by page and kind."""
+        self.open: set[int] = set()
+        """Pages that count as private, and may be shared yet: somebody may have held them when they were converted."""
+        self.gone: set[int] = set()
+        """Pages that a hole has taken; of one list they are few (:data:`MOST_PAGES`)."""
+        for row in tracked.state.pins[: tracked.state.counts[light_map.N_PINS]].tolist():
+            if row[light_map.PIN_PFN] < 0:
+                self.most[row[light_map.PIN_PAGE], row[light_map.PIN_KIND]] = row[light_map.PIN_COUNT]
+
+    def follow(self, row: Int64s, begin: int, stop: int, now: npt.NDArray[np.int8], there: Bools) -> bool:
+        """A row of the stream, and which of the pages it names; False: what it does is not certain.
+
+        now, there : of each of the pages, before the row; what of it the row leaves open is entered
+        """
+        op, offset, length, argument = row[:4].tolist()
+        first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
+        if op == folio.PUNCH:
+            return self._punch(first, end, begin, stop, now, there)
+        if op == folio.PIN:
+            return self._pin(first, end, argument, now)
+        if op == folio.UNPIN and end - first == 1:
+            self._drop(first, argument)
+        elif op == folio.CONVERT and argument == 1 and self.open:
+            self.open.difference_update(range(first, end))
+        elif op == folio.CONVERT and end - first == 1 and self._may_be_shared(first, now):
+            kept = any((first, kind) in self.most for kind in (folio.TRANSIENT, folio.LONG_TERM))
+            (self.open.add if kept else self.open.discard)(first)
+        return True
+
+    def _may_be_shared(self, page: int, now: npt.NDArray[np.int8]) -> bool:
+        number = self.number_of.get(page)
+        return number is None or now[number] != _NO or page in self.open
+
+    def _pin(self, first: int, end: int, kind: int, now: npt.NDArray[np.int8]) -> bool:
+        if end - first > 1 and kind != folio.TRANSIENT and not self.gone.isdisjoint(range(first, end)):
+            return False
+        if end - first > 1 or self._may_be_shared(first, now):
+            for page in range(first, end):
+                self.most[page, kind] = self.most.get((page, kind), 0) + 1
+        return True
+
+    def _drop(self, page: int, kind: int) -> None:
+        count = self.most.get((page, kind), 0) - 1
+        if count > 0:
+            self.most[page, kind] = count
+        else:
+            self.most.pop((page, kind), None)
+
+    def _punch(self, first: int, end: int, begin: int, stop: int, now: npt.NDArray[np.int8], there: Bools) -> bool:
+        """What is held in passing is so no more when it leaves."""
+        pages = range(first, end)
+        if any((page, folio.LONG_TERM) in self.most for page in pages):
+            return False
+        for page in pages:
+            self.most.pop((page, folio.TRANSIENT), None)
+        there[begin:stop] = False
+        for page in self.open.intersection(pages):
+            if page in self.number_of:
+                now[self.number_of[page]] = _UNSURE
+        self.gone.update(pages)
+        return True
 
 
 def _first_absent(unit_pfn: Int64s, first: Int64s, end: Int64s, some: Int64s, count: int) -> int:
