@@ -1,4 +1,4 @@
-"""Conversions out of place, attributes and guest faults one by one: the state after each, and xarray nodes that come and go.
+"""Calls on a guest whose conversions are out of place, one by one: the state after each, and xarray nodes that come and go.
 
 What they do to the two files is in :mod:`workbench.kernels.two_backends`. Beside the pages three trees change, in this order
 (``lib/xarray.c``: ``xas_create``, ``xas_delete_node``): that of the file which loses pages, that of the file which gains some,
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.kernels.compile import Int, kernel, record
-from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, LENGTH, OFFSET, OP
+from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, LENGTH, OFFSET, OP, PUNCH
 from workbench.kernels.placement import (
     DONE,
     NEEDS_ROOM,
@@ -24,9 +24,11 @@ from workbench.kernels.placement import (
     Zones,
 )
 from workbench.kernels.two_backends import (
+    ALLOCATE,
     AT,
     ATTRIBUTES,
     BACKING,
+    LOOK,
     NOTHING,
     PRIVATE,
     SAME_FILE,
@@ -54,7 +56,7 @@ _PAGE_SHIFT = 12
 
 @record
 class Calls(NamedTuple):
-    """A list of conversions, attributes and guest faults, whose ranges are whole pages inside the file, and what they lead to."""
+    """A list of calls, whose ranges are whole pages inside the file, and what they lead to."""
 
     stream: np.ndarray
     """int64 (n, 6), as :func:`workbench.kernels.two_backends.run` takes them."""
@@ -160,8 +162,13 @@ def _look(given: Calls, nodes: Nodes, row: Int, numa: Int, b: Backends) -> Int:
     end = start + (given.stream[row, LENGTH] >> _PAGE_SHIFT)
     low, high, beyond = end, end, end
     tree: Int = ATTRIBUTES
-    if op == SET_ATTRIBUTES:
+    if op == SET_ATTRIBUTES or op == PUNCH:
         low, high = start, end
+    elif op == ALLOCATE:
+        low, high, tree = start, end, PRIVATE
+    elif op == LOOK:
+        at[LOW], at[HIGH] = end, end
+        return DONE
     elif op != CONVERT:
         low, high, tree = start, end, _touched(b, start, end)
         if tree == ATTRIBUTES or (tree == SHARED and b.where[BACKING] == NOTHING):  # no file has all of it
@@ -184,7 +191,7 @@ def _look(given: Calls, nodes: Nodes, row: Int, numa: Int, b: Backends) -> Int:
         return DONE
     if nodes.events.shape[0] - at[EVENTS] < 2 * numa + 2:
         return NEEDS_ROOM
-    if op == SET_ATTRIBUTES and to_shared:  # no tree grows
+    if op == PUNCH or (op == SET_ATTRIBUTES and to_shared):  # no tree grows
         return DONE
     if (high - 1) >> (NODES_SHIFT * nodes.height[tree]) != 0:
         return LEFT
@@ -199,6 +206,10 @@ def _follow(given: Calls, nodes: Nodes, row: Int, pages: Int, b: Backends) -> No
             _free(given, nodes, row, ATTRIBUTES, SETTLED, pages, b)
         else:
             _enter(given, nodes, row, ATTRIBUTES, SETTLED)
+    elif given.stream[row, OP] == PUNCH:
+        _free(given, nodes, row, PRIVATE, ERASED, pages, b)
+    elif given.stream[row, OP] == ALLOCATE:
+        _enter(given, nodes, row, PRIVATE, ENTERED)
     elif given.stream[row, OP] != CONVERT:
         _enter(given, nodes, row, _touched(b, given.at[LOW], given.at[HIGH]), ENTERED)
     elif given.stream[row, ARGUMENT]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from workbench.kernels.compile import Int, kernel, record
 from workbench.kernels.filemap import add_run
-from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, EINVAL, LENGTH, OFFSET, OP
+from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, EINVAL, LENGTH, OFFSET, OP, PUNCH
 from workbench.kernels.maps import maple
 from workbench.kernels.placement import (
     ALLOCATIONS,
@@ -68,9 +68,9 @@ COUNTERS = (
     PRIVATE_NOW,
     SHARED_BACKEND_NOW,
 ) = range(len(COUNTERS))
-SET_ATTRIBUTES = 64
-"""An operation beside those of :mod:`workbench.kernels.folios.run`: the gfns of the range are shared (ARGUMENT 1) or private from
-now on, and nothing else happens."""
+SET_ATTRIBUTES, ALLOCATE, LOOK = range(64, 67)
+"""Operations beside those of :mod:`workbench.kernels.folios.run`: the gfns of the range are shared (ARGUMENT 1) or private from
+now on, and nothing else happens; the guest_memfd has all pages of the range, whatever its gfns are; nothing changes."""
 AT, PENDING_LOW, PENDING_END, ENTERED_PRIVATE, ENTERED_SHARED, BACKING = range(6)
 """Fields of ``where``: row of the stream, pages of the shared file yet to be touched, rows entered in the maps, and what backs
 gfns that are shared."""
@@ -336,6 +336,18 @@ def _begin_to_shared(b: Backends, start: Int, end: Int, file: Output, zones: Zon
 
 
 @kernel
+def _punch(b: Backends, start: Int, end: Int, file: Output, zones: Zones) -> Int:
+    """kvm_gmem_punch_hole alone, under gfns of either kind."""
+    if not _room(b, PRIVATE, _MARGIN) or not _room(b, PUNCHED, _MARGIN):
+        return NEEDS_ROOM
+    status = _note_hole(b, start, end)
+    if status == DONE:
+        _store(b, PUNCHED, start, end, 0)
+        _erase(b, PRIVATE, start, end, file, zones)
+    return status
+
+
+@kernel
 def _to_private(b: Backends, start: Int, end: Int, shared: Output, zones: Zones) -> Int:
     """Shared gfns [start, end) become private: the shared file is discarded, and nothing backs them until they are touched."""
     if not _room(b, SHARED, _MARGIN) or not _room(b, ATTRIBUTES, _MARGIN):
@@ -419,12 +431,12 @@ def run(
     zones_shared: Zones,
     turns: Interleaving,
 ) -> Int:
-    """Carry out conversions and guest faults of a guest of ``pages`` pages.
+    """Carry out conversions, guest faults, holes and whatever else of the kind on a guest of ``pages`` pages.
 
     Parameters
     ----------
-    stream : int64 (n, 6), operations as :mod:`workbench.kernels.folios.run` has them (CONVERT and GUEST_FAULT) and
-        SET_ATTRIBUTES, of whole pages; CPU is the task that makes the call
+    stream : int64 (n, 6), operations as :mod:`workbench.kernels.folios.run` has them (CONVERT, GUEST_FAULT and PUNCH) and
+        those from SET_ATTRIBUTES on, of whole pages; CPU is the task that makes the call
     errors : int32 (n,), receives errnos: EINVAL for a length of 0 or what is not aligned
 
     Returns
@@ -454,6 +466,14 @@ def run(
         start, end = offset >> _PAGE_SHIFT, min(pages, (offset + length) >> _PAGE_SHIFT)
         if stream[row, OP] == SET_ATTRIBUTES:
             status = _set_attributes(b, start, end, stream[row, ARGUMENT] != 0)
+        elif stream[row, OP] == PUNCH:
+            status = _punch(b, start, end, private, zones_private)
+        elif stream[row, OP] == ALLOCATE:
+            status = _touch(
+                b, PRIVATE, start, end, task, asking_private, requests_private, private, turns, zones_private
+            )
+        elif stream[row, OP] == LOOK:
+            status = DONE
         elif stream[row, OP] != CONVERT:
             status = _guest_touch(
                 b,

@@ -1,4 +1,4 @@
-"""Conversions out of place, attributes and guest faults leave the same carried out together, event by event, as one by one."""
+"""Calls on a guest whose conversions are out of place leave the same carried out together, event by event, as one by one."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ RANGE = {
 }
 TO = st.sampled_from(["shared", "private"])
 CONVERT = st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": TO})
-FAULT = st.fixed_dictionaries({"op": st.just("fault"), **RANGE, "by": st.sampled_from(["guest", "guest", "prefault"])})
+FAULT = st.fixed_dictionaries(
+    {"op": st.just("fault"), **RANGE, "by": st.sampled_from(["guest", "guest", "prefault", "host"])}
+)
 SET = st.fixed_dictionaries(
     {"op": st.just("set_memory_attributes"), **RANGE, "private": st.booleans()},
     optional={"raw_attributes": st.sampled_from([0, 8, 1]), "raw_flags": st.sampled_from([0, 0, 1])},
 )
-CALL = st.one_of(CONVERT, CONVERT, FAULT, SET)
-ALONE = st.one_of(SET, SET, FAULT)
+HOLE = st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fallocate"]), **RANGE})
+CALL = st.one_of(CONVERT, CONVERT, FAULT, SET, HOLE)
+ALONE = st.one_of(SET, SET, FAULT, HOLE)
 OTHER = st.one_of(
-    st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fallocate"]), **RANGE}),
+    st.fixed_dictionaries({"op": st.just("fallocate"), **RANGE, "mode": st.sampled_from([0, 1])}),
     st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("guest"), **RANGE, "order": st.just("reverse")}),
     st.fixed_dictionaries({"op": st.just("convert_stream"), "stream": st.just("uniform_random"), "count": st.just(20)}),
     st.fixed_dictionaries({"op": st.just("set_mempolicy"), "mode": st.just("interleave"), "nodes": st.just("0-1"),
@@ -161,6 +164,25 @@ def test_conversions_and_faults_in_turns_are_carried_out_together() -> None:
     assert run(given_)["refaulted_pages"].tolist()[-1] == 300
 
 
+@pytest.mark.parametrize("metadata", ["counted", "off"])
+def test_holes_and_faults_of_the_host_run_with_conversions(metadata: str) -> None:
+    """The host reaches no page of the guest_memfd; what is allocated under shared gfns stays there until a hole frees it."""
+    calls: list[dict[str, Any]] = []
+    for number in range(200):
+        page = {"offset": 4096 * (number * 37 % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        calls += [{"op": "fallocate", **page}, {"op": "fault", **page}, {"op": "punch_hole", **page}]
+        calls += [{"op": "convert", "to": "shared", **page}, {"op": "fallocate", **page}]
+        calls += [{"op": "punch_hole", **page}] * (number % 3 == 0)
+        calls += [{"op": "convert", "to": "private", **page}, {"op": "fault", "by": "guest", **page}]
+        calls += [{"op": "punch_hole", **page}, {"op": "fault", "by": "guest", **page}] * (number % 2)
+    given_ = scenario([{"op": "create"}, {"op": "fault", "by": "guest", "length": 4096}, *calls], metadata=metadata)
+    assert assert_equal(given_) >= len(calls) - 12
+    answer = run(given_)
+    assert answer["refaulted_pages"][-1] == 300
+    assert answer["private_backend_pages"][-1] == 200
+    assert [result.detail.get("bad", 0) for result in answer.log.results].count(1) == 200
+
+
 def test_slabs_come_from_where_they_would_when_a_node_fills_up() -> None:
     """A fault of 32 nodes needs a slab: it is taken from what was free before its pages, which are too many for the node."""
     calls = [
@@ -224,6 +246,17 @@ def test_attributes_and_faults_in_turns_are_carried_out_together(metadata: str, 
     if metadata == "counted":
         held = run(given_)["metadata_pages"].sum(axis=2)[:, 4]
         assert held.max() > 0 == held[-1]
+
+
+def test_holes_are_taken_out_of_the_hosts_page_tables() -> None:
+    """Of a guest_memfd alone the host may have mapped pages."""
+    calls = [{"op": "set_memory_attributes", "private": False, "length": 4096}] * 10
+    calls += [{"op": "punch_hole", "offset": page * 4096, "length": 8192} for page in range(0, 40, 4)]
+    before = [{"op": "create", "flags": ["mmap", "init_shared"]}, {"op": "fault", "length": 40 * 4096}, *calls[:1]]
+    given_ = scenario([*before, *calls], metadata="off").replace(**{"guest.vm_type": "none"})
+    assert assert_equal(given_) >= 20
+    (mapping,) = run(given_).system.files["guest"].inode.mappings
+    assert len(mapping.mapped()) == 10
 
 
 def test_trees_that_have_no_level_yet_are_followed() -> None:

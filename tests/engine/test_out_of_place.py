@@ -55,6 +55,21 @@ def nodes(dataset: xr.Dataset, file: str = "guest") -> list[int]:
     return dataset["pages_per_node"].sel(file=file).values.tolist()
 
 
+def test_changes_are_kept_for_who_looks_at_them() -> None:
+    """Without metadata nobody does."""
+    calls_ = [{"op": "convert", "to": to, **pages(1)} for to in ("shared", "private")]
+    calls_ += [{"op": "set_memory_attributes", "private": private, **pages(1)} for private in (False, True)]
+    for metadata in ("off", "counted"):
+        values = {"host": HOST, "guest": {"memory": "1 MiB", "vm_type": "snp"}, "kernel_profile": "7.3"}
+        given_ = wb.Scenario.from_mapping({**values, "operations": [{"op": "create"}, *calls_], "metadata": metadata})
+        system = System(given_)
+        for operation in expand(given_):
+            calls.apply(system, operation)
+        attributes = system.files["guest"].inode.attributes
+        assert attributes is not None
+        assert attributes.changed == []
+
+
 def test_a_quarter_of_the_guest_drifts_in_one_round_trip() -> None:
     """Recorded on 7.3.4 (SW_PROTECTED_VM, two nodes, 64 MiB): 0 / 16384 pages, then 4096 / 12288."""
     dataset = wb.simulate(wb.Scenario.from_yaml(datasets_path("scenarios", "conversion-drifts.yaml")))

@@ -92,12 +92,16 @@ class Attributes:
     def set_shared(self, start: int, end: int) -> None:
         """kvm_vm_set_mem_attributes: the attribute is cleared."""
         self.shared.add(start, end)
-        self.changed.append((start, end, True))
+        self._changes(start, end, True)
 
     def set_private(self, start: int, end: int) -> None:
         """kvm_vm_set_mem_attributes: the attribute is set."""
         self.shared.remove(start, end)
-        self.changed.append((start, end, False))
+        self._changes(start, end, False)
+
+    def _changes(self, start: int, end: int, shared: bool) -> None:
+        if self.looked_at:  # who looks for the first time looks at everything
+            self.changed.append((start, end, shared))
 
     def flip(self, start: int, end: int, to_shared: bool) -> None:
         """:meth:`set_shared` or :meth:`set_private` of pages all of which are otherwise."""
@@ -105,7 +109,7 @@ class Attributes:
             self.shared.add_absent(start, end)
         else:
             self.shared.remove_present(start, end)
-        self.changed.append((start, end, to_shared))
+        self._changes(start, end, to_shared)
 
     def note_hole(self, map_: FileMap, order: int, start: int, end: int) -> None:
         """Before private pages [start, end) are freed: remember what backed them, the first time."""

@@ -1,6 +1,7 @@
-"""Many conversions out of place, attributes and faults of their guest, one after another: in the kernel, the state after each.
+"""Many calls on a guest whose conversions are out of place, one after another: in the kernel, the state after each.
 
-Where the two files hold 4 KiB pages that nobody has mapped, these are attributes, holes, pages, xarray nodes and tables
+Where the two files hold 4 KiB pages that nobody has mapped, conversions, attributes, faults and what allocates or punches holes
+are attributes, holes, pages, xarray nodes and tables
 (:mod:`workbench.engine.bulk_conversions`, :mod:`workbench.engine.lists.converted_nodes`). The files stay with the kernel from one
 list to the next, until something else looks at them. There may be a guest_memfd alone, whose pages are of
 private gfns, or where it can be mapped of all.
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine import bulk_conversions, calls_mm
+from workbench.engine import bulk_conversions, calls_files, calls_mm
 from workbench.engine.attributes import COUNTERS
 from workbench.engine.lists.converted_nodes import ConvertedNodes
 from workbench.engine.lists.faults import LEAST, MOST, Done, whole_pages
@@ -22,11 +23,11 @@ from workbench.engine.system import System
 from workbench.intervals import Int64s
 from workbench.kernels import backend_nodes as kernel
 from workbench.kernels.folios import run as folio
-from workbench.kernels.two_backends import SET_ATTRIBUTES
+from workbench.kernels.two_backends import ALLOCATE, LOOK, SET_ATTRIBUTES
 from workbench.units import PAGE_SIZE
 
-_Call = sc.Convert | sc.SetMemoryAttributes | sc.Fault
-_CALLS = (sc.Convert, sc.SetMemoryAttributes, sc.Fault)
+_Call = sc.Convert | sc.SetMemoryAttributes | sc.Fault | sc.Fallocate | sc.PunchHole
+_CALLS = (sc.Convert, sc.SetMemoryAttributes, sc.Fault, sc.Fallocate, sc.PunchHole)
 _RUNS = 64
 """Runs of the two files to a call, up to which it is worth it to give them to the kernel and have them back."""
 
@@ -84,7 +85,8 @@ class BulkBackends:
         rows: list[tuple[int, ...]] = []
         tasks: dict[str | None, int] = {task: row for row, task in enumerate(self.system.tasks)}
         tasks[None] = 0
-        faults, converts = self.system.vcpu_open and not self.system.files[name].process, inode.backend is not None
+        file, converts = self.system.files[name], inode.backend is not None
+        faults, seen = self.system.vcpu_open and not file.process, file.mapping is not None and not inode.private
         can_be_private = self.system.scenario.guest.private_memory
         for call in operations:
             if not isinstance(call, _CALLS) or call.file != name or (task := tasks.get(call.task)) is None:
@@ -100,7 +102,17 @@ class BulkBackends:
                 if not converts:
                     break
                 rows.append((folio.CONVERT, offset, length, int(call.to == "shared"), 0, task))
-            elif faults and call.by != "host" and call.order == "sequential":
+            elif isinstance(call, sc.PunchHole):
+                rows.append((folio.PUNCH, offset, length, 0, 0, task))
+            elif isinstance(call, sc.Fallocate):
+                if call.mode not in (None, calls_files.FALLOC_FL_KEEP_SIZE):
+                    break
+                rows.append((ALLOCATE, offset, length, 0, 0, task))
+            elif call.order != "sequential":
+                break
+            elif call.by == "host" and not seen:
+                rows.append((LOOK, offset, length, 0, 0, task))
+            elif faults and call.by != "host":
                 rows.append((folio.GUEST_FAULT, offset, length, 0, 0, task))
             else:
                 break
@@ -142,15 +154,23 @@ class BulkBackends:
         held = None if followed is None else followed.held_after(nodes, given, done, tasks)
         if not done:
             return None, False
+        holes = stream[:done, folio.OP] == folio.PUNCH
+        for mapping in inode.mappings if holes.any() else ():
+            if not mapping.empty:
+                for offset, length in stream[:done][holes, folio.OFFSET : folio.LENGTH + 1].tolist():
+                    mapping.zap(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE)
         counts = given.counts[:done] if inode.backend is not None else np.zeros_like(given.counts[:done])
         return Done(_results(calls[:done]), given.placed[:done], given.free[:done], held, None, counts), done == count
 
 
 def _results(calls: Sequence[sc.Operation]) -> list[Result]:
-    """What each call returned, of which none was refused."""
+    """What each call returned, of which none was refused; the host reaches no page."""
     said: dict[tuple[str, int], Result] = {}
     out: list[Result] = []
     for call in calls:
+        if isinstance(call, sc.Fault) and call.by == "host":
+            out.append(Result(0, 0, {"bad": (call.length or 0) // PAGE_SIZE, "first": call.offset // PAGE_SIZE}))
+            continue
         key = (call.by, call.length or 0) if isinstance(call, sc.Fault) else ("", 0)
         if key not in said:
             said[key] = calls_mm.touched(call, key[1] // PAGE_SIZE) if isinstance(call, sc.Fault) else Result()
