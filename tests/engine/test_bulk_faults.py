@@ -218,14 +218,20 @@ FEW = st.builds(
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(FEW, min_size=4, max_size=40), st.sampled_from(["sw_protected", "tdx"]), st.sampled_from([(), ("mmap",)])
+    st.lists(FEW, min_size=4, max_size=40),
+    st.sampled_from(["sw_protected", "tdx"]),
+    st.sampled_from([(), ("mmap",)]),
+    st.booleans(),
 )
-def test_the_same_on_few_pages(calls: list[dict[str, Any]], vm_type: str, flags: tuple[str, ...]) -> None:
+def test_the_same_on_few_pages(
+    calls: list[dict[str, Any]], vm_type: str, flags: tuple[str, ...], drain_lru: bool
+) -> None:
     """Each call finds what several before it have left: host's faults on absent pages, on held ones, on those of both sides."""
     far = {"offset": MEMORY - 4096, "length": 4096}
     before = [{"op": "create", "flags": list(flags)}, {"op": "convert", "to": "shared", **far}]
     before += [{"op": "fault", "by": by, **far} for by in ("guest", "prefault", "host")] + [{"op": "fallocate", **far}]
     given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
+    given_ = given_.replace(**{"guest.conversion": {"drain_lru": drain_lru}})
     assert_equal(given_.replace(operations=[*before, *calls]))
 
 
@@ -258,6 +264,13 @@ def page(first: int, pages: int = 1) -> dict[str, Any]:
         # one that somebody holds stays allocated
         [{"op": "fault", "by": "host", **page(5, 2)}, {"op": "pin", **page(5)}, {"op": "punch_hole", **page(5, 2)},
          {"op": "unpin", **page(5)}],
+        # what left the file while somebody held it is free with the last pin, whatever is there in its place
+        [{"op": "pin", **page(5)}, {"op": "punch_hole", **page(5)}, {"op": "fault", "by": "host", **page(5)},
+         {"op": "pin", **page(6)}, {"op": "unpin", **page(6)}, {"op": "unpin", **page(5)}, {"op": "unpin", **page(5)}],
+        # one held in passing converts when that is over, and is free with its hole
+        [{"op": "fault", "by": "host", **page(5)}, {"op": "pin", "kind": "transient", **page(5)},
+         {"op": "convert", "to": "private", **page(5)}, {"op": "punch_hole", **page(5)},
+         {"op": "fault", "by": "host", **page(5)}],
         # a page that is private again is not placed
         [{"op": "convert", "to": "private", **page(7)}, {"op": "fault", "by": "host", **page(7)}],
     ],
@@ -267,6 +280,17 @@ def test_what_is_not_certain_beforehand_is_found_as_it_is(calls: list[dict[str, 
     before += [{"op": "fault", "by": "host", **page(PAGES - 1)}, {"op": "fault", "by": "host", **page(0)}]
     given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": "sw_protected"})
     assert_equal(given_.replace(operations=[*before, *calls]))
+
+
+def test_what_waits_in_a_batch_that_is_not_drained_stays_shared() -> None:
+    """Its conversion is refused, so that the host's fault after a hole places the page again."""
+    calls = [{"op": "convert", "to": "private"}, {"op": "punch_hole"}, {"op": "fault", "by": "host"}]
+    before = [{"op": "create"}, {"op": "convert", "to": "shared"}, {"op": "fault", "by": "host", **page(5)}]
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": "sw_protected"})
+    given_ = given_.replace(**{"guest.conversion": {"drain_lru": False}})
+    given_ = given_.replace(operations=[*before, *[call | page(5) for call in calls]])
+    assert_equal(given_)
+    assert run(given_)["event_error"].tolist()[3:] == ["EAGAIN", "", ""]
 
 
 @pytest.mark.parametrize("vm_type", ["sw_protected", "snp"])
@@ -287,6 +311,26 @@ def test_pins_of_pages_that_are_absent_are_carried_out_together(ops: list[str], 
     assert assert_equal(given_) > 550
     errors = {result.errno for result in run(given_).log.results[len(before) :]}
     assert {0, errno.EFAULT} <= errors
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "tdx"])
+def test_pins_and_holes_of_other_pages_are_carried_out_together(vm_type: str) -> None:
+    """Also while pages that were held when they left the file stay allocated; the hole of one is alone, and its unpin."""
+    drawn = Random(7)
+    kinds: list[dict[str, Any]] = [{"op": op} for op in ("pin", "unpin", "punch_hole")]
+    kinds += [{"op": "fault", "by": by} for by in ("guest", "host")]
+    kinds += [{"op": "convert", "to": to} for to in ("shared", "private")]
+    calls = [drawn.choice(kinds) | page(drawn.randrange(8, PAGES)) for _ in range(600)]
+    held = [{"op": "fault", "by": "host", **page(5, 3)}, {"op": "pin", **page(5, 3)}, {"op": "punch_hole", **page(6)}]
+    before = [{"op": "create"}, {"op": "convert", "to": "shared", **page(0, PAGES // 2)}]
+    before += [{"op": "fault", "by": by, **page(PAGES - 1)} for by in ("guest", "host")]
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
+    given_ = given_.replace(operations=[*before, *held, *calls, {"op": "unpin", **page(5, 3)}])
+    assert assert_equal(given_) > 560
+    answer = run(given_)
+    errors = [result.errno for result in answer.log.results[-601:]]
+    assert {0, errno.EFAULT, errno.EAGAIN, errno.EINVAL} <= set(errors) and errors[-1] == 0
+    assert np.diff(answer["free_pages"].sum(axis=1))[-1] == 1, "of the three pages, that which was punched out"
 
 
 def test_slabs_for_states_come_from_where_memory_is_at_that_call() -> None:

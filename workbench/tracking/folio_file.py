@@ -307,6 +307,13 @@ class ConversionFile(TrackedFile):
         """Pages with references of any kind."""
         return np.zeros(0, np.int64) if self.released else self._referenced(folio.TRANSIENT, *_LASTING)
 
+    def referenced(self, pages: Int64s) -> npt.NDArray[np.bool_]:
+        """Whether each page has references of any kind: bool (n,)."""
+        state = self.state
+        rows = state.references[state.reference_row[pages >> folio.ORDER_2M], pages & (folio.PAGES_2M - 1)]
+        found: npt.NDArray[np.bool_] = rows[:, [folio.TRANSIENT, *_LASTING]].any(axis=1)
+        return found
+
     def withheld(self) -> Int64s:
         """Pages that left the file and are still pinned: of 4 KiB folios, and of huge pages once it is closed."""
         return self._referenced(*_LEFT, *(_LASTING if self.released else ()))

@@ -29,7 +29,6 @@ from workbench.engine.lists.tracked_faults import (
     States,
     TrackedFaults,
     calls_possible,
-    holes_possible,
     pages_of_calls,
     result_of_call,
     row_of_call,
@@ -172,7 +171,7 @@ class BulkFaults:
         """
         system, inode = self.system, file.inode
         name, calls = getattr(operations[0], "file", None), inode.tracked is not None and calls_possible(system, file)
-        holes = file.descriptor is not None and holes_possible(inode)
+        holes = file.descriptor is not None
         ends = {of: reach(file, of) for at, of in self.went_well if at == name}
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0

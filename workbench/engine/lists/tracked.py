@@ -20,6 +20,7 @@ from workbench.engine.lists.tracked_faults import (
     after_each,
     converts_in_place,
     first_among,
+    first_of_kept,
     maps_and_zaps,
     pages_of_calls,
     pins_possible,
@@ -91,7 +92,8 @@ class BulkTracked:
         """How many calls come before one that has to place pages, or is asked what it has lost."""
         assert isinstance(inode.tracked, ConversionFile)
         if not inode.order:
-            return min(_first_pin_of_absent(inode.tracked, stream), _first_pin_of_poison(inode.tracked, stream))
+            ends = _first_pin_of_absent(inode.tracked, stream), _first_pin_of_poison(inode.tracked, stream)
+            return min(*ends, first_of_kept(inode, stream))
         unmapped = self.system.rules.kernel == "B" and not all(mapping.empty for mapping in inode.mappings)
         return _first_merge_that_is_asked(inode.tracked, stream, unmapped)
 

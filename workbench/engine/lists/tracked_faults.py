@@ -5,7 +5,8 @@ one stream of the tracked file, whose counters after each row are those after ea
 looked at after each one.
 
 What a host's fault places depends on the states that it finds, and so on conversions before it. Of a single page that is known
-beforehand: one to private is refused where somebody holds the page, which then is there.
+beforehand: one to private is refused where somebody holds the page, which then is there. So is whether anybody may hold a page
+that is to leave the file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from workbench.engine.conversions import Conversions
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
-from workbench.intervals import Int64s, in_intervals
+from workbench.intervals import Int64s, in_intervals, pages_of
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.tracked_file import KINDS, StreamResult, bits_at
@@ -79,9 +80,12 @@ def calls_possible(system: System, file: OpenFile) -> bool:
 
 
 def pins_possible(system: System, file: OpenFile) -> bool:
-    """Whether pins and poison of a file need nothing but its own state, and what is followed here and by who asks."""
+    """Whether pins and poison of a file need nothing but its own state, and what is followed here and by who asks.
+
+    But for unpins of pages that left it (:func:`first_of_kept`).
+    """
     inode, metadata = file.inode, system.metadata
-    if file.descriptor is None or system.killed or system.bulk is not None or inode.kept:
+    if file.descriptor is None or system.killed or system.bulk is not None:
         return False
     if not isinstance(inode.tracked, ConversionFile) or not possible(system, inode):
         return False
@@ -94,6 +98,15 @@ def converts_in_place(system: System, file: OpenFile) -> bool:
     if file.descriptor is None or system.killed or system.bulk is not None or not scenario.guest.private_memory:
         return False
     return scenario.conversion_mode == "in-place" and "in-place" in scenario.kernel.conversion
+
+
+def first_of_kept(inode: Inode, stream: Int64s) -> int:
+    """The first row that unpins a page which left the file while somebody held it, and may be free then; else their number."""
+    if not inode.kept:
+        return len(stream)
+    unpins = np.flatnonzero(stream[:, folio.OP] == folio.UNPIN)
+    at = first_among(np.column_stack(pages_of_calls(stream[unpins])), np.array(sorted(inode.kept), np.int64))
+    return int(unpins[at]) if at < len(unpins) else len(stream)
 
 
 def row_of_call(call: Call, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
@@ -163,44 +176,72 @@ class TrackedFaults:
         self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
         self.rows[is_call, :2] = 0  # but for what is pinned and is not there
         self.rows = self.rows[: first_among(self.span, self.tracked.poisoned())]
+        calls = np.flatnonzero(is_call)
+        unpin = first_of_kept(inode, self.calls[calls])
+        self.rows = self.rows[: calls[unpin] if unpin < len(calls) else None]
+        held = self._held_before()
         pins = is_call & (self.calls[:, folio.OP] == folio.PIN)
-        if pins.any():  # what is held stays allocated when it leaves the file
-            self.rows = self.rows[: _first_true((self.kind == PUNCHED) & (np.cumsum(pins) > 0))]
-        if (self.kind == BY_HOST).any() or pins.any():
-            self.rows = self.rows[: self._look_ahead()]
+        if (self.kind == BY_HOST).any() or pins.any() or (held & (self.kind == PUNCHED)).any():
+            self.rows = self.rows[: self._look_ahead(held.tolist())]
 
-    def _look_ahead(self) -> int:
-        """How many rows come before one that finds what is not certain; leaves of the host's faults what they place."""
+    def _held_before(self) -> Bools:
+        """Whether somebody holds a page of each row now; only of holes and of what is about a page."""
+        held = np.zeros(len(self.span), bool)
+        if not self.tracked.state.numbers[folio.N_ROWS]:
+            return held
+        asked = np.flatnonzero((self.kind == PUNCHED) | (self.span[:, 1] - self.span[:, 0] == 1))
+        row, page = pages_of(self.span[asked, 0], self.span[asked, 1])
+        held[asked[row[self.tracked.referenced(page)]]] = True
+        return held
+
+    def _look_ahead(self, was_held: list[bool]) -> int:
+        """How many rows come before one that finds what is not certain; leaves of the host's faults what they place.
+
+        What is held stays allocated when it leaves the file: a hole of a page that may be ends a list.
+        """
         span = self.span
         edges, cell = np.unique(span, return_inverse=True)
         cells = cell.reshape(span.shape)
-        # Of pages between two edges: their state, whether they are there, and whether the host has them mapped.
-        state, there, mapped = (np.full(len(edges), _AS_BEFORE, np.int8) for _ in range(3))
+        # Of pages between two edges: their state, whether they are there, the host has them mapped, and they may be held.
+        state, there, mapped, held = (np.full(len(edges), _AS_BEFORE, np.int8) for _ in range(4))
         present, shared = self.tracked.state.present, self.tracked.state.shared
         was_present, was_shared = (bits_at(bits, span[:, 0]).tolist() for bits in (present, shared))
         in_map = None if self.mapping is None else self.mapping.mapped()
         rows = np.column_stack((self.kind, span, cells)).tolist()
+        drains = bool(
+            self.tracked.state.options[folio.DRAIN]
+        )  # else what was just placed is in a batch, which holds it
         for number, (kind, first, end, low, high) in enumerate(rows[: len(self.rows)]):
             here = slice(low, high)
             is_there = there[low] == _YES or (there[low] == _AS_BEFORE and was_present[number])
             if kind == PUNCHED:
+                if was_held[number] or (held[here] == _YES).any():
+                    return number
                 there[here] = mapped[here] = _NO
             elif kind == CALLED:
                 op, offset, length, argument = self.calls[number, :4].tolist()
                 if op == folio.CONVERT and (offset | length) % PAGE_SIZE == 0:
-                    state[here] = _YES if argument else _NO if end - first == 1 else _UNSURE
-                    if not argument:
+                    if argument:
+                        state[here] = _YES
+                    else:  # refused where somebody holds a page
+                        free = drains and not was_held[number] and held[low] != _YES
+                        state[here] = _NO if end - first == 1 and (free or not is_there) else _UNSURE
                         mapped[here] = _UNSURE
-                elif op == folio.PIN and argument != folio.TRANSIENT:
+                elif op == folio.PIN and argument == folio.TRANSIENT:
+                    if end - first > 1 or is_there:
+                        held[here] = _YES
+                elif op == folio.PIN:
+                    found = int(state[low])
+                    may = end - first > 1 or found in (_YES, _UNSURE) or (found == _AS_BEFORE and was_shared[number])
                     if end - first > 1 and not self._are_there(number, edges, there):
                         return number
                     if not is_there:
-                        found = int(state[low])
                         if found == _UNSURE:
                             return number
-                        if found == _YES or (found == _AS_BEFORE and was_shared[number]):
+                        if may:
                             self.rows[number, :2], there[low] = (first, end), _YES
-                    mapped[here] = _UNSURE
+                    if may:
+                        held[here], mapped[here] = _YES, _UNSURE
             elif kind != BY_HOST:
                 there[here] = _YES
             elif end - first == 1:
