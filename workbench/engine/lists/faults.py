@@ -31,7 +31,9 @@ from workbench.engine.lists.tracked_faults import (
     calls_possible,
     pages_of_calls,
     result_of_call,
+    result_of_poison,
     row_of_call,
+    row_of_poison,
 )
 from workbench.engine.lists.tracked_faults import possible as tracked_possible
 from workbench.engine.metadata import LIGHT_MAP, PAMT, STATE_TREE, Walk
@@ -54,10 +56,12 @@ _SMALL_TABLE = 64  # rows of requests
 TOO_MANY_POLICIES = -1
 _STEPS = {"sequential": 1, "reverse": -1}
 _Touch = sc.Fault | sc.Fallocate
+_Call = Call | sc.Hwpoison
 _TOUCHES = (sc.Fault, sc.Fallocate)
 _PLACES = (*_TOUCHES, sc.PunchHole)
 """What places pages, or frees some."""
-_ALIKE = (*_PLACES, *CALLS)
+_CALLS = (*CALLS, sc.Hwpoison)
+_ALIKE = (*_PLACES, *_CALLS)
 _DOES = np.zeros(5, np.int64)
 _DOES[[BY_HOST, PUNCHED]] = kernel.MAPS, kernel.HOLE
 _Way = tuple[str, str | int | None]
@@ -83,7 +87,7 @@ class Done(NamedTuple):
 class _List(NamedTuple):
     """Operations that are to be carried out together, as far as they are looked at."""
 
-    operations: list[_Touch | sc.PunchHole | Call]
+    operations: list[_Touch | sc.PunchHole | _Call]
     rows: Int64s
     """int64 (n, 5), as :mod:`workbench.kernels.faults` takes them."""
     kind: Int64s
@@ -136,7 +140,7 @@ class BulkFaults:
         """What is known of the operations to come by the last one."""
         if isinstance(last, _TOUCHES) and not result.errno:
             self.went_well.add((last.file, way(last)))
-        elif not isinstance(last, (*CALLS, sc.PunchHole)):
+        elif not isinstance(last, (*_CALLS, sc.PunchHole)):
             self.went_well.clear()
 
     def _goes_on(self, number: int) -> bool:
@@ -178,7 +182,7 @@ class BulkFaults:
         does = _DOES.tolist()
         if inode.tracked is not None:  # what the host has mapped follows from its states
             does[BY_HOST] = kernel.TOUCHES
-        taken: list[_Touch | sc.PunchHole | Call] = []
+        taken: list[_Touch | sc.PunchHole | _Call] = []
         rows: list[tuple[int, int, int, int, int]] = []
         kinds: list[int] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
@@ -186,8 +190,8 @@ class BulkFaults:
             if not isinstance(one, _ALIKE) or one.file != name:
                 break
             task, call, pages = of_task.get(one.task, -1), _NO_CALL, _NO_PAGES
-            if isinstance(one, CALLS):
-                found = row_of_call(one, inode) if calls else None
+            if isinstance(one, _CALLS):
+                found = _row_of_call(one, inode) if calls else None
                 call = _NO_CALL if found is None else found
                 whole, of = found is not None, CALLED
                 if isinstance(one, sc.Pin):
@@ -320,6 +324,11 @@ def pages_of_touch(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
     return (start, start + count, step) if step and 0 < count <= _PAGES else _NO_PAGES
 
 
+def _row_of_call(call: _Call, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
+    """A call as a row of a stream of the tracked file; None: it is not followed."""
+    return row_of_poison(call, inode) if isinstance(call, sc.Hwpoison) else row_of_call(call, inode)
+
+
 def _page_of_pin(call: tuple[int, ...]) -> tuple[int, int, int]:
     """Of a row of a stream, the page that it pins, if it is one and it stays pinned."""
     page = call[folio.OFFSET] // PAGE_SIZE
@@ -369,7 +378,7 @@ def _light_map(system: System, inode: Inode) -> LightMap | None:
 
 
 def results_of(
-    operations: Sequence[_Touch | sc.PunchHole | Call], rows: Int64s, found: Outcomes | None
+    operations: Sequence[_Touch | sc.PunchHole | _Call], rows: Int64s, found: Outcomes | None
 ) -> list[Result]:
     """What each operation returned. Of what the host touches together all pages were shared, but for single ones."""
     said: dict[tuple[str | int | None, int], Result] = {}
@@ -379,6 +388,8 @@ def results_of(
     for one, error, offset in zip(operations, errors, offsets, strict=True):
         if isinstance(one, CALLS):
             out.append(result_of_call(error, offset))
+        elif isinstance(one, sc.Hwpoison):
+            out.append(result_of_poison(error))
         elif error:
             out.append(Result(0, 0, {"bad": 1, "first": offset // PAGE_SIZE}))
         elif isinstance(one, (sc.Fallocate, sc.PunchHole)):

@@ -7,7 +7,6 @@ host's page tables, the tree of states, and for SNP and TDX what stays whole.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,10 +24,12 @@ from workbench.engine.lists.tracked_faults import (
     pages_of_calls,
     pins_possible,
     result_of_call,
+    result_of_poison,
     row_of_call,
+    row_of_poison,
 )
 from workbench.engine.metadata import PAMT, VMEMMAP
-from workbench.engine.objects import Inode, Result
+from workbench.engine.objects import Inode
 from workbench.engine.system import System
 from workbench.intervals import Int64s, pages_of
 from workbench.kernels.folios import run as folio
@@ -79,7 +80,7 @@ class BulkTracked:
         for call in operations:
             if not isinstance(call, _CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
                 break
-            row = _row_of_poison(call, inode) if isinstance(call, sc.Hwpoison) else row_of_call(call, inode)
+            row = row_of_poison(call, inode) if isinstance(call, sc.Hwpoison) else row_of_call(call, inode)
             if row is None or (isinstance(call, sc.Convert) and not converts):
                 break
             if inode.order and isinstance(call, (sc.Pin, sc.Unpin)):
@@ -112,7 +113,7 @@ class BulkTracked:
             if states.pamt is not None:
                 metadata.hold_after(held, PAMT, states.pamt)
         results = [
-            _poisoned(error) if isinstance(call, sc.Hwpoison) else result_of_call(error, offset)
+            result_of_poison(error) if isinstance(call, sc.Hwpoison) else result_of_call(error, offset)
             for call, error, offset in zip(calls, errors.tolist(), offsets.tolist(), strict=True)
         ]
         free = np.broadcast_to(system.free, (count, len(system.free)))
@@ -180,16 +181,3 @@ def _first_merge_that_is_asked(tracked: ConversionFile, stream: Int64s, unmapped
     untouched = (marks & (folio.UPTODATE_ALL | folio.UPTODATE_SOME) == 0).all(axis=1)
     asked = private[row[~(whole | untouched)[which]]]
     return int(asked[0]) if len(asked) else len(stream)
-
-
-def _row_of_poison(call: sc.Hwpoison, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
-    """Memory failure of one page as a row of a stream of the tracked file; None: of more, or out of the file."""
-    if call.length is None or not 0 < call.length <= PAGE_SIZE or call.offset >= inode.pages * PAGE_SIZE:
-        return None
-    return folio.POISON, call.offset // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE, 0, 0, 0
-
-
-def _poisoned(error: int) -> Result:
-    """What memory failure of one page returned: pages of huge ones are marked, although that is an error."""
-    marked = {"pages": int(error in (0, errno.EBUSY))}
-    return Result(-1, error, marked) if error else Result(0, 0, marked)

@@ -32,10 +32,12 @@ from workbench.units import PAGE_SIZE
 Bools = npt.NDArray[np.bool_]
 Call = sc.Convert | sc.Pin | sc.Unpin
 CALLS = (sc.Convert, sc.Pin, sc.Unpin)
+MEETS_POISON = (folio.CONVERT, folio.UNPIN, folio.POISON)
+"""What is done to a poisoned page as to another; a conversion finds that it is held."""
 _OPS: dict[type[Call], int] = {sc.Convert: folio.CONVERT, sc.Pin: folio.PIN, sc.Unpin: folio.UNPIN}
 ALLOCATED, BY_GUEST, BY_HOST, CALLED, PUNCHED = range(5)
-"""What a row of a list does: allocates by a call on the file, touches as the guest or as the host, is one of :data:`CALLS`, or
-punches a hole."""
+"""What a row of a list does: allocates by a call on the file, touches as the guest or as the host, is one of :data:`CALLS` or
+memory failure, or punches a hole."""
 MOST_PAGES = 1 << 14
 """Of one list of faults: each has rows of its own."""
 _CALL_PAGES = 2048  # of one call
@@ -104,9 +106,8 @@ def first_of_kept(inode: Inode, stream: Int64s) -> int:
     """The first row that unpins a page which left the file while somebody held it, and may be free then; else their number."""
     if not inode.kept:
         return len(stream)
-    unpins = np.flatnonzero(stream[:, folio.OP] == folio.UNPIN)
-    at = first_among(np.column_stack(pages_of_calls(stream[unpins])), np.array(sorted(inode.kept), np.int64))
-    return int(unpins[at]) if at < len(unpins) else len(stream)
+    span = np.column_stack(pages_of_calls(stream))
+    return first_among(span, np.array(sorted(inode.kept), np.int64), stream[:, folio.OP] == folio.UNPIN)
 
 
 def row_of_call(call: Call, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
@@ -134,6 +135,19 @@ def maps_and_zaps(stream: Int64s, errors: Int64s, offsets: Int64s) -> tuple[Bool
     zaps = (op == folio.CONVERT) & (argument == 0) & np.isin(errors, (0, errno.EAGAIN))
     zaps |= (op == folio.POISON) & (errors == 0)
     return maps, zaps, np.where(maps & (errors != 0), offsets // PAGE_SIZE, pages_of_calls(stream)[1])
+
+
+def row_of_poison(call: sc.Hwpoison, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
+    """Memory failure of one page as a row of a stream of the tracked file; None: of more, or out of the file."""
+    if call.length is None or not 0 < call.length <= PAGE_SIZE or call.offset >= inode.pages * PAGE_SIZE:
+        return None
+    return folio.POISON, call.offset // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE, 0, 0, 0
+
+
+def result_of_poison(error: int) -> Result:
+    """What memory failure of one page returned: pages of huge ones are marked, although that is an error."""
+    marked = {"pages": int(error in (0, errno.EBUSY))}
+    return Result(-1, error, marked) if error else Result(0, 0, marked)
 
 
 def result_of_call(error: int, offset: int) -> Result:
@@ -175,13 +189,15 @@ class TrackedFaults:
         is_call = self.kind == CALLED
         self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
         self.rows[is_call, :2] = 0  # but for what is pinned and is not there
-        self.rows = self.rows[: first_among(self.span, self.tracked.poisoned())]
+        poisons = is_call & (self.calls[:, folio.OP] == folio.POISON)
+        meets = is_call & np.isin(self.calls[:, folio.OP], MEETS_POISON)
+        self.rows = self.rows[: first_among(self.span, self.tracked.poisoned(), ~meets)]
         calls = np.flatnonzero(is_call)
         unpin = first_of_kept(inode, self.calls[calls])
         self.rows = self.rows[: calls[unpin] if unpin < len(calls) else None]
         held = self._held_before()
         pins = is_call & (self.calls[:, folio.OP] == folio.PIN)
-        if (self.kind == BY_HOST).any() or pins.any() or (held & (self.kind == PUNCHED)).any():
+        if (self.kind == BY_HOST).any() or (pins | poisons | (held & (self.kind == PUNCHED))).any():
             self.rows = self.rows[: self._look_ahead(held.tolist())]
 
     def _held_before(self) -> Bools:
@@ -204,6 +220,7 @@ class TrackedFaults:
         cells = cell.reshape(span.shape)
         # Of pages between two edges: their state, whether they are there, the host has them mapped, and they may be held.
         state, there, mapped, held = (np.full(len(edges), _AS_BEFORE, np.int8) for _ in range(4))
+        poisoned, poisons = np.zeros(len(edges), bool), False  # in this list
         present, shared = self.tracked.state.present, self.tracked.state.shared
         was_present, was_shared = (bits_at(bits, span[:, 0]).tolist() for bits in (present, shared))
         in_map = None if self.mapping is None else self.mapping.mapped()
@@ -214,6 +231,8 @@ class TrackedFaults:
         for number, (kind, first, end, low, high) in enumerate(rows[: len(self.rows)]):
             here = slice(low, high)
             is_there = there[low] == _YES or (there[low] == _AS_BEFORE and was_present[number])
+            if poisons and poisoned[here].any() and not self._meets_poison(number):
+                return number
             if kind == PUNCHED:
                 if was_held[number] or (held[here] == _YES).any():
                     return number
@@ -227,6 +246,8 @@ class TrackedFaults:
                         free = drains and not was_held[number] and held[low] != _YES
                         state[here] = _NO if end - first == 1 and (free or not is_there) else _UNSURE
                         mapped[here] = _UNSURE
+                elif op == folio.POISON and is_there:
+                    poisoned[low] = poisons = True
                 elif op == folio.PIN and argument == folio.TRANSIENT:
                     if end - first > 1 or is_there:
                         held[here] = _YES
@@ -264,6 +285,9 @@ class TrackedFaults:
                     return number
                 there[here], mapped[here] = _YES, _YES
         return len(self.rows)
+
+    def _meets_poison(self, number: int) -> bool:
+        return self.kind[number] == CALLED and self.calls[number, folio.OP] in MEETS_POISON
 
     def _are_there(self, number: int, edges: Int64s, there: npt.NDArray[np.int8]) -> bool:
         """Whether all pages of a row are there for certain, when its turn comes."""
@@ -370,10 +394,14 @@ def _watched(
     return found, whole.rows_of(rows) + sum(conversions.whole(other).row() for other in others)
 
 
-def first_among(span: Int64s, pages: Int64s) -> int:
-    """The first of pages [first, end), int64 (n, 2), that has one of ascending ``pages``; n if none has."""
+def first_among(span: Int64s, pages: Int64s, asked: Bools | None = None) -> int:
+    """The first of pages [first, end), int64 (n, 2), that has one of ascending ``pages``; n if none has.
+
+    ``asked``: which of them are.
+    """
     at = np.searchsorted(pages, span)
-    return _first_true(at[:, 0] < at[:, 1])
+    among = at[:, 0] < at[:, 1]
+    return _first_true(among if asked is None else among & asked)
 
 
 def _first_true(flags: Bools) -> int:
