@@ -248,6 +248,12 @@ class SharedPolicy:
     def __iter__(self) -> Iterator[tuple[int, int, Mempolicy]]:
         return iter(zip(self._starts, self._ends, self._policies, strict=True))
 
+    def copy(self) -> SharedPolicy:
+        """The same ranges, which change apart."""
+        made = SharedPolicy()
+        made._starts, made._ends, made._policies = self._starts.copy(), self._ends.copy(), self._policies.copy()
+        return made
+
     def between(self, start: int, end: int) -> list[tuple[int, int, Mempolicy]]:
         """Ranges that reach into ``[start, end)``."""
         near = slice(bisect.bisect_right(self._ends, start), bisect.bisect_left(self._starts, end))

@@ -42,8 +42,10 @@ def assert_equal(module: ModuleType, given: wb.Scenario) -> int:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     np.testing.assert_array_equal(one.system.rotations, other.system.rotations)
     for first, second in zip(one.system.inodes(), other.system.inodes(), strict=True):
+        assert list(first.shared_policy) == list(second.shared_policy)
         for left, right in zip(first.mappings, second.mappings, strict=True):
             np.testing.assert_array_equal(left.mapped(), right.mapped())
+            assert left.vmas == right.vmas
         if first.users is not None and second.users is not None:
             np.testing.assert_array_equal(first.users.kvm.runs(), second.users.kvm.runs())
             np.testing.assert_array_equal(_frames(first.users.iommu), _frames(second.users.iommu))

@@ -52,6 +52,10 @@ class Mapping:
         position = bisect.bisect_right(self._ends, page)
         return self.vmas[position] if position < len(self.vmas) and self.vmas[position].start <= page else None
 
+    def restore(self, vmas: list[Vma]) -> None:
+        """Take these VMAs, of the whole mapping, for those that there are."""
+        self.vmas, self._ends = vmas, [vma.end for vma in vmas]
+
     def map(self, start: int, end: int) -> None:
         """Enter pages into the page tables."""
         self._page_tables.join(start, min(end, self.pages))

@@ -1,22 +1,26 @@
 """Many faults of a scenario at once: operations one after another that touch the same file, allocate in it, or punch holes.
 
-Of a file that converts in place conversions and pins come between (:mod:`workbench.engine.lists.tracked_faults`). The kernel
-(:mod:`workbench.kernels.faults`) carries them out in their order, as far as nothing but a page's zone has to be decided; what it
-is not sure of is left to the function of the operation. Metadata that are only counted decide nothing, so that they follow from
-what was placed (:class:`workbench.engine.metadata.Metadata` counts them, fault by fault where there are any) and from nodes of
-the page cache that come and go (:mod:`workbench.engine.lists.nodes`).
+Calls that set policies of the file come between (:mod:`workbench.engine.lists.policies`), and where it converts in place
+conversions and pins (:mod:`workbench.engine.lists.tracked_faults`). The kernel (:mod:`workbench.kernels.faults`) carries them out
+in their order, as far as nothing but a page's zone has to be decided; what it is not sure of is left to the function of the
+operation. Metadata that are only counted decide nothing, so that they follow from what was placed
+(:class:`workbench.engine.metadata.Metadata` counts them, fault by fault where there are any) and from nodes of the page cache
+that come and go (:mod:`workbench.engine.lists.nodes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
+from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import calls_mm
 from workbench.engine.lists.nodes import ListNodes
+from workbench.engine.lists.policies import POLICY_CALLS, Found, PolicyCall
 from workbench.engine.lists.tracked_faults import (
     ALLOCATED,
     BY_GUEST,
@@ -41,7 +45,7 @@ from workbench.engine.objects import Inode, OpenFile, Result, Thread
 from workbench.engine.range_trees import LightMap
 from workbench.engine.system import System
 from workbench.errors import Cancelled
-from workbench.intervals import Int64s
+from workbench.intervals import Int64s, no_intervals
 from workbench.kernels import faults as kernel
 from workbench.kernels import placement
 from workbench.kernels.folios import run as folio
@@ -61,7 +65,7 @@ _TOUCHES = (sc.Fault, sc.Fallocate)
 _PLACES = (*_TOUCHES, sc.PunchHole)
 """What places pages, or frees some."""
 _CALLS = (*CALLS, sc.Hwpoison)
-_ALIKE = (*_PLACES, *_CALLS)
+_ALIKE = (*_PLACES, *_CALLS, *POLICY_CALLS)
 _DOES = np.zeros(5, np.int64)
 _DOES[[BY_HOST, PUNCHED]] = kernel.MAPS, kernel.HOLE
 _Way = tuple[str, str | int | None]
@@ -87,13 +91,14 @@ class Done(NamedTuple):
 class _List(NamedTuple):
     """Operations that are to be carried out together, as far as they are looked at."""
 
-    operations: list[_Touch | sc.PunchHole | _Call]
+    operations: list[_Touch | sc.PunchHole | _Call | PolicyCall]
     rows: Int64s
     """int64 (n, 5), as :mod:`workbench.kernels.faults` takes them."""
     kind: Int64s
     calls: Int64s
     """int64 (n, 6), rows of streams of a tracked file."""
     tracked: TrackedFaults | None
+    policies: Found
 
 
 class BulkFaults:
@@ -140,7 +145,7 @@ class BulkFaults:
         """What is known of the operations to come by the last one."""
         if isinstance(last, _TOUCHES) and not result.errno:
             self.went_well.add((last.file, way(last)))
-        elif not isinstance(last, (*_CALLS, sc.PunchHole)):
+        elif not isinstance(last, (*_CALLS, *POLICY_CALLS, sc.PunchHole)):
             self.went_well.clear()
 
     def _goes_on(self, number: int) -> bool:
@@ -182,7 +187,8 @@ class BulkFaults:
         does = _DOES.tolist()
         if inode.tracked is not None:  # what the host has mapped follows from its states
             does[BY_HOST] = kernel.TOUCHES
-        taken: list[_Touch | sc.PunchHole | _Call] = []
+        taken: list[_Touch | sc.PunchHole | _Call | PolicyCall] = []
+        policies = Found(system, file)
         rows: list[tuple[int, int, int, int, int]] = []
         kinds: list[int] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
@@ -199,16 +205,21 @@ class BulkFaults:
             elif isinstance(one, sc.PunchHole):
                 pages = pages_of_touch(one)
                 whole, of = holes and pages != _NO_PAGES and pages[1] <= inode.pages, PUNCHED
+            elif isinstance(one, POLICY_CALLS):
+                whole, of = True, ALLOCATED
             else:
                 pages, of_way = pages_of_touch(one), way(one)
                 whole = pages[1] <= ends.get(of_way, 0) and pages != _NO_PAGES
                 of = BY_HOST if of_way == "host" else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
             if not whole or task < 0:
                 break
+            if not (policies.set(one) if isinstance(one, POLICY_CALLS) else policies.touch(*pages[:2])):
+                break
             taken.append(one)
             rows.append((*pages, task, does[of]))
             kinds.append(of)
             streams.append(call)
+        policies.undo()
         table, kind = np.array(rows, np.int64).reshape(-1, 5), np.array(kinds, np.int64)
         stream = np.array(streams, np.int64).reshape(-1, 6)
         if system.metadata is not None:
@@ -218,13 +229,13 @@ class BulkFaults:
         if system.conversions is not None and len(table) >= LEAST:
             tracked = TrackedFaults(system, inode, table, kind, stream, file.mapping)
             table = tracked.rows
-        return _List(taken, table, kind, stream, tracked)
+        return _List(taken, table, kind, stream, tracked, policies)
 
     def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
         """Carry out operations of a list, as far as they can be together, and whether that was all."""
         system, inode, rows, tracked = self.system, file.inode, listed.rows, listed.tracked
         tasks = list(system.tasks.values())
-        asked = asked_for(system, inode, rows, tasks)
+        asked = asked_for(system, inode, rows, tasks, listed.policies.policies if listed.policies.change else None)
         if asked is None:
             return None, TOO_MANY_POLICIES
         given, requests = asked
@@ -234,7 +245,8 @@ class BulkFaults:
             light.wanted()  # what is placed now is counted from here
         if system.metadata is not None:
             listed_nodes = ListNodes(system.metadata, system.metadata.page_cache(inode), rows[:, 0], rows[:, 1])
-        nodes = followed_nodes(listed_nodes, len(rows), np.array([task.nid for task in tasks], np.int64))
+        nid = np.array([task.nid for task in tasks], np.int64)
+        nodes = followed_nodes(listed_nodes, len(rows), np.repeat(nid, len(given.row_of) // len(tasks)))
         status = place(system, given, nodes, file, requests)
         done = int(given.at[kernel.FAULT])
         if status == placement.OUT_OF_MEMORY:  # asked again alone, it is refused
@@ -248,7 +260,8 @@ class BulkFaults:
         if listed_nodes is not None:
             whose = [tasks[row] for row in rows[:done, 3].tolist()]
             held = _held_after(system, file, listed, rows[:done], found, whose, before, given, (listed_nodes, nodes))
-        results = results_of(listed.operations[:done], rows, found)
+        listed.policies.redo(listed.operations[:done])
+        results = results_of(listed.operations[:done], found, listed.policies.results)
         states = None if found is None else found.states
         return Done(results, given.placed[:done], given.free[:done], held, states), status
 
@@ -267,14 +280,30 @@ _NO_PAGES = (0, 0, 1)
 
 
 def asked_for(
-    system: System, inode: Inode, rows: Int64s, tasks: list[Thread]
+    system: System,
+    inode: Inode,
+    rows: Int64s,
+    tasks: list[Thread],
+    found: list[mp.Mempolicy | None] | None = None,
 ) -> tuple[kernel.Faults, placement.Requests] | None:
-    """What the kernel of faults is given for ``rows`` of a list; None: there are too many policies."""
+    """What the kernel of faults is given for ``rows`` of a list; None: there are too many policies.
+
+    ``found``: the policy of each row, where policies change between them: then there are no ranges, but as many rows of
+    ``row_of`` for each task as there are different policies.
+    """
     whole = np.array([[rows[:, 0].min(), rows[:, 1].max()]], np.int64)
-    ranges, policies = system.policy_ranges(inode, 0, whole)
+    if found is None:
+        ranges, policies = system.policy_ranges(inode, 0, whole)
+    else:
+        place: dict[mp.Mempolicy | None, int] = {}
+        which = np.array([place.setdefault(policy, len(place)) for policy in found[: len(rows)]], np.int64)
+        ranges, policies = no_intervals(), list(place)
     if len(policies) * len(tasks) > _SMALL_TABLE + len(rows):
         return None
     requests, row_of = system.requests(inode, tasks, policies, 0)
+    if found is not None:
+        rows, row_of = rows.copy(), row_of.reshape(-1, 1)
+        rows[:, 3] = rows[:, 3] * len(policies) + which
     zones, light = len(system.free), inode.tracked is None and _light_map(system, inode) is not None
     given = kernel.Faults(
         rows, np.ascontiguousarray(ranges), row_of, np.zeros(6, np.int64),
@@ -378,15 +407,22 @@ def _light_map(system: System, inode: Inode) -> LightMap | None:
 
 
 def results_of(
-    operations: Sequence[_Touch | sc.PunchHole | _Call], rows: Int64s, found: Outcomes | None
+    operations: Sequence[_Touch | sc.PunchHole | _Call | PolicyCall],
+    found: Outcomes | None,
+    alone: Mapping[int, Result] = MappingProxyType({}),
 ) -> list[Result]:
-    """What each operation returned. Of what the host touches together all pages were shared, but for single ones."""
+    """What each operation returned, those that were carried out ``alone`` by their number.
+
+    Of what the host touches together all pages were shared, but for single ones.
+    """
     said: dict[tuple[str | int | None, int], Result] = {}
     out: list[Result] = []
     errors = [0] * len(operations) if found is None else found.errors.tolist()
     offsets = errors if found is None else found.offsets.tolist()
-    for one, error, offset in zip(operations, errors, offsets, strict=True):
-        if isinstance(one, CALLS):
+    for number, (one, error, offset) in enumerate(zip(operations, errors, offsets, strict=True)):
+        if isinstance(one, POLICY_CALLS):
+            out.append(alone[number])
+        elif isinstance(one, CALLS):
             out.append(result_of_call(error, offset))
         elif isinstance(one, sc.Hwpoison):
             out.append(result_of_poison(error))

@@ -173,7 +173,7 @@ class BulkLightFaults:
             held = held_after(system, metadata, file, calls, found, walked, states, placed)
         refused = (stream[:, folio.OP] == folio.HOST_FAULT) & (errors != 0)
         offsets = np.where(refused, stream[:, folio.OFFSET], found.offsets)
-        results = results_of(calls, listed.rows, Outcomes(errors, offsets, listed.rows[:done, :2], states))
+        results = results_of(calls, Outcomes(errors, offsets, listed.rows[:done, :2], states))
         return Done(results, given.placed[:done], free, held, states), status
 
 
