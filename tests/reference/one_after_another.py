@@ -53,6 +53,7 @@ def assert_equal(module: ModuleType, given: wb.Scenario) -> int:
         assert first.areas.intervals().tolist() == second.areas.intervals().tolist()
         assert first.kept == second.kept
         assert _references(first) == _references(second)
+    assert _held(one) == _held(other)
     assert _trees(one) == _trees(other)
     assert _nodes(one) == _nodes(other)
     return many
@@ -73,6 +74,23 @@ def _references(inode: Inode) -> list[Any]:
         out.append([pages.tolist(), tracked.references(pages, left_file=left).tolist()])
     if isinstance(tracked, LightFile):
         out += [tracked.state.unit_pfn.tolist(), tracked.extents().tolist(), tracked.memory.free_pages.tolist()]
+    return out
+
+
+def _held(answer: Answer) -> list[Any]:
+    """Who holds which pages, of the file and of what left it; what devices map, and whether the file has it still."""
+    out: list[Any] = []
+    for inode in answer.system.inodes():
+        if inode.tracked is None or inode.users is None:
+            continue
+        pinned = inode.tracked.pinned()
+        held = inode.tracked.references(pinned, left_file=False)
+        mapped = [
+            (page, frame == [there for _, _, there in inode.users.frames(page, page + 1).tolist()])
+            for first, pages, *frame, _ in inode.users.iommu.runs().tolist()
+            for page in range(first, first + pages)
+        ]
+        out.append((inode.kept, inode.device_areas.tolist(), mapped, pinned.tolist(), held.tolist()))
     return out
 
 

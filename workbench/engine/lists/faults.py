@@ -37,6 +37,7 @@ from workbench.engine.lists.tracked_faults import (
     result_of_call,
     result_of_poison,
     row_of_call,
+    row_of_device,
     row_of_poison,
 )
 from workbench.engine.lists.tracked_faults import possible as tracked_possible
@@ -60,11 +61,12 @@ _SMALL_TABLE = 64  # rows of requests
 TOO_MANY_POLICIES = -1
 _STEPS = {"sequential": 1, "reverse": -1}
 _Touch = sc.Fault | sc.Fallocate
-_Call = Call | sc.Hwpoison
+_Call = Call | sc.Hwpoison | sc.IommuMap | sc.IommuUnmap
 _TOUCHES = (sc.Fault, sc.Fallocate)
 _PLACES = (*_TOUCHES, sc.PunchHole)
 """What places pages, or frees some."""
-_CALLS = (*CALLS, sc.Hwpoison)
+_DEVICES = (sc.IommuMap, sc.IommuUnmap)
+_CALLS = (*CALLS, sc.Hwpoison, *_DEVICES)
 _ALIKE = (*_PLACES, *_CALLS, *POLICY_CALLS)
 _DOES = np.zeros(5, np.int64)
 _DOES[[BY_HOST, PUNCHED]] = kernel.MAPS, kernel.HOLE
@@ -165,7 +167,7 @@ class BulkFaults:
 
     def _may_place(self, operation: sc.Operation) -> bool:
         """Whether an operation places or frees pages, as it looks now; other lists have pins of pages that are there."""
-        if not isinstance(operation, sc.Pin):
+        if not isinstance(operation, (sc.Pin, sc.IommuMap)):
             return isinstance(operation, _PLACES)
         file, page = self.system.files.get(operation.file), operation.offset // PAGE_SIZE
         tracked = None if file is None else file.inode.tracked
@@ -180,7 +182,7 @@ class BulkFaults:
         """
         system, inode = self.system, file.inode
         name, calls = getattr(operations[0], "file", None), inode.tracked is not None and calls_possible(system, file)
-        holes = file.descriptor is not None
+        holes, devices = file.descriptor is not None, system.design.device_access == "pinned"
         ends = {of: reach(file, of) for at, of in self.went_well if at == name}
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0
@@ -197,10 +199,10 @@ class BulkFaults:
                 break
             task, call, pages = of_task.get(one.task, -1), _NO_CALL, _NO_PAGES
             if isinstance(one, _CALLS):
-                found = _row_of_call(one, inode) if calls else None
+                found = _row_of_call(one, inode, devices) if calls else None
                 call = _NO_CALL if found is None else found
                 whole, of = found is not None, CALLED
-                if isinstance(one, sc.Pin):
+                if isinstance(one, (sc.Pin, sc.IommuMap)):
                     pages = _page_of_pin(call)
             elif isinstance(one, sc.PunchHole):
                 pages = pages_of_touch(one)
@@ -353,9 +355,13 @@ def pages_of_touch(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
     return (start, start + count, step) if step and 0 < count <= _PAGES else _NO_PAGES
 
 
-def _row_of_call(call: _Call, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
-    """A call as a row of a stream of the tracked file; None: it is not followed."""
-    return row_of_poison(call, inode) if isinstance(call, sc.Hwpoison) else row_of_call(call, inode)
+def _row_of_call(call: _Call, inode: Inode, devices: bool) -> tuple[int, int, int, int, int, int] | None:
+    """A call as a row of a stream of the tracked file; None: it is not followed. ``devices``: those that pin what they map."""
+    if isinstance(call, sc.Hwpoison):
+        return row_of_poison(call, inode)
+    if isinstance(call, _DEVICES):
+        return row_of_device(call, inode) if devices else None
+    return row_of_call(call, inode)
 
 
 def _page_of_pin(call: tuple[int, ...]) -> tuple[int, int, int]:
@@ -419,10 +425,13 @@ def results_of(
     out: list[Result] = []
     errors = [0] * len(operations) if found is None else found.errors.tolist()
     offsets = errors if found is None else found.offsets.tolist()
+    told = (None if found is None else found.said) or {}
     for number, (one, error, offset) in enumerate(zip(operations, errors, offsets, strict=True)):
         if isinstance(one, POLICY_CALLS):
             out.append(alone[number])
-        elif isinstance(one, CALLS):
+        elif number in told:
+            out.append(told[number])
+        elif isinstance(one, (*CALLS, *_DEVICES)):
             out.append(result_of_call(error, offset))
         elif isinstance(one, sc.Hwpoison):
             out.append(result_of_poison(error))

@@ -19,9 +19,11 @@ import numpy.typing as npt
 
 from workbench import scenario as sc
 from workbench.engine.conversions import Conversions
+from workbench.engine.device_areas import DeviceAreas
 from workbench.engine.mappings import Mapping
-from workbench.engine.objects import Inode, OpenFile, Result
+from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
+from workbench.engine.users import IOMMU
 from workbench.intervals import Int64s, in_intervals, pages_of
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
@@ -119,6 +121,16 @@ def row_of_call(call: Call, inode: Inode) -> tuple[int, int, int, int, int, int]
     return _OPS[type(call)], call.offset, length, argument, 0, 0
 
 
+def row_of_device(call: sc.IommuMap | sc.IommuUnmap, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
+    """What a device pins, or lets go, as a row of a stream of the tracked file; None: no whole pages of it, or many."""
+    offset, length = call.offset, call.length
+    if length is None or not 0 < length <= _CALL_PAGES * PAGE_SIZE or (offset | length) % PAGE_SIZE:
+        return None
+    if offset + length > inode.pages * PAGE_SIZE:
+        return None
+    return folio.PIN if isinstance(call, sc.IommuMap) else folio.UNPIN, offset, length, folio.DEVICE, 0, 0
+
+
 def pages_of_calls(stream: Int64s) -> tuple[Int64s, Int64s]:
     """First page and end of each row's range."""
     first = stream[:, folio.OFFSET] // PAGE_SIZE
@@ -164,6 +176,85 @@ class Outcomes(NamedTuple):
     walked: Int64s
     """int64 (n, 2), pages [first, end) for which a host's fault went through its page tables: what it had not mapped."""
     states: States
+    said: dict[int, Result] | None = None
+    """What rows returned whose errors do not say it."""
+
+
+class DeviceRows:
+    """What a list maps for a device that pins, and takes away: areas of a file are followed row by row, and entered at its end.
+
+    Nothing that a device has or had in the list leaves the file meanwhile, so that frames are then what they were.
+    """
+
+    def __init__(self, inode: Inode) -> None:
+        self._inode = inode
+        self._areas: DeviceAreas | None = None
+        self._steps: list[tuple[int, bool, int, int]] = []
+        """Row, whether an area is added, and which."""
+        self.said: dict[int, Result] = {}
+
+    def map(self, row: int, first: int, end: int, may: bool) -> tuple[int, int] | None:
+        """Pages that are to be pinned; (0, 0): none, it is refused. ``may``: they are shared."""
+        areas = self._followed()
+        if areas.touched(first, end):
+            self.said[row] = failed(errno.EEXIST)
+            return 0, 0
+        if may:
+            self.said[row] = Result(0, 0, {"pinned_pages": end - first})
+            areas.add(first, end)
+            self._steps.append((row, True, first, end))
+        return first, end
+
+    def unmap(self, row: int, first: int, end: int) -> tuple[int, int] | None:
+        """Pages that are let go; (0, 0): none, it is refused; None: they do not lie together."""
+        areas = self._followed()
+        touched = areas.touched(first, end)
+        if not touched or touched[0][0] < first or touched[-1][1] > end:
+            self.said[row] = failed(errno.ENOENT)
+            return 0, 0
+        low, high = touched[0][0], touched[-1][1]
+        if sum(stop - start for start, stop in touched) != high - low:
+            return None
+        for start, stop in touched:
+            areas.remove(start)
+            self._steps.append((row, False, start, stop))
+        self.said[row] = Result()
+        return low, high
+
+    def _followed(self) -> DeviceAreas:
+        if self._areas is None:
+            self._areas = self._inode.areas.copy()
+        return self._areas
+
+    def carry_out(self, system: System, inode: Inode, states: States) -> States:
+        """Enter what the rows of ``states`` have done, and what devices map after each."""
+        users, conversions = inode.users, system.conversions
+        steps = [step for step in self._steps if step[0] < len(states.users)]
+        if not steps or users is None or conversions is None:
+            return states
+        more = np.zeros(len(states.users), np.int64)
+        added: dict[int, int] = {}
+        removed: list[tuple[int, int]] = []
+        for row, adds, first, end in steps:
+            if adds:
+                inode.areas.add(first, end)
+                added[first] = end
+                more[row] += end - first
+                continue
+            inode.areas.remove(first)
+            if added.pop(first, None) is None:
+                removed.append((first, end))
+            more[row] -= end - first
+        for first, end in removed:
+            users.iommu_unmap(first, end)
+        users.iommu_map_many(np.array(sorted(added.items()), np.int64).reshape(-1, 2))
+        conversions.devices = True
+        more = np.cumsum(more)
+        for of_users, pages in zip(states.users, more.tolist(), strict=True):
+            of_users[1][IOMMU] += pages
+        leaves = np.zeros((len(more), 3), np.int64) if states.leaves is None else states.leaves.copy()
+        leaves[:, 0] += more
+        return states._replace(leaves=leaves)
 
 
 class TrackedFaults:
@@ -197,7 +288,10 @@ class TrackedFaults:
         self.rows = self.rows[: calls[unpin] if unpin < len(calls) else None]
         held = self._held_before()
         pins = is_call & (self.calls[:, folio.OP] == folio.PIN)
-        if (self.kind == BY_HOST).any() or (pins | poisons | (held & (self.kind == PUNCHED))).any():
+        self.devices = DeviceRows(inode)
+        if (self.kind == BY_HOST).any() or (
+            pins | poisons | self._device_rows() | (held & (self.kind == PUNCHED))
+        ).any():
             self.rows = self.rows[: self._look_ahead(held.tolist())]
 
     def _held_before(self) -> Bools:
@@ -209,6 +303,13 @@ class TrackedFaults:
         row, page = pages_of(self.span[asked, 0], self.span[asked, 1])
         held[asked[row[self.tracked.referenced(page)]]] = True
         return held
+
+    def _device_rows(self) -> Bools:
+        return (
+            (self.kind == CALLED)
+            & (self.calls[:, folio.OP] != folio.CONVERT)
+            & (self.calls[:, folio.ARGUMENT] == folio.DEVICE)
+        )
 
     def _look_ahead(self, was_held: list[bool]) -> int:
         """How many rows come before one that finds what is not certain; leaves of the host's faults what they place.
@@ -224,10 +325,9 @@ class TrackedFaults:
         present, shared = self.tracked.state.present, self.tracked.state.shared
         was_present, was_shared = (bits_at(bits, span[:, 0]).tolist() for bits in (present, shared))
         in_map = None if self.mapping is None else self.mapping.mapped()
+        of_device = self._device_rows().tolist()
         rows = np.column_stack((self.kind, span, cells)).tolist()
-        drains = bool(
-            self.tracked.state.options[folio.DRAIN]
-        )  # else what was just placed is in a batch, which holds it
+        drains = bool(self.tracked.state.options[folio.DRAIN])  # else a batch holds what was placed
         for number, (kind, first, end, low, high) in enumerate(rows[: len(self.rows)]):
             here = slice(low, high)
             is_there = there[low] == _YES or (there[low] == _AS_BEFORE and was_present[number])
@@ -239,6 +339,12 @@ class TrackedFaults:
                 there[here] = mapped[here] = _NO
             elif kind == CALLED:
                 op, offset, length, argument = self.calls[number, :4].tolist()
+                if of_device[number]:
+                    may = op == folio.PIN and self._shared_for_certain(number, edges, state)
+                    if may is None or not self._of_device(number, op == folio.PIN, may):
+                        return number
+                    if self.kind[number] == ALLOCATED:  # refused by its areas
+                        continue
                 if op == folio.CONVERT and (offset | length) % PAGE_SIZE == 0:
                     if argument:
                         state[here] = _YES
@@ -289,6 +395,25 @@ class TrackedFaults:
     def _meets_poison(self, number: int) -> bool:
         return self.kind[number] == CALLED and self.calls[number, folio.OP] in MEETS_POISON
 
+    def _shared_for_certain(self, number: int, edges: Int64s, state: npt.NDArray[np.int8]) -> bool | None:
+        """Whether all pages of a row are shared when its turn comes; None: that is not known, or not of all alike."""
+        pages = np.arange(*self.span[number].tolist())
+        now = state[np.searchsorted(edges, pages, side="right") - 1]
+        shared = np.where(now == _AS_BEFORE, bits_at(self.tracked.state.shared, pages), now == _YES)
+        return None if (now == _UNSURE).any() or shared.any() != shared.all() else bool(shared[0])
+
+    def _of_device(self, number: int, maps: bool, may: bool) -> bool:
+        """Follow the areas that a device maps, and what of them a row takes away; False: it has to be carried out alone."""
+        first, end = self.span[number].tolist()
+        found = self.devices.map(number, first, end, may) if maps else self.devices.unmap(number, first, end)
+        if found is None:
+            return False
+        if found == (0, 0):
+            self.kind[number] = ALLOCATED  # and nothing is
+        else:
+            self.calls[number, [folio.OFFSET, folio.LENGTH]] = found[0] * PAGE_SIZE, (found[1] - found[0]) * PAGE_SIZE
+        return True
+
     def _are_there(self, number: int, edges: Int64s, there: npt.NDArray[np.int8]) -> bool:
         """Whether all pages of a row are there for certain, when its turn comes."""
         pages = np.arange(*self.span[number].tolist())
@@ -307,7 +432,8 @@ class TrackedFaults:
         errors, offsets, states = after_each(self.system, inode, stream, end)
         last = np.where(np.diff(end, prepend=0) > 0, end - 1, -1)  # of its rows it says how it ended
         errors, offsets = np.append(errors, 0)[last], np.append(offsets, -1)[last]
-        return Outcomes(errors, offsets, self._map(done, errors, offsets), states)
+        states = self.devices.carry_out(self.system, inode, states)
+        return Outcomes(errors, offsets, self._map(done, errors, offsets), states, self.devices.said)
 
     def _stream(self, entered: Int64s) -> tuple[Int64s, Int64s]:
         """Stream int64 (m, 6) of rows, each first what is put in and then what is done, and the row that each is of."""
