@@ -22,7 +22,7 @@ from workbench.running import run
 MEMORY = 8 << 20
 PAGES = MEMORY // 4096
 LENGTHS = st.sampled_from([1, 1, 1, 2, 3, 64, 700])
-BY = st.lists(st.sampled_from(["host", "guest", "guest", "prefault", "nobody"]), min_size=1, max_size=3)
+BY = st.lists(st.sampled_from(["host", "guest", "guest", "prefault", "nobody", "populate"]), min_size=1, max_size=3)
 """Who touches in turn; one most of the time."""
 TASKS = st.sampled_from(["vcpu0", "vcpu1"])
 FAULT = st.builds(
@@ -62,6 +62,9 @@ def in_turn(by: list[str], number: int, fault: dict[str, object]) -> dict[str, o
     one = by[number % len(by)]
     if fault["op"] == "punch_hole":
         return fault
+    if one == "populate":  # MADV_POPULATE_WRITE, and where a fault goes to and fro MADV_DONTNEED
+        where = {name: fault[name] for name in ("offset", "length", "task")}
+        return {"op": "madvise", "advice": 4 if fault.get("order") == "strided" else 22 + number % 2, **where}
     return allocation(fault) if one == "nobody" else fault | {"by": one}
 
 
@@ -510,7 +513,7 @@ def test_a_file_that_is_closed_has_no_holes() -> None:
 
 @pytest.mark.parametrize("vm_type", ["none", "sw_protected"])
 def test_faults_of_all_kinds_in_turns_are_carried_out_together(vm_type: str) -> None:
-    by = ["guest", "nobody", "prefault"] + ["host"] * (vm_type == "none")
+    by = ["guest", "nobody", "prefault"] + ["host", "populate"] * (vm_type == "none")
     faults: list[dict[str, object]] = [
         {"op": "fault", "offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
         for number in range(200)

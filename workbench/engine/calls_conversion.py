@@ -29,6 +29,7 @@ from workbench.engine.objects import (
 )
 from workbench.engine.runs import PageSet
 from workbench.engine.system import System
+from workbench.errnos import EHWPOISON
 from workbench.intervals import Int64s, equal_intervals, no_intervals, ranges_text, set_intervals, true_intervals
 from workbench.kernels.folios import run as folio
 from workbench.limits import FILE_BYTES
@@ -400,6 +401,24 @@ def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, 
     if retried >= 0:
         detail["retried"] = retried
     return Result(good, 0, detail)
+
+
+def populate(system: System, operation: sc.Madvise | sc.GetMempolicy, file: OpenFile, start: int, end: int) -> Result:
+    """mm/madvise.c: madvise_populate: touched page by page up to one that is private (EFAULT) or poisoned (EHWPOISON)."""
+    _, tracked = _tracking(system, file.inode)
+    shared, poisoned = _state_runs(tracked, start, end, True), tracked.poisoned()
+    stop = int(shared[0, 1]) if len(shared) and shared[0, 0] == start else start
+    bad = poisoned[(poisoned >= start) & (poisoned < stop)]
+    error = EHWPOISON if len(bad) else errno.EFAULT if stop < end else 0
+    stop = int(bad[0]) if len(bad) else stop
+    if start < stop:
+        touch = sc.Fault(
+            task=operation.task, file=operation.file, offset=start * PAGE_SIZE, length=(stop - start) * PAGE_SIZE
+        )
+        found = host_fault(system, touch, file, start, stop - start)
+        if found.errno or "retried" in found.detail:
+            return found
+    return failed(error) if error else Result()
 
 
 def _place_in_order(system: System, operation: sc.Fault, inode: Inode, shared: Int64s, start: int, count: int) -> None:

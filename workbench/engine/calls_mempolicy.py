@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench import policy as mp
 from workbench import scenario as sc
-from workbench.engine import migration
+from workbench.engine import calls_conversion, migration
 from workbench.engine.objects import OpenFile, Result, Thread, failed
 from workbench.engine.system import System
 from workbench.intervals import no_intervals
@@ -190,10 +190,14 @@ def get_mempolicy(system: System, operation: sc.GetMempolicy) -> Result:
     if not operation.node:
         kept = file.inode.shared_policy.lookup(page) if _on_file(system, file) else vma.policy
         return Result(0, 0, _reported(kept))
-    if file.inode.private:
+    if file.inode.tracked is not None:
+        if (error := calls_conversion.populate(system, operation, file, page, page + 1).errno) != 0:
+            return failed(errno.ENOMEM if error == errno.ENOMEM else errno.EFAULT)
+    elif file.inode.private:
         return failed(errno.EFAULT)
-    system.touch(task, file.inode, page, page + 1, walk=system.host_walk(mapping))
-    mapping.map(page, page + 1)
+    else:
+        system.touch(task, file.inode, page, page + 1, walk=system.host_walk(mapping))
+        mapping.map(page, page + 1)
     zone = int(file.inode.zones_of(np.array([page]))[0])
     return Result(0, 0, {"node": int(system.node_ids[system.zone_node[zone]])})
 

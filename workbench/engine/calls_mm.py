@@ -266,6 +266,9 @@ def madvise(system: System, operation: sc.Madvise) -> Result:
             return failed(errno.EINVAL)
         punch(system, file.inode, start, inside)
     elif operation.advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        if file.inode.tracked is not None:
+            found = calls_conversion.populate(system, operation, file, start, inside)
+            return failed(errno.ENOMEM) if not found.errno and inside < end else found
         if file.inode.private:
             return failed(errno.EFAULT)
         walk = system.host_walk(file.mapping)

@@ -60,9 +60,9 @@ _ROOM = 64  # pieces of one fault
 _SMALL_TABLE = 64  # rows of requests
 TOO_MANY_POLICIES = -1
 _STEPS = {"sequential": 1, "reverse": -1}
-_Touch = sc.Fault | sc.Fallocate
+_Touch = sc.Fault | sc.Fallocate | sc.Madvise
 _Call = Call | sc.Hwpoison | sc.IommuMap | sc.IommuUnmap
-_TOUCHES = (sc.Fault, sc.Fallocate)
+_TOUCHES = (sc.Fault, sc.Fallocate, sc.Madvise)
 _PLACES = (*_TOUCHES, sc.PunchHole)
 """What places pages, or frees some."""
 _DEVICES = (sc.IommuMap, sc.IommuUnmap)
@@ -71,7 +71,7 @@ _ALIKE = (*_PLACES, *_CALLS, *POLICY_CALLS)
 _DOES = np.zeros(5, np.int64)
 _DOES[[BY_HOST, PUNCHED]] = kernel.MAPS, kernel.HOLE
 _Way = tuple[str, str | int | None]
-"""File, and how it is touched: ``host``, ``guest``, ``prefault``, or the mode of a call that allocates."""
+"""File, and how it is touched: ``host``, ``populate``, ``guest``, ``prefault``, or the mode of a call that allocates."""
 
 
 class Done(NamedTuple):
@@ -155,7 +155,7 @@ class BulkFaults:
         operations = self.operations
         if self._alike_to <= number:  # each operation is looked at once
             file, end = getattr(operations[number], "file", None), number
-            while end < len(operations) and isinstance(operations[end], _ALIKE) and operations[end].file == file:  # type: ignore[attr-defined]
+            while end < len(operations) and _is_alike(operations[end]) and operations[end].file == file:  # type: ignore[attr-defined]
                 end += 1
             self._alike_to = max(end, number + 1)
         if self._alike_to - number < LEAST:
@@ -195,7 +195,7 @@ class BulkFaults:
         kinds: list[int] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
         for one in operations:
-            if not isinstance(one, _ALIKE) or one.file != name:
+            if not isinstance(one, _ALIKE) or not _is_alike(one) or one.file != name:
                 break
             task, call, pages = of_task.get(one.task, -1), _NO_CALL, _NO_PAGES
             if isinstance(one, _CALLS):
@@ -212,7 +212,7 @@ class BulkFaults:
             else:
                 pages, of_way = pages_of_touch(one), way(one)
                 whole = pages[1] <= ends.get(of_way, 0) and pages != _NO_PAGES
-                of = BY_HOST if of_way == "host" else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
+                of = BY_HOST if of_way in ("host", "populate") else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
             if not whole or task < 0:
                 break
             if not (policies.set(one) if isinstance(one, POLICY_CALLS) else policies.touch(*pages[:2])):
@@ -376,15 +376,28 @@ def whole_pages(offset: int, length: int, size: int) -> bool:
     return 0 < length <= _PAGES * PAGE_SIZE and offset + length <= size and (offset | length) % PAGE_SIZE == 0
 
 
+def _is_alike(operation: sc.Operation) -> bool:
+    """Whether a list may have an operation at all."""
+    if isinstance(operation, sc.Madvise):
+        return way(operation) == "populate"
+    return isinstance(operation, _ALIKE)
+
+
 def way(touch: _Touch) -> str | int | None:
     """How a file is touched."""
+    if isinstance(touch, sc.Madvise):
+        return (
+            "populate" if touch.advice in (calls_mm.MADV_POPULATE_READ, calls_mm.MADV_POPULATE_WRITE) else "not at all"
+        )
     return touch.by if isinstance(touch, sc.Fault) else touch.mode
 
 
 def reach(file: OpenFile, by: str | int | None) -> int:
     """Up to which page of a file something that went well needs nothing but zones for its pages; 0: nowhere."""
     inode = file.inode
-    if by == "host":
+    if by == "not at all" or (by == "populate" and inode.tracked is not None):
+        return 0
+    if by in ("host", "populate"):
         if file.mapping is None or (inode.private and inode.tracked is None):
             return 0
         return min(inode.pages, file.mapping.pages)
@@ -437,7 +450,7 @@ def results_of(
             out.append(result_of_poison(error))
         elif error:
             out.append(Result(0, 0, {"bad": 1, "first": offset // PAGE_SIZE}))
-        elif isinstance(one, (sc.Fallocate, sc.PunchHole)):
+        elif isinstance(one, (sc.Fallocate, sc.PunchHole, sc.Madvise)):
             out.append(said.setdefault((None, 0), Result()))
         else:
             pages = (one.length or 0) // PAGE_SIZE
