@@ -129,7 +129,7 @@ def test_idle_calls_change_nothing(guest: str) -> None:
     assert errors == {CALLS[type(op)](system, op).errno for op in scenario(guest, between).operations[1:]}
 
 
-@pytest.mark.parametrize(("guest", "module", "of"), [("7.3", backends, BUSY[2:4]), ("in place", devices, BUSY[6:8])])
+@pytest.mark.parametrize(("guest", "module", "of"), [("7.3", backends, BUSY[2:4]), ("in place", faults, BUSY[6:8])])
 def test_idle_calls_stand_between_all_that_changes(guest: str, module: ModuleType, of: list[dict[str, Any]]) -> None:
     """What conversions out of place count, and what devices map, is known of each event."""
     between = idle_calls(guest)
