@@ -448,6 +448,8 @@ def results_of(
             out.append(result_of_call(error, offset))
         elif isinstance(one, sc.Hwpoison):
             out.append(result_of_poison(error))
+        elif error and isinstance(one, sc.Fault) and one.by != "host":  # of a poisoned page
+            out.append(result_of_call(error, offset))
         elif error:
             out.append(Result(0, 0, {"bad": 1, "first": offset // PAGE_SIZE}))
         elif isinstance(one, (sc.Fallocate, sc.PunchHole, sc.Madvise)):

@@ -281,7 +281,7 @@ class TrackedFaults:
         self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
         self.rows[is_call, :2] = 0  # but for what is pinned and is not there
         poisons = is_call & (self.calls[:, folio.OP] == folio.POISON)
-        meets = is_call & np.isin(self.calls[:, folio.OP], MEETS_POISON)
+        meets = np.isin(self.kind, (ALLOCATED, BY_GUEST)) | (is_call & np.isin(self.calls[:, folio.OP], MEETS_POISON))
         self.rows = self.rows[: first_among(self.span, self.tracked.poisoned(), ~meets)]
         calls = np.flatnonzero(is_call)
         unpin = first_of_kept(inode, self.calls[calls])
@@ -393,7 +393,9 @@ class TrackedFaults:
         return len(self.rows)
 
     def _meets_poison(self, number: int) -> bool:
-        return self.kind[number] == CALLED and self.calls[number, folio.OP] in MEETS_POISON
+        """Whether a row is carried out on a poisoned page as on another, or (of the guest) is refused and that is all."""
+        kind = self.kind[number]
+        return kind in (ALLOCATED, BY_GUEST) or (kind == CALLED and self.calls[number, folio.OP] in MEETS_POISON)
 
     def _shared_for_certain(self, number: int, edges: Int64s, state: npt.NDArray[np.int8]) -> bool | None:
         """Whether all pages of a row are shared when its turn comes; None: that is not known, or not of all alike."""
