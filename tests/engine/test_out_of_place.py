@@ -55,6 +55,24 @@ def nodes(dataset: xr.Dataset, file: str = "guest") -> list[int]:
     return dataset["pages_per_node"].sel(file=file).values.tolist()
 
 
+def test_what_leaves_the_file_is_mapped_and_poisoned_no_more() -> None:
+    """Where pages are looked at one by one: KVM loses them with the attribute, and a fresh page is a good one."""
+    page = pages(1)
+    calls_ = [
+        {"op": "fault", "by": "guest", **page}, {"op": "convert", "to": "shared", **page},
+        {"op": "convert", "to": "private", **page}, {"op": "fault", "by": "guest", **page},
+        {"op": "hwpoison", **page}, {"op": "fault", "by": "guest", **page}, {"op": "convert", "to": "shared", **page},
+        {"op": "fallocate", **page}, {"op": "fault", "by": "guest", **page}, {"op": "convert", "to": "private", **page},
+        {"op": "fault", "by": "guest", **page}, {"op": "set_memory_attributes", "private": True, **page},
+        {"op": "set_memory_attributes", "private": False, **pages(PAGES)},
+    ]  # fmt: skip
+    dataset = run(calls_, kernel_profile="7.3")
+    assert dataset["user_mapped_pages"].sel(user="kvm").values.tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 0]
+    assert dataset["user_invalidations"].sel(user="kvm").values.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3]
+    assert dataset["event_error"].values.tolist() == [""] * 6 + ["EHWPOISON"] + [""] * 7
+    assert dataset["punched_pages"].values[-1] == 2
+
+
 def test_changes_are_kept_for_who_looks_at_them() -> None:
     """Without metadata nobody does."""
     calls_ = [{"op": "convert", "to": to, **pages(1)} for to in ("shared", "private")]

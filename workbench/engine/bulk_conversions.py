@@ -36,6 +36,8 @@ def possible(system: HostState, inode: Inode, stream: Int64s) -> bool:
     """Whether a stream can run in the kernel: two backends of 4 KiB pages that no page table of the host has entries of."""
     # A guest's faults need tables that each asks for itself.
     kinds = (folio.CONVERT,) if system.metadata is not None else (folio.CONVERT, folio.GUEST_FAULT)
+    if inode.tracked is not None:  # which has to be told of each
+        return False
     return inode.backend is not None and can_be_lent(system, inode) and bool(np.isin(stream[:, folio.OP], kinds).all())
 
 

@@ -216,11 +216,20 @@ def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> 
         system.give_attributes(inode, _attributes_of(system, operation.file, inode))
         assert inode.attributes is not None
     start, end = operation.offset // PAGE_SIZE, min(inode.pages, (operation.offset + length) // PAGE_SIZE)
+    before = inode.attributes.shared.pages
     if word:
         inode.attributes.set_private(start, end)
     else:
         inode.attributes.set_shared(start, end)
+    if inode.attributes.shared.pages != before:
+        _unmapped_by_attributes(system, inode, start, end)
     return Result()
+
+
+def _unmapped_by_attributes(system: System, inode: Inode, start: int, end: int) -> None:
+    """virt/kvm/kvm_main.c: kvm_vm_set_mem_attributes: KVM unmaps a range of which any gfn changes, and nobody else is told."""
+    if inode.users is not None and system.scenario.conversion_mode == "out-of-place":
+        inode.users.unmapped(start, end)
 
 
 def _without_attributes(system: System) -> str:
@@ -250,14 +259,22 @@ def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
         return failed(errno.EINVAL)
     start, end = offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE)
     to_shared = operation.to == "shared"
-    for low, high in attributes.parts(start, end, shared=not to_shared):
+    parts = attributes.parts(start, end, shared=not to_shared)
+    if parts:
+        _unmapped_by_attributes(system, inode, start, end)
+    for low, high in parts:
         leaving, counter = (inode, "punched_pages") if to_shared else (backend, "discarded_pages")
         attributes.counts["converted_pages"] += high - low
         attributes.counts["invalidations"] += 2 if to_shared else 1  # by the attribute, and by the hole
         attributes.flip(low, high, to_shared)
         if to_shared:
             attributes.note_hole(inode.map, inode.order, low, high)
-        attributes.counts[counter] += system.erase(leaving, low, high)
+        before = leaving.map.folios
+        if leaving.tracked is None:
+            system.erase(leaving, low, high)
+        else:
+            punch_hole(system, leaving, low * PAGE_SIZE, (high - low) * PAGE_SIZE)
+        attributes.counts[counter] += before - leaving.map.folios
         for mapping in leaving.mappings:
             mapping.zap(low, high)
         if to_shared and not system.touch(system.task(operation), backend, low, high):
@@ -500,6 +517,18 @@ def guest_fault(system: System, inode: Inode, start: int, end: int) -> Result | 
     if not conversions.enter_all():
         return result_of(Outcome(errno.ENOMEM, None))
     end = _first_absent(inode, start, end)
+    attributes, alone = inode.attributes, inode.flags & GUEST_MEMFD_FLAG_MMAP
+    if attributes is not None and not alone and system.scenario.conversion_mode == "out-of-place":
+        for low, high in attributes.parts(start, end, shared=False) if end > start else ():
+            error = _touched_by_guest(inode, file, low, high)
+            if error is not None:
+                return error
+        return None
+    return _touched_by_guest(inode, file, start, end)
+
+
+def _touched_by_guest(inode: Inode, file: TrackedFile, start: int, end: int) -> Result | None:
+    """The guest touches pages that are there."""
     for low, high in equal_intervals(file.is_shared(start, end), start).tolist() if end > start else ():
         private = not bool(file.is_shared(low, low + 1)[0])
         outcome = file.guest_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE, private)

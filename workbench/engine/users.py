@@ -265,6 +265,12 @@ class Users:
         if isinstance(self.file, ConversionFile):
             self.file.unmap_guest(start << 12, (end - start) << 12)
 
+    def unmapped(self, start: int, end: int) -> None:
+        """KVM drops what it maps of pages, which stay where they are."""
+        self.kvm.zap(start, end)
+        if isinstance(self.file, ConversionFile) and end > start:
+            self.file.unmap_guest(start << 12, (end - start) << 12)
+
     def machine_gone(self) -> None:
         """The VM is closed: its second stage goes with it, and nobody is told."""
         self.kvm.zap(0, self.inode.pages)
