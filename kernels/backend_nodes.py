@@ -15,6 +15,7 @@ import numpy as np
 from workbench.kernels.compile import Int, kernel, record
 from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, LENGTH, OFFSET, OP, PUNCH
 from workbench.kernels.placement import (
+    ALLOCATIONS,
     DONE,
     NEEDS_ROOM,
     OUT_OF_MEMORY,
@@ -48,6 +49,8 @@ TREES = 3
 """Of the files PRIVATE and SHARED, and of the ATTRIBUTES."""
 ERASED, ENTERED, SETTLED = range(3)
 """When nodes come or go: with the pages freed, with the pages placed, and with the attributes."""
+PART_LOW, PART_HIGH, PART_TREE, PART_ROWS = range(4)
+"""Columns of ``parts``."""
 ROW, STAGE, LOW, HIGH, EVENTS = range(5)
 """Fields of ``at``: call, what is done of it next, its part that changes sides or is touched, events written."""
 _BEGIN, _RUN = 0, 1
@@ -72,6 +75,9 @@ class Calls(NamedTuple):
     """int64 (n, zones), receives the free pages after each."""
     rotations: np.ndarray
     """int64 (n, 2), receives the rotation of its task after each."""
+    parts: np.ndarray
+    """int64 (n, 4), receives of each the part that changes sides or is touched, its tree, and where the guest_memfd's allocation
+    rows end."""
 
 
 @record
@@ -117,6 +123,7 @@ def run_each(
             status = _look(given, nodes, row, zones_private.zonelists.shape[0], b)
             if status != DONE:
                 return status
+            given.parts[row, PART_LOW], given.parts[row, PART_HIGH] = at[LOW], at[HIGH]
             at[STAGE], b.where[AT] = _RUN, 0
         status = run(
             stream[row : row + 1],
@@ -138,6 +145,7 @@ def run_each(
         for zone in range(b.placed.shape[0]):
             given.placed[row, zone], given.free[row, zone] = b.placed[zone], zones_private.free[zone]
             b.placed[zone] = 0
+        given.parts[row, PART_ROWS] = private.progress[ALLOCATIONS]
         for counter in range(b.counts.shape[0]):
             given.counts[row, counter] = b.counts[counter]
         task = stream[row, CPU]
@@ -187,6 +195,7 @@ def _look(given: Calls, nodes: Nodes, row: Int, numa: Int, b: Backends) -> Int:
     if beyond < end:
         return LEFT
     at[LOW], at[HIGH] = low, high
+    given.parts[row, PART_TREE] = tree
     if nodes.first.shape[1] == 0 or low >= high:
         return DONE
     if nodes.events.shape[0] - at[EVENTS] < 2 * numa + 2:

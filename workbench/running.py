@@ -77,6 +77,8 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
 
 def _lists_of_backends(scenario: sc.Scenario) -> bool:
     """Whether conversions out of place, or attributes, may run together."""
-    if conversions.wanted(scenario) or scenario.conversion_mode != "out-of-place":
+    if scenario.conversion_mode != "out-of-place":
+        return False
+    if conversions.wanted(scenario) and DESIGNS[scenario.guest.design].store == "pfn map":
         return False
     return sc.SetMemoryAttributes in scenario.kinds or (sc.Convert in scenario.kinds and attributes.wanted(scenario))

@@ -36,6 +36,11 @@ SET = st.fixed_dictionaries(
 )
 HOLE = st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fallocate"]), **RANGE})
 CALL = st.one_of(CONVERT, CONVERT, FAULT, SET, HOLE)
+PIN = {"op": st.sampled_from(["pin", "unpin"]), **RANGE}
+SINGLE = st.one_of(
+    st.fixed_dictionaries(PIN | {"kind": st.sampled_from(["long_term", "long_term", "transient"])}),
+    st.fixed_dictionaries({"op": st.sampled_from(["iommu_map", "iommu_unmap", "hwpoison"]), **RANGE}),
+)
 ALONE = st.one_of(SET, SET, FAULT, HOLE)
 OTHER = st.one_of(
     st.fixed_dictionaries({"op": st.just("fallocate"), **RANGE, "mode": st.sampled_from([0, 1])}),
@@ -80,6 +85,26 @@ def test_the_same_as_one_after_another(
     assert_equal(scenario([*before, *calls], metadata=metadata, kernel_profile=kernel))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(CALL | SINGLE, min_size=1, max_size=15), st.lists(OTHER, max_size=1)), max_size=5),
+    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["6.18", "7.3", "7.4"]), st.booleans(),
+    st.sampled_from(["sw_protected", "snp", "tdx"]),
+)  # fmt: skip
+def test_pages_that_are_looked_at_one_by_one_are_the_same(
+    parts: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]],
+    metadata: str,
+    kernel: str,
+    filled: bool,
+    vm_type: str,
+) -> None:
+    """Pins, poison and devices: the tracked file is told of what comes and goes."""
+    calls = [call for some, others in parts for call in (*some, *others)] + [{"op": "hwpoison", "length": 4096}]
+    before: list[dict[str, Any]] = [{"op": "create"}, *([{"op": "fallocate"}] * filled)]
+    given_ = scenario([*before, *calls], metadata=metadata, kernel_profile=kernel)
+    assert_equal(given_.replace(**{"guest.vm_type": vm_type, "guest.conversion.mode": "out-of-place"}))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.lists(ALONE, min_size=1, max_size=15), st.lists(OTHER, max_size=1)), max_size=5),
@@ -105,11 +130,12 @@ def test_a_guest_memfd_alone_is_the_same_as_one_after_another(
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(CALL.map(lambda call: call | {"to": "shared"} if "to" in call else call), min_size=20, max_size=60),
-    st.integers(0, 20),
-)
-def test_memory_that_runs_out_ends_the_guest_as_it_would(calls: list[dict[str, Any]], left: int) -> None:
+    st.integers(0, 20), st.booleans(),
+)  # fmt: skip
+def test_memory_that_runs_out_ends_the_guest_as_it_would(calls: list[dict[str, Any]], left: int, pinned: bool) -> None:
     """Pages are private and absent at first, so that what is shared is new: some MiB more than the host has."""
     host = [{"op": "hog", "node": node, "leave_free": f"{left} MiB"} for node in (0, 1)]
+    host += [{"op": "pin", "length": 4096}] * pinned  # single pages are looked at
     assert_equal(scenario([{"op": "create"}, *host, *calls], "64 MiB"))
 
 
@@ -181,6 +207,41 @@ def test_holes_and_faults_of_the_host_run_with_conversions(metadata: str) -> Non
     assert answer["refaulted_pages"][-1] == 300
     assert answer["private_backend_pages"][-1] == 200
     assert [result.detail.get("bad", 0) for result in answer.log.results].count(1) == 200
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "tdx"])
+def test_pins_poison_and_devices_run_with_conversions(vm_type: str) -> None:
+    """The host maps nothing that it could pin. A poisoned page that is left alone ends no list."""
+    calls: list[dict[str, Any]] = []
+    for number in range(120):
+        page = {"offset": 4096 * (number * 37 % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        calls += [{"op": "fault", "by": "guest", **page}, {"op": "pin", **page}, {"op": "unpin", **page}]
+        calls += [{"op": "convert", "to": "shared", **page}, {"op": "iommu_map", **page}]
+        calls += [{"op": "hwpoison" if number % 3 else "iommu_unmap", **page}] * 2
+        calls += [{"op": "fault", "by": "guest", "offset": 4096 * (4 + number * 37 % PAGES), "length": 8192}]
+        calls += [{"op": "hwpoison", "offset": 4096 * (4 + number * 37 % PAGES), "length": 4096}] * (number % 2)
+    given_ = scenario([{"op": "create"}, {"op": "fault", "by": "guest", "length": 4096}, *calls])
+    given_ = given_.replace(**{"guest.vm_type": vm_type})
+    assert assert_equal(given_) >= len(calls) - 150
+    answer = run(given_)
+    assert {"EFAULT", "EINVAL", "ENOENT", "", "EHWPOISON"} >= set(answer["event_error"].tolist())
+    assert answer["user_mapped_pages"][-1].tolist() == [180, 0]
+    assert answer["user_invalidations"][-1].tolist() == [180, 0]
+
+
+def test_attributes_that_change_for_a_part_of_a_range_unmap_all_of_it() -> None:
+    calls: list[dict[str, Any]] = [
+        {"op": "set_memory_attributes"},
+        {"op": "pin", "length": 4096},
+        {"op": "fault", "by": "guest", "length": 4096},
+    ]
+    for page in range(0, 80, 2):
+        calls += [{"op": "fault", "by": "guest", "offset": 4096 * page, "length": 4096}]
+        calls += [{"op": "set_memory_attributes", "private": False, "offset": 4096 * (page + 1), "length": 4096}]
+        calls += [{"op": "set_memory_attributes", "private": True, "offset": 4096 * page, "length": 8192}] * 2
+    given_ = scenario([{"op": "create", "flags": []}, *calls])
+    assert assert_equal(given_) >= len(calls) - 5
+    assert run(given_)["user_mapped_pages"][:, 0].tolist()[-4:] == [1, 1, 0, 0]
 
 
 def test_slabs_come_from_where_they_would_when_a_node_fills_up() -> None:

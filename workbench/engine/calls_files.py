@@ -317,6 +317,8 @@ def punch_hole(system: System, operation: sc.PunchHole) -> Result:
     if inode.frozen:
         return failed(errno.EPERM, reason=FROZEN)
     if inode.tracked is not None:
+        if system.scenario.conversion_mode == "out-of-place" and (operation.offset | length) % PAGE_SIZE == 0:
+            note_hole(inode, operation.offset // PAGE_SIZE, (operation.offset + length) // PAGE_SIZE)
         return calls_conversion.punch_hole(system, inode, operation.offset, length)
     size = PAGE_SIZE << inode.order
     if inode.kind == "guest_memfd" and (operation.offset % size or length % size):
@@ -365,12 +367,17 @@ def _guest_memfd(system: System, operation: sc.Read | sc.Write | sc.Fstat) -> In
     return file.inode
 
 
+def note_hole(inode: Inode, start: int, end: int) -> None:
+    """Before pages [start, end) are freed: what is private of them is to be faulted in again."""
+    if inode.attributes is not None:
+        inode.attributes.note_hole(inode.map, inode.order, start, end)
+
+
 def punch(system: System, inode: Inode, start: int, end: int) -> None:
     """Free whole folios of pages [start, end) and take them out of every page table."""
     if end <= start:
         return
-    if inode.attributes is not None:
-        inode.attributes.note_hole(inode.map, inode.order, start, end)
+    note_hole(inode, start, end)
     if inode.tracked is not None:
         calls_conversion.punch_hole(system, inode, start * PAGE_SIZE, (end - start) * PAGE_SIZE)
         return

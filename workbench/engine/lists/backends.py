@@ -2,13 +2,15 @@
 
 Where the two files hold 4 KiB pages that nobody has mapped, conversions, attributes, faults and what allocates or punches holes
 are attributes, holes, pages, xarray nodes and tables
-(:mod:`workbench.engine.bulk_conversions`, :mod:`workbench.engine.lists.converted_nodes`). The files stay with the kernel from one
+(:mod:`workbench.engine.bulk_conversions`, :mod:`workbench.engine.lists.converted_nodes`), and single pages of a tracked file, if
+somebody looks at those (:mod:`workbench.engine.lists.backend_states`). The files stay with the kernel from one
 list to the next, until something else looks at them. There may be a guest_memfd alone, whose pages are of
 private gfns, or where it can be mapped of all.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,18 +18,22 @@ import numpy as np
 from workbench import scenario as sc
 from workbench.engine import bulk_conversions, calls_files, calls_mm
 from workbench.engine.attributes import COUNTERS
+from workbench.engine.lists import backend_states as states
 from workbench.engine.lists.converted_nodes import ConvertedNodes
 from workbench.engine.lists.faults import LEAST, MOST, Done, whole_pages
-from workbench.engine.objects import Inode, Result
+from workbench.engine.lists.tracked_faults import result_of_call, result_of_poison
+from workbench.engine.metadata import PAMT, VMEMMAP
+from workbench.engine.objects import Inode, Result, failed
 from workbench.engine.system import System
 from workbench.intervals import Int64s
 from workbench.kernels import backend_nodes as kernel
 from workbench.kernels.folios import run as folio
-from workbench.kernels.two_backends import ALLOCATE, LOOK, SET_ATTRIBUTES
+from workbench.kernels.two_backends import ALLOCATE, LOOK, SET_ATTRIBUTES, SHARED_NOW
 from workbench.units import PAGE_SIZE
 
-_Call = sc.Convert | sc.SetMemoryAttributes | sc.Fault | sc.Fallocate | sc.PunchHole
-_CALLS = (sc.Convert, sc.SetMemoryAttributes, sc.Fault, sc.Fallocate, sc.PunchHole)
+_Call = sc.Convert | sc.SetMemoryAttributes | sc.Fault | sc.Fallocate | sc.PunchHole | states.Call
+_CALLS = (sc.Convert, sc.SetMemoryAttributes, sc.Fault, sc.Fallocate, sc.PunchHole, *states.CALLS)
+_NO_ROW = (0, 0, 0, 0, 0, 0)
 _RUNS = 64
 """Runs of the two files to a call, up to which it is worth it to give them to the kernel and have them back."""
 
@@ -38,11 +44,13 @@ class BulkBackends:
     def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
         self.system, self.operations = system, operations
         self._not_before, self._most, self._wait = 1, MOST, 1
+        scenario = system.scenario
+        self._possible = scenario.conversion_mode == "out-of-place" and "out-of-place" in scenario.kernel.conversion
 
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first = self.operations[number]
-        if number < self._not_before or not isinstance(first, _CALLS) or self.system.conversions is not None:
+        if not self._possible or number < self._not_before or not isinstance(first, _CALLS):
             return None
         last = number + LEAST - 1
         if last >= len(self.operations) or not isinstance(self.operations[last], _CALLS):
@@ -50,11 +58,12 @@ class BulkBackends:
         inode = self._inode(first)
         least = LEAST if inode is None else self._worth_it(inode)
         most = max(self._most, min(least, MOST))
-        rows = [] if inode is None else self._rows(first, inode, self.operations[number : number + most])
+        rows, alone = ([], []) if inode is None else self._rows(first, inode, self.operations[number : number + most])
         self._not_before = number + max(len(rows), 1)
         if inode is None or len(rows) < least:
             return None
-        done, complete = self._run(inode, self.operations[number : number + len(rows)], np.array(rows, np.int64))
+        calls, table = self.operations[number : number + len(rows)], np.array(alone, np.int64)
+        done, complete = self._run(inode, calls, np.array(rows, np.int64), table)
         count = 0 if done is None else len(done.results)
         self._most = min(2 * self._most, MOST) if complete else max(2 * count, LEAST)
         self._wait = 1 if complete or count >= least else min(2 * self._wait, MOST)
@@ -64,25 +73,30 @@ class BulkBackends:
     def _inode(self, first: _Call) -> Inode | None:
         """The file that a call is about, if such calls need nothing but what is followed here."""
         system, file, metadata = self.system, self.system.files.get(first.file), self.system.metadata
-        scenario = system.scenario
         if file is None or file.descriptor is None or file.inode.kind != "guest_memfd" or system.killed:
-            return None
-        if scenario.conversion_mode != "out-of-place" or "out-of-place" not in scenario.kernel.conversion:
             return None
         inode, backend = file.inode, file.inode.backend
         if inode.frozen or not system.is_plain_4k(inode) or not (backend is None or system.is_plain_4k(backend)):
             return None
-        if not bulk_conversions.can_be_lent(system, inode):
+        if not bulk_conversions.can_be_lent(system, inode) or not states.possible(system, inode):
             return None
         if metadata is None:
             return inode
         followed = inode.attributes is not None and inode.attributes.looked_at and not inode.attributes.changed
         return inode if followed and metadata.zones is None and not metadata.light else None
 
-    def _rows(self, first: _Call, inode: Inode, operations: Sequence[sc.Operation]) -> list[tuple[int, ...]]:
-        """Rows of a stream for calls on the same file, up to whatever is something else, is refused, or is long."""
+    def _rows(
+        self, first: _Call, inode: Inode, operations: Sequence[sc.Operation]
+    ) -> tuple[list[states.Row], list[states.Row]]:
+        """Rows of a stream for calls on the same file, up to whatever is something else, is refused, or is long.
+
+        Those of calls on single pages are of the tracked file, beside rows that do nothing. What touches a poisoned page is
+        something else.
+        """
         size, name = inode.pages * PAGE_SIZE, first.file
-        rows: list[tuple[int, ...]] = []
+        rows: list[states.Row] = []
+        alone: list[states.Row] = []
+        bad = set() if inode.tracked is None else set(inode.tracked.poisoned().tolist())
         tasks: dict[str | None, int] = {task: row for row, task in enumerate(self.system.tasks)}
         tasks[None] = 0
         file, converts = self.system.files[name], inode.backend is not None
@@ -94,6 +108,9 @@ class BulkBackends:
             offset, length = call.offset, call.length
             if length is None or not whole_pages(offset, length, size):
                 break
+            if bad and not bad.isdisjoint(range(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE)):
+                break
+            single = _NO_ROW
             if isinstance(call, sc.SetMemoryAttributes):
                 if call.raw_attributes is not None or call.raw_flags or (call.private and not can_be_private):
                     break
@@ -102,6 +119,14 @@ class BulkBackends:
                 if not converts:
                     break
                 rows.append((folio.CONVERT, offset, length, int(call.to == "shared"), 0, task))
+            elif isinstance(call, states.CALLS):
+                found = states.row_of(call, inode) if inode.tracked is not None else None
+                if found is None:
+                    break
+                if isinstance(call, sc.Hwpoison):
+                    bad.add(offset // PAGE_SIZE)
+                single = found
+                rows.append((LOOK, offset, length, 0, 0, task))
             elif isinstance(call, sc.PunchHole):
                 rows.append((folio.PUNCH, offset, length, 0, 0, task))
             elif isinstance(call, sc.Fallocate):
@@ -116,7 +141,8 @@ class BulkBackends:
                 rows.append((folio.GUEST_FAULT, offset, length, 0, 0, task))
             else:
                 break
-        return rows
+            alone.append(single)
+        return rows, alone
 
     def _worth_it(self, inode: Inode) -> int:
         """So many calls at least make up for giving the files to the kernel."""
@@ -126,8 +152,10 @@ class BulkBackends:
         runs = 0 if inode.backend is None else inode.backend.map.run_count
         return max(LEAST, -(-(inode.map.run_count + runs + inode.attributes.run_count) // _RUNS))
 
-    def _run(self, inode: Inode, calls: Sequence[sc.Operation], stream: Int64s) -> tuple[Done | None, bool]:
-        """Carry out calls, as far as they can be here, and whether that was all."""
+    def _run(
+        self, inode: Inode, calls: Sequence[sc.Operation], stream: Int64s, alone: Int64s
+    ) -> tuple[Done | None, bool]:
+        """Carry out calls, as far as they can be here, and whether that was all; ``alone``: rows of those on single pages."""
         system, count = self.system, len(stream)
         tasks = list(system.tasks.values())
         bulk = system.lend(inode)
@@ -135,8 +163,9 @@ class BulkBackends:
         given = kernel.Calls(
             stream, np.zeros(count, np.int32), np.zeros(5, np.int64), np.empty((count, len(COUNTERS)), np.int64),
             np.empty((count, len(system.free)), np.int64), np.empty((count, len(system.free)), np.int64),
-            np.empty((count, 2), np.int64),
+            np.empty((count, 2), np.int64), np.empty((count, 4), np.int64),
         )  # fmt: skip
+        shared = int(bulk.state.counts[SHARED_NOW])
         followed, nid = None, np.array([task.nid for task in tasks], np.int64)
         nodes = kernel.Nodes(
             np.empty((kernel.TREES, 0), np.int64), np.empty((count, 0), np.int64), np.zeros(kernel.TREES, np.int64),
@@ -152,22 +181,39 @@ class BulkBackends:
         if bulk.ran_out:
             system.begun[:] = given.placed[done]
         held = None if followed is None else followed.held_after(nodes, given, done, tasks)
+        found = None
+        if system.conversions is not None and (done or bulk.ran_out):
+            found = states.carry_out(system, inode, given, alone, shared, done, bulk.ran_out)
         if not done:
             return None, False
+        if held is not None and found is not None and system.metadata is not None:
+            system.metadata.hold_after(held, VMEMMAP, found.states.counters[:, len(folio.COUNTERS) :])
+            if found.states.pamt is not None:
+                system.metadata.hold_after(held, PAMT, found.states.pamt)
         holes = stream[:done, folio.OP] == folio.PUNCH
         for mapping in inode.mappings if holes.any() else ():
             if not mapping.empty:
                 for offset, length in stream[:done][holes, folio.OFFSET : folio.LENGTH + 1].tolist():
                     mapping.zap(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE)
         counts = given.counts[:done] if inode.backend is not None else np.zeros_like(given.counts[:done])
-        return Done(_results(calls[:done]), given.placed[:done], given.free[:done], held, None, counts), done == count
+        results, after = _results(calls[:done], found), None if found is None else found.states
+        return Done(results, given.placed[:done], given.free[:done], held, after, counts), done == count
 
 
-def _results(calls: Sequence[sc.Operation]) -> list[Result]:
-    """What each call returned, of which none was refused; the host reaches no page."""
+def _results(calls: Sequence[sc.Operation], found: states.Outcomes | None) -> list[Result]:
+    """What each call returned, of which none was refused but those on single pages; the host reaches no page."""
     said: dict[tuple[str, int], Result] = {}
     out: list[Result] = []
-    for call in calls:
+    for number, call in enumerate(calls):
+        if found is not None and isinstance(call, states.CALLS):
+            error = found.errors[number]
+            if isinstance(call, sc.Hwpoison):
+                out.append(result_of_poison(error))
+            elif isinstance(call, sc.IommuUnmap):
+                out.append(failed(errno.ENOENT))
+            else:
+                out.append(result_of_call(error, found.offsets[number]))
+            continue
         if isinstance(call, sc.Fault) and call.by == "host":
             out.append(Result(0, 0, {"bad": (call.length or 0) // PAGE_SIZE, "first": call.offset // PAGE_SIZE}))
             continue
