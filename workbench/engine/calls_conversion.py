@@ -420,6 +420,22 @@ def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, 
     return Result(good, 0, detail)
 
 
+def host_reaches(file: OpenFile, start: int, end: int) -> bool:
+    """Whether all of pages [start, end) can be touched through the mapping of the host."""
+    inode, tracked = file.inode, file.inode.tracked
+    if file.mapping is None or end > min(inode.pages, file.mapping.pages):
+        return False
+    return not inode.private if tracked is None else bool(np.all(tracked.is_shared(start, end)))
+
+
+def touched(system: System, operation: sc.FirstTouch, file: OpenFile, start: int, end: int) -> Result:
+    """What a touch of pages that are there does to a tracked file."""
+    if operation.by == "host":
+        touch = sc.Fault(task=operation.task, file=operation.file)
+        return host_fault(system, touch, file, start, end - start)
+    return guest_fault(system, file.inode, start, end) or Result()
+
+
 def populate(system: System, operation: sc.Madvise | sc.GetMempolicy, file: OpenFile, start: int, end: int) -> Result:
     """mm/madvise.c: madvise_populate: touched page by page up to one that is private (EFAULT) or poisoned (EHWPOISON)."""
     _, tracked = _tracking(system, file.inode)

@@ -114,17 +114,46 @@ def _first_from(system: System, operation: sc.Fault, inside: int, count: int) ->
 
 
 def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, start: int, count: int) -> Result:
-    """KVM_RUN or KVM_PRE_FAULT_MEMORY: the calling thread's CPU, policy and rotation count.
+    """KVM_RUN or KVM_PRE_FAULT_MEMORY: the calling thread's CPU, policy and rotation count."""
+    refused = _refused_to_guest(system, operation.by, file, start, count)
+    if refused is not None:
+        return refused
+    assert file is not None
+    inode = file.inode
+    inside = _inside(file, start, count)
+    complete = not inside or _touch_as_guest(system, operation, inode, start, start + inside)
+    if inode.tracked is not None:
+        error = calls_conversion.guest_fault(system, inode, start, start + inside)
+        if error is not None:
+            return error
+    if not complete:
+        return failed(errno.ENOMEM)
+    if inode.kind == "memfd" and file.mapping is not None:
+        # virt/kvm/kvm_main.c: hva_to_pfn: the page is faulted in through the mapping, whose tables it needs as well.
+        system.enter_host_tables(system.task(operation), file.mapping, start, start + inside)
+        file.mapping.map(start, start + inside)
+    return _guest_result(operation, inside, count)
+
+
+def _inside(file: OpenFile, start: int, count: int) -> int:
+    """How many pages from ``start`` on the guest can reach."""
+    inode = file.inode
+    end = inode.pages if file.mapping is None or inode.kind == "guest_memfd" else min(inode.pages, file.mapping.pages)
+    return max(0, min(count, end - start))
+
+
+def _refused_to_guest(system: System, by: str, file: OpenFile | None, start: int, count: int) -> Result | None:
+    """Why a guest cannot touch a range of a file; None: it can.
 
     Up to 6.17 only VMs with private memory have a memslot to run in; from 6.18 on every VM may.
     """
     gmem = file is None or file.inode.kind == "guest_memfd"
+    nothing = {"left": 0} if by == "prefault" else {"done": 0}
     if gmem and not (system.scenario.kernel.maps or system.scenario.guest.private_memory):
         # There is no memslot to run in: KVM_SET_USER_MEMORY_REGION2 refuses KVM_MEM_GUEST_MEMFD for such a VM.
-        left = {"left": 0} if operation.by == "prefault" else {"done": 0}
-        return failed(errno.EINVAL, reason=calls_conversion.without_slot(system), **left)
+        return failed(errno.EINVAL, reason=calls_conversion.without_slot(system), **nothing)
     if file is None or (file.descriptor is None and not file.inode.anonymous):
-        return failed(errno.EBADF, **({"left": 0} if operation.by == "prefault" else {"done": 0}))
+        return failed(errno.EBADF, **nothing)
     inode = file.inode
     if file.process and inode.kind == "guest_memfd":
         # virt/kvm/guest_memfd.c: kvm_gmem_bind: a memslot takes only a file of its own VM.
@@ -134,8 +163,7 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
     if not system.vcpu_open:
         system.vcpu_open = True
         system.new_descriptor()  # KVM_CREATE_VCPU returns one too
-    end = inode.pages if file.mapping is None or inode.kind == "guest_memfd" else min(inode.pages, file.mapping.pages)
-    inside = max(0, min(count, end - start))
+    inside = _inside(file, start, count)
     if inode.kind == "guest_memfd":
         # a memslot of a file made with MMAP is of guest_memfd alone; another has only private pages from it
         shared_too = inode.attributes is not None and (inode.backend is not None or inode.attributes.elsewhere)
@@ -154,26 +182,8 @@ def _guest_fault(system: System, operation: sc.Fault, file: OpenFile | None, sta
     if states is not None and inode.kind == "memfd" and len(states.private_parts(start, start + inside)):
         return failed(errno.EFAULT, done=0, exit=KVM_EXIT_MEMORY_FAULT)  # a slot without a guest_memfd
     if not reachable:
-        return failed(errno.EFAULT, **({"left": count} if operation.by == "prefault" else {"done": 0}))
-    complete = not inside or _touch_as_guest(system, operation, inode, start, start + inside)
-    if inode.tracked is not None:
-        error = calls_conversion.guest_fault(system, inode, start, start + inside)
-        if error is not None:
-            return error
-    if not complete:
-        return failed(errno.ENOMEM)
-    if inode.kind == "memfd" and file.mapping is not None:
-        # virt/kvm/kvm_main.c: hva_to_pfn: the page is faulted in through the mapping, whose tables it needs as well.
-        system.enter_host_tables(system.task(operation), file.mapping, start, start + inside)
-        file.mapping.map(start, start + inside)
-    return _guest_result(operation, inside, count)
-
-
-def _has_private_pages_only(inode: Inode) -> bool:
-    """A guest_memfd that cannot serve shared pages, in a slot where nothing else does."""
-    elsewhere = inode.attributes is not None and inode.attributes.elsewhere
-    alone = inode.flags & GUEST_MEMFD_FLAG_MMAP
-    return inode.kind == "guest_memfd" and inode.backend is None and not elsewhere and not alone
+        return failed(errno.EFAULT, **({"left": count} if by == "prefault" else {"done": 0}))
+    return None
 
 
 def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: int, end: int) -> bool:
@@ -215,15 +225,24 @@ def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: in
 def first_touch(system: System, operation: sc.FirstTouch) -> Result:
     """Generator: vCPUs take turns (shares one after another are expanded into faults before the run)."""
     file = system.files.get(operation.file)
-    if file is None or (file.descriptor is None and not file.inode.anonymous):
+    if file is None:
         return failed(errno.EBADF)
     inode = file.inode
     start, end = system.pages(operation, inode.pages)
+    if operation.by != "host":
+        refused = _refused_to_guest(system, operation.by, file, start, end - start)
+        if refused is not None:
+            return refused
+        end = start + _inside(file, start, end - start)
+    if inode.frozen and inode.kind == "guest_memfd" and len(inode.map.absent(start, end)):
+        return failed(errno.EPERM, reason=FROZEN)
     first, last = start >> inode.order, min(-(-end >> inode.order), inode.pages >> inode.order)
     if inode.attributes is not None and len(inode.attributes.shared_parts(start, end)):
         raise WorkbenchError(
             "first_touch: by turns it cannot touch memory that was converted out of place; use turn: 0"
         )
+    if operation.by == "host" and not calls_conversion.host_reaches(file, start, end):
+        raise WorkbenchError("first_touch: by turns the host cannot touch what is private or not mapped; use turn: 0")
 
     def turns() -> Turns:
         tasks = np.array([system.tasks[name].index for name in system.vcpus])
@@ -233,8 +252,14 @@ def first_touch(system: System, operation: sc.FirstTouch) -> Result:
 
     walk = system.host_walk(file.mapping) if operation.by == "host" else system.guest_walk(inode)
     complete = system.touch_in_turns(inode, first, last, turns, walk)
-    if operation.by == "host" and file.mapping is not None:
+    if inode.attributes is not None and inode.kind == "guest_memfd":
+        inode.attributes.note_fault(start, end)
+    if operation.by != "host" and inode.kind == "memfd" and file.mapping is not None:
+        system.enter_host_tables(system.task(operation), file.mapping, start, end)
+    if file.mapping is not None and (operation.by == "host" or inode.kind == "memfd"):
         file.mapping.map(start, end)
+    if complete and inode.tracked is not None:
+        return calls_conversion.touched(system, operation, file, start, end)
     return allocated(complete)
 
 

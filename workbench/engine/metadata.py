@@ -385,8 +385,14 @@ class Metadata:
         return popped
 
     def enter_turns(self, tasks: list[Thread], inode: Inode, walk: Walk | None, folios: Int64s, rows: Int64s) -> bool:
-        """Tables and nodes of ``folios`` (n,), each by the task of ``rows`` that touches the first folio of it."""
+        """Tables and nodes of ``folios`` (n,), each by the task of ``rows`` that touches the first folio of it.
+
+        Each vCPU fills its cache when it faults, needing a table or not (mmu.c: mmu_topup_memory_caches).
+        """
         pages = folios << inode.order
+        for first in np.sort(np.unique(rows, return_index=True)[1]).tolist():
+            if not self.enter_tables(tasks[int(rows[first])], walk, int(pages[first]), int(pages[first]) + 1):
+                return False
         base = 0 if walk is None else walk.base
         units = [(base + pages) >> LEVELS[-1]] if walk is not None else []
         units.append(pages >> XA_CHUNK_SHIFT)
