@@ -702,6 +702,13 @@ def _poison_row(s: LightState, page: Int) -> Int:
 
 
 @kernel
+def next_poisoned(s: LightState, page: Int, end: Int) -> Int:
+    """First poisoned page of [page, end), ``end`` if there is none."""
+    row = _poison_row(s, page) if s.counts[N_POISONED] > 0 else np.int64(0)
+    return min(s.poison[row], end) if row < s.counts[N_POISONED] else end
+
+
+@kernel
 def _poisoned(s: LightState, page: Int) -> bool:
     row = _poison_row(s, page)
     return bool(row < s.counts[N_POISONED] and s.poison[row] == page)

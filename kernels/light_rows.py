@@ -1,9 +1,9 @@
-"""Calls on a file without struct page one after another: conversions, faults and pins, with what was placed for them.
+"""Calls on a file without struct page one after another: conversions, faults, pins, and what devices map, with what was placed.
 
 :mod:`workbench.kernels.light_map` converts; here is what follows from each row: the guest's leaves that go and come
 (``virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin``, ``arch/x86/kvm/mmu/mmu.c: kvm_mmu_max_mapping_level``), nodes of the
-map and of what is in the page cache, and what of the memory stays whole. Nothing is poisoned, mapped by a device, or pinned
-since before it left the file.
+map and of what is in the page cache, and what of the memory stays whole. A device takes no reference and is told of what goes
+away (:mod:`workbench.engine.users`). What leaves the file is neither poisoned nor held, and nothing that has left is let go.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from workbench.kernels.folios.run import (
     ARGUMENT,
     CONVERT,
     EAGAIN,
+    EFAULT,
+    EHWPOISON,
     EINVAL,
+    ENOENT,
     GENERATION_B,
     GUEST_FAULT,
     HOST_FAULT,
@@ -32,21 +35,26 @@ from workbench.kernels.folios.run import (
     ORDER_2M,
     PAGES_2M,
     PIN,
+    POISON,
     PUNCH,
     SIGBUS,
     UNPIN,
 )
-from workbench.kernels.light_map import LightState, next_in, run_end
+from workbench.kernels.light_map import LightState, next_in, next_poisoned, run_end
 from workbench.kernels.maps import maple
 from workbench.kernels.runs import FIRST, VALUE, Runs
 from workbench.kernels.whole import Whole, look_at_one
 
-ROW, USED, MAPPED, LARGEST, WANTED, CALL, CAME = range(7)
+ROW, USED, MAPPED, LARGEST, WANTED, CALL, CAME, DEVICE_USED, DEVICE_PAGES, AREAS_USED, TOLD, LOST = range(12)
 """Entries of ``at``: the next row, rows of ``leaves`` in use, pages that the guest has mapped, order of the largest leaf that its
-kind allows, how much there is too little of, the call that the row is of, and units that came with it."""
-DONE, LACKS_STATE, LACKS_BLOCKS, LACKS_LEAVES, REFUSED = range(5)
+kind allows, how much there is too little of, the call that the row is of, units that came with it; rows of ``device_leaves`` in
+use, pages that devices have mapped, rows of ``areas`` in use, invalidations that devices were told of, pages that they lost."""
+DONE, LACKS_STATE, LACKS_BLOCKS, LACKS_LEAVES, REFUSED, LACKS_DEVICE_BLOCKS, LACKS_DEVICE_LEAVES, LACKS_AREAS = range(8)
 """Return codes: all rows are done; the map, the table of what is mapped, or that of its leaves must grow; a unit that was placed
-cannot be put in."""
+cannot be put in; what is mapped for devices, their leaves, or their areas must grow."""
+DEVICE_MAP, DEVICE_UNMAP = 30, 31
+"""Operations of devices, beyond those of :mod:`workbench.kernels.folios.run`."""
+EEXIST = 17
 LEVEL = 4
 """Column of ``leaves``."""
 GROUP_SHIFT = 12
@@ -59,13 +67,14 @@ class Rows(NamedTuple):
 
     stream: np.ndarray
     """int64 (m, 6), columns as :mod:`workbench.kernels.folios.run` has them: CONVERT, HOST_FAULT of a page, GUEST_FAULT, PIN,
-    UNPIN, PUNCH, or MERGE, which does nothing here. Each is a call; what is put in for it, INSERT, comes before."""
+    UNPIN, PUNCH, POISON of a page, DEVICE_MAP, DEVICE_UNMAP, or MERGE, which does nothing here. Each is a call; what is put in
+    for it, INSERT, comes before."""
     errors: np.ndarray
     """int32 (m,)."""
     offsets: np.ndarray
-    """int64 (m,), byte offsets that errors of conversions and pins name, -1: none."""
+    """int64 (m,), byte offsets that errors name, -1: none."""
     ends: np.ndarray
-    """int64 (m,), up to which page a conversion to private, refused or not, takes the host's mappings away."""
+    """int64 (m,), up to which page a conversion to private, refused or not, or poison takes the host's mappings away."""
     counters: np.ndarray
     """int64 (n, COUNTERS + N), of the file, then vmemmap pages that it holds by node."""
     nodes: np.ndarray
@@ -76,6 +85,12 @@ class Rows(NamedTuple):
     """int64 (n, 4 + 2 N), what stays whole; (0, ...): nobody asks."""
     leaves: np.ndarray
     """int64 (rows, 5), as :class:`workbench.engine.users.Mapped` has them."""
+    device_leaves: np.ndarray
+    """Likewise, of devices."""
+    areas: np.ndarray
+    """int64 (rows, 3), as :class:`workbench.engine.device_areas.DeviceAreas` has them."""
+    devices: np.ndarray
+    """int64 (n, 3), invalidations that devices were told of, pages that they have mapped, pages that they lost."""
     pieces: np.ndarray
     """int64 (k, 3), working space."""
     gaps: np.ndarray
@@ -88,12 +103,17 @@ class Rows(NamedTuple):
     there: np.ndarray
     """int64 (L,), nodes of each level that have any."""
     at: np.ndarray
-    """int64 (7,), ROW ..."""
+    """int64 (12,), ROW ..."""
 
 
 @kernel
-def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Whole) -> Int:
-    """Carry out rows from ``at[ROW]`` on. ``mapped``: what the guest has mapped; ``placed``: what backs the file's units."""
+def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Whole, theirs: Runs, areas: Runs) -> Int:
+    """Carry out rows from ``at[ROW]`` on.
+
+    mapped : what the guest has mapped
+    placed : what backs the file's units
+    theirs, areas : what devices have mapped, and the areas in which they are told what goes away
+    """
     for row in range(given.at[ROW], given.stream.shape[0]):
         given.at[ROW] = row
         call = given.stream[row]
@@ -106,7 +126,7 @@ def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Who
         end = min((call[OFFSET] + call[LENGTH] + 4095) >> 12, state.options[light_map.PAGES])
         before = state.counts[light_map.N_CONVERTED]
         if call[OP] == CONVERT:
-            status = _convert(given, state, mapped, row, first, end)
+            status = _convert(given, state, mapped, theirs, areas, row, first, end)
         elif call[OP] == PIN or call[OP] == UNPIN:
             light_map.run(state, given.stream[: row + 1], given.errors, given.offsets, row)
             status = LACKS_STATE if given.errors[row] == NEEDS_ROOM else DONE
@@ -114,9 +134,13 @@ def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Who
             status = DONE
             given.errors[row] = 0 if test_bit(state.shared, first) else SIGBUS
         elif call[OP] == GUEST_FAULT:
-            status = _fault(given, state, mapped, placed, first, end)
-        elif call[OP] == PUNCH:
-            status = _punch(given, state, mapped, row, first, end)
+            status = _fault(given, state, mapped, placed, row, first, end)
+        elif call[OP] == PUNCH or call[OP] == POISON:
+            status = _take_away(given, state, mapped, theirs, areas, row, first, end)
+        elif call[OP] == DEVICE_MAP:
+            status = _map_for_device(given, state, placed, theirs, areas, row, first, end)
+        elif call[OP] == DEVICE_UNMAP:
+            status = _unmap_for_device(given, theirs, areas, row, first, end)
         else:
             status = DONE
         if status != DONE:
@@ -153,6 +177,8 @@ def _note(given: Rows, s: LightState, watched: Whole, call: Int) -> None:
     given.nodes[call, 0] = s.top[maple.NODES]
     given.nodes[call, 1] = _shared_nodes(given, s)
     given.mapped[call] = given.at[MAPPED]
+    given.devices[call, 0], given.devices[call, 1] = given.at[TOLD], given.at[DEVICE_PAGES]
+    given.devices[call, 2] = given.at[LOST]
     if given.whole.shape[0] > 0:
         for entry in range(watched.row.shape[0]):
             given.whole[call, entry] = watched.row[entry]
@@ -170,7 +196,9 @@ def _lacks_blocks(given: Rows, mapped: Runs, changes: Int) -> bool:
 
 
 @kernel
-def _convert(given: Rows, s: LightState, mapped: Runs, row: Int, first: Int, end: Int) -> Int:
+def _convert(
+    given: Rows, s: LightState, mapped: Runs, theirs: Runs, areas: Runs, row: Int, first: Int, end: Int
+) -> Int:
     to_shared = given.stream[row, ARGUMENT] == 1
     parts = 0
     page = next_in(s, first, end, not to_shared)
@@ -181,6 +209,8 @@ def _convert(given: Rows, s: LightState, mapped: Runs, row: Int, first: Int, end
         page = next_in(s, stop, end, not to_shared)
     if _lacks_blocks(given, mapped, parts):
         return LACKS_BLOCKS
+    if _lacks_blocks(given, theirs, parts):
+        return LACKS_DEVICE_BLOCKS
     light_map.run(s, given.stream[: row + 1], given.errors, given.offsets, row)
     error, offset = given.errors[row], given.offsets[row]
     if error == NEEDS_ROOM:
@@ -195,7 +225,7 @@ def _convert(given: Rows, s: LightState, mapped: Runs, row: Int, first: Int, end
     elif error != 0 and offset >= 0:
         stop = offset >> 12 >> order << order
     for part in range(parts):
-        _zap(given, mapped, given.gaps[part, 0], min(given.gaps[part, 1], stop))
+        _invalidate(given, mapped, theirs, areas, given.gaps[part, 0], min(given.gaps[part, 1], stop))
     return DONE
 
 
@@ -211,25 +241,45 @@ def _unmapped_to(s: LightState, held: Int, end: Int) -> Int:
 
 
 @kernel
-def _zap(given: Rows, mapped: Runs, start: Int, end: Int) -> None:
-    """Take away the leaves that pages [start, end) touch, huge ones whole."""
-    if end <= start or given.at[MAPPED] == 0:
+def _invalidate(given: Rows, mapped: Runs, theirs: Runs, areas: Runs, start: Int, end: Int) -> None:
+    """Pages [start, end) change sides, or go away: the guest loses its leaves, and devices are told of what an area has."""
+    if end <= start:
+        return
+    _zap(given, mapped, given.leaves, MAPPED, start, end)
+    if _any(areas, start, end):
+        before = given.at[DEVICE_PAGES]
+        _zap(given, theirs, given.device_leaves, DEVICE_PAGES, start, end)
+        given.at[TOLD] += 1
+        given.at[LOST] += before - given.at[DEVICE_PAGES]
+
+
+@kernel
+def _any(table: Runs, start: Int, end: Int) -> bool:
+    """Whether a run has a page of [start, end)."""
+    page = runs.next_page(table, start)
+    return bool(0 <= page < end)
+
+
+@kernel
+def _zap(given: Rows, mapped: Runs, leaves: np.ndarray, count: Int, start: Int, end: Int) -> None:
+    """Take away the leaves that pages [start, end) touch, huge ones whole; ``count``: the entry of ``at`` that counts them."""
+    if end <= start or given.at[count] == 0:
         return
     low, high = start, end
     for side in range(1 if end - start == 1 else 2):
         border = start if side == 0 else end - 1
-        order = _order_at(given, mapped, border)
+        order = _order_at(given, mapped, leaves, border)
         if order > 0:
             low, high = min(low, border >> order << order), max(high, ((border >> order) + 1) << order)
-    _erase(given, mapped, low, high)
+    _erase(given, mapped, count, low, high)
 
 
 @kernel
-def _order_at(given: Rows, mapped: Runs, page: Int) -> Int:
+def _order_at(given: Rows, mapped: Runs, leaves: np.ndarray, page: Int) -> Int:
     """Order of the leaf that maps a page; -1: none does."""
     if runs.cut(mapped, page, page + 1, given.pieces) == 0:
         return -1
-    return _order_of(given.leaves[given.pieces[0, VALUE], LEVEL])
+    return _order_of(leaves[given.pieces[0, VALUE], LEVEL])
 
 
 @kernel
@@ -238,23 +288,82 @@ def _order_of(level: Int) -> Int:
 
 
 @kernel
-def _erase(given: Rows, mapped: Runs, start: Int, end: Int) -> None:
+def _erase(given: Rows, mapped: Runs, count: Int, start: Int, end: Int) -> None:
     gone = runs.pages_in(mapped, start, end)
     if gone > 0:
         runs.erase(mapped, start, end)
-        given.at[MAPPED] -= gone
+        given.at[count] -= gone
 
 
 @kernel
-def _punch(given: Rows, s: LightState, mapped: Runs, row: Int, first: Int, end: Int) -> Int:
-    """Pages of 4 KiB, which nobody holds, leave the file: the guest has them mapped no more."""
+def _take_away(
+    given: Rows, s: LightState, mapped: Runs, theirs: Runs, areas: Runs, row: Int, first: Int, end: Int
+) -> Int:
+    """Pages of 4 KiB, which nobody holds, leave the file, or a page is poisoned: nobody has them mapped any more."""
     if _lacks_blocks(given, mapped, 1):
         return LACKS_BLOCKS
+    if _lacks_blocks(given, theirs, 1):
+        return LACKS_DEVICE_BLOCKS
     light_map.run(s, given.stream[: row + 1], given.errors, given.offsets, row)
     if given.errors[row] == NEEDS_ROOM:
         return LACKS_STATE
-    _zap(given, mapped, first, end)
-    given.at[CAME] += 1
+    given.ends[row] = end
+    if given.errors[row] == 0:
+        _invalidate(given, mapped, theirs, areas, first, end)
+    given.at[CAME] += given.stream[row, OP] == PUNCH
+    return DONE
+
+
+# ------------------------------------------------------------------------------------------------------ devices
+
+
+@kernel
+def _map_for_device(
+    given: Rows, s: LightState, placed: Runs, theirs: Runs, areas: Runs, row: Int, first: Int, end: Int
+) -> Int:
+    """A new area of pages that are all there; nobody is given the pfn of a poisoned one (``iopt_check_iova``)."""
+    if _any(areas, first, end):
+        given.errors[row] = EEXIST
+        return DONE
+    order, page = s.options[light_map.UNIT_ORDER], first
+    while page < end and s.unit_pfn[page >> order] >= 0:
+        page = ((page >> order) + 1) << order
+    missing = min(page, next_poisoned(s, first, end))
+    if missing < end:
+        given.errors[row], given.offsets[row] = EFAULT, missing << 12
+        return DONE
+    most = end - first + 1
+    if given.at[DEVICE_USED] + most > given.device_leaves.shape[0]:
+        given.at[WANTED] = most
+        return LACKS_DEVICE_LEAVES
+    if _lacks_blocks(given, theirs, 2 * most):
+        return LACKS_DEVICE_BLOCKS
+    used = given.at[AREAS_USED]
+    if used == given.areas.shape[0] or _lacks_blocks(given, areas, 1):
+        given.at[WANTED] = 2
+        return LACKS_AREAS
+    given.areas[used, 0], given.areas[used, 1], given.areas[used, 2] = first, end - first, 1
+    runs.enter(areas, given.areas, used, used + 1)
+    given.at[AREAS_USED] += 1
+    _add(given, s, theirs, placed, given.device_leaves, DEVICE_USED, first, end, 0)
+    return DONE
+
+
+@kernel
+def _unmap_for_device(given: Rows, theirs: Runs, areas: Runs, row: Int, first: Int, end: Int) -> Int:
+    """Whole areas go (``iopt_unmap_iova_range``)."""
+    if _lacks_blocks(given, theirs, 1):
+        return LACKS_DEVICE_BLOCKS
+    count = runs.cut(areas, first, end, given.pieces)
+    if count > 0:
+        last = given.areas[given.pieces[count - 1, VALUE]]
+        if given.areas[given.pieces[0, VALUE], 0] < first or last[0] + last[1] > end:
+            count = 0
+    if count == 0:
+        given.errors[row] = ENOENT
+        return DONE
+    _erase(given, theirs, DEVICE_PAGES, first, end)
+    runs.erase(areas, first, end)
     return DONE
 
 
@@ -262,18 +371,21 @@ def _punch(given: Rows, s: LightState, mapped: Runs, row: Int, first: Int, end: 
 
 
 @kernel
-def _fault(given: Rows, s: LightState, mapped: Runs, placed: Runs, first: Int, end: Int) -> Int:
-    """The guest touches pages that are there: what it had not mapped gets leaves."""
+def _fault(given: Rows, s: LightState, mapped: Runs, placed: Runs, row: Int, first: Int, end: Int) -> Int:
+    """The guest touches pages that are there: what it had not mapped gets leaves, up to a poisoned page."""
     most = 3 * (end - first) + 2  # each page a gap of its own, and units at both ends
     if given.at[USED] + most > given.leaves.shape[0]:
         given.at[WANTED] = most
         return LACKS_LEAVES
     if _lacks_blocks(given, mapped, 2 * most):
         return LACKS_BLOCKS
+    bad = next_poisoned(s, first, end)
+    if bad < end:
+        given.errors[row], given.offsets[row] = EHWPOISON, bad << 12
     page = first
-    while page < end:
+    while page < bad:
         shared = test_bit(s.shared, page)
-        stop = run_end(s, page, end, shared)
+        stop = run_end(s, page, bad, shared)
         for gap in range(runs.gaps(mapped, page, stop, given.gaps)):
             _map(given, s, mapped, placed, given.gaps[gap, 0], given.gaps[gap, 1], shared)
         page = stop
@@ -289,7 +401,8 @@ def _map(given: Rows, s: LightState, mapped: Runs, placed: Runs, page: Int, end:
         while stop < end and (shared or _level(given, s, stop >> ORDER_2M) == level):
             stop = min(end, stop + PAGES_2M)
         order = _order_of(level)
-        _add(given, s, mapped, placed, page >> order << order, (stop + (1 << order) - 1) >> order << order, level)
+        low, high = page >> order << order, (stop + (1 << order) - 1) >> order << order
+        _add(given, s, mapped, placed, given.leaves, USED, low, high, level)
         page = stop
 
 
@@ -299,43 +412,62 @@ def _level(given: Rows, s: LightState, block: Int) -> Int:
     order, largest = s.options[light_map.UNIT_ORDER], given.at[LARGEST]
     if order == 0 or largest == 0:
         return 0
-    if order == ORDER_1G and largest == ORDER_1G and s.shared_1g[block >> (ORDER_1G - ORDER_2M)] == 0:
+    giga = block >> (ORDER_1G - ORDER_2M)
+    if order == ORDER_1G and largest == ORDER_1G and s.shared_1g[giga] == 0 and not _bad(s, giga, ORDER_1G):
         return 2
-    return 1 if s.shared_2m[block] == 0 else 0
+    return 1 if s.shared_2m[block] == 0 and not _bad(s, block, ORDER_2M) else 0
 
 
 @kernel
-def _add(given: Rows, s: LightState, mapped: Runs, placed: Runs, start: Int, end: Int, level: Int) -> None:
+def _bad(s: LightState, block: Int, order: Int) -> bool:
+    """Whether a block has a poisoned page."""
+    end = (block + 1) << order
+    return bool(next_poisoned(s, block << order, end) < end)
+
+
+@kernel
+def _add(
+    given: Rows,
+    s: LightState,
+    mapped: Runs,
+    placed: Runs,
+    leaves: np.ndarray,
+    uses: Int,
+    start: Int,
+    end: Int,
+    level: Int,
+) -> None:
     """Map pages [start, end), in place of what was there, by the frames that back them.
 
-    What a hole of this list takes away again has none any more.
+    ``uses``: the entry of ``at`` that says how many rows of ``leaves`` are in use; the next one counts pages.
+    What a hole of this list takes away again has no frame any more.
     """
     order = s.options[light_map.UNIT_ORDER]
-    begin, page, used = given.at[USED], start, given.at[USED]
+    begin, page, used = given.at[uses], start, given.at[uses]
     count = runs.cut(placed, start >> order, (end + (1 << order) - 1) >> order, given.pieces)
     for piece in range(count):
         unit = given.pieces[piece, FIRST]
         low = max(unit << order, start)
         pages = min((unit + given.pieces[piece, runs.LENGTH]) << order, end) - low
         if page < low:
-            _set_leaf(given, used, page, low - page, -1, level)
+            _set_leaf(leaves, used, page, low - page, -1, level)
             used += 1
-        _set_leaf(given, used, low, pages, 2 * given.pieces[piece, VALUE], level)
+        _set_leaf(leaves, used, low, pages, 2 * given.pieces[piece, VALUE], level)
         used += 1
         page = low + pages
     if page < end and order == 0:
-        _set_leaf(given, used, page, end - page, -1, level)
+        _set_leaf(leaves, used, page, end - page, -1, level)
         used += 1
     for leaf in range(begin, used):
-        _erase(given, mapped, given.leaves[leaf, 0], given.leaves[leaf, 0] + given.leaves[leaf, 1])
-        given.at[MAPPED] += given.leaves[leaf, 1]
-    given.at[USED] = used
-    runs.enter(mapped, given.leaves, begin, used)
+        _erase(given, mapped, uses + 1, leaves[leaf, 0], leaves[leaf, 0] + leaves[leaf, 1])
+        given.at[uses + 1] += leaves[leaf, 1]
+    given.at[uses] = used
+    runs.enter(mapped, leaves, begin, used)
 
 
 @kernel
-def _set_leaf(given: Rows, number: Int, page: Int, pages: Int, frame: Int, level: Int) -> None:
-    row = given.leaves[number]
+def _set_leaf(leaves: np.ndarray, number: Int, page: Int, pages: Int, frame: Int, level: Int) -> None:
+    row = leaves[number]
     row[0], row[1], row[2], row[3], row[LEVEL] = page, pages, 1, frame, level
 
 

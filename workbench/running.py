@@ -66,7 +66,7 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
     if conversions.wanted(scenario):
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]
-            if not scenario.kinds.isdisjoint((sc.Convert, sc.Fault)) and len(scenario.operations) > LEAST:
+            if len(scenario.operations) > LEAST:
                 modules += ["light_rows", "state_ranges", "tree_nodes"]
         else:
             modules += ["folios.run", "state_ranges"]

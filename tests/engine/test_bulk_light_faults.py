@@ -33,11 +33,14 @@ PUNCH = st.fixed_dictionaries({"op": st.just("punch_hole"), **RANGE})
 PIN = st.fixed_dictionaries(
     {"op": st.sampled_from(["pin", "pin", "unpin"]), **RANGE, "kind": st.sampled_from(["long_term", "transient"])}
 )
+DEVICE = st.fixed_dictionaries({"op": st.sampled_from(["iommu_map", "iommu_map", "iommu_unmap"]), **RANGE})
+POISON = st.fixed_dictionaries({"op": st.just("hwpoison"), **RANGE}).map(lambda call: call | {"length": 4096})
 CALL = st.one_of(
     CONVERT, CONVERT, st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
     GUEST, GUEST, HOST.map(lambda call: call | {"length": 4096}), HOST.map(lambda call: call | {"length": 4096}), HOST,
     st.fixed_dictionaries({"op": st.just("fallocate"), **RANGE}), PIN, PIN,
     PUNCH, PUNCH, st.tuples(PUNCH, BAD).map(lambda two: two[0] | two[1]),
+    DEVICE, DEVICE, st.tuples(DEVICE, BAD).map(lambda two: two[0] | two[1]), POISON,
 )  # fmt: skip
 MODES = st.sampled_from(["bind", "preferred", "interleave", "weighted_interleave"])
 NODES = st.sampled_from(["0", "1", "0-1"])
@@ -107,12 +110,13 @@ def test_the_same_as_one_after_another(
 
 
 FEW = st.builds(
-    lambda op, first, pages, task: op | {"offset": first * 4096, "length": pages * 4096, "task": task},
+    lambda op, first, pages, task: {"length": pages * 4096} | op | {"offset": first * 4096, "task": task},
     st.sampled_from([
         *[{"op": "convert", "to": to} for to in ("shared", "private", "private")],
         *[{"op": "fault", "by": by} for by in ("host", "host", "host", "guest", "prefault")],
         {"op": "fallocate"}, {"op": "pin"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"},
-        {"op": "unpin", "kind": "transient"}, {"op": "punch_hole"},
+        {"op": "unpin", "kind": "transient"}, {"op": "punch_hole"}, {"op": "punch_hole"},
+        {"op": "iommu_map"}, {"op": "iommu_map"}, {"op": "iommu_unmap"}, {"op": "hwpoison", "length": 4096},
     ]),
     st.integers(0, 5), st.sampled_from([1, 1, 1, 1, 2, 3]), RANGE["task"],
 )  # fmt: skip
@@ -291,20 +295,83 @@ def test_a_conversion_that_a_pin_refused_leaves_the_state_of_a_hole_open() -> No
         assert [one for one in bad if one is not None] == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("reason", ["poison", "device", "struct pages"])
-def test_what_is_not_followed_is_answered_call_by_call(reason: str) -> None:
-    page = {"offset": MEMORY - 8192, "length": 4096}
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp"])
+def test_what_devices_map_is_followed(vm_type: str) -> None:
+    """Areas come and go, some mapped twice, absent or not there; what is converted or leaves is lost, and told; neighbours stay
+    apart, and an area of which nothing is mapped any more is told all the same."""
+    calls: list[dict[str, Any]] = [{"op": "iommu_map", "file": "other", "length": 8192}]
+    for number in range(400):
+        page = {"offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        wide = {"op": ["iommu_map", "iommu_unmap"][number % 2], "offset": page["offset"] & ~0x3FFF, "length": 0x4000}
+        calls += [{"op": "fault", "by": "guest", **page}] * (number % 4 < 3)
+        calls += [{"op": "iommu_map", **page}] * (number % 3 < 2)
+        calls += [wide] * (number % 5 == 0)
+        calls += [{"op": "convert", "to": ["shared", "private"][number % 2], **page}] * (number % 3 == 0)
+        calls += [{"op": "punch_hole", **page}] * (number % 7 == 0)
+        calls += [{"op": "iommu_unmap", **page}] * (number % 4 == 1)
+    calls += [
+        {"op": "convert", "to": to, "offset": 4096 * 64, "length": 4096 * 600} for to in ("shared", "private", "shared")
+    ]
+    fill = [{"op": "fault", "by": "guest", "length": MEMORY // 2}]
+    other = [{"op": "create", "file": "other", "size": "2 MiB"}, {"op": "fallocate", "file": "other"}]
+    given_ = scenario([*other, {"op": "create"}, *fill, *WELL, *calls], vm_type)
+    assert assert_equal(given_) >= len(calls) - 1
+    answer = run(given_)
+    assert {"EEXIST", "ENOENT", "EFAULT"} <= set(answer["event_error"].tolist())
+    told, mapped = (answer[name][:, 1] for name in ("user_invalidations", "user_mapped_pages"))
+    lost = answer["iommu_lost_pages"]
+    assert told[-1] > 100 and lost[-1] > 100 and mapped.max() > mapped[-1] > 2
+    assert answer["device_leaves"][:, 0].tolist() == mapped.tolist()
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "tdx"])
+def test_poison_is_followed(vm_type: str) -> None:
+    """Neither the guest nor a device gets poisoned pages, and a range that has one stays shared. What the host touches of one,
+    pins or takes away is a call of its own."""
+    calls: list[dict[str, Any]] = []
+    for number in range(300):
+        page = {"offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        wide = {"offset": page["offset"] & ~0xFFFF, "length": 0x10000}
+        calls += [{"op": "fault", "by": "guest", **page}] * (number % 3 < 2)
+        calls += [{"op": "convert", "to": "shared", **page}] * (number % 2 or number % 8 == 4)
+        calls += [{"op": "iommu_map", **page}] * (number % 5 < 2)
+        calls += [{"op": "hwpoison", **page}] * (number % 4 == 0)
+        calls += [{"op": "convert", "to": "private", **(page if number % 3 else wide)}] * (number % 8 > 0)
+        calls += [{"op": "fault", "by": ["guest", "prefault"][number % 2], **(page if number % 3 else wide)}]
+        calls += [{"op": "pin", "kind": "transient", **page}, {"op": "iommu_map", **wide}] * (number % 6 == 0)
+    page = {"offset": 4096 * 37 * 4, "length": 4096}
+    alone: list[dict[str, Any]] = [{"op": "fault", "by": "host"}, {"op": "pin"}, {"op": "punch_hole"}]
+    calls += [one | page for one in alone for _ in range(2)]
+    given_ = scenario([{"op": "create"}, *WELL, *calls], vm_type)
+    assert len(calls) - 6 <= assert_equal(given_) < len(calls) - 4
+    errors = run(given_)["event_error"].tolist()
+    assert {"EHWPOISON", "ENOENT", "EAGAIN", "EEXIST"} <= set(errors)
+    assert errors.count("EHWPOISON") > 50 and errors.count("") > 500
+
+
+def test_a_conversion_that_poison_may_refuse_leaves_the_state_of_other_pages_open() -> None:
+    page, next_page = {"offset": 0, "length": 4096}, {"offset": 4096, "length": 4096}
+    both = {"op": "convert", "offset": 0, "length": 8192}
+    calls: list[dict[str, Any]] = [
+        both | {"to": "shared"}, {"op": "fault", "by": "guest", **page}, {"op": "hwpoison", **page}, both | {"to": "private"},
+        {"op": "fault", "by": "host", **next_page},
+    ]  # fmt: skip
+    given_ = scenario([{"op": "create"}, *WELL, *calls, *calls])
+    assert assert_equal(given_) >= 2 * len(calls) - 4
+    answer = run(given_)
+    assert answer["event_error"].tolist().count("EAGAIN") == 2
+    assert [result.detail.get("bad") for result in answer.log.results][1 + len(WELL) + 4 :: 5] == [0, 0]
+
+
+def test_what_is_not_followed_is_answered_call_by_call() -> None:
+    """Where struct pages may not suffice, a conversion may be refused."""
     calls = [
         {"op": op, "offset": 8192 * number, "length": 4096} | ({"to": "shared"} if op == "convert" else {"by": "guest"})
         for number in range(40)
         for op in ("convert", "fault")
     ]
-    first = {
-        "poison": [{"op": "hwpoison", **page}],
-        "device": [{"op": "iommu_map", **page}],
-        "struct pages": [],
-    }[reason]
-    boot = {"vmemmap_pages": {0: 1, 1: 1}} if reason == "struct pages" else {}
-    given_ = scenario([{"op": "create", "flags": ["mmap"]}, *WELL, *first, *WELL[1:4], *calls], boot=boot)
+    given_ = scenario(
+        [{"op": "create", "flags": ["mmap"]}, *WELL, *WELL[1:4], *calls], boot={"vmemmap_pages": {0: 1, 1: 1}}
+    )
     assert assert_equal(given_) < 4
-    assert ("ENOMEM" in run(given_)["event_error"]) == (reason == "struct pages")
+    assert "ENOMEM" in run(given_)["event_error"]

@@ -489,6 +489,20 @@ def test_a_device_is_told_of_each_page_that_is_poisoned(private: bool) -> None:
     assert seen == [[8, 0, 8], [8, 0, 8]]
 
 
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_device_is_told_of_its_area_as_long_as_it_stands(touched: bool) -> None:
+    """Also when nothing of it is mapped any more, and whether or not the guest has touched another page."""
+    one, page = system("pfn-range", "4 KiB"), {"offset": 4 << 12, "length": 4096}
+    calls = [sc.Create(flags=("mmap",)), sc.Fallocate(), sc.IommuMap(**page)]
+    calls += [sc.Fault(by="guest", offset=0, length=4096)] * touched
+    calls += [sc.Convert(to=to, **page) for to in ("shared", "private", "shared")]
+    calls += [sc.IommuUnmap(**page), sc.Convert(to="private", **page)]
+    assert [apply(one, call).errno for call in calls] == [0] * len(calls)
+    counters = np.empty(len(folio.COUNTERS) + one.nodes, np.int64)
+    one.conversions.count(counters)
+    assert [pair[1] for pair in one.conversions.users_row(counters)] == [3, 0, 1]
+
+
 def test_runs_of_a_user_are_those_of_a_list_of_pages() -> None:
     """Mapped and zapped at random in leaves of two sizes, with more rows than there is room for at first."""
     rng = np.random.default_rng(5)

@@ -2,57 +2,80 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-
 import numpy as np
 
-from workbench.intervals import Int64s, no_intervals
+from workbench.engine.runs import Runs
+from workbench.intervals import Int64s
+from workbench.kernels.runs import FIRST, LENGTH, VALUE
+from workbench.kernels.runs import Runs as Table
+
+_LEAST_ROWS = 64
 
 
 class DeviceAreas:
     """Disjoint areas [first page, end), as they were mapped: neighbours stay apart."""
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: dict[int, int] = {}
-        self._table: Int64s | None = no_intervals()
+        self._runs = Runs()
+        self._rows = np.zeros((_LEAST_ROWS, 3), np.int64)
+        """First page, pages, step of each area, as runs take them, which name it by its row; areas that are gone included."""
+        self._used = 0
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._runs)
 
     def copy(self) -> DeviceAreas:
         """The same areas, to be changed on their own."""
         other = DeviceAreas()
-        other._starts, other._ends, other._table = self._starts.copy(), self._ends.copy(), self._table
+        areas = self.intervals()
+        other._make_room(len(areas))
+        other._rows[: len(areas)] = np.column_stack(
+            (areas[:, 0], areas[:, 1] - areas[:, 0], np.ones(len(areas), np.int64))
+        )
+        other._used = len(areas)
+        other._runs.enter(other._rows, 0, len(areas))
         return other
 
     def touched(self, first: int, end: int) -> list[tuple[int, int]]:
         """Areas that have a page of [first, end), ascending."""
-        starts, ends = self._starts, self._ends
-        at = bisect_left(starts, first)
-        if at and ends[starts[at - 1]] > first:
-            at -= 1
-        out: list[tuple[int, int]] = []
-        while at < len(starts) and starts[at] < end:
-            out.append((starts[at], ends[starts[at]]))
-            at += 1
-        return out
+        if not self._runs.any(first, end):
+            return []
+        rows = self._rows[self._runs.cut(first, end)[:, VALUE]]
+        return [(low, low + pages) for low, pages, _ in rows.tolist()]
 
     def add(self, first: int, end: int) -> None:
         """An area that has no page of another."""
-        insort(self._starts, first)
-        self._ends[first] = end
-        self._table = None
+        self._make_room(1)
+        self._rows[self._used] = first, end - first, 1
+        self._used += 1
+        self._runs.enter(self._rows, self._used - 1, self._used)
 
     def remove(self, first: int) -> None:
         """The area that begins at a page."""
-        del self._starts[bisect_left(self._starts, first)]
-        del self._ends[first]
-        self._table = None
+        ((_, end),) = self.touched(first, first + 1)
+        self._runs.erase(first, end)
 
     def intervals(self) -> Int64s:
         """All of them, int64 (n, 2), ascending; not to be written to."""
-        if self._table is None:
-            ends = self._ends
-            self._table = np.array([(start, ends[start]) for start in self._starts], np.int64).reshape(-1, 2)
-        return self._table
+        runs = self._runs.all()
+        return np.column_stack((runs[:, FIRST], runs[:, FIRST] + runs[:, LENGTH]))
+
+    def lend(self, more: int) -> tuple[Table, Int64s, int]:
+        """The runs, their rows, with room for so many more, and how many are in use: for a kernel, until :meth:`take_back`."""
+        self._make_room(more)
+        return self._runs.room(more), self._rows, self._used
+
+    def take_back(self, used: int) -> None:
+        """So many rows are in use."""
+        self._used = used
+
+    def _make_room(self, more: int) -> None:
+        """Rows of areas that are gone go first."""
+        if self._used + more <= len(self._rows):
+            return
+        runs = self._runs.all().copy()
+        longer = np.zeros((max(_LEAST_ROWS, 2 * (len(runs) + more)), 3), np.int64)
+        longer[: len(runs)] = self._rows[runs[:, VALUE]]
+        runs[:, VALUE] = np.arange(len(runs))
+        self._rows, self._used = longer, len(runs)
+        self._runs.replace(runs)

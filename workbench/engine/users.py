@@ -217,8 +217,9 @@ class Users:
     # ---------------------------------------------------------------------------------------------- invalidations
 
     def differing(self, start: int, end: int, to_shared: bool) -> Int64s | None:
-        """Pages of [start, end) that a conversion would change, as intervals; None: nobody here could lose any."""
-        if self.light is None or not (self.kvm.pages or self.iommu.pages) or end <= start:
+        """Pages of [start, end) that a conversion would change, as intervals; None: nobody here loses any, or is told."""
+        told = self.told and len(self.inode.areas)  # also of areas of which nothing is mapped any more
+        if self.light is None or not (self.kvm.pages or told) or end <= start:
             return None
         flags = self.file.is_shared(start, end) != to_shared
         if end - start == 1:  # as most calls have it

@@ -95,12 +95,17 @@ class LightFile(TrackedFile):
                 series[done // every - 1] = [*self.counts, *self.vmemmap_taken]
         return StreamResult(errors, offsets, series)
 
-    def carry_out_rows(self, given: light_rows.Rows, mapped: Runs, placed: Runs, watched: Whole) -> int:
+    def carry_out_rows(
+        self, given: light_rows.Rows, mapped: Runs, placed: Runs, watched: Whole, theirs: Runs, areas: Runs
+    ) -> int:
         """Calls one by one, and what follows from each (:func:`workbench.kernels.light_rows.run`), until some table is too short
         that is not the file's own."""
         self._refresh()
-        while (status := int(light_rows.run(given, self.state, mapped, placed, watched))) == light_rows.LACKS_STATE:
-            self._grow()
+        status = light_rows.LACKS_STATE
+        while status == light_rows.LACKS_STATE:
+            status = int(light_rows.run(given, self.state, mapped, placed, watched, theirs, areas))
+            if status == light_rows.LACKS_STATE:
+                self._grow()
         return status
 
     def insert(self, folios: Int64s, nodes: Int64s) -> int:

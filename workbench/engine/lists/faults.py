@@ -145,7 +145,7 @@ class BulkFaults:
 
     def _note(self, last: sc.Operation, result: Result) -> None:
         """What is known of the operations to come by the last one."""
-        if isinstance(last, _TOUCHES) and not result.errno:
+        if isinstance(last, _TOUCHES) and result.errno in (0, folio.EHWPOISON):  # what is poisoned is reached, too
             self.went_well.add((last.file, way(last)))
         elif not isinstance(last, (*_CALLS, *POLICY_CALLS, sc.PunchHole)):
             self.went_well.clear()

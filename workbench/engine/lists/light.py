@@ -1,9 +1,10 @@
-"""Many calls on a file without struct pages, one after another: conversions, and faults and pins of pages that are there.
+"""Many calls on a file without struct pages, one after another: conversions, poison, what devices map, and faults and pins of
+pages that are there.
 
 They place and free no memory of the file. One kernel carries them out (:mod:`workbench.kernels.light_rows`) and says what is left
-after each: counters, nodes, what the guest has mapped, what stays whole. The host's page tables are entered here, and tables of
-both in their turn. What it cannot follow are poisoned pages and devices; with these each is a call of its own, and so is an unpin
-of a page that has left the file.
+after each: counters, nodes, what the guest and devices have mapped, what stays whole. The host's page tables are entered here,
+and tables of both in their turn. An unpin of a page that has left the file is a call of its own, and so is what the host touches
+or pins of a poisoned page: it may have it mapped all the same.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
-from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way
+from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way, whole_pages
 from workbench.engine.lists.followed_trees import FollowedTrees
 from workbench.engine.lists.tracked_faults import (
     CALLS,
     Call,
     States,
     converts_in_place,
+    first_of_kept,
     maps_and_zaps,
     pages_of_calls,
     result_of_call,
+    result_of_poison,
     row_of_call,
+    row_of_poison,
 )
 from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP, Metadata, Walk
 from workbench.engine.objects import Inode, OpenFile, Result
@@ -51,7 +55,11 @@ class Placed(NamedTuple):
     rotations: Int64s
 
 
-_KINDS = (*CALLS, sc.Fault)
+_Device = sc.IommuMap | sc.IommuUnmap
+_Call = Call | sc.Hwpoison | _Device
+OF_STATES = (*CALLS, sc.Hwpoison, sc.IommuMap, sc.IommuUnmap)
+"""What places nothing, but for a pin."""
+_KINDS = (*OF_STATES, sc.Fault)
 _PAGES = 2048  # of one fault
 _TREES = {LIGHT_MAP, STATE_TREE, PAGE_CACHE}
 
@@ -82,17 +90,17 @@ class BulkLight:
 
     def _alike(
         self, file: OpenFile, name: str, operations: Sequence[sc.Operation]
-    ) -> tuple[list[Call | sc.Fault], Int64s]:
+    ) -> tuple[list[_Call | sc.Fault], Int64s]:
         """Calls on a file up to whatever is something else, or reaches out of the file, or is long; rows of a stream."""
         inode, tasks, calls_too = file.inode, self.system.tasks, may_call(self.system, file)
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
-        calls: list[Call | sc.Fault] = []
+        calls: list[_Call | sc.Fault] = []
         rows: list[tuple[int, int, int, int, int, int]] = []
         for one in operations:
             if not isinstance(one, _KINDS) or one.file != name or (one.task is not None and one.task not in tasks):
                 break
-            if isinstance(one, CALLS):
-                row = row_of_call(one, inode) if calls_too else None
+            if isinstance(one, OF_STATES):
+                row = row_of(one, file, calls_too)
             else:
                 row = _row_of_fault(one, ends.get(way(one), 0))
             if row is None:
@@ -100,43 +108,31 @@ class BulkLight:
             calls.append(one)
             rows.append(row)
         stream = np.array(rows, np.int64).reshape(-1, 6)
-        count = min(_first_absent(inode, stream), first_unpin_of_kept(inode, stream))
+        count = min(_first_absent(inode, stream), first_of_kept(inode, stream), first_of_poison(inode, stream))
         return calls[:count], stream[:count]
 
-    def _run(self, file: OpenFile, calls: list[Call | sc.Fault], stream: Int64s) -> Done:
+    def _run(self, file: OpenFile, calls: list[_Call | sc.Fault], stream: Int64s) -> Done:
         """Carry out such calls."""
         system, inode, metadata = self.system, file.inode, self.system.metadata
         given, states = carry_out(system, inode, stream)
         errors, offsets = given.errors.astype(np.int64), given.offsets
         walked = map_for_host(file, stream, errors, offsets, given.ends)
         held = None if metadata is None else held_after(system, metadata, file, calls, given, walked, states)
-        said: dict[tuple[str, int], Result] = {}
-        results: list[Result] = []
-        for one, error, offset, length in zip(
-            calls, errors.tolist(), offsets.tolist(), stream[:, folio.LENGTH].tolist(), strict=True
-        ):
-            if isinstance(one, sc.Fault) and error:
-                results.append(Result(0, 0, {"bad": 1, "first": one.offset // PAGE_SIZE}))
-            elif isinstance(one, sc.Fault):
-                key = (one.by, length)
-                if key not in said:
-                    said[key] = calls_mm.touched(one, length // PAGE_SIZE)
-                results.append(said[key])
-            else:
-                results.append(result_of_call(error, offset))
         free = np.broadcast_to(system.free, (len(calls), len(system.free)))
-        return Done(results, np.zeros_like(free), free, held, states)
+        return Done(results_of(calls, stream, errors, offsets), np.zeros_like(free), free, held, states)
 
 
 def possible(system: System, file: OpenFile) -> bool:
     """Whether calls on a file change nothing but what is followed here."""
     inode, conversions, metadata = file.inode, system.conversions, system.metadata
     tracked = inode.tracked
-    if conversions is None or conversions.devices or not isinstance(tracked, LightFile) or inode.users is None:
+    if conversions is None or not isinstance(tracked, LightFile) or inode.users is None:
+        return False
+    if inode.order and inode.users.iommu.pages:  # how large its leaves are depends on what lies together
         return False
     if system.killed or system.bulk is not None or inode.frozen or inode.evicted:
         return False
-    if inode.small is not None or inode.attributes is not None or tracked.state.counts[light_map.N_POISONED]:
+    if inode.small is not None or inode.attributes is not None:
         return False
     return metadata is None or not metadata.taking
 
@@ -148,6 +144,54 @@ def may_call(system: System, file: OpenFile) -> bool:
     if not converts_in_place(system, file):
         return False
     return metadata is None or metadata.trees.get(inode, {}).keys() == _TREES
+
+
+def row_of(one: _Call, file: OpenFile, calls_too: bool) -> tuple[int, int, int, int, int, int] | None:
+    """A call on states of a file as a row of a stream; None: it is not followed, reaches out of the file, or is long.
+
+    calls_too : whether conversions and pins are possible
+    """
+    inode = file.inode
+    if isinstance(one, CALLS):
+        return row_of_call(one, inode) if calls_too else None
+    if file.descriptor is None:
+        return None
+    if isinstance(one, sc.Hwpoison):
+        return row_of_poison(one, inode)
+    length = one.length
+    if inode.order or length is None or not whole_pages(one.offset, length, inode.pages * PAGE_SIZE):
+        return None
+    return kernel.DEVICE_MAP if isinstance(one, sc.IommuMap) else kernel.DEVICE_UNMAP, one.offset, length, 0, 0, 0
+
+
+def results_of(
+    calls: Sequence[_Call | sc.Fault | sc.Fallocate | sc.PunchHole], stream: Int64s, errors: Int64s, offsets: Int64s
+) -> list[Result]:
+    """What each call returned."""
+    said: dict[tuple[str, int], Result] = {}
+    out: list[Result] = []
+    lists = (errors.tolist(), offsets.tolist(), stream[:, folio.LENGTH].tolist())
+    for one, error, offset, length in zip(calls, *lists, strict=True):
+        if isinstance(one, sc.Fault) and error and one.by == "host":
+            out.append(Result(0, 0, {"bad": 1, "first": one.offset // PAGE_SIZE}))
+        elif isinstance(one, sc.Fault) and not error:
+            key = (one.by, length)
+            if key not in said:
+                said[key] = calls_mm.touched(one, length // PAGE_SIZE)
+            out.append(said[key])
+        elif isinstance(one, sc.Hwpoison):
+            out.append(result_of_poison(error))
+        elif isinstance(one, sc.IommuMap) and not error:
+            out.append(_MAPPED)
+        elif isinstance(one, _DONE_OR_NOT) and not error:
+            out.append(_DONE)
+        else:
+            out.append(result_of_call(error, offset))
+    return out
+
+
+_DONE_OR_NOT = (sc.IommuUnmap, sc.Fallocate, sc.PunchHole)
+_DONE, _MAPPED = Result(), Result(0, 0, {"pinned_pages": 0})
 
 
 def _row_of_fault(fault: sc.Fault, end: int) -> tuple[int, int, int, int, int, int] | None:
@@ -173,14 +217,26 @@ def _first_absent(inode: Inode, stream: Int64s) -> int:
     return int(absent[0]) if len(absent) else len(stream)
 
 
-def first_unpin_of_kept(inode: Inode, stream: Int64s) -> int:
-    """The first row that drops a reference of a page that has left the file, and so may free it; how many there are if none."""
-    drops = np.flatnonzero((stream[:, folio.OP] == folio.UNPIN) & (stream[:, folio.ARGUMENT] != folio.TRANSIENT))
-    if not inode.kept or not len(drops):
+def first_of_poison(inode: Inode, stream: Int64s) -> int:
+    """The first row that touches for the host, pins or takes out of the file a page that is poisoned by then; their number if
+    none does."""
+    assert isinstance(inode.tracked, LightFile)
+    op, (first, end) = stream[:, folio.OP], pages_of_calls(stream)
+    poisons = np.flatnonzero(op == folio.POISON)
+    before = inode.tracked.poisoned()
+    if not len(poisons) and not len(before):
         return len(stream)
-    row, page = pages_of(*pages_of_calls(stream[drops]))
-    kept = drops[row[np.isin(page, list(inode.kept))]]
-    return int(kept[0]) if len(kept) else len(stream)
+    page, at = np.unique(np.concatenate((before, first[poisons])), return_index=True)
+    since = np.concatenate((np.full(len(before), -1), poisons))[at]
+    asks = (
+        (op == folio.HOST_FAULT)
+        | (op == folio.PUNCH)
+        | ((op == folio.PIN) & (stream[:, folio.ARGUMENT] != folio.TRANSIENT))
+    )
+    some = np.flatnonzero(asks)
+    row, bad = pages_of(np.searchsorted(page, first[some]), np.searchsorted(page, end[some]))
+    found = some[row[since[bad] < some[row]]]
+    return int(found[0]) if len(found) else len(stream)
 
 
 def carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows, States]:
@@ -191,35 +247,56 @@ def carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows
     before = np.zeros(len(folio.COUNTERS) + tracked.nodes, np.int64)
     conversions.count(before)
     own, mapped = np.concatenate((tracked.counts, tracked.vmemmap_taken)), users.kvm.pages
-    told = np.array(conversions.users_row(before), np.int64)
+    told, told_of = np.array(conversions.users_row(before), np.int64), np.array(users.iommu_row(), np.int64)
     watched = system.scenario.guest.vm_type in WATCHED
     whole = conversions.whole(inode).state if watched else _NO_WHOLE
     others = [
         conversions.whole(one).row() for one in conversions.inodes if watched and one is not inode and not one.evicted
     ]
     given = _rows(system, inode, tracked, stream, len(whole.row) if watched else 0)
-    blocks = rows = 1
+    at = given.at
+    at[kernel.TOLD], at[kernel.LOST] = users.calls, users.lost
+    status, wanted = kernel.DONE, 1
     while True:
-        table, leaves, given.at[kernel.USED] = users.kvm.lend(blocks, rows)
-        given = given._replace(leaves=leaves)
-        status = tracked.carry_out_rows(given, table, inode.map.room(), whole)
-        users.kvm.take_back(int(given.at[kernel.USED]), int(given.at[kernel.MAPPED]))
+        blocks, rows, their_blocks, their_rows, more = (wanted if status == lacks else 1 for lacks in _LACKS)
+        table, leaves, at[kernel.USED] = users.kvm.lend(blocks, rows)
+        theirs, device_leaves, at[kernel.DEVICE_USED] = users.iommu.lend(their_blocks, their_rows)
+        areas, area_rows, at[kernel.AREAS_USED] = inode.areas.lend(more)
+        given = given._replace(leaves=leaves, device_leaves=device_leaves, areas=area_rows)
+        status = tracked.carry_out_rows(given, table, inode.map.room(), whole, theirs, areas)
+        users.kvm.take_back(int(at[kernel.USED]), int(at[kernel.MAPPED]))
+        users.iommu.take_back(int(at[kernel.DEVICE_USED]), int(at[kernel.DEVICE_PAGES]))
+        inode.areas.take_back(int(at[kernel.AREAS_USED]))
         if status == kernel.DONE:
             break
         assert status != kernel.REFUSED  # whoever placed has seen to it that there is room
-        wanted = int(given.at[kernel.WANTED])
-        blocks, rows = (wanted, 1) if status == kernel.LACKS_BLOCKS else (1, wanted)
+        wanted = int(at[kernel.WANTED])
+    users.calls, users.lost = int(at[kernel.TOLD]), int(at[kernel.LOST])
+    conversions.devices |= bool(((stream[:, folio.OP] == kernel.DEVICE_MAP) & (given.errors == 0)).any())
     series = np.concatenate((tracked.counts_of(given.counters[:, :counters]), given.counters[:, counters:]), axis=1)
     series += before - own
     of_users = np.tile(told, (len(series), 1, 1))
     of_users[:, 0, 0] = series[:, folio.N_INVALIDATIONS]
     of_users[:, 1, 0] += given.mapped - mapped
+    of_users[:, :, 1] += given.devices - told_of
+    leaves_of_devices = None
+    if conversions.devices:
+        leaves_of_devices = np.zeros((len(series), len(PAGE_ORDERS)), np.int64)
+        leaves_of_devices[:, 0] = given.devices[:, 1]
+        for one in conversions.inodes:
+            if one is not inode and one.users is not None and one.users.iommu.pages and not one.evicted:
+                leaves_of_devices += conversions.device_leaves(one, one.users.iommu)
     if not watched:
-        return given, States(series, of_users.tolist(), None, None)
+        return given, States(series, of_users.tolist(), None, None, leaves_of_devices)
     given.whole[:, kernel_of_whole.REGIONS + tracked.nodes :] *= DPAMT_PAGES_PER_2M * PAGE_SIZE
     stays = given.whole + sum(others, np.zeros(given.whole.shape[1], np.int64))
     pamt = stays[:, -tracked.nodes :] // PAGE_SIZE if system.scenario.guest.vm_type == "tdx" else None
-    return given, States(series, of_users.tolist(), stays, pamt)
+    return given, States(series, of_users.tolist(), stays, pamt, leaves_of_devices)
+
+
+_LACKS = (
+    kernel.LACKS_BLOCKS, kernel.LACKS_LEAVES, kernel.LACKS_DEVICE_BLOCKS, kernel.LACKS_DEVICE_LEAVES, kernel.LACKS_AREAS
+)  # fmt: skip
 
 
 def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watched: int) -> kernel.Rows:
@@ -231,14 +308,16 @@ def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watc
         shared = system.metadata.trees[inode][PAGE_CACHE]
         assert isinstance(shared, SharedNodes)
         levels = shared.levels()
-    at = np.zeros(7, np.int64)
+    at = np.zeros(12, np.int64)
     at[kernel.LARGEST] = PAGE_ORDERS[tracked.largest_leaf]
-    at[kernel.MAPPED] = 0 if inode.users is None else inode.users.kvm.pages
+    assert inode.users is not None
+    at[kernel.MAPPED], at[kernel.DEVICE_PAGES] = inode.users.kvm.pages, inode.users.iommu.pages
     return kernel.Rows(
         stream=stream, errors=np.zeros(rows, np.int32), offsets=np.full(rows, -1, np.int64),
         counters=np.empty((count, len(light_map.COUNTERS) + tracked.nodes), np.int64),
         ends=np.zeros(rows, np.int64), nodes=np.empty((count, 2), np.int64), mapped=np.empty(count, np.int64),
         whole=np.empty((count if watched else 0, watched), np.int64), leaves=np.zeros((0, 5), np.int64),
+        device_leaves=np.zeros((0, 5), np.int64), areas=np.zeros((0, 3), np.int64), devices=np.empty((count, 3), np.int64),
         pieces=np.empty((longest, 3), np.int64), gaps=np.empty((longest, 2), np.int64),
         children=np.concatenate([np.zeros(0, np.int64), *levels]),
         levels=np.cumsum([0, *map(len, levels)])[:-1].astype(np.int64),
@@ -286,7 +365,7 @@ def held_after(
     system: System,
     metadata: Metadata,
     file: OpenFile,
-    calls: Sequence[Call | sc.Fault | sc.Fallocate | sc.PunchHole],
+    calls: Sequence[_Call | sc.Fault | sc.Fallocate | sc.PunchHole],
     given: kernel.Rows,
     walked: np.ndarray,
     states: States,

@@ -28,26 +28,21 @@ from workbench.engine.lists.faults import (
     pages_of_touch,
     place,
     reach,
-    results_of,
     way,
 )
 from workbench.engine.lists.light import (
+    OF_STATES,
     Placed,
     carry_out,
-    first_unpin_of_kept,
+    first_of_poison,
     held_after,
     map_for_host,
     may_call,
     possible,
+    results_of,
+    row_of,
 )
-from workbench.engine.lists.tracked_faults import (
-    CALLS,
-    MOST_PAGES,
-    Call,
-    Outcomes,
-    pages_of_calls,
-    row_of_call,
-)
+from workbench.engine.lists.tracked_faults import MOST_PAGES, Call, first_of_kept, pages_of_calls
 from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE
 from workbench.engine.objects import Inode, OpenFile
 from workbench.engine.system import System
@@ -60,8 +55,8 @@ from workbench.tracking.tracked_file import bits_at
 from workbench.units import PAGE_SIZE
 
 Bools = npt.NDArray[np.bool_]
-_Call = Call | sc.Fault | sc.Fallocate | sc.PunchHole
-_CALLS = (*CALLS, sc.Fault, sc.Fallocate, sc.PunchHole)
+_Call = Call | sc.Hwpoison | sc.IommuMap | sc.IommuUnmap | sc.Fault | sc.Fallocate | sc.PunchHole
+_CALLS = (*OF_STATES, sc.Fault, sc.Fallocate, sc.PunchHole)
 _NO, _YES, _UNSURE = range(3)
 
 
@@ -123,8 +118,8 @@ class BulkLightFaults:
             if not isinstance(one, _CALLS) or one.file != name or one.task not in of_task or pages > MOST_PAGES:
                 break
             first = end = 0
-            if isinstance(one, CALLS):
-                row = row_of_call(one, inode) if calls_too else None
+            if isinstance(one, OF_STATES):
+                row = row_of(one, file, calls_too)
             else:
                 row = _row_of_touch(one, holes_to if isinstance(one, sc.PunchHole) else ends.get(way(one), 0))
             if row is not None and _places(row):
@@ -171,9 +166,7 @@ class BulkLightFaults:
         if metadata is not None:
             placed = Placed(np.concatenate((before[None], free[:-1])), free, given.rotations[:done])
             held = held_after(system, metadata, file, calls, found, walked, states, placed)
-        refused = (stream[:, folio.OP] == folio.HOST_FAULT) & (errors != 0)
-        offsets = np.where(refused, stream[:, folio.OFFSET], found.offsets)
-        results = results_of(calls, Outcomes(errors, offsets, listed.rows[:done, :2], states))
+        results = results_of(calls, stream, errors, found.offsets)
         return Done(results, given.placed[:done], free, held, states), status
 
 
@@ -188,9 +181,10 @@ def _possible(system: System, file: OpenFile) -> bool:
 
 
 def _places(row: tuple[int, int, int, int, int, int]) -> bool:
-    """Whether a row of a stream may place pages."""
-    op = row[folio.OP]
-    return op not in (folio.CONVERT, folio.UNPIN) and not (op == folio.PIN and row[folio.ARGUMENT] == folio.TRANSIENT)
+    """Whether a row of a stream may place pages, or free some."""
+    if row[folio.OP] == folio.PIN:
+        return row[folio.ARGUMENT] != folio.TRANSIENT
+    return row[folio.OP] in (folio.HOST_FAULT, folio.GUEST_FAULT, folio.PUNCH, folio.MERGE)
 
 
 def _row_of_touch(
@@ -221,10 +215,11 @@ def _look_ahead(inode: Inode, stream: Int64s) -> tuple[Bools, int]:
     touches = (op == folio.HOST_FAULT) | (pins & alone)
     converts = (op == folio.CONVERT) & ((stream[:, folio.OFFSET] | stream[:, folio.LENGTH]) % PAGE_SIZE == 0)
     may_be_held = bool(state.counts[light_map.N_PINS] or (op == folio.PIN).any())
-    unsure = converts & ~to_shared & ~alone & may_be_held
+    may_be_bad = bool(state.counts[light_map.N_POISONED] or (op == folio.POISON).any())
+    unsure = converts & ~to_shared & ~alone & (may_be_held or may_be_bad)
     shared = bits_at(state.shared, first)
     count = _first_absent(state.unit_pfn, first, end, np.flatnonzero(pins & ~alone), len(stream))
-    count = min(count, first_unpin_of_kept(inode, stream))
+    count = min(count, first_of_kept(inode, stream), first_of_poison(inode, stream))
     pages, at = np.unique(first[touches], return_index=True)
     held = _Held(tracked, pages) if may_be_held and holes.any() else None
     some = np.flatnonzero(touches | converts | ((holes | refers) & (held is not None)))

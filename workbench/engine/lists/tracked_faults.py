@@ -105,11 +105,15 @@ def converts_in_place(system: System, file: OpenFile) -> bool:
 
 
 def first_of_kept(inode: Inode, stream: Int64s) -> int:
-    """The first row that unpins a page which left the file while somebody held it, and may be free then; else their number."""
+    """The first row that unpins a page which left the file while somebody held it, and may be free then; else their number.
+
+    What was held in passing is so no more.
+    """
     if not inode.kept:
         return len(stream)
-    span = np.column_stack(pages_of_calls(stream))
-    return first_among(span, np.array(sorted(inode.kept), np.int64), stream[:, folio.OP] == folio.UNPIN)
+    span, unpins = np.column_stack(pages_of_calls(stream)), stream[:, folio.OP] == folio.UNPIN
+    unpins &= stream[:, folio.ARGUMENT] != folio.TRANSIENT
+    return first_among(span, np.array(sorted(inode.kept), np.int64), unpins)
 
 
 def row_of_call(call: Call, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
