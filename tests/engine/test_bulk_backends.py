@@ -108,7 +108,7 @@ def test_pages_that_are_looked_at_one_by_one_are_the_same(
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.lists(ALONE, min_size=1, max_size=15), st.lists(OTHER, max_size=1)), max_size=5),
-    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["6.18", "7.3"]), st.booleans(),
+    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["6.18", "7.3", "7.4"]), st.booleans(),
     st.sampled_from(["sw_protected", "sw_protected", "tdx", "none"]), st.sampled_from([None, [], ["mmap"]]),
 )  # fmt: skip
 def test_a_guest_memfd_alone_is_the_same_as_one_after_another(
@@ -292,8 +292,11 @@ def test_what_a_conversion_was_given_before_memory_ran_out_is_its_own() -> None:
     assert 0 < answer["event_pages"][last].sum() < 64
 
 
-@pytest.mark.parametrize(("metadata", "flags"), [("counted", []), ("off", []), ("counted", ["mmap"])])
-def test_attributes_and_faults_in_turns_are_carried_out_together(metadata: str, flags: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("metadata", "flags", "kernel"),
+    [("counted", [], "7.3"), ("off", [], "7.3"), ("counted", ["mmap"], "7.3"), ("counted", ["mmap"], "7.4")],
+)
+def test_attributes_and_faults_in_turns_are_carried_out_together(metadata: str, flags: list[str], kernel: str) -> None:
     """Of a guest_memfd alone, which can be mapped or not: gfns become private, are touched, and all are shared again."""
     calls: list[dict[str, Any]] = []
     for number in range(300):
@@ -302,7 +305,7 @@ def test_attributes_and_faults_in_turns_are_carried_out_together(metadata: str, 
     for number in range(300):
         page = {"offset": 4096 * (number * 37 % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
         calls += [{"op": "set_memory_attributes", "private": False, **page}]
-    given_ = scenario([{"op": "create", "flags": flags}, *calls], metadata=metadata)
+    given_ = scenario([{"op": "create", "flags": flags}, *calls], metadata=metadata, kernel_profile=kernel)
     assert assert_equal(given_) >= len(calls) - 8
     if metadata == "counted":
         held = run(given_)["metadata_pages"].sum(axis=2)[:, 4]

@@ -45,7 +45,9 @@ class BulkBackends:
         self.system, self.operations = system, operations
         self._not_before, self._most, self._wait = 1, MOST, 1
         scenario = system.scenario
-        self._possible = scenario.conversion_mode == "out-of-place" and "out-of-place" in scenario.kernel.conversion
+        # Where files convert in place, those of which single pages are looked at have states of their own.
+        in_place = scenario.conversion_mode == "in-place" and system.conversions is not None
+        self._possible = "out-of-place" in scenario.kernel.conversion and not in_place
 
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
