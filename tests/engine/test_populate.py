@@ -54,6 +54,18 @@ def test_populate_ends_at_a_poisoned_page() -> None:
     assert inode.mappings[0].mapped().tolist() == [[0, 3]]
 
 
+def test_a_pin_ends_at_a_poisoned_page() -> None:
+    """With the errno of one who did not ask for poison; what is behind it is neither placed nor mapped."""
+    fault = {"op": "fault", "offset": 3 * PAGE, "length": PAGE}
+    answer = run([fault, {**fault, "op": "hwpoison"}, {"op": "pin", "offset": 0, "length": 8 * PAGE}])
+    assert [result.errno for result in answer.log.results[-2:]] == [0, 14]
+    (inode,) = answer.system.inodes()
+    assert inode.mappings[0].mapped().tolist() == [[0, 3]]
+    assert answer.log.placed[-1].sum() == 3
+    assert inode.tracked is not None
+    assert not len(inode.tracked.pinned())
+
+
 @pytest.mark.parametrize(("page", "error"), [(0, 0), (7, 0), (8, 14), (200, 14)])
 def test_a_question_for_the_node_of_a_private_page_is_refused(page: int, error: int) -> None:
     """MPOL_F_NODE with MPOL_F_ADDR (mm/mempolicy.c: lookup_node): the page is faulted in first."""

@@ -297,13 +297,13 @@ def pin_range(system: System, operation: sc.Operation, inode: Inode, offset: int
     """
     conversions, file = _tracking(system, inode)
     if kind != "transient" and length > 0:
-        start, end = offset // PAGE_SIZE, min(inode.pages, -(-(offset + length) // PAGE_SIZE))
-        runs = _state_runs(file, start, end, True) if start < end else no_intervals()
-        if len(runs) and runs[0, 0] == start:
-            if not system.touch(system.task(operation), inode, start, int(runs[0, 1])) or not conversions.enter_all():
+        start = offset // PAGE_SIZE
+        stop, _ = _faultin(file, start, min(inode.pages, -(-(offset + length) // PAGE_SIZE)))
+        if start < stop:
+            if not system.touch(system.task(operation), inode, start, stop) or not conversions.enter_all():
                 return result_of(Outcome(errno.ENOMEM, offset))
             for mapping in inode.mappings:
-                mapping.map(start, int(runs[0, 1]))
+                mapping.map(start, stop)
     return result_of(file.pin(offset, length, kind))
 
 
@@ -436,14 +436,22 @@ def touched(system: System, operation: sc.FirstTouch, file: OpenFile, start: int
     return guest_fault(system, file.inode, start, end) or Result()
 
 
+def _faultin(file: TrackedFile, start: int, end: int) -> tuple[int, int]:
+    """mm/gup.c: faultin_page: up to which of pages [start, end) faults go, and why not farther: EFAULT, EHWPOISON, or 0."""
+    if start >= end:
+        return start, 0
+    shared, poisoned = _state_runs(file, start, end, True), file.poisoned()
+    stop = int(shared[0, 1]) if len(shared) and shared[0, 0] == start else start
+    bad = poisoned[(poisoned >= start) & (poisoned < stop)]
+    if len(bad):
+        return int(bad[0]), EHWPOISON
+    return stop, errno.EFAULT if stop < end else 0
+
+
 def populate(system: System, operation: sc.Madvise | sc.GetMempolicy, file: OpenFile, start: int, end: int) -> Result:
     """mm/madvise.c: madvise_populate: touched page by page up to one that is private (EFAULT) or poisoned (EHWPOISON)."""
     _, tracked = _tracking(system, file.inode)
-    shared, poisoned = _state_runs(tracked, start, end, True), tracked.poisoned()
-    stop = int(shared[0, 1]) if len(shared) and shared[0, 0] == start else start
-    bad = poisoned[(poisoned >= start) & (poisoned < stop)]
-    error = EHWPOISON if len(bad) else errno.EFAULT if stop < end else 0
-    stop = int(bad[0]) if len(bad) else stop
+    stop, error = _faultin(tracked, start, end)
     if start < stop:
         touch = sc.Fault(
             task=operation.task, file=operation.file, offset=start * PAGE_SIZE, length=(stop - start) * PAGE_SIZE
