@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -66,8 +66,10 @@ _TOUCHES = (sc.Fault, sc.Fallocate, sc.Madvise)
 _PLACES = (*_TOUCHES, sc.PunchHole)
 """What places pages, or frees some."""
 _DEVICES = (sc.IommuMap, sc.IommuUnmap)
-_CALLS = (*CALLS, sc.Hwpoison, *_DEVICES)
-_ALIKE = (*_PLACES, *_CALLS, *POLICY_CALLS)
+_OF_STATES = (*CALLS, *_DEVICES)
+_CALLS = (*_OF_STATES, sc.Hwpoison)
+_Alike = _Touch | sc.PunchHole | _Call | PolicyCall
+_ALIKE = frozenset((*_PLACES, *_CALLS, *POLICY_CALLS))
 _DOES = np.zeros(5, np.int64)
 _DOES[[BY_HOST, PUNCHED]] = kernel.MAPS, kernel.HOLE
 _Way = tuple[str, str | int | None]
@@ -93,7 +95,7 @@ class Done(NamedTuple):
 class _List(NamedTuple):
     """Operations that are to be carried out together, as far as they are looked at."""
 
-    operations: list[_Touch | sc.PunchHole | _Call | PolicyCall]
+    operations: list[_Alike]
     rows: Int64s
     """int64 (n, 5), as :mod:`workbench.kernels.faults` takes them."""
     kind: Int64s
@@ -189,16 +191,21 @@ class BulkFaults:
         does = _DOES.tolist()
         if inode.tracked is not None:  # what the host has mapped follows from its states
             does[BY_HOST] = kernel.TOUCHES
-        taken: list[_Touch | sc.PunchHole | _Call | PolicyCall] = []
+        taken: list[_Alike] = []
         policies = Found(system, file)
         rows: list[tuple[int, int, int, int, int]] = []
         kinds: list[int] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
         for one in operations:
-            if not isinstance(one, _ALIKE) or not _is_alike(one) or one.file != name:
+            if not _is_alike(one) or one.file != name:
                 break
             task, call, pages = of_task.get(one.task, -1), _NO_CALL, _NO_PAGES
-            if isinstance(one, _CALLS):
+            changes: PolicyCall | None = None
+            if isinstance(one, _TOUCHES):  # the most usual first: to find that one is none of them takes long
+                pages, of_way = pages_of_touch(one), way(one)
+                whole = pages[1] <= ends.get(of_way, 0) and pages != _NO_PAGES
+                of = BY_HOST if of_way in ("host", "populate") else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
+            elif isinstance(one, _CALLS):
                 found = _row_of_call(one, inode, devices) if calls else None
                 call = _NO_CALL if found is None else found
                 whole, of = found is not None, CALLED
@@ -207,15 +214,11 @@ class BulkFaults:
             elif isinstance(one, sc.PunchHole):
                 pages = pages_of_touch(one)
                 whole, of = holes and pages != _NO_PAGES and pages[1] <= inode.pages, PUNCHED
-            elif isinstance(one, POLICY_CALLS):
-                whole, of = True, ALLOCATED
             else:
-                pages, of_way = pages_of_touch(one), way(one)
-                whole = pages[1] <= ends.get(of_way, 0) and pages != _NO_PAGES
-                of = BY_HOST if of_way in ("host", "populate") else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
+                whole, of, changes = True, ALLOCATED, one
             if not whole or task < 0:
                 break
-            if not (policies.set(one) if isinstance(one, POLICY_CALLS) else policies.touch(*pages[:2])):
+            if not (policies.touch(*pages[:2]) if changes is None else policies.set(changes)):
                 break
             taken.append(one)
             rows.append((*pages, task, does[of]))
@@ -376,20 +379,18 @@ def whole_pages(offset: int, length: int, size: int) -> bool:
     return 0 < length <= _PAGES * PAGE_SIZE and offset + length <= size and (offset | length) % PAGE_SIZE == 0
 
 
-def _is_alike(operation: sc.Operation) -> bool:
+def _is_alike(operation: sc.Operation) -> TypeGuard[_Alike]:
     """Whether a list may have an operation at all."""
-    if isinstance(operation, sc.Madvise):
-        return way(operation) == "populate"
-    return isinstance(operation, _ALIKE)
+    return type(operation) in _ALIKE and (not isinstance(operation, sc.Madvise) or way(operation) == "populate")
 
 
 def way(touch: _Touch) -> str | int | None:
     """How a file is touched."""
-    if isinstance(touch, sc.Madvise):
-        return (
-            "populate" if touch.advice in (calls_mm.MADV_POPULATE_READ, calls_mm.MADV_POPULATE_WRITE) else "not at all"
-        )
-    return touch.by if isinstance(touch, sc.Fault) else touch.mode
+    if isinstance(touch, sc.Fault):
+        return touch.by
+    if isinstance(touch, sc.Fallocate):
+        return touch.mode
+    return "populate" if touch.advice in (calls_mm.MADV_POPULATE_READ, calls_mm.MADV_POPULATE_WRITE) else "not at all"
 
 
 def reach(file: OpenFile, by: str | int | None) -> int:
@@ -426,7 +427,7 @@ def _light_map(system: System, inode: Inode) -> LightMap | None:
 
 
 def results_of(
-    operations: Sequence[_Touch | sc.PunchHole | _Call | PolicyCall],
+    operations: Sequence[_Alike],
     found: Outcomes | None,
     alone: Mapping[int, Result] = MappingProxyType({}),
 ) -> list[Result]:
@@ -440,11 +441,17 @@ def results_of(
     offsets = errors if found is None else found.offsets.tolist()
     told = (None if found is None else found.said) or {}
     for number, (one, error, offset) in enumerate(zip(operations, errors, offsets, strict=True)):
-        if isinstance(one, POLICY_CALLS):
+        if isinstance(one, sc.Fault) and not error:
+            pages = (one.length or 0) // PAGE_SIZE
+            key = (one.by, pages)
+            if key not in said:
+                said[key] = calls_mm.touched(one, pages)
+            out.append(said[key])
+        elif number in alone:
             out.append(alone[number])
         elif number in told:
             out.append(told[number])
-        elif isinstance(one, (*CALLS, *_DEVICES)):
+        elif isinstance(one, _OF_STATES):
             out.append(result_of_call(error, offset))
         elif isinstance(one, sc.Hwpoison):
             out.append(result_of_poison(error))
@@ -452,14 +459,8 @@ def results_of(
             out.append(result_of_call(error, offset))
         elif error:
             out.append(Result(0, 0, {"bad": 1, "first": offset // PAGE_SIZE}))
-        elif isinstance(one, (sc.Fallocate, sc.PunchHole, sc.Madvise)):
-            out.append(said.setdefault((None, 0), Result()))
         else:
-            pages = (one.length or 0) // PAGE_SIZE
-            key = (one.by, pages)
-            if key not in said:
-                said[key] = calls_mm.touched(one, pages)
-            out.append(said[key])
+            out.append(said.setdefault((None, 0), Result()))
     return out
 
 

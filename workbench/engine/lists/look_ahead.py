@@ -29,8 +29,8 @@ class LookAhead:
 
     def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
         self.system, self.operations = system, operations
-        self._idle = idle(system.scenario)
-        busy = [not isinstance(operation, self._idle) for operation in operations]
+        self._idle = frozenset(idle(system.scenario))
+        busy = [type(operation) not in self._idle for operation in operations]
         self._all_busy = all(busy)
         self._place = np.cumsum(busy) - 1
         """Of each operation, its place among those that may change something, or that of the last one before it."""
@@ -51,7 +51,7 @@ class LookAhead:
 
         results : of the operations before it
         """
-        if isinstance(self.operations[number], self._idle):
+        if type(self.operations[number]) in self._idle:
             return None
         place = int(self._place[number])
         done = self._faults.run(place, results[int(self._places[place - 1])] if place else None)

@@ -63,7 +63,8 @@ class Found:
 
     def touch(self, first: int, end: int) -> bool:
         """Pages [first, end) are placed; returns whether they can be one of the list: once policies change, under one each."""
-        between = self.file.inode.shared_policy.between(first, end) if end > first else []
+        policy = self.file.inode.shared_policy
+        between = policy.between(first, end) if policy and end > first else []
         one = not between or (len(between) == 1 and between[0][0] <= first and between[0][1] >= end)
         self._mixed |= not one
         self.policies.append(between[0][2] if between and one else None)
