@@ -37,3 +37,23 @@ def test_a_frame_that_somebody_holds_is_not_handed_out(held: list[dict[str, Any]
     placed = after[after >= 0]
     assert len(np.unique(placed)) == len(placed) == 16
     assert (mine in placed.tolist()) == (bool(again) and POISON not in held)
+
+
+def test_a_hole_asks_only_for_what_is_held_in_it() -> None:
+    """With thousands of poisoned pages elsewhere in the file each hole looked through them all: 2.5 ms."""
+    scenario = Scenario.from_mapping({
+        "host": {"name": "h", "nodes": [{"id": 0, "memory_bytes": "256 MiB", "cpus": [0]}], "distances": [[10]]},
+        "guest": {"memory": "1 MiB", "vm_type": "sw_protected"}, "kernel_profile": "7.4",
+        "operations": [{"op": "create"}, {"op": "convert", "to": "shared"}, {"op": "fallocate"},
+                       {"op": "pin", "offset": 40 * 4096, "length": 4 * 4096},
+                       {"op": "hwpoison", "offset": 0, "length": 30 * 4096}],
+    })  # fmt: skip
+    system = run(scenario).system
+    (inode,) = system.inodes()
+    assert system.conversions is not None
+    assert inode.tracked is not None
+    held = [
+        system.conversions.held(inode, inode.tracked, *span)[:, [0, 2]].tolist()
+        for span in ((28, 42), (30, 40), (44, 256))
+    ]
+    assert held == [[[28, 1], [29, 1], [40, 0], [41, 0]], [], []]

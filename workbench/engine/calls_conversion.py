@@ -571,7 +571,7 @@ def punch_hole(system: System, inode: Inode, offset: int, length: int) -> Result
     first = offset // PAGE_SIZE >> shift
     last = -(-min(inode.pages, -(-(offset + length) // PAGE_SIZE)) // (1 << shift))
     start, end = offset // PAGE_SIZE, min(inode.pages, (offset + length) // PAGE_SIZE)
-    held = conversions.held(inode, file)
+    held = conversions.held(inode, file, start, end)
     outcome = file.punch_hole(offset, length)
     if outcome.errno:  # in generation B what lies before the folio that somebody holds is gone
         stays = outcome.offset is None or system.rules.kernel == "C"

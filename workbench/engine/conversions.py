@@ -198,7 +198,7 @@ class Conversions:
         if file is None or inode.evicted:
             return
         inode.evicted = True
-        held = self.held(inode, file)
+        held = self.held(inode, file, 0, inode.pages)
         file.release()
         if inode.users is not None:
             inode.users.invalidate(0, inode.pages)
@@ -221,11 +221,14 @@ class Conversions:
             inode.users = None
 
     @staticmethod
-    def held(inode: Inode, file: TrackedFile) -> Int64s:
-        """4 KiB folios that stay taken when they leave the file: rows of page, zone, whether it is poisoned, pins by kind."""
+    def held(inode: Inode, file: TrackedFile, start: int, end: int) -> Int64s:
+        """4 KiB folios of [start, end) that stay taken when they leave the file.
+
+        Rows of page, zone, whether it is poisoned, pins by kind.
+        """
         if inode.base_map is None:
             return NOTHING_HELD
-        poisoned, pinned = file.poisoned(), file.pinned()
+        poisoned, pinned = _within(file.poisoned(), start, end), _within(file.pinned(), start, end)
         if not len(poisoned) and not len(pinned):
             return NOTHING_HELD
         pages = np.union1d(poisoned, pinned)
@@ -316,6 +319,12 @@ class Conversions:
                 mapped += inode.users.kvm_pages if self.light else 0
                 iommu = [past + now for past, now in zip(iommu, inode.users.iommu_row(), strict=True)]
         return [list(pair) for pair in zip((int(row[folio.N_INVALIDATIONS]), mapped, 0), iommu, strict=True)]
+
+
+def _within(pages: Int64s, start: int, end: int) -> Int64s:
+    """Those of ascending pages that lie in [start, end)."""
+    low, high = np.searchsorted(pages, (start, end))
+    return pages[low:high]
 
 
 def _free_ranges(system: HostState, zones: npt.NDArray[np.bool_]) -> list[list[tuple[int, int]]]:

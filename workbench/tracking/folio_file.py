@@ -337,7 +337,7 @@ class ConversionFile(TrackedFile):
 
     def poisoned(self) -> Int64s:
         """Poisoned pages."""
-        return np.sort(self.state.poison[: self.count("poisoned_pages")])
+        return self.state.poison[: self.count("poisoned_pages")].copy()
 
     @property
     def held_vmemmap(self) -> Int64s:

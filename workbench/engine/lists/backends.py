@@ -10,6 +10,7 @@ private gfns, or where it can be mapped of all.
 
 from __future__ import annotations
 
+import bisect
 import errno
 from collections.abc import Sequence
 
@@ -99,7 +100,8 @@ class BulkBackends:
         size, name = inode.pages * PAGE_SIZE, first.file
         rows: list[states.Row] = []
         alone: list[states.Row] = []
-        bad = set() if inode.tracked is None else set(inode.tracked.poisoned().tolist())
+        bad = np.empty(0, np.int64) if inode.tracked is None else inode.tracked.poisoned()
+        fresh: set[int] = set()
         tasks: dict[str | None, int] = {task: row for row, task in enumerate(self.system.tasks)}
         tasks[None] = 0
         file, converts = self.system.files[name], inode.backend is not None
@@ -111,7 +113,9 @@ class BulkBackends:
             offset, length = call.offset, call.length
             if length is None or not whole_pages(offset, length, size):
                 break
-            if bad and not bad.isdisjoint(range(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE)):
+            pages = range(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE)
+            at = bisect.bisect_left(bad, pages.start)
+            if (at < len(bad) and bad[at] < pages.stop) or not fresh.isdisjoint(pages):
                 break
             single = _NO_ROW
             if isinstance(call, sc.SetMemoryAttributes):
@@ -127,7 +131,7 @@ class BulkBackends:
                 if found is None:
                     break
                 if isinstance(call, sc.Hwpoison):
-                    bad.add(offset // PAGE_SIZE)
+                    fresh.add(pages.start)
                 single = found
                 rows.append((LOOK, offset, length, 0, 0, task))
             elif isinstance(call, sc.PunchHole):
