@@ -77,7 +77,7 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
 
 def _lists_of_backends(scenario: sc.Scenario) -> bool:
     """Whether conversions out of place, or attributes, may run together."""
-    in_place = scenario.conversion_mode != "out-of-place" or DESIGNS[scenario.guest.design].store == "pfn map"
-    if conversions.wanted(scenario) and in_place:
+    no_lists = scenario.conversion_mode != "out-of-place" or DESIGNS[scenario.guest.design].store == "pfn map"
+    if conversions.wanted(scenario) and no_lists:
         return False
     return sc.SetMemoryAttributes in scenario.kinds or (sc.Convert in scenario.kinds and attributes.wanted(scenario))

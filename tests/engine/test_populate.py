@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import workbench as wb
+from workbench.engine.metadata import SECOND_STAGE
 
 PAGE = 4096
 HOST = {
@@ -143,3 +144,28 @@ def test_populate_of_huge_pages_that_are_partly_private() -> None:
     assert answer.log.results[-1].errno == 14
     (inode,) = answer.system.inodes()
     assert inode.map.present.tolist() == [[0, 1]]  # a folio of 2 MiB
+
+
+def test_tables_are_of_the_vcpu_that_comes_first() -> None:
+    """Turns of 1,000 pages: of eight tables of 512 pages each vCPU is first in four, and the first one needs two above."""
+    answer = wb.running.run(wb.Scenario.from_mapping({
+        "host": HOST, "kernel_profile": "7.3",
+        "guest": {"memory": 4096 * PAGE, "vm_type": "none", "vcpus": [{"node": 0}, {"node": 1}]},
+        "operations": [{"op": "create"}, {"op": "first_touch", "turn": 1000, "shared": True}],
+    }))  # fmt: skip
+    metadata = answer.system.metadata
+    assert metadata is not None
+    assert metadata.held[SECOND_STAGE].tolist() == [6, 4]
+    assert len(metadata.ready) == 2
+
+
+def test_by_turns_the_host_meets_a_poisoned_page() -> None:
+    """It counts as bad, and is in no page table, as share by share."""
+    fault = {"op": "fault", "offset": 3 * PAGE, "length": PAGE}
+    found = []
+    for turn in (0, 1):
+        touch = {"op": "first_touch", "by": "host", "turn": turn, "length": 8 * PAGE}
+        answer = run([fault, {**fault, "op": "hwpoison"}, touch])
+        (inode,) = answer.system.inodes()
+        found.append((answer.log.results[-1].detail["bad"], inode.mappings[0].mapped().tolist()))
+    assert found[0] == found[1] == (1, [[0, 3], [4, 8]])

@@ -256,10 +256,10 @@ def first_touch(system: System, operation: sc.FirstTouch) -> Result:
         inode.attributes.note_fault(start, end)
     if operation.by != "host" and inode.kind == "memfd" and file.mapping is not None:
         system.enter_host_tables(system.task(operation), file.mapping, start, end)
-    if file.mapping is not None and (operation.by == "host" or inode.kind == "memfd"):
-        file.mapping.map(start, end)
     if complete and inode.tracked is not None:
         return calls_conversion.touched(system, operation, file, start, end)
+    if file.mapping is not None and (operation.by == "host" or inode.kind == "memfd"):
+        file.mapping.map(start, end)
     return allocated(complete)
 
 

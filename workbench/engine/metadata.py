@@ -390,9 +390,6 @@ class Metadata:
         Each vCPU fills its cache when it faults, needing a table or not (mmu.c: mmu_topup_memory_caches).
         """
         pages = folios << inode.order
-        for first in np.sort(np.unique(rows, return_index=True)[1]).tolist():
-            if not self.enter_tables(tasks[int(rows[first])], walk, int(pages[first]), int(pages[first]) + 1):
-                return False
         base = 0 if walk is None else walk.base
         units = [(base + pages) >> LEVELS[-1]] if walk is not None else []
         units.append(pages >> XA_CHUNK_SHIFT)
@@ -410,6 +407,9 @@ class Metadata:
                     done = self.enter_nodes(task, inode, begin << XA_CHUNK_SHIFT, last)
                 if not done:
                     return False
+        for at in np.sort(np.unique(rows, return_index=True)[1]).tolist():
+            if not self.enter_tables(tasks[int(rows[at])], walk, int(pages[at]), int(pages[at]) + 1):
+                return False
         return True
 
     def enter_nodes(self, task: Thread, inode: Inode, start: int, end: int) -> bool:
