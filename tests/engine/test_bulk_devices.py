@@ -25,7 +25,7 @@ RANGE = {
 }
 CALL = st.fixed_dictionaries({"op": st.sampled_from(["iommu_map", "iommu_map", "iommu_unmap"]), **RANGE})
 OTHER = st.one_of(
-    st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate", "pin", "unpin"]), **RANGE}),
+    st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "fault", "fallocate", "pin", "unpin", "hwpoison"]), **RANGE}),
     st.fixed_dictionaries({"op": st.just("convert"), **RANGE, "to": st.sampled_from(["shared", "private"])}),
     st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("host"), **RANGE}),
     st.fixed_dictionaries({"op": st.just("iommu_map"), **RANGE, "file": st.just("other")}),
@@ -105,7 +105,7 @@ def test_the_same_as_one_after_another(
     [("filemap", "7.4", "counted"), ("pfn-range", "proposal-no-struct-page", "taken")],
 )
 def test_long_lists_are_carried_out_together(design: str, kernel: str, metadata: str) -> None:
-    """Areas of a device that comes and goes, some mapped twice, or taken away that are not there.
+    """Areas of a device that comes and goes, some mapped twice, or taken away that are not there, or that it cannot have.
 
     Without struct pages they are another list's (:mod:`workbench.engine.lists.light`) where metadata are counted.
     """
@@ -117,12 +117,15 @@ def test_long_lists_are_carried_out_together(design: str, kernel: str, metadata:
         calls += [{"op": "check_extension", "capability": "guest_memfd"}] * (
             number % 100 == 0
         )  # what is mapped stays so
+    calls += [{"op": op, "offset": 4096, "length": PAGES * 4096} for op in ("iommu_map", "iommu_unmap")]
     before: list[dict[str, Any]] = [{"op": "convert", "to": "shared"}, {"op": "fallocate"}]
+    before += [{"op": "convert", "to": "private", "offset": 40 * 4096, "length": 4096 * 20}]
+    before += [{"op": "hwpoison", "offset": page * 4096, "length": 4096} for page in (70, 90)]
     given_ = scenario([{"op": "create"}, *before, *calls], kernel_profile=kernel, metadata=metadata)
     given_ = given_.replace(**{"guest.design": design})
     assert assert_equal(given_) == len(calls) - 9  # those between
     answer = run(given_)
-    assert {"EEXIST", "ENOENT"} <= set(answer["event_error"].tolist())
+    assert {"EEXIST", "EFAULT", "EINVAL", "ENOENT"} <= set(answer["event_error"].tolist())
     assert answer["device_leaves"][-1].tolist() == [answer.system.inodes()[0].users.iommu.pages, 0, 0]
 
 

@@ -1,7 +1,7 @@
 """Many calls that map pages of a tracked file for devices, and unmap them, one after another.
 
-Of 4 KiB pages that are there (and shared, where a device pins them) nothing is placed and no state changes: what is pinned is
-one stream of the tracked file, and areas follow call by call. Who is told takes no reference, so that there is no stream.
+Of 4 KiB pages that are there nothing is placed and no state changes, so that it is known beforehand what is refused: what is
+pinned is one stream of the tracked file, and areas follow call by call. Who is told takes no reference: there is no stream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from workbench import scenario as sc
 from workbench.engine.bulk_in_place import union
 from workbench.engine.device_areas import DeviceAreas
-from workbench.engine.lists.faults import LEAST, MOST, Done, whole_pages
+from workbench.engine.lists.faults import LEAST, MOST, MOST_PAGES_OF_ONE, Done, whole_pages
 from workbench.engine.lists.tracked_faults import States
 from workbench.engine.objects import Inode, Result, failed
 from workbench.engine.system import System
@@ -30,6 +30,7 @@ from workbench.units import PAGE_SIZE
 
 _Call = sc.IommuMap | sc.IommuUnmap
 _CALLS = (sc.IommuMap, sc.IommuUnmap)
+_NO_RANGE = (0, 0)
 
 
 class _List(NamedTuple):
@@ -47,6 +48,8 @@ class _List(NamedTuple):
     """Areas that there were not before."""
     removed: list[tuple[int, int]]
     """Areas that there were."""
+    reached: list[tuple[int, int]]
+    """Pages that pins went to, those of refused ones too."""
 
 
 class BulkDevices:
@@ -72,7 +75,7 @@ class BulkDevices:
         count = len(listed.results)
         self._not_before = number + count + (count < len(calls) or not calls)
         self._most = min(2 * self._most, MOST) if count == self._most else max(2 * count, LEAST)
-        return self._run(inode, inode.users, listed, spans[:count]) if count >= LEAST else None
+        return self._run(inode, inode.users, listed) if count >= LEAST else None
 
     def _inode(self, first: _Call) -> Inode | None:
         """The file that a call is about, if such calls need nothing but what is followed here."""
@@ -82,7 +85,7 @@ class BulkDevices:
         inode, tracked = file.inode, file.inode.tracked
         if system.killed or inode.evicted or inode.frozen or inode.kept or inode.order or inode.small is not None:
             return None
-        if tracked.count("poisoned_pages") or (self._pins and not isinstance(tracked, ConversionFile)):
+        if self._pins and not isinstance(tracked, ConversionFile):
             return None
         return inode
 
@@ -91,7 +94,7 @@ class BulkDevices:
         return self.system.design.device_access == "pinned"
 
     def _alike(self, first: _Call, inode: Inode, operations: Sequence[sc.Operation]) -> tuple[list[_Call], Int64s]:
-        """Calls on the same file up to whatever is something else, is refused for its range, or is long; their pages."""
+        """Calls on the same file up to whatever is something else, or is long; their pages, none of what is no range of it."""
         tasks, name, size = self.system.tasks, first.file, inode.pages * PAGE_SIZE
         calls: list[_Call] = []
         spans: list[tuple[int, int]] = []
@@ -99,45 +102,63 @@ class BulkDevices:
             if not isinstance(call, _CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
                 break
             offset, length = call.offset, call.length
-            if length is None or not whole_pages(offset, length, size):
+            if length is None or length > MOST_PAGES_OF_ONE * PAGE_SIZE:
                 break
             calls.append(call)
-            spans.append((offset // PAGE_SIZE, (offset + length) // PAGE_SIZE))
+            whole = whole_pages(offset, length, size)
+            spans.append((offset // PAGE_SIZE, (offset + length) // PAGE_SIZE) if whole else _NO_RANGE)
         return calls, np.array(spans, np.int64).reshape(-1, 2)
 
-    def _can_be_mapped(self, inode: Inode, spans: Int64s) -> npt.NDArray[np.bool_]:
-        """Of pages [first, end), int64 (n, 2), whether a device can have them all and nothing has to be placed."""
+    def _reach(self, inode: Inode, spans: Int64s) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """Of pages [first, end), int64 (n, 2), where the first lies that a device cannot have (or the end), and whether what
+        comes before it is there.
+        """
+        tracked = inode.tracked
+        assert tracked is not None
         row, page = pages_of(spans[:, 0], spans[:, 1])
-        good = np.zeros(0, bool)
+        there = np.zeros(0, bool)
         if len(page):
             runs = inode.map.cut(int(page.min()), int(page.max()) + 1)
-            good = in_intervals(page, np.column_stack((runs[:, 0], runs[:, 0] + runs[:, 1])))
-        if self._pins and isinstance(inode.tracked, ConversionFile):
-            state = inode.tracked.state
-            good &= bits_at(state.present, page) & bits_at(state.shared, page)
-        return np.bincount(row[~good], minlength=len(spans)) == 0
+            there = in_intervals(page, np.column_stack((runs[:, 0], runs[:, 0] + runs[:, 1])))
+        bad = ~there
+        if self._pins and isinstance(tracked, ConversionFile):
+            there &= bits_at(tracked.state.present, page)
+            bad = ~bits_at(tracked.state.shared, page)
+        if tracked.count("poisoned_pages"):
+            bad |= np.isin(page, tracked.poisoned())
+        stop = spans[:, 1].copy()
+        np.minimum.at(stop, row[bad], page[bad])
+        return stop, np.bincount(row[~there & (page < stop[row])], minlength=len(spans)) == 0
 
     def _list(self, inode: Inode, users: Users, calls: list[_Call], spans: Int64s) -> _List:
-        """Follow areas call by call, up to one that maps what has to be placed, or cannot be mapped."""
-        good, pages = self._can_be_mapped(inode, spans).tolist(), users.iommu.pages
-        listed = _List([], [], [], [], inode.areas.copy(), {}, [])
+        """Follow areas call by call, up to one that maps what has to be placed."""
+        (stops, there), pages = self._reach(inode, spans), users.iommu.pages
+        listed = _List([], [], [], [], inode.areas.copy(), {}, [], [])
         areas, stream = listed.areas, listed.stream
-        unmapped, refused = Result(), {error: failed(error) for error in (errno.EEXIST, errno.ENOENT)}
+        unmapped = Result()
+        refused = {error: failed(error) for error in (errno.EINVAL, errno.EEXIST, errno.ENOENT)}
         mapped: dict[int, Result] = {}
-        for number, (call, (first, end)) in enumerate(zip(calls, spans.tolist(), strict=True)):
+        of_all = zip(calls, spans.tolist(), stops.tolist(), there.tolist(), strict=True)
+        for call, (first, end), stop, is_there in of_all:
             touched = areas.touched(first, end)
-            if isinstance(call, sc.IommuMap):
-                if not touched and not good[number]:
+            if first == end:
+                result = refused[errno.EINVAL]
+            elif isinstance(call, sc.IommuMap):
+                if not touched and not is_there:
                     break
                 result, count = refused[errno.EEXIST], end - first
                 if not touched:
+                    listed.reached.append((first, stop))
+                    stream.append((folio.PIN, first * PAGE_SIZE, count * PAGE_SIZE, folio.DEVICE, 0, 0))
+                if not touched and stop < end:
+                    result = failed(errno.EFAULT, error_offset=stop * PAGE_SIZE)
+                elif not touched:
                     if count not in mapped:
                         mapped[count] = Result(0, 0, {"pinned_pages": count if self._pins else 0})
                     result = mapped[count]
                     areas.add(first, end)
                     listed.added[first] = end
                     pages += count
-                    stream.append((folio.PIN, first * PAGE_SIZE, count * PAGE_SIZE, folio.DEVICE, 0, 0))
             elif not touched or touched[0][0] < first or touched[-1][1] > end:
                 result = refused[errno.ENOENT]
             else:
@@ -155,7 +176,7 @@ class BulkDevices:
             listed.pages.append(pages)
         return listed
 
-    def _run(self, inode: Inode, users: Users, listed: _List, spans: Int64s) -> Done:
+    def _run(self, inode: Inode, users: Users, listed: _List) -> Done:
         """Carry out such calls."""
         system, conversions, count = self.system, self.system.conversions, len(listed.results)
         assert conversions is not None
@@ -164,10 +185,10 @@ class BulkDevices:
         for low, high in listed.removed:
             users.iommu_unmap(low, high)
         users.iommu_map_many(np.array(sorted(listed.added.items()), np.int64).reshape(-1, 2))
-        mapped = np.array(["pinned_pages" in result.detail for result in listed.results])
-        if mapped.any():
+        if any("pinned_pages" in result.detail for result in listed.results):
             conversions.devices = True
-        for low, high in union(*spans[mapped].T).tolist() if self._pins else ():
+        reached = np.array([span for span in listed.reached if span[0] < span[1]], np.int64).reshape(-1, 2)
+        for low, high in union(*reached.T).tolist() if self._pins else ():
             for mapping in inode.mappings:
                 mapping.map(low, high)
         held = None
@@ -186,7 +207,8 @@ class BulkDevices:
         if self._pins and listed.stream:
             before = np.concatenate((tracked.counts, tracked.vmemmap_taken))
             found = tracked.carry_out(np.array(listed.stream, np.int64), every=1)
-            assert not found.errors.any()
+            refused = [result.errno for result in listed.results if result.errno == errno.EFAULT]
+            assert found.errors[found.errors != 0].tolist() == refused  # as was known
             counters += np.concatenate((before[None], found.series))[listed.end] - before
         (calls, mine), (by_guest, by_devices), (_, lost) = conversions.users_row(now)
         by_devices -= users.iommu.pages

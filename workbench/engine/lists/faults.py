@@ -55,7 +55,7 @@ from workbench.units import PAGE_SIZE
 
 LEAST, MOST = 16, 4096
 """Faults that are worth a call of the kernel, and of one call: between calls a run can be cancelled."""
-_PAGES = 2048  # of one fault
+MOST_PAGES_OF_ONE = 2048  # of one fault
 _ROOM = 64  # pieces of one fault
 _SMALL_TABLE = 64  # rows of requests
 TOO_MANY_POLICIES = -1
@@ -355,7 +355,7 @@ def pages_of_touch(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
         step = _STEPS.get(touch.order, 0)
     else:
         step = int((touch.offset | (touch.length or 0)) % PAGE_SIZE == 0)
-    return (start, start + count, step) if step and 0 < count <= _PAGES else _NO_PAGES
+    return (start, start + count, step) if step and 0 < count <= MOST_PAGES_OF_ONE else _NO_PAGES
 
 
 def _row_of_call(call: _Call, inode: Inode, devices: bool) -> tuple[int, int, int, int, int, int] | None:
@@ -376,7 +376,9 @@ def _page_of_pin(call: tuple[int, ...]) -> tuple[int, int, int]:
 
 def whole_pages(offset: int, length: int, size: int) -> bool:
     """Whether bytes of a call are whole pages of a file of ``size`` bytes, and no more than a list takes of one call."""
-    return 0 < length <= _PAGES * PAGE_SIZE and offset + length <= size and (offset | length) % PAGE_SIZE == 0
+    return (
+        0 < length <= MOST_PAGES_OF_ONE * PAGE_SIZE and offset + length <= size and (offset | length) % PAGE_SIZE == 0
+    )
 
 
 def _is_alike(operation: sc.Operation) -> TypeGuard[_Alike]:
