@@ -114,6 +114,8 @@ def test_conversion_in_place_needs_the_kernel_and_private_memory() -> None:
         ("proposal-hugetlb", {"op": "set_memory_attributes"}, {"vm_type": "snp", "page_size": "2 MiB", "design": "hugetlb",
          "memory": 4 << 20}, "ENOTTY",
          "memory attributes of the VM: not on proposal-hugetlb; on 6.12, 6.16, 6.17, 6.18, 6.19, 7.0, 7.1, 7.2, 7.3, 7.4"),
+        ("7.4", {"op": "set_memory_attributes"}, {"vm_type": "snp"}, "ENOTTY",
+         "memory attributes of the VM: not on 7.4 while guest.conversion.mode is in-place; with out-of-place"),
         ("6.12", {"op": "create", "flags": ["mmap"]}, {}, "EINVAL", "mapping and init_shared: not on 6.12; from 6.18 on"),
     ],
 )  # fmt: skip
@@ -216,12 +218,18 @@ def test_what_a_vm_says_that_it_can(kernel: str, vm_type: str, answers: tuple[in
     """KVM_CHECK_EXTENSION, and that the calls keep what it says."""
     flags = answers[1]
     asked = [{"op": "check_extension", "capability": name} for name in CAPABILITIES]
-    tried = [{"op": "create", "file": f"f{word}", "raw_flags": word} for word in range(5)]
+    tried: list[dict[str, object]] = [{"op": "create", "file": f"f{word}", "raw_flags": word} for word in range(5)]
+    tried += [
+        {"op": "set_memory_attributes", "file": "f0", "length": 4096, "private": private} for private in (True, False)
+    ]
     guest = {"memory": "1 MiB", "vm_type": vm_type, "vcpus": [{"node": 0}]}
     scenario = {"host": "epyc1-naples-2s", "kernel_profile": kernel, "guest": guest, "operations": [*asked, *tried]}
     found = wb.simulate(wb.Scenario.from_mapping(scenario))
     assert found["event_ret"].values[:5].tolist() == list(answers)
-    assert (found["event_errno"].values[5:] == 0).tolist() == [not word & ~flags for word in range(5)]
+    assert (found["event_errno"].values[5:10] == 0).tolist() == [not word & ~flags for word in range(5)]
+    of_files = kernel == "proposal-hugetlb" or kernel == "7.4"  # then the VM has none, whatever its type
+    refused = [errno.ENOTTY] * 2 if of_files else [0 if answers[2] else errno.EINVAL, 0]
+    assert found["event_errno"].values[10:].tolist() == refused
     if vm_type != "none":
         mode = "out-of-place" if answers[2] else "in-place"
         assert found.attrs["conversion_mode"] == mode

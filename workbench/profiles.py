@@ -214,6 +214,9 @@ KERNEL_PROFILES = {
                 "convert_in_place": Rule(
                     "EINVAL without private memory, EAGAIN with error_offset while a folio is held", "source", _IN_PLACE
                 ),
+                "set_memory_attributes": Rule(
+                    "ENOTTY, and KVM_CAP_MEMORY_ATTRIBUTES 0, while conversion in place is on", "source", _IN_PLACE
+                ),
             },
         ),
         KernelProfile(

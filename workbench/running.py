@@ -80,4 +80,6 @@ def _lists_of_backends(scenario: sc.Scenario) -> bool:
     no_lists = scenario.conversion_mode != "out-of-place" or DESIGNS[scenario.guest.design].store == "pfn map"
     if conversions.wanted(scenario) and no_lists:
         return False
-    return sc.SetMemoryAttributes in scenario.kinds or (sc.Convert in scenario.kinds and attributes.wanted(scenario))
+    return (sc.SetMemoryAttributes in scenario.kinds and scenario.vm_attributes) or (
+        sc.Convert in scenario.kinds and attributes.wanted(scenario)
+    )

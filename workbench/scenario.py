@@ -908,6 +908,16 @@ class Scenario(_Model):
         return self.guest.conversion.mode or self.kernel.conversion[0]
 
     @property
+    def in_place(self) -> bool:
+        """Whether files convert: module parameter kvm.gmem_in_place_conversion on a kernel that has it."""
+        return self.conversion_mode == "in-place" and "in-place" in self.kernel.conversion
+
+    @property
+    def vm_attributes(self) -> bool:
+        """Whether the VM has memory attributes: not while files have them (7.4), and not where they alone do (posted series)."""
+        return "out-of-place" in self.kernel.conversion and not self.in_place
+
+    @property
     def init_shared_allowed(self) -> bool:
         """arch/x86/kvm/x86.c: kvm_arch_supports_gmem_init_shared: 6.18 to 7.3 types without private memory, from 7.4 on every
         type while pages convert in place."""

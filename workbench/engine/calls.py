@@ -102,7 +102,7 @@ def idle(scenario: sc.Scenario) -> tuple[type[sc.Operation], ...]:
         out.append(sc.Fbind)
     if interface not in ("fbind", "mbind"):
         out.append(sc.SetPolicy)
-    if "out-of-place" not in scenario.kernel.conversion:
+    if not scenario.vm_attributes:
         out.append(sc.SetMemoryAttributes)
     return tuple(out)
 

@@ -134,10 +134,9 @@ def check_extension(system: System, operation: sc.CheckExtension) -> Result:
         shared = GUEST_MEMFD_FLAG_INIT_SHARED if scenario.init_shared_allowed else 0
         answer = GUEST_MEMFD_FLAG_MMAP | shared if kernel.maps else 0
     elif operation.capability == "memory_attributes":
-        answer = KVM_MEMORY_ATTRIBUTE_PRIVATE if private and scenario.conversion_mode == "out-of-place" else 0
+        answer = KVM_MEMORY_ATTRIBUTE_PRIVATE if private and scenario.vm_attributes else 0
     elif operation.capability == "guest_memfd_memory_attributes":
-        in_place = scenario.conversion_mode == "in-place" and "in-place" in kernel.conversion
-        answer = KVM_MEMORY_ATTRIBUTE_PRIVATE if private and in_place else 0
+        answer = KVM_MEMORY_ATTRIBUTE_PRIVATE if private and scenario.in_place else 0
     return Result(answer, 0, {"capability": operation.capability})
 
 
@@ -193,10 +192,10 @@ def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> 
     """virt/kvm/kvm_main.c: kvm_vm_ioctl_set_mem_attributes.
 
     Every released kernel that has guest_memfd (6.8 on; recorded from 6.12 on). EINVAL for attributes that the VM's type
-    has not, flags, a length of 0 or what is not aligned; ENOTTY where the kernel converts in place only (posted series).
+    has not, flags, a length of 0 or what is not aligned; ENOTTY while the kernel converts in place (7.4 and posted series).
     """
     file = system.files.get(operation.file)
-    if "out-of-place" not in system.scenario.kernel.conversion:
+    if not system.scenario.vm_attributes:
         return failed(errno.ENOTTY, reason=_without_attributes(system))
     length = operation.length
     if length is None:
@@ -228,13 +227,15 @@ def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> 
 
 def _unmapped_by_attributes(system: System, inode: Inode, start: int, end: int) -> None:
     """virt/kvm/kvm_main.c: kvm_vm_set_mem_attributes: KVM unmaps a range of which any gfn changes, and nobody else is told."""
-    if inode.users is not None and system.scenario.conversion_mode == "out-of-place":
+    if inode.users is not None:
         inode.users.unmapped(start, end)
 
 
 def _without_attributes(system: System) -> str:
-    places = profiles.having(profiles.with_attributes())
-    return f"memory attributes of the VM: not on {system.scenario.kernel.name}; on {places}"
+    kernel, places = system.scenario.kernel, profiles.having(profiles.with_attributes())
+    if "out-of-place" in kernel.conversion:
+        return f"memory attributes of the VM: not on {kernel.name} while guest.conversion.mode is in-place; with out-of-place"
+    return f"memory attributes of the VM: not on {kernel.name}; on {places}"
 
 
 def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:

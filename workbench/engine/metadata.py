@@ -158,7 +158,7 @@ class Metadata:
         scenario = system.scenario
         self.taking = scenario.metadata == "taken"
         self.light = system.design.store == "pfn map"
-        self.in_place = scenario.conversion_mode == "in-place" and "in-place" in scenario.kernel.conversion
+        self.in_place = scenario.in_place
         nodes = system.nodes
         self.held = np.zeros((len(KINDS), nodes), np.int64)
         """4 KiB pages now, by kind and node."""

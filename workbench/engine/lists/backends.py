@@ -49,7 +49,7 @@ class BulkBackends:
         scenario = system.scenario
         # Where files convert in place, those of which single pages are looked at have states of their own.
         in_place = scenario.conversion_mode == "in-place" and system.conversions is not None
-        self._possible = "out-of-place" in scenario.kernel.conversion and not in_place
+        self._possible = scenario.vm_attributes and not in_place
 
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""

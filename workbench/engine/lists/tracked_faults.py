@@ -101,7 +101,7 @@ def converts_in_place(system: System, file: OpenFile) -> bool:
     scenario = system.scenario
     if file.descriptor is None or system.killed or system.bulk is not None or not scenario.guest.private_memory:
         return False
-    return scenario.conversion_mode == "in-place" and "in-place" in scenario.kernel.conversion
+    return scenario.in_place
 
 
 def first_of_kept(inode: Inode, stream: Int64s) -> int:
