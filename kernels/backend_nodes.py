@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.kernels.compile import Int, kernel, record
-from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, LENGTH, OFFSET, OP, PUNCH
+from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, LENGTH, OFFSET, OP, POISON, PUNCH
 from workbench.kernels.placement import (
     ALLOCATIONS,
     DONE,
@@ -174,7 +174,7 @@ def _look(given: Calls, nodes: Nodes, row: Int, numa: Int, b: Backends) -> Int:
         low, high = start, end
     elif op == ALLOCATE:
         low, high, tree = start, end, PRIVATE
-    elif op == LOOK:
+    elif op == LOOK or op == POISON:
         at[LOW], at[HIGH] = end, end
         return DONE
     elif op != CONVERT:

@@ -5,9 +5,10 @@ each gfn says which. What a conversion does is in :mod:`workbench.engine.attribu
 (``kvm_vm_set_mem_attributes``), ``virt/kvm/guest_memfd.c`` (``kvm_gmem_punch_hole``), ``arch/x86/kvm/mmu/mmu.c``
 (``kvm_mmu_faultin_pfn``); QEMU's ``kvm_convert_memory`` makes the calls in this order.
 
-Five maps are maple trees (:mod:`workbench.kernels.maps.maple`) over page index: which allocation row backs each page of
+Six maps are maple trees (:mod:`workbench.kernels.maps.maple`) over page index: which allocation row backs each page of
 either file (a page's zone follows from the row, :mod:`workbench.kernels.filemap`), which gfns are shared, which private
-pages a hole has freed and nobody touched since, and which row backed each page when it was first freed. An entry is
+pages a hole has freed and nobody touched since, which row backed each page when it was first freed, and which pages of the
+guest_memfd are poisoned: those are not freed when they leave it (``mm/memory-failure.c``). An entry is
 ``row << ROW_SHIFT | page``, so that entries cut at a border stay right; sets hold row 0. The cost follows ranges, not pages.
 
 A call ends early with NEEDS_ROOM; called again with longer arrays it goes on where it was. For that, what is half done is
@@ -21,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.kernels.compile import Int, kernel, record
-from workbench.kernels.filemap import add_run
-from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, EINVAL, LENGTH, OFFSET, OP, PUNCH
+from workbench.kernels.filemap import add_run, zone_of_page
+from workbench.kernels.folios.state import ARGUMENT, CONVERT, CPU, EINVAL, LENGTH, OFFSET, OP, POISON, PUNCH
 from workbench.kernels.maps import maple
 from workbench.kernels.placement import (
     ALLOCATIONS,
@@ -37,9 +38,9 @@ from workbench.kernels.placement import (
     place_pieces,
 )
 
-PRIVATE, SHARED, ATTRIBUTES, PUNCHED, ORIGINS = range(5)
+PRIVATE, SHARED, ATTRIBUTES, PUNCHED, ORIGINS, POISONED = range(6)
 """The maps."""
-MAPS = 5
+MAPS = 6
 ROW_SHIFT = 33
 NO_ROW = (1 << 28) - 1
 """In ORIGINS: a page that nothing backed when the hole was made."""
@@ -205,7 +206,9 @@ def _present(b: Backends, which: Int, start: Int, end: Int) -> Int:
 
 @kernel
 def _erase(b: Backends, which: Int, start: Int, end: Int, file: Output, zones: Zones) -> Int:
-    """Free the pages of [start, end); how many there were."""
+    """Free the pages of [start, end), but for poisoned ones; how many there were."""
+    if which == PRIVATE:
+        _forget_poison(b, start, end, file, zones)
     page, pages = start, 0
     while find(b, which, page, end):
         low, page = max(b.found[0], page), min(b.found[1] + 1, end)
@@ -215,6 +218,31 @@ def _erase(b: Backends, which: Int, start: Int, end: Int, file: Output, zones: Z
     if pages > 0:
         _store(b, which, start, end, -1)
     return pages
+
+
+@kernel
+def _forget_poison(b: Backends, start: Int, end: Int, file: Output, zones: Zones) -> None:
+    """Poisoned pages of [start, end), which are about to be freed, stay taken."""
+    page = start
+    while find(b, POISONED, page, end):
+        low, page = max(b.found[0], page), min(b.found[1] + 1, end)
+        for bad in range(low, page):
+            find(b, PRIVATE, bad, bad + 1)
+            zones.free[zone_of_page(bad, b.found[2] >> ROW_SHIFT, file.allocations, file.tiles)] -= 1
+    if page > start:
+        _store(b, POISONED, start, end, -1)
+
+
+@kernel
+def _poison(b: Backends, start: Int, end: Int) -> Int:
+    """Memory failure on what is there of pages [start, end) of the guest_memfd."""
+    page = start
+    while find(b, PRIVATE, page, end):
+        low, page = max(b.found[0], page), min(b.found[1] + 1, end)
+        if not _room(b, POISONED, _MARGIN):
+            return NEEDS_ROOM
+        _store(b, POISONED, low, page, 0)
+    return DONE
 
 
 @kernel
@@ -319,7 +347,7 @@ def _note_hole(b: Backends, start: Int, end: Int) -> Int:
 @kernel
 def _begin_to_shared(b: Backends, start: Int, end: Int, file: Output, zones: Zones) -> Int:
     """All but the touch of the shared file, for private gfns [start, end)."""
-    for which in (PRIVATE, ATTRIBUTES, PUNCHED):
+    for which in (PRIVATE, ATTRIBUTES, PUNCHED, POISONED):
         if not _room(b, which, _MARGIN):
             return NEEDS_ROOM
     status = _note_hole(b, start, end)
@@ -338,8 +366,9 @@ def _begin_to_shared(b: Backends, start: Int, end: Int, file: Output, zones: Zon
 @kernel
 def _punch(b: Backends, start: Int, end: Int, file: Output, zones: Zones) -> Int:
     """kvm_gmem_punch_hole alone, under gfns of either kind."""
-    if not _room(b, PRIVATE, _MARGIN) or not _room(b, PUNCHED, _MARGIN):
-        return NEEDS_ROOM
+    for which in (PRIVATE, PUNCHED, POISONED):
+        if not _room(b, which, _MARGIN):
+            return NEEDS_ROOM
     status = _note_hole(b, start, end)
     if status == DONE:
         _store(b, PUNCHED, start, end, 0)
@@ -435,7 +464,7 @@ def run(
 
     Parameters
     ----------
-    stream : int64 (n, 6), operations as :mod:`workbench.kernels.folios.run` has them (CONVERT, GUEST_FAULT and PUNCH) and
+    stream : int64 (n, 6), operations as :mod:`workbench.kernels.folios.run` has them (CONVERT, GUEST_FAULT, PUNCH and POISON) and
         those from SET_ATTRIBUTES on, of whole pages; CPU is the task that makes the call
     errors : int32 (n,), receives errnos: EINVAL for a length of 0 or what is not aligned
 
@@ -472,6 +501,8 @@ def run(
             status = _touch(
                 b, PRIVATE, start, end, task, asking_private, requests_private, private, turns, zones_private
             )
+        elif stream[row, OP] == POISON:
+            status = _poison(b, start, end)
         elif stream[row, OP] == LOOK:
             status = DONE
         elif stream[row, OP] != CONVERT:

@@ -42,6 +42,14 @@ def true_intervals(flags: npt.NDArray[np.bool_], base: int = 0) -> Int64s:
     return np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1))) + base
 
 
+def stretches(ascending: Int64s) -> Int64s:
+    """Ascending different numbers as the intervals that they form, int64 (n, 2)."""
+    if not len(ascending):
+        return no_intervals()
+    parts = equal_intervals(ascending - np.arange(len(ascending)))
+    return np.column_stack((ascending[parts[:, 0]], ascending[parts[:, 1] - 1] + 1))
+
+
 def set_intervals(words: npt.NDArray[np.uint64], end: int) -> Int64s:
     """Maximal stretches of set bits below ``end`` in a bitmap of 64-bit words, lowest bit first.
 

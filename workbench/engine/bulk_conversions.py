@@ -16,7 +16,7 @@ from workbench.engine.metadata import XA_CHUNK_SHIFT
 from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, Thread
 from workbench.engine.runs import PageSet
 from workbench.errors import Cancelled
-from workbench.intervals import Int64s
+from workbench.intervals import Int64s, no_intervals, stretches
 from workbench.kernels import backend_nodes as each
 from workbench.kernels import placement
 from workbench.kernels import two_backends as kernel
@@ -66,6 +66,7 @@ class BulkConversions:
             _as_runs(self.attributes.shared.intervals()),
             _as_runs(self.attributes.punched.intervals()),
             self.attributes.known_runs(kernel.NO_ROW),
+            _as_runs(no_intervals() if inode.tracked is None else stretches(inode.tracked.poisoned())),
         ]
         zones, size = len(system.free), 4096 + max(map(len, given)) // 4
         self.state = kernel.Backends(

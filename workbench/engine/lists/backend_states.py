@@ -12,7 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine.lists.tracked_faults import States, after_each, row_of_call
+from workbench.engine.lists.tracked_faults import (
+    POISONED_PAGES,
+    States,
+    after_each,
+    page_by_page,
+    row_of_call,
+    row_of_poison,
+)
 from workbench.engine.objects import Inode
 from workbench.engine.system import System
 from workbench.intervals import Int64s
@@ -34,6 +41,8 @@ class Outcomes(NamedTuple):
     errors: list[int]
     offsets: list[int]
     """Byte offsets that errors name; -1: none."""
+    marked: list[int]
+    """Pages that memory failure marked."""
     states: States
 
 
@@ -50,7 +59,7 @@ def possible(system: System, inode: Inode) -> bool:
 def row_of(call: Call, inode: Inode) -> Row | None:
     """A call on single pages as a row of a stream of the tracked file, which it only reads or poisons; None: it does more."""
     if isinstance(call, sc.Hwpoison):
-        return (folio.POISON, call.offset, PAGE_SIZE, 0, 0, 0) if call.length == PAGE_SIZE else None
+        return row_of_poison(call, inode, POISONED_PAGES)
     if isinstance(call, sc.IommuMap):
         return folio.PIN, call.offset, call.length or 0, folio.DEVICE, 0, 0
     if isinstance(call, sc.IommuUnmap):  # of which there is nothing
@@ -90,12 +99,11 @@ def carry_out(
         of[:, folio.OP], of[:, folio.ARGUMENT] = name, argument
         of[:, folio.OFFSET], of[:, folio.LENGTH] = low * PAGE_SIZE, (high - low) * PAGE_SIZE
         parts.append((of, np.flatnonzero(which)))
-    alone = np.flatnonzero((op == LOOK) & (rows[:count, folio.LENGTH] > 0))
-    parts.append((rows[alone], alone))
+    alone = np.flatnonzero(((op == LOOK) | (op == folio.POISON)) & (rows[:count, folio.LENGTH] > 0))
+    parts.append(page_by_page(rows[alone], alone))
     call = np.concatenate([of for _, of in parts])
     order = np.argsort(call, kind="stable")
     stream, call = np.concatenate([rows for rows, _ in parts])[order], call[order]
     end = np.searchsorted(call, np.arange(done), side="right")
-    errors, offsets, states = after_each(system, inode, stream, end)
-    last_of = np.where(np.diff(end, prepend=0) > 0, end - 1, -1)
-    return Outcomes(np.append(errors, 0)[last_of].tolist(), np.append(offsets, -1)[last_of].tolist(), states)
+    errors, offsets, marked, states = after_each(system, inode, stream, end)
+    return Outcomes(errors.tolist(), offsets.tolist(), marked.tolist(), states)

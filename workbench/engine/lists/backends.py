@@ -10,7 +10,6 @@ private gfns, or where it can be mapped of all.
 
 from __future__ import annotations
 
-import bisect
 import errno
 from collections.abc import Sequence
 
@@ -94,14 +93,11 @@ class BulkBackends:
     ) -> tuple[list[states.Row], list[states.Row]]:
         """Rows of a stream for calls on the same file, up to whatever is something else, is refused, or is long.
 
-        Those of calls on single pages are of the tracked file, beside rows that do nothing. What touches a poisoned page is
-        something else.
+        Those of calls on single pages are of the tracked file, beside rows that do nothing or poison.
         """
         size, name = inode.pages * PAGE_SIZE, first.file
         rows: list[states.Row] = []
         alone: list[states.Row] = []
-        bad = np.empty(0, np.int64) if inode.tracked is None else inode.tracked.poisoned()
-        fresh: set[int] = set()
         tasks: dict[str | None, int] = {task: row for row, task in enumerate(self.system.tasks)}
         tasks[None] = 0
         file, converts = self.system.files[name], inode.backend is not None
@@ -112,10 +108,6 @@ class BulkBackends:
                 break
             offset, length = call.offset, call.length
             if length is None or not whole_pages(offset, length, size):
-                break
-            pages = range(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE)
-            at = bisect.bisect_left(bad, pages.start)
-            if (at < len(bad) and bad[at] < pages.stop) or not fresh.isdisjoint(pages):
                 break
             single = _NO_ROW
             if isinstance(call, sc.SetMemoryAttributes):
@@ -130,10 +122,8 @@ class BulkBackends:
                 found = states.row_of(call, inode) if inode.tracked is not None else None
                 if found is None:
                     break
-                if isinstance(call, sc.Hwpoison):
-                    fresh.add(pages.start)
                 single = found
-                rows.append((LOOK, offset, length, 0, 0, task))
+                rows.append((folio.POISON if isinstance(call, sc.Hwpoison) else LOOK, offset, length, 0, 0, task))
             elif isinstance(call, sc.PunchHole):
                 rows.append((folio.PUNCH, offset, length, 0, 0, task))
             elif isinstance(call, sc.Fallocate):
@@ -208,14 +198,14 @@ class BulkBackends:
 
 
 def _results(calls: Sequence[sc.Operation], found: states.Outcomes | None) -> list[Result]:
-    """What each call returned, of which none was refused but those on single pages; the host reaches no page."""
+    """What each call returned: refused are those on single pages and on poisoned ones. The host reaches no page."""
     said: dict[tuple[str, int], Result] = {}
     out: list[Result] = []
     for number, call in enumerate(calls):
         if found is not None and isinstance(call, states.CALLS):
             error = found.errors[number]
             if isinstance(call, sc.Hwpoison):
-                out.append(result_of_poison(error))
+                out.append(result_of_poison(error, found.marked[number]))
             elif isinstance(call, sc.IommuUnmap):
                 out.append(failed(errno.ENOENT))
             else:
@@ -223,6 +213,9 @@ def _results(calls: Sequence[sc.Operation], found: states.Outcomes | None) -> li
             continue
         if isinstance(call, sc.Fault) and call.by == "host":
             out.append(Result(0, 0, {"bad": (call.length or 0) // PAGE_SIZE, "first": call.offset // PAGE_SIZE}))
+            continue
+        if found is not None and isinstance(call, sc.Fault) and found.errors[number]:
+            out.append(result_of_call(found.errors[number], found.offsets[number]))
             continue
         key = (call.by, call.length or 0) if isinstance(call, sc.Fault) else ("", 0)
         if key not in said:

@@ -27,6 +27,7 @@ from workbench.engine.lists.tracked_faults import (
     BY_HOST,
     CALLED,
     CALLS,
+    POISONED_PAGES,
     PUNCHED,
     Call,
     Outcomes,
@@ -361,7 +362,7 @@ def pages_of_touch(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
 def _row_of_call(call: _Call, inode: Inode, devices: bool) -> tuple[int, int, int, int, int, int] | None:
     """A call as a row of a stream of the tracked file; None: it is not followed. ``devices``: those that pin what they map."""
     if isinstance(call, sc.Hwpoison):
-        return row_of_poison(call, inode)
+        return row_of_poison(call, inode, POISONED_PAGES)
     if isinstance(call, _DEVICES):
         return row_of_device(call, inode) if devices else None
     return row_of_call(call, inode)
@@ -442,6 +443,7 @@ def results_of(
     errors = [0] * len(operations) if found is None else found.errors.tolist()
     offsets = errors if found is None else found.offsets.tolist()
     told = (None if found is None else found.said) or {}
+    marked = [] if found is None else found.marked.tolist()
     for number, (one, error, offset) in enumerate(zip(operations, errors, offsets, strict=True)):
         if isinstance(one, sc.Fault) and not error:
             pages = (one.length or 0) // PAGE_SIZE
@@ -456,7 +458,7 @@ def results_of(
         elif isinstance(one, _OF_STATES):
             out.append(result_of_call(error, offset))
         elif isinstance(one, sc.Hwpoison):
-            out.append(result_of_poison(error))
+            out.append(result_of_poison(error, marked[number]))
         elif error and isinstance(one, sc.Fault) and one.by != "host":  # of a poisoned page
             out.append(result_of_call(error, offset))
         elif error:

@@ -12,7 +12,7 @@ import numpy as np
 from workbench.engine.filemap import FileMap
 from workbench.engine.metadata import ATTRIBUTES, PAGE_CACHE, XA_CHUNK_SHIFT, Metadata
 from workbench.engine.objects import Thread
-from workbench.intervals import Int64s, equal_intervals, pages_of
+from workbench.intervals import Int64s, pages_of, stretches
 
 
 class ListNodes:
@@ -90,17 +90,8 @@ class ListNodes:
                 old, new = self._part(self.before[tree], level), self._part(owner[tree], level)
                 number = self.touched[level]
                 gone = number[(old >= 0) & (new != old)]
-                for low, high in _stretches(gone):
+                for low, high in stretches(gone).tolist():
                     map_.erase(low, high, len(self.metadata.xarray.live))
                 came = (new >= 0) & (new != old)
                 if came.any():
                     map_.add_singles(number[came], new[came])
-
-
-def _stretches(ascending: Int64s) -> list[list[int]]:
-    """Numbers one after another as intervals."""
-    if not len(ascending):
-        return []
-    parts = equal_intervals(ascending - np.arange(len(ascending)))
-    out: list[list[int]] = np.column_stack((ascending[parts[:, 0]], ascending[parts[:, 1] - 1] + 1)).tolist()
-    return out

@@ -81,7 +81,7 @@ class BulkPresent:
         stream[:, folio.OP] = np.where(by_host, folio.HOST_FAULT, folio.GUEST_FAULT)
         stream[:, folio.OFFSET], stream[:, folio.LENGTH] = rows[:, 0] * PAGE_SIZE, (rows[:, 1] - rows[:, 0]) * PAGE_SIZE
         stream[:, folio.ARGUMENT] = np.where(by_host, 0, folio.AS_IT_IS)
-        errors, _, states = after_each(system, inode, stream, np.arange(1, count + 1))
+        errors, _, _, states = after_each(system, inode, stream, np.arange(1, count + 1))
         held = self._enter(file, faults, rows, errors, shared)
         said: dict[tuple[str, int], Result] = {}
         results: list[Result] = []

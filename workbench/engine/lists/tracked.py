@@ -15,12 +15,14 @@ from workbench import scenario as sc
 from workbench.engine.lists.faults import LEAST, MOST, Done
 from workbench.engine.lists.tracked_faults import (
     CALLS,
+    POISONED_PAGES,
     Call,
     after_each,
     converts_in_place,
     first_among,
     first_of_kept,
     maps_and_zaps,
+    page_by_page,
     pages_of_calls,
     pins_possible,
     result_of_call,
@@ -73,14 +75,14 @@ class BulkTracked:
 
     def _alike(self, first: _Call, inode: Inode, operations: Sequence[sc.Operation]) -> tuple[list[_Call], Int64s]:
         """Calls on the same file up to whatever is something else, or reaches out of the file, or is long; rows of a stream."""
-        tasks, name = self.system.tasks, first.file
+        tasks, name, most = self.system.tasks, first.file, 1 if inode.order else POISONED_PAGES
         converts = converts_in_place(self.system, self.system.files[name])
         calls: list[_Call] = []
         rows: list[tuple[int, ...]] = []
         for call in operations:
             if not isinstance(call, _CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
                 break
-            row = row_of_poison(call, inode) if isinstance(call, sc.Hwpoison) else row_of_call(call, inode)
+            row = row_of_poison(call, inode, most) if isinstance(call, sc.Hwpoison) else row_of_call(call, inode)
             if row is None or (isinstance(call, sc.Convert) and not converts):
                 break
             if inode.order and isinstance(call, (sc.Pin, sc.Unpin)):
@@ -102,7 +104,9 @@ class BulkTracked:
         """Carry out such calls."""
         system, metadata, count = self.system, self.system.metadata, len(calls)
         first, _ = pages_of_calls(stream)
-        errors, offsets, states = after_each(system, inode, stream, np.arange(1, count + 1))
+        rows, of = page_by_page(stream, np.arange(count))
+        end = np.searchsorted(of, np.arange(count), side="right")
+        errors, offsets, marked, states = after_each(system, inode, rows, end)
         self._map(inode, stream, errors, offsets)
         held = None
         if metadata is not None:
@@ -113,8 +117,10 @@ class BulkTracked:
             if states.pamt is not None:
                 metadata.hold_after(held, PAMT, states.pamt)
         results = [
-            result_of_poison(error) if isinstance(call, sc.Hwpoison) else result_of_call(error, offset)
-            for call, error, offset in zip(calls, errors.tolist(), offsets.tolist(), strict=True)
+            result_of_poison(error, pages) if isinstance(call, sc.Hwpoison) else result_of_call(error, offset)
+            for call, error, offset, pages in zip(
+                calls, errors.tolist(), offsets.tolist(), marked.tolist(), strict=True
+            )
         ]
         free = np.broadcast_to(system.free, (count, len(system.free)))
         return Done(results, np.zeros_like(free), free, held, states)
@@ -156,7 +162,7 @@ def _first_pin_of_absent(tracked: ConversionFile, stream: Int64s) -> int:
 def _first_pin_of_poison(tracked: ConversionFile, stream: Int64s) -> int:
     """The first row that pins a page which is poisoned, or will be in this list, and maps it all the same."""
     poisons, pins = (np.flatnonzero(stream[:, folio.OP] == op) for op in (folio.POISON, folio.PIN))
-    bad = np.union1d(tracked.poisoned(), stream[poisons, folio.OFFSET] // PAGE_SIZE)
+    bad = np.union1d(tracked.poisoned(), pages_of(*pages_of_calls(stream[poisons]))[1])
     at = first_among(np.column_stack(pages_of_calls(stream[pins])), bad)
     return int(pins[at]) if at < len(pins) else len(stream)
 

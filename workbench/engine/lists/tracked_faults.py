@@ -42,7 +42,9 @@ ALLOCATED, BY_GUEST, BY_HOST, CALLED, PUNCHED = range(5)
 memory failure, or punches a hole."""
 MOST_PAGES = 1 << 14
 """Of one list of faults: each has rows of its own."""
-_CALL_PAGES = 2048  # of one call
+POISONED_PAGES = 64
+"""Of one call of a list, each of which is a row."""
+_CALL_PAGES = 2048  # of any other
 _AS_BEFORE, _NO, _YES, _UNSURE = range(4)
 _OP_OF = np.zeros(5, np.int64)
 _OP_OF[[BY_GUEST, BY_HOST, PUNCHED]] = folio.GUEST_FAULT, folio.HOST_FAULT, folio.PUNCH
@@ -153,22 +155,53 @@ def maps_and_zaps(stream: Int64s, errors: Int64s, offsets: Int64s) -> tuple[Bool
     return maps, zaps, np.where(maps & (errors != 0), offsets // PAGE_SIZE, pages_of_calls(stream)[1])
 
 
-def row_of_poison(call: sc.Hwpoison, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
-    """Memory failure of one page as a row of a stream of the tracked file; None: of more, or out of the file."""
-    if call.length is None or not 0 < call.length <= PAGE_SIZE or call.offset >= inode.pages * PAGE_SIZE:
+def row_of_poison(call: sc.Hwpoison, inode: Inode, most: int = 1) -> tuple[int, int, int, int, int, int] | None:
+    """Memory failure of some pages as a row of a list; None: of more than ``most``, or out of the file.
+
+    A stream of the tracked file has a row for each page (:func:`page_by_page`).
+    """
+    length = min(call.length or 0, inode.pages * PAGE_SIZE - call.offset)
+    if not 0 < length <= most * PAGE_SIZE:
         return None
-    return folio.POISON, call.offset // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE, 0, 0, 0
+    return folio.POISON, call.offset // PAGE_SIZE * PAGE_SIZE, -(-length // PAGE_SIZE) * PAGE_SIZE, 0, 0, 0
 
 
-def result_of_poison(error: int) -> Result:
-    """What memory failure of one page returned: pages of huge ones are marked, although that is an error."""
-    marked = {"pages": int(error in (0, errno.EBUSY))}
-    return Result(-1, error, marked) if error else Result(0, 0, marked)
+def page_by_page(stream: Int64s, of: Int64s) -> tuple[Int64s, Int64s]:
+    """A stream int64 (n, 6) and the call that each row is of, with as many rows as pages for memory failure on several."""
+    pages = np.where(stream[:, folio.OP] == folio.POISON, stream[:, folio.LENGTH] // PAGE_SIZE, 1)
+    if (pages == 1).all():
+        return stream, of
+    row, page = pages_of(np.zeros_like(pages), pages)
+    several = pages[row] > 1
+    stream, of = stream[row], of[row]
+    stream[several, folio.OFFSET] += page[several] * PAGE_SIZE
+    stream[several, folio.LENGTH] = PAGE_SIZE
+    return stream, of
+
+
+def result_of_poison(error: int, marked: int | None = None) -> Result:
+    """What memory failure returned that marked so many pages: those of huge ones are, although that is an error.
+
+    ``marked`` is left out of a call on one page.
+    """
+    pages = {"pages": int(error in (0, errno.EBUSY)) if marked is None else marked}
+    return Result(-1, error, pages) if error else Result(0, 0, pages)
 
 
 def result_of_call(error: int, offset: int) -> Result:
     detail = {"error_offset": offset} if offset >= 0 else {}
     return Result(-1, error, detail) if error else Result(0, 0, detail)
+
+
+class Ended(NamedTuple):
+    """How each of n calls ended."""
+
+    errors: Int64s
+    offsets: Int64s
+    """Byte offsets that errors name, -1: none."""
+    marked: Int64s
+    """Pages that memory failure marked."""
+    states: States
 
 
 class Outcomes(NamedTuple):
@@ -177,6 +210,8 @@ class Outcomes(NamedTuple):
     errors: Int64s
     offsets: Int64s
     """Byte offsets that errors name."""
+    marked: Int64s
+    """Pages that memory failure marked."""
     walked: Int64s
     """int64 (n, 2), pages [first, end) for which a host's fault went through its page tables: what it had not mapped."""
     states: States
@@ -356,8 +391,8 @@ class TrackedFaults:
                         free = drains and not was_held[number] and held[low] != _YES
                         state[here] = _NO if end - first == 1 and (free or not is_there) else _UNSURE
                         mapped[here] = _UNSURE
-                elif op == folio.POISON and is_there:
-                    poisoned[low] = poisons = True
+                elif op == folio.POISON and (is_there or end - first > 1):
+                    poisoned[here] = poisons = True
                 elif op == folio.PIN and argument == folio.TRANSIENT:
                     if end - first > 1 or is_there:
                         held[here] = _YES
@@ -435,11 +470,9 @@ class TrackedFaults:
         stream, row = self._stream(entered)
         inode.entered[0] = int(entered[-1])
         end = np.searchsorted(row, np.arange(done), side="right")
-        errors, offsets, states = after_each(self.system, inode, stream, end)
-        last = np.where(np.diff(end, prepend=0) > 0, end - 1, -1)  # of its rows it says how it ended
-        errors, offsets = np.append(errors, 0)[last], np.append(offsets, -1)[last]
+        errors, offsets, marked, states = after_each(self.system, inode, stream, end)
         states = self.devices.carry_out(self.system, inode, states)
-        return Outcomes(errors, offsets, self._map(done, errors, offsets), states, self.devices.said)
+        return Outcomes(errors, offsets, marked, self._map(done, errors, offsets), states, self.devices.said)
 
     def _stream(self, entered: Int64s) -> tuple[Int64s, Int64s]:
         """Stream int64 (m, 6) of rows, each first what is put in and then what is done, and the row that each is of."""
@@ -456,6 +489,7 @@ class TrackedFaults:
         rows[touch, folio.OFFSET] = self.span[act[touch], 0] * PAGE_SIZE
         rows[touch, folio.LENGTH] = (self.span[act[touch], 1] - self.span[act[touch], 0]) * PAGE_SIZE
         rows[touch, folio.ARGUMENT] = np.where(kind[touch] == BY_GUEST, folio.AS_IT_IS, 0)
+        rows, act = page_by_page(rows, act)
         of = np.concatenate((fault, act))
         order = np.argsort(of, kind="stable")
         return np.concatenate((put, rows))[order], of[order]
@@ -486,10 +520,11 @@ class TrackedFaults:
         return walked
 
 
-def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> tuple[Int64s, Int64s, States]:
-    """Carry out a stream int64 (m, 6) on a tracked file: errors and byte offsets of each row, and states after each of n calls.
+def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> Ended:
+    """Carry out a stream int64 (m, 6) on a tracked file: how each of n calls ended, and the states after it.
 
-    ``end`` int64 (n,): where the rows of each call end. Nothing but the file changes in any counter.
+    ``end`` int64 (n,): where the rows of each call end, the last of which says how it did. Memory failure has a row for each
+    page, and went well if any did. Nothing but the file changes in any counter.
     """
     conversions, tracked = system.conversions, inode.tracked
     assert conversions is not None and isinstance(tracked, ConversionFile)
@@ -504,7 +539,11 @@ def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> tup
         found = tracked.carry_out_calls(stream, end)
     if whole is not None and vm_type == "tdx":
         pamt = whole[:, -tracked.nodes :] // PAGE_SIZE
-    errors, series = found.errors.astype(np.int64), found.series + (before - own)
+    last = np.where(np.diff(end, prepend=0) > 0, end - 1, -1)
+    errors, series = np.append(found.errors, 0)[last].astype(np.int64), found.series + (before - own)
+    marks = (stream[:, folio.OP] == folio.POISON) & np.isin(found.errors, (0, errno.EBUSY))
+    marked = np.diff(np.append(0, np.cumsum(marks))[end], prepend=0)
+    errors[(marked > 0) & (errors == errno.ENOENT)] = 0
     leaves = None
     if conversions.devices:
         mapped = [inode for inode in conversions.inodes if inode.users is not None and inode.users.iommu.pages]
@@ -512,7 +551,8 @@ def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> tup
             (conversions.device_leaves(one, one.users.iommu) for one in mapped if one.users), np.zeros(3, np.int64)
         )
         leaves = np.tile(now, (len(end), 1))
-    return errors, found.offsets, States(series, [conversions.users_row(row) for row in series], whole, pamt, leaves)
+    states = States(series, [conversions.users_row(row) for row in series], whole, pamt, leaves)
+    return Ended(errors, np.append(found.offsets, -1)[last], marked, states)
 
 
 def _watched(
