@@ -33,6 +33,8 @@ def fault(system: System, operation: sc.Fault) -> Result:
     pages = file.inode.pages if file else 0
     start = operation.offset // PAGE_SIZE
     count = max(0, pages - start) if operation.length is None else operation.length // PAGE_SIZE
+    if count == 1 and operation.order != "sequential":  # there is but one
+        operation = operation.model_copy(update={"order": "sequential"})
     if file is not None and file.inode.frozen and file.inode.kind == "guest_memfd":
         return _fault_frozen(system, operation, file, start, count)
     if operation.by == "host":

@@ -130,7 +130,7 @@ class BulkBackends:
                 if call.mode not in (None, calls_files.FALLOC_FL_KEEP_SIZE):
                     break
                 rows.append((ALLOCATE, offset, length, 0, 0, task))
-            elif call.order != "sequential":
+            elif call.order != "sequential" and length > PAGE_SIZE:
                 break
             elif call.by == "host" and not seen:
                 rows.append((LOOK, offset, length, 0, 0, task))

@@ -353,7 +353,7 @@ def pages_of_touch(touch: _Touch | sc.PunchHole) -> tuple[int, int, int]:
     """First page, end and step of what is touched or freed; none, where a call is refused, or goes to and fro."""
     start, count = touch.offset // PAGE_SIZE, 0 if touch.length is None else touch.length // PAGE_SIZE
     if isinstance(touch, sc.Fault):
-        step = _STEPS.get(touch.order, 0)
+        step = 1 if count == 1 else _STEPS.get(touch.order, 0)
     else:
         step = int((touch.offset | (touch.length or 0)) % PAGE_SIZE == 0)
     return (start, start + count, step) if step and 0 < count <= MOST_PAGES_OF_ONE else _NO_PAGES

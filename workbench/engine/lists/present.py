@@ -55,9 +55,11 @@ class BulkPresent:
         faults: list[sc.Fault] = []
         rows: list[tuple[int, int, bool]] = []
         for one in operations:
-            if not isinstance(one, sc.Fault) or one.file != name or one.length is None or one.order != "sequential":
+            if not isinstance(one, sc.Fault) or one.file != name or one.length is None:
                 break
             start, count, by_host = one.offset // PAGE_SIZE, one.length // PAGE_SIZE, one.by == "host"
+            if one.order != "sequential" and count > 1:
+                break
             if not 0 < count <= (1 if by_host else _PAGES) or start + count > ends.get(way(one), 0):
                 break
             if one.task is not None and one.task not in tasks:
