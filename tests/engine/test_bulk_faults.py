@@ -637,3 +637,17 @@ def test_a_file_of_tmpfs_that_is_allocated_grows_where_it_does_alone(mode: int |
     ]
     operations = [{"op": "memfd", "file": "m", "size": MEMORY}, *calls]
     assert assert_equal(scenario([]).replace(operations=operations)) > 250
+
+
+@pytest.mark.parametrize("by", ["host", "guest"])
+def test_one_page_in_any_order_is_one_page(by: str) -> None:
+    faults: list[dict[str, Any]] = [
+        {"op": "fault", "by": by, **page(37 * number % PAGES), "order": order}
+        for number, order in enumerate(["reverse", "strided", "random"] * 20)
+    ]
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": "snp"})
+    before = [{"op": "create"}, {"op": "convert", "to": "shared"}, {"op": "fault", "by": by, "length": 4096}]
+    in_order = given_.replace(operations=[*before, *[fault | {"order": "sequential"} for fault in faults]])
+    given_ = given_.replace(operations=[*before, *faults])
+    assert assert_equal(given_) == assert_equal(in_order) >= len(faults) - 1
+    assert run(given_)["stretch_step"].tolist() == run(in_order)["stretch_step"].tolist()
