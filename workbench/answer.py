@@ -111,6 +111,8 @@ class Log:
             self.metadata[low:high] = done.metadata
         if self.attributes is not None and done.attributes is not None and system.bulk is not None:
             self.attributes += (done.attributes + _attribute_row(system, beside=system.bulk.inode)).tolist()
+        elif self.attributes is not None:  # of files that nobody converts
+            self.attributes += [_attribute_row(system) for _ in done.results]
         if self.conversions is not None and done.states is not None:
             self.conversions[low:high] = done.states.counters
             if done.states.leaves is not None:

@@ -61,7 +61,7 @@ def assert_equal(given_: wb.Scenario) -> int:
 @given(
     st.lists(st.tuples(st.lists(CALL, min_size=1, max_size=15), st.lists(OTHER, max_size=2)), max_size=5),
     st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["sw_protected", "snp", "tdx"]),
-    st.sampled_from([(), ("mmap",), ("mmap", "init_shared")]), st.booleans(),
+    st.sampled_from([(), ("mmap",), ("mmap", "init_shared")]), st.booleans(), st.sampled_from(["7.4", "7.4", "7.3"]),
 )  # fmt: skip
 def test_the_same_as_one_after_another(
     parts: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]],
@@ -69,6 +69,7 @@ def test_the_same_as_one_after_another(
     vm_type: str,
     flags: tuple[str, ...],
     filled: bool,
+    kernel: str,
 ) -> None:
     calls = [call for some, others in parts for call in (*some, *others)]
     before: list[dict[str, Any]] = [
@@ -76,7 +77,7 @@ def test_the_same_as_one_after_another(
         {"op": "create", "flags": list(flags)},
     ]
     before += [{"op": "fallocate"}] * filled
-    assert_equal(scenario([*before, *calls], vm_type, metadata=metadata))
+    assert_equal(scenario([*before, *calls], vm_type, metadata=metadata, kernel_profile=kernel))
 
 
 @settings(max_examples=20, deadline=None)
@@ -126,6 +127,22 @@ def test_long_lists_are_carried_out_together(vm_type: str) -> None:
     assert assert_equal(given_) == len(calls)
     errors = run(given_)["event_error"].tolist()
     assert errors.count("EAGAIN") == 200 == len(errors) - errors.count("")
+
+
+@pytest.mark.parametrize("metadata", ["counted", "off"])
+def test_lists_on_other_files_leave_counts_of_conversions_out_of_place(metadata: str) -> None:
+    """Private pages that are pinned in vain, and memory that backs what is shared and is freed by calls on its own file."""
+    pages = [{"offset": 4096 * page, "length": 4096} for page in range(40)]
+    before: list[dict[str, Any]] = [{"op": "create"}, {"op": "fallocate"}]
+    before += [{"op": "convert", "to": "shared", "length": 65536}]
+    pins, maps, unpins = ([{"op": op, **page} for page in pages] for op in ("pin", "iommu_map", "unpin"))
+    frees = [{"op": op, "file": "guest.shared", **page} for op in ("fallocate", "punch_hole") for page in pages]
+    for calls, backed in (
+        *((same, [16] * 40) for same in (pins, maps, unpins)),
+        (frees, [*[16] * 16, *range(17, 41), *range(39, -1, -1)]),
+    ):
+        answer = run(scenario([*before, *calls], metadata=metadata, kernel_profile="7.3"))
+        assert answer["shared_backend_pages"].tolist() == [0, 0, 16, *backed]
 
 
 def test_a_pin_of_a_poisoned_page_is_carried_out_alone_and_pages_of_a_device_stay_mapped() -> None:

@@ -495,7 +495,7 @@ class Metadata:
 
     def follows_states(self, inode: Inode) -> bool:
         """Whether of what conversions change nothing but the tree of a file's states is metadata, and it changes nothing."""
-        return not self.taking and not self.light and STATE_TREE in self.trees.get(inode, {})
+        return not self.taking and not self.light and (not self.in_place or STATE_TREE in self.trees.get(inode, {}))
 
     def page_cache(self, inode: Inode) -> list[list[FileMap]]:
         """The tree of the page cache, level by level; none for what is in no page cache."""
@@ -774,7 +774,9 @@ class Metadata:
 
         They are only counted. ``found``: free pages of each zone and rotations of the task after each, if these change meanwhile.
         """
-        tree = self.trees[inode][STATE_TREE]
+        tree = self.trees.get(inode, {}).get(STATE_TREE)
+        if tree is None:  # of kernels that do not convert in place
+            return np.tile(self.held, (len(tasks), 1, 1))
         assert isinstance(tree, StateTree)
         return self.follow_nodes(STATE_TREE, tree, tree.follow(first, end, to_shared), tasks, found)
 

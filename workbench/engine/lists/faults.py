@@ -33,8 +33,9 @@ from workbench.engine.lists.tracked_faults import (
     Outcomes,
     States,
     TrackedFaults,
-    calls_possible,
+    converts_in_place,
     pages_of_calls,
+    pins_possible,
     result_of_call,
     result_of_poison,
     row_of_call,
@@ -184,7 +185,8 @@ class BulkFaults:
         Faults that are not all in the file are something else, as are long ones and those that go to and fro.
         """
         system, inode = self.system, file.inode
-        name, calls = getattr(operations[0], "file", None), inode.tracked is not None and calls_possible(system, file)
+        name, calls = getattr(operations[0], "file", None), inode.tracked is not None and pins_possible(system, file)
+        converts = converts_in_place(system, file)
         holes, devices = file.descriptor is not None, system.design.device_access == "pinned"
         ends = {of: reach(file, of) for at, of in self.went_well if at == name}
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
@@ -207,7 +209,9 @@ class BulkFaults:
                 whole = pages[1] <= ends.get(of_way, 0) and pages != _NO_PAGES
                 of = BY_HOST if of_way in ("host", "populate") else BY_GUEST if isinstance(one, sc.Fault) else ALLOCATED
             elif isinstance(one, _CALLS):
-                found = _row_of_call(one, inode, devices) if calls else None
+                found = (
+                    _row_of_call(one, inode, devices) if calls and (converts or type(one) is not sc.Convert) else None
+                )
                 call = _NO_CALL if found is None else found
                 whole, of = found is not None, CALLED
                 if isinstance(one, (sc.Pin, sc.IommuMap)):
@@ -417,6 +421,8 @@ def _possible(system: System, file: OpenFile) -> bool:
         return False
     if inode.attributes is not None or inode.backend is not None or not system.is_plain_4k(inode):
         return False
+    if any(other.backend is inode for other, _ in system.with_attributes()):
+        return False  # what it holds is counted of another file
     if metadata is None:
         return True
     if inode.tracked is not None and metadata.light_map(inode) is not None:

@@ -80,11 +80,6 @@ def holes_possible(inode: Inode) -> bool:
     return inode.tracked is None or not (inode.kept or len(inode.tracked.pinned()))
 
 
-def calls_possible(system: System, file: OpenFile) -> bool:
-    """Whether conversions, too, of a file need nothing but what :func:`pins_possible` says."""
-    return pins_possible(system, file) and converts_in_place(system, file)
-
-
 def pins_possible(system: System, file: OpenFile) -> bool:
     """Whether pins and poison of a file need nothing but its own state, and what is followed here and by who asks.
 
