@@ -16,6 +16,7 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import attributes
+from workbench.engine.calls import changes_nothing
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import ConvertMany, policies_left_out
 from workbench.engine.lists.faults import Done
@@ -76,6 +77,24 @@ class Log:
         number = len(self.results)
         self.results.append(result)
         self.placed[number] = system.placed
+        # Metadata that found no memory are asked for again after each call.
+        settled = system.metadata is None or not system.metadata.taking
+        if number and settled and "killed" not in result.detail and changes_nothing(system, operation):
+            self._as_before(number)
+        else:
+            self._note(system, operation, number)
+        if result.errno:
+            return
+        if isinstance(operation, sc.Observe):
+            self._observe(system, operation, result)
+        elif isinstance(operation, sc.Access):
+            from workbench.cost import access
+
+            inode = system.files[operation.file].inode
+            self.accesses[number] = access.record(system, operation, inode, inode.tracked)
+
+    def _note(self, system: System, operation: sc.Operation, number: int) -> None:
+        """The state as it is."""
         vmemmap = pamt = None
         if system.conversions is not None and self.conversions is not None:
             row = self.conversions[number]
@@ -91,15 +110,17 @@ class Log:
                 system.metadata.settle(system.task(operation), vmemmap, pamt)
             self.metadata[number] = system.metadata.held
         self.free[number] = system.free  # after what the call has left to be taken
-        if result.errno:
-            return
-        if isinstance(operation, sc.Observe):
-            self._observe(system, operation, result)
-        elif isinstance(operation, sc.Access):
-            from workbench.cost import access
 
-            inode = system.files[operation.file].inode
-            self.accesses[number] = access.record(system, operation, inode, inode.tracked)
+    def _as_before(self, number: int) -> None:
+        """The state is that after the operation before."""
+        self.free[number] = self.free[number - 1]
+        if self.conversions is not None:
+            self.conversions[number], self.whole[number] = self.conversions[number - 1], self.whole[number - 1]
+            self.users.append(self.users[-1])
+        if self.attributes is not None:
+            self.attributes.append(self.attributes[-1])
+        if self.metadata is not None:
+            self.metadata[number] = self.metadata[number - 1]
 
     def keep_many(self, system: System, done: Done) -> None:
         """Note the states after many operations, none of which was refused."""
@@ -585,9 +606,10 @@ def _observed_runs(system: System, inode: Inode, operation: sc.Observe, room: in
     """Maximal runs of a range as :func:`_node_runs` has them; None if they are more than ``room`` or too many to count."""
     start, end = system.pages(operation, inode.pages)
     cut = inode.map.cut(start >> inode.order, end >> inode.order)
-    if _most_runs(inode.map, cut) > LISTED_PAGES:
+    most = _most_runs(inode.map, cut)
+    if most > LISTED_PAGES:
         return None
-    out = np.empty((min(_most_runs(inode.map, cut), MAX_RUNS), 3), np.int64)
+    out = np.empty((min(most, MAX_RUNS), 3), np.int64)
     while True:
         wanted = filemap.node_runs(cut, inode.map.allocations, inode.map.tiles, system.zone_node, out)
         if wanted > room:

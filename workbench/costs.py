@@ -467,6 +467,11 @@ def drawn_value(name: str) -> float | None:
     return _DRAWN.get().get(name)
 
 
+def drawn_values() -> Mapping[str, float]:
+    """All that :func:`drawn` says at this moment."""
+    return _DRAWN.get()
+
+
 def drawing() -> bool:
     """Whether :func:`drawn` says anything at this moment."""
     return bool(_DRAWN.get())

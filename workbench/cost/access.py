@@ -11,9 +11,11 @@ memory with pages as large as the host's, and conversions that split huge mappin
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from workbench.cost import traffic, translation
 from workbench.engine.host_state import HostState
 from workbench.engine.metadata import SECOND_STAGE
 from workbench.engine.objects import Inode
-from workbench.tracking.tracked_file import TrackedFile
+from workbench.tracking.tracked_file import TrackedFile, mapping_share
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 
@@ -46,20 +48,43 @@ class Seen:
 class AccessRecord:
     """One access: the operation, its vCPUs by node, and what was there at the moment of the call.
 
-    mapped : bytes by the size they are mapped at; empty where nothing is walked
-    guest_tables, host_tables : float64 (nodes,), where page tables lie
-    seen : what it finds with the parameters' own values
+    Only that is kept; what follows is worked out when it is first asked for.
+
+    counters : of the file, int64, if some of its huge mappings may be lost; largest_leaf : what its guest may map at once
+    guest_folios : (nodes,), where the file's memory lies; table_pages : (nodes,), where its second-stage tables do, or will
+    drawn : what else the parameters were at that moment than their own values
     """
 
     operation: sc.Access
     vcpus: dict[int, float]
     reach: traffic.Reach
-    mapped: dict[str, float]
     page_size: str
     vm_type: str
-    guest_tables: np.ndarray
-    host_tables: np.ndarray
-    seen: tuple[Seen, ...] = ()
+    counters: np.ndarray | None
+    largest_leaf: str
+    guest_folios: np.ndarray
+    table_pages: np.ndarray
+    drawn: Mapping[str, float]
+
+    @functools.cached_property
+    def mapped(self) -> dict[str, float]:
+        """Bytes by the size they are mapped at; empty where nothing is walked."""
+        present = float(self.reach.counts.sum()) * self.reach.page_size
+        if self.operation.pattern == "streaming" or present <= 0:
+            return {}
+        if self.counters is None:
+            return {self.page_size: present}
+        share = mapping_share(self.counters[None], self.largest_leaf)[0]
+        return dict(zip(PAGE_ORDERS, (share * present).tolist(), strict=True))
+
+    @functools.cached_property
+    def seen(self) -> Seen:
+        """What it finds with the parameters of the moment; worked out when it is first asked for."""
+        return contextvars.Context().run(self._alone)
+
+    def _alone(self) -> Seen:
+        with cost_table.drawn(self.drawn):
+            return self.under([{}])[0]
 
     def under(self, chosen: Sequence[Mapping[str, float]]) -> tuple[Seen, ...]:
         """What it finds under each choice of parameters."""
@@ -69,12 +94,14 @@ class AccessRecord:
         if not self.mapped:
             return tuple(Seen(share, float(part), none, 0.0, 0.0) for share, part in zip(shares, reached, strict=True))
         exponent = traffic.ZIPF_EXPONENT if hot else 0.0
+        guest_tables = (
+            self.guest_folios / self.guest_folios.sum()
+        )  # the guest allocates them from its memory as from any
+        host_tables = self.table_pages / self.table_pages.sum()
         costs = translation.walks_of(self.mapped, self.page_size, self.vm_type, exponent, chosen)
         found = []
         for share, part, cost in zip(shares, reached.tolist(), costs, strict=True):
-            walks, cached = translation.table_walks(
-                cost, self.guest_tables, self.host_tables, reached=part if hot else 1.0
-            )
+            walks, cached = translation.table_walks(cost, guest_tables, host_tables, reached=part if hot else 1.0)
             found.append(Seen(share, part, walks, cached, translation.walks_beside(cost, part, hot=hot)))
         return tuple(found)
 
@@ -88,41 +115,34 @@ def record(system: HostState, operation: sc.Access, inode: Inode, conversion: Tr
 
     size = PAGE_SIZE << inode.order
     touched = traffic.reach_of(count, inode.pages >> inode.order, size, operation, cost_table.value("cache_bytes"))
-    places, number = np.unique([system.tasks[name].nid for name in system.vcpus], return_counts=True)
-    vcpus = {int(system.node_ids[n]): float(k) for n, k in zip(places, number, strict=True)}
+    places = sorted(system.tasks[name].nid for name in system.vcpus)
+    vcpus = {int(system.node_ids[place]): float(places.count(place)) for place in dict.fromkeys(places)}
     initiators = traffic.initiators_of(operation, vcpus)
     guest = system.scenario.guest
-    present = float(touched.counts.sum()) * size
-    mapped: dict[str, float] = {}
-    tables = np.zeros((2, system.nodes))
-    if operation.pattern != "streaming" and present > 0:
-        mapped = {guest.page_size: present}
-        if conversion is not None:  # some of the huge mappings may be lost
-            mapped = dict(zip(PAGE_ORDERS, conversion.mapping_share * present, strict=True))
-        tables = np.array([guest_table_share(system, inode), host_table_share(system)])
-    made = AccessRecord(operation, initiators, touched, mapped, guest.page_size, guest.vm_type, *tables)
-    return replace(made, seen=made.under([{}]))
+    nobody = np.zeros(system.nodes, np.int64)  # walks
+    walks = operation.pattern != "streaming"
+    return AccessRecord(
+        operation, initiators, touched, guest.page_size, guest.vm_type,
+        None if conversion is None else conversion.counts.copy(), "" if conversion is None else conversion.largest_leaf,
+        _folios(system, inode) if walks else nobody, _table_pages(system) if walks else nobody, cost_table.drawn_values(),
+    )  # fmt: skip
 
 
-def guest_table_share(system: HostState, inode: Inode) -> np.ndarray:
-    """float64 (nodes,): where the guest's own page tables lie. The guest allocates them from its memory as from any."""
+def _folios(system: HostState, inode: Inode) -> np.ndarray:
+    """(nodes,): where the file's memory lies."""
     zones = inode.folios_by_zone(len(system.free), 0, inode.pages >> inode.order)
-    pages = np.bincount(system.zone_node, zones, system.nodes)
-    return pages / pages.sum()
+    return np.bincount(system.zone_node, zones, system.nodes)
 
 
-def host_table_share(system: HostState) -> np.ndarray:
-    """float64 (nodes,): where second-stage tables lie: where the run put them, or where vCPU threads will put them.
+def _table_pages(system: HostState) -> np.ndarray:
+    """(nodes,): where second-stage tables lie: where the run put them, or where vCPU threads will put them.
 
     A run that counts no metadata, or whose guest has touched nothing yet, has them on the nodes of its vCPUs.
     """
-    if system.metadata is not None:
-        tables = system.metadata.held[SECOND_STAGE]
-        if tables.any():
-            share: np.ndarray = tables / tables.sum()
-            return share
-    nodes = np.bincount([system.tasks[name].nid for name in system.vcpus], minlength=system.nodes).astype(float)
-    return nodes / nodes.sum()
+    if system.metadata is not None and system.metadata.held[SECOND_STAGE].any():
+        held: np.ndarray = system.metadata.held[SECOND_STAGE].copy()
+        return held
+    return np.bincount([system.tasks[name].nid for name in system.vcpus], minlength=system.nodes)
 
 
 NAMES = (
@@ -140,7 +160,7 @@ def variables(system: HostState, events: int, records: dict[int, AccessRecord]) 
     for phase in _phases(sorted(records)):
         chosen = [records[event] for event in phase]
         parts = [_streams(machine, r) for r in chosen]
-        figures, found = _figures(machine.alone, traffic.together(parts), parts, [r.seen for r in chosen])
+        figures, found = _figures(machine.alone, traffic.together(parts), parts, [(r.seen,) for r in chosen])
         used[phase] = found[0]
         values = {
             "event": np.repeat(phase, [len(part.initiator) for part in parts]),
@@ -155,7 +175,7 @@ def variables(system: HostState, events: int, records: dict[int, AccessRecord]) 
 
 
 def _streams(machine: traffic.Machine, r: AccessRecord) -> traffic.Streams:
-    seen = r.seen[0]
+    seen = r.seen
     return traffic.streams(
         machine, seen.share, r.vcpus, r.operation, extra_latency=seen.cached, walks=seen.walks, beside=seen.beside
     )

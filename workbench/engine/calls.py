@@ -36,6 +36,7 @@ from workbench.errors import Cancelled
 from workbench.intervals import Int64s, equal_intervals
 
 Call = Callable[[System, Any], Result]
+_LOOKS = (sc.Observe, sc.Access, sc.CheckExtension, sc.Fstat, sc.Read, sc.Write)
 LEAST_AT_ONCE = 64
 """Rows that it takes to make up for what running some at once costs, on average."""
 ROWS_BETWEEN = 256
@@ -95,8 +96,11 @@ CALLS: dict[type[sc.Operation], Call] = {
 
 
 def idle(scenario: sc.Scenario) -> tuple[type[sc.Operation], ...]:
-    """Calls that the guest of a scenario has not, or that do nothing there: what they answer depends on no state."""
-    out: list[type[sc.Operation]] = [sc.CheckExtension]
+    """Calls that change nothing, and answer by what no list changes: whether a file is open, and how large a guest_memfd is.
+
+    Some the guest of a scenario has not, or they do nothing there.
+    """
+    out: list[type[sc.Operation]] = [sc.CheckExtension, sc.Fstat, sc.Read, sc.Write]
     interface = scenario.guest.policy_interface
     if interface != "fbind":
         out.append(sc.Fbind)
@@ -105,6 +109,20 @@ def idle(scenario: sc.Scenario) -> tuple[type[sc.Operation], ...]:
     if not scenario.vm_attributes:
         out.append(sc.SetMemoryAttributes)
     return tuple(out)
+
+
+def changes_nothing(system: System, operation: sc.Operation) -> bool:
+    """Whether a call leaves all as it is, whatever it answers."""
+    if isinstance(operation, _LOOKS):
+        return True
+    if isinstance(operation, sc.GetMempolicy):  # for the node of a page the page is touched
+        return operation.file is None or not operation.node
+    if isinstance(operation, sc.MovePages):
+        file = system.files.get(operation.file)
+        return file is None or not file.inode.movable
+    if isinstance(operation, sc.MigratePages):
+        return not any(file.inode.movable for file in system.files.values())
+    return False
 
 
 def convert_many(system: System, operation: ConvertMany) -> Result:

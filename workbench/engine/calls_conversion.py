@@ -39,6 +39,8 @@ from workbench.units import PAGE_SIZE
 _FAR = 1 << 60
 """Bytes: beyond any file."""
 
+_MERGES = [folio.COUNTERS.index(name) for name in ("merges_2m", "merges_1g")]
+
 KVM_MEMORY_ATTRIBUTE_PRIVATE = 1 << 3
 
 
@@ -514,9 +516,9 @@ def collapse(system: System, operation: sc.Collapse) -> Result:
         return result_of(Outcome(errno.ENOMEM, offset))
     first, last = (min(page, inode.pages) for page in (offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)))
     uptodate = file.uptodate_words(first, last)
-    before = np.array([file.count("merges_2m"), file.count("merges_1g")])
+    before = file.counts[_MERGES]
     outcome = file.merge(offset, length)
-    made = np.array([file.count("merges_2m"), file.count("merges_1g")]) - before
+    made = file.counts[_MERGES] - before
     lost = _content_lost(file, first, last, uptodate)
     copied = {}
     if not outcome.errno and khugepaged.can_copy(system, inode):

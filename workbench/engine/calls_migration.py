@@ -7,14 +7,13 @@ What moves, and what never does, is :mod:`workbench.engine.migration` and :mod:`
 from __future__ import annotations
 
 import errno
-from typing import Any
 
 import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import compaction, migration
 from workbench.engine.host_state import check_listed
-from workbench.engine.objects import Result, failed
+from workbench.engine.objects import OpenFile, Result, failed
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s, in_intervals
@@ -56,10 +55,12 @@ def move_pages(system: System, operation: sc.MovePages) -> Result:
     return Result(ret, 0, _statuses(status))
 
 
-def _kinds(system: System, file: Any, start: int, end: int, target: int, move_all: bool) -> Int64s:
+def _kinds(system: System, file: OpenFile | None, start: int, end: int, target: int, move_all: bool) -> Int64s:
     """Per page of the range: 0 already there, 1 queued for migration, else the errno written to its status."""
     if file is None or file.mapping is None:
         return np.full(end - start, errno.EFAULT, np.int64)
+    if end - start == 1:  # as in most calls
+        return np.array([_kind(system, file, start, target, move_all)], np.int64)
     kind = np.full(end - start, errno.ENOENT, np.int64)
     pages = np.arange(start, end)
     zones = file.inode.zones_of(pages)
@@ -71,6 +72,24 @@ def _kinds(system: System, file: Any, start: int, end: int, target: int, move_al
                 kind[here & in_intervals(pages, other.mapped(start, end)) & (kind == 1)] = errno.EACCES
     kind[pages >= file.mapping.pages] = errno.EFAULT
     return kind
+
+
+def _kind(system: System, file: OpenFile, page: int, target: int, move_all: bool) -> int:
+    """:func:`_kinds` of one page."""
+    inode, mapping = file.inode, file.mapping
+    if mapping is None or page >= mapping.pages:
+        return errno.EFAULT
+    if len(mapping.unmapped(page, page + 1)):
+        return errno.ENOENT
+    zone = inode.map.zone_at(page >> inode.order)
+    if zone < 0 and inode.small is not None:
+        zone = inode.small.zone_at(page)
+    if zone < 0:
+        return errno.ENOENT
+    if system.zone_node[zone] == target:
+        return 0
+    others = inode.mappings if not move_all else []
+    return errno.EACCES if any(not len(one.unmapped(page, page + 1)) for one in others if one is not mapping) else 1
 
 
 def migrate_pages(system: System, operation: sc.MigratePages) -> Result:

@@ -51,6 +51,8 @@ def move_to_policy(system: HostState, task: Thread, inode: Inode, parts: Int64s,
 
 def move_to_node(system: HostState, task: Thread, inode: Inode, pages: Int64s, node: int) -> int:
     """Migrate tmpfs pages to node index ``node`` (__GFP_THISNODE); returns how many found no room there."""
+    if not len(pages):
+        return 0
     on_node = system.zone_node == node
     room = int((system.free - system.watermarks[0] - system.reserve)[on_node].clip(min=0).sum())
     policy = mp.Mempolicy(mp.BIND, nodes=1 << int(system.node_ids[node]))
@@ -94,9 +96,17 @@ def migration_pairs(before: int, after: int) -> list[tuple[int, int]]:
 
 def pages_on(inode: Inode, parts: Int64s, zones: np.ndarray) -> Int64s:
     """Pages int64 (n,) of ``parts`` that lie in zones marked in ``zones`` bool (zones,)."""
+    parts = np.array(
+        [(low, high) for low, high in parts.tolist() if _has_any(inode, low, high, zones)], np.int64
+    ).reshape(-1, 2)
     pages = np.concatenate([np.arange(a, b) for a, b in parts]) if len(parts) else np.empty(0, np.int64)
     found = inode.map.zone_of(pages)
     return pages[(found >= 0) & zones[found]]
+
+
+def _has_any(inode: Inode, start: int, end: int, zones: np.ndarray) -> bool:
+    """Whether a folio of [start, end) lies in a zone that is marked; runs say so, not pages."""
+    return bool(inode.map.counts(len(zones), start, end)[zones].any())
 
 
 def _relocate(system: HostState, task: Thread, inode: Inode, pages: Int64s, policy: mp.Mempolicy | None) -> None:

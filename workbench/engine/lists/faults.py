@@ -70,6 +70,8 @@ _PLACES = (*_TOUCHES, sc.PunchHole)
 _DEVICES = (sc.IommuMap, sc.IommuUnmap)
 _OF_STATES = (*CALLS, *_DEVICES)
 _CALLS = (*_OF_STATES, sc.Hwpoison)
+_LOOKS = (sc.Observe, sc.Access, sc.GetMempolicy, sc.MovePages, sc.MigratePages)
+"""After which all is allowed that was before."""
 _Alike = _Touch | sc.PunchHole | _Call | PolicyCall
 _ALIKE = frozenset((*_PLACES, *_CALLS, *POLICY_CALLS))
 _DOES = np.zeros(5, np.int64)
@@ -151,7 +153,7 @@ class BulkFaults:
         """What is known of the operations to come by the last one."""
         if isinstance(last, _TOUCHES) and result.errno in (0, folio.EHWPOISON):  # what is poisoned is reached, too
             self.went_well.add((last.file, way(last)))
-        elif not isinstance(last, (*_CALLS, *POLICY_CALLS, sc.PunchHole)):
+        elif not isinstance(last, (*_CALLS, *POLICY_CALLS, *_LOOKS, sc.PunchHole)):
             self.went_well.clear()
 
     def _goes_on(self, number: int) -> bool:

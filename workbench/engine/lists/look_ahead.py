@@ -23,6 +23,9 @@ from workbench.engine.objects import Result
 from workbench.engine.system import System
 from workbench.intervals import Int64s
 
+_LOOKS = (sc.Observe, sc.Access, sc.GetMempolicy, sc.MovePages, sc.MigratePages)
+"""What no list has."""
+
 
 class LookAhead:
     """The lists of a run; each remembers from where on it is worth asking again."""
@@ -51,7 +54,7 @@ class LookAhead:
 
         results : of the operations before it
         """
-        if type(self.operations[number]) in self._idle:
+        if type(self.operations[number]) in self._idle or isinstance(self.operations[number], _LOOKS):
             return None
         place = int(self._place[number])
         done = self._faults.run(place, results[int(self._places[place - 1])] if place else None)
