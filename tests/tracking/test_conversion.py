@@ -371,6 +371,22 @@ def test_engine_never_hands_out_a_huge_page_with_its_first_page_poisoned():
     assert int(ds["free_pages"][4].sum() - ds["free_pages"][0].sum()) == -1
 
 
+@pytest.mark.parametrize("design", ["hugetlb", "pfn-range"])
+def test_a_hole_gives_back_its_own_huge_pages_whatever_other_files_took(design):
+    """Each file saw what all had taken of the ranges as its own: a hole of one of two counted minus 15."""
+    part = {"offset": 0, "length": 2 * MIB}
+    calls = [("fallocate", "b", {"offset": 0, "length": 16 * MIB}), ("fallocate", "a", {"offset": 0, "length": 32 * MIB}),
+             ("punch_hole", "b", part), ("punch_hole", "a", part), ("pin", "a", part)]  # fmt: skip
+    given = {
+        "host": "xeon-e5-2680-2s",
+        "guest": {"memory": "64 MiB", "vm_type": "snp", "page_size": "2 MiB", "design": design},
+        "operations": [{"op": "create", "file": "b"}, {"op": "create", "file": "a"}]
+        + [{"op": op, "file": file, **span} for op, file, span in calls],
+    }
+    free = wb.simulate(wb.Scenario.from_mapping(given))["free_pages"].values.sum(axis=1)
+    assert np.diff(free).tolist() == [0, -8, -16, 1, 1, 0]
+
+
 @pytest.mark.parametrize("each", [7, 12, 100])
 def test_pools_have_room_for_the_poisoned_pages_of_all_files_of_a_host(each):
     """One file alone never gave them more than it had room for; two wrote past the end, and one took what the other had given."""

@@ -89,6 +89,8 @@ class RangeMemory:
                 self.start[node, row], self.end[node, row] = first, end
         self.vmemmap = np.ascontiguousarray(vmemmap, np.int64)
         self.order = np.ascontiguousarray(order, np.int64)
+        self.known = self.free_pages
+        """int64 (nodes,), of these what whoever hands out the units himself knows of, whichever file they were of."""
 
     @classmethod
     def make(cls, nodes: int = 1, *, pages: int = 1 << 36, vmemmap_pages: int = UNLIMITED) -> RangeMemory:

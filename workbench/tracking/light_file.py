@@ -59,7 +59,6 @@ class LightFile(TrackedFile):
         options[light_map.GENERATION] = choice("generation", generation, GENERATIONS)
         m = self.memory
         self.state = light_map.new_state(options, m.start, m.end, m.count, m.vmemmap, m.order)
-        self._seen = m.free_pages
         if shared:
             self.convert(0, size, "shared")
             self.state.counts[:] = np.where(
@@ -113,8 +112,9 @@ class LightFile(TrackedFile):
         stream = np.zeros((len(folios), 6), np.int64)
         stream[:, folio.OP], stream[:, folio.OFFSET] = folio.INSERT, folios * (PAGE_SIZE << self.order)
         stream[:, folio.NODE] = nodes
+        before = self.memory.free_pages
         errors = self.run_stream(stream).errors
-        self._seen = self.memory.free_pages
+        self.memory.known += self.memory.free_pages - before
         return int(np.argmax(errors != 0)) if errors.any() else len(folios)
 
     def release(self) -> None:
@@ -122,10 +122,10 @@ class LightFile(TrackedFile):
         self._one(folio.RELEASE, 0, 0)
 
     def returned(self) -> Int64s:
-        """Units by node that the ranges got since the last call."""
+        """Units by node that the ranges got since the last call, of any file."""
         now = self.memory.free_pages
-        units = (now - self._seen) >> self.order
-        self._seen = now
+        units = (now - self.memory.known) >> self.order
+        self.memory.known = now
         return units
 
     # ----------------------------------------------------------------------------------------------- counting
