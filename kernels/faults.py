@@ -107,49 +107,67 @@ def run(
 
     Returns DONE, NEEDS_ROOM (for allocation rows, tiles or runs), OUT_OF_MEMORY or LEFT, for the fault at ``at``.
     """
+    while given.at[FAULT] < given.faults.shape[0]:
+        status = carry_out(given, nodes, present, mapped, requests, turns, zones, output)
+        if status != DONE:
+            return status
+    return DONE
+
+
+@kernel
+def carry_out(
+    given: Faults,
+    nodes: Nodes,
+    present: tables.Runs,
+    mapped: tables.Runs,
+    requests: Requests,
+    turns: Interleaving,
+    zones: Zones,
+    output: Output,
+) -> Int:
+    """:func:`run` of one row."""
     at, faults, progress = given.at, given.faults, output.progress
-    while at[FAULT] < faults.shape[0]:
-        fault = at[FAULT]
-        if at[STAGE] == _BEGIN:
-            if _blocks(present) < FREE_BLOCKS or _blocks(mapped) < FREE_BLOCKS:
-                return NEEDS_ROOM
-            _count_ranges(given, fault, present, output, -1)
-            if faults[fault, 4] == HOLE:
-                _punch(given, fault, present, mapped, zones, output)
-                _count_ranges(given, fault, present, output, 1)
-                _free_nodes(given, nodes, fault, present)
-                _keep(given, fault, requests, turns, zones, progress[ALLOCATIONS])
-                at[FAULT] += 1
-                continue
-            count = _find_pieces(given, fault, present)
-            if count < 0:
-                return LEFT
-            at[PIECES], at[ENTERED], at[STAGE] = count, progress[ALLOCATIONS], _PLACE
-            progress[PIECE], progress[IN_PIECE] = 0, 0
-            for zone in range(zones.free.shape[0]):
-                given.free[fault, zone] = zones.free[zone]
-        if at[STAGE] == _PLACE:
-            at[STATUS] = DONE
-            if at[PIECES] > 0:
-                at[STATUS] = place_pieces(given.pieces[: at[PIECES]], requests, turns, zones, output)
-                if at[STATUS] == NEEDS_ROOM:
-                    return NEEDS_ROOM
-            at[STAGE] = _ENTER
-        if at[ENTERED] < progress[ALLOCATIONS]:
-            at[ENTERED] = tables.enter(present, output.allocations, at[ENTERED], progress[ALLOCATIONS])
-            if at[ENTERED] < progress[ALLOCATIONS]:
-                return NEEDS_ROOM
+    fault = at[FAULT]
+    if at[STAGE] == _BEGIN:
+        if _blocks(present) < FREE_BLOCKS or _blocks(mapped) < FREE_BLOCKS:
+            return NEEDS_ROOM
+        _count_ranges(given, fault, present, output, -1)
+        if faults[fault, 4] == HOLE:
+            _punch(given, fault, present, mapped, zones, output)
+            _count_ranges(given, fault, present, output, 1)
+            _free_nodes(given, nodes, fault, present)
+            _keep(given, fault, requests, turns, zones, progress[ALLOCATIONS])
+            at[FAULT] += 1
+            return DONE
+        count = _find_pieces(given, fault, present)
+        if count < 0:
+            return LEFT
+        at[PIECES], at[ENTERED], at[STAGE] = count, progress[ALLOCATIONS], _PLACE
+        progress[PIECE], progress[IN_PIECE] = 0, 0
         for zone in range(zones.free.shape[0]):
-            given.placed[fault, zone] = given.free[fault, zone] - zones.free[zone]
-        _keep(given, fault, requests, turns, zones, progress[ALLOCATIONS])
-        if at[STATUS] == OUT_OF_MEMORY:
-            return OUT_OF_MEMORY
-        _count_ranges(given, fault, present, output, 1)
-        if faults[fault, 4] == MAPS:
-            tables.join(mapped, faults[fault, 0], faults[fault, 1])
-        _enter_nodes(given, nodes, fault)
-        at[STAGE] = _BEGIN
-        at[FAULT] += 1
+            given.free[fault, zone] = zones.free[zone]
+    if at[STAGE] == _PLACE:
+        at[STATUS] = DONE
+        if at[PIECES] > 0:
+            at[STATUS] = place_pieces(given.pieces[: at[PIECES]], requests, turns, zones, output)
+            if at[STATUS] == NEEDS_ROOM:
+                return NEEDS_ROOM
+        at[STAGE] = _ENTER
+    if at[ENTERED] < progress[ALLOCATIONS]:
+        at[ENTERED] = tables.enter(present, output.allocations, at[ENTERED], progress[ALLOCATIONS])
+        if at[ENTERED] < progress[ALLOCATIONS]:
+            return NEEDS_ROOM
+    for zone in range(zones.free.shape[0]):
+        given.placed[fault, zone] = given.free[fault, zone] - zones.free[zone]
+    _keep(given, fault, requests, turns, zones, progress[ALLOCATIONS])
+    if at[STATUS] == OUT_OF_MEMORY:
+        return OUT_OF_MEMORY
+    _count_ranges(given, fault, present, output, 1)
+    if faults[fault, 4] == MAPS:
+        tables.join(mapped, faults[fault, 0], faults[fault, 1])
+    _enter_nodes(given, nodes, fault)
+    at[STAGE] = _BEGIN
+    at[FAULT] += 1
     return DONE
 
 
@@ -277,6 +295,12 @@ def _note(given: Faults, nodes: Nodes, fault: Int, begin: Int, nid: Int, came: I
     event = given.at[EVENTS]
     nodes.events[event, 0], nodes.events[event, 1], nodes.events[event, 2] = fault, nid, came
     given.at[EVENTS] += 1
+
+
+@kernel
+def has_room(runs: tables.Runs) -> bool:
+    """Whether a row may begin."""
+    return bool(_blocks(runs) >= FREE_BLOCKS)
 
 
 @kernel

@@ -283,6 +283,40 @@ def run(state: LightState, stream: np.ndarray, errors: np.ndarray, offsets: np.n
 
 
 @kernel
+def put_in_unit(s: LightState, page: Int, node: Int) -> Int:
+    """INSERT of one unit, from the ranges of its node; nothing if it is there. NEEDS_ROOM: as for :func:`run`."""
+    error = _operate(s, INSERT, page << 12, 0, 0, node)
+    s.counts[N_TRACKER_PEAK] = max(s.counts[N_TRACKER_PEAK], s.top[maple.NODES])
+    return error
+
+
+@kernel
+def lacks_groups(s: LightState, first: Int, end: Int) -> bool:
+    """Whether there may be too few struct pages for what units put in at pages [first, end) have shared."""
+    if s.counts[N_SHARED] == 0:
+        return False
+    order, shift, needed = s.options[UNIT_ORDER], s.options[GROUP_SHIFT], np.int64(0)
+    page = next_in(s, first, end, True)
+    while page < end:
+        needed += s.unit_pfn[page >> order] < 0 and s.group[page >> shift] == 0
+        page = next_in(s, min(end, ((page >> shift) + 1) << shift), end, True)
+    return bool(needed > _groups_free(s))
+
+
+@kernel
+def held_for_long(s: LightState, first: Int, end: Int) -> bool:
+    """Whether somebody has a page of [first, end) pinned for long: it stays allocated when it leaves the file."""
+    if s.counts[N_PINS] == 0:
+        return False
+    if s.pin_heads[0] == _UNHASHED:
+        _hash_pins(s)
+    for page in range(first, end):
+        if _pin_row(s, page, False, _LONG_TERM) >= 0:
+            return True
+    return False
+
+
+@kernel
 def _release(state: LightState) -> Int:
     """The file is gone: its units go back, those with a pinned page when the last pin is dropped."""
     order = state.options[UNIT_ORDER]

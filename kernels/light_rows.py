@@ -1,9 +1,10 @@
-"""Calls on a file without struct page one after another: conversions, faults, pins, and what devices map, with what was placed.
+"""Calls on a file without struct page one after another: conversions, faults, holes, pins, and what devices map.
 
+:mod:`workbench.kernels.faults` places what a call needs that is not there, and frees what a hole takes, if that is wanted.
 :mod:`workbench.kernels.light_map` converts; here is what follows from each row: the guest's leaves that go and come
 (``virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin``, ``arch/x86/kvm/mmu/mmu.c: kvm_mmu_max_mapping_level``), nodes of the
 map and of what is in the page cache, and what of the memory stays whole. A device takes no reference and is told of what goes
-away (:mod:`workbench.engine.users`). What leaves the file is neither poisoned nor held, and nothing that has left is let go.
+away (:mod:`workbench.engine.users`). What is not certain, as a hole of 4 KiB pages that somebody holds, is left to who asks.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.kernels import light_map, runs
+from workbench.kernels import faults, light_map, placement, runs
 from workbench.kernels.bits import test_bit
 from workbench.kernels.compile import Int, kernel, record
+from workbench.kernels.filemap import COUNT, zone_of_page
+from workbench.kernels.filemap import FIRST as FIRST_PLACED
+from workbench.kernels.filemap import STEP as STEP_PLACED
 from workbench.kernels.folios.run import (
     ARGUMENT,
     CONVERT,
@@ -26,8 +30,8 @@ from workbench.kernels.folios.run import (
     GENERATION_B,
     GUEST_FAULT,
     HOST_FAULT,
-    INSERT,
     LENGTH,
+    MERGE,
     NEEDS_ROOM,
     OFFSET,
     OP,
@@ -45,13 +49,17 @@ from workbench.kernels.maps import maple
 from workbench.kernels.runs import FIRST, VALUE, Runs
 from workbench.kernels.whole import Whole, look_at_one
 
-ROW, USED, MAPPED, LARGEST, WANTED, CALL, CAME, DEVICE_USED, DEVICE_PAGES, AREAS_USED, TOLD, LOST = range(12)
+ROW, USED, MAPPED, LARGEST, WANTED, STAGE, CAME, DEVICE_USED, DEVICE_PAGES, AREAS_USED, TOLD, LOST, ENTERED = range(13)
 """Entries of ``at``: the next row, rows of ``leaves`` in use, pages that the guest has mapped, order of the largest leaf that its
-kind allows, how much there is too little of, the call that the row is of, units that came with it; rows of ``device_leaves`` in
-use, pages that devices have mapped, rows of ``areas`` in use, invalidations that devices were told of, pages that they lost."""
+kind allows, how much there is too little of, what of the row is done, units that came or went; rows of ``device_leaves`` in use,
+pages that devices have mapped, rows of ``areas`` in use, invalidations that devices were told of, pages that they lost;
+allocation rows of the file before the first row."""
 DONE, LACKS_STATE, LACKS_BLOCKS, LACKS_LEAVES, REFUSED, LACKS_DEVICE_BLOCKS, LACKS_DEVICE_LEAVES, LACKS_AREAS = range(8)
+LACKS_PLACES, OUT_OF_MEMORY, LEFT = 8, 9, 10
 """Return codes: all rows are done; the map, the table of what is mapped, or that of its leaves must grow; a unit that was placed
-cannot be put in; what is mapped for devices, their leaves, or their areas must grow."""
+cannot be put in; what is mapped for devices, their leaves, or their areas must grow; what is placed must; there is no memory for
+the row, or it is left to be carried out alone."""
+_BEGIN, _PLACES, _COMES, _IN = range(4)
 DEVICE_MAP, DEVICE_UNMAP = 30, 31
 """Operations of devices, beyond those of :mod:`workbench.kernels.folios.run`."""
 EEXIST = 17
@@ -67,14 +75,13 @@ class Rows(NamedTuple):
 
     stream: np.ndarray
     """int64 (m, 6), columns as :mod:`workbench.kernels.folios.run` has them: CONVERT, HOST_FAULT of a page, GUEST_FAULT, PIN,
-    UNPIN, PUNCH, POISON of a page, DEVICE_MAP, DEVICE_UNMAP, or MERGE, which does nothing here. Each is a call; what is put in
-    for it, INSERT, comes before."""
+    UNPIN, PUNCH, POISON of a page, DEVICE_MAP, DEVICE_UNMAP, or MERGE, which does nothing but place. Each is a call."""
     errors: np.ndarray
     """int32 (m,)."""
     offsets: np.ndarray
     """int64 (m,), byte offsets that errors name, -1: none."""
     ends: np.ndarray
-    """int64 (m,), up to which page a conversion to private, refused or not, or poison takes the host's mappings away."""
+    """int64 (m,), up to which page a conversion to private, a hole, refused or not, or poison takes the host's mappings away."""
     counters: np.ndarray
     """int64 (n, COUNTERS + N), of the file, then vmemmap pages that it holds by node."""
     nodes: np.ndarray
@@ -103,27 +110,51 @@ class Rows(NamedTuple):
     there: np.ndarray
     """int64 (L,), nodes of each level that have any."""
     at: np.ndarray
-    """int64 (12,), ROW ..."""
+    """int64 (13,), ROW ..."""
 
 
 @kernel
-def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Whole, theirs: Runs, areas: Runs) -> Int:
+def run(
+    given: Rows,
+    state: LightState,
+    mapped: Runs,
+    placed: Runs,
+    watched: Whole,
+    theirs: Runs,
+    areas: Runs,
+    touched: faults.Faults,
+    nodes: faults.Nodes,
+    requests: placement.Requests,
+    turns: placement.Interleaving,
+    zones: placement.Zones,
+    output: placement.Output,
+) -> Int:
     """Carry out rows from ``at[ROW]`` on.
 
     mapped : what the guest has mapped
     placed : what backs the file's units
     theirs, areas : what devices have mapped, and the areas in which they are told what goes away
+    touched : rows (m, 5), units that each call may place or free; none: what is touched is there, and nothing leaves the file
+    nodes, requests, turns, zones, output : as for :func:`workbench.kernels.faults.run`
     """
+    places = touched.faults.shape[0] > 0
+    order = state.options[light_map.UNIT_ORDER]
     for row in range(given.at[ROW], given.stream.shape[0]):
         given.at[ROW] = row
         call = given.stream[row]
-        if call[OP] == INSERT:
-            status = _insert(given, state, row)
-            if status != DONE:
-                return status
-            continue
         first = call[OFFSET] >> 12
         end = min((call[OFFSET] + call[LENGTH] + 4095) >> 12, state.options[light_map.PAGES])
+        if call[OP] == HOST_FAULT and end - first > 1 and not _as_one(state, first, end):
+            return LEFT
+        if places and call[OP] == PUNCH:
+            if not faults.has_room(placed):
+                return LACKS_PLACES
+            if _keeps_some(state, touched, row, first, end):
+                return LEFT
+        elif places and given.at[STAGE] != _IN:
+            status = _place(given, state, placed, touched, nodes, requests, turns, zones, output, row, first, end)
+            if status != DONE:
+                return status
         before = state.counts[light_map.N_CONVERTED]
         if call[OP] == CONVERT:
             status = _convert(given, state, mapped, theirs, areas, row, first, end)
@@ -132,38 +163,184 @@ def run(given: Rows, state: LightState, mapped: Runs, placed: Runs, watched: Who
             status = LACKS_STATE if given.errors[row] == NEEDS_ROOM else DONE
         elif call[OP] == HOST_FAULT:
             status = DONE
-            given.errors[row] = 0 if test_bit(state.shared, first) else SIGBUS
+            given.errors[row] = SIGBUS
+            if test_bit(state.shared, first):
+                given.errors[row] = EHWPOISON if next_poisoned(state, first, end) < end else 0
         elif call[OP] == GUEST_FAULT:
             status = _fault(given, state, mapped, placed, row, first, end)
-        elif call[OP] == PUNCH or call[OP] == POISON:
-            status = _take_away(given, state, mapped, theirs, areas, row, first, end)
+        elif call[OP] == PUNCH and places:
+            status = _punch(
+                given,
+                state,
+                mapped,
+                placed,
+                theirs,
+                areas,
+                touched,
+                nodes,
+                requests,
+                turns,
+                zones,
+                output,
+                row,
+                first,
+                end,
+            )
+        elif call[OP] == POISON:
+            status = _poison(given, state, mapped, theirs, areas, row, first, end)
         elif call[OP] == DEVICE_MAP:
             status = _map_for_device(given, state, placed, theirs, areas, row, first, end)
         elif call[OP] == DEVICE_UNMAP:
             status = _unmap_for_device(given, theirs, areas, row, first, end)
         else:
-            status = DONE
+            status = DONE if call[OP] == MERGE else LEFT
         if status != DONE:
             return status
         converted = state.counts[light_map.N_CONVERTED] != before
         if converted:
             _count_shared(given, state, first, end)
         if given.whole.shape[0] > 0 and (converted or given.at[CAME] > 0):
+            if given.at[CAME] > 0:
+                first, end = first >> order << order, ((end - 1) >> order) + 1 << order
             _look(state, watched, first, end)
-        _note(given, state, watched, given.at[CALL])
-        given.at[CALL] += 1
-        given.at[CAME] = 0
+        _note(given, state, watched, row)
+        given.at[CAME], given.at[STAGE] = 0, _BEGIN
     given.at[ROW] = given.stream.shape[0]
     return DONE
 
 
+# -------------------------------------------------------------------------------------------------------- places
+
+
 @kernel
-def _insert(given: Rows, s: LightState, row: Int) -> Int:
-    """Put in a unit that was placed."""
+def _as_one(s: LightState, first: Int, end: Int) -> bool:
+    """Whether pages that the host touches together are in one state, none of them poisoned, and placed by one call at most."""
+    order = s.options[light_map.UNIT_ORDER]
+    shared = test_bit(s.shared, first)
+    if run_end(s, first, end, shared) < end or next_poisoned(s, first, end) < end:
+        return False
+    if not shared or first >> order == (end - 1) >> order:
+        return True
+    for unit in range(first >> order, ((end - 1) >> order) + 1):
+        if s.unit_pfn[unit] < 0:
+            return False
+    return True
+
+
+@kernel
+def _keeps_some(s: LightState, touched: faults.Faults, row: Int, first: Int, end: Int) -> bool:
+    """Whether what a hole takes may stay allocated in a way that is not followed: held, or of several units one poisoned."""
+    if s.options[light_map.UNIT_ORDER] == 0 and light_map.held_for_long(s, first, end):
+        return True
+    several = touched.faults[row, 1] - touched.faults[row, 0] > 1
+    return bool(several and next_poisoned(s, first, end) < end)
+
+
+@kernel
+def _place(
+    given: Rows,
+    s: LightState,
+    placed: Runs,
+    touched: faults.Faults,
+    nodes: faults.Nodes,
+    requests: placement.Requests,
+    turns: placement.Interleaving,
+    zones: placement.Zones,
+    output: placement.Output,
+    row: Int,
+    first: Int,
+    end: Int,
+) -> Int:
+    """Back what a call needs of its units, as its pages are now; they come into the file as they are placed."""
+    order = s.options[light_map.UNIT_ORDER]
+    if given.at[STAGE] == _BEGIN:
+        low = touched.faults[row, 0]
+        high = _placed_to(given, s, row, first, end, touched.faults[row, 1])
+        touched.faults[row, 1] = max(low, high)
+        if low < high and light_map.lacks_groups(s, low << order, min(high << order, s.options[light_map.PAGES])):
+            return LEFT
+        given.at[STAGE] = _PLACES
+    if given.at[STAGE] == _PLACES:
+        status = faults.carry_out(touched, nodes, placed, placed, requests, turns, zones, output)
+        if status != placement.DONE:
+            if status == placement.NEEDS_ROOM:
+                return LACKS_PLACES
+            return OUT_OF_MEMORY if status == placement.OUT_OF_MEMORY else LEFT
+        given.at[STAGE] = _COMES
+    came = 0
+    for allocation in range(given.at[ENTERED] if row == 0 else touched.entered[row - 1], touched.entered[row]):
+        rows = output.allocations[allocation]
+        for place in range(rows[COUNT]):
+            unit = rows[FIRST_PLACED] + place * rows[STEP_PLACED]
+            zone = zone_of_page(unit, allocation, output.allocations, output.tiles)
+            error = light_map.put_in_unit(s, unit << order, zones.zone_node[zone])
+            if error != 0:
+                return LACKS_STATE if error == NEEDS_ROOM else REFUSED
+            came += 1
+    given.at[CAME] += came
+    given.at[STAGE] = _IN
+    return DONE
+
+
+@kernel
+def _placed_to(given: Rows, s: LightState, row: Int, first: Int, end: Int, high: Int) -> Int:
+    """Up to which unit a call places those that are absent: the host reaches what is shared, a pin what lies before it is not."""
+    call = given.stream[row]
+    if call[OP] == HOST_FAULT:
+        return high if test_bit(s.shared, first) else 0
+    if call[OP] == PIN:
+        stop = min(run_end(s, first, end, True), next_poisoned(s, first, end))
+        return 0 if stop == first else min(high, ((stop - 1) >> s.options[light_map.UNIT_ORDER]) + 1)
+    return high
+
+
+@kernel
+def _punch(
+    given: Rows,
+    s: LightState,
+    mapped: Runs,
+    placed: Runs,
+    theirs: Runs,
+    areas: Runs,
+    touched: faults.Faults,
+    nodes: faults.Nodes,
+    requests: placement.Requests,
+    turns: placement.Interleaving,
+    zones: placement.Zones,
+    output: placement.Output,
+    row: Int,
+    first: Int,
+    end: Int,
+) -> Int:
+    """Units of a hole leave the file, up to one that somebody holds; a poisoned one is not free then."""
+    if _lacks_blocks(given, mapped, 1):
+        return LACKS_BLOCKS
+    if _lacks_blocks(given, theirs, 1):
+        return LACKS_DEVICE_BLOCKS
+    order = s.options[light_map.UNIT_ORDER]
+    low, high = touched.faults[row, 0], touched.faults[row, 1]
+    spoiled: Int = np.int64(-1)  # the zone that does not get its unit back
+    if low < high and next_poisoned(s, first, end) < end and runs.cut(placed, low, low + 1, given.pieces) > 0:
+        spoiled = zone_of_page(low, given.pieces[0, VALUE], output.allocations, output.tiles)
     light_map.run(s, given.stream[: row + 1], given.errors, given.offsets, row)
-    if given.errors[row] != 0:
-        return LACKS_STATE if given.errors[row] == NEEDS_ROOM else REFUSED
-    given.at[CAME] += 1
+    error, held = given.errors[row], given.offsets[row] >> 12
+    if error == NEEDS_ROOM:
+        return LACKS_STATE
+    given.ends[row] = end
+    if error == EAGAIN:
+        high = min(high, held >> order)
+        if s.options[light_map.GENERATION] == GENERATION_B:
+            given.ends[row] = min(end, ((held >> order) + 1) << order)
+    elif error != 0:
+        high = low
+    if error == 0 or error == EAGAIN:
+        _invalidate(given, mapped, theirs, areas, first, end)
+    touched.faults[row, 1] = max(low, high)
+    faults.carry_out(touched, nodes, placed, placed, requests, turns, zones, output)
+    if spoiled >= 0 and low < high:
+        zones.free[spoiled] -= 1
+        touched.free[row, spoiled] -= 1
+    given.at[CAME] += low < high
     return DONE
 
 
@@ -296,10 +473,8 @@ def _erase(given: Rows, mapped: Runs, count: Int, start: Int, end: Int) -> None:
 
 
 @kernel
-def _take_away(
-    given: Rows, s: LightState, mapped: Runs, theirs: Runs, areas: Runs, row: Int, first: Int, end: Int
-) -> Int:
-    """Pages of 4 KiB, which nobody holds, leave the file, or a page is poisoned: nobody has them mapped any more."""
+def _poison(given: Rows, s: LightState, mapped: Runs, theirs: Runs, areas: Runs, row: Int, first: Int, end: Int) -> Int:
+    """A page is poisoned: nobody has it mapped any more."""
     if _lacks_blocks(given, mapped, 1):
         return LACKS_BLOCKS
     if _lacks_blocks(given, theirs, 1):
@@ -310,7 +485,6 @@ def _take_away(
     given.ends[row] = end
     if given.errors[row] == 0:
         _invalidate(given, mapped, theirs, areas, first, end)
-    given.at[CAME] += given.stream[row, OP] == PUNCH
     return DONE
 
 

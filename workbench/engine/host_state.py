@@ -948,8 +948,12 @@ class HostState:
 
     def is_plain_4k(self, inode: Inode) -> bool:
         """Whether pages of the file need nothing but a zone: no huge ones, no blocks, pfns or CMA to settle."""
+        return inode.order == 0 and self.is_plain(inode)
+
+    def is_plain(self, inode: Inode) -> bool:
+        """Likewise of huge pages, all of one pool or none."""
         return (
-            inode.order == 0 and inode.small is None and self.blocks is None and self.free_pfns is None
+            inode.small is None and self.blocks is None and self.free_pfns is None
             and not (inode.movable and self._has_cma)
         )  # fmt: skip
 

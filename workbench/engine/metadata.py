@@ -489,9 +489,12 @@ class Metadata:
 
     # ------------------------------------------------------------------------------------------ of many faults
 
-    def only_counts(self) -> bool:
-        """Whether metadata change nothing in a run, and slabs hold nodes of the page cache alone."""
-        return not self.taking and self.zones is None and not self.xarray.parts[1].any()
+    def only_counts(self, in_turn: bool = False) -> bool:
+        """Whether metadata change nothing in a run, and slabs hold nodes of the page cache alone.
+
+        ``in_turn``: what stands in for zones beside pools may change, as what is counted is taken in its turn.
+        """
+        return not self.taking and (in_turn or self.zones is None) and not self.xarray.parts[1].any()
 
     def follows_states(self, inode: Inode) -> bool:
         """Whether of what conversions change nothing but the tree of a file's states is metadata, and it changes nothing."""

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.kernels import light_map, light_rows
+from workbench.kernels import placement as placing
+from workbench.kernels.faults import Faults, Nodes
 from workbench.kernels.folios import run as folio
 from workbench.kernels.maps import maple
 from workbench.kernels.runs import Runs
@@ -95,14 +97,28 @@ class LightFile(TrackedFile):
         return StreamResult(errors, offsets, series)
 
     def carry_out_rows(
-        self, given: light_rows.Rows, mapped: Runs, placed: Runs, watched: Whole, theirs: Runs, areas: Runs
+        self,
+        given: light_rows.Rows,
+        tables: tuple[
+            Runs,
+            Runs,
+            Whole,
+            Runs,
+            Runs,
+            Faults,
+            Nodes,
+            placing.Requests,
+            placing.Interleaving,
+            placing.Zones,
+            placing.Output,
+        ],
     ) -> int:
         """Calls one by one, and what follows from each (:func:`workbench.kernels.light_rows.run`), until some table is too short
         that is not the file's own."""
         self._refresh()
         status = light_rows.LACKS_STATE
         while status == light_rows.LACKS_STATE:
-            status = int(light_rows.run(given, self.state, mapped, placed, watched, theirs, areas))
+            status = int(light_rows.run(given, self.state, *tables))
             if status == light_rows.LACKS_STATE:
                 self._grow()
         return status

@@ -305,14 +305,14 @@ def asked_for(
     """
     whole = np.array([[rows[:, 0].min(), rows[:, 1].max()]], np.int64)
     if found is None:
-        ranges, policies = system.policy_ranges(inode, 0, whole)
+        ranges, policies = system.policy_ranges(inode, inode.order, whole)
     else:
         place: dict[mp.Mempolicy | None, int] = {}
         which = np.array([place.setdefault(policy, len(place)) for policy in found[: len(rows)]], np.int64)
         ranges, policies = no_intervals(), list(place)
     if len(policies) * len(tasks) > _SMALL_TABLE + len(rows):
         return None
-    requests, row_of = system.requests(inode, tasks, policies, 0)
+    requests, row_of = system.requests(inode, tasks, policies, inode.order)
     if found is not None:
         rows, row_of = rows.copy(), row_of.reshape(-1, 1)
         rows[:, 3] = rows[:, 3] * len(policies) + which

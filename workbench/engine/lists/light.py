@@ -3,12 +3,12 @@ pages that are there.
 
 They place and free no memory of the file. One kernel carries them out (:mod:`workbench.kernels.light_rows`) and says what is left
 after each: counters, nodes, what the guest and devices have mapped, what stays whole. The host's page tables are entered here,
-and tables of both in their turn. An unpin of a page that has left the file is a call of its own, and so is what the host touches
-or pins of a poisoned page: it may have it mapped all the same.
+and tables of both in their turn. An unpin of a page that has left the file is a call of its own, as is what the kernel leaves.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -36,8 +36,9 @@ from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, V
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.range_trees import SharedNodes, StateTree
 from workbench.engine.system import System
+from workbench.errors import Cancelled
 from workbench.intervals import Int64s, in_intervals, pages_of
-from workbench.kernels import light_map
+from workbench.kernels import faults, light_map, placement
 from workbench.kernels import light_rows as kernel
 from workbench.kernels import whole as kernel_of_whole
 from workbench.kernels.folios import run as folio
@@ -45,6 +46,13 @@ from workbench.tracking.confidential import DPAMT_PAGES_PER_2M
 from workbench.tracking.light_file import LightFile
 from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
+
+
+class Placing(NamedTuple):
+    """What calls may place or free: rows as :mod:`workbench.kernels.faults` takes them, in units of the file, and who asks."""
+
+    given: faults.Faults
+    requests: placement.Requests
 
 
 class Placed(NamedTuple):
@@ -86,7 +94,11 @@ class BulkLight:
         calls, stream = self._alike(file, first.file, self.operations[number : number + self._most])
         self._not_before = number + len(calls) + (len(calls) < self._most)
         self._most = min(2 * self._most, MOST) if len(calls) == self._most else max(2 * len(calls), LEAST)
-        return self._run(file, calls, stream) if len(calls) >= LEAST else None
+        done = self._run(file, calls, stream) if len(calls) >= LEAST else None
+        count = 0 if done is None else len(done.results)
+        if LEAST <= len(calls) != count:
+            self._not_before, self._most = number + count + 1, max(2 * count, LEAST)
+        return done
 
     def _alike(
         self, file: OpenFile, name: str, operations: Sequence[sc.Operation]
@@ -102,19 +114,23 @@ class BulkLight:
             if isinstance(one, OF_STATES):
                 row = row_of(one, file, calls_too)
             else:
-                row = _row_of_fault(one, ends.get(way(one), 0))
+                row = row_of_fault(one, ends.get(way(one), 0))
             if row is None:
                 break
             calls.append(one)
             rows.append(row)
         stream = np.array(rows, np.int64).reshape(-1, 6)
-        count = min(_first_absent(inode, stream), first_of_kept(inode, stream), first_of_poison(inode, stream))
+        count = min(_first_absent(inode, stream), first_of_kept(inode, stream))
         return calls[:count], stream[:count]
 
-    def _run(self, file: OpenFile, calls: list[_Call | sc.Fault], stream: Int64s) -> Done:
-        """Carry out such calls."""
+    def _run(self, file: OpenFile, calls: list[_Call | sc.Fault], stream: Int64s) -> Done | None:
+        """Carry out such calls, up to one that is left."""
         system, inode, metadata = self.system, file.inode, self.system.metadata
-        given, states = carry_out(system, inode, stream)
+        given, states, _ = carry_out(system, inode, stream)
+        if states is None:
+            return None
+        stream = given.stream
+        calls = calls[: len(stream)]
         errors, offsets = given.errors.astype(np.int64), given.offsets
         walked = map_for_host(file, stream, errors, offsets, given.ends)
         held = None if metadata is None else held_after(system, metadata, file, calls, given, walked, states)
@@ -173,7 +189,7 @@ def results_of(
     lists = (errors.tolist(), offsets.tolist(), stream[:, folio.LENGTH].tolist())
     for one, error, offset, length in zip(calls, *lists, strict=True):
         if isinstance(one, sc.Fault) and error and one.by == "host":
-            out.append(Result(0, 0, {"bad": 1, "first": one.offset // PAGE_SIZE}))
+            out.append(Result(0, 0, {"bad": length // PAGE_SIZE, "first": one.offset // PAGE_SIZE}))
         elif isinstance(one, sc.Fault) and not error:
             key = (one.by, length)
             if key not in said:
@@ -194,14 +210,14 @@ _DONE_OR_NOT = (sc.IommuUnmap, sc.Fallocate, sc.PunchHole)
 _DONE, _MAPPED = Result(), Result(0, 0, {"pinned_pages": 0})
 
 
-def _row_of_fault(fault: sc.Fault, end: int) -> tuple[int, int, int, int, int, int] | None:
-    """A fault as a row of a stream; None: it goes to and fro, is long (of the host: not a page), or reaches beyond ``end``."""
-    if fault.length is None or fault.order != "sequential":
+def row_of_fault(fault: sc.Fault, end: int) -> tuple[int, int, int, int, int, int] | None:
+    """A fault as a row of a stream; None: it goes to and fro, is long, or reaches beyond ``end``."""
+    if fault.length is None:
         return None
-    start, count, by_host = fault.offset // PAGE_SIZE, fault.length // PAGE_SIZE, fault.by == "host"
-    if not 0 < count <= (1 if by_host else _PAGES) or start + count > end:
+    start, count = fault.offset // PAGE_SIZE, fault.length // PAGE_SIZE
+    if not 0 < count <= _PAGES or start + count > end or (fault.order != "sequential" and count > 1):
         return None
-    op, argument = (folio.HOST_FAULT, 0) if by_host else (folio.GUEST_FAULT, folio.AS_IT_IS)
+    op, argument = (folio.HOST_FAULT, 0) if fault.by == "host" else (folio.GUEST_FAULT, folio.AS_IT_IS)
     return op, start * PAGE_SIZE, count * PAGE_SIZE, argument, 0, 0
 
 
@@ -210,37 +226,17 @@ def _first_absent(inode: Inode, stream: Int64s) -> int:
     assert isinstance(inode.tracked, LightFile)
     op, argument = stream[:, folio.OP], stream[:, folio.ARGUMENT]
     places = np.isin(op, (folio.HOST_FAULT, folio.GUEST_FAULT)) | ((op == folio.PIN) & (argument != folio.TRANSIENT))
-    faults = np.flatnonzero(places)
-    first, end = pages_of_calls(stream[faults])
+    some = np.flatnonzero(places)
+    first, end = pages_of_calls(stream[some])
     row, unit = pages_of(first >> inode.order, -(-end >> inode.order))
-    absent = faults[row[inode.tracked.state.unit_pfn[unit] < 0]]
+    absent = some[row[inode.tracked.state.unit_pfn[unit] < 0]]
     return int(absent[0]) if len(absent) else len(stream)
 
 
-def first_of_poison(inode: Inode, stream: Int64s) -> int:
-    """The first row that touches for the host, pins or takes out of the file a page that is poisoned by then; their number if
-    none does."""
-    assert isinstance(inode.tracked, LightFile)
-    op, (first, end) = stream[:, folio.OP], pages_of_calls(stream)
-    poisons = np.flatnonzero(op == folio.POISON)
-    before = inode.tracked.poisoned()
-    if not len(poisons) and not len(before):
-        return len(stream)
-    page, at = np.unique(np.concatenate((before, first[poisons])), return_index=True)
-    since = np.concatenate((np.full(len(before), -1), poisons))[at]
-    asks = (
-        (op == folio.HOST_FAULT)
-        | (op == folio.PUNCH)
-        | ((op == folio.PIN) & (stream[:, folio.ARGUMENT] != folio.TRANSIENT))
-    )
-    some = np.flatnonzero(asks)
-    row, bad = pages_of(np.searchsorted(page, first[some]), np.searchsorted(page, end[some]))
-    found = some[row[since[bad] < some[row]]]
-    return int(found[0]) if len(found) else len(stream)
-
-
-def carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows, States]:
-    """Run the kernel; states after each call."""
+def carry_out(
+    system: System, inode: Inode, stream: Int64s, placing: Placing | None = None
+) -> tuple[kernel.Rows, States | None, int]:
+    """Run the kernel; what became of the calls that it has carried out, states after each (None: of none), and how it ended."""
     conversions, tracked, users = system.conversions, inode.tracked, inode.users
     assert conversions is not None and users is not None and isinstance(tracked, LightFile)
     counters = len(light_map.COUNTERS)
@@ -255,7 +251,10 @@ def carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows
     ]
     given = _rows(system, inode, tracked, stream, len(whole.row) if watched else 0)
     at = given.at
-    at[kernel.TOLD], at[kernel.LOST] = users.calls, users.lost
+    at[kernel.TOLD], at[kernel.LOST], at[kernel.ENTERED] = users.calls, users.lost, inode.entered[0]
+    touched = _nothing_touched(system, inode) if placing is None else placing
+    turns, zones = system.turns_and_zones(inode, inode.order)
+    holes, units = bool((stream[:, folio.OP] == folio.PUNCH).any()), tracked.memory.free_pages
     status, wanted = kernel.DONE, 1
     while True:
         blocks, rows, their_blocks, their_rows, more = (wanted if status == lacks else 1 for lacks in _LACKS)
@@ -263,16 +262,32 @@ def carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows
         theirs, device_leaves, at[kernel.DEVICE_USED] = users.iommu.lend(their_blocks, their_rows)
         areas, area_rows, at[kernel.AREAS_USED] = inode.areas.lend(more)
         given = given._replace(leaves=leaves, device_leaves=device_leaves, areas=area_rows)
-        status = tracked.carry_out_rows(given, table, inode.map.room(), whole, theirs, areas)
+        placed = inode.map.room(erases=holes)
+        status = tracked.carry_out_rows(
+            given,
+            (table, placed, whole, theirs, areas, touched.given, _NO_NODES, touched.requests, turns, zones,
+             system.output_of(inode.map)),
+        )  # fmt: skip
         users.kvm.take_back(int(at[kernel.USED]), int(at[kernel.MAPPED]))
         users.iommu.take_back(int(at[kernel.DEVICE_USED]), int(at[kernel.DEVICE_PAGES]))
         inode.areas.take_back(int(at[kernel.AREAS_USED]))
-        if status == kernel.DONE:
+        if status in (kernel.DONE, kernel.OUT_OF_MEMORY, kernel.LEFT):
             break
-        assert status != kernel.REFUSED  # whoever placed has seen to it that there is room
+        assert status != kernel.REFUSED  # whoever places has seen to it that there is room
         wanted = int(at[kernel.WANTED])
+        if status == kernel.LACKS_PLACES:
+            inode.map.grow(1024, 4 * len(system.output_of(inode.map).cycle))
+            if system.cancelled():
+                raise Cancelled
+    tracked.memory.known += tracked.memory.free_pages - units
+    done = int(at[kernel.ROW])
+    given = _first_rows(given, done)
+    if placing is not None and done:
+        inode.entered[0] = int(placing.given.entered[done - 1])
     users.calls, users.lost = int(at[kernel.TOLD]), int(at[kernel.LOST])
-    conversions.devices |= bool(((stream[:, folio.OP] == kernel.DEVICE_MAP) & (given.errors == 0)).any())
+    if not done:
+        return given, None, status
+    conversions.devices |= bool(((given.stream[:, folio.OP] == kernel.DEVICE_MAP) & (given.errors == 0)).any())
     series = np.concatenate((tracked.counts_of(given.counters[:, :counters]), given.counters[:, counters:]), axis=1)
     series += before - own
     of_users = np.tile(told, (len(series), 1, 1))
@@ -287,11 +302,35 @@ def carry_out(system: System, inode: Inode, stream: Int64s) -> tuple[kernel.Rows
             if one is not inode and one.users is not None and one.users.iommu.pages and not one.evicted:
                 leaves_of_devices += conversions.device_leaves(one, one.users.iommu)
     if not watched:
-        return given, States(series, of_users.tolist(), None, None, leaves_of_devices)
+        return given, States(series, of_users.tolist(), None, None, leaves_of_devices), status
     given.whole[:, kernel_of_whole.REGIONS + tracked.nodes :] *= DPAMT_PAGES_PER_2M * PAGE_SIZE
     stays = given.whole + sum(others, np.zeros(given.whole.shape[1], np.int64))
     pamt = stays[:, -tracked.nodes :] // PAGE_SIZE if system.scenario.guest.vm_type == "tdx" else None
-    return given, States(series, of_users.tolist(), stays, pamt, leaves_of_devices)
+    return given, States(series, of_users.tolist(), stays, pamt, leaves_of_devices), status
+
+
+_NO_NODES = faults.Nodes(
+    np.empty(0, np.int64), np.empty((0, 0), np.int64), np.empty(0, np.int64), np.empty((0, 3), np.int64)
+)
+
+
+def _nothing_touched(system: System, inode: Inode) -> Placing:
+    """Nothing is placed, and nothing leaves the file."""
+    requests, row_of = system.requests(inode, [next(iter(system.tasks.values()))], [None], inode.order)
+    nothing, table = np.empty(0, np.int64), np.empty((0, 2), np.int64)
+    given = faults.Faults(
+        np.empty((0, 5), np.int64), table, row_of, np.zeros(6, np.int64), table, np.empty((0, 4), np.int64),
+        nothing, table, table, table, nothing,
+    )  # fmt: skip
+    return Placing(given, requests)
+
+
+def _first_rows(given: kernel.Rows, done: int) -> kernel.Rows:
+    """Of what the kernel was given the first rows, which are done."""
+    if done == len(given.stream):
+        return given
+    names = ("stream", "errors", "offsets", "counters", "ends", "nodes", "mapped", "whole", "devices")
+    return given._replace(**{name: getattr(given, name)[:done] for name in names})
 
 
 _LACKS = (
@@ -302,22 +341,21 @@ _LACKS = (
 def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watched: int) -> kernel.Rows:
     """What the kernel is given, but for the rows of leaves."""
     rows, longest = len(stream), int(stream[:, folio.LENGTH].max()) // PAGE_SIZE + 4
-    count = int(np.count_nonzero(stream[:, folio.OP] != folio.INSERT))
     levels: list[Int64s] = []
-    if system.metadata is not None and np.isin(stream[:, folio.OP], (folio.CONVERT, folio.INSERT)).any():
+    if system.metadata is not None and PAGE_CACHE in system.metadata.trees.get(inode, {}):
         shared = system.metadata.trees[inode][PAGE_CACHE]
         assert isinstance(shared, SharedNodes)
         levels = shared.levels()
-    at = np.zeros(12, np.int64)
+    at = np.zeros(13, np.int64)
     at[kernel.LARGEST] = PAGE_ORDERS[tracked.largest_leaf]
     assert inode.users is not None
     at[kernel.MAPPED], at[kernel.DEVICE_PAGES] = inode.users.kvm.pages, inode.users.iommu.pages
     return kernel.Rows(
         stream=stream, errors=np.zeros(rows, np.int32), offsets=np.full(rows, -1, np.int64),
-        counters=np.empty((count, len(light_map.COUNTERS) + tracked.nodes), np.int64),
-        ends=np.zeros(rows, np.int64), nodes=np.empty((count, 2), np.int64), mapped=np.empty(count, np.int64),
-        whole=np.empty((count if watched else 0, watched), np.int64), leaves=np.zeros((0, 5), np.int64),
-        device_leaves=np.zeros((0, 5), np.int64), areas=np.zeros((0, 3), np.int64), devices=np.empty((count, 3), np.int64),
+        counters=np.empty((rows, len(light_map.COUNTERS) + tracked.nodes), np.int64),
+        ends=np.zeros(rows, np.int64), nodes=np.empty((rows, 2), np.int64), mapped=np.empty(rows, np.int64),
+        whole=np.empty((rows if watched else 0, watched), np.int64), leaves=np.zeros((0, 5), np.int64),
+        device_leaves=np.zeros((0, 5), np.int64), areas=np.zeros((0, 3), np.int64), devices=np.empty((rows, 3), np.int64),
         pieces=np.empty((longest, 3), np.int64), gaps=np.empty((longest, 2), np.int64),
         children=np.concatenate([np.zeros(0, np.int64), *levels]),
         levels=np.cumsum([0, *map(len, levels)])[:-1].astype(np.int64),
@@ -331,10 +369,10 @@ _NO_WHOLE = kernel_of_whole.nobody_asks()
 def map_for_host(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s, ends: Int64s) -> np.ndarray:
     """The host's page tables: which faults of the host had not mapped their page, bool (n,)."""
     inode, walked = file.inode, np.zeros(len(stream), bool)
-    by_host = (stream[:, folio.OP] == folio.HOST_FAULT) & (errors == 0)
+    by_host = (stream[:, folio.OP] == folio.HOST_FAULT) & np.isin(errors, (0, folio.EHWPOISON))
     pins, private, end = maps_and_zaps(stream, errors, offsets)
+    private |= (stream[:, folio.OP] == folio.PUNCH) & np.isin(errors, (0, errno.EAGAIN))
     first, end = pages_of_calls(stream)[0], np.where(private, ends, end)
-    private |= stream[:, folio.OP] == folio.PUNCH
     pins &= end > first
     if not file.inode.mappings:
         return walked
@@ -357,7 +395,8 @@ def map_for_host(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s
                     mapping.zap(low, high)
         elif file.mapping is not None and len(file.mapping.unmapped(low, high)):
             walked[number] = True
-            file.mapping.map(low, high)
+            if not errors[number]:  # a poisoned page is looked for, and mapped by nobody
+                file.mapping.map(low, high)
     return walked
 
 
@@ -395,11 +434,11 @@ def held_after(
     followed = FollowedTrees(metadata, trees, np.column_stack([*wanted.values()]), tasks, after)
     walks: dict[int, Walk] = {}
     by_guest = stream[:, folio.OP] == folio.GUEST_FAULT
-    for faults, walk in (
+    for touched, walk in (
         (by_guest, system.guest_walk(inode) if by_guest.any() else None),
         (walked, system.host_walk(file.mapping) if walked.any() else None),
     ):
-        some = np.flatnonzero(faults)
+        some = np.flatnonzero(touched)
         if walk is not None:
             rows = np.column_stack((first, end, np.ones_like(first), np.zeros_like(first)))[some]
             needed = metadata.first_to_need(walk, rows, [tasks[number] for number in some.tolist()])
