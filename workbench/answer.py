@@ -110,6 +110,7 @@ class Log:
                 system.metadata.settle(system.task(operation), vmemmap, pamt)
             self.metadata[number] = system.metadata.held
         self.free[number] = system.free  # after what the call has left to be taken
+        system.was_looked_at()
 
     def _as_before(self, number: int) -> None:
         """The state is that after the operation before."""
@@ -161,23 +162,16 @@ class Log:
     def _look_what_is_whole(self, system: System, operation: sc.Operation, number: int) -> None:
         """What stays whole after an operation: sums of all files, then by node, then leaves of devices."""
         assert system.conversions is not None and self.conversions is not None
-        out = self.whole[number]
         watched = system.scenario.guest.vm_type in WATCHED  # of other types nothing but leaves of devices
         # Of many conversions each was looked at when it was made.
         changed = watched and not isinstance(operation, ConvertMany)
         changed = changed and (
             number == 0 or not np.array_equal(self.conversions[number], self.conversions[number - 1])
         )
-        for inode in system.conversions.inodes:
-            if inode.tracked is None or inode.evicted:
-                continue
-            if watched:
-                whole = system.conversions.whole(inode)
-                if changed:
-                    whole.look(*_part_that_changed(system, operation, inode))
-                out[:-3] += whole.row()
-            if inode.users is not None and inode.users.iommu.pages:
-                out[-3:] += system.conversions.device_leaves(inode, inode.users.iommu)
+        for inode in (system.conversions.inodes if system.changed is None else system.changed) if changed else ():
+            if inode.tracked is not None and not inode.evicted:
+                system.conversions.whole(inode).look(*_part_that_changed(system, operation, inode))
+        self.whole[number] = system.conversions.stays_whole()
 
 
 _OF_A_RANGE = (

@@ -39,6 +39,7 @@ def run(
         log = Log(system, operations)
         lists, number = LookAhead(system, operations), 0
         while number < len(operations):
+            system.will_change(operations[number])
             done = lists.run(number, log.results)
             if done is None:
                 system.placed[:], system.begun[:] = system.begun, 0

@@ -185,7 +185,9 @@ def apply(system: System, operation: sc.Operation) -> Result:
     try:
         if system.bulk is not None and not isinstance(operation, ConvertMany):
             system.settle()
+        system.will_change(operation)
         result = CALLS[type(operation)](system, operation)
+        system.will_change(operation)
     except OutOfMemory:
         system.settle()
         system.oom_kill()

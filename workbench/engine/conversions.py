@@ -19,6 +19,7 @@ from workbench.design import DESIGNS
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
+from workbench.engine.sums import Sums
 from workbench.engine.users import Mapped, Users, pages_under
 from workbench.errors import WorkbenchError
 from workbench.kernels import placement as placed
@@ -29,7 +30,7 @@ from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.host_memory import HostMemory, RangeMemory
 from workbench.tracking.light_file import LightFile
 from workbench.tracking.tracked_file import TrackedFile
-from workbench.tracking.whole import Whole
+from workbench.tracking.whole import WATCHED, Whole
 from workbench.units import PAGE_SIZE, format_bytes
 
 Int64s = npt.NDArray[np.int64]
@@ -88,6 +89,8 @@ class Conversions:
         self.inodes: list[Inode] = []  # those with a tracked file, closed ones that still have pinned pages included
         self.past = np.zeros(len(folio.COUNTERS), np.int64)
         self.past_users = np.zeros(3, np.int64)
+        self._now = Sums(len(folio.COUNTERS) + nodes + 4, self._row)
+        self._stays_whole = Sums(4 + 2 * nodes + 3, self._whole_row)
         self.unusable = np.zeros(nodes, np.int64)
         self._whole: dict[Inode, Whole] = {}
 
@@ -151,7 +154,8 @@ class Conversions:
     def enter_all(self) -> bool:
         """Enter the folios that the engine placed since the last call. False: no vmemmap to split a fresh one."""
         complete = True
-        for inode in self.inodes:  # all of them, also after a failure
+        changed = self.system.changed
+        for inode in self.inodes if changed is None else changed:  # all of them, also after a failure
             if inode.tracked is not None and not inode.evicted:
                 complete &= self._enter(inode, inode.tracked)
         return complete
@@ -298,27 +302,54 @@ class Conversions:
 
     def count(self, row: Int64s) -> Int64s:
         """Counters of all files together and vmemmap pages by node, into ``row`` int64 (counters + nodes,); those pages."""
-        counters, vmemmap = row[: len(folio.COUNTERS)], row[len(folio.COUNTERS) :]
-        counters[:], vmemmap[:] = self.past, 0
-        for inode in self.inodes:
-            if inode.tracked is not None:
-                counters += inode.tracked.counts
-                vmemmap += inode.tracked.vmemmap_taken
-        return vmemmap
+        row[:] = self._now.look(self.system.changed, self.inodes)[: len(row)]
+        row[: len(folio.COUNTERS)] += self.past
+        return row[len(folio.COUNTERS) :]
+
+    def _row(self, inode: Inode) -> Int64s | None:
+        """Counters of a file, vmemmap pages by node, and what its users map and were told, int64 (counters + nodes + 4,)."""
+        if inode.tracked is None:
+            return None
+        kvm_pages, of_devices = 0, (0, 0, 0)
+        if inode.users is not None:
+            kvm_pages, of_devices = inode.users.kvm_pages if self.light else 0, inode.users.iommu_row()
+        return np.concatenate(
+            (inode.tracked.counts, inode.tracked.vmemmap_taken, (kvm_pages, *of_devices)), dtype=np.int64
+        )
 
     def users_row(self, row: Int64s) -> list[list[int]]:
+        """:meth:`users_rows` of one call."""
+        return self.users_rows(row[None])[0]
+
+    def users_rows(self, rows: Int64s) -> list[list[list[int]]]:
         """KVM and the IOMMU, [3][2]: invalidations they were told of, pages they map now, pages they lost to a notice.
 
-        What KVM loses is not counted: the guest faults it in again. ``row``: what :meth:`count` says now.
+        What KVM loses is not counted: the guest faults it in again. ``rows`` int64 (calls, counters + nodes): what :meth:`count`
+        says after each of so many calls, none of which devices hear of.
         """
+        told = rows[:, folio.N_INVALIDATIONS].tolist()
         if not (self.light or self.devices):
-            return [[int(row[folio.N_INVALIDATIONS]), 0], [pages_under(row), 0], [0, 0]]
-        mapped, iommu = 0 if self.light else pages_under(row), self.past_users.tolist()
-        for inode in self.inodes:
-            if inode.users is not None:
-                mapped += inode.users.kvm_pages if self.light else 0
-                iommu = [past + now for past, now in zip(iommu, inode.users.iommu_row(), strict=True)]
-        return [list(pair) for pair in zip((int(row[folio.N_INVALIDATIONS]), mapped, 0), iommu, strict=True)]
+            return [[[calls, 0], [pages_under(row), 0], [0, 0]] for calls, row in zip(told, rows, strict=True)]
+        kvm_pages, *of_devices = self._now.look(self.system.changed, self.inodes)[-4:].tolist()
+        by_devices, mapped, lost = (past + now for past, now in zip(self.past_users.tolist(), of_devices, strict=True))
+        return [
+            [[calls, by_devices], [kvm_pages if self.light else pages_under(row), mapped], [0, lost]]
+            for calls, row in zip(told, rows, strict=True)
+        ]
+
+    def stays_whole(self) -> Int64s:
+        """What of all files stays whole, then by node, then leaves of devices, int64 (4 + 2 * nodes + 3,)."""
+        return self._stays_whole.look(self.system.changed, self.inodes)
+
+    def _whole_row(self, inode: Inode) -> Int64s | None:
+        if inode.tracked is None or inode.evicted:
+            return None
+        row = np.zeros(len(self._stays_whole.total), np.int64)
+        if self.system.scenario.guest.vm_type in WATCHED:
+            row[:-3] = self.whole(inode).row()
+        if inode.users is not None and inode.users.iommu.pages:
+            row[-3:] = self.device_leaves(inode, inode.users.iommu)
+        return row
 
 
 def _within(pages: Int64s, start: int, end: int) -> Int64s:

@@ -193,6 +193,8 @@ class HostState:
         self.files: dict[str, OpenFile] = {}
         self.guest_memfds: dict[Inode, None] = {}
         """Those that have a name, in the order in which they got their first."""
+        self.changed: dict[Inode, None] | None = {}
+        """Inodes that calls since the last event may have changed; None: nobody knows which."""
         self.attributed: dict[Inode, None] = {}
         """Inodes that have attributes, in the order in which they got them."""
         self.placed = np.zeros(len(self.free), np.int64)
@@ -423,6 +425,11 @@ class HostState:
     def inodes(self) -> list[Inode]:
         """Every inode that has a name, once."""
         return list(dict.fromkeys(file.inode for file in self.files.values()))
+
+    def has_changed(self, inode: Inode) -> None:
+        """Note that something of a file changes which the call at hand may not have named."""
+        if self.changed is not None:
+            self.changed[inode] = None
 
     def give_attributes(self, inode: Inode, states: Attributes) -> None:
         """From now on the VM's attributes say what of the file is private."""

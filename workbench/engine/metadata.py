@@ -734,8 +734,9 @@ class Metadata:
     def _settle_trees(self, task: Thread) -> bool:
         """Nodes of maple trees that came, by the hand of the task, or went."""
         complete = True
-        for inode in self.system.guest_memfds:
-            if inode.evicted:
+        named, changed = self.system.guest_memfds, self.system.changed
+        for inode in named if changed is None else changed:
+            if inode.evicted or inode not in named:
                 continue
             self.light_map(inode)
             trees = self.trees.setdefault(inode, {})

@@ -25,6 +25,11 @@ from workbench.intervals import Int64s
 from workbench.tracking.whole import WATCHED
 
 _FIRST_DESCRIPTOR = 3  # after stdin, stdout and stderr
+_OF_NO_FILE = (
+    sc.SetMempolicy, sc.ResetRotation, sc.GetMempolicy, sc.SetWeights, sc.SetAutoWeights, sc.SchedSetaffinity, sc.Hog, sc.Unhog,
+    sc.Zones, sc.CheckExtension,
+)  # fmt: skip
+"""Calls that change no page of any file, unless memory runs out and the process is killed."""
 
 
 class Descriptors:
@@ -76,6 +81,19 @@ class System(HostState):
         self.bulk: BulkConversions | None = None
         """A stream of conversions that the kernel holds the files of, until something else looks at them."""
 
+    def will_change(self, operation: sc.Operation) -> None:
+        """Note which files a call may change: that which its name means, before the call and after it, or any."""
+        name = getattr(operation, "file", None)
+        if name is None:
+            if not isinstance(operation, _OF_NO_FILE):
+                self.changed = None
+        elif (file := self.files.get(name)) is not None and self.changed is not None:
+            self.changed[file.inode] = None
+
+    def was_looked_at(self) -> None:
+        """What the calls so far have changed is known."""
+        self.changed = {}
+
     def lend(self, inode: Inode) -> BulkConversions:
         """Let the kernel have the two files of a guest."""
         if self.bulk is None or self.bulk.inode is not inode:
@@ -87,6 +105,7 @@ class System(HostState):
         """Have the files of a stream back. Raises OutOfMemory if the conversion that was made last found none."""
         if self.bulk is not None:
             bulk, self.bulk = self.bulk, None
+            self.has_changed(bulk.inode)
             bulk.settle()
             if bulk.ran_out:
                 raise OutOfMemory
@@ -131,6 +150,7 @@ class System(HostState):
 
     def free_inode(self, inode: Inode) -> None:
         """The inode dies and its pages are freed."""
+        self.has_changed(inode)
         if self.conversions is not None and inode.tracked is not None:
             self.conversions.forget(inode)
         else:

@@ -56,7 +56,7 @@ class States(NamedTuple):
     counters: Int64s
     """int64 (n, counters + nodes), as :meth:`workbench.engine.conversions.Conversions.count` has them."""
     users: list[list[list[int]]]
-    """:meth:`workbench.engine.conversions.Conversions.users_row` of each."""
+    """:meth:`workbench.engine.conversions.Conversions.users_rows`."""
     whole: Int64s | None
     """int64 (n, 4 + 2 nodes), what stays whole; None: nobody asks."""
     pamt: Int64s | None
@@ -546,7 +546,7 @@ def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> End
             (conversions.device_leaves(one, one.users.iommu) for one in mapped if one.users), np.zeros(3, np.int64)
         )
         leaves = np.tile(now, (len(end), 1))
-    states = States(series, [conversions.users_row(row) for row in series], whole, pamt, leaves)
+    states = States(series, conversions.users_rows(series), whole, pamt, leaves)
     return Ended(errors, np.append(found.offsets, -1)[last], marked, states)
 
 
