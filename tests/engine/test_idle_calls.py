@@ -182,3 +182,61 @@ def test_after_calls_that_look_all_is_as_before(
     assert one.names == other.names
     for name in one.names:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+ADVICE: list[dict[str, Any]] = [{"op": "madvise", "advice": advice} for advice in (4, 9, 22, 23)]
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+@settings(max_examples=10, deadline=None)
+@given(
+    calls=st.lists(st.tuples(st.sampled_from([*BUSY, *ADVICE, *ADVICE[1:]]), st.integers(0, 9)), max_size=60),
+    metadata=st.sampled_from(["counted", "counted", "off", "taken"]), flags=st.sampled_from([["mmap"], ["mmap", "init_shared"]]),
+    unmaps=st.none() | st.integers(0, 60), poisons=st.booleans(),
+)  # fmt: skip
+def test_advice_stands_in_lists_as_what_it_does(
+    guest: str, calls: list[tuple[dict[str, Any], int]], metadata: str, flags: list[str], unmaps: int | None, poisons: bool
+) -> None:  # fmt: skip
+    given_ = scenario(guest, [at(call, page) for call, page in calls], metadata)
+    operations = [sc.Create(flags=tuple(flags)), *given_.operations[1:]]
+    if unmaps is not None:
+        operations[unmaps + 1 : unmaps + 1] = [sc.Munmap()]
+    if poisons:
+        operations[1:1] = [
+            sc.Fault(by="guest", offset=4 * 4096, length=4096),
+            sc.Hwpoison(offset=4 * 4096, length=4096),
+        ]
+    given_ = given_.replace(operations=operations)
+    for module in GUESTS[guest][2]:
+        one_after_another.assert_equal(module, given_)
+
+
+@pytest.mark.parametrize("guest", [name for name in GUESTS if name != "7.3"])
+def test_advice_ends_no_list(guest: str) -> None:
+    """Holes and touches through the mapping, of pages a third of which is private."""
+    calls = [[ADVICE[1], BUSY[0], ADVICE[2], BUSY[2 + number // 90 % 2]][number % 4] for number in range(360)]
+    given_ = scenario(guest, [at(call, number % 100) for number, call in enumerate(calls)])
+    if guest == "ordinary":  # without conversions
+        given_ = given_.replace(operations=[one for one in given_.operations if not isinstance(one, sc.Convert)])
+    flags = ("mmap", "init_shared") if guest == "ordinary" else ("mmap",)
+    given_ = given_.replace(operations=[sc.Create(flags=flags), *given_.operations[1:]])
+    taken = sum(one_after_another.assert_equal(module, given_) for module in GUESTS[guest][2])
+    assert taken >= len(given_.operations) - 24
+
+
+def test_advice_stands_as_what_it_does_only_while_that_is_so() -> None:
+    """Not without a mapping, nor where pages are poisoned, on which one that populates has an errno of its own."""
+    begin = [sc.Create(flags=("mmap", "init_shared")), sc.Fault(by="host", length=30 * 4096)]
+    touches = [sc.Fault(by="guest", offset=page * 4096, length=4096) for page in range(20)]
+    holes = [sc.Madvise(advice=9, offset=page * 4096, length=4096) for page in range(20)]
+    fills = [sc.Madvise(advice=22, offset=page * 4096, length=4096) for page in range(20)]
+    marked = [sc.Hwpoison(offset=4 * 4096, length=4096)]
+    given_ = scenario("in place", [])
+    unmapped = run(given_.replace(operations=[*begin, *holes[:1], sc.Munmap(), *touches, *holes]))
+    assert unmapped["event_error"][-20:].tolist() == ["ENOMEM"] * 20
+    (inode,) = unmapped.system.inodes()
+    assert inode.map.folios == 30
+    for guest in ("in place", "pfn-range"):
+        bad = run(scenario(guest, []).replace(operations=[*begin, *marked, *touches, *fills, *fills]))
+        assert [number for number, error in enumerate(bad["event_error"][-40:].tolist()) if error] == [4, 24]
+        assert set(bad["event_error"][-40:].tolist()) == {"", "EHWPOISON"}

@@ -1,16 +1,19 @@
 """Which operations ahead are carried out together: the lists that there are, asked in turn, the most usual first.
 
 Calls that change nothing whatever the state is (:func:`workbench.engine.calls.idle`) end no list: they are left out of what the
-lists are given, and what was before each of them is after it as well.
+lists are given, and what was before each of them is after it as well. Calls through a mapping that do what another call does
+stand there as that one (:class:`StandIns`).
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 import numpy as np
 
 from workbench import scenario as sc
+from workbench.engine import calls_mm
 from workbench.engine.calls import CALLS, idle
 from workbench.engine.lists.backends import BulkBackends
 from workbench.engine.lists.devices import BulkDevices
@@ -19,12 +22,68 @@ from workbench.engine.lists.light import BulkLight
 from workbench.engine.lists.light_faults import BulkLightFaults
 from workbench.engine.lists.present import BulkPresent
 from workbench.engine.lists.tracked import BulkTracked
-from workbench.engine.objects import Result
+from workbench.engine.objects import Result, failed
 from workbench.engine.system import System
 from workbench.intervals import Int64s
+from workbench.units import PAGE_SIZE
 
+_POPULATES = (calls_mm.MADV_POPULATE_READ, calls_mm.MADV_POPULATE_WRITE)
 _LOOKS = (sc.Observe, sc.Access, sc.GetMempolicy, sc.MovePages, sc.MigratePages)
 """What no list has."""
+
+
+class StandIns:
+    """Advice about a mapped file that does what another call does, which lists are given while the mapping is there.
+
+    MADV_REMOVE is a hole (``mm/madvise.c: madvise_remove``), MADV_POPULATE of a page the host's touch of it: of one that is
+    private it is refused (one that is poisoned has another errno, which the touch does not tell).
+    """
+
+    def __init__(self, system: System, given: list[sc.Operation]) -> None:
+        self.system, self.given = system, given
+        self._of: dict[str, list[tuple[int, sc.Madvise, sc.PunchHole | sc.Fault]]] = {}
+        self._asked: dict[int, sc.Madvise] = {}
+        self._reached: dict[str, tuple[bool, bool]] = {}
+        poison = any(type(one) is sc.Hwpoison for one in given)
+        for place, one in enumerate(given):
+            if type(one) is not sc.Madvise or one.length is None or (one.offset | one.length) % PAGE_SIZE:
+                continue
+            if one.advice == calls_mm.MADV_REMOVE and one.length:
+                other: sc.PunchHole | sc.Fault = sc.PunchHole(
+                    file=one.file, offset=one.offset, length=one.length, task=one.task
+                )
+            elif one.advice in _POPULATES and one.length == PAGE_SIZE and not poison:
+                other = sc.Fault(file=one.file, offset=one.offset, length=one.length, task=one.task)
+            else:
+                continue
+            self._of.setdefault(one.file, []).append((place, one, other))
+            self._asked[place] = one
+
+    def look(self) -> None:
+        """Enter them in what lists are given, or the calls themselves, by what each file is now."""
+        for name, listed in self._of.items():
+            file = self.system.files.get(name)
+            mapped = file is not None and file.mapping is not None and file.inode.kind == "guest_memfd"
+            mapped = mapped and file is not None and file.mapping is not None and file.mapping.pages >= file.inode.pages
+            tracked = file is not None and file.inode.tracked is not None  # else a populate is known to lists as it is
+            if self._reached.get(name, (False, False)) == (mapped, tracked):
+                continue
+            self._reached[name] = mapped, tracked
+            for place, one, other in listed:
+                self.given[place] = other if mapped and (tracked or isinstance(other, sc.PunchHole)) else one
+
+    def answer(self, place: int, results: list[Result]) -> None:
+        """What came of calls from ``place`` on, as those that stood there answer."""
+        if self._asked:
+            for row in range(len(results)):
+                if place + row in self._asked and self.given[place + row] is not self._asked[place + row]:
+                    results[row] = failed(errno.EFAULT) if results[row].detail.get("bad") else Result()
+
+    def before(self, place: int, result: Result) -> Result:
+        """What the call before ``place`` has returned, as what lists were given does: a touch that was bad is no refusal."""
+        if self._asked and place - 1 in self._asked and result.errno == errno.EFAULT:
+            return Result()
+        return result
 
 
 class LookAhead:
@@ -38,7 +97,8 @@ class LookAhead:
         self._place = np.cumsum(busy) - 1
         """Of each operation, its place among those that may change something, or that of the last one before it."""
         self._places = np.flatnonzero(busy)
-        given = operations if self._all_busy else [operations[place] for place in self._places.tolist()]
+        given = list(operations) if self._all_busy else [operations[place] for place in self._places.tolist()]
+        self._stand_ins = StandIns(system, given)
         self._faults = BulkFaults(system, given)
         self._others = (
             BulkTracked(system, given),
@@ -56,13 +116,18 @@ class LookAhead:
         """
         if type(self.operations[number]) in self._idle or isinstance(self.operations[number], _LOOKS):
             return None
-        place = int(self._place[number])
-        done = self._faults.run(place, results[int(self._places[place - 1])] if place else None)
+        place, stand_ins = int(self._place[number]), self._stand_ins
+        stand_ins.look()
+        before = stand_ins.before(place, results[int(self._places[place - 1])]) if place else None
+        done = self._faults.run(place, before)
         for one in self._others:
             if done is not None:
                 break
             done = one.run(place)
-        return done if done is None or self._all_busy else self._with_idle(number, done)
+        if done is None:
+            return None
+        stand_ins.answer(place, done.results)
+        return done if self._all_busy else self._with_idle(number, done)
 
     def _with_idle(self, number: int, done: Done) -> Done:
         """A list with the calls between and after its own that change nothing."""
