@@ -22,13 +22,14 @@ from workbench.engine.generators import ConvertMany, policies_left_out
 from workbench.engine.lists.faults import Done
 from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
+from workbench.engine.sums import Sums
 from workbench.engine.system import System
 from workbench.engine.unreached import lost_at_kexec, unreached
 from workbench.engine.users import IOMMU
 from workbench.engine.users import NAMES as USERS
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
-from workbench.intervals import ranges_text
+from workbench.intervals import Int64s, ranges_text
 from workbench.kernels import filemap
 from workbench.kernels.folios import run as folio
 from workbench.limits import LISTED_PAGES, OBSERVED_RUNS
@@ -41,7 +42,6 @@ AUTO_PAGES = 1 << 22
 MAX_RUNS = 1 << 16
 """Runs of one node are listed if there can be no more than so many; stretches always are."""
 
-_NO_ATTRIBUTES = [0] * len(attributes.COUNTERS)
 _SHARED, _PRIVATE_BACKEND, _SHARED_BACKEND = map(
     attributes.COUNTERS.index, ("shared_pages", "private_backend_pages", "shared_backend_pages")
 )
@@ -71,6 +71,7 @@ class Log:
         metadata = system.metadata
         self.metadata = None if metadata is None else np.empty((len(operations), *metadata.held.shape), np.int64)
         self.attributes: list[list[int]] | None = [] if attributes.wanted(system.scenario) else None
+        self._of_attributes = Sums(len(attributes.COUNTERS), functools.partial(_attribute_row, system))
 
     def keep(self, system: System, operation: sc.Operation, result: Result) -> None:
         """Note the state after an operation."""
@@ -104,7 +105,7 @@ class Log:
                 self._look_what_is_whole(system, operation, number)
                 pamt = self.whole[number, 4 + system.nodes : 4 + 2 * system.nodes] // PAGE_SIZE
         if self.attributes is not None:
-            self.attributes.append(_attribute_row(system))
+            self.attributes.append(self._attributes_now(system).tolist())
         if self.metadata is not None and system.metadata is not None:
             if vmemmap is not None or system.scenario.guest.private_memory or system.metadata.light:
                 system.metadata.settle(system.task(operation), vmemmap, pamt)
@@ -123,6 +124,10 @@ class Log:
         if self.metadata is not None:
             self.metadata[number] = self.metadata[number - 1]
 
+    def _attributes_now(self, system: System) -> Int64s:
+        """Counters of conversions out of place, of all files together."""
+        return self._of_attributes.look(system.changed, system.attributed)
+
     def keep_many(self, system: System, done: Done) -> None:
         """Note the states after many operations, none of which was refused."""
         low, high = len(self.results), len(self.results) + len(done.results)
@@ -132,9 +137,10 @@ class Log:
         if self.metadata is not None and done.metadata is not None:
             self.metadata[low:high] = done.metadata
         if self.attributes is not None and done.attributes is not None and system.bulk is not None:
-            self.attributes += (done.attributes + _attribute_row(system, beside=system.bulk.inode)).tolist()
+            beside = self._attributes_now(system) - self._of_attributes.rows.get(system.bulk.inode, 0)
+            self.attributes += (done.attributes + beside).tolist()
         elif self.attributes is not None:  # of files that nobody converts
-            self.attributes += [_attribute_row(system) for _ in done.results]
+            self.attributes += [self._attributes_now(system).tolist()] * len(done.results)
         if self.conversions is not None and done.states is not None:
             self.conversions[low:high] = done.states.counters
             if done.states.leaves is not None:
@@ -634,23 +640,17 @@ def _node_runs(system: System, map_: FileMap, start: int = 0, end: int = np.iinf
     return out
 
 
-def _attribute_row(system: System, beside: Inode | None = None) -> list[int]:
-    """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`), of all files, but one, together."""
-    rows: list[list[int]] = []
-    for inode, states in system.with_attributes():
-        if inode is beside:
-            continue
-        if inode.backend is None:  # nothing is converted
-            continue
-        if system.bulk is not None and system.bulk.inode is inode:
-            rows.append(list(system.bulk.row().values()))
-        else:
-            of_file = list(states.counts.values())  # in the order of COUNTERS
-            of_file[_SHARED] = states.shared.pages
-            of_file[_PRIVATE_BACKEND] = inode.map.folios
-            of_file[_SHARED_BACKEND] = inode.backend.map.folios
-            rows.append(of_file)
-    return rows[0] if len(rows) == 1 else [sum(column) for column in zip(_NO_ATTRIBUTES, *rows, strict=True)]
+def _attribute_row(system: System, inode: Inode) -> Int64s | None:
+    """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`) of a file, if it converts."""
+    states = inode.attributes
+    if states is None or inode.backend is None or inode not in system.attributed:
+        return None
+    if system.bulk is not None and system.bulk.inode is inode:
+        return np.array(list(system.bulk.row().values()), np.int64)
+    row = np.array(list(states.counts.values()), np.int64)  # in the order of COUNTERS
+    row[_SHARED], row[_PRIVATE_BACKEND] = states.shared.pages, inode.map.folios
+    row[_SHARED_BACKEND] = inode.backend.map.folios
+    return row
 
 
 def _content_lost(inode: Inode) -> str:

@@ -36,7 +36,10 @@ GUESTS: list[dict[str, Any]] = [
 ]  # fmt: skip
 FILES = st.sampled_from(["guest", "a", "b"])
 SPANS = {"offset": st.sampled_from([0, 4096, 2 << 20]), "length": st.sampled_from([4096, 12288, 2 << 20])}
+BACKENDS = st.sampled_from(["guest.shared", "a.shared"])  # on 7.3
 CALLS = st.one_of(
+    st.fixed_dictionaries({"op": st.sampled_from(["fallocate", "punch_hole", "fault", "mmap"]), "file": BACKENDS}),
+    st.fixed_dictionaries({"op": st.just("set_memory_attributes"), "file": FILES, "private": st.booleans(), **SPANS}),
     st.fixed_dictionaries({"op": st.sampled_from(["fallocate", "punch_hole", "pin", "unpin", "iommu_map", "iommu_unmap"]),
                            "file": FILES, **SPANS}),
     st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["host", "guest"]), "file": FILES, **SPANS}),
@@ -124,6 +127,15 @@ def test_what_lists_change_is_seen_after_a_call_on_another_file(guest: dict[str,
             ]
             calls += [{"op": "punch_hole", "file": "guest"}]
     assert_all_is_seen(scenario(guest, calls))
+
+
+def test_what_a_backend_loses_is_counted_of_the_file_that_it_backs() -> None:
+    given_ = scenario(GUESTS[2], [
+        {"op": "convert", "to": "shared", "file": "a"}, {"op": "fault", "by": "guest", "file": "b"},
+        {"op": "punch_hole", "file": "a.shared", "length": 40960}, {"op": "memfd", "file": "a.shared"},
+    ])  # fmt: skip
+    assert_all_is_seen(given_)
+    assert run(given_)["shared_backend_pages"].tolist()[-4:] == [1024, 1024, 1014, 1014]
 
 
 @pytest.mark.parametrize("guest", [GUESTS[0], GUESTS[1], GUESTS[5]])

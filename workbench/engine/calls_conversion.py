@@ -172,7 +172,8 @@ def memslot(system: System, operation: sc.Memslot) -> Result:
     states = _attributes_of(system, operation.file, file.inode)
     states.elsewhere = backend is None
     system.give_attributes(file.inode, states)
-    file.inode.backend = None if backend is None else backend.inode
+    if backend is not None:
+        file.inode.give_backend(backend.inode)
     return Result()
 
 

@@ -84,7 +84,7 @@ def create(system: System, operation: sc.Create) -> Result:
         system.give_attributes(inode, attributes.Attributes())
         backend = attributes.backend_name(operation.file)
         memfd(system, sc.Memfd(file=backend, size=size))
-        inode.backend = system.files[backend].inode
+        inode.give_backend(system.files[backend].inode)
     return opened
 
 

@@ -196,7 +196,7 @@ class HostState:
         self.changed: dict[Inode, None] | None = {}
         """Inodes that calls since the last event may have changed; None: nobody knows which."""
         self.attributed: dict[Inode, None] = {}
-        """Inodes that have attributes, in the order in which they got them."""
+        """Inodes that have a name and attributes of the VM, in the order in which they got these."""
         self.placed = np.zeros(len(self.free), np.int64)
         pools = self.nodes if self.order else 0
         self.zone_page_size = np.where(np.arange(len(self.free)) < pools, PAGE_SIZE << self.order, PAGE_SIZE)
@@ -442,12 +442,6 @@ class HostState:
         if not inode.names:
             self.attributed.pop(inode, None)
             self.guest_memfds.pop(inode, None)
-
-    def with_attributes(self) -> Iterator[tuple[Inode, Attributes]]:
-        """Inodes that have a name and whose private memory is what the VM's attributes say."""
-        for inode in self.attributed:
-            if inode.attributes is not None:
-                yield inode, inode.attributes
 
     @staticmethod
     def pages(operation: Any, pages: int) -> tuple[int, int]:

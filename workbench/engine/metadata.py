@@ -673,9 +673,11 @@ class Metadata:
     def settle(self, task: Thread, vmemmap: Int64s | None, pamt: Int64s | None = None) -> bool:
         """What follows from the state after a call: attributes of the VM, struct pages that splits brought back."""
         complete = True
-        for inode, states in self.system.with_attributes():
-            for part in states.take_changed(inode.pages):
-                complete &= self._settle_attributes(task, inode, states, *part)
+        having, changed = self.system.attributed, self.system.changed
+        for inode in having if changed is None else changed:
+            if inode in having and inode.attributes is not None:
+                for part in inode.attributes.take_changed(inode.pages):
+                    complete &= self._settle_attributes(task, inode, inode.attributes, *part)
         if vmemmap is not None:
             self.held[VMEMMAP] = vmemmap
         if pamt is not None and self.system.scenario.guest.vm_type == "tdx":

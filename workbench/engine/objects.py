@@ -64,7 +64,8 @@ class Inode:
     ``tracked``: the state of single pages, in scenarios that need it (:mod:`workbench.engine.conversions`), with ``entered``:
     allocation rows of ``map`` and ``small`` that it has seen, and ``kept``: zones of 4 KiB pages that left the file while
     pinned, by page. ``evicted``: the file is gone, its pinned pages are not.
-    ``attributes``: which pages of its VM are shared, where conversions are out of place; ``backend``: what backs those.
+    ``attributes``: which pages of its VM are shared, where conversions are out of place; ``backend``: what backs those,
+    and ``backs``: guest_memfds of which this file is it.
     ``reserve``: huge pages that the file's subpool keeps for it from its creation to its end; 0: it has none.
     ``anonymous``: no file at all but memory of the process, which has no page cache and no descriptor.
     ``descriptors``: how many refer to the inode; ``names``: how many names of the scenario.
@@ -94,11 +95,17 @@ class Inode:
     evicted: bool = False
     attributes: Attributes | None = None
     backend: Inode | None = None
+    backs: list[Inode] = field(default_factory=list)
     reserve: int = 0
     migratable: bool = False
     anonymous: bool = False
     areas: DeviceAreas = field(default_factory=DeviceAreas)
     users: Users | None = None
+
+    def give_backend(self, backend: Inode) -> None:
+        """What is shared of this guest_memfd comes from that file."""
+        self.backend = backend
+        backend.backs.append(self)
 
     @property
     def extent(self) -> int:

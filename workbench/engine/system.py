@@ -87,8 +87,9 @@ class System(HostState):
         if name is None:
             if not isinstance(operation, _OF_NO_FILE):
                 self.changed = None
-        elif (file := self.files.get(name)) is not None and self.changed is not None:
-            self.changed[file.inode] = None
+        elif (file := self.files.get(name)) is not None:
+            for inode in (file.inode, *file.inode.backs):
+                self.has_changed(inode)
 
     def was_looked_at(self) -> None:
         """What the calls so far have changed is known."""

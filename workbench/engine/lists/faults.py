@@ -423,7 +423,7 @@ def _possible(system: System, file: OpenFile) -> bool:
         return False
     if inode.attributes is not None or inode.backend is not None or not system.is_plain_4k(inode):
         return False
-    if any(other.backend is inode for other, _ in system.with_attributes()):
+    if any(owner in system.attributed for owner in inode.backs):
         return False  # what it holds is counted of another file
     if metadata is None:
         return True
