@@ -291,6 +291,12 @@ def put_in_unit(s: LightState, page: Int, node: Int) -> Int:
 
 
 @kernel
+def poison_page(s: LightState, page: Int) -> Int:
+    """POISON of one page; NEEDS_ROOM: as for :func:`run`."""
+    return _operate(s, POISON, page << 12, 4096, 0, 0)
+
+
+@kernel
 def lacks_groups(s: LightState, first: Int, end: Int) -> bool:
     """Whether there may be too few struct pages for what units put in at pages [first, end) have shared."""
     if s.counts[N_SHARED] == 0:

@@ -37,6 +37,7 @@ from workbench.kernels.folios.run import (
     OP,
     ORDER_1G,
     ORDER_2M,
+    PAGES_1G,
     PAGES_2M,
     PIN,
     POISON,
@@ -79,7 +80,7 @@ class Rows(NamedTuple):
     errors: np.ndarray
     """int32 (m,)."""
     offsets: np.ndarray
-    """int64 (m,), byte offsets that errors name, -1: none."""
+    """int64 (m,), byte offsets that errors name, -1: none; of poison how many pages have it."""
     ends: np.ndarray
     """int64 (m,), up to which page a conversion to private, a hole, refused or not, or poison takes the host's mappings away."""
     counters: np.ndarray
@@ -97,7 +98,8 @@ class Rows(NamedTuple):
     areas: np.ndarray
     """int64 (rows, 3), as :class:`workbench.engine.device_areas.DeviceAreas` has them."""
     devices: np.ndarray
-    """int64 (n, 3), invalidations that devices were told of, pages that they have mapped, pages that they lost."""
+    """int64 (n, 5), invalidations that devices were told of, pages that they have mapped, pages that they lost; of huge units how
+    many 2 MiB, and 1 GiB, of these pages lie together in one state."""
     pieces: np.ndarray
     """int64 (k, 3), working space."""
     gaps: np.ndarray
@@ -203,7 +205,7 @@ def run(
             if given.at[CAME] > 0:
                 first, end = first >> order << order, ((end - 1) >> order) + 1 << order
             _look(state, watched, first, end)
-        _note(given, state, watched, row)
+        _note(given, state, watched, theirs, row, converted or given.at[CAME] > 0)
         given.at[CAME], given.at[STAGE] = 0, _BEGIN
     given.at[ROW] = given.stream.shape[0]
     return DONE
@@ -345,7 +347,7 @@ def _punch(
 
 
 @kernel
-def _note(given: Rows, s: LightState, watched: Whole, call: Int) -> None:
+def _note(given: Rows, s: LightState, watched: Whole, theirs: Runs, call: Int, changed: bool) -> None:
     counters = s.counts.shape[0]
     for counter in range(counters):
         given.counters[call, counter] = s.counts[counter]
@@ -356,6 +358,11 @@ def _note(given: Rows, s: LightState, watched: Whole, call: Int) -> None:
     given.mapped[call] = given.at[MAPPED]
     given.devices[call, 0], given.devices[call, 1] = given.at[TOLD], given.at[DEVICE_PAGES]
     given.devices[call, 2] = given.at[LOST]
+    if s.options[light_map.UNIT_ORDER] > 0:
+        if not changed and call > 0 and given.devices[call - 1, 1] == given.at[DEVICE_PAGES]:
+            given.devices[call, 3], given.devices[call, 4] = given.devices[call - 1, 3], given.devices[call - 1, 4]
+        else:
+            _count_leaves(given, s, theirs, call)
     if given.whole.shape[0] > 0:
         for entry in range(watched.row.shape[0]):
             given.whole[call, entry] = watched.row[entry]
@@ -474,17 +481,28 @@ def _erase(given: Rows, mapped: Runs, count: Int, start: Int, end: Int) -> None:
 
 @kernel
 def _poison(given: Rows, s: LightState, mapped: Runs, theirs: Runs, areas: Runs, row: Int, first: Int, end: Int) -> Int:
-    """A page is poisoned: nobody has it mapped any more."""
-    if _lacks_blocks(given, mapped, 1):
+    """Pages that are there are poisoned, each for itself: nobody has them mapped any more."""
+    if _lacks_blocks(given, mapped, end - first):
         return LACKS_BLOCKS
-    if _lacks_blocks(given, theirs, 1):
+    if _lacks_blocks(given, theirs, end - first):
         return LACKS_DEVICE_BLOCKS
-    light_map.run(s, given.stream[: row + 1], given.errors, given.offsets, row)
-    if given.errors[row] == NEEDS_ROOM:
-        return LACKS_STATE
-    given.ends[row] = end
-    if given.errors[row] == 0:
-        _invalidate(given, mapped, theirs, areas, first, end)
+    for bad in range(first, end):
+        if light_map.poison_page(s, bad) == NEEDS_ROOM:
+            return LACKS_STATE
+    order, marked = s.options[light_map.UNIT_ORDER], np.int64(0)
+    page: Int = first
+    while page < end:
+        stop: Int = page
+        while stop < end and s.unit_pfn[stop >> order] >= 0:
+            stop += 1
+        if page < stop:
+            told = given.at[TOLD] + runs.pages_in(areas, page, stop)
+            _invalidate(given, mapped, theirs, areas, page, stop)
+            given.at[TOLD] = told
+        marked += stop - page
+        page = stop + 1
+    given.ends[row], given.offsets[row] = end, marked
+    given.errors[row] = 0 if marked > 0 else ENOENT
     return DONE
 
 
@@ -521,6 +539,37 @@ def _map_for_device(
     given.at[AREAS_USED] += 1
     _add(given, s, theirs, placed, given.device_leaves, DEVICE_USED, first, end, 0)
     return DONE
+
+
+@kernel
+def _count_leaves(given: Rows, s: LightState, theirs: Runs, call: Int) -> None:
+    """Page tables of devices batch what lies together (:meth:`workbench.tracking.whole.Whole.device_leaves`)."""
+    counts, pages = given.devices[call], s.options[light_map.PAGES]
+    counts[3], counts[4] = 0, 0
+    if given.at[DEVICE_PAGES] == 0:
+        return
+    page, begin, stop = np.int64(0), np.int64(0), np.int64(0)
+    while page < pages:
+        count = runs.cut(theirs, page, pages, given.pieces)
+        for piece in range(min(count, given.pieces.shape[0])):
+            if given.pieces[piece, FIRST] != stop:
+                _count_together(s, begin, stop, counts)
+                begin = given.pieces[piece, FIRST]
+            stop = given.pieces[piece, FIRST] + given.pieces[piece, runs.LENGTH]
+        page = pages if count <= given.pieces.shape[0] else stop
+    _count_together(s, begin, stop, counts)
+
+
+@kernel
+def _count_together(s: LightState, first: Int, end: Int, counts: np.ndarray) -> None:
+    order, low, high = s.options[light_map.UNIT_ORDER], (first + PAGES_2M - 1) >> ORDER_2M, end >> ORDER_2M
+    for block in range(low, high):
+        alike = s.shared_2m[block] == 0 or s.shared_2m[block] == PAGES_2M
+        counts[3] += alike and s.unit_pfn[block >> (order - ORDER_2M)] >= 0
+    if order == ORDER_1G:
+        for giga in range((first + PAGES_1G - 1) >> ORDER_1G, end >> ORDER_1G):
+            alike = s.shared_1g[giga] == 0 or s.shared_1g[giga] == PAGES_1G
+            counts[4] += alike and s.unit_pfn[giga] >= 0
 
 
 @kernel

@@ -231,7 +231,7 @@ def test_pages_that_left_pinned_are_let_go_alone() -> None:
 
 @pytest.mark.parametrize("page_size", ["4 KiB", "2 MiB", "1 GiB"])
 def test_poison_and_devices_are_followed(page_size: str) -> None:
-    """A block with a poisoned page has no huge leaf any more. Of huge units what devices map ends all lists."""
+    """A block with a poisoned page has no huge leaf any more; a device has one where 2 MiB, or 1 GiB, are in one state."""
     memory = 1 << 30 if page_size == "1 GiB" else 4 * MEMORY
     guest = {"op": "fault", "by": "guest"}
     calls: list[dict[str, Any]] = []
@@ -240,13 +240,17 @@ def test_poison_and_devices_are_followed(page_size: str) -> None:
         calls += [{"op": "hwpoison", **page}] * (number % 5 == 0)
         calls += [{"op": "convert", "to": ["shared", "private"][number % 2], **page}] * (number % 3 == 0)
         calls += [guest | page, guest | {"offset": page["offset"] & ~0x3FFFFF, "length": 4 << 20}]
-    device = [{"op": "iommu_map", "offset": 4096 * 100, "length": 8192}]
+    device = [
+        {"op": "iommu_map", "offset": 4096 * 100, "length": 8192},
+        {"op": "iommu_map", "offset": 6 << 20, "length": 6 << 20},
+    ]
     given_ = scenario(
         [{"op": "create", "flags": ["mmap"]}, guest, *calls, *device, *calls], page_size=page_size, memory=memory
     )
-    together = 2 * len(calls) + 1 if page_size == "4 KiB" else len(calls)
-    assert assert_equal(given_) == together
+    assert assert_equal(given_) == 2 * len(calls) + len(device)
     answer = run(given_)
     errors = answer["event_error"].tolist()
     assert errors.count("EHWPOISON") > 50
-    assert answer["user_mapped_pages"][-1, 1] == 2
+    leaves, pages = answer["device_leaves"], answer["user_mapped_pages"][:, 1]
+    assert (leaves @ [1, 512, 512 * 512] == pages).all()
+    assert page_size == "1 GiB" or leaves[-1].tolist() == ([1538, 0, 0] if page_size == "4 KiB" else [2, 3, 0])

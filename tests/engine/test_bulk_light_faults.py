@@ -34,7 +34,9 @@ PIN = st.fixed_dictionaries(
     {"op": st.sampled_from(["pin", "pin", "unpin"]), **RANGE, "kind": st.sampled_from(["long_term", "transient"])}
 )
 DEVICE = st.fixed_dictionaries({"op": st.sampled_from(["iommu_map", "iommu_map", "iommu_unmap"]), **RANGE})
-POISON = st.fixed_dictionaries({"op": st.just("hwpoison"), **RANGE}).map(lambda call: call | {"length": 4096})
+POISON = st.fixed_dictionaries({"op": st.just("hwpoison"), **RANGE}).map(
+    lambda call: call | {"length": min(call["length"], 8192)}
+)
 CALL = st.one_of(
     CONVERT, CONVERT, st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
     GUEST, GUEST, HOST.map(lambda call: call | {"length": 4096}), HOST.map(lambda call: call | {"length": 4096}), HOST,
@@ -120,7 +122,7 @@ FEW = st.builds(
         *[{"op": "fault", "by": by} for by in ("host", "host", "host", "guest", "prefault")],
         {"op": "fallocate"}, {"op": "pin"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"},
         {"op": "unpin", "kind": "transient"}, {"op": "punch_hole"}, {"op": "punch_hole"},
-        {"op": "iommu_map"}, {"op": "iommu_map"}, {"op": "iommu_unmap"}, {"op": "hwpoison", "length": 4096},
+        {"op": "iommu_map"}, {"op": "iommu_map"}, {"op": "iommu_unmap"}, {"op": "hwpoison", "length": 4096}, {"op": "hwpoison"},
     ]),
     st.integers(0, 5), st.sampled_from([1, 1, 1, 1, 2, 3]), RANGE["task"],
 )  # fmt: skip
@@ -153,6 +155,7 @@ OF_UNITS = st.builds(
         *[{"op": "fault", "by": by} for by in ("host", "host", "host", "guest", "prefault")],
         {"op": "fallocate"}, {"op": "pin"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"},
         {"op": "unpin", "kind": "transient"}, {"op": "punch_hole"}, {"op": "punch_hole"}, {"op": "hwpoison", "length": 4096},
+        {"op": "hwpoison"}, {"op": "iommu_map"}, {"op": "iommu_map"}, {"op": "iommu_unmap"},
     ]),
     SPAN, RANGE["task"],
 )  # fmt: skip

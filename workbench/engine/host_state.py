@@ -474,10 +474,9 @@ class HostState:
         metadata = self.metadata
         if metadata is None or end <= start:
             return self._touch(task, inode, start, end, operation)
-        light = metadata.light_map(inode)
-        if light is None:
+        light, first, last = metadata.light_map(inode), start >> inode.order, -(-end >> inode.order)
+        if light is None or inode.map.is_known(first, last):
             return self._touch_and_count(metadata, task, inode, start, end, operation, walk)
-        first, last = start >> inode.order, -(-end >> inode.order)
         before = light.before(first, last)
         try:
             return self._touch_and_count(metadata, task, inode, start, end, operation, walk)

@@ -35,6 +35,7 @@ class MapleSlab:
 
 
 _ONE, _TOP = np.uint64(1), np.uint64(63)
+_FEW_RUNS = 8
 _FEW_WORDS = 64
 """Words of 64 pages that are one integer rather than an array."""
 
@@ -252,6 +253,8 @@ def ranges_in(map_: FileMap, first: int, last: int) -> int:
     runs = map_.cut(low, last + 1)
     if not len(runs):
         return int(first == 0)
+    if len(runs) <= _FEW_RUNS:
+        return _ranges_in_few(map_, runs.tolist(), first, last)
     start, end = runs[:, 0], runs[:, 0] + runs[:, 1]
     count = 0
     edges = np.concatenate(([low], end))
@@ -267,6 +270,26 @@ def ranges_in(map_: FileMap, first: int, last: int) -> int:
     for run in runs[periods > 1].tolist():
         count += _changes(map_, *run)
     return count
+
+
+def _ranges_in_few(map_: FileMap, runs: list[list[int]], first: int, last: int) -> int:
+    """:func:`ranges_in` of few runs, one by one."""
+    low = max(first - 1, 0)
+    count, stop, before, zone = 0, low, -1, -1
+    for number, (begin, pages, row) in enumerate(runs):
+        if stop < begin:
+            count += number > 0 or first == 0
+        start, _, step, offset, period = map_.allocations[row].tolist()
+        here = map_.tiles[offset + (begin - start) * step % period]
+        if number == 0:
+            count += begin >= first
+        else:
+            count += not (begin == stop and row == before + 1 and here == zone)
+        stop, before = begin + pages, row
+        zone = map_.tiles[offset + (stop - 1 - start) * step % period]
+        if period > 1:
+            count += _changes(map_, begin, pages, row)
+    return count + (stop <= last)
 
 
 def _changes(map_: FileMap, first: int, pages: int, row: int) -> int:

@@ -28,9 +28,7 @@ from workbench.engine.lists.tracked_faults import (
     maps_and_zaps,
     pages_of_calls,
     result_of_call,
-    result_of_poison,
     row_of_call,
-    row_of_poison,
 )
 from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP, Metadata, Walk
 from workbench.engine.objects import Inode, OpenFile, Result
@@ -144,8 +142,6 @@ def possible(system: System, file: OpenFile) -> bool:
     tracked = inode.tracked
     if conversions is None or not isinstance(tracked, LightFile) or inode.users is None:
         return False
-    if inode.order and inode.users.iommu.pages:  # how large its leaves are depends on what lies together
-        return False
     if system.killed or system.bulk is not None or inode.frozen or inode.evicted:
         return False
     if inode.small is not None or inode.attributes is not None:
@@ -172,10 +168,14 @@ def row_of(one: _Call, file: OpenFile, calls_too: bool) -> tuple[int, int, int, 
         return row_of_call(one, inode) if calls_too else None
     if file.descriptor is None:
         return None
-    if isinstance(one, sc.Hwpoison):
-        return row_of_poison(one, inode)
     length = one.length
-    if inode.order or length is None or not whole_pages(one.offset, length, inode.pages * PAGE_SIZE):
+    if isinstance(one, sc.Hwpoison):
+        first, end = one.offset // PAGE_SIZE, inode.pages
+        if length is None or one.offset >= end * PAGE_SIZE:
+            return None
+        count = -(-min(length, end * PAGE_SIZE - one.offset) // PAGE_SIZE)
+        return (folio.POISON, first * PAGE_SIZE, count * PAGE_SIZE, 0, 0, 0) if 0 < count <= _PAGES else None
+    if length is None or not whole_pages(one.offset, length, inode.pages * PAGE_SIZE):
         return None
     return kernel.DEVICE_MAP if isinstance(one, sc.IommuMap) else kernel.DEVICE_UNMAP, one.offset, length, 0, 0, 0
 
@@ -196,7 +196,7 @@ def results_of(
                 said[key] = calls_mm.touched(one, length // PAGE_SIZE)
             out.append(said[key])
         elif isinstance(one, sc.Hwpoison):
-            out.append(result_of_poison(error))
+            out.append(Result(-1 if error else 0, error, {"pages": offset}))
         elif isinstance(one, sc.IommuMap) and not error:
             out.append(_MAPPED)
         elif isinstance(one, _DONE_OR_NOT) and not error:
@@ -293,11 +293,13 @@ def carry_out(
     of_users = np.tile(told, (len(series), 1, 1))
     of_users[:, 0, 0] = series[:, folio.N_INVALIDATIONS]
     of_users[:, 1, 0] += given.mapped - mapped
-    of_users[:, :, 1] += given.devices - told_of
+    of_users[:, :, 1] += given.devices[:, :3] - told_of
     leaves_of_devices = None
     if conversions.devices:
         leaves_of_devices = np.zeros((len(series), len(PAGE_ORDERS)), np.int64)
-        leaves_of_devices[:, 0] = given.devices[:, 1]
+        of_2m, of_1g = given.devices[:, 3:].T
+        leaves_of_devices[:, 0] = given.devices[:, 1] - of_2m * folio.PAGES_2M
+        leaves_of_devices[:, 1], leaves_of_devices[:, 2] = of_2m - of_1g * folio.BLOCKS_1G, of_1g
         for one in conversions.inodes:
             if one is not inode and one.users is not None and one.users.iommu.pages and not one.evicted:
                 leaves_of_devices += conversions.device_leaves(one, one.users.iommu)
@@ -355,7 +357,7 @@ def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watc
         counters=np.empty((rows, len(light_map.COUNTERS) + tracked.nodes), np.int64),
         ends=np.zeros(rows, np.int64), nodes=np.empty((rows, 2), np.int64), mapped=np.empty(rows, np.int64),
         whole=np.empty((rows if watched else 0, watched), np.int64), leaves=np.zeros((0, 5), np.int64),
-        device_leaves=np.zeros((0, 5), np.int64), areas=np.zeros((0, 3), np.int64), devices=np.empty((rows, 3), np.int64),
+        device_leaves=np.zeros((0, 5), np.int64), areas=np.zeros((0, 3), np.int64), devices=np.zeros((rows, 5), np.int64),
         pieces=np.empty((longest, 3), np.int64), gaps=np.empty((longest, 2), np.int64),
         children=np.concatenate([np.zeros(0, np.int64), *levels]),
         levels=np.cumsum([0, *map(len, levels)])[:-1].astype(np.int64),
