@@ -80,3 +80,26 @@ def test_what_is_looked_at_ahead(guest: str, mix: str, monkeypatch: pytest.Monke
     run(scenario)
     assert Seen.looks < 12 * len(calls)
     assert Seen.looks or mix != "conversions"
+
+
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        (["a", "a", None, "b", "b"], [3, 3, 3, 5, 5]), ([None, "a"], [2, 2]), ([None, None], [2, 2]), ([], []),
+        (["a", "b", "a", None], [1, 2, 4, 4]), (["a", None, None, "a", "b"], [4, 4, 4, 4, 5]),
+    ],
+)  # fmt: skip
+def test_where_another_file_begins(names: list[str | None], ends: list[int]) -> None:
+    assert look_ahead._ends_of_equal(names).tolist() == ends
+
+
+def test_no_list_is_asked_where_files_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    for made in LISTS:
+        monkeypatch.setattr(made, "run", lambda bulk, place, *more: asked.append(place))
+    guest = {"memory": PAGE * PAGES, "vm_type": "sw_protected"}
+    calls = [{"op": "fault", "by": "guest", "file": "ab"[number % 2], "length": PAGE} for number in range(60)]
+    calls += [{"op": "fault", "by": "guest", "file": "a", "length": PAGE}] * 20
+    operations = [*({"op": "create", "file": name} for name in "ab"), *calls]
+    run(Scenario.from_mapping({"host": "xeon-e5-2680-2s", "guest": guest, "operations": operations}))
+    assert set(asked) == set(range(62, 82 - look_ahead.LEAST + 1))

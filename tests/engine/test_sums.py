@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench.engine.conversions import Conversions
-from workbench.engine.lists import backends, devices, faults, light, light_faults, present, tracked
+from workbench.engine.lists import backends, devices, faults, light, light_faults, look_ahead, present, tracked
 from workbench.engine.objects import Inode
 from workbench.engine.system import System
 from workbench.running import run
 
 PAGES = 1024
-LISTS = [backends, devices, faults, light, light_faults, present, tracked]
+LISTS = [backends, devices, faults, light, light_faults, look_ahead, present, tracked]
 HOST = {
     "name": "two",
     "nodes": [{"id": 0, "memory_bytes": "64 MiB", "cpus": [0]}, {"id": 1, "memory_bytes": "256 MiB", "cpus": [1]}],

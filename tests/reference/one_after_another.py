@@ -11,7 +11,7 @@ import numpy as np
 import workbench as wb
 from workbench.answer import Answer
 from workbench.engine.filemap import FileMap
-from workbench.engine.lists import faults
+from workbench.engine.lists import faults, look_ahead
 from workbench.engine.objects import Inode, Result
 from workbench.engine.range_trees import StateTree
 from workbench.running import run
@@ -28,7 +28,11 @@ def together(module: ModuleType, given: wb.Scenario, least: int) -> tuple[Answer
         many.append(len(results))
         return _DONE(results, *state)
 
-    with mock.patch.object(module, "LEAST", least), mock.patch.object(module, "Done", done):
+    with (
+        mock.patch.object(look_ahead, "LEAST", 2),
+        mock.patch.object(module, "LEAST", least),
+        mock.patch.object(module, "Done", done),
+    ):
         return run(given), sum(many)
 
 

@@ -17,7 +17,7 @@ from workbench.engine import calls_mm
 from workbench.engine.calls import CALLS, idle
 from workbench.engine.lists.backends import BulkBackends
 from workbench.engine.lists.devices import BulkDevices
-from workbench.engine.lists.faults import BulkFaults, Done
+from workbench.engine.lists.faults import LEAST, BulkFaults, Done
 from workbench.engine.lists.light import BulkLight
 from workbench.engine.lists.light_faults import BulkLightFaults
 from workbench.engine.lists.present import BulkPresent
@@ -99,6 +99,7 @@ class LookAhead:
         self._places = np.flatnonzero(busy)
         given = list(operations) if self._all_busy else [operations[place] for place in self._places.tolist()]
         self._stand_ins = StandIns(system, given)
+        self._same_file_to = _ends_of_equal([getattr(operation, "file", None) for operation in given])
         self._faults = BulkFaults(system, given)
         self._others = (
             BulkTracked(system, given),
@@ -117,6 +118,8 @@ class LookAhead:
         if type(self.operations[number]) in self._idle or isinstance(self.operations[number], _LOOKS):
             return None
         place, stand_ins = int(self._place[number]), self._stand_ins
+        if self._same_file_to[place] - place < LEAST:  # a list is of one file
+            return None
         stand_ins.look()
         before = stand_ins.before(place, results[int(self._places[place - 1])]) if place else None
         done = self._faults.run(place, before)
@@ -149,6 +152,16 @@ class LookAhead:
                 whole=_rows(states.whole, of), pamt=_rows(states.pamt, of), leaves=_rows(states.leaves, of),
             )  # fmt: skip
         return Done(results, placed, done.free[of], _rows(done.metadata, of), states, _rows(done.attributes, of))
+
+
+def _ends_of_equal(names: list[str | None]) -> Int64s:
+    """Of each name, the place of the first after it that is another, int64 (n,); None is no other."""
+    numbers: dict[str | None, int] = {}
+    known = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+    named = np.flatnonzero(known != numbers.get(None, -1))
+    changes = named[1:][known[named[1:]] != known[named[:-1]]]
+    ends = np.append(changes, len(names))
+    return ends[np.searchsorted(changes, np.arange(len(names)), side="right")]
 
 
 def _rows(array: Int64s | None, of: Int64s) -> Int64s | None:
