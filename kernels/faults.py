@@ -45,8 +45,9 @@ LEFT = 3
 FAULT, STAGE, PIECES, ENTERED, STATUS, EVENTS = range(6)
 """Fields of ``at``: fault, what is done of it next, its pieces, allocation row entered next, how placing ended, and events of
 nodes that are written."""
-TOUCHES, MAPS, HOLE = range(3)
-"""What a row does: has its pages placed, enters them in a page table as well, or frees them and takes them out of it."""
+TOUCHES, MAPS, HOLE, LEAVES = range(4)
+"""What a row does: has its pages placed, enters them in a page table as well, or frees them and takes them out of it; or takes
+them out of file and table, and they stay taken (poisoned)."""
 NODES_SHIFT = 6
 _BEGIN, _PLACE, _ENTER = 0, 1, 2
 FREE_BLOCKS = 2
@@ -132,7 +133,7 @@ def carry_out(
         if _blocks(present) < FREE_BLOCKS or _blocks(mapped) < FREE_BLOCKS:
             return NEEDS_ROOM
         _count_ranges(given, fault, present, output, -1)
-        if faults[fault, 4] == HOLE:
+        if faults[fault, 4] >= HOLE:
             _punch(given, fault, present, mapped, zones, output)
             _count_ranges(given, fault, present, output, 1)
             _free_nodes(given, nodes, fault, present)
@@ -183,11 +184,11 @@ def _keep(given: Faults, fault: Int, requests: Requests, turns: Interleaving, zo
 
 @kernel
 def _punch(given: Faults, fault: Int, present: tables.Runs, mapped: tables.Runs, zones: Zones, output: Output) -> None:
-    """Pages of a hole go back to their zones."""
+    """Pages of a hole go back to their zones, if they do not stay taken."""
     first, end, found = given.faults[fault, 0], given.faults[fault, 1], given.pieces
     for zone in range(zones.free.shape[0]):
         given.placed[fault, zone] = 0
-    page = first
+    page = first if given.faults[fault, 4] == HOLE else end
     while page < end:
         count = tables.cut(present, page, end, found)
         page = end if count <= found.shape[0] else found[found.shape[0] - 1, 0] + found[found.shape[0] - 1, 1]

@@ -101,12 +101,19 @@ class _List(NamedTuple):
 
     operations: list[_Alike]
     rows: Int64s
-    """int64 (n, 5), as :mod:`workbench.kernels.faults` takes them."""
+    """int64 (m, 5), as :mod:`workbench.kernels.faults` takes them."""
+    of: Int64s
+    """int64 (m,), the operation that each row is of; each has one row at least."""
     kind: Int64s
     calls: Int64s
     """int64 (n, 6), rows of streams of a tracked file."""
     tracked: TrackedFaults | None
     policies: Found
+
+    @property
+    def length(self) -> int:
+        """How many operations have rows."""
+        return int(self.of[-1]) + 1 if len(self.of) else 0
 
 
 class BulkFaults:
@@ -136,13 +143,14 @@ class BulkFaults:
             self._not_before = number + LEAST  # what is asked changes seldom
             return None
         given = self._list(file, self.operations[number : number + self._most])
-        certain = len(given.rows) == len(given.operations)
-        if len(given.rows) < LEAST:  # what ends it would end one that begins later, too
-            self._not_before, self._most = number + len(given.rows) + 1, self._most if certain else LEAST
+        count = given.length
+        certain = count == len(given.operations)
+        if count < LEAST:  # what ends it would end one that begins later, too
+            self._not_before, self._most = number + count + 1, self._most if certain else LEAST
             return None
         done, status = self._run(file, given)
         if status == TOO_MANY_POLICIES:  # to find out again would cost their number
-            self._not_before, self._most = number + len(given.rows), MOST
+            self._not_before, self._most = number + count, MOST
             return None
         count = 0 if done is None else len(done.results)
         self._most = min(2 * self._most, MOST) if certain and status == placement.DONE else max(2 * count, LEAST)
@@ -241,13 +249,16 @@ class BulkFaults:
         if system.conversions is not None and len(table) >= LEAST:
             tracked = TrackedFaults(system, inode, table, kind, stream, file.mapping)
             table = tracked.rows
-        return _List(taken, table, kind, stream, tracked, policies)
+        return _List(
+            taken, table, np.arange(len(table)) if tracked is None else tracked.of, kind, stream, tracked, policies
+        )
 
     def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
         """Carry out operations of a list, as far as they can be together, and whether that was all."""
         system, inode, rows, tracked = self.system, file.inode, listed.rows, listed.tracked
-        tasks = list(system.tasks.values())
-        asked = asked_for(system, inode, rows, tasks, listed.policies.policies if listed.policies.change else None)
+        tasks, of = list(system.tasks.values()), listed.of
+        policies = [listed.policies.policies[one] for one in of.tolist()] if listed.policies.change else None
+        asked = asked_for(system, inode, rows, tasks, policies)
         if asked is None:
             return None, TOO_MANY_POLICIES
         given, requests = asked
@@ -260,22 +271,30 @@ class BulkFaults:
         nid = np.array([task.nid for task in tasks], np.int64)
         nodes = followed_nodes(listed_nodes, len(rows), np.repeat(nid, len(given.row_of) // len(tasks)))
         status = place(system, given, nodes, file, requests)
-        done = int(given.at[kernel.FAULT])
+        ran = int(given.at[kernel.FAULT])
+        done = listed.length if ran == len(rows) else int(of[ran])
+        begin = np.searchsorted(of, np.arange(done + 1))
+        """The first row of each operation that was done, and of the one after them."""
         if status == placement.OUT_OF_MEMORY:  # asked again alone, it is refused
-            system.begun[:] = given.placed[done]
-        if not done:
+            system.begun[:] = given.placed[begin[done] : ran + 1].sum(axis=0)
+        if not ran:
             return None, status
-        found = None if tracked is None else tracked.carry_out(given.entered[:done])
+        last = begin[1:] - 1
+        found = None if tracked is None or not done else tracked.carry_out(given.entered[last])
         if tracked is None:
-            self._zap_others(file, rows[:done])
+            self._zap_others(file, rows[:ran])
         held = None
         if listed_nodes is not None:
-            whose = [tasks[row] for row in rows[:done, 3].tolist()]
-            held = _held_after(system, file, listed, rows[:done], found, whose, before, given, (listed_nodes, nodes))
+            whose = [tasks[row] for row in rows[:ran, 3].tolist()]
+            held = _held_after(system, file, listed, found, whose, before, given, (listed_nodes, nodes), last)
+        if not done:
+            return None, status
         listed.policies.redo(listed.operations[:done])
         results = results_of(listed.operations[:done], found, listed.policies.results)
         states = None if found is None else found.states
-        return Done(results, given.placed[:done], given.free[:done], held, states), status
+        placed = np.add.reduceat(given.placed[:ran], begin[:-1], axis=0)
+        placed[-1] -= given.placed[begin[done] : ran].sum(axis=0)  # of one that was begun
+        return Done(results, placed, given.free[last], held, states), status
 
     @staticmethod
     def _zap_others(file: OpenFile, rows: Int64s) -> None:
@@ -333,7 +352,7 @@ def place(
     map_, mapping = file.inode.map, file.mapping
     turns, zones = system.turns_and_zones(file.inode, 0)
     maps = bool(given.faults[:, 4].any()) and file.inode.tracked is None
-    holes = bool((given.faults[:, 4] == kernel.HOLE).any())
+    holes = bool((given.faults[:, 4] >= kernel.HOLE).any())
     while True:
         present = map_.room(erases=holes)
         mapped = mapping.room() if maps and mapping is not None else present
@@ -453,7 +472,9 @@ def results_of(
     told = (None if found is None else found.said) or {}
     marked = [] if found is None else found.marked.tolist()
     for number, (one, error, offset) in enumerate(zip(operations, errors, offsets, strict=True)):
-        if isinstance(one, sc.Fault) and not error:
+        if number in told:
+            out.append(told[number])
+        elif isinstance(one, sc.Fault) and not error:
             pages = (one.length or 0) // PAGE_SIZE
             key = (one.by, pages)
             if key not in said:
@@ -461,8 +482,6 @@ def results_of(
             out.append(said[key])
         elif number in alone:
             out.append(alone[number])
-        elif number in told:
-            out.append(told[number])
         elif isinstance(one, _OF_STATES):
             out.append(result_of_call(error, offset))
         elif isinstance(one, sc.Hwpoison):
@@ -480,26 +499,30 @@ def _held_after(
     system: System,
     file: OpenFile,
     listed: _List,
-    rows: Int64s,
     found: Outcomes | None,
     tasks: list[Thread],
     before: Int64s,
     given: kernel.Faults,
     of_nodes: tuple[ListNodes, kernel.Nodes],
+    last: Int64s,
 ) -> Int64s:
-    """Metadata after each of n operations, int64 (n, kinds, nodes)."""
-    metadata, inode, count = system.metadata, file.inode, len(rows)
+    """Metadata after each of n operations, int64 (n, kinds, nodes), whose last rows are ``last`` of those that ran.
+
+    ``tasks`` of the rows.
+    """
+    metadata, inode, ran = system.metadata, file.inode, len(tasks)
     assert metadata is not None
-    free, rotations, kind = given.free[:count], given.rotations[:count], listed.kind[:count]
+    rows, kind = listed.rows[:ran], listed.kind[listed.of[:ran]]
+    free, rotations = given.free[:ran], given.rotations[:ran]
     free_before = np.concatenate((before[None], free[:-1]))
     nodes, followed = of_nodes
     events = followed.events[: int(given.at[kernel.EVENTS])]
     events = np.insert(events, 1, 0, axis=1)  # all of the page cache
-    held = nodes.held_after(events, count, tasks, free_before[events[:, 0]], rotations)
+    held = nodes.held_after(events, ran, tasks, free_before[events[:, 0]], rotations)
     nodes.enter(followed.owner[None])
     light = metadata.light_map(inode)
     if light is not None:
-        extents = light.follow(given.ranges_more[:count], int(given.entered[count - 1]))
+        extents = light.follow(given.ranges_more[:ran], int(given.entered[ran - 1]))
         grown = metadata.follow_nodes(LIGHT_MAP, light, extents, tasks, (free, rotations))
         held[:, [STATE_TREE, LIGHT_MAP]] = grown[:, [STATE_TREE, LIGHT_MAP]]
 
@@ -508,25 +531,28 @@ def _held_after(
         some = np.flatnonzero(pages[:, 1] > pages[:, 0])
         if walk is None or not len(some):
             return
-        which = np.column_stack((pages, rows[:, 2:]))[some]
+        which = np.column_stack((pages, rows[: len(pages), 2:]))[some]
         whose = [tasks[row] for row in some.tolist()]
         was = metadata.held.copy()
         after = metadata.count_faults(walk, which, whose, free_before[some], rotations[some])
-        held[some[0] :] += (after - was)[np.searchsorted(some, np.arange(some[0], count), side="right") - 1]
+        held[some[0] :] += (after - was)[np.searchsorted(some, np.arange(some[0], ran), side="right") - 1]
 
-    by_host, by_guest = kind == BY_HOST, kind == BY_GUEST
-    walked = rows[:, :2] if found is None else found.walked
+    done = int(last[-1]) + 1 if len(last) else 0
+    by_host, by_guest = kind[:done] == BY_HOST, kind[:done] == BY_GUEST
+    walked = rows[:done, :2] if found is None else found.walked
     if by_host.any():
         count_tables(system.host_walk(file.mapping), walked * by_host[:, None])
     if by_guest.any():
-        count_tables(system.guest_walk(inode), rows[:, :2] * by_guest[:, None])
-    if found is not None and (kind == CALLED).any():
-        calls = listed.calls[:count]
+        count_tables(system.guest_walk(inode), rows[:done, :2] * by_guest[:, None])
+    held = held[last]
+    is_call = listed.kind[: len(last)] == CALLED
+    if found is not None and is_call.any():
+        calls, whose = listed.calls[: len(last)], [tasks[row] for row in last.tolist()]
         first, end = pages_of_calls(calls)
-        converted = (kind == CALLED) & (calls[:, folio.OP] == folio.CONVERT) & (found.errors == 0)
+        converted = is_call & (calls[:, folio.OP] == folio.CONVERT) & (found.errors == 0)
         to_shared = calls[:, folio.ARGUMENT] == 1
         trees = metadata.follow_states(
-            inode, tasks, first, np.where(converted, end, first), to_shared, (free, rotations)
+            inode, whose, first, np.where(converted, end, first), to_shared, (free[last], rotations[last])
         )
         held[:, [STATE_TREE, LIGHT_MAP]] = trees[:, [STATE_TREE, LIGHT_MAP]]
     if found is not None and found.states.pamt is not None:

@@ -24,7 +24,8 @@ from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
 from workbench.engine.users import IOMMU
-from workbench.intervals import Int64s, in_intervals, pages_of
+from workbench.intervals import Int64s, equal_intervals, in_intervals, pages_of
+from workbench.kernels import faults as kernel
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.tracked_file import KINDS, StreamResult, bits_at
@@ -34,8 +35,6 @@ from workbench.units import PAGE_SIZE
 Bools = npt.NDArray[np.bool_]
 Call = sc.Convert | sc.Pin | sc.Unpin
 CALLS = (sc.Convert, sc.Pin, sc.Unpin)
-MEETS_POISON = (folio.CONVERT, folio.UNPIN, folio.POISON)
-"""What is done to a poisoned page as to another; a conversion finds that it is held."""
 _OPS: dict[type[Call], int] = {sc.Convert: folio.CONVERT, sc.Pin: folio.PIN, sc.Unpin: folio.UNPIN}
 ALLOCATED, BY_GUEST, BY_HOST, CALLED, PUNCHED = range(5)
 """What a row of a list does: allocates by a call on the file, touches as the guest or as the host, is one of :data:`CALLS` or
@@ -45,6 +44,8 @@ MOST_PAGES = 1 << 14
 POISONED_PAGES = 64
 """Of one call of a list, each of which is a row."""
 _CALL_PAGES = 2048  # of any other
+_FEW = 64
+"""Pages of a row each of which is followed; the kernel takes any so many."""
 _AS_BEFORE, _NO, _YES, _UNSURE = range(4)
 _OP_OF = np.zeros(5, np.int64)
 _OP_OF[[BY_GUEST, BY_HOST, PUNCHED]] = folio.GUEST_FAULT, folio.HOST_FAULT, folio.PUNCH
@@ -73,11 +74,6 @@ def possible(system: System, inode: Inode) -> bool:
     if not isinstance(tracked, ConversionFile) or inode.evicted:
         return False
     return not (inode.order and inode.users is not None and inode.users.iommu.pages)
-
-
-def holes_possible(inode: Inode) -> bool:
-    """Whether what leaves a file is free at once: nobody holds a page of it, nor one that left it before."""
-    return inode.tracked is None or not (inode.kept or len(inode.tracked.pinned()))
 
 
 def pins_possible(system: System, file: OpenFile) -> bool:
@@ -208,7 +204,8 @@ class Outcomes(NamedTuple):
     marked: Int64s
     """Pages that memory failure marked."""
     walked: Int64s
-    """int64 (n, 2), pages [first, end) for which a host's fault went through its page tables: what it had not mapped."""
+    """int64 (parts, 2), pages [first, end) of each row of the kernel for which a host's fault went through its page tables: what
+    it had not mapped."""
     states: States
     said: dict[int, Result] | None = None
     """What rows returned whose errors do not say it."""
@@ -314,19 +311,39 @@ class TrackedFaults:
         is_call = self.kind == CALLED
         self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
         self.rows[is_call, :2] = 0  # but for what is pinned and is not there
-        poisons = is_call & (self.calls[:, folio.OP] == folio.POISON)
-        meets = np.isin(self.kind, (ALLOCATED, BY_GUEST)) | (is_call & np.isin(self.calls[:, folio.OP], MEETS_POISON))
-        self.rows = self.rows[: first_among(self.span, self.tracked.poisoned(), ~meets)]
         calls = np.flatnonzero(is_call)
         unpin = first_of_kept(inode, self.calls[calls])
         self.rows = self.rows[: calls[unpin] if unpin < len(calls) else None]
-        held = self._held_before()
-        pins = is_call & (self.calls[:, folio.OP] == folio.PIN)
+        held, op = self._held_before(), self.calls[:, folio.OP]
+        asked = (self.kind == BY_HOST) | (is_call & ((op == folio.PIN) | (op == folio.POISON))) | self._device_rows()
+        asked |= (self.kind == PUNCHED) & (held | (self.tracked.count("poisoned_pages") > 0))
         self.devices = DeviceRows(inode)
-        if (self.kind == BY_HOST).any() or (
-            pins | poisons | self._device_rows() | (held & (self.kind == PUNCHED))
-        ).any():
+        self.said = self.devices.said
+        """What rows return whose errors do not say it."""
+        self._acts: dict[int, list[tuple[int, int]]] = {}
+        """Of the host's faults on few pages: which of them it reaches that it had not mapped."""
+        self._bad: set[int] = set()
+        """Faults of the host on a poisoned page."""
+        self._parts: dict[int, list[tuple[int, int, int]]] = {}
+        """What the kernel is given in the place of a row: first page, end, what is done."""
+        if asked.any():
             self.rows = self.rows[: self._look_ahead(held.tolist())]
+        self.rows, self.of = self._cut()
+
+    def _cut(self) -> tuple[Int64s, Int64s]:
+        """Rows of the kernel, and the row that each is of."""
+        count = len(self.rows)
+        if not self._parts:
+            return self.rows, np.arange(count)
+        many = np.ones(count, np.int64)
+        many[list(self._parts)] = [max(1, len(parts)) for parts in self._parts.values()]
+        of = np.repeat(np.arange(count), many)
+        rows, at = self.rows[of], np.cumsum(many) - many
+        for number, parts in self._parts.items():
+            rows[at[number], 1] = rows[at[number], 0]  # without parts nothing is placed
+            for row, part in enumerate(parts, int(at[number])):
+                rows[row, [0, 1, 4]] = part
+        return rows, of
 
     def _held_before(self) -> Bools:
         """Whether somebody holds a page of each row now; only of holes and of what is about a page."""
@@ -345,56 +362,80 @@ class TrackedFaults:
             & (self.calls[:, folio.ARGUMENT] == folio.DEVICE)
         )
 
+    def _cells(self) -> tuple[Int64s, Int64s, list[bytearray]]:
+        """Edges between pages, the cell after an edge in which each row begins and ends, and what is known of each cell.
+
+        That is the state, whether the pages are there, the host has them mapped, somebody may hold them, and some are poisoned.
+        Of a cell of several pages, which are of no row of few pages, it is what it was before.
+        """
+        size, tracked = self.span[:, 1] - self.span[:, 0], self.tracked
+        few = (size > 1) & (size <= _FEW)
+        edges = np.unique(np.append(pages_of(self.span[few, 0], self.span[few, 1])[1], self.span))
+        single = np.append(np.diff(edges) == 1, False)
+        pages = np.minimum(edges, self.inode.pages - 1)
+        mapped = np.zeros(len(edges), bool)
+        if self.mapping is not None:
+            mapped = in_intervals(pages, self.mapping.mapped())
+        known = (bits_at(tracked.state.shared, pages), bits_at(tracked.state.present, pages), mapped)
+        bad = np.searchsorted(tracked.poisoned(), edges)
+        of_cells = [np.where(single, np.where(one, _YES, _NO), _AS_BEFORE) for one in known]
+        of_cells += [np.zeros(len(edges), bool), np.append(np.diff(bad) > 0, False)]
+        return edges, np.searchsorted(edges, self.span), [bytearray(one.astype(np.uint8).tobytes()) for one in of_cells]
+
     def _look_ahead(self, was_held: list[bool]) -> int:
         """How many rows come before one that finds what is not certain; leaves of the host's faults what they place.
 
-        What is held stays allocated when it leaves the file: a hole of a page that may be ends a list.
+        What is held stays allocated when it leaves the file: a hole of a page that may be ends a list. So does what is poisoned,
+        which is known of each page.
         """
         span = self.span
-        edges, cell = np.unique(span, return_inverse=True)
-        cells = cell.reshape(span.shape)
-        # Of pages between two edges: their state, whether they are there, the host has them mapped, and they may be held.
-        state, there, mapped, held = (np.full(len(edges), _AS_BEFORE, np.int8) for _ in range(4))
-        poisoned, poisons = np.zeros(len(edges), bool), False  # in this list
-        present, shared = self.tracked.state.present, self.tracked.state.shared
-        was_present, was_shared = (bits_at(bits, span[:, 0]).tolist() for bits in (present, shared))
-        in_map = None if self.mapping is None else self.mapping.mapped()
+        edges, cells, (state, there, mapped, held, poisoned) = self._cells()
+        shared = self.tracked.state.shared
+        was_present = bits_at(self.tracked.state.present, span[:, 0]).tolist()
         of_device = self._device_rows().tolist()
         rows = np.column_stack((self.kind, span, cells)).tolist()
         drains = bool(self.tracked.state.options[folio.DRAIN])  # else a batch holds what was placed
+
+        def set_all(cells: bytearray, value: int) -> None:
+            cells[low:high] = bytes((value,)) * (high - low)
+
         for number, (kind, first, end, low, high) in enumerate(rows[: len(self.rows)]):
-            here = slice(low, high)
+            one, is_bad = end - first == 1, poisoned.find(1, low, high) >= 0
             is_there = there[low] == _YES or (there[low] == _AS_BEFORE and was_present[number])
-            if poisons and poisoned[here].any() and not self._meets_poison(number):
-                return number
             if kind == PUNCHED:
-                if was_held[number] or (held[here] == _YES).any():
+                if was_held[number] or held.find(1, low, high) >= 0 or (is_bad and high - low != end - first):
                     return number
-                there[here] = mapped[here] = _NO
+                if is_bad:
+                    self._parts[number] = _hole(first, poisoned[low:high])
+                    set_all(poisoned, 0)
+                set_all(there, _NO)
+                set_all(mapped, _NO)
             elif kind == CALLED:
                 op, offset, length, argument = self.calls[number, :4].tolist()
                 if of_device[number]:
                     may = op == folio.PIN and self._shared_for_certain(number, edges, state)
-                    if may is None or not self._of_device(number, op == folio.PIN, may):
+                    if may is None or (may and is_bad) or not self._of_device(number, op == folio.PIN, may):
                         return number
                     if self.kind[number] == ALLOCATED:  # refused by its areas
                         continue
                 if op == folio.CONVERT and (offset | length) % PAGE_SIZE == 0:
                     if argument:
-                        state[here] = _YES
-                    else:  # refused where somebody holds a page
-                        free = drains and not was_held[number] and held[low] != _YES
-                        state[here] = _NO if end - first == 1 and (free or not is_there) else _UNSURE
-                        mapped[here] = _UNSURE
-                elif op == folio.POISON and (is_there or end - first > 1):
-                    poisoned[here] = poisons = True
+                        set_all(state, _YES)
+                    elif not (one and is_bad):  # else it stays, for memory failure holds it
+                        free = drains and not was_held[number] and not held[low]
+                        set_all(state, _NO if one and (free or not is_there) else _UNSURE)
+                        set_all(mapped, _UNSURE)
+                elif op == folio.POISON:
+                    for cell in range(low, high):
+                        if there[cell] == _YES:
+                            poisoned[cell], mapped[cell] = 1, _NO
                 elif op == folio.PIN and argument == folio.TRANSIENT:
-                    if end - first > 1 or is_there:
-                        held[here] = _YES
-                elif op == folio.PIN:
-                    found = int(state[low])
-                    may = end - first > 1 or found in (_YES, _UNSURE) or (found == _AS_BEFORE and was_shared[number])
-                    if end - first > 1 and not self._are_there(number, edges, there):
+                    if not one or is_there:
+                        set_all(held, 1)
+                elif op == folio.PIN and not (one and is_bad):
+                    found = state[low]
+                    may = not one or found in (_YES, _UNSURE)
+                    if not one and not self._are_there(number, edges, there):
                         return number
                     if not is_there:
                         if found == _UNSURE:
@@ -402,39 +443,86 @@ class TrackedFaults:
                         if may:
                             self.rows[number, :2], there[low] = (first, end), _YES
                     if may:
-                        held[here], mapped[here] = _YES, _UNSURE
+                        set_all(held, 1)
+                        set_all(mapped, _UNSURE)
             elif kind != BY_HOST:
-                there[here] = _YES
-            elif end - first == 1:
-                found = int(state[low])
-                if found == _UNSURE and not is_there:
+                set_all(there, _YES)
+            elif one:
+                found = state[low]
+                if found == _UNSURE and (is_bad or not is_there):
                     return number
-                if found == _YES or (found == _AS_BEFORE and was_shared[number]):
+                if found == _YES and is_bad:
+                    self._bad.add(number)
+                elif found == _YES:
                     there[low], mapped[low] = _YES, _YES
                 else:
                     self.rows[number, 1] = first
-                    mapped[low] = _UNSURE
+                    mapped[low] = _UNSURE if found == _UNSURE else _NO
+            elif end - first <= _FEW:
+                if not self._host_touches(number, first, state[low:high], mapped[low:high], poisoned[low:high]):
+                    return number
+                for cell in range(low, high):
+                    if state[cell] == _YES:
+                        there[cell], mapped[cell] = _YES, _NO if poisoned[cell] else _YES
             else:
                 pages = np.arange(first, end)
                 at = np.searchsorted(edges, pages, side="right") - 1
-                known = np.where(state[at] == _AS_BEFORE, np.where(bits_at(shared, pages), _YES, _NO), state[at])
-                assert in_map is not None
-                mapped_now = np.where(mapped[at] == _AS_BEFORE, in_intervals(pages, in_map), mapped[at] == _YES)
+                now, in_map = np.frombuffer(state, np.uint8)[at], np.frombuffer(mapped, np.uint8)[at]
+                known = np.where(now == _AS_BEFORE, np.where(bits_at(shared, pages), _YES, _NO), now)
+                assert self.mapping is not None
+                before = in_intervals(pages, self.mapping.mapped())
+                mapped_now = np.where(in_map == _AS_BEFORE, before, in_map == _YES)
                 parts = int(np.count_nonzero(np.diff(mapped_now.astype(np.int8), prepend=1) < 0))
-                if (known != _YES).any() or (mapped[at] == _UNSURE).any() or parts > 1:
+                if is_bad or (known != _YES).any() or (in_map == _UNSURE).any() or parts > 1:
                     return number
-                there[here], mapped[here] = _YES, _YES
+                set_all(there, _YES)
+                set_all(mapped, _YES)
         return len(self.rows)
 
-    def _meets_poison(self, number: int) -> bool:
-        """Whether a row is carried out on a poisoned page as on another, or (of the guest) is refused and that is all."""
-        kind = self.kind[number]
-        return kind in (ALLOCATED, BY_GUEST) or (kind == CALLED and self.calls[number, folio.OP] in MEETS_POISON)
+    def _host_touches(self, number: int, first: int, state: bytearray, mapped: bytearray, poisoned: bytearray) -> bool:
+        """The host touches a few pages from ``first`` on: what it has not mapped of what is shared is placed, part by part.
 
-    def _shared_for_certain(self, number: int, edges: Int64s, state: npt.NDArray[np.int8]) -> bool | None:
+        False: it is not certain of some.
+        """
+        parts: list[tuple[int, int, int]] = []
+        acts: list[tuple[int, int]] = []
+        missing, begin, reached, good = (
+            -1,
+            -1,
+            -1,
+            0,
+        )  # the first page that raises a signal, the part, what of it is reached
+        end = first + len(state)
+        for page, (now, in_map, bad) in enumerate(zip(state, mapped, poisoned, strict=True), first):
+            if now == _UNSURE or (now == _YES and in_map == _UNSURE):
+                return False
+            good += now == _YES and not bad
+            if (now != _YES or bad) and missing < 0:
+                missing = page
+            touched = now == _YES and in_map != _YES
+            if touched and begin < 0:
+                begin = page
+            if reached >= 0 and (not touched or bad):
+                acts.append((reached, page))
+                reached = -1
+            if touched and not bad and reached < 0:
+                reached = page
+            if begin >= 0 and not touched:
+                parts.append((begin, page, kernel.TOUCHES))
+                begin = -1
+        if begin >= 0:
+            parts.append((begin, end, kernel.TOUCHES))
+        if reached >= 0:
+            acts.append((reached, end))
+        self._parts[number], self._acts[number] = parts, acts
+        if missing >= 0:
+            self.said[number] = Result(good, 0, {"bad": end - first - good, "first": missing})
+        return True
+
+    def _shared_for_certain(self, number: int, edges: Int64s, state: bytearray) -> bool | None:
         """Whether all pages of a row are shared when its turn comes; None: that is not known, or not of all alike."""
         pages = np.arange(*self.span[number].tolist())
-        now = state[np.searchsorted(edges, pages, side="right") - 1]
+        now = np.frombuffer(state, np.uint8)[np.searchsorted(edges, pages, side="right") - 1]
         shared = np.where(now == _AS_BEFORE, bits_at(self.tracked.state.shared, pages), now == _YES)
         return None if (now == _UNSURE).any() or shared.any() != shared.all() else bool(shared[0])
 
@@ -450,10 +538,10 @@ class TrackedFaults:
             self.calls[number, [folio.OFFSET, folio.LENGTH]] = found[0] * PAGE_SIZE, (found[1] - found[0]) * PAGE_SIZE
         return True
 
-    def _are_there(self, number: int, edges: Int64s, there: npt.NDArray[np.int8]) -> bool:
+    def _are_there(self, number: int, edges: Int64s, there: bytearray) -> bool:
         """Whether all pages of a row are there for certain, when its turn comes."""
         pages = np.arange(*self.span[number].tolist())
-        now = there[np.searchsorted(edges, pages, side="right") - 1]
+        now = np.frombuffer(there, np.uint8)[np.searchsorted(edges, pages, side="right") - 1]
         return bool(np.where(now == _AS_BEFORE, bits_at(self.tracked.state.present, pages), now == _YES).all())
 
     def carry_out(self, entered: Int64s) -> Outcomes:
@@ -467,7 +555,7 @@ class TrackedFaults:
         end = np.searchsorted(row, np.arange(done), side="right")
         errors, offsets, marked, states = after_each(self.system, inode, stream, end)
         states = self.devices.carry_out(self.system, inode, states)
-        return Outcomes(errors, offsets, marked, self._map(done, errors, offsets), states, self.devices.said)
+        return Outcomes(errors, offsets, marked, self._map(done, errors, offsets), states, self.said)
 
     def _stream(self, entered: Int64s) -> tuple[Int64s, Int64s]:
         """Stream int64 (m, 6) of rows, each first what is put in and then what is done, and the row that each is of."""
@@ -484,17 +572,31 @@ class TrackedFaults:
         rows[touch, folio.OFFSET] = self.span[act[touch], 0] * PAGE_SIZE
         rows[touch, folio.LENGTH] = (self.span[act[touch], 1] - self.span[act[touch], 0]) * PAGE_SIZE
         rows[touch, folio.ARGUMENT] = np.where(kind[touch] == BY_GUEST, folio.AS_IT_IS, 0)
+        rows, act = self._acts_of_host(rows, act)
         rows, act = page_by_page(rows, act)
         of = np.concatenate((fault, act))
         order = np.argsort(of, kind="stable")
         return np.concatenate((put, rows))[order], of[order]
 
+    def _acts_of_host(self, rows: Int64s, act: Int64s) -> tuple[Int64s, Int64s]:
+        """Rows of a stream, and what they are of, with as many for a fault of the host as it reaches pieces."""
+        if not self._acts:
+            return rows, act
+        many = np.array([len(self._acts.get(number, (None,))) for number in act.tolist()], np.int64)
+        of = np.repeat(np.arange(len(act)), many)
+        rows, act, begin = rows[of], act[of], np.cumsum(many) - many
+        for number, at in zip(act[begin[many > 0]].tolist(), begin[many > 0].tolist(), strict=True):
+            for row, (low, high) in enumerate(self._acts.get(number, ()), at):
+                rows[row, folio.OFFSET], rows[row, folio.LENGTH] = low * PAGE_SIZE, (high - low) * PAGE_SIZE
+        return rows, act
+
     def _map(self, done: int, errors: Int64s, offsets: Int64s) -> Int64s:
         """The host's page tables; returns which pages were not there when its faults came (see :class:`Outcomes`)."""
-        walked = np.zeros((done, 2), np.int64)
+        place = np.searchsorted(self.of, np.arange(done + 1))
+        walked = np.zeros((int(place[-1]), 2), np.int64)
         kind = self.kind[:done]
         maps, zaps, stop = maps_and_zaps(self.calls[:done], errors, offsets)
-        faults = (kind == BY_HOST) & (errors == 0)
+        faults = kind == BY_HOST
         maps, zaps = maps & (kind == CALLED), (zaps & (kind == CALLED)) | (kind == PUNCHED)
         stop = np.where(kind == CALLED, stop, self.span[:done, 1])
         some = np.flatnonzero(faults | maps | zaps)
@@ -502,10 +604,20 @@ class TrackedFaults:
         for number, low, high in zip(some.tolist(), first, stop[some].tolist(), strict=True):
             if faults[number]:
                 assert self.mapping is not None
+                if number in self._acts:
+                    parts = self._parts[number]
+                    for part, (begin, end, _) in enumerate(parts, int(place[number])):
+                        walked[part] = begin, end
+                    for begin, end in self._acts[number]:
+                        self.mapping.map(begin, end)
+                    continue
+                if errors[number] and number not in self._bad:
+                    continue
                 missing = self.mapping.unmapped(low, high)
                 if len(missing):
-                    walked[number] = missing[0]
-                    self.mapping.map(low, high)
+                    walked[place[number]] = missing[0]
+                    if not errors[number]:
+                        self.mapping.map(low, high)
             elif low < high:
                 for mapping in self.inode.mappings:
                     if maps[number]:
@@ -513,6 +625,12 @@ class TrackedFaults:
                     elif not mapping.empty:
                         mapping.zap(low, high)
         return walked
+
+
+def _hole(first: int, poisoned: bytearray) -> list[tuple[int, int, int]]:
+    """What a hole of a few pages from ``first`` on does: poisoned ones leave the file, and stay taken."""
+    parts = equal_intervals(np.frombuffer(poisoned, np.uint8)).tolist()
+    return [(first + low, first + high, kernel.LEAVES if poisoned[low] else kernel.HOLE) for low, high in parts]
 
 
 def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> Ended:
