@@ -44,6 +44,8 @@ LOOKS: list[dict[str, Any]] = [
     {"op": "move_pages", "node": 1},
     {"op": "move_pages", "node": 0, "move_all": True},
     {"op": "migrate_pages", "source": 0, "target": 1},
+    {"op": "madvise", "advice": 22},
+    {"op": "mbind", "mode": "bind", "nodes": "1"},
 ]
 _OF_NO_RANGE = ("check_extension", "fstat", "read", "write", "migrate_pages")
 BUSY: list[dict[str, Any]] = [
@@ -104,6 +106,52 @@ def test_the_same_as_one_after_another(guest: str, calls: list[dict[str, Any]], 
     given_ = scenario(guest, calls, metadata)
     for module in GUESTS[guest][2]:
         one_after_another.assert_equal(module, given_)
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+@settings(max_examples=8, deadline=None)
+@given(
+    calls=st.lists(st.tuples(st.sampled_from([*BUSY, *LOOKS]), st.integers(0, 9)), min_size=10, max_size=60),
+    flags=st.sampled_from([[], ["mmap"]]), again=st.booleans(),
+)  # fmt: skip
+def test_what_looks_answers_as_it_would_alone(
+    guest: str, calls: list[tuple[dict[str, Any], int]], flags: list[str], again: bool
+) -> None:
+    given_ = scenario(guest, [at(call, page) for call, page in calls])
+    made = [sc.Create(flags=tuple(flags))]
+    made += [sc.Close(), sc.Create(flags=("mmap",))] * again
+    given_ = given_.replace(operations=[*made, *given_.operations[1:]])
+    for module in GUESTS[guest][2]:
+        one_after_another.assert_equal(module, given_)
+    together = run(given_).log.results
+    with mock.patch("workbench.running.LookAhead.run", return_value=None):
+        alone = run(given_).log.results
+    assert together == alone
+
+
+@pytest.mark.parametrize("guest", ["7.3", "in place", "snp"])
+def test_calls_through_no_mapping_end_no_list(guest: str) -> None:
+    between = [call for call in LOOKS if call["op"] in ("get_mempolicy", "move_pages", "madvise", "mbind")]
+    calls = [between[number // 2 % len(between)] if number % 2 else BUSY[0] for number in range(300)]
+    given_ = scenario(guest, [at(call, number) for number, call in enumerate(calls)])
+    given_ = given_.replace(operations=[sc.Create(flags=()), *given_.operations[1:]])
+    assert one_after_another.assert_equal(faults, given_) >= 148
+
+
+def test_calls_through_a_mapping_are_carried_out_in_their_turn() -> None:
+    operations: list[sc.Operation] = [sc.Create(flags=("mmap", "init_shared")), sc.Fault(by="guest", length=4096)]
+    for page in range(1, 121, 3):
+        at_page = {"offset": page * 4096, "length": 4096}
+        operations += [sc.Mbind(mode="bind", nodes=str(page % 2), **at_page), sc.Fault(by="guest", **at_page)]
+        operations += [
+            sc.GetMempolicy(file="guest", offset=4096),
+            sc.Mbind(mode="bind", nodes=str(page % 2), offset=4096, length=4096),
+        ]
+        operations += [sc.Madvise(advice=22, offset=(page + 1) * 4096, length=8192)]
+    answer = run(scenario("in place", []).replace(operations=operations))
+    asked = [result.detail["nodes"] for result in answer.log.results if "nodes" in result.detail]
+    assert asked == ["1", *(str(page % 2) for page in range(1, 118, 3))]
+    assert answer.log.placed.sum(axis=1).tolist() == [0, 1, *[0, 1, 0, 0, 2] * 40]
 
 
 def idle_calls(guest: str) -> list[dict[str, Any]]:

@@ -120,6 +120,9 @@ def changes_nothing(system: System, operation: sc.Operation) -> bool:
     if isinstance(operation, sc.MovePages):
         file = system.files.get(operation.file)
         return file is None or not file.inode.movable
+    if isinstance(operation, (sc.Madvise, sc.Mbind)):
+        file = system.files.get(operation.file)
+        return file is None or file.mapping is None
     if isinstance(operation, sc.MigratePages):
         return not any(file.inode.movable for file in system.files.values())
     return False

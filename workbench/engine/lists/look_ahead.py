@@ -13,20 +13,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine import calls_mm
+from workbench.engine import calls_files, calls_mm
 from workbench.engine.calls import CALLS, idle
 from workbench.engine.lists.backends import BulkBackends
 from workbench.engine.lists.devices import BulkDevices
 from workbench.engine.lists.faults import LEAST, BulkFaults, Done
 from workbench.engine.lists.light import BulkLight
 from workbench.engine.lists.light_faults import BulkLightFaults
+from workbench.engine.lists.policies import POLICY_CALLS
 from workbench.engine.lists.present import BulkPresent
 from workbench.engine.lists.tracked import BulkTracked
-from workbench.engine.objects import Result, failed
+from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Result, failed
 from workbench.engine.system import System
 from workbench.intervals import Int64s
 from workbench.units import PAGE_SIZE
 
+_THROUGH_MAPPING = (sc.Madvise, sc.Mbind, sc.MovePages, sc.GetMempolicy)
 _POPULATES = (calls_mm.MADV_POPULATE_READ, calls_mm.MADV_POPULATE_WRITE)
 _LOOKS = (sc.Observe, sc.Access, sc.GetMempolicy, sc.MovePages, sc.MigratePages)
 """What no list has."""
@@ -91,8 +93,8 @@ class LookAhead:
 
     def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
         self.system, self.operations = system, operations
-        self._idle = frozenset(idle(system.scenario))
-        busy = [type(operation) not in self._idle for operation in operations]
+        self._idle = _idle_ones(system, operations)
+        busy = [not is_idle for is_idle in self._idle]
         self._all_busy = all(busy)
         self._place = np.cumsum(busy) - 1
         """Of each operation, its place among those that may change something, or that of the last one before it."""
@@ -115,7 +117,7 @@ class LookAhead:
 
         results : of the operations before it
         """
-        if type(self.operations[number]) in self._idle or isinstance(self.operations[number], _LOOKS):
+        if self._idle[number] or isinstance(self.operations[number], _LOOKS):
             return None
         place, stand_ins = int(self._place[number]), self._stand_ins
         if self._same_file_to[place] - place < LEAST:  # a list is of one file
@@ -162,6 +164,38 @@ def _ends_of_equal(names: list[str | None]) -> Int64s:
     changes = named[1:][known[named[1:]] != known[named[:-1]]]
     ends = np.append(changes, len(names))
     return ends[np.searchsorted(changes, np.arange(len(names)), side="right")]
+
+
+def _idle_ones(system: System, operations: Sequence[sc.Operation]) -> list[bool]:
+    """Of each operation, whether it changes nothing and answers by what no list changes.
+
+    That is so of calls through a mapping that is never there, and of questions for policies that nobody sets any more.
+    """
+    types = frozenset(idle(system.scenario))
+    unmapped = _never_mapped(system, operations)
+    out = [
+        type(one) in types or (isinstance(one, _THROUGH_MAPPING) and one.file in unmapped)
+        for one in operations
+    ]  # fmt: skip
+    sets = [number for number, one in enumerate(operations) if isinstance(one, POLICY_CALLS) and not out[number]]
+    last = sets[-1] if sets else -1
+    for number, one in enumerate(operations):
+        if isinstance(one, sc.GetMempolicy) and not one.node:
+            out[number] |= number > last or one.file is None
+    return out
+
+
+def _never_mapped(system: System, operations: Sequence[sc.Operation]) -> set[str]:
+    """Names of files that are made without a mapping each time, which cannot be made later either."""
+    made = {one.file for one in operations if isinstance(one, sc.Create)}
+    for one in operations:
+        if isinstance(one, sc.Create):
+            others = calls_files.flags_word(system.scenario, one) & GUEST_MEMFD_FLAG_MMAP
+        else:
+            others = isinstance(one, (sc.Memfd, sc.Alias, sc.PassFd, sc.Retrieve))
+        if others:
+            made.discard(one.file)  # type: ignore[attr-defined]
+    return made
 
 
 def _rows(array: Int64s | None, of: Int64s) -> Int64s | None:
