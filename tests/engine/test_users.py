@@ -296,10 +296,9 @@ class Machine(RuleBasedStateMachine):
                 self.unpinned(page, device=True)
 
     def through_the_host(self, first: int, end: int) -> list[int]:
-        """Shared pages up to the first private one are faulted in; returns those that are not to be had."""
+        """Pages up to the first that is private or poisoned are faulted in; returns those that are not to be had."""
         bad = {*self.bad_in(first, end), *(np.flatnonzero(~self.shared[first:end]) + first).tolist()}
-        private = np.flatnonzero(~self.shared[first:end])
-        for index in range(first, first + int(private[0]) if len(private) else end):
+        for index in range(first, min(bad, default=end)):
             self.back(index, index + 1)
         return sorted(bad | set(self.bad_in(first, end)))
 
