@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from workbench.engine.lists import look_ahead
+from reference import one_after_another
+from workbench.engine.lists import faults, look_ahead
 from workbench.engine.system import System
 from workbench.scenario import Scenario
 from workbench.simulation import run
@@ -103,3 +104,39 @@ def test_no_list_is_asked_where_files_take_turns(monkeypatch: pytest.MonkeyPatch
     operations = [*({"op": "create", "file": name} for name in "ab"), *calls]
     run(Scenario.from_mapping({"host": "xeon-e5-2680-2s", "guest": guest, "operations": operations}))
     assert set(asked) == set(range(62, 82 - look_ahead.LEAST + 1))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        {"op": "fault", "file": "b"},
+        {"op": "observe", "file": "a"},
+        {"op": "get_mempolicy"},
+        {"op": "fstat", "file": "b"},
+    ],
+)
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"op": "munmap", "file": "a"},
+        {"op": "close", "file": "a"},
+        {"op": "create_vm"},
+        {"op": "kexec"},
+        {"op": "pass_fd", "of": "a", "file": "a", "process": "p"},
+        {"op": "memfd", "file": "a", "size": PAGE},
+        {"op": "alias", "file": "a", "of": "b"},
+    ],
+)
+def test_what_ends_what_went_well_is_known_whatever_follows(ends: dict[str, Any], between: dict[str, Any]) -> None:
+    """A mapping or a descriptor goes, something is asked that begins no list, and then come touches that went well before."""
+    page = {"file": "a", "length": PAGE}
+    touches = [{"op": "fault", "offset": PAGE * number, **page} for number in range(40)]
+    guest = [{"op": "fault", "by": "guest", "offset": PAGE * number, **page} for number in range(40, 80)]
+    operations = [
+        *({"op": "create", "file": name, "flags": ["mmap", "init_shared"]} for name in "ab"), touches[0], guest[0], ends, between,
+        *touches, *guest,
+    ]  # fmt: skip
+    given = Scenario.from_mapping(
+        {"host": "xeon-e5-2680-2s", "guest": {"memory": PAGE * PAGES}, "operations": operations}
+    )
+    one_after_another.assert_equal(faults, given)

@@ -39,6 +39,7 @@ SPANS = {"offset": st.sampled_from([0, 4096, 2 << 20]), "length": st.sampled_fro
 BACKENDS = st.sampled_from(["guest.shared", "a.shared"])  # on 7.3
 CALLS = st.one_of(
     st.fixed_dictionaries({"op": st.sampled_from(["fallocate", "punch_hole", "fault", "mmap"]), "file": BACKENDS}),
+    st.fixed_dictionaries({"op": st.just("get_mempolicy"), "file": FILES, "node": st.booleans()}),
     st.fixed_dictionaries({"op": st.just("set_memory_attributes"), "file": FILES, "private": st.booleans(), **SPANS}),
     st.fixed_dictionaries({"op": st.sampled_from(["fallocate", "punch_hole", "pin", "unpin", "iommu_map", "iommu_unmap"]),
                            "file": FILES, **SPANS}),

@@ -25,10 +25,10 @@ from workbench.intervals import Int64s
 from workbench.tracking.whole import WATCHED
 
 _FIRST_DESCRIPTOR = 3  # after stdin, stdout and stderr
-_OF_NO_FILE = (
-    sc.SetMempolicy, sc.ResetRotation, sc.GetMempolicy, sc.SetWeights, sc.SetAutoWeights, sc.SchedSetaffinity, sc.Hog, sc.Unhog,
+_OF_NO_FILE = frozenset((
+    sc.SetMempolicy, sc.ResetRotation, sc.SetWeights, sc.SetAutoWeights, sc.SchedSetaffinity, sc.Hog, sc.Unhog,
     sc.Zones, sc.CheckExtension,
-)  # fmt: skip
+))  # fmt: skip
 """Calls that change no page of any file, unless memory runs out and the process is killed."""
 
 
@@ -83,9 +83,11 @@ class System(HostState):
 
     def will_change(self, operation: sc.Operation) -> None:
         """Note which files a call may change: that which its name means, before the call and after it, or any."""
-        name = getattr(operation, "file", None)
+        if type(operation) in _OF_NO_FILE:
+            return
+        name = vars(operation).get("file")
         if name is None:
-            if not isinstance(operation, _OF_NO_FILE):
+            if type(operation) is not sc.GetMempolicy:  # which asks for the policy of the task
                 self.changed = None
         elif (file := self.files.get(name)) is not None:
             for inode in (file.inode, *file.inode.backs):

@@ -127,13 +127,8 @@ class BulkFaults:
         self.went_well: set[_Way] = set()
         """What was allowed since something else was done: it is allowed again."""
 
-    def run(self, number: int, before: Result | None) -> Done | None:
-        """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone.
-
-        ``before``: what the operation before it has returned, alone or as the last of a list.
-        """
-        if before is not None:
-            self._note(self.operations[number - 1], before)
+    def run(self, number: int) -> Done | None:
+        """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         if number < self._not_before or not self._goes_on(number):
             return None
         if not self.went_well and not isinstance(self.operations[number], (sc.PunchHole, sc.Pin)):
@@ -157,8 +152,9 @@ class BulkFaults:
         self._not_before = number + count + (status != placement.DONE)
         return done
 
-    def _note(self, last: sc.Operation, result: Result) -> None:
-        """What is known of the operations to come by the last one."""
+    def note(self, number: int, result: Result) -> None:
+        """What is known of the operations to come by the last one, which has returned that, alone or as the last of a list."""
+        last = self.operations[number]
         if isinstance(last, _TOUCHES) and result.errno in (0, folio.EHWPOISON):  # what is poisoned is reached, too
             self.went_well.add((last.file, way(last)))
         elif not isinstance(last, (*_CALLS, *POLICY_CALLS, *_LOOKS, sc.PunchHole)):
@@ -168,7 +164,7 @@ class BulkFaults:
         """Whether a list that is worth it may begin here: operations on a file, early ones of which place or free pages."""
         operations = self.operations
         if self._alike_to <= number:  # each operation is looked at once
-            file, end = getattr(operations[number], "file", None), number
+            file, end = vars(operations[number]).get("file"), number
             while end < len(operations) and _is_alike(operations[end]) and operations[end].file == file:  # type: ignore[attr-defined]
                 end += 1
             self._alike_to = max(end, number + 1)

@@ -101,7 +101,7 @@ class LookAhead:
         self._places = np.flatnonzero(busy)
         given = list(operations) if self._all_busy else [operations[place] for place in self._places.tolist()]
         self._stand_ins = StandIns(system, given)
-        self._same_file_to = _ends_of_equal([getattr(operation, "file", None) for operation in given])
+        self._same_file_to = _ends_of_equal([vars(operation).get("file") for operation in given])
         self._faults = BulkFaults(system, given)
         self._others = (
             BulkTracked(system, given),
@@ -117,14 +117,17 @@ class LookAhead:
 
         results : of the operations before it
         """
-        if self._idle[number] or isinstance(self.operations[number], _LOOKS):
+        if self._idle[number]:
             return None
         place, stand_ins = int(self._place[number]), self._stand_ins
+        if place:  # whatever this one is: what went well before may do so no more
+            self._faults.note(place - 1, stand_ins.before(place, results[int(self._places[place - 1])]))
+        if isinstance(self.operations[number], _LOOKS):
+            return None
         if self._same_file_to[place] - place < LEAST:  # a list is of one file
             return None
         stand_ins.look()
-        before = stand_ins.before(place, results[int(self._places[place - 1])]) if place else None
-        done = self._faults.run(place, before)
+        done = self._faults.run(place)
         for one in self._others:
             if done is not None:
                 break
