@@ -94,9 +94,8 @@ class AccessRecord:
         if not self.mapped:
             return tuple(Seen(share, float(part), none, 0.0, 0.0) for share, part in zip(shares, reached, strict=True))
         exponent = traffic.ZIPF_EXPONENT if hot else 0.0
-        guest_tables = (
-            self.guest_folios / self.guest_folios.sum()
-        )  # the guest allocates them from its memory as from any
+        # The guest allocates its tables from its memory as from any.
+        guest_tables = self.guest_folios / self.guest_folios.sum()
         host_tables = self.table_pages / self.table_pages.sum()
         costs = translation.walks_of(self.mapped, self.page_size, self.vm_type, exponent, chosen)
         found = []

@@ -486,13 +486,8 @@ class TrackedFaults:
         """
         parts: list[tuple[int, int, int]] = []
         acts: list[tuple[int, int]] = []
-        missing, begin, reached, good = (
-            -1,
-            -1,
-            -1,
-            0,
-        )  # the first page that raises a signal, the part, what of it is reached
-        end = first + len(state)
+        missing = begin = reached = -1  # the first page that raises a signal, the part, what of it is reached
+        good, end = 0, first + len(state)
         for page, (now, in_map, bad) in enumerate(zip(state, mapped, poisoned, strict=True), first):
             if now == _UNSURE or (now == _YES and in_map == _UNSURE):
                 return False
