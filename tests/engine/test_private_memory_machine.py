@@ -498,6 +498,14 @@ class Machine(RuleBasedStateMachine):
             np.testing.assert_array_equal(file.is_shared(), self.shared, design)
             assert set(file.poisoned().tolist()) == self.poison, design
             assert set(file.pinned().tolist()) == set(self.backing.pins), design
+            for first, end in (
+                (self.pages // 3, self.pages - 1),
+                (1, 1),
+                (min(self.backing.pins, default=0), self.pages),
+            ):
+                within = range(first, end)
+                assert file.pinned(first, end).tolist() == sorted(set(self.backing.pins).intersection(within)), design
+                assert file.poisoned(first, end).tolist() == sorted(self.poison.intersection(within)), design
             present, home = self.units_of(design)
             np.testing.assert_array_equal(present, self.present, design)
             if home is not None:

@@ -232,7 +232,7 @@ class Conversions:
         """
         if inode.base_map is None:
             return NOTHING_HELD
-        poisoned, pinned = _within(file.poisoned(), start, end), _within(file.pinned(), start, end)
+        poisoned, pinned = file.poisoned(start, end), file.pinned(start, end)
         if not len(poisoned) and not len(pinned):
             return NOTHING_HELD
         pages = np.union1d(poisoned, pinned)
@@ -350,12 +350,6 @@ class Conversions:
         if inode.users is not None and inode.users.iommu.pages:
             row[-3:] = self.device_leaves(inode, inode.users.iommu)
         return row
-
-
-def _within(pages: Int64s, start: int, end: int) -> Int64s:
-    """Those of ascending pages that lie in [start, end)."""
-    low, high = np.searchsorted(pages, (start, end))
-    return pages[low:high]
 
 
 def _free_ranges(system: HostState, zones: npt.NDArray[np.bool_]) -> list[list[tuple[int, int]]]:

@@ -25,6 +25,7 @@ from workbench.tracking.tracked_file import (
     Outcome,
     StreamResult,
     TrackedFile,
+    ascending_within,
     bits_at,
     choice,
     mapping_share,
@@ -303,9 +304,11 @@ class ConversionFile(TrackedFile):
         wanted = 2 * struct_pages.full(self.order) * (self.size // (PAGE_SIZE << self.order))
         return int(self.host.vmemmap.sum()) < wanted
 
-    def pinned(self) -> Int64s:
+    def pinned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Pages with references of any kind."""
-        return np.zeros(0, np.int64) if self.released else self._referenced(folio.TRANSIENT, *_LASTING)
+        if self.released:
+            return np.zeros(0, np.int64)
+        return ascending_within(self._referenced((folio.TRANSIENT, *_LASTING), first, end), first, end)
 
     def referenced(self, pages: Int64s) -> npt.NDArray[np.bool_]:
         """Whether each page has references of any kind: bool (n,)."""
@@ -316,7 +319,7 @@ class ConversionFile(TrackedFile):
 
     def withheld(self) -> Int64s:
         """Pages that left the file and are still pinned: of 4 KiB folios, and of huge pages once it is closed."""
-        return self._referenced(*_LEFT, *(_LASTING if self.released else ()))
+        return self._referenced((*_LEFT, *(_LASTING if self.released else ())), 0, None)
 
     def references(self, pages: Int64s, left_file: bool) -> Int64s:
         """Kept by kind."""
@@ -329,15 +332,18 @@ class ConversionFile(TrackedFile):
         """The file is closed."""
         return bool(self.state.numbers[folio.RELEASED])
 
-    def _referenced(self, *kinds: int) -> Int64s:
-        blocks = np.flatnonzero(self.state.reference_row)
+    def _referenced(self, kinds: tuple[int, ...], first: int, end: int | None) -> Int64s:
+        """Pages of the 2 MiB blocks that [first, end) touches."""
+        low = first // folio.PAGES_2M
+        high = None if end is None else -(-end // folio.PAGES_2M)
+        blocks = low + np.flatnonzero(self.state.reference_row[low:high])
         held = self.state.references[self.state.reference_row[blocks]][..., list(kinds)].any(axis=2)
         row, page = np.nonzero(held)
         return np.sort(blocks[row] * folio.PAGES_2M + page)
 
-    def poisoned(self) -> Int64s:
+    def poisoned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Poisoned pages."""
-        return self.state.poison[: self.count("poisoned_pages")].copy()
+        return ascending_within(self.state.poison[: self.count("poisoned_pages")], first, end)
 
     @property
     def held_vmemmap(self) -> Int64s:

@@ -17,7 +17,15 @@ from workbench.kernels.maps import maple
 from workbench.kernels.runs import Runs
 from workbench.kernels.whole import Whole
 from workbench.tracking.host_memory import RangeMemory
-from workbench.tracking.tracked_file import GENERATIONS, Blocks, Int64s, StreamResult, TrackedFile, choice
+from workbench.tracking.tracked_file import (
+    GENERATIONS,
+    Blocks,
+    Int64s,
+    StreamResult,
+    TrackedFile,
+    ascending_within,
+    choice,
+)
 from workbench.units import PAGE_SIZE
 
 GROUPS = {"256 KiB": light_map.GROUP_256K, "128 MiB": light_map.GROUP_128M}
@@ -211,9 +219,9 @@ class LightFile(TrackedFile):
         rows = self.state.pins[: int(self.state.counts[light_map.N_PINS])]
         return np.unique(rows[(rows[:, light_map.PIN_PFN] >= 0) == left_file, light_map.PIN_PAGE])
 
-    def pinned(self) -> Int64s:
+    def pinned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Shared pages with references of either kind; private pages have nothing to refer to."""
-        return self._pins(False)
+        return ascending_within(self._pins(False), first, end)
 
     def withheld(self) -> Int64s:
         """Pages that left the file and are still pinned."""
@@ -231,9 +239,9 @@ class LightFile(TrackedFile):
         np.add.at(out[:, 0], at[here], rows[here, light_map.PIN_COUNT])
         return out
 
-    def poisoned(self) -> Int64s:
+    def poisoned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Poisoned pages."""
-        return self.state.poison[: int(self.state.counts[light_map.N_POISONED])].copy()
+        return ascending_within(self.state.poison[: int(self.state.counts[light_map.N_POISONED])], first, end)
 
     def extents(self) -> Int64s:
         """Extents of the private map as stored, int64 (n, 3): first page, pages, pfn."""

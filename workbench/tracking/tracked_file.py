@@ -169,8 +169,8 @@ class TrackedFile(ABC):
         """The file is closed for the last time: everything leaves, pinned pages when their last pin is dropped."""
 
     @abstractmethod
-    def pinned(self) -> Int64s:
-        """Pages of the file that are pinned or otherwise referenced, ascending."""
+    def pinned(self, first: int = 0, end: int | None = None) -> Int64s:
+        """Pages of the file that are pinned or otherwise referenced, those of [first, end), ascending."""
 
     @abstractmethod
     def withheld(self) -> Int64s:
@@ -184,8 +184,8 @@ class TrackedFile(ABC):
         """
 
     @abstractmethod
-    def poisoned(self) -> Int64s:
-        """Poisoned pages of the file, ascending."""
+    def poisoned(self, first: int = 0, end: int | None = None) -> Int64s:
+        """Poisoned pages of the file, those of [first, end), ascending."""
 
     def first_word(self, first: int) -> int:
         """Word of 64 pages in which the folio of the file's size begins that page ``first`` is in."""
@@ -319,6 +319,13 @@ class TrackedFile(ABC):
 def bits_at(words: npt.NDArray[np.uint64], pages: Int64s) -> npt.NDArray[np.bool_]:
     """Bits of single pages (n,) in ``words``, uint64 (W,), bool (n,)."""
     return (words[pages >> 6] >> (pages & 63).astype(np.uint64) & np.uint64(1)).astype(bool)
+
+
+def ascending_within(pages: Int64s, first: int, end: int | None) -> Int64s:
+    """Those of ascending pages (n,) that lie in [first, end), a copy."""
+    low = int(np.searchsorted(pages, first)) if first else 0
+    high = len(pages) if end is None else int(np.searchsorted(pages, end))
+    return pages[low:high].copy()
 
 
 def choice(field: str, value: str, allowed: Mapping[str, Meaning]) -> Meaning:
