@@ -288,3 +288,72 @@ def test_advice_stands_as_what_it_does_only_while_that_is_so() -> None:
         bad = run(scenario(guest, []).replace(operations=[*begin, *marked, *touches, *fills, *fills]))
         assert [number for number, error in enumerate(bad["event_error"][-40:].tolist()) if error] == [4, 24]
         assert set(bad["event_error"][-40:].tolist()) == {"", "EHWPOISON"}
+
+
+TOUCHES: list[dict[str, Any]] = [
+    {"op": "fault", "by": "guest"}, {"op": "fault", "by": "host"}, {"op": "fault", "by": "host", "order": "reverse"},
+    {"op": "fault", "by": "host", "order": "random", "seed": 3}, {"op": "fallocate"}, {"op": "punch_hole"},
+    {"op": "set_memory_attributes", "private": True}, {"op": "madvise", "advice": 22},
+]  # fmt: skip
+FLAGS: list[tuple[str, ...]] = [(), ("mmap",), ("mmap", "init_shared")]
+NAMED: list[sc.Operation] = [
+    *(sc.Create(flags=flags) for flags in FLAGS), *(sc.Create(file="other", flags=flags) for flags in FLAGS),
+    sc.Memfd(file="guest", size=1 << 20), sc.Alias(file="guest", of="other"), sc.PassFd(file="guest", of="other", process="p"),
+    sc.Close(), sc.Close(unmap=False), sc.Mmap(), sc.Munmap(), sc.Hog(node=0, leave_free=0), sc.Hog(node=1, leave_free=0),
+]  # fmt: skip
+HANDED_OVER: list[sc.Operation] = [
+    sc.Preserve(file="guest", token=1),
+    sc.Kexec(),
+    sc.Retrieve(file="guest", token=1),
+    sc.Finish(),
+    sc.CloseSession(),
+    sc.Memslot(file="guest"),
+]
+
+
+@pytest.mark.parametrize("guest", ["ordinary", "7.3", "in place", "handed over"])
+@settings(max_examples=20, deadline=None)
+@given(
+    flags=st.sampled_from(FLAGS[:2]), other=st.sampled_from(FLAGS), data=st.data(),
+    last=st.sampled_from([None, None, None, sc.Convert(to="shared", length=4096), sc.Hwpoison(length=4096)]),
+    metadata=st.sampled_from(["counted", "off", "taken"]),
+)  # fmt: skip
+def test_touches_of_the_host_that_reach_nothing(
+    guest: str, flags: tuple[str, ...], other: tuple[str, ...], last: sc.Operation | None, data: st.DataObject, metadata: str
+) -> None:  # fmt: skip
+    """Of a file that is private for life, by whatever name, until a name means another file."""
+    given_ = scenario("7.3" if guest == "handed over" else guest, [], metadata)
+    rare = NAMED + HANDED_OVER if guest == "handed over" else NAMED
+    if guest == "handed over":
+        given_ = given_.replace(kernel_profile="proposal-preservation")
+    operations: list[sc.Operation] = [sc.Create(file="other", flags=other), sc.Create(flags=flags)]
+    for _ in range(data.draw(st.integers(1, 4))):
+        kinds = [TOUCHES[1], *data.draw(st.lists(st.sampled_from(TOUCHES), min_size=1, max_size=2))]
+        touches = st.tuples(st.sampled_from(kinds), st.integers(0, 9), st.sampled_from([1, 1, 2]))
+        for call, page, pages in data.draw(st.lists(touches, min_size=4, max_size=24)):
+            on_range = {"file": "guest", **call, "offset": page * 4096, "length": pages * 4096}
+            operations += given_.replace(operations=[on_range]).operations
+        operations.append(data.draw(st.sampled_from(rare)))
+    operations += [] if last is None else [last]
+    given_ = given_.replace(operations=operations)
+    for module in GUESTS[guest][2] if guest in GUESTS else [backends, faults]:
+        one_after_another.assert_equal(module, given_)
+    one = run(given_)
+    with (
+        mock.patch("workbench.answer.changes_nothing", return_value=False),
+        mock.patch("workbench.running.LookAhead.run", return_value=None),
+    ):
+        alone = run(given_)
+    assert one.names == alone.names
+    assert one.log.results == alone.log.results
+    for name in one.names:
+        np.testing.assert_array_equal(one[name], alone[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("guest", "flags"), [("ordinary", ["mmap"]), ("7.3", []), ("7.3", ["mmap"])])
+def test_touches_of_the_host_that_reach_nothing_end_no_list(guest: str, flags: list[str]) -> None:
+    calls = [BUSY[number % 3 == 1] for number in range(300)]
+    given_ = scenario(guest, [at(call, number) for number, call in enumerate(calls)])
+    given_ = given_.replace(operations=[sc.Create(flags=tuple(flags)), *given_.operations[1:]])
+    assert one_after_another.assert_equal(faults, given_) >= 198
+    assert {result.detail["bad"] for result in run(given_).log.results if "bad" in result.detail} == {1}

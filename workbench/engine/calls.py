@@ -117,6 +117,9 @@ def changes_nothing(system: System, operation: sc.Operation) -> bool:
         return True
     if isinstance(operation, sc.GetMempolicy):  # for the node of a page the page is touched
         return operation.file is None or not operation.node
+    if isinstance(operation, sc.Fault):
+        file = None if operation.by != "host" else system.files.get(operation.file)
+        return operation.by == "host" and (file is None or not calls_mm.host_reaches(file))
     if isinstance(operation, sc.MovePages):
         file = system.files.get(operation.file)
         return file is None or not file.inode.movable

@@ -73,7 +73,8 @@ def _host_fault(system: System, operation: sc.Fault, file: OpenFile | None, star
     if file is not None and file.inode.tracked is not None:
         return calls_conversion.host_fault(system, operation, file, start, count)
     inside = 0
-    if file is not None and file.mapping is not None and not file.inode.private:
+    if file is not None and host_reaches(file):
+        assert file.mapping is not None
         # What the mapping does not reach raises SIGSEGV, what is beyond the end of the file SIGBUS.
         inside = max(0, min(count, min(file.inode.pages, file.mapping.pages) - start))
     first = start + _first_from(system, operation, inside, count) if inside < count else -1
@@ -84,6 +85,11 @@ def _host_fault(system: System, operation: sc.Fault, file: OpenFile | None, star
             return failed(errno.ENOMEM, bad=count, first=start)
         file.mapping.map(start, start + inside)
     return _host_result(inside, count, first)
+
+
+def host_reaches(file: OpenFile) -> bool:
+    """Whether the host reaches any page of a file: it has it mapped, and not all of it is private for life."""
+    return file.mapping is not None and (file.inode.tracked is not None or not file.inode.private)
 
 
 def touched(operation: sc.Fault, count: int) -> Result:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine import calls_files, calls_mm
+from workbench.engine import attributes, calls_files, calls_mm
 from workbench.engine.calls import CALLS, idle
 from workbench.engine.lists.backends import BulkBackends
 from workbench.engine.lists.devices import BulkDevices
@@ -23,7 +23,7 @@ from workbench.engine.lists.light_faults import BulkLightFaults
 from workbench.engine.lists.policies import POLICY_CALLS
 from workbench.engine.lists.present import BulkPresent
 from workbench.engine.lists.tracked import BulkTracked
-from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Result, failed
+from workbench.engine.objects import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, Result, failed
 from workbench.engine.system import System
 from workbench.intervals import Int64s
 from workbench.units import PAGE_SIZE
@@ -172,14 +172,20 @@ def _ends_of_equal(names: list[str | None]) -> Int64s:
 def _idle_ones(system: System, operations: Sequence[sc.Operation]) -> list[bool]:
     """Of each operation, whether it changes nothing and answers by what no list changes.
 
-    That is so of calls through a mapping that is never there, and of questions for policies that nobody sets any more.
+    That is so of calls through a mapping that is never there, of touches of the host that reach nothing, and of questions for
+    policies that nobody sets any more.
     """
     types = frozenset(idle(system.scenario))
-    unmapped = _never_mapped(system, operations)
+    unmapped = _never_made(system, operations, with_flag=GUEST_MEMFD_FLAG_MMAP)
+    private = _never_made(system, operations, with_flag=GUEST_MEMFD_FLAG_INIT_SHARED)
+    # Where single pages are followed the host reaches those that are shared.
+    unreached = unmapped | private if system.conversions is None else set()
     out = [
-        type(one) in types or (isinstance(one, _THROUGH_MAPPING) and one.file in unmapped)
+        type(one) in types
+        or (isinstance(one, _THROUGH_MAPPING) and one.file in unmapped)
+        or (isinstance(one, sc.Fault) and one.by == "host" and one.length is not None and one.file in unreached)
         for one in operations
-    ]  # fmt: skip
+    ]
     sets = [number for number, one in enumerate(operations) if isinstance(one, POLICY_CALLS) and not out[number]]
     last = sets[-1] if sets else -1
     for number, one in enumerate(operations):
@@ -188,12 +194,14 @@ def _idle_ones(system: System, operations: Sequence[sc.Operation]) -> list[bool]
     return out
 
 
-def _never_mapped(system: System, operations: Sequence[sc.Operation]) -> set[str]:
-    """Names of files that are made without a mapping each time, which cannot be made later either."""
+def _never_made(system: System, operations: Sequence[sc.Operation], with_flag: int) -> set[str]:
+    """Names of guest_memfds that are made without a flag each time: with that of MMAP none is mapped later either."""
     made = {one.file for one in operations if isinstance(one, sc.Create)}
+    if attributes.wanted(system.scenario):
+        made -= {attributes.backend_name(name) for name in made}  # memfds, each made beside another file
     for one in operations:
         if isinstance(one, sc.Create):
-            others = calls_files.flags_word(system.scenario, one) & GUEST_MEMFD_FLAG_MMAP
+            others = calls_files.flags_word(system.scenario, one) & with_flag
         else:
             others = isinstance(one, (sc.Memfd, sc.Alias, sc.PassFd, sc.Retrieve))
         if others:
