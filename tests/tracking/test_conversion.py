@@ -94,6 +94,22 @@ def test_files_share_the_hosts_memory():
     assert second.convert(0, 4096, "shared").errno == 0
 
 
+@pytest.mark.parametrize("kind", [ConversionFile, LightFile])
+def test_what_is_pinned_or_poisoned_is_told_of_a_range(kind):
+    """In whatever block of 2 MiB it lies."""
+    file = kind(8 * MIB, "4 KiB")
+    file.convert(0, 8 * MIB, "shared")
+    assert file.insert(np.arange(2048), np.zeros(2048, np.int64)) == 2048
+    for page in (1030, 5, 1535, 2047):
+        assert file.pin(page << 12, 4096).errno == 0
+    for page in (7, 1031, 1536):
+        assert file.hwpoison(page << 12).errno == 0
+    for first, end in ((0, None), (0, 6), (5, 5), (6, 1030), (1024, 1536), (1030, 1031), (1535, 1537), (1536, 2048)):
+        within = range(first, 2048 if end is None else end)
+        assert file.pinned(first, end).tolist() == [page for page in (5, 1030, 1535, 2047) if page in within]
+        assert file.poisoned(first, end).tolist() == [page for page in (7, 1031, 1536) if page in within]
+
+
 @pytest.mark.parametrize(("page_size", "held"), [("2 MiB", 7), ("1 GiB", 4095)])
 def test_closed_file_returns_a_pinned_huge_page_with_its_last_pin(page_size, held):
     """mm/hugetlb.c: free_huge_folio() runs for the last reference; until then page and vmemmap are withheld."""
