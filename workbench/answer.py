@@ -80,15 +80,15 @@ class Log:
         self.placed[number] = system.placed
         # Metadata that found no memory are asked for again after each call.
         settled = system.metadata is None or not system.metadata.taking
-        if number and settled and "killed" not in result.detail and changes_nothing(system, operation):
+        if settled and number and "killed" not in result.detail and changes_nothing(system, operation):
             self._as_before(number)
         else:
             self._note(system, operation, number)
         if result.errno:
             return
-        if isinstance(operation, sc.Observe):
+        if type(operation) is sc.Observe:
             self._observe(system, operation, result)
-        elif isinstance(operation, sc.Access):
+        elif type(operation) is sc.Access:
             from workbench.cost import access
 
             inode = system.files[operation.file].inode

@@ -43,6 +43,8 @@ NOWHERE = -1
 """Zone that a poisoned page goes back to."""
 NO_FRAME = -1
 """Pfn of a page whose frame has no number here."""
+_OF_USERS = -4
+"""Column of a file's row from which on it says what its users map and were told."""
 NOTHING_HELD = np.empty((0, 5), np.int64)
 """What :meth:`Conversions.held` says of a file of which nobody holds a page."""
 
@@ -89,7 +91,7 @@ class Conversions:
         self.inodes: list[Inode] = []  # those with a tracked file, closed ones that still have pinned pages included
         self.past = np.zeros(len(folio.COUNTERS), np.int64)
         self.past_users = np.zeros(3, np.int64)
-        self._now = Sums(len(folio.COUNTERS) + nodes + 4, self._row)
+        self._now = Sums(len(folio.COUNTERS) + nodes - _OF_USERS, self._row)
         self._stays_whole = Sums(4 + 2 * nodes + 3, self._whole_row)
         self.unusable = np.zeros(nodes, np.int64)
         self._whole: dict[Inode, Whole] = {}
@@ -163,13 +165,14 @@ class Conversions:
     def _enter(self, inode: Inode, file: TrackedFile) -> bool:
         seen = inode.entered
         complete = True
-        for folios, nodes in self._new(inode.map, seen[0]):
-            done = file.insert(folios, nodes)
-            for index in folios[done:]:
-                if not file.present(int(index), int(index) + 1)[0]:  # the one that could not be split may be there
-                    self.system.erase(inode, int(index), int(index) + 1)
-            complete &= done == len(folios)
-        seen[0] = int(inode.map.progress[placed.ALLOCATIONS])
+        if (placed_now := int(inode.map.progress[placed.ALLOCATIONS])) != seen[0]:
+            for folios, nodes in self._new(inode.map, seen[0]):
+                done = file.insert(folios, nodes)
+                for index in folios[done:]:
+                    if not file.present(int(index), int(index) + 1)[0]:  # the one that could not be split may be there
+                        self.system.erase(inode, int(index), int(index) + 1)
+                complete &= done == len(folios)
+            seen[0] = placed_now
         if inode.small is not None and isinstance(file, ConversionFile):
             for pages, nodes in self._new(inode.small, seen[1]):
                 file.insert_small(pages, nodes)
@@ -302,23 +305,32 @@ class Conversions:
 
     def count(self, row: Int64s) -> Int64s:
         """Counters of all files together and vmemmap pages by node, into ``row`` int64 (counters + nodes,); those pages."""
-        row[:] = self._now.look(self.system.changed, self.inodes)[: len(row)]
-        row[: len(folio.COUNTERS)] += self.past
-        return row[len(folio.COUNTERS) :]
+        counters = len(self.past)
+        total = self._now.look(self.system.changed, self.inodes)
+        np.add(total[:counters], self.past, out=row[:counters])
+        row[counters:] = total[counters:_OF_USERS]
+        return row[counters:]
 
     def _row(self, inode: Inode) -> Int64s | None:
         """Counters of a file, vmemmap pages by node, and what its users map and were told, int64 (counters + nodes + 4,)."""
         if inode.tracked is None:
             return None
-        kvm_pages, of_devices = 0, (0, 0, 0)
-        if inode.users is not None:
-            kvm_pages, of_devices = inode.users.kvm_pages if self.light else 0, inode.users.iommu_row()
-        return np.concatenate(
-            (inode.tracked.counts, inode.tracked.vmemmap_taken, (kvm_pages, *of_devices)), dtype=np.int64
-        )
+        row, counters = np.empty(len(self._now.total), np.int64), len(self.past)
+        row[:counters] = inode.tracked.counts
+        row[counters:_OF_USERS] = inode.tracked.vmemmap_taken
+        row[_OF_USERS:] = 0
+        users = inode.users
+        if users is not None:
+            if self.light:
+                row[_OF_USERS] = users.kvm_pages
+            if any(of_devices := users.iommu_row()):
+                row[_OF_USERS + 1 :] = of_devices
+        return row
 
     def users_row(self, row: Int64s) -> list[list[int]]:
         """:meth:`users_rows` of one call."""
+        if not (self.light or self.devices):
+            return [[int(row[folio.N_INVALIDATIONS]), 0], [pages_under(row), 0], [0, 0]]
         return self.users_rows(row[None])[0]
 
     def users_rows(self, rows: Int64s) -> list[list[list[int]]]:
@@ -329,8 +341,8 @@ class Conversions:
         """
         told = rows[:, folio.N_INVALIDATIONS].tolist()
         if not (self.light or self.devices):
-            return [[[calls, 0], [pages_under(row), 0], [0, 0]] for calls, row in zip(told, rows, strict=True)]
-        kvm_pages, *of_devices = self._now.look(self.system.changed, self.inodes)[-4:].tolist()
+            return [self.users_row(row) for row in rows]
+        kvm_pages, *of_devices = self._now.look(self.system.changed, self.inodes)[_OF_USERS:].tolist()
         by_devices, mapped, lost = (past + now for past, now in zip(self.past_users.tolist(), of_devices, strict=True))
         return [
             [[calls, by_devices], [kvm_pages if self.light else pages_under(row), mapped], [0, lost]]

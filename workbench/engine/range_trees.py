@@ -81,6 +81,8 @@ class StateTree(Tree):
     file: TrackedFile | None = None
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     """uint64 (W,), state as it was at the last look."""
+    _of_ranges: tuple[int, int] = (1, 0)
+    """So many ranges have so many nodes."""
 
     @classmethod
     def of(cls, file: TrackedFile, nodes: int) -> StateTree:
@@ -101,7 +103,9 @@ class StateTree(Tree):
             self.file.converted.clear()
             if len(rows) > 1 or not self._look_at_few(int(rows[0, folio.OFFSET]), int(rows[0, folio.LENGTH])):
                 self._look(rows[:, folio.OFFSET] // PAGE_SIZE, rows[:, folio.LENGTH] // PAGE_SIZE)
-        return super().wanted()
+        if self._of_ranges[0] != self.ranges:
+            self._of_ranges = self.ranges, super().wanted()
+        return self._of_ranges[1]
 
     def follow(self, first: Int64s, end: Int64s, to_shared: np.ndarray) -> Int64s:
         """Nodes after each of n conversions of pages [first, end) since the last look, int64 (n,)."""

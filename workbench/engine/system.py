@@ -83,15 +83,16 @@ class System(HostState):
 
     def will_change(self, operation: sc.Operation) -> None:
         """Note which files a call may change: that which its name means, before the call and after it, or any."""
-        if type(operation) in _OF_NO_FILE:
+        if self.changed is None or type(operation) in _OF_NO_FILE:
             return
         name = vars(operation).get("file")
         if name is None:
             if type(operation) is not sc.GetMempolicy:  # which asks for the policy of the task
                 self.changed = None
         elif (file := self.files.get(name)) is not None:
-            for inode in (file.inode, *file.inode.backs):
-                self.has_changed(inode)
+            self.changed[file.inode] = None
+            for inode in file.inode.backs:
+                self.changed[inode] = None
 
     def was_looked_at(self) -> None:
         """What the calls so far have changed is known."""
