@@ -29,8 +29,8 @@ from workbench.engine import (
     conversion_streams,
 )
 from workbench.engine.generators import ConvertMany
-from workbench.engine.host_state import OutOfMemory
 from workbench.engine.objects import Inode, Result, failed
+from workbench.engine.placing import OutOfMemory
 from workbench.engine.system import System
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s, equal_intervals

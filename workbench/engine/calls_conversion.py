@@ -17,7 +17,6 @@ from workbench import scenario as sc
 from workbench.engine import khugepaged
 from workbench.engine.attributes import Attributes
 from workbench.engine.conversions import Conversions
-from workbench.engine.host_state import check_listed
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
@@ -27,6 +26,7 @@ from workbench.engine.objects import (
     Result,
     failed,
 )
+from workbench.engine.placing import check_listed
 from workbench.engine.runs import PageSet
 from workbench.engine.system import System
 from workbench.errnos import EHWPOISON

@@ -12,8 +12,8 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import compaction, migration
-from workbench.engine.host_state import check_listed
 from workbench.engine.objects import OpenFile, Result, failed
+from workbench.engine.placing import check_listed
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s, in_intervals

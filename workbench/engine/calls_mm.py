@@ -13,8 +13,8 @@ from workbench import scenario as sc
 from workbench.engine import bulk_conversions, calls_conversion
 from workbench.engine.calls_files import FROZEN, punch
 from workbench.engine.generators import in_turns, shared_turns
-from workbench.engine.host_state import Turns, check_listed
 from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, OpenFile, Result, allocated, failed
+from workbench.engine.placing import Turns, check_listed
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
 from workbench.intervals import in_intervals, no_intervals

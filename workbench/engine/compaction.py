@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.engine.host_state import HostState, check_listed
+from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode
+from workbench.engine.placing import check_listed
 from workbench.intervals import Int64s, in_intervals, true_intervals
 from workbench.kernels.placement import ALLOCATIONS
 from workbench.units import PAGE_ORDERS

@@ -19,8 +19,9 @@ from workbench.engine import conversions
 from workbench.engine.attributes import Attributes
 from workbench.engine.bulk_conversions import BulkConversions
 from workbench.engine.conversions import Conversions
-from workbench.engine.host_state import HostState, OutOfMemory
+from workbench.engine.host_state import HostState
 from workbench.engine.objects import Inode, OpenFile
+from workbench.engine.placing import OutOfMemory
 from workbench.intervals import Int64s
 from workbench.tracking.whole import WATCHED
 

@@ -623,10 +623,10 @@ def automatic_weights(host: Host) -> dict[int, int]:
     """The interleave weights that the kernel makes of the host's bandwidths; 1 everywhere where it knows none."""
     if not host.access:
         return {node.id: 1 for node in host.nodes}
-    from workbench.engine.host_state import HostState
+    from workbench.engine.booted_host import BootedHost
 
-    system = HostState(Scenario(name="weights", host=host))
-    return {int(node): int(weight) for node, weight in zip(system.node_ids, system.boot_weights, strict=True)}
+    booted = BootedHost(Scenario(name="weights", host=host))
+    return {int(node): int(weight) for node, weight in zip(booted.node_ids, booted.boot_weights, strict=True)}
 
 
 class WorkloadEditor(Editor):

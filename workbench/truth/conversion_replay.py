@@ -28,8 +28,8 @@ from workbench.design.filemap import FILEMAP
 from workbench.design.hugetlb import HUGETLB
 from workbench.design.hugetlb_hvo import HUGETLB_HVO
 from workbench.engine import calls
-from workbench.engine.host_state import check_listed
 from workbench.engine.objects import Inode, OpenFile, Result
+from workbench.engine.placing import check_listed
 from workbench.engine.system import System
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
