@@ -202,7 +202,8 @@ def test_holes_and_faults_of_the_host_run_with_conversions(metadata: str) -> Non
         calls += [{"op": "convert", "to": "private", **page}, {"op": "fault", "by": "guest", **page}]
         calls += [{"op": "punch_hole", **page}, {"op": "fault", "by": "guest", **page}] * (number % 2)
     given_ = scenario([{"op": "create"}, {"op": "fault", "by": "guest", "length": 4096}, *calls], metadata=metadata)
-    assert assert_equal(given_) >= len(calls) - 12
+    idle = sum(call["op"] == "fault" and "by" not in call for call in calls)  # stand in no list, and end none
+    assert assert_equal(given_) >= len(calls) - idle - 12
     answer = run(given_)
     assert answer["refaulted_pages"][-1] == 300
     assert answer["private_backend_pages"][-1] == 200
