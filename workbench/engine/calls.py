@@ -108,6 +108,8 @@ def idle(scenario: sc.Scenario) -> tuple[type[sc.Operation], ...]:
         out.append(sc.SetPolicy)
     if not scenario.vm_attributes:
         out.append(sc.SetMemoryAttributes)
+    if not calls_conversion.converts(scenario):
+        out.append(sc.Convert)
     return tuple(out)
 
 
@@ -120,6 +122,8 @@ def changes_nothing(system: System, operation: sc.Operation) -> bool:
     if isinstance(operation, sc.Fault):
         file = None if operation.by != "host" else system.files.get(operation.file)
         return operation.by == "host" and (file is None or not calls_mm.host_reaches(file))
+    if isinstance(operation, sc.Convert):
+        return not calls_conversion.converts(system.scenario)
     if isinstance(operation, sc.MovePages):
         file = system.files.get(operation.file)
         return file is None or not file.inode.movable

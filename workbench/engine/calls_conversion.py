@@ -16,6 +16,7 @@ from workbench import profiles
 from workbench import scenario as sc
 from workbench.engine import khugepaged
 from workbench.engine.attributes import Attributes
+from workbench.engine.attributes import wanted as two_backends
 from workbench.engine.conversions import Conversions
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import (
@@ -56,6 +57,15 @@ def _tracking(system: System, inode: Inode) -> tuple[Conversions, TrackedFile]:
     """The memory that tracked files take from and give to, and the one of this inode, which is known to have one."""
     assert system.conversions is not None and inode.tracked is not None
     return system.conversions, inode.tracked
+
+
+def converts(scenario: sc.Scenario) -> bool:
+    """Whether any file of a run can be converted: the kernel has the call, and there is private memory."""
+    if scenario.conversion_mode not in scenario.kernel.conversion:
+        return False
+    if scenario.conversion_mode == "out-of-place":  # a file that has two backends
+        return two_backends(scenario) or sc.Memslot in scenario.kinds
+    return scenario.guest.private_memory
 
 
 def convert(system: System, operation: sc.Convert) -> Result:

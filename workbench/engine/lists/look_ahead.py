@@ -30,6 +30,7 @@ from workbench.units import PAGE_SIZE
 
 _THROUGH_MAPPING = (sc.Madvise, sc.Mbind, sc.MovePages, sc.GetMempolicy)
 _POPULATES = (calls_mm.MADV_POPULATE_READ, calls_mm.MADV_POPULATE_WRITE)
+_List = BulkFaults | BulkTracked | BulkLight | BulkLightFaults | BulkPresent | BulkBackends | BulkDevices
 _LOOKS = (sc.Observe, sc.Access, sc.GetMempolicy, sc.MovePages, sc.MigratePages)
 """What no list has."""
 
@@ -103,21 +104,14 @@ class LookAhead:
         self._stand_ins = StandIns(system, given)
         self._same_file_to = _ends_of_equal([vars(operation).get("file") for operation in given])
         self._faults = BulkFaults(system, given)
-        self._others = (
-            BulkTracked(system, given),
-            BulkLight(system, given, self._faults),
-            BulkLightFaults(system, given, self._faults),
-            BulkPresent(system, given, self._faults),
-            BulkBackends(system, given),
-            BulkDevices(system, given),
-        )
+        self._lists = _lists(system, given, self._faults)
 
     def run(self, number: int, results: Sequence[Result]) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone.
 
         results : of the operations before it
         """
-        if self._idle[number]:
+        if self._idle[number] or not self._lists:
             return None
         place, stand_ins = int(self._place[number]), self._stand_ins
         if place:  # whatever this one is: what went well before may do so no more
@@ -127,11 +121,11 @@ class LookAhead:
         if self._same_file_to[place] - place < LEAST:  # a list is of one file
             return None
         stand_ins.look()
-        done = self._faults.run(place)
-        for one in self._others:
+        done = None
+        for one in self._lists:
+            done = one.run(place)
             if done is not None:
                 break
-            done = one.run(place)
         if done is None:
             return None
         stand_ins.answer(place, done.results)
@@ -157,6 +151,24 @@ class LookAhead:
                 whole=_rows(states.whole, of), pamt=_rows(states.pamt, of), leaves=_rows(states.leaves, of),
             )  # fmt: skip
         return Done(results, placed, done.free[of], _rows(done.metadata, of), states, _rows(done.attributes, of))
+
+
+def _lists(system: System, given: Sequence[sc.Operation], faults: BulkFaults) -> list[_List]:
+    """Those that a run may have: hardly any where metadata take memory, or frames are followed."""
+    taking = system.metadata is not None and system.metadata.taking
+    plain = not taking and system.free_pfns is None and system.blocks is None
+    out: list[_List] = [faults] if plain else []
+    if system.conversions is not None and not taking:
+        out.append(BulkTracked(system, given))
+        if system.conversions.light:
+            out += [BulkLight(system, given, faults), BulkLightFaults(system, given, faults)]
+        elif system.order:
+            out.append(BulkPresent(system, given, faults))
+    if plain:
+        out.append(BulkBackends(system, given))
+    if system.conversions is not None:
+        out.append(BulkDevices(system, given))
+    return out
 
 
 def _ends_of_equal(names: list[str | None]) -> Int64s:
