@@ -246,14 +246,15 @@ class Conversions:
     def erase_small(self, inode: Inode, file: TrackedFile, start: int, end: int, held: Int64s) -> None:
         """Free 4 KiB folios [start, end) but for those held; what was held only in passing is freed too."""
         system = self.system
-        held = held[(held[:, 0] >= start) & (held[:, 0] < end)]
+        if len(held):
+            held = held[(held[:, 0] >= start) & (held[:, 0] < end)]
         numbered = system.free_pfns is not None and inode.pfns is not None and inode.order == 0
         frames = [system.take_frame(inode, page) if numbered else NO_FRAME for page in held[:, 0].tolist()]
         if inode.order == 0:
             system.erase(inode, start, end)
         elif inode.small is not None:
             system.free += inode.small.erase(start, end, len(system.free))
-        if not numbered:  # else they did not go back
+        if len(held) and not numbered:  # else they did not go back
             system.free -= np.bincount(held[:, 1], minlength=len(system.free))
         for (page, zone, poisoned, *pins), frame in zip(held.tolist(), frames, strict=True):
             if any(pins) or not poisoned:

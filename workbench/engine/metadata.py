@@ -284,10 +284,7 @@ class Metadata:
         first, last = start >> inode.order, -(-end >> inode.order)
         if not maps or (last - 1) >> (shift + XA_CHUNK_SHIFT * (len(maps) - 1)):
             return False
-        return all(
-            map_.is_known(first >> shift + XA_CHUNK_SHIFT * level, ((last - 1) >> shift + XA_CHUNK_SHIFT * level) + 1)
-            for level, map_ in enumerate(maps)
-        )
+        return maps[0].is_known(first >> shift, ((last - 1) >> shift) + 1)  # and these hang on others
 
     def _is_in_no_cache(self, inode: Inode) -> bool:
         return inode.anonymous or (self.light and (inode.private or inode.tracked is not None))

@@ -333,7 +333,11 @@ class ConversionFile(TrackedFile):
         return bool(self.state.numbers[folio.RELEASED])
 
     def _referenced(self, kinds: tuple[int, ...], first: int, end: int | None) -> Int64s:
-        """Pages of the 2 MiB blocks that [first, end) touches."""
+        """Pages of the 2 MiB blocks that [first, end) touches, or that one page."""
+        if end is not None and end - first == 1:  # as most calls have it
+            row = self.state.reference_row[first >> folio.ORDER_2M]
+            held = row and self.state.references[row, first & (folio.PAGES_2M - 1)][list(kinds)].any()
+            return np.array([first] if held else [], np.int64)
         low = first // folio.PAGES_2M
         high = None if end is None else -(-end // folio.PAGES_2M)
         blocks = low + np.flatnonzero(self.state.reference_row[low:high])
