@@ -71,7 +71,7 @@ class BulkConversions:
         ]
         zones, size = len(system.free), 4096 + max(map(len, given)) // 4
         self.state = kernel.Backends(
-            nodes=np.zeros((kernel.MAPS, size, maple.NODE_WORDS), np.int64),
+            nodes=np.empty((kernel.MAPS, size, maple.NODE_WORDS), np.int64),
             tops=np.zeros((kernel.MAPS, maple.TOP_FIELDS), np.int64),
             found=np.zeros(3, np.int64),
             path=np.zeros((2, maple.MAX_HEIGHT + 1), np.int64),
@@ -179,7 +179,7 @@ class BulkConversions:
             map_.grow(1024, 1024 + 2 * len(self._scratch[0]))
         nodes = self.state.nodes
         if (self.state.tops[:, maple.NODES] > nodes.shape[1] // 2).any():
-            longer = np.zeros((kernel.MAPS, 2 * nodes.shape[1], maple.NODE_WORDS), np.int64)
+            longer = np.empty((kernel.MAPS, 2 * nodes.shape[1], maple.NODE_WORDS), np.int64)
             longer[:, : nodes.shape[1]] = nodes
             self.state = self.state._replace(nodes=longer)
 

@@ -341,7 +341,10 @@ class ConversionFile(TrackedFile):
         low = first // folio.PAGES_2M
         high = None if end is None else -(-end // folio.PAGES_2M)
         blocks = low + np.flatnonzero(self.state.reference_row[low:high])
-        held = self.state.references[self.state.reference_row[blocks]][..., list(kinds)].any(axis=2)
+        kept = self.state.references[self.state.reference_row[blocks]]
+        if not kept.any():  # as in most files
+            return blocks[:0]
+        held = kept[..., list(kinds)].any(axis=2)
         row, page = np.nonzero(held)
         return np.sort(blocks[row] * folio.PAGES_2M + page)
 

@@ -63,6 +63,9 @@ class BulkTracked:
             self._not_before = number + 1
             return None
         calls, stream = self._alike(first, inode, self.operations[number : number + self._most])
+        if len(calls) < LEAST:  # what ends it would end one that begins later, too
+            self._not_before, self._most = number + len(calls) + 1, LEAST
+            return None
         count = self._together(inode, stream)
         self._not_before = number + max(count + (count < len(calls)), 1)
         self._most = min(2 * self._most, MOST) if count == len(calls) else max(2 * count, LEAST)
