@@ -19,8 +19,8 @@ from workbench.engine import attributes
 from workbench.engine.calls import changes_nothing
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import ConvertMany, policies_left_out
+from workbench.engine.kernel_pages import KINDS
 from workbench.engine.lists.faults import Done
-from workbench.engine.metadata import KINDS
 from workbench.engine.objects import Inode, Result
 from workbench.engine.sums import Sums
 from workbench.engine.system import System

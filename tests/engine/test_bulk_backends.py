@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from reference import one_after_another
+from workbench.engine.kernel_pages import NODES_IN_SLAB
 from workbench.engine.lists import backends
-from workbench.engine.metadata import NODES_IN_SLAB
 from workbench.running import run
 
 MEMORY = 34 << 20

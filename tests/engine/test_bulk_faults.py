@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import workbench as wb
 from reference import one_after_another
 from workbench.engine import range_trees
+from workbench.engine.kernel_pages import KINDS, LIGHT_MAP
 from workbench.engine.lists import faults as lists_of_faults
-from workbench.engine.metadata import KINDS, LIGHT_MAP
 from workbench.engine.range_trees import MapleSlab
 from workbench.errnos import EHWPOISON
 from workbench.running import run

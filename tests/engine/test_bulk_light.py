@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from reference import one_after_another
+from workbench.engine.kernel_pages import LIGHT_MAP, PAGE_CACHE, STATE_TREE
 from workbench.engine.lists import light
-from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, STATE_TREE
 from workbench.running import run
 
 MEMORY = 8 << 20

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench.engine.metadata import KINDS
+from workbench.engine.kernel_pages import KINDS
 from workbench.running import run
 from workbench.scenario import Scenario
 

@@ -18,7 +18,7 @@ from workbench.data import datasets_path
 from workbench.engine import calls
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import expand
-from workbench.engine.metadata import ATTRIBUTES, KINDS, PAGE_CACHE, SLAB_PAGES
+from workbench.engine.kernel_pages import ATTRIBUTES, KINDS, PAGE_CACHE, SLAB_PAGES
 from workbench.engine.slabs import MIN_PARTIAL
 from workbench.engine.system import System
 from workbench.units import PAGE_SIZE

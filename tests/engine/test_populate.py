@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import workbench as wb
-from workbench.engine.metadata import SECOND_STAGE
+from workbench.engine.kernel_pages import SECOND_STAGE
 
 PAGE = 4096
 HOST = {

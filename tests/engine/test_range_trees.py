@@ -8,7 +8,7 @@ import pytest
 import workbench as wb
 from workbench.engine import calls
 from workbench.engine.generators import expand
-from workbench.engine.metadata import KINDS, LIGHT_MAP, STATE_TREE
+from workbench.engine.kernel_pages import KINDS, LIGHT_MAP, STATE_TREE
 from workbench.engine.range_trees import MapleSlab, SharedNodes, nodes_of
 from workbench.engine.system import System
 from workbench.kernels.folios.run import COUNTERS

@@ -23,7 +23,7 @@ from workbench import costs as cost_table
 from workbench import scenario as sc
 from workbench.cost import traffic, translation
 from workbench.engine.host_state import HostState
-from workbench.engine.metadata import SECOND_STAGE
+from workbench.engine.kernel_pages import SECOND_STAGE
 from workbench.engine.objects import Inode
 from workbench.tracking.tracked_file import TrackedFile, mapping_share
 from workbench.units import PAGE_ORDERS, PAGE_SIZE

@@ -12,10 +12,10 @@ import numpy as np
 from workbench.engine.bulk_metadata import BulkMetadata
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
-from workbench.engine.metadata import XA_CHUNK_SHIFT
 from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, Thread
 from workbench.engine.placing import OutOfMemory
 from workbench.engine.runs import PageSet
+from workbench.engine.xarray_nodes import XA_CHUNK_SHIFT
 from workbench.errors import Cancelled
 from workbench.intervals import Int64s, no_intervals, stretches
 from workbench.kernels import backend_nodes as each

@@ -13,8 +13,10 @@ from collections.abc import Callable
 import numpy as np
 
 from workbench.engine.filemap import FileMap
-from workbench.engine.metadata import ATTRIBUTES, PAGE_CACHE, XA_CHUNK_SHIFT, Metadata
+from workbench.engine.kernel_pages import ATTRIBUTES, PAGE_CACHE
+from workbench.engine.metadata import Metadata
 from workbench.engine.objects import Inode, Thread
+from workbench.engine.xarray_nodes import XA_CHUNK_SHIFT
 from workbench.intervals import Int64s, equal_intervals, pages_of
 from workbench.kernels import two_backends as kernel
 from workbench.kernels.folios import run as folio

@@ -12,8 +12,9 @@ from typing import Any
 from workbench import scenario as sc
 from workbench.engine.attributes import Attributes
 from workbench.engine.mappings import Mapping
-from workbench.engine.metadata import Metadata, Walk
+from workbench.engine.metadata import Metadata
 from workbench.engine.objects import Inode, OpenFile, Thread
+from workbench.engine.page_tables import Walk
 from workbench.engine.placing import OutOfMemory, Turns
 from workbench.engine.placing_between import PlacingBetween
 from workbench.intervals import Int64s

@@ -12,8 +12,9 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine.filemap import FileMap
-from workbench.engine.metadata import Metadata, Prospect, Walk
+from workbench.engine.metadata import Metadata, Prospect
 from workbench.engine.objects import Inode, Thread
+from workbench.engine.page_tables import Walk
 from workbench.engine.placing import OutOfMemory, Placing, check_listed
 from workbench.engine.request_tables import covering, split_at
 from workbench.intervals import Int64s, in_intervals

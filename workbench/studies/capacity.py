@@ -21,7 +21,7 @@ from workbench import garbage, profiles, results
 from workbench import scenario as sc
 from workbench.bitmap_lists import format_list
 from workbench.design import DESIGNS
-from workbench.engine.metadata import KINDS
+from workbench.engine.kernel_pages import KINDS
 from workbench.errors import WorkbenchError
 from workbench.simulation import run
 from workbench.topology.host import Host

@@ -38,7 +38,8 @@ from workbench import policy as mp
 from workbench import results
 from workbench import scenario as sc
 from workbench.answer import Answer
-from workbench.engine.metadata import CACHE_LEAST, CACHE_OBJECTS, SLAB_PAGES
+from workbench.engine.kernel_pages import SLAB_PAGES
+from workbench.engine.page_tables import CACHE_LEAST, CACHE_OBJECTS
 from workbench.engine.placing import check_listed
 from workbench.errors import WorkbenchError
 from workbench.files import real_path

@@ -18,11 +18,11 @@ import numpy as np
 from workbench import scenario as sc
 from workbench.engine import bulk_conversions, calls_files, calls_mm
 from workbench.engine.attributes import COUNTERS
+from workbench.engine.kernel_pages import PAMT, VMEMMAP
 from workbench.engine.lists import backend_states as states
 from workbench.engine.lists.converted_nodes import ConvertedNodes
 from workbench.engine.lists.faults import LEAST, MOST, Done, whole_pages
 from workbench.engine.lists.tracked_faults import result_of_call, result_of_poison
-from workbench.engine.metadata import PAMT, VMEMMAP
 from workbench.engine.objects import Inode, Result, failed
 from workbench.engine.system import System
 from workbench.intervals import Int64s

@@ -19,6 +19,7 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import calls_mm
+from workbench.engine.kernel_pages import LIGHT_MAP, PAMT, STATE_TREE
 from workbench.engine.lists.nodes import ListNodes
 from workbench.engine.lists.policies import POLICY_CALLS, Found, PolicyCall
 from workbench.engine.lists.tracked_faults import (
@@ -43,8 +44,8 @@ from workbench.engine.lists.tracked_faults import (
     row_of_poison,
 )
 from workbench.engine.lists.tracked_faults import possible as tracked_possible
-from workbench.engine.metadata import LIGHT_MAP, PAMT, STATE_TREE, Walk
 from workbench.engine.objects import Inode, OpenFile, Result, Thread
+from workbench.engine.page_tables import Walk
 from workbench.engine.range_trees import LightMap
 from workbench.engine.system import System
 from workbench.errors import Cancelled

@@ -17,6 +17,7 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
+from workbench.engine.kernel_pages import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP
 from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way, whole_pages
 from workbench.engine.lists.followed_trees import FollowedTrees
 from workbench.engine.lists.tracked_faults import (
@@ -30,8 +31,9 @@ from workbench.engine.lists.tracked_faults import (
     result_of_call,
     row_of_call,
 )
-from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP, Metadata, Walk
+from workbench.engine.metadata import Metadata
 from workbench.engine.objects import Inode, OpenFile, Result
+from workbench.engine.page_tables import Walk
 from workbench.engine.range_trees import SharedNodes, StateTree
 from workbench.engine.system import System
 from workbench.errors import Cancelled

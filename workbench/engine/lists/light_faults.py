@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench import scenario as sc
+from workbench.engine.kernel_pages import LIGHT_MAP, PAGE_CACHE
 from workbench.engine.lists.faults import (
     LEAST,
     MOST,
@@ -38,7 +39,6 @@ from workbench.engine.lists.light import (
     row_of_fault,
 )
 from workbench.engine.lists.tracked_faults import MOST_PAGES, Call, first_of_kept
-from workbench.engine.metadata import LIGHT_MAP, PAGE_CACHE
 from workbench.engine.objects import OpenFile
 from workbench.engine.system import System
 from workbench.intervals import Int64s

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench import scenario as sc
+from workbench.engine.kernel_pages import PAMT, VMEMMAP
 from workbench.engine.lists.faults import LEAST, MOST, Done
 from workbench.engine.lists.tracked_faults import (
     CALLS,
@@ -30,7 +31,6 @@ from workbench.engine.lists.tracked_faults import (
     row_of_call,
     row_of_poison,
 )
-from workbench.engine.metadata import PAMT, VMEMMAP
 from workbench.engine.objects import Inode
 from workbench.engine.system import System
 from workbench.intervals import Int64s, pages_of
