@@ -119,12 +119,14 @@ COUNTERS = (
     N_WITHHELD,
 ) = range(27)
 
-PIN_PAGE, PIN_COUNT, PIN_PFN, PIN_NODE, PIN_NEXT, PIN_LEFT, PIN_KIND = range(7)
+PIN_PAGE, PIN_COUNT, PIN_PFN, PIN_NODE, PIN_NEXT, PIN_LEFT, PIN_KIND, PIN_ZONE = range(8)
+PIN_COLUMNS = 8
 _TRANSIENT, _LONG_TERM = 0, 1
 """Columns of ``pins``. Once the page has left the file: first pfn of its unit (else -1) and the node that the unit
 returns to (-1: it is poisoned and never does). PIN_NEXT: the next row of the chain that ``pin_heads`` begins,
 -1: none. PIN_LEFT: how many units had left the file pinned when the page did, so that the oldest is known.
-PIN_KIND: transient references, which are gone when the page leaves, or long-term pins."""
+PIN_KIND: transient references, which are gone when the page leaves, or long-term pins.
+PIN_ZONE: where who places the units has taken a page that left, -1: nobody has said (:func:`stays_taken`)."""
 
 
 _LACKS_NODES, _LACKS_RANGES, _LACKS_PINS, _LACKS_POISON = range(4)
@@ -138,7 +140,8 @@ _UNHASHED = -2
 class LightState(NamedTuple):
     """Arrays of one file: W words of 64 pages, B1, B2 blocks of 1 GiB, 2 MiB, U units, G groups of struct pages, N nodes.
 
-    ``start``, ``end``, ``count``, ``vmemmap`` and ``vmemmap_order`` belong to the host and may be shared between files.
+    ``start``, ``end``, ``count``, ``vmemmap``, ``vmemmap_order`` and ``given_back`` belong to the host and may be shared between
+    files.
     """
 
     shared: np.ndarray
@@ -169,12 +172,14 @@ class LightState(NamedTuple):
     """int64 (N,), free pages that vmemmap can be taken from."""
     vmemmap_order: np.ndarray
     """int64 (N, N), row n: nodes tried in this order for memory wanted on n."""
+    given_back: np.ndarray
+    """int64 (zones,), units that had left a file while somebody held them and that nobody holds any more, by PIN_ZONE."""
     taken: np.ndarray
     """int64 (N,), vmemmap pages this file took from each node so far."""
     freed: np.ndarray
     """int64 (N,), and gave back."""
     pins: np.ndarray
-    """int64 (rows, 7), columns PIN_PAGE ...: references by page and kind."""
+    """int64 (rows, 8), columns PIN_PAGE ...: references by page and kind."""
     pin_heads: np.ndarray
     """int64 (rows,), rows a power of two: first row of ``pins`` for the pages of each hash, -1: none."""
     poison: np.ndarray
@@ -193,6 +198,7 @@ def new_state(
     count: np.ndarray,
     vmemmap: np.ndarray,
     vmemmap_order: np.ndarray,
+    given_back: np.ndarray,
 ) -> LightState:
     """An empty, all-private file with the given options; the other arguments are the host's (:class:`LightState`)."""
     pages = int(options[PAGES])
@@ -216,9 +222,10 @@ def new_state(
         count=count,
         vmemmap=vmemmap,
         vmemmap_order=vmemmap_order,
+        given_back=given_back,
         taken=np.zeros(len(vmemmap), np.int64),
         freed=np.zeros(len(vmemmap), np.int64),
-        pins=np.zeros((64, 7), np.int64),
+        pins=np.zeros((64, PIN_COLUMNS), np.int64),
         pin_heads=np.full(64, -1, np.int64),
         poison=np.zeros(64, np.int64),
         options=options,
@@ -310,16 +317,32 @@ def lacks_groups(s: LightState, first: Int, end: Int) -> bool:
 
 
 @kernel
-def held_for_long(s: LightState, first: Int, end: Int) -> bool:
-    """Whether somebody has a page of [first, end) pinned for long: it stays allocated when it leaves the file."""
-    if s.counts[N_PINS] == 0:
-        return False
+def is_held(s: LightState, page: Int) -> bool:
+    """Whether somebody has a page of the file pinned for long."""
     if s.pin_heads[0] == _UNHASHED:
         _hash_pins(s)
-    for page in range(first, end):
-        if _pin_row(s, page, False, _LONG_TERM) >= 0:
+    return bool(_pin_row(s, page, False, _LONG_TERM) >= 0)
+
+
+@kernel
+def stays_taken(s: LightState, page: Int, zone: Int) -> bool:
+    """Whether a page of 4 KiB that has just left the file is held, and so in its zone until the last pin is dropped."""
+    row = s.pin_heads[_pin_head(s, page)]
+    while row >= 0:
+        if s.pins[row, PIN_PAGE] == page and s.pins[row, PIN_PFN] >= 0 and s.pins[row, PIN_ZONE] < 0:
+            s.pins[row, PIN_ZONE] = zone
             return True
+        row = s.pins[row, PIN_NEXT]
     return False
+
+
+@kernel
+def stay_taken(s: LightState, pages: np.ndarray, stays: np.ndarray) -> None:
+    """:func:`stays_taken` of pages int64 (n, 2), each with its zone, bool (n,)."""
+    if s.pin_heads[0] == _UNHASHED:
+        _hash_pins(s)
+    for row in range(pages.shape[0]):
+        stays[row] = stays_taken(s, pages[row, 0], pages[row, 1])
 
 
 @kernel
@@ -833,6 +856,7 @@ def _pin(s: LightState, offset: Int, length: Int, kind: Int, node: Int) -> Int:
             s.pins[row, PIN_COUNT] = 0
             s.pins[row, PIN_PFN] = -1
             s.pins[row, PIN_KIND] = kind
+            s.pins[row, PIN_ZONE] = -1
             _chain_pin(s, row)
         s.pins[row, PIN_COUNT] += 1
     return 0
@@ -861,7 +885,7 @@ def _unpin(s: LightState, offset: Int, length: Int, kind: Int) -> Int:
 @kernel
 def _drop_row(s: LightState, row: Int) -> None:
     """The last pin on a page is gone; if it had left the file, its struct pages and its unit may follow it."""
-    page, pfn, node = s.pins[row, PIN_PAGE], s.pins[row, PIN_PFN], s.pins[row, PIN_NODE]
+    page, pfn, node, zone = s.pins[row, PIN_PAGE], s.pins[row, PIN_PFN], s.pins[row, PIN_NODE], s.pins[row, PIN_ZONE]
     _unchain_pin(s, row)
     s.counts[N_PINS] -= 1
     last = s.counts[N_PINS]
@@ -881,6 +905,8 @@ def _drop_row(s: LightState, row: Int) -> None:
     s.counts[N_WITHHELD] -= 1
     if node >= 0:
         pfn_range.free(s.start, s.end, s.count, node, pfn, np.int64(1) << s.options[UNIT_ORDER])
+        if zone >= 0:
+            s.given_back[zone] += 1
 
 
 @kernel

@@ -4,7 +4,7 @@
 :mod:`workbench.kernels.light_map` converts; here is what follows from each row: the guest's leaves that go and come
 (``virt/kvm/guest_memfd.c: kvm_gmem_invalidate_begin``, ``arch/x86/kvm/mmu/mmu.c: kvm_mmu_max_mapping_level``), nodes of the
 map and of what is in the page cache, and what of the memory stays whole. A device takes no reference and is told of what goes
-away (:mod:`workbench.engine.users`). What is not certain, as a hole of 4 KiB pages that somebody holds, is left to who asks.
+away (:mod:`workbench.engine.users`). What is not certain is left to who asks.
 """
 
 from __future__ import annotations
@@ -151,8 +151,6 @@ def run(
         if places and call[OP] == PUNCH:
             if not faults.has_room(placed):
                 return LACKS_PLACES
-            if _keeps_some(state, touched, row, first, end):
-                return LEFT
         elif places and given.at[STAGE] != _IN:
             status = _place(given, state, placed, touched, nodes, requests, turns, zones, output, row, first, end)
             if status != DONE:
@@ -163,6 +161,8 @@ def run(
         elif call[OP] == PIN or call[OP] == UNPIN:
             light_map.run(state, given.stream[: row + 1], given.errors, given.offsets, row)
             status = LACKS_STATE if given.errors[row] == NEEDS_ROOM else DONE
+            if places and call[OP] == UNPIN and status == DONE:
+                _take_back(state, touched, zones, row)
         elif call[OP] == HOST_FAULT:
             status = DONE
             given.errors[row] = SIGBUS
@@ -227,15 +227,6 @@ def _as_one(s: LightState, first: Int, end: Int) -> bool:
         if s.unit_pfn[unit] < 0:
             return False
     return True
-
-
-@kernel
-def _keeps_some(s: LightState, touched: faults.Faults, row: Int, first: Int, end: Int) -> bool:
-    """Whether what a hole takes may stay allocated in a way that is not followed: held, or of several units one poisoned."""
-    if s.options[light_map.UNIT_ORDER] == 0 and light_map.held_for_long(s, first, end):
-        return True
-    several = touched.faults[row, 1] - touched.faults[row, 0] > 1
-    return bool(several and next_poisoned(s, first, end) < end)
 
 
 @kernel
@@ -321,9 +312,7 @@ def _punch(
         return LACKS_DEVICE_BLOCKS
     order = s.options[light_map.UNIT_ORDER]
     low, high = touched.faults[row, 0], touched.faults[row, 1]
-    spoiled: Int = np.int64(-1)  # the zone that does not get its unit back
-    if low < high and next_poisoned(s, first, end) < end and runs.cut(placed, low, low + 1, given.pieces) > 0:
-        spoiled = zone_of_page(low, given.pieces[0, VALUE], output.allocations, output.tiles)
+    spoiled = _not_free(given, s, placed, output, low, high)
     light_map.run(s, given.stream[: row + 1], given.errors, given.offsets, row)
     error, held = given.errors[row], given.offsets[row] >> 12
     if error == NEEDS_ROOM:
@@ -339,11 +328,42 @@ def _punch(
         _invalidate(given, mapped, theirs, areas, first, end)
     touched.faults[row, 1] = max(low, high)
     faults.carry_out(touched, nodes, placed, placed, requests, turns, zones, output)
-    if spoiled >= 0 and low < high:
-        zones.free[spoiled] -= 1
-        touched.free[row, spoiled] -= 1
+    for number in range(spoiled):
+        unit, zone = given.gaps[number, 0], given.gaps[number, 1]
+        poisoned = zone < 0
+        zone = ~zone if poisoned else zone
+        held_still = order == 0 and light_map.stays_taken(s, unit, zone)
+        if unit < high and (poisoned or held_still):
+            zones.free[zone] -= 1
+            touched.free[row, zone] -= 1
     given.at[CAME] += low < high
     return DONE
+
+
+@kernel
+def _not_free(given: Rows, s: LightState, placed: Runs, output: placement.Output, low: Int, high: Int) -> Int:
+    """Units [low, high) that may stay taken when they leave the file, and zones (~zone: poisoned), into ``gaps``; how many."""
+    order, count = s.options[light_map.UNIT_ORDER], 0
+    if s.counts[light_map.N_POISONED] == 0 and (order > 0 or s.counts[light_map.N_PINS] == 0):
+        return 0
+    for unit in range(low, high):
+        poisoned = next_poisoned(s, unit << order, (unit + 1) << order) < (unit + 1) << order
+        if not poisoned and (order > 0 or not light_map.is_held(s, unit)):
+            continue
+        if runs.cut(placed, unit, unit + 1, given.pieces) > 0:
+            zone = zone_of_page(unit, given.pieces[0, VALUE], output.allocations, output.tiles)
+            given.gaps[count, 0], given.gaps[count, 1] = unit, ~zone if poisoned else zone
+            count += 1
+    return count
+
+
+@kernel
+def _take_back(s: LightState, touched: faults.Faults, zones: placement.Zones, row: Int) -> None:
+    """What had left the file and is held by nobody any more is free."""
+    for zone in range(s.given_back.shape[0]):
+        zones.free[zone] += s.given_back[zone]
+        touched.free[row, zone] += s.given_back[zone]
+        s.given_back[zone] = 0
 
 
 @kernel

@@ -27,7 +27,13 @@ def new_file(
     end[:, 0] = start[:, 0] + (units << unit_order)
     options = np.array([pages, unit_order, group, generation], np.int64)
     return light_map.new_state(
-        options, start, end, np.full(NODES, units > 0, np.int64), np.full(NODES, vmemmap, np.int64), np.array(ORDER)
+        options,
+        start,
+        end,
+        np.full(NODES, units > 0, np.int64),
+        np.full(NODES, vmemmap, np.int64),
+        np.array(ORDER),
+        np.zeros(0, np.int64),
     )
 
 

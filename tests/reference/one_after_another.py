@@ -14,6 +14,7 @@ from workbench.engine.filemap import FileMap
 from workbench.engine.lists import faults, look_ahead
 from workbench.engine.objects import Inode, Result
 from workbench.engine.range_trees import StateTree
+from workbench.kernels import light_map
 from workbench.running import run
 from workbench.tracking.light_file import LightFile
 
@@ -67,6 +68,9 @@ def _references(inode: Inode) -> list[Any]:
     left = tracked.withheld()
     out: list[Any] = [tracked.poisoned().tolist(), left.tolist(), tracked.references(left, left_file=True).tolist()]
     if isinstance(tracked, LightFile):
+        rows = tracked.state.pins[: int(tracked.state.counts[light_map.N_PINS])]
+        rows = rows[rows[:, light_map.PIN_PFN] >= 0]
+        out.append(sorted(np.delete(rows, light_map.PIN_NEXT, axis=1).tolist()))
         out += [tracked.state.unit_pfn.tolist(), tracked.extents().tolist(), tracked.memory.free_pages.tolist()]
     return out
 

@@ -85,7 +85,7 @@ class Conversions:
         order = np.array([[*row[row >= 0], *sorted(set(range(nodes)) - set(row.tolist()))] for row in system.fallback])
         # Pools stay with the engine: what a tracked file gives back to them is handed on (:meth:`take_back`).
         self.folios = HostMemory(vmemmap, order.astype(np.int64), np.zeros((nodes, 2), np.int64))
-        self.ranges = RangeMemory(_free_ranges(system, mine), vmemmap, order) if self.light else None
+        self.ranges = RangeMemory(_free_ranges(system, mine), vmemmap, order, len(system.free)) if self.light else None
         if system.metadata is not None and not system.scenario.boot.vmemmap_pages:
             system.metadata.share((self.ranges or self.folios).vmemmap)
         self.inodes: list[Inode] = []  # those with a tracked file, closed ones that still have pinned pages included
@@ -254,7 +254,11 @@ class Conversions:
             system.erase(inode, start, end)
         elif inode.small is not None:
             system.free += inode.small.erase(start, end, len(system.free))
-        if len(held) and not numbered:  # else they did not go back
+        if isinstance(file, LightFile) and len(held) and not numbered:  # knows itself which are held
+            stays = file.stay_taken(held[:, :2]) | (held[:, 2] != 0)
+            system.free -= np.bincount(held[stays, 1], minlength=len(system.free))
+            held, frames = NOTHING_HELD, []
+        elif len(held) and not numbered:  # else they did not go back
             system.free -= np.bincount(held[:, 1], minlength=len(system.free))
         for (page, zone, poisoned, *pins), frame in zip(held.tolist(), frames, strict=True):
             if any(pins) or not poisoned:
@@ -273,6 +277,9 @@ class Conversions:
                 unusable = self.folios.never_handed_out(inode.order)
                 system.free[: system.nodes] += self.unusable - unusable
                 self.unusable = unusable
+        elif self.ranges is not None:
+            system.free += self.ranges.given_back
+            self.ranges.given_back[:] = 0
         if inode.kept:
             self._let_go(inode, file, start, end)
         system.settle_blocks()

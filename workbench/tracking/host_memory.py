@@ -78,9 +78,12 @@ class RangeMemory:
     ----------
     ranges : for each node (first pfn, end) of its free ranges, ascending and not touching
     vmemmap, order : as for :class:`HostMemory`
+    zones : how many whoever hands out the units himself takes them from
     """
 
-    def __init__(self, ranges: Sequence[Sequence[tuple[int, int]]], vmemmap: Int64s, order: Int64s) -> None:
+    def __init__(
+        self, ranges: Sequence[Sequence[tuple[int, int]]], vmemmap: Int64s, order: Int64s, zones: int = 0
+    ) -> None:
         room = 64 + max((len(node) for node in ranges), default=0)
         self.start, self.end = (np.zeros((len(ranges), room), np.int64) for _ in range(2))
         self.count = np.array([len(node) for node in ranges], np.int64)
@@ -91,6 +94,8 @@ class RangeMemory:
         self.order = np.ascontiguousarray(order, np.int64)
         self.known = self.free_pages
         """int64 (nodes,), of these what whoever hands out the units himself knows of, whichever file they were of."""
+        self.given_back = np.zeros(zones, np.int64)
+        """int64 (zones,), pages of 4 KiB that are free again, of those that stayed taken when they left their file."""
 
     @classmethod
     def make(cls, nodes: int = 1, *, pages: int = 1 << 36, vmemmap_pages: int = UNLIMITED) -> RangeMemory:

@@ -68,7 +68,7 @@ class LightFile(TrackedFile):
         options[light_map.GROUP_SHIFT] = choice("group", group, GROUPS)
         options[light_map.GENERATION] = choice("generation", generation, GENERATIONS)
         m = self.memory
-        self.state = light_map.new_state(options, m.start, m.end, m.count, m.vmemmap, m.order)
+        self.state = light_map.new_state(options, m.start, m.end, m.count, m.vmemmap, m.order, m.given_back)
         if shared:
             self.convert(0, size, "shared")
             self.state.counts[:] = np.where(
@@ -144,6 +144,15 @@ class LightFile(TrackedFile):
     def release(self) -> None:
         """Units go back to their ranges, those with a pinned page when the last pin is dropped."""
         self._one(folio.RELEASE, 0, 0)
+
+    def stay_taken(self, pages: Int64s) -> npt.NDArray[np.bool_]:
+        """Which pages int64 (n, 2), each with its zone, that have just left a file of 4 KiB pages somebody holds, bool (n,).
+
+        They are in ``memory.given_back`` once nobody does.
+        """
+        stays = np.zeros(len(pages), bool)
+        light_map.stay_taken(self.state, np.ascontiguousarray(pages), stays)
+        return stays
 
     def returned(self) -> Int64s:
         """Units by node that the ranges got since the last call, of any file."""

@@ -25,7 +25,7 @@ from workbench.engine.lists.tracked_faults import (
     Call,
     States,
     converts_in_place,
-    first_of_kept,
+    first_among,
     maps_and_zaps,
     pages_of_calls,
     result_of_call,
@@ -120,7 +120,7 @@ class BulkLight:
             calls.append(one)
             rows.append(row)
         stream = np.array(rows, np.int64).reshape(-1, 6)
-        count = min(_first_absent(inode, stream), first_of_kept(inode, stream))
+        count = min(_first_absent(inode, stream), _first_given_back(inode, stream))
         return calls[:count], stream[:count]
 
     def _run(self, file: OpenFile, calls: list[_Call | sc.Fault], stream: Int64s) -> Done | None:
@@ -233,6 +233,15 @@ def _first_absent(inode: Inode, stream: Int64s) -> int:
     row, unit = pages_of(first >> inode.order, -(-end >> inode.order))
     absent = some[row[inode.tracked.state.unit_pfn[unit] < 0]]
     return int(absent[0]) if len(absent) else len(stream)
+
+
+def _first_given_back(inode: Inode, stream: Int64s) -> int:
+    """The first unpin of a page that has left the file, and may be free then; how many rows there are if none is."""
+    assert isinstance(inode.tracked, LightFile)
+    unpins = (stream[:, folio.OP] == folio.UNPIN) & (stream[:, folio.ARGUMENT] != folio.TRANSIENT)
+    if not unpins.any():
+        return len(stream)
+    return first_among(np.column_stack(pages_of_calls(stream)), inode.tracked.withheld(), unpins)
 
 
 def carry_out(

@@ -2,8 +2,8 @@
 pins comes between.
 
 One kernel carries them out (:mod:`workbench.engine.lists.light`): what a call places depends on the states that it finds, so that
-units are placed, and freed, in its turn. What is not certain ends a list: a touch of the host of pages that are not alike, a hole
-in 4 KiB pages that somebody holds, struct pages that may not suffice for what is placed, an unpin of what left the file.
+units are placed, and freed, in its turn. What is not certain ends a list: a touch of the host of pages that are not alike,
+or struct pages that may not suffice for what is placed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from workbench.engine.lists.light import (
     row_of,
     row_of_fault,
 )
-from workbench.engine.lists.tracked_faults import MOST_PAGES, Call, first_of_kept
+from workbench.engine.lists.tracked_faults import MOST_PAGES, Call
 from workbench.engine.objects import OpenFile
 from workbench.engine.system import System
 from workbench.intervals import Int64s
@@ -82,9 +82,8 @@ class BulkLightFaults:
         self._not_before = number + LEAST  # what is asked changes seldom
         if file is None or not _possible(self.system, file):
             return None
-        listed, certain = self._alike(file, first.file, self.operations[number : number + self._most])
+        listed = self._alike(file, first.file, self.operations[number : number + self._most])
         self._not_before = number + len(listed.calls) + 1
-        self._most = self._most if certain else max(len(listed.calls), LEAST)
         if len(listed.calls) < LEAST:
             return None
         assert isinstance(file.inode.tracked, LightFile)
@@ -95,12 +94,12 @@ class BulkLightFaults:
             self._most = MOST
             return None
         count = 0 if done is None else len(done.results)
-        self._most = min(2 * self._most, MOST) if certain and status == kernel.DONE else max(2 * count, LEAST)
+        self._most = min(2 * self._most, MOST) if status == kernel.DONE else max(2 * count, LEAST)
         self._not_before = number + count + (status != kernel.DONE)
         return done
 
-    def _alike(self, file: OpenFile, name: str, operations: Sequence[sc.Operation]) -> tuple[_List, bool]:
-        """Calls on a file up to whatever is something else, or has not gone well before; whether that, not doubt, ends them."""
+    def _alike(self, file: OpenFile, name: str, operations: Sequence[sc.Operation]) -> _List:
+        """Calls on a file up to whatever is something else, or has not gone well before."""
         system, inode, calls_too = self.system, file.inode, may_call(self.system, file)
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
         holes_to, generation = inode.pages if file.descriptor is not None else 0, system.rules.kernel
@@ -128,10 +127,7 @@ class BulkLightFaults:
             rows.append((first, end, 1, of_task[one.task], does))
             streams.append(row)
         table, stream = np.array(rows, np.int64).reshape(-1, 5), np.array(streams, np.int64).reshape(-1, 6)
-        if not calls:
-            return _List(calls, table, stream), True
-        count = first_of_kept(inode, stream)
-        return _List(calls[:count], table[:count], stream[:count]), count == len(calls)
+        return _List(calls, table, stream)
 
     def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
         """Carry out such calls, up to one that is left, and whether that was all."""
