@@ -10,7 +10,9 @@ Nodes of the file's xarray come and go with its pages (``lib/xarray.c``: ``xas_c
 the list touches are known here. Ranges of an offset -> pfn map come and go, too (:mod:`workbench.engine.range_trees`).
 
 =============== ============================ =====================================================================
-``faults``      int64 (n, 5)                 first page, end, step (+1 or -1), row of ``row_of``, what it does
+``faults``      int64 (n, 5)                 first page, end, step (+1 or -1), row of ``row_of``, what it does; in the place of
+                                             steps :data:`LEAVES` receives its zone, and :data:`GIVES_BACK` has the row that
+                                             left, or -1 minus a zone
 ``ranges``      int64 (r, 2)                 policy ranges, ascending and disjoint
 ``row_of``      int64 (tasks, r + 1)         row of the request table under each range; the last one outside of all
 =============== ============================ =====================================================================
@@ -45,9 +47,10 @@ LEFT = 3
 FAULT, STAGE, PIECES, ENTERED, STATUS, EVENTS = range(6)
 """Fields of ``at``: fault, what is done of it next, its pieces, allocation row entered next, how placing ended, and events of
 nodes that are written."""
-TOUCHES, MAPS, HOLE, LEAVES = range(4)
+TOUCHES, MAPS, HOLE, LEAVES, GIVES_BACK = range(5)
 """What a row does: has its pages placed, enters them in a page table as well, or frees them and takes them out of it; or takes
-them out of file and table, and they stay taken (poisoned)."""
+them out of file and table, and they stay taken (poisoned, or pinned: one page); or frees a page that left the file so
+(``mm/gup.c: unpin_user_pages``)."""
 NODES_SHIFT = 6
 _BEGIN, _PLACE, _ENTER = 0, 1, 2
 FREE_BLOCKS = 2
@@ -129,6 +132,11 @@ def carry_out(
     """:func:`run` of one row."""
     at, faults, progress = given.at, given.faults, output.progress
     fault = at[FAULT]
+    if faults[fault, 4] == GIVES_BACK:
+        _give_back(given, fault, zones)
+        _keep(given, fault, requests, turns, zones, progress[ALLOCATIONS])
+        at[FAULT] += 1
+        return DONE
     if at[STAGE] == _BEGIN:
         if _blocks(present) < FREE_BLOCKS or _blocks(mapped) < FREE_BLOCKS:
             return NEEDS_ROOM
@@ -188,7 +196,11 @@ def _punch(given: Faults, fault: Int, present: tables.Runs, mapped: tables.Runs,
     first, end, found = given.faults[fault, 0], given.faults[fault, 1], given.pieces
     for zone in range(zones.free.shape[0]):
         given.placed[fault, zone] = 0
-    page = first if given.faults[fault, 4] == HOLE else end
+    page = first
+    if given.faults[fault, 4] == LEAVES:
+        if tables.cut(present, first, end, found) > 0:
+            given.faults[fault, 2] = zone_of_page(found[0, 0], found[0, 2], output.allocations, output.tiles)
+        page = end
     while page < end:
         count = tables.cut(present, page, end, found)
         page = end if count <= found.shape[0] else found[found.shape[0] - 1, 0] + found[found.shape[0] - 1, 1]
@@ -196,6 +208,15 @@ def _punch(given: Faults, fault: Int, present: tables.Runs, mapped: tables.Runs,
             add_run(found[part, 0], found[part, 1], found[part, 2], output.allocations, output.tiles, zones.free)
     tables.erase(present, first, end)
     tables.erase(mapped, first, end)
+
+
+@kernel
+def _give_back(given: Faults, fault: Int, zones: Zones) -> None:
+    """A page that nobody holds any more goes back to its zone."""
+    left = given.faults[fault, 2]
+    for zone in range(zones.free.shape[0]):
+        given.placed[fault, zone] = 0
+    zones.free[given.faults[left, 2] if left >= 0 else -1 - left] += 1
 
 
 @kernel

@@ -213,11 +213,11 @@ FEW = st.builds(
     st.sampled_from([
         *[{"op": "convert", "to": to} for to in ("shared", "private")] * 2,
         *[{"op": "fault", "by": by} for by in ("host", "host", "host", "guest", "prefault")],
-        {"op": "fallocate"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"}, {"op": "hwpoison"},
-        *[{"op": "iommu_map"}, {"op": "iommu_unmap"}] * 2,
-        *[{"op": "punch_hole"}] * 2,
+        {"op": "fallocate"}, *[{"op": "pin"}, {"op": "unpin"}] * 2, {"op": "pin", "kind": "transient"},
+        {"op": "unpin", "kind": "transient"}, {"op": "hwpoison"}, *[{"op": "iommu_map"}, {"op": "iommu_unmap"}] * 2,
+        *[{"op": "punch_hole"}] * 3,
     ]),
-    st.integers(0, 5), st.sampled_from([1, 1, 1, 1, 2, 3, 9]), TASKS,
+    st.integers(0, 5), st.sampled_from([1, 1, 1, 1, 2, 3, 9, 80]), TASKS,
 )  # fmt: skip
 
 
@@ -297,6 +297,10 @@ def page(first: int, pages: int = 1) -> dict[str, Any]:
          {"op": "punch_hole", **page(6)}, {"op": "iommu_unmap", **page(0, 9)}, {"op": "iommu_unmap", **page(0, 9)}],
         [{"op": "iommu_map", **page(0)}, {"op": "punch_hole", **page(0)}, {"op": "fault", "by": "guest", **page(0)},
          {"op": "iommu_map", **page(0)}, {"op": "iommu_map", **page(3)}, {"op": "iommu_unmap", **page(0, 9)}],
+        # what a device has as well is not free with the last pin, nor what it alone has
+        [{"op": "fault", "by": "host", **page(5)}, {"op": "pin", **page(5)}, {"op": "iommu_map", **page(5, 2)},
+         {"op": "punch_hole", **page(5, 2)}, {"op": "unpin", **page(5)}, {"op": "fault", "by": "host", **page(5, 2)},
+         {"op": "unpin", **page(6)}, {"op": "punch_hole", **page(5)}, {"op": "iommu_unmap", **page(5, 2)}],
         # a page that is private again is not placed
         [{"op": "convert", "to": "private", **page(7)}, {"op": "fault", "by": "host", **page(7)}],
     ],
@@ -341,7 +345,7 @@ def test_pins_of_pages_that_are_absent_are_carried_out_together(ops: list[str], 
 
 @pytest.mark.parametrize("vm_type", ["sw_protected", "tdx"])
 def test_pins_and_holes_of_other_pages_are_carried_out_together(vm_type: str) -> None:
-    """Also while pages that were held when they left the file stay allocated; the hole of one is alone, and its unpin."""
+    """Also while pages that were held when they left the file stay allocated."""
     drawn = Random(7)
     kinds: list[dict[str, Any]] = [{"op": op} for op in ("pin", "unpin", "punch_hole")]
     kinds += [{"op": "fault", "by": by} for by in ("guest", "host")]
@@ -357,6 +361,55 @@ def test_pins_and_holes_of_other_pages_are_carried_out_together(vm_type: str) ->
     errors = [result.errno for result in answer.log.results[-601:]]
     assert {0, errno.EFAULT, errno.EAGAIN, errno.EINVAL} <= set(errors) and errors[-1] == 0
     assert np.diff(answer["free_pages"].sum(axis=1))[-1] == 1, "of the three pages, that which was punched out"
+
+
+@pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
+@pytest.mark.parametrize("pages", [24, 512])
+def test_many_calls_on_few_pages_are_carried_out_together(vm_type: str, pages: int) -> None:
+    """Each page is pinned more than once, leaves the file while it is, comes back and leaves again before the first pin goes."""
+    drawn = Random(pages)
+    kinds: list[dict[str, Any]] = [
+        {"op": op} for op in ("pin", "unpin", "punch_hole", "pin", "unpin", "punch_hole", "fallocate")
+    ]
+    kinds += [{"op": "fault", "by": by} for by in ("guest", "host")] + [{"op": "pin", "kind": "transient"}]
+    kinds += [{"op": "convert", "to": to} for to in ("shared", "private")] + [{"op": "unpin", "kind": "transient"}]
+    kinds += [{"op": "hwpoison"}]
+    calls = [drawn.choice(kinds) | page(drawn.randrange(pages), drawn.choice([1, 1, 1, 2, 5])) for _ in range(3000)]
+    calls = [call | {"task": drawn.choice(["vcpu0", "vcpu1"])} for call in calls]
+    before = [{"op": "create"}, {"op": "convert", "to": "shared", **page(0, pages)}]
+    before += [{"op": "set_mempolicy", "task": "vcpu1", "mode": "interleave", "nodes": "0-1"}]
+    before += [{"op": "fault", "by": by, **page(PAGES - 1)} for by in ("guest", "prefault")] + [
+        {"op": "fallocate", **page(PAGES - 1)}
+    ]
+    before += [{"op": "fault", "by": "host", **page(PAGES // 2)}, {"op": "convert", "to": "shared", **page(PAGES // 2)}]
+    before += [{"op": "fault", "by": "host", **page(PAGES // 2)}]
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
+    given_ = given_.replace(operations=[*before, *calls])
+    assert assert_equal(given_) >= len(calls)
+    assert {"", "EFAULT", "EAGAIN", "EINVAL", "EHWPOISON", "ENOENT"} == set(run(given_)["event_error"].tolist())
+
+
+def test_memory_of_pages_that_left_the_file_is_there_again_with_their_last_unpin() -> None:
+    """What is pinned and leaves takes all memory of both nodes; a page that an unpin frees is the next one that is placed."""
+    pages = [page(number) for number in range(64)]
+    takes = [call | one for _ in range(40) for one in pages for call in ({"op": "pin"}, {"op": "punch_hole"})]
+    hogs = [{"op": "hog", "node": node, "leave_free": "3 MiB"} for node in (0, 1)]
+    before = [*hogs, {"op": "create"}, {"op": "convert", "to": "shared"}, {"op": "fallocate", **page(PAGES - 1)}]
+    given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": "sw_protected"})
+    most = run(given_.replace(operations=[*before, *takes]))["event_error"].tolist().index("ENOMEM") - len(before)
+    assert most > 1000
+    swaps = [
+        call | one for one in pages for call in ({"op": "unpin"}, {"op": "fallocate"}, {"op": "unpin"}, *takes[:2])
+    ]
+    drops = [{"op": "unpin"} | one for _ in range(most // 128 - 2) for one in pages]
+    then = [call | {"task": "vcpu1"} for call in (*swaps, *drops)]
+    given_ = given_.replace(operations=[*before, *takes[:most], *then])
+    assert assert_equal(given_) >= most + len(swaps)
+    answer = run(given_)
+    assert not any(answer["event_error"])
+    more = np.diff(answer["free_pages"], axis=0)[-len(then) :]
+    assert more.sum(axis=1).tolist() == [1, -1, 1, 0, 0] * 64 + [1] * len(drops)
+    assert more.any(axis=0).all(), "each page goes back to its own zone, of which there are three"
 
 
 def test_slabs_for_states_come_from_where_memory_is_at_that_call() -> None:

@@ -28,6 +28,7 @@ from workbench.engine.lists.tracked_faults import (
     BY_HOST,
     CALLED,
     CALLS,
+    FEW_PAGES,
     POISONED_PAGES,
     PUNCHED,
     Call,
@@ -222,7 +223,7 @@ class BulkFaults:
                 call = _NO_CALL if found is None else found
                 whole, of = found is not None, CALLED
                 if isinstance(one, (sc.Pin, sc.IommuMap)):
-                    pages = _page_of_pin(call)
+                    pages = _pages_of_pin(call)
             elif isinstance(one, sc.PunchHole):
                 pages = pages_of_touch(one)
                 whole, of = holes and pages != _NO_PAGES and pages[1] <= inode.pages, PUNCHED
@@ -277,7 +278,7 @@ class BulkFaults:
         if not ran:
             return None, status
         last = begin[1:] - 1
-        found = None if tracked is None or not done else tracked.carry_out(given.entered[last])
+        found = None if tracked is None or not done else tracked.carry_out(given.entered[last], given.faults)
         if tracked is None:
             self._zap_others(file, rows[:ran])
         held = None
@@ -390,11 +391,12 @@ def _row_of_call(call: _Call, inode: Inode, devices: bool) -> tuple[int, int, in
     return row_of_call(call, inode)
 
 
-def _page_of_pin(call: tuple[int, ...]) -> tuple[int, int, int]:
-    """Of a row of a stream, the page that it pins, if it is one and it stays pinned."""
-    page = call[folio.OFFSET] // PAGE_SIZE
-    one = call[folio.OFFSET] + call[folio.LENGTH] <= (page + 1) * PAGE_SIZE and call[folio.ARGUMENT] != folio.TRANSIENT
-    return (page, page + 1, 1) if one and call[folio.LENGTH] else _NO_PAGES
+def _pages_of_pin(call: tuple[int, ...]) -> tuple[int, int, int]:
+    """Of a row of a stream, the pages that it pins, if they are few and stay pinned."""
+    first = call[folio.OFFSET] // PAGE_SIZE
+    end = -(-(call[folio.OFFSET] + call[folio.LENGTH]) // PAGE_SIZE)
+    few = 0 < end - first <= FEW_PAGES and call[folio.ARGUMENT] != folio.TRANSIENT
+    return (first, end, 1) if few else _NO_PAGES
 
 
 def whole_pages(offset: int, length: int, size: int) -> bool:

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench import scenario as sc
+from workbench.engine.conversions import NOWHERE
 from workbench.engine.kernel_pages import PAMT, VMEMMAP
 from workbench.engine.lists.faults import LEAST, MOST, Done
+from workbench.engine.lists.held_pages import drop_oldest
 from workbench.engine.lists.tracked_faults import (
     CALLS,
     POISONED_PAGES,
@@ -21,7 +23,6 @@ from workbench.engine.lists.tracked_faults import (
     after_each,
     converts_in_place,
     first_among,
-    first_of_kept,
     maps_and_zaps,
     page_by_page,
     pages_of_calls,
@@ -99,7 +100,7 @@ class BulkTracked:
         assert isinstance(inode.tracked, ConversionFile)
         if not inode.order:
             ends = _first_pin_of_absent(inode.tracked, stream), _first_pin_of_poison(inode.tracked, stream)
-            return min(*ends, first_of_kept(inode, stream))
+            return min(*ends, len(stream) if self.system.is_plain_4k(inode) else _first_of_kept(inode, stream))
         unmapped = self.system.rules.kernel == "B" and not all(mapping.empty for mapping in inode.mappings)
         return _first_merge_that_is_asked(inode.tracked, stream, unmapped)
 
@@ -111,11 +112,14 @@ class BulkTracked:
         end = np.searchsorted(of, np.arange(count), side="right")
         errors, offsets, marked, states = after_each(system, inode, rows, end)
         self._map(inode, stream, errors, offsets)
+        free = self._give_back(inode, stream, errors)
         held = None
         if metadata is not None:
             tasks = [system.task(call) for call in calls]
             to_shared = stream[:, folio.ARGUMENT] == 1
-            held = metadata.follow_states(inode, tasks, first, self._reached(inode, stream, errors, offsets), to_shared)
+            found = free, system.rotations[[task.index for task in tasks]]
+            reached = self._reached(inode, stream, errors, offsets)
+            held = metadata.follow_states(inode, tasks, first, reached, to_shared, found)
             metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
             if states.pamt is not None:
                 metadata.hold_after(held, PAMT, states.pamt)
@@ -125,8 +129,20 @@ class BulkTracked:
                 calls, errors.tolist(), offsets.tolist(), marked.tolist(), strict=True
             )
         ]
-        free = np.broadcast_to(system.free, (count, len(system.free)))
         return Done(results, np.zeros_like(free), free, held, states)
+
+    def _give_back(self, inode: Inode, stream: Int64s, errors: Int64s) -> Int64s:
+        """Free pages of each zone after each row, int64 (n, zones): what left the file is free once nobody has it pinned."""
+        free = np.tile(self.system.free, (len(stream), 1))
+        unpins = (stream[:, folio.OP] == folio.UNPIN) & (stream[:, folio.ARGUMENT] == folio.LONG_TERM) & (errors == 0)
+        for row in np.flatnonzero(unpins).tolist() if inode.kept else ():
+            for page in range(*np.concatenate(pages_of_calls(stream[row : row + 1])).tolist()):
+                if any(frame[1] for frame in inode.kept.get(page, ())):
+                    zone = drop_oldest(inode.kept, page)
+                    if zone != NOWHERE:
+                        free[row:, zone] += 1
+                        self.system.free[zone] += 1
+        return free
 
     def _reached(self, inode: Inode, stream: Int64s, errors: Int64s, offsets: Int64s) -> Int64s:
         """Where what each row has converted ends: of refused ones, in generation C, before the block that refused."""
@@ -160,6 +176,18 @@ def _first_pin_of_absent(tracked: ConversionFile, stream: Int64s) -> int:
     row, page = pages_of(first, end)
     absent = pins[row[~bits_at(tracked.state.present, page)]]
     return int(absent[0]) if len(absent) else len(stream)
+
+
+def _first_of_kept(inode: Inode, stream: Int64s) -> int:
+    """The first row that unpins a page which left the file while somebody held it, and may be free then; else their number.
+
+    What was held in passing is so no more.
+    """
+    if not inode.kept:
+        return len(stream)
+    span, unpins = np.column_stack(pages_of_calls(stream)), stream[:, folio.OP] == folio.UNPIN
+    unpins &= stream[:, folio.ARGUMENT] != folio.TRANSIENT
+    return first_among(span, np.array(sorted(inode.kept), np.int64), unpins)
 
 
 def _first_pin_of_poison(tracked: ConversionFile, stream: Int64s) -> int:

@@ -20,11 +20,12 @@ import numpy.typing as npt
 from workbench import scenario as sc
 from workbench.engine.conversions import Conversions
 from workbench.engine.device_areas import DeviceAreas
+from workbench.engine.lists.held_pages import HeldPages, Part
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
 from workbench.engine.users import IOMMU
-from workbench.intervals import Int64s, equal_intervals, in_intervals, pages_of
+from workbench.intervals import Int64s, in_intervals, pages_of
 from workbench.kernels import faults as kernel
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
@@ -44,7 +45,7 @@ MOST_PAGES = 1 << 14
 POISONED_PAGES = 64
 """Of one call of a list, each of which is a row."""
 _CALL_PAGES = 2048  # of any other
-_FEW = 64
+FEW_PAGES = 64
 """Pages of a row each of which is followed; the kernel takes any so many."""
 _AS_BEFORE, _NO, _YES, _UNSURE = range(4)
 _OP_OF = np.zeros(5, np.int64)
@@ -77,10 +78,7 @@ def possible(system: System, inode: Inode) -> bool:
 
 
 def pins_possible(system: System, file: OpenFile) -> bool:
-    """Whether pins and poison of a file need nothing but its own state, and what is followed here and by who asks.
-
-    But for unpins of pages that left it (:func:`first_of_kept`).
-    """
+    """Whether pins and poison of a file need nothing but its own state, and what is followed here and by who asks."""
     inode, metadata = file.inode, system.metadata
     if file.descriptor is None or system.killed or system.bulk is not None:
         return False
@@ -95,18 +93,6 @@ def converts_in_place(system: System, file: OpenFile) -> bool:
     if file.descriptor is None or system.killed or system.bulk is not None or not scenario.guest.private_memory:
         return False
     return scenario.in_place
-
-
-def first_of_kept(inode: Inode, stream: Int64s) -> int:
-    """The first row that unpins a page which left the file while somebody held it, and may be free then; else their number.
-
-    What was held in passing is so no more.
-    """
-    if not inode.kept:
-        return len(stream)
-    span, unpins = np.column_stack(pages_of_calls(stream)), stream[:, folio.OP] == folio.UNPIN
-    unpins &= stream[:, folio.ARGUMENT] != folio.TRANSIENT
-    return first_among(span, np.array(sorted(inode.kept), np.int64), unpins)
 
 
 def row_of_call(call: Call, inode: Inode) -> tuple[int, int, int, int, int, int] | None:
@@ -291,8 +277,8 @@ class DeviceRows:
 class TrackedFaults:
     """A list of operations on a tracked file of 4 KiB pages.
 
-    ``rows`` int64 (n, 5): of faults as :mod:`workbench.kernels.faults` takes them; of calls their task, and the page that is
-    pinned, which is placed if it is not there (``mm/gup.c: faultin_page``).
+    ``rows`` int64 (n, 5): of faults as :mod:`workbench.kernels.faults` takes them; of calls their task, and the pages that
+    are pinned, which are placed if they are not there (``mm/gup.c: faultin_page``).
     ``kind`` (n,) says which they are, ``calls`` int64 (n, 6) has rows of streams, ``mapping`` is the host's.
     """
 
@@ -311,12 +297,10 @@ class TrackedFaults:
         is_call = self.kind == CALLED
         self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
         self.rows[is_call, :2] = 0  # but for what is pinned and is not there
-        calls = np.flatnonzero(is_call)
-        unpin = first_of_kept(inode, self.calls[calls])
-        self.rows = self.rows[: calls[unpin] if unpin < len(calls) else None]
-        held, op = self._held_before(), self.calls[:, folio.OP]
+        op = self.calls[:, folio.OP]
         asked = (self.kind == BY_HOST) | (is_call & ((op == folio.PIN) | (op == folio.POISON))) | self._device_rows()
-        asked |= (self.kind == PUNCHED) & (held | (self.tracked.count("poisoned_pages") > 0))
+        asked |= (self.kind == PUNCHED) & (self._held_before() | (self.tracked.count("poisoned_pages") > 0))
+        asked |= is_call & (op == folio.UNPIN) & bool(inode.kept)
         self.devices = DeviceRows(inode)
         self.said = self.devices.said
         """What rows return whose errors do not say it."""
@@ -324,10 +308,11 @@ class TrackedFaults:
         """Of the host's faults on few pages: which of them it reaches that it had not mapped."""
         self._bad: set[int] = set()
         """Faults of the host on a poisoned page."""
-        self._parts: dict[int, list[tuple[int, int, int]]] = {}
-        """What the kernel is given in the place of a row: first page, end, what is done."""
+        self._parts: dict[int, list[Part]] = {}
+        """What the kernel is given in the place of a row."""
+        self._held: HeldPages | None = None
         if asked.any():
-            self.rows = self.rows[: self._look_ahead(held.tolist())]
+            self.rows = self.rows[: self._look_ahead()]
         self.rows, self.of = self._cut()
 
     def _cut(self) -> tuple[Int64s, Int64s]:
@@ -341,16 +326,17 @@ class TrackedFaults:
         rows, at = self.rows[of], np.cumsum(many) - many
         for number, parts in self._parts.items():
             rows[at[number], 1] = rows[at[number], 0]  # without parts nothing is placed
-            for row, part in enumerate(parts, int(at[number])):
-                rows[row, [0, 1, 4]] = part
+            for row, (first, end, origin, does) in enumerate(parts, int(at[number])):
+                step = origin if isinstance(origin, int) else at[origin[0]] + origin[1]
+                rows[row, [0, 1, 2, 4]] = first, end, step, does
         return rows, of
 
     def _held_before(self) -> Bools:
-        """Whether somebody holds a page of each row now; only of holes and of what is about a page."""
+        """Whether somebody holds a page of each hole now."""
         held = np.zeros(len(self.span), bool)
         if not self.tracked.state.numbers[folio.N_ROWS]:
             return held
-        asked = np.flatnonzero((self.kind == PUNCHED) | (self.span[:, 1] - self.span[:, 0] == 1))
+        asked = np.flatnonzero(self.kind == PUNCHED)
         row, page = pages_of(self.span[asked, 0], self.span[asked, 1])
         held[asked[row[self.tracked.referenced(page)]]] = True
         return held
@@ -362,14 +348,14 @@ class TrackedFaults:
             & (self.calls[:, folio.ARGUMENT] == folio.DEVICE)
         )
 
-    def _cells(self) -> tuple[Int64s, Int64s, list[bytearray]]:
+    def _cells(self) -> tuple[Int64s, Int64s, list[bytearray], HeldPages]:
         """Edges between pages, the cell after an edge in which each row begins and ends, and what is known of each cell.
 
-        That is the state, whether the pages are there, the host has them mapped, somebody may hold them, and some are poisoned.
-        Of a cell of several pages, which are of no row of few pages, it is what it was before.
+        That is the state, whether the pages are there, the host has them mapped, some are poisoned, and who holds them. Of a
+        cell of several pages, which are of no row of few pages, it is what it was before.
         """
         size, tracked = self.span[:, 1] - self.span[:, 0], self.tracked
-        few = (size > 1) & (size <= _FEW)
+        few = (size > 1) & (size <= FEW_PAGES)
         edges = np.unique(np.append(pages_of(self.span[few, 0], self.span[few, 1])[1], self.span))
         single = np.append(np.diff(edges) == 1, False)
         pages = np.minimum(edges, self.inode.pages - 1)
@@ -379,17 +365,19 @@ class TrackedFaults:
         known = (bits_at(tracked.state.shared, pages), bits_at(tracked.state.present, pages), mapped)
         bad = np.searchsorted(tracked.poisoned(), edges)
         of_cells = [np.where(single, np.where(one, _YES, _NO), _AS_BEFORE) for one in known]
-        of_cells += [np.zeros(len(edges), bool), np.append(np.diff(bad) > 0, False)]
-        return edges, np.searchsorted(edges, self.span), [bytearray(one.astype(np.uint8).tobytes()) for one in of_cells]
+        of_cells += [np.append(np.diff(bad) > 0, False)]
+        held = HeldPages(self.inode, tracked, edges, single, bool((size > FEW_PAGES).any()))
+        known_of = [bytearray(one.astype(np.uint8).tobytes()) for one in of_cells]
+        return edges, np.searchsorted(edges, self.span), known_of, held
 
-    def _look_ahead(self, was_held: list[bool]) -> int:
+    def _look_ahead(self) -> int:
         """How many rows come before one that finds what is not certain; leaves of the host's faults what they place.
 
-        What is held stays allocated when it leaves the file: a hole of a page that may be ends a list. So does what is poisoned,
-        which is known of each page.
+        What is pinned or poisoned stays allocated when it leaves the file: a hole of a page that may be ends a list.
         """
         span = self.span
-        edges, cells, (state, there, mapped, held, poisoned) = self._cells()
+        edges, cells, (state, there, mapped, poisoned), held = self._cells()
+        self._held = held
         shared = self.tracked.state.shared
         was_present = bits_at(self.tracked.state.present, span[:, 0]).tolist()
         of_device = self._device_rows().tolist()
@@ -401,50 +389,75 @@ class TrackedFaults:
 
         for number, (kind, first, end, low, high) in enumerate(rows[: len(self.rows)]):
             one, is_bad = end - first == 1, poisoned.find(1, low, high) >= 0
+            singles = high - low == end - first
             is_there = there[low] == _YES or (there[low] == _AS_BEFORE and was_present[number])
             if kind == PUNCHED:
-                if was_held[number] or held.find(1, low, high) >= 0 or (is_bad and high - low != end - first):
+                stays = is_bad or any(held.pins[folio.LONG_TERM][low:high])
+                if held.unsure.find(1, low, high) >= 0 or any(held.pins[folio.DEVICE][low:high]):
                     return number
-                if is_bad:
-                    self._parts[number] = _hole(first, poisoned[low:high])
+                if stays and not singles:
+                    return number
+                if stays:
+                    self._parts[number] = held.leave(number, first, low, high, poisoned)
                     set_all(poisoned, 0)
+                held.forget(low, high)
                 set_all(there, _NO)
                 set_all(mapped, _NO)
             elif kind == CALLED:
                 op, offset, length, argument = self.calls[number, :4].tolist()
                 if of_device[number]:
                     may = op == folio.PIN and self._shared_for_certain(number, edges, state)
-                    if may is None or (may and is_bad) or not self._of_device(number, op == folio.PIN, may):
+                    if may is None or (may and is_bad) or held.left_by_device(first, end):
+                        return number
+                    if not self._of_device(number, op == folio.PIN, may):
                         return number
                     if self.kind[number] == ALLOCATED:  # refused by its areas
                         continue
+                    if op == folio.UNPIN and singles:
+                        low += int(self.calls[number, folio.OFFSET]) // PAGE_SIZE - first
+                        high = low + int(self.calls[number, folio.LENGTH]) // PAGE_SIZE
                 if op == folio.CONVERT and (offset | length) % PAGE_SIZE == 0:
                     if argument:
                         set_all(state, _YES)
-                    elif not (one and is_bad):  # else it stays, for memory failure holds it
-                        free = drains and not was_held[number] and not held[low]
-                        set_all(state, _NO if one and (free or not is_there) else _UNSURE)
-                        set_all(mapped, _UNSURE)
+                        continue
+                    set_all(mapped, _NO)
+                    if not singles:
+                        set_all(state, _UNSURE)
+                        continue
+                    refused = self._refuses(range(low, high), state, there, poisoned, drains)
+                    if refused != _YES:
+                        for cell in range(low, high):
+                            state[cell] = _NO if refused == _NO or state[cell] == _NO else _UNSURE
                 elif op == folio.POISON:
                     for cell in range(low, high):
                         if there[cell] == _YES:
                             poisoned[cell], mapped[cell] = 1, _NO
-                elif op == folio.PIN and argument == folio.TRANSIENT:
-                    if not one or is_there:
-                        set_all(held, 1)
-                elif op == folio.PIN and not (one and is_bad):
-                    found = state[low]
-                    may = not one or found in (_YES, _UNSURE)
-                    if not one and not self._are_there(number, edges, there):
-                        return number
-                    if not is_there:
-                        if found == _UNSURE:
+                elif op == folio.UNPIN:
+                    if not singles:
+                        if not held.drop_among(first, end, low, high, argument):
                             return number
-                        if may:
-                            self.rows[number, :2], there[low] = (first, end), _YES
-                    if may:
-                        set_all(held, 1)
-                        set_all(mapped, _UNSURE)
+                        continue
+                    given_back = held.drop(number, first, low, high, argument)
+                    if given_back is None:
+                        return number
+                    if given_back:
+                        self._parts[number] = given_back
+                elif op == folio.PIN and argument == folio.TRANSIENT:
+                    if not singles or there.find(_NO, low, high) < 0:
+                        held.pin(low, high, argument, singles)
+                elif op == folio.PIN and (not singles or state.find(_UNSURE, low, high) >= 0):
+                    if not self._are_there(number, edges, there):
+                        return number
+                    held.pin(low, high, argument, False)
+                    set_all(mapped, _UNSURE)
+                elif op == folio.PIN:
+                    stop = next((cell for cell in range(low, high) if state[cell] != _YES or poisoned[cell]), high)
+                    if there.find(_NO, low, stop) >= 0:
+                        self.rows[number, :2] = first, first + stop - low
+                        there[low:stop] = bytes((_YES,)) * (stop - low)
+                    mapped[low:stop] = bytes((_YES,)) * (stop - low)
+                    if stop == high:
+                        held.pin(low, high, argument, True)
             elif kind != BY_HOST:
                 set_all(there, _YES)
             elif one:
@@ -458,7 +471,7 @@ class TrackedFaults:
                 else:
                     self.rows[number, 1] = first
                     mapped[low] = _UNSURE if found == _UNSURE else _NO
-            elif end - first <= _FEW:
+            elif end - first <= FEW_PAGES:
                 if not self._host_touches(number, first, state[low:high], mapped[low:high], poisoned[low:high]):
                     return number
                 for cell in range(low, high):
@@ -484,7 +497,7 @@ class TrackedFaults:
 
         False: it is not certain of some.
         """
-        parts: list[tuple[int, int, int]] = []
+        parts: list[Part] = []
         acts: list[tuple[int, int]] = []
         missing = begin = reached = -1  # the first page that raises a signal, the part, what of it is reached
         good, end = 0, first + len(state)
@@ -503,16 +516,31 @@ class TrackedFaults:
             if touched and not bad and reached < 0:
                 reached = page
             if begin >= 0 and not touched:
-                parts.append((begin, page, kernel.TOUCHES))
+                parts.append((begin, page, 1, kernel.TOUCHES))
                 begin = -1
         if begin >= 0:
-            parts.append((begin, end, kernel.TOUCHES))
+            parts.append((begin, end, 1, kernel.TOUCHES))
         if reached >= 0:
             acts.append((reached, end))
         self._parts[number], self._acts[number] = parts, acts
         if missing >= 0:
             self.said[number] = Result(good, 0, {"bad": end - first - good, "first": missing})
         return True
+
+    def _refuses(self, cells: range, state: bytearray, there: bytearray, poisoned: bytearray, drains: bool) -> int:
+        """Whether a conversion of pages to private is refused: to somebody one is shared and held."""
+        assert self._held is not None
+        found = _NO
+        for cell in cells:
+            if state[cell] == _NO or not (there[cell] == _YES or poisoned[cell]):
+                continue
+            if poisoned[cell] or self._held.any(cell):
+                if state[cell] == _YES:
+                    return _YES
+                found = _UNSURE
+            elif self._held.unsure[cell] or not drains:
+                found = _UNSURE
+        return found
 
     def _shared_for_certain(self, number: int, edges: Int64s, state: bytearray) -> bool | None:
         """Whether all pages of a row are shared when its turn comes; None: that is not known, or not of all alike."""
@@ -539,16 +567,19 @@ class TrackedFaults:
         now = np.frombuffer(there, np.uint8)[np.searchsorted(edges, pages, side="right") - 1]
         return bool(np.where(now == _AS_BEFORE, bits_at(self.tracked.state.present, pages), now == _YES).all())
 
-    def carry_out(self, entered: Int64s) -> Outcomes:
+    def carry_out(self, entered: Int64s, faults: Int64s) -> Outcomes:
         """After some rows were placed: enter what is new, touch, convert, pin and punch.
 
-        ``entered`` int64 (done,): where the allocation rows of each end.
+        ``entered`` int64 (done,): where the allocation rows of each end; ``faults``: the rows of the kernel, after it ran.
         """
         inode, done = self.inode, len(entered)
         stream, row = self._stream(entered)
         inode.entered[0] = int(entered[-1])
         end = np.searchsorted(row, np.arange(done), side="right")
         errors, offsets, marked, states = after_each(self.system, inode, stream, end)
+        if self._held is not None:
+            begin = np.searchsorted(self.of, np.arange(done))
+            self._held.carry_out(done, lambda left: int(faults[begin[left[0]] + left[1], 2]))
         states = self.devices.carry_out(self.system, inode, states)
         return Outcomes(errors, offsets, marked, self._map(done, errors, offsets), states, self.said)
 
@@ -601,7 +632,7 @@ class TrackedFaults:
                 assert self.mapping is not None
                 if number in self._acts:
                     parts = self._parts[number]
-                    for part, (begin, end, _) in enumerate(parts, int(place[number])):
+                    for part, (begin, end, *_) in enumerate(parts, int(place[number])):
                         walked[part] = begin, end
                     for begin, end in self._acts[number]:
                         self.mapping.map(begin, end)
@@ -620,12 +651,6 @@ class TrackedFaults:
                     elif not mapping.empty:
                         mapping.zap(low, high)
         return walked
-
-
-def _hole(first: int, poisoned: bytearray) -> list[tuple[int, int, int]]:
-    """What a hole of a few pages from ``first`` on does: poisoned ones leave the file, and stay taken."""
-    parts = equal_intervals(np.frombuffer(poisoned, np.uint8)).tolist()
-    return [(first + low, first + high, kernel.LEAVES if poisoned[low] else kernel.HOLE) for low, high in parts]
 
 
 def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> Ended:
