@@ -59,6 +59,8 @@ from workbench.units import PAGE_SIZE
 
 LEAST, MOST = 16, 4096
 """Faults that are worth a call of the kernel, and of one call: between calls a run can be cancelled."""
+_LONGEST_WAIT = 32
+"""Where one operation after another ends a list that is too short, so many are done before the next list is asked for."""
 MOST_PAGES_OF_ONE = 2048  # of one fault
 _ROOM = 64  # pieces of one fault
 _SMALL_TABLE = 64  # rows of requests
@@ -123,7 +125,7 @@ class BulkFaults:
 
     def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
         self.system, self.operations = system, operations
-        self._not_before, self._most = 0, MOST
+        self._not_before, self._most, self._wait = 0, MOST, 1
         self._alike_to = self._touch = 0
         """Where operations alike end, and the next one that touches the file."""
         self.went_well: set[_Way] = set()
@@ -143,8 +145,10 @@ class BulkFaults:
         count = given.length
         certain = count == len(given.operations)
         if count < LEAST:  # what ends it would end one that begins later, too
-            self._not_before, self._most = number + count + 1, self._most if certain else LEAST
+            self._not_before, self._most = number + count + self._wait, self._most if certain else LEAST
+            self._wait = min(2 * self._wait, _LONGEST_WAIT)
             return None
+        self._wait = 1
         done, status = self._run(file, given)
         if status == TOO_MANY_POLICIES:  # to find out again would cost their number
             self._not_before, self._most = number + count, MOST
