@@ -132,7 +132,7 @@ PIN_ZONE: where who places the units has taken a page that left, -1: nobody has 
 _LACKS_NODES, _LACKS_RANGES, _LACKS_PINS, _LACKS_POISON = range(4)
 """What NEEDS_ROOM is about."""
 
-_UNHASHED = -2
+UNHASHED = -2
 """In ``pin_heads`` of a table that has grown: the chains are made anew."""
 
 
@@ -258,7 +258,7 @@ def grown(state: LightState) -> LightState:
     rows = 1 << (int(state.scratch[5]) - 1).bit_length()
     pins = np.zeros((rows, state.pins.shape[1]), np.int64)
     pins[: len(state.pins)] = state.pins
-    return state._replace(pins=pins, pin_heads=np.full(rows, _UNHASHED, np.int64))
+    return state._replace(pins=pins, pin_heads=np.full(rows, UNHASHED, np.int64))
 
 
 @kernel
@@ -274,7 +274,7 @@ def run(state: LightState, stream: np.ndarray, errors: np.ndarray, offsets: np.n
     INSERT backs a unit from the ranges of its node. Returns the number of operations done; less than all if the state must
     grow (:func:`grown`) first (the error there is NEEDS_ROOM), or if an INSERT finds no memory for struct pages.
     """
-    if state.pin_heads[0] == _UNHASHED:
+    if state.pin_heads[0] == UNHASHED:
         _hash_pins(state)
     for i in range(first, stream.shape[0]):
         state.scratch[3] = -1
@@ -319,7 +319,7 @@ def lacks_groups(s: LightState, first: Int, end: Int) -> bool:
 @kernel
 def is_held(s: LightState, page: Int) -> bool:
     """Whether somebody has a page of the file pinned for long."""
-    if s.pin_heads[0] == _UNHASHED:
+    if s.pin_heads[0] == UNHASHED:
         _hash_pins(s)
     return bool(_pin_row(s, page, False, _LONG_TERM) >= 0)
 
@@ -339,7 +339,7 @@ def stays_taken(s: LightState, page: Int, zone: Int) -> bool:
 @kernel
 def stay_taken(s: LightState, pages: np.ndarray, stays: np.ndarray) -> None:
     """:func:`stays_taken` of pages int64 (n, 2), each with its zone, bool (n,)."""
-    if s.pin_heads[0] == _UNHASHED:
+    if s.pin_heads[0] == UNHASHED:
         _hash_pins(s)
     for row in range(pages.shape[0]):
         stays[row] = stays_taken(s, pages[row, 0], pages[row, 1])

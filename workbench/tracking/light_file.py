@@ -21,6 +21,7 @@ from workbench.tracking.tracked_file import (
     GENERATIONS,
     Blocks,
     Int64s,
+    Outcome,
     StreamResult,
     TrackedFile,
     ascending_within,
@@ -29,8 +30,11 @@ from workbench.tracking.tracked_file import (
 from workbench.units import PAGE_SIZE
 
 GROUPS = {"256 KiB": light_map.GROUP_256K, "128 MiB": light_map.GROUP_128M}
-_HERE = np.array([row for row, name in enumerate(light_map.COUNTERS) if name in folio.COUNTERS])
-_THERE = np.array([folio.COUNTERS.index(light_map.COUNTERS[row]) for row in _HERE.tolist()])
+_BOTH = np.array([name in light_map.COUNTERS for name in folio.COUNTERS], np.int64)
+_HERE = np.array([light_map.COUNTERS.index(name) if name in light_map.COUNTERS else 0 for name in folio.COUNTERS])
+"""Of each counter of folios whether the map has it, and where."""
+_FEW = 16
+"""Pages that are looked up one by one sooner than among all pins."""
 
 
 class LightFile(TrackedFile):
@@ -68,6 +72,7 @@ class LightFile(TrackedFile):
         options[light_map.GROUP_SHIFT] = choice("group", group, GROUPS)
         options[light_map.GENERATION] = choice("generation", generation, GENERATIONS)
         m = self.memory
+        self._row = np.zeros((1, 6), np.int64), np.zeros(1, np.int32), np.zeros(1, np.int64)
         self.state = light_map.new_state(options, m.start, m.end, m.count, m.vmemmap, m.order, m.given_back)
         if shared:
             self.convert(0, size, "shared")
@@ -86,6 +91,19 @@ class LightFile(TrackedFile):
     def _grow(self) -> None:
         self.state = light_map.grown(self.state)
         self.memory.start, self.memory.end = self.state.start, self.state.end
+
+    def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
+        """As of any file, but that the arrays of one row are kept."""
+        if (op == folio.CONVERT and self.converted is not None) or not (0 <= node < self.nodes and cpu == 0):
+            return super()._one(op, offset, length, argument, node, cpu)
+        self._refresh()
+        stream, errors, offsets = self._row
+        stream[0] = op, offset, length, argument, node, cpu
+        offsets[0] = -1
+        while not light_map.run(self.state, stream, errors, offsets, 0) and errors[0] == folio.NEEDS_ROOM:
+            self._grow()
+        named = int(offsets[0])
+        return Outcome(int(errors[0]), named if named >= 0 else None)
 
     def carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
         self._refresh()
@@ -133,6 +151,13 @@ class LightFile(TrackedFile):
 
     def insert(self, folios: Int64s, nodes: Int64s) -> int:
         """Back units on their nodes from the ranges there; ENOMEM, for want of struct pages, ends it."""
+        if len(folios) == 1:  # as most calls have it
+            unit, node = int(folios[0]), int(nodes[0])
+            absent = self.state.unit_pfn[unit] < 0
+            done = not self._one(folio.INSERT, unit * (PAGE_SIZE << self.order), 0, node=node).errno
+            if done and absent:
+                self.memory.known[node] -= 1 << self.order
+            return int(done)
         stream = np.zeros((len(folios), 6), np.int64)
         stream[:, folio.OP], stream[:, folio.OFFSET] = folio.INSERT, folios * (PAGE_SIZE << self.order)
         stream[:, folio.NODE] = nodes
@@ -171,9 +196,8 @@ class LightFile(TrackedFile):
     @staticmethod
     def counts_of(own: Int64s) -> Int64s:
         """:attr:`counts` from the map's own counters, int64 (..., counters)."""
-        out = np.zeros((*own.shape[:-1], len(folio.COUNTERS)), np.int64)
-        out[..., _THERE] = own[..., _HERE]
-        return out
+        counts: Int64s = own.take(_HERE, axis=-1) * _BOTH
+        return counts
 
     def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
         """Units [first, last) that are in the file."""
@@ -230,7 +254,16 @@ class LightFile(TrackedFile):
 
     def pinned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Shared pages with references of either kind; private pages have nothing to refer to."""
+        if end is not None and end - first <= _FEW and self.state.pin_heads[0] != light_map.UNHASHED:
+            return np.array([page for page in range(first, end) if self._is_pinned(page)], np.int64)
         return ascending_within(self._pins(False), first, end)
+
+    def _is_pinned(self, page: int) -> bool:
+        pins, heads = self.state.pins, self.state.pin_heads
+        row = int(heads[page & (len(heads) - 1)])
+        while row >= 0 and (pins[row, light_map.PIN_PAGE] != page or pins[row, light_map.PIN_PFN] >= 0):
+            row = int(pins[row, light_map.PIN_NEXT])
+        return row >= 0
 
     def withheld(self) -> Int64s:
         """Pages that left the file and are still pinned."""
