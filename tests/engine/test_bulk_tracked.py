@@ -271,3 +271,82 @@ def test_long_lists_of_faults_of_pages_that_are_there(vm_type: str, pages: tuple
     assert together > 780
     results = run(given_).log.results
     assert sum(result.detail.get("bad") == 1 for result in results) == 178
+
+
+FEW = {"offset": st.sampled_from([0, 0, 1, 2, 511, 512, 513, 1024]).map(lambda page: page * 4096), "task": TASKS}
+FEW_PAGES = st.sampled_from([1, 1, 1, 2, 3, 512]).map(lambda pages: pages * 4096)
+OF_FEW = st.one_of(
+    st.fixed_dictionaries({"op": st.just("fault"), "by": st.sampled_from(["guest", "host"]), **FEW, "length": st.just(4096)}),
+    st.fixed_dictionaries({"op": st.just("fault"), "by": st.just("guest"), **FEW, "length": FEW_PAGES}),
+    *[st.fixed_dictionaries({"op": st.just("convert"), "to": st.just(to), **FEW, "length": FEW_PAGES})
+      for to in ("shared", "private")],
+)  # fmt: skip
+BETWEEN: list[dict[str, Any]] = [
+    {"op": "pin", "offset": 512 * 4096, "length": 4096}, {"op": "unpin", "offset": 512 * 4096, "length": 4096},
+    {"op": "hwpoison", "offset": 2 * 4096, "length": 4096}, {"op": "punch_hole", "offset": 0, "length": 2 << 20},
+    {"op": "convert", "to": "shared", "offset": 100, "length": 4096}, {"op": "alias", "file": "other", "of": "guest"},
+    {"op": "set_mempolicy", "mode": "interleave", "nodes": "0-1"}, {"op": "madvise", "advice": 4},
+]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(OF_FEW, min_size=2, max_size=25), st.sampled_from([None, None, *BETWEEN])), max_size=4),
+    st.sampled_from(["counted", "counted", "off", "taken"]), st.sampled_from(["sw_protected", "snp", "tdx"]),
+    st.sampled_from([("2 MiB", "hugetlb"), ("2 MiB", "hugetlb-hvo"), ("2 MiB", "thp"), ("2 MiB", "contiguous-4k"),
+                     ("1 GiB", "hugetlb-hvo")]),
+    st.sampled_from(["", "proposal-hugetlb", "proposal-hugetlb-rfc2", "proposal-two-stage"]),
+    st.none() | st.integers(0, 40), st.sampled_from(["", "nobody", "nobody", "guest"]), st.sampled_from([[], ["init_shared"]]),
+)  # fmt: skip
+def test_the_same_of_faults_and_conversions_of_huge_pages(
+    parts: list[tuple[list[dict[str, Any]], dict[str, Any] | None]],
+    metadata: str,
+    vm_type: str,
+    pages: tuple[str, str],
+    kernel: str,
+    left: int | None,
+    filled: str,
+    flags: list[str],
+) -> None:
+    """Units that split and merge, of which content is lost, while the guest and the host touch their pages."""
+    before: list[dict[str, Any]] = [{"op": "create", "flags": ["mmap", *flags]}]
+    before += [{"op": "fallocate"}] if filled == "nobody" else [{"op": "fault", "by": "guest"}] * (filled == "guest")
+    # What goes well once may do so again.
+    before += [{"op": "fault", "by": by, "offset": 1024 * 4096, "length": 4096} for by in ("guest", "host")]
+    calls = [call for some, other in parts for call in (*some, *([other] if other else []))]
+    calls = [call if call["op"] in ("alias", "set_mempolicy") else {"file": "guest", **call} for call in calls]
+    given_ = scenario([*before, *calls], vm_type, metadata=metadata, kernel_profile=kernel or None)
+    host = {**HOST, "nodes": [node | {"memory_bytes": "4 GiB"} for node in HOST["nodes"]]}  # type: ignore[attr-defined]
+    memory = 1 << 30 if pages[0] == "1 GiB" else MEMORY
+    given_ = given_.replace(
+        host=host, **{"guest.memory": memory, "guest.page_size": pages[0], "guest.design": pages[1]},
+        boot={} if left is None else {"vmemmap_pages": {0: left, 1: left}},
+    )  # fmt: skip
+    one_after_another.assert_equal(present, given_)
+
+
+@pytest.mark.parametrize("design", ["hugetlb", "hugetlb-hvo", "thp"])
+def test_long_lists_of_faults_and_conversions_of_huge_pages(design: str) -> None:
+    """Of units in which some pages are shared throughout, so that none merges; of one that does it is asked what it has lost."""
+    calls: list[dict[str, Any]] = []
+    for number in range(150):
+        page = {"offset": 4096 * (37 * number % PAGES), "length": 4096, "task": f"vcpu{number % 2}"}
+        calls += [
+            {"op": "convert", "to": "shared", **page},
+            {"op": "fault", **page},
+            {"op": "fault", "by": "guest", **page},
+        ]
+        calls += [{"op": "convert", "to": "private", **page}] * (number % 2)
+    block = 2 << 20
+    before = [
+        {"op": "create", "flags": ["mmap"]}, {"op": "fallocate"},
+        *({"op": "convert", "to": "shared", "offset": of * block + 5 * 4096, "length": 4096} for of in range(4)),
+        {"op": "fault", "offset": 5 * 4096, "length": 4096}, {"op": "fault", "by": "guest", "offset": 0, "length": 4096},
+    ]  # fmt: skip
+    merges = [{"op": "convert", "to": "private", "offset": 3 * block, "length": block}]
+    given_ = scenario([*before, *calls, *merges, *calls], kernel_profile=None)
+    given_ = given_.replace(**{"guest.page_size": "2 MiB", "guest.design": design})
+    together = one_after_another.assert_equal(present, given_)
+    assert together >= 2 * len(calls) - 40
+    lost = [result.detail.get("content_lost_pages") for result in run(given_).log.results]
+    assert sum(one is not None for one in lost) >= (design != "thp")

@@ -1,28 +1,54 @@
-"""Many faults at once on pages that are there, of a file of huge pages that converts in place.
+"""Many faults on pages that are there and conversions, of a file of huge pages that converts in place.
 
 Nothing is placed. The file has them as one stream (leaves of the second stage, content). Tables of those who walk are entered
-call by call. Files without struct pages are :mod:`workbench.engine.lists.light`'s.
+call by call. Conversions are in it while none can be refused, up to one after which a merge may have lost content. Files without
+struct pages are :mod:`workbench.engine.lists.light`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
-from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way
-from workbench.engine.lists.tracked_faults import after_each, possible
+from workbench.engine.kernel_pages import LIGHT_MAP, PAMT, STATE_TREE, VMEMMAP
+from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way, whole_pages
+from workbench.engine.lists.tracked_faults import after_each, converts_in_place, possible, result_of_call
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
-from workbench.intervals import Int64s
+from workbench.intervals import Int64s, pages_of
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.tracked_file import bits_at
 from workbench.units import PAGE_SIZE
 
-_PAGES = 2048  # of one fault
+_PAGES = 2048  # of one call
+_GUEST, _HOST, _TO_PRIVATE, _TO_SHARED = range(4)
+_OPS = np.array([folio.GUEST_FAULT, folio.HOST_FAULT, folio.CONVERT, folio.CONVERT])
+_ARGUMENTS = np.array([folio.AS_IT_IS, 0, 0, 1])
+_NOTHING = np.empty(0, np.int64)
+
+Bools = npt.NDArray[np.bool_]
+_Call = sc.Fault | sc.Convert
+
+
+class _List(NamedTuple):
+    """Calls that are to be carried out together."""
+
+    calls: list[_Call]
+    first: Int64s
+    end: Int64s
+    kind: Int64s
+    shared: Bools
+    """Whether the page was shared before, of calls on one page."""
+
+    def begin(self, count: int) -> _List:
+        """The first of them."""
+        return _List(self.calls[:count], self.first[:count], self.end[:count], self.kind[:count], self.shared[:count])
 
 
 class BulkPresent:
@@ -35,90 +61,122 @@ class BulkPresent:
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first, last = self.operations[number], number + LEAST - 1
-        if self.system.conversions is None or number < self._not_before or not isinstance(first, sc.Fault):
+        if self.system.conversions is None or number < self._not_before or not isinstance(first, _Call):
             return None
-        if last >= len(self.operations) or not isinstance(self.operations[last], sc.Fault):
+        if last >= len(self.operations) or not isinstance(self.operations[last], _Call):
             return None
         file = self.system.files.get(first.file)
         self._not_before = number + LEAST  # what is asked changes seldom
         if file is None or not _possible(self.system, file):
             return None
-        faults, rows = self._alike(file, first.file, self.operations[number : number + self._most])
-        self._not_before = number + len(rows) + 1
-        self._most = min(2 * self._most, MOST) if len(rows) == self._most else max(2 * len(rows), LEAST)
-        return self._run(file, faults, rows) if len(rows) >= LEAST else None
+        listed = self._alike(file, first.file, self.operations[number : number + self._most])
+        count = len(listed.calls)
+        self._not_before = number + count + 1
+        self._most = min(2 * self._most, MOST) if count == self._most else max(2 * count, LEAST)
+        return self._run(file, listed) if count >= LEAST else None
 
-    def _alike(self, file: OpenFile, name: str, operations: Sequence[sc.Operation]) -> tuple[list[sc.Fault], Int64s]:
-        """Faults on a file up to whatever is something else; int64 (n, 3): first page, end, whether the host touches it."""
+    def _alike(self, file: OpenFile, name: str, operations: Sequence[sc.Operation]) -> _List:
+        """Calls on a file up to whatever is something else."""
         inode, tasks = file.inode, self.system.tasks
         ends = {of: reach(file, of) for at, of in self.before.went_well if at == name}
-        faults: list[sc.Fault] = []
-        rows: list[tuple[int, int, bool]] = []
+        converts = converts_in_place(self.system, file)
+        calls: list[_Call] = []
+        rows: list[tuple[int, int, int]] = []
         for one in operations:
-            if not isinstance(one, sc.Fault) or one.file != name or one.length is None:
-                break
-            start, count, by_host = one.offset // PAGE_SIZE, one.length // PAGE_SIZE, one.by == "host"
-            if one.order != "sequential" and count > 1:
-                break
-            if not 0 < count <= (1 if by_host else _PAGES) or start + count > ends.get(way(one), 0):
+            if not isinstance(one, _Call) or one.file != name or one.length is None:
                 break
             if one.task is not None and one.task not in tasks:
                 break
-            faults.append(one)
-            rows.append((start, start + count, by_host))
-        table = np.array(rows, np.int64).reshape(-1, 3)
-        there = _there(inode, table[:, 0]) & _there(inode, table[:, 1] - 1)  # no fault is longer than four blocks
+            start, count = one.offset // PAGE_SIZE, one.length // PAGE_SIZE
+            if isinstance(one, sc.Convert):
+                if not converts or not whole_pages(one.offset, one.length, inode.pages * PAGE_SIZE):
+                    break
+                rows.append((start, start + count, _TO_SHARED if one.to == "shared" else _TO_PRIVATE))
+            else:
+                by_host = one.by == "host"
+                if one.order != "sequential" and count > 1:
+                    break
+                if not 0 < count <= (1 if by_host else _PAGES) or start + count > ends.get(way(one), 0):
+                    break
+                rows.append((start, start + count, _HOST if by_host else _GUEST))
+            calls.append(one)
+        if len(calls) < LEAST:  # what ends it would end one that begins later, too
+            return _List(calls, _NOTHING, _NOTHING, _NOTHING, _NOTHING == 1)
+        first, end, kind = np.array(rows, np.int64).reshape(-1, 3).T
+        there = _there(inode, first) & _there(inode, end - 1)  # no fault is longer than four blocks
         for middle in range(folio.PAGES_2M, _PAGES, folio.PAGES_2M):
-            there &= _there(inode, np.minimum(table[:, 0] + middle, table[:, 1] - 1))
-        count = len(table) if there.all() else int(np.argmin(there))
-        return faults[:count], table[:count]
+            there &= _there(inode, np.minimum(first + middle, end - 1))
+        goes_on = there | (kind >= _TO_PRIVATE)
+        if (kind >= _TO_PRIVATE).any() and not _may_convert(self.system, inode):
+            goes_on &= kind < _TO_PRIVATE
+        shared, asked = _states_before(inode, first, end, kind)
+        goes_on &= ~asked
+        count = len(kind) if goes_on.all() else int(np.argmin(goes_on))
+        return _List(calls, first, end, kind, shared).begin(count)
 
-    def _run(self, file: OpenFile, faults: list[sc.Fault], rows: Int64s) -> Done:
-        """Carry out such faults."""
-        system, inode, count = self.system, file.inode, len(rows)
-        assert inode.tracked is not None and system.conversions is not None
-        by_host = rows[:, 2] == 1
-        shared = bits_at(inode.tracked.state.shared, rows[:, 0])
+    def _run(self, file: OpenFile, listed: _List) -> Done:
+        """Carry out such calls."""
+        system, inode, metadata, count = self.system, file.inode, self.system.metadata, len(listed.calls)
         stream = np.zeros((count, 6), np.int64)
-        stream[:, folio.OP] = np.where(by_host, folio.HOST_FAULT, folio.GUEST_FAULT)
-        stream[:, folio.OFFSET], stream[:, folio.LENGTH] = rows[:, 0] * PAGE_SIZE, (rows[:, 1] - rows[:, 0]) * PAGE_SIZE
-        stream[:, folio.ARGUMENT] = np.where(by_host, 0, folio.AS_IT_IS)
-        errors, _, _, states = after_each(system, inode, stream, np.arange(1, count + 1))
-        held = self._enter(file, faults, rows, errors, shared)
-        said: dict[tuple[str, int], Result] = {}
-        results: list[Result] = []
-        for one, (start, end, _), error in zip(faults, rows.tolist(), errors.tolist(), strict=True):
-            if error:
-                results.append(Result(0, 0, {"bad": 1, "first": start}))
-                continue
+        stream[:, folio.OP], stream[:, folio.ARGUMENT] = _OPS[listed.kind], _ARGUMENTS[listed.kind]
+        stream[:, folio.OFFSET] = listed.first * PAGE_SIZE
+        stream[:, folio.LENGTH] = listed.end * PAGE_SIZE - stream[:, folio.OFFSET]
+        errors, offsets, _, states = after_each(system, inode, stream, np.arange(1, count + 1))
+        held = self._enter(file, listed, errors)
+        converts = listed.kind >= _TO_PRIVATE
+        if metadata is not None and held is not None and converts.any():
+            tasks = [system.task(call) for call in listed.calls]
+            converted = np.where(converts, listed.end, listed.first)
+            trees = metadata.follow_states(inode, tasks, listed.first, converted, listed.kind == _TO_SHARED)
+            held[:, [STATE_TREE, LIGHT_MAP]] = trees[:, [STATE_TREE, LIGHT_MAP]]
+            metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
+            if states.pamt is not None:
+                metadata.hold_after(held, PAMT, states.pamt)
+        free = np.broadcast_to(system.free, (count, len(system.free)))
+        return Done(_results(listed, errors, offsets), np.zeros_like(free), free, held, states)
+
+    def _enter(self, file: OpenFile, listed: _List, errors: Int64s) -> Int64s | None:
+        """What faults enter in the host's page tables and conversions take out, and tables of both; what is held after each."""
+        system, inode, metadata, kind = self.system, file.inode, self.system.metadata, listed.kind
+        held = None if metadata is None else np.empty((len(kind), *metadata.held.shape), np.int64)
+        host = system.host_walk(file.mapping) if (kind == _HOST).any() and file.mapping is not None else None
+        guest = system.guest_walk(inode) if (kind == _GUEST).any() else None
+        columns = (listed.first, listed.end, kind, errors, listed.shared)
+        of_all = zip(listed.calls, *(column.tolist() for column in columns), strict=True)
+        for number, (one, start, end, does, error, is_shared) in enumerate(of_all):
+            walks = does == _GUEST
+            if does == _TO_PRIVATE:
+                for mapping in inode.mappings:
+                    if not mapping.empty:
+                        mapping.zap(start, end)
+            elif does == _HOST:
+                walks = True
+                if file.mapping is not None:
+                    walks = is_shared and len(file.mapping.unmapped(start, end)) > 0
+                    if walks and not error:
+                        file.mapping.map(start, end)
+            if metadata is not None and held is not None:
+                if walks:
+                    metadata.enter_tables(system.task(one), host if does == _HOST else guest, start, end)
+                held[number] = metadata.held
+        return held
+
+
+def _results(listed: _List, errors: Int64s, offsets: Int64s) -> list[Result]:
+    said: dict[tuple[int, int], Result] = {}
+    results: list[Result] = []
+    columns = (listed.first, listed.end, errors, offsets)
+    for one, start, end, error, offset in zip(listed.calls, *(of.tolist() for of in columns), strict=True):
+        if isinstance(one, sc.Convert):
+            results.append(result_of_call(error, offset))
+        elif error:
+            results.append(Result(0, 0, {"bad": 1, "first": start}))
+        else:
             key = (one.by, end - start)
             if key not in said:
                 said[key] = calls_mm.touched(one, end - start)
             results.append(said[key])
-        free = np.broadcast_to(system.free, (count, len(system.free)))
-        return Done(results, np.zeros_like(free), free, held, states)
-
-    def _enter(
-        self, file: OpenFile, faults: list[sc.Fault], rows: Int64s, errors: Int64s, shared: np.ndarray
-    ) -> Int64s | None:
-        """What faults enter in the host's page tables, and tables of both; what is held after each."""
-        system, inode, metadata = self.system, file.inode, self.system.metadata
-        held = None if metadata is None else np.empty((len(rows), *metadata.held.shape), np.int64)
-        by_host = bool((rows[:, 2] == 1).any())
-        host = system.host_walk(file.mapping) if by_host and file.mapping is not None else None
-        guest = system.guest_walk(inode) if (rows[:, 2] == 0).any() else None
-        of_all = zip(faults, rows.tolist(), errors.tolist(), shared.tolist(), strict=True)
-        for number, (one, (start, end, touches), error, is_shared) in enumerate(of_all):
-            walks = True
-            if touches and file.mapping is not None:
-                walks = is_shared and len(file.mapping.unmapped(start, end)) > 0
-                if walks and not error:
-                    file.mapping.map(start, end)
-            if metadata is not None and held is not None:
-                if walks:
-                    metadata.enter_tables(system.task(one), host if touches else guest, start, end)
-                held[number] = metadata.held
-        return held
+    return results
 
 
 def _possible(system: System, file: OpenFile) -> bool:
@@ -136,7 +194,68 @@ def _possible(system: System, file: OpenFile) -> bool:
     return inode.attributes is None and (metadata is None or not metadata.taking)
 
 
-def _there(inode: Inode, pages: Int64s) -> np.ndarray:
+def _may_convert(system: System, inode: Inode) -> bool:
+    """Whether conversions are followed here, too, none of which is refused."""
+    metadata = system.metadata
+    assert isinstance(inode.tracked, ConversionFile)
+    return (metadata is None or metadata.follows_states(inode)) and not inode.tracked.may_refuse()
+
+
+def _there(inode: Inode, pages: Int64s) -> Bools:
     """Whether pages (n,) are in units that are there."""
     assert isinstance(inode.tracked, ConversionFile)
     return np.asarray(inode.tracked.state.level[pages >> folio.ORDER_2M] > folio.BASE)
+
+
+def _states_before(inode: Inode, first: Int64s, end: Int64s, kind: Int64s) -> tuple[Bools, Bools]:
+    """Of calls on pages [first, end), whether the host's found its page shared, and whether it has to be asked what a
+    conversion has lost, bool (n,) each.
+    """
+    tracked = inode.tracked
+    assert isinstance(tracked, ConversionFile)
+    state, converts = tracked.state, kind >= _TO_PRIVATE
+    row, page = pages_of(first, np.where(kind == _GUEST, first, end))
+    order = np.lexsort((row, page))
+    row, page = row[order], page[order]
+    place, sets = np.arange(len(row)), converts[row]
+    last_set = np.append(-1, np.maximum.accumulate(np.where(sets, place, -1))[:-1]) if len(row) else place
+    known = last_set >= np.searchsorted(page, page)
+    is_shared = np.where(known, kind[row[last_set]] == _TO_SHARED, bits_at(state.shared, page))
+    shared = np.zeros(len(kind), bool)
+    shared[row] = is_shared
+    more = np.where(sets, (kind[row] == _TO_SHARED).astype(np.int64) - is_shared, 0)
+    asked = np.zeros(len(kind), bool)
+    if state.options[folio.FOLIOS] == folio.HUGETLB_FOLIOS:
+        loses = _may_lose(inode, first, end, kind, row, page, more)
+        asked[np.unique(row[loses])] = True
+    return shared, asked
+
+
+def _may_lose(inode: Inode, first: Int64s, end: Int64s, kind: Int64s, row: Int64s, page: Int64s, more: Int64s) -> Bools:
+    """Of pages of calls, by page, which are of a unit that may merge then, though not all of it is up to date, nor nothing.
+
+    ``more``: 1 where a page became shared, -1 private.
+    """
+    tracked = inode.tracked
+    assert isinstance(tracked, ConversionFile)
+    state = tracked.state
+    in_steps = state.options[folio.SPLITTING] != folio.ONE_STEP
+    size = folio.ORDER_2M if in_steps else tracked.order
+    units, unit = np.unique(page >> size, return_inverse=True)
+    words = state.shared[(units[:, None] << (size - 6)) + np.arange(1 << (size - 6))]
+    shared = np.bitwise_count(words).sum(axis=1).astype(np.int64)
+    order = np.lexsort((row, unit))
+    along = np.cumsum(more[order])
+    begin = np.searchsorted(unit[order], np.arange(len(units)))
+    left = np.empty_like(more)
+    left[order] = along - (along[begin] - more[order][begin])[unit[order]] + shared[unit[order]]
+    blocks = 1 << (tracked.order - folio.ORDER_2M)
+    folios = units >> (tracked.order - size)
+    marks = state.marks[folios[:, None] * blocks + np.arange(blocks)]
+    whole = (marks & folio.UPTODATE_ALL != 0).all(axis=1)
+    faults = kind <= _HOST
+    touched = pages_of(first[faults] >> tracked.order, ((end[faults] - 1) >> tracked.order) + 1)[1]
+    untouched = (marks & (folio.UPTODATE_ALL | folio.UPTODATE_SOME) == 0).all(axis=1) & ~np.isin(folios, touched)
+    works = np.zeros(len(kind), bool)
+    works[row[more < 0]] = True
+    return (left == 0) & works[row] & ~(whole | untouched)[unit]
