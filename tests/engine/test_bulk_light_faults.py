@@ -37,18 +37,20 @@ DEVICE = st.fixed_dictionaries({"op": st.sampled_from(["iommu_map", "iommu_map",
 POISON = st.fixed_dictionaries({"op": st.just("hwpoison"), **RANGE}).map(
     lambda call: call | {"length": min(call["length"], 8192)}
 )
+MODES = st.sampled_from(["bind", "preferred", "interleave", "weighted_interleave"])
+NODES = st.sampled_from(["0", "1", "0-1"])
+MBIND = st.fixed_dictionaries({"op": st.just("mbind"), **RANGE, "mode": MODES, "nodes": NODES})
 CALL = st.one_of(
     CONVERT, CONVERT, st.tuples(CONVERT, BAD).map(lambda two: two[0] | two[1]),
     GUEST, GUEST, HOST.map(lambda call: call | {"length": 4096}), HOST.map(lambda call: call | {"length": 4096}), HOST,
     st.fixed_dictionaries({"op": st.just("fallocate"), **RANGE}), PIN, PIN,
     PUNCH, PUNCH, st.tuples(PUNCH, BAD).map(lambda two: two[0] | two[1]),
     DEVICE, DEVICE, st.tuples(DEVICE, BAD).map(lambda two: two[0] | two[1]), POISON,
+    MBIND, st.fixed_dictionaries({"op": st.sampled_from(["policy", "fbind"]), **RANGE, "mode": MODES, "nodes": NODES}),
 )  # fmt: skip
-MODES = st.sampled_from(["bind", "preferred", "interleave", "weighted_interleave"])
-NODES = st.sampled_from(["0", "1", "0-1"])
 OTHER = st.one_of(
     st.fixed_dictionaries({"op": st.sampled_from(["punch_hole", "pin", "unpin", "hwpoison", "iommu_map"]), **RANGE}),
-    st.fixed_dictionaries({"op": st.just("mbind"), **RANGE, "mode": MODES, "nodes": NODES}),
+    MBIND.map(lambda call: call | {"flags": ["move"]}),
     st.fixed_dictionaries({"op": st.just("set_mempolicy"), "task": RANGE["task"], "mode": MODES, "nodes": NODES}),
 )
 MACHINE: dict[str, Any] = {
@@ -123,6 +125,7 @@ FEW = st.builds(
         {"op": "fallocate"}, {"op": "pin"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"},
         {"op": "unpin", "kind": "transient"}, {"op": "punch_hole"}, {"op": "punch_hole"},
         {"op": "iommu_map"}, {"op": "iommu_map"}, {"op": "iommu_unmap"}, {"op": "hwpoison", "length": 4096}, {"op": "hwpoison"},
+        *[{"op": "mbind", "mode": mode, "nodes": nodes} for mode, nodes in (("bind", "1"), ("interleave", "0-1"))],
     ]),
     st.integers(0, 5), st.sampled_from([1, 1, 1, 1, 2, 3]), RANGE["task"],
 )  # fmt: skip
@@ -156,6 +159,7 @@ OF_UNITS = st.builds(
         {"op": "fallocate"}, {"op": "pin"}, {"op": "pin"}, {"op": "pin", "kind": "transient"}, {"op": "unpin"},
         {"op": "unpin", "kind": "transient"}, {"op": "punch_hole"}, {"op": "punch_hole"}, {"op": "hwpoison", "length": 4096},
         {"op": "hwpoison"}, {"op": "iommu_map"}, {"op": "iommu_map"}, {"op": "iommu_unmap"},
+        *[{"op": "mbind", "mode": mode, "nodes": nodes} for mode, nodes in (("bind", "1"), ("interleave", "0-1"))],
     ]),
     SPAN, RANGE["task"],
 )  # fmt: skip
@@ -475,3 +479,25 @@ def test_a_list_goes_on_where_struct_pages_do_not_suffice() -> None:
     errors = run(given_)["event_error"].tolist()
     assert errors.count("ENOMEM") > 4
     assert "ENOMEM" in run(given_)["event_error"]
+
+
+@pytest.mark.parametrize("page_size", ["4 KiB", "2 MiB"])
+def test_calls_that_set_policies_end_no_list(page_size: str) -> None:
+    """Each touch places by what was set before it; of a huge unit the page touched first decides."""
+    size = UNIT if page_size == "2 MiB" else 4096
+    calls: list[dict[str, Any]] = []
+    for number in range(40):
+        unit = {"offset": (1 + number % 3) * size, "length": size}
+        page = {"offset": unit["offset"] + size // 2 // 4096 * 4096, "length": 4096}
+        calls += [
+            {"op": "mbind", **unit, "mode": "bind", "nodes": str(number % 2)},
+            {"op": "mbind", **page, "mode": "bind", "nodes": str(number // 2 % 2)},
+            {"op": "punch_hole", **unit}, {"op": "fault", "by": "guest", **page}, {"op": "fallocate", **unit},
+        ]  # fmt: skip
+    well = [{"op": "fallocate", "length": size}, {"op": "fault", "by": "guest", "length": 4096}]
+    boot = {"hugetlb_pages": {0: 8, 1: 8}} if size == UNIT else {}
+    operations = [{"op": "create"}, *well, *calls, {"op": "convert", "to": "shared", "length": 4096}]
+    given_ = scenario(operations, memory=6 * UNIT, page_size=page_size, boot=boot)
+    assert assert_equal(given_) >= len(calls)
+    placed = run(given_)["event_pages"][3 + 3 : 3 + len(calls) : 5]
+    assert [int(np.argmax(row)) for row in placed] == [number // 2 % 2 for number in range(40)]

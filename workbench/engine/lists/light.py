@@ -182,9 +182,7 @@ def row_of(one: _Call, file: OpenFile, calls_too: bool) -> tuple[int, int, int, 
     return kernel.DEVICE_MAP if isinstance(one, sc.IommuMap) else kernel.DEVICE_UNMAP, one.offset, length, 0, 0, 0
 
 
-def results_of(
-    calls: Sequence[_Call | sc.Fault | sc.Fallocate | sc.PunchHole], stream: Int64s, errors: Int64s, offsets: Int64s
-) -> list[Result]:
+def results_of(calls: Sequence[sc.Operation], stream: Int64s, errors: Int64s, offsets: Int64s) -> list[Result]:
     """What each call returned."""
     said: dict[tuple[str, int], Result] = {}
     out: list[Result] = []
@@ -417,7 +415,7 @@ def held_after(
     system: System,
     metadata: Metadata,
     file: OpenFile,
-    calls: Sequence[_Call | sc.Fault | sc.Fallocate | sc.PunchHole],
+    calls: Sequence[sc.Operation],
     given: kernel.Rows,
     walked: np.ndarray,
     states: States,

@@ -38,6 +38,7 @@ from workbench.engine.lists.light import (
     row_of,
     row_of_fault,
 )
+from workbench.engine.lists.policies import POLICY_CALLS, Found, PolicyCall
 from workbench.engine.lists.tracked_faults import MOST_PAGES, Call
 from workbench.engine.objects import OpenFile
 from workbench.engine.system import System
@@ -48,8 +49,10 @@ from workbench.kernels.folios import run as folio
 from workbench.tracking.light_file import LightFile
 from workbench.units import PAGE_SIZE
 
-_Call = Call | sc.Hwpoison | sc.IommuMap | sc.IommuUnmap | sc.Fault | sc.Fallocate | sc.PunchHole
-_CALLS = (*OF_STATES, sc.Fault, sc.Fallocate, sc.PunchHole)
+_Call = Call | sc.Hwpoison | sc.IommuMap | sc.IommuUnmap | sc.Fault | sc.Fallocate | sc.PunchHole | PolicyCall
+_CALLS = (*OF_STATES, sc.Fault, sc.Fallocate, sc.PunchHole, *POLICY_CALLS)
+_NOTHING = folio.MERGE, 0, 0, 0, 0, 0
+"""What a call that sets policies does to pages."""
 _TOUCHED = 2048 * PAGE_SIZE  # bytes that one call allocates or frees at most, of a file of 4 KiB pages
 
 
@@ -61,6 +64,7 @@ class _List(NamedTuple):
     """int64 (n, 5), as :mod:`workbench.kernels.faults` takes them: what they place."""
     stream: Int64s
     """int64 (n, 6), as :mod:`workbench.kernels.light_rows` takes them: what they do."""
+    policies: Found
 
 
 class BulkLightFaults:
@@ -108,11 +112,13 @@ class BulkLightFaults:
         calls: list[_Call] = []
         rows: list[tuple[int, int, int, int, int]] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
-        pages = 0
+        pages, policies = 0, Found(system, file)
         for one in operations:
             if not isinstance(one, _CALLS) or one.file != name or one.task not in of_task or pages > MOST_PAGES:
                 break
-            if isinstance(one, OF_STATES):
+            if isinstance(one, POLICY_CALLS):
+                row = _NOTHING if policies.set(one) else None
+            elif isinstance(one, OF_STATES):
                 row = row_of(one, file, calls_too)
             else:
                 reached = holes_to if isinstance(one, sc.PunchHole) else ends.get(way(one), 0)
@@ -121,18 +127,26 @@ class BulkLightFaults:
             if row is None or units is None:
                 break
             first, end = units
+            if not isinstance(one, POLICY_CALLS) and not _under_one(policies, row, end - first, inode.order):
+                break
             pages += end - first
             calls.append(one)
             does = faults.HOLE if isinstance(one, sc.PunchHole) else faults.TOUCHES
             rows.append((first, end, 1, of_task[one.task], does))
             streams.append(row)
+        policies.undo()
         table, stream = np.array(rows, np.int64).reshape(-1, 5), np.array(streams, np.int64).reshape(-1, 6)
-        return _List(calls, table, stream)
+        return _List(calls, table, stream, policies)
 
     def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
         """Carry out such calls, up to one that is left, and whether that was all."""
         system, inode, metadata = self.system, file.inode, self.system.metadata
-        asked = asked_for(system, inode, listed.rows, list(system.tasks.values()))
+        policies = listed.policies
+        by_row = policies.change or (inode.order > 0 and bool(inode.shared_policy))
+        by_row &= inode.order == 0 or system.rules.file_policy
+        asked = asked_for(
+            system, inode, listed.rows, list(system.tasks.values()), policies.policies if by_row else None
+        )
         if asked is None:
             return None, TOO_MANY_POLICIES
         placed, requests = asked
@@ -144,21 +158,23 @@ class BulkLightFaults:
         if states is None:
             return None, status
         calls, stream = listed.calls[:done], found.stream
+        policies.redo(calls)
         errors, free = found.errors.astype(np.int64), placed.free[:done]
         walked = map_for_host(file, stream, errors, found.offsets, found.ends)
         held = None
         if metadata is not None:
             after = Placed(np.concatenate((before[None], free[:-1])), free, placed.rotations[:done])
             held = held_after(system, metadata, file, calls, found, walked, states, after)
-        return Done(results_of(calls, stream, errors, found.offsets), placed.placed[:done], free, held, states), status
+        results = results_of(calls, stream, errors, found.offsets)
+        for row in [row for row in policies.results if row < done]:
+            results[row] = policies.results[row]
+        return Done(results, placed.placed[:done], free, held, states), status
 
 
 def _possible(system: System, file: OpenFile) -> bool:
     """Whether calls on a file place pages that need nothing but zones, and change nothing else but what is followed."""
     inode, metadata = file.inode, system.metadata
     if not possible(system, file) or not system.is_plain(inode) or inode.backend is not None:
-        return False
-    if inode.order and inode.shared_policy:  # the page of a unit that is touched first has the policy of it
         return False
     if metadata is None:
         return True
@@ -176,6 +192,16 @@ def _units(row: tuple[int, int, int, int, int, int], order: int, generation: str
     if (row[folio.OFFSET] | row[folio.LENGTH]) % size == 0:
         return first, end
     return (0, 0) if op == folio.PUNCH and generation == "C" else None  # which is refused
+
+
+def _under_one(policies: Found, row: tuple[int, int, int, int, int, int], units: int, order: int) -> bool:
+    """Whether one policy, if any, decides for all units that a row may place: of a huge one, that of the page touched first."""
+    if not units or row[folio.OP] == folio.PUNCH:
+        return policies.touch(0, 0)
+    first, end = row[folio.OFFSET] // PAGE_SIZE, -(-(row[folio.OFFSET] + row[folio.LENGTH]) // PAGE_SIZE)
+    if order and units == 1:
+        end = first + 1
+    return policies.touch(first, end) and not (order and policies.mixed)
 
 
 def _row_of_touch(

@@ -50,6 +50,11 @@ class Found:
         """Whether policies change between the operations."""
         return bool(self.results)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether something is placed under several policies."""
+        return self._mixed
+
     def set(self, call: PolicyCall) -> bool:
         """Carry out a call; returns whether it can be one of the list."""
         if self._mixed or not moves_nothing(call):
