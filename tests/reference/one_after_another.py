@@ -84,7 +84,7 @@ def _held(answer: Answer) -> list[Any]:
         pinned = inode.tracked.pinned()
         held = inode.tracked.references(pinned, left_file=False)
         mapped = [
-            (page, frame == [there for _, _, there in inode.users.frames(page, page + 1).tolist()])
+            (page, frame, frame == [there for _, _, there in inode.users.frames(page, page + 1).tolist()])
             for first, pages, *frame, _ in inode.users.iommu.runs().tolist()
             for page in range(first, first + pages)
         ]

@@ -53,11 +53,9 @@ class HeldPages:
         self.pins: list[list[int]] = of_pages.tolist()
         """[3][cells], by kind; not more than there are where it is not certain."""
         self.unsure = bytearray(unsure.astype(np.uint8).tobytes())
-        self._by_device = [page for page, frames in inode.kept.items() if any(frame[2] for frame in frames)]
-        """Pages of which a device has a pin on what left the file: in a list nothing else leaves so."""
         self._left: dict[int, list[_Frame]] = {}
-        self._steps: list[tuple[int, int, _Frame | None]] = []
-        """Row, page, and the frame that left the file; None: a pin on the oldest of them was dropped."""
+        self._steps: list[tuple[int, int, _Frame | int]] = []
+        """Row, page, and the frame that left the file, or the kind of a pin that was dropped on the oldest that has one."""
 
     def any(self, cell: int) -> bool:
         """Whether somebody certainly holds a page of a cell."""
@@ -79,7 +77,7 @@ class HeldPages:
         Returns parts that give frames back; None: it is not known what it drops.
         """
         counts, unsure = self.pins[kind], False
-        drops = [self._oldest(first + cell - low) if kind == folio.LONG_TERM else None for cell in range(low, high)]
+        drops = [self._oldest(first + cell - low, kind) for cell in range(low, high)]
         for cell, at in zip(range(low, high), drops, strict=True):
             if at is None and not counts[cell]:
                 if not self.unsure[cell]:
@@ -92,7 +90,7 @@ class HeldPages:
             if at is None:
                 counts[cell] -= 1
             else:
-                parts += self._drop_frame(row, first + cell - low, at)
+                parts += self._drop_frame(row, first + cell - low, at, kind)
         return parts
 
     def _may_drop(self, low: int, high: int, kind: int) -> list[Part]:
@@ -103,21 +101,22 @@ class HeldPages:
     def drop_among(self, first: int, end: int, low: int, high: int, kind: int) -> bool:
         """As :meth:`drop`, of pages [first, end) in cells of any size; False: one has left the file while held."""
         left = [page for page, frames in self._left.items() if frames]
-        if kind == folio.LONG_TERM and any(first <= page < end for page in (*left, *self._inode.kept)):
+        if kind != folio.TRANSIENT and any(first <= page < end for page in (*left, *self._inode.kept)):
             return False
         self._may_drop(low, high, kind)
         return True
 
     def leave(self, row: int, first: int, low: int, high: int, poisoned: bytearray) -> list[Part]:
         """What a hole of cells of a page each does: what is poisoned stays taken, and so does what is held but in passing."""
+        _, pinned, of_device = self.pins
         parts: list[Part] = []
         for page, cell in enumerate(range(low, high), first):
-            pins, is_bad = self.pins[folio.LONG_TERM][cell], bool(poisoned[cell])
-            if pins:
-                frame = _Frame(pins, 0, NOWHERE if is_bad else (row, len(parts)))
+            is_bad, is_held = bool(poisoned[cell]), bool(pinned[cell] or of_device[cell])
+            if is_held:
+                frame = _Frame(pinned[cell], of_device[cell], NOWHERE if is_bad else (row, len(parts)))
                 self._steps.append((row, page, frame))
                 self.frames(page).append(frame)
-            if pins or is_bad:
+            if is_held or is_bad:
                 parts.append((page, page + 1, 1, kernel.LEAVES))
             elif parts and parts[-1][3] == kernel.HOLE:
                 parts[-1] = (parts[-1][0], page + 1, 1, kernel.HOLE)
@@ -130,10 +129,6 @@ class HeldPages:
         for counts in self.pins:
             counts[low:high] = [0] * (high - low)
 
-    def left_by_device(self, first: int, end: int) -> bool:
-        """Whether a device has a pin on what left the file of pages [first, end)."""
-        return any(first <= page < end for page in self._by_device)
-
     def frames(self, page: int) -> list[_Frame]:
         """Of a page, what left the file while held, the oldest first."""
         found = self._left.get(page)
@@ -143,22 +138,23 @@ class HeldPages:
             ]
         return found
 
-    def _oldest(self, page: int) -> int | None:
-        """The oldest frame of a page that has a pin."""
-        if page not in self._left and page not in self._inode.kept:
+    def _oldest(self, page: int, kind: int) -> int | None:
+        """The oldest frame that left a page and has a pin of a kind."""
+        if kind == folio.TRANSIENT or (page not in self._left and page not in self._inode.kept):
             return None
-        return next((at for at, frame in enumerate(self.frames(page)) if frame.pins), None)
+        return next((at for at, frame in enumerate(self.frames(page)) if frame[kind - 1]), None)
 
-    def _drop_frame(self, row: int, page: int, at: int) -> list[Part]:
+    def _drop_frame(self, row: int, page: int, at: int, kind: int) -> list[Part]:
         frames = self.frames(page)
-        frame = frames[at] = frames[at]._replace(pins=frames[at].pins - 1)
-        self._steps.append((row, page, None))
-        if frame.pins or frame.by_device:
+        pins, by_device, origin = frames[at]
+        frames[at] = _Frame(pins - (kind == folio.LONG_TERM), by_device - (kind == folio.DEVICE), origin)
+        self._steps.append((row, page, kind))
+        if frames[at].pins or frames[at].by_device:
             return []
         del frames[at]
-        if frame.origin == NOWHERE:
+        if origin == NOWHERE:
             return []
-        return [(0, 0, -1 - frame.origin if isinstance(frame.origin, int) else frame.origin, kernel.GIVES_BACK)]
+        return [(0, 0, -1 - origin if isinstance(origin, int) else origin, kernel.GIVES_BACK)]
 
     def carry_out(self, done: int, zone_of: Callable[[_At], int]) -> None:
         """Enter what the first ``done`` rows of the list have taken out of the file, and what they have dropped.
@@ -166,21 +162,24 @@ class HeldPages:
         ``zone_of``: of what left the file.
         """
         kept = self._inode.kept
-        for row, page, frame in self._steps:
+        for row, page, what in self._steps:
             if row >= done:
                 return
-            if frame is not None:
-                zone = frame.origin if isinstance(frame.origin, int) else zone_of(frame.origin)
-                kept.setdefault(page, []).append([zone, frame.pins, frame.by_device, NO_FRAME])
+            if isinstance(what, _Frame):
+                zone = what.origin if isinstance(what.origin, int) else zone_of(what.origin)
+                kept.setdefault(page, []).append([zone, what.pins, what.by_device, NO_FRAME])
             else:
-                drop_oldest(kept, page)
+                drop_oldest(kept, page, what)
 
 
-def drop_oldest(kept: dict[int, list[list[int]]], page: int) -> int:
-    """A pin on a page that left the file is dropped, the oldest first: the zone that gets the page; NOWHERE: none does."""
+def drop_oldest(kept: dict[int, list[list[int]]], page: int, kind: int) -> int:
+    """A pin on a page that left the file is dropped, the oldest first: the zone that gets the page; NOWHERE: none does.
+
+    ``kind``: LONG_TERM or DEVICE, the columns of what is kept.
+    """
     frames = kept[page]
-    frame = next(frame for frame in frames if frame[1])
-    frame[1] -= 1
+    frame = next(frame for frame in frames if frame[kind])
+    frame[kind] -= 1
     if frame[1] or frame[2]:
         return NOWHERE
     frames.remove(frame)

@@ -138,7 +138,7 @@ class BulkTracked:
         for row in np.flatnonzero(unpins).tolist() if inode.kept else ():
             for page in range(*np.concatenate(pages_of_calls(stream[row : row + 1])).tolist()):
                 if any(frame[1] for frame in inode.kept.get(page, ())):
-                    zone = drop_oldest(inode.kept, page)
+                    zone = drop_oldest(inode.kept, page, folio.LONG_TERM)
                     if zone != NOWHERE:
                         free[row:, zone] += 1
                         self.system.free[zone] += 1

@@ -47,6 +47,7 @@ POISONED_PAGES = 64
 _CALL_PAGES = 2048  # of any other
 FEW_PAGES = 64
 """Pages of a row each of which is followed; the kernel takes any so many."""
+_ADDS, _REMOVES, _LEAVES = range(3)
 _AS_BEFORE, _NO, _YES, _UNSURE = range(4)
 _OP_OF = np.zeros(5, np.int64)
 _OP_OF[[BY_GUEST, BY_HOST, PUNCHED]] = folio.GUEST_FAULT, folio.HOST_FAULT, folio.PUNCH
@@ -197,18 +198,41 @@ class Outcomes(NamedTuple):
     """What rows returned whose errors do not say it."""
 
 
+class _Placed:
+    """What each row of a list has placed: ``begin``, ``entered`` int64 (n,) are the first allocation row, and where those of each
+    of its rows end.
+    """
+
+    def __init__(self, inode: Inode, begin: int, entered: Int64s) -> None:
+        self._ends = [begin, *entered.tolist()]
+        self._of: dict[int, list[int]] = {}
+        rows, pages, _ = inode.map.placed_by(begin, self._ends[-1])
+        for row, page in zip((begin + rows).tolist(), pages.tolist(), strict=True):
+            self._of.setdefault(page, []).append(row)
+
+    def before(self, page: int, row: int, frame: int) -> int:
+        """The frame that a page has when the turn of a row comes; ``frame``: before all of them."""
+        return max((2 * one for one in self._of.get(page, ()) if one < self._ends[row]), default=frame)
+
+
 class DeviceRows:
     """What a list maps for a device that pins, and takes away: areas of a file are followed row by row, and entered at its end.
 
-    Nothing that a device has or had in the list leaves the file meanwhile, so that frames are then what they were.
+    Frames are then what they were, but for those of pages that have left the file meanwhile.
     """
 
     def __init__(self, inode: Inode) -> None:
         self._inode = inode
         self._areas: DeviceAreas | None = None
-        self._steps: list[tuple[int, bool, int, int]] = []
-        """Row, whether an area is added, and which."""
+        self._steps: list[tuple[int, int, int, int]] = []
+        """Row, and which area it adds or removes; or the page that leaves the file, and the frame that it had before the list."""
         self.said: dict[int, Result] = {}
+
+    def leave(self, row: int, first: int, pins: list[int]) -> None:
+        """Pages from ``first`` on leave the file, of which a device has those with pins."""
+        for page in [page for page, has in enumerate(pins, first) if has]:
+            before = self._inode.map.cut(page, page + 1)
+            self._steps.append((row, _LEAVES, page, 2 * int(before[0, 2]) if len(before) else -1))
 
     def map(self, row: int, first: int, end: int, may: bool) -> tuple[int, int] | None:
         """Pages that are to be pinned; (0, 0): none, it is refused. ``may``: they are shared."""
@@ -219,7 +243,7 @@ class DeviceRows:
         if may:
             self.said[row] = Result(0, 0, {"pinned_pages": end - first})
             areas.add(first, end)
-            self._steps.append((row, True, first, end))
+            self._steps.append((row, _ADDS, first, end))
         return first, end
 
     def unmap(self, row: int, first: int, end: int) -> tuple[int, int] | None:
@@ -234,7 +258,7 @@ class DeviceRows:
             return None
         for start, stop in touched:
             areas.remove(start)
-            self._steps.append((row, False, start, stop))
+            self._steps.append((row, _REMOVES, start, stop))
         self.said[row] = Result()
         return low, high
 
@@ -243,8 +267,11 @@ class DeviceRows:
             self._areas = self._inode.areas.copy()
         return self._areas
 
-    def carry_out(self, system: System, inode: Inode, states: States) -> States:
-        """Enter what the rows of ``states`` have done, and what devices map after each."""
+    def carry_out(self, system: System, inode: Inode, states: States, begin: int, entered: Int64s) -> States:
+        """Enter what the rows of ``states`` have done, and what devices map after each.
+
+        ``begin``, ``entered`` int64 (n,): the first allocation row of the list, and where those of each of its rows end.
+        """
         users, conversions = inode.users, system.conversions
         steps = [step for step in self._steps if step[0] < len(states.users)]
         if not steps or users is None or conversions is None:
@@ -252,19 +279,27 @@ class DeviceRows:
         more = np.zeros(len(states.users), np.int64)
         added: dict[int, int] = {}
         removed: list[tuple[int, int]] = []
-        for row, adds, first, end in steps:
-            if adds:
+        left: dict[int, tuple[int, int]] = {}
+        for row, does, first, end in steps:
+            if does == _LEAVES:
+                left[first] = row, end
+            elif does == _ADDS:
                 inode.areas.add(first, end)
                 added[first] = end
                 more[row] += end - first
-                continue
-            inode.areas.remove(first)
-            if added.pop(first, None) is None:
-                removed.append((first, end))
-            more[row] -= end - first
+            else:
+                inode.areas.remove(first)
+                if added.pop(first, None) is None:
+                    removed.append((first, end))
+                more[row] -= end - first
+                for page in range(first, end):
+                    left.pop(page, None)
         for first, end in removed:
             users.iommu_unmap(first, end)
         users.iommu_map_many(np.array(sorted(added.items()), np.int64).reshape(-1, 2))
+        if left:
+            placed = _Placed(inode, begin, entered)
+            users.iommu.add(np.array([[page, 1, placed.before(page, *at)] for page, at in sorted(left.items())]))
         conversions.devices = True
         more = np.cumsum(more)
         for of_users, pages in zip(states.users, more.tolist(), strict=True):
@@ -380,7 +415,7 @@ class TrackedFaults:
         self._held = held
         shared = self.tracked.state.shared
         was_present = bits_at(self.tracked.state.present, span[:, 0]).tolist()
-        of_device = self._device_rows().tolist()
+        device_rows = self._device_rows().tolist()
         rows = np.column_stack((self.kind, span, cells)).tolist()
         drains = bool(self.tracked.state.options[folio.DRAIN])  # else a batch holds what was placed
 
@@ -392,11 +427,12 @@ class TrackedFaults:
             singles = high - low == end - first
             is_there = there[low] == _YES or (there[low] == _AS_BEFORE and was_present[number])
             if kind == PUNCHED:
-                stays = is_bad or any(held.pins[folio.LONG_TERM][low:high])
-                if held.unsure.find(1, low, high) >= 0 or any(held.pins[folio.DEVICE][low:high]):
+                of_device = any(held.pins[folio.DEVICE][low:high])
+                stays = is_bad or of_device or any(held.pins[folio.LONG_TERM][low:high])
+                if held.unsure.find(1, low, high) >= 0 or (stays and not singles):
                     return number
-                if stays and not singles:
-                    return number
+                if of_device:
+                    self.devices.leave(number, first, held.pins[folio.DEVICE][low:high])
                 if stays:
                     self._parts[number] = held.leave(number, first, low, high, poisoned)
                     set_all(poisoned, 0)
@@ -405,17 +441,20 @@ class TrackedFaults:
                 set_all(mapped, _NO)
             elif kind == CALLED:
                 op, offset, length, argument = self.calls[number, :4].tolist()
-                if of_device[number]:
+                if device_rows[number]:
                     may = op == folio.PIN and self._shared_for_certain(number, edges, state)
-                    if may is None or (may and is_bad) or held.left_by_device(first, end):
+                    if singles and op == folio.PIN and state.find(_UNSURE, low, high) < 0:
+                        may = state.find(_NO, low, high) < 0 and not is_bad
+                    elif may and is_bad:
                         return number
-                    if not self._of_device(number, op == folio.PIN, may):
+                    if may is None or not self._of_device(number, op == folio.PIN, may):
                         return number
                     if self.kind[number] == ALLOCATED:  # refused by its areas
                         continue
                     if op == folio.UNPIN and singles:
                         low += int(self.calls[number, folio.OFFSET]) // PAGE_SIZE - first
                         high = low + int(self.calls[number, folio.LENGTH]) // PAGE_SIZE
+                        first = int(self.calls[number, folio.OFFSET]) // PAGE_SIZE
                 if op == folio.CONVERT and (offset | length) % PAGE_SIZE == 0:
                     if argument:
                         set_all(state, _YES)
@@ -574,13 +613,14 @@ class TrackedFaults:
         """
         inode, done = self.inode, len(entered)
         stream, row = self._stream(entered)
+        begin = inode.entered[0]
         inode.entered[0] = int(entered[-1])
         end = np.searchsorted(row, np.arange(done), side="right")
         errors, offsets, marked, states = after_each(self.system, inode, stream, end)
         if self._held is not None:
-            begin = np.searchsorted(self.of, np.arange(done))
-            self._held.carry_out(done, lambda left: int(faults[begin[left[0]] + left[1], 2]))
-        states = self.devices.carry_out(self.system, inode, states)
+            at = np.searchsorted(self.of, np.arange(done))
+            self._held.carry_out(done, lambda left: int(faults[at[left[0]] + left[1], 2]))
+        states = self.devices.carry_out(self.system, inode, states, begin, entered)
         return Outcomes(errors, offsets, marked, self._map(done, errors, offsets), states, self.said)
 
     def _stream(self, entered: Int64s) -> tuple[Int64s, Int64s]:
