@@ -131,7 +131,7 @@ def changes_nothing(system: System, operation: sc.Operation) -> bool:
         file = system.files.get(operation.file)
         return file is None or file.mapping is None
     if isinstance(operation, sc.MigratePages):
-        return not any(file.inode.movable for file in system.files.values())
+        return calls_migration.nothing_moves(system.scenario)
     return False
 
 

@@ -11,7 +11,7 @@ import errno
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine import compaction, migration
+from workbench.engine import attributes, compaction, migration
 from workbench.engine.objects import OpenFile, Result, failed
 from workbench.engine.placing import check_listed
 from workbench.engine.system import System
@@ -108,6 +108,12 @@ def migrate_pages(system: System, operation: sc.MigratePages) -> Result:
                     pages = migration.pages_on(inode, mapping.mapped(), on_source)
                     stuck += migration.move_to_node(system, system.task(operation), inode, pages, target)
     return Result(stuck)
+
+
+def nothing_moves(scenario: sc.Scenario) -> bool:
+    """Whether a run makes no file whose pages could (:attr:`workbench.engine.objects.Inode.movable`)."""
+    migratable = scenario.kernel.migratable and not scenario.guest.private_memory
+    return not migratable and not attributes.wanted(scenario) and scenario.kinds.isdisjoint((sc.Memfd, sc.Retrieve))
 
 
 def compact(system: System, operation: sc.Compact) -> Result:

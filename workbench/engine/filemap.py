@@ -238,14 +238,28 @@ class FileMap:
         """Runs int64 (n, 3) clipped to ``[start, end)``."""
         return self._runs.cut(start, end)
 
+    def cut_each(self, parts: Int64s) -> Int64s:
+        """Runs clipped to each of ascending ``parts`` int64 (n, 2), one part after the other."""
+        runs = self.cut(int(parts[0, 0]), int(parts[-1, 1])) if len(parts) else self.cut(0, 0)
+        if len(parts) <= 1:
+            return runs
+        first, end = runs[:, 0], runs[:, 0] + runs[:, 1]
+        part, run = pages_of(np.searchsorted(end, parts[:, 0], "right"), np.searchsorted(first, parts[:, 1]))
+        low = np.maximum(first[run], parts[part, 0])
+        return np.column_stack((low, np.minimum(end[run], parts[part, 1]) - low, runs[run, 2]))
+
     def any(self, start: int, end: int) -> bool:
         """Whether anything of ``[start, end)`` is there."""
         return self._runs.any(start, end)
 
     def counts(self, zones: int, start: int = 0, end: int = np.iinfo(np.int64).max) -> Int64s:
         """Folios of ``[start, end)`` in each zone, int64 (zones,)."""
+        return self.counts_of(zones, self.cut(start, end))
+
+    def counts_of(self, zones: int, runs: Int64s) -> Int64s:
+        """Folios of parts of the runs in each zone, int64 (zones,)."""
         out = np.zeros(zones, np.int64)
-        kernels.count_zones(self.cut(start, end), self.allocations, self.tiles, out)
+        kernels.count_zones(runs, self.allocations, self.tiles, out)
         return out
 
     def erase(self, start: int, end: int, zones: int) -> Int64s:

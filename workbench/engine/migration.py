@@ -16,7 +16,8 @@ from workbench.engine.host_state import HostState
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Thread
 from workbench.errors import WorkbenchError
-from workbench.intervals import Int64s, intervals_minus, no_intervals
+from workbench.intervals import Int64s, intervals_minus, no_intervals, pages_of
+from workbench.kernels import filemap
 
 
 def refuse_huge(inode: Inode, pages: Int64s) -> None:
@@ -40,8 +41,8 @@ def seen_by(inode: Inode, mapping: Mapping, start: int, end: int, mapped_once: b
 def count_on(system: HostState, inode: Inode, parts: Int64s, zones: np.ndarray) -> int:
     """Folios of ``parts`` that lie in zones marked in ``zones`` bool (zones,)."""
     order = inode.order
-    ends = [(int(a) >> order, -(-int(b) >> order)) for a, b in parts]
-    return sum(int(inode.map.counts(len(system.free), low, high)[zones].sum()) for low, high in ends)
+    folios = np.column_stack((parts[:, 0] >> order, -(-parts[:, 1] >> order)))
+    return int(inode.map.counts_of(len(system.free), inode.map.cut_each(folios))[zones].sum())
 
 
 def move_to_policy(system: HostState, task: Thread, inode: Inode, parts: Int64s, zones: np.ndarray) -> None:
@@ -96,17 +97,13 @@ def migration_pairs(before: int, after: int) -> list[tuple[int, int]]:
 
 def pages_on(inode: Inode, parts: Int64s, zones: np.ndarray) -> Int64s:
     """Pages int64 (n,) of ``parts`` that lie in zones marked in ``zones`` bool (zones,)."""
-    parts = np.array(
-        [(low, high) for low, high in parts.tolist() if _has_any(inode, low, high, zones)], np.int64
-    ).reshape(-1, 2)
-    pages = np.concatenate([np.arange(a, b) for a, b in parts]) if len(parts) else np.empty(0, np.int64)
-    found = inode.map.zone_of(pages)
-    return pages[(found >= 0) & zones[found]]
-
-
-def _has_any(inode: Inode, start: int, end: int, zones: np.ndarray) -> bool:
-    """Whether a folio of [start, end) lies in a zone that is marked; runs say so, not pages."""
-    return bool(inode.map.counts(len(zones), start, end)[zones].any())
+    map_ = inode.map
+    runs = map_.cut_each(parts)
+    mine = map_.allocations[runs[:, 2]]
+    all_alike = mine[:, filemap.PERIOD] == 1
+    runs = runs[~all_alike | zones[map_.tiles[mine[:, filemap.OFFSET]]]]
+    _, pages = pages_of(runs[:, 0], runs[:, 0] + runs[:, 1])
+    return pages[zones[map_.zone_of(pages)]]
 
 
 def _relocate(system: HostState, task: Thread, inode: Inode, pages: Int64s, policy: mp.Mempolicy | None) -> None:
