@@ -17,8 +17,8 @@ import workbench as wb
 from workbench import profiles
 from workbench import scenario as sc
 from workbench.engine.calls import apply
-from workbench.engine.conversions import NOWHERE
 from workbench.engine.generators import expand
+from workbench.engine.kept_frames import NOWHERE, ZONE
 from workbench.engine.metadata import Metadata
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
@@ -125,8 +125,8 @@ class Books:
             missing -= inode.map.counts(zones)
             if inode.small is not None:
                 missing -= inode.small.counts(zones)
-        for zone, *_ in (frame for inode in tracked for frames in inode.kept.values() for frame in frames):
-            missing[zone] -= zone != NOWHERE
+        for zone in (zone for inode in tracked for zone in inode.kept.rows()[:, ZONE].tolist() if zone != NOWHERE):
+            missing[zone] -= 1
         withheld = self.poisoned  # some of them came back, for nobody looks at them in a pool
         withheld += sum(inode.tracked.count("pinned_huge_pages") for inode in tracked if inode.tracked is not None)
         if system.conversions is not None:

@@ -88,7 +88,7 @@ def _held(answer: Answer) -> list[Any]:
             for first, pages, *frame, _ in inode.users.iommu.runs().tolist()
             for page in range(first, first + pages)
         ]
-        out.append((inode.kept, inode.device_areas.tolist(), mapped, pinned.tolist(), held.tolist()))
+        out.append((inode.kept.rows().tolist(), inode.device_areas.tolist(), mapped, pinned.tolist(), held.tolist()))
     return out
 
 

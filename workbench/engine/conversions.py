@@ -18,6 +18,7 @@ from workbench import scenario as sc
 from workbench.design import DESIGNS
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
+from workbench.engine.kept_frames import FRAME, NO_FRAME, NOWHERE, PAGE, ZONE
 from workbench.engine.objects import Inode
 from workbench.engine.sums import Sums
 from workbench.engine.users import Mapped, Users, pages_under
@@ -39,10 +40,6 @@ _STATE_BYTES, _UNIT_BYTES = 0.66, 10  # of a file's arrays for each page; of the
 _OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.Collapse, sc.IommuMap,
                sc.IommuUnmap)  # fmt: skip
 
-NOWHERE = -1
-"""Zone that a poisoned page goes back to."""
-NO_FRAME = -1
-"""Pfn of a page whose frame has no number here."""
 _OF_USERS = -4
 """Column of a file's row from which on it says what its users map and were told."""
 NOTHING_HELD = np.empty((0, 5), np.int64)
@@ -260,9 +257,11 @@ class Conversions:
             held, frames = NOTHING_HELD, []
         elif len(held) and not numbered:  # else they did not go back
             system.free -= np.bincount(held[:, 1], minlength=len(system.free))
-        for (page, zone, poisoned, *pins), frame in zip(held.tolist(), frames, strict=True):
-            if any(pins) or not poisoned:
-                inode.kept.setdefault(page, []).append([NOWHERE if poisoned else zone, *pins, frame])
+        if len(held):
+            poisoned = held[:, 2] != 0
+            zones = np.where(poisoned, NOWHERE, held[:, 1])
+            rows = np.column_stack((held[:, 0], zones, held[:, 3:], np.array(frames, np.int64)))
+            inode.kept.keep(rows[held[:, 3:].any(axis=1) | ~poisoned])
         self.take_back(inode, file, start, end)
 
     def take_back(self, inode: Inode, file: TrackedFile, start: int, end: int) -> None:
@@ -285,29 +284,17 @@ class Conversions:
         system.settle_blocks()
 
     def _let_go(self, inode: Inode, file: TrackedFile, start: int, end: int) -> None:
-        """Pages that left the file are free once nobody has them pinned; of one kind the pin on the oldest goes first."""
-        if end - start < len(inode.kept):
-            pages = np.array([page for page in range(start, end) if page in inode.kept], np.int64)
-        else:
-            pages = np.array(sorted(page for page in inode.kept if start <= page < end), np.int64)
+        """Pages of [start, end) that left the file are free once nobody has them pinned."""
+        pages = np.unique(inode.kept.between(start, end)[:, PAGE])
         if not len(pages):
             return
-        for page, left in zip(pages.tolist(), file.references(pages, left_file=True).tolist(), strict=True):
-            frames = inode.kept[page]
-            for kind in (1, 2):
-                gone = sum(frame[kind] for frame in frames) - left[kind - 1]
-                for frame in frames:
-                    dropped = min(gone, frame[kind])
-                    frame[kind] -= dropped
-                    gone -= dropped
-            for zone, *pins, pfn in frames:
-                if not any(pins) and zone != NOWHERE:
-                    self.system.free[zone] += 1
-                    if self.system.free_pfns is not None and pfn != NO_FRAME:
-                        self.system.free_pfns.give_back(zone, pfn)
-            frames[:] = [frame for frame in frames if any(frame[1:3])]
-            if not frames:
-                del inode.kept[page]
+        system = self.system
+        gone = inode.kept.drop_to(pages, file.references(pages, left_file=True))
+        gone = gone[gone[:, ZONE] != NOWHERE]
+        system.free += np.bincount(gone[:, ZONE], minlength=len(system.free))
+        if system.free_pfns is not None:
+            for zone, pfn in gone[gone[:, FRAME] != NO_FRAME][:, [ZONE, FRAME]].tolist():
+                system.free_pfns.give_back(zone, pfn)
 
     # -------------------------------------------------------------------------------------------- counting
 

@@ -15,6 +15,7 @@ from workbench import policy as mp
 from workbench.engine.attributes import Attributes
 from workbench.engine.device_areas import DeviceAreas
 from workbench.engine.filemap import FileMap
+from workbench.engine.kept_frames import KeptFrames
 from workbench.engine.mappings import Mapping
 from workbench.engine.pfns import FilePfns
 from workbench.engine.users import Users
@@ -62,8 +63,8 @@ class Inode:
 
     ``small``: 4 KiB pages that back a file of huge folios where the pool was empty; None where that is not allowed.
     ``tracked``: the state of single pages, in scenarios that need it (:mod:`workbench.engine.conversions`), with ``entered``:
-    allocation rows of ``map`` and ``small`` that it has seen, and ``kept``: zones of 4 KiB pages that left the file while
-    pinned, by page. ``evicted``: the file is gone, its pinned pages are not.
+    allocation rows of ``map`` and ``small`` that it has seen, and ``kept``: 4 KiB pages that left the file while
+    pinned. ``evicted``: the file is gone, its pinned pages are not.
     ``attributes``: which pages of its VM are shared, where conversions are out of place; ``backend``: what backs those,
     and ``backs``: guest_memfds of which this file is it.
     ``reserve``: huge pages that the file's subpool keeps for it from its creation to its end; 0: it has none.
@@ -91,7 +92,7 @@ class Inode:
     frozen: bool = False
     tracked: TrackedFile | None = None
     entered: list[int] = field(default_factory=lambda: [0, 0])
-    kept: dict[int, list[list[int]]] = field(default_factory=dict)
+    kept: KeptFrames = field(default_factory=KeptFrames)
     evicted: bool = False
     attributes: Attributes | None = None
     backend: Inode | None = None

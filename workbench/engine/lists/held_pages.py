@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.engine.conversions import NO_FRAME, NOWHERE
+from workbench.engine.kept_frames import NO_FRAME, NOWHERE
 from workbench.engine.objects import Inode
 from workbench.intervals import Int64s
 from workbench.kernels import faults as kernel
@@ -101,7 +101,9 @@ class HeldPages:
     def drop_among(self, first: int, end: int, low: int, high: int, kind: int) -> bool:
         """As :meth:`drop`, of pages [first, end) in cells of any size; False: one has left the file while held."""
         left = [page for page, frames in self._left.items() if frames]
-        if kind != folio.TRANSIENT and any(first <= page < end for page in (*left, *self._inode.kept)):
+        if kind != folio.TRANSIENT and (
+            any(first <= page < end for page in left) or len(self._inode.kept.between(first, end))
+        ):
             return False
         self._may_drop(low, high, kind)
         return True
@@ -134,7 +136,7 @@ class HeldPages:
         found = self._left.get(page)
         if found is None:
             found = self._left[page] = [
-                _Frame(pins, by_device, zone) for zone, pins, by_device, _ in self._inode.kept.get(page, ())
+                _Frame(pins, by_device, zone) for _, zone, pins, by_device, _ in self._inode.kept.of(page).tolist()
             ]
         return found
 
@@ -167,22 +169,6 @@ class HeldPages:
                 return
             if isinstance(what, _Frame):
                 zone = what.origin if isinstance(what.origin, int) else zone_of(what.origin)
-                kept.setdefault(page, []).append([zone, what.pins, what.by_device, NO_FRAME])
+                kept.keep(np.array([[page, zone, what.pins, what.by_device, NO_FRAME]]))
             else:
-                drop_oldest(kept, page, what)
-
-
-def drop_oldest(kept: dict[int, list[list[int]]], page: int, kind: int) -> int:
-    """A pin on a page that left the file is dropped, the oldest first: the zone that gets the page; NOWHERE: none does.
-
-    ``kind``: LONG_TERM or DEVICE, the columns of what is kept.
-    """
-    frames = kept[page]
-    frame = next(frame for frame in frames if frame[kind])
-    frame[kind] -= 1
-    if frame[1] or frame[2]:
-        return NOWHERE
-    frames.remove(frame)
-    if not frames:
-        del kept[page]
-    return frame[0]
+                kept.drop(page, what)

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine.conversions import NOWHERE
+from workbench.engine.kept_frames import NOWHERE, PAGE, PINS
 from workbench.engine.kernel_pages import PAMT, VMEMMAP
 from workbench.engine.lists.faults import LEAST, MOST, Done
-from workbench.engine.lists.held_pages import drop_oldest
 from workbench.engine.lists.tracked_faults import (
     CALLS,
     POISONED_PAGES,
@@ -137,8 +136,8 @@ class BulkTracked:
         unpins = (stream[:, folio.OP] == folio.UNPIN) & (stream[:, folio.ARGUMENT] == folio.LONG_TERM) & (errors == 0)
         for row in np.flatnonzero(unpins).tolist() if inode.kept else ():
             for page in range(*np.concatenate(pages_of_calls(stream[row : row + 1])).tolist()):
-                if any(frame[1] for frame in inode.kept.get(page, ())):
-                    zone = drop_oldest(inode.kept, page, folio.LONG_TERM)
+                if inode.kept.of(page)[:, PINS].any():
+                    zone = inode.kept.drop(page, folio.LONG_TERM)
                     if zone != NOWHERE:
                         free[row:, zone] += 1
                         self.system.free[zone] += 1
@@ -187,7 +186,7 @@ def _first_of_kept(inode: Inode, stream: Int64s) -> int:
         return len(stream)
     span, unpins = np.column_stack(pages_of_calls(stream)), stream[:, folio.OP] == folio.UNPIN
     unpins &= stream[:, folio.ARGUMENT] != folio.TRANSIENT
-    return first_among(span, np.array(sorted(inode.kept), np.int64), unpins)
+    return first_among(span, np.unique(inode.kept.rows()[:, PAGE]), unpins)
 
 
 def _first_pin_of_poison(tracked: ConversionFile, stream: Int64s) -> int:
