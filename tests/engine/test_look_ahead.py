@@ -86,8 +86,8 @@ def test_what_is_looked_at_ahead(guest: str, mix: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("names", "ends"),
     [
-        (["a", "a", None, "b", "b"], [3, 3, 3, 5, 5]), ([None, "a"], [2, 2]), ([None, None], [2, 2]), ([], []),
-        (["a", "b", "a", None], [1, 2, 4, 4]), (["a", None, None, "a", "b"], [4, 4, 4, 4, 5]),
+        (["a", "a", None, "b", "b"], [2, 2, 3, 5, 5]), ([None, "a"], [1, 2]), ([None, None], [1, 2]), ([], []),
+        (["a", "b", "a", None], [1, 2, 3, 4]), (["a", None, None, "a", "b"], [1, 2, 3, 4, 5]),
     ],
 )  # fmt: skip
 def test_where_another_file_begins(names: list[str | None], ends: list[int]) -> None:

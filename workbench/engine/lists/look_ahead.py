@@ -20,7 +20,7 @@ from workbench.engine.lists.devices import BulkDevices
 from workbench.engine.lists.faults import LEAST, BulkFaults, Done
 from workbench.engine.lists.light import BulkLight
 from workbench.engine.lists.light_faults import BulkLightFaults
-from workbench.engine.lists.policies import POLICY_CALLS
+from workbench.engine.lists.policies import POLICY_CALLS, moves_nothing
 from workbench.engine.lists.present import BulkPresent
 from workbench.engine.lists.tracked import BulkTracked
 from workbench.engine.objects import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, Result, failed
@@ -31,8 +31,11 @@ from workbench.units import PAGE_SIZE
 _THROUGH_MAPPING = (sc.Madvise, sc.Mbind, sc.MovePages, sc.GetMempolicy)
 _POPULATES = (calls_mm.MADV_POPULATE_READ, calls_mm.MADV_POPULATE_WRITE)
 _List = BulkFaults | BulkTracked | BulkLight | BulkLightFaults | BulkPresent | BulkBackends | BulkDevices
-_LOOKS = (sc.Observe, sc.Access, sc.GetMempolicy, sc.MovePages, sc.MigratePages)
-"""What no list has."""
+_LISTED = frozenset((
+    sc.Fault, sc.Fallocate, sc.PunchHole, sc.Convert, sc.SetMemoryAttributes, sc.Pin, sc.Unpin, sc.Hwpoison, sc.IommuMap,
+    sc.IommuUnmap, *POLICY_CALLS,
+))  # fmt: skip
+"""What lists have, beside some advice."""
 
 
 class StandIns:
@@ -102,7 +105,7 @@ class LookAhead:
         self._places = np.flatnonzero(busy)
         given = list(operations) if self._all_busy else [operations[place] for place in self._places.tolist()]
         self._stand_ins = StandIns(system, given)
-        self._same_file_to = _ends_of_equal([vars(operation).get("file") for operation in given])
+        self._same_file_to = _ends_of_equal([_file_of_list(operation) for operation in given])
         self._faults = BulkFaults(system, given)
         self._lists = _lists(system, given, self._faults)
 
@@ -116,9 +119,7 @@ class LookAhead:
         place, stand_ins = int(self._place[number]), self._stand_ins
         if place:  # whatever this one is: what went well before may do so no more
             self._faults.note(place - 1, stand_ins.before(place, results[int(self._places[place - 1])]))
-        if isinstance(self.operations[number], _LOOKS):
-            return None
-        if self._same_file_to[place] - place < LEAST:  # a list is of one file
+        if self._same_file_to[place] - place < LEAST:
             return None
         stand_ins.look()
         done = None
@@ -171,14 +172,21 @@ def _lists(system: System, given: Sequence[sc.Operation], faults: BulkFaults) ->
     return out
 
 
+def _file_of_list(operation: sc.Operation) -> str | None:
+    """The file of which a list may have a call; None: no list has it."""
+    if isinstance(operation, sc.Madvise):
+        return operation.file if operation.advice in (calls_mm.MADV_REMOVE, *_POPULATES) else None
+    if type(operation) not in _LISTED or (isinstance(operation, POLICY_CALLS) and not moves_nothing(operation)):
+        return None
+    return operation.file  # type: ignore[attr-defined]
+
+
 def _ends_of_equal(names: list[str | None]) -> Int64s:
-    """Of each name, the place of the first after it that is another, int64 (n,); None is no other."""
-    numbers: dict[str | None, int] = {}
-    known = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
-    named = np.flatnonzero(known != numbers.get(None, -1))
-    changes = named[1:][known[named[1:]] != known[named[:-1]]]
-    ends = np.append(changes, len(names))
-    return ends[np.searchsorted(changes, np.arange(len(names)), side="right")]
+    """Of each name, the place of the first after it that is another, int64 (n,); None is equal to no other."""
+    numbers: dict[str, int] = {}
+    known = [-1 - place if name is None else numbers.setdefault(name, len(numbers)) for place, name in enumerate(names)]
+    changes = np.append(np.flatnonzero(np.diff(np.array(known, np.int64))) + 1, len(names))
+    return changes[np.searchsorted(changes, np.arange(len(names)), side="right")]
 
 
 def _idle_ones(system: System, operations: Sequence[sc.Operation]) -> list[bool]:
