@@ -50,16 +50,18 @@ from workbench.kernels.maps import maple
 from workbench.kernels.runs import FIRST, VALUE, Runs
 from workbench.kernels.whole import Whole, look_at_one
 
-ROW, USED, MAPPED, LARGEST, WANTED, STAGE, CAME, DEVICE_USED, DEVICE_PAGES, AREAS_USED, TOLD, LOST, ENTERED = range(13)
+ROW, USED, MAPPED, LARGEST, WANTED, STAGE, CAME, DEVICE_USED, DEVICE_PAGES, AREAS_USED, TOLD, LOST, ENTERED, REACHED = (
+    range(14)
+)
 """Entries of ``at``: the next row, rows of ``leaves`` in use, pages that the guest has mapped, order of the largest leaf that its
 kind allows, how much there is too little of, what of the row is done, units that came or went; rows of ``device_leaves`` in use,
 pages that devices have mapped, rows of ``areas`` in use, invalidations that devices were told of, pages that they lost;
-allocation rows of the file before the first row."""
+allocation rows of the file before the first row; rows of ``reached`` in use."""
 DONE, LACKS_STATE, LACKS_BLOCKS, LACKS_LEAVES, REFUSED, LACKS_DEVICE_BLOCKS, LACKS_DEVICE_LEAVES, LACKS_AREAS = range(8)
-LACKS_PLACES, OUT_OF_MEMORY, LEFT = 8, 9, 10
+LACKS_PLACES, OUT_OF_MEMORY, LEFT, LACKS_REACHED = 8, 9, 10, 11
 """Return codes: all rows are done; the map, the table of what is mapped, or that of its leaves must grow; a unit that was placed
 cannot be put in; what is mapped for devices, their leaves, or their areas must grow; what is placed must; there is no memory for
-the row, or it is left to be carried out alone."""
+the row, or it is left to be carried out alone; ``reached`` must grow."""
 _BEGIN, _PLACES, _COMES, _IN = range(4)
 DEVICE_MAP, DEVICE_UNMAP = 30, 31
 """Operations of devices, beyond those of :mod:`workbench.kernels.folios.run`."""
@@ -80,9 +82,14 @@ class Rows(NamedTuple):
     errors: np.ndarray
     """int32 (m,)."""
     offsets: np.ndarray
-    """int64 (m,), byte offsets that errors name, -1: none; of poison how many pages have it."""
+    """int64 (m,), byte offsets that errors name, or of the first page that the host does not get, -1: none; of poison how many
+    pages have it."""
     ends: np.ndarray
-    """int64 (m,), up to which page a conversion to private, a hole, refused or not, or poison takes the host's mappings away."""
+    """int64 (m,), up to which page a conversion to private, a hole, refused or not, or poison takes the host's mappings away; of
+    a fault of the host how many pages it does not get."""
+    reached: np.ndarray
+    """int64 (r, 4), of faults of the host that get some of their pages only: row, pages that are shared, and whether they may be
+    mapped (0: a poisoned one)."""
     counters: np.ndarray
     """int64 (n, COUNTERS + N), of the file, then vmemmap pages that it holds by node."""
     nodes: np.ndarray
@@ -112,7 +119,7 @@ class Rows(NamedTuple):
     there: np.ndarray
     """int64 (L,), nodes of each level that have any."""
     at: np.ndarray
-    """int64 (13,), ROW ..."""
+    """int64 (14,), ROW ..."""
 
 
 @kernel
@@ -146,7 +153,7 @@ def run(
         call = given.stream[row]
         first = call[OFFSET] >> 12
         end = min((call[OFFSET] + call[LENGTH] + 4095) >> 12, state.options[light_map.PAGES])
-        if call[OP] == HOST_FAULT and end - first > 1 and not _as_one(state, first, end):
+        if call[OP] == HOST_FAULT and end - first > 1 and not _placed_by_one(state, first, end):
             return LEFT
         if places and call[OP] == PUNCH:
             if not faults.has_room(placed):
@@ -164,10 +171,7 @@ def run(
             if places and call[OP] == UNPIN and status == DONE:
                 _take_back(state, touched, zones, row)
         elif call[OP] == HOST_FAULT:
-            status = DONE
-            given.errors[row] = SIGBUS
-            if test_bit(state.shared, first):
-                given.errors[row] = EHWPOISON if next_poisoned(state, first, end) < end else 0
+            status = _touch_by_host(given, state, row, first, end)
         elif call[OP] == GUEST_FAULT:
             status = _fault(given, state, mapped, placed, row, first, end)
         elif call[OP] == PUNCH and places:
@@ -215,18 +219,45 @@ def run(
 
 
 @kernel
-def _as_one(s: LightState, first: Int, end: Int) -> bool:
-    """Whether pages that the host touches together are in one state, none of them poisoned, and placed by one call at most."""
+def _placed_by_one(s: LightState, first: Int, end: Int) -> bool:
+    """Whether what the host touches together is placed by one call at most: one unit, or what is shared is there."""
     order = s.options[light_map.UNIT_ORDER]
-    shared = test_bit(s.shared, first)
-    if run_end(s, first, end, shared) < end or next_poisoned(s, first, end) < end:
-        return False
-    if not shared or first >> order == (end - 1) >> order:
+    if first >> order == (end - 1) >> order:
         return True
-    for unit in range(first >> order, ((end - 1) >> order) + 1):
-        if s.unit_pfn[unit] < 0:
+    page = next_in(s, first, end, True)
+    while page < end:
+        if s.unit_pfn[page >> order] < 0:
             return False
+        page = next_in(s, min(end, ((page >> order) + 1) << order), end, True)
     return True
+
+
+@kernel
+def _touch_by_host(given: Rows, s: LightState, row: Int, first: Int, end: Int) -> Int:
+    """The host gets what is shared of pages that are there, but for poisoned ones."""
+    begin = used = given.at[REACHED]
+    if used + 2 * (end - first) > given.reached.shape[0]:
+        given.at[WANTED] = used + 2 * (end - first)
+        return LACKS_REACHED
+    page, gets = next_in(s, first, end, True), np.int64(0)
+    bad: Int = first if page > first else end  # the first page that it does not get
+    while page < end:
+        stop = min(run_end(s, page, end, True), next_poisoned(s, page, end))
+        poisoned = stop == page
+        stop = page + 1 if poisoned else stop
+        reached = given.reached[used]
+        reached[0], reached[1], reached[2], reached[3] = row, page, stop, np.int64(not poisoned)
+        used += 1
+        gets += 0 if poisoned else stop - page
+        if bad == end and (poisoned or (stop < end and not test_bit(s.shared, stop))):
+            bad = page if poisoned else stop
+        page = next_in(s, stop, end, True)
+    given.errors[row] = 0 if used > begin else SIGBUS
+    given.ends[row] = end - first - gets
+    if gets < end - first:
+        given.offsets[row] = bad << 12
+        given.at[REACHED] = used
+    return DONE
 
 
 @kernel
@@ -280,7 +311,8 @@ def _placed_to(given: Rows, s: LightState, row: Int, first: Int, end: Int, high:
     """Up to which unit a call places those that are absent: the host reaches what is shared, a pin what lies before it is not."""
     call = given.stream[row]
     if call[OP] == HOST_FAULT:
-        return high if test_bit(s.shared, first) else 0
+        order = s.options[light_map.UNIT_ORDER]
+        return high if first >> order == (end - 1) >> order and next_in(s, first, end, True) < end else 0
     if call[OP] == PIN:
         stop = min(run_end(s, first, end, True), next_poisoned(s, first, end))
         return 0 if stop == first else min(high, ((stop - 1) >> s.options[light_map.UNIT_ORDER]) + 1)

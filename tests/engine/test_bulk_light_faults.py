@@ -501,3 +501,37 @@ def test_calls_that_set_policies_end_no_list(page_size: str) -> None:
     assert assert_equal(given_) >= len(calls)
     placed = run(given_)["event_pages"][3 + 3 : 3 + len(calls) : 5]
     assert [int(np.argmax(row)) for row in placed] == [number // 2 % 2 for number in range(40)]
+
+
+@pytest.mark.parametrize("page_size", ["4 KiB", "2 MiB"])
+def test_the_host_touches_pages_of_either_state_and_poisoned_ones(page_size: str) -> None:
+    """It gets what is shared and not poisoned, and goes through its page tables for what is; a unit is placed for any of it."""
+    unit: dict[str, Any] = {"op": "fault", "by": "host", "offset": UNIT, "length": UNIT}
+    page = {"offset": UNIT + 7 * 4096, "length": 4096}
+    there = [{"op": "fallocate", "offset": UNIT, "length": UNIT}]
+    calls: list[dict[str, Any]] = [
+        unit, {"op": "convert", "to": "shared", "offset": UNIT + 3 * 4096, "length": 9 * 4096}, unit,
+        {"op": "hwpoison", **page}, unit, {"op": "convert", "to": "shared", "offset": UNIT, "length": UNIT}, unit,
+        {"op": "convert", "to": "private", "offset": UNIT, "length": 4096}, unit, unit | {"offset": UNIT // 2},
+        {"op": "fallocate", "offset": 2 * UNIT, "length": 2 * UNIT},
+        {"op": "convert", "to": "shared", "offset": 2 * UNIT, "length": 2 * UNIT},
+        {"op": "hwpoison", "offset": 2 * UNIT + 4096, "length": 4096}, {**unit, "offset": 2 * UNIT, "length": 2 * UNIT},
+        *[{"op": "pin", **page}, unit] * 4,
+    ]  # fmt: skip
+    well: list[dict[str, Any]] = [
+        {"op": "convert", "to": "shared", "length": 4096}, {"op": "fault", "by": "host", "length": 4096},
+        {"op": "fallocate", "length": 4096 if page_size == "4 KiB" else UNIT},
+    ]  # fmt: skip
+    boot = {"hugetlb_pages": {0: 8, 1: 8}} if page_size == "2 MiB" else {}
+    late, early = [*well, *calls[:2], *there, *calls[2:]], [*well, *there, *calls]
+    for operations in (early, late):
+        given_ = scenario([{"op": "create"}, *operations], memory=4 * UNIT, page_size=page_size, boot=boot)
+        assert assert_equal(given_) >= len(operations) - 3
+        touches = [
+            result.detail
+            for result, one in zip(run(given_).log.results[1:], operations, strict=True)
+            if one["op"] == "fault" and one["length"] == UNIT
+        ]
+        assert [(one["bad"], one["first"] - 512) for one in touches[:3]] == [(512, 0), (503, 0), (504, 0)]
+        assert [(one["bad"], one["first"] - 512) for one in touches[3:5]] == [(1, 7), (2, 0)]
+        assert (touches[5]["bad"], touches[5]["first"]) == (258, 256)

@@ -131,11 +131,10 @@ class BulkLight:
             return None
         stream = given.stream
         calls = calls[: len(stream)]
-        errors, offsets = given.errors.astype(np.int64), given.offsets
-        walked = map_for_host(file, stream, errors, offsets, given.ends)
+        walked = map_for_host(file, given)
         held = None if metadata is None else held_after(system, metadata, file, calls, given, walked, states)
         free = np.broadcast_to(system.free, (len(calls), len(system.free)))
-        return Done(results_of(calls, stream, errors, offsets), np.zeros_like(free), free, held, states)
+        return Done(results_of(calls, given), np.zeros_like(free), free, held, states)
 
 
 def possible(system: System, file: OpenFile) -> bool:
@@ -182,14 +181,14 @@ def row_of(one: _Call, file: OpenFile, calls_too: bool) -> tuple[int, int, int, 
     return kernel.DEVICE_MAP if isinstance(one, sc.IommuMap) else kernel.DEVICE_UNMAP, one.offset, length, 0, 0, 0
 
 
-def results_of(calls: Sequence[sc.Operation], stream: Int64s, errors: Int64s, offsets: Int64s) -> list[Result]:
+def results_of(calls: Sequence[sc.Operation], given: kernel.Rows) -> list[Result]:
     """What each call returned."""
     said: dict[tuple[str, int], Result] = {}
     out: list[Result] = []
-    lists = (errors.tolist(), offsets.tolist(), stream[:, folio.LENGTH].tolist())
-    for one, error, offset, length in zip(calls, *lists, strict=True):
-        if isinstance(one, sc.Fault) and error and one.by == "host":
-            out.append(Result(0, 0, {"bad": length // PAGE_SIZE, "first": one.offset // PAGE_SIZE}))
+    lists = (given.errors.tolist(), given.offsets.tolist(), given.stream[:, folio.LENGTH].tolist(), given.ends.tolist())
+    for one, error, offset, length, bad in zip(calls, *lists, strict=True):
+        if isinstance(one, sc.Fault) and one.by == "host" and bad:
+            out.append(Result(length // PAGE_SIZE - bad, 0, {"bad": bad, "first": offset // PAGE_SIZE}))
         elif isinstance(one, sc.Fault) and not error:
             key = (one.by, length)
             if key not in said:
@@ -284,6 +283,8 @@ def carry_out(
             break
         assert status != kernel.REFUSED  # whoever places has seen to it that there is room
         wanted = int(at[kernel.WANTED])
+        if status == kernel.LACKS_REACHED:
+            given = given._replace(reached=np.concatenate((given.reached, np.empty((2 * wanted, 4), np.int64))))
         if status == kernel.LACKS_PLACES:
             inode.map.grow(1024, 4 * len(system.output_of(inode.map).cycle))
             if system.cancelled():
@@ -357,14 +358,15 @@ def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watc
         shared = system.metadata.trees[inode][PAGE_CACHE]
         assert isinstance(shared, SharedNodes)
         levels = shared.levels()
-    at = np.zeros(13, np.int64)
+    at = np.zeros(14, np.int64)
     at[kernel.LARGEST] = PAGE_ORDERS[tracked.largest_leaf]
     assert inode.users is not None
     at[kernel.MAPPED], at[kernel.DEVICE_PAGES] = inode.users.kvm.pages, inode.users.iommu.pages
     return kernel.Rows(
         stream=stream, errors=np.zeros(rows, np.int32), offsets=np.full(rows, -1, np.int64),
         counters=np.empty((rows, len(light_map.COUNTERS) + tracked.nodes), np.int64),
-        ends=np.zeros(rows, np.int64), nodes=np.empty((rows, 2), np.int64), mapped=np.empty(rows, np.int64),
+        ends=np.zeros(rows, np.int64), reached=np.empty((4 * longest, 4), np.int64),
+        nodes=np.empty((rows, 2), np.int64), mapped=np.empty(rows, np.int64),
         whole=np.empty((rows if watched else 0, watched), np.int64), leaves=np.zeros((0, 5), np.int64),
         device_leaves=np.zeros((0, 5), np.int64), areas=np.zeros((0, 3), np.int64), devices=np.zeros((rows, 5), np.int64),
         pieces=np.empty((longest, 3), np.int64), gaps=np.empty((longest, 2), np.int64),
@@ -377,16 +379,17 @@ def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watc
 _NO_WHOLE = kernel_of_whole.nobody_asks()
 
 
-def map_for_host(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s, ends: Int64s) -> np.ndarray:
-    """The host's page tables: which faults of the host had not mapped their page, bool (n,)."""
-    inode, walked = file.inode, np.zeros(len(stream), bool)
-    by_host = (stream[:, folio.OP] == folio.HOST_FAULT) & np.isin(errors, (0, folio.EHWPOISON))
-    pins, private, end = maps_and_zaps(stream, errors, offsets)
+def map_for_host(file: OpenFile, given: kernel.Rows) -> Int64s:
+    """The host's page tables: row, first page and end of what faults of the host may have gone through them for, int64 (n, 3)."""
+    inode, stream, errors = file.inode, given.stream, given.errors.astype(np.int64)
+    by_host = (stream[:, folio.OP] == folio.HOST_FAULT) & (errors == 0)
+    pins, private, end = maps_and_zaps(stream, errors, given.offsets)
     private |= (stream[:, folio.OP] == folio.PUNCH) & np.isin(errors, (0, errno.EAGAIN))
-    first, end = pages_of_calls(stream)[0], np.where(private, ends, end)
+    first, end = pages_of_calls(stream)[0], np.where(private, given.ends, end)
     pins &= end > first
+    walked: list[tuple[int, int, int]] = []
     if not file.inode.mappings:
-        return walked
+        return np.zeros((0, 3), np.int64)
     if not (by_host.any() or pins.any()):  # what is mapped there is from the start
         some = np.flatnonzero(private)
         row, page = pages_of(first[some], end[some])
@@ -395,6 +398,9 @@ def map_for_host(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *zaps]))
     else:
         rows = np.flatnonzero(by_host | pins | private)
+    parts: dict[int, list[list[int]]] = {}
+    for number, *part in given.reached[: int(given.at[kernel.REACHED])].tolist():
+        parts.setdefault(number, []).append(part)
     lists = (rows.tolist(), first[rows].tolist(), end[rows].tolist(), by_host[rows].tolist(), pins[rows].tolist())
     for number, low, high, touches, pinned in zip(*lists, strict=True):
         if pinned:
@@ -405,10 +411,11 @@ def map_for_host(file: OpenFile, stream: Int64s, errors: Int64s, offsets: Int64s
                 if not mapping.empty:
                     mapping.zap(low, high)
         elif file.mapping is not None and len(file.mapping.unmapped(low, high)):
-            walked[number] = True
-            if not errors[number]:  # a poisoned page is looked for, and mapped by nobody
-                file.mapping.map(low, high)
-    return walked
+            for begin, stop, maps in parts.get(number, [[low, high, 1]]):
+                walked.append((number, begin, stop))
+                if maps:  # a poisoned page is looked for, and mapped by nobody
+                    file.mapping.map(begin, stop)
+    return np.array(walked, np.int64).reshape(-1, 3)
 
 
 def held_after(
@@ -417,7 +424,7 @@ def held_after(
     file: OpenFile,
     calls: Sequence[sc.Operation],
     given: kernel.Rows,
-    walked: np.ndarray,
+    walked: Int64s,
     states: States,
     placed: Placed | None = None,
 ) -> Int64s:
@@ -443,22 +450,24 @@ def held_after(
     tasks = [system.task(one) for one in calls]
     after = None if placed is None else (placed.free, placed.rotations)
     followed = FollowedTrees(metadata, trees, np.column_stack([*wanted.values()]), tasks, after)
-    walks: dict[int, Walk] = {}
-    by_guest = stream[:, folio.OP] == folio.GUEST_FAULT
+    walks: dict[int, list[tuple[Walk, int, int]]] = {}
+    by_guest = np.flatnonzero(stream[:, folio.OP] == folio.GUEST_FAULT)
+    touched_by_guest = np.column_stack((by_guest, first[by_guest], end[by_guest]))
     for touched, walk in (
-        (by_guest, system.guest_walk(inode) if by_guest.any() else None),
-        (walked, system.host_walk(file.mapping) if walked.any() else None),
+        (touched_by_guest, system.guest_walk(inode) if len(by_guest) else None),
+        (walked, system.host_walk(file.mapping) if len(walked) else None),
     ):
-        some = np.flatnonzero(touched)
         if walk is not None:
-            rows = np.column_stack((first, end, np.ones_like(first), np.zeros_like(first)))[some]
-            needed = metadata.first_to_need(walk, rows, [tasks[number] for number in some.tolist()])
-            walks |= dict.fromkeys(some[needed].tolist(), walk)
+            rows = np.column_stack((touched[:, 1:], np.ones_like(touched[:, 0]), np.zeros_like(touched[:, 0])))
+            needed = metadata.first_to_need(walk, rows, [tasks[number] for number in touched[:, 0].tolist()])
+            for number, low, high in touched[needed].tolist():
+                walks.setdefault(number, []).append((walk, low, high))
 
     def enter(row: int) -> None:
         as_of = None if placed is None else metadata.as_of(tasks[row], placed.before[row], placed.rotations[row])
         with as_of or nullcontext():
-            metadata.enter_tables(tasks[row], walks[row], int(first[row]), int(end[row]))
+            for walk, low, high in walks[row]:
+                metadata.enter_tables(tasks[row], walk, low, high)
 
     held = followed.run(sorted(walks), enter)
     metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])

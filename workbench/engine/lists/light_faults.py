@@ -2,7 +2,7 @@
 pins comes between.
 
 One kernel carries them out (:mod:`workbench.engine.lists.light`): what a call places depends on the states that it finds, so that
-units are placed, and freed, in its turn. What is not certain ends a list: a touch of the host of pages that are not alike,
+units are placed, and freed, in its turn. What is not certain ends a list: a touch of the host that places several units,
 or struct pages that may not suffice for what is placed.
 """
 
@@ -157,15 +157,15 @@ class BulkLightFaults:
             system.begun[:] = placed.placed[done]
         if states is None:
             return None, status
-        calls, stream = listed.calls[:done], found.stream
+        calls = listed.calls[:done]
         policies.redo(calls)
-        errors, free = found.errors.astype(np.int64), placed.free[:done]
-        walked = map_for_host(file, stream, errors, found.offsets, found.ends)
+        free = placed.free[:done]
+        walked = map_for_host(file, found)
         held = None
         if metadata is not None:
             after = Placed(np.concatenate((before[None], free[:-1])), free, placed.rotations[:done])
             held = held_after(system, metadata, file, calls, found, walked, states, after)
-        results = results_of(calls, stream, errors, found.offsets)
+        results = results_of(calls, found)
         for row in [row for row in policies.results if row < done]:
             results[row] = policies.results[row]
         return Done(results, placed.placed[:done], free, held, states), status
@@ -199,7 +199,7 @@ def _under_one(policies: Found, row: tuple[int, int, int, int, int, int], units:
     if not units or row[folio.OP] == folio.PUNCH:
         return policies.touch(0, 0)
     first, end = row[folio.OFFSET] // PAGE_SIZE, -(-(row[folio.OFFSET] + row[folio.LENGTH]) // PAGE_SIZE)
-    if order and units == 1:
+    if order and units == 1 and row[folio.OP] != folio.HOST_FAULT:  # of which the first may be private
         end = first + 1
     return policies.touch(first, end) and not (order and policies.mixed)
 
