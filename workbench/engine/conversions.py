@@ -323,10 +323,13 @@ class Conversions:
         return row
 
     def users_row(self, row: Int64s) -> list[list[int]]:
-        """:meth:`users_rows` of one call."""
+        """:meth:`users_rows` of the call after which :meth:`count` has looked last."""
+        told = int(row[folio.N_INVALIDATIONS])
         if not (self.light or self.devices):
-            return [[int(row[folio.N_INVALIDATIONS]), 0], [pages_under(row), 0], [0, 0]]
-        return self.users_rows(row[None])[0]
+            return [[told, 0], [pages_under(row), 0], [0, 0]]
+        kvm_pages, *of_devices = self._now.total[_OF_USERS:].tolist()
+        by_devices, mapped, lost = (past + now for past, now in zip(self.past_users.tolist(), of_devices, strict=True))
+        return [[told, by_devices], [kvm_pages if self.light else pages_under(row), mapped], [0, lost]]
 
     def users_rows(self, rows: Int64s) -> list[list[list[int]]]:
         """KVM and the IOMMU, [3][2]: invalidations they were told of, pages they map now, pages they lost to a notice.
@@ -334,15 +337,9 @@ class Conversions:
         What KVM loses is not counted: the guest faults it in again. ``rows`` int64 (calls, counters + nodes): what :meth:`count`
         says after each of so many calls, none of which devices hear of.
         """
-        told = rows[:, folio.N_INVALIDATIONS].tolist()
-        if not (self.light or self.devices):
-            return [self.users_row(row) for row in rows]
-        kvm_pages, *of_devices = self._now.look(self.system.changed, self.inodes)[_OF_USERS:].tolist()
-        by_devices, mapped, lost = (past + now for past, now in zip(self.past_users.tolist(), of_devices, strict=True))
-        return [
-            [[calls, by_devices], [kvm_pages if self.light else pages_under(row), mapped], [0, lost]]
-            for calls, row in zip(told, rows, strict=True)
-        ]
+        if self.light or self.devices:
+            self._now.look(self.system.changed, self.inodes)
+        return [self.users_row(row) for row in rows]
 
     def stays_whole(self) -> Int64s:
         """What of all files stays whole, then by node, then leaves of devices, int64 (4 + 2 * nodes + 3,)."""
