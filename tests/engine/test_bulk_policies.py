@@ -1,4 +1,4 @@
-"""Policies that are set between faults that are carried out together: each fault finds what it finds alone."""
+"""Policies of files and threads that are set between faults that are carried out together: each finds what it finds alone."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ POLICY = st.tuples(st.sampled_from(["mbind", "mbind", "set"]), SPAN, st.sampled_
 TOUCH = st.tuples(
     st.sampled_from(["guest", "guest", "host", "allocate", "hole", "shared", "pin"]), SPAN, st.integers(0, 1)
 )
+OF_TASK = st.sampled_from(["vcpu0", "vcpu1", None])
+OF_THREADS = st.one_of(
+    st.fixed_dictionaries({"op": st.just("set_mempolicy"), "mode": st.just(mode), "nodes": st.just(nodes), "task": OF_TASK})
+    for mode, nodes in [*MODES, ("bind", "0"), ("default", "1"), ("preferred_many", "1")]
+) | st.fixed_dictionaries(
+    {"op": st.just("sched_setaffinity"), "cpu": st.sampled_from([0, 1, 0, 1, -1]), "task": OF_TASK}
+)  # fmt: skip
 
 
 def at(span: tuple[int, int]) -> dict[str, Any]:
@@ -60,27 +67,39 @@ def policy(guest: str, one: tuple[str, tuple[int, int], tuple[str, str], int]) -
     return call | ({"flags": ["move"]} if rare == 0 else {"offset": call["offset"] + 1} if rare == 1 else {})
 
 
+def on_file(call: dict[str, Any]) -> dict[str, Any]:
+    return call if call["op"] in ("set_mempolicy", "sched_setaffinity") else {"file": "guest", **call}
+
+
 def scenario(guest: str, calls: list[dict[str, Any]], **fields: Any) -> wb.Scenario:
     profile, of_guest, _ = GUESTS[guest]
     kernel = {} if of_guest.get("design") == "pfn-range" else {"kernel_profile": profile}
     return wb.Scenario.from_mapping({
         "host": HOST, "guest": {"memory": PAGES * 4096, "vcpus": [{"node": 0}, {"node": 1}], **of_guest},
-        "operations": [{"op": "create"}, *({"file": "guest", **call} for call in calls)], **kernel, **fields,
+        "operations": [{"op": "create"}, *(on_file(call) for call in calls)], **kernel, **fields,
     })  # fmt: skip
 
 
 @pytest.mark.parametrize("guest", GUESTS)
 @settings(max_examples=12, deadline=None)
 @given(
-    parts=st.lists(st.tuples(st.booleans(), st.lists(POLICY | TOUCH | TOUCH, min_size=1, max_size=24)), min_size=1, max_size=3),
+    parts=st.lists(
+        st.tuples(st.booleans(), st.booleans(), st.lists(POLICY | TOUCH | TOUCH | OF_THREADS, min_size=1, max_size=24)),
+        min_size=1, max_size=3,
+    ),
     metadata=st.sampled_from(["counted", "counted", "off"]), full=st.booleans(),
 )  # fmt: skip
 def test_the_same_as_one_after_another(
-    guest: str, parts: list[tuple[bool, list[Any]]], metadata: str, full: bool
+    guest: str, parts: list[tuple[bool, bool, list[Any]]], metadata: str, full: bool
 ) -> None:
     calls: list[dict[str, Any]] = []
-    for single, part in parts:
+    for single, of_files, part in parts:
         for one in part:
+            if isinstance(one, dict):
+                calls.append(one)
+                continue
+            if len(one) == 4 and not of_files:
+                continue
             kind, (first, pages), *rest = one
             short = (kind, (first, 1 if single else pages), *rest)
             calls.append(policy(guest, short) if len(one) == 4 else touch(guest, short))
@@ -134,3 +153,26 @@ def test_a_call_that_moves_pages_is_made_alone() -> None:
     assert one_after_another.assert_equal(faults, given_) >= 116
     alone = one_after_another.together(faults, given_, 1 << 30)[0]
     assert alone["pages_per_node"].sum() == 60
+
+
+@pytest.mark.parametrize("guest", [name for name in GUESTS if name != "never converts"])
+def test_calls_of_threads_end_no_list(guest: str) -> None:
+    """In turn each fault is placed by the call of its thread before it; one that interleaves is made alone."""
+    calls: list[dict[str, Any]] = []
+    for number in range(100):
+        of = {"task": f"vcpu{number % 2}"}
+        calls += [{"op": "set_mempolicy", "mode": "bind", "nodes": str(number // 2 % 2), **of}]
+        calls += [touch(guest, ("guest", (2 * number, 1), number % 2))]
+        calls += [{"op": "set_mempolicy", "mode": "default", "nodes": "", **of}] * (number % 3 == 0)
+        calls += [
+            {"op": "sched_setaffinity", "cpu": number // 3 % 2, **of},
+            touch(guest, ("allocate", (2 * number + 1, 1), number % 2)),
+        ]
+    given_ = scenario(guest, calls)
+    assert one_after_another.assert_equal(faults, given_) >= len(calls) - 12
+    interleaves = {"op": "set_mempolicy", "mode": "interleave", "nodes": "0-1", "task": "vcpu0"}
+    touches = [touch(guest, ("guest", (400 + number, 1), 0)) for number in range(80)]
+    in_turns = [*touches[:40], interleaves, *touches[40:43], interleaves, *touches[43:]]
+    one_after_another.assert_equal(faults, scenario(guest, in_turns))
+    given_ = scenario(guest, [*calls[:40], interleaves, *calls[40:]])
+    assert len(calls) - 16 <= one_after_another.assert_equal(faults, given_) <= len(calls)

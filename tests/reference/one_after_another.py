@@ -45,6 +45,7 @@ def assert_equal(module: ModuleType, given: wb.Scenario) -> int:
     for name in one.names:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     np.testing.assert_array_equal(one.system.rotations, other.system.rotations)
+    assert one.system.tasks == other.system.tasks
     for first, second in zip(one.system.inodes(), other.system.inodes(), strict=True):
         assert list(first.shared_policy) == list(second.shared_policy)
         for left, right in zip(first.mappings, second.mappings, strict=True):

@@ -86,16 +86,16 @@ class RequestTables(BootedHost):
 
         Equal policies share a row, so that a thousand ranges with one policy are one request.
         """
-        distinct: dict[tuple[int, mp.Mempolicy | None], int] = {}
+        distinct: dict[tuple[int, int, mp.Mempolicy | None], int] = {}
         row_of = np.empty((len(tasks), len(policies)), np.int64)
         rows: list[tuple[int, int, Row]] = []
         base = inode.ilx_base if inode.kind == "memfd" else -1
         for t, task in enumerate(tasks):
             for p, policy in enumerate(policies):
-                key = (task.index, policy)
+                effective = policy if policy is not None else task.policy
+                key = (task.index, task.nid, effective)
                 if key not in distinct:
                     distinct[key] = len(rows)
-                    effective = policy if policy is not None else task.policy
                     rows.append((task.index, base, self._policy_nodemask(effective, task.nid, inode, order)))
                 row_of[t, p] = distinct[key]
         return rows, row_of

@@ -21,7 +21,7 @@ from workbench import scenario as sc
 from workbench.engine import calls_mm
 from workbench.engine.kernel_pages import LIGHT_MAP, PAMT, STATE_TREE
 from workbench.engine.lists.nodes import ListNodes
-from workbench.engine.lists.policies import POLICY_CALLS, Found, PolicyCall
+from workbench.engine.lists.policies import POLICY_CALLS, THREAD_CALLS, Found, PolicyCall, ThreadCall, Threads
 from workbench.engine.lists.tracked_faults import (
     ALLOCATED,
     BY_GUEST,
@@ -103,7 +103,7 @@ class Done(NamedTuple):
 class _List(NamedTuple):
     """Operations that are to be carried out together, as far as they are looked at."""
 
-    operations: list[_Alike]
+    operations: list[_Alike | ThreadCall]
     rows: Int64s
     """int64 (m, 5), as :mod:`workbench.kernels.faults` takes them."""
     of: Int64s
@@ -113,6 +113,7 @@ class _List(NamedTuple):
     """int64 (n, 6), rows of streams of a tracked file."""
     tracked: TrackedFaults | None
     policies: Found
+    threads: Threads
 
     @property
     def length(self) -> int:
@@ -133,7 +134,7 @@ class BulkFaults:
 
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
-        if number < self._not_before or not self._goes_on(number):
+        if number < self._not_before or isinstance(self.operations[number], THREAD_CALLS) or not self._goes_on(number):
             return None
         if not self.went_well and not isinstance(self.operations[number], (sc.PunchHole, sc.Pin)):
             return None
@@ -163,7 +164,7 @@ class BulkFaults:
         last = self.operations[number]
         if isinstance(last, _TOUCHES) and result.errno in (0, folio.EHWPOISON):  # what is poisoned is reached, too
             self.went_well.add((last.file, way(last)))
-        elif not isinstance(last, (*_CALLS, *POLICY_CALLS, *_LOOKS, sc.PunchHole)):
+        elif not isinstance(last, (*_CALLS, *POLICY_CALLS, *THREAD_CALLS, *_LOOKS, sc.PunchHole)):
             self.went_well.clear()
 
     def _goes_on(self, number: int) -> bool:
@@ -171,7 +172,7 @@ class BulkFaults:
         operations = self.operations
         if self._alike_to <= number:  # each operation is looked at once
             file, end = vars(operations[number]).get("file"), number
-            while end < len(operations) and _is_alike(operations[end]) and operations[end].file == file:  # type: ignore[attr-defined]
+            while end < len(operations) and _is_of(file, operations[end]):
                 end += 1
             self._alike_to = max(end, number + 1)
         if self._alike_to - number < LEAST:
@@ -201,20 +202,28 @@ class BulkFaults:
         converts = converts_in_place(system, file)
         holes, devices = file.descriptor is not None, system.design.device_access == "pinned"
         ends = {of: reach(file, of) for at, of in self.went_well if at == name}
-        of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
-        of_task[None] = 0
+        threads = Threads(system)
         does = _DOES.tolist()
         if inode.tracked is not None:  # what the host has mapped follows from its states
             does[BY_HOST] = kernel.TOUCHES
-        taken: list[_Alike] = []
+        taken: list[_Alike | ThreadCall] = []
         policies = Found(system, file)
         rows: list[tuple[int, int, int, int, int]] = []
         kinds: list[int] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
         for one in operations:
+            if isinstance(one, THREAD_CALLS):
+                if not threads.set(len(taken), one):
+                    break
+                policies.touch(0, 0)
+                taken.append(one)
+                rows.append((*_NO_PAGES, 0, does[ALLOCATED]))
+                kinds.append(ALLOCATED)
+                streams.append(_NO_CALL)
+                continue
             if not _is_alike(one) or one.file != name:
                 break
-            task, call, pages = of_task.get(one.task, -1), _NO_CALL, _NO_PAGES
+            task, call, pages = threads.row(one.task), _NO_CALL, _NO_PAGES
             changes: PolicyCall | None = None
             if isinstance(one, _TOUCHES):  # the most usual first: to find that one is none of them takes long
                 pages, of_way = pages_of_touch(one), way(one)
@@ -252,13 +261,20 @@ class BulkFaults:
             tracked = TrackedFaults(system, inode, table, kind, stream, file.mapping)
             table = tracked.rows
         return _List(
-            taken, table, np.arange(len(table)) if tracked is None else tracked.of, kind, stream, tracked, policies
+            taken,
+            table,
+            np.arange(len(table)) if tracked is None else tracked.of,
+            kind,
+            stream,
+            tracked,
+            policies,
+            threads,
         )
 
     def _run(self, file: OpenFile, listed: _List) -> tuple[Done | None, int]:
         """Carry out operations of a list, as far as they can be together, and whether that was all."""
         system, inode, rows, tracked = self.system, file.inode, listed.rows, listed.tracked
-        tasks, of = list(system.tasks.values()), listed.of
+        tasks, of = listed.threads.states, listed.of
         policies = [listed.policies.policies[one] for one in of.tolist()] if listed.policies.change else None
         asked = asked_for(system, inode, rows, tasks, policies)
         if asked is None:
@@ -292,7 +308,8 @@ class BulkFaults:
         if not done:
             return None, status
         listed.policies.redo(listed.operations[:done])
-        results = results_of(listed.operations[:done], found, listed.policies.results)
+        listed.threads.redo(listed.operations[:done])
+        results = results_of(listed.operations[:done], found, listed.policies.results | listed.threads.results)
         states = None if found is None else found.states
         placed = np.add.reduceat(given.placed[:ran], begin[:-1], axis=0)
         placed[-1] -= given.placed[begin[done] : ran].sum(axis=0)  # of one that was begun
@@ -415,6 +432,11 @@ def _is_alike(operation: sc.Operation) -> TypeGuard[_Alike]:
     return type(operation) in _ALIKE and (not isinstance(operation, sc.Madvise) or way(operation) == "populate")
 
 
+def _is_of(file: str | None, operation: sc.Operation) -> bool:
+    """Whether a list of operations on that file may have an operation."""
+    return isinstance(operation, THREAD_CALLS) or (_is_alike(operation) and operation.file == file)
+
+
 def way(touch: _Touch) -> str | int | None:
     """How a file is touched."""
     if isinstance(touch, sc.Fault):
@@ -460,7 +482,7 @@ def _light_map(system: System, inode: Inode) -> LightMap | None:
 
 
 def results_of(
-    operations: Sequence[_Alike],
+    operations: Sequence[_Alike | ThreadCall],
     found: Outcomes | None,
     alone: Mapping[int, Result] = MappingProxyType({}),
 ) -> list[Result]:

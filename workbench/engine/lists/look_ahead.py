@@ -20,7 +20,7 @@ from workbench.engine.lists.devices import BulkDevices
 from workbench.engine.lists.faults import LEAST, BulkFaults, Done
 from workbench.engine.lists.light import BulkLight
 from workbench.engine.lists.light_faults import BulkLightFaults
-from workbench.engine.lists.policies import POLICY_CALLS, moves_nothing
+from workbench.engine.lists.policies import POLICY_CALLS, THREAD_CALLS, moves_nothing
 from workbench.engine.lists.present import BulkPresent
 from workbench.engine.lists.tracked import BulkTracked
 from workbench.engine.objects import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, Result, failed
@@ -105,9 +105,14 @@ class LookAhead:
         self._places = np.flatnonzero(busy)
         given = list(operations) if self._all_busy else [operations[place] for place in self._places.tolist()]
         self._stand_ins = StandIns(system, given)
-        self._same_file_to = _ends_of_equal([_file_of_list(operation) for operation in given])
         self._faults = BulkFaults(system, given)
         self._lists = _lists(system, given, self._faults)
+        names: list[str | None] = []
+        of_threads = THREAD_CALLS if self._faults in self._lists and not attributes.wanted(system.scenario) else ()
+        for operation in given:
+            in_a_list = isinstance(operation, of_threads) and names
+            names.append(names[-1] if in_a_list else _file_of_list(operation))
+        self._same_file_to = _ends_of_equal(names)
 
     def run(self, number: int, results: Sequence[Result]) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone.
