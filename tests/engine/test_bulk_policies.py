@@ -64,7 +64,10 @@ def policy(guest: str, one: tuple[str, tuple[int, int], tuple[str, str], int]) -
     call: dict[str, Any] = {"op": "mbind", **at(span), "mode": mode, "nodes": nodes}
     if kind != "mbind":
         return call | {"op": GUESTS[guest][2][-1]}
-    return call | ({"flags": ["move"]} if rare == 0 else {"offset": call["offset"] + 1} if rare == 1 else {})
+    if rare == 1:
+        return call | {"offset": call["offset"] + 1}
+    flags = {0: ["move"], 2: ["move_all"], 3: ["strict"], 4: ["move", "strict"]}
+    return call | ({"flags": flags[rare]} if rare in flags else {})
 
 
 def on_file(call: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +118,8 @@ def test_policies_end_no_list(guest: str) -> None:
     """Of 400 operations in turn each fault is placed by the call before it, or that before, replaced in part."""
     calls: list[dict[str, Any]] = []
     for number in range(200):
-        calls.append(policy(guest, ("mbind" if number % 2 else "set", (number, 4), MODES[number % 5], 9)))
+        moves = 0 if number % 4 else 9  # what asks for pages to move ends none either, as those of a guest_memfd do not
+        calls.append(policy(guest, ("mbind" if number % 2 else "set", (number, 4), MODES[number % 5], moves)))
         calls.append(touch(guest, ("guest", (number + number % 3, 1), number % 2)))
     given_ = scenario(guest, calls)
     assert one_after_another.assert_equal(faults, given_) >= 396
@@ -131,7 +135,7 @@ def test_calls_behind_the_end_of_a_list_are_made_later(ending: str) -> None:
         if number == 60 and ending == "mixed":
             calls.append({"op": "fault", "by": "guest", **at((0, 1000))})
         if number == 60 and ending == "moves":
-            calls.append({"op": "mbind", **at((0, 100)), "mode": "bind", "nodes": "1", "flags": ["move"]})
+            calls.append({"op": "mbind", **at((0, 100)), "mode": "bind", "nodes": "1", "flags": ["move", "strict"]})
     given_ = scenario("7.3", calls)
     if ending == "memory":
         hogs = [{"op": "hog", "node": node, "leave_free": "2 MiB"} for node in (0, 1)]

@@ -53,8 +53,13 @@ def mbind(system: System, operation: sc.Mbind) -> Result:
     On a guest_memfd: up to 6.17 there is no mapping (EFAULT); 6.18 takes the call and places by the task's policy all the
     same; from 6.19 on the policy is the file's and decides.
     """
+    return _mbind(system, operation, flags_word(operation))
+
+
+def flags_word(operation: sc.Mbind) -> int:
+    """The flags of a call as it makes them."""
     flags = operation.raw_flags
-    return _mbind(system, operation, sum(mp.MBIND_FLAGS[f] for f in set(operation.flags)) if flags is None else flags)
+    return sum(mp.MBIND_FLAGS[f] for f in set(operation.flags)) if flags is None else flags
 
 
 def _mbind(system: System, operation: sc.Mbind | sc.SetPolicy, flags: int) -> Result:
@@ -124,7 +129,7 @@ def _nowhere(start: int, end: int, policy: mp.Mempolicy | None) -> None:
 
 
 def _zones_on(system: System, mask: int) -> np.ndarray:
-    return np.array([bool(mask >> int(system.node_ids[node]) & 1) for node in system.zone_node], bool)
+    return system.mask(mask)[system.zone_node]
 
 
 def fbind(system: System, operation: sc.Fbind | sc.SetPolicy) -> Result:

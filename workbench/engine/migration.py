@@ -40,6 +40,8 @@ def seen_by(inode: Inode, mapping: Mapping, start: int, end: int, mapped_once: b
 
 def count_on(system: HostState, inode: Inode, parts: Int64s, zones: np.ndarray) -> int:
     """Folios of ``parts`` that lie in zones marked in ``zones`` bool (zones,)."""
+    if not len(parts):
+        return 0
     order = inode.order
     folios = np.column_stack((parts[:, 0] >> order, -(-parts[:, 1] >> order)))
     return int(inode.map.counts_of(len(system.free), inode.map.cut_each(folios))[zones].sum())

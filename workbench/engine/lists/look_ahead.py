@@ -20,7 +20,7 @@ from workbench.engine.lists.devices import BulkDevices
 from workbench.engine.lists.faults import LEAST, BulkFaults, Done
 from workbench.engine.lists.light import BulkLight
 from workbench.engine.lists.light_faults import BulkLightFaults
-from workbench.engine.lists.policies import POLICY_CALLS, THREAD_CALLS, moves_nothing
+from workbench.engine.lists.policies import POLICY_CALLS, THREAD_CALLS
 from workbench.engine.lists.present import BulkPresent
 from workbench.engine.lists.tracked import BulkTracked
 from workbench.engine.objects import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, Result, failed
@@ -181,9 +181,7 @@ def _file_of_list(operation: sc.Operation) -> str | None:
     """The file of which a list may have a call; None: no list has it."""
     if isinstance(operation, sc.Madvise):
         return operation.file if operation.advice in (calls_mm.MADV_REMOVE, *_POPULATES) else None
-    if type(operation) not in _LISTED or (isinstance(operation, POLICY_CALLS) and not moves_nothing(operation)):
-        return None
-    return operation.file  # type: ignore[attr-defined]
+    return operation.file if type(operation) in _LISTED else None  # type: ignore[attr-defined]
 
 
 def _ends_of_equal(names: list[str | None]) -> Int64s:

@@ -14,7 +14,7 @@ from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import calls_host, calls_mempolicy
 from workbench.engine.mappings import Vma
-from workbench.engine.objects import OpenFile, Result, Thread
+from workbench.engine.objects import Inode, OpenFile, Result, Thread
 from workbench.engine.system import System
 
 PolicyCall = sc.Mbind | sc.Fbind | sc.SetPolicy
@@ -23,9 +23,10 @@ ThreadCall = sc.SetMempolicy | sc.SchedSetaffinity
 THREAD_CALLS = (sc.SetMempolicy, sc.SchedSetaffinity)
 
 
-def moves_nothing(call: PolicyCall) -> bool:
-    """Whether a call does nothing to pages that are there."""
-    return not isinstance(call, sc.Mbind) or not (call.flags or call.raw_flags)
+def moves_nothing(call: PolicyCall, inode: Inode) -> bool:
+    """Whether a call does nothing to pages that are there, and answers by none: MPOL_MF_STRICT does."""
+    flags = calls_mempolicy.flags_word(call) if isinstance(call, sc.Mbind) else 0
+    return not flags or (not inode.movable and not flags & ~(mp.MF_MOVE | mp.MF_MOVE_ALL))
 
 
 def set_policy(system: System, call: PolicyCall) -> Result:
@@ -61,7 +62,7 @@ class Found:
 
     def set(self, call: PolicyCall) -> bool:
         """Carry out a call; returns whether it can be one of the list."""
-        if self._mixed or not moves_nothing(call):
+        if self._mixed or not moves_nothing(call, self.file.inode):
             return False
         if not self.results:
             policy, vmas = self._state
