@@ -12,7 +12,7 @@ import workbench as wb
 from reference import one_after_another
 from workbench.answer import Answer
 from workbench.engine.device_areas import DeviceAreas
-from workbench.engine.lists import devices
+from workbench.engine.lists import devices, faults
 from workbench.running import run
 
 MEMORY = 8 << 20
@@ -127,6 +127,14 @@ def test_long_lists_are_carried_out_together(design: str, kernel: str, metadata:
     answer = run(given_)
     assert {"EEXIST", "EFAULT", "EINVAL", "ENOENT"} <= set(answer["event_error"].tolist())
     assert answer["device_leaves"][-1].tolist() == [answer.system.inodes()[0].users.iommu.pages, 0, 0]
+
+
+def test_maps_of_pages_that_are_to_be_placed_are_carried_out_together() -> None:
+    """A device pins them, which faults them in; nothing else has touched the file."""
+    maps = [{"op": "iommu_map", "offset": 4096 * (page * 37 % PAGES), "length": 4096} for page in range(400)]
+    given_ = scenario([{"op": "create"}, *maps], vm_type="none", kernel_profile="7.4")
+    assert one_after_another.assert_equal(faults, given_) >= 390
+    assert int(run(given_)["event_pages"].sum()) == 400
 
 
 def test_an_area_of_which_a_device_has_lost_pages_unmaps_the_others() -> None:

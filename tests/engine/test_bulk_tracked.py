@@ -129,6 +129,19 @@ def test_long_lists_are_carried_out_together(vm_type: str) -> None:
     assert errors.count("EAGAIN") == 200 == len(errors) - errors.count("")
 
 
+def test_pins_of_private_pages_that_are_not_there_are_refused_together() -> None:
+    """Nothing is placed for them; of a shared page it is, and where one may become shared in the list it may be."""
+    pins = [{"op": "pin", "offset": 4096 * (page * 37 % PAGES), "length": 4096 * (1 + page % 3)} for page in range(300)]
+    given_ = scenario([{"op": "create"}, *pins])
+    assert assert_equal(given_) == 300
+    answer = run(given_)
+    assert set(answer["event_error"][1:].tolist()) == {"EFAULT"} and not answer["event_pages"].any()
+    shared: dict[str, Any] = {"op": "convert", "to": "shared", "offset": 4096 * 37, "length": 4096}
+    for early in (0, 150):
+        given_ = scenario([{"op": "create"}, *pins[:early], shared, *pins])
+        assert assert_equal(given_) >= early + 250
+
+
 @pytest.mark.parametrize("metadata", ["counted", "off"])
 def test_lists_on_other_files_leave_counts_of_conversions_out_of_place(metadata: str) -> None:
     """Private pages that are pinned in vain, and memory that backs what is shared and is freed by calls on its own file."""

@@ -18,6 +18,7 @@ from workbench.engine.bulk_in_place import union
 from workbench.engine.device_areas import DeviceAreas
 from workbench.engine.lists.faults import LEAST, MOST, MOST_PAGES_OF_ONE, Done, whole_pages
 from workbench.engine.lists.tracked_faults import States
+from workbench.engine.lists.waiting import Wait
 from workbench.engine.objects import Inode, Result, failed
 from workbench.engine.system import System
 from workbench.engine.users import Users
@@ -57,7 +58,7 @@ class BulkDevices:
 
     def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
         self.system, self.operations = system, operations
-        self._not_before, self._most = 0, MOST
+        self._not_before, self._most, self._wait = 0, MOST, Wait()
 
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
@@ -73,9 +74,13 @@ class BulkDevices:
         calls, spans = self._alike(first, inode, self.operations[number : number + self._most])
         listed = self._list(inode, inode.users, calls, spans)
         count = len(listed.results)
-        self._not_before = number + count + (count < len(calls) or not calls)
         self._most = min(2 * self._most, MOST) if count == self._most else max(2 * count, LEAST)
-        return self._run(inode, inode.users, listed) if count >= LEAST else None
+        if count < LEAST:
+            self._not_before = number + count + self._wait.longer()
+            return None
+        self._wait.over()
+        self._not_before = number + count + (count < len(calls))
+        return self._run(inode, inode.users, listed)
 
     def _inode(self, first: _Call) -> Inode | None:
         """The file that a call is about, if such calls need nothing but what is followed here."""

@@ -45,6 +45,7 @@ from workbench.engine.lists.tracked_faults import (
     row_of_poison,
 )
 from workbench.engine.lists.tracked_faults import possible as tracked_possible
+from workbench.engine.lists.waiting import Wait
 from workbench.engine.objects import Inode, OpenFile, Result, Thread
 from workbench.engine.page_tables import Walk
 from workbench.engine.range_trees import LightMap
@@ -59,8 +60,6 @@ from workbench.units import PAGE_SIZE
 
 LEAST, MOST = 16, 4096
 """Faults that are worth a call of the kernel, and of one call: between calls a run can be cancelled."""
-_LONGEST_WAIT = 32
-"""Where one operation after another ends a list that is too short, so many are done before the next list is asked for."""
 MOST_PAGES_OF_ONE = 2048  # of one fault
 _ROOM = 64  # pieces of one fault
 _SMALL_TABLE = 64  # rows of requests
@@ -126,7 +125,7 @@ class BulkFaults:
 
     def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
         self.system, self.operations = system, operations
-        self._not_before, self._most, self._wait = 0, MOST, 1
+        self._not_before, self._most, self._wait = 0, MOST, Wait()
         self._alike_to = self._touch = 0
         """Where operations alike end, and the next one that touches the file."""
         self.went_well: set[_Way] = set()
@@ -136,7 +135,7 @@ class BulkFaults:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         if number < self._not_before or isinstance(self.operations[number], THREAD_CALLS) or not self._goes_on(number):
             return None
-        if not self.went_well and not isinstance(self.operations[number], (sc.PunchHole, sc.Pin)):
+        if not self.went_well and not isinstance(self.operations[number], (sc.PunchHole, sc.Pin, sc.IommuMap)):
             return None
         file = self.system.files.get(self.operations[number].file)  # type: ignore[attr-defined]
         if file is None or not _possible(self.system, file):
@@ -146,10 +145,9 @@ class BulkFaults:
         count = given.length
         certain = count == len(given.operations)
         if count < LEAST:  # what ends it would end one that begins later, too
-            self._not_before, self._most = number + count + self._wait, self._most if certain else LEAST
-            self._wait = min(2 * self._wait, _LONGEST_WAIT)
+            self._not_before, self._most = number + count + self._wait.longer(), self._most if certain else LEAST
             return None
-        self._wait = 1
+        self._wait.over()
         done, status = self._run(file, given)
         if status == TOO_MANY_POLICIES:  # to find out again would cost their number
             self._not_before, self._most = number + count, MOST

@@ -31,6 +31,7 @@ from workbench.engine.lists.tracked_faults import (
     row_of_call,
     row_of_poison,
 )
+from workbench.engine.lists.waiting import Wait
 from workbench.engine.objects import Inode
 from workbench.engine.system import System
 from workbench.intervals import Int64s, pages_of
@@ -48,7 +49,7 @@ class BulkTracked:
 
     def __init__(self, system: System, operations: Sequence[sc.Operation]) -> None:
         self.system, self.operations = system, operations
-        self._not_before, self._most = 0, MOST
+        self._not_before, self._most, self._wait = 0, MOST, Wait()
 
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
@@ -63,13 +64,14 @@ class BulkTracked:
             self._not_before = number + 1
             return None
         calls, stream = self._alike(first, inode, self.operations[number : number + self._most])
-        if len(calls) < LEAST:  # what ends it would end one that begins later, too
-            self._not_before, self._most = number + len(calls) + 1, LEAST
+        count = self._together(inode, stream) if len(calls) >= LEAST else len(calls)
+        if count < LEAST:  # what ends it would end one that begins later, too
+            self._not_before, self._most = number + count + self._wait.longer(), LEAST
             return None
-        count = self._together(inode, stream)
-        self._not_before = number + max(count + (count < len(calls)), 1)
-        self._most = min(2 * self._most, MOST) if count == len(calls) else max(2 * count, LEAST)
-        return self._run(inode, calls[:count], stream[:count]) if count >= LEAST else None
+        self._wait.over()
+        self._not_before = number + count + (count < len(calls))
+        self._most = min(2 * self._most, MOST) if count == len(calls) else 2 * count
+        return self._run(inode, calls[:count], stream[:count])
 
     def _inode(self, first: _Call) -> Inode | None:
         """The file that a call is about, if such calls need nothing but what is followed here."""
@@ -169,12 +171,15 @@ class BulkTracked:
 
 
 def _first_pin_of_absent(tracked: ConversionFile, stream: Int64s) -> int:
-    """The first row that pins a page which is not there, and so would have to be placed; how many rows there are if none does."""
+    """The first row that pins a page which is not there, and so may have to be placed; how many rows there are if none does."""
     pins = np.flatnonzero((stream[:, folio.OP] == folio.PIN) & (stream[:, folio.ARGUMENT] != folio.TRANSIENT))
     first, end = pages_of_calls(stream[pins])
     row, page = pages_of(first, end)
-    absent = pins[row[~bits_at(tracked.state.present, page)]]
-    return int(absent[0]) if len(absent) else len(stream)
+    absent = ~bits_at(tracked.state.present, page)
+    if not ((stream[:, folio.OP] == folio.CONVERT) & (stream[:, folio.ARGUMENT] == 1)).any():
+        absent &= bits_at(tracked.state.shared, page)  # those of private pages are refused
+    found = pins[row[absent]]
+    return int(found[0]) if len(found) else len(stream)
 
 
 def _first_of_kept(inode: Inode, stream: Int64s) -> int:
