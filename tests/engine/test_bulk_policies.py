@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import workbench as wb
 from reference import one_after_another
 from workbench.engine.lists import faults
+from workbench.running import run
 
 PAGES = 1024
 HOST = {
@@ -180,3 +181,16 @@ def test_calls_of_threads_end_no_list(guest: str) -> None:
     one_after_another.assert_equal(faults, scenario(guest, in_turns))
     given_ = scenario(guest, [*calls[:40], interleaves, *calls[40:]])
     assert len(calls) - 16 <= one_after_another.assert_equal(faults, given_) <= len(calls)
+
+
+@pytest.mark.parametrize("flags", [["strict"], ["move", "strict"]])
+def test_strict_is_asked_of_pages_that_the_list_has_placed(flags: list[str]) -> None:
+    calls: list[dict[str, Any]] = []
+    for number in range(60):
+        calls.append({"op": "mbind", **at((number, 1)), "mode": "bind", "nodes": "0"})
+        calls.append({"op": "fault", **at((number, 1))})
+        if number % 20 == 10:
+            calls.append({"op": "mbind", **at((number, 1)), "mode": "bind", "nodes": "1", "flags": flags})
+    given_ = scenario("7.3", calls)
+    assert one_after_another.assert_equal(faults, given_) > 90
+    assert run(given_)["event_error"].tolist().count("EIO") == 3
