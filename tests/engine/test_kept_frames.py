@@ -56,7 +56,7 @@ FRAME = st.tuples(st.sampled_from([NOWHERE, 0, 1, 2]), st.integers(0, 3), st.int
 def test_frames_are_kept_and_let_go_as_lists_are(data: st.DataObject) -> None:
     kept, plain = KeptFrames(), Plain()
     for _ in range(data.draw(st.integers(1, 12))):
-        what = data.draw(st.sampled_from(["keep", "keep", "drop", "drop to"]))
+        what = data.draw(st.sampled_from(["keep", "keep", "drop", "drop to", "replace"]))
         if what == "keep":
             left = data.draw(st.dictionaries(st.sampled_from(PAGES), FRAME, min_size=1))
             kept.keep(np.array([[page, *left[page], NO_FRAME] for page in sorted(left)], np.int64))
@@ -67,6 +67,12 @@ def test_frames_are_kept_and_let_go_as_lists_are(data: st.DataObject) -> None:
             if pins:
                 page, kind = data.draw(st.sampled_from(pins))
                 assert kept.drop(page, kind) == plain.drop(page, kind)
+        elif what == "replace":
+            others = data.draw(st.dictionaries(st.sampled_from(PAGES), st.lists(FRAME, max_size=3)))
+            rows = [[page, *frame, NO_FRAME] for page in sorted(others) for frame in others[page]]
+            kept.replace(np.array(sorted(others), np.int64), np.array(rows, np.int64).reshape(-1, 5))
+            now = plain.frames | {page: [list(frame) for frame in others[page]] for page in others}
+            plain.frames = {page: frames for page, frames in now.items() if frames}
         else:
             first, end = sorted(data.draw(st.tuples(st.sampled_from(PAGES), st.sampled_from(PAGES))))
             pages = [page for page in sorted(plain.frames) if first <= page < end]

@@ -91,6 +91,13 @@ class KeptFrames:
         self._put(block, np.delete(rows, at, axis=0))
         return zone
 
+    def replace(self, pages: Int64s, rows: Int64s) -> None:
+        """Of ``pages`` (n,), ascending, these are kept now and no others; ``rows`` ascend, those of a page by when they left."""
+        for block, before in list(self._touched(int(pages[0]), int(pages[-1]) + 1)) if len(pages) else ():
+            at = np.minimum(np.searchsorted(pages, before[:, PAGE]), len(pages) - 1)
+            self._put(block, before[pages[at] != before[:, PAGE]])
+        self.keep(rows)
+
     def _touched(self, first: int, end: int) -> Iterator[tuple[int, Int64s]]:
         """Blocks that pages [first, end) touch, ascending, with their rows."""
         low, high = first >> folio.ORDER_2M, (end - 1) >> folio.ORDER_2M

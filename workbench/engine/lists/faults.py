@@ -28,7 +28,6 @@ from workbench.engine.lists.tracked_faults import (
     BY_HOST,
     CALLED,
     CALLS,
-    FEW_PAGES,
     POISONED_PAGES,
     PUNCHED,
     Call,
@@ -411,11 +410,10 @@ def _row_of_call(call: _Call, inode: Inode, devices: bool) -> tuple[int, int, in
 
 
 def _pages_of_pin(call: tuple[int, ...]) -> tuple[int, int, int]:
-    """Of a row of a stream, the pages that it pins, if they are few and stay pinned."""
+    """Of a row of a stream, the pages that it pins, if they stay pinned."""
     first = call[folio.OFFSET] // PAGE_SIZE
     end = -(-(call[folio.OFFSET] + call[folio.LENGTH]) // PAGE_SIZE)
-    few = 0 < end - first <= FEW_PAGES and call[folio.ARGUMENT] != folio.TRANSIENT
-    return (first, end, 1) if few else _NO_PAGES
+    return (first, end, 1) if end > first and call[folio.ARGUMENT] != folio.TRANSIENT else _NO_PAGES
 
 
 def whole_pages(offset: int, length: int, size: int) -> bool:

@@ -2,8 +2,7 @@
 
 A pinned page that leaves the file stays taken until the last pin on it is dropped (``mm/gup.c: unpin_user_pages``); of the pins
 of one kind those on what left first go first (:func:`workbench.kernels.folios.access.unpin`). Pages are cells, as
-:class:`workbench.engine.lists.tracked_faults.TrackedFaults` has them; of a cell of several pages it is known only whether
-somebody may hold one.
+:class:`workbench.engine.lists.cells.Cells` has them.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.engine.kept_frames import NO_FRAME, NOWHERE
+from workbench.engine.kept_frames import NO_FRAME, NOWHERE, PAGE
 from workbench.engine.objects import Inode
 from workbench.intervals import Int64s
 from workbench.kernels import faults as kernel
 from workbench.kernels.folios import run as folio
-from workbench.tracking.folio_file import ConversionFile
 
 _At = tuple[int, int]
 """A row of the list, and which part of it."""
@@ -38,29 +36,21 @@ class _Frame(NamedTuple):
 class HeldPages:
     """Of each cell, how many pins it has of each kind, and whether that is certain."""
 
-    def __init__(self, inode: Inode, tracked: ConversionFile, edges: Int64s, single: np.ndarray, long: bool) -> None:
-        """``single`` bool (n,): cells of one page; ``long``: rows are about cells of several pages, too."""
-        count, state = len(edges), tracked.state
-        self._inode = inode
-        of_pages = np.zeros((3, count), np.int64)
-        unsure = np.zeros(count, bool)
-        if state.numbers[folio.N_ROWS]:
-            page = edges[single]
-            rows = state.reference_row[page >> folio.ORDER_2M], page & (folio.PAGES_2M - 1)
-            of_pages[:, single] = state.references[rows][:, [folio.TRANSIENT, folio.LONG_TERM, folio.DEVICE]].T
-            if long:
-                unsure = np.append(np.diff(np.searchsorted(tracked.pinned(), edges)) > 0, False) & ~single
-        self.pins: list[list[int]] = of_pages.tolist()
+    def __init__(self, inode: Inode, first: list[int], pins: Int64s) -> None:
+        """``first``: the first page of each cell; ``pins`` int64 (3, cells)."""
+        self._inode, self._first = inode, first
+        self.pins: list[list[int]] = pins.tolist()
         """[3][cells], by kind; not more than there are where it is not certain."""
-        self.unsure = bytearray(unsure.astype(np.uint8).tobytes())
-        self._left: dict[int, list[_Frame]] = {}
+        self.unsure = bytearray(len(first))
+        self._before = _before(inode, first)
+        self._left = {page: list(frames) for page, frames in self._before.items()}
+        """By page, the oldest first."""
         self._steps: list[tuple[int, int, _Frame | int]] = []
         """Row, page, and the frame that left the file, or the kind of a pin that was dropped on the oldest that has one."""
 
-    def any(self, cell: int) -> bool:
-        """Whether somebody certainly holds a page of a cell."""
-        transient, pins, devices = self.pins
-        return bool(pins[cell] or transient[cell] or devices[cell])
+    def any(self, low: int, high: int) -> bool:
+        """Whether somebody may hold a page of cells [low, high)."""
+        return self.unsure.find(1, low, high) >= 0 or any(any(counts[low:high]) for counts in self.pins)
 
     def pin(self, low: int, high: int, kind: int, certain: bool) -> None:
         """All pages of cells are pinned, if that is ``certain``."""
@@ -71,13 +61,13 @@ class HeldPages:
         for cell in range(low, high):
             counts[cell] += 1
 
-    def drop(self, row: int, first: int, low: int, high: int, kind: int) -> list[Part] | None:
-        """A row drops a pin of each page of cells [low, high), from page ``first`` on: none if one of them has none.
+    def drop(self, row: int, low: int, high: int, kind: int) -> list[Part] | None:
+        """A row drops a pin of each page of cells [low, high): none if one of them has none.
 
         Returns parts that give frames back; None: it is not known what it drops.
         """
-        counts, unsure = self.pins[kind], False
-        drops = [self._oldest(first + cell - low, kind) for cell in range(low, high)]
+        counts, first, unsure = self.pins[kind], self._first, False
+        drops = [self._oldest(first[cell], kind) for cell in range(low, high)]
         for cell, at in zip(range(low, high), drops, strict=True):
             if at is None and not counts[cell]:
                 if not self.unsure[cell]:
@@ -89,8 +79,9 @@ class HeldPages:
         for cell, at in zip(range(low, high), drops, strict=True):
             if at is None:
                 counts[cell] -= 1
-            else:
-                parts += self._drop_frame(row, first + cell - low, at, kind)
+                continue
+            for page in range(first[cell], first[cell + 1]):
+                parts += self._drop_frame(row, page, at, kind)
         return parts
 
     def _may_drop(self, low: int, high: int, kind: int) -> list[Part]:
@@ -98,32 +89,22 @@ class HeldPages:
         self.pins[kind][low:high] = [0] * (high - low)
         return []
 
-    def drop_among(self, first: int, end: int, low: int, high: int, kind: int) -> bool:
-        """As :meth:`drop`, of pages [first, end) in cells of any size; False: one has left the file while held."""
-        left = [page for page, frames in self._left.items() if frames]
-        if kind != folio.TRANSIENT and (
-            any(first <= page < end for page in left) or len(self._inode.kept.between(first, end))
-        ):
-            return False
-        self._may_drop(low, high, kind)
-        return True
-
-    def leave(self, row: int, first: int, low: int, high: int, poisoned: bytearray) -> list[Part]:
-        """What a hole of cells of a page each does: what is poisoned stays taken, and so does what is held but in passing."""
+    def leave(self, row: int, low: int, high: int, poisoned: bytearray) -> list[Part]:
+        """What a hole of cells does: what is poisoned stays taken, and so does what is held but in passing."""
         _, pinned, of_device = self.pins
         parts: list[Part] = []
-        for page, cell in enumerate(range(low, high), first):
+        for cell in range(low, high):
+            first, end = self._first[cell], self._first[cell + 1]
             is_bad, is_held = bool(poisoned[cell]), bool(pinned[cell] or of_device[cell])
-            if is_held:
+            if not (is_held or is_bad) and parts and parts[-1][3] == kernel.HOLE:
+                parts[-1] = (parts[-1][0], end, 1, kernel.HOLE)
+            elif not is_held:
+                parts.append((first, end, 1, kernel.LEAVES if is_bad else kernel.HOLE))
+            for page in range(first, end) if is_held else ():
                 frame = _Frame(pinned[cell], of_device[cell], NOWHERE if is_bad else (row, len(parts)))
                 self._steps.append((row, page, frame))
-                self.frames(page).append(frame)
-            if is_held or is_bad:
+                self._left.setdefault(page, []).append(frame)
                 parts.append((page, page + 1, 1, kernel.LEAVES))
-            elif parts and parts[-1][3] == kernel.HOLE:
-                parts[-1] = (parts[-1][0], page + 1, 1, kernel.HOLE)
-            else:
-                parts.append((page, page + 1, 1, kernel.HOLE))
         return parts
 
     def forget(self, low: int, high: int) -> None:
@@ -131,30 +112,17 @@ class HeldPages:
         for counts in self.pins:
             counts[low:high] = [0] * (high - low)
 
-    def frames(self, page: int) -> list[_Frame]:
-        """Of a page, what left the file while held, the oldest first."""
-        found = self._left.get(page)
-        if found is None:
-            found = self._left[page] = [
-                _Frame(pins, by_device, zone) for _, zone, pins, by_device, _ in self._inode.kept.of(page).tolist()
-            ]
-        return found
-
     def _oldest(self, page: int, kind: int) -> int | None:
         """The oldest frame that left a page and has a pin of a kind."""
-        if kind == folio.TRANSIENT or (page not in self._left and page not in self._inode.kept):
+        frames = self._left.get(page)
+        if not frames or kind == folio.TRANSIENT:
             return None
-        return next((at for at, frame in enumerate(self.frames(page)) if frame[kind - 1]), None)
+        return next((at for at, frame in enumerate(frames) if frame[kind - 1]), None)
 
     def _drop_frame(self, row: int, page: int, at: int, kind: int) -> list[Part]:
-        frames = self.frames(page)
-        pins, by_device, origin = frames[at]
-        frames[at] = _Frame(pins - (kind == folio.LONG_TERM), by_device - (kind == folio.DEVICE), origin)
         self._steps.append((row, page, kind))
-        if frames[at].pins or frames[at].by_device:
-            return []
-        del frames[at]
-        if origin == NOWHERE:
+        origin = _drop(self._left[page], at, kind)
+        if origin is None or origin == NOWHERE:
             return []
         return [(0, 0, -1 - origin if isinstance(origin, int) else origin, kernel.GIVES_BACK)]
 
@@ -163,12 +131,40 @@ class HeldPages:
 
         ``zone_of``: of what left the file.
         """
-        kept = self._inode.kept
+        now: dict[int, list[_Frame]] = {}
         for row, page, what in self._steps:
             if row >= done:
-                return
+                break
+            if page not in now:
+                now[page] = self._before.get(page, [])
             if isinstance(what, _Frame):
                 zone = what.origin if isinstance(what.origin, int) else zone_of(what.origin)
-                kept.keep(np.array([[page, zone, what.pins, what.by_device, NO_FRAME]]))
+                now[page].append(what._replace(origin=zone))
             else:
-                kept.drop(page, what)
+                frames = now[page]
+                _drop(frames, next(at for at, frame in enumerate(frames) if frame[what - 1]), what)
+        rows = [
+            (page, frame.origin, frame.pins, frame.by_device, NO_FRAME) for page in sorted(now) for frame in now[page]
+        ]
+        self._inode.kept.replace(np.array(sorted(now), np.int64), np.array(rows, np.int64).reshape(-1, 5))
+
+
+def _before(inode: Inode, first: list[int]) -> dict[int, list[_Frame]]:
+    """What left the file before, of pages with which cells begin: no others are asked for."""
+    out: dict[int, list[_Frame]] = {}
+    rows = inode.kept.between(first[0], first[-1])
+    cells = np.array(first)
+    begins = cells[np.searchsorted(cells, rows[:, PAGE], side="right") - 1] == rows[:, PAGE]
+    for page, zone, pins, by_device, _ in rows[begins].tolist():
+        out.setdefault(page, []).append(_Frame(pins, by_device, zone))
+    return out
+
+
+def _drop(frames: list[_Frame], at: int, kind: int) -> int | _At | None:
+    """Drop a pin of a kind on one of the frames; where it came from if nobody holds it any more."""
+    pins, by_device, origin = frames[at]
+    frames[at] = _Frame(pins - (kind == folio.LONG_TERM), by_device - (kind == folio.DEVICE), origin)
+    if frames[at].pins or frames[at].by_device:
+        return None
+    del frames[at]
+    return origin

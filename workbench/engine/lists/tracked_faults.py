@@ -12,6 +12,7 @@ that is to leave the file.
 from __future__ import annotations
 
 import errno
+from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +21,17 @@ import numpy.typing as npt
 from workbench import scenario as sc
 from workbench.engine.conversions import Conversions
 from workbench.engine.device_areas import DeviceAreas
+from workbench.engine.lists.cells import NO, UNSURE, YES, Cells
 from workbench.engine.lists.held_pages import HeldPages, Part
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
 from workbench.engine.users import IOMMU
-from workbench.intervals import Int64s, in_intervals, pages_of
+from workbench.intervals import Int64s, pages_of
 from workbench.kernels import faults as kernel
 from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
-from workbench.tracking.tracked_file import KINDS, StreamResult, bits_at
+from workbench.tracking.tracked_file import KINDS, StreamResult
 from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_SIZE
 
@@ -45,10 +47,9 @@ MOST_PAGES = 1 << 14
 POISONED_PAGES = 64
 """Of one call of a list, each of which is a row."""
 _CALL_PAGES = 2048  # of any other
-FEW_PAGES = 64
-"""Pages of a row each of which is followed; the kernel takes any so many."""
+_MOST_LOOKED_AT = 1 << 18
+"""Pages of all rows of a list together."""
 _ADDS, _REMOVES, _LEAVES = range(3)
-_AS_BEFORE, _NO, _YES, _UNSURE = range(4)
 _OP_OF = np.zeros(5, np.int64)
 _OP_OF[[BY_GUEST, BY_HOST, PUNCHED]] = folio.GUEST_FAULT, folio.HOST_FAULT, folio.PUNCH
 
@@ -228,39 +229,36 @@ class DeviceRows:
         """Row, and which area it adds or removes; or the page that leaves the file, and the frame that it had before the list."""
         self.said: dict[int, Result] = {}
 
-    def leave(self, row: int, first: int, pins: list[int]) -> None:
-        """Pages from ``first`` on leave the file, of which a device has those with pins."""
-        for page in [page for page, has in enumerate(pins, first) if has]:
+    def leave(self, row: int, first: list[int], pins: list[int], low: int, high: int) -> None:
+        """Cells leave the file, of which a device has those with pins; ``first``: the first page of each."""
+        for page in [page for cell in range(low, high) if pins[cell] for page in range(first[cell], first[cell + 1])]:
             before = self._inode.map.cut(page, page + 1)
             self._steps.append((row, _LEAVES, page, 2 * int(before[0, 2]) if len(before) else -1))
 
-    def map(self, row: int, first: int, end: int, may: bool) -> tuple[int, int] | None:
-        """Pages that are to be pinned; (0, 0): none, it is refused. ``may``: they are shared."""
+    def map(self, row: int, first: int, end: int, may: bool) -> bool:
+        """Whether pages are to be pinned: not where an area is. ``may``: they are shared, and not poisoned."""
         areas = self._followed()
         if areas.touched(first, end):
             self.said[row] = failed(errno.EEXIST)
-            return 0, 0
+            return False
         if may:
             self.said[row] = Result(0, 0, {"pinned_pages": end - first})
             areas.add(first, end)
             self._steps.append((row, _ADDS, first, end))
-        return first, end
+        return True
 
-    def unmap(self, row: int, first: int, end: int) -> tuple[int, int] | None:
-        """Pages that are let go; (0, 0): none, it is refused; None: they do not lie together."""
+    def unmap(self, row: int, first: int, end: int) -> list[tuple[int, int]]:
+        """Areas that are let go; none: it is refused."""
         areas = self._followed()
         touched = areas.touched(first, end)
         if not touched or touched[0][0] < first or touched[-1][1] > end:
             self.said[row] = failed(errno.ENOENT)
-            return 0, 0
-        low, high = touched[0][0], touched[-1][1]
-        if sum(stop - start for start, stop in touched) != high - low:
-            return None
+            return []
         for start, stop in touched:
             areas.remove(start)
             self._steps.append((row, _REMOVES, start, stop))
         self.said[row] = Result()
-        return low, high
+        return touched
 
     def _followed(self) -> DeviceAreas:
         if self._areas is None:
@@ -332,6 +330,8 @@ class TrackedFaults:
         is_call = self.kind == CALLED
         self.span[is_call] = np.column_stack(pages_of_calls(self.calls[is_call]))
         self.rows[is_call, :2] = 0  # but for what is pinned and is not there
+        looked_at = np.cumsum(self.span[:, 1] - self.span[:, 0])
+        self.rows = self.rows[: np.searchsorted(looked_at, _MOST_LOOKED_AT, side="right")]
         op = self.calls[:, folio.OP]
         asked = (self.kind == BY_HOST) | (is_call & ((op == folio.PIN) | (op == folio.POISON))) | self._device_rows()
         asked |= (self.kind == PUNCHED) & (self._held_before() | (self.tracked.count("poisoned_pages") > 0))
@@ -340,12 +340,12 @@ class TrackedFaults:
         self.said = self.devices.said
         """What rows return whose errors do not say it."""
         self._acts: dict[int, list[tuple[int, int]]] = {}
-        """Of the host's faults on few pages: which of them it reaches that it had not mapped."""
+        """Of the host's faults what it reaches that it had not mapped, of a device the areas that it lets go."""
         self._bad: set[int] = set()
         """Faults of the host on a poisoned page."""
         self._parts: dict[int, list[Part]] = {}
         """What the kernel is given in the place of a row."""
-        self._held: HeldPages | None = None
+        self._held: HeldPages | None = None  # nobody asks
         if asked.any():
             self.rows = self.rows[: self._look_ahead()]
         self.rows, self.of = self._cut()
@@ -359,11 +359,16 @@ class TrackedFaults:
         many[list(self._parts)] = [max(1, len(parts)) for parts in self._parts.values()]
         of = np.repeat(np.arange(count), many)
         rows, at = self.rows[of], np.cumsum(many) - many
+        starts = at.tolist()
+        place: list[int] = []
+        what: list[tuple[int, int, int, int]] = []
         for number, parts in self._parts.items():
             rows[at[number], 1] = rows[at[number], 0]  # without parts nothing is placed
-            for row, (first, end, origin, does) in enumerate(parts, int(at[number])):
-                step = origin if isinstance(origin, int) else at[origin[0]] + origin[1]
-                rows[row, [0, 1, 2, 4]] = first, end, step, does
+            for row, (first, end, origin, does) in enumerate(parts, starts[number]):
+                place.append(row)
+                step = origin if isinstance(origin, int) else starts[origin[0]] + origin[1]
+                what.append((first, end, step, does))
+        rows[np.array(place, np.int64)[:, None], [0, 1, 2, 4]] = np.array(what, np.int64).reshape(-1, 4)
         return rows, of
 
     def _held_before(self) -> Bools:
@@ -383,170 +388,152 @@ class TrackedFaults:
             & (self.calls[:, folio.ARGUMENT] == folio.DEVICE)
         )
 
-    def _cells(self) -> tuple[Int64s, Int64s, list[bytearray], HeldPages]:
-        """Edges between pages, the cell after an edge in which each row begins and ends, and what is known of each cell.
-
-        That is the state, whether the pages are there, the host has them mapped, some are poisoned, and who holds them. Of a
-        cell of several pages, which are of no row of few pages, it is what it was before.
-        """
-        size, tracked = self.span[:, 1] - self.span[:, 0], self.tracked
-        few = (size > 1) & (size <= FEW_PAGES)
-        edges = np.unique(np.append(pages_of(self.span[few, 0], self.span[few, 1])[1], self.span))
-        single = np.append(np.diff(edges) == 1, False)
-        pages = np.minimum(edges, self.inode.pages - 1)
-        mapped = np.zeros(len(edges), bool)
-        if self.mapping is not None:
-            mapped = in_intervals(pages, self.mapping.mapped())
-        known = (bits_at(tracked.state.shared, pages), bits_at(tracked.state.present, pages), mapped)
-        bad = np.searchsorted(tracked.poisoned(), edges)
-        of_cells = [np.where(single, np.where(one, _YES, _NO), _AS_BEFORE) for one in known]
-        of_cells += [np.append(np.diff(bad) > 0, False)]
-        held = HeldPages(self.inode, tracked, edges, single, bool((size > FEW_PAGES).any()))
-        known_of = [bytearray(one.astype(np.uint8).tobytes()) for one in of_cells]
-        return edges, np.searchsorted(edges, self.span), known_of, held
-
     def _look_ahead(self) -> int:
-        """How many rows come before one that finds what is not certain; leaves of the host's faults what they place.
-
-        What is pinned or poisoned stays allocated when it leaves the file: a hole of a page that may be ends a list.
-        """
-        span = self.span
-        edges, cells, (state, there, mapped, poisoned), held = self._cells()
-        self._held = held
-        shared = self.tracked.state.shared
-        was_present = bits_at(self.tracked.state.present, span[:, 0]).tolist()
+        """How many rows come before one that finds what is not certain; leaves of the host's faults what they place."""
+        count = len(self.rows)
+        cells = Cells(self.inode, self.tracked, self.mapping, self.span[:count])
+        self._held = cells.held
         device_rows = self._device_rows().tolist()
-        rows = np.column_stack((self.kind, span, cells)).tolist()
-        drains = bool(self.tracked.state.options[folio.DRAIN])  # else a batch holds what was placed
-
-        def set_all(cells: bytearray, value: int) -> None:
-            cells[low:high] = bytes((value,)) * (high - low)
-
-        for number, (kind, first, end, low, high) in enumerate(rows[: len(self.rows)]):
-            one, is_bad = end - first == 1, poisoned.find(1, low, high) >= 0
-            singles = high - low == end - first
-            is_there = there[low] == _YES or (there[low] == _AS_BEFORE and was_present[number])
+        drains = bool(self.tracked.state.options[folio.DRAIN])
+        of_rows = np.column_stack((self.kind[:count], self.calls[:count, :4], cells.of_rows)).tolist()
+        for number, (kind, op, offset, length, argument, low, high) in enumerate(of_rows):
+            certain = True
+            if low == high:
+                continue
             if kind == PUNCHED:
-                of_device = any(held.pins[folio.DEVICE][low:high])
-                stays = is_bad or of_device or any(held.pins[folio.LONG_TERM][low:high])
-                if held.unsure.find(1, low, high) >= 0 or (stays and not singles):
-                    return number
-                if of_device:
-                    self.devices.leave(number, first, held.pins[folio.DEVICE][low:high])
-                if stays:
-                    self._parts[number] = held.leave(number, first, low, high, poisoned)
-                    set_all(poisoned, 0)
-                held.forget(low, high)
-                set_all(there, _NO)
-                set_all(mapped, _NO)
-            elif kind == CALLED:
-                op, offset, length, argument = self.calls[number, :4].tolist()
-                if device_rows[number]:
-                    may = op == folio.PIN and self._shared_for_certain(number, edges, state)
-                    if singles and op == folio.PIN and state.find(_UNSURE, low, high) < 0:
-                        may = state.find(_NO, low, high) < 0 and not is_bad
-                    elif may and is_bad:
-                        return number
-                    if may is None or not self._of_device(number, op == folio.PIN, may):
-                        return number
-                    if self.kind[number] == ALLOCATED:  # refused by its areas
-                        continue
-                    if op == folio.UNPIN and singles:
-                        low += int(self.calls[number, folio.OFFSET]) // PAGE_SIZE - first
-                        high = low + int(self.calls[number, folio.LENGTH]) // PAGE_SIZE
-                        first = int(self.calls[number, folio.OFFSET]) // PAGE_SIZE
-                if op == folio.CONVERT and (offset | length) % PAGE_SIZE == 0:
-                    if argument:
-                        set_all(state, _YES)
-                        continue
-                    set_all(mapped, _NO)
-                    if not singles:
-                        set_all(state, _UNSURE)
-                        continue
-                    refused = self._refuses(range(low, high), state, there, poisoned, drains)
-                    if refused != _YES:
-                        for cell in range(low, high):
-                            state[cell] = _NO if refused == _NO or state[cell] == _NO else _UNSURE
-                elif op == folio.POISON:
-                    for cell in range(low, high):
-                        if there[cell] == _YES:
-                            poisoned[cell], mapped[cell] = 1, _NO
-                elif op == folio.UNPIN:
-                    if not singles:
-                        if not held.drop_among(first, end, low, high, argument):
-                            return number
-                        continue
-                    given_back = held.drop(number, first, low, high, argument)
-                    if given_back is None:
-                        return number
-                    if given_back:
-                        self._parts[number] = given_back
-                elif op == folio.PIN and argument == folio.TRANSIENT:
-                    if not singles or there.find(_NO, low, high) < 0:
-                        held.pin(low, high, argument, singles)
-                elif op == folio.PIN and (not singles or state.find(_UNSURE, low, high) >= 0):
-                    if not self._are_there(number, edges, there):
-                        return number
-                    held.pin(low, high, argument, False)
-                    set_all(mapped, _UNSURE)
-                elif op == folio.PIN:
-                    stop = next((cell for cell in range(low, high) if state[cell] != _YES or poisoned[cell]), high)
-                    if there.find(_NO, low, stop) >= 0:
-                        self.rows[number, :2] = first, first + stop - low
-                        there[low:stop] = bytes((_YES,)) * (stop - low)
-                    mapped[low:stop] = bytes((_YES,)) * (stop - low)
-                    if stop == high:
-                        held.pin(low, high, argument, True)
-            elif kind != BY_HOST:
-                set_all(there, _YES)
-            elif one:
-                found = state[low]
-                if found == _UNSURE and (is_bad or not is_there):
-                    return number
-                if found == _YES and is_bad:
-                    self._bad.add(number)
-                elif found == _YES:
-                    there[low], mapped[low] = _YES, _YES
-                else:
-                    self.rows[number, 1] = first
-                    mapped[low] = _UNSURE if found == _UNSURE else _NO
-            elif end - first <= FEW_PAGES:
-                if not self._host_touches(number, first, state[low:high], mapped[low:high], poisoned[low:high]):
-                    return number
+                certain = self._hole(number, cells, low, high)
+            elif kind == BY_HOST:
+                certain = self._host_touches(number, cells, low, high)
+            elif kind != CALLED:
+                cells.there[low:high] = bytes((YES,)) * (high - low)
+            elif device_rows[number]:
+                certain = self._device(number, cells, op, low, high)
+            elif op == folio.PIN:
+                certain = self._pin(number, cells, argument, low, high)
+            elif op == folio.UNPIN:
+                certain = self._unpin(number, cells, argument, low, high)
+            elif op == folio.POISON:
                 for cell in range(low, high):
-                    if state[cell] == _YES:
-                        there[cell], mapped[cell] = _YES, _NO if poisoned[cell] else _YES
-            else:
-                pages = np.arange(first, end)
-                at = np.searchsorted(edges, pages, side="right") - 1
-                now, in_map = np.frombuffer(state, np.uint8)[at], np.frombuffer(mapped, np.uint8)[at]
-                known = np.where(now == _AS_BEFORE, np.where(bits_at(shared, pages), _YES, _NO), now)
-                assert self.mapping is not None
-                before = in_intervals(pages, self.mapping.mapped())
-                mapped_now = np.where(in_map == _AS_BEFORE, before, in_map == _YES)
-                parts = int(np.count_nonzero(np.diff(mapped_now.astype(np.int8), prepend=1) < 0))
-                if is_bad or (known != _YES).any() or (in_map == _UNSURE).any() or parts > 1:
-                    return number
-                set_all(there, _YES)
-                set_all(mapped, _YES)
-        return len(self.rows)
+                    if cells.there[cell]:
+                        cells.poisoned[cell], cells.mapped[cell] = 1, NO
+            elif (offset | length) % PAGE_SIZE == 0:
+                self._convert(cells, argument == 1, drains, low, high)
+            if not certain:
+                return number
+        return count
 
-    def _host_touches(self, number: int, first: int, state: bytearray, mapped: bytearray, poisoned: bytearray) -> bool:
-        """The host touches a few pages from ``first`` on: what it has not mapped of what is shared is placed, part by part.
+    def _hole(self, number: int, cells: Cells, low: int, high: int) -> bool:
+        """What is pinned or poisoned stays allocated when it leaves the file."""
+        held, none = cells.held, bytes((NO,)) * (high - low)
+        if held.unsure.find(1, low, high) >= 0:
+            return False
+        _, pinned, of_device = held.pins
+        has = any(of_device[low:high])
+        if has:
+            self.devices.leave(number, cells.first, of_device, low, high)
+        if has or any(pinned[low:high]) or cells.poisoned.find(1, low, high) >= 0:
+            self._parts[number] = held.leave(number, low, high, cells.poisoned)
+        held.forget(low, high)
+        cells.poisoned[low:high] = cells.there[low:high] = cells.mapped[low:high] = none
+        return True
+
+    @staticmethod
+    def _convert(cells: Cells, to_shared: bool, drains: bool, low: int, high: int) -> None:
+        """All of it or nothing; what is to be private is not mapped any more, held or not."""
+        shared = cells.shared
+        if to_shared:
+            shared[low:high] = bytes((YES,)) * (high - low)
+            return
+        cells.mapped[low:high] = bytes((NO,)) * (high - low)
+        refused = cells.refuses(low, high, drains)
+        if refused == NO:
+            shared[low:high] = bytes((NO,)) * (high - low)
+        elif refused == UNSURE:
+            for cell in range(low, high):
+                shared[cell] = NO if shared[cell] == NO else UNSURE
+
+    def _pin(self, number: int, cells: Cells, kind: int, low: int, high: int) -> bool:
+        """Pages are placed and mapped up to one that is private or poisoned; in passing those are held that are there."""
+        there, size = cells.there, high - low
+        if kind == folio.TRANSIENT:
+            if there.find(NO, low, high) < 0:
+                cells.held.pin(low, high, kind, True)
+            return True
+        if cells.shared.find(UNSURE, low, high) >= 0:
+            if there.find(NO, low, high) >= 0:
+                return False
+            cells.held.pin(low, high, kind, False)
+            cells.mapped[low:high] = bytes((UNSURE,)) * size
+            return True
+        ends = (cells.shared.find(NO, low, high), cells.poisoned.find(1, low, high))
+        stop = min((end for end in ends if end >= 0), default=high)
+        if there.find(NO, low, stop) >= 0:
+            self.rows[number, :2] = cells.first[low], cells.first[stop]
+        there[low:stop] = cells.mapped[low:stop] = bytes((YES,)) * (stop - low)
+        if stop == high:
+            cells.held.pin(low, high, kind, True)
+        return True
+
+    def _unpin(self, number: int, cells: Cells, kind: int, low: int, high: int) -> bool:
+        """What left the file while pinned is free with its last pin."""
+        given_back = cells.held.drop(number, low, high, kind)
+        if given_back:
+            self._parts[number] = given_back
+        return given_back is not None
+
+    def _device(self, number: int, cells: Cells, op: int, low: int, high: int) -> bool:
+        """Follow the areas that a device maps, and what of them a row takes away."""
+        first, end = self.span[number].tolist()
+        if op == folio.PIN:
+            if cells.shared.find(UNSURE, low, high) >= 0:
+                return False
+            may = cells.shared.find(NO, low, high) < 0 and cells.poisoned.find(1, low, high) < 0
+            if self.devices.map(number, first, end, may):
+                return self._pin(number, cells, folio.DEVICE, low, high)
+            self.kind[number] = ALLOCATED  # and nothing is
+            return True
+        areas = self.devices.unmap(number, first, end)
+        if areas:
+            self._acts[number] = areas
+        else:
+            self.kind[number] = ALLOCATED
+        given_back: list[Part] = []
+        for start, stop in areas:  # they begin and end where cells do: other pages have no pin of a device
+            found = cells.held.drop(
+                number, bisect_left(cells.first, start), bisect_left(cells.first, stop), folio.DEVICE
+            )
+            if found is None:
+                return False
+            given_back += found
+        if given_back:
+            self._parts[number] = given_back
+        return True
+
+    def _host_touches(self, number: int, cells: Cells, low: int, high: int) -> bool:
+        """The host touches pages: what it has not mapped of what is shared is placed, part by part.
 
         False: it is not certain of some.
         """
+        shared, mapped, there, poisoned, first = cells.shared, cells.mapped, cells.there, cells.poisoned, cells.first
+        if high - low == 1:
+            if shared[low] == YES and not poisoned[low]:
+                there[low] = mapped[low] = YES
+                return True
+            if first[high] - first[low] == 1:
+                return self._host_touches_one_in_vain(number, cells, low)
         parts: list[Part] = []
         acts: list[tuple[int, int]] = []
         missing = begin = reached = -1  # the first page that raises a signal, the part, what of it is reached
-        good, end = 0, first + len(state)
-        for page, (now, in_map, bad) in enumerate(zip(state, mapped, poisoned, strict=True), first):
-            if now == _UNSURE or (now == _YES and in_map == _UNSURE):
+        good, end = 0, first[high]
+        for cell in range(low, high):
+            page, now, in_map, bad = first[cell], shared[cell], mapped[cell], poisoned[cell]
+            if now == UNSURE or (now == YES and in_map == UNSURE):
                 return False
-            good += now == _YES and not bad
-            if (now != _YES or bad) and missing < 0:
+            if now == YES and not bad:
+                good += first[cell + 1] - page
+            elif missing < 0:
                 missing = page
-            touched = now == _YES and in_map != _YES
+            touched = now == YES and in_map != YES
             if touched and begin < 0:
                 begin = page
             if reached >= 0 and (not touched or bad):
@@ -563,48 +550,23 @@ class TrackedFaults:
             acts.append((reached, end))
         self._parts[number], self._acts[number] = parts, acts
         if missing >= 0:
-            self.said[number] = Result(good, 0, {"bad": end - first - good, "first": missing})
+            self.said[number] = Result(good, 0, {"bad": end - first[low] - good, "first": missing})
+        for cell in range(low, high):
+            if shared[cell] == YES:
+                there[cell], mapped[cell] = YES, NO if poisoned[cell] else YES
         return True
 
-    def _refuses(self, cells: range, state: bytearray, there: bytearray, poisoned: bytearray, drains: bool) -> int:
-        """Whether a conversion of pages to private is refused: to somebody one is shared and held."""
-        assert self._held is not None
-        found = _NO
-        for cell in cells:
-            if state[cell] == _NO or not (there[cell] == _YES or poisoned[cell]):
-                continue
-            if poisoned[cell] or self._held.any(cell):
-                if state[cell] == _YES:
-                    return _YES
-                found = _UNSURE
-            elif self._held.unsure[cell] or not drains:
-                found = _UNSURE
-        return found
-
-    def _shared_for_certain(self, number: int, edges: Int64s, state: bytearray) -> bool | None:
-        """Whether all pages of a row are shared when its turn comes; None: that is not known, or not of all alike."""
-        pages = np.arange(*self.span[number].tolist())
-        now = np.frombuffer(state, np.uint8)[np.searchsorted(edges, pages, side="right") - 1]
-        shared = np.where(now == _AS_BEFORE, bits_at(self.tracked.state.shared, pages), now == _YES)
-        return None if (now == _UNSURE).any() or shared.any() != shared.all() else bool(shared[0])
-
-    def _of_device(self, number: int, maps: bool, may: bool) -> bool:
-        """Follow the areas that a device maps, and what of them a row takes away; False: it has to be carried out alone."""
-        first, end = self.span[number].tolist()
-        found = self.devices.map(number, first, end, may) if maps else self.devices.unmap(number, first, end)
-        if found is None:
+    def _host_touches_one_in_vain(self, number: int, cells: Cells, cell: int) -> bool:
+        """A page that is private, or may be, or is poisoned: nothing is placed."""
+        found = cells.shared[cell]
+        if found == UNSURE and (cells.poisoned[cell] or not cells.there[cell]):
             return False
-        if found == (0, 0):
-            self.kind[number] = ALLOCATED  # and nothing is
+        if found == YES:
+            self._bad.add(number)
         else:
-            self.calls[number, [folio.OFFSET, folio.LENGTH]] = found[0] * PAGE_SIZE, (found[1] - found[0]) * PAGE_SIZE
+            self.rows[number, 1] = self.rows[number, 0]
+            cells.mapped[cell] = UNSURE if found == UNSURE else NO
         return True
-
-    def _are_there(self, number: int, edges: Int64s, there: bytearray) -> bool:
-        """Whether all pages of a row are there for certain, when its turn comes."""
-        pages = np.arange(*self.span[number].tolist())
-        now = np.frombuffer(there, np.uint8)[np.searchsorted(edges, pages, side="right") - 1]
-        return bool(np.where(now == _AS_BEFORE, bits_at(self.tracked.state.present, pages), now == _YES).all())
 
     def carry_out(self, entered: Int64s, faults: Int64s) -> Outcomes:
         """After some rows were placed: enter what is new, touch, convert, pin and punch.
@@ -638,14 +600,14 @@ class TrackedFaults:
         rows[touch, folio.OFFSET] = self.span[act[touch], 0] * PAGE_SIZE
         rows[touch, folio.LENGTH] = (self.span[act[touch], 1] - self.span[act[touch], 0]) * PAGE_SIZE
         rows[touch, folio.ARGUMENT] = np.where(kind[touch] == BY_GUEST, folio.AS_IT_IS, 0)
-        rows, act = self._acts_of_host(rows, act)
+        rows, act = self._one_by_one(rows, act)
         rows, act = page_by_page(rows, act)
         of = np.concatenate((fault, act))
         order = np.argsort(of, kind="stable")
         return np.concatenate((put, rows))[order], of[order]
 
-    def _acts_of_host(self, rows: Int64s, act: Int64s) -> tuple[Int64s, Int64s]:
-        """Rows of a stream, and what they are of, with as many for a fault of the host as it reaches pieces."""
+    def _one_by_one(self, rows: Int64s, act: Int64s) -> tuple[Int64s, Int64s]:
+        """Rows of a stream, and what they are of, with as many of one as it has pieces."""
         if not self._acts:
             return rows, act
         many = np.array([len(self._acts.get(number, (None,))) for number in act.tolist()], np.int64)
