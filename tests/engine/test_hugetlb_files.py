@@ -66,3 +66,18 @@ def test_pages_that_would_move_are_refused_in_one_line() -> None:
     bind = {"op": "mbind", "file": "ram", "mode": "bind", "nodes": "1", "flags": ["move"]}
     with pytest.raises(WorkbenchError, match="ram: moving pages of a hugetlb file is not simulated"):
         run(FILE, TOUCH, bind)
+
+
+@pytest.mark.parametrize("call", [
+    {"op": "migrate_pages", "source": 0, "target": 1}, {"op": "set_mems_allowed", "mems": "1"},
+])  # fmt: skip
+@pytest.mark.parametrize("first", [0, 3])
+def test_what_migrate_pages_and_cpusets_move_is_counted_in_huge_pages(call: dict[str, Any], first: int) -> None:
+    """Wherever in the file they lie, once each, and only those of the node that is left."""
+    huge = 2 << 20
+    touches = [{**TOUCH, "offset": first * huge + 4096 * page, "length": 4096} for page in (0, 7)]
+    touches += [{**TOUCH, "offset": (first + 5) * huge, "length": huge}]
+    elsewhere = [{"op": "sched_setaffinity", "cpu": 1}, {**TOUCH, "offset": 300 * huge, "length": huge}]
+    result = run(FILE, *touches, *elsewhere, call)
+    assert result["pages_per_node"].values.tolist() == [[0, 3]]
+    assert result["event_pages"].values[-1].tolist() == [0, 2]

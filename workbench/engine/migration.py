@@ -16,7 +16,7 @@ from workbench.engine.host_state import HostState
 from workbench.engine.mappings import Mapping
 from workbench.engine.objects import Inode, Thread
 from workbench.errors import WorkbenchError
-from workbench.intervals import Int64s, intervals_minus, no_intervals, pages_of
+from workbench.intervals import Int64s, intervals_minus, no_intervals, pages_of, stretches
 from workbench.kernels import filemap
 
 
@@ -98,8 +98,10 @@ def migration_pairs(before: int, after: int) -> list[tuple[int, int]]:
 
 
 def pages_on(inode: Inode, parts: Int64s, zones: np.ndarray) -> Int64s:
-    """Pages int64 (n,) of ``parts`` that lie in zones marked in ``zones`` bool (zones,)."""
+    """Folios int64 (n,), of which ``parts`` have pages, that lie in zones marked in ``zones`` bool (zones,)."""
     map_ = inode.map
+    if inode.order:
+        parts = stretches(np.unique(pages_of(parts[:, 0] >> inode.order, -(-parts[:, 1] >> inode.order))[1]))
     runs = map_.cut_each(parts)
     mine = map_.allocations[runs[:, 2]]
     all_alike = mine[:, filemap.PERIOD] == 1
