@@ -50,13 +50,13 @@ from workbench.kernels.maps import maple
 from workbench.kernels.runs import FIRST, VALUE, Runs
 from workbench.kernels.whole import Whole, look_at_one
 
-ROW, USED, MAPPED, LARGEST, WANTED, STAGE, CAME, DEVICE_USED, DEVICE_PAGES, AREAS_USED, TOLD, LOST, ENTERED, REACHED = (
-    range(14)
-)
+ROW, USED, MAPPED, LARGEST, WANTED, STAGE, CAME, DEVICE_USED, DEVICE_PAGES, AREAS_USED = range(10)
+TOLD, LOST, ENTERED, REACHED, PART = range(10, 15)
 """Entries of ``at``: the next row, rows of ``leaves`` in use, pages that the guest has mapped, order of the largest leaf that its
 kind allows, how much there is too little of, what of the row is done, units that came or went; rows of ``device_leaves`` in use,
 pages that devices have mapped, rows of ``areas`` in use, invalidations that devices were told of, pages that they lost;
-allocation rows of the file before the first row; rows of ``reached`` in use."""
+allocation rows of the file before the first row; rows of ``reached`` in use; where of a call that places
+part by part the next part begins."""
 DONE, LACKS_STATE, LACKS_BLOCKS, LACKS_LEAVES, REFUSED, LACKS_DEVICE_BLOCKS, LACKS_DEVICE_LEAVES, LACKS_AREAS = range(8)
 LACKS_PLACES, OUT_OF_MEMORY, LEFT, LACKS_REACHED = 8, 9, 10, 11
 """Return codes: all rows are done; the map, the table of what is mapped, or that of its leaves must grow; a unit that was placed
@@ -119,7 +119,9 @@ class Rows(NamedTuple):
     there: np.ndarray
     """int64 (L,), nodes of each level that have any."""
     at: np.ndarray
-    """int64 (14,), ROW ..."""
+    """int64 (15,), ROW ..."""
+    before: np.ndarray
+    """int64 (zones,), free pages before a call that places part by part."""
 
 
 @kernel
@@ -153,7 +155,7 @@ def run(
         call = given.stream[row]
         first = call[OFFSET] >> 12
         end = min((call[OFFSET] + call[LENGTH] + 4095) >> 12, state.options[light_map.PAGES])
-        if call[OP] == HOST_FAULT and end - first > 1 and not _placed_by_one(state, first, end):
+        if call[OP] == HOST_FAULT and end - first > 1 and not _placed_together(state, call, first, end):
             return LEFT
         if places and call[OP] == PUNCH:
             if not faults.has_room(placed):
@@ -219,12 +221,17 @@ def run(
 
 
 @kernel
-def _placed_by_one(s: LightState, first: Int, end: Int) -> bool:
-    """Whether what the host touches together is placed by one call at most: one unit, or what is shared is there."""
+def _placed_together(s: LightState, call: np.ndarray, first: Int, end: Int) -> bool:
+    """Whether page tables come before all that the host places, or after: of one unit, or none, of 4 KiB pages below one table.
+
+    ARGUMENT 1: the rotation that places the pages places tables, too.
+    """
     order = s.options[light_map.UNIT_ORDER]
     if first >> order == (end - 1) >> order:
         return True
     page = next_in(s, first, end, True)
+    if order == 0 and call[ARGUMENT] == 0 and first >> ORDER_2M == (end - 1) >> ORDER_2M:
+        return True
     while page < end:
         if s.unit_pfn[page >> order] < 0:
             return False
@@ -283,14 +290,24 @@ def _place(
         touched.faults[row, 1] = max(low, high)
         if low < high and light_map.lacks_groups(s, low << order, min(high << order, s.options[light_map.PAGES])):
             return LEFT
+        given.at[PART] = first
+        for one in range(zones.free.shape[0]):
+            given.before[one] = zones.free[one]
+        if given.stream[row, OP] == HOST_FAULT:
+            _next_part(given, s, touched, row, end)
         given.at[STAGE] = _PLACES
-    if given.at[STAGE] == _PLACES:
+    while given.at[STAGE] == _PLACES:
         status = faults.carry_out(touched, nodes, placed, placed, requests, turns, zones, output)
+        for one in range(zones.free.shape[0]):
+            touched.placed[row, one] = given.before[one] - zones.free[one]
         if status != placement.DONE:
             if status == placement.NEEDS_ROOM:
                 return LACKS_PLACES
             return OUT_OF_MEMORY if status == placement.OUT_OF_MEMORY else LEFT
-        given.at[STAGE] = _COMES
+        if given.stream[row, OP] == HOST_FAULT and _next_part(given, s, touched, row, end):
+            touched.at[faults.FAULT] -= 1
+        else:
+            given.at[STAGE] = _COMES
     came = 0
     for allocation in range(given.at[ENTERED] if row == 0 else touched.entered[row - 1], touched.entered[row]):
         rows = output.allocations[allocation]
@@ -311,12 +328,23 @@ def _placed_to(given: Rows, s: LightState, row: Int, first: Int, end: Int, high:
     """Up to which unit a call places those that are absent: the host reaches what is shared, a pin what lies before it is not."""
     call = given.stream[row]
     if call[OP] == HOST_FAULT:
-        order = s.options[light_map.UNIT_ORDER]
-        return high if first >> order == (end - 1) >> order and next_in(s, first, end, True) < end else 0
+        return high if next_in(s, first, end, True) < end else 0
     if call[OP] == PIN:
         stop = min(run_end(s, first, end, True), next_poisoned(s, first, end))
         return 0 if stop == first else min(high, ((stop - 1) >> s.options[light_map.UNIT_ORDER]) + 1)
     return high
+
+
+@kernel
+def _next_part(given: Rows, s: LightState, touched: faults.Faults, row: Int, end: Int) -> bool:
+    """The next run of shared pages that the host touches: what it has of units may be placed."""
+    order = s.options[light_map.UNIT_ORDER]
+    page = next_in(s, given.at[PART], end, True)
+    given.at[PART] = stop = run_end(s, page, end, True)
+    touched.faults[row, 0], touched.faults[row, 1] = 0, 0
+    if page < end:
+        touched.faults[row, 0], touched.faults[row, 1] = page >> order, ((stop - 1) >> order) + 1
+    return bool(page < end)
 
 
 @kernel

@@ -535,3 +535,41 @@ def test_the_host_touches_pages_of_either_state_and_poisoned_ones(page_size: str
         assert [(one["bad"], one["first"] - 512) for one in touches[:3]] == [(512, 0), (503, 0), (504, 0)]
         assert [(one["bad"], one["first"] - 512) for one in touches[3:5]] == [(1, 7), (2, 0)]
         assert (touches[5]["bad"], touches[5]["first"]) == (258, 256)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_host_places_part_by_part_what_is_shared(interleaved: bool) -> None:
+    """Private pages between stay absent; it is alone where page tables come between, of several or by the rotation of tasks."""
+    policy = [{"op": "set_mempolicy", "mode": "interleave", "nodes": "0-1"}] * interleaved
+    calls: list[dict[str, Any]] = []
+    for number in range(30):
+        start = (16 * number + 3) * 4096
+        calls += [
+            *[{"op": "convert", "to": "shared", "offset": start + at * 4096, "length": 4096} for at in (1, 2, 4, 7)],
+            {"op": "fault", "by": "host", "offset": start + 2 * 4096, "length": 4096},
+            {"op": "fault", "by": "host", "offset": start, "length": 10 * 4096},
+        ]  # fmt: skip
+    calls += [{"op": "convert", "to": "shared", "offset": 2 * UNIT + at * 4096, "length": 4096} for at in (1, 4)]
+    calls += [{"op": "fault", "by": "host", "offset": 2 * UNIT, "length": 6 * 4096}]
+    across = {"offset": UNIT - 3 * 4096, "length": 6 * 4096}
+    calls += [{"op": "convert", "to": "shared", **across}, {"op": "fault", "by": "host", **across}, *calls[:12]]
+    given_ = scenario([{"op": "create"}, *policy, *WELL, *calls])
+    assert assert_equal(given_) >= len(calls) - (32 if interleaved else 1)
+    results = run(given_).log.results[1 + len(policy) + len(WELL) :]
+    touches = [result for result, one in zip(results, calls, strict=True) if one["length"] == 10 * 4096]
+    assert {(touch.ret, touch.detail["bad"]) for touch in touches} == {(4, 6)}
+
+
+def test_what_a_pin_has_mapped_needs_no_page_table_when_it_is_touched() -> None:
+    """A touch of that page and a private one goes through none; one of that page and a shared one, through that of the other."""
+    calls: list[dict[str, Any]] = []
+    for start in (UNIT - 4096, 2 * UNIT - 4096):
+        page, both = {"offset": start, "length": 4096}, {"offset": start, "length": 8192}
+        calls += [
+            {"op": "convert", "to": "shared", **page}, {"op": "pin", **page}, {"op": "fault", "by": "host", **both},
+            {"op": "fallocate", **both}, {"op": "convert", "to": "shared", **both}, {"op": "fault", "by": "host", **both},
+        ]  # fmt: skip
+    given_ = scenario([{"op": "create"}, *WELL, *calls])
+    assert assert_equal(given_) >= len(calls)
+    tables = run(given_)["metadata_pages"][-len(calls) - 1 :, PAGE_TABLES].sum(axis=1)
+    assert np.diff(tables).tolist() == [0, 0, 0, 0, 0, 1] * 2

@@ -209,14 +209,17 @@ _DONE_OR_NOT = (sc.IommuUnmap, sc.Fallocate, sc.PunchHole)
 _DONE, _MAPPED = Result(), Result(0, 0, {"pinned_pages": 0})
 
 
-def row_of_fault(fault: sc.Fault, end: int) -> tuple[int, int, int, int, int, int] | None:
-    """A fault as a row of a stream; None: it goes to and fro, is long, or reaches beyond ``end``."""
+def row_of_fault(fault: sc.Fault, end: int, turns: bool = False) -> tuple[int, int, int, int, int, int] | None:
+    """A fault as a row of a stream; None: it goes to and fro, is long, or reaches beyond ``end``.
+
+    turns : whether the policy of the task interleaves
+    """
     if fault.length is None:
         return None
     start, count = fault.offset // PAGE_SIZE, fault.length // PAGE_SIZE
     if not 0 < count <= _PAGES or start + count > end or (fault.order != "sequential" and count > 1):
         return None
-    op, argument = (folio.HOST_FAULT, 0) if fault.by == "host" else (folio.GUEST_FAULT, folio.AS_IT_IS)
+    op, argument = (folio.HOST_FAULT, int(turns)) if fault.by == "host" else (folio.GUEST_FAULT, folio.AS_IT_IS)
     return op, start * PAGE_SIZE, count * PAGE_SIZE, argument, 0, 0
 
 
@@ -358,7 +361,7 @@ def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watc
         shared = system.metadata.trees[inode][PAGE_CACHE]
         assert isinstance(shared, SharedNodes)
         levels = shared.levels()
-    at = np.zeros(14, np.int64)
+    at = np.zeros(15, np.int64)
     at[kernel.LARGEST] = PAGE_ORDERS[tracked.largest_leaf]
     assert inode.users is not None
     at[kernel.MAPPED], at[kernel.DEVICE_PAGES] = inode.users.kvm.pages, inode.users.iommu.pages
@@ -373,6 +376,7 @@ def _rows(system: System, inode: Inode, tracked: LightFile, stream: Int64s, watc
         children=np.concatenate([np.zeros(0, np.int64), *levels]),
         levels=np.cumsum([0, *map(len, levels)])[:-1].astype(np.int64),
         there=np.array([np.count_nonzero(level) for level in levels], np.int64), at=at,
+        before=np.empty(len(system.free), np.int64),
     )  # fmt: skip
 
 
@@ -412,7 +416,8 @@ def map_for_host(file: OpenFile, given: kernel.Rows) -> Int64s:
                     mapping.zap(low, high)
         elif file.mapping is not None and len(file.mapping.unmapped(low, high)):
             for begin, stop, maps in parts.get(number, [[low, high, 1]]):
-                walked.append((number, begin, stop))
+                # What a pin has mapped may have no page tables.
+                walked += [(number, *part) for part in file.mapping.unmapped(begin, stop).tolist()]
                 if maps:  # a poisoned page is looked for, and mapped by nobody
                     file.mapping.map(begin, stop)
     return np.array(walked, np.int64).reshape(-1, 3)

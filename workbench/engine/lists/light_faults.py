@@ -2,8 +2,8 @@
 pins comes between.
 
 One kernel carries them out (:mod:`workbench.engine.lists.light`): what a call places depends on the states that it finds, so that
-units are placed, and freed, in its turn. What is not certain ends a list: a touch of the host that places several units,
-or struct pages that may not suffice for what is placed.
+units are placed, and freed, in its turn. What is not certain ends a list: a touch of the host that places below several page
+tables, or struct pages that may not suffice for what is placed.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class BulkLightFaults:
         holes_to, generation = inode.pages if file.descriptor is not None else 0, system.rules.kernel
         of_task: dict[str | None, int] = {task: row for row, task in enumerate(system.tasks)}
         of_task[None] = 0
+        turns = [task.policy is not None and task.policy.interleaves for task in system.tasks.values()]
         calls: list[_Call] = []
         rows: list[tuple[int, int, int, int, int]] = []
         streams: list[tuple[int, int, int, int, int, int]] = []
@@ -122,7 +123,7 @@ class BulkLightFaults:
                 row = row_of(one, file, calls_too)
             else:
                 reached = holes_to if isinstance(one, sc.PunchHole) else ends.get(way(one), 0)
-                row = _row_of_touch(one, reached, inode.order)
+                row = _row_of_touch(one, reached, inode.order, turns[of_task[one.task]])
             units = None if row is None else _units(row, inode.order, generation)
             if row is None or units is None:
                 break
@@ -205,11 +206,11 @@ def _under_one(policies: Found, row: tuple[int, int, int, int, int, int], units:
 
 
 def _row_of_touch(
-    touch: sc.Fault | sc.Fallocate | sc.PunchHole, end: int, order: int
+    touch: sc.Fault | sc.Fallocate | sc.PunchHole, end: int, order: int, turns: bool
 ) -> tuple[int, int, int, int, int, int] | None:
     """What places or frees pages as a row of a stream; None: it goes not upwards, is long, or beyond."""
     if isinstance(touch, sc.Fault):
-        return row_of_fault(touch, end)
+        return row_of_fault(touch, end, turns)
     offset, length = touch.offset, touch.length
     if length is None or not 0 < length <= _TOUCHED << order or offset + length > end * PAGE_SIZE:
         return None
