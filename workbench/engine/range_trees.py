@@ -111,6 +111,7 @@ class StateTree(Tree):
         """Nodes after each of n conversions of pages [first, end) since the last look, int64 (n,)."""
         assert self.file is not None
         changes = np.empty(len(first), np.int64)
+        first = np.ascontiguousarray(first)  # else the kernel would be compiled anew
         state_ranges.follow(self.seen, self.file.size // PAGE_SIZE, first, end, to_shared, changes)
         return self.along(changes)
 
