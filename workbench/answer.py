@@ -16,7 +16,7 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import attributes
-from workbench.engine.calls import changes_nothing
+from workbench.engine.calls import changes_no_page
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import ConvertMany, policies_left_out
 from workbench.engine.kernel_pages import KINDS
@@ -80,7 +80,7 @@ class Log:
         self.placed[number] = system.placed
         # Metadata that found no memory are asked for again after each call.
         settled = system.metadata is None or not system.metadata.taking
-        if settled and number and "killed" not in result.detail and changes_nothing(system, operation):
+        if settled and number and "killed" not in result.detail and changes_no_page(system, operation):
             self._as_before(number)
         else:
             self._note(system, operation, number)

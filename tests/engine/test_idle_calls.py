@@ -48,7 +48,24 @@ LOOKS: list[dict[str, Any]] = [
     {"op": "madvise", "advice": 22},
     {"op": "mbind", "mode": "bind", "nodes": "1"},
 ]
-_OF_NO_RANGE = ("check_extension", "fstat", "read", "write", "migrate_pages")
+POLICIES: list[dict[str, Any]] = [
+    {"op": "mbind", "mode": "interleave", "nodes": "0,1", "flags": ["move"]},
+    {"op": "mbind", "mode": "bind", "nodes": "0", "flags": ["strict", "move_all"]},
+    {"op": "mbind", "mode": "preferred", "nodes": "1", "file": "other", "flags": ["move"]},
+    {"op": "mbind", "mode": "bind", "nodes": "1", "file": "other"},
+    {"op": "fbind", "mode": "bind", "nodes": "1"},
+    {"op": "policy", "mode": "bind", "nodes": "1"},
+    {"op": "set_mempolicy_home_node", "home_node": 1},
+    {"op": "set_mempolicy", "mode": "weighted_interleave", "nodes": "0,1"},
+    {"op": "reset_rotation"},
+    {"op": "set_weights", "weights": {0: 3, 1: 1}},
+    {"op": "set_auto_weights"},
+    {"op": "sched_setaffinity", "cpu": 1},
+]
+_OF_NO_FILE = (
+    "check_extension", "migrate_pages", "set_mempolicy", "reset_rotation", "set_weights", "set_auto_weights", "sched_setaffinity",
+)  # fmt: skip
+_OF_NO_RANGE = (*_OF_NO_FILE, "fstat", "read", "write")
 BUSY: list[dict[str, Any]] = [
     {"op": "fault", "by": "guest"},
     {"op": "fault", "by": "host"},
@@ -74,8 +91,7 @@ GUESTS: dict[str, tuple[str, dict[str, Any], list[ModuleType]]] = {
 def scenario(guest: str, calls: list[dict[str, Any]], metadata: str = "counted") -> wb.Scenario:
     profile, fields, _ = GUESTS[guest]
     profile = {} if "design" in fields else {"kernel_profile": profile}
-    of_none = ("check_extension", "migrate_pages")
-    on_file = [call if call["op"] in of_none else {"file": "guest", **call} for call in calls]
+    on_file = [call if call["op"] in _OF_NO_FILE else {"file": "guest", **call} for call in calls]
     return wb.Scenario.from_mapping({
         "host": HOST, "guest": {"memory": PAGES * 4096, **fields}, "metadata": metadata, **profile,
         "operations": [{"op": "create"}, *on_file],
@@ -217,19 +233,19 @@ def test_idle_calls_stand_between_all_that_changes(guest: str, module: ModuleTyp
 @pytest.mark.parametrize("guest", GUESTS)
 @settings(max_examples=8, deadline=None)
 @given(
-    calls=st.lists(st.tuples(st.sampled_from([*BUSY, *LOOKS, *LOOKS, *IDLE]), st.integers(0, 40)), max_size=60),
+    calls=st.lists(st.tuples(st.sampled_from([*BUSY, *LOOKS, *LOOKS, *IDLE, *POLICIES]), st.integers(0, 40)), max_size=60),
     metadata=st.sampled_from(["counted", "counted", "off", "taken"]),
     flags=st.sampled_from([[], ["mmap"], ["mmap", "init_shared"]]), memfd=st.booleans(),
 )  # fmt: skip
 def test_after_calls_that_look_all_is_as_before(
     guest: str, calls: list[tuple[dict[str, Any], int]], metadata: str, flags: list[str], memfd: bool
 ) -> None:
-    """What is noted of them is noted again, not looked for; pages of a memfd do move."""
+    """What is noted of them is noted again, not looked for; pages of a memfd do move. So it is of calls that set policies."""
     given_ = scenario(guest, [at(call, page) for call, page in calls], metadata)
     others = [sc.Memfd(file="other", size=1 << 20), sc.Fallocate(file="other"), sc.Fault(file="other")] if memfd else []
     given_ = given_.replace(operations=[sc.Create(flags=tuple(flags)), *others, *given_.operations[1:]])
     one = run(given_)
-    with mock.patch("workbench.answer.changes_nothing", return_value=False):
+    with mock.patch("workbench.answer.changes_no_page", return_value=False):
         other = run(given_)
     assert one.names == other.names
     for name in one.names:
@@ -344,7 +360,7 @@ def test_touches_of_the_host_that_reach_nothing(
         one_after_another.assert_equal(module, given_)
     one = run(given_)
     with (
-        mock.patch("workbench.answer.changes_nothing", return_value=False),
+        mock.patch("workbench.answer.changes_no_page", return_value=False),
         mock.patch("workbench.running.LookAhead.run", return_value=None),
     ):
         alone = run(given_)

@@ -113,26 +113,64 @@ def idle(scenario: sc.Scenario) -> tuple[type[sc.Operation], ...]:
     return tuple(out)
 
 
-def changes_nothing(system: System, operation: sc.Operation) -> bool:
-    """Whether a call leaves all as it is, whatever it answers."""
-    if isinstance(operation, _LOOKS):
-        return True
-    if isinstance(operation, sc.GetMempolicy):  # for the node of a page the page is touched
-        return operation.file is None or not operation.node
-    if isinstance(operation, sc.Fault):
-        file = None if operation.by != "host" else system.files.get(operation.file)
-        return operation.by == "host" and (file is None or not calls_mm.host_reaches(file))
-    if isinstance(operation, sc.Convert):
-        return not calls_conversion.converts(system.scenario)
-    if isinstance(operation, sc.MovePages):
-        file = system.files.get(operation.file)
-        return file is None or not file.inode.movable
-    if isinstance(operation, (sc.Madvise, sc.Mbind)):
-        file = system.files.get(operation.file)
-        return file is None or file.mapping is None
-    if isinstance(operation, sc.MigratePages):
-        return calls_migration.nothing_moves(system.scenario)
-    return False
+def changes_no_page(system: System, operation: sc.Operation) -> bool:
+    """Whether a call leaves pages, who has them, and what is free as they are, whatever it answers."""
+    leaves_them = _LEAVES_PAGES.get(type(operation))
+    return leaves_them is not None and leaves_them(system, operation)
+
+
+def _always(system: System, operation: sc.Operation) -> bool:
+    return True
+
+
+def _asks_no_page(system: System, operation: sc.GetMempolicy) -> bool:
+    return operation.file is None or not operation.node  # for the node of a page the page is touched
+
+
+def _reaches_nothing(system: System, operation: sc.Fault) -> bool:
+    if operation.by != "host":
+        return False
+    file = system.files.get(operation.file)
+    return file is None or not calls_mm.host_reaches(file)
+
+
+def _converts_nothing(system: System, operation: sc.Convert) -> bool:
+    return not calls_conversion.converts(system.scenario)
+
+
+def _moves_none(system: System, operation: sc.MovePages | sc.Mbind) -> bool:
+    file = system.files.get(operation.file)
+    return file is None or not file.inode.movable
+
+
+def _binds_no_page(system: System, operation: sc.Mbind) -> bool:
+    return not calls_mempolicy.flags_word(operation) or _moves_none(system, operation)
+
+
+def _advises_nothing(system: System, operation: sc.Madvise) -> bool:
+    file = system.files.get(operation.file)
+    return file is None or file.mapping is None
+
+
+def _migrates_none(system: System, operation: sc.MigratePages) -> bool:
+    return calls_migration.nothing_moves(system.scenario)
+
+
+_SETS_POLICIES = (
+    sc.Fbind, sc.SetPolicy, sc.SetMempolicyHomeNode, sc.SetMempolicy, sc.ResetRotation, sc.SetWeights, sc.SetAutoWeights,
+    sc.SchedSetaffinity,
+)  # fmt: skip
+_LEAVES_PAGES: dict[type[sc.Operation], Callable[[System, Any], bool]] = {
+    **dict.fromkeys((*_LOOKS, *_SETS_POLICIES), _always),
+    sc.GetMempolicy: _asks_no_page,
+    sc.Fault: _reaches_nothing,
+    sc.Convert: _converts_nothing,
+    sc.MovePages: _moves_none,
+    sc.Mbind: _binds_no_page,
+    sc.Madvise: _advises_nothing,
+    sc.MigratePages: _migrates_none,
+}
+"""Of each kind of call that may leave all pages as they are, when it does."""
 
 
 def convert_many(system: System, operation: ConvertMany) -> Result:
