@@ -64,7 +64,7 @@ def test_an_edit_is_run_once(controller: Controller, engine: Engine) -> None:
     assert len(engine.asked) == 2  # the first display and this edit
 
 
-def test_an_edit_that_changes_no_page_is_not_run(controller: Controller, engine: Engine) -> None:
+def test_an_edit_that_changes_nothing_is_not_run(controller: Controller, engine: Engine) -> None:
     assert controller.edit("guest.memory", set_value("guest.memory", "1 GiB"))
     controller.wait(5)
     assert len(engine.asked) == 1

@@ -240,7 +240,7 @@ def test_page_walks_wait_in_the_queue_like_data():
     assert walk[0] == pytest.approx([0, 100], rel=1e-3) and latency[0] == pytest.approx([200, 300], rel=1e-3)
 
 
-def test_a_queue_that_is_long_enough_changes_no_page():
+def test_a_queue_that_is_long_enough_changes_nothing():
     host = machine(memory=(1e6, 1000.0), link=1e6)
     asked = demand([[[1, 0], [0, 1]]], window=10_000.0, initiator=(0, 0))
     free = solve(host, asked)

@@ -149,7 +149,7 @@ def test_page_sizes_are_aligned_and_everything_comes_back(kind: int, order: int)
     assert allocator.alloc(4 << 18, 1 << 18) == pfn_range.NO_MEMORY
 
 
-def test_a_full_table_says_so_and_changes_no_page() -> None:
+def test_a_full_table_says_so_and_changes_nothing() -> None:
     allocator = Allocator(pfn_range.FIRST_FIT, capacity=2)
     assert allocator.free(0, 4) == pfn_range.OK
     assert allocator.free(8, 4) == pfn_range.OK
