@@ -227,7 +227,7 @@ def _states_before(inode: Inode, first: Int64s, end: Int64s, kind: Int64s) -> tu
     asked = np.zeros(len(kind), bool)
     if state.options[folio.FOLIOS] == folio.HUGETLB_FOLIOS:
         loses = _may_lose(inode, first, end, kind, row, page, more)
-        asked[np.unique(row[loses])] = True
+        asked[row[loses]] = True
     return shared, asked
 
 
