@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from sweeps.cells import SMALL_BASE
 
+from workbench.sweeps.grid import MAX_CHUNK
+
 GRID = f"""\
 {SMALL_BASE}axes:
   guest.memory: {{range: [1 MiB, 40 MiB, 1 MiB]}}
@@ -60,7 +62,13 @@ def test_ctrl_c_while_something_is_imported(module: str, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_while_workers_start(folder: Path) -> None:
-    """``distributed`` is imported when cells are about to be handed to processes."""
+    """``distributed`` is imported when cells are about to be handed to processes: never fewer than a chunk are left, however
+    fast cells are.
+    """
+    many = GRID.replace("[1 MiB, 40 MiB, 1 MiB]", f"[64 KiB, {2 * MAX_CHUNK * 64} KiB, 64 KiB]").replace(
+        "chunk: 8", "chunk: 64"
+    )
+    (folder / "grid.yaml").write_text(many)
     code, lines = ended(
         folder, "distributed", "sweep", "grid.yaml", "-o", "s.zarr", "--workers", "2", "-q", code=INTERRUPT
     )
