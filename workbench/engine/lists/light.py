@@ -31,6 +31,7 @@ from workbench.engine.lists.tracked_faults import (
     result_of_call,
     row_of_call,
 )
+from workbench.engine.lists.waiting import Wait
 from workbench.engine.metadata import Metadata
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.page_tables import Walk
@@ -77,7 +78,7 @@ class BulkLight:
 
     def __init__(self, system: System, operations: Sequence[sc.Operation], before: BulkFaults) -> None:
         self.system, self.operations, self.before = system, operations, before
-        self._not_before, self._most = 0, MOST
+        self._not_before, self._most, self._wait = 0, MOST, Wait()
 
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
@@ -92,11 +93,15 @@ class BulkLight:
         if file is None or not possible(self.system, file):
             return None
         calls, stream = self._alike(file, first.file, self.operations[number : number + self._most])
+        if len(calls) < LEAST:
+            self._not_before, self._most = number + len(calls) + self._wait.longer(), LEAST
+            return None
+        self._wait.over()
         self._not_before = number + len(calls) + (len(calls) < self._most)
-        self._most = min(2 * self._most, MOST) if len(calls) == self._most else max(2 * len(calls), LEAST)
-        done = self._run(file, calls, stream) if len(calls) >= LEAST else None
+        self._most = min(2 * self._most, MOST) if len(calls) == self._most else 2 * len(calls)
+        done = self._run(file, calls, stream)
         count = 0 if done is None else len(done.results)
-        if LEAST <= len(calls) != count:
+        if len(calls) != count:
             self._not_before, self._most = number + count + 1, max(2 * count, LEAST)
         return done
 
