@@ -20,7 +20,6 @@ NO_FRAME = -1
 """Pfn of a page whose frame has no number here."""
 PAGE, ZONE, PINS, BY_DEVICE, FRAME = range(5)
 _NONE = np.zeros((0, 5), np.int64)
-COLUMN = {folio.LONG_TERM: PINS, folio.DEVICE: BY_DEVICE}
 
 
 class KeptFrames:
@@ -32,10 +31,6 @@ class KeptFrames:
     def __bool__(self) -> bool:
         return bool(self._blocks)
 
-    def __contains__(self, page: int) -> bool:
-        rows = self._blocks.get(page >> folio.ORDER_2M)
-        return rows is not None and bool((rows[:, PAGE] == page).any())
-
     def clear(self) -> None:
         """Nobody looks at them any more."""
         self._blocks.clear()
@@ -43,11 +38,6 @@ class KeptFrames:
     def rows(self) -> Int64s:
         """All of them."""
         return np.concatenate([_NONE, *(self._blocks[block] for block in sorted(self._blocks))])
-
-    def of(self, page: int) -> Int64s:
-        """Those of a page, the oldest first."""
-        rows = self._blocks.get(page >> folio.ORDER_2M)
-        return _NONE if rows is None else rows[rows[:, PAGE] == page]
 
     def between(self, first: int, end: int) -> Int64s:
         """Those of pages [first, end)."""
@@ -79,17 +69,14 @@ class KeptFrames:
             self._put(block, rows[~mine | held])
         return np.concatenate(gone)
 
-    def drop(self, page: int, kind: int) -> int:
-        """One pin of a kind on what was at a page is dropped, on the oldest that has one: the zone that gets it, or NOWHERE."""
-        block = page >> folio.ORDER_2M
-        rows, column = self._blocks[block], COLUMN[kind]
-        at = int(np.flatnonzero((rows[:, PAGE] == page) & (rows[:, column] > 0))[0])
-        rows[at, column] -= 1
-        if rows[at, PINS] or rows[at, BY_DEVICE]:
-            return NOWHERE
-        zone = int(rows[at, ZONE])
-        self._put(block, np.delete(rows, at, axis=0))
-        return zone
+    def unpin(self, first: int, end: int) -> Int64s:
+        """A long-term pin on what was at each of pages [first, end), if there is one, is dropped: as :meth:`drop_to`."""
+        rows = self.between(first, end)
+        rows = rows[rows[:, PINS] > 0]
+        pages, of_page = np.unique(rows[:, PAGE], return_inverse=True)
+        left = np.full((len(pages), 2), np.iinfo(np.int64).max)
+        left[:, 0] = np.bincount(of_page, rows[:, PINS], len(pages)) - 1
+        return self.drop_to(pages, left)
 
     def replace(self, pages: Int64s, rows: Int64s) -> None:
         """Of ``pages`` (n,), ascending, these are kept now and no others; ``rows`` ascend, those of a page by when they left."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench import scenario as sc
-from workbench.engine.kept_frames import NOWHERE, PAGE, PINS
+from workbench.engine.kept_frames import NOWHERE, PAGE, ZONE
 from workbench.engine.kernel_pages import PAMT, VMEMMAP
 from workbench.engine.lists.faults import LEAST, MOST, Done
 from workbench.engine.lists.tracked_faults import (
@@ -137,12 +137,10 @@ class BulkTracked:
         free = np.tile(self.system.free, (len(stream), 1))
         unpins = (stream[:, folio.OP] == folio.UNPIN) & (stream[:, folio.ARGUMENT] == folio.LONG_TERM) & (errors == 0)
         for row in np.flatnonzero(unpins).tolist() if inode.kept else ():
-            for page in range(*np.concatenate(pages_of_calls(stream[row : row + 1])).tolist()):
-                if inode.kept.of(page)[:, PINS].any():
-                    zone = inode.kept.drop(page, folio.LONG_TERM)
-                    if zone != NOWHERE:
-                        free[row:, zone] += 1
-                        self.system.free[zone] += 1
+            zones = inode.kept.unpin(*np.concatenate(pages_of_calls(stream[row : row + 1])).tolist())[:, ZONE]
+            gained = np.bincount(zones[zones != NOWHERE], minlength=len(self.system.free))
+            free[row:] += gained
+            self.system.free += gained
         return free
 
     def _reached(self, inode: Inode, stream: Int64s, errors: Int64s, offsets: Int64s) -> Int64s:
