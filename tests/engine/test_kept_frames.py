@@ -51,7 +51,7 @@ FRAME = st.tuples(st.sampled_from([NOWHERE, 0, 1, 2]), st.integers(0, 3), st.int
 def test_frames_are_kept_and_let_go_as_lists_are(data: st.DataObject) -> None:
     kept, plain = KeptFrames(), Plain()
     for _ in range(data.draw(st.integers(1, 12))):
-        what = data.draw(st.sampled_from(["keep", "keep", "drop", "drop to", "replace"]))
+        what = data.draw(st.sampled_from(["keep", "keep", "unpin", "drop to", "replace"]))
         if what == "keep":
             left = data.draw(st.dictionaries(st.sampled_from(PAGES), FRAME, min_size=1))
             kept.keep(np.array([[page, *left[page], NO_FRAME] for page in sorted(left)], np.int64))
