@@ -17,6 +17,7 @@ from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import attributes
 from workbench.engine.calls import changes_no_page
+from workbench.engine.conversion_counts import KVM_PAGES
 from workbench.engine.filemap import FileMap
 from workbench.engine.generators import ConvertMany, policies_left_out
 from workbench.engine.kernel_pages import KINDS
@@ -25,13 +26,11 @@ from workbench.engine.objects import Inode, Result
 from workbench.engine.sums import Sums
 from workbench.engine.system import System
 from workbench.engine.unreached import lost_at_kexec, unreached
-from workbench.engine.users import IOMMU
 from workbench.engine.users import NAMES as USERS
 from workbench.errnos import errno_name
 from workbench.errors import WorkbenchError
 from workbench.intervals import Int64s, ranges_text
 from workbench.kernels import filemap
-from workbench.kernels.folios import run as folio
 from workbench.limits import LISTED_PAGES, OBSERVED_RUNS
 from workbench.tracking.confidential import DPAMT_PAGES_PER_2M, LARGEST_LEAF
 from workbench.tracking.whole import WATCHED
@@ -64,9 +63,8 @@ class Log:
         self.accesses: dict[int, Any] = {}
         self.conversions: np.ndarray | None = None
         self.whole = np.empty((0, 0), np.int64)
-        self.users: list[list[list[int]]] = []
         if system.conversions is not None:
-            self.conversions = np.empty((len(operations), len(folio.COUNTERS) + system.nodes), np.int64)
+            self.conversions = np.empty((len(operations), system.conversions.width), np.int64)
             self.whole = np.zeros((len(operations), 4 + 2 * system.nodes + 3), np.int64)
         metadata = system.metadata
         self.metadata = None if metadata is None else np.empty((len(operations), *metadata.held.shape), np.int64)
@@ -100,7 +98,6 @@ class Log:
         if system.conversions is not None and self.conversions is not None:
             row = self.conversions[number]
             vmemmap = system.conversions.count(row)
-            self.users.append(system.conversions.users_row(row))
             if system.scenario.guest.vm_type in WATCHED or system.conversions.devices:
                 self._look_what_is_whole(system, operation, number)
                 pamt = self.whole[number, 4 + system.nodes : 4 + 2 * system.nodes] // PAGE_SIZE
@@ -118,7 +115,6 @@ class Log:
         self.free[number] = self.free[number - 1]
         if self.conversions is not None:
             self.conversions[number], self.whole[number] = self.conversions[number - 1], self.whole[number - 1]
-            self.users.append(self.users[-1])
         if self.attributes is not None:
             self.attributes.append(self.attributes[-1])
         if self.metadata is not None:
@@ -145,7 +141,6 @@ class Log:
             self.conversions[low:high] = done.states.counters
             if done.states.leaves is not None:
                 self.whole[low:high, -3:] = done.states.leaves
-            self.users += done.states.users
             if done.states.whole is not None:
                 self.whole[low:high, :-3] = done.states.whole
 
@@ -172,7 +167,7 @@ class Log:
         # Of many conversions each was looked at when it was made.
         changed = watched and not isinstance(operation, ConvertMany)
         changed = changed and (
-            number == 0 or not np.array_equal(self.conversions[number], self.conversions[number - 1])
+            number == 0 or self.conversions[number].tobytes() != self.conversions[number - 1].tobytes()
         )
         for inode in (system.conversions.inodes if system.changed is None else system.changed) if changed else ():
             if inode.tracked is not None and not inode.evicted:
@@ -180,25 +175,17 @@ class Log:
         self.whole[number] = system.conversions.stays_whole()
 
 
-_OF_A_RANGE = (
-    sc.Convert,
-    sc.Fault,
-    sc.Fallocate,
-    sc.PunchHole,
-    sc.Pin,
-    sc.Unpin,
-    sc.IommuMap,
-    sc.IommuUnmap,
-    sc.Hwpoison,
-)
+_OF_A_RANGE = frozenset((
+    sc.Convert, sc.Fault, sc.Fallocate, sc.PunchHole, sc.Pin, sc.Unpin, sc.IommuMap, sc.IommuUnmap, sc.Hwpoison,
+))  # fmt: skip
 """Operations that change nothing but folios that a range of one file touches."""
 
 
 def _part_that_changed(system: System, operation: sc.Operation, inode: Inode) -> tuple[int, int]:
     """Pages of a file that an operation may have changed."""
-    if not isinstance(operation, _OF_A_RANGE):
+    if type(operation) not in _OF_A_RANGE:
         return 0, inode.pages
-    file = system.files.get(operation.file)
+    file = system.files.get(operation.file)  # type: ignore[attr-defined]
     if file is None or file.inode is not inode:
         return 0, 0
     start, end = system.pages(operation, inode.pages)
@@ -315,21 +302,22 @@ def _list_variables(system: System, log: Log, put: Put) -> None:
     if log.conversions is not None:
         from workbench.tracking import folio_file as conversion
 
-        scenario, counted = system.scenario, log.conversions
+        scenario, counted = system.scenario, log.conversions[: len(log.results)]
         _put_group(
             conversion.NAMES,
             lambda: conversion.variables(
-                counted,
+                counted[:, :KVM_PAGES],
                 two_stage=scenario.generation == "two-stage",
                 largest_leaf=LARGEST_LEAF[scenario.guest.vm_type],
             ),
             put,
         )
         _put_whole(system, log.whole, put)
-        users = np.array(log.users, np.int64).reshape(-1, 3, len(USERS))
-        put("user_invalidations", lambda: users[:, 0])
-        put("user_mapped_pages", lambda: users[:, 1])
-        put("iommu_lost_pages", lambda: users[:, 2, IOMMU])
+        assert system.conversions is not None
+        users = _once(functools.partial(system.conversions.of_users, counted))
+        put("user_invalidations", lambda: users().told)
+        put("user_mapped_pages", lambda: users().mapped)
+        put("iommu_lost_pages", lambda: users().lost)
         put("content_lost", lambda: np.array([_content_lost(inode) for inode in inodes.values()], dtype=str))
     if log.attributes:
         table = np.array(log.attributes, np.int64)
@@ -640,17 +628,18 @@ def _node_runs(system: System, map_: FileMap, start: int = 0, end: int = np.iinf
     return out
 
 
-def _attribute_row(system: System, inode: Inode) -> Int64s | None:
+def _attribute_row(system: System, inode: Inode, row: Int64s) -> bool:
     """Counters of conversions out of place (:data:`workbench.engine.attributes.COUNTERS`) of a file, if it converts."""
     states = inode.attributes
     if states is None or inode.backend is None or inode not in system.attributed:
-        return None
+        return False
     if system.bulk is not None and system.bulk.inode is inode:
-        return np.array(list(system.bulk.row().values()), np.int64)
-    row = np.array(list(states.counts.values()), np.int64)  # in the order of COUNTERS
+        row[:] = list(system.bulk.row().values())
+        return True
+    row[:] = list(states.counts.values())  # in the order of COUNTERS
     row[_SHARED], row[_PRIVATE_BACKEND] = states.shared.pages, inode.map.folios
     row[_SHARED_BACKEND] = inode.backend.map.folios
-    return row
+    return True
 
 
 def _content_lost(inode: Inode) -> str:

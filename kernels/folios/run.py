@@ -30,7 +30,7 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.kernels.bits import ALL, ONE, ZERO, mask, popcount
-from workbench.kernels.compile import inlined_natural_kernel, natural_kernel
+from workbench.kernels.compile import Int, inlined_natural_kernel, natural_kernel
 from workbench.kernels.folios.access import (
     access,
     collapse_small,
@@ -164,19 +164,34 @@ def _look(s: FolioState, watched: Whole, stream: np.ndarray, begin: int, end: in
     for i in range(begin, end):
         low = min(low, stream[i, OFFSET] >> 12 >> order << order)
         high = max(high, (stream[i, OFFSET] + max(stream[i, LENGTH], 1) - 1) >> 12 >> order << order)
-    moved = False
     small = s.options[FOLIOS] == SMALL_FOLIOS
-    for block in range(low >> 9, min(((high + (1 << order) - 1) >> 9) + 1, watched.private.shape[0])):
-        level = s.blocks[block, LEVEL]
+    look_at(s.blocks, s.pages, s.shared, s.backing, small, watched, low >> 9, ((high + (1 << order) - 1) >> 9) + 1)
+
+
+@natural_kernel
+def look_at(
+    blocks: np.ndarray,
+    pages: np.ndarray,
+    shared: np.ndarray,
+    backing: np.ndarray,
+    small: bool,
+    watched: Whole,
+    low: Int,
+    end: Int,
+) -> None:
+    """2 MiB blocks [low, end) of a file are as these arrays of its state say (``small``: small folios lie together)."""
+    moved = False
+    for block in range(low, min(end, watched.private.shape[0])):
+        level = blocks[block, LEVEL]
         present, private = np.int64(0), np.int64(0)
         if level > BASE:
-            present, private = np.int64(PAGES_2M), np.int64(PAGES_2M - s.blocks[block, SHARED])
+            present, private = np.int64(PAGES_2M), np.int64(PAGES_2M - blocks[block, SHARED])
         elif level == BASE:
             for word in range(block << 3, (block + 1) << 3):
-                there = s.pages[word, PRESENT]
+                there = pages[word, PRESENT]
                 present += popcount(there)
-                private += popcount(there & (s.shared[word] ^ ALL))
-        node = np.int64(s.backing[block, HOME] if present > 0 else -1)
+                private += popcount(there & (shared[word] ^ ALL))
+        node = np.int64(backing[block, HOME] if present > 0 else -1)
         moved |= change(watched, block, present, private, node, level >= HUGE_2M or (level == SPLIT and small), True)
     if moved:
         lay_out(watched)

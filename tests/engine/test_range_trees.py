@@ -11,7 +11,6 @@ from workbench.engine.generators import expand
 from workbench.engine.kernel_pages import KINDS, LIGHT_MAP, STATE_TREE
 from workbench.engine.range_trees import MapleSlab, SharedNodes, nodes_of
 from workbench.engine.system import System
-from workbench.kernels.folios.run import COUNTERS
 from workbench.tracking.light_file import LightFile
 from workbench.tracking.offset_maps import MapleMap
 from workbench.units import PAGE_SIZE
@@ -195,7 +194,7 @@ def test_struct_pages_and_tables_come_from_one_stock_beside_the_pools():
     system, before = System(given), None
     for operation in expand(given):
         assert not calls.apply(system, operation).errno
-        vmemmap = system.conversions.count(np.empty(len(COUNTERS) + system.nodes, np.int64))
+        vmemmap = system.conversions.count(np.empty(system.conversions.width, np.int64))
         system.metadata.settle(system.task(operation), vmemmap)
         stock = system.conversions.folios.vmemmap
         np.testing.assert_array_equal(stock, system.metadata.zones.free)

@@ -12,10 +12,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import workbench as wb
-from workbench.engine.conversions import Conversions
+from workbench.engine.conversion_counts import ConversionCounts
 from workbench.engine.lists import backends, devices, faults, light, light_faults, look_ahead, present, tracked
 from workbench.engine.objects import Inode
 from workbench.engine.system import System
+from workbench.intervals import Int64s
 from workbench.running import run
 
 PAGES = 1024
@@ -143,15 +144,15 @@ def test_what_a_backend_loses_is_counted_of_the_file_that_it_backs() -> None:
 def test_a_call_looks_at_the_file_that_it_names(guest: dict[str, Any]) -> None:
     """Of 200 files: after each of so many calls at two at most, the one that had the name before and the one that has it."""
     looked: list[Inode] = []
-    row_of = Conversions._row
+    counts_of = ConversionCounts._counts_of
 
-    def counted(conversions: Conversions, inode: Inode) -> Any:
+    def counted(counts: ConversionCounts, inode: Inode, row: Int64s) -> bool:
         looked.append(inode)
-        return row_of(conversions, inode)
+        return counts_of(counts, inode, row)
 
     calls = [{"op": "create", "file": f"f{number}"} for number in range(200)]
     calls += [{"op": "convert", "to": "shared", "file": f"f{number}"} for number in range(200)]
-    with mock.patch.object(Conversions, "_row", counted):
+    with mock.patch.object(ConversionCounts, "_counts_of", counted):
         run(scenario(guest, calls))
     assert 400 <= len(looked) <= 4 * 403
     assert len(set(looked)) == 203

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import workbench as wb
 from workbench import scenario as sc
 from workbench.engine.calls import apply
+from workbench.engine.conversion_counts import TOLD
 from workbench.engine.objects import Inode, Result
 from workbench.engine.system import System
 from workbench.engine.users import Mapped, Users
@@ -482,9 +483,7 @@ def test_a_device_is_told_of_each_page_that_is_poisoned(private: bool) -> None:
         assert apply(one, sc.IommuMap(offset=4 << 12, length=8 << 12)).errno == 0
         for first, pages in calls:
             assert apply(one, sc.Hwpoison(offset=first << 12, length=pages << 12)).errno == 0
-        counters = np.empty(len(folio.COUNTERS) + one.nodes, np.int64)
-        one.conversions.count(counters)
-        seen.append([pair[1] for pair in one.conversions.users_row(counters)])  # of the IOMMU
+        seen.append(one.conversions.rows(1)[0, TOLD:].tolist())
     assert seen == [[8, 0, 8], [8, 0, 8]]
 
 
@@ -497,9 +496,7 @@ def test_a_device_is_told_of_its_area_as_long_as_it_stands(touched: bool) -> Non
     calls += [sc.Convert(to=to, **page) for to in ("shared", "private", "shared")]
     calls += [sc.IommuUnmap(**page), sc.Convert(to="private", **page)]
     assert [apply(one, call).errno for call in calls] == [0] * len(calls)
-    counters = np.empty(len(folio.COUNTERS) + one.nodes, np.int64)
-    one.conversions.count(counters)
-    assert [pair[1] for pair in one.conversions.users_row(counters)] == [3, 0, 1]
+    assert one.conversions.rows(1)[0, TOLD:].tolist() == [3, 0, 1]
 
 
 def test_runs_of_a_user_are_those_of_a_list_of_pages() -> None:
@@ -544,13 +541,12 @@ def test_what_each_user_is_told_under_each_design() -> None:
                               ("contiguous-4k", "2 MiB"), ("thp", "2 MiB")):  # fmt: skip
         one = system(design, page_size)
         errors = [apply(one, call).errno for call in calls]
-        counters = np.empty(len(folio.COUNTERS) + one.nodes, np.int64)
-        one.conversions.count(counters)
-        told, mapped, lost = one.conversions.users_row(counters)
+        counters = one.conversions.rows(1)
+        told, mapped, lost = (of[0].tolist() for of in one.conversions.of_users(counters))
         if design == "pfn-range":
             assert errors == [0] * 6
-            assert (told, mapped, lost) == ([6, 2], [0, 1024], [0, 1024])  # to shared: unit by unit
+            assert (told, mapped, lost) == ([6, 2], [0, 1024], 1024)  # to shared: unit by unit
         else:
             assert errors == [0, 0, 0, 0, errno.EAGAIN, 0 if design == "filemap" else errno.EAGAIN]
-            assert (mapped[1], told[1], lost[1]) == (2048, 0, 0)
-        assert told[0] == counters[folio.N_INVALIDATIONS]
+            assert (mapped[1], told[1], lost) == (2048, 0, 0)
+        assert told[0] == counters[0, folio.N_INVALIDATIONS]

@@ -16,22 +16,20 @@ import numpy.typing as npt
 
 from workbench import scenario as sc
 from workbench.design import DESIGNS
+from workbench.engine.conversion_counts import ConversionCounts
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
 from workbench.engine.kept_frames import FRAME, NO_FRAME, NOWHERE, PAGE, ZONE
 from workbench.engine.objects import Inode
-from workbench.engine.sums import Sums
-from workbench.engine.users import Mapped, Users, pages_under
+from workbench.engine.users import Users
 from workbench.errors import WorkbenchError
 from workbench.kernels import placement as placed
-from workbench.kernels.folios import run as folio
 from workbench.limits import TRACKED_FOLIOS, TRACKED_PAGES
 from workbench.tracking import struct_pages
 from workbench.tracking.folio_file import ConversionFile
 from workbench.tracking.host_memory import HostMemory, RangeMemory
 from workbench.tracking.light_file import LightFile
 from workbench.tracking.tracked_file import TrackedFile
-from workbench.tracking.whole import WATCHED, Whole
 from workbench.units import PAGE_SIZE, format_bytes
 
 Int64s = npt.NDArray[np.int64]
@@ -40,15 +38,8 @@ _STATE_BYTES, _UNIT_BYTES = 0.66, 10  # of a file's arrays for each page; of the
 _OPERATIONS = (sc.Convert, sc.ConvertStream, sc.Pin, sc.Unpin, sc.Hwpoison, sc.Collapse, sc.IommuMap,
                sc.IommuUnmap)  # fmt: skip
 
-_OF_USERS = -4
-"""Column of a file's row from which on it says what its users map and were told."""
 NOTHING_HELD = np.empty((0, 5), np.int64)
 """What :meth:`Conversions.held` says of a file of which nobody holds a page."""
-
-_NOW = np.isin(folio.COUNTERS, ("shared_pages", "present_pages", "mapped_1g", "mapped_2m", "orphaned_pins", "lru_held",
-                                "poisoned_pages", "pinned_huge_pages", "returned_1g", "returned_2m", "leaves_4k",
-                                "leaves_2m", "leaves_1g", "xarray_pages"))  # fmt: skip
-"""Counters of a present state; the others are sums since the start."""
 
 
 def wanted(scenario: sc.Scenario) -> bool:
@@ -59,14 +50,12 @@ def wanted(scenario: sc.Scenario) -> bool:
     return bool(found) or (sc.Kexec in scenario.kinds and DESIGNS[scenario.guest.design].store == "pfn map")
 
 
-class Conversions:
+class Conversions(ConversionCounts):
     """The tracked files of one host, by inode."""
 
     def __init__(self, system: HostState) -> None:
-        self.system = system
+        super().__init__(system)
         nodes = system.nodes
-        self.light = system.design.store == "pfn map"
-        self.devices = False  # until one maps pages
         self.hvo = system.design.struct_pages == "optimised" and system.order > 0
         mine = system.zone_page_size == PAGE_SIZE << system.order  # pools, or zones of 4 KiB pages
         free = np.bincount(system.zone_node[mine], system.free[mine], nodes).astype(np.int64)
@@ -85,27 +74,7 @@ class Conversions:
         self.ranges = RangeMemory(_free_ranges(system, mine), vmemmap, order, len(system.free)) if self.light else None
         if system.metadata is not None and not system.scenario.boot.vmemmap_pages:
             system.metadata.share((self.ranges or self.folios).vmemmap)
-        self.inodes: list[Inode] = []  # those with a tracked file, closed ones that still have pinned pages included
-        self.past = np.zeros(len(folio.COUNTERS), np.int64)
-        self.past_users = np.zeros(3, np.int64)
-        self._now = Sums(len(folio.COUNTERS) + nodes - _OF_USERS, self._row)
-        self._stays_whole = Sums(4 + 2 * nodes + 3, self._whole_row)
         self.unusable = np.zeros(nodes, np.int64)
-        self._whole: dict[Inode, Whole] = {}
-
-    def whole(self, inode: Inode) -> Whole:
-        """What of a tracked file stays whole, as it was when somebody last looked."""
-        found = self._whole.get(inode)
-        if found is None:
-            assert inode.tracked is not None
-            found = self._whole[inode] = Whole(inode.tracked, self.system.nodes)
-        return found
-
-    def device_leaves(self, inode: Inode, iommu: Mapped) -> Int64s:
-        """Leaves of 4 KiB, 2 MiB, 1 GiB that map pages of a tracked file for devices."""
-        if not inode.order:  # nothing lies together
-            return np.array([iommu.pages, 0, 0])
-        return self.whole(inode).device_leaves(iommu.intervals())
 
     def add(self, inode: Inode) -> None:
         """A new guest_memfd inode. Raises WorkbenchError if its state would take too much memory."""
@@ -218,11 +187,8 @@ class Conversions:
         self.inodes.remove(inode)
         inode.tracked = None
         inode.kept.clear()
-        self.past += np.where(_NOW, 0, file.counts)
-        if inode.users is not None:
-            calls, _, lost = inode.users.iommu_row()
-            self.past_users += (calls, 0, lost)
-            inode.users = None
+        self.keep_counts(inode, file)
+        inode.users = None
 
     @staticmethod
     def held(inode: Inode, file: TrackedFile, start: int, end: int) -> Int64s:
@@ -295,65 +261,6 @@ class Conversions:
         if system.free_pfns is not None:
             for zone, pfn in gone[gone[:, FRAME] != NO_FRAME][:, [ZONE, FRAME]].tolist():
                 system.free_pfns.give_back(zone, pfn)
-
-    # -------------------------------------------------------------------------------------------- counting
-
-    def count(self, row: Int64s) -> Int64s:
-        """Counters of all files together and vmemmap pages by node, into ``row`` int64 (counters + nodes,); those pages."""
-        counters = len(self.past)
-        total = self._now.look(self.system.changed, self.inodes)
-        np.add(total[:counters], self.past, out=row[:counters])
-        row[counters:] = total[counters:_OF_USERS]
-        return row[counters:]
-
-    def _row(self, inode: Inode) -> Int64s | None:
-        """Counters of a file, vmemmap pages by node, and what its users map and were told, int64 (counters + nodes + 4,)."""
-        if inode.tracked is None:
-            return None
-        row, counters = np.empty(len(self._now.total), np.int64), len(self.past)
-        row[:counters] = inode.tracked.counts
-        row[counters:_OF_USERS] = inode.tracked.vmemmap_taken
-        row[_OF_USERS:] = 0
-        users = inode.users
-        if users is not None:
-            if self.light:
-                row[_OF_USERS] = users.kvm_pages
-            if any(of_devices := users.iommu_row()):
-                row[_OF_USERS + 1 :] = of_devices
-        return row
-
-    def users_row(self, row: Int64s) -> list[list[int]]:
-        """:meth:`users_rows` of the call after which :meth:`count` has looked last."""
-        told = int(row[folio.N_INVALIDATIONS])
-        if not (self.light or self.devices):
-            return [[told, 0], [pages_under(row), 0], [0, 0]]
-        kvm_pages, *of_devices = self._now.total[_OF_USERS:].tolist()
-        by_devices, mapped, lost = (past + now for past, now in zip(self.past_users.tolist(), of_devices, strict=True))
-        return [[told, by_devices], [kvm_pages if self.light else pages_under(row), mapped], [0, lost]]
-
-    def users_rows(self, rows: Int64s) -> list[list[list[int]]]:
-        """KVM and the IOMMU, [3][2]: invalidations they were told of, pages they map now, pages they lost to a notice.
-
-        What KVM loses is not counted: the guest faults it in again. ``rows`` int64 (calls, counters + nodes): what :meth:`count`
-        says after each of so many calls, none of which devices hear of.
-        """
-        if self.light or self.devices:
-            self._now.look(self.system.changed, self.inodes)
-        return [self.users_row(row) for row in rows]
-
-    def stays_whole(self) -> Int64s:
-        """What of all files stays whole, then by node, then leaves of devices, int64 (4 + 2 * nodes + 3,)."""
-        return self._stays_whole.look(self.system.changed, self.inodes)
-
-    def _whole_row(self, inode: Inode) -> Int64s | None:
-        if inode.tracked is None or inode.evicted:
-            return None
-        row = np.zeros(len(self._stays_whole.total), np.int64)
-        if self.system.scenario.guest.vm_type in WATCHED:
-            row[:-3] = self.whole(inode).row()
-        if inode.users is not None and inode.users.iommu.pages:
-            row[-3:] = self.device_leaves(inode, inode.users.iommu)
-        return row
 
 
 def _free_ranges(system: HostState, zones: npt.NDArray[np.bool_]) -> list[list[tuple[int, int]]]:

@@ -14,22 +14,27 @@ from workbench.intervals import Int64s
 
 
 class Sums:
-    """Sums of ``width`` columns; ``row_of`` gives what an inode adds, int64 (width,), or None: nothing any more."""
+    """Sums of ``width`` columns; ``enter`` puts what an inode adds into a row int64 (width,), False: nothing any more."""
 
-    def __init__(self, width: int, row_of: Callable[[Inode], Int64s | None]) -> None:
-        self.row_of = row_of
+    def __init__(self, width: int, enter: Callable[[Inode, Int64s], bool]) -> None:
+        self.enter = enter
         self.rows: dict[Inode, Int64s] = {}
         self.total = np.zeros(width, np.int64)
+        self._row = np.zeros(width, np.int64)
 
     def look(self, changed: Iterable[Inode] | None, inodes: Iterable[Inode]) -> Int64s:
         """The sums now, int64 (width,): of all ``inodes``, where nobody knows which have changed (None)."""
+        total, now = self.total, self._row
         for inode in dict.fromkeys((*self.rows, *inodes)) if changed is None else changed:
-            now, before = self.row_of(inode), self.rows.get(inode)
-            if now is not None:
-                self.total += now
-                self.rows[inode] = now
+            before = self.rows.get(inode)
+            if self.enter(inode, now):
+                total += now
+                if before is None:
+                    self.rows[inode] = now.copy()
+                else:
+                    total -= before
+                    before[:] = now
             elif before is not None:
+                total -= before
                 del self.rows[inode]
-            if before is not None:
-                self.total -= before
-        return self.total
+        return total

@@ -36,9 +36,10 @@ _FRAME, _LEVEL = 3, 4
 _LEAST_ROWS = 64
 
 
-def pages_under(counts: Int64s) -> int:
-    """4 KiB pages under the leaves of the second stage that these counters have."""
-    return sum(int(counts[leaf]) << order for leaf, order in _LEAVES)
+def pages_under(counts: Int64s) -> Int64s:
+    """4 KiB pages under the leaves of the second stage that counters int64 (..., counters) have, int64 (...,)."""
+    pages: Int64s = np.sum([counts[..., leaf] << order for leaf, order in _LEAVES], axis=0)
+    return pages
 
 
 class Mapped:
@@ -285,7 +286,7 @@ class Users:
         """4 KiB pages under leaves of the second stage."""
         if self.light is not None:
             return self.kvm.pages
-        return pages_under(self.file.counts)
+        return int(pages_under(self.file.counts))
 
     def iommu_row(self) -> tuple[int, int, int]:
         """Of the IOMMU: invalidations it was told of, pages it maps now, pages it lost."""

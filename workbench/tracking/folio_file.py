@@ -19,7 +19,6 @@ from workbench.tracking import collapse_times, struct_pages
 from workbench.tracking.host_memory import HostMemory
 from workbench.tracking.tracked_file import (
     GENERATIONS,
-    Block,
     Blocks,
     Int64s,
     Outcome,
@@ -236,6 +235,13 @@ class ConversionFile(TrackedFile):
         """A view of the counters."""
         return self.state.counts
 
+    def count_into(self, row: Int64s) -> None:
+        """One array of the kernel has them all."""
+        numbers, nodes = self.state.numbers, self.nodes
+        row[: folio.AT] = numbers[: folio.AT]
+        freed = folio.TAKEN + nodes
+        np.subtract(numbers[folio.TAKEN : freed], numbers[freed:], out=row[folio.AT : folio.AT + nodes])
+
     def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
         """Huge folios [first, last) that are in the file, whole or split."""
         step = 1 << (self.order - folio.ORDER_2M)
@@ -263,22 +269,10 @@ class ConversionFile(TrackedFile):
         whole = (level >= folio.HUGE_2M) | ((level == folio.SPLIT) & bool(small))
         return Blocks(present.astype(np.int64), private.astype(np.int64), node, level > folio.BASE, whole)
 
-    def block(self, index: int) -> Block:
-        """See :meth:`blocks`."""
-        state = self.state
-        level, words = int(state.level[index]), slice(index * 8, index * 8 + 8)
-        node = int(state.node[index])
-        if level == folio.BASE:
-            there = int.from_bytes(state.present[words].tobytes(), "little")
-            shared = int.from_bytes(state.shared[words].tobytes(), "little")
-            present, private = there.bit_count(), (there & ~shared).bit_count()
-        elif level > folio.BASE:
-            present, private = folio.PAGES_2M, folio.PAGES_2M - int(state.shared_2m[index])
-        else:
-            present = private = 0
-        small = state.options[folio.FOLIOS] == folio.SMALL_FOLIOS
-        whole = level >= folio.HUGE_2M or bool(level == folio.SPLIT and small)
-        return Block(present, private, node if present else -1, whole)
+    def look_at(self, watched: Whole, low: int, end: int) -> None:
+        """The kernel looks itself."""
+        s, small = self.state, bool(self.state.options[folio.FOLIOS] == folio.SMALL_FOLIOS)
+        folio.look_at(s.blocks, s.pages, s.shared, s.backing, small, watched, low, end)
 
     def present_words(self, blocks: Int64s) -> npt.NDArray[np.uint64]:
         """See :meth:`blocks`."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from workbench.errors import WorkbenchError
 from workbench.intervals import set_intervals
-from workbench.kernels import light_map
+from workbench.kernels import light_map, whole
 from workbench.kernels.folios import run as folio
 from workbench.tracking.confidential import LARGEST_LEAF, leaves
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
@@ -59,15 +59,6 @@ class Blocks(NamedTuple):
     """Its memory lies together physically."""
     whole: npt.NDArray[np.bool_]
     """And one entry can stand for it: it is in a folio (or a range that needs none) of at least that size."""
-
-
-class Block(NamedTuple):
-    """One of :class:`Blocks`: pages present, private ones among them, node index or -1, whether one entry can stand for it."""
-
-    present: int
-    private: int
-    node: int
-    whole: bool
 
 
 class StreamResult(NamedTuple):
@@ -129,9 +120,10 @@ class TrackedFile(ABC):
         parts = [self.blocks(at, at + 1) for at in index.tolist()]
         return Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def block(self, index: int) -> Block | None:
-        """What one 2 MiB block holds, without arrays; None where that is not told so."""
-        return None
+    def look_at(self, watched: whole.Whole, low: int, end: int) -> None:
+        """Note in ``watched`` what 2 MiB blocks [low, end) hold now, as one call has left them."""
+        present, private, node, _, one_entry = self.blocks(low, end)
+        whole.look(watched, np.arange(low, end), present, private, node, np.ascontiguousarray(one_entry), True)
 
     def bits(self, blocks: Int64s) -> dict[int, tuple[int, int]]:
         """Which pages of 2 MiB blocks (n,) are there, and which of those are private, a bit for each page, by block."""
@@ -292,6 +284,12 @@ class TrackedFile(ABC):
     def vmemmap_taken(self) -> Int64s:
         """vmemmap pages by node, int64 (nodes,), that conversions brought back and that are not given back yet."""
         return self.state.taken - self.state.freed
+
+    def count_into(self, row: Int64s) -> None:
+        """The counters, then :attr:`vmemmap_taken`, into the beginning of ``row``."""
+        counts = self.counts
+        row[: len(counts)] = counts
+        np.subtract(self.state.taken, self.state.freed, out=row[len(counts) : len(counts) + self.nodes])
 
     @property
     def mapping_share(self) -> npt.NDArray[np.float64]:

@@ -28,6 +28,8 @@ WATCHED = ("snp", "tdx")
 """VM types for which it matters; of "snp" what each call did, of "tdx" only the state."""
 WIDE = 64
 """Blocks of one call that are looked at together rather than bit by bit."""
+BYTES_OF_A_PAIR = DPAMT_PAGES_PER_2M * PAGE_SIZE
+"""Of PAMT pages, for each 2 MiB with private memory."""
 _ALL = (1 << folio.PAGES_2M) - 1
 
 
@@ -56,17 +58,14 @@ class Whole:
 
     def rows_of(self, kept: Int64s) -> Int64s:
         """:meth:`row` of rows as the kernel has them, int64 (..., 4 + 2 nodes), which are changed."""
-        kept[..., kernel.REGIONS + self.nodes :] *= DPAMT_PAGES_PER_2M * PAGE_SIZE
+        kept[..., kernel.REGIONS + self.nodes :] *= BYTES_OF_A_PAIR
         return kept
 
     def look(self, first: int, end: int) -> None:
         """Pages [first, end) of the file may have changed."""
         low, high = first // folio.PAGES_2M, min(len(self.state.private), -(-end // folio.PAGES_2M))
-        one = self.file.block(low) if high - low == 1 else None
-        if one is not None:
-            kernel.look_at_one(self.state, low, one.present, one.private, one.node, one.whole, True)
-        elif low < high:
-            self._look(np.arange(low, high), self.file.blocks(low, high), True)
+        if low < high:
+            self.file.look_at(self.state, low, high)
 
     def look_at(self, blocks: Int64s) -> None:
         """Blocks int64 (n,), each once, may have changed, as by one call each."""

@@ -18,7 +18,6 @@ import numpy as np
 from workbench import scenario as sc
 from workbench.engine import bulk_conversions, calls_files, calls_mm
 from workbench.engine.attributes import COUNTERS
-from workbench.engine.kernel_pages import PAMT, VMEMMAP
 from workbench.engine.lists import backend_states as states
 from workbench.engine.lists.converted_nodes import ConvertedNodes
 from workbench.engine.lists.faults import LEAST, MOST, Done, whole_pages
@@ -184,9 +183,7 @@ class BulkBackends:
         if not done:
             return None, False
         if held is not None and found is not None and system.metadata is not None:
-            system.metadata.hold_after(held, VMEMMAP, found.states.counters[:, len(folio.COUNTERS) :])
-            if found.states.pamt is not None:
-                system.metadata.hold_after(held, PAMT, found.states.pamt)
+            found.states.hold(system.metadata, held)
         holes = stream[:done, folio.OP] == folio.PUNCH
         for mapping in inode.mappings if holes.any() else ():
             if not mapping.empty:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from workbench import scenario as sc
 from workbench.engine.bulk_in_place import union
+from workbench.engine.conversion_counts import KVM_PAGES, MAPPED
 from workbench.engine.device_areas import DeviceAreas
 from workbench.engine.lists.faults import LEAST, MOST, MOST_PAGES_OF_ONE, Done, whole_pages
 from workbench.engine.lists.tracked_faults import States
@@ -206,18 +207,14 @@ class BulkDevices:
         """What conversions would say after each call, whose pins are carried out here."""
         system, conversions, tracked = self.system, self.system.conversions, inode.tracked
         assert conversions is not None and tracked is not None
-        now = np.zeros(len(folio.COUNTERS) + tracked.nodes, np.int64)
-        conversions.count(now)
-        counters = np.tile(now, (len(listed.results), 1))
+        counters = conversions.rows(len(listed.results))
         if self._pins and listed.stream:
             before = np.concatenate((tracked.counts, tracked.vmemmap_taken))
             found = tracked.carry_out(np.array(listed.stream, np.int64), every=1)
             refused = [result.errno for result in listed.results if result.errno == errno.EFAULT]
             assert found.errors[found.errors != 0].tolist() == refused  # as was known
-            counters += np.concatenate((before[None], found.series))[listed.end] - before
-        (calls, mine), (by_guest, by_devices), (_, lost) = conversions.users_row(now)
-        by_devices -= users.iommu.pages
-        rows = [[[calls, mine], [by_guest, by_devices + pages], [0, lost]] for pages in listed.pages]
+            counters[:, :KVM_PAGES] += np.concatenate((before[None], found.series))[listed.end] - before
+        counters[:, MAPPED] += np.array(listed.pages, np.int64) - users.iommu.pages
         leaves = np.zeros((len(counters), 3), np.int64)
         leaves[:, 0] = listed.pages
         whole = np.zeros(4 + 2 * system.nodes, np.int64)
@@ -228,4 +225,4 @@ class BulkDevices:
                 whole += conversions.whole(other).row()
             if other is not inode and other.users is not None and other.users.iommu.pages:
                 leaves += conversions.device_leaves(other, other.users.iommu)
-        return States(counters, rows, np.tile(whole, (len(counters), 1)), None, leaves)
+        return States(counters, np.tile(whole, (len(counters), 1)), None, leaves)

@@ -19,7 +19,7 @@ import numpy as np
 from workbench import policy as mp
 from workbench import scenario as sc
 from workbench.engine import calls_mm
-from workbench.engine.kernel_pages import LIGHT_MAP, PAMT, STATE_TREE
+from workbench.engine.kernel_pages import LIGHT_MAP, STATE_TREE
 from workbench.engine.lists.nodes import ListNodes
 from workbench.engine.lists.policies import POLICY_CALLS, THREAD_CALLS, Found, PolicyCall, ThreadCall, Threads
 from workbench.engine.lists.tracked_faults import (
@@ -576,6 +576,6 @@ def _held_after(
             inode, whose, first, np.where(converted, end, first), to_shared, (free[last], rotations[last])
         )
         held[:, [STATE_TREE, LIGHT_MAP]] = trees[:, [STATE_TREE, LIGHT_MAP]]
-    if found is not None and found.states.pamt is not None:
-        metadata.hold_after(held, PAMT, found.states.pamt)
+    if found is not None:
+        found.states.hold(metadata, held)
     return held

@@ -17,7 +17,8 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
-from workbench.engine.kernel_pages import LIGHT_MAP, PAGE_CACHE, PAMT, STATE_TREE, VMEMMAP
+from workbench.engine.conversion_counts import KVM_PAGES, TOLD
+from workbench.engine.kernel_pages import LIGHT_MAP, PAGE_CACHE, STATE_TREE
 from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way, whole_pages
 from workbench.engine.lists.followed_trees import FollowedTrees
 from workbench.engine.lists.tracked_faults import (
@@ -43,9 +44,8 @@ from workbench.kernels import faults, light_map, placement
 from workbench.kernels import light_rows as kernel
 from workbench.kernels import whole as kernel_of_whole
 from workbench.kernels.folios import run as folio
-from workbench.tracking.confidential import DPAMT_PAGES_PER_2M
 from workbench.tracking.light_file import LightFile
-from workbench.tracking.whole import WATCHED
+from workbench.tracking.whole import BYTES_OF_A_PAIR, WATCHED
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
 
@@ -256,10 +256,9 @@ def carry_out(
     conversions, tracked, users = system.conversions, inode.tracked, inode.users
     assert conversions is not None and users is not None and isinstance(tracked, LightFile)
     counters = len(light_map.COUNTERS)
-    before = np.zeros(len(folio.COUNTERS) + tracked.nodes, np.int64)
-    conversions.count(before)
+    before = conversions.rows(1)
     own, mapped = np.concatenate((tracked.counts, tracked.vmemmap_taken)), users.kvm.pages
-    told, told_of = np.array(conversions.users_row(before), np.int64), np.array(users.iommu_row(), np.int64)
+    told_of = np.array(users.iommu_row(), np.int64)
     watched = system.scenario.guest.vm_type in WATCHED
     whole = conversions.whole(inode).state if watched else _NO_WHOLE
     others = [
@@ -306,12 +305,12 @@ def carry_out(
     if not done:
         return given, None, status
     conversions.devices |= bool(((given.stream[:, folio.OP] == kernel.DEVICE_MAP) & (given.errors == 0)).any())
-    series = np.concatenate((tracked.counts_of(given.counters[:, :counters]), given.counters[:, counters:]), axis=1)
-    series += before - own
-    of_users = np.tile(told, (len(series), 1, 1))
-    of_users[:, 0, 0] = series[:, folio.N_INVALIDATIONS]
-    of_users[:, 1, 0] += given.mapped - mapped
-    of_users[:, :, 1] += given.devices[:, :3] - told_of
+    series = np.tile(before, (done, 1))
+    series[:, :KVM_PAGES] += (
+        np.concatenate((tracked.counts_of(given.counters[:, :counters]), given.counters[:, counters:]), axis=1) - own
+    )
+    series[:, KVM_PAGES] += given.mapped - mapped
+    series[:, TOLD:] += given.devices[:, :3] - told_of
     leaves_of_devices = None
     if conversions.devices:
         leaves_of_devices = np.zeros((len(series), len(PAGE_ORDERS)), np.int64)
@@ -322,11 +321,11 @@ def carry_out(
             if one is not inode and one.users is not None and one.users.iommu.pages and not one.evicted:
                 leaves_of_devices += conversions.device_leaves(one, one.users.iommu)
     if not watched:
-        return given, States(series, of_users.tolist(), None, None, leaves_of_devices), status
-    given.whole[:, kernel_of_whole.REGIONS + tracked.nodes :] *= DPAMT_PAGES_PER_2M * PAGE_SIZE
+        return given, States(series, None, None, leaves_of_devices), status
+    given.whole[:, kernel_of_whole.REGIONS + tracked.nodes :] *= BYTES_OF_A_PAIR
     stays = given.whole + sum(others, np.zeros(given.whole.shape[1], np.int64))
     pamt = stays[:, -tracked.nodes :] // PAGE_SIZE if system.scenario.guest.vm_type == "tdx" else None
-    return given, States(series, of_users.tolist(), stays, pamt, leaves_of_devices), status
+    return given, States(series, stays, pamt, leaves_of_devices), status
 
 
 _NO_NODES = faults.Nodes(
@@ -480,7 +479,5 @@ def held_after(
                 metadata.enter_tables(tasks[row], walk, low, high)
 
     held = followed.run(sorted(walks), enter)
-    metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
-    if states.pamt is not None:
-        metadata.hold_after(held, PAMT, states.pamt)
+    states.hold(metadata, held)
     return held

@@ -153,9 +153,11 @@ class LookAhead:
         states = done.states
         if states is not None:
             states = states._replace(
-                counters=states.counters[of], users=[states.users[row] for row in of.tolist()],
-                whole=_rows(states.whole, of), pamt=_rows(states.pamt, of), leaves=_rows(states.leaves, of),
-            )  # fmt: skip
+                counters=states.counters[of],
+                whole=_rows(states.whole, of),
+                pamt=_rows(states.pamt, of),
+                leaves=_rows(states.leaves, of),
+            )
         return Done(results, placed, done.free[of], _rows(done.metadata, of), states, _rows(done.attributes, of))
 
 

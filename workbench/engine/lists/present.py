@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from workbench import scenario as sc
 from workbench.engine import calls_mm
-from workbench.engine.kernel_pages import LIGHT_MAP, PAMT, STATE_TREE, VMEMMAP
+from workbench.engine.kernel_pages import LIGHT_MAP, STATE_TREE
 from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way, whole_pages
 from workbench.engine.lists.tracked_faults import after_each, converts_in_place, possible, result_of_call
 from workbench.engine.objects import Inode, OpenFile, Result
@@ -129,9 +129,7 @@ class BulkPresent:
             converted = np.where(converts, listed.end, listed.first)
             trees = metadata.follow_states(inode, tasks, listed.first, converted, listed.kind == _TO_SHARED)
             held[:, [STATE_TREE, LIGHT_MAP]] = trees[:, [STATE_TREE, LIGHT_MAP]]
-            metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
-            if states.pamt is not None:
-                metadata.hold_after(held, PAMT, states.pamt)
+            states.hold(metadata, held)
         free = np.broadcast_to(system.free, (count, len(system.free)))
         return Done(_results(listed, errors, offsets), np.zeros_like(free), free, held, states)
 

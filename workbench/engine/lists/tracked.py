@@ -13,7 +13,6 @@ import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine.kept_frames import NOWHERE, PAGE, ZONE
-from workbench.engine.kernel_pages import PAMT, VMEMMAP
 from workbench.engine.lists.faults import LEAST, MOST, Done
 from workbench.engine.lists.tracked_faults import (
     CALLS,
@@ -121,9 +120,7 @@ class BulkTracked:
             found = free, system.rotations[[task.index for task in tasks]]
             reached = self._reached(inode, stream, errors, offsets)
             held = metadata.follow_states(inode, tasks, first, reached, to_shared, found)
-            metadata.hold_after(held, VMEMMAP, states.counters[:, len(folio.COUNTERS) :])
-            if states.pamt is not None:
-                metadata.hold_after(held, PAMT, states.pamt)
+            states.hold(metadata, held)
         results = [
             result_of_poison(error, pages) if isinstance(call, sc.Hwpoison) else result_of_call(error, offset)
             for call, error, offset, pages in zip(

@@ -19,14 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench import scenario as sc
+from workbench.engine.conversion_counts import KVM_PAGES, MAPPED, VMEMMAP_PAGES
 from workbench.engine.conversions import Conversions
 from workbench.engine.device_areas import DeviceAreas
+from workbench.engine.kernel_pages import PAMT, VMEMMAP
 from workbench.engine.lists.cells import NO, UNSURE, YES, Cells
 from workbench.engine.lists.held_pages import HeldPages, Part
 from workbench.engine.mappings import Mapping
+from workbench.engine.metadata import Metadata
 from workbench.engine.objects import Inode, OpenFile, Result, failed
 from workbench.engine.system import System
-from workbench.engine.users import IOMMU
 from workbench.intervals import Int64s, pages_of
 from workbench.kernels import faults as kernel
 from workbench.kernels.folios import run as folio
@@ -58,15 +60,19 @@ class States(NamedTuple):
     """Of conversions after each of n faults."""
 
     counters: Int64s
-    """int64 (n, counters + nodes), as :meth:`workbench.engine.conversions.Conversions.count` has them."""
-    users: list[list[list[int]]]
-    """:meth:`workbench.engine.conversions.Conversions.users_rows`."""
+    """int64 (n, counters + nodes + 4), rows of :mod:`workbench.engine.conversion_counts`."""
     whole: Int64s | None
     """int64 (n, 4 + 2 nodes), what stays whole; None: nobody asks."""
     pamt: Int64s | None
     """int64 (n, nodes), PAMT pages of a TDX guest."""
     leaves: Int64s | None = None
     """int64 (n, 3), of devices; None: there are none."""
+
+    def hold(self, metadata: Metadata, held: Int64s) -> None:
+        """Struct pages and PAMT pages as of each call, in ``held`` int64 (n, kinds, nodes)."""
+        metadata.hold_after(held, VMEMMAP, self.counters[:, VMEMMAP_PAGES])
+        if self.pamt is not None:
+            metadata.hold_after(held, PAMT, self.pamt)
 
 
 def possible(system: System, inode: Inode) -> bool:
@@ -271,10 +277,10 @@ class DeviceRows:
         ``begin``, ``entered`` int64 (n,): the first allocation row of the list, and where those of each of its rows end.
         """
         users, conversions = inode.users, system.conversions
-        steps = [step for step in self._steps if step[0] < len(states.users)]
+        steps = [step for step in self._steps if step[0] < len(states.counters)]
         if not steps or users is None or conversions is None:
             return states
-        more = np.zeros(len(states.users), np.int64)
+        more = np.zeros(len(states.counters), np.int64)
         added: dict[int, int] = {}
         removed: list[tuple[int, int]] = []
         left: dict[int, tuple[int, int]] = {}
@@ -300,8 +306,7 @@ class DeviceRows:
             users.iommu.add(np.array([[page, 1, placed.before(page, *at)] for page, at in sorted(left.items())]))
         conversions.devices = True
         more = np.cumsum(more)
-        for of_users, pages in zip(states.users, more.tolist(), strict=True):
-            of_users[1][IOMMU] += pages
+        states.counters[:, MAPPED] += more
         leaves = np.zeros((len(more), 3), np.int64) if states.leaves is None else states.leaves.copy()
         leaves[:, 0] += more
         return states._replace(leaves=leaves)
@@ -663,8 +668,7 @@ def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> End
     """
     conversions, tracked = system.conversions, inode.tracked
     assert conversions is not None and isinstance(tracked, ConversionFile)
-    before = np.zeros(len(folio.COUNTERS) + tracked.nodes, np.int64)
-    conversions.count(before)
+    counters = conversions.rows(len(end))
     own = np.concatenate((tracked.counts, tracked.vmemmap_taken))
     vm_type = system.scenario.guest.vm_type
     whole = pamt = None
@@ -675,7 +679,8 @@ def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> End
     if whole is not None and vm_type == "tdx":
         pamt = whole[:, -tracked.nodes :] // PAGE_SIZE
     last = np.where(np.diff(end, prepend=0) > 0, end - 1, -1)
-    errors, series = np.append(found.errors, 0)[last].astype(np.int64), found.series + (before - own)
+    errors = np.append(found.errors, 0)[last].astype(np.int64)
+    counters[:, :KVM_PAGES] += found.series - own
     marks = (stream[:, folio.OP] == folio.POISON) & np.isin(found.errors, (0, errno.EBUSY))
     marked = np.diff(np.append(0, np.cumsum(marks))[end], prepend=0)
     errors[(marked > 0) & (errors == errno.ENOENT)] = 0
@@ -686,7 +691,7 @@ def after_each(system: System, inode: Inode, stream: Int64s, end: Int64s) -> End
             (conversions.device_leaves(one, one.users.iommu) for one in mapped if one.users), np.zeros(3, np.int64)
         )
         leaves = np.tile(now, (len(end), 1))
-    states = States(series, conversions.users_rows(series), whole, pamt, leaves)
+    states = States(counters, whole, pamt, leaves)
     return Ended(errors, np.append(found.offsets, -1)[last], marked, states)
 
 
