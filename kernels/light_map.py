@@ -129,6 +129,8 @@ PIN_KIND: transient references, which are gone when the page leaves, or long-ter
 PIN_ZONE: where who places the units has taken a page that left, -1: nobody has said (:func:`stays_taken`)."""
 
 
+NAMED = 3
+"""In ``scratch``: the page that an error names, -1: none."""
 _LACKS_NODES, _LACKS_RANGES, _LACKS_PINS, _LACKS_POISON = range(4)
 """What NEEDS_ROOM is about."""
 
@@ -274,33 +276,28 @@ def run(state: LightState, stream: np.ndarray, errors: np.ndarray, offsets: np.n
     INSERT backs a unit from the ranges of its node. Returns the number of operations done; less than all if the state must
     grow (:func:`grown`) first (the error there is NEEDS_ROOM), or if an INSERT finds no memory for struct pages.
     """
-    if state.pin_heads[0] == UNHASHED:
-        _hash_pins(state)
     for i in range(first, stream.shape[0]):
-        state.scratch[3] = -1
         row = stream[i]
-        error = _operate(state, row[OP], row[OFFSET], row[LENGTH], row[ARGUMENT], row[NODE])
+        error = one(state, row[OP], row[OFFSET], row[LENGTH], row[ARGUMENT], row[NODE])
         errors[i] = error
         if error == NEEDS_ROOM or (row[OP] == INSERT and error != 0):
             return i
-        offsets[i] = state.scratch[3] * 4096 if error != 0 and state.scratch[3] >= 0 else -1
-        if state.top[maple.NODES] > state.counts[N_TRACKER_PEAK]:
-            state.counts[N_TRACKER_PEAK] = state.top[maple.NODES]
+        offsets[i] = state.scratch[NAMED] * 4096 if error != 0 and state.scratch[NAMED] >= 0 else -1
     return stream.shape[0]
 
 
 @kernel
-def put_in_unit(s: LightState, page: Int, node: Int) -> Int:
-    """INSERT of one unit, from the ranges of its node; nothing if it is there. NEEDS_ROOM: as for :func:`run`."""
-    error = _operate(s, INSERT, page << 12, 0, 0, node)
+def one(s: LightState, op: Int, offset: Int, length: Int, argument: Int, node: Int) -> Int:
+    """One operation, columns as of a stream; its error, which may name a page (NAMED).
+
+    NEEDS_ROOM: as for :func:`run`.
+    """
+    if s.pin_heads[0] == UNHASHED:
+        _hash_pins(s)
+    s.scratch[NAMED] = -1
+    error = _operate(s, op, offset, length, argument, node)
     s.counts[N_TRACKER_PEAK] = max(s.counts[N_TRACKER_PEAK], s.top[maple.NODES])
     return error
-
-
-@kernel
-def poison_page(s: LightState, page: Int) -> Int:
-    """POISON of one page; NEEDS_ROOM: as for :func:`run`."""
-    return _operate(s, POISON, page << 12, 4096, 0, 0)
 
 
 @kernel
@@ -670,11 +667,11 @@ def _convert_block(s: LightState, first: Int, end: Int, to_shared: bool) -> Int:
         if held >= 0:
             if s.options[GENERATION] == GENERATION_B or s.options[UNIT_ORDER] == 0:
                 _count_invalidations(s, page, end, to_shared)
-            s.scratch[3] = held
+            s.scratch[NAMED] = held
             return EAGAIN
     elif not _can_share(s, first, end):
         if s.options[GENERATION] != GENERATION_B and s.options[UNIT_ORDER] > 0:
-            s.scratch[3] = first
+            s.scratch[NAMED] = first
         return ENOMEM
     _count_invalidations(s, page, end, to_shared)
     order = s.options[UNIT_ORDER]
@@ -795,7 +792,7 @@ def _host_fault(s: LightState, offset: Int, length: Int, node: Int) -> Int:
     while page < end:
         error = _host_fault_page(s, page, node)
         if error != 0:
-            s.scratch[3] = page
+            s.scratch[NAMED] = page
             return error
         if s.counts[N_POISONED] == 0:
             unit_end = min(((page >> s.options[UNIT_ORDER]) + 1) << s.options[UNIT_ORDER], s.options[PAGES])
@@ -811,7 +808,7 @@ def _guest_fault(s: LightState, offset: Int, length: Int, private: bool, node: I
         return EINVAL
     page, end = offset >> 12, (offset + length + 4095) >> 12
     while page < end:
-        s.scratch[3] = page
+        s.scratch[NAMED] = page
         if page >= s.options[PAGES] or test_bit(s.shared, page) == private:
             return EFAULT
         error = _populate(s, page, node)
@@ -845,7 +842,7 @@ def _pin(s: LightState, offset: Int, length: Int, kind: Int, node: Int) -> Int:
         else:
             error = _host_fault_page(s, page, node)
         if error != 0:
-            s.scratch[3] = page
+            s.scratch[NAMED] = page
             return EFAULT if error == SIGBUS else error
     for page in range(first, end):
         row = _pin_row(s, page, False, kind)
@@ -870,7 +867,7 @@ def _unpin(s: LightState, offset: Int, length: Int, kind: Int) -> Int:
         return EINVAL
     for page in range(first, end):
         if _pin_row(s, page, False, kind) < 0 and _pin_row(s, page, True, kind) < 0:
-            s.scratch[3] = page
+            s.scratch[NAMED] = page
             return EINVAL
     for page in range(first, end):
         row = _pin_row(s, page, True, kind)
@@ -974,7 +971,7 @@ def _punch(s: LightState, offset: Int, length: Int) -> Int:
                 if order > 0:
                     held = _first_referenced(s, first, unit_end)
                     if held >= 0:
-                        s.scratch[3] = held
+                        s.scratch[NAMED] = held
                         return EAGAIN
                 _free_unit(s, unit, first, unit_end)
         page = stop

@@ -30,6 +30,7 @@ from workbench.kernels.folios.run import (
     GENERATION_B,
     GUEST_FAULT,
     HOST_FAULT,
+    INSERT,
     LENGTH,
     MERGE,
     NEEDS_ROOM,
@@ -314,7 +315,7 @@ def _place(
         for place in range(rows[COUNT]):
             unit = rows[FIRST_PLACED] + place * rows[STEP_PLACED]
             zone = zone_of_page(unit, allocation, output.allocations, output.tiles)
-            error = light_map.put_in_unit(s, unit << order, zones.zone_node[zone])
+            error = light_map.one(s, INSERT, unit << order << 12, 0, 0, zones.zone_node[zone])
             if error != 0:
                 return LACKS_STATE if error == NEEDS_ROOM else REFUSED
             came += 1
@@ -567,7 +568,7 @@ def _poison(given: Rows, s: LightState, mapped: Runs, theirs: Runs, areas: Runs,
     if _lacks_blocks(given, theirs, end - first):
         return LACKS_DEVICE_BLOCKS
     for bad in range(first, end):
-        if light_map.poison_page(s, bad) == NEEDS_ROOM:
+        if light_map.one(s, POISON, bad << 12, 4096, 0, 0) == NEEDS_ROOM:
             return LACKS_STATE
     order, marked = s.options[light_map.UNIT_ORDER], np.int64(0)
     page: Int = first

@@ -50,34 +50,37 @@ def enter(runs: Runs, allocations: np.ndarray, begin: Int, end: Int) -> Int:
 
 
 @kernel
-def erase(runs: Runs, start: Int, end: Int) -> None:
-    """Remove pages ``[start, end)``. One block must be free, for a run that becomes two."""
+def erase(runs: Runs, start: Int, end: Int) -> Int:
+    """Remove pages ``[start, end)``, and say how many there were. One block must be free, for a run that becomes two."""
     used = runs.head[USED]
     rows, fill, order = runs.rows, runs.fill, runs.order
     if used == 0 or end <= start:
-        return
+        return 0
     position = _block_at(runs, start)
     at = _row_beyond(runs, order[position], start)
     if at == fill[order[position]]:
         position, at = position + 1, 0
         if position == used:
-            return
-    row = order[position] * BLOCK + at
+            return 0
+    row, gone = order[position] * BLOCK + at, np.int64(0)
     if rows[row, FIRST] < start:
         stop = rows[row, FIRST] + rows[row, LENGTH]
         rows[row, LENGTH] = start - rows[row, FIRST]
         if stop > end:
             _insert(runs, end, stop - end, rows[row, VALUE])
-            return
+            return end - start
+        gone = stop - start
         at += 1
     first_emptied, emptied = position, False
     while position < used:
         block = order[position]
         base, last = block * BLOCK, at
         while last < fill[block] and rows[base + last, FIRST] + rows[base + last, LENGTH] <= end:
+            gone += rows[base + last, LENGTH]
             last += 1
         complete = last < fill[block]
         if complete and rows[base + last, FIRST] < end:
+            gone += end - rows[base + last, FIRST]
             rows[base + last, LENGTH] -= end - rows[base + last, FIRST]
             rows[base + last, FIRST] = end
         if last > at:
@@ -91,14 +94,19 @@ def erase(runs: Runs, start: Int, end: Int) -> None:
         position, at = position + 1, 0
     if emptied:
         _set_aside_empty(runs, first_emptied)
+    return gone
 
 
 @kernel
-def join(runs: Runs, start: Int, end: Int) -> None:
-    """Add pages ``[start, end)`` to a set without values; runs that touch become one. One block must be free."""
+def join(runs: Runs, start: Int, end: Int) -> Int:
+    """Add pages ``[start, end)`` to a set without values, and say how many were missing; runs that touch become one.
+
+    One block must be free.
+    """
     if end <= start:
-        return
+        return 0
     low, high = start, end
+    there: Int = np.int64(0)
     if runs.head[USED] > 0:
         rows, fill = runs.rows, runs.fill
         block = runs.order[_block_at(runs, start)]
@@ -108,15 +116,16 @@ def join(runs: Runs, start: Int, end: Int) -> None:
             if rows[row, FIRST] <= start:
                 low = rows[row, FIRST]
                 if low + rows[row, LENGTH] >= end:
-                    return
+                    return 0
         block = runs.order[_block_at(runs, end)]
         at = _row_beyond(runs, block, end)
         if at < fill[block]:
             row = block * BLOCK + at
             if rows[row, FIRST] <= end:
                 high = rows[row, FIRST] + rows[row, LENGTH]
-        erase(runs, low, high)
+        there = erase(runs, low, high)
     _insert(runs, low, high - low, 0)
+    return high - low - there
 
 
 @kernel

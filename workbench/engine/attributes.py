@@ -89,27 +89,12 @@ class Attributes:
         found: list[list[int]] = (self.shared_parts if shared else self.private_parts)(start, end).tolist()
         return found
 
-    def set_shared(self, start: int, end: int) -> None:
-        """kvm_vm_set_mem_attributes: the attribute is cleared."""
-        self.shared.add(start, end)
-        self._changes(start, end, True)
-
-    def set_private(self, start: int, end: int) -> None:
-        """kvm_vm_set_mem_attributes: the attribute is set."""
-        self.shared.remove(start, end)
-        self._changes(start, end, False)
-
-    def _changes(self, start: int, end: int, shared: bool) -> None:
+    def set_state(self, start: int, end: int, shared: bool) -> int:
+        """kvm_vm_set_mem_attributes: the attribute is cleared (``shared``) or set. Returns of how many gfns that is new."""
+        changed = (self.shared.add if shared else self.shared.remove)(start, end)
         if self.looked_at:  # who looks for the first time looks at everything
             self.changed.append((start, end, shared))
-
-    def flip(self, start: int, end: int, to_shared: bool) -> None:
-        """:meth:`set_shared` or :meth:`set_private` of pages all of which are otherwise."""
-        if to_shared:
-            self.shared.add_absent(start, end)
-        else:
-            self.shared.remove_present(start, end)
-        self._changes(start, end, to_shared)
+        return changed
 
     def note_hole(self, map_: FileMap, order: int, start: int, end: int) -> None:
         """Before private pages [start, end) are freed: remember what backed them, the first time."""
@@ -119,7 +104,7 @@ class Attributes:
             unknown = [[first, last]] if last - first == 1 else self.known.outside(first, last).tolist()
         for low, high in unknown:
             self.origins.append(map_.cut(low, high))
-            self.known.add_absent(low, high)
+            self.known.add(low, high)
         self.punched.add(start, end)
 
     def known_runs(self, nothing: int) -> Int64s:
@@ -147,9 +132,7 @@ class Attributes:
 
     def note_fault(self, start: int, end: int) -> None:
         """Private pages [start, end) are there now; those that a hole had freed were allocated again."""
-        before = self.punched.pages
-        self.punched.remove(start, end)
-        self.counts["refaulted_pages"] += before - self.punched.pages
+        self.counts["refaulted_pages"] += self.punched.remove(start, end)
 
     def drifted(self, map_: FileMap, zone_node: Int64s) -> int:
         """Folios present now on another node than the one that backed them first."""

@@ -31,7 +31,7 @@ from workbench.engine.placing import check_listed
 from workbench.engine.runs import PageSet
 from workbench.engine.system import System
 from workbench.errnos import EHWPOISON
-from workbench.intervals import Int64s, equal_intervals, no_intervals, ranges_text, set_intervals, true_intervals
+from workbench.intervals import Int64s, ranges_text, set_intervals, true_intervals
 from workbench.kernels.folios import run as folio
 from workbench.limits import FILE_BYTES
 from workbench.tracking.tracked_file import Outcome, TrackedFile
@@ -89,7 +89,7 @@ def convert(system: System, operation: sc.Convert) -> Result:
     first, last = min(offset // PAGE_SIZE, inode.pages), min(-(-(offset + length) // PAGE_SIZE), inode.pages)
     users, to_shared = inode.users, operation.to == "shared"
     mappings = [] if to_shared else [mapping for mapping in inode.mappings if not mapping.empty]
-    shared = _state_runs(file, first, last, True) if mappings else no_intervals()
+    shared = file.in_state(first, last, True) if mappings else []
     losing = None if users is None else users.differing(first, last, to_shared)
     before = None if to_shared else file.uptodate_words(first, last)
     outcome = file.convert(offset, length, operation.to)
@@ -97,7 +97,7 @@ def convert(system: System, operation: sc.Convert) -> Result:
         users.converted(losing, outcome)
     if mappings and outcome.errno in (0, errno.EAGAIN):
         end = _unmapped_to(system, inode, offset + length, outcome, shared)
-        for low, high in shared.tolist():
+        for low, high in shared:
             for mapping in mappings:
                 mapping.zap(low, min(high, end))
     return result_of(outcome, **_content_lost(file, first, last, before))
@@ -115,7 +115,7 @@ def _content_lost(file: TrackedFile, first: int, last: int, before: npt.NDArray[
     return {"content_lost_pages": int(np.bitwise_count(lost).sum()), "content_lost": ranges_text(ranges)}
 
 
-def _unmapped_to(system: System, inode: Inode, end: int, outcome: Outcome, shared: Int64s) -> int:
+def _unmapped_to(system: System, inode: Inode, end: int, outcome: Outcome, shared: list[tuple[int, int]]) -> int:
     """First page that a conversion to private left in the host's page tables: it stops unmapping where it fails.
 
     Block by block in generation C, run by run in B, all at once with 4 KiB folios.
@@ -126,7 +126,7 @@ def _unmapped_to(system: System, inode: Inode, end: int, outcome: Outcome, share
     page = outcome.offset // PAGE_SIZE
     if system.rules.kernel == "C":
         return min(stop, ((page >> inode.order) + 1) << inode.order)
-    return min(stop, next(high for low, high in shared.tolist() if low <= page < high))
+    return min(stop, next(high for low, high in shared if low <= page < high))
 
 
 def check_extension(system: System, operation: sc.CheckExtension) -> Result:
@@ -228,12 +228,7 @@ def set_memory_attributes(system: System, operation: sc.SetMemoryAttributes) -> 
         system.give_attributes(inode, _attributes_of(system, operation.file, inode))
         assert inode.attributes is not None
     start, end = operation.offset // PAGE_SIZE, min(inode.pages, (operation.offset + length) // PAGE_SIZE)
-    before = inode.attributes.shared.pages
-    if word:
-        inode.attributes.set_private(start, end)
-    else:
-        inode.attributes.set_shared(start, end)
-    if inode.attributes.shared.pages != before:
+    if inode.attributes.set_state(start, end, shared=not word):
         _unmapped_by_attributes(system, inode, start, end)
     return Result()
 
@@ -280,7 +275,7 @@ def _convert_out_of_place(system: System, operation: sc.Convert) -> Result:
         leaving, counter = (inode, "punched_pages") if to_shared else (backend, "discarded_pages")
         attributes.counts["converted_pages"] += high - low
         attributes.counts["invalidations"] += 2 if to_shared else 1  # by the attribute, and by the hole
-        attributes.flip(low, high, to_shared)
+        attributes.set_state(low, high, to_shared)
         if to_shared:
             attributes.note_hole(inode.map, inode.order, low, high)
         before = leaving.map.folios
@@ -389,11 +384,11 @@ def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, 
     good, retried = 0, -1
     bad_pages: list[int] = []
     if operation.order != "sequential" and file.mapping is not None and start < end:
-        _place_in_order(system, operation, file.inode, _state_runs(tracked, start, end, True), start, count)
+        _place_in_order(system, operation, file.inode, tracked.in_state(start, end, True), start, count)
     walk = None if file.mapping is None else system.host_walk(file.mapping)
-    for low, high in _state_runs(tracked, start, end, True) if file.mapping is not None else ():
+    for low, high in tracked.in_state(start, end, True) if file.mapping is not None else ():
         assert file.mapping is not None
-        for first, last, mapped in _mapped_parts(file.mapping, int(low), int(high)):
+        for first, last, mapped in _mapped_parts(file.mapping, low, high):
             if mapped:
                 good += last - first
                 continue
@@ -419,15 +414,15 @@ def host_fault(system: System, operation: sc.Fault, file: OpenFile, start: int, 
     if retried >= 0 and not (system.hugetlb and system.rules.host_fault_retries):
         return result_of(Outcome(errno.ENOMEM, retried * PAGE_SIZE), bad=bad, first=retried)
     if bad:
-        private = _state_runs(tracked, start, end, False) if file.mapping is not None else [(start, end)]
-        candidates = [*bad_pages, *([int(private[0][0])] if len(private) else []), *([retried] if retried >= 0 else [])]
+        private = tracked.in_state(start, end, False) if file.mapping is not None else [(start, end)]
+        candidates = [*bad_pages, *(low for low, _ in private[:1]), *([retried] if retried >= 0 else [])]
         detail["first"] = min(candidates) if candidates else end
         if operation.order == "reverse":
-            ends = [int(private[-1][1]) - 1] if len(private) else []
+            ends = [high - 1 for _, high in private[-1:]]
             detail["first"] = start + count - 1 if start + count > end else max([*candidates, *ends])
         elif operation.order != "sequential":
             pages = start + system.touch_order(operation, count)
-            outside = (pages >= end) | np.isin(pages, bad_pages) | _in_any(pages, np.asarray(private))
+            outside = (pages >= end) | np.isin(pages, bad_pages) | _in_any(pages, private)
             detail["first"] = int(pages[outside][0])
     if retried >= 0:
         detail["retried"] = retried
@@ -454,9 +449,10 @@ def _faultin(file: TrackedFile, start: int, end: int) -> tuple[int, int]:
     """mm/gup.c: faultin_page: up to which of pages [start, end) faults go, and why not farther: EFAULT, EHWPOISON, or 0."""
     if start >= end:
         return start, 0
-    shared, poisoned = _state_runs(file, start, end, True), file.poisoned()
-    stop = int(shared[0, 1]) if len(shared) and shared[0, 0] == start else start
-    bad = poisoned[(poisoned >= start) & (poisoned < stop)]
+    _, stop, shared = file.states(start, end)[0]
+    if not shared:
+        return start, errno.EFAULT
+    bad = file.poisoned(start, stop)
     if len(bad):
         return int(bad[0]), EHWPOISON
     return stop, errno.EFAULT if stop < end else 0
@@ -476,7 +472,9 @@ def populate(system: System, operation: sc.Madvise | sc.GetMempolicy, file: Open
     return failed(error) if error else Result()
 
 
-def _place_in_order(system: System, operation: sc.Fault, inode: Inode, shared: Int64s, start: int, count: int) -> None:
+def _place_in_order(
+    system: System, operation: sc.Fault, inode: Inode, shared: list[tuple[int, int]], start: int, count: int
+) -> None:
     """Back the shared pages of a range in the order in which they are touched, which is that of the rotation's steps."""
     if operation.order == "reverse":  # what lies beyond the file comes first, and is not there
         count = max(0, min(count, inode.pages - start))
@@ -490,10 +488,11 @@ def _place_in_order(system: System, operation: sc.Fault, inode: Inode, shared: I
     system.touch_in_turns(inode, int(folios.min()), int(folios.max()) + 1, lambda: iter([(folios, rows)]))
 
 
-def _in_any(pages: Int64s, runs: Int64s) -> npt.NDArray[np.bool_]:
-    """Whether each page lies in one of ascending intervals (n, 2)."""
-    if not len(runs):
+def _in_any(pages: Int64s, intervals: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+    """Whether each page lies in one of ascending intervals."""
+    if not intervals:
         return np.zeros(len(pages), bool)
+    runs = np.array(intervals, np.int64)
     row = np.searchsorted(runs[:, 0], pages, side="right") - 1
     inside: npt.NDArray[np.bool_] = (row >= 0) & (pages < runs[np.maximum(row, 0), 1])
     return inside
@@ -567,12 +566,11 @@ def guest_fault(system: System, inode: Inode, start: int, end: int) -> Result | 
 
 def _touched_by_guest(inode: Inode, file: TrackedFile, start: int, end: int) -> Result | None:
     """The guest touches pages that are there."""
-    for low, high in equal_intervals(file.is_shared(start, end), start).tolist() if end > start else ():
-        private = not bool(file.is_shared(low, low + 1)[0])
-        outcome = file.guest_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE, private)
+    for low, high, shared in file.states(start, end):
+        outcome = file.guest_fault(low * PAGE_SIZE, (high - low) * PAGE_SIZE, not shared)
         if inode.users is not None:
             reached = high if outcome.offset is None else outcome.offset // PAGE_SIZE
-            inode.users.guest_fault(low, reached, private)
+            inode.users.guest_fault(low, reached, not shared)
         if outcome.errno:
             return result_of(outcome)
     return None
@@ -621,11 +619,6 @@ def byte_span(operation: Any, inode: Inode) -> tuple[int, int]:
 def _in_int64(number: int) -> int:
     """A number that no file reaches as another that none does, as well aligned, small enough for sums in int64."""
     return number if number < _FAR else _FAR + number % FILE_BYTES
-
-
-def _state_runs(file: TrackedFile, start: int, end: int, shared: bool) -> Int64s:
-    """Pages of [start, end) that are in one state, as intervals int64 (n, 2)."""
-    return true_intervals(file.is_shared(start, end) == shared, start)
 
 
 def result_of(outcome: Outcome, **detail: Any) -> Result:

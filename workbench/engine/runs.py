@@ -28,7 +28,8 @@ class Runs:
 
     def enter(self, allocations: Int64s, begin: int, end: int) -> None:
         """Add rows ``[begin, end)`` of an allocation table, each with its index as the value."""
-        self._before_change()
+        self._all = None
+        self._make_room()
         while True:
             begin = int(kernels.enter(self._table, allocations, begin, end))
             if begin == end:
@@ -45,15 +46,23 @@ class Runs:
         self._table.fill[blocks - 1 : blocks] -= blocks * kernels.BLOCK - len(runs)
         self._table.head[:] = blocks, len(runs)
 
-    def join(self, start: int, end: int) -> None:
-        """Add pages ``[start, end)`` without a value; what touches becomes one run."""
-        self._before_change()
-        kernels.join(self._table, start, end)
+    def join(self, start: int, end: int) -> int:
+        """Add pages ``[start, end)`` without a value; what touches becomes one run. Returns how many were missing."""
+        self._make_room()
+        missing = int(kernels.join(self._table, start, end))
+        if missing:
+            self._all = None
+        return missing
 
-    def erase(self, start: int, end: int) -> None:
-        """Remove pages ``[start, end)``."""
-        self._before_change()
-        kernels.erase(self._table, start, end)
+    def erase(self, start: int, end: int) -> int:
+        """Remove pages ``[start, end)``. Returns how many there were."""
+        if self._table is _NOTHING:
+            return 0
+        self._make_room()
+        gone = int(kernels.erase(self._table, start, end))
+        if gone:
+            self._all = None
+        return gone
 
     def cut(self, start: int, end: int) -> Int64s:
         """Runs int64 (n, 3) clipped to ``[start, end)``."""
@@ -118,8 +127,8 @@ class Runs:
             self._grow()
         return self._table
 
-    def _before_change(self) -> None:
-        self._all = None
+    def _make_room(self) -> None:
+        """A block is free."""
         if self._table.head[kernels.USED] == len(self._table.order):
             self._grow()
 
@@ -154,27 +163,17 @@ class PageSet:
         """How many intervals there are."""
         return len(self._runs)
 
-    def add(self, start: int, end: int) -> None:
-        """Add pages ``[start, end)``."""
-        self.pages += self._runs.pages_missing(start, end)
-        self._runs.join(start, end)
+    def add(self, start: int, end: int) -> int:
+        """Add pages ``[start, end)``. Returns how many were missing."""
+        missing = self._runs.join(start, end)
+        self.pages += missing
+        return missing
 
-    def add_absent(self, start: int, end: int) -> None:
-        """Add pages ``[start, end)``, none of which is there."""
-        self.pages += end - start
-        self._runs.join(start, end)
-
-    def remove_present(self, start: int, end: int) -> None:
-        """Remove pages ``[start, end)``, all of which are there."""
-        self.pages -= end - start
-        self._runs.erase(start, end)
-
-    def remove(self, start: int, end: int) -> None:
-        """Remove pages ``[start, end)``."""
-        gone = _pages(self.inside(start, end))
-        if gone:
-            self.pages -= gone
-            self._runs.erase(start, end)
+    def remove(self, start: int, end: int) -> int:
+        """Remove pages ``[start, end)``. Returns how many there were."""
+        gone = self._runs.erase(start, end)
+        self.pages -= gone
+        return gone
 
     def holds(self, start: int, end: int) -> bool:
         """Whether every page of ``[start, end)`` is there."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.engine.runs import Runs
-from workbench.intervals import Int64s, equal_intervals, no_intervals, pages_of
+from workbench.intervals import Int64s, equal_intervals, pages_of
 from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
 from workbench.kernels.runs import Runs as Table
@@ -55,16 +55,13 @@ class Mapped:
         """Map frames int64 (n, 3) (first page, pages, frame), in place of what was there; ``level``: 4 KiB, 2 MiB, 1 GiB."""
         if not len(frames):
             return
-        for first, pages, _ in frames.tolist():
-            self._erase(first, first + pages)
-        self._make_room(len(frames))
-        begin, end = self._used, self._used + len(frames)
-        self._rows[begin:end] = np.column_stack(
-            (frames[:, :2], np.ones(len(frames), np.int64), frames[:, 2], np.full(len(frames), level))
-        )
-        self._used = end
-        self._runs.enter(self._rows, begin, end)
-        self.pages += int(frames[:, 1].sum())
+        rows = [(first, pages, 1, frame, level) for first, pages, frame in frames.tolist()]
+        for first, pages, *_ in rows:
+            self.pages += pages - self._runs.erase(first, first + pages)
+        self._make_room(len(rows))
+        begin, self._used = self._used, self._used + len(rows)
+        self._rows[begin : self._used] = rows
+        self._runs.enter(self._rows, begin, self._used)
 
     def zap(self, start: int, end: int) -> int:
         """Take away the leaves that pages [start, end) touch, huge ones whole. Returns how many pages went."""
@@ -77,7 +74,9 @@ class Mapped:
                 start, end = min(start, border >> order << order), max(end, ((border >> order) + 1) << order)
             elif order < 0 and alone:
                 return 0
-        return self._erase(start, end)
+        gone = self._runs.erase(start, end)
+        self.pages -= gone
+        return gone
 
     def _order_at(self, page: int) -> int:
         """Order of the leaf that maps a page; -1: none does."""
@@ -105,15 +104,6 @@ class Mapped:
     def pages_in(self, start: int, end: int) -> int:
         """How many of pages [start, end) are mapped."""
         return end - start - self._runs.pages_missing(start, end)
-
-    def _erase(self, start: int, end: int) -> int:
-        if not self._runs.any(start, end):  # as most often
-            return 0
-        gone = sum(pages for _, pages, _ in self._runs.cut(start, end).tolist())
-        if gone:
-            self._runs.erase(start, end)
-            self.pages -= gone
-        return gone
 
     def lend(self, blocks: int, rows: int) -> tuple[Table, Int64s, int]:
         """The runs and their rows, with room for so many blocks and rows: for a kernel, until :meth:`take_back`."""
@@ -158,11 +148,8 @@ class Users:
         if self.light is None:
             return
         for low, high in self.kvm.gaps(start, end).tolist():
-            levels = self._levels(low, high) if private else np.zeros(((high - 1) >> 9) + 1 - (low >> 9), np.int64)
-            for first, last in equal_intervals(levels, low >> folio.ORDER_2M).tolist():
-                level = int(levels[first - (low >> folio.ORDER_2M)])
+            for page, stop, level in self._leaves(low, high) if private else ((low, high, 0),):
                 order = _ORDERS[level]
-                page, stop = max(low, first << folio.ORDER_2M), min(high, last << folio.ORDER_2M)
                 self.kvm.add(self.frames(page >> order << order, -(-stop >> order) << order), level)
 
     def iommu_map(self, start: int, end: int) -> None:
@@ -188,10 +175,12 @@ class Users:
     def frames(self, start: int, end: int) -> Int64s:
         """What backs pages [start, end) now, int64 (n, 3): first page, pages, frame."""
         inode, order = self.inode, self.inode.order
-        runs = inode.map.cut(start >> order, -(-end >> order))
-        out = np.column_stack((runs[:, :2] << order, 2 * runs[:, 2]))
-        low, high = np.maximum(out[:, 0], start), np.minimum(out[:, 0] + out[:, 1], end)
-        out[:, 0], out[:, 1] = low, high - low
+        out = inode.map.cut(start >> order, -(-end >> order))
+        out[:, 2] *= 2
+        if order:
+            low, high = out[:, 0] << order, (out[:, 0] + out[:, 1]) << order
+            out[:, 0] = np.maximum(low, start)
+            out[:, 1] = np.minimum(high, end) - out[:, 0]
         if inode.small is not None:
             small = inode.small.cut(start, end)
             small[:, 2] = 2 * small[:, 2] + 1
@@ -199,44 +188,44 @@ class Users:
             out = out[np.argsort(out[:, 0])]
         return out
 
-    def _levels(self, low: int, high: int) -> Int64s:
-        """Level of the leaf that a fault on private pages installs in each 2 MiB of [low, high)."""
+    def _leaves(self, low: int, high: int) -> list[tuple[int, int, int]]:
+        """Parts of private pages [low, high) in which a fault installs leaves of one level, and the level."""
         file = self.light
         assert file is not None
-        blocks = np.arange(low >> folio.ORDER_2M, ((high - 1) >> folio.ORDER_2M) + 1)
         largest = PAGE_ORDERS[file.largest_leaf]
         if file.order == 0 or largest == 0:
-            return np.zeros(len(blocks), np.int64)
+            return [(low, high, 0)]
+        base = low >> folio.ORDER_2M
+        blocks = np.arange(base, ((high - 1) >> folio.ORDER_2M) + 1)
         bad = np.unique(file.poisoned() >> folio.ORDER_2M)
         levels = ((file.state.shared_2m[blocks] == 0) & ~np.isin(blocks, bad)).astype(np.int64)
         if file.order == folio.ORDER_1G == largest:
             giga = blocks >> (folio.ORDER_1G - folio.ORDER_2M)
             bad = np.unique(file.poisoned() >> folio.ORDER_1G)
             levels[(file.state.shared_1g[giga] == 0) & ~np.isin(giga, bad)] = 2
-        return levels
+        return [
+            (max(low, first << folio.ORDER_2M), min(high, last << folio.ORDER_2M), int(levels[first - base]))
+            for first, last in equal_intervals(levels, base).tolist()
+        ]
 
     # ---------------------------------------------------------------------------------------------- invalidations
 
-    def differing(self, start: int, end: int, to_shared: bool) -> Int64s | None:
+    def differing(self, start: int, end: int, to_shared: bool) -> list[tuple[int, int]] | None:
         """Pages of [start, end) that a conversion would change, as intervals; None: nobody here loses any, or is told."""
         told = self.told and len(self.inode.areas)  # also of areas of which nothing is mapped any more
         if self.light is None or not (self.kvm.pages or told) or end <= start:
             return None
-        flags = self.file.is_shared(start, end) != to_shared
-        if end - start == 1:  # as most calls have it
-            return np.array([[start, end]], np.int64) if flags[0] else no_intervals()
-        parts = equal_intervals(flags, start)
-        return parts[flags[parts[:, 0] - start]]
+        return self.file.in_state(start, end, not to_shared)
 
-    def converted(self, parts: Int64s, outcome: Outcome) -> None:
+    def converted(self, parts: list[tuple[int, int]], outcome: Outcome) -> None:
         """A conversion that was to change these pages is over: what it announced is not mapped any more.
 
         All of them, also where it failed then, if it is all or nothing (generation B, 4 KiB units); in generation C unit by
         unit, up to the one that failed.
         """
-        if not len(parts):
+        if not parts:
             return
-        stop = int(parts[-1, 1])
+        stop = parts[-1][1]
         if outcome.errno:
             assert self.light is not None
             at_once = self.light.state.options[light_map.GENERATION] == folio.GENERATION_B or not self.file.order
@@ -244,7 +233,7 @@ class Users:
                 stop = stop if outcome.offset is not None else 0
             elif outcome.offset is not None:
                 stop = outcome.offset >> 12 >> self.file.order << self.file.order
-        for low, high in parts.tolist():
+        for low, high in parts:
             self.invalidate(low, min(high, stop))
 
     def invalidate(self, start: int, end: int, page_by_page: bool = False) -> None:

@@ -6,6 +6,8 @@ nothing is split or merged. Frames come from :class:`workbench.tracking.host_mem
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -35,6 +37,7 @@ _HERE = np.array([light_map.COUNTERS.index(name) if name in light_map.COUNTERS e
 """Of each counter of folios whether the map has it, and where."""
 _FEW = 16
 """Pages that are looked up one by one sooner than among all pins."""
+_DONE = Outcome(0, None)
 
 
 class LightFile(TrackedFile):
@@ -72,7 +75,6 @@ class LightFile(TrackedFile):
         options[light_map.GROUP_SHIFT] = choice("group", group, GROUPS)
         options[light_map.GENERATION] = choice("generation", generation, GENERATIONS)
         m = self.memory
-        self._row = np.zeros((1, 6), np.int64), np.zeros(1, np.int32), np.zeros(1, np.int64)
         self.state = light_map.new_state(options, m.start, m.end, m.count, m.vmemmap, m.order, m.given_back)
         if shared:
             self.convert(0, size, "shared")
@@ -93,17 +95,20 @@ class LightFile(TrackedFile):
         self.memory.start, self.memory.end = self.state.start, self.state.end
 
     def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
-        """As of any file, but that the arrays of one row are kept."""
-        if (op == folio.CONVERT and self.converted is not None) or not (0 <= node < self.nodes and cpu == 0):
+        """As of any file, but that no array is made for one row."""
+        if not (0 <= node < self.nodes and cpu == 0):
             return super()._one(op, offset, length, argument, node, cpu)
+        if op == folio.CONVERT and self.converted is not None:
+            self.converted.append(np.array([[op, offset, length, argument, node, cpu]], np.int64))
         self._refresh()
-        stream, errors, offsets = self._row
-        stream[0] = op, offset, length, argument, node, cpu
-        offsets[0] = -1
-        while not light_map.run(self.state, stream, errors, offsets, 0) and errors[0] == folio.NEEDS_ROOM:
+        error = int(light_map.one(self.state, op, offset, length, argument, node))
+        while error == folio.NEEDS_ROOM:
             self._grow()
-        named = int(offsets[0])
-        return Outcome(int(errors[0]), named if named >= 0 else None)
+            error = int(light_map.one(self.state, op, offset, length, argument, node))
+        if not error:
+            return _DONE
+        page = int(self.state.scratch[light_map.NAMED])
+        return Outcome(error, page * PAGE_SIZE if page >= 0 else None)
 
     def carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
         self._refresh()
@@ -254,16 +259,23 @@ class LightFile(TrackedFile):
 
     def pinned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Shared pages with references of either kind; private pages have nothing to refer to."""
-        if end is not None and end - first <= _FEW and self.state.pin_heads[0] != light_map.UNHASHED:
-            return np.array([page for page in range(first, end) if self._is_pinned(page)], np.int64)
+        if end is not None and self._few(end - first):
+            return np.array([page for page in range(first, end) if any(self._rows_of(page, False))], np.int64)
         return ascending_within(self._pins(False), first, end)
 
-    def _is_pinned(self, page: int) -> bool:
+    def _few(self, pages: int) -> bool:
+        """Whether so many pages are looked up one by one."""
+        return not pages or (pages <= _FEW and self.state.pin_heads[0] != light_map.UNHASHED)
+
+    def _rows_of(self, page: int, left_file: bool) -> Iterator[list[int]]:
+        """Rows of pins on one page of the file, or on what was there and left it."""
         pins, heads = self.state.pins, self.state.pin_heads
-        row = int(heads[page & (len(heads) - 1)])
-        while row >= 0 and (pins[row, light_map.PIN_PAGE] != page or pins[row, light_map.PIN_PFN] >= 0):
-            row = int(pins[row, light_map.PIN_NEXT])
-        return row >= 0
+        at = int(heads[page & (len(heads) - 1)])
+        while at >= 0:
+            row = pins[at].tolist()
+            if row[light_map.PIN_PAGE] == page and (row[light_map.PIN_PFN] >= 0) == left_file:
+                yield row
+            at = row[light_map.PIN_NEXT]
 
     def withheld(self) -> Int64s:
         """Pages that left the file and are still pinned."""
@@ -271,13 +283,18 @@ class LightFile(TrackedFile):
 
     def references(self, pages: Int64s, left_file: bool) -> Int64s:
         """Nothing is pinned for a device."""
+        out = np.zeros((len(pages), 2), np.int64)
+        if self._few(len(pages)):
+            for number, page in enumerate(pages.tolist()):
+                for row in self._rows_of(page, left_file):
+                    if row[light_map.PIN_KIND] == folio.LONG_TERM:
+                        out[number, 0] += row[light_map.PIN_COUNT]
+            return out
         rows = self.state.pins[: int(self.state.counts[light_map.N_PINS])]
         lasting = rows[:, light_map.PIN_KIND] == folio.LONG_TERM
         rows = rows[lasting & ((rows[:, light_map.PIN_PFN] >= 0) == left_file)]
-        out = np.zeros((len(pages), 2), np.int64)
-        at = np.searchsorted(pages, rows[:, light_map.PIN_PAGE])
-        at = np.minimum(at, max(0, len(pages) - 1))
-        here = pages[at] == rows[:, light_map.PIN_PAGE] if len(pages) else np.zeros(len(rows), bool)
+        at = np.minimum(np.searchsorted(pages, rows[:, light_map.PIN_PAGE]), len(pages) - 1)
+        here = pages[at] == rows[:, light_map.PIN_PAGE]
         np.add.at(out[:, 0], at[here], rows[here, light_map.PIN_COUNT])
         return out
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.errors import WorkbenchError
-from workbench.intervals import set_intervals
+from workbench.intervals import equal_intervals, no_intervals, set_intervals
 from workbench.kernels import light_map, whole
 from workbench.kernels.folios import run as folio
 from workbench.tracking.confidential import LARGEST_LEAF, leaves
@@ -300,10 +300,25 @@ class TrackedFile(ABC):
         """State of pages [first, end): True = shared."""
         end = self.size // PAGE_SIZE if end is None else end
         if end - first == 1:  # of a single page, as most often
-            return np.array([bool(int(self.state.shared[first >> 6]) >> (first & 63) & 1)])
+            return np.array([self.shares(first)])
         words = self.state.shared[first >> 6 : -(-end >> 6)].astype("<u8").view(np.uint8)
         low = first & 63
         return np.unpackbits(words, bitorder="little")[low : low + end - first].astype(bool)
+
+    def shares(self, page: int) -> bool:
+        """Whether a page is shared."""
+        return bool(int(self.state.shared[page >> 6]) >> (page & 63) & 1)
+
+    def states(self, first: int, end: int) -> list[tuple[int, int, bool]]:
+        """Pages [first, end) as stretches of one state, and whether each is shared; a page alone makes no array."""
+        if end - first == 1:
+            return [(first, end, self.shares(first))]
+        shared = self.is_shared(first, end) if first < end else no_intervals()
+        return [(low, high, bool(shared[low - first])) for low, high in equal_intervals(shared, first).tolist()]
+
+    def in_state(self, first: int, end: int, shared: bool) -> list[tuple[int, int]]:
+        """Those of :meth:`states` that are shared, or not."""
+        return [(low, high) for low, high, is_shared in self.states(first, end) if is_shared == shared]
 
     def pages_shared(self, pages: Int64s) -> npt.NDArray[np.bool_]:
         """State of single pages (n,): True = shared."""
