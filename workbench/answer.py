@@ -100,7 +100,8 @@ class Log:
             vmemmap = system.conversions.count(row)
             if system.scenario.guest.vm_type in WATCHED or system.conversions.devices:
                 self._look_what_is_whole(system, operation, number)
-                pamt = self.whole[number, 4 + system.nodes : 4 + 2 * system.nodes] // PAGE_SIZE
+                if system.scenario.guest.vm_type == "tdx":
+                    pamt = self.whole[number, 4 + system.nodes : 4 + 2 * system.nodes] // PAGE_SIZE
         if self.attributes is not None:
             self.attributes.append(self._attributes_now(system).tolist())
         if self.metadata is not None and system.metadata is not None:

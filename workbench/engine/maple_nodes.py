@@ -60,11 +60,13 @@ class MapleNodes(XarrayNodes):
     def resize(self, task: Thread, kind: int, tree: Tree, wanted: int) -> bool:
         """A tree has so many nodes now. False: no memory for a slab."""
         more = wanted - sum(tree.nodes.tolist())
+        if not more:
+            return True
         if more < 0:  # which went is not known: where most of them are
             gone = last_of(tree.nodes, -more)
             tree.nodes -= gone
             self._free_tree_nodes(kind, gone)
-        elif more:
+        else:
             slabs = self.slabs_of(kind)
             parts = slabs.parts[slabs.kinds.index(kind)]
             parts[task.nid] += more

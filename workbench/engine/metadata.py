@@ -157,16 +157,19 @@ class Metadata(MapleNodes):
         return True
 
     def settle(self, task: Thread, vmemmap: Int64s | None, pamt: Int64s | None = None) -> bool:
-        """What follows from the state after a call: attributes of the VM, struct pages that splits brought back."""
+        """What follows from the state after a call: attributes of the VM, struct pages that splits brought back.
+
+        ``pamt``: PAMT pages of a TDX guest by node.
+        """
         complete = True
         having, changed = self.system.attributed, self.system.changed
-        for inode in having if changed is None else changed:
+        for inode in having if changed is None or not having else changed:
             if inode in having and inode.attributes is not None:
                 for part in inode.attributes.take_changed(inode.pages):
                     complete &= self._settle_attributes(task, inode, inode.attributes, *part)
         if vmemmap is not None:
             self.held[VMEMMAP] = vmemmap
-        if pamt is not None and self.system.scenario.guest.vm_type == "tdx":
+        if pamt is not None:
             complete &= self._settle_pamt(task, pamt)
         if self.light or self.in_place:
             complete &= self._settle_trees(task)

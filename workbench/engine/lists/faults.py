@@ -73,6 +73,7 @@ _DEVICES = (sc.IommuMap, sc.IommuUnmap)
 _OF_STATES = (*CALLS, *_DEVICES)
 _CALLS = (*_OF_STATES, sc.Hwpoison)
 _LOOKS = (sc.Observe, sc.Access, sc.GetMempolicy, sc.MovePages, sc.MigratePages)
+_LEAVE_WAYS = frozenset((*_CALLS, *POLICY_CALLS, *THREAD_CALLS, *_LOOKS, sc.PunchHole))
 """After which all is allowed that was before."""
 _Alike = _Touch | sc.PunchHole | _Call | PolicyCall
 _ALIKE = frozenset((*_PLACES, *_CALLS, *POLICY_CALLS))
@@ -159,9 +160,9 @@ class BulkFaults:
     def note(self, number: int, result: Result) -> None:
         """What is known of the operations to come by the last one, which has returned that, alone or as the last of a list."""
         last = self.operations[number]
-        if isinstance(last, _TOUCHES) and result.errno in (0, folio.EHWPOISON):  # what is poisoned is reached, too
-            self.went_well.add((last.file, way(last)))
-        elif not isinstance(last, (*_CALLS, *POLICY_CALLS, *THREAD_CALLS, *_LOOKS, sc.PunchHole)):
+        if type(last) in _TOUCHES and result.errno in (0, folio.EHWPOISON):  # what is poisoned is reached, too
+            self.went_well.add((last.file, way(last)))  # type: ignore[attr-defined,arg-type]
+        elif type(last) not in _LEAVE_WAYS:
             self.went_well.clear()
 
     def _goes_on(self, number: int) -> bool:

@@ -28,7 +28,8 @@ from workbench.engine.system import System
 from workbench.intervals import Int64s
 from workbench.units import PAGE_SIZE
 
-_THROUGH_MAPPING = (sc.Madvise, sc.Mbind, sc.MovePages, sc.GetMempolicy)
+_THROUGH_MAPPING = frozenset((sc.Madvise, sc.Mbind, sc.MovePages, sc.GetMempolicy))
+_NAMES_OTHERS = frozenset((sc.Memfd, sc.Alias, sc.PassFd, sc.Retrieve))
 _POPULATES = (calls_mm.MADV_POPULATE_READ, calls_mm.MADV_POPULATE_WRITE)
 _List = BulkFaults | BulkTracked | BulkLight | BulkLightFaults | BulkPresent | BulkBackends | BulkDevices
 _LISTED = frozenset((
@@ -110,7 +111,7 @@ class LookAhead:
         names: list[str | None] = []
         of_threads = THREAD_CALLS if self._faults in self._lists and not attributes.wanted(system.scenario) else ()
         for operation in given:
-            in_a_list = isinstance(operation, of_threads) and names
+            in_a_list = type(operation) in of_threads and names
             names.append(names[-1] if in_a_list else _file_of_list(operation))
         self._same_file_to = _ends_of_equal(names)
 
@@ -181,7 +182,7 @@ def _lists(system: System, given: Sequence[sc.Operation], faults: BulkFaults) ->
 
 def _file_of_list(operation: sc.Operation) -> str | None:
     """The file of which a list may have a call; None: no list has it."""
-    if isinstance(operation, sc.Madvise):
+    if type(operation) is sc.Madvise:
         return operation.file if operation.advice in (calls_mm.MADV_REMOVE, *_POPULATES) else None
     return operation.file if type(operation) in _LISTED else None  # type: ignore[attr-defined]
 
@@ -207,31 +208,27 @@ def _idle_ones(system: System, operations: Sequence[sc.Operation]) -> list[bool]
     unreached = unmapped | private if system.conversions is None else set()
     out = [
         type(one) in types
-        or (isinstance(one, _THROUGH_MAPPING) and one.file in unmapped)
-        or (isinstance(one, sc.Fault) and one.by == "host" and one.length is not None and one.file in unreached)
+        or (type(one) in _THROUGH_MAPPING and one.file in unmapped)  # type: ignore[attr-defined]
+        or (type(one) is sc.Fault and one.by == "host" and one.length is not None and one.file in unreached)
         for one in operations
     ]
-    sets = [number for number, one in enumerate(operations) if isinstance(one, POLICY_CALLS) and not out[number]]
-    last = sets[-1] if sets else -1
+    last = max(
+        (number for number, one in enumerate(operations) if type(one) in POLICY_CALLS and not out[number]), default=-1
+    )
     for number, one in enumerate(operations):
-        if isinstance(one, sc.GetMempolicy) and not one.node:
+        if type(one) is sc.GetMempolicy and not one.node:
             out[number] |= number > last or one.file is None
     return out
 
 
 def _never_made(system: System, operations: Sequence[sc.Operation], with_flag: int) -> set[str]:
     """Names of guest_memfds that are made without a flag each time: with that of MMAP none is mapped later either."""
-    made = {one.file for one in operations if isinstance(one, sc.Create)}
+    creates = [one for one in operations if type(one) is sc.Create]
+    made = {one.file for one in creates}
     if attributes.wanted(system.scenario):
         made -= {attributes.backend_name(name) for name in made}  # memfds, each made beside another file
-    for one in operations:
-        if isinstance(one, sc.Create):
-            others = calls_files.flags_word(system.scenario, one) & with_flag
-        else:
-            others = isinstance(one, (sc.Memfd, sc.Alias, sc.PassFd, sc.Retrieve))
-        if others:
-            made.discard(one.file)  # type: ignore[attr-defined]
-    return made
+    made -= {one.file for one in creates if calls_files.flags_word(system.scenario, one) & with_flag}
+    return made - {one.file for one in operations if type(one) in _NAMES_OTHERS}  # type: ignore[attr-defined]
 
 
 def _rows(array: Int64s | None, of: Int64s) -> Int64s | None:
