@@ -13,6 +13,9 @@
 ``@record``
     for named tuples of arrays: they travel as one pointer (:mod:`workbench.kernels.records`).
 
+Python calls a kernel as any function, or its ``direct`` where the types of all arguments are always the same
+(:class:`workbench.kernels.dispatch.Kernel`).
+
 All compile lazily (importing compiles nothing) and release the GIL. How they are compiled is in
 :mod:`workbench.kernels.dispatch`, where machine code is kept in :mod:`workbench.kernels.code_cache`, compiling ahead in
 :mod:`workbench.kernels.warm`, and the first answer before that in :mod:`workbench.kernels.interpreted`; only these and
@@ -25,7 +28,7 @@ plain Python, ``NUMBA_BOUNDSCHECK=1`` checks every index (the two ways the tests
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
@@ -42,29 +45,45 @@ from workbench.kernels.warm import prepare as prepare
 Int: TypeAlias = int | np.integer[Any]
 """What kernels take and return as integers: compiled they are machine words, as plain Python NumPy's or Python's own."""
 
-_Function = TypeVar("_Function", bound=Callable[..., object])
+_Given = ParamSpec("_Given")
+_Returned = TypeVar("_Returned")
 
 
-def _compiled(function: _Function, natural: bool = False, **options: object) -> _Function:
-    return function if config.DISABLE_JIT else cast(_Function, Kernel(function, natural=natural, **options))
+class Entry(Protocol[_Given, _Returned]):
+    """A function that Python and other kernels call, as :class:`workbench.kernels.dispatch.Kernel` has it."""
+
+    direct: Callable[_Given, _Returned]
+
+    def __call__(self, *args: _Given.args, **kwargs: _Given.kwargs) -> _Returned: ...
 
 
-def kernel(function: _Function) -> _Function:
+def _compiled(
+    function: Callable[_Given, _Returned], natural: bool = False, **options: object
+) -> Entry[_Given, _Returned]:
+    made: Any = function
+    if config.DISABLE_JIT:
+        made.direct = function
+    else:
+        made = Kernel(function, natural=natural, **options)
+    return cast(Entry[_Given, _Returned], made)
+
+
+def kernel(function: Callable[_Given, _Returned]) -> Entry[_Given, _Returned]:
     """Compile a function that allocates nothing, without the reference-counting runtime."""
     return _compiled(function, _nrt=False)
 
 
-def inlined_kernel(function: _Function) -> _Function:
+def inlined_kernel(function: Callable[_Given, _Returned]) -> Entry[_Given, _Returned]:
     """Like :func:`kernel`, and compiled into every caller."""
     return _compiled(function, _nrt=False, forceinline=True)
 
 
-def natural_kernel(function: _Function) -> _Function:
+def natural_kernel(function: Callable[_Given, _Returned]) -> Entry[_Given, _Returned]:
     """Like :func:`kernel`, for a function without negative indices."""
     return _compiled(function, _nrt=False, natural=True)
 
 
-def inlined_natural_kernel(function: _Function) -> _Function:
+def inlined_natural_kernel(function: Callable[_Given, _Returned]) -> Entry[_Given, _Returned]:
     """Like :func:`inlined_kernel`, for a function without negative indices."""
     return _compiled(function, _nrt=False, forceinline=True, natural=True)
 

@@ -266,8 +266,22 @@ class Kernel(CPUDispatcher):
         super().__init__(py_func=function, targetoptions={"nopython": True, "nogil": True, **options})
         self._bodies: dict[tuple[Any, ...], Any] = {}
         self._natural = natural
+        self.direct: Callable[..., Any] = self
+        """What Python calls instead where the types of all arguments are always the same: once there is machine code for
+        them, that itself. Looking at the types of each array takes five times as long as the call of a small kernel. Where
+        indices are checked types are, too: TypeError."""
 
     # What Python calls.
+
+    def add_overload(self, result: Any) -> None:
+        super().add_overload(result)
+        code = self._of_known_types if config.BOUNDSCHECK else result.entry_point
+        self.direct = code if len(self.overloads) == 1 else self
+
+    def _of_known_types(self, *values: Any) -> Any:
+        if self.types_of(values) not in self.overloads:
+            raise TypeError(f"{self.name}: called directly with arguments of other types")
+        return self(*values)
 
     @global_compiler_lock
     def _compile_for_args(self, *values: Any, **names: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+import workbench
 from reference.scale import JIT_DISABLED
 from workbench.kernels import code_cache, dispatch, warm
 from workbench.kernels import compile as compile_module
@@ -124,6 +126,43 @@ def test_a_natural_kernel_takes_no_index_from_the_end() -> None:
     with pytest.raises(IndexError):
         natural(values, 10)
     assert dispatch.Kernel(entry, _nrt=False, boundscheck=True)(values, -3) == 907
+
+
+def _first(values: np.ndarray) -> int:
+    return values[0]
+
+
+def test_a_direct_call_is_one_of_the_machine_code_for_the_only_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.config, "BOUNDSCHECK", None)
+    kernel = dispatch.Kernel(_first, _nrt=False)
+    assert kernel.direct is kernel
+    assert kernel.direct(np.array([7])) == 7
+    assert kernel.direct is next(iter(kernel.overloads.values())).entry_point
+    assert kernel.direct(np.array([8])) == 8
+    assert kernel(np.array([0.5])) == 0.5
+    assert kernel.direct is kernel  # which looks at the types
+    assert kernel.direct(np.array([9])) == 9
+    assert kernel.direct(np.array([1.5])) == 1.5
+
+
+def test_types_of_a_direct_call_are_looked_at_where_indices_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.config, "BOUNDSCHECK", 1)
+    kernel = dispatch.Kernel(_first, _nrt=False)
+    assert kernel.direct(np.array([7])) == 7
+    assert kernel.direct(np.array([8])) == 8
+    for other in (np.array([0.5]), np.array([[7]]), np.arange(8)[::2]):
+        with pytest.raises(TypeError, match="_first: called directly with arguments of other types"):
+            kernel.direct(other)
+
+
+def test_what_is_called_directly_is_called_with_the_same_types_by_everybody() -> None:
+    called: set[str] = set()
+    for path in Path(workbench.__file__).parent.rglob("*.py"):
+        called.update(re.findall(r"(\w+)\.direct\(", path.read_text()))
+    listed = [entry.kernel for entries in warm.listed().values() for entry in entries]
+    listed = [kernel for kernel in listed if kernel.rpartition(".")[2] in called]
+    assert called == {kernel.rpartition(".")[2] for kernel in listed}
+    assert len(listed) == len(set(listed))
 
 
 def test_bits_are_counted() -> None:

@@ -253,7 +253,7 @@ class Placing(RequestTables):
         map_.progress[:2] = 0
         map_.grow(len(pieces) + 8, 64)
         while True:
-            status = placement.place_pieces(pieces, requests, turns, zones, self.output_of(map_))
+            status = placement.place_pieces.direct(pieces, requests, turns, zones, self.output_of(map_))
             if status != placement.NEEDS_ROOM:
                 return bool(status == placement.DONE)
             map_.grow(max(64, len(pieces)), len(self._scratch[0]))

@@ -31,7 +31,7 @@ class Runs:
         self._all = None
         self._make_room()
         while True:
-            begin = int(kernels.enter(self._table, allocations, begin, end))
+            begin = int(kernels.enter.direct(self._table, allocations, begin, end))
             if begin == end:
                 return
             self._grow()
@@ -49,7 +49,7 @@ class Runs:
     def join(self, start: int, end: int) -> int:
         """Add pages ``[start, end)`` without a value; what touches becomes one run. Returns how many were missing."""
         self._make_room()
-        missing = int(kernels.join(self._table, start, end))
+        missing = int(kernels.join.direct(self._table, start, end))
         if missing:
             self._all = None
         return missing
@@ -59,7 +59,7 @@ class Runs:
         if self._table is _NOTHING:
             return 0
         self._make_room()
-        gone = int(kernels.erase(self._table, start, end))
+        gone = int(kernels.erase.direct(self._table, start, end))
         if gone:
             self._all = None
         return gone
@@ -67,42 +67,42 @@ class Runs:
     def cut(self, start: int, end: int) -> Int64s:
         """Runs int64 (n, 3) clipped to ``[start, end)``."""
         out = np.empty((_FOUND, 3), np.int64)
-        count = kernels.cut(self._table, start, end, out)
+        count = kernels.cut.direct(self._table, start, end, out)
         if count > _FOUND:
             out = np.empty((count, 3), np.int64)
-            kernels.cut(self._table, start, end, out)
+            kernels.cut.direct(self._table, start, end, out)
         return out[:count]
 
     def any(self, start: int, end: int) -> bool:
         """Whether a run holds a page of ``[start, end)``."""
-        page = int(kernels.next_page(self._table, start))
+        page = int(kernels.next_page.direct(self._table, start))
         return 0 <= page < end
 
     def gaps(self, start: int, end: int) -> Int64s:
         """What of ``[start, end)`` no run holds, as intervals int64 (n, 2)."""
         if self._table is _NOTHING and start < end:
             return np.array([[start, end]], np.int64)
-        count = kernels.gaps(self._table, start, end, _ROOM)
+        count = kernels.gaps.direct(self._table, start, end, _ROOM)
         if not count:
             return no_intervals()
         if count <= _FOUND:
             return _ROOM[:count].copy()
         out = np.empty((count, 2), np.int64)
-        kernels.gaps(self._table, start, end, out)
+        kernels.gaps.direct(self._table, start, end, out)
         return out
 
     def pages_missing(self, start: int, end: int) -> int:
         """How many pages of ``[start, end)`` no run holds."""
         if self._table is _NOTHING:
             return max(0, end - start)
-        count = kernels.gaps(self._table, start, end, _ROOM)
+        count = kernels.gaps.direct(self._table, start, end, _ROOM)
         if not count:
             return 0
         return _pages(_ROOM[:count] if count <= _FOUND else self.gaps(start, end))
 
     def holds(self, start: int, end: int) -> bool:
         """Whether runs hold every page of ``[start, end)``."""
-        return start >= end or (self._table is not _NOTHING and not kernels.gaps(self._table, start, end, _ROOM))
+        return start >= end or (self._table is not _NOTHING and not kernels.gaps.direct(self._table, start, end, _ROOM))
 
     def all(self) -> Int64s:
         """All runs, not to be written to."""

@@ -130,11 +130,11 @@ class ConversionFile(TrackedFile):
         assert len(rows) in (0, len(ends)) and rows.shape[1] == len(watched.row)
         if self.state.pool_poison is not self.host.pool_poison:  # another file has made it longer
             self.state = self.state._replace(pool_poison=self.host.pool_poison)
-        done = int(folio.run(self.state, stream, errors, offsets, ends, series, watched, rows, 0))
+        done = int(folio.run.direct(self.state, stream, errors, offsets, ends, series, watched, rows, 0))
         while done < count and errors[done] == folio.NEEDS_ROOM:
             self.state = folio.grown(self.state)
             self.host.pool_poison = self.state.pool_poison
-            done = int(folio.run(self.state, stream, errors, offsets, ends, series, watched, rows, done))
+            done = int(folio.run.direct(self.state, stream, errors, offsets, ends, series, watched, rows, done))
         return StreamResult(errors, offsets, series)
 
     def release(self) -> None:
