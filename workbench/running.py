@@ -65,6 +65,7 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
     if lists or attributes.wanted(scenario):
         modules += ["two_backends"] + ["backend_nodes"] * lists
     if conversions.wanted(scenario):
+        modules += ["kept_frames"]
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]
             if len(scenario.operations) > LEAST:

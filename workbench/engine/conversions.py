@@ -19,7 +19,7 @@ from workbench.design import DESIGNS
 from workbench.engine.conversion_counts import ConversionCounts
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
-from workbench.engine.kept_frames import FRAME, NO_FRAME, NOWHERE, PAGE, ZONE
+from workbench.engine.kept_frames import BY_DEVICE, FRAME, NO_FRAME, NOWHERE, PAGE, PINS, ZONE
 from workbench.engine.objects import Inode
 from workbench.engine.users import Users
 from workbench.errors import WorkbenchError
@@ -201,18 +201,20 @@ class Conversions(ConversionCounts):
         poisoned, pinned = file.poisoned(start, end), file.pinned(start, end)
         if not len(poisoned) and not len(pinned):
             return NOTHING_HELD
-        pages = np.union1d(poisoned, pinned)
-        zones, pins = inode.base_map.zone_of(pages), file.references(pages, left_file=False)
-        rows: Int64s = np.column_stack((pages, zones, np.isin(pages, poisoned), pins))
+        pages = np.union1d(poisoned, pinned) if len(poisoned) and len(pinned) else poisoned if len(poisoned) else pinned
+        rows = np.empty((len(pages), 5), np.int64)
+        rows[:, 0], rows[:, 1] = pages, inode.base_map.zone_of(pages)
+        rows[:, 2] = np.isin(pages, poisoned) if len(poisoned) else 0
+        rows[:, 3:] = file.references(pages, left_file=False)
         return rows[rows[:, 1] >= 0]
 
     def erase_small(self, inode: Inode, file: TrackedFile, start: int, end: int, held: Int64s) -> None:
         """Free 4 KiB folios [start, end) but for those held; what was held only in passing is freed too."""
         system = self.system
-        if len(held):
+        if len(held) and not start <= held[0, 0] <= held[-1, 0] < end:
             held = held[(held[:, 0] >= start) & (held[:, 0] < end)]
         numbered = system.free_pfns is not None and inode.pfns is not None and inode.order == 0
-        frames = [system.take_frame(inode, page) if numbered else NO_FRAME for page in held[:, 0].tolist()]
+        frames = [system.take_frame(inode, page) for page in held[:, 0].tolist()] if numbered else NO_FRAME
         if inode.order == 0:
             system.erase(inode, start, end)
         elif inode.small is not None:
@@ -220,14 +222,16 @@ class Conversions(ConversionCounts):
         if isinstance(file, LightFile) and len(held) and not numbered:  # knows itself which are held
             stays = file.stay_taken(held[:, :2]) | (held[:, 2] != 0)
             system.free -= np.bincount(held[stays, 1], minlength=len(system.free))
-            held, frames = NOTHING_HELD, []
+            held = NOTHING_HELD
         elif len(held) and not numbered:  # else they did not go back
             system.free -= np.bincount(held[:, 1], minlength=len(system.free))
         if len(held):
-            poisoned = held[:, 2] != 0
-            zones = np.where(poisoned, NOWHERE, held[:, 1])
-            rows = np.column_stack((held[:, 0], zones, held[:, 3:], np.array(frames, np.int64)))
-            inode.kept.keep(rows[held[:, 3:].any(axis=1) | ~poisoned])
+            rows = np.empty_like(held)
+            rows[:, [PAGE, ZONE, PINS, BY_DEVICE]], rows[:, FRAME] = held[:, [0, 1, 3, 4]], frames
+            if (poisoned := held[:, 2] != 0).any():
+                rows[poisoned, ZONE] = NOWHERE
+                rows = rows[held[:, 3:].any(axis=1) | ~poisoned]
+            inode.kept.keep(rows)
         self.take_back(inode, file, start, end)
 
     def take_back(self, inode: Inode, file: TrackedFile, start: int, end: int) -> None:
@@ -251,12 +255,14 @@ class Conversions(ConversionCounts):
 
     def _let_go(self, inode: Inode, file: TrackedFile, start: int, end: int) -> None:
         """Pages of [start, end) that left the file are free once nobody has them pinned."""
-        pages = np.unique(inode.kept.between(start, end)[:, PAGE])
+        pages = inode.kept.pages(start, end)
         if not len(pages):
             return
         system = self.system
         gone = inode.kept.drop_to(pages, file.references(pages, left_file=True))
         gone = gone[gone[:, ZONE] != NOWHERE]
+        if not len(gone):
+            return
         system.free += np.bincount(gone[:, ZONE], minlength=len(system.free))
         if system.free_pfns is not None:
             for zone, pfn in gone[gone[:, FRAME] != NO_FRAME][:, [ZONE, FRAME]].tolist():

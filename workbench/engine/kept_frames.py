@@ -1,25 +1,31 @@
 """4 KiB pages that left a file while somebody held them, and who holds them still.
 
-They are taken until the last pin is dropped (``mm/gup.c: unpin_user_pages``); of the pins of one kind those on what left first
-go first (:func:`workbench.kernels.folios.access.unpin`). Rows are int64 (n, 5): page, zone (:data:`NOWHERE`: poisoned), long-term
-pins, pins of devices, frame (:data:`NO_FRAME`: it has no number here); they ascend by page, those of one page by when they left.
+They are taken until the last pin is dropped (``mm/gup.c: unpin_user_pages``). Rows are int64 (n, 5), as
+:mod:`workbench.kernels.kept_frames` has them; zone :data:`NOWHERE`: the page is poisoned, frame :data:`NO_FRAME`: it has no
+number here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 
 import numpy as np
 
 from workbench.intervals import Int64s
+from workbench.kernels import kept_frames as kernels
 from workbench.kernels.folios import run as folio
+from workbench.kernels.kept_frames import BY_DEVICE as BY_DEVICE
+from workbench.kernels.kept_frames import FRAME as FRAME
+from workbench.kernels.kept_frames import PAGE as PAGE
+from workbench.kernels.kept_frames import PINS as PINS
+from workbench.kernels.kept_frames import ZONE as ZONE
 
 NOWHERE = -1
 """Zone that a poisoned page goes back to."""
 NO_FRAME = -1
 """Pfn of a page whose frame has no number here."""
-PAGE, ZONE, PINS, BY_DEVICE, FRAME = range(5)
 _NONE = np.zeros((0, 5), np.int64)
+_NO_PAGES = np.zeros(0, np.int64)
 
 
 class KeptFrames:
@@ -42,32 +48,40 @@ class KeptFrames:
     def between(self, first: int, end: int) -> Int64s:
         """Those of pages [first, end)."""
         parts = [rows[(rows[:, PAGE] >= first) & (rows[:, PAGE] < end)] for _, rows in self._touched(first, end)]
-        return np.concatenate(parts) if parts else _NONE
+        return _together(parts, _NONE)
+
+    def pages(self, first: int, end: int) -> Int64s:
+        """Pages of [first, end) of which some are kept, ascending, int64 (n,)."""
+        parts = []
+        for _, rows in self._touched(first, end):
+            part = np.empty(len(rows), np.int64)
+            parts.append(part[: kernels.pages_between.direct(rows, first, end, part)])
+        return _together(parts, _NO_PAGES)
 
     def keep(self, rows: Int64s) -> None:
         """Pages, ascending, have left the file, after all that left it before."""
-        block = rows[:, PAGE] >> folio.ORDER_2M
-        edges = np.flatnonzero(np.diff(block, prepend=-1, append=-1))
-        for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            before = self._blocks.get(int(block[low]), _NONE)
-            both = np.concatenate((before, rows[low:high]))
-            self._blocks[int(block[low])] = both[np.argsort(both[:, PAGE], kind="stable")]
+        for block, low, high in _by_block(rows[:, PAGE]):
+            before, after = self._blocks.get(block), rows[low:high]
+            if before is None:
+                self._blocks[block] = after.copy()
+                continue
+            self._blocks[block] = np.empty((len(before) + len(after), 5), np.int64)
+            kernels.merge.direct(before, after, self._blocks[block])
 
     def drop_to(self, pages: Int64s, left: Int64s) -> Int64s:
         """So many pins are left on what was at ``pages`` (n,), ascending, int64 (n, 2) by kind: what nobody holds any more.
 
         It is kept no more, and free, but for what is poisoned.
         """
-        gone = [_NONE]
-        for block, rows in self._touched(int(pages[0]), int(pages[-1]) + 1) if len(pages) else ():
-            at = np.minimum(np.searchsorted(pages, rows[:, PAGE]), len(pages) - 1)
-            mine = pages[at] == rows[:, PAGE]
-            for kind, column in enumerate((PINS, BY_DEVICE)):
-                _drop_oldest_first(rows, column, np.where(mine, left[at, kind], np.iinfo(np.int64).max))
-            held = (rows[:, PINS] | rows[:, BY_DEVICE]) != 0
-            gone.append(rows[mine & ~held])
-            self._put(block, rows[~mine | held])
-        return np.concatenate(gone)
+        parts = []
+        for block, low, high in _by_block(pages):
+            rows = self._blocks.get(block)
+            if rows is not None:
+                gone = np.empty_like(rows)
+                count = kernels.drop_to.direct(rows, pages[low:high], left[low:high], gone)
+                self._put(block, rows[: len(rows) - count])
+                parts.append(gone[:count])
+        return _together(parts, _NONE)
 
     def unpin(self, first: int, end: int) -> Int64s:
         """A long-term pin on what was at each of pages [first, end), if there is one, is dropped: as :meth:`drop_to`."""
@@ -80,18 +94,17 @@ class KeptFrames:
 
     def replace(self, pages: Int64s, rows: Int64s) -> None:
         """Of ``pages`` (n,), ascending, these are kept now and no others; ``rows`` ascend, those of a page by when they left."""
-        for block, before in list(self._touched(int(pages[0]), int(pages[-1]) + 1)) if len(pages) else ():
+        for block, before in self._touched(int(pages[0]), int(pages[-1]) + 1) if len(pages) else ():
             at = np.minimum(np.searchsorted(pages, before[:, PAGE]), len(pages) - 1)
             self._put(block, before[pages[at] != before[:, PAGE]])
         self.keep(rows)
 
-    def _touched(self, first: int, end: int) -> Iterator[tuple[int, Int64s]]:
+    def _touched(self, first: int, end: int) -> list[tuple[int, Int64s]]:
         """Blocks that pages [first, end) touch, ascending, with their rows."""
         low, high = first >> folio.ORDER_2M, (end - 1) >> folio.ORDER_2M
         few = high - low < len(self._blocks)
-        for block in range(low, high + 1) if few else sorted(self._blocks):
-            if low <= block <= high and block in self._blocks:
-                yield block, self._blocks[block]
+        blocks = range(low, high + 1) if few else sorted(self._blocks)
+        return [(block, self._blocks[block]) for block in blocks if low <= block <= high and block in self._blocks]
 
     def _put(self, block: int, rows: Int64s) -> None:
         if len(rows):
@@ -100,12 +113,20 @@ class KeptFrames:
             del self._blocks[block]
 
 
-def _drop_oldest_first(rows: Int64s, column: int, left: Int64s) -> None:
-    """Of each page's pins in a column no more than ``left`` (n,) stay: the same number in all rows of a page."""
-    pins = rows[:, column]
-    before = np.cumsum(pins) - pins
-    begins = np.diff(rows[:, PAGE], prepend=-1) != 0
-    of_page = np.cumsum(begins) - 1
-    before -= before[begins][of_page]
-    total = np.bincount(of_page, pins).astype(np.int64)[of_page]
-    rows[:, column] -= np.clip(total - left - before, 0, pins)
+def _by_block(pages: Int64s) -> list[tuple[int, int, int]]:
+    """Blocks that ascending pages (n,) are of, and from where to where those of each stand."""
+    count = len(pages)
+    if not count:
+        return []
+    first, last = int(pages[0]) >> folio.ORDER_2M, int(pages[-1]) >> folio.ORDER_2M
+    if first == last:  # as most often
+        return [(first, 0, count)]
+    blocks = pages >> folio.ORDER_2M
+    edges = np.flatnonzero(np.diff(blocks, prepend=-1, append=-1)).tolist()
+    return [(int(blocks[low]), low, high) for low, high in itertools.pairwise(edges)]
+
+
+def _together(parts: list[Int64s], nothing: Int64s) -> Int64s:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else nothing

@@ -7,6 +7,7 @@ carries out a whole stream in one kernel call; :func:`variables` names what it c
 from __future__ import annotations
 
 import functools
+import struct
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from workbench.kernels.whole import Whole, nobody_asks
 from workbench.tracking import collapse_times, struct_pages
 from workbench.tracking.host_memory import HostMemory
 from workbench.tracking.tracked_file import (
+    DONE,
     GENERATIONS,
     Blocks,
     Int64s,
@@ -41,7 +43,8 @@ FOLIOS = {"hugetlb": folio.HUGETLB_FOLIOS, "buddy": folio.BUDDY_FOLIOS, "small":
 LEVELS = tuple(PAGE_ORDERS)
 NOBODY, NO_ROWS = nobody_asks(), np.zeros((0, 0), np.int64)
 """Nobody asks what stays whole."""
-_NO_ENDS = np.zeros(0, np.int64)
+_ROW = struct.Struct("=6q")
+_NO_ENDS = _NO_PAGES = np.zeros(0, np.int64)
 _LASTING, _LEFT = (folio.LONG_TERM, folio.DEVICE), (folio.ORPHAN, folio.DEVICE_ORPHAN)
 """Kinds of pins on pages of the file, and the same on pages that left it."""
 
@@ -106,6 +109,8 @@ class ConversionFile(TrackedFile):
         options[folio.LEAF_CAP] = LEAVES[self.largest_leaf]
         options[folio.FOLIOS] = choice("folios", folios, FOLIOS)
         self.nodes, self.cpus = len(self.host.vmemmap), cpus
+        self._row = np.zeros((1, 6), np.int64), np.zeros(1, np.int32), np.zeros(1, np.int64)
+        """A stream of one operation, its error, and the byte offset that the error names."""
         self.state = folio.new_state(options, self.host.array, cpus, self.host.pool_poison)
         if shared:
             self.convert(0, size, "shared")
@@ -128,14 +133,38 @@ class ConversionFile(TrackedFile):
         errors, offsets = np.zeros(count, np.int32), np.zeros(count, np.int64)
         series = np.zeros((len(ends), len(folio.COUNTERS) + self.nodes), np.int64)
         assert len(rows) in (0, len(ends)) and rows.shape[1] == len(watched.row)
-        if self.state.pool_poison is not self.host.pool_poison:  # another file has made it longer
-            self.state = self.state._replace(pool_poison=self.host.pool_poison)
+        self._refresh()
         done = int(folio.run.direct(self.state, stream, errors, offsets, ends, series, watched, rows, 0))
         while done < count and errors[done] == folio.NEEDS_ROOM:
-            self.state = folio.grown(self.state)
-            self.host.pool_poison = self.state.pool_poison
+            self._grow()
             done = int(folio.run.direct(self.state, stream, errors, offsets, ends, series, watched, rows, done))
         return StreamResult(errors, offsets, series)
+
+    def _carry_out_one(self, op: int, offset: int, length: int, argument: int, node: int, cpu: int) -> Outcome:
+        """In arrays that are kept."""
+        stream, errors, offsets = self._row
+        _ROW.pack_into(stream.data, 0, op, offset, length, argument, node, cpu)
+        offsets[0] = -1
+        self._refresh()
+        while (
+            not folio.run.direct(self.state, stream, errors, offsets, _NO_ENDS, NO_ROWS, NOBODY, NO_ROWS, 0)
+            and errors[0] == folio.NEEDS_ROOM
+        ):
+            self._grow()
+        error: int = errors.item()
+        if not error:
+            return DONE
+        named: int = offsets.item()
+        return Outcome(error, named if named >= 0 else None)
+
+    def _refresh(self) -> None:
+        """Another file may have made the host's table of poisoned pages in pools longer."""
+        if self.state.pool_poison is not self.host.pool_poison:
+            self.state = self.state._replace(pool_poison=self.host.pool_poison)
+
+    def _grow(self) -> None:
+        self.state = folio.grown(self.state)
+        self.host.pool_poison = self.state.pool_poison
 
     def release(self) -> None:
         """The file is closed: a huge page with a long-term pin stays out of the pool until :meth:`unpin` drops the last.
@@ -317,9 +346,17 @@ class ConversionFile(TrackedFile):
 
     def references(self, pages: Int64s, left_file: bool) -> Int64s:
         """Kept by kind."""
-        state = self.state
+        state, kinds = self.state, _LEFT if left_file else _LASTING
+        out = np.empty((len(pages), len(kinds)), np.int64)
+        if len(pages) == 1:  # as most calls have it
+            page = int(pages[0])
+            row = state.reference_counts[state.reference_row[page >> folio.ORDER_2M], page & (folio.PAGES_2M - 1)]
+            out[0] = [row[kind] for kind in kinds]
+            return out
         rows = state.references[state.reference_row[pages >> folio.ORDER_2M], pages & (folio.PAGES_2M - 1)]
-        return rows[:, list(_LEFT if left_file else _LASTING)].astype(np.int64)
+        for column, kind in enumerate(kinds):
+            out[:, column] = rows[:, kind]
+        return out
 
     @property
     def released(self) -> bool:
@@ -330,8 +367,10 @@ class ConversionFile(TrackedFile):
         """Pages of the 2 MiB blocks that [first, end) touches, or that one page."""
         if end is not None and end - first == 1:  # as most calls have it
             row = self.state.reference_row[first >> folio.ORDER_2M]
-            held = row and self.state.references[row, first & (folio.PAGES_2M - 1)][list(kinds)].any()
-            return np.array([first] if held else [], np.int64)
+            if not row:
+                return _NO_PAGES
+            counts = self.state.reference_counts[row, first & (folio.PAGES_2M - 1)].tolist()
+            return np.array([first], np.int64) if any(counts[kind] for kind in kinds) else _NO_PAGES
         low = first // folio.PAGES_2M
         high = None if end is None else -(-end // folio.PAGES_2M)
         blocks = low + np.flatnonzero(self.state.reference_row[low:high])
@@ -344,6 +383,8 @@ class ConversionFile(TrackedFile):
 
     def poisoned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Poisoned pages."""
+        if not self.state.numbers[folio.N_POISONED]:  # as in most files
+            return _NO_PAGES
         return ascending_within(self.state.poison[: self.count("poisoned_pages")], first, end)
 
     @property

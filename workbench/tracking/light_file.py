@@ -20,6 +20,7 @@ from workbench.kernels.runs import Runs
 from workbench.kernels.whole import Whole
 from workbench.tracking.host_memory import RangeMemory
 from workbench.tracking.tracked_file import (
+    DONE,
     GENERATIONS,
     Blocks,
     Int64s,
@@ -37,7 +38,6 @@ _HERE = np.array([light_map.COUNTERS.index(name) if name in light_map.COUNTERS e
 """Of each counter of folios whether the map has it, and where."""
 _FEW = 16
 """Pages that are looked up one by one sooner than among all pins."""
-_DONE = Outcome(0, None)
 
 
 class LightFile(TrackedFile):
@@ -94,19 +94,15 @@ class LightFile(TrackedFile):
         self.state = light_map.grown(self.state)
         self.memory.start, self.memory.end = self.state.start, self.state.end
 
-    def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
-        """As of any file, but that no array is made for one row."""
-        if not (0 <= node < self.nodes and cpu == 0):
-            return super()._one(op, offset, length, argument, node, cpu)
-        if op == folio.CONVERT and self.converted is not None:
-            self.converted.append(np.array([[op, offset, length, argument, node, cpu]], np.int64))
+    def _carry_out_one(self, op: int, offset: int, length: int, argument: int, node: int, cpu: int) -> Outcome:
+        """No array is made for one row."""
         self._refresh()
-        error = int(light_map.one(self.state, op, offset, length, argument, node))
+        error = int(light_map.one.direct(self.state, op, offset, length, argument, node))
         while error == folio.NEEDS_ROOM:
             self._grow()
-            error = int(light_map.one(self.state, op, offset, length, argument, node))
+            error = int(light_map.one.direct(self.state, op, offset, length, argument, node))
         if not error:
-            return _DONE
+            return DONE
         page = int(self.state.scratch[light_map.NAMED])
         return Outcome(error, page * PAGE_SIZE if page >= 0 else None)
 
@@ -118,7 +114,7 @@ class LightFile(TrackedFile):
         done = 0
         while done < count:
             end = min(count, (done // every + 1) * every) if every else count
-            done = int(light_map.run(self.state, stream[:end], errors[:end], offsets[:end], done))
+            done = int(light_map.run.direct(self.state, stream[:end], errors[:end], offsets[:end], done))
             if done < end:
                 if errors[done] != folio.NEEDS_ROOM:
                     break

@@ -48,6 +48,10 @@ class Outcome(NamedTuple):
     offset: int | None
 
 
+DONE = Outcome(0, None)
+"""It did what it was asked to."""
+
+
 class Blocks(NamedTuple):
     """Blocks of 2 MiB, int64 (n,) and bool (n,)."""
 
@@ -96,6 +100,10 @@ class TrackedFile(ABC):
     @abstractmethod
     def carry_out(self, stream: Int64s, every: int = 0) -> StreamResult:
         """:meth:`run_stream` of operations that are valid, by somebody who follows conversions himself."""
+
+    @abstractmethod
+    def _carry_out_one(self, op: int, offset: int, length: int, argument: int, node: int, cpu: int) -> Outcome:
+        """:meth:`carry_out` of one operation."""
 
     @abstractmethod
     def insert(self, folios: Int64s, nodes: Int64s) -> int:
@@ -221,14 +229,11 @@ class TrackedFile(ABC):
 
     def _one(self, op: int, offset: int, length: int, argument: int = 0, node: int = 0, cpu: int = 0) -> Outcome:
         """One operation: checked without reductions, for most calls are one."""
-        stream = np.array([[op, offset, length, argument, node, cpu]], np.int64)
         if not (0 <= node < self.nodes and 0 <= cpu < self.cpus):
-            self._check_stream(stream)
+            self._check_stream(np.array([[op, offset, length, argument, node, cpu]], np.int64))
         if op == folio.CONVERT and self.converted is not None:
-            self.converted.append(stream)
-        errors, offsets, _ = self.carry_out(stream)
-        named = int(offsets[0])
-        return Outcome(int(errors[0]), named if named >= 0 else None)
+            self.converted.append(np.array([[op, offset, length, argument, node, cpu]], np.int64))
+        return self._carry_out_one(op, offset, length, argument, node, cpu)
 
     def convert(self, offset: int, length: int, to: str) -> Outcome:
         """KVM_GMEM_CONVERT_SHARED / _PRIVATE. EINVAL for a bad range, EAGAIN with the offset of a held page, ENOMEM."""
