@@ -27,7 +27,7 @@ import numpy as np
 
 from workbench.kernels import runs as tables
 from workbench.kernels.compile import Int, kernel, record
-from workbench.kernels.filemap import PERIOD, add_run, zone_of_page
+from workbench.kernels.filemap import PERIOD, add_between, zone_of_page
 from workbench.kernels.placement import (
     ALLOCATIONS,
     DONE,
@@ -196,16 +196,11 @@ def _punch(given: Faults, fault: Int, present: tables.Runs, mapped: tables.Runs,
     first, end, found = given.faults[fault, 0], given.faults[fault, 1], given.pieces
     for zone in range(zones.free.shape[0]):
         given.placed[fault, zone] = 0
-    page = first
     if given.faults[fault, 4] == LEAVES:
         if tables.cut(present, first, end, found) > 0:
             given.faults[fault, 2] = zone_of_page(found[0, 0], found[0, 2], output.allocations, output.tiles)
-        page = end
-    while page < end:
-        count = tables.cut(present, page, end, found)
-        page = end if count <= found.shape[0] else found[found.shape[0] - 1, 0] + found[found.shape[0] - 1, 1]
-        for part in range(min(count, found.shape[0])):
-            add_run(found[part, 0], found[part, 1], found[part, 2], output.allocations, output.tiles, zones.free)
+    else:
+        add_between(present, output.allocations, output.tiles, first, end, found, zones.free)
     tables.erase(present, first, end)
     tables.erase(mapped, first, end)
 

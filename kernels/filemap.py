@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from workbench.kernels import runs as tables
 from workbench.kernels.compile import LANE_BYTES, Int, copy_lane, kernel
 
 FIRST, COUNT, STEP, OFFSET, PERIOD = 0, 1, 2, 3, 4
@@ -46,6 +47,47 @@ def zone_of_page(page: Int, row: Int, allocations: np.ndarray, tiles: np.ndarray
     """Zone of a page of a run."""
     place = (page - allocations[row, FIRST]) * allocations[row, STEP]
     return np.int64(tiles[allocations[row, OFFSET] + place % allocations[row, PERIOD]])
+
+
+@kernel
+def zone_at(runs: tables.Runs, allocations: np.ndarray, tiles: np.ndarray, page: Int) -> Int:
+    """Zone of a page, or -1."""
+    row = tables.value_at(runs, page)
+    return zone_of_page(page, row, allocations, tiles) if row >= 0 else -1
+
+
+@kernel
+def erase(
+    runs: tables.Runs,
+    allocations: np.ndarray,
+    tiles: np.ndarray,
+    start: Int,
+    end: Int,
+    found: np.ndarray,
+    freed: np.ndarray,
+) -> None:
+    """Remove pages [start, end), and add what was there to ``freed`` int64 (zones,). ``found``: int64 (n, 3), working space."""
+    add_between(runs, allocations, tiles, start, end, found, freed)
+    tables.erase(runs, start, end)
+
+
+@kernel
+def add_between(
+    runs: tables.Runs,
+    allocations: np.ndarray,
+    tiles: np.ndarray,
+    start: Int,
+    end: Int,
+    found: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Add what is there of pages [start, end) to ``counts`` int64 (zones,). ``found``: int64 (n, 3), working space."""
+    page = start
+    while page < end:
+        count = tables.cut(runs, page, end, found)
+        page = end if count <= found.shape[0] else found[found.shape[0] - 1, 0] + found[found.shape[0] - 1, 1]
+        for part in range(min(count, found.shape[0])):
+            add_run(found[part, 0], found[part, 1], found[part, 2], allocations, tiles, counts)
 
 
 @kernel

@@ -153,6 +153,18 @@ def cut(runs: Runs, start: Int, end: Int, out: np.ndarray) -> Int:
 
 
 @kernel
+def value_at(runs: Runs, page: Int) -> Int:
+    """Value of the run that holds a page; -1: none does."""
+    if runs.head[USED] == 0:
+        return -1
+    block = runs.order[_block_at(runs, page)]
+    at = _row_beyond(runs, block, page)
+    if at == runs.fill[block] or runs.rows[block * BLOCK + at, FIRST] > page:
+        return -1
+    return runs.rows[block * BLOCK + at, VALUE]
+
+
+@kernel
 def pages_in(runs: Runs, start: Int, end: Int) -> Int:
     """How many pages of ``[start, end)`` runs hold."""
     used, rows, pages = runs.head[USED], runs.rows, 0

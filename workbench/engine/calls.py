@@ -235,7 +235,6 @@ def apply(system: System, operation: sc.Operation) -> Result:
             system.settle()
         system.will_change(operation)
         result = CALLS[type(operation)](system, operation)
-        system.will_change(operation)
     except OutOfMemory:
         system.settle()
         system.oom_kill()

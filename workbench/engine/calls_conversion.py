@@ -500,6 +500,8 @@ def _in_any(pages: Int64s, intervals: list[tuple[int, int]]) -> npt.NDArray[np.b
 
 def _mapped_parts(mapping: Mapping, low: int, high: int) -> list[tuple[int, int, bool]]:
     """Pages [low, high) cut into parts that the page tables have and parts that they have not."""
+    if high - low == 1:  # as most calls have it
+        return [(low, high, mapping.maps(low))]
     parts, page = [], low
     for first, last in mapping.mapped(low, high).tolist():
         parts += [(page, first, False)] if page < first else []
@@ -611,6 +613,8 @@ def byte_span(operation: Any, inode: Inode) -> tuple[int, int]:
     """Offset and length of an operation in bytes; without a length, to the end of the file."""
     size = inode.pages * PAGE_SIZE
     length = size - operation.offset if operation.length is None else operation.length
+    if 0 <= length <= size and operation.offset < _FAR:  # as nearly all are
+        return operation.offset, length
     if length > size + PAGE_SIZE:  # past the end is past the end, however far: nothing is made as long as it says
         length = size + PAGE_SIZE + length % PAGE_SIZE
     return _in_int64(operation.offset), _in_int64(max(0, length))

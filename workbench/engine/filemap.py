@@ -16,6 +16,7 @@ from workbench.kernels.runs import Runs as Table
 
 Int16s = npt.NDArray[np.int16]
 _KNOWN = 1 << 16  # single indices that a map remembers
+_FOUND = 8  # runs that an erased range is looked at by
 _BLOCKS = 8  # free ones of a table that a kernel adds runs to
 
 
@@ -35,6 +36,8 @@ class FileMap:
         """How many are present; None: a kernel has changed the table since somebody asked."""
         self._whole = (0, 0)
         """An interval without holes, the last one found: what comes next is often in it, as with tables of pages."""
+        self._found = np.empty((_FOUND, 3), np.int64)
+        """Working space of a kernel."""
         self._known: set[int] = set()
         """Single indices that were found present, for those that come in no order."""
 
@@ -266,26 +269,16 @@ class FileMap:
         """Remove ``[start, end)``; return what was freed in each zone, int64 (zones,)."""
         if self.empty:  # as files are that are closed as they were made
             return np.zeros(zones, np.int64)
-        if end - start == 1:  # as most calls have it
-            freed, zone = np.zeros(zones, np.int64), self.zone_at(start)
-            if zone < 0:
-                return freed
-            freed[zone] = 1
-        else:
-            freed = self.counts(zones, start, end)
+        freed = np.zeros(zones, np.int64)
         self._forget_found(start, end)
-        self._runs.erase(start, end)
+        kernels.erase.direct(self._runs.room(1), self.allocations, self.tiles, start, end, self._found, freed)
         if self._folios is not None:
             self._folios -= sum(freed.tolist())
         return freed
 
     def zone_at(self, page: int) -> int:
         """Zone of one folio index, -1 if absent."""
-        runs = self.cut(page, page + 1)
-        if not len(runs):
-            return -1
-        first, _, step, offset, period = self.allocations[runs[0, 2]].tolist()
-        return int(self.tiles[offset + (page - first) * step % period])
+        return kernels.zone_at.direct(self._runs.table, self.allocations, self.tiles, page)
 
     def zone_of(self, pages: Int64s) -> Int64s:
         """Zone of each folio index, -1 if absent."""

@@ -73,6 +73,10 @@ class Mapping:
         """Whether the page tables map nothing."""
         return not len(self._page_tables)
 
+    def maps(self, page: int) -> bool:
+        """Whether a page has an entry in the page tables."""
+        return self._page_tables.holds(page, page + 1)
+
     def mapped(self, start: int = 0, end: int = _FAR) -> Int64s:
         """Pages of ``[start, end)`` that have an entry in the page tables, as intervals int64 (n, 2)."""
         runs = self._page_tables.cut(start, end)[:, :2]

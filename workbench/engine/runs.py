@@ -120,6 +120,11 @@ class Runs:
         first, length, _ = table.rows[block * kernels.BLOCK + int(table.fill[block]) - 1].tolist()
         return int(first + length)
 
+    @property
+    def table(self) -> kernels.Runs:
+        """The table, for a kernel that reads it."""
+        return self._table
+
     def room(self, blocks: int) -> kernels.Runs:
         """The table, with so many free blocks at least, for a kernel that changes it."""
         self._all = None

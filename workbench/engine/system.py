@@ -83,7 +83,7 @@ class System(HostState):
         """A stream of conversions that the kernel holds the files of, until something else looks at them."""
 
     def will_change(self, operation: sc.Operation) -> None:
-        """Note which files a call may change: that which its name means, before the call and after it, or any."""
+        """Note which files a call may change: that which its name means, or any. Those that it opens :meth:`open_as` notes."""
         if self.changed is None or type(operation) in _OF_NO_FILE:
             return
         name = vars(operation).get("file")
@@ -145,6 +145,8 @@ class System(HostState):
             self.loses_a_name(before.inode)
         file.inode.descriptors += file.descriptor is not None
         self.files[name] = file
+        for inode in (file.inode, *file.inode.backs):
+            self.has_changed(inode)
 
     def close_descriptor(self, file: OpenFile) -> None:
         """fs/open.c: filp_close."""

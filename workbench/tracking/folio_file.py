@@ -46,6 +46,7 @@ NOBODY, NO_ROWS = nobody_asks(), np.zeros((0, 0), np.int64)
 _ROW = struct.Struct("=6q")
 _NO_ENDS = _NO_PAGES = np.zeros(0, np.int64)
 _LASTING, _LEFT = (folio.LONG_TERM, folio.DEVICE), (folio.ORPHAN, folio.DEVICE_ORPHAN)
+_ANY = (folio.TRANSIENT, *_LASTING)
 """Kinds of pins on pages of the file, and the same on pages that left it."""
 
 
@@ -330,14 +331,14 @@ class ConversionFile(TrackedFile):
     def pinned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Pages with references of any kind."""
         if self.released:
-            return np.zeros(0, np.int64)
-        return ascending_within(self._referenced((folio.TRANSIENT, *_LASTING), first, end), first, end)
+            return _NO_PAGES
+        return self._referenced(_ANY, first, end)
 
     def referenced(self, pages: Int64s) -> npt.NDArray[np.bool_]:
         """Whether each page has references of any kind: bool (n,)."""
         state = self.state
         rows = state.references[state.reference_row[pages >> folio.ORDER_2M], pages & (folio.PAGES_2M - 1)]
-        found: npt.NDArray[np.bool_] = rows[:, [folio.TRANSIENT, *_LASTING]].any(axis=1)
+        found: npt.NDArray[np.bool_] = rows[:, _ANY].any(axis=1)
         return found
 
     def withheld(self) -> Int64s:
@@ -364,7 +365,7 @@ class ConversionFile(TrackedFile):
         return bool(self.state.numbers[folio.RELEASED])
 
     def _referenced(self, kinds: tuple[int, ...], first: int, end: int | None) -> Int64s:
-        """Pages of the 2 MiB blocks that [first, end) touches, or that one page."""
+        """Pages of [first, end) with references of these kinds, ascending."""
         if end is not None and end - first == 1:  # as most calls have it
             row = self.state.reference_row[first >> folio.ORDER_2M]
             if not row:
@@ -379,7 +380,7 @@ class ConversionFile(TrackedFile):
             return blocks[:0]
         held = kept[..., list(kinds)].any(axis=2)
         row, page = np.nonzero(held)
-        return np.sort(blocks[row] * folio.PAGES_2M + page)
+        return ascending_within(blocks[row] * folio.PAGES_2M + page, first, end)
 
     def poisoned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Poisoned pages."""
