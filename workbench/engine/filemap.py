@@ -278,7 +278,7 @@ class FileMap:
 
     def zone_at(self, page: int) -> int:
         """Zone of one folio index, -1 if absent."""
-        return kernels.zone_at.direct(self._runs.table, self.allocations, self.tiles, page)
+        return int(kernels.zone_at.direct(self._runs.table, self.allocations, self.tiles, page))
 
     def zone_of(self, pages: Int64s) -> Int64s:
         """Zone of each folio index, -1 if absent."""
