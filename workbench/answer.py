@@ -144,6 +144,9 @@ class Log:
                 self.whole[low:high, -3:] = done.states.leaves
             if done.states.whole is not None:
                 self.whole[low:high, :-3] = done.states.whole
+            if done.states.whole is not None or done.states.leaves is not None:  # who looks next sees what it changes
+                assert system.conversions is not None
+                system.conversions.stays_whole(np.empty_like(self.whole[low]))
 
     def _observe(self, system: System, operation: sc.Observe, result: Result) -> None:
         """List the runs of a range. Too many of them are refused, or in a replay named as not listed."""
@@ -163,17 +166,18 @@ class Log:
 
     def _look_what_is_whole(self, system: System, operation: sc.Operation, number: int) -> None:
         """What stays whole after an operation: sums of all files, then by node, then leaves of devices."""
-        assert system.conversions is not None and self.conversions is not None
-        watched = system.scenario.guest.vm_type in WATCHED  # of other types nothing but leaves of devices
-        # Of many conversions each was looked at when it was made.
-        changed = watched and not isinstance(operation, ConvertMany)
-        changed = changed and (
-            number == 0 or self.conversions[number].tobytes() != self.conversions[number - 1].tobytes()
-        )
-        for inode in (system.conversions.inodes if system.changed is None else system.changed) if changed else ():
-            if inode.tracked is not None and not inode.evicted:
-                system.conversions.whole(inode).look(*_part_that_changed(system, operation, inode))
-        self.whole[number] = system.conversions.stays_whole()
+        conversions, rows = system.conversions, self.conversions
+        assert conversions is not None and rows is not None
+        same = number > 0 and rows[number].tobytes() == rows[number - 1].tobytes()
+        if same and type(operation) in _OF_A_RANGE:
+            self.whole[number] = self.whole[number - 1]
+            return
+        # Of types that are not watched there are leaves of devices alone; of many conversions each was looked at when made.
+        if not same and system.scenario.guest.vm_type in WATCHED and type(operation) is not ConvertMany:
+            for inode in conversions.inodes if system.changed is None else system.changed:
+                if inode.tracked is not None and not inode.evicted:
+                    conversions.whole(inode).look(*_part_that_changed(system, operation, inode))
+        conversions.stays_whole(self.whole[number])
 
 
 _OF_A_RANGE = frozenset((

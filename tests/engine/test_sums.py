@@ -127,6 +127,7 @@ def test_what_lists_change_is_seen_after_a_call_on_another_file(guest: dict[str,
             calls += [
                 {"op": op, **dict(more), "file": name, "offset": page % 2 * size, "length": size} for page in range(20)
             ]
+            calls += [{"op": "fallocate", "file": name, "length": 1}]  # is refused, and in no list
             calls += [{"op": "punch_hole", "file": "guest"}]
     assert_all_is_seen(scenario(guest, calls))
 

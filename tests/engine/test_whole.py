@@ -64,6 +64,39 @@ def test_regions_of_1_gib_pages_are_free_once_all_of_one_is_shared() -> None:
     assert found["rmp_smashes"].values[:, -1].tolist() == [1, 1]
 
 
+def test_what_a_closed_file_has_done_to_the_rmp_stays_done() -> None:
+    """Its 1022 private pages change hands one by one, or 2 MiB with one entry; the direct map is not put together again."""
+    nodes = [{"id": 0, "memory_bytes": "1 GiB", "cpus": [0]}]
+    operations = [
+        {"op": "create", "flags": ["mmap"]},
+        {"op": "fault", "by": "guest"},
+        {"op": "convert", "length": "8 KiB", "to": "shared"},
+        {"op": "fault", "length": "4 KiB"},
+        {"op": "pin", "length": "4 KiB"},
+        {"op": "close"},
+        {"op": "unpin", "length": "4 KiB"},
+        {"op": "create", "file": "next", "size": "2 MiB"},
+        {"op": "fault", "by": "guest", "file": "next"},
+        {"op": "close", "file": "next"},
+    ]
+    wanted = {  # of 4 KiB pages; of 2 MiB, one of which is smashed by the conversion
+        "4 KiB": ([0, 1024, 1026, 1026, 1026, 2048, 2048, 2048, 2560, 3072], [0] * 10, [0, *[2] * 7, 3, 3]),
+        "2 MiB": ([0, 2, 4, 4, 4, 515, 515, 515, 516, 517], [0, 0, *[1] * 8], [0, 0, *[1] * 8]),
+    }
+    for page_size, (updates, smashes, splits) in wanted.items():
+        guest = {"memory": "4 MiB", "page_size": page_size, "design": "filemap" if page_size == "4 KiB" else "hugetlb"}
+        scenario = wb.Scenario.from_mapping({
+            "host": {"name": "one", "nodes": nodes, "distances": [[10]]}, "guest": guest | {"vm_type": "snp"},
+            "operations": operations, "kernel_profile": "proposal-hugetlb" if page_size == "2 MiB" else "7.4",
+            "boot": {"hugetlb_pages": {0: 8}} if page_size == "2 MiB" else {},
+        })  # fmt: skip
+        found = wb.simulate(scenario)
+        assert found["rmp_updates"].values.tolist() == updates, page_size
+        assert found["rmp_smashes"].values.tolist() == smashes, page_size
+        assert found["direct_map_splits"].values.tolist() == splits, page_size
+        assert found["rmp_entries_2m"].values.tolist()[5:8] == [0, 0, 0]
+
+
 def test_a_td_needs_a_pair_of_pages_for_each_2_mib() -> None:
     found = simulated("tdx", designs=("hugetlb", "thp"))
     assert (found["dynamic_pamt_bytes"].values[:, 2] == 1024 * 8192).all()

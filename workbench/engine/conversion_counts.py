@@ -58,6 +58,7 @@ class ConversionCounts:
         self._now = Sums(self.width, self._counts_of)
         self._watched = system.scenario.guest.vm_type in WATCHED
         self._stays_whole = Sums(REGIONS + 2 * system.nodes + 3, self._whole_of)
+        self._past_whole = np.zeros(REGIONS + 2 * system.nodes + 3, np.int64)
         self._whole: dict[Inode, Whole] = {}
 
     def count(self, row: Int64s) -> Int64s:
@@ -118,9 +119,23 @@ class ConversionCounts:
             return np.array([iommu.pages, 0, 0])
         return self.whole(inode).device_leaves(iommu.intervals())
 
-    def stays_whole(self) -> Int64s:
-        """What of all files stays whole, then by node, then leaves of devices, int64 (4 + 2 * nodes + 3,)."""
-        return self._stays_whole.look(self.system.changed, self.inodes)
+    def stays_whole(self, row: Int64s) -> None:
+        """What of all files stays whole, then by node, then leaves of devices, into ``row`` int64 (4 + 2 * nodes + 3,)."""
+        np.add(self._stays_whole.look(self.system.changed, self.inodes), self._past_whole, out=row)
+
+    def whole_of_others(self, inode: Inode) -> Int64s:
+        """What :meth:`Whole.row` says of all files but one, together, int64 (4 + 2 * nodes,)."""
+        others = (one for one in self.inodes if self._watched and one is not inode and not one.evicted)
+        return sum((self.whole(one).row() for one in others), self._past_whole[:-3])
+
+    def keep_whole(self, inode: Inode) -> None:
+        """All pages have left a file: their entries changed hands, and what was done to the RMP and the direct map stays done.
+
+        ``arch/x86/kvm/svm/sev.c: sev_gmem_invalidate``; nobody puts the direct map together again.
+        """
+        if self._watched:
+            self.whole(inode).look(0, inode.pages)
+            self._past_whole[:-3] += self.whole(inode).row()
 
     def _whole_of(self, inode: Inode, row: Int64s) -> bool:
         if inode.tracked is None or inode.evicted:
@@ -128,9 +143,8 @@ class ConversionCounts:
         if self._watched:
             row[:-3] = self.whole(inode).state.row
             row[REGIONS + self.system.nodes : -3] *= BYTES_OF_A_PAIR
-        else:
-            row[:-3] = 0
-        row[LEAVES] = 0
-        if inode.users is not None and inode.users.iommu.pages:
-            row[LEAVES] = self.device_leaves(inode, inode.users.iommu)
+        if self.devices:
+            row[LEAVES] = 0
+            if inode.users is not None and inode.users.iommu.pages:
+                row[LEAVES] = self.device_leaves(inode, inode.users.iommu)
         return True

@@ -173,6 +173,7 @@ class Conversions(ConversionCounts):
         inode.evicted = True
         held = self.held(inode, file, 0, inode.pages)
         file.release()
+        self.keep_whole(inode)
         if inode.users is not None:
             inode.users.invalidate(0, inode.pages)
         self.erase_small(inode, file, 0, inode.pages, held)

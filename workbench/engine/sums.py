@@ -14,7 +14,10 @@ from workbench.intervals import Int64s
 
 
 class Sums:
-    """Sums of ``width`` columns; ``enter`` puts what an inode adds into a row int64 (width,), False: nothing any more."""
+    """Sums of ``width`` columns; ``enter`` puts what an inode adds into a row int64 (width,), False: nothing any more.
+
+    Columns that it never writes are 0.
+    """
 
     def __init__(self, width: int, enter: Callable[[Inode, Int64s], bool]) -> None:
         self.enter = enter

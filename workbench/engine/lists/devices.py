@@ -217,12 +217,10 @@ class BulkDevices:
         counters[:, MAPPED] += np.array(listed.pages, np.int64) - users.iommu.pages
         leaves = np.zeros((len(counters), 3), np.int64)
         leaves[:, 0] = listed.pages
-        whole = np.zeros(4 + 2 * system.nodes, np.int64)
+        whole = conversions.whole_of_others(inode)
+        if system.scenario.guest.vm_type in WATCHED:
+            whole = whole + conversions.whole(inode).row()
         for other in conversions.inodes:
-            if other.tracked is None or other.evicted:
-                continue
-            if system.scenario.guest.vm_type in WATCHED:
-                whole += conversions.whole(other).row()
-            if other is not inode and other.users is not None and other.users.iommu.pages:
+            if other is not inode and not other.evicted and other.users is not None and other.users.iommu.pages:
                 leaves += conversions.device_leaves(other, other.users.iommu)
         return States(counters, np.tile(whole, (len(counters), 1)), None, leaves)

@@ -261,9 +261,7 @@ def carry_out(
     told_of = np.array(users.iommu_row(), np.int64)
     watched = system.scenario.guest.vm_type in WATCHED
     whole = conversions.whole(inode).state if watched else _NO_WHOLE
-    others = [
-        conversions.whole(one).row() for one in conversions.inodes if watched and one is not inode and not one.evicted
-    ]
+    others = conversions.whole_of_others(inode)
     given = _rows(system, inode, tracked, stream, len(whole.row) if watched else 0)
     at = given.at
     at[kernel.TOLD], at[kernel.LOST], at[kernel.ENTERED] = users.calls, users.lost, inode.entered[0]
@@ -323,7 +321,7 @@ def carry_out(
     if not watched:
         return given, States(series, None, None, leaves_of_devices), status
     given.whole[:, kernel_of_whole.REGIONS + tracked.nodes :] *= BYTES_OF_A_PAIR
-    stays = given.whole + sum(others, np.zeros(given.whole.shape[1], np.int64))
+    stays = given.whole + others
     pamt = stays[:, -tracked.nodes :] // PAGE_SIZE if system.scenario.guest.vm_type == "tdx" else None
     return given, States(series, stays, pamt, leaves_of_devices), status
 

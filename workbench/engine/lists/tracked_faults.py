@@ -700,10 +700,9 @@ def _watched(
 ) -> tuple[StreamResult, Int64s]:
     """The stream, and what stays whole of all files after each call."""
     whole = conversions.whole(inode)
-    others = [other for other in conversions.inodes if other is not inode and not other.evicted]
     rows = np.zeros((len(end), len(whole.state.row)), np.int64)
     found = tracked.carry_out_calls(stream, end, whole.state, rows)
-    return found, whole.rows_of(rows) + sum(conversions.whole(other).row() for other in others)
+    return found, whole.rows_of(rows) + conversions.whole_of_others(inode)
 
 
 def first_among(span: Int64s, pages: Int64s, asked: Bools | None = None) -> int:
