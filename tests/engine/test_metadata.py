@@ -250,3 +250,27 @@ def test_nodes_of_a_tree_that_grows(pages: list[int], nodes: list[int]) -> None:
         run_ = run(scenario(calls[:number], memory="2GiB", metadata="counted"))
         assert run_.system.metadata is not None
         assert run_.system.metadata.xarray.live.sum() == count
+
+
+def test_a_machine_made_anew_has_no_tables_yet() -> None:
+    """KVM_CREATE_VM: the second stage is per machine, and that of the one before lives on with its files."""
+    fault = {"op": "fault", "file": "g", "by": "guest", "task": "t0", "length": 4096}
+    dataset = wb.simulate(
+        scenario([{"op": "create", "file": "g", "flags": ["mmap"]}, fault, fault, {"op": "create_vm"}, fault, fault])
+    )
+    tables = [sum(held(dataset, event)["second_stage"]) for event in range(6)]
+    assert tables == [0, 3, 3, 3, 6, 6]
+
+
+@pytest.mark.parametrize("by", ["host", "guest"])
+@pytest.mark.parametrize("first", [0, 4096, 511 * 4096, "2MiB", "6MiB"])
+def test_tables_that_are_there_say_nothing_of_others(by: str, first: int | str) -> None:
+    create = {"op": "create", "file": "g", "flags": ["mmap", "init_shared"]}
+    fault = {"op": "fault", "file": "g", "by": by, "task": "t0"}
+    before = [{**fault, "offset": first, "length": 4096}] * 2
+    found = [
+        held(wb.simulate(scenario([create, *calls, fault, {**fault, "length": "4MiB"}], memory="8MiB")))
+        for calls in ([], before)
+    ]
+    assert found[0] == found[1]
+    assert sum(found[0]["page_tables" if by == "host" else "second_stage"]) == (5 if by == "host" else 6)

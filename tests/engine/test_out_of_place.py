@@ -403,3 +403,27 @@ def test_kernels_of_which_one_makes_a_second_backend_have_their_files_in_one_ord
             assert [names[at] for at in first] == [name if name != "again" else "ram" for name in names]
         backend = [PAGES * PAGE_SIZE if kernel == "7.3" else 0 for kernel in kernels]
         assert amounts.size_of_all_files(found).tolist() == [(PAGES + 8) * PAGE_SIZE + more for more in backend]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["convert", "fault", "fault"]), st.integers(0, PAGES - 1), st.integers(1, 20), st.booleans()
+        ),
+        max_size=12,
+    )
+)
+def test_faults_across_both_backends_are_the_same_page_by_page(calls_: list[tuple[str, int, int, bool]]) -> None:
+    whole: list[dict[str, object]] = [{"op": "convert", "to": "shared", **pages(5, 20)}]
+    parts = whole.copy()
+    for op, first, count, shared in calls_:
+        call = (
+            {"op": "convert", "to": "shared" if shared else "private"} if op == "convert" else {"op": op, "by": "guest"}
+        )
+        end = min(PAGES, first + count)
+        whole.append({**call, **pages(end - first, first)})
+        parts += [{**call, **pages(1, page)} for page in range(first, end)]
+    last = [run(operations).isel(event=-1) for operations in (whole, parts)]
+    for name in ("refaulted_pages", "punched_pages", "converted_pages", "private_backend_pages", "shared_backend_pages",
+                 "metadata_pages"):  # fmt: skip
+        assert last[0][name].values.tolist() == last[1][name].values.tolist(), name

@@ -39,6 +39,7 @@ def check(runs: Runs, pages: dict[int, int], start: int, end: int) -> None:
     absent = [page for low, high in runs.gaps(start, end).tolist() for page in range(low, high)]
     assert absent == [page for page in range(start, end) if page not in pages]
     assert kernels.pages_in(runs.room(0), start, end) == sum(start <= page < end for page in pages)
+    assert [runs.value_at(page) for page in range(PAGES + 1)] == [pages.get(page, -1) for page in range(PAGES + 1)]
     assert runs.any(start, end) == any(start <= page < end for page in pages)
     assert len(runs) == len(runs.all())
     assert runs.end() == max(pages, default=-1) + 1
@@ -53,7 +54,7 @@ def test_entered_and_erased(changes: list[tuple[str, list[int], list[int]]]) -> 
     runs, pages, rows = Runs(), dict[int, int](), np.empty((0, 5), np.int64)
     for kind, (start, end), (low, high) in changes:
         if kind == "erase":
-            runs.erase(start, end)
+            assert runs.erase(start, end) == sum(start <= page < end for page in pages)
             for page in range(start, end):
                 pages.pop(page, None)
         else:
@@ -73,7 +74,7 @@ def test_joined_runs_touch_no_other(changes: list[tuple[bool, list[int], list[in
     runs, pages = Runs(), dict[int, int]()
     for joins, (start, end), (low, high) in changes:
         if joins:
-            runs.join(start, end)
+            assert runs.join(start, end) == sum(page not in pages for page in range(start, end))
             pages |= dict.fromkeys(range(start, end), 0)
         else:
             runs.erase(start, end)

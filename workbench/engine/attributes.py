@@ -89,6 +89,13 @@ class Attributes:
         found: list[list[int]] = (self.shared_parts if shared else self.private_parts)(start, end).tolist()
         return found
 
+    def states(self, start: int, end: int) -> list[tuple[int, int, bool]]:
+        """Parts of [start, end) that are shared or not, ascending, and whether each is."""
+        if end - start == 1:
+            return [(start, end, self.shared.holds(start, end))]
+        parts = [(low, high, True) for low, high in self.shared_parts(start, end).tolist()]
+        return sorted(parts + [(low, high, False) for low, high in self.private_parts(start, end).tolist()])
+
     def set_state(self, start: int, end: int, shared: bool) -> int:
         """kvm_vm_set_mem_attributes: the attribute is cleared (``shared``) or set. Returns of how many gfns that is new."""
         changed = (self.shared.add if shared else self.shared.remove)(start, end)

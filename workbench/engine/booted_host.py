@@ -325,6 +325,7 @@ class BootedHost:
         ]
         self.vcpus = [f"vcpu{i}" for i in range(len(vcpus))]
         self.tasks = {task.name: Thread(task.name, index, self._nid(task)) for index, task in enumerate(tasks)}
+        self._first_task = next(iter(self.tasks.values()))
         self.first_nid = {name: task.nid for name, task in self.tasks.items()}
         self.rotations = np.empty((len(tasks), 2), np.int64)
         for index, task in enumerate(tasks):
@@ -342,7 +343,7 @@ class BootedHost:
     def task(self, operation: sc.Operation) -> Thread:
         """The thread that makes a call."""
         if operation.task is None:
-            return next(iter(self.tasks.values()))
+            return self._first_task
         if operation.task not in self.tasks:
             names = ", ".join(list(self.tasks)[:8])
             raise WorkbenchError(f"operations.task: {operation.task!r} is not a task of this scenario ({names}, ...)")

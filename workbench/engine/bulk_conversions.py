@@ -131,7 +131,7 @@ class BulkConversions:
 
     def _holds(self, which: int, numbers: Int64s) -> np.ndarray:
         out = np.zeros(len(numbers), np.uint8)
-        kernel.holds(self.state, which, numbers, XA_CHUNK_SHIFT, self.inode.pages, out)
+        kernel.holds.direct(self.state, which, numbers, XA_CHUNK_SHIFT, self.inode.pages, out)
         return out.astype(bool)
 
     def run_each(self, given: each.Calls, nodes: each.Nodes) -> each.Nodes:
@@ -154,7 +154,7 @@ class BulkConversions:
         system, state = self.system, self.state
         state.where[kernel.AT] = 0
         while True:
-            status = kernel.run(stream, errors, self.inode.pages, self.state, *self._files())
+            status = kernel.run.direct(stream, errors, self.inode.pages, self.state, *self._files())
             if system.cancelled():
                 raise Cancelled
             if status != placement.NEEDS_ROOM:

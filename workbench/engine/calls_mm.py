@@ -17,7 +17,7 @@ from workbench.engine.objects import GUEST_MEMFD_FLAG_MMAP, Inode, OpenFile, Res
 from workbench.engine.placing import Turns, check_listed
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
-from workbench.intervals import in_intervals, no_intervals
+from workbench.intervals import in_intervals
 from workbench.kernels.folios import run as folio
 from workbench.units import PAGE_SIZE
 
@@ -204,28 +204,26 @@ def _touch_as_guest(system: System, operation: sc.Fault, inode: Inode, start: in
     walk = system.guest_walk(inode)
     if attributes is None or inode.kind != "guest_memfd":
         return system.touch(task, inode, start, end, operation, walk)
-    alone = bool(inode.flags & GUEST_MEMFD_FLAG_MMAP)
-    shared = no_intervals() if alone else attributes.shared_parts(start, end)
-    if not len(shared):
+    parts = [(start, end, False)] if inode.flags & GUEST_MEMFD_FLAG_MMAP else attributes.states(start, end)
+    if not any(shared for _, _, shared in parts):
         complete = system.touch(task, inode, start, end, operation, walk)
         attributes.note_fault(start, end)
         return complete
-    row = np.array([[folio.GUEST_FAULT, start * PAGE_SIZE, (end - start) * PAGE_SIZE, 0, 0, 0]], np.int64)
-    if system.metadata is None and operation.order == "sequential" and bulk_conversions.possible(system, inode, row):
-        row[0, folio.CPU] = list(system.tasks.values()).index(task)
-        together = bulk_conversions.BulkConversions(system, inode)
-        try:
-            together.run(row)
-        finally:
-            together.settle()
-        return True
-    parts = [(low, high, True) for low, high in shared.tolist()]
-    parts += [(low, high, False) for low, high in attributes.private_parts(start, end).tolist()]
-    for low, high, is_shared in sorted(parts):
-        source = backend if is_shared else inode
+    if end - start > 1 and system.metadata is None and operation.order == "sequential":
+        row = np.array([[folio.GUEST_FAULT, start * PAGE_SIZE, (end - start) * PAGE_SIZE, 0, 0, 0]], np.int64)
+        if bulk_conversions.possible(system, inode, row):
+            row[0, folio.CPU] = list(system.tasks.values()).index(task)
+            together = bulk_conversions.BulkConversions(system, inode)
+            try:
+                together.run(row)
+            finally:
+                together.settle()
+            return True
+    for low, high, shared in parts:
+        source = backend if shared else inode
         if source is not None and not system.touch(task, source, low, high, operation, walk):
             return False
-        if not is_shared:
+        if not shared:
             attributes.note_fault(low, high)
     return True
 

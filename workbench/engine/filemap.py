@@ -88,8 +88,11 @@ class FileMap:
         """Enter the allocation rows written since ``first_row`` as present runs."""
         end = int(self.progress[ALLOCATIONS])
         self._runs.enter(self.allocations, first_row, end)
+        counts = self.allocations[first_row:end, kernels.COUNT].tolist()
         if self._folios is not None:
-            self._folios += sum(self.allocations[first_row:end, kernels.COUNT].tolist())
+            self._folios += sum(counts)
+        if counts == [1]:
+            self._knows(int(self.allocations[first_row, kernels.FIRST]))
 
     def replace(self, runs: Int64s) -> None:
         """These runs int64 (n, 3) are what is present, of allocation rows that are there."""
@@ -220,9 +223,14 @@ class FileMap:
         holes = self._runs.gaps(start, end)
         if not len(holes):
             self._whole = (start, end)
-            if end - start == 1 and len(self._known) < _KNOWN:
-                self._known.add(start)
+            if end - start == 1:
+                self._knows(start)
         return holes
+
+    def _knows(self, index: int) -> None:
+        """A single index is there."""
+        if len(self._known) < _KNOWN:
+            self._known.add(index)
 
     def is_known(self, start: int, end: int) -> bool:
         """Whether ``[start, end)`` was found without holes before; False says nothing."""

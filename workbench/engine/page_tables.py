@@ -51,11 +51,8 @@ class Tables:
 
     def known(self, start: int, end: int) -> bool:
         """Whether pages [start, end) were found to need no more tables; False says nothing."""
-        for shift, map_ in zip(self.shifts, self.maps, strict=True):
-            low, high = start >> shift, ((end - 1) >> shift) + 1
-            if not map_.is_known(low, high) and not (self.first_free and shift == LEVELS[0] and high == 1):
-                return False
-        return True
+        shift = self.shifts[-1]  # these hang on others
+        return self.maps[-1].is_known(start >> shift, ((end - 1) >> shift) + 1)
 
     def missing(self, start: int, end: int) -> list[Int64s]:
         """Tables that pages [start, end) need and that are not there: intervals int64 (n, 2) of each level."""
@@ -85,7 +82,8 @@ class PageTables(KernelPages):
     def __init__(self, system: HostState) -> None:
         super().__init__(system)
         self.mapped: dict[Mapping, Tables] = {}
-        self.bases: dict[Inode, int] = {}
+        self.walks: dict[Inode, Walk] = {}
+        """Of the guest, through the tables of the machine that is there."""
         self.next_base = 0
         self.second: list[Tables] = []
         self.ready: dict[str, list[int]] = {}
@@ -100,7 +98,7 @@ class PageTables(KernelPages):
         """KVM_CREATE_VM: tables of its own; those of a machine before live on with its files."""
         self.second.append(Tables(LEVELS))
         self.roots += [zone for kept in self.ready.values() for zone in kept]  # until the process ends
-        self.bases.clear()
+        self.walks.clear()
         self.next_base = 0
         self.ready = {}
 
@@ -124,12 +122,14 @@ class PageTables(KernelPages):
 
     def of_guest(self, inode: Inode) -> Walk:
         """The walk of the guest; files lie one after another in its address space, each on a 2 MiB boundary."""
-        if inode not in self.bases:
-            self.bases[inode] = self.next_base
+        walk = self.walks.get(inode)
+        if walk is None:
+            # A leaf is as large as the file's pages, where its kind of VM can map them so.
+            largest = profiles.VM_TYPES[self.system.scenario.guest.vm_type].largest_leaf
+            tables = self.second[-1].above(min(inode.order, PAGE_ORDERS[largest]))
+            walk = self.walks[inode] = Walk(tables, SECOND_STAGE, self.next_base)
             self.next_base += -(-inode.pages >> 9) << 9
-        # A leaf is as large as the file's pages, where its kind of VM can map them so.
-        largest = profiles.VM_TYPES[self.system.scenario.guest.vm_type].largest_leaf
-        return Walk(self.second[-1].above(min(inode.order, PAGE_ORDERS[largest])), SECOND_STAGE, self.bases[inode])
+        return walk
 
     # --------------------------------------------------------------------------------------------------- what is taken
 

@@ -73,6 +73,10 @@ class Runs:
             kernels.cut.direct(self._table, start, end, out)
         return out[:count]
 
+    def value_at(self, page: int) -> int:
+        """Value of the run that holds a page, where values are natural numbers; -1: none does."""
+        return int(kernels.value_at.direct(self._table, page))
+
     def any(self, start: int, end: int) -> bool:
         """Whether a run holds a page of ``[start, end)``."""
         page = int(kernels.next_page.direct(self._table, start))

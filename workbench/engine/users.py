@@ -80,9 +80,8 @@ class Mapped:
 
     def _order_at(self, page: int) -> int:
         """Order of the leaf that maps a page; -1: none does."""
-        for _, _, row in self._runs.cut(page, page + 1).tolist():
-            return _ORDERS[int(self._rows[row, _LEVEL])]
-        return -1
+        row = self._runs.value_at(page)
+        return -1 if row < 0 else _ORDERS[int(self._rows[row, _LEVEL])]
 
     def gaps(self, start: int, end: int) -> Int64s:
         """What of pages [start, end) is not mapped, int64 (n, 2)."""

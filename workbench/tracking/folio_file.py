@@ -302,7 +302,7 @@ class ConversionFile(TrackedFile):
     def look_at(self, watched: Whole, low: int, end: int) -> None:
         """The kernel looks itself."""
         s, small = self.state, bool(self.state.options[folio.FOLIOS] == folio.SMALL_FOLIOS)
-        folio.look_at(s.blocks, s.pages, s.shared, s.backing, small, watched, low, end)
+        folio.look_at.direct(s.blocks, s.pages, s.shared, s.backing, small, watched, low, end)
 
     def present_words(self, blocks: Int64s) -> npt.NDArray[np.uint64]:
         """See :meth:`blocks`."""

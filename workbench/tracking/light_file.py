@@ -145,7 +145,7 @@ class LightFile(TrackedFile):
         self._refresh()
         status = light_rows.LACKS_STATE
         while status == light_rows.LACKS_STATE:
-            status = int(light_rows.run(given, self.state, *tables))
+            status = int(light_rows.run.direct(given, self.state, *tables))
             if status == light_rows.LACKS_STATE:
                 self._grow()
         return status

@@ -373,7 +373,7 @@ def place(
     while True:
         present = map_.room(erases=holes)
         mapped = mapping.room() if maps and mapping is not None else present
-        status = kernel.run(given, nodes, present, mapped, requests, turns, zones, system.output_of(map_))
+        status = kernel.run.direct(given, nodes, present, mapped, requests, turns, zones, system.output_of(map_))
         if status != placement.NEEDS_ROOM:
             return int(status)
         map_.grow(1024, 4 * len(system.output_of(map_).cycle))

@@ -56,7 +56,7 @@ class FollowedTrees:
         change = 0
         self._read()
         for end in [*stops, calls]:
-            while (change := int(kernel.follow(self.state, change, end * trees, MIN_PARTIAL))) < end * trees:
+            while (change := int(kernel.follow.direct(self.state, change, end * trees, MIN_PARTIAL))) < end * trees:
                 row, tree = divmod(change, trees)
                 self._fill(row)
                 self._write()
