@@ -11,6 +11,59 @@ import numpy as np
 from workbench.kernels.compile import Int, natural_kernel
 
 PAGE, ZONE, PINS, BY_DEVICE, FRAME = range(5)
+POISONED = 2
+"""Column of the rows of pages that are still in the file, of which pins come after it: page, zone, whether it is poisoned."""
+NOWHERE = -1
+"""Zone that a poisoned page goes back to."""
+NO_FRAME = -1
+"""Pfn of a page whose frame has no number here."""
+
+
+@natural_kernel
+def hold(pages: np.ndarray, poisoned: np.ndarray, zones: np.ndarray, pins: np.ndarray, held: np.ndarray) -> Int:
+    """Rows of pages int64 (n,), ascending, that somebody holds, of those of a zone; ``poisoned`` ascends as well.
+
+    ``pins`` int64 (n, 2) by kind. Returns how many rows of ``held`` int64 (n, 5) are written.
+    """
+    count, at = 0, 0
+    for number in range(pages.shape[0]):
+        while at < poisoned.shape[0] and poisoned[at] < pages[number]:
+            at += 1
+        if zones[number] >= 0:
+            held[count, PAGE], held[count, ZONE] = pages[number], zones[number]
+            held[count, POISONED] = at < poisoned.shape[0] and poisoned[at] == pages[number]
+            held[count, POISONED + 1], held[count, POISONED + 2] = pins[number, 0], pins[number, 1]
+            count += 1
+    return count
+
+
+@natural_kernel
+def leave(held: np.ndarray, frames: np.ndarray, free: np.ndarray, rows: np.ndarray) -> Int:
+    """Pages that somebody holds leave the file: into ``rows`` those that can be free one day, for nobody else is told of them.
+
+    ``frames`` int64 (n,), of pages that were taken out one by one; (0,): they went back to ``free`` int64 (zones,) with the
+    others, and are taken again. Returns how many rows are written.
+    """
+    count = 0
+    for at in range(held.shape[0]):
+        numbered, poisoned = frames.shape[0] > 0, held[at, POISONED] != 0
+        if not numbered:
+            free[held[at, ZONE]] -= 1
+        if poisoned and held[at, POISONED + 1] == 0 and held[at, POISONED + 2] == 0:
+            continue
+        rows[count, PAGE], rows[count, ZONE] = held[at, PAGE], NOWHERE if poisoned else held[at, ZONE]
+        rows[count, PINS], rows[count, BY_DEVICE] = held[at, POISONED + 1], held[at, POISONED + 2]
+        rows[count, FRAME] = frames[at] if numbered else NO_FRAME
+        count += 1
+    return count
+
+
+@natural_kernel
+def give_back(rows: np.ndarray, free: np.ndarray) -> None:
+    """Pages that nobody holds any more go back to their zones."""
+    for row in range(rows.shape[0]):
+        if rows[row, ZONE] != NOWHERE:
+            free[rows[row, ZONE]] += 1
 
 
 @natural_kernel

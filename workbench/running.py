@@ -71,7 +71,7 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
             if len(scenario.operations) > LEAST:
                 modules += ["light_rows", "state_ranges", "tree_nodes"]
         else:
-            modules += ["folios.run", "state_ranges"]
+            modules += ["folios.run", "folios.references", "state_ranges"]
         if scenario.guest.vm_type in WATCHED:
             modules.append("whole")
     return modules

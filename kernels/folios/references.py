@@ -84,6 +84,39 @@ def _first_referenced_now(s: FolioState, first: int, end: int, shared_only: bool
 
 
 @natural_kernel
+def pages_referenced(rows: np.ndarray, counts: np.ndarray, first: int, end: int, kinds: int, pages: np.ndarray) -> int:
+    """Pages of [first, end) with references of a kind whose bit is set in ``kinds``, ascending, into int64 (n,).
+
+    ``rows``, ``counts``: ``reference_row`` and ``reference_counts`` of a file. Returns their number; beyond n none are written.
+    """
+    found = 0
+    for block in range(first >> 9, ((end - 1) >> 9) + 1):
+        row = rows[block]
+        if row == 0 or (counts[row, PAGES_2M, TRANSIENT] == 0 and counts[row, PAGES_2M, ORPHAN] == 0):
+            continue
+        for page in range(max(first, block << 9), min(end, (block + 1) << 9)):
+            held = False
+            for kind in range(KINDS):
+                held |= (kinds >> kind) & 1 == 1 and counts[row, page & 511, kind] > 0
+            if held:
+                if found < pages.shape[0]:
+                    pages[found] = page
+                found += 1
+    return found
+
+
+@natural_kernel
+def references_on(
+    rows: np.ndarray, counts: np.ndarray, pages: np.ndarray, first_kind: int, second_kind: int, out: np.ndarray
+) -> None:
+    """References of two kinds on pages int64 (n,), into int64 (n, 2); the rest is as for :func:`pages_referenced`."""
+    for at in range(pages.shape[0]):
+        page = pages[at]
+        row = rows[page >> 9]
+        out[at, 0], out[at, 1] = counts[row, page & 511, first_kind], counts[row, page & 511, second_kind]
+
+
+@natural_kernel
 def row_of_references(s: FolioState, block: int) -> int:
     """Row of ``reference_counts`` for a 2 MiB block, 0 if there is no room for another."""
     if s.reference_row[block] == 0 and s.numbers[N_ROWS] + 1 < s.reference_counts.shape[0]:

@@ -19,10 +19,11 @@ from workbench.design import DESIGNS
 from workbench.engine.conversion_counts import ConversionCounts
 from workbench.engine.filemap import FileMap
 from workbench.engine.host_state import HostState
-from workbench.engine.kept_frames import BY_DEVICE, FRAME, NO_FRAME, NOWHERE, PAGE, PINS, ZONE
+from workbench.engine.kept_frames import FRAME, NO_FRAME, NOWHERE, ZONE
 from workbench.engine.objects import Inode
 from workbench.engine.users import Users
 from workbench.errors import WorkbenchError
+from workbench.kernels import kept_frames
 from workbench.kernels import placement as placed
 from workbench.limits import TRACKED_FOLIOS, TRACKED_PAGES
 from workbench.tracking import struct_pages
@@ -203,11 +204,9 @@ class Conversions(ConversionCounts):
         if not len(poisoned) and not len(pinned):
             return NOTHING_HELD
         pages = np.union1d(poisoned, pinned) if len(poisoned) and len(pinned) else poisoned if len(poisoned) else pinned
+        zones, pins = inode.base_map.zone_of(pages), file.references(pages, left_file=False)
         rows = np.empty((len(pages), 5), np.int64)
-        rows[:, 0], rows[:, 1] = pages, inode.base_map.zone_of(pages)
-        rows[:, 2] = np.isin(pages, poisoned) if len(poisoned) else 0
-        rows[:, 3:] = file.references(pages, left_file=False)
-        return rows[rows[:, 1] >= 0]
+        return rows[: kept_frames.hold.direct(pages, poisoned, zones, pins, rows)]
 
     def erase_small(self, inode: Inode, file: TrackedFile, start: int, end: int, held: Int64s) -> None:
         """Free 4 KiB folios [start, end) but for those held; what was held only in passing is freed too."""
@@ -215,7 +214,7 @@ class Conversions(ConversionCounts):
         if len(held) and not start <= held[0, 0] <= held[-1, 0] < end:
             held = held[(held[:, 0] >= start) & (held[:, 0] < end)]
         numbered = system.free_pfns is not None and inode.pfns is not None and inode.order == 0
-        frames = [system.take_frame(inode, page) for page in held[:, 0].tolist()] if numbered else NO_FRAME
+        frames = [system.take_frame(inode, page) for page in held[:, 0].tolist()] if numbered else []
         if inode.order == 0:
             system.erase(inode, start, end)
         elif inode.small is not None:
@@ -223,16 +222,10 @@ class Conversions(ConversionCounts):
         if isinstance(file, LightFile) and len(held) and not numbered:  # knows itself which are held
             stays = file.stay_taken(held[:, :2]) | (held[:, 2] != 0)
             system.free -= np.bincount(held[stays, 1], minlength=len(system.free))
-            held = NOTHING_HELD
-        elif len(held) and not numbered:  # else they did not go back
-            system.free -= np.bincount(held[:, 1], minlength=len(system.free))
-        if len(held):
+        elif len(held):
             rows = np.empty_like(held)
-            rows[:, [PAGE, ZONE, PINS, BY_DEVICE]], rows[:, FRAME] = held[:, [0, 1, 3, 4]], frames
-            if (poisoned := held[:, 2] != 0).any():
-                rows[poisoned, ZONE] = NOWHERE
-                rows = rows[held[:, 3:].any(axis=1) | ~poisoned]
-            inode.kept.keep(rows)
+            count = kept_frames.leave.direct(held, np.array(frames, np.int64), system.free, rows)
+            inode.kept.keep(rows[:count])
         self.take_back(inode, file, start, end)
 
     def take_back(self, inode: Inode, file: TrackedFile, start: int, end: int) -> None:
@@ -261,12 +254,10 @@ class Conversions(ConversionCounts):
             return
         system = self.system
         gone = inode.kept.drop_to(pages, file.references(pages, left_file=True))
-        gone = gone[gone[:, ZONE] != NOWHERE]
-        if not len(gone):
-            return
-        system.free += np.bincount(gone[:, ZONE], minlength=len(system.free))
+        kept_frames.give_back.direct(gone, system.free)
         if system.free_pfns is not None:
-            for zone, pfn in gone[gone[:, FRAME] != NO_FRAME][:, [ZONE, FRAME]].tolist():
+            gone = gone[(gone[:, ZONE] != NOWHERE) & (gone[:, FRAME] != NO_FRAME)]
+            for zone, pfn in gone[:, [ZONE, FRAME]].tolist():
                 system.free_pfns.give_back(zone, pfn)
 
 

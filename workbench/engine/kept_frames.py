@@ -14,16 +14,13 @@ import numpy as np
 from workbench.intervals import Int64s
 from workbench.kernels import kept_frames as kernels
 from workbench.kernels.folios import run as folio
-from workbench.kernels.kept_frames import BY_DEVICE as BY_DEVICE
 from workbench.kernels.kept_frames import FRAME as FRAME
+from workbench.kernels.kept_frames import NO_FRAME as NO_FRAME
+from workbench.kernels.kept_frames import NOWHERE as NOWHERE
 from workbench.kernels.kept_frames import PAGE as PAGE
 from workbench.kernels.kept_frames import PINS as PINS
 from workbench.kernels.kept_frames import ZONE as ZONE
 
-NOWHERE = -1
-"""Zone that a poisoned page goes back to."""
-NO_FRAME = -1
-"""Pfn of a page whose frame has no number here."""
 _NONE = np.zeros((0, 5), np.int64)
 _NO_PAGES = np.zeros(0, np.int64)
 
@@ -102,6 +99,9 @@ class KeptFrames:
     def _touched(self, first: int, end: int) -> list[tuple[int, Int64s]]:
         """Blocks that pages [first, end) touch, ascending, with their rows."""
         low, high = first >> folio.ORDER_2M, (end - 1) >> folio.ORDER_2M
+        if low == high:  # as most calls have it
+            rows = self._blocks.get(low)
+            return [] if rows is None else [(low, rows)]
         few = high - low < len(self._blocks)
         blocks = range(low, high + 1) if few else sorted(self._blocks)
         return [(block, self._blocks[block]) for block in blocks if low <= block <= high and block in self._blocks]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from workbench import costs
 from workbench.intervals import set_intervals
+from workbench.kernels.folios import references
 from workbench.kernels.folios import run as folio
 from workbench.kernels.whole import Whole, nobody_asks
 from workbench.tracking import collapse_times, struct_pages
@@ -46,8 +47,15 @@ NOBODY, NO_ROWS = nobody_asks(), np.zeros((0, 0), np.int64)
 _ROW = struct.Struct("=6q")
 _NO_ENDS = _NO_PAGES = np.zeros(0, np.int64)
 _LASTING, _LEFT = (folio.LONG_TERM, folio.DEVICE), (folio.ORPHAN, folio.DEVICE_ORPHAN)
-_ANY = (folio.TRANSIENT, *_LASTING)
 """Kinds of pins on pages of the file, and the same on pages that left it."""
+_ROOM = 64  # pages that an answer has room for at first
+
+
+def _bits(*kinds: int) -> int:
+    return sum(1 << kind for kind in kinds)
+
+
+_ANY = _bits(folio.TRANSIENT, *_LASTING)
 
 
 class ConversionFile(TrackedFile):
@@ -338,25 +346,18 @@ class ConversionFile(TrackedFile):
         """Whether each page has references of any kind: bool (n,)."""
         state = self.state
         rows = state.references[state.reference_row[pages >> folio.ORDER_2M], pages & (folio.PAGES_2M - 1)]
-        found: npt.NDArray[np.bool_] = rows[:, _ANY].any(axis=1)
+        found: npt.NDArray[np.bool_] = rows[:, [folio.TRANSIENT, *_LASTING]].any(axis=1)
         return found
 
     def withheld(self) -> Int64s:
         """Pages that left the file and are still pinned: of 4 KiB folios, and of huge pages once it is closed."""
-        return self._referenced((*_LEFT, *(_LASTING if self.released else ())), 0, None)
+        return self._referenced(_bits(*_LEFT, *(_LASTING if self.released else ())), 0, None)
 
     def references(self, pages: Int64s, left_file: bool) -> Int64s:
         """Kept by kind."""
-        state, kinds = self.state, _LEFT if left_file else _LASTING
-        out = np.empty((len(pages), len(kinds)), np.int64)
-        if len(pages) == 1:  # as most calls have it
-            page = int(pages[0])
-            row = state.reference_counts[state.reference_row[page >> folio.ORDER_2M], page & (folio.PAGES_2M - 1)]
-            out[0] = [row[kind] for kind in kinds]
-            return out
-        rows = state.references[state.reference_row[pages >> folio.ORDER_2M], pages & (folio.PAGES_2M - 1)]
-        for column, kind in enumerate(kinds):
-            out[:, column] = rows[:, kind]
+        state, out = self.state, np.empty((len(pages), 2), np.int64)
+        kinds = _LEFT if left_file else _LASTING
+        references.references_on.direct(state.reference_row, state.reference_counts, pages, *kinds, out)
         return out
 
     @property
@@ -364,23 +365,21 @@ class ConversionFile(TrackedFile):
         """The file is closed."""
         return bool(self.state.numbers[folio.RELEASED])
 
-    def _referenced(self, kinds: tuple[int, ...], first: int, end: int | None) -> Int64s:
-        """Pages of [first, end) with references of these kinds, ascending."""
-        if end is not None and end - first == 1:  # as most calls have it
-            row = self.state.reference_row[first >> folio.ORDER_2M]
-            if not row:
-                return _NO_PAGES
-            counts = self.state.reference_counts[row, first & (folio.PAGES_2M - 1)].tolist()
-            return np.array([first], np.int64) if any(counts[kind] for kind in kinds) else _NO_PAGES
-        low = first // folio.PAGES_2M
-        high = None if end is None else -(-end // folio.PAGES_2M)
-        blocks = low + np.flatnonzero(self.state.reference_row[low:high])
-        kept = self.state.references[self.state.reference_row[blocks]]
-        if not kept.any():  # as in most files
-            return blocks[:0]
-        held = kept[..., list(kinds)].any(axis=2)
-        row, page = np.nonzero(held)
-        return ascending_within(blocks[row] * folio.PAGES_2M + page, first, end)
+    def _referenced(self, kinds: int, first: int, end: int | None) -> Int64s:
+        """Pages of [first, end) with references of kinds whose bits are set, ascending."""
+        state = self.state
+        end = min(folio.PAGES_2M * len(state.reference_row), self.size // PAGE_SIZE if end is None else end)
+        if first >= end or not state.numbers[folio.N_ROWS]:  # as in most files
+            return _NO_PAGES
+        room = min(end - first, _ROOM)
+        while True:
+            pages = np.empty(room, np.int64)
+            found = references.pages_referenced.direct(
+                state.reference_row, state.reference_counts, first, end, kinds, pages
+            )
+            if found <= room:
+                return pages[:found]
+            room = found
 
     def poisoned(self, first: int = 0, end: int | None = None) -> Int64s:
         """Poisoned pages."""
