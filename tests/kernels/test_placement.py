@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reference import placement as reference
 from reference.scale import examples
+from workbench.engine.runs import Runs
 from workbench.kernels import fault_order, filemap, mempolicy, placement, zonelist
 
 
@@ -144,6 +145,13 @@ def test_pieces_and_list_agree_with_reference(seed):
     assert same_state["free"].tolist() == state["free"].tolist()
 
 
+def runs_of(runs):
+    """A table of runs int64 (n, 3)."""
+    table = Runs()
+    table.replace(runs)
+    return table.room(1)
+
+
 @pytest.mark.parametrize("seed", range(examples(300)))
 def test_filemap_tables_agree_with_a_dictionary(seed):
     rng = np.random.default_rng(seed)
@@ -169,6 +177,18 @@ def test_filemap_tables_agree_with_a_dictionary(seed):
     counts = np.zeros(len(zones), np.int64)
     filemap.count_zones(runs, allocations, tiles, counts)
     assert counts.tolist() == [list(kept.values()).count(zone) for zone in range(len(zones))]
+
+    table = runs_of(runs)
+    assert [filemap.zone_at(table, allocations, tiles, page) for page in range(size)] == found.tolist()
+    start, end = np.sort(rng.integers(0, size + 1, 2)).tolist()
+    freed = np.zeros(len(zones), np.int64)
+    filemap.erase(table, allocations, tiles, start, end, np.empty((int(rng.integers(1, 4)), 3), np.int64), freed)
+    gone = [zone for page, zone in kept.items() if start <= page < end]
+    assert freed.tolist() == [gone.count(zone) for zone in range(len(zones))]
+    left = {page: zone for page, zone in kept.items() if not start <= page < end}
+    assert [filemap.zone_at(table, allocations, tiles, page) for page in range(size)] == [
+        left.get(p, -1) for p in asked
+    ]
 
     base = int(rng.integers(0, size))
     out = np.full(size - base, -1, np.int8)

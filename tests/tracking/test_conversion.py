@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import workbench as wb
+from reference.scale import examples
 from workbench import costs
 from workbench.engine import conversion_streams as gen
 from workbench.errors import WorkbenchError
@@ -108,6 +109,28 @@ def test_what_is_pinned_or_poisoned_is_told_of_a_range(kind):
         within = range(first, 2048 if end is None else end)
         assert file.pinned(first, end).tolist() == [page for page in (5, 1030, 1535, 2047) if page in within]
         assert file.poisoned(first, end).tolist() == [page for page in (7, 1031, 1536) if page in within]
+
+
+@pytest.mark.parametrize("seed", range(examples(40)))
+def test_what_is_pinned_is_told_as_the_references_are(seed):
+    rng = np.random.default_rng(seed)
+    file, pages = ConversionFile(8 * MIB, "4 KiB", shared=True), 2048
+    for _ in range(60):
+        op = rng.choice([folio.PIN, folio.PIN, folio.UNPIN, folio.PUNCH])
+        first, length = int(rng.integers(0, pages)) * 4096, int(rng.choice([1, 1, 3, 70])) * 4096
+        kind = int(rng.choice([folio.TRANSIENT, folio.LONG_TERM, folio.DEVICE]))
+        file.carry_out(np.array([[op, first, length, kind, 0, 0]], np.int64))
+        counts = file.state.references[file.state.reference_row[: pages >> 9]].reshape(pages, -1)
+        here = counts[:, [folio.TRANSIENT, folio.LONG_TERM, folio.DEVICE]].any(axis=1)
+        left = counts[:, [folio.ORPHAN, folio.DEVICE_ORPHAN]]
+        low, high = np.sort(rng.integers(0, pages + 1, 2)).tolist()
+        assert file.pinned(low, high).tolist() == (low + np.flatnonzero(here[low:high])).tolist()
+        assert file.pinned(low, low + 1).tolist() == [low] * (low < pages and bool(here[low]))
+        assert file.pinned().tolist() == np.flatnonzero(here).tolist()
+        assert file.withheld().tolist() == np.flatnonzero(left.any(axis=1)).tolist()
+        some = np.flatnonzero(here | left.any(axis=1))
+        assert file.references(some, True).tolist() == left[some].tolist()
+        assert file.references(some, False).tolist() == counts[some][:, [folio.LONG_TERM, folio.DEVICE]].tolist()
 
 
 @pytest.mark.parametrize(("page_size", "held"), [("2 MiB", 7), ("1 GiB", 4095)])

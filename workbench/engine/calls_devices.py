@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import errno
 
-import numpy as np
-
 from workbench import scenario as sc
 from workbench.engine import calls_conversion
 from workbench.engine.calls_conversion import byte_span, tracked_inode
@@ -85,6 +83,6 @@ def _first_without_pfn(inode: Inode, first: int, end: int) -> int:
     """First page of [first, end) that is absent or poisoned, whose pfn nobody is given; ``end``: there is none."""
     holes = inode.map.absent(first >> inode.order, -(-end >> inode.order))
     missing = max(first, int(holes[0, 0]) << inode.order) if len(holes) else end
-    bad = inode.tracked.poisoned() if inode.tracked is not None else np.empty(0, np.int64)
-    bad = bad[(bad >= first) & (bad < missing)]
-    return int(bad[0]) if len(bad) else missing
+    if inode.tracked is not None and len(bad := inode.tracked.poisoned(first, missing)):
+        return int(bad[0])
+    return missing

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from workbench.engine.runs import Runs
 from workbench.intervals import Int64s, intervals_in, no_intervals, pages_of, true_intervals
 from workbench.kernels import filemap as kernels
-from workbench.kernels.placement import ALLOCATIONS, TILES
+from workbench.kernels.placement import ALLOCATIONS, TILES, Output
 from workbench.kernels.runs import Runs as Table
 
 Int16s = npt.NDArray[np.int16]
@@ -32,6 +32,8 @@ class FileMap:
         self.allocations: Int64s = np.empty((16, 5), np.int64)
         self.tiles: Int16s = np.empty(256, np.int16)
         self.progress: Int64s = np.zeros(4, np.int64)
+        self.output: Output | None = None
+        """These tables as the kernel that places folios has them, kept by whoever calls it."""
         self._folios: int | None = 0
         """How many are present; None: a kernel has changed the table since somebody asked."""
         self._whole = (0, 0)
@@ -43,7 +45,7 @@ class FileMap:
 
     def grow(self, rows: int = 0, entries: int = 0) -> None:
         """Make room for at least so many more allocation rows and tile entries, doubling what is there."""
-        used_rows, used_entries = int(self.progress[ALLOCATIONS]), int(self.progress[TILES])
+        _, _, used_rows, used_entries = self.progress.tolist()
         if used_rows + rows > len(self.allocations):
             bigger = np.empty((max(2 * len(self.allocations), used_rows + rows), 5), np.int64)
             bigger[:used_rows] = self.allocations[:used_rows]

@@ -171,8 +171,8 @@ class Placing(RequestTables):
         """:meth:`place` of one page of which :meth:`_plain` holds, as most calls of a long list of them are."""
         map_, piece = inode.map, self._piece
         requests, row_of = self.requests(inode, [task], _NO_POLICY, 0)
-        piece[0] = page, 1, step, row_of[0, 0]
-        before = int(map_.progress[placement.ALLOCATIONS])
+        piece[0, 0], piece[0, 1], piece[0, 2], piece[0, 3] = page, 1, step, row_of[0, 0]
+        before: int = map_.progress.item(placement.ALLOCATIONS)
         self._placed(self.run_pieces(map_, piece, requests, *self.turns_and_zones(inode, 0)), 0)
         self.placed[map_.tiles[map_.allocations[before, 3]]] += 1
         map_.add_new_allocations(before)
@@ -250,7 +250,7 @@ class Placing(RequestTables):
         zones: placement.Zones,
     ) -> bool:
         """Place pieces into the allocation rows of a map, which grows as it must. False: out of memory."""
-        map_.progress[:2] = 0
+        map_.progress[placement.PIECE] = map_.progress[placement.IN_PIECE] = 0
         map_.grow(len(pieces) + 8, 64)
         while True:
             status = placement.place_pieces.direct(pieces, requests, turns, zones, self.output_of(map_))
@@ -260,8 +260,11 @@ class Placing(RequestTables):
             self._check_cancelled()
 
     def output_of(self, map_: FileMap) -> placement.Output:
-        """Where pages of a map are placed to."""
-        return placement.Output(map_.progress, map_.allocations, map_.tiles, *self._scratch)
+        """Where pages of a map are placed to: the same as before, unless the map has grown."""
+        made = map_.output
+        if made is None or made.allocations is not map_.allocations or made.tiles is not map_.tiles:
+            made = map_.output = placement.Output(map_.progress, map_.allocations, map_.tiles, *self._scratch)
+        return made
 
     # ---------------------------------------------------------------------------------------- in an order of their own
 

@@ -341,10 +341,9 @@ def bits_at(words: npt.NDArray[np.uint64], pages: Int64s) -> npt.NDArray[np.bool
 
 def ascending_within(pages: Int64s, first: int, end: int | None) -> Int64s:
     """Those of ascending pages (n,) that lie in [first, end), a copy."""
-    if not len(pages):
-        return pages.copy()
-    low = int(np.searchsorted(pages, first)) if first else 0
-    high = len(pages) if end is None else int(np.searchsorted(pages, end))
+    if end is None:
+        return pages[pages.searchsorted(first) :].copy()
+    low, high = pages.searchsorted((first, end)).tolist()
     return pages[low:high].copy()
 
 
