@@ -75,4 +75,5 @@ def test_frames_are_kept_and_let_go_as_lists_are(data: st.DataObject) -> None:
             assert gone.tolist() == [row for page in pages for row in plain.drop_to(page, list(stay[page]))]
         assert kept.rows().tolist() == plain.rows() and bool(kept) == bool(plain.frames)
         first, end = sorted(data.draw(st.tuples(st.sampled_from(PAGES), st.sampled_from(PAGES))))
+        assert kept.pages(first, end).tolist() == [page for page in sorted(plain.frames) if first <= page < end]
         assert kept.between(first, end).tolist() == [row for row in plain.rows() if first <= row[0] < end]

@@ -115,9 +115,11 @@ def test_what_is_pinned_or_poisoned_is_told_of_a_range(kind):
 def test_what_is_pinned_is_told_as_the_references_are(seed):
     rng = np.random.default_rng(seed)
     file, pages = ConversionFile(8 * MIB, "4 KiB", shared=True), 2048
-    for _ in range(60):
+    for number in range(60):
         op = rng.choice([folio.PIN, folio.PIN, folio.UNPIN, folio.PUNCH])
         first, length = int(rng.integers(0, pages)) * 4096, int(rng.choice([1, 1, 3, 70])) * 4096
+        if number % 20 == 19:  # nothing is left but what has left the file
+            op, first, length = folio.PUNCH, 0, 8 * MIB
         kind = int(rng.choice([folio.TRANSIENT, folio.LONG_TERM, folio.DEVICE]))
         file.carry_out(np.array([[op, first, length, kind, 0, 0]], np.int64))
         counts = file.state.references[file.state.reference_row[: pages >> 9]].reshape(pages, -1)
