@@ -448,7 +448,7 @@ def _enter(map_: FileMap, intervals: Int64s, zones: Int64s, step: int) -> None:
     """Enter tables of ``intervals`` with their zones in the order of the touches."""
     if not len(zones):
         return
-    if (zones == zones[0]).all():
+    if len(zones) == 1 or (zones == zones[0]).all():
         for low, high in intervals.tolist():
             map_.add_run(low, high, int(zones[0]))
         return

@@ -72,7 +72,7 @@ class FreePfns:
 
     def release(self, map_: FileMap, book: FilePfns, runs: Int64s) -> None:
         """Free the folios of runs int64 (n, 3), in ascending order."""
-        folios = int(runs[:, 1].sum())
+        folios = int(runs[0, 1]) if len(runs) == 1 else int(runs[:, 1].sum())
         if not book.listed:  # a run that begins or ends within an extent cuts it
             folios = min(folios, book.used + 2 * len(runs) * len(self.top))
         self._keep_room(folios)

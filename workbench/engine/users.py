@@ -11,6 +11,7 @@ A frame is known by the allocation that made it, not by its number: a page that 
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,7 @@ IOMMU = NAMES.index("iommu")
 _ORDERS = (0, folio.ORDER_2M, folio.ORDER_1G)
 _LEAVES = tuple(zip((folio.N_LEAVES_4K, folio.N_LEAVES_2M, folio.N_LEAVES_1G), _ORDERS, strict=True))
 _FRAME, _LEVEL = 3, 4
+_ROW = struct.Struct("=5q")
 _LEAST_ROWS = 64
 
 
@@ -55,12 +57,12 @@ class Mapped:
         """Map frames int64 (n, 3) (first page, pages, frame), in place of what was there; ``level``: 4 KiB, 2 MiB, 1 GiB."""
         if not len(frames):
             return
-        rows = [(first, pages, 1, frame, level) for first, pages, frame in frames.tolist()]
-        for first, pages, *_ in rows:
+        self._make_room(len(frames))
+        begin, rows = self._used, self._rows.data
+        for first, pages, frame in frames.tolist():
             self.pages += pages - self._runs.erase(first, first + pages)
-        self._make_room(len(rows))
-        begin, self._used = self._used, self._used + len(rows)
-        self._rows[begin : self._used] = rows
+            _ROW.pack_into(rows, _ROW.size * self._used, first, pages, 1, frame, level)
+            self._used += 1
         self._runs.enter(self._rows, begin, self._used)
 
     def zap(self, start: int, end: int) -> int:
@@ -176,10 +178,11 @@ class Users:
         inode, order = self.inode, self.inode.order
         out = inode.map.cut(start >> order, -(-end >> order))
         out[:, 2] *= 2
-        if order:
-            low, high = out[:, 0] << order, (out[:, 0] + out[:, 1]) << order
-            out[:, 0] = np.maximum(low, start)
-            out[:, 1] = np.minimum(high, end) - out[:, 0]
+        if order and len(out):
+            out[:, :2] <<= order
+            before = max(0, start - int(out[0, 0]))
+            out[0, :2] += before, -before
+            out[-1, 1] = min(int(out[-1, 1]), end - int(out[-1, 0]))
         if inode.small is not None:
             small = inode.small.cut(start, end)
             small[:, 2] = 2 * small[:, 2] + 1
@@ -194,18 +197,25 @@ class Users:
         largest = PAGE_ORDERS[file.largest_leaf]
         if file.order == 0 or largest == 0:
             return [(low, high, 0)]
-        base = low >> folio.ORDER_2M
-        blocks = np.arange(base, ((high - 1) >> folio.ORDER_2M) + 1)
-        bad = np.unique(file.poisoned() >> folio.ORDER_2M)
-        levels = ((file.state.shared_2m[blocks] == 0) & ~np.isin(blocks, bad)).astype(np.int64)
+        base, end = low >> folio.ORDER_2M, ((high - 1) >> folio.ORDER_2M) + 1
+        levels = self._none_shared(file.state.shared_2m, folio.ORDER_2M, base, end).astype(np.int64)
         if file.order == folio.ORDER_1G == largest:
-            giga = blocks >> (folio.ORDER_1G - folio.ORDER_2M)
-            bad = np.unique(file.poisoned() >> folio.ORDER_1G)
-            levels[(file.state.shared_1g[giga] == 0) & ~np.isin(giga, bad)] = 2
+            first, last = low >> folio.ORDER_1G, ((high - 1) >> folio.ORDER_1G) + 1
+            giga = np.repeat(self._none_shared(file.state.shared_1g, folio.ORDER_1G, first, last), folio.BLOCKS_1G)
+            levels[giga[base - first * folio.BLOCKS_1G :][: len(levels)]] = 2
         return [
             (max(low, first << folio.ORDER_2M), min(high, last << folio.ORDER_2M), int(levels[first - base]))
             for first, last in equal_intervals(levels, base).tolist()
         ]
+
+    def _none_shared(self, shared: np.ndarray, order: int, first: int, end: int) -> np.ndarray:
+        """Which blocks [first, end) of this order have no page that is shared, or poisoned; ``shared``: how many of each are."""
+        assert self.light is not None
+        out: np.ndarray = shared[first:end] == 0
+        bad = self.light.poisoned(first << order, end << order)
+        if len(bad):
+            out[(bad >> order) - first] = False
+        return out
 
     # ---------------------------------------------------------------------------------------------- invalidations
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.errors import WorkbenchError
-from workbench.intervals import equal_intervals, no_intervals, set_intervals
+from workbench.intervals import equal_intervals, set_intervals
 from workbench.kernels import light_map, whole
 from workbench.kernels.folios import run as folio
 from workbench.tracking.confidential import LARGEST_LEAF, leaves
@@ -318,7 +318,13 @@ class TrackedFile(ABC):
         """Pages [first, end) as stretches of one state, and whether each is shared; a page alone makes no array."""
         if end - first == 1:
             return [(first, end, self.shares(first))]
-        shared = self.is_shared(first, end) if first < end else no_intervals()
+        if first >= end:
+            return []
+        words = self.state.shared[first >> 6 : -(-end >> 6)].astype("<u8").tobytes()
+        bits = int.from_bytes(words, "little") >> (first & 63) & ((1 << (end - first)) - 1)
+        if not bits or bits.bit_count() == end - first:  # of one state, as most often
+            return [(first, end, bool(bits))]
+        shared = self.is_shared(first, end)
         return [(low, high, bool(shared[low - first])) for low, high in equal_intervals(shared, first).tolist()]
 
     def in_state(self, first: int, end: int, shared: bool) -> list[tuple[int, int]]:
