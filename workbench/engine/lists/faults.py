@@ -57,8 +57,8 @@ from workbench.kernels.folios import run as folio
 from workbench.tracking.folio_file import ConversionFile
 from workbench.units import PAGE_SIZE
 
-LEAST, MOST = 16, 4096
-"""Faults that are worth a call of the kernel, and of one call: between calls a run can be cancelled."""
+LEAST, MOST = 32, 4096
+"""Calls that are worth a list (it costs as much as some 40 alone), and calls of one list: between two a run can be cancelled."""
 MOST_PAGES_OF_ONE = 2048  # of one fault
 _ROOM = 64  # pieces of one fault
 _SMALL_TABLE = 64  # rows of requests

@@ -109,7 +109,9 @@ class LookAhead:
         self._faults = BulkFaults(system, given)
         self._lists = _lists(system, given, self._faults)
         names: list[str | None] = []
-        of_threads = THREAD_CALLS if self._faults in self._lists and not attributes.wanted(system.scenario) else ()
+        light = system.conversions is not None and system.conversions.light
+        follows_threads = self._faults in self._lists and not light and not attributes.wanted(system.scenario)
+        of_threads = THREAD_CALLS if follows_threads else ()
         for operation in given:
             in_a_list = type(operation) in of_threads and names
             names.append(names[-1] if in_a_list else _file_of_list(operation))
