@@ -96,6 +96,8 @@ class Metadata(MapleNodes):
         super().__init__(system)
         self.pamt = np.zeros(self.xarray.zones.shape, np.int64)
         """PAMT pages for the memory of each node, by the zone they come from, int64 (nodes, zones)."""
+        self._pamt_settled = b""
+        """For how many by node they were settled last, if all were found."""
 
     def need(self, task: Thread, inode: Inode, walk: Walk | None, start: int, end: int) -> tuple[int, int]:
         """No more than so many pages are taken for tables, and for slabs, when pages [start, end) are touched."""
@@ -181,6 +183,8 @@ class Metadata(MapleNodes):
         if not self.taking:
             self.held[PAMT] = pamt
             return True
+        if pamt.tobytes() == self._pamt_settled:
+            return True
         complete = True
         for nid in np.flatnonzero(pamt != self.pamt.sum(axis=1)).tolist():
             more = int(pamt[nid] - self.pamt[nid].sum())
@@ -197,6 +201,7 @@ class Metadata(MapleNodes):
             complete &= self._run(task, FileMap(), np.array([[0, more]], np.int64), 1, zones, True, requests=requests)
             self.pamt[nid] += free - zones.free
         self.held[PAMT] = np.bincount(self._zones().zone_node, self.pamt.sum(axis=0), self.system.nodes)
+        self._pamt_settled = pamt.tobytes() if complete else b""
         return complete
 
     def forget(self, inode: Inode) -> None:
