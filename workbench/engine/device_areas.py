@@ -38,10 +38,10 @@ class DeviceAreas:
 
     def touched(self, first: int, end: int) -> list[tuple[int, int]]:
         """Areas that have a page of [first, end), ascending."""
-        if not self._runs.any(first, end):
+        runs = self._runs.cut(first, end)
+        if not len(runs):
             return []
-        rows = self._rows[self._runs.cut(first, end)[:, VALUE]]
-        return [(low, low + pages) for low, pages, _ in rows.tolist()]
+        return [(low, low + pages) for low, pages, _ in self._rows[runs[:, VALUE]].tolist()]
 
     def add(self, first: int, end: int) -> None:
         """An area that has no page of another."""
