@@ -243,7 +243,7 @@ class KernelPages:
             if pages.sum() < wanted * slabs.pages:
                 return False
         slabs.live[nid] += objects
-        if slabs.parts[1].any():
+        if any(slabs.parts[1].tolist()):
             self._count_slabs(slabs)
         elif wanted > 0:  # else only the fill of slabs has changed
             zone_node = self._zones().zone_node

@@ -46,9 +46,12 @@ class Slabs:
         """Slabs of each node."""
         return self.zones.sum(axis=1) // self.pages
 
+    def _slabs_of(self, nid: int) -> int:
+        return sum(self.zones[nid].tolist()) // self.pages  # of few zones, without a reduction
+
     def room(self, nid: int) -> int:
         """Objects that the slabs of a node have room for."""
-        return int(self.zones[nid].sum()) // self.pages * self.objects - int(self.live[nid])
+        return self._slabs_of(nid) * self.objects - int(self.live[nid])
 
     def wanted(self, nid: int, objects: int) -> int:
         """Slabs that so many more objects need; not positive: there is room."""
@@ -58,9 +61,8 @@ class Slabs:
         """Objects int64 (nodes,) are freed; the pages that are given back, int64 (zones,)."""
         self.live -= freed
         out = np.zeros(self.zones.shape[1], np.int64)
-        for nid in np.flatnonzero(freed):
-            slabs = int(self.zones[nid].sum()) // self.pages
-            empty = slabs - -(-int(self.live[nid]) // self.objects)
+        for nid in np.flatnonzero(freed).tolist():
+            empty = self._slabs_of(nid) - -(-int(self.live[nid]) // self.objects)
             if empty > MIN_PARTIAL:
                 back = last_of(self.zones[nid], (empty - MIN_PARTIAL) * self.pages)
                 self.zones[nid] -= back
