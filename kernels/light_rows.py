@@ -49,7 +49,7 @@ from workbench.kernels.folios.run import (
 from workbench.kernels.light_map import LightState, next_in, next_poisoned, run_end
 from workbench.kernels.maps import maple
 from workbench.kernels.runs import FIRST, VALUE, Runs
-from workbench.kernels.whole import Whole, look_at_one
+from workbench.kernels.whole import Whole, change, lay_out
 
 ROW, USED, MAPPED, LARGEST, WANTED, STAGE, CAME, DEVICE_USED, DEVICE_PAGES, AREAS_USED = range(10)
 TOLD, LOST, ENTERED, REACHED, PART = range(10, 15)
@@ -211,7 +211,7 @@ def run(
         if given.whole.shape[0] > 0 and (converted or given.at[CAME] > 0):
             if given.at[CAME] > 0:
                 first, end = first >> order << order, ((end - 1) >> order) + 1 << order
-            _look(state, watched, first, end)
+            look_at(state, watched, first >> ORDER_2M, ((end - 1) >> ORDER_2M) + 1)
         _note(given, state, watched, theirs, row, converted or given.at[CAME] > 0)
         given.at[CAME], given.at[STAGE] = 0, _BEGIN
     given.at[ROW] = given.stream.shape[0]
@@ -814,24 +814,25 @@ def _count_shared(given: Rows, s: LightState, first: Int, end: Int) -> None:
 
 
 @kernel
-def _look(s: LightState, watched: Whole, first: Int, end: Int) -> None:
-    """Look at the blocks of 2 MiB of which pages [first, end) may have changed sides."""
-    order = s.options[light_map.UNIT_ORDER]
-    for block in range(first >> ORDER_2M, ((end - 1) >> ORDER_2M) + 1):
+def look_at(s: LightState, watched: Whole, low: Int, end: Int) -> None:
+    """2 MiB blocks [low, end) of a file are as its state says, as one call has left them."""
+    order, moved = s.options[light_map.UNIT_ORDER], False
+    for block in range(low, min(end, watched.private.shape[0])):
+        present, private, node, there = np.int64(0), np.int64(0), np.int64(-1), False
         if order > 0:
             unit = block >> (order - ORDER_2M)
             there = s.unit_pfn[unit] >= 0
-            present = np.int64(PAGES_2M if there else 0)
-            private = np.int64(PAGES_2M - s.shared_2m[block] if there else 0)
-            node = np.int64(s.unit_node[unit] if there else -1)
-            look_at_one(watched, block, present, private, node, there, True)
-            continue
-        present, private, node = np.int64(0), np.int64(0), np.int64(-1)
-        low = block << ORDER_2M
-        for page in range(low, min(low + PAGES_2M, s.options[light_map.PAGES])):
-            if s.unit_pfn[page] >= 0:
-                if present == 0:
-                    node = np.int64(s.unit_node[page])
-                present += 1
-                private += not test_bit(s.shared, page)
-        look_at_one(watched, block, present, private, node, False, True)
+            if there:
+                present, private = np.int64(PAGES_2M), np.int64(PAGES_2M - s.shared_2m[block])
+                node = np.int64(s.unit_node[unit])
+        else:
+            first = block << ORDER_2M
+            for page in range(first, min(first + PAGES_2M, s.options[light_map.PAGES])):
+                if s.unit_pfn[page] >= 0:
+                    if present == 0:
+                        node = np.int64(s.unit_node[page])
+                    present += 1
+                    private += not test_bit(s.shared, page)
+        moved |= change(watched, block, present, private, node, there, True)
+    if moved:
+        lay_out(watched)

@@ -64,12 +64,16 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
     lists = len(scenario.operations) > LEAST and _lists_of_backends(scenario)
     if lists or attributes.wanted(scenario):
         modules += ["two_backends"] + ["backend_nodes"] * lists
+    if DESIGNS[scenario.guest.design].from_zones:
+        modules.append("zone_blocks")
     if conversions.wanted(scenario):
         modules += ["kept_frames"]
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]
+            if len(scenario.operations) > LEAST or scenario.guest.vm_type in WATCHED:
+                modules += ["light_rows"]
             if len(scenario.operations) > LEAST:
-                modules += ["light_rows", "state_ranges", "tree_nodes"]
+                modules += ["state_ranges", "tree_nodes"]
         else:
             modules += ["folios.run", "folios.references", "state_ranges"]
         if scenario.guest.vm_type in WATCHED:

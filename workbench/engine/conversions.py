@@ -75,7 +75,7 @@ class Conversions(ConversionCounts):
         self.ranges = RangeMemory(_free_ranges(system, mine), vmemmap, order, len(system.free)) if self.light else None
         if system.metadata is not None and not system.scenario.boot.vmemmap_pages:
             system.metadata.share((self.ranges or self.folios).vmemmap)
-        self.unusable = np.zeros(nodes, np.int64)
+        self.unusable, self._passed_over = np.zeros(nodes, np.int64), False
 
     def add(self, inode: Inode) -> None:
         """A new guest_memfd inode. Raises WorkbenchError if its state would take too much memory."""
@@ -236,10 +236,11 @@ class Conversions(ConversionCounts):
         system = self.system
         if inode.order:
             system.free[: system.nodes] += file.returned()
-            if self.ranges is None:  # pages that the pools have but never hand out
+            if self.ranges is None and (self.folios.poisoned or self._passed_over):
+                # Pages that the pools have but never hand out.
                 unusable = self.folios.never_handed_out(inode.order)
                 system.free[: system.nodes] += self.unusable - unusable
-                self.unusable = unusable
+                self.unusable, self._passed_over = unusable, bool(unusable.any())
         elif self.ranges is not None:
             system.free += self.ranges.given_back
             self.ranges.given_back[:] = 0

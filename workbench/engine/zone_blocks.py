@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.intervals import Int64s
+from workbench.kernels import zone_blocks as kernel
 from workbench.kernels import zonelist
 from workbench.topology.host import Host, Zone
 
@@ -62,40 +63,26 @@ class ZoneBlocks:
         nothing = np.zeros(len(zone_node), np.int64)
         return cls(order, zone_node, kept, most, nothing, nothing.copy())
 
-    def within(self, free: Int64s) -> Int64s:
+    def within(self, pages: Int64s) -> Int64s:
         """Blocks, int64 (2, zones), that zones with so many free pages can give: down to their low mark, to their min mark."""
-        can: Int64s = np.clip((free - self.kept) >> self.order, 0, self.most - self.used)
-        return can
+        nodes, held = int(self.zone_node.max()) + 1, np.zeros_like(self.kept)
+        for kept, blocks in zip(self.kept, held, strict=True):
+            rows = np.append(np.zeros(nodes, np.int64), pages)
+            kernel.settle.direct(rows, self.zone_node, kept, self.most, self.used, blocks, self.order, False)
+        return held
 
     def settle(self, free: Int64s, broken_up: bool = False) -> None:
         """Bring the rows of ``free`` (blocks by node, then pages by zone) in step with each other, in place.
 
         ``broken_up``: leave all pages with the zones, for 4 KiB requests; the next call takes the whole blocks out again.
         """
-        nodes = len(free) - len(self.zone_node)
-        pools, pages = free[:nodes], free[nodes:]
-        self._note_taken(np.bincount(self.zone_node, self.held, nodes).astype(np.int64) - pools)
-        pages += self.held << self.order
-        self.held = self.held * 0 if broken_up else self.within(pages)[1]
-        pages -= self.held << self.order
-        pools[:] = np.bincount(self.zone_node, self.held, nodes).astype(np.int64)
+        kernel.settle.direct(free, self.zone_node, self.kept[1], self.most, self.used, self.held, self.order, broken_up)
 
     def break_up(self, free: Int64s) -> None:
         """Leave all pages of a copy of ``free`` with the zones; what stands in step stays as it is."""
         nodes = len(free) - len(self.zone_node)
         free[nodes:] += self.held << self.order
         free[:nodes] = 0
-
-    def _note_taken(self, taken: Int64s) -> None:
-        """So many blocks of each node were taken (or, below 0, given back) since the last look, the highest zone's first."""
-        for zone in range(len(self.zone_node) - 1, -1, -1):
-            node = self.zone_node[zone]
-            here = (
-                min(int(taken[node]), int(self.held[zone])) if taken[node] > 0 else max(taken[node], -self.used[zone])
-            )
-            taken[node] -= here
-            self.held[zone] -= here
-            self.used[zone] += here
 
 
 _KEPT_FROM_ALL = ("HighAtomic", "Isolate")

@@ -64,6 +64,11 @@ class HostMemory:
         nodes = len(self.array)
         return int(self.array[:, folio.ORDER + nodes :].sum())
 
+    @property
+    def poisoned(self) -> bool:
+        """Whether any page of a file or a pool is poisoned."""
+        return bool(self.array[0, folio.POISONED])
+
     def never_handed_out(self, order: int) -> Int64s:
         """int64 (nodes,), huge pages in the pools that count as free but are passed over: their first page is poisoned."""
         rows = self.pool_poison[(self.pool_poison[:, folio.POISON_SIZE] == (order == folio.ORDER_1G))]

@@ -233,6 +233,10 @@ class LightFile(TrackedFile):
         node = np.where(there, state.unit_node[unit], -1).astype(np.int64)
         return Blocks(present, private, node, there, there)
 
+    def look_at(self, watched: Whole, low: int, end: int) -> None:
+        self._refresh()
+        light_rows.look_at.direct(self.state, watched, low, end)
+
     def present_words(self, blocks: Int64s) -> npt.NDArray[np.uint64]:
         """See :meth:`blocks`."""
         if self.order:

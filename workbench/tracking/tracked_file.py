@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from workbench.errors import WorkbenchError
 from workbench.intervals import equal_intervals, set_intervals
-from workbench.kernels import light_map, whole
+from workbench.kernels import light_map
 from workbench.kernels.folios import run as folio
+from workbench.kernels.whole import Whole
 from workbench.tracking.confidential import LARGEST_LEAF, leaves
 from workbench.units import PAGE_ORDERS, PAGE_SIZE
 
@@ -128,10 +129,9 @@ class TrackedFile(ABC):
         parts = [self.blocks(at, at + 1) for at in index.tolist()]
         return Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def look_at(self, watched: whole.Whole, low: int, end: int) -> None:
+    @abstractmethod
+    def look_at(self, watched: Whole, low: int, end: int) -> None:
         """Note in ``watched`` what 2 MiB blocks [low, end) hold now, as one call has left them."""
-        present, private, node, _, one_entry = self.blocks(low, end)
-        whole.look(watched, np.arange(low, end), present, private, node, np.ascontiguousarray(one_entry), True)
 
     def bits(self, blocks: Int64s) -> dict[int, tuple[int, int]]:
         """Which pages of 2 MiB blocks (n,) are there, and which of those are private, a bit for each page, by block."""

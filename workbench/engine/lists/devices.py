@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_SIZE
 
 _Call = sc.IommuMap | sc.IommuUnmap
-_CALLS = (sc.IommuMap, sc.IommuUnmap)
+_CALLS = frozenset((sc.IommuMap, sc.IommuUnmap))
 _NO_RANGE = (0, 0)
 
 
@@ -64,9 +64,9 @@ class BulkDevices:
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first, last = self.operations[number], number + LEAST - 1
-        if self.system.conversions is None or number < self._not_before or not isinstance(first, _CALLS):
+        if self.system.conversions is None or number < self._not_before or not _is_call(first):
             return None
-        if last >= len(self.operations) or not isinstance(self.operations[last], _CALLS):
+        if last >= len(self.operations) or not _is_call(self.operations[last]):
             return None  # no list that is worth it
         inode = self._inode(first)
         if inode is None or inode.users is None:
@@ -105,7 +105,7 @@ class BulkDevices:
         calls: list[_Call] = []
         spans: list[tuple[int, int]] = []
         for call in operations:
-            if not isinstance(call, _CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
+            if not _is_call(call) or call.file != name or (call.task is not None and call.task not in tasks):
                 break
             offset, length = call.offset, call.length
             if length is None or length > MOST_PAGES_OF_ONE * PAGE_SIZE:
@@ -224,3 +224,8 @@ class BulkDevices:
             if other is not inode and not other.evicted and other.users is not None and other.users.iommu.pages:
                 leaves += conversions.device_leaves(other, other.users.iommu)
         return States(counters, np.tile(whole, (len(counters), 1)), None, leaves)
+
+
+def _is_call(operation: sc.Operation) -> TypeGuard[_Call]:
+    """Whether a list may have an operation at all (by its type: to ask what it is an instance of takes long)."""
+    return type(operation) in _CALLS

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -68,7 +68,7 @@ _Device = sc.IommuMap | sc.IommuUnmap
 _Call = Call | sc.Hwpoison | _Device
 OF_STATES = (*CALLS, sc.Hwpoison, sc.IommuMap, sc.IommuUnmap)
 """What places nothing, but for a pin."""
-_KINDS = (*OF_STATES, sc.Fault)
+_KINDS = frozenset((*OF_STATES, sc.Fault))
 _PAGES = 2048  # of one fault
 _TREES = {LIGHT_MAP, STATE_TREE, PAGE_CACHE}
 
@@ -86,7 +86,7 @@ class BulkLight:
         if conversions is None or not conversions.light or number < self._not_before or last >= len(self.operations):
             return None
         first = self.operations[number]
-        if not isinstance(first, _KINDS) or not isinstance(self.operations[last], _KINDS):
+        if not _is_call(first) or not _is_call(self.operations[last]):
             return None
         file = self.system.files.get(first.file)
         self._not_before = number + LEAST  # what is asked changes seldom
@@ -114,7 +114,7 @@ class BulkLight:
         calls: list[_Call | sc.Fault] = []
         rows: list[tuple[int, int, int, int, int, int]] = []
         for one in operations:
-            if not isinstance(one, _KINDS) or one.file != name or (one.task is not None and one.task not in tasks):
+            if not _is_call(one) or one.file != name or (one.task is not None and one.task not in tasks):
                 break
             if isinstance(one, OF_STATES):
                 row = row_of(one, file, calls_too)
@@ -479,3 +479,8 @@ def held_after(
     held = followed.run(sorted(walks), enter)
     states.hold(metadata, held)
     return held
+
+
+def _is_call(operation: sc.Operation) -> TypeGuard[_Call | sc.Fault]:
+    """Whether a list may have an operation at all (by its type: to ask what it is an instance of takes long)."""
+    return type(operation) in _KINDS

@@ -8,7 +8,7 @@ struct pages are :mod:`workbench.engine.lists.light`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from workbench.engine import calls_mm
 from workbench.engine.kernel_pages import LIGHT_MAP, STATE_TREE
 from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way, whole_pages
 from workbench.engine.lists.tracked_faults import after_each, converts_in_place, possible, result_of_call
+from workbench.engine.lists.waiting import Wait
 from workbench.engine.objects import Inode, OpenFile, Result
 from workbench.engine.system import System
 from workbench.intervals import Int64s, pages_of
@@ -34,6 +35,7 @@ _NOTHING = np.empty(0, np.int64)
 
 Bools = npt.NDArray[np.bool_]
 _Call = sc.Fault | sc.Convert
+_CALLS = frozenset((sc.Fault, sc.Convert))
 
 
 class _List(NamedTuple):
@@ -56,14 +58,14 @@ class BulkPresent:
 
     def __init__(self, system: System, operations: Sequence[sc.Operation], before: BulkFaults) -> None:
         self.system, self.operations, self.before = system, operations, before
-        self._not_before, self._most = 0, MOST
+        self._not_before, self._most, self._wait = 0, MOST, Wait()
 
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first, last = self.operations[number], number + LEAST - 1
-        if self.system.conversions is None or number < self._not_before or not isinstance(first, _Call):
+        if self.system.conversions is None or number < self._not_before or not _is_call(first):
             return None
-        if last >= len(self.operations) or not isinstance(self.operations[last], _Call):
+        if last >= len(self.operations) or not _is_call(self.operations[last]):
             return None
         file = self.system.files.get(first.file)
         self._not_before = number + LEAST  # what is asked changes seldom
@@ -71,9 +73,13 @@ class BulkPresent:
             return None
         listed = self._alike(file, first.file, self.operations[number : number + self._most])
         count = len(listed.calls)
-        self._not_before = number + count + 1
         self._most = min(2 * self._most, MOST) if count == self._most else max(2 * count, LEAST)
-        return self._run(file, listed) if count >= LEAST else None
+        if count < LEAST:
+            self._not_before = number + count + self._wait.longer()
+            return None
+        self._not_before = number + count + 1
+        self._wait.over()
+        return self._run(file, listed)
 
     def _alike(self, file: OpenFile, name: str, operations: Sequence[sc.Operation]) -> _List:
         """Calls on a file up to whatever is something else."""
@@ -83,7 +89,7 @@ class BulkPresent:
         calls: list[_Call] = []
         rows: list[tuple[int, int, int]] = []
         for one in operations:
-            if not isinstance(one, _Call) or one.file != name or one.length is None:
+            if not _is_call(one) or one.file != name or one.length is None:
                 break
             if one.task is not None and one.task not in tasks:
                 break
@@ -257,3 +263,8 @@ def _may_lose(inode: Inode, first: Int64s, end: Int64s, kind: Int64s, row: Int64
     works = np.zeros(len(kind), bool)
     works[row[more < 0]] = True
     return (left == 0) & works[row] & ~(whole | untouched)[unit]
+
+
+def _is_call(operation: sc.Operation) -> TypeGuard[_Call]:
+    """Whether a list may have an operation at all (by its type: to ask what it is an instance of takes long)."""
+    return type(operation) in _CALLS
