@@ -20,6 +20,7 @@ from workbench.engine.calls import apply
 from workbench.engine.generators import expand
 from workbench.engine.kept_frames import NOWHERE, ZONE
 from workbench.engine.metadata import Metadata
+from workbench.engine.objects import Thread
 from workbench.engine.system import System
 from workbench.errors import WorkbenchError
 from workbench.tracking.folio_file import ConversionFile
@@ -148,6 +149,12 @@ class Books:
         assert (missing >= 0).all() and missing.sum() <= withheld, missing
 
 
+def _settle(system: System, task: Thread) -> None:
+    """What metadata follow from the state, as after each event of a run."""
+    if system.metadata is not None:
+        system.metadata.settle(task, None)
+
+
 def books_balance(values: dict[str, Any]) -> int:
     """Run a scenario call by call and balance after each; returns how many were carried out."""
     try:
@@ -162,13 +169,13 @@ def books_balance(values: dict[str, Any]) -> int:
         except WorkbenchError:  # one line, as for any operation that cannot be carried out on such a guest
             continue
         system.settle()
-        if system.metadata is not None:
-            system.metadata.settle(system.task(operation), None)
+        _settle(system, system.task(operation))
         books.poisoned += result.detail.get("pages", 0) if isinstance(operation, sc.Hwpoison) else 0
         books.balance()
         done += 1
     if not system.killed:
         system.oom_kill()
+        _settle(system, next(iter(system.tasks.values())))
     books.balance()
     return done
 
