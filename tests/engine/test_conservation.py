@@ -139,6 +139,8 @@ class Books:
             for file in system.conversions.files() if taken else ():
                 if isinstance(file, ConversionFile):  # what its splits took: struct pages, nodes of a 1 GiB split
                     mine += file.held_vmemmap + file.state.slabs_1g.sum(axis=0)
+                else:  # struct pages of what is shared
+                    mine += file.vmemmap_taken
             np.testing.assert_array_equal(self.left - system.metadata.zones.free, mine)
         elif system.metadata is not None and system.metadata.taking:
             missing -= tables_and_slabs(system.metadata, zones)
