@@ -66,8 +66,10 @@ def kernels_needed(scenario: sc.Scenario) -> list[str]:
         modules += ["two_backends"] + ["backend_nodes"] * lists
     if DESIGNS[scenario.guest.design].from_zones:
         modules.append("zone_blocks")
+    if conversions.wanted(scenario) or attributes.wanted(scenario):
+        modules.append("sums")
     if conversions.wanted(scenario):
-        modules += ["kept_frames"]
+        modules.append("kept_frames")
         if DESIGNS[scenario.guest.design].store == "pfn map":
             modules += ["maps.maple", "pfn_range", "light_map"]
             if len(scenario.operations) > LEAST or scenario.guest.vm_type in WATCHED:

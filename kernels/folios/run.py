@@ -146,14 +146,19 @@ def run(
 
 @natural_kernel
 def _sample(state: FolioState, row: np.ndarray, watched: Whole, rows: np.ndarray, at: int) -> None:
-    nodes = state.host.shape[0]
-    for counter in range(AT):
-        row[counter] = state.numbers[counter]
-    for node in range(nodes):
-        row[AT + node] = state.numbers[TAKEN + node] - state.numbers[TAKEN + nodes + node]
+    count(state.numbers, state.host.shape[0], row)
     if rows.shape[0] > 0:
         for entry in range(watched.row.shape[0]):
             rows[at, entry] = watched.row[entry]
+
+
+@natural_kernel
+def count(numbers: np.ndarray, nodes: Int, row: np.ndarray) -> None:
+    """Counters, then vmemmap pages by node that are taken, of the numbers of a file, into the beginning of ``row`` int64."""
+    for counter in range(AT):
+        row[counter] = numbers[counter]
+    for node in range(nodes):
+        row[AT + node] = numbers[TAKEN + node] - numbers[TAKEN + nodes + node]
 
 
 @natural_kernel

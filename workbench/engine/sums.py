@@ -11,6 +11,7 @@ import numpy as np
 
 from workbench.engine.objects import Inode
 from workbench.intervals import Int64s
+from workbench.kernels import sums as kernel
 
 
 class Sums:
@@ -23,21 +24,18 @@ class Sums:
         self.enter = enter
         self.rows: dict[Inode, Int64s] = {}
         self.total = np.zeros(width, np.int64)
-        self._row = np.zeros(width, np.int64)
+        self._row, self._nothing = np.zeros((2, width), np.int64)
 
     def look(self, changed: Iterable[Inode] | None, inodes: Iterable[Inode]) -> Int64s:
         """The sums now, int64 (width,): of all ``inodes``, where nobody knows which have changed (None)."""
-        total, now = self.total, self._row
+        total, now, nothing = self.total, self._row, self._nothing
         for inode in dict.fromkeys((*self.rows, *inodes)) if changed is None else changed:
             before = self.rows.get(inode)
             if self.enter(inode, now):
-                total += now
                 if before is None:
-                    self.rows[inode] = now.copy()
-                else:
-                    total -= before
-                    before[:] = now
+                    before = self.rows[inode] = np.zeros_like(now)
+                kernel.replace.direct(total, before, now)
             elif before is not None:
-                total -= before
+                kernel.replace.direct(total, before, nothing)
                 del self.rows[inode]
         return total

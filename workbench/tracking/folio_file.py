@@ -248,8 +248,9 @@ class ConversionFile(TrackedFile):
         if not self.order or first >= end:
             return np.zeros(0, np.uint64)
         low, high = self.first_word(first), self.first_word(end - 1) + (1 << self.order >> 6)
-        whole = np.repeat(self.state.marks[low >> 3 : high >> 3] & folio.UPTODATE_ALL > 0, 8)
-        return np.where(whole, ~np.uint64(0), self.state.uptodate[low:high])
+        words = self.state.uptodate[low:high].copy()
+        words.reshape(-1, 8)[self.state.marks[low >> 3 : high >> 3] & folio.UPTODATE_ALL > 0] = ~np.uint64(0)
+        return words
 
     def content_lost(self) -> Int64s:
         """Pages whose content a merge gave up, as intervals, int64 (n, 2)."""
@@ -275,10 +276,7 @@ class ConversionFile(TrackedFile):
 
     def count_into(self, row: Int64s) -> None:
         """One array of the kernel has them all."""
-        numbers, nodes = self.state.numbers, self.nodes
-        row[: folio.AT] = numbers[: folio.AT]
-        freed = folio.TAKEN + nodes
-        np.subtract(numbers[folio.TAKEN : freed], numbers[freed:], out=row[folio.AT : folio.AT + nodes])
+        folio.count.direct(self.state.numbers, self.nodes, row)
 
     def present(self, first: int, last: int) -> npt.NDArray[np.bool_]:
         """Huge folios [first, last) that are in the file, whole or split."""
