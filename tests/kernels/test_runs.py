@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -145,3 +147,25 @@ def test_many_blocks_at_random(seed: int) -> None:
     runs.erase(5, pages // 2)
     runs.join(0, 1)
     np.testing.assert_array_equal(again.all(), runs.all())
+
+
+def test_runs_of_two_threads_do_not_mix() -> None:
+    """Kernels let go of the interpreter's lock: what one of them has found is nobody else's to overwrite."""
+    wrong: list[list[list[int]]] = []
+
+    def ask(first: int) -> None:
+        runs = Runs()
+        for page in range(40):
+            runs.join(first + 2 * page, first + 2 * page + 1)
+        wanted = [[first + 2 * page + 1, first + 2 * page + 2] for page in range(39)]
+        for _ in range(examples(2000)):
+            found = runs.gaps(first, first + 79).tolist()
+            if found != wanted or runs.pages_missing(first, first + 79) != 39:
+                wrong.append(found)
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in (0, 1000, 2000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -9,8 +9,6 @@ from workbench.kernels import runs as kernels
 
 _LOWEST, _HIGHEST = -(1 << 62), 1 << 62
 _FOUND = 64  # rows that an answer has room for at first
-_ROOM = np.empty((_FOUND, 2), np.int64)
-"""Where :meth:`Runs.gaps` has its answer written first, to be copied."""
 
 
 class Runs:
@@ -22,6 +20,8 @@ class Runs:
     def __init__(self) -> None:
         self._table = _NOTHING
         self._all: Int64s | None = None
+        self._found = np.empty((_FOUND, 2), np.int64)
+        """Where :meth:`gaps` has its answer written first, to be copied."""
 
     def __len__(self) -> int:
         return int(self._table.head[kernels.COUNT])
@@ -86,11 +86,11 @@ class Runs:
         """What of ``[start, end)`` no run holds, as intervals int64 (n, 2)."""
         if self._table is _NOTHING and start < end:
             return np.array([[start, end]], np.int64)
-        count = kernels.gaps.direct(self._table, start, end, _ROOM)
+        count = kernels.gaps.direct(self._table, start, end, self._found)
         if not count:
             return no_intervals()
         if count <= _FOUND:
-            return _ROOM[:count].copy()
+            return self._found[:count].copy()
         out = np.empty((count, 2), np.int64)
         kernels.gaps.direct(self._table, start, end, out)
         return out
@@ -99,14 +99,16 @@ class Runs:
         """How many pages of ``[start, end)`` no run holds."""
         if self._table is _NOTHING:
             return max(0, end - start)
-        count = kernels.gaps.direct(self._table, start, end, _ROOM)
+        count = kernels.gaps.direct(self._table, start, end, self._found)
         if not count:
             return 0
-        return _pages(_ROOM[:count] if count <= _FOUND else self.gaps(start, end))
+        return _pages(self._found[:count] if count <= _FOUND else self.gaps(start, end))
 
     def holds(self, start: int, end: int) -> bool:
         """Whether runs hold every page of ``[start, end)``."""
-        return start >= end or (self._table is not _NOTHING and not kernels.gaps.direct(self._table, start, end, _ROOM))
+        return start >= end or (
+            self._table is not _NOTHING and not kernels.gaps.direct(self._table, start, end, self._found)
+        )
 
     def all(self) -> Int64s:
         """All runs, not to be written to."""
