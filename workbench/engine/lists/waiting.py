@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LONGEST = 32
+LONGEST = 128
 """Operations."""
 _PATIENCE = 4
 """Lists that may be too short one after another before the next one waits for longer."""
