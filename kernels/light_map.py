@@ -287,6 +287,20 @@ def run(state: LightState, stream: np.ndarray, errors: np.ndarray, offsets: np.n
 
 
 @kernel
+def count(
+    counts: np.ndarray, taken: np.ndarray, freed: np.ndarray, here: np.ndarray, both: np.ndarray, row: np.ndarray
+) -> None:
+    """The counters of a file where others have theirs, then vmemmap pages by node that are taken, into the beginning of ``row``.
+
+    ``here``: which of ``counts`` stands at each place; ``both``: 1 where there is one at all, else 0.
+    """
+    for place in range(here.shape[0]):
+        row[place] = counts[here[place]] * both[place]
+    for node in range(taken.shape[0]):
+        row[here.shape[0] + node] = taken[node] - freed[node]
+
+
+@kernel
 def one(s: LightState, op: Int, offset: Int, length: Int, argument: Int, node: Int) -> Int:
     """One operation, columns as of a stream; its error, which may name a page (NAMED).
 

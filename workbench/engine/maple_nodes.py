@@ -29,6 +29,8 @@ class MapleNodes(XarrayNodes):
         super().__init__(system)
         self.trees: dict[Inode, dict[int, Tree]] = {}
         """By kind."""
+        self._most_trees = 2 * self.light + self.in_place
+        """Of one file."""
 
     def light_map(self, inode: Inode) -> LightMap | None:
         """The offset -> pfn map of a file, if its design has one."""
@@ -47,12 +49,13 @@ class MapleNodes(XarrayNodes):
         for inode in named if changed is None else changed:
             if inode.evicted or inode not in named:
                 continue
-            self.light_map(inode)
             trees = self.trees.setdefault(inode, {})
-            if self.in_place and inode.tracked is not None and STATE_TREE not in trees:
-                trees[STATE_TREE] = StateTree.of(inode.tracked, self.system.nodes)
-            if self.light and isinstance(inode.tracked, LightFile) and PAGE_CACHE not in trees:
-                trees[PAGE_CACHE] = SharedNodes(np.zeros(self.system.nodes, np.int64), file=inode.tracked)
+            if len(trees) < self._most_trees:
+                self.light_map(inode)
+                if self.in_place and inode.tracked is not None and STATE_TREE not in trees:
+                    trees[STATE_TREE] = StateTree.of(inode.tracked, self.system.nodes)
+                if self.light and isinstance(inode.tracked, LightFile) and PAGE_CACHE not in trees:
+                    trees[PAGE_CACHE] = SharedNodes(np.zeros(self.system.nodes, np.int64), file=inode.tracked)
             for kind, tree in trees.items():
                 complete &= self.resize(task, kind, tree, tree.wanted())
         return complete

@@ -34,7 +34,9 @@ from workbench.units import PAGE_SIZE
 
 GROUPS = {"256 KiB": light_map.GROUP_256K, "128 MiB": light_map.GROUP_128M}
 _BOTH = np.array([name in light_map.COUNTERS for name in folio.COUNTERS], np.int64)
-_HERE = np.array([light_map.COUNTERS.index(name) if name in light_map.COUNTERS else 0 for name in folio.COUNTERS])
+_HERE = np.array(
+    [light_map.COUNTERS.index(name) if name in light_map.COUNTERS else 0 for name in folio.COUNTERS], np.int64
+)
 """Of each counter of folios whether the map has it, and where."""
 _FEW = 16
 """Pages that are looked up one by one sooner than among all pins."""
@@ -193,6 +195,11 @@ class LightFile(TrackedFile):
     def counts(self) -> Int64s:
         """The counters that the two kernels share; those of split and merge stay 0, for nothing is."""
         return self.counts_of(self.state.counts)
+
+    def count_into(self, row: Int64s) -> None:
+        """Where files of folios have theirs."""
+        s = self.state
+        light_map.count.direct(s.counts, s.taken, s.freed, _HERE, _BOTH, row)
 
     @staticmethod
     def counts_of(own: Int64s) -> Int64s:

@@ -290,11 +290,9 @@ class TrackedFile(ABC):
         """vmemmap pages by node, int64 (nodes,), that conversions brought back and that are not given back yet."""
         return self.state.taken - self.state.freed
 
+    @abstractmethod
     def count_into(self, row: Int64s) -> None:
-        """The counters, then :attr:`vmemmap_taken`, into the beginning of ``row``."""
-        counts = self.counts
-        row[: len(counts)] = counts
-        np.subtract(self.state.taken, self.state.freed, out=row[len(counts) : len(counts) + self.nodes])
+        """:attr:`counts`, then :attr:`vmemmap_taken`, into the beginning of ``row``."""
 
     @property
     def mapping_share(self) -> npt.NDArray[np.float64]:
