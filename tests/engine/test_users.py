@@ -519,6 +519,8 @@ def test_runs_of_a_user_are_those_of_a_list_of_pages() -> None:
             if level:
                 first, pages = first // 512 * 512, 512
             parts = [row for row in user.gaps(first, first + pages).tolist() if not level or row[1] - row[0] == 512]
+            if number % 4 == 1:  # a leaf of 2 MiB comes in place of what was there
+                parts = [[first, first + pages]]
             user.add(np.array([[low, high - low, number] for low, high in parts], np.int64).reshape(-1, 3), level)
             twin |= {page: (number, level) for low, high in parts for page in range(low, high)}
         assert user.pages == len(twin)
