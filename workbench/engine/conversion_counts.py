@@ -126,7 +126,7 @@ class ConversionCounts:
     def whole_of_others(self, inode: Inode) -> Int64s:
         """What :meth:`Whole.row` says of all files but one, together, int64 (4 + 2 * nodes,)."""
         others = (one for one in self.inodes if self._watched and one is not inode and not one.evicted)
-        return sum((self.whole(one).row() for one in others), self._past_whole[:-3])
+        return sum((self.whole(one).row() for one in others), self._past_whole[:-3].copy())
 
     def keep_whole(self, inode: Inode) -> None:
         """All pages have left a file: their entries changed hands, and what was done to the RMP and the direct map stays done.

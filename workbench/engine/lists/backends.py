@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from workbench.engine.attributes import COUNTERS
 from workbench.engine.lists import backend_states as states
 from workbench.engine.lists.converted_nodes import ConvertedNodes
 from workbench.engine.lists.faults import LEAST, MOST, Done, whole_pages
+from workbench.engine.lists.kinds import is_among
 from workbench.engine.lists.tracked_faults import result_of_call, result_of_poison
 from workbench.engine.objects import Inode, Result, failed
 from workbench.engine.system import System
@@ -32,7 +32,9 @@ from workbench.kernels.two_backends import ALLOCATE, LOOK, SET_ATTRIBUTES, SHARE
 from workbench.units import PAGE_SIZE
 
 _Call = sc.Convert | sc.SetMemoryAttributes | sc.Fault | sc.Fallocate | sc.PunchHole | states.Call
-_CALLS = frozenset((sc.Convert, sc.SetMemoryAttributes, sc.Fault, sc.Fallocate, sc.PunchHole, *states.CALLS))
+_CALLS: frozenset[type[_Call]] = frozenset(
+    (sc.Convert, sc.SetMemoryAttributes, sc.Fault, sc.Fallocate, sc.PunchHole, *states.CALLS)
+)
 _NO_ROW = (0, 0, 0, 0, 0, 0)
 _RUNS = 256
 """Runs of the two files to a call, up to which it is worth it to give them to the kernel and have them back: 0.35 us each, where
@@ -53,10 +55,10 @@ class BulkBackends:
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first = self.operations[number]
-        if not self._possible or number < self._not_before or not _is_call(first):
+        if not self._possible or number < self._not_before or not is_among(first, _CALLS):
             return None
         last = number + LEAST - 1
-        if last >= len(self.operations) or not _is_call(self.operations[last]):
+        if last >= len(self.operations) or not is_among(self.operations[last], _CALLS):
             return None  # no list that is worth it
         inode = self._inode(first)
         least = LEAST if inode is None else self._worth_it(inode)
@@ -104,7 +106,7 @@ class BulkBackends:
         faults, seen = self.system.vcpu_open and not file.process, file.mapping is not None and not inode.private
         can_be_private = self.system.scenario.guest.private_memory
         for call in operations:
-            if not _is_call(call) or call.file != name or (task := tasks.get(call.task)) is None:
+            if not is_among(call, _CALLS) or call.file != name or (task := tasks.get(call.task)) is None:
                 break
             offset, length = call.offset, call.length
             if length is None or not whole_pages(offset, length, size):
@@ -220,8 +222,3 @@ def _results(calls: Sequence[sc.Operation], found: states.Outcomes | None) -> li
             said[key] = calls_mm.touched(call, key[1] // PAGE_SIZE) if isinstance(call, sc.Fault) else Result()
         out.append(said[key])
     return out
-
-
-def _is_call(operation: sc.Operation) -> TypeGuard[_Call]:
-    """Whether a list may have an operation at all (by its type: to ask what it is an instance of takes long)."""
-    return type(operation) in _CALLS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from workbench.engine.bulk_in_place import union
 from workbench.engine.conversion_counts import KVM_PAGES, MAPPED
 from workbench.engine.device_areas import DeviceAreas
 from workbench.engine.lists.faults import LEAST, MOST, MOST_PAGES_OF_ONE, Done, whole_pages
+from workbench.engine.lists.kinds import is_among
 from workbench.engine.lists.tracked_faults import States
 from workbench.engine.lists.waiting import Wait
 from workbench.engine.objects import Inode, Result, failed
@@ -31,7 +32,7 @@ from workbench.tracking.whole import WATCHED
 from workbench.units import PAGE_SIZE
 
 _Call = sc.IommuMap | sc.IommuUnmap
-_CALLS = frozenset((sc.IommuMap, sc.IommuUnmap))
+_CALLS: frozenset[type[_Call]] = frozenset((sc.IommuMap, sc.IommuUnmap))
 _NO_RANGE = (0, 0)
 
 
@@ -64,9 +65,9 @@ class BulkDevices:
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first, last = self.operations[number], number + LEAST - 1
-        if self.system.conversions is None or number < self._not_before or not _is_call(first):
+        if self.system.conversions is None or number < self._not_before or not is_among(first, _CALLS):
             return None
-        if last >= len(self.operations) or not _is_call(self.operations[last]):
+        if last >= len(self.operations) or not is_among(self.operations[last], _CALLS):
             return None  # no list that is worth it
         inode = self._inode(first)
         if inode is None or inode.users is None:
@@ -105,7 +106,7 @@ class BulkDevices:
         calls: list[_Call] = []
         spans: list[tuple[int, int]] = []
         for call in operations:
-            if not _is_call(call) or call.file != name or (call.task is not None and call.task not in tasks):
+            if not is_among(call, _CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
                 break
             offset, length = call.offset, call.length
             if length is None or length > MOST_PAGES_OF_ONE * PAGE_SIZE:
@@ -224,8 +225,3 @@ class BulkDevices:
             if other is not inode and not other.evicted and other.users is not None and other.users.iommu.pages:
                 leaves += conversions.device_leaves(other, other.users.iommu)
         return States(counters, np.tile(whole, (len(counters), 1)), None, leaves)
-
-
-def _is_call(operation: sc.Operation) -> TypeGuard[_Call]:
-    """Whether a list may have an operation at all (by its type: to ask what it is an instance of takes long)."""
-    return type(operation) in _CALLS

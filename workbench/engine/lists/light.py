@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from workbench.engine.conversion_counts import KVM_PAGES, TOLD
 from workbench.engine.kernel_pages import LIGHT_MAP, PAGE_CACHE, STATE_TREE
 from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way, whole_pages
 from workbench.engine.lists.followed_trees import FollowedTrees
+from workbench.engine.lists.kinds import is_among
 from workbench.engine.lists.tracked_faults import (
     CALLS,
     Call,
@@ -68,7 +69,7 @@ _Device = sc.IommuMap | sc.IommuUnmap
 _Call = Call | sc.Hwpoison | _Device
 OF_STATES = (*CALLS, sc.Hwpoison, sc.IommuMap, sc.IommuUnmap)
 """What places nothing, but for a pin."""
-_KINDS = frozenset((*OF_STATES, sc.Fault))
+_KINDS: frozenset[type[_Call | sc.Fault]] = frozenset((*OF_STATES, sc.Fault))
 _PAGES = 2048  # of one fault
 _TREES = {LIGHT_MAP, STATE_TREE, PAGE_CACHE}
 
@@ -86,7 +87,7 @@ class BulkLight:
         if conversions is None or not conversions.light or number < self._not_before or last >= len(self.operations):
             return None
         first = self.operations[number]
-        if not _is_call(first) or not _is_call(self.operations[last]):
+        if not is_among(first, _KINDS) or not is_among(self.operations[last], _KINDS):
             return None
         file = self.system.files.get(first.file)
         self._not_before = number + LEAST  # what is asked changes seldom
@@ -114,7 +115,7 @@ class BulkLight:
         calls: list[_Call | sc.Fault] = []
         rows: list[tuple[int, int, int, int, int, int]] = []
         for one in operations:
-            if not _is_call(one) or one.file != name or (one.task is not None and one.task not in tasks):
+            if not is_among(one, _KINDS) or one.file != name or (one.task is not None and one.task not in tasks):
                 break
             if isinstance(one, OF_STATES):
                 row = row_of(one, file, calls_too)
@@ -479,8 +480,3 @@ def held_after(
     held = followed.run(sorted(walks), enter)
     states.hold(metadata, held)
     return held
-
-
-def _is_call(operation: sc.Operation) -> TypeGuard[_Call | sc.Fault]:
-    """Whether a list may have an operation at all (by its type: to ask what it is an instance of takes long)."""
-    return type(operation) in _KINDS

@@ -9,7 +9,7 @@ tables, or struct pages that may not suffice for what is placed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from workbench.engine.lists.faults import (
     reach,
     way,
 )
+from workbench.engine.lists.kinds import is_among
 from workbench.engine.lists.light import (
     OF_STATES,
     Placed,
@@ -50,7 +51,7 @@ from workbench.tracking.light_file import LightFile
 from workbench.units import PAGE_SIZE
 
 _Call = Call | sc.Hwpoison | sc.IommuMap | sc.IommuUnmap | sc.Fault | sc.Fallocate | sc.PunchHole | PolicyCall
-_CALLS = frozenset((*OF_STATES, sc.Fault, sc.Fallocate, sc.PunchHole, *POLICY_CALLS))
+_CALLS: frozenset[type[_Call]] = frozenset((*OF_STATES, sc.Fault, sc.Fallocate, sc.PunchHole, *POLICY_CALLS))
 _NOTHING = folio.MERGE, 0, 0, 0, 0, 0
 """What a call that sets policies does to pages."""
 _TOUCHED = 2048 * PAGE_SIZE  # bytes that one call allocates or frees at most, of a file of 4 KiB pages
@@ -80,7 +81,7 @@ class BulkLightFaults:
         if conversions is None or not conversions.light or number < self._not_before or last >= len(self.operations):
             return None
         first = self.operations[number]
-        if not _is_call(first) or not _is_call(self.operations[last]):
+        if not is_among(first, _CALLS) or not is_among(self.operations[last], _CALLS):
             return None
         file = self.system.files.get(first.file)
         self._not_before = number + LEAST  # what is asked changes seldom
@@ -115,7 +116,7 @@ class BulkLightFaults:
         streams: list[tuple[int, int, int, int, int, int]] = []
         pages, policies = 0, Found(system, file)
         for one in operations:
-            if not _is_call(one) or one.file != name or one.task not in of_task or pages > MOST_PAGES:
+            if not is_among(one, _CALLS) or one.file != name or one.task not in of_task or pages > MOST_PAGES:
                 break
             if isinstance(one, POLICY_CALLS):
                 row = _NOTHING if policies.set(one) else None
@@ -224,8 +225,3 @@ def _suffices(system: System, tracked: LightFile, units: int) -> bool:
     mine = system.zone_page_size == PAGE_SIZE << tracked.order
     free = np.bincount(system.zone_node[mine], system.free[mine], system.nodes)
     return bool((tracked.memory.free_pages >> tracked.order >= np.minimum(units, free)).all())
-
-
-def _is_call(operation: sc.Operation) -> TypeGuard[_Call]:
-    """Whether a list may have an operation at all (by its type: to ask what it is an instance of takes long)."""
-    return type(operation) in _CALLS

@@ -8,7 +8,7 @@ struct pages are :mod:`workbench.engine.lists.light`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from workbench import scenario as sc
 from workbench.engine import calls_mm
 from workbench.engine.kernel_pages import LIGHT_MAP, STATE_TREE
 from workbench.engine.lists.faults import LEAST, MOST, BulkFaults, Done, reach, way, whole_pages
+from workbench.engine.lists.kinds import is_among
 from workbench.engine.lists.tracked_faults import after_each, converts_in_place, possible, result_of_call
 from workbench.engine.lists.waiting import Wait
 from workbench.engine.objects import Inode, OpenFile, Result
@@ -35,7 +36,7 @@ _NOTHING = np.empty(0, np.int64)
 
 Bools = npt.NDArray[np.bool_]
 _Call = sc.Fault | sc.Convert
-_CALLS = frozenset((sc.Fault, sc.Convert))
+_CALLS: frozenset[type[_Call]] = frozenset((sc.Fault, sc.Convert))
 
 
 class _List(NamedTuple):
@@ -63,9 +64,9 @@ class BulkPresent:
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first, last = self.operations[number], number + LEAST - 1
-        if self.system.conversions is None or number < self._not_before or not _is_call(first):
+        if self.system.conversions is None or number < self._not_before or not is_among(first, _CALLS):
             return None
-        if last >= len(self.operations) or not _is_call(self.operations[last]):
+        if last >= len(self.operations) or not is_among(self.operations[last], _CALLS):
             return None
         file = self.system.files.get(first.file)
         self._not_before = number + LEAST  # what is asked changes seldom
@@ -89,7 +90,7 @@ class BulkPresent:
         calls: list[_Call] = []
         rows: list[tuple[int, int, int]] = []
         for one in operations:
-            if not _is_call(one) or one.file != name or one.length is None:
+            if not is_among(one, _CALLS) or one.file != name or one.length is None:
                 break
             if one.task is not None and one.task not in tasks:
                 break
@@ -263,8 +264,3 @@ def _may_lose(inode: Inode, first: Int64s, end: Int64s, kind: Int64s, row: Int64
     works = np.zeros(len(kind), bool)
     works[row[more < 0]] = True
     return (left == 0) & works[row] & ~(whole | untouched)[unit]
-
-
-def _is_call(operation: sc.Operation) -> TypeGuard[_Call]:
-    """Whether a list may have an operation at all (by its type: to ask what it is an instance of takes long)."""
-    return type(operation) in _CALLS

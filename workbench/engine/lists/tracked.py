@@ -8,13 +8,13 @@ host's page tables, the tree of states, and for SNP and TDX what stays whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import numpy as np
 
 from workbench import scenario as sc
 from workbench.engine.kept_frames import NOWHERE, PAGE, ZONE
 from workbench.engine.lists.faults import LEAST, MOST, Done
+from workbench.engine.lists.kinds import is_among
 from workbench.engine.lists.tracked_faults import (
     CALLS,
     POISONED_PAGES,
@@ -41,7 +41,7 @@ from workbench.tracking.tracked_file import bits_at
 from workbench.units import PAGE_SIZE
 
 _Call = Call | sc.Hwpoison
-_CALLS = frozenset((*CALLS, sc.Hwpoison))
+_CALLS: frozenset[type[_Call]] = frozenset((*CALLS, sc.Hwpoison))
 
 
 class BulkTracked:
@@ -54,10 +54,10 @@ class BulkTracked:
     def run(self, number: int) -> Done | None:
         """Carry out operation ``number`` and those after it that are alike; None: it has to be done alone."""
         first = self.operations[number]
-        if self.system.conversions is None or number < self._not_before or not _is_call(first):
+        if self.system.conversions is None or number < self._not_before or not is_among(first, _CALLS):
             return None
         last = number + LEAST - 1
-        if last >= len(self.operations) or not _is_call(self.operations[last]):
+        if last >= len(self.operations) or not is_among(self.operations[last], _CALLS):
             return None  # no list that is worth it
         inode = self._inode(first)
         if inode is None:
@@ -85,7 +85,7 @@ class BulkTracked:
         calls: list[_Call] = []
         rows: list[tuple[int, ...]] = []
         for call in operations:
-            if not _is_call(call) or call.file != name or (call.task is not None and call.task not in tasks):
+            if not is_among(call, _CALLS) or call.file != name or (call.task is not None and call.task not in tasks):
                 break
             row = row_of_poison(call, inode, most) if isinstance(call, sc.Hwpoison) else row_of_call(call, inode)
             if row is None or (isinstance(call, sc.Convert) and not converts):
@@ -218,8 +218,3 @@ def _first_merge_that_is_asked(tracked: ConversionFile, stream: Int64s, unmapped
     untouched = (marks & (folio.UPTODATE_ALL | folio.UPTODATE_SOME) == 0).all(axis=1)
     asked = private[row[~(whole | untouched)[which]]]
     return int(asked[0]) if len(asked) else len(stream)
-
-
-def _is_call(operation: sc.Operation) -> TypeGuard[_Call]:
-    """Whether a list may have an operation at all (by its type: to ask what it is an instance of takes long)."""
-    return type(operation) in _CALLS
